@@ -1,0 +1,43 @@
+"""Fine-tune single-cell foundation models on the hardware you have, from a scanpy script."""
+
+from importlib import import_module
+from importlib.metadata import version
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from scgalore import data, errors, genes, model, nn, objectives, optim, pl, tl, train, weights
+    from scgalore._settings import settings
+
+__version__ = version("scgalore")
+
+_ROOMS = ("data", "errors", "genes", "model", "nn", "objectives", "optim", "pl", "tl", "train", "weights")
+
+__all__ = [
+    "__version__",
+    "data",
+    "errors",
+    "genes",
+    "model",
+    "nn",
+    "objectives",
+    "optim",
+    "pl",
+    "settings",
+    "tl",
+    "train",
+    "weights",
+]
+
+
+def __getattr__(name: str) -> Any:
+    # Rooms load on first use (PEP 562): torch, scanpy and scvi take seconds, and a script may need only one of them.
+    if name in _ROOMS:
+        return import_module(f"scgalore.{name}")
+    if name == "settings":
+        return import_module("scgalore._settings").settings
+    msg = f"module 'scgalore' has no attribute {name!r}"
+    raise AttributeError(msg)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

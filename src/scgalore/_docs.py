@@ -1,0 +1,56 @@
+"""Parameter texts that many public functions share, and the decorator that puts them into docstrings."""
+
+import re
+from collections.abc import Callable
+from textwrap import indent
+from typing import TypeVar
+
+__all__ = ["PARAMETERS", "shared_parameters"]
+
+F = TypeVar("F", bound=Callable[..., object])
+
+PARAMETERS = {
+    "adata": "Annotated data matrix, cells in rows.",
+    "data": "Annotated data matrix, or a MuData with the modality ``mod``.",
+    "query": "Annotated data matrix, or a MuData with the modality ``mod``; its genes need not be those the model was trained on.",
+    "model": (
+        "Name in the registry of weights (:func:`scgalore.weights.list_weights`), folder of a checkpoint (ours, or in the\n"
+        "layout of the original scGPT), or a :class:`scgalore.model.SCGPT`."
+    ),
+    "layer": "Layer to read the expression from; ``None`` is ``adata.X``.",
+    "gene_symbols": "Column of ``adata.var`` that holds the gene names; ``None`` is ``adata.var_names``.",
+    "labels_key": "Column of ``adata.obs`` that holds the labels.",
+    "batch_key": "Column of ``adata.obs`` that holds the batch of each cell; ``None`` if there is one batch only.",
+    "key_added": "Key to write under, used as it is given.",
+    "mod": "Modality to work on; ignored for an AnnData.",
+    "batch_size": "Number of cells worked on together; ``None`` is ``sg.settings.batch_size``. Results do not depend on it.",
+    "accelerator": "Where to compute, in Lightning's words; ``None`` is ``sg.settings.accelerator``.",
+    "rng": "Seed or NumPy generator. The same value gives the same result; ``None`` a different one each time.",
+    "copy": "Whether to return a changed copy and leave the object given as it is.",
+    "key": "Key that the results were written under.",
+    "ax": "Axes to draw on; ``None`` makes a new figure.",
+    "show": "Whether to show the figure; ``None`` or ``False`` returns the axes.",
+}
+"""Text by name of the parameter, without types and defaults: those are in the signature."""
+
+
+def _entry(match: re.Match[str]) -> str:
+    margin, name = match[1], match[2]
+    return indent(f"{name}\n{indent(PARAMETERS[name], '    ')}", margin)
+
+
+def shared_parameters(function: F) -> F:
+    """Replace every docstring line that is just ``{name}`` by the entry of that parameter.
+
+    Parameters
+    ----------
+    function
+        Function or class whose docstring is completed.
+
+    Returns
+    -------
+    The same object.
+    """
+    if function.__doc__:  # absent under python -OO
+        function.__doc__ = re.sub(r"^([ \t]*)\{(\w+)\}$", _entry, function.__doc__, flags=re.MULTILINE)
+    return function

@@ -1,0 +1,130 @@
+"""Messages, in scanpy's wording, through the standard library's logger ``"scgalore"``.
+
+Nothing is installed: no handler, no level, neither at import nor later. Whoever configures :mod:`logging` gets the records;
+for everybody else they are printed to the error stream, as Python itself does for warnings
+(:data:`logging.lastResort`). Which of them appear is decided by the first of these that has been set:
+``sg.settings.verbosity``, the level of the logger, scanpy's verbosity if scanpy has been imported, the level of the root
+logger (warnings, by default).
+"""
+
+import logging
+import sys
+import time
+from contextlib import contextmanager
+from datetime import timedelta
+from typing import TYPE_CHECKING, TextIO
+
+from scgalore._settings import settings
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+__all__ = ["HINT", "Step", "debug", "hint", "info", "logger", "step", "warning"]
+
+HINT = 15
+"""Level between information and debugging, the same number as scanpy's."""
+
+logger = logging.getLogger("scgalore")
+
+_LEVELS = (logging.ERROR, logging.WARNING, logging.INFO, HINT, logging.DEBUG)
+_PREFIXES = {logging.WARNING: "WARNING: ", HINT: "--> ", logging.DEBUG: "    "}
+
+
+class _Console(logging.StreamHandler[TextIO]):
+    """Prints to whatever the error stream is at that moment (a notebook's, a test's)."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return _PREFIXES.get(record.levelno, "") + super().format(record)
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.stream = sys.stderr
+        super().emit(record)
+
+
+_console = _Console()
+
+
+def threshold() -> int:
+    """Lowest level of :mod:`logging` that is shown now."""
+    if settings.verbosity is not None:
+        return _LEVELS[settings.verbosity]
+    if logger.level != logging.NOTSET:
+        return logger.level
+    scanpy_settings = getattr(sys.modules.get("scanpy"), "settings", None)
+    if scanpy_settings is not None:
+        return _LEVELS[min(int(scanpy_settings.verbosity), len(_LEVELS) - 1)]
+    return logger.getEffectiveLevel()
+
+
+def _emit(level: int, message: str) -> None:
+    if level < threshold() or logger.disabled:
+        return
+    # The frame above info()/warning(), so that a user's format with %(funcName)s names the function that spoke.
+    path, line, function, _ = logger.findCaller(stacklevel=3)
+    record = logger.makeRecord(logger.name, level, path, line, message, (), None, function)
+    if logger.hasHandlers():
+        logger.handle(record)
+    else:
+        _console.handle(record)
+
+
+def warning(message: str) -> None:
+    """Say that something needs the user's attention."""
+    _emit(logging.WARNING, message)
+
+
+def info(message: str) -> None:
+    """Say what is being done (verbosity 2)."""
+    _emit(logging.INFO, message)
+
+
+def hint(message: str) -> None:
+    """Say what else there is to know (verbosity 3)."""
+    _emit(HINT, message)
+
+
+def debug(message: str) -> None:
+    """Say what helps to find a fault (verbosity 4)."""
+    _emit(logging.DEBUG, message)
+
+
+class Step:
+    """What a step of work has written so far; see :func:`step`."""
+
+    def __init__(self) -> None:
+        self.keys: list[str] = []
+
+    def added(self, slot: str, key: str, what: str) -> None:
+        """Note a key for the closing message.
+
+        Parameters
+        ----------
+        slot
+            Attribute of the AnnData, for example ``"obsm"``.
+        key
+            Key written there.
+        what
+            What it holds, in a few words.
+        """
+        self.keys.append(f"    {key!r}, {what} (adata.{slot})")
+
+
+@contextmanager
+def step(message: str) -> "Iterator[Step]":
+    """Announce work, and after it the time it took and the keys it added, as scanpy does.
+
+    A step that raises ends without a closing message.
+
+    Parameters
+    ----------
+    message
+        What is about to be done, for example ``"embedding 700 cells with scgpt-mini"``.
+    """
+    info(message)
+    started = time.monotonic()
+    done = Step()
+    yield done
+    passed = timedelta(seconds=round(time.monotonic() - started))
+    # The list of keys appears from hints on, as in scanpy.
+    added = ": added\n" + ",\n".join(done.keys) if done.keys and threshold() <= HINT else ""
+    info(f"    finished{added} ({passed})")

@@ -1,0 +1,97 @@
+"""User settings: one validated object, filled from the environment (``SCGALORE_*``) when first used."""
+
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+from pydantic import AfterValidator, Field, PositiveInt
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from scgalore.errors import OptionError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+__all__ = ["Settings", "settings"]
+
+
+def _os_cache() -> Path:
+    import pooch
+
+    return Path(pooch.os_cache("scgalore"))
+
+
+def _anchored(path: Path) -> Path:
+    # A relative cache folder would otherwise move with the working directory.
+    return path.expanduser().absolute()
+
+
+class Settings(BaseSettings):
+    """Settings of scgalore, checked when assigned.
+
+    Every field can be given as an environment variable, for example ``SCGALORE_CACHEDIR=/data/models`` or
+    ``SCGALORE_OFFLINE=1``. Reading or changing a setting creates nothing on disk.
+
+    Examples
+    --------
+    >>> import scgalore as sg
+    >>> with sg.settings.override(batch_size=8, progress=False):
+    ...     sg.settings.batch_size
+    8
+    """
+
+    model_config = SettingsConfigDict(
+        env_prefix="SCGALORE_",
+        env_ignore_empty=True,
+        validate_assignment=True,
+        use_attribute_docstrings=True,
+    )
+
+    cachedir: Annotated[Path, AfterValidator(_anchored)] = Field(default_factory=_os_cache)
+    """Folder that downloaded weights and data sets are kept in; the operating system's cache folder by default."""
+
+    offline: bool = False
+    """Whether to look only in :attr:`cachedir` and never in the network."""
+
+    verbosity: Annotated[int, Field(ge=0, le=4)] | None = None
+    """Errors (0), warnings (1), information (2), hints (3) or everything (4); ``None`` follows scanpy's setting."""
+
+    progress: bool = True
+    """Whether long work shows a progress bar."""
+
+    batch_size: PositiveInt = 64
+    """Number of cells in a batch where a function is not told otherwise."""
+
+    accelerator: str = "auto"
+    """Where to compute, in Lightning's words: ``"auto"``, ``"cpu"``, ``"gpu"``, ``"mps"``."""
+
+    @contextmanager
+    def override(self, **values: Any) -> "Iterator[Settings]":
+        """Change settings inside a ``with`` block and restore them after it.
+
+        Parameters
+        ----------
+        **values
+            New values by the name of the setting.
+        """
+        fields = type(self).model_fields
+        if unknown := sorted(values.keys() - fields.keys()):
+            msg = f"Unknown settings {unknown}. scgalore has {sorted(fields)}."
+            raise OptionError(msg)
+        before = {name: getattr(self, name) for name in values}
+        try:
+            for name, value in values.items():
+                setattr(self, name, value)
+            yield self
+        finally:
+            for name, value in before.items():
+                setattr(self, name, value)
+
+    def reset(self) -> None:
+        """Go back to the defaults and the environment variables."""
+        fresh = type(self)()
+        for name in type(self).model_fields:
+            setattr(self, name, getattr(fresh, name))
+
+
+settings = Settings()

@@ -1,0 +1,105 @@
+"""Random numbers that belong to a cell and a gene, not to a position.
+
+Every draw is a pure function of ``(seed, stream, content of the cell, token)``: it is the same whatever the order of
+the cells, the batch they are in, the number of workers or the process. The generator is SplitMix64 (Steele, Lea and
+Flood, OOPSLA 2014): ``token`` indexes the sequence that starts at a state made from seed, stream and cell.
+"""
+
+from __future__ import annotations
+
+from hashlib import blake2b
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from numpy.typing import ArrayLike, NDArray
+
+__all__ = ["cell_keys", "fold_seed", "splitmix64", "uniforms"]
+
+_STEP = 0x9E3779B97F4A7C15
+_MASK = (1 << 64) - 1
+
+
+def splitmix64(x: ArrayLike) -> NDArray[np.uint64]:
+    """Mix 64-bit numbers with the SplitMix64 finaliser (a bijection).
+
+    Parameters
+    ----------
+    x
+        Integers of any shape; negative ones are read as their 64 bits.
+
+    Returns
+    -------
+    uint64 array of the same shape.
+    """
+    z = np.array(x).astype(np.uint64)
+    with np.errstate(over="ignore"):  # wrapping is the point; 0-d arrays would warn
+        z = z + np.uint64(_STEP)
+        z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+        z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+        return np.asarray(z ^ (z >> np.uint64(31)))
+
+
+def fold_seed(seed: int, *parts: int | str) -> int:
+    """Make a new seed from a seed and what it is used for, such as an epoch or a name.
+
+    Parameters
+    ----------
+    seed
+        Any integer.
+    parts
+        Integers or names; their order matters.
+    """
+    state = int(splitmix64(np.uint64(seed & _MASK)))
+    for part in parts:
+        number = int.from_bytes(blake2b(part.encode(), digest_size=8).digest(), "little") if isinstance(part, str) else part
+        state = int(splitmix64(np.uint64(state ^ (number & _MASK))))
+    return state
+
+
+def cell_keys(genes: NDArray[np.int64], values: ArrayLike, indptr: NDArray[np.integer]) -> NDArray[np.uint64]:
+    """Key of each cell, made from its genes and their expression alone.
+
+    The key is a sum over genes, so it depends neither on their order nor on where the cell stands. Two cells with the
+    same content share a key, and with it all their draws.
+
+    Parameters
+    ----------
+    genes
+        Token ids of the expressed genes of all cells, one cell after the other.
+    values
+        Their expression, hashed as float32.
+    indptr
+        Where each cell starts; one longer than the number of cells.
+
+    Returns
+    -------
+    uint64 array, one key a cell.
+    """
+    bits = np.ascontiguousarray(values, dtype=np.float32).view(np.uint32)
+    mixed = splitmix64((genes.astype(np.uint64) << np.uint64(32)) | bits)
+    # Differences of a wrapping running sum are exact modulo 2**64 and, unlike reduceat, right for empty cells.
+    total = np.zeros(len(mixed) + 1, dtype=np.uint64)
+    np.cumsum(mixed, out=total[1:])
+    return splitmix64(total[indptr[1:]] - total[indptr[:-1]])
+
+
+def uniforms(seed: int, stream: int | str, cell_key: ArrayLike, token_id: ArrayLike) -> NDArray[np.float64]:
+    """Uniform numbers in [0, 1), one for each pair of a cell and a token.
+
+    Parameters
+    ----------
+    seed
+        Any integer.
+    stream
+        What the numbers are for; different streams are independent.
+    cell_key
+        Keys from :func:`cell_keys`, uint64 or the same bits as int64.
+    token_id
+        Token ids, broadcast against the keys.
+    """
+    start = splitmix64(np.array(cell_key).astype(np.uint64) ^ np.uint64(fold_seed(seed, stream)))
+    with np.errstate(over="ignore"):
+        state = start + np.array(token_id).astype(np.uint64) * np.uint64(_STEP)
+    return (splitmix64(state) >> np.uint64(11)) * 2.0**-53

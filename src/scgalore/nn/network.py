@@ -1,0 +1,406 @@
+"""The scGPT network in plain torch, to be read from top to bottom: encoders, block, heads, network.
+
+Module names are the tensor names of the released checkpoints, so a file loads and exports without renaming.
+Source: Cui et al., Nature Methods 2024, doi:10.1038/s41592-024-02201-0.
+
+Shape letters: b cells, s tokens, d width (``d_model``), h heads, e width of a head, n sequencing batches.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+if TYPE_CHECKING:
+    from scgalore.nn.config import SCGPTConfig
+
+MAX_VALUE = 512.0  # the value encoder saturates here, as upstream's does
+BATCH_NORM_EPS = 6.1e-5
+
+
+class GeneEncoder(nn.Module):
+    """Lookup and norm: also the encoder of sequencing batches."""
+
+    def __init__(self, n_tokens: int, d_model: int, padding_idx: int | None = None) -> None:
+        super().__init__()
+        self.embedding = nn.Embedding(n_tokens, d_model, padding_idx=padding_idx)
+        self.enc_norm = nn.LayerNorm(d_model)
+
+    def forward(self, ids: Tensor) -> Tensor:
+        return self.enc_norm(self.embedding(ids))  # (..., d)
+
+
+class CategoryValueEncoder(GeneEncoder):
+    """Bins as tokens."""
+
+    def forward(self, values: Tensor) -> Tensor:
+        return super().forward(values.long())  # (b, s, d)
+
+
+class ContinuousValueEncoder(nn.Module):
+    """A two-layer network on one number."""
+
+    def __init__(self, d_model: int, dropout: float) -> None:
+        super().__init__()
+        self.linear1 = nn.Linear(1, d_model)
+        self.linear2 = nn.Linear(d_model, d_model)
+        self.norm = nn.LayerNorm(d_model)
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, values: Tensor) -> Tensor:
+        x = values.unsqueeze(-1).clamp(max=MAX_VALUE)  # (b, s, 1)
+        x = self.linear2(F.relu(self.linear1(x)))  # (b, s, d)
+        return self.dropout(self.norm(x))
+
+
+class SelfAttention(nn.Module):
+    """Exact attention over the tokens of a cell; padding is never attended to."""
+
+    def __init__(self, d_model: int, n_heads: int) -> None:
+        super().__init__()
+        self.n_heads = n_heads
+        self.Wqkv = nn.Linear(d_model, 3 * d_model)
+        self.out_proj = nn.Linear(d_model, d_model)
+
+    def project(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries, keys and values, each ``(b, h, s, e)``."""
+        qkv = self.Wqkv(x).unflatten(-1, (3, self.n_heads, -1))  # (b, s, 3, h, e)
+        q, k, v = qkv.permute(2, 0, 3, 1, 4)
+        return q, k, v
+
+    def forward(self, x: Tensor, attend: Tensor | None) -> Tensor:
+        q, k, v = self.project(x)
+        # Attention probabilities carry no dropout: with it SDPA falls back to the path that materialises (s, s) maps.
+        mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=attend)  # (b, h, s, e)
+        return self.out_proj(mixed.transpose(1, 2).flatten(-2))  # (b, s, d)
+
+
+class Block(nn.Module):
+    """Post-norm transformer block with a ReLU feed-forward layer."""
+
+    def __init__(self, config: SCGPTConfig) -> None:
+        super().__init__()
+        self.self_attn = SelfAttention(config.d_model, config.n_heads)
+        self.linear1 = nn.Linear(config.d_model, config.d_hid)
+        self.linear2 = nn.Linear(config.d_hid, config.d_model)
+        self.norm1 = nn.LayerNorm(config.d_model)
+        self.norm2 = nn.LayerNorm(config.d_model)
+        self.dropout = nn.Dropout(config.dropout)
+
+    def forward(self, x: Tensor, attend: Tensor | None) -> Tensor:
+        x = self.norm1(x + self.dropout(self.self_attn(x, attend)))
+        hidden = self.dropout(F.relu(self.linear1(x)))  # (b, s, d_hid)
+        return self.norm2(x + self.dropout(self.linear2(hidden)))
+
+
+class Transformer(nn.Module):
+    """The blocks, one after the other; there is no final norm."""
+
+    def __init__(self, config: SCGPTConfig) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(Block(config) for _ in range(config.n_layers))
+
+    def forward(self, x: Tensor, padding: Tensor | None) -> Tensor:
+        attend = attention_mask(padding)
+        for layer in self.layers:
+            x = layer(x, attend)
+        return x
+
+
+def attention_mask(padding: Tensor | None) -> Tensor | None:
+    """Mask of the keys that may be attended to, ``(b, 1, 1, s)``; ``None`` when nothing is padded."""
+    if padding is None or not bool(padding.any()):
+        return None
+    return ~padding[:, None, None, :]
+
+
+class PerBatchNorm(nn.Module):
+    """One batch norm a sequencing batch, without affine parameters ("domain-specific batch norm")."""
+
+    def __init__(self, d_model: int, n_batches: int) -> None:
+        super().__init__()
+        self.bns = nn.ModuleList(nn.BatchNorm1d(d_model, eps=BATCH_NORM_EPS, affine=False) for _ in range(n_batches))
+
+    def forward(self, x: Tensor, batches: Tensor) -> Tensor:
+        out = torch.empty_like(x)
+        for batch in batches.unique().tolist():
+            rows = batches == batch
+            out[rows] = self.bns[batch](x[rows].transpose(1, 2)).transpose(1, 2)
+        return out
+
+
+def _expression_mlp(d_in: int, d_model: int) -> nn.Sequential:
+    return nn.Sequential(
+        nn.Linear(d_in, d_model), nn.LeakyReLU(), nn.Linear(d_model, d_model), nn.LeakyReLU(), nn.Linear(d_model, 1)
+    )
+
+
+class ExpressionDecoder(nn.Module):
+    """Expression of each token from its hidden state."""
+
+    def __init__(self, d_in: int, d_model: int, *, zero_probabilities: bool) -> None:
+        super().__init__()
+        self.fc = _expression_mlp(d_in, d_model)
+        self.zero_logit = _expression_mlp(d_in, d_model) if zero_probabilities else None
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor | None]:
+        nonzero = None if self.zero_logit is None else torch.sigmoid(self.zero_logit(x).squeeze(-1))
+        return self.fc(x).squeeze(-1), nonzero  # (b, s), (b, s)
+
+
+class AffineExpressionDecoder(nn.Module):
+    """Expression after a perturbation as an affine function of the expression before."""
+
+    def __init__(self, config: SCGPTConfig) -> None:
+        super().__init__()
+        zeros = config.zero_probabilities
+        self.coeff_decoder = ExpressionDecoder(config.d_model, config.d_model, zero_probabilities=zeros)
+        self.bias_decoder = ExpressionDecoder(config.d_model, config.d_model, zero_probabilities=zeros)
+        self.activation = getattr(nn, config.decoder_activation)() if config.decoder_activation else nn.Identity()
+        self.adaptive_bias = config.adaptive_bias
+
+    def forward(self, x: Tensor, values: Tensor) -> tuple[Tensor, Tensor | None]:
+        coefficient, nonzero = self.coeff_decoder(x)
+        bias = self.activation(self.bias_decoder(x)[0])
+        if self.adaptive_bias:
+            bias = bias * values.sum(dim=1, keepdim=True) / (values != 0).sum(dim=1, keepdim=True)
+        return self.activation(coefficient) * values + bias, nonzero
+
+
+class CellExpressionDecoder(nn.Module):
+    """Expression of each gene from its embedding and the cell embedding alone (upstream's MVC decoder)."""
+
+    def __init__(self, d_model: int, d_cell: int, *, zero_probabilities: bool) -> None:
+        super().__init__()
+        self.gene2query = nn.Linear(d_model, d_model)
+        self.W = nn.Linear(d_model, d_cell, bias=False)
+        self.W_zero_logit = nn.Linear(d_model, d_cell) if zero_probabilities else None
+
+    def forward(self, cell: Tensor, genes: Tensor) -> tuple[Tensor, Tensor | None]:
+        query = torch.sigmoid(self.gene2query(genes))  # (b, s, d)
+        cell = cell.unsqueeze(-1)  # (b, d_cell, 1)
+        expression = (self.W(query) @ cell).squeeze(-1)  # (b, s)
+        if self.W_zero_logit is None:
+            return expression, None
+        return expression, torch.sigmoid((self.W_zero_logit(query) @ cell).squeeze(-1))
+
+
+class ClassDecoder(nn.Module):
+    """Class logits of a cell: (linear, activation, norm) times ``n_layers - 1``, then linear."""
+
+    def __init__(self, d_model: int, n_classes: int, n_layers: int, activation: nn.Module) -> None:
+        super().__init__()
+        steps: list[nn.Module] = []
+        for _ in range(n_layers - 1):
+            steps += [nn.Linear(d_model, d_model), activation, nn.LayerNorm(d_model)]
+        self._decoder = nn.Sequential(*steps)
+        self.out_layer = nn.Linear(d_model, n_classes)
+
+    def forward(self, cell: Tensor) -> Tensor:
+        return self.out_layer(self._decoder(cell))  # (b, n_classes)
+
+
+class _ReverseGradient(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:  # noqa: ARG004
+        return x.view_as(x)
+
+    @staticmethod
+    def backward(ctx: Any, *grad_outputs: Tensor) -> Tensor:  # noqa: ARG004
+        return -grad_outputs[0]
+
+
+class Encoded(NamedTuple):
+    """Tokens after the transformer.
+
+    ``hidden`` and ``genes`` (the gene embeddings before values are added) are ``(b, s, d)``, ``cell`` is ``(b, d)``.
+    """
+
+    hidden: Tensor
+    genes: Tensor
+    cell: Tensor
+
+
+class SCGPTNetwork(nn.Module):
+    """scGPT: a transformer over the expressed genes of a cell.
+
+    Parameters
+    ----------
+    config
+        Sizes and parts; a part that the config leaves out has no parameters.
+
+    Notes
+    -----
+    Tokens carry no position: their order changes nothing. ``encode`` turns tokens into hidden states and a cell
+    embedding; the other methods are the heads. Nothing here knows of AnnData.
+    """
+
+    def __init__(self, config: SCGPTConfig) -> None:
+        super().__init__()
+        self.config = config
+        d = config.d_model
+        d_context = 2 * d if config.batch_labels else d  # decoders read [state, sequencing batch]
+        self.encoder = GeneEncoder(config.n_tokens, d, padding_idx=config.pad_id)
+        self.value_encoder = _value_encoder(config)
+        self.batch_encoder = GeneEncoder(config.n_batches, d) if config.batch_labels else None
+        self.pert_encoder = nn.Embedding(3, d, padding_idx=config.pert_pad_id) if config.perturbation else None
+        self.dsbn = PerBatchNorm(d, config.n_batches) if config.batch_norm == "per-batch" else None
+        self.bn = nn.BatchNorm1d(d, eps=BATCH_NORM_EPS) if config.batch_norm == "shared" else None
+        self.transformer_encoder = Transformer(config)
+        zeros = config.zero_probabilities
+        self.decoder: nn.Module = (
+            AffineExpressionDecoder(config)
+            if config.perturbation
+            else ExpressionDecoder(d_context, d, zero_probabilities=zeros)
+        )
+        self.mvc_decoder = CellExpressionDecoder(d, d_context, zero_probabilities=zeros) if config.mvc else None
+        self.cls_decoder: ClassDecoder | None = None
+        self.grad_reverse_discriminator = (
+            ClassDecoder(d, config.n_batches, 3, nn.LeakyReLU()) if config.adversary else None
+        )
+        self.apply(_initialise)
+        nn.init.uniform_(self.encoder.embedding.weight, -0.1, 0.1)
+        self.set_classes(config.n_classes)
+
+    def set_classes(self, n_classes: int) -> None:
+        """Put a fresh classification head of ``n_classes`` in place; 0 removes it."""
+        self.config = self.config.replace(n_classes=n_classes)
+        self.cls_decoder = None
+        if n_classes:
+            head = ClassDecoder(self.config.d_model, n_classes, self.config.n_layers_cls, nn.ReLU())
+            self.cls_decoder = head.to(self.encoder.embedding.weight)
+
+    def encode(
+        self,
+        genes: Tensor,
+        values: Tensor,
+        padding: Tensor | None = None,
+        *,
+        batches: Tensor | None = None,
+        flags: Tensor | None = None,
+    ) -> Encoded:
+        """Tokens to hidden states and a cell embedding.
+
+        Parameters
+        ----------
+        genes
+            Token ids, int64 ``(b, s)``; column 0 is ``<cls>``.
+        values
+            Expression, float ``(b, s)``.
+        padding
+            ``True`` at padding, ``(b, s)``.
+        batches
+            Codes of the sequencing batches, int64 ``(b,)``; needed by networks that know batches.
+        flags
+            Perturbation flags, int64 ``(b, s)``; needed by perturbation networks.
+        """
+        gene_embeddings = self.encoder(genes)  # (b, s, d)
+        x = self._add_values(gene_embeddings, values)
+        if self.pert_encoder is not None:
+            x = x + self.pert_encoder(_given(flags, "flags"))
+        hidden = self.transformer_encoder(self._normalise(x, batches), padding)
+        return Encoded(hidden, gene_embeddings, self._pool(hidden, values, padding))
+
+    def generate(
+        self,
+        cell: Tensor,
+        genes: Tensor,
+        values: Tensor | None = None,
+        padding: Tensor | None = None,
+        *,
+        batches: Tensor | None = None,
+    ) -> Tensor:
+        """Expression ``(b, s)`` of a cell known by its embedding ``(b, d)``, which takes the place of ``<cls>``."""
+        x = self.encoder(genes)
+        if values is not None:
+            x = self._add_values(x, values)
+        x = self._normalise(x, batches)
+        x = torch.cat([cell.unsqueeze(1), x[:, 1:]], dim=1)
+        return self._decode(self.transformer_encoder(x, padding), values, batches)[0]
+
+    def expression(
+        self, encoded: Encoded, values: Tensor, batches: Tensor | None = None
+    ) -> tuple[Tensor, Tensor | None]:
+        """Expression of every token ``(b, s)``, and the probability that it is not zero if the network predicts it."""
+        return self._decode(encoded.hidden, values, batches)
+
+    def expression_from_cell(self, encoded: Encoded, batches: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
+        """Like :meth:`expression`, from the cell embedding and gene identities alone."""
+        decoder = _built(self.mvc_decoder, "mvc")
+        return decoder(self._with_batch(encoded.cell, batches), encoded.genes)
+
+    def classify(self, encoded: Encoded) -> Tensor:
+        """Class logits ``(b, n_classes)``."""
+        return _built(self.cls_decoder, "n_classes")(encoded.cell)
+
+    def discriminate(self, encoded: Encoded) -> Tensor:
+        """Logits of the sequencing batch ``(b, n)``; the gradient into the cell embedding is reversed."""
+        return _built(self.grad_reverse_discriminator, "adversary")(_ReverseGradient.apply(encoded.cell))
+
+    def _add_values(self, gene_embeddings: Tensor, values: Tensor) -> Tensor:
+        if self.value_encoder is None:
+            return gene_embeddings * values.unsqueeze(-1)
+        return gene_embeddings + self.value_encoder(values)
+
+    def _normalise(self, x: Tensor, batches: Tensor | None) -> Tensor:
+        if self.dsbn is not None:
+            return self.dsbn(x, _given(batches, "batches"))
+        if self.bn is not None:
+            return self.bn(x.transpose(1, 2)).transpose(1, 2)
+        return x
+
+    def _pool(self, hidden: Tensor, values: Tensor, padding: Tensor | None) -> Tensor:
+        if self.config.cell_style == "cls":
+            return hidden[:, 0]
+        # Upstream pools over padding too, which makes an embedding depend on its neighbours in the batch; ours does not.
+        real = torch.ones_like(values) if padding is None else (~padding).to(values.dtype)  # (b, s)
+        if self.config.cell_style == "avg-pool":
+            return (hidden * real.unsqueeze(-1)).sum(dim=1) / real.sum(dim=1, keepdim=True)
+        return F.normalize((hidden * (values * real).unsqueeze(-1)).sum(dim=1), dim=1)
+
+    def _with_batch(self, x: Tensor, batches: Tensor | None) -> Tensor:
+        if self.batch_encoder is None:
+            return x
+        context = self.batch_encoder(_given(batches, "batches"))  # (b, d)
+        if x.dim() == 3:
+            context = context.unsqueeze(1).expand(-1, x.shape[1], -1)
+        return torch.cat([x, context], dim=-1)
+
+    def _decode(self, hidden: Tensor, values: Tensor | None, batches: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        if self.config.perturbation:
+            return self.decoder(hidden, values)
+        return self.decoder(self._with_batch(hidden, batches))
+
+
+def _value_encoder(config: SCGPTConfig) -> nn.Module | None:
+    if config.value_style == "continuous":
+        return ContinuousValueEncoder(config.d_model, config.dropout)
+    if config.value_style == "category":
+        # Upstream's convention: the last but one bin stands for padding.
+        return CategoryValueEncoder(config.n_value_bins, config.d_model, padding_idx=config.n_value_bins - 2)
+    return None
+
+
+def _initialise(module: nn.Module) -> None:
+    if isinstance(module, SelfAttention):
+        # As torch's MultiheadAttention, which upstream trains when flash-attn is absent.
+        nn.init.xavier_uniform_(module.Wqkv.weight)
+        nn.init.zeros_(module.Wqkv.bias)
+        nn.init.zeros_(module.out_proj.bias)
+
+
+def _given(tensor: Tensor | None, name: str) -> Tensor:
+    if tensor is None:
+        msg = f"This network was built with a part that reads `{name}`, but the batch carries none."
+        raise ValueError(msg)
+    return tensor
+
+
+def _built(module: nn.Module | None, field: str) -> nn.Module:
+    if module is None:
+        msg = f"This network has no such head: SCGPTConfig.{field} is off."
+        raise ValueError(msg)
+    return module

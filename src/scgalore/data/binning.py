@@ -1,8 +1,9 @@
 """Expression as ranks: each cell's non-zero values cut at their own quantiles.
 
 The quantiles of a cell come from its non-zero values alone, so the result does not change when a cell is scaled.
-Values equal to several edges (a count of 1 is often more than half of a cell) may go to any of the tied bins: ``"upper"``
-takes the highest, which is what the released scGPT weights were trained with; ``"random"`` spreads them evenly.
+Values equal to several edges (a count of 1 is often more than half of a cell) may go to any of the tied bins:
+``"upper"`` takes the highest, which is what the released scGPT weights were trained with; ``"random"`` spreads them
+evenly.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ def check_binning(n_bins: int, ties: str) -> None:
         raise OptionError(msg)
 
 
-def bin_edges(x: ArrayLike, n_bins: int = 51) -> NDArray[np.floating]:
+def bin_edges(x: ArrayLike, n_bins: int = 51) -> NDArray[np.float64]:
     """Edges of the bins of one cell: ``np.quantile(x, np.linspace(0, 1, n_bins - 1))``, to the last bit.
 
     Parameters
@@ -46,7 +47,7 @@ def bin_edges(x: ArrayLike, n_bins: int = 51) -> NDArray[np.floating]:
     if not len(values):
         msg = "A cell without a non-zero value has no bin edges."
         raise DataError(msg)
-    return _edges_of_sorted(values, np.array([0, len(values)]), n_bins)[0]
+    return _edges_of_sorted(values, np.array([0, len(values)]), n_bins).ravel()
 
 
 def bin_values(
@@ -118,10 +119,12 @@ def bin_rows(
     right = np.empty_like(left)
     for row, start, stop in zip(edges, starts, stops, strict=True):
         right[start:stop] = row.searchsorted(data[start:stop], side="left")
-    return np.ceil(np.asarray(u) * (right - left) + left).astype(np.int64)
+    digits: NDArray[np.int64] = np.ceil(np.asarray(u) * (right - left) + left).astype(np.int64)
+    # A draw within rounding of 1 would land one bin below the tied ones, and so in the bin of the zeros.
+    return np.maximum(digits, np.minimum(right + 1, left))
 
 
-def _edges_of_sorted(ordered: NDArray[Any], indptr: NDArray[np.integer], n_bins: int) -> NDArray[np.floating]:
+def _edges_of_sorted(ordered: NDArray[Any], indptr: NDArray[np.integer], n_bins: int) -> NDArray[np.float64]:
     """Quantile edges, shape ``(b, n_bins - 1)``, of cells whose values are sorted; no cell may be empty."""
     # The arithmetic, down to the order and dtype of each operation, is that of np.quantile(method="linear").
     last = np.diff(indptr)[:, None] - 1
@@ -132,4 +135,5 @@ def _edges_of_sorted(ordered: NDArray[Any], indptr: NDArray[np.integer], n_bins:
     a = ordered[at]
     b = ordered[np.minimum(at + 1, indptr[:-1, None] + last)]
     step = b - a
-    return np.where(t >= 0.5, b - step * (1 - t), a + step * t)
+    edges: NDArray[np.float64] = np.where(t >= 0.5, b - step * (1 - t), a + step * t)
+    return edges

@@ -53,8 +53,10 @@ def fold_seed(seed: int, *parts: int | str) -> int:
     """
     state = int(splitmix64(np.uint64(seed & _MASK)))
     for part in parts:
-        number = int.from_bytes(blake2b(part.encode(), digest_size=8).digest(), "little") if isinstance(part, str) else part
-        state = int(splitmix64(np.uint64(state ^ (number & _MASK))))
+        if isinstance(part, str):
+            # Not hash(): Python salts it anew in every process.
+            part = int.from_bytes(blake2b(part.encode(), digest_size=8).digest(), "little")
+        state = int(splitmix64(np.uint64(state ^ (part & _MASK))))
     return state
 
 
@@ -102,4 +104,4 @@ def uniforms(seed: int, stream: int | str, cell_key: ArrayLike, token_id: ArrayL
     start = splitmix64(np.array(cell_key).astype(np.uint64) ^ np.uint64(fold_seed(seed, stream)))
     with np.errstate(over="ignore"):
         state = start + np.array(token_id).astype(np.uint64) * np.uint64(_STEP)
-    return (splitmix64(state) >> np.uint64(11)) * 2.0**-53
+    return (splitmix64(state) >> np.uint64(11)) * np.float64(2.0**-53)

@@ -1,1 +1,7 @@
+"""Training objectives: one loss a file."""
 
+from scgalore.objectives.base import Loss, Objective
+from scgalore.objectives.classification import Classification
+from scgalore.objectives.masked_expression import MaskedExpression
+
+__all__ = ["Classification", "Loss", "MaskedExpression", "Objective"]

@@ -1,1 +1,22 @@
+"""Training under scvi-tools. Importing this package does not load scvi; its parts do when first used."""
 
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from scgalore.train.config import TrainConfig
+
+if TYPE_CHECKING:
+    from scgalore.train.datamodule import TokenDataModule
+    from scgalore.train.plan import GaLoreTrainingPlan
+    from scgalore.train.runner import TrainResult, fit
+
+__all__ = ["GaLoreTrainingPlan", "TokenDataModule", "TrainConfig", "TrainResult", "fit"]
+
+_HOMES = {"GaLoreTrainingPlan": "plan", "TokenDataModule": "datamodule", "TrainResult": "runner", "fit": "runner"}
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOMES:
+        return getattr(import_module(f"scgalore.train.{_HOMES[name]}"), name)
+    msg = f"module 'scgalore.train' has no attribute {name!r}"
+    raise AttributeError(msg)

@@ -1,1 +1,22 @@
+"""Weights: known by name, fetched and verified, read from and written to checkpoint folders."""
 
+from scgalore.weights.checkpoint import Checkpoint, read_checkpoint
+from scgalore.weights.fetch import fetch_weights, resolve_model_folder
+from scgalore.weights.load import LoadReport, load_tensors
+from scgalore.weights.registry import WeightsEntry, WeightsFile, get_entry, list_weights
+from scgalore.weights.save import export_scgpt, write_checkpoint
+
+__all__ = [
+    "Checkpoint",
+    "LoadReport",
+    "WeightsEntry",
+    "WeightsFile",
+    "export_scgpt",
+    "fetch_weights",
+    "get_entry",
+    "list_weights",
+    "load_tensors",
+    "read_checkpoint",
+    "resolve_model_folder",
+    "write_checkpoint",
+]

@@ -1,0 +1,68 @@
+"""The name of every slot that scgalore writes or reads, in one place.
+
+``key_added=None`` gives the default names; a given key is used verbatim for the embedding and for ``uns``, and as the
+stem of the others.
+"""
+
+from dataclasses import dataclass
+from typing import Self
+
+__all__ = ["EmbedKeys", "LabelKeys"]
+
+EMBEDDING = "X_scGPT"
+STEM = "scgpt"
+
+
+@dataclass(frozen=True)
+class EmbedKeys:
+    """Slots of :func:`scgalore.tl.embed`.
+
+    Attributes
+    ----------
+    embedding
+        Cell embeddings, in ``obsm``.
+    uns
+        Parameters and provenance, in ``uns``.
+    """
+
+    embedding: str = EMBEDDING
+    uns: str = "embed"
+
+    @classmethod
+    def from_key_added(cls, key_added: str | None) -> Self:
+        """Names for a ``key_added``."""
+        return cls() if key_added is None else cls(key_added, key_added)
+
+
+@dataclass(frozen=True)
+class LabelKeys:
+    """Slots of :func:`scgalore.tl.finetune` and :func:`scgalore.tl.annotate`.
+
+    Attributes
+    ----------
+    uns
+        Parameters, provenance and results, in ``uns``.
+    embedding
+        Cell embeddings, in ``obsm``.
+    label, score
+        Predicted class and its probability, in ``obs``.
+    split
+        Part of the data each cell belonged to, in ``obs``.
+    probabilities
+        Probability of every class, in ``obsm``; ``uns[...]["classes"]`` names its columns.
+    """
+
+    uns: str
+    embedding: str = EMBEDDING
+    label: str = f"{STEM}_label"
+    score: str = f"{STEM}_label_score"
+    split: str = f"{STEM}_split"
+    probabilities: str = f"{STEM}_probabilities"
+
+    @classmethod
+    def from_key_added(cls, key_added: str | None, *, uns: str) -> Self:
+        """Names for a ``key_added``; ``uns`` is the default name there, that of the function."""
+        if key_added is None:
+            return cls(uns)
+        k = key_added
+        return cls(k, k, f"{k}_label", f"{k}_label_score", f"{k}_split", f"{k}_probabilities")

@@ -1,0 +1,131 @@
+"""Cells of an AnnData made ready for a network: checked, matched to a vocabulary, and served as token batches."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+
+from scgalore.data.matrix import CellMatrix
+from scgalore.data.tokens import Tokenizer, TokenizerConfig
+from scgalore.data.vocab import GeneMatch, GeneVocab, match_genes
+from scgalore.errors import DataError, MissingKeyError
+
+if TYPE_CHECKING:
+    from anndata import AnnData
+    from numpy.typing import NDArray
+
+    from scgalore.data.sampler import BatchRequest
+    from scgalore.data.tokens import TokenBatch
+
+__all__ = ["TokenCells"]
+
+CHUNK = 4096  # rows read at once where the whole matrix is walked through
+
+
+@dataclass(frozen=True)
+class TokenCells:
+    """Cells that a network can read.
+
+    Attributes
+    ----------
+    matrix
+        Rows of the expression matrix.
+    tokenizer
+        Turns rows into tokens.
+    match
+        Which column became which token.
+    lengths
+        Tokens of each cell, ``<cls>`` included, int64, shape ``(n_obs,)``.
+    labels
+        Class codes, int64, shape ``(n_obs,)``, or ``None``.
+    """
+
+    matrix: CellMatrix
+    tokenizer: Tokenizer
+    match: GeneMatch
+    lengths: NDArray[np.int64] = field(repr=False)
+    labels: NDArray[np.int64] | None = field(default=None, repr=False)
+
+    @classmethod
+    def from_adata(
+        cls,
+        adata: AnnData,
+        vocab: GeneVocab,
+        *,
+        config: TokenizerConfig,
+        layer: str | None = None,
+        gene_symbols: str | None = None,
+    ) -> TokenCells:
+        """Check the matrix, match its genes and count the tokens of its cells.
+
+        Parameters
+        ----------
+        adata
+            Cells by genes; counts or log-normalised, sparse, dense, backed or a view.
+        vocab
+            Tokens of the network.
+        config
+            How cells become tokens.
+        layer
+            Layer to read; ``X`` when left out.
+        gene_symbols
+            Column of ``adata.var`` that holds gene names; ``var_names`` when left out.
+
+        Raises
+        ------
+        DataError
+            If the matrix is empty or holds negative, NaN or infinite values, if no gene matches, or if a cell expresses
+            no gene of the vocabulary.
+        MissingKeyError
+            If the layer or the column does not exist.
+        """
+        names = _gene_names(adata, gene_symbols)
+        matrix = CellMatrix.from_adata(adata, layer=layer)
+        matrix.check("nonnegative")
+        match = match_genes(names, vocab)
+        tokenizer = Tokenizer(match.token_ids, cls_id=vocab.cls_id, pad_id=vocab.pad_id, config=config)
+        starts = range(0, matrix.n_obs, CHUNK)
+        rows = (np.arange(start, min(start + CHUNK, matrix.n_obs)) for start in starts)
+        lengths = np.concatenate([tokenizer.lengths(matrix.rows(part)) for part in rows])
+        _refuse_empty_cells(adata, lengths, config)
+        return cls(matrix, tokenizer, match, lengths)
+
+    @property
+    def n_obs(self) -> int:
+        """Number of cells."""
+        return self.matrix.n_obs
+
+    def with_labels(self, labels: NDArray[np.int64]) -> TokenCells:
+        """Same cells with class codes, which :meth:`batch` then carries."""
+        return replace(self, labels=labels)
+
+    def batch(self, request: BatchRequest) -> TokenBatch:
+        """Read, tokenise and pad the cells of a request."""
+        ragged = self.tokenizer.encode(self.matrix.rows(request.rows), request.rows, draw=request.draw)
+        batch = self.tokenizer.pad(ragged)
+        if self.labels is None:
+            return batch
+        return replace(batch, labels=torch.from_numpy(self.labels[request.rows]))
+
+
+def _gene_names(adata: AnnData, gene_symbols: str | None) -> list[str]:
+    if gene_symbols is None:
+        return adata.var_names.astype(str).tolist()
+    if gene_symbols not in adata.var:
+        msg = f"No column {gene_symbols!r} in adata.var; it has {list(adata.var.columns)}. Leave gene_symbols out to use var_names."
+        raise MissingKeyError(msg)
+    return adata.var[gene_symbols].astype(str).tolist()
+
+
+def _refuse_empty_cells(adata: AnnData, lengths: NDArray[np.int64], config: TokenizerConfig) -> None:
+    empty = np.flatnonzero(lengths <= config.append_cls)
+    if len(empty):
+        names = adata.obs_names[empty[:3]].tolist()
+        msg = (
+            f"{len(empty):,} of {len(lengths):,} cells express no gene that the model knows (for example {names}), so there "
+            "is nothing to embed. Remove them: sc.pp.filter_cells(adata, min_genes=1)."
+        )
+        raise DataError(msg)

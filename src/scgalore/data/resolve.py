@@ -1,0 +1,95 @@
+"""The AnnData to work on, whatever the user holds: an AnnData, or a MuData with the cells in one modality."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import pandas as pd
+from anndata import AnnData
+
+from scgalore.errors import DataError, MissingKeyError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from mudata import MuData
+
+__all__ = ["resolve_adata", "write_obs"]
+
+
+def resolve_adata(data: AnnData | MuData, *, mod: str = "rna") -> AnnData:
+    """Return the AnnData to read from and write to.
+
+    Parameters
+    ----------
+    data
+        Annotated data, of one modality or of several.
+    mod
+        Modality to use of a MuData; ignored for an AnnData.
+
+    Returns
+    -------
+    The object itself, or the modality it holds (not a copy: what is written there lands in ``data``).
+    """
+    if isinstance(data, AnnData):
+        return data
+    if not _is_mudata(data):
+        msg = f"Expected an AnnData or a MuData, found {type(data).__name__}{_HINTS.get(type(data).__name__, '')}."
+        raise TypeError(msg)
+    if mod not in data.mod:
+        msg = f"The MuData has no modality {mod!r}; it has {', '.join(map(repr, data.mod))}. Pass one of them as mod=."
+        raise MissingKeyError(msg)
+    adata = data.mod[mod]
+    if not isinstance(adata, AnnData):
+        msg = f"Modality {mod!r} is a {type(adata).__name__}, expected an AnnData."
+        raise DataError(msg)
+    if not adata.obs_names.is_unique:
+        # Found here, before any work: results could not be brought to the MuData's own obs.
+        msg = (
+            f"Modality {mod!r} has repeated obs_names; call mdata[{mod!r}].obs_names_make_unique() and mdata.update()."
+        )
+        raise DataError(msg)
+    return adata
+
+
+def write_obs(data: AnnData | MuData, adata: AnnData, keys: Iterable[str], mod: str = "rna") -> None:
+    """Show columns of a modality in the obs of its MuData, as ``"{mod}:{key}"``.
+
+    Parameters
+    ----------
+    data
+        What the user holds; nothing is done for an AnnData.
+    adata
+        The modality, with the columns already in its obs.
+    keys
+        Columns to show.
+    mod
+        Name of the modality.
+    """
+    if not _is_mudata(data):
+        return
+    for key in keys:
+        data.obs[f"{mod}:{key}"] = _aligned(adata.obs[key], data.obs_names)
+
+
+def _aligned(column: pd.Series, names: pd.Index) -> pd.Series:
+    """Bring a column to other rows by name; rows that it lacks are missing values."""
+    if column.dtype == bool and not names.isin(column.index).all():
+        # Plain bool with holes becomes an object column, which no h5mu file can hold.
+        column = column.astype("boolean")
+    return column.reindex(names)
+
+
+def _is_mudata(data: Any) -> bool:
+    # By name: importing mudata to look at an AnnData would cost its import time for nothing.
+    return any(f"{base.__module__.partition('.')[0]}.{base.__name__}" == "mudata.MuData" for base in type(data).__mro__)
+
+
+_HINTS = {
+    "str": "; read the file first with sc.read_h5ad",
+    "PosixPath": "; read the file first with sc.read_h5ad",
+    "Raw": "; call adata.raw.to_adata()",
+    "DataFrame": "; wrap it with anndata.AnnData(frame)",
+    "ndarray": "; wrap it with anndata.AnnData(array) and set var_names to gene names",
+    "SpatialData": '; pass its table, sdata.tables["table"]',
+}

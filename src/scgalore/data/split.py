@@ -1,0 +1,127 @@
+"""Which cells train a model, which choose its best epoch, and which are held out."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from scgalore.errors import DataError, OptionError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from numpy.typing import NDArray
+
+__all__ = ["PARTS", "Split", "random_split", "split_from_labels"]
+
+PARTS = ("train", "validation", "test")
+
+
+@dataclass(frozen=True)
+class Split:
+    """Row numbers of the three parts, int64 and sorted; together they are every cell once."""
+
+    train: NDArray[np.int64]
+    validation: NDArray[np.int64]
+    test: NDArray[np.int64]
+
+    def labels(self) -> NDArray[np.str_]:
+        """Name of the part of each cell, shape ``(n_obs,)``."""
+        names = np.empty(len(self.train) + len(self.validation) + len(self.test), dtype="U10")
+        for part in PARTS:
+            names[getattr(self, part)] = part
+        return names
+
+    def sizes(self) -> dict[str, int]:
+        """Number of cells in each part."""
+        return {part: len(getattr(self, part)) for part in PARTS}
+
+
+def random_split(
+    n_obs: int,
+    *,
+    validation_size: float = 0.1,
+    test_size: float = 0.1,
+    strata: NDArray[np.integer] | None = None,
+    seed: int = 0,
+) -> Split:
+    """Split cells at random, within each stratum.
+
+    Parameters
+    ----------
+    n_obs
+        Number of cells.
+    validation_size, test_size
+        Shares of the cells, each in [0, 1) and together below 1.
+    strata
+        Codes of the classes, shape ``(n_obs,)``; each part then holds the same share of every class, up to rounding, and
+        a class keeps at least one cell for training.
+    seed
+        Seed of the split.
+
+    Raises
+    ------
+    OptionError
+        If the shares are out of range.
+    DataError
+        If no cell is left to train on.
+    """
+    if min(validation_size, test_size) < 0 or validation_size + test_size >= 1:
+        msg = (
+            f"validation_size={validation_size} and test_size={test_size}: both must be at least 0 and together below "
+            "1, so that cells are left to train on."
+        )
+        raise OptionError(msg)
+    generator = np.random.default_rng(seed)
+    shuffled = generator.permutation(n_obs)
+    if strata is None:
+        order = shuffled
+    else:
+        # Neighbours in this order belong to the same class, so taking evenly spaced cells is taking equal shares.
+        order = shuffled[np.argsort(np.asarray(strata)[shuffled], kind="stable")]
+    part = np.zeros(n_obs, dtype=np.int64)
+    position = (np.arange(n_obs) + generator.random()) * test_size
+    part[order[np.diff(np.floor(position), prepend=np.floor(position[:1])) > 0]] = 2
+    rest = order[part[order] == 0]
+    position = (np.arange(len(rest)) + generator.random()) * (validation_size / (1 - test_size))
+    part[rest[np.diff(np.floor(position), prepend=np.floor(position[:1])) > 0]] = 1
+    if strata is not None:
+        _keep_one_of_each(part, np.asarray(strata))
+    return _from_codes(part)
+
+
+def split_from_labels(labels: Sequence[str]) -> Split:
+    """Read a split from the name of each cell's part.
+
+    Parameters
+    ----------
+    labels
+        ``"train"``, ``"validation"`` (or ``"val"``, ``"valid"``) or ``"test"`` for each cell.
+
+    Raises
+    ------
+    DataError
+        If another name occurs or no cell is for training.
+    """
+    codes = {"train": 0, "validation": 1, "val": 1, "valid": 1, "test": 2}
+    names = [str(label) for label in labels]
+    unknown = sorted(set(names) - set(codes))
+    if unknown:
+        msg = f"The split holds {unknown[:5]}; each cell must be 'train', 'validation' or 'test'."
+        raise DataError(msg)
+    return _from_codes(np.array([codes[name] for name in names], dtype=np.int64))
+
+
+def _keep_one_of_each(part: NDArray[np.int64], strata: NDArray[np.integer]) -> None:
+    for stratum in np.setdiff1d(strata, strata[part == 0]):
+        part[np.flatnonzero(strata == stratum)[0]] = 0
+
+
+def _from_codes(part: NDArray[np.int64]) -> Split:
+    split = Split(*(np.flatnonzero(part == code) for code in range(len(PARTS))))
+    if len(split.train) == 0:
+        msg = f"No cell is left to train on ({split.sizes()}). Use more cells or a smaller test_size."
+        raise DataError(msg)
+    return split

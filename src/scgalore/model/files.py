@@ -1,0 +1,106 @@
+"""Models in folders: what is written beside the weights, and how any known folder becomes a network."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from io import StringIO
+from typing import TYPE_CHECKING, Any, TypedDict
+
+import pandas as pd
+
+from scgalore import __version__
+from scgalore import _logging as logg
+from scgalore.data.vocab import GeneVocab
+from scgalore.errors import WeightsError
+from scgalore.nn import SCGPTConfig, SCGPTNetwork
+from scgalore.weights import load_tensors, read_checkpoint, resolve_model_folder, write_checkpoint
+
+if TYPE_CHECKING:
+    from scgalore._typing import PathLike
+    from scgalore.weights import Checkpoint, LoadReport
+
+__all__ = ["Provenance", "StoredModel", "read_model", "write_model"]
+
+HISTORY = "history.csv"
+
+
+class Provenance(TypedDict):
+    """Where weights come from: registry name or folder, hash of the file, and its layout."""
+
+    name: str
+    sha256: str
+    layout: str
+
+
+@dataclass(frozen=True)
+class StoredModel:
+    """A model as read from a folder."""
+
+    network: SCGPTNetwork
+    vocab: GeneVocab
+    classes: tuple[str, ...]
+    provenance: Provenance
+    report: LoadReport
+    history: pd.DataFrame
+
+
+def read_model(model: PathLike) -> StoredModel:
+    """Read a model from a registry name or a folder in any known layout.
+
+    Parameters
+    ----------
+    model
+        As for :meth:`scgalore.model.SCGPT.from_pretrained`.
+    """
+    folder, entry = resolve_model_folder(model)
+    checkpoint = read_checkpoint(folder)
+    vocab = GeneVocab.from_dict(checkpoint.vocab)
+    config, classes = _config(checkpoint, vocab)
+    network = SCGPTNetwork(config)
+    report = load_tensors(network, checkpoint)
+    name = entry.name if entry is not None else str(folder)
+    logg.info(f"loaded {name}: {report.summary()}")
+    provenance = Provenance(name=name, sha256=checkpoint.sha256, layout=checkpoint.layout)
+    history = folder / HISTORY
+    table = pd.read_csv(history, index_col="epoch") if history.exists() else pd.DataFrame()
+    return StoredModel(network.eval(), vocab, classes, provenance, report, table)
+
+
+def write_model(
+    folder: PathLike,
+    *,
+    network: SCGPTNetwork,
+    vocab: GeneVocab,
+    classes: tuple[str, ...],
+    provenance: Provenance,
+    history: pd.DataFrame,
+    overwrite: bool,
+) -> None:
+    """Write a model in our own layout; see :meth:`scgalore.model.SCGPT.save`."""
+    config: dict[str, Any] = {
+        "scgalore": __version__,
+        "network": network.config.to_dict(),
+        "classes": list(classes),
+        "weights": dict(provenance),
+    }
+    extra: dict[str, str | bytes] = {}
+    if not history.empty:
+        text = StringIO()
+        history.to_csv(text, index_label="epoch")
+        extra[HISTORY] = text.getvalue()
+    write_checkpoint(
+        folder, config=config, vocab=vocab.to_dict(), tensors=network.state_dict(), extra=extra, overwrite=overwrite
+    )
+
+
+def _config(checkpoint: Checkpoint, vocab: GeneVocab) -> tuple[SCGPTConfig, tuple[str, ...]]:
+    if checkpoint.layout == "scgalore":
+        try:
+            return SCGPTConfig.from_dict(checkpoint.args["network"]), tuple(checkpoint.args["classes"])
+        except (KeyError, TypeError) as error:
+            msg = f"{checkpoint.folder}/config.json is not one that scgalore wrote: {error}. Save the model again."
+            raise WeightsError(msg) from error
+    shapes = {name: tuple(tensor.shape) for name, tensor in checkpoint.tensors.items()}
+    # Upstream keeps the names of the classes elsewhere, so its classification head cannot name what it predicts.
+    shapes = {name: shape for name, shape in shapes.items() if not name.startswith("cls_decoder.")}
+    return SCGPTConfig.from_args(checkpoint.args, shapes=shapes, pad_id=vocab.pad_id), ()

@@ -1,0 +1,416 @@
+"""scGPT as users hold it: weights, vocabulary and classes, with scvi-tools' names for what it can do."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Self
+
+import numpy as np
+import pandas as pd
+import torch
+
+from scgalore import _logging as logg
+from scgalore._rng import seed_from
+from scgalore._settings import settings
+from scgalore.data.cells import TokenCells
+from scgalore.data.labels import encode_labels
+from scgalore.data.split import random_split
+from scgalore.data.tokens import TokenizerConfig
+from scgalore.data.vocab import GeneVocab
+from scgalore.errors import OptionError, WeightsError
+from scgalore.model.files import read_model, write_model
+from scgalore.model.identity import run_identity
+from scgalore.model.inference import CellOutput, pick_device, run_network
+from scgalore.nn import SCGPTConfig, SCGPTNetwork
+from scgalore.objectives import Classification, MaskedExpression
+from scgalore.train.config import TrainConfig
+from scgalore.weights import export_scgpt
+
+if TYPE_CHECKING:
+    from anndata import AnnData
+    from numpy.typing import NDArray
+
+    from scgalore._typing import PathLike, Rng
+    from scgalore.data.split import Split
+    from scgalore.model.files import Provenance
+    from scgalore.objectives import Objective
+    from scgalore.weights import LoadReport
+
+__all__ = ["SCGPT"]
+
+
+class SCGPT:
+    """A scGPT model.
+
+    Made by :meth:`from_pretrained` (released or fine-tuned weights) or :meth:`from_config` (random weights).
+
+    Parameters
+    ----------
+    network
+        The network.
+    vocab
+        Its genes and special tokens.
+    classes
+        Names of the classes its classification head predicts, in the order of the logits.
+    provenance
+        Where the weights come from.
+    load_report
+        What a checkpoint filled, left random, and held beyond the network.
+
+    Examples
+    --------
+    >>> import scanpy as sc, scgalore as sg
+    >>> adata = sc.datasets.pbmc68k_reduced().raw.to_adata()
+    >>> model = sg.model.SCGPT.from_pretrained("scgpt-mini")
+    >>> model.get_latent_representation(adata).shape[0]
+    700
+    """
+
+    def __init__(
+        self,
+        network: SCGPTNetwork,
+        vocab: GeneVocab,
+        *,
+        classes: tuple[str, ...] = (),
+        provenance: Provenance | None = None,
+        load_report: LoadReport | None = None,
+    ) -> None:
+        if len(vocab) > network.config.n_tokens:
+            msg = (
+                f"The vocabulary has {len(vocab):,} tokens but the network embeds {network.config.n_tokens:,}; "
+                "vocab.json and the weights do not belong together."
+            )
+            raise WeightsError(msg)
+        self.network = network.eval()
+        self.vocab = vocab
+        self.classes = classes
+        self.provenance: Provenance = provenance or {"name": "random", "sha256": "", "layout": "none"}
+        self.load_report = load_report
+        #: One row an epoch of the last training; empty before.
+        self.history = pd.DataFrame()
+        self.is_trained = False
+        #: Parts of the last training's cells.
+        self.split: Split | None = None
+        #: Facts of the last training: best epoch, bytes of optimizer state.
+        self.training: dict[str, int] = {}
+
+    @classmethod
+    def from_pretrained(cls, model: PathLike = "scgpt") -> Self:
+        """Load weights.
+
+        Parameters
+        ----------
+        model
+            Name in the registry (:func:`scgalore.weights.list_weights`), or folder: one that :meth:`save` wrote, one in
+            upstream's layout (``args.json, vocab.json, best_model.pt``), or a safetensors copy of it.
+
+        Returns
+        -------
+        The model in evaluation mode, on the CPU; ``load_report`` accounts for every tensor.
+
+        Raises
+        ------
+        OptionError
+            If ``model`` is neither a name nor a folder.
+        WeightsError
+            If the folder is incomplete or damaged, or an encoder tensor would stay random.
+        DownloadError
+            If the weights must be fetched and cannot be.
+        """
+        stored = read_model(model)
+        loaded = cls(
+            stored.network,
+            stored.vocab,
+            classes=stored.classes,
+            provenance=stored.provenance,
+            load_report=stored.report,
+        )
+        loaded.history = stored.history
+        loaded.is_trained = not stored.history.empty
+        return loaded
+
+    @classmethod
+    def from_config(cls, config: SCGPTConfig, vocab: GeneVocab, *, rng: Rng = 0) -> Self:
+        """Make a model with random weights.
+
+        Parameters
+        ----------
+        config
+            Sizes and parts of the network.
+        vocab
+            Genes and special tokens; ``config.n_tokens`` must be their number.
+        rng
+            Seed of the weights.
+        """
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed_from(rng))
+            return cls(SCGPTNetwork(config), vocab)
+
+    def __repr__(self) -> str:
+        config = self.network.config
+        n_parameters = sum(parameter.numel() for parameter in self.network.parameters())
+        return (
+            f"SCGPT {self.provenance['name']}: {config.n_layers} layers x {config.d_model}, "
+            f"{len(self.vocab):,} tokens, {n_parameters / 1e6:.1f} M parameters, "
+            f"{len(self.classes)} classes, {'trained' if self.is_trained else 'not trained'}"
+        )
+
+    def cells(
+        self,
+        adata: AnnData,
+        *,
+        layer: str | None = None,
+        gene_symbols: str | None = None,
+        max_length: int | None = None,
+        rng: Rng = 0,
+    ) -> TokenCells:
+        """Check an AnnData, match its genes and make it ready for the network.
+
+        Parameters
+        ----------
+        adata
+            Cells by genes; counts or log-normalised.
+        layer
+            Layer to read; ``X`` when left out.
+        gene_symbols
+            Column of ``adata.var`` with gene names; ``var_names`` when left out.
+        max_length
+            Most tokens of a cell; what the weights were trained with when left out.
+        rng
+            Seed of the sampling of longer cells.
+        """
+        config = self.network.config
+        tokens = TokenizerConfig(
+            n_bins=config.n_bins,
+            max_length=config.max_length if max_length is None else max_length,
+            cls_value=config.pad_value,
+            pad_value=config.pad_value,
+            seed=seed_from(rng),
+        )
+        cells = TokenCells.from_adata(adata, self.vocab, config=tokens, layer=layer, gene_symbols=gene_symbols)
+        logg.info(f"    {cells.match.summary()}")
+        return cells
+
+    def train(
+        self,
+        adata: AnnData,
+        *,
+        labels_key: str | None = None,
+        objective: Objective | None = None,
+        layer: str | None = None,
+        gene_symbols: str | None = None,
+        max_length: int | None = None,
+        split: Split | None = None,
+        validation_size: float = 0.1,
+        test_size: float = 0.0,
+        rng: Rng = 0,
+        checkpoint_dir: PathLike | None = None,
+        resume: bool = False,
+        **options: Any,
+    ) -> None:
+        """Train all parameters.
+
+        Parameters
+        ----------
+        adata
+            Cells by genes; counts or log-normalised.
+        labels_key
+            Column of ``adata.obs`` with classes to learn. Without it the model learns masked expression.
+        objective
+            What to train for; chosen by ``labels_key`` when left out.
+        layer, gene_symbols, max_length
+            As for :meth:`cells`.
+        split
+            Parts of the cells; drawn with ``validation_size`` and ``test_size`` when left out, within the classes.
+        validation_size, test_size
+            Shares of the cells that choose the best epoch and that are held out.
+        rng
+            Seed of everything random.
+        checkpoint_dir
+            Folder that gets a checkpoint after each epoch.
+        resume
+            Whether to continue from the checkpoint there, if any.
+        **options
+            Fields of :class:`~scgalore.train.TrainConfig`.
+
+        Raises
+        ------
+        DataError, MissingKeyError, OptionError
+            If data or options cannot be used; nothing has changed then.
+        """
+        seed = seed_from(rng)
+        config = TrainConfig.from_options(**{"accelerator": settings.accelerator, **options, "seed": seed})
+        codes, classes = encode_labels(adata, labels_key) if labels_key is not None else (None, self.classes)
+        if objective is None:
+            objective = MaskedExpression(mask_value=self.network.config.mask_value) if codes is None else Classification()
+        cells = self.cells(adata, layer=layer, gene_symbols=gene_symbols, max_length=max_length, rng=seed)
+        if split is None:
+            split = random_split(
+                cells.n_obs, validation_size=validation_size, test_size=test_size, strata=codes, seed=seed
+            )
+        if codes is not None:
+            cells = cells.with_labels(codes)
+        self._fit(cells, split, objective, config, classes, checkpoint_dir=checkpoint_dir, resume=resume)
+
+    def _fit(
+        self,
+        cells: TokenCells,
+        split: Split,
+        objective: Objective,
+        config: TrainConfig,
+        classes: tuple[str, ...],
+        *,
+        checkpoint_dir: PathLike | None,
+        resume: bool,
+    ) -> None:
+        from scgalore.train.runner import fit
+
+        identity = run_identity(cells, split, objective, config, self.network)
+        before = {name: tensor.clone() for name, tensor in self.network.state_dict().items()}
+        try:
+            if classes != self.classes:
+                with torch.random.fork_rng(devices=[]):
+                    torch.manual_seed(config.seed)
+                    self.network.set_classes(len(classes))
+            result = fit(
+                self.network,
+                cells,
+                split,
+                objective,
+                config,
+                checkpoint_dir=checkpoint_dir,
+                resume=resume,
+                identity=identity,
+            )
+        except BaseException:
+            self.network.set_classes(len(self.classes))
+            self.network.load_state_dict(before)
+            raise
+        finally:
+            self.network.eval().cpu()
+        self.classes, self.history, self.split, self.is_trained = classes, result.history, split, True
+        self.training = {"best_epoch": result.best_epoch, "optimizer_bytes": result.optimizer_bytes}
+
+    def run(self, cells: TokenCells, *, batch_size: int | None = None, accelerator: str | None = None) -> CellOutput:
+        """Embed cells and, with a classification head, classify them, in one pass.
+
+        Parameters
+        ----------
+        cells
+            From :meth:`cells`.
+        batch_size, accelerator
+            ``sg.settings`` when left out.
+        """
+        if batch_size is not None and batch_size < 1:
+            msg = f"batch_size={batch_size}: it must be at least 1."
+            raise OptionError(msg)
+        device = pick_device(accelerator or settings.accelerator)
+        return run_network(
+            self.network, cells, batch_size=batch_size or settings.batch_size, device=device, label="cells"
+        )
+
+    def get_latent_representation(
+        self,
+        adata: AnnData,
+        *,
+        layer: str | None = None,
+        gene_symbols: str | None = None,
+        max_length: int | None = None,
+        rng: Rng = 0,
+        batch_size: int | None = None,
+    ) -> NDArray[np.float32]:
+        """Cell embeddings with unit norm, float32 ``(n_obs, d_model)``.
+
+        Parameters
+        ----------
+        adata
+            Cells by genes; counts or log-normalised.
+        layer, gene_symbols, max_length, rng
+            As for :meth:`cells`.
+        batch_size
+            Cells in a batch; it changes speed and memory, not the numbers.
+        """
+        cells = self.cells(adata, layer=layer, gene_symbols=gene_symbols, max_length=max_length, rng=rng)
+        return self.run(cells, batch_size=batch_size).embedding
+
+    def predict(
+        self,
+        adata: AnnData,
+        *,
+        layer: str | None = None,
+        gene_symbols: str | None = None,
+        max_length: int | None = None,
+        rng: Rng = 0,
+        batch_size: int | None = None,
+    ) -> pd.DataFrame:
+        """Class probabilities, one row a cell and one column a class.
+
+        Parameters
+        ----------
+        adata
+            Cells by genes; counts or log-normalised. Its genes need not be those of the training data.
+        layer, gene_symbols, max_length, rng
+            As for :meth:`cells`.
+        batch_size
+            Cells in a batch.
+
+        Raises
+        ------
+        OptionError
+            If the model was never trained on labels.
+        """
+        self.require_classes()
+        cells = self.cells(adata, layer=layer, gene_symbols=gene_symbols, max_length=max_length, rng=rng)
+        probabilities = self.run(cells, batch_size=batch_size).probabilities
+        return pd.DataFrame(probabilities, index=adata.obs_names, columns=list(self.classes))
+
+    def require_classes(self) -> None:
+        """Raise :class:`~scgalore.errors.OptionError` if the model cannot name classes."""
+        if not self.classes:
+            msg = (
+                f"{self.provenance['name']!r} has not learnt any classes. Fine-tune it on labelled cells first: "
+                "model = sg.tl.finetune(adata, labels_key=...)."
+            )
+            raise OptionError(msg)
+
+    def save(self, folder: PathLike, *, overwrite: bool = False) -> None:
+        """Write ``config.json, vocab.json, model.safetensors`` and ``history.csv``, all or nothing.
+
+        Parameters
+        ----------
+        folder
+            Made by this call.
+        overwrite
+            Whether a checkpoint that is there may be replaced.
+        """
+        write_model(
+            folder,
+            network=self.network,
+            vocab=self.vocab,
+            classes=self.classes,
+            provenance=self.provenance,
+            history=self.history,
+            overwrite=overwrite,
+        )
+
+    @classmethod
+    def load(cls, folder: PathLike) -> Self:
+        """Read what :meth:`save` wrote; the same as :meth:`from_pretrained`."""
+        return cls.from_pretrained(folder)
+
+    def export_scgpt(self, folder: PathLike, *, overwrite: bool = False) -> None:
+        """Write ``args.json, vocab.json, best_model.pt`` for the original program.
+
+        Parameters
+        ----------
+        folder
+            Made by this call.
+        overwrite
+            Whether a checkpoint that is there may be replaced.
+        """
+        export_scgpt(
+            folder,
+            args=self.network.config.to_args(),
+            vocab=self.vocab.to_dict(),
+            tensors=self.network.state_dict(),
+            overwrite=overwrite,
+        )

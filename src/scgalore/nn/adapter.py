@@ -1,0 +1,50 @@
+"""A network and its objective as a module of scvi-tools."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from scvi.module.base import BaseModuleClass, LossOutput
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from scgalore.data.tokens import TokenBatch
+    from scgalore.nn.network import SCGPTNetwork
+    from scgalore.objectives import Objective
+
+__all__ = ["SCGPTModule"]
+
+
+class SCGPTModule(BaseModuleClass):
+    """What scvi's training machinery sees: ``inference`` encodes cells, ``loss`` is the objective's.
+
+    Parameters
+    ----------
+    network
+        The network to train.
+    objective
+        What it is trained for.
+    """
+
+    def __init__(self, network: SCGPTNetwork, objective: Objective) -> None:
+        super().__init__()
+        self.network = network
+        self.objective = objective
+
+    def inference(self, batch: TokenBatch) -> dict[str, Tensor]:
+        """Hidden states and cell embeddings of a batch."""
+        encoded = self.network.encode(
+            batch.genes, batch.values, batch.padding, batches=batch.batches, flags=batch.flags
+        )
+        return encoded._asdict()
+
+    def loss(self, batch: TokenBatch) -> LossOutput:
+        """Loss of a batch with the objective's parts as extra metrics."""
+        loss = self.objective(self.network, batch)
+        return LossOutput(loss=loss.total, n_obs_minibatch=loss.n, extra_metrics=loss.parts)
+
+    def forward(self, batch: TokenBatch, **_: Any) -> tuple[dict[str, Tensor], dict[str, Tensor], LossOutput]:
+        """Measure the loss, in the triple that scvi's training plans unpack."""
+        # Objectives run the network themselves, since corruption and heads differ; encoding here too would double the work.
+        return {}, {}, self.loss(batch)

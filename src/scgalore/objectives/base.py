@@ -1,0 +1,46 @@
+"""What every training objective is: it corrupts a batch and measures a loss."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, NamedTuple, Protocol
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from scgalore.data.tokens import TokenBatch
+    from scgalore.nn import SCGPTNetwork
+
+
+class Loss(NamedTuple):
+    """Loss of one batch.
+
+    ``total`` is what training minimises, ``parts`` are scalars to log beside it, ``n`` is the number of cells they are
+    means over.
+    """
+
+    total: Tensor
+    parts: dict[str, Tensor]
+    n: int
+
+
+class Objective(Protocol):
+    """One way to train a network.
+
+    Attributes
+    ----------
+    name
+        Name in histories, error messages and saved parameters.
+    monitor
+        Column of the history that chooses the best epoch.
+    """
+
+    name: str
+    monitor: str
+
+    def corrupt(self, batch: TokenBatch, *, seed: int, draw: int) -> TokenBatch:
+        """Prepare a batch on the CPU; random draws hang on ``seed``, ``draw`` and the cells alone."""
+        ...
+
+    def __call__(self, network: SCGPTNetwork, batch: TokenBatch) -> Loss:
+        """Run the network and measure the loss."""
+        ...

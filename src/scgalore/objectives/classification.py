@@ -1,0 +1,49 @@
+"""Predict the class of a cell from its embedding."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+import torch.nn.functional as F
+
+from scgalore.objectives.base import Loss
+
+if TYPE_CHECKING:
+    from scgalore.data.tokens import TokenBatch
+    from scgalore.nn import SCGPTNetwork
+
+
+@dataclass(frozen=True)
+class Classification:
+    """Cross entropy of the class logits.
+
+    Attributes
+    ----------
+    class_weights
+        Weight of each class in the loss; ``None`` weighs every cell alike.
+    label_smoothing
+        Share of the target probability spread over all classes.
+    """
+
+    class_weights: tuple[float, ...] | None = None
+    label_smoothing: float = 0.0
+    name: str = "classification"
+    monitor: str = "validation_loss"
+
+    def corrupt(self, batch: TokenBatch, *, seed: int, draw: int) -> TokenBatch:  # noqa: ARG002
+        """Leave the batch as it is."""
+        return batch
+
+    def __call__(self, network: SCGPTNetwork, batch: TokenBatch) -> Loss:
+        """Cross entropy and accuracy of one batch."""
+        if batch.labels is None:
+            msg = "Classification needs labels in the batch; the data module was built without them."
+            raise ValueError(msg)
+        encoded = network.encode(batch.genes, batch.values, batch.padding, batches=batch.batches, flags=batch.flags)
+        logits = network.classify(encoded)  # (b, n_classes)
+        weight = None if self.class_weights is None else logits.new_tensor(self.class_weights)
+        loss = F.cross_entropy(logits, batch.labels, weight=weight, label_smoothing=self.label_smoothing)
+        accuracy = (logits.argmax(dim=1) == batch.labels).to(torch.float32).mean()
+        return Loss(loss, {"accuracy": accuracy.detach()}, len(batch))

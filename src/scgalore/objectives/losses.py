@@ -1,0 +1,47 @@
+"""Loss functions of scGPT as pure functions of tensors.
+
+Source: Cui et al., Nature Methods 2024, doi:10.1038/s41592-024-02201-0. Shape letters: b cells, s tokens, d width.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+__all__ = ["contrastive", "elastic_similarity", "masked_mse", "masked_relative_error", "negative_log_bernoulli"]
+
+
+def masked_mse(prediction: Tensor, target: Tensor, mask: Tensor) -> Tensor:
+    """Mean squared error over the positions where ``mask`` is true; all arguments ``(b, s)``."""
+    weight = mask.to(prediction.dtype)
+    return ((prediction - target).square() * weight).sum() / weight.sum()
+
+
+def masked_relative_error(prediction: Tensor, target: Tensor, mask: Tensor) -> Tensor:
+    """Mean of ``|p - t| / (t + 1e-6)`` over ``mask``; it explodes where the target is 0, as upstream's does."""
+    weight = mask.to(prediction.dtype)
+    return ((prediction - target).abs() / (target + 1e-6) * weight).sum() / weight.sum()
+
+
+def negative_log_bernoulli(nonzero_probability: Tensor, target: Tensor, mask: Tensor) -> Tensor:
+    """Negative log-likelihood of "expressed or not" over ``mask``."""
+    weight = mask.to(nonzero_probability.dtype)
+    likelihood = torch.distributions.Bernoulli(probs=nonzero_probability)
+    return -(likelihood.log_prob((target > 0).to(nonzero_probability.dtype)) * weight).sum() / weight.sum()
+
+
+def elastic_similarity(cells: Tensor, threshold: float) -> Tensor:
+    """Push cosine similarities of cells ``(b, d)`` away from ``threshold`` ("elastic cell similarity").
+
+    ``mean(1 - (S - threshold)^2)`` over all pairs, with negative similarities and the diagonal of ``S`` set to 0.
+    """
+    unit = F.normalize(cells, dim=1)
+    similarity = (unit @ unit.T).fill_diagonal_(0).relu()  # (b, b)
+    return (1 - (similarity - threshold).square()).mean()
+
+
+def contrastive(first: Tensor, second: Tensor, temperature: float = 0.5) -> Tensor:
+    """Cross entropy of matching two encodings ``(b, d)`` of the same cells (upstream's "CCE")."""
+    similarity = F.cosine_similarity(first.unsqueeze(1), second.unsqueeze(0), dim=-1) / temperature  # (b, b)
+    return F.cross_entropy(similarity, torch.arange(len(first), device=first.device))

@@ -1,0 +1,89 @@
+"""Predict masked expression from the other genes and from the cell embedding: the self-supervised objective."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+
+from scgalore.data.hashing import uniforms
+from scgalore.errors import OptionError
+from scgalore.objectives.base import Loss
+from scgalore.objectives.losses import masked_mse, negative_log_bernoulli
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from scgalore.data.tokens import TokenBatch
+    from scgalore.nn import SCGPTNetwork
+
+
+@dataclass(frozen=True)
+class MaskedExpression:
+    """Masked squared error, on the token output and, where the network has the head, from the cell embedding.
+
+    Attributes
+    ----------
+    mask_ratio
+        Share of a cell's genes to mask; of several, each cell draws one. ``<cls>`` and padding are never masked
+        (upstream's fine-tuning may mask ``<cls>``).
+    mask_value
+        What a masked value is replaced by.
+    """
+
+    mask_ratio: float | tuple[float, ...] = 0.4
+    mask_value: float = -1.0
+    name: str = "masked_expression"
+    monitor: str = "validation_loss"
+
+    def __post_init__(self) -> None:
+        if not self.ratios or not all(0 < ratio < 1 for ratio in self.ratios):
+            msg = f"mask_ratio={self.mask_ratio!r}: each ratio must lie strictly between 0 and 1, for example 0.4."
+            raise OptionError(msg)
+
+    @property
+    def ratios(self) -> tuple[float, ...]:
+        """The ratios a cell may draw."""
+        return self.mask_ratio if isinstance(self.mask_ratio, tuple) else (self.mask_ratio,)
+
+    def corrupt(self, batch: TokenBatch, *, seed: int, draw: int) -> TokenBatch:
+        """Hide some values; the originals become ``targets``."""
+        genes, keys = batch.genes.numpy(), batch.keys.numpy().view(np.uint64)
+        maskable = ~batch.padding.numpy()
+        maskable[:, 0] = False
+        ratio = _draw_ratio(self.ratios, keys, seed=seed, draw=draw)
+        stream = f"mask/{draw}"
+        order = uniforms(seed, stream, np.broadcast_to(keys[:, None], genes.shape), genes)
+        masked = torch.from_numpy(smallest(order, maskable, (maskable.sum(axis=1) * ratio).astype(np.int64)))
+        values = torch.where(masked, torch.full_like(batch.values, self.mask_value), batch.values)
+        return replace(batch, values=values, targets=batch.values, masked=masked)
+
+    def __call__(self, network: SCGPTNetwork, batch: TokenBatch) -> Loss:
+        """Sum of the masked errors of one batch."""
+        if batch.targets is None or batch.masked is None:
+            msg = "MaskedExpression reads `targets` and `masked`: pass the batch through `corrupt` first."
+            raise ValueError(msg)
+        encoded = network.encode(batch.genes, batch.values, batch.padding, batches=batch.batches, flags=batch.flags)
+        heads = {"mse": network.expression(encoded, batch.values, batch.batches)}
+        if network.mvc_decoder is not None:
+            heads["mse_from_cell"] = network.expression_from_cell(encoded, batch.batches)
+        parts = {}
+        for name, (prediction, nonzero) in heads.items():
+            parts[name] = masked_mse(prediction, batch.targets, batch.masked)
+            if nonzero is not None:
+                parts[name.replace("mse", "zeros")] = negative_log_bernoulli(nonzero, batch.targets, batch.masked)
+        total = torch.stack(list(parts.values())).sum()
+        return Loss(total, {name: part.detach() for name, part in parts.items()}, len(batch))
+
+
+def smallest(order: NDArray[np.float64], eligible: NDArray[np.bool_], n: NDArray[np.int64]) -> NDArray[np.bool_]:
+    """Mark the ``n[i]`` eligible positions of row ``i`` with the smallest ``order``; arrays ``(b, s)`` and ``(b,)``."""
+    rank = np.where(eligible, order, np.inf).argsort(axis=1, kind="stable").argsort(axis=1, kind="stable")
+    return eligible & (rank < n[:, None])
+
+
+def _draw_ratio(ratios: tuple[float, ...], keys: NDArray[np.uint64], *, seed: int, draw: int) -> NDArray[np.float64]:
+    u = uniforms(seed, f"mask ratio/{draw}", keys, np.zeros(len(keys), dtype=np.int64))
+    return np.asarray(ratios)[(u * len(ratios)).astype(np.int64)]

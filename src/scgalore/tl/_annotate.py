@@ -1,0 +1,97 @@
+"""Labels for unlabelled cells."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from scgalore import _logging as logg
+from scgalore._docs import shared_parameters
+from scgalore._keys import LabelKeys
+from scgalore._rng import seed_from
+from scgalore.tl._labels import label_results
+from scgalore.tl._shared import as_model, provenance, writable_adata
+
+if TYPE_CHECKING:
+    from scgalore._typing import Data, PathLike, Rng
+    from scgalore.model import SCGPT
+
+
+@shared_parameters
+def annotate(
+    query: Data,
+    model: PathLike | SCGPT,
+    *,
+    layer: str | None = None,
+    gene_symbols: str | None = None,
+    mod: str = "rna",
+    max_length: int | None = None,
+    batch_size: int | None = None,
+    accelerator: str | None = None,
+    rng: Rng = 0,
+    key_added: str | None = None,
+    copy: bool = False,
+) -> Data | None:
+    """Label cells with a model that was fine-tuned on labelled ones.
+
+    Genes are matched by name, so the query may have measured others than the training data.
+
+    Parameters
+    ----------
+    {query}
+    model
+        What :func:`scgalore.tl.finetune` returned, or a folder it was saved to.
+    {layer}
+    {gene_symbols}
+    {mod}
+    max_length
+        Most tokens of a cell; longer cells are sampled, with ``rng``. ``None`` is what the weights were trained with.
+    {batch_size}
+    {accelerator}
+    {rng}
+    {key_added}
+    {copy}
+
+    Returns
+    -------
+    ``None``, or with ``copy=True`` the container it was given, with these keys set:
+
+    `adata.obs['scgpt_label' | key_added + '_label']` : :class:`pandas.Categorical`
+        Most probable class.
+    `adata.obs['scgpt_label_score' | key_added + '_label_score']` : :class:`numpy.ndarray` (dtype `float32`)
+        Its probability.
+    `adata.obsm['scgpt_probabilities' | key_added + '_probabilities']` : :class:`numpy.ndarray` (shape `(n_obs, n_classes)`, dtype `float32`)
+        Probability of each class, in the order of ``uns[...]['classes']``.
+    `adata.obsm['X_scGPT' | key_added]` : :class:`numpy.ndarray` (shape `(n_obs, d_model)`, dtype `float32`)
+        Embeddings with unit norm.
+    `adata.uns['annotate' | key_added]` : :class:`dict`
+        ``params``, ``classes``, ``weights``, ``genes`` and ``version``.
+
+    Raises
+    ------
+    OptionError
+        If the model has not learnt classes.
+    DataError
+        If the matrix holds negative, NaN or infinite values, no gene matches, or a cell expresses none that does.
+
+    Examples
+    --------
+    >>> import scanpy as sc, scgalore as sg
+    >>> adata = sc.datasets.pbmc68k_reduced().raw.to_adata()
+    >>> model = sg.tl.finetune(adata, "scgpt-mini", labels_key="bulk_labels", max_epochs=1)
+    >>> sg.tl.annotate(adata, model)
+    """
+    data = query.copy() if copy else query
+    adata = writable_adata(data, mod=mod)
+    keys = LabelKeys.from_key_added(key_added, uns="annotate")
+    seed = seed_from(rng)
+    fitted = as_model(model)
+    fitted.require_classes()
+    with logg.step(f"labelling {adata.n_obs:,} cells with {fitted.provenance['name']}") as step:
+        cells = fitted.cells(adata, layer=layer, gene_symbols=gene_symbols, max_length=max_length, rng=seed)
+        output = fitted.run(cells, batch_size=batch_size, accelerator=accelerator)
+        results = label_results(output, fitted.classes, keys)
+        params = {"layer": layer, "gene_symbols": gene_symbols, "max_length": max_length, "rng": seed}
+        content = {"params": params, "classes": list(fitted.classes), **provenance(fitted, cells)}
+        results.uns[keys.uns] = (content, "parameters and provenance")
+        results.write(data, adata, mod=mod, step=step)
+    return data if copy else None

@@ -1,0 +1,90 @@
+"""Cell embeddings."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from scgalore import _logging as logg
+from scgalore._docs import shared_parameters
+from scgalore._keys import EmbedKeys
+from scgalore._rng import seed_from
+from scgalore.tl._shared import Results, as_model, provenance, writable_adata
+
+if TYPE_CHECKING:
+    from scgalore._typing import Data, PathLike, Rng
+    from scgalore.model import SCGPT
+
+
+@shared_parameters
+def embed(
+    data: Data,
+    model: PathLike | SCGPT = "scgpt",
+    *,
+    layer: str | None = None,
+    gene_symbols: str | None = None,
+    mod: str = "rna",
+    max_length: int | None = None,
+    batch_size: int | None = None,
+    accelerator: str | None = None,
+    rng: Rng = 0,
+    key_added: str | None = None,
+    copy: bool = False,
+) -> Data | None:
+    """Embed cells with a foundation model :cite:p:`Cui2024`.
+
+    Expressed genes of the model's vocabulary become tokens; the embedding is the state of the ``<cls>`` token after the
+    last layer, with unit norm. Counts and log-normalised values give nearly the same numbers, since values are binned
+    within each cell. A cell's embedding depends on the cell, the weights and ``rng`` alone.
+
+    Parameters
+    ----------
+    {data}
+    {model}
+    {layer}
+    {gene_symbols}
+    {mod}
+    max_length
+        Most tokens of a cell; longer cells are sampled, with ``rng``. ``None`` is what the weights were trained with.
+    {batch_size}
+    {accelerator}
+    {rng}
+    {key_added}
+    {copy}
+
+    Returns
+    -------
+    ``None``, or with ``copy=True`` the container it was given, with these keys set:
+
+    `adata.obsm['X_scGPT' | key_added]` : :class:`numpy.ndarray` (shape `(n_obs, d_model)`, dtype `float32`)
+        Embeddings with unit norm.
+    `adata.uns['embed' | key_added]` : :class:`dict`
+        ``params``, ``weights`` (name, sha256), ``genes`` (matched, dropped) and ``version``.
+
+    Raises
+    ------
+    DataError
+        If the matrix holds negative, NaN or infinite values, no gene matches, or a cell expresses none that does.
+    MissingKeyError
+        If ``layer``, ``gene_symbols`` or ``mod`` does not exist.
+
+    Examples
+    --------
+    >>> import scanpy as sc, scgalore as sg
+    >>> adata = sc.datasets.pbmc68k_reduced().raw.to_adata()
+    >>> sg.tl.embed(adata, "scgpt-mini")
+    >>> sc.pp.neighbors(adata, use_rep="X_scGPT")
+    """
+    data = data.copy() if copy else data
+    adata = writable_adata(data, mod=mod)
+    keys = EmbedKeys.from_key_added(key_added)
+    seed = seed_from(rng)
+    fitted = as_model(model)
+    with logg.step(f"embedding {adata.n_obs:,} cells with {fitted.provenance['name']}") as step:
+        cells = fitted.cells(adata, layer=layer, gene_symbols=gene_symbols, max_length=max_length, rng=seed)
+        output = fitted.run(cells, batch_size=batch_size, accelerator=accelerator)
+        params = {"layer": layer, "gene_symbols": gene_symbols, "max_length": max_length, "rng": seed}
+        Results(
+            obsm={keys.embedding: (output.embedding, "cell embeddings")},
+            uns={keys.uns: ({"params": params, **provenance(fitted, cells)}, "parameters and provenance")},
+        ).write(data, adata, mod=mod, step=step)
+    return data if copy else None

@@ -1,0 +1,170 @@
+"""Fine-tuning."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import pandas as pd
+
+from scgalore import _logging as logg
+from scgalore._docs import shared_parameters
+from scgalore._keys import LabelKeys
+from scgalore._rng import seed_from
+from scgalore.data.labels import encode_labels
+from scgalore.data.split import PARTS, Split, random_split, split_from_labels
+from scgalore.errors import MissingKeyError
+from scgalore.tl._labels import label_metrics, label_results
+from scgalore.tl._shared import as_model, provenance, writable_adata
+from scgalore.train.config import TrainConfig
+
+if TYPE_CHECKING:
+    import numpy as np
+    from anndata import AnnData
+    from numpy.typing import NDArray
+
+    from scgalore._typing import Data, PathLike, Rng
+    from scgalore.model import SCGPT
+
+
+@shared_parameters
+def finetune(
+    data: Data,
+    model: PathLike | SCGPT = "scgpt",
+    *,
+    labels_key: str | None = None,
+    optimizer: str = "galore",
+    layer: str | None = None,
+    gene_symbols: str | None = None,
+    mod: str = "rna",
+    max_length: int | None = None,
+    split_key: str | None = None,
+    validation_size: float = 0.1,
+    test_size: float = 0.1,
+    checkpoint_dir: PathLike | None = None,
+    resume: bool = False,
+    rng: Rng = 0,
+    key_added: str | None = None,
+    **train_options: Any,
+) -> SCGPT:
+    """Fine-tune all parameters of a foundation model on your cells :cite:p:`Cui2024,Zhao2024`.
+
+    With ``labels_key`` the model learns to name the classes; without, it goes on with masked expression, the objective it
+    was pre-trained with. The weights of the epoch with the lowest validation loss are kept. Results are written to the
+    AnnData, and the model is returned, since weights cannot live there.
+
+    Parameters
+    ----------
+    {data}
+    model
+        Name in the registry of weights, folder of a checkpoint, or a :class:`scgalore.model.SCGPT`, which is then trained
+        in place.
+    {labels_key}
+    optimizer
+        Entry of :data:`scgalore.optim.OPTIMIZERS`: ``"galore"`` keeps low-rank optimizer state, ``"adamw"`` full state.
+    {layer}
+    {gene_symbols}
+    {mod}
+    max_length
+        Most tokens of a cell; longer cells are sampled anew every epoch. ``None`` is what the weights were trained with.
+    split_key
+        Column of ``adata.obs`` with ``"train"``, ``"validation"`` or ``"test"`` for each cell; a random split within the
+        classes when left out.
+    validation_size, test_size
+        Shares of the cells that choose the best epoch and that are held out, for the random split.
+    checkpoint_dir
+        Folder that gets a checkpoint after each epoch.
+    resume
+        Whether to continue from the checkpoint there, if any. The result is, bit for bit, that of an uninterrupted run.
+    {rng}
+    {key_added}
+    **train_options
+        Fields of :class:`~scgalore.train.TrainConfig`, such as ``max_epochs``, ``batch_size``, ``lr``, ``patience``,
+        ``precision`` or ``optimizer_options``.
+
+    Returns
+    -------
+    The fitted model. These keys are set, those of labels only with ``labels_key``:
+
+    `adata.obsm['X_scGPT' | key_added]` : :class:`numpy.ndarray` (shape `(n_obs, d_model)`, dtype `float32`)
+        Embeddings with unit norm.
+    `adata.obs['scgpt_label' | key_added + '_label']` : :class:`pandas.Categorical`
+        Most probable class.
+    `adata.obs['scgpt_label_score' | key_added + '_label_score']` : :class:`numpy.ndarray` (dtype `float32`)
+        Its probability.
+    `adata.obs['scgpt_split' | key_added + '_split']` : :class:`pandas.Categorical`
+        Part of the data: train, validation or test.
+    `adata.obsm['scgpt_probabilities' | key_added + '_probabilities']` : :class:`numpy.ndarray` (shape `(n_obs, n_classes)`, dtype `float32`)
+        Probability of each class, in the order of ``uns[...]['classes']``.
+    `adata.uns['finetune' | key_added]` : :class:`dict`
+        ``params``, ``history`` (one row an epoch), ``metrics`` (one row a part: accuracy with its standard error, macro
+        F1, majority baseline, number of cells), ``classes``, ``split`` (sizes), ``training`` (best epoch, bytes of
+        optimizer state), ``weights`` (name, sha256), ``genes`` and ``version``.
+
+    Raises
+    ------
+    DataError
+        If the matrix or the labels cannot be used.
+    MissingKeyError
+        If a named column, layer or modality does not exist.
+    OptionError
+        If an option does not exist or is out of range. In all three cases nothing has been trained or written.
+
+    Examples
+    --------
+    >>> import scanpy as sc, scgalore as sg
+    >>> adata = sc.datasets.pbmc68k_reduced().raw.to_adata()
+    >>> model = sg.tl.finetune(adata, "scgpt-mini", labels_key="bulk_labels", max_epochs=1)
+    >>> adata.obs["scgpt_label"].dtype.name
+    'category'
+    """
+    adata = writable_adata(data, mod=mod)
+    keys = LabelKeys.from_key_added(key_added, uns="finetune")
+    seed = seed_from(rng)
+    options = {"optimizer": optimizer, **train_options}
+    TrainConfig.from_options(**options)  # before weights are fetched
+    codes = None if labels_key is None else encode_labels(adata, labels_key)[0]
+    split = _split(adata, split_key, codes, validation_size=validation_size, test_size=test_size, seed=seed)
+    fitted = as_model(model)
+    start = dict(fitted.provenance)
+    read = {"layer": layer, "gene_symbols": gene_symbols, "max_length": max_length, "rng": seed}
+    with logg.step(f"fine-tuning {start['name']} on {len(split.train):,} of {adata.n_obs:,} cells") as step:
+        fitted.train(
+            adata, labels_key=labels_key, split=split, checkpoint_dir=checkpoint_dir, resume=resume, **read, **options
+        )
+        cells = fitted.cells(adata, **read)
+        output = fitted.run(cells, accelerator=train_options.get("accelerator"))
+        results = label_results(output, fitted.classes if codes is not None else (), keys)
+        parts = pd.Categorical(split.labels(), categories=list(PARTS))
+        results.obs[keys.split] = (parts, "parts of the data")
+        content = {
+            "params": {"labels_key": labels_key, "split_key": split_key, **read, **options},
+            "history": fitted.history,
+            "split": split.sizes(),
+            "training": fitted.training,
+            **provenance(fitted, cells),
+        }
+        if codes is not None and output.probabilities is not None:
+            content["classes"] = list(fitted.classes)
+            content["metrics"] = label_metrics(output.probabilities.argmax(axis=1), codes, split)
+        results.uns[keys.uns] = (content, "parameters, history, metrics, provenance")
+        results.write(data, adata, mod=mod, step=step)
+    return fitted
+
+
+def _split(
+    adata: AnnData,
+    split_key: str | None,
+    codes: NDArray[np.int64] | None,
+    *,
+    validation_size: float,
+    test_size: float,
+    seed: int,
+) -> Split:
+    if split_key is None:
+        return random_split(
+            adata.n_obs, validation_size=validation_size, test_size=test_size, strata=codes, seed=seed
+        )
+    if split_key not in adata.obs:
+        msg = f"No column {split_key!r} in adata.obs; it has {list(adata.obs.columns)}."
+        raise MissingKeyError(msg)
+    return split_from_labels(adata.obs[split_key].astype(str).tolist())

@@ -1,0 +1,142 @@
+"""scvi-tools' training plan with an optimizer of :mod:`scgalore.optim`."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Any
+
+import torch
+from scvi.train import TrainingPlan
+
+from scgalore.data.hashing import fold_seed
+from scgalore.errors import OptionError
+from scgalore.optim import build_optimizer
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from scvi.module.base import LossOutput
+    from torch import Tensor
+
+    from scgalore.data.tokens import TokenBatch
+    from scgalore.nn.adapter import SCGPTModule
+    from scgalore.train.config import TrainConfig
+
+__all__ = ["GaLoreTrainingPlan", "warmup_cosine"]
+
+
+class GaLoreTrainingPlan(TrainingPlan):
+    """Train all parameters with low-rank optimizer state.
+
+    Parameters
+    ----------
+    module
+        Network and objective.
+    config
+        How to train.
+    identity
+        What makes this run this run (data, split, settings); a checkpoint of another run is refused.
+
+    Notes
+    -----
+    Everything random in a step is drawn from ``(config.seed, number of the step)``, so a run that was interrupted and
+    resumed ends with the weights of the uninterrupted one, bit for bit.
+    """
+
+    def __init__(
+        self, module: SCGPTModule, config: TrainConfig, identity: Mapping[str, str | int | float] | None = None
+    ) -> None:
+        super().__init__(module)
+        self.config = config
+        self.identity = dict(identity or {})
+
+    def initialize_train_metrics(self) -> None:
+        """Leave scvi's ELBO out: there is none."""
+        self.train_metrics: dict[str, Any] = {}
+
+    def initialize_val_metrics(self) -> None:
+        """Leave scvi's ELBO out: there is none."""
+        self.val_metrics: dict[str, Any] = {}
+
+    def forward(self, batch: TokenBatch, **_: Any) -> tuple[dict[str, Tensor], dict[str, Tensor], LossOutput]:
+        """Pass a batch to the module."""
+        return self.module(batch)
+
+    def compute_and_log_metrics(self, loss_output: LossOutput, metrics: dict[str, Any], mode: str) -> None:  # noqa: ARG002
+        """Log the parts of the loss as ``train_<part>`` or ``validation_<part>``, averaged over the cells of an epoch."""
+        for name, value in loss_output.extra_metrics.items():
+            self.log(f"{mode}_{name}", value, on_step=False, on_epoch=True, batch_size=loss_output.n_obs_minibatch)
+
+    def training_step(self, batch: TokenBatch, batch_idx: int) -> Tensor:
+        """One step, with dropout drawn from the seed and the position in the run."""
+        position = self.current_epoch * self.trainer.num_training_batches + batch_idx
+        torch.manual_seed(fold_seed(self.config.seed, position))
+        _, _, output = self(batch)
+        self._log_loss("train_loss", output, progress=True)
+        self.compute_and_log_metrics(output, self.train_metrics, "train")
+        return output.loss
+
+    def validation_step(self, batch: TokenBatch, batch_idx: int) -> None:  # noqa: ARG002
+        """Loss of one validation batch."""
+        _, _, output = self(batch)
+        self._log_loss("validation_loss", output, progress=True)
+        self.compute_and_log_metrics(output, self.val_metrics, "validation")
+
+    def _log_loss(self, name: str, output: LossOutput, *, progress: bool) -> None:
+        # scvi leaves the batch size out here, so a short last batch would weigh as much as a full one.
+        self.log(name, output.loss, on_step=False, on_epoch=True, prog_bar=progress, batch_size=output.n_obs_minibatch)
+
+    def configure_optimizers(self) -> dict[str, Any]:
+        """Build the optimizer and its learning-rate schedule, stepped every batch."""
+        config = self.config
+        optimizer = build_optimizer(
+            config.optimizer,
+            self.module.network,
+            lr=config.lr,
+            weight_decay=config.weight_decay,
+            **config.optimizer_options,
+        )
+        schedule = warmup_cosine(optimizer, n_steps=int(self.trainer.estimated_stepping_batches), warmup=config.warmup)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Record which run this is."""
+        checkpoint["scgalore_run"] = self.identity
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Refuse the checkpoint of another run."""
+        saved = checkpoint.get("scgalore_run", {})
+        changed = [
+            f"{key} was {saved.get(key)!r}, now {self.identity.get(key)!r}"
+            for key in sorted({*saved, *self.identity})
+            if saved.get(key) != self.identity.get(key)
+        ]
+        if changed:
+            msg = f"The checkpoint belongs to another run: {'; '.join(changed)}. Use another checkpoint_dir to start anew."
+            raise OptionError(msg)
+
+
+def warmup_cosine(
+    optimizer: torch.optim.Optimizer, *, n_steps: int, warmup: float
+) -> torch.optim.lr_scheduler.LambdaLR:
+    """Linear warm-up, then a half cosine down to a hundredth.
+
+    Parameters
+    ----------
+    optimizer
+        Whose learning rates to schedule.
+    n_steps
+        Steps of the whole run.
+    warmup
+        Share of them that warms up.
+    """
+    n_warmup = max(1, round(n_steps * warmup))
+    floor = 0.01
+
+    def factor(step: int) -> float:
+        if step < n_warmup:
+            return (step + 1) / n_warmup
+        progress = min(1.0, (step - n_warmup) / max(1, n_steps - n_warmup))
+        return floor + (1 - floor) * 0.5 * (1 + math.cos(math.pi * progress))
+
+    return torch.optim.lr_scheduler.LambdaLR(optimizer, factor)

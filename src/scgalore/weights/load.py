@@ -1,0 +1,118 @@
+"""Put the tensors of a checkpoint into a network, and account for every one of them."""
+
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from scgalore.errors import WeightsError
+from scgalore.weights.checkpoint import Checkpoint
+
+__all__ = ["LoadReport", "load_tensors"]
+
+ENCODER = ("encoder.", "value_encoder.", "transformer_encoder.")
+TASK_SIZED = ("cls_decoder.out_layer.",)  # as many rows as the task at hand has classes
+
+
+@dataclass(frozen=True)
+class LoadReport:
+    """What became of every tensor.
+
+    Attributes
+    ----------
+    loaded
+        Names that network and checkpoint share.
+    random
+        Names in the network that kept their initial values.
+    ignored
+        Names in the checkpoint that the network has no place for.
+    """
+
+    loaded: tuple[str, ...]
+    random: tuple[str, ...]
+    ignored: tuple[str, ...]
+
+    def summary(self) -> str:
+        """Say in one line how many tensors were loaded, left random and ignored, by part of the network."""
+        n = len(self.loaded) + len(self.random)
+        return f"{len(self.loaded)} of {n} tensors loaded; left random: {_parts(self.random)}; ignored: {_parts(self.ignored)}"
+
+    def __str__(self) -> str:
+        lines = [self.summary()]
+        for verdict in ("random", "ignored"):
+            lines += [f"  {verdict:8}{name}" for name in getattr(self, verdict)]
+        return "\n".join(lines)
+
+
+def load_tensors(
+    network: nn.Module, checkpoint: Checkpoint, *, allow_random: tuple[str, ...] | None = None
+) -> LoadReport:
+    """Copy tensors by name, each cast to the network's dtype; nothing is copied if anything is wrong.
+
+    The encoder has to match exactly: neither may one of its tensors stay random, nor one of the checkpoint's be ignored.
+
+    Parameters
+    ----------
+    network
+        Module whose ``state_dict`` has the canonical names.
+    checkpoint
+        What to load.
+    allow_random
+        First parts of the names that may stay random; by default everything but the encoder.
+
+    Raises
+    ------
+    WeightsError
+        If shapes differ, or a tensor would stay random that may not.
+    """
+    own = network.state_dict()
+    misfits = {name for name, tensor in checkpoint.tensors.items() if name in own and own[name].shape != tensor.shape}
+    if wrong := sorted(name for name in misfits if not name.startswith(TASK_SIZED)):
+        ours, theirs = own[wrong[0]], checkpoint.tensors[wrong[0]]
+        msg = (
+            f"{wrong[0]} is {tuple(theirs.shape)} in {checkpoint.folder} and {tuple(ours.shape)} in the network. Build "
+            "the network from the checkpoint's own args and vocabulary."
+        )
+        raise WeightsError(msg)
+    report = LoadReport(
+        loaded=tuple(name for name in own if name in checkpoint.tensors and name not in misfits),
+        random=tuple(name for name in own if name not in checkpoint.tensors or name in misfits),
+        ignored=tuple(name for name in checkpoint.tensors if name not in own or name in misfits),
+    )
+    _check(report, checkpoint, allow_random)
+    with torch.no_grad():
+        for name in report.loaded:
+            own[name].copy_(checkpoint.tensors[name])
+    return report
+
+
+def _check(report: LoadReport, checkpoint: Checkpoint, allow_random: tuple[str, ...] | None) -> None:
+    lost = [name for name in report.ignored if name.startswith(ENCODER)]
+    if lost:
+        msg = (
+            f"The network has no place for {_few(lost)} of {checkpoint.folder}. Does args.json belong to these weights?"
+        )
+        raise WeightsError(msg)
+    left = [
+        name
+        for name in report.random
+        if name.startswith(ENCODER) or (allow_random is not None and not name.startswith(allow_random))
+    ]
+    if left:
+        msg = (
+            f"{_few(left)} would stay random: {checkpoint.folder} holds no such tensor. Its other tensors: "
+            f"{_few(report.ignored) or 'none'}. Is it a whole scGPT checkpoint, and do its args belong to it?"
+        )
+        raise WeightsError(msg)
+
+
+def _parts(names: Iterable[str]) -> str:
+    counts = Counter(name.partition(".")[0] for name in names)
+    return ", ".join(f"{part} ({n})" for part, n in counts.items()) or "none"
+
+
+def _few(names: Iterable[str]) -> str:
+    names = list(names)
+    return ", ".join(names[:4]) + (f" and {len(names) - 4} more" if len(names) > 4 else "")

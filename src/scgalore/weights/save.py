@@ -1,0 +1,113 @@
+"""Write a checkpoint folder, in our layout or in upstream's."""
+
+import json
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from scgalore.errors import OptionError
+from scgalore.weights.checkpoint import FORMAT_KEY
+from scgalore.weights.folders import whole_folder
+
+__all__ = ["export_scgpt", "write_checkpoint"]
+
+
+def write_checkpoint(
+    folder: Path,
+    *,
+    config: Mapping[str, Any],
+    vocab: Mapping[str, int],
+    tensors: Mapping[str, Tensor],
+    extra: Mapping[str, str | bytes] | None = None,
+    overwrite: bool = False,
+) -> None:
+    """Write ``config.json``, ``vocab.json`` and ``model.safetensors``, all or nothing.
+
+    Equal content gives equal bytes. Dtypes are kept.
+
+    Parameters
+    ----------
+    folder
+        Folder to make; a checkpoint that is there already survives a failure.
+    config
+        Hyperparameters, as :meth:`~scgalore.nn.SCGPTConfig.to_dict` gives them.
+    vocab
+        Token id of every token.
+    tensors
+        Weights by canonical name.
+    extra
+        Content of further files by name.
+    overwrite
+        Whether a checkpoint in ``folder`` may be replaced, with everything that lies beside it.
+
+    Raises
+    ------
+    OptionError
+        If ``folder`` is taken or a name in ``extra`` is.
+    """
+    reserved = ("config.json", "vocab.json", "model.safetensors")
+    extra = extra or {}
+    for name in extra:
+        if name in reserved or Path(name).name != name:
+            msg = f"extra={{{name!r}: ...}}: expected plain file names other than {', '.join(reserved)}."
+            raise OptionError(msg)
+    with whole_folder(folder, overwrite=overwrite) as draft:
+        _write_json(draft / "config.json", dict(sorted(config.items())))
+        _write_json(draft / "vocab.json", _by_id(vocab))
+        # One key: safetensors writes several in no fixed order.
+        save_file(_packed(tensors), draft / "model.safetensors", metadata={FORMAT_KEY: "1"})
+        # It comes out private to its owner; a folder on a shared disk is read by others.
+        shutil.copymode(draft / "vocab.json", draft / "model.safetensors")
+        for name, content in extra.items():
+            (draft / name).write_bytes(content.encode() if isinstance(content, str) else content)
+
+
+def export_scgpt(
+    folder: Path,
+    *,
+    args: Mapping[str, Any],
+    vocab: Mapping[str, int],
+    tensors: Mapping[str, Tensor],
+    overwrite: bool = False,
+) -> None:
+    """Write ``args.json``, ``vocab.json`` and ``best_model.pt`` as the original program reads them.
+
+    Parameters
+    ----------
+    folder
+        Folder to make, as in :func:`write_checkpoint`.
+    args
+        Hyperparameters in upstream's spelling, as :meth:`~scgalore.nn.SCGPTConfig.to_args` gives them.
+    vocab
+        Token id of every token.
+    tensors
+        Weights by canonical name.
+    overwrite
+        Whether a checkpoint in ``folder`` may be replaced.
+    """
+    with whole_folder(folder, overwrite=overwrite) as draft:
+        _write_json(draft / "args.json", dict(sorted(args.items())))
+        _write_json(draft / "vocab.json", _by_id(vocab))
+        torch.save(_packed(tensors), draft / "best_model.pt")
+
+
+def _write_json(path: Path, content: Mapping[str, Any]) -> None:
+    path.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def _by_id(vocab: Mapping[str, int]) -> dict[str, int]:
+    return {token: int(index) for token, index in sorted(vocab.items(), key=lambda item: item[1])}
+
+
+def _packed(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Tensors in a fixed order, each the sole owner of its memory: a slice would drag its whole table into a ``.pt``."""
+    packed = {}
+    for name, tensor in sorted(tensors.items()):
+        plain = tensor.detach().cpu().contiguous()
+        packed[name] = plain if plain.untyped_storage().nbytes() == plain.nbytes else plain.clone()
+    return packed

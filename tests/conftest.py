@@ -1,0 +1,65 @@
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+os.environ["MPLBACKEND"] = "agg"  # before anything imports pyplot
+
+from scgalore._settings import settings
+
+if TYPE_CHECKING:
+    from anndata import AnnData
+
+REPOSITORY = Path(__file__).parents[1]
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--internet", action="store_true", help="also run the tests that fetch from the internet")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if config.getoption("--internet"):
+        return
+    skip = pytest.mark.skip(reason="needs the internet; run with --internet")
+    for item in items:
+        if "internet" in item.keywords:
+            item.add_marker(skip)
+
+
+@pytest.fixture(autouse=True)
+def _own_settings(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Keep tests away from the user's cache, in this process and in those it starts, and undo what they set."""
+    cachedir = tmp_path_factory.getbasetemp() / "cache"
+    for name in [name for name in os.environ if name.startswith("SCGALORE_")]:
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("SCGALORE_CACHEDIR", str(cachedir))
+    settings.reset()
+    yield
+    monkeypatch.undo()
+    settings.reset()
+
+
+@pytest.fixture(scope="session")
+def _pbmc_once() -> "AnnData":
+    sc = pytest.importorskip("scanpy")
+    reduced = sc.datasets.pbmc68k_reduced()
+    adata = reduced.raw.to_adata()
+    adata.obs = reduced.obs.copy()
+    return adata
+
+
+@pytest.fixture
+def pbmc(_pbmc_once: "AnnData") -> "AnnData":
+    """700 peripheral blood cells, 765 genes, log-normalised, with ``obs["bulk_labels"]``."""
+    return _pbmc_once.copy()
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+    """Folder of larger real data sets, where the machine has them beside the repository."""
+    folder = REPOSITORY.parent / "shared" / "data"
+    if not folder.is_dir():
+        pytest.skip(f"needs the data sets in {folder}")
+    return folder

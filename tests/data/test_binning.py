@@ -1,0 +1,161 @@
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+
+from scgalore.data.binning import bin_edges, bin_rows, bin_values
+from scgalore.errors import DataError, OptionError
+
+FIXTURES = Path(__file__).parent / "scgpt"
+
+
+@pytest.fixture(scope="module")
+def reference():
+    return np.load(FIXTURES / "binning.npz")
+
+
+def nonzero(reference, row):
+    x = reference[f"row{row}"]
+    return x[x != 0]
+
+
+@pytest.mark.parametrize("row", range(5))
+def test_edges_of_the_original(reference, row):
+    np.testing.assert_array_equal(bin_edges(nonzero(reference, row), 51), reference[f"row{row}/edges_51"])
+
+
+@pytest.mark.parametrize("row", range(5))
+def test_upper_ties_are_the_originals_one_sided_digits(reference, row):
+    bins = bin_values(nonzero(reference, row), 51)
+    np.testing.assert_array_equal(bins, reference[f"row{row}/one"])
+    np.testing.assert_array_equal(bins, reference[f"row{row}/left"])
+
+
+@pytest.mark.parametrize("row", range(5))
+def test_random_ties_with_the_originals_draws(reference, row):
+    x = nonzero(reference, row)
+    draws = np.random.RandomState(200 + row).rand(len(x))
+    np.testing.assert_array_equal(bin_values(x, ties="random", u=draws), reference[f"row{row}/both_seed{200 + row}"])
+    lowest = bin_values(x, ties="random", u=np.full(len(x), 1 - 1e-12))
+    np.testing.assert_array_equal(lowest, np.minimum(reference[f"row{row}/right"] + 1, reference[f"row{row}/left"]))
+
+
+@pytest.mark.parametrize("n_bins", [51, 7])
+def test_whole_rows_of_the_original(reference, n_bins):
+    rows = [reference[f"row{row}"] for row in range(6)]
+    lengths = [np.count_nonzero(x) for x in rows]
+    draws = np.concatenate([np.random.RandomState(100 + i).rand(n) for i, n in enumerate(lengths)])
+    data = np.concatenate([x[x != 0] for x in rows])
+    binned = bin_rows(data, np.cumsum([0, *lengths]), n_bins, ties="random", u=draws)
+    for i, (x, bins) in enumerate(zip(rows, np.split(binned, np.cumsum(lengths)[:-1]), strict=True)):
+        expected = reference[f"row{i}/binned_{n_bins}_seed{100 + i}"]
+        np.testing.assert_array_equal(bins, expected[x != 0])
+        assert not expected[x == 0].any()
+
+
+def test_torch_row_of_the_original(reference):
+    x = reference["row2"]
+    draws = np.random.RandomState(300).rand(np.count_nonzero(x))
+    bins = bin_values(x[x != 0], ties="random", u=draws)
+    np.testing.assert_array_equal(bins, reference["torch_row2_seed300"][x != 0])
+
+
+def test_preprocessor_of_the_original():
+    reference = np.load(FIXTURES / "preprocess.npz")
+    for prefix, layer, seed in [("", "X_log1p", 42), ("hvg_", "hvg_X_normed", 43)]:
+        x, expected = reference[layer], reference[f"{prefix}X_binned"]
+        indptr = np.cumsum([0, *np.count_nonzero(x, axis=1)])
+        draws = np.random.RandomState(seed).rand(indptr[-1])
+        np.testing.assert_array_equal(bin_rows(x[x != 0], indptr, ties="random", u=draws), expected[x != 0])
+    x = reference["X_log1p"]
+    edges = np.stack([np.append(0, bin_edges(row[row != 0])) for row in x])
+    np.testing.assert_array_equal(edges[:, 1:], reference["bin_edges"][:, 1:])
+
+
+counts = st.integers(1, 40)
+continuous = st.floats(2.0**-20, 2.0**20, width=32)
+
+
+@st.composite
+def expression(draw, max_size=80):
+    dtype = draw(st.sampled_from([np.float32, np.float64, np.int64]))
+    elements = counts if dtype == np.int64 else draw(st.sampled_from([counts, continuous]))
+    return np.array(draw(st.lists(elements, min_size=1, max_size=max_size)), dtype=dtype)
+
+
+@given(expression(), st.integers(3, 130))
+def test_edges_are_numpys_quantiles_to_the_last_bit(x, n_bins):
+    expected = np.quantile(x, np.linspace(0, 1, n_bins - 1))
+    edges = bin_edges(x, n_bins)
+    assert edges.dtype == expected.dtype
+    np.testing.assert_array_equal(edges, expected)
+
+
+@given(st.lists(expression(20) | st.just(np.array([], dtype=np.float32)), max_size=6), st.integers(3, 60), st.data())
+def test_rows_are_binned_one_by_one(cells, n_bins, data):
+    values = np.concatenate([*cells, []]).astype(np.float32)
+    indptr = np.cumsum([0, *map(len, cells)])
+    u = data.draw(hnp.arrays(np.float64, len(values), elements=st.floats(0, 1, exclude_max=True)))
+    for ties in ("upper", "random"):
+        together = bin_rows(values, indptr, n_bins, ties=ties, u=u)
+        for start, stop in zip(indptr[:-1], indptr[1:], strict=True):
+            alone = bin_values(values[start:stop], n_bins, ties=ties, u=u[start:stop])
+            np.testing.assert_array_equal(together[start:stop], alone)
+
+
+@given(expression(), st.integers(3, 60), st.integers(-8, 8))
+def test_bins_are_ranks_in_range(x, n_bins, power):
+    bins = bin_values(x, n_bins)
+    assert bins.min() >= 1
+    assert bins[np.argmax(x)] == n_bins - 1
+    assert (np.diff(bins[np.argsort(x, kind="stable")]) >= 0).all()
+    if x.dtype != np.int64:  # scaling by a power of two is exact
+        np.testing.assert_array_equal(bins, bin_values(x * x.dtype.type(2.0**power), n_bins))
+
+
+def test_a_draw_just_below_one_is_not_the_bin_of_the_zeros():
+    for n_tied in (1, 9, 100):
+        assert bin_values(np.ones(n_tied), ties="random", u=np.full(n_tied, np.nextafter(1, 0))).min() == 1
+
+
+@given(expression(), st.integers(3, 60), st.data())
+def test_random_ties_stay_between_the_tied_bins(x, n_bins, data):
+    u = data.draw(hnp.arrays(np.float64, len(x), elements=st.floats(0, 1, exclude_max=True)))
+    edges = np.quantile(x, np.linspace(0, 1, n_bins - 1))
+    left, right = np.digitize(x, edges), np.digitize(x, edges, right=True)
+    bins = bin_values(x, n_bins, ties="random", u=u)
+    assert ((bins <= left) & (bins >= np.minimum(right + 1, left))).all()
+
+
+def test_random_ties_use_every_tied_bin():
+    x = np.array([1.0] * 900 + [2.0] * 100)
+    bins = bin_values(x, ties="random", u=np.random.default_rng(0).random(1000))
+    assert set(bins[:900].tolist()) == set(range(1, 46))
+    counts = np.bincount(bins[:900])[1:]
+    assert counts.min() > 5
+
+
+def test_input_is_left_alone():
+    x = np.array([3.0, 1.0, 2.0])
+    bin_values(x)
+    bin_edges(x)
+    assert x.tolist() == [3, 1, 2]
+
+
+@pytest.mark.parametrize(
+    ("call", "error", "says"),
+    [
+        (lambda: bin_edges([1.0, 2.0], 2), OptionError, "n_bins=2"),
+        (lambda: bin_values([1.0], 0), OptionError, "at least 3"),
+        (lambda: bin_values([1.0], ties="lower"), OptionError, "'upper', 'random'"),
+        (lambda: bin_values([1.0], ties="random"), OptionError, "needs u"),
+        (lambda: bin_edges([]), DataError, "no bin edges"),
+    ],
+    ids=["too-few-bins", "no-bins", "unknown-ties", "random-without-draws", "empty-cell"],
+)
+def test_bad_input(call, error, says):
+    with pytest.raises(error, match=says):
+        call()

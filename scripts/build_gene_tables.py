@@ -19,16 +19,19 @@ from pathlib import Path
 
 from scgalore.genes.identifiers import looks_like_mouse
 
-# Names as they occur in matrices. The sources also hold protein names with brackets, quotes and blanks.
-_SYMBOL = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
+# Names as they occur in matrices. The sources also hold protein names with brackets, quotes and blanks, clone names
+# with a dot, and bare numbers, which would turn nameless columns into genes.
+_SYMBOL = re.compile(r"(?=.*[A-Z])[A-Za-z0-9][A-Za-z0-9_-]*")
 
 
 def read_rows(path: Path) -> list[dict[str, str]]:
+    """Read a gzipped table as one dictionary a row."""
     with gzip.open(path, "rt", encoding="utf-8", newline="") as file:
         return list(csv.DictReader(file, delimiter="\t", quoting=csv.QUOTE_NONE))
 
 
 def write_rows(path: Path, rows: list[tuple[str, ...]]) -> None:
+    """Write rows, the first of them the header, as a gzipped table."""
     text = "".join("\t".join(row) + "\n" for row in rows)
     # mtime=0: the same table must be the same bytes, or every rebuild would look like a change.
     path.write_bytes(gzip.compress(text.encode(), compresslevel=9, mtime=0))
@@ -36,7 +39,7 @@ def write_rows(path: Path, rows: list[tuple[str, ...]]) -> None:
 
 
 def pack_genes(genes: list[dict[str, str]]) -> list[tuple[str, ...]]:
-    """Ensembl id -> symbol, where the symbol means that one gene."""
+    """Pair Ensembl ids and symbols where the symbol means that one gene."""
     holders: dict[str, list[dict[str, str]]] = defaultdict(list)
     for gene in genes:
         # A gene without a symbol carries its own id as its name.
@@ -57,7 +60,7 @@ def pack_genes(genes: list[dict[str, str]]) -> list[tuple[str, ...]]:
 
 
 def pack_aliases(aliases: list[dict[str, str]], current: set[str]) -> list[tuple[str, ...]]:
-    """Current symbol -> its previous symbols and its aliases, each of which points to this gene alone."""
+    """Collect the previous symbols and the aliases of each current symbol; each name points to one gene."""
     names: dict[str, dict[str, list[str]]] = defaultdict(lambda: {"previous": [], "alias": []})
     for row in aliases:
         name = row["alias_symbol"]
@@ -74,6 +77,7 @@ def pack_aliases(aliases: list[dict[str, str]], current: set[str]) -> list[tuple
 
 
 def main() -> None:
+    """Run the program."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     for name in ("genes", "aliases", "out"):
         parser.add_argument(name, type=Path)

@@ -22,8 +22,6 @@ if TYPE_CHECKING:
 
 __all__ = ["TokenCells"]
 
-CHUNK = 4096  # rows read at once where the whole matrix is walked through
-
 
 @dataclass(frozen=True)
 class TokenCells:
@@ -41,6 +39,8 @@ class TokenCells:
         Tokens of each cell, ``<cls>`` included, int64, shape ``(n_obs,)``.
     labels
         Class codes, int64, shape ``(n_obs,)``, or ``None``.
+    classes
+        Names of the classes, in the order of the codes.
     """
 
     matrix: CellMatrix
@@ -48,6 +48,7 @@ class TokenCells:
     match: GeneMatch
     lengths: NDArray[np.int64] = field(repr=False)
     labels: NDArray[np.int64] | None = field(default=None, repr=False)
+    classes: tuple[str, ...] = ()
 
     @classmethod
     def from_adata(
@@ -87,9 +88,7 @@ class TokenCells:
         matrix.check("nonnegative")
         match = match_genes(names, vocab)
         tokenizer = Tokenizer(match.token_ids, cls_id=vocab.cls_id, pad_id=vocab.pad_id, config=config)
-        starts = range(0, matrix.n_obs, CHUNK)
-        rows = (np.arange(start, min(start + CHUNK, matrix.n_obs)) for start in starts)
-        lengths = np.concatenate([tokenizer.lengths(matrix.rows(part)) for part in rows])
+        lengths = np.concatenate([tokenizer.lengths(rows) for _, rows in matrix.chunks()])
         _refuse_empty_cells(adata, lengths, config)
         return cls(matrix, tokenizer, match, lengths)
 
@@ -98,9 +97,9 @@ class TokenCells:
         """Number of cells."""
         return self.matrix.n_obs
 
-    def with_labels(self, labels: NDArray[np.int64]) -> TokenCells:
-        """Same cells with class codes, which :meth:`batch` then carries."""
-        return replace(self, labels=labels)
+    def with_labels(self, labels: NDArray[np.int64], classes: tuple[str, ...]) -> TokenCells:
+        """Same cells with class codes, which :meth:`batch` then carries, and the names of the classes."""
+        return replace(self, labels=labels, classes=classes)
 
     def batch(self, request: BatchRequest) -> TokenBatch:
         """Read, tokenise and pad the cells of a request."""

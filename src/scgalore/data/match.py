@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 from collections import Counter, defaultdict
 from dataclasses import dataclass
+from itertools import islice
 from typing import TYPE_CHECKING, get_args
 
 import numpy as np
@@ -102,17 +103,17 @@ def match_genes(names: Sequence[str], vocab: GeneVocab) -> GeneMatch:
     if not names:
         msg = "The data has no genes (0 variables)."
         raise DataError(msg)
-    genes = {token for token in vocab.tokens if not (token.startswith("<") and token.endswith(">"))}
-    exact = genes.intersection(names)
+    genes = {token: i for token, i in vocab.to_dict().items() if not (token.startswith("<") and token.endswith(">"))}
+    exact = genes.keys() & set(names)
     unknown = set(names) - exact
     if unknown:
         _refuse_mouse(names, exact, genes)
     renamed, lost = _rename(unknown, exact, genes)
-    _refuse_repeated(names, exact | renamed.keys() | lost)
+    _refuse_repeated(names, exact | renamed.keys())
     token_of = {name: name for name in exact} | renamed
     if not token_of:
-        raise DataError(_nothing_matched(names, genes, vocab))
-    ids = {name: vocab[token] for name, token in token_of.items()}
+        raise DataError(_nothing_matched(names, genes))
+    ids = {name: genes[token] for name, token in token_of.items()}
     return GeneMatch(
         token_ids=np.array([ids.get(name, -1) for name in names], dtype=np.int64),
         renamed={name: renamed[name] for name in names if name in renamed},
@@ -121,7 +122,21 @@ def match_genes(names: Sequence[str], vocab: GeneVocab) -> GeneMatch:
     )
 
 
-def _rename(unknown: set[str], exact: set[str], genes: set[str]) -> tuple[dict[str, str], set[str]]:
+def few(names: Iterable[str], n: int = 3) -> str:
+    """Quote the first names of many for a message.
+
+    Parameters
+    ----------
+    names
+        Names to choose from.
+    n
+        How many to show.
+    """
+    shown = [repr(str(name)) for name in islice(names, n + 1)]
+    return ", ".join(shown[:n]) + (", ..." if len(shown) > n else "")
+
+
+def _rename(unknown: set[str], exact: set[str], genes: Collection[str]) -> tuple[dict[str, str], set[str]]:
     """Tokens for names that are none, and the names that lost theirs to a column with a better name."""
     ending = _by_ending(genes)
     claims: dict[str, list[tuple[int, str]]] = defaultdict(list)
@@ -133,12 +148,12 @@ def _rename(unknown: set[str], exact: set[str], genes: set[str]) -> tuple[dict[s
                 claims[found[0]].append((_RANK[other.kind], name))
             if found:
                 break
-    renamed = {min(names)[1]: token for token, names in claims.items() if token not in exact}
-    lost = {name for names in claims.values() for _, name in names if name not in renamed}
+    renamed = {min(claimants)[1]: token for token, claimants in claims.items() if token not in exact}
+    lost = {name for claimants in claims.values() for _, name in claimants if name not in renamed}
     return renamed, lost
 
 
-def _by_ending(genes: set[str]) -> dict[str, str]:
+def _by_ending(genes: Collection[str]) -> dict[str, str]:
     """``"_ENSG..."`` -> the token that ends so, where it is one."""
     tokens: dict[str, list[str]] = defaultdict(list)
     for token in genes:
@@ -161,14 +176,14 @@ def _refuse_repeated(names: Sequence[str], wanted: Collection[str]) -> None:
         raise DataError(msg)
 
 
-def _refuse_mouse(names: Sequence[str], exact: set[str], genes: set[str]) -> None:
+def _refuse_mouse(names: Sequence[str], exact: set[str], genes: Collection[str]) -> None:
     # A few symbols are the same in mouse and human (C3, F10), so "nothing matched" alone would let mouse data through.
     if len(exact) > 0.05 * len(names) or _mouse_share(names) <= 0.5 or _mouse_share(genes) > 0.5:
         return
     mouse = [name for name in names if looks_like_mouse(name)]
     msg = (
-        f"{len(mouse):,} of {len(names):,} gene names look like mouse or rat genes ({few(mouse)}), but the vocabulary's "
-        f"do not ({few(sorted(genes))}). Names are not matched by changing their case, since the genes differ: replace "
+        f"{len(mouse):,} of {len(names):,} gene names look like mouse or rat genes ({few(mouse)}), but those of the "
+        f"vocabulary do not ({few(genes)}). Names are not matched by changing their case, since the genes differ: replace "
         "them by their human orthologs in adata.var_names, or use a model with a mouse vocabulary."
     )
     raise DataError(msg)
@@ -178,7 +193,7 @@ def _mouse_share(names: Collection[str]) -> float:
     return sum(map(looks_like_mouse, names)) / max(len(names), 1)
 
 
-def _nothing_matched(names: Sequence[str], genes: set[str], vocab: GeneVocab) -> str:
+def _nothing_matched(names: Sequence[str], genes: Collection[str]) -> str:
     upper = sum(name.upper() in genes for name in names)
     column = "if the gene names are in a column of adata.var, pass its name as gene_symbols="
     if all(name.isdecimal() for name in names):
@@ -190,9 +205,10 @@ def _nothing_matched(names: Sequence[str], genes: set[str], vocab: GeneVocab) ->
     elif upper:
         hint = f"{upper:,} would match in upper case: if these are human genes, write them so in adata.var_names."
     else:
-        hint = f"{column[0].upper()}{column[1:]}; expected are human symbols or Ensembl ids, as the vocabulary has them."
-    shown = (token for token in vocab.tokens if token in genes)
+        hint = (
+            f"{column[0].upper()}{column[1:]}; expected are human symbols or Ensembl ids, as the vocabulary has them."
+        )
     return (
         f"None of the {len(names):,} gene names is in the vocabulary of {len(genes):,} genes. "
-        f"The data has {few(names)}; the vocabulary has {few(shown)}. {hint}"
+        f"The data has {few(names)}; the vocabulary has {few(genes)}. {hint}"
     )

@@ -46,10 +46,6 @@ class MatrixSummary:
         Number of values that are NaN, infinite, below zero, not whole.
     n_empty
         Number of cells without a non-zero value.
-    is_counts
-        Whether all values are whole and none is negative.
-    is_logged
-        Whether the values look like logarithms: not whole, none negative, none large.
     """
 
     min: float
@@ -62,10 +58,12 @@ class MatrixSummary:
 
     @property
     def is_counts(self) -> bool:
+        """Whether all values are whole and none is negative."""
         return not (self.n_nan or self.n_inf or self.n_negative or self.n_fractional)
 
     @property
     def is_logged(self) -> bool:
+        """Whether the values look like logarithms: not whole, none negative, none large."""
         return bool(self.n_fractional) and not self.n_negative and self.max < _LOGGED_MAX
 
 
@@ -104,7 +102,7 @@ class CellMatrix:
         """
         if layer is not None and layer not in adata.layers:
             found = ", ".join(map(repr, adata.layers)) or "none"
-            msg = f"adata.layers has no {layer!r} (it has: {found}). Pass one of them as layer=, or layer=None for adata.X."
+            msg = f"adata.layers has no {layer!r} (it has: {found}). Pass one of them as layer=, or None for adata.X."
             raise MissingKeyError(msg)
         name = "adata.X" if layer is None else f"adata.layers[{layer!r}]"
         shape = (adata.n_obs, adata.n_vars)
@@ -152,8 +150,8 @@ class CellMatrix:
         Parameters
         ----------
         require
-            ``"nonnegative"`` refuses empty matrices, NaN, infinite and negative values; ``"counts"`` also values that are
-            not whole.
+            ``"nonnegative"`` refuses empty matrices, NaN, infinite and negative values; ``"counts"`` also values
+            that are not whole.
         """
         if require not in ("nonnegative", "counts"):
             msg = f"require={require!r} is not one of 'nonnegative', 'counts'."
@@ -213,9 +211,9 @@ def _reader(x: Any, name: str) -> Callable[[NDArray[np.int64]], sp.csr_matrix]:
     on_disk = isinstance(x, h5py.Dataset) or type(x).__module__.partition(".")[0] == "zarr"
     if not (on_disk or sp.issparse(x) or isinstance(x, np.ndarray | CSRDataset | CSCDataset)):
         msg = (
-            f"{name} is a {type(x).__module__}.{type(x).__name__}; expected a NumPy array, or a SciPy sparse matrix in "
+            f"{name} is a {type(x).__module__}.{type(x).__name__}; expected a NumPy array or a SciPy sparse matrix, in "
+            "memory or backed. Bring it into memory first (adata.to_memory(), or .compute() for Dask)."
         )
-        msg += "memory or backed. Bring it into memory first (adata.to_memory(), or .compute() for Dask)."
         raise DataError(msg)
     if x.dtype.kind not in "biuf":
         msg = f"{name} holds values of type {x.dtype}; expected numbers."
@@ -232,8 +230,8 @@ def _reader(x: Any, name: str) -> Callable[[NDArray[np.int64]], sp.csr_matrix]:
 
 
 def _backed_view_reader(adata: AnnData, name: str) -> Callable[[NDArray[np.int64]], sp.csr_matrix]:
-    # `.X` of a backed view loads all of it, and a sparse one with selected genes the whole file at each access: rows are
-    # taken from the file instead. anndata has no public name for where a view looks.
+    # `.X` of a backed view loads all of it, and a sparse one with selected genes the whole file at each access: rows
+    # are taken from the file instead. anndata has no public name for where a view looks.
     parent, obs, var = adata._adata_ref, adata._oidx, adata._vidx
     read = _reader(parent.X, name)
     in_file, columns = np.arange(parent.n_obs)[obs], np.arange(parent.n_vars)[var]
@@ -249,7 +247,7 @@ def _dense_reader(x: NDArray[Any]) -> Callable[[NDArray[np.int64]], sp.csr_matri
     size = max(1, _BLOCK_VALUES // max(1, x.shape[1]))
 
     def read(rows: NDArray[np.int64]) -> sp.csr_matrix:
-        blocks = [sp.csr_matrix(x[rows[start : start + size]]) for start in range(0, len(rows), size)]
+        blocks = [_from_dense(x[rows[start : start + size]]) for start in range(0, len(rows), size)]
         return sp.vstack(blocks, format="csr")
 
     return read
@@ -262,10 +260,15 @@ def _dense_file_reader(x: Any) -> Callable[[NDArray[np.int64]], sp.csr_matrix]:
         blocks = []
         for first, stop in _spans(rows, longest=size):
             within = rows[np.searchsorted(rows, first) : np.searchsorted(rows, stop)] - first
-            blocks.append(sp.csr_matrix(x[first:stop][within]))
+            blocks.append(_from_dense(x[first:stop][within]))
         return sp.vstack(blocks, format="csr")
 
     return read
+
+
+def _from_dense(block: NDArray[Any]) -> sp.csr_matrix:
+    with np.errstate(over="ignore"):
+        return sp.csr_matrix(block.astype(np.float32))  # cast first: SciPy has no sparse float16
 
 
 def _sparse_file_reader(x: CSRDataset) -> Callable[[NDArray[np.int64]], sp.csr_matrix]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-import pandas as pd
 from anndata import AnnData
 
 from scgalore.errors import DataError, MissingKeyError
@@ -12,6 +11,7 @@ from scgalore.errors import DataError, MissingKeyError
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
+    import pandas as pd
     from mudata import MuData
 
 __all__ = ["resolve_adata", "write_obs"]
@@ -45,9 +45,7 @@ def resolve_adata(data: AnnData | MuData, *, mod: str = "rna") -> AnnData:
         raise DataError(msg)
     if not adata.obs_names.is_unique:
         # Found here, before any work: results could not be brought to the MuData's own obs.
-        msg = (
-            f"Modality {mod!r} has repeated obs_names; call mdata[{mod!r}].obs_names_make_unique() and mdata.update()."
-        )
+        msg = f"Modality {mod!r} has repeated obs_names; make them unique before the MuData is made."
         raise DataError(msg)
     return adata
 

@@ -7,16 +7,15 @@ from __future__ import annotations
 
 import json
 import operator
-import tempfile
+import os
 from collections import Counter
-from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
 import numpy as np
 
 from scgalore._logging import info
-from scgalore.data.match import GeneMatch, match_genes
+from scgalore.data.match import GeneMatch, few, match_genes
 from scgalore.errors import DataError, MissingKeyError, WeightsError
 
 if TYPE_CHECKING:
@@ -117,7 +116,7 @@ class GeneVocab:
         try:
             return self._ids[token]
         except KeyError:
-            msg = f"{token!r} is not one of the {len(self):,} tokens; ids() gives -1 for such, match_genes() knows renamed genes."
+            msg = f"{token!r} is none of the {len(self):,} tokens. ids() gives -1 for such, match_genes() knows renamed genes."
             raise MissingKeyError(msg) from None
 
     def __eq__(self, other: object) -> bool:
@@ -172,27 +171,13 @@ class GeneVocab:
             File to write. One that exists is replaced only once the new one is complete.
         """
         path = Path(path)
-        with tempfile.NamedTemporaryFile("w", encoding="utf-8", dir=path.parent, delete=False) as file:
-            unfinished = Path(file.name)
+        # Beside the target, so that the move is one step on the same file system.
+        unfinished = path.with_name(f".{path.name}.{os.getpid()}.part")
         try:
             unfinished.write_text(json.dumps(self._ids, indent=2), encoding="utf-8")
             unfinished.replace(path)
         finally:
             unfinished.unlink(missing_ok=True)
-
-
-def few(names: Iterable[str], n: int = 3) -> str:
-    """Quote the first names of many for a message.
-
-    Parameters
-    ----------
-    names
-        Names to choose from.
-    n
-        How many to show.
-    """
-    shown = [repr(str(name)) for name in islice(names, n + 1)]
-    return ", ".join(shown[:n]) + (", ..." if len(shown) > n else "")
 
 
 def _by_id(mapping: Mapping[str, int]) -> list[str]:
@@ -210,7 +195,9 @@ def _by_id(mapping: Mapping[str, int]) -> list[str]:
     wrong = np.flatnonzero(ids[order] != np.arange(len(ids)))
     if wrong.size:
         at, found = int(wrong[0]), int(ids[order[wrong[0]]])
-        what = f"has no token with id {at:,}" if found > at else f"has the id {found:,} " + ("twice" if at else "below 0")
+        what = (
+            f"has no token with id {at:,}" if found > at else f"has the id {found:,} " + ("twice" if at else "below 0")
+        )
         msg = f"The vocabulary of {len(mapping):,} tokens {what}. {expected}; is the file cut off or merged from two?"
         raise WeightsError(msg)
     tokens = list(mapping)

@@ -109,8 +109,10 @@ def other_names(name: str) -> OtherNames:
     symbol = tables.replaced.get(name) or tables.alias.get(name) or name
     renames = tuple(old for old in tables.previous.get(symbol, ()) if old != name)
     current = (symbol,) if symbol != name else ()
-    by_id = (tables.gene_id[symbol],) if symbol in tables.gene_id else ()
-    return OtherNames(kind, tuple(filter(None, (current, renames, by_id))))
+    gene_id = tables.gene_id.get(symbol)
+    # An id is surer than an old name. CELLxGENE has RGS5 only as RGS5_ENSG00000143248, for another gene was called so.
+    by_id = ((gene_id,), (f"_{gene_id}",)) if gene_id else ()
+    return OtherNames(kind, tuple(filter(None, (current, *by_id, renames))))
 
 
 def standardise(names: Iterable[str]) -> list[str]:

@@ -53,7 +53,7 @@ def read_model(model: PathLike) -> StoredModel:
         As for :meth:`scgalore.model.SCGPT.from_pretrained`.
     """
     folder, entry = resolve_model_folder(model)
-    checkpoint = read_checkpoint(folder)
+    checkpoint = read_checkpoint(folder, args=None if entry is None else entry.args)
     vocab = GeneVocab.from_dict(checkpoint.vocab)
     config, classes = _config(checkpoint, vocab)
     network = SCGPTNetwork(config)

@@ -239,31 +239,47 @@ class SCGPT:
         """
         seed = seed_from(rng)
         config = TrainConfig.from_options(**{"accelerator": settings.accelerator, **options, "seed": seed})
-        codes, classes = encode_labels(adata, labels_key) if labels_key is not None else (None, self.classes)
-        if objective is None:
-            objective = MaskedExpression(mask_value=self.network.config.mask_value) if codes is None else Classification()
+        codes, classes = (None, ()) if labels_key is None else encode_labels(adata, labels_key)
         cells = self.cells(adata, layer=layer, gene_symbols=gene_symbols, max_length=max_length, rng=seed)
         if split is None:
             split = random_split(
                 cells.n_obs, validation_size=validation_size, test_size=test_size, strata=codes, seed=seed
             )
         if codes is not None:
-            cells = cells.with_labels(codes)
-        self._fit(cells, split, objective, config, classes, checkpoint_dir=checkpoint_dir, resume=resume)
+            cells = cells.with_labels(codes, classes)
+        self.fit(cells, split, config, objective=objective, checkpoint_dir=checkpoint_dir, resume=resume)
 
-    def _fit(
+    def fit(
         self,
         cells: TokenCells,
         split: Split,
-        objective: Objective,
         config: TrainConfig,
-        classes: tuple[str, ...],
         *,
-        checkpoint_dir: PathLike | None,
-        resume: bool,
+        objective: Objective | None = None,
+        checkpoint_dir: PathLike | None = None,
+        resume: bool = False,
     ) -> None:
+        """Train on cells that are already made ready; :meth:`train` in steps.
+
+        Parameters
+        ----------
+        cells
+            From :meth:`cells`, with labels if classes are to be learnt.
+        split
+            Parts of the cells.
+        config
+            How to train.
+        objective
+            What to train for: classes if the cells have labels, masked expression otherwise, when left out.
+        checkpoint_dir, resume
+            As for :meth:`train`.
+        """
         from scgalore.train.runner import fit
 
+        if objective is None:
+            masked = MaskedExpression(mask_value=self.network.config.mask_value)
+            objective = masked if cells.labels is None else Classification()
+        classes = self.classes if cells.labels is None else cells.classes
         identity = run_identity(cells, split, objective, config, self.network)
         before = {name: tensor.clone() for name, tensor in self.network.state_dict().items()}
         try:

@@ -1,4 +1,4 @@
-"""GaLore's AdamW: all parameters trained, moments kept in a low-rank subspace of the gradient.
+"""GaLore's AdamW: all parameters trained, moments kept in a low-rank subspace of each weight's gradient.
 
 The method is that of Zhao et al., "GaLore: Memory-Efficient LLM Training by Gradient Low-Rank Projection" (ICML 2024).
 """
@@ -8,84 +8,47 @@ from __future__ import annotations
 import math
 import warnings
 from collections import defaultdict
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, get_args
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.optim import Optimizer
-from torch.optim.adamw import adamw
 
 from scgalore.errors import OptionError
-from scgalore.optim.projector import (
-    PROJ_TYPES,
-    Bases,
-    auto_scale,
-    compress,
-    exact_bases,
-    expand_into_,
-    iterated_bases,
-    rotate,
-    sides_of,
-)
+from scgalore.optim.checks import check_group
+from scgalore.optim.kernels import adamw_update_, step_device
+from scgalore.optim.projector import Bases, auto_scale, compress, expand_into_
+from scgalore.optim.subspace import PROJECTION_DEFAULTS, Slot, blocks, current_bases, is_projected, state_dtype
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping
+    from collections.abc import Callable, Iterable
 
-BasisMethod = Literal["warm", "svd"]
-Moments = Literal["rotate", "keep", "reset"]
-
-# What a group with `rank` gets for the keys it does not set.
-PROJECTION_DEFAULTS: dict[str, Any] = {"update_proj_gap": 20, "scale": "auto", "proj_type": "std", "split": 1}
-
-_FUSED_DEVICES = ("cpu", "cuda", "mps", "xpu")
-
-
-class _Slot(NamedTuple):
-    index: int  # place among all parameters, seeds the random start
-    offset: int  # steps by which the refreshes are moved, so that no step refreshes all
+    from scgalore.optim.subspace import BasisMethod, Moments
 
 
 class _Ready(NamedTuple):
     param: Tensor
     bases: Bases
-    low: Tensor
-
-
-def state_dtype(dtype: torch.dtype) -> torch.dtype:
-    """Type of moments and bases: float32 below float32, else the parameter's own."""
-    return torch.float32 if dtype in (torch.float16, torch.bfloat16) else dtype
-
-
-def is_projected(param: Tensor, group: Mapping[str, Any]) -> bool:
-    """Whether a parameter of this group is projected; vectors, tensors of other rank and small matrices are not."""
-    rank = group.get("rank")
-    if rank is None or param.ndim != 2:
-        return False
-    return bool(min(param.shape[0] // group["split"], param.shape[1]) > rank)
-
-
-def blocks(matrix: Tensor, split: int) -> Tensor:
-    """View of a packed matrix as ``(split, m, n)``; a plain one is returned as it is."""
-    return matrix if split == 1 else matrix.unflatten(0, (split, -1))
+    low: Tensor  # the projected gradient
 
 
 class GaLoreAdamW(Optimizer):
     r"""AdamW whose moments live in a low-rank subspace of each weight's gradient.
 
-    A parameter group with a ``rank`` is projected; its other keys are ``update_proj_gap`` (20: steps between refreshes of the
-    basis), ``scale`` (``"auto"``: :math:`\sqrt{n / r}`, so that ``lr`` means what it means for AdamW), ``proj_type``
-    (``"std"``, ``"reverse_std"``, ``"left"``, ``"right"``, ``"full"``) as in galore-torch, and ``split`` (1; 3 projects the
-    blocks of a packed q/k/v weight one by one). A group without ``rank``, and in a projected group every vector and every
-    matrix whose smaller side is at most ``rank``, gets AdamW as in :class:`torch.optim.AdamW`, fused where the device allows.
+    A parameter group with a ``rank`` is projected. Its other keys are galore-torch's: ``update_proj_gap`` (20, steps
+    between refreshes of the basis), ``scale`` (``"auto"``: :math:`\sqrt{n / r}`, so that ``lr`` means the same as
+    for AdamW), ``proj_type`` (``"std"``, ``"reverse_std"``, ``"left"``, ``"right"``, ``"full"``); and ``split`` (1; with
+    3 the blocks of a packed q/k/v weight are projected one by one). A group without ``rank``, and every vector and every
+    matrix whose smaller side is at most ``rank``, gets :class:`torch.optim.AdamW`'s update, fused where the device can.
 
-    The projected update is galore-torch's, ``eps`` outside the bias correction and weight decay after the step:
+    The projected update is galore-torch's: ``eps`` outside the bias correction, weight decay after the step.
 
-    .. math:: W \leftarrow (1 - \eta\lambda)\Bigl(W - \eta\,\mathrm{scale}\,\tfrac{\sqrt{1 - \beta_2^t}}{1 - \beta_1^t}\,
-              \mathrm{back}\bigl(M / (\sqrt V + \epsilon)\bigr)\Bigr)
+    .. math:: W \leftarrow (1 - \eta\lambda)\Bigl(W - \eta \cdot \mathrm{scale} \cdot
+              \tfrac{\sqrt{1 - \beta_2^t}}{1 - \beta_1^t} \, \mathrm{back}\bigl(M / (\sqrt V + \epsilon)\bigr)\Bigr)
 
-    A projected weight whose gradient is not finite is left untouched for that step, its moments, counter and basis too, with one
-    warning; parameters under AdamW treat such a gradient as :class:`torch.optim.AdamW` does. An all-zero gradient takes no basis:
-    the first basis, or the refresh, waits for the next gradient that has a direction.
+    A gradient that is not finite leaves its projected weight, moments, basis and counter untouched, with one warning;
+    parameters under AdamW treat it as :class:`torch.optim.AdamW` does. An all-zero gradient takes no basis: the first
+    basis, or the refresh, waits for the next gradient that has a direction.
 
     Parameters
     ----------
@@ -100,26 +63,28 @@ class GaLoreAdamW(Optimizer):
     weight_decay
         Decoupled weight decay.
     basis
-        ``"warm"``: subspace iteration started from the previous basis; ``"svd"``: exact SVD of the gradient.
+        ``"warm"``, subspace iteration started from the previous basis, or ``"svd"``, the exact SVD of the gradient.
     moments
-        At a refresh, ``"rotate"`` expresses the moments in the new basis, ``"keep"`` leaves the numbers as galore-torch does,
-        ``"reset"`` sets them to zero.
+        At a refresh, ``"rotate"`` expresses the moments in the new basis, ``"keep"`` leaves the numbers as galore-torch
+        does, ``"reset"`` sets them to zero.
     stagger
         Spread the refreshes of the weights over the gap, so that no step refreshes all of them.
     seed
-        Seed of the random start of the first bases. Equal on all ranks of a distributed run.
+        Seed of the random start of the first bases; equal on all ranks of a distributed run.
 
     Notes
     -----
-    The state of a projected parameter is ``step``, ``refresh_at`` (numbers), ``exp_avg``, ``exp_avg_sq`` and ``basis`` (tensors;
-    for ``"full"`` ``basis`` is the left one, with ``basis_right`` beside it), float32 also for bfloat16 weights. Checkpoints load with
-    ``torch.load(weights_only=True)`` and continue bit for bit.
+    The state of a projected parameter is ``step`` and ``refresh_at`` (numbers), ``basis``, ``exp_avg`` and
+    ``exp_avg_sq`` (tensors, float32 also for bfloat16 weights). A basis has shape ``(r, n)`` on the right or ``(r, m)``
+    on the left of an m x n weight; ``"full"`` has the left one in ``basis`` and the right one in ``basis_right``. The
+    state loads with ``torch.load(weights_only=True)`` and training continues bit for bit.
 
     Examples
     --------
-    >>> import torch, scgalore as sg
-    >>> net = torch.nn.Sequential(torch.nn.Linear(64, 64), torch.nn.ReLU(), torch.nn.Linear(64, 3))
-    >>> optimizer = sg.optim.GaLoreAdamW(sg.optim.param_groups(net, rank=8), lr=1e-3)
+    >>> import torch
+    >>> import scgalore as sg
+    >>> network = torch.nn.Sequential(torch.nn.Linear(64, 64), torch.nn.ReLU(), torch.nn.Linear(64, 3))
+    >>> optimizer = sg.optim.GaLoreAdamW(sg.optim.param_groups(network, rank=8), lr=1e-3)
     """
 
     _warned = False
@@ -137,29 +102,40 @@ class GaLoreAdamW(Optimizer):
         stagger: bool = True,
         seed: int = 0,
     ) -> None:
-        defaults = {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay}
+        defaults: dict[str, Any] = {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay}
         super().__init__(params, defaults | {"basis": basis, "moments": moments, "stagger": stagger, "seed": seed})
 
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        # A state saved by torch's AdamW lacks our keys.
+        for group in self.param_groups:
+            for key, value in self.defaults.items():
+                group.setdefault(key, value)
+
     def add_param_group(self, param_group: dict[str, Any]) -> None:
-        """Add a group of parameters, with ``rank`` and its companions when it is to be projected."""
+        """Add a group of parameters; one with ``rank`` is projected."""
         if isinstance(param_group, dict) and param_group.get("rank") is not None:
             for key, value in PROJECTION_DEFAULTS.items():
                 param_group.setdefault(key, value)
         super().add_param_group(param_group)
         try:
-            _check_group(param_group)
+            check_group(param_group)
         except OptionError:
             self.param_groups.pop()
             raise
 
     @torch.no_grad()
-    def step(self, closure: Callable[[], Any] | None = None) -> Any:  # type: ignore[override]
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """Update the parameters once.
 
         Parameters
         ----------
         closure
             Evaluates the model again, with gradients enabled, and returns the loss.
+
+        Returns
+        -------
+        The loss of the closure, if one was given.
         """
         loss = None
         if closure is not None:
@@ -167,23 +143,18 @@ class GaLoreAdamW(Optimizer):
                 loss = closure()
         slots = self._slots()
         for group in self.param_groups:
-            plain: list[Tensor] = []
-            projected: list[Tensor] = []
-            for param in group["params"]:
-                if param.grad is None:
-                    continue
-                if param.grad.is_sparse:
-                    msg = "GaLoreAdamW got a sparse gradient; build the embedding with sparse=False."
-                    raise RuntimeError(msg)
-                (projected if param in slots else plain).append(param)
-            self._step_plain(group, plain)
-            self._step_projected(group, projected, slots)
+            trained = [param for param in group["params"] if param.grad is not None]
+            if any(param.grad.is_sparse for param in trained):
+                msg = "GaLoreAdamW got a sparse gradient; build the embedding with sparse=False."
+                raise RuntimeError(msg)
+            self._step_plain(group, [param for param in trained if param not in slots])
+            self._step_projected(group, [param for param in trained if param in slots], slots)
         return loss
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Load a state, own copies of its tensors, in the state's precision rather than the parameters'."""
-        # torch casts every state tensor to the parameter's dtype, which would round float32 moments to bfloat16, and shares
-        # tensors that need no cast with their source. A last hook sees the dictionary as the other hooks leave it.
+        """Load a state: own copies of its tensors, in the precision of the state and not of the parameters."""
+        # torch casts every state tensor to the parameter's dtype, which rounds float32 moments of bfloat16 weights, and
+        # shares with the source what needs no cast. A last hook sees the dictionary as the other hooks leave it.
         seen: dict[str, Any] = {}
         handle = self.register_load_state_dict_pre_hook(lambda _, loaded: seen.update(loaded))
         try:
@@ -196,76 +167,98 @@ class GaLoreAdamW(Optimizer):
             if index in seen["state"]:
                 self.state[param] = {key: _own(key, value, param) for key, value in seen["state"][index].items()}
 
-    def _slots(self) -> dict[Tensor, _Slot]:
-        everything = [(group, param) for group in self.param_groups for param in group["params"]]
-        projected = [(i, group, param) for i, (group, param) in enumerate(everything) if is_projected(param, group)]
+    def _slots(self) -> dict[Tensor, Slot]:
+        everything = enumerate((group, param) for group in self.param_groups for param in group["params"])
+        projected = [(index, group, param) for index, (group, param) in everything if is_projected(param, group)]
         return {
-            param: _Slot(index, place * group["update_proj_gap"] // len(projected) if group["stagger"] else 0)
+            param: Slot(index, place * group["update_proj_gap"] // len(projected) if group["stagger"] else 0)
             for place, (index, group, param) in enumerate(projected)
         }
 
     def _step_plain(self, group: dict[str, Any], params: list[Tensor]) -> None:
+        settings = {key: group[key] for key in ("lr", "betas", "eps", "weight_decay")}
+        same: list[Tensor] = []
         for param in params:
             state = self.state[param]
             if not state:
-                on = param.device if param.device.type in _FUSED_DEVICES else torch.device("cpu")
-                state["step"] = torch.zeros((), dtype=torch.float32, device=on)
+                state["step"] = torch.zeros((), dtype=torch.float32, device=step_device(param))
                 state["exp_avg"] = torch.zeros_like(param, dtype=state_dtype(param.dtype))
                 state["exp_avg_sq"] = torch.zeros_like(state["exp_avg"])
-        options = {key: group[key] for key in ("lr", "weight_decay", "eps", "betas")}
-        low_precision = [p for p in params if p.dtype != state_dtype(p.dtype)]
-        # One at a time: float32 copies of all of them together would cost more than the moments.
-        for param in low_precision:
-            assert param.grad is not None
-            wide = param.to(state_dtype(param.dtype))
-            _adamw_([wide], [param.grad.to(wide.dtype)], [self.state[param]], **options)
+            if param.dtype == state["exp_avg"].dtype:
+                same.append(param)
+                continue
+            # One at a time: float32 copies of all of them together would outweigh the moments.
+            wide = param.to(state["exp_avg"].dtype)
+            adamw_update_([wide], [param.grad], [state], [state["step"]], **settings)
             param.copy_(wide)
-        rest = [p for p in params if p.dtype == state_dtype(p.dtype)]
-        _adamw_(rest, [p.grad for p in rest if p.grad is not None], [self.state[p] for p in rest], **options)
+        states = [self.state[param] for param in same]
+        adamw_update_(same, [param.grad for param in same], states, [state["step"] for state in states], **settings)
 
-    def _step_projected(self, group: dict[str, Any], params: list[Tensor], slots: dict[Tensor, _Slot]) -> None:
+    def _step_projected(self, group: dict[str, Any], params: list[Tensor], slots: dict[Tensor, Slot]) -> None:
         ready: list[_Ready] = []
         for param in params:
             assert param.grad is not None
             grad = blocks(param.grad.to(state_dtype(param.dtype)), group["split"])
-            bases = self._bases(group, param, grad, slots[param])
+            bases = current_bases(group, self.state[param], grad, slots[param])
             if bases is not None:
                 ready.append(_Ready(param, bases, compress(grad, bases)))
+            elif not grad.isfinite().all():
+                self._warn_not_finite()
         by_step: dict[tuple[int, torch.device], list[_Ready]] = defaultdict(list)
         for item in self._finite(ready):
             state = self.state[item.param]
             state["step"] += 1
             by_step[state["step"], item.param.device].append(item)
         for (step, device), items in by_step.items():
-            self._update(group, items, step, device)
+            self._apply(group, items, step, device)
 
-    def _bases(self, group: dict[str, Any], param: Tensor, grad: Tensor, slot: _Slot) -> Bases | None:
-        """Bases for this step, refreshed when due; ``None`` while there are none."""
-        state = self.state[param]
-        m, n = grad.shape[-2:]
-        rank, sides = group["rank"], sides_of(m, n, group["proj_type"])
-        old = None
-        if "basis" in state:
-            right = state.get("basis_right") if sides.left else state["basis"]
-            old = Bases(state["basis"] if sides.left else None, right)
-            if state["step"] < state["refresh_at"]:
-                return old
-        else:
-            state["step"] = 0
-        low, high = (float(x) for x in torch.aminmax(grad))
-        if not (math.isfinite(low) and math.isfinite(high)):
+    def _finite(self, ready: list[_Ready]) -> list[_Ready]:
+        if not ready:
+            return ready
+        # Not finite anywhere in a gradient means not finite in its projection, which is smaller to look through; one
+        # answer for all of them, since each costs a wait for the GPU.
+        device = ready[0].low.device
+        fine = torch.stack([item.low.sum(dtype=torch.float32).to(device) for item in ready]).isfinite().tolist()
+        if not all(fine):
             self._warn_not_finite()
-            return old
-        if low == high == 0.0:
-            return old
-        if group["basis"] == "svd":
-            new = exact_bases(grad, rank, sides)
-        else:
-            new = iterated_bases(grad, rank, sides, old, _mix(group["seed"], slot.index))
-        self._carry_moments(group["moments"], state, old, new, compress(grad, new).shape)
-        state["basis"] = new.right if new.left is None else new.left
-        if sides.left and sides.right:
-            state["basis_right"] = new.right
-        gap = group["update_proj_gap"]
-        state["refresh_at"] = state["step"] + gap - (state["step"] + slot.offset) % gap
-        return new
+        return [item for item, is_fine in zip(ready, fine, strict=True) if is_fine]
+
+    def _apply(self, group: dict[str, Any], items: list[_Ready], step: int, device: torch.device) -> None:
+        lr, decay, (_, beta2) = float(group["lr"]), group["weight_decay"], group["betas"]
+        # AdamW on weights of zero leaves the normalised step itself, by the fused kernel and for all matrices at once.
+        # Its eps stands inside the bias correction; galore-torch's outside.
+        updates = [torch.zeros_like(item.low) for item in items]
+        steps = list(torch.full((len(items),), step - 1.0, device=step_device(updates[0])).unbind())
+        eps = group["eps"] / math.sqrt(1.0 - beta2**step)
+        states = [self.state[item.param] for item in items]
+        lows = [item.low for item in items]
+        adamw_update_(updates, lows, states, steps, lr=1.0, betas=group["betas"], eps=eps, weight_decay=0.0)
+        keep = 1.0 - lr * decay
+        for item, update in zip(items, updates, strict=True):
+            weight = blocks(item.param, group["split"])
+            m, n = weight.shape[-2:]
+            scale = group["scale"]
+            if scale == "auto":
+                scale = auto_scale(m, n, item.bases)
+            wide = weight if weight.dtype == update.dtype else weight.to(update.dtype)
+            expand_into_(wide, update, item.bases, keep=keep, rate=lr * scale * keep)
+            if wide is not weight:
+                weight.copy_(wide)
+
+    def _warn_not_finite(self) -> None:
+        if not self._warned:
+            self._warned = True
+            msg = (
+                "GaLoreAdamW found NaN or infinity in a gradient and left the weight as it is (said once). If the loss "
+                "does not recover, lower the learning rate or clip the gradients."
+            )
+            warnings.warn(msg, RuntimeWarning, stacklevel=4)
+
+
+def _own(key: str, value: Any, param: Tensor) -> Any:
+    if not isinstance(value, Tensor):
+        return value
+    if key == "step":
+        return value.to(device=step_device(param), dtype=torch.float32, copy=True)
+    dtype = state_dtype(param.dtype) if value.is_floating_point() else value.dtype
+    return value.to(device=param.device, dtype=dtype, copy=True)

@@ -10,6 +10,7 @@ from scgalore import _logging as logg
 from scgalore._docs import shared_parameters
 from scgalore._keys import LabelKeys
 from scgalore._rng import seed_from
+from scgalore._settings import settings
 from scgalore.data.labels import encode_labels
 from scgalore.data.split import PARTS, Split, random_split, split_from_labels
 from scgalore.errors import MissingKeyError
@@ -121,18 +122,18 @@ def finetune(
     keys = LabelKeys.from_key_added(key_added, uns="finetune")
     seed = seed_from(rng)
     options = {"optimizer": optimizer, **train_options}
-    TrainConfig.from_options(**options)  # before weights are fetched
-    codes = None if labels_key is None else encode_labels(adata, labels_key)[0]
+    config = TrainConfig.from_options(**{"accelerator": settings.accelerator, **options, "seed": seed})
+    codes, classes = (None, ()) if labels_key is None else encode_labels(adata, labels_key)
     split = _split(adata, split_key, codes, validation_size=validation_size, test_size=test_size, seed=seed)
     fitted = as_model(model)
     start = dict(fitted.provenance)
-    read = {"layer": layer, "gene_symbols": gene_symbols, "max_length": max_length, "rng": seed}
+    read: dict[str, Any] = {"layer": layer, "gene_symbols": gene_symbols, "max_length": max_length, "rng": seed}
     with logg.step(f"fine-tuning {start['name']} on {len(split.train):,} of {adata.n_obs:,} cells") as step:
-        fitted.train(
-            adata, labels_key=labels_key, split=split, checkpoint_dir=checkpoint_dir, resume=resume, **read, **options
-        )
         cells = fitted.cells(adata, **read)
-        output = fitted.run(cells, accelerator=train_options.get("accelerator"))
+        if codes is not None:
+            cells = cells.with_labels(codes, classes)
+        fitted.fit(cells, split, config, checkpoint_dir=checkpoint_dir, resume=resume)
+        output = fitted.run(cells, accelerator=config.accelerator)
         results = label_results(output, fitted.classes if codes is not None else (), keys)
         parts = pd.Categorical(split.labels(), categories=list(PARTS))
         results.obs[keys.split] = (parts, "parts of the data")

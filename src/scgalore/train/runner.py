@@ -111,6 +111,7 @@ def fit(
         If the loss became NaN or infinite.
     """
     checkpoint = _checkpoint_to_resume(checkpoint_dir, resume=resume)
+    network.train()  # Lightning keeps the mode it finds, and dropout with it
     history, best = History(), BestWeights(objective.monitor)
     plan = GaLoreTrainingPlan(SCGPTModule(network, objective), config, identity)
     data = TokenDataModule(cells, split, objective, batch_size=config.batch_size, seed=config.seed)

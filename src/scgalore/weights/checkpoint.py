@@ -1,6 +1,7 @@
 """Read a checkpoint folder, whoever wrote it."""
 
 import json
+import os
 import pickle
 import re
 from collections.abc import Mapping
@@ -58,7 +59,7 @@ class Checkpoint:
     sha256: str
 
 
-def read_checkpoint(folder: Path, *, args: Mapping[str, Any] | None = None) -> Checkpoint:
+def read_checkpoint(folder: str | os.PathLike[str], *, args: Mapping[str, Any] | None = None) -> Checkpoint:
     """Read a checkpoint folder in our layout, upstream's, or that of a safetensors copy.
 
     No code in the files is ever run: a pickle that asks for it is refused.
@@ -76,6 +77,7 @@ def read_checkpoint(folder: Path, *, args: Mapping[str, Any] | None = None) -> C
     WeightsError
         If a file is missing, damaged, does not belong to the others, or holds more than tensors.
     """
+    folder = Path(folder).expanduser()
     if not folder.is_dir():
         msg = f"{folder} is not a folder. A checkpoint is a folder with {_LAYOUTS}."
         raise WeightsError(msg)

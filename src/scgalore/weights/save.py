@@ -1,6 +1,7 @@
 """Write a checkpoint folder, in our layout or in upstream's."""
 
 import json
+import os
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -16,9 +17,11 @@ from scgalore.weights.folders import whole_folder
 
 __all__ = ["export_scgpt", "write_checkpoint"]
 
+_RESERVED = ("config.json", "vocab.json", "model.safetensors", "", "..")
+
 
 def write_checkpoint(
-    folder: Path,
+    folder: str | os.PathLike[str],
     *,
     config: Mapping[str, Any],
     vocab: Mapping[str, int],
@@ -50,15 +53,14 @@ def write_checkpoint(
     OptionError
         If ``folder`` is taken or a name in ``extra`` is.
     """
-    reserved = ("config.json", "vocab.json", "model.safetensors")
     extra = extra or {}
     for name in extra:
-        if name in reserved or Path(name).name != name:
-            msg = f"extra={{{name!r}: ...}}: expected plain file names other than {', '.join(reserved)}."
+        if name in _RESERVED or Path(name).name != name:
+            msg = f"extra={{{name!r}: ...}}: expected plain file names other than {', '.join(_RESERVED[:3])}."
             raise OptionError(msg)
-    with whole_folder(folder, overwrite=overwrite) as draft:
-        _write_json(draft / "config.json", dict(sorted(config.items())))
-        _write_json(draft / "vocab.json", _by_id(vocab))
+    with whole_folder(Path(folder), overwrite=overwrite) as draft:
+        _write_json(draft / "config.json", config)
+        _write_json(draft / "vocab.json", _by_id(vocab), sort_keys=False)
         # One key: safetensors writes several in no fixed order.
         save_file(_packed(tensors), draft / "model.safetensors", metadata={FORMAT_KEY: "1"})
         # It comes out private to its owner; a folder on a shared disk is read by others.
@@ -68,7 +70,7 @@ def write_checkpoint(
 
 
 def export_scgpt(
-    folder: Path,
+    folder: str | os.PathLike[str],
     *,
     args: Mapping[str, Any],
     vocab: Mapping[str, int],
@@ -90,14 +92,15 @@ def export_scgpt(
     overwrite
         Whether a checkpoint in ``folder`` may be replaced.
     """
-    with whole_folder(folder, overwrite=overwrite) as draft:
-        _write_json(draft / "args.json", dict(sorted(args.items())))
-        _write_json(draft / "vocab.json", _by_id(vocab))
+    with whole_folder(Path(folder), overwrite=overwrite) as draft:
+        _write_json(draft / "args.json", args)
+        _write_json(draft / "vocab.json", _by_id(vocab), sort_keys=False)
         torch.save(_packed(tensors), draft / "best_model.pt")
 
 
-def _write_json(path: Path, content: Mapping[str, Any]) -> None:
-    path.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+def _write_json(path: Path, content: Mapping[str, Any], *, sort_keys: bool = True) -> None:
+    text = json.dumps(dict(content), indent=1, ensure_ascii=False, sort_keys=sort_keys)
+    path.write_text(text + "\n", encoding="utf-8")
 
 
 def _by_id(vocab: Mapping[str, int]) -> dict[str, int]:

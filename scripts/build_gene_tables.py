@@ -23,6 +23,13 @@ from scgalore.genes.identifiers import looks_like_mouse
 # with a dot, and bare numbers, which would turn nameless columns into genes.
 _SYMBOL = re.compile(r"(?=.*[A-Z])[A-Za-z0-9][A-Za-z0-9_-]*")
 
+# Non-coding neighbours of a coding gene (antisense, divergent, intronic, overlapping) that were merged into its entry:
+# another transcript was counted under such a name.
+_NEIGHBOUR = re.compile(r"-(?:AS|DT|IT|OT)\d*$")
+
+# The only lower-case letters in human symbols. Programs that write everything in upper case change them.
+_ORF = re.compile(r"C[\dXY]+orf\d+")
+
 
 def read_rows(path: Path) -> list[dict[str, str]]:
     """Read a gzipped table as one dictionary a row."""
@@ -66,9 +73,13 @@ def pack_aliases(aliases: list[dict[str, str]], current: set[str]) -> list[tuple
         name = row["alias_symbol"]
         # TRAC is an alias of NCOR2 and the T cell receptor's constant gene: a current symbol is never read as an alias.
         # Names in mouse case are refused so that mouse columns do not slip into a human vocabulary.
-        if name in current or not _SYMBOL.fullmatch(name) or looks_like_mouse(name):
+        if name in current or not _SYMBOL.fullmatch(name) or _NEIGHBOUR.search(name) or looks_like_mouse(name):
             continue
         names[row["primary_gene_symbol"]][row["kind"]].append(name)
+    taken = current | {row["alias_symbol"] for row in aliases}
+    for symbol in filter(_ORF.fullmatch, current):
+        if symbol.upper() not in taken:
+            names[symbol]["alias"].append(symbol.upper())
     rows = [
         (symbol, "|".join(sorted(kinds["previous"])), "|".join(sorted(kinds["alias"])))
         for symbol, kinds in sorted(names.items())

@@ -14,6 +14,8 @@ if TYPE_CHECKING:
 
 REPOSITORY = Path(__file__).parents[1]
 
+pytest_plugins = ("tests.original_plugin", "tests.parity_plugin", "tests.tiny_plugin")
+
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--internet", action="store_true", help="also run the tests that fetch from the internet")

@@ -63,7 +63,7 @@ def test_scanpy_is_followed_until_told_otherwise(
 ) -> None:
     scanpy = SimpleNamespace(settings=SimpleNamespace(verbosity=2))
     with unconfigured_logging():
-        monkeypatch.setitem(sys.modules, "scanpy", scanpy)  # type: ignore[arg-type]
+        monkeypatch.setitem(sys.modules, "scanpy", scanpy)
         say_everything()
         assert capsys.readouterr().err.splitlines() == ["WARNING: w", "i"]
         settings.verbosity = 0
@@ -82,16 +82,16 @@ def test_real_scanpy_is_understood() -> None:
         sc.settings.verbosity = before
 
 
-def test_level_of_the_logger_is_honoured(
-    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_level_of_the_logger_is_honoured(caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delitem(sys.modules, "scanpy", raising=False)
     caplog.set_level(logging.ERROR, logger="scgalore")
     say_everything()
     assert caplog.messages == []
 
 
-def test_configured_logging_gets_the_records(caplog: pytest.LogCaptureFixture, capsys: pytest.CaptureFixture[str]) -> None:
+def test_configured_logging_gets_the_records(
+    caplog: pytest.LogCaptureFixture, capsys: pytest.CaptureFixture[str]
+) -> None:
     settings.verbosity = 2
     say_everything()
     assert [(record.name, record.levelname, record.message) for record in caplog.records] == [

@@ -54,9 +54,7 @@ def test_environment_fills_the_fields(
     assert getattr(Settings(), field) == value
 
 
-def test_cache_folder_follows_the_environment_and_is_anchored(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
+def test_cache_folder_follows_the_environment_and_is_anchored(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     monkeypatch.setenv("SCGALORE_CACHEDIR", "models")
@@ -68,15 +66,14 @@ def test_cache_folder_follows_the_environment_and_is_anchored(
     assert list(tmp_path.iterdir()) == []
 
 
-def test_override_restores_after_an_error() -> None:
+def test_override_restores_also_after_an_error() -> None:
     before = sg.settings.model_dump()
 
-    class _Planned(Exception):
-        pass
-
-    with pytest.raises(_Planned), sg.settings.override(batch_size=3, offline=True):
+    with sg.settings.override(batch_size=3, offline=True):
         assert (sg.settings.batch_size, sg.settings.offline) == (3, True)
-        raise _Planned
+    assert sg.settings.model_dump() == before
+    with pytest.raises(ZeroDivisionError), sg.settings.override(batch_size=3):
+        _ = 1 / 0
     assert sg.settings.model_dump() == before
 
 

@@ -29,7 +29,10 @@ PARAMETERS = {
     "copy": "Whether to return a changed copy and leave the object given as it is.",
     "key": "Key that the results were written under.",
     "ax": "Axes to draw on; ``None`` makes a new figure.",
-    "show": "Whether to show the figure; ``None`` or ``False`` returns the axes.",
+    "show": (
+        "Whether to show the figure and return nothing. ``None`` does so for a new figure, unless ``sc.settings.autoshow``\n"
+        "is off."
+    ),
 }
 """Text by name of the parameter, without types and defaults: those are in the signature."""
 

@@ -7,6 +7,8 @@ stem of the others.
 from dataclasses import dataclass
 from typing import Self
 
+from scgalore.errors import OptionError
+
 __all__ = ["EmbedKeys", "LabelKeys"]
 
 EMBEDDING = "X_scGPT"
@@ -31,6 +33,7 @@ class EmbedKeys:
     @classmethod
     def from_key_added(cls, key_added: str | None) -> Self:
         """Names for a ``key_added``."""
+        _check(key_added)
         return cls() if key_added is None else cls(key_added, key_added)
 
 
@@ -62,7 +65,16 @@ class LabelKeys:
     @classmethod
     def from_key_added(cls, key_added: str | None, *, uns: str) -> Self:
         """Names for a ``key_added``; ``uns`` is the default name there, that of the function."""
+        _check(key_added)
         if key_added is None:
             return cls(uns)
         k = key_added
         return cls(k, k, f"{k}_label", f"{k}_label_score", f"{k}_split", f"{k}_probabilities")
+
+
+def _check(key_added: object) -> None:
+    if key_added is None or (isinstance(key_added, str) and key_added and "/" not in key_added):
+        return
+    # HDF5 would make groups of a slash, and anndata refuses to write such keys.
+    msg = f"key_added={key_added!r}: expected a string without '/', or None for the default names."
+    raise OptionError(msg)

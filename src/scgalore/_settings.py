@@ -2,9 +2,9 @@
 
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Any
 
-from pydantic import AfterValidator, Field, PositiveInt
+from pydantic import Field, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from scgalore.errors import OptionError
@@ -19,11 +19,6 @@ def _os_cache() -> Path:
     import pooch
 
     return Path(pooch.os_cache("scgalore"))
-
-
-def _anchored(path: Path) -> Path:
-    # A relative cache folder would otherwise move with the working directory.
-    return path.expanduser().absolute()
 
 
 class Settings(BaseSettings):
@@ -47,23 +42,29 @@ class Settings(BaseSettings):
         use_attribute_docstrings=True,
     )
 
-    cachedir: Annotated[Path, AfterValidator(_anchored)] = Field(default_factory=_os_cache)
+    cachedir: Path = Field(default_factory=_os_cache)
     """Folder that downloaded weights and data sets are kept in; the operating system's cache folder by default."""
 
     offline: bool = False
     """Whether to look only in :attr:`cachedir` and never in the network."""
 
-    verbosity: Annotated[int, Field(ge=0, le=4)] | None = None
+    verbosity: int | None = Field(default=None, ge=0, le=4)
     """Errors (0), warnings (1), information (2), hints (3) or everything (4); ``None`` follows scanpy's setting."""
 
     progress: bool = True
     """Whether long work shows a progress bar."""
 
-    batch_size: PositiveInt = 64
+    batch_size: int = Field(default=64, gt=0)
     """Number of cells in a batch where a function is not told otherwise."""
 
     accelerator: str = "auto"
-    """Where to compute, in Lightning's words: ``"auto"``, ``"cpu"``, ``"gpu"``, ``"mps"``."""
+    """Where to compute, as Lightning calls it, for example ``"auto"``, ``"cpu"``, ``"gpu"`` or ``"mps"``."""
+
+    @field_validator("cachedir")
+    @classmethod
+    def _anchor(cls, path: Path) -> Path:
+        # A relative cache folder would otherwise move with the working directory.
+        return path.expanduser().absolute()
 
     @contextmanager
     def override(self, **values: Any) -> "Iterator[Settings]":

@@ -145,7 +145,9 @@ def _table(table: pd.DataFrame) -> pd.DataFrame:
     columns = _names("_".join(map(str, column)) if isinstance(column, tuple) else column for column in table.columns)
     index = table.index.to_flat_index() if isinstance(table.index, pd.MultiIndex) else table.index
     if not pd.api.types.is_numeric_dtype(index):
-        index = pd.Index([_text("_".join(map(str, i)) if isinstance(i, tuple) else str(i)) for i in index], dtype=object)
+        index = pd.Index(
+            [_text("_".join(map(str, i)) if isinstance(i, tuple) else str(i)) for i in index], dtype=object
+        )
     name = None if table.index.name is None else _names([table.index.name])[0]
     # anndata refuses an index that shares its name with a column.
     index = index.rename(None if name in columns else name)

@@ -18,7 +18,7 @@ def tokens(names: list[str], vocab: GeneVocab) -> list[str | None]:
 
 @pytest.fixture(scope="module")
 def pbmc_genes() -> list[str]:
-    import scanpy as sc
+    sc = pytest.importorskip("scanpy")
 
     return list(sc.datasets.pbmc68k_reduced().var_names)
 
@@ -31,7 +31,7 @@ def test_real_genes_by_symbol_and_by_id(pbmc_genes: list[str]) -> None:
     assert match.matched >= 745
     # Names of 2016: what is a current symbol stays, the rest is renamed, and nothing appears out of nowhere.
     assert sum(name in gene_id for name in pbmc_genes) == match.matched - len(match.renamed)
-    assert match.renamed["FAM46C"] == "TENT5C"
+    assert {"FYB": "FYB1", "IGJ": "JCHAIN", "SEPT7": "SEPTIN7", "C10orf54": "VSIR"}.items() <= match.renamed.items()
     assert match.matched + len(match.dropped) + len(match.duplicates) == 765
     current = [vocab.tokens[i] for i in match.token_ids if i >= 0]
     by_id = match_genes([f"{gene_id[name]}.7" for name in current], vocab)
@@ -51,6 +51,8 @@ def test_real_genes_by_symbol_and_by_id(pbmc_genes: list[str]) -> None:
         pytest.param("C10orf11", ["LRMDA"], "LRMDA", id="old_data_orf"),
         pytest.param("LRMDA", ["C10orf11"], "C10orf11", id="old_vocabulary_orf"),
         pytest.param("SEPT7", ["CDC10"], "CDC10", id="vocabulary_older_than_old_data"),
+        pytest.param("C1ORF159", ["C1orf159"], "C1orf159", id="all_upper_case"),
+        pytest.param("UBXN10-AS1", ["PLA2G2C"], None, id="antisense_neighbour"),
         pytest.param("MARCHF8", ["MARCH8", "MIR"], None, id="two_old_names_in_the_vocabulary"),
         pytest.param("ENSG00000141510", ["TP53"], "TP53", id="id_to_symbol"),
         pytest.param("ENSG00000141510.18", ["TP53"], "TP53", id="id_with_version"),

@@ -1,17 +1,14 @@
-import logging
-import tracemalloc
+import warnings
 
 import anndata as ad
-import h5py
 import numpy as np
 import pytest
 import scipy.sparse as sp
 import zarr
-from anndata.abc import CSRDataset
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from scgalore.data import matrix as matrix_module
+from scgalore.data import readers
 from scgalore.data.matrix import CellMatrix
 from scgalore.errors import DataError, MissingKeyError, OptionError
 
@@ -79,12 +76,13 @@ def sources(tmp_path_factory):
         backed = ad.read_h5ad(path, backed="r")
         found[f"{name}-backed"] = CellMatrix.from_adata(backed), DENSE
         found[f"{name}-backed-view"] = CellMatrix.from_adata(backed[OBS, VAR]), DENSE[np.ix_(OBS, VAR)]
-        found[f"{name}-backed-slice"] = CellMatrix.from_adata(backed[10:50][::2, 3:]), DENSE[10:50:2, 3:]
+        found[f"{name}-backed-slice"] = CellMatrix.from_adata(backed[10:50:2, 3:]), DENSE[10:50:2, 3:]
         found[f"{name}-backed-layer"] = CellMatrix.from_adata(backed[OBS], layer="double"), 2 * DENSE[OBS]
         group = zarr.open_group(folder / f"{name}.zarr", mode="w")
-        ad.io.write_elem(group, "X", IN_MEMORY[name](DENSE))
+        with warnings.catch_warnings(action="ignore"):  # of what the next zarr will change
+            ad.io.write_elem(group, "X", IN_MEMORY[name](DENSE))
         on_zarr = ad.io.sparse_dataset(group["X"]) if name.startswith("cs") else group["X"]
-        reader = matrix_module._reader(on_zarr, "zarr")
+        reader = readers.open_matrix(on_zarr, "zarr")
         found[f"{name}-zarr"] = CellMatrix(reader, DENSE.shape, name="zarr"), DENSE
     return found
 
@@ -118,7 +116,7 @@ def test_rows_are_those_of_the_dense_matrix(sources, name, data):
 @pytest.mark.parametrize("name", NAMES)
 def test_chunks_cover_every_row_once(sources, name, monkeypatch):
     # Small enough that dense matrices are read in several blocks, also within a run of rows.
-    monkeypatch.setattr(matrix_module, "_BLOCK_VALUES", 50)
+    monkeypatch.setattr(readers, "_BLOCK_VALUES", 50)
     cells, dense = sources[name]
     starts, chunks = zip(*cells.chunks(size=17), strict=True)
     assert list(starts) == list(range(0, len(dense), 17))
@@ -145,66 +143,6 @@ def test_the_matrix_is_left_alone():
         found.data[:] = 9
     for name in ("data", "indices", "indptr"):
         np.testing.assert_array_equal(getattr(csr, name), getattr(before, name))
-
-
-def test_a_matrix_too_big_to_be_dense(tmp_path):
-    shape = (200_000, 60_000)  # 48 GB as float32
-    rows, columns = np.arange(0, shape[0], 50), np.arange(0, shape[0], 50) % shape[1]
-    csr = sp.csr_matrix((np.ones(len(rows), dtype=np.float32), (rows, columns)), shape=shape)
-    tracemalloc.start()
-    for make in (sp.csr_matrix, sp.csc_matrix):
-        adata = ad.AnnData(make(csr))
-        path = tmp_path / f"{make.__name__}.h5ad"
-        adata.write_h5ad(path)
-        backed = ad.read_h5ad(path, backed="r")
-        for source in (adata, adata[1:], backed, backed[1:]):
-            cells = CellMatrix.from_adata(source)
-            assert cells.rows([199_949 - (source.n_obs < shape[0]) + 1, 0]).nnz >= 1
-    assert tracemalloc.get_traced_memory()[1] < 500e6
-    tracemalloc.stop()
-
-
-def test_backed_csr_is_never_loaded_whole(tmp_path, monkeypatch):
-    path = tmp_path / "x.h5ad"
-    ad.AnnData(sp.csr_matrix(DENSE)).write_h5ad(path)
-    monkeypatch.setattr(CSRDataset, "to_memory", None)
-    backed = ad.read_h5ad(path, backed="r")
-    for source, dense in [(backed, DENSE), (backed[OBS, VAR], DENSE[np.ix_(OBS, VAR)])]:
-        np.testing.assert_array_equal(CellMatrix.from_adata(source).rows([9, 2, 2]).toarray(), dense[[9, 2, 2]])
-
-
-def test_backed_dense_is_read_by_rows(tmp_path, monkeypatch):
-    path = tmp_path / "x.h5ad"
-    ad.AnnData(DENSE).write_h5ad(path)
-    read = []
-    original = h5py.Dataset.__getitem__
-
-    def getitem(self, args, *more, **options):
-        found = original(self, args, *more, **options)
-        if self.name == "/X":
-            read.append(len(found))
-        return found
-
-    backed = ad.read_h5ad(path, backed="r")
-    monkeypatch.setattr(h5py.Dataset, "__getitem__", getitem)
-    CellMatrix.from_adata(backed[:, VAR]).rows([50, 3, 1, 50])
-    assert read == [3, 1]  # rows 1 to 3 in one go, then row 50
-
-
-def test_backed_csc_says_that_it_is_read_into_memory(tmp_path, caplog):
-    path = tmp_path / "x.h5ad"
-    ad.AnnData(sp.csc_matrix(DENSE)).write_h5ad(path)
-    with caplog.at_level(logging.INFO, logger="scgalore"):
-        CellMatrix.from_adata(ad.read_h5ad(path, backed="r"))
-    assert "read into memory once" in caplog.text
-
-
-def test_a_closed_file_is_opened_again(tmp_path):
-    path = tmp_path / "x.h5ad"
-    ad.AnnData(sp.csr_matrix(DENSE)).write_h5ad(path)
-    backed = ad.read_h5ad(path, backed="r")
-    backed.file.close()
-    np.testing.assert_array_equal(CellMatrix.from_adata(backed).rows([4]).toarray(), DENSE[[4]])
 
 
 # Judging the values -----------------------------------------------------------------------------------------------
@@ -273,11 +211,6 @@ def without_x():
     return ad.AnnData(obs={"a": [1, 2]}, var={"b": [1]})
 
 
-def with_dask():
-    dask_array = pytest.importorskip("dask.array")
-    return ad.AnnData(dask_array.ones((4, 3)))
-
-
 @pytest.mark.parametrize(
     ("call", "error", "says"),
     [
@@ -292,14 +225,12 @@ def with_dask():
             "it has: 'raw'",
         ),
         (lambda: CellMatrix.from_adata(without_x()), DataError, "adata.X is not set. Pass layer="),
-        (lambda: CellMatrix.from_adata(with_dask()), DataError, "dask.*compute"),
-        (lambda: CellMatrix.from_adata(ad.AnnData(DENSE.astype(complex))), DataError, "complex128"),
         (lambda: CellMatrix.from_adata(ad.AnnData(DENSE)).rows([0, N_OBS]), OptionError, "0 to 59"),
         (lambda: CellMatrix.from_adata(ad.AnnData(DENSE)).rows([-1]), OptionError, "0 to 59"),
         (lambda: CellMatrix.from_adata(ad.AnnData(DENSE)).rows(np.ones(N_OBS, dtype=bool)), OptionError, "integers"),
-        (lambda: CellMatrix.from_adata(ad.AnnData(DENSE)).check("positive"), OptionError, "'positive'"),
+        (lambda: CellMatrix.from_adata(ad.AnnData(DENSE)).check("positive"), OptionError, "'positive'"),  # type: ignore[arg-type]
     ],
-    ids=["no-layers", "unknown-layer", "no-x", "dask", "complex", "beyond", "negative-row", "mask", "unknown-check"],
+    ids=["no-layers", "unknown-layer", "no-x", "beyond", "negative-row", "mask", "unknown-check"],
 )
 def test_bad_input(call, error, says):
     with pytest.raises(error, match=says):

@@ -10,8 +10,11 @@ import pytest
 from scgalore.data.resolve import resolve_adata, write_obs
 from scgalore.errors import DataError, MissingKeyError
 
-# mudata announces changes of its next version at every update and read.
-pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning:mudata", "ignore::UserWarning:mudata")
+pytestmark = [
+    # mudata announces changes of its next version at every update and read.
+    pytest.mark.filterwarnings("ignore::FutureWarning:mudata", "ignore::UserWarning:mudata"),
+    pytest.mark.filterwarnings("ignore::anndata.ImplicitModificationWarning"),  # `fill` writes into views
+]
 
 
 def modality(names, n_vars=3):
@@ -58,7 +61,9 @@ def test_columns_reach_the_mudata_by_name_and_survive_a_file(mdata, mod, names, 
     data = mdata if names is None else mdata[names]
     adata = resolve_adata(data, mod=mod)
     keys = fill(adata)
-    write_obs(data, adata, keys, mod)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        write_obs(data, adata, keys, mod)
     data.write(tmp_path / "x.h5mu")
     for found in (data, mudata.read_h5mu(tmp_path / "x.h5mu")):
         for key in keys:

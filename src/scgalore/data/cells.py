@@ -8,17 +8,20 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
+from scgalore.data.hashing import cell_keys
 from scgalore.data.matrix import CellMatrix
-from scgalore.data.tokens import Tokenizer, TokenizerConfig
+from scgalore.data.tokenizer import Tokenizer
 from scgalore.data.vocab import GeneMatch, GeneVocab, match_genes
 from scgalore.errors import DataError, MissingKeyError
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from anndata import AnnData
     from numpy.typing import NDArray
 
     from scgalore.data.sampler import BatchRequest
-    from scgalore.data.tokens import TokenBatch
+    from scgalore.data.tokens import TokenBatch, TokenizerConfig
 
 __all__ = ["TokenCells"]
 
@@ -89,7 +92,7 @@ class TokenCells:
         match = match_genes(names, vocab)
         tokenizer = Tokenizer(match.token_ids, cls_id=vocab.cls_id, pad_id=vocab.pad_id, config=config)
         lengths = np.concatenate([tokenizer.lengths(rows) for _, rows in matrix.chunks()])
-        _refuse_empty_cells(adata, lengths, config)
+        _refuse_empty_cells(adata, matrix, lengths, config)
         return cls(matrix, tokenizer, match, lengths)
 
     @property
@@ -100,6 +103,14 @@ class TokenCells:
     def with_labels(self, labels: NDArray[np.int64], classes: tuple[str, ...]) -> TokenCells:
         """Same cells with class codes, which :meth:`batch` then carries, and the names of the classes."""
         return replace(self, labels=labels, classes=classes)
+
+    def keys(self) -> Iterator[NDArray[np.uint64]]:
+        """Content keys of the cells, a chunk of them at a time; see :func:`scgalore.data.hashing.cell_keys`."""
+        for _, rows in self.matrix.chunks():
+            genes = self.tokenizer.token_ids[rows.indices]
+            kept = genes >= 0
+            indptr = np.concatenate(([0], np.cumsum(kept)))[rows.indptr]
+            yield cell_keys(genes[kept], rows.data[kept], indptr)
 
     def batch(self, request: BatchRequest) -> TokenBatch:
         """Read, tokenise and pad the cells of a request."""
@@ -119,12 +130,18 @@ def _gene_names(adata: AnnData, gene_symbols: str | None) -> list[str]:
     return adata.var[gene_symbols].astype(str).tolist()
 
 
-def _refuse_empty_cells(adata: AnnData, lengths: NDArray[np.int64], config: TokenizerConfig) -> None:
+def _refuse_empty_cells(
+    adata: AnnData, matrix: CellMatrix, lengths: NDArray[np.int64], config: TokenizerConfig
+) -> None:
     empty = np.flatnonzero(lengths <= config.append_cls)
-    if len(empty):
-        names = adata.obs_names[empty[:3]].tolist()
+    if len(empty) == 0:
+        return
+    how = f"{len(empty):,} of {len(lengths):,} cells (for example {adata.obs_names[empty[:3]].tolist()})"
+    if matrix.summary().n_empty == len(empty):
+        msg = f"{how} are empty in {matrix.name}. Remove them: sc.pp.filter_cells(adata, min_genes=1)."
+    else:
         msg = (
-            f"{len(empty):,} of {len(lengths):,} cells express no gene that the model knows (for example {names}), so there "
-            "is nothing to embed. Remove them: sc.pp.filter_cells(adata, min_genes=1)."
+            f"{how} express no gene that the model knows, so there is nothing to embed. Remove cells with few genes, for "
+            "example with sc.pp.filter_cells(adata, min_genes=200), or choose a model with more of your genes."
         )
-        raise DataError(msg)
+    raise DataError(msg)

@@ -15,6 +15,9 @@ if TYPE_CHECKING:
 
 __all__ = ["encode_labels"]
 
+MOST_IN_FEW_CELLS = 20
+"""Classes that any column may have, however few cells there are."""
+
 
 def encode_labels(adata: AnnData, key: str) -> tuple[NDArray[np.int64], tuple[str, ...]]:
     """Read a column of ``adata.obs`` as class codes.
@@ -35,7 +38,7 @@ def encode_labels(adata: AnnData, key: str) -> tuple[NDArray[np.int64], tuple[st
     MissingKeyError
         If the column does not exist.
     DataError
-        If a label is missing, if there is only one class, or if the column looks like a measurement.
+        If a label is missing, if there is only one class, or if the column looks like a measurement or a name of cells.
     """
     if key not in adata.obs:
         msg = f"No column {key!r} in adata.obs; it has {list(adata.obs.columns)}."
@@ -48,11 +51,21 @@ def encode_labels(adata: AnnData, key: str) -> tuple[NDArray[np.int64], tuple[st
             f"adata[adata.obs[{key!r}].notna()], and label the others with sg.tl.annotate."
         )
         raise DataError(msg)
-    if pd.api.types.is_float_dtype(column) and column.nunique() > len(column) // 10:
-        msg = f"adata.obs[{key!r}] holds {column.nunique():,} different numbers; labels_key must name classes."
-        raise DataError(msg)
     classes, codes = np.unique(column.astype(str).to_numpy(dtype=str), return_inverse=True)
     if len(classes) < 2:
         msg = f"adata.obs[{key!r}] holds one class only, {classes[0]!r}; there is nothing to tell apart."
         raise DataError(msg)
+    _refuse_measurement(column, key, n_classes=len(classes))
     return codes.astype(np.int64), tuple(classes.tolist())
+
+
+def _refuse_measurement(column: pd.Series, key: str, *, n_classes: int) -> None:
+    is_number = pd.api.types.is_numeric_dtype(column) and not pd.api.types.is_bool_dtype(column)
+    share = 0.1 if is_number else 0.5  # names that repeat less than this are barcodes, not classes
+    if n_classes > max(MOST_IN_FEW_CELLS, share * len(column)):
+        what = "numbers" if is_number else "names"
+        msg = (
+            f"adata.obs[{key!r}] holds {n_classes:,} different {what} in {len(column):,} cells; labels_key must name "
+            "classes, such as cell types. A measurement can be cut into classes with pandas.cut."
+        )
+        raise DataError(msg)

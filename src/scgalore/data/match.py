@@ -75,7 +75,7 @@ class GeneMatch:
         return text
 
 
-def match_genes(names: Sequence[str], vocab: GeneVocab) -> GeneMatch:
+def match_genes(names: Iterable[str], vocab: GeneVocab) -> GeneMatch:
     """Find the token of every gene.
 
     A name that is a token itself keeps it. Others are looked up by Ensembl id, then as a current, previous or alias
@@ -99,7 +99,7 @@ def match_genes(names: Sequence[str], vocab: GeneVocab) -> GeneMatch:
         If no name matches, if the names are a mouse's and the vocabulary's are not, or if two columns of the same name
         would be the same token.
     """
-    names = [str(name) for name in names]
+    names = list(map(str, names))
     if not names:
         msg = "The data has no genes (0 variables)."
         raise DataError(msg)

@@ -1,35 +1,27 @@
-"""Rows of an expression matrix as float32 CSR, whatever holds it.
-
-A sparse matrix is never made dense, and a dense one is read a block of rows at a time, so memory follows the rows asked
-for and not the matrix.
-"""
+"""Rows of an expression matrix as float32 CSR, whatever holds it, and what its values are like."""
 
 from __future__ import annotations
 
-import logging
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
-import h5py
 import numpy as np
 import scipy.sparse as sp
-from anndata.abc import CSCDataset, CSRDataset
 
+from scgalore.data.readers import open_backed_view, open_matrix
 from scgalore.errors import DataError, MissingKeyError, OptionError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Iterator
 
     from anndata import AnnData
-    from numpy.typing import ArrayLike, NDArray
+    from numpy.typing import ArrayLike
+
+    from scgalore.data.readers import Read
 
 __all__ = ["CellMatrix", "MatrixSummary"]
 
-logger = logging.getLogger("scgalore")
-
-_BLOCK_VALUES = 2**24  # of a dense matrix in memory at a time: 64 MB as float32
-_GAP = 8  # rows on disk that are cheaper to read along than to seek past
 # No cell has a gene with e**30 counts, and almost every unlogged one has a value above 30.
 _LOGGED_MAX = 30
 
@@ -82,9 +74,7 @@ class CellMatrix:
         What to call the matrix in messages.
     """
 
-    def __init__(
-        self, read: Callable[[NDArray[np.int64]], sp.csr_matrix], shape: tuple[int, int], *, name: str
-    ) -> None:
+    def __init__(self, read: Read, shape: tuple[int, int], *, name: str) -> None:
         self._read = read
         self.n_obs, self.n_vars = shape
         self.name = name
@@ -107,8 +97,8 @@ class CellMatrix:
         name = "adata.X" if layer is None else f"adata.layers[{layer!r}]"
         shape = (adata.n_obs, adata.n_vars)
         if layer is None and adata.isbacked and adata.is_view:
-            return cls(_backed_view_reader(adata, name), shape, name=name)
-        return cls(_reader(adata.X if layer is None else adata.layers[layer], name), shape, name=name)
+            return cls(open_backed_view(adata, name), shape, name=name)
+        return cls(open_matrix(adata.X if layer is None else adata.layers[layer], name), shape, name=name)
 
     def rows(self, indices: ArrayLike) -> sp.csr_matrix:
         """Rows in the order asked for.
@@ -201,99 +191,6 @@ class CellMatrix:
         if low > high:
             low = high = np.nan
         return MatrixSummary(float(low), float(high), n_nan, n_inf, n_negative, n_fractional, n_empty)
-
-
-def _reader(x: Any, name: str) -> Callable[[NDArray[np.int64]], sp.csr_matrix]:
-    """How to read increasing rows of what may stand in ``X`` or a layer."""
-    if x is None:
-        msg = f"{name} is not set. Pass layer= with the layer to use."
-        raise DataError(msg)
-    on_disk = isinstance(x, h5py.Dataset) or type(x).__module__.partition(".")[0] == "zarr"
-    if not (on_disk or sp.issparse(x) or isinstance(x, np.ndarray | CSRDataset | CSCDataset)):
-        msg = (
-            f"{name} is a {type(x).__module__}.{type(x).__name__}; expected a NumPy array or a SciPy sparse matrix, in "
-            "memory or backed. Bring it into memory first (adata.to_memory(), or .compute() for Dask)."
-        )
-        raise DataError(msg)
-    if x.dtype.kind not in "biuf":
-        msg = f"{name} holds values of type {x.dtype}; expected numbers."
-        raise DataError(msg)
-    if isinstance(x, CSRDataset):
-        return _sparse_file_reader(x)
-    if isinstance(x, CSCDataset):
-        logger.info("%s is backed by columns (CSC): it is read into memory once, as a sparse matrix.", name)
-        x = x.to_memory()
-    if sp.issparse(x):
-        csr = sp.csr_matrix(x)  # shares memory with a CSR matrix; converts any other form, once
-        return lambda rows: csr[rows]
-    return _dense_file_reader(x) if on_disk else _dense_reader(np.asarray(x))
-
-
-def _backed_view_reader(adata: AnnData, name: str) -> Callable[[NDArray[np.int64]], sp.csr_matrix]:
-    # `.X` of a backed view loads all of it, and a sparse one with selected genes the whole file at each access: rows
-    # are taken from the file instead. anndata has no public name for where a view looks.
-    parent, obs, var = adata._adata_ref, adata._oidx, adata._vidx
-    read = _reader(parent.X, name)
-    in_file, columns = np.arange(parent.n_obs)[obs], np.arange(parent.n_vars)[var]
-
-    def view(rows: NDArray[np.int64]) -> sp.csr_matrix:
-        unique, inverse = np.unique(in_file[rows], return_inverse=True)
-        return read(unique)[inverse][:, columns]
-
-    return view
-
-
-def _dense_reader(x: NDArray[Any]) -> Callable[[NDArray[np.int64]], sp.csr_matrix]:
-    size = max(1, _BLOCK_VALUES // max(1, x.shape[1]))
-
-    def read(rows: NDArray[np.int64]) -> sp.csr_matrix:
-        blocks = [_from_dense(x[rows[start : start + size]]) for start in range(0, len(rows), size)]
-        return sp.vstack(blocks, format="csr")
-
-    return read
-
-
-def _dense_file_reader(x: Any) -> Callable[[NDArray[np.int64]], sp.csr_matrix]:
-    size = max(1, _BLOCK_VALUES // max(1, x.shape[1]))
-
-    def read(rows: NDArray[np.int64]) -> sp.csr_matrix:
-        blocks = []
-        for first, stop in _spans(rows, longest=size):
-            within = rows[np.searchsorted(rows, first) : np.searchsorted(rows, stop)] - first
-            blocks.append(_from_dense(x[first:stop][within]))
-        return sp.vstack(blocks, format="csr")
-
-    return read
-
-
-def _from_dense(block: NDArray[Any]) -> sp.csr_matrix:
-    with np.errstate(over="ignore"):
-        return sp.csr_matrix(block.astype(np.float32))  # cast first: SciPy has no sparse float16
-
-
-def _sparse_file_reader(x: CSRDataset) -> Callable[[NDArray[np.int64]], sp.csr_matrix]:
-    data, indices, indptr = x.group["data"], x.group["indices"], x.group["indptr"][:]
-    n_vars = x.shape[1]
-
-    def read(rows: NDArray[np.int64]) -> sp.csr_matrix:
-        spans = _spans(rows)
-        held = np.concatenate([np.arange(first, stop) for first, stop in spans])
-        parts = [slice(indptr[first], indptr[stop]) for first, stop in spans]
-        starts = np.concatenate(([0], np.cumsum(indptr[held + 1] - indptr[held])))
-        arrays = (np.concatenate([data[p] for p in parts]), np.concatenate([indices[p] for p in parts]), starts)
-        return sp.csr_matrix(arrays, shape=(len(held), n_vars))[np.searchsorted(held, rows)]
-
-    return read
-
-
-def _spans(rows: NDArray[np.int64], longest: int | None = None) -> list[tuple[int, int]]:
-    """Half-open ranges that cover increasing row numbers in few reads."""
-    breaks = np.flatnonzero(np.diff(rows) > _GAP) + 1
-    firsts, lasts = rows[np.concatenate(([0], breaks))], rows[np.concatenate((breaks - 1, [len(rows) - 1]))]
-    spans = [(int(first), int(last) + 1) for first, last in zip(firsts, lasts, strict=True)]
-    if longest is None:
-        return spans
-    return [(at, min(at + longest, stop)) for first, stop in spans for at in range(first, stop, longest)]
 
 
 def _canonical(csr: sp.csr_matrix) -> sp.csr_matrix:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import TYPE_CHECKING, Any
 
-from anndata import AnnData
+from anndata import AnnData, ImplicitModificationWarning
 
 from scgalore.errors import DataError, MissingKeyError
 
@@ -66,8 +67,13 @@ def write_obs(data: AnnData | MuData, adata: AnnData, keys: Iterable[str], mod: 
     """
     if not _is_mudata(data):
         return
-    for key in keys:
-        data.obs[f"{mod}:{key}"] = _aligned(adata.obs[key], data.obs_names)
+    with warnings.catch_warnings():
+        # Writing turns a view into an object of its own, as it does everywhere in scanpy; mudata's way there warns of
+        # what its next version will do.
+        warnings.simplefilter("ignore", ImplicitModificationWarning)
+        warnings.simplefilter("ignore", FutureWarning)
+        for key in keys:
+            data.obs[f"{mod}:{key}"] = _aligned(adata.obs[key], data.obs_names)
 
 
 def _aligned(column: pd.Series, names: pd.Index) -> pd.Series:

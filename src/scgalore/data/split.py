@@ -34,6 +34,16 @@ class Split:
             names[getattr(self, part)] = part
         return names
 
+    def check(self, n_obs: int) -> None:
+        """Raise :class:`~scgalore.errors.DataError` unless the parts are the cells of a data set, each once."""
+        rows = np.sort(np.concatenate([self.train, self.validation, self.test]))
+        if not np.array_equal(rows, np.arange(n_obs)):
+            msg = (
+                f"The split has {len(rows):,} rows and the data {n_obs:,} cells; every cell must be in one part, and in "
+                "one only. Make the split for these cells: random_split(adata.n_obs) or split_from_labels(...)."
+            )
+            raise DataError(msg)
+
     def sizes(self) -> dict[str, int]:
         """Number of cells in each part."""
         return {part: len(getattr(self, part)) for part in PARTS}
@@ -68,25 +78,22 @@ def random_split(
     DataError
         If no cell is left to train on.
     """
-    if min(validation_size, test_size) < 0 or validation_size + test_size >= 1:
+    if not (validation_size >= 0 and test_size >= 0 and validation_size + test_size < 1):
         msg = (
             f"validation_size={validation_size} and test_size={test_size}: both must be at least 0 and together below "
             "1, so that cells are left to train on."
         )
         raise OptionError(msg)
     generator = np.random.default_rng(seed)
-    shuffled = generator.permutation(n_obs)
-    if strata is None:
-        order = shuffled
-    else:
+    order = generator.permutation(n_obs)
+    if strata is not None:
         # Neighbours in this order belong to the same class, so taking evenly spaced cells is taking equal shares.
-        order = shuffled[np.argsort(np.asarray(strata)[shuffled], kind="stable")]
+        order = order[np.argsort(np.asarray(strata)[order], kind="stable")]
     part = np.zeros(n_obs, dtype=np.int64)
-    position = (np.arange(n_obs) + generator.random()) * test_size
-    part[order[np.diff(np.floor(position), prepend=np.floor(position[:1])) > 0]] = 2
+    n_test = round(n_obs * test_size)
+    part[_evenly(order, n_test, generator)] = PARTS.index("test")
     rest = order[part[order] == 0]
-    position = (np.arange(len(rest)) + generator.random()) * (validation_size / (1 - test_size))
-    part[rest[np.diff(np.floor(position), prepend=np.floor(position[:1])) > 0]] = 1
+    part[_evenly(rest, min(round(n_obs * validation_size), len(rest)), generator)] = PARTS.index("validation")
     if strata is not None:
         _keep_one_of_each(part, np.asarray(strata))
     return _from_codes(part)
@@ -112,6 +119,15 @@ def split_from_labels(labels: Sequence[str]) -> Split:
         msg = f"The split holds {unknown[:5]}; each cell must be 'train', 'validation' or 'test'."
         raise DataError(msg)
     return _from_codes(np.array([codes[name] for name in names], dtype=np.int64))
+
+
+def _evenly(order: NDArray[np.int64], n: int, generator: np.random.Generator) -> NDArray[np.int64]:
+    """Take ``n`` evenly spaced members, from a random start."""
+    if len(order) == 0:
+        return order
+    # In whole numbers: a running sum of fractions would round to one cell more or less.
+    steps = (np.arange(len(order) + 1) * n + generator.integers(len(order))) // len(order)
+    return order[np.diff(steps) > 0]
 
 
 def _keep_one_of_each(part: NDArray[np.int64], strata: NDArray[np.integer]) -> None:

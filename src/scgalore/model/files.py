@@ -7,6 +7,7 @@ from io import StringIO
 from typing import TYPE_CHECKING, Any, TypedDict
 
 import pandas as pd
+import torch
 
 from scgalore import __version__
 from scgalore import _logging as logg
@@ -25,11 +26,16 @@ HISTORY = "history.csv"
 
 
 class Provenance(TypedDict):
-    """Where weights come from: registry name or folder, hash of the file, and its layout."""
+    """Where weights come from: registry name or folder, hash of the file, its layout.
+
+    ``base`` is the name of what they were trained from, where the file tells; it is the name that stood here when the
+    model was saved.
+    """
 
     name: str
     sha256: str
     layout: str
+    base: str
 
 
 @dataclass(frozen=True)
@@ -56,13 +62,17 @@ def read_model(model: PathLike) -> StoredModel:
     checkpoint = read_checkpoint(folder, args=None if entry is None else entry.args)
     vocab = GeneVocab.from_dict(checkpoint.vocab)
     config, classes = _config(checkpoint, vocab)
-    network = SCGPTNetwork(config)
+    # Heads that the file lacks stay random: the same in every process, and at no cost to the user's generator.
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        network = SCGPTNetwork(config)
     report = load_tensors(network, checkpoint)
     name = entry.name if entry is not None else str(folder)
     logg.info(f"loaded {name}: {report.summary()}")
-    provenance = Provenance(name=name, sha256=checkpoint.sha256, layout=checkpoint.layout)
+    base = checkpoint.args["weights"]["name"] if "weights" in checkpoint.args else ""
+    provenance = Provenance(name=name, sha256=checkpoint.sha256, layout=checkpoint.layout, base=base)
     history = folder / HISTORY
-    table = pd.read_csv(history, index_col="epoch") if history.exists() else pd.DataFrame()
+    table = pd.read_csv(history, index_col="epoch", float_precision="round_trip") if history.exists() else pd.DataFrame()
     return StoredModel(network.eval(), vocab, classes, provenance, report, table)
 
 

@@ -7,8 +7,13 @@ import json
 from typing import TYPE_CHECKING
 
 import numpy as np
+import torch
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from numpy.typing import NDArray
+
     from scgalore.data.cells import TokenCells
     from scgalore.data.split import Split
     from scgalore.nn import SCGPTNetwork
@@ -23,7 +28,7 @@ FREE = ("accelerator", "devices")  # where to compute may differ between the par
 def run_identity(
     cells: TokenCells, split: Split, objective: Objective, config: TrainConfig, network: SCGPTNetwork
 ) -> dict[str, str | int | float]:
-    """Describe a run by numbers and hashes.
+    """Describe a run by numbers and hashes; the cells are read once for it.
 
     Parameters
     ----------
@@ -31,22 +36,33 @@ def run_identity(
         As for :func:`scgalore.train.fit`.
     network
         The network before training.
+
+    Returns
+    -------
+    Flat, so that a difference can be named: ``cells``, ``lr`` and so on.
     """
-    labels = np.empty(0, dtype=np.int64) if cells.labels is None else cells.labels
     settings = {name: value for name, value in config.to_dict().items() if name not in FREE}
     return {
-        "cells": cells.n_obs,
-        "tokens": _digest(cells.lengths, cells.tokenizer.token_ids),
-        "labels": _digest(labels),
-        "split": _digest(split.train, split.validation, split.test),
+        "number of cells": cells.n_obs,
+        "expression": _digest(cells.keys()),
+        "genes": _digest([cells.tokenizer.genes]),
+        "tokens": repr(cells.tokenizer.config),
+        "labels": "none" if cells.labels is None else _digest([cells.labels]),
+        "classes": ", ".join(cells.classes),
+        "split": _digest([split.train, split.validation, split.test]),
         "objective": repr(objective),
         "network": repr(network.config),
-        "weights": _digest(*(tensor.detach().cpu().numpy() for tensor in network.state_dict().values())),
-        "settings": json.dumps(settings, sort_keys=True, default=str),
+        "initial weights": _digest(_bytes(tensor) for tensor in network.state_dict().values()),
+        **{name: json.dumps(value, sort_keys=True, default=str) for name, value in settings.items()},
     }
 
 
-def _digest(*arrays: np.ndarray) -> str:
+def _bytes(tensor: torch.Tensor) -> NDArray[np.uint8]:
+    # As bytes, since NumPy has no bfloat16.
+    return tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
+
+
+def _digest(arrays: Iterable[NDArray[np.generic]]) -> str:
     digest = hashlib.sha256()
     for array in arrays:
         digest.update(np.ascontiguousarray(array).data)

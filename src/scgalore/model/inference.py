@@ -11,6 +11,7 @@ import torch.nn.functional as F
 
 from scgalore._progress import progress
 from scgalore.data.sampler import sorted_batches
+from scgalore.errors import OptionError
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -38,13 +39,28 @@ class CellOutput:
 
 
 def pick_device(accelerator: str) -> torch.device:
-    """Turn Lightning's word for an accelerator into a device of torch."""
+    """Turn Lightning's word for an accelerator into a device of torch.
+
+    Raises
+    ------
+    OptionError
+        If there is no such word, or no such device on this machine.
+    """
+    available = {
+        "cpu": True,
+        "gpu": torch.cuda.is_available(),
+        "cuda": torch.cuda.is_available(),
+        "mps": torch.backends.mps.is_available(),
+    }
     if accelerator == "auto":
-        accelerator = "cuda" if torch.cuda.is_available() else "cpu"
-    return torch.device({"gpu": "cuda"}.get(accelerator, accelerator))
+        return torch.device("cuda" if available["cuda"] else "cpu")
+    if not available.get(accelerator, False):
+        there = ", ".join(repr(name) for name, is_there in {"auto": True, **available}.items() if is_there)
+        msg = f"accelerator={accelerator!r} is not on this machine; choose one of {there}."
+        raise OptionError(msg)
+    return torch.device("cuda" if accelerator == "gpu" else accelerator)
 
 
-@torch.inference_mode()
 def run_network(
     network: SCGPTNetwork, cells: TokenCells, *, batch_size: int, device: torch.device, label: str
 ) -> CellOutput:
@@ -63,15 +79,16 @@ def run_network(
     label
         Words in front of the progress bar.
     """
-    network.eval().to(device)
+    network.eval().to(device)  # outside of inference mode, in which moved weights could never be trained again
     config = network.config
     embedding = np.empty((cells.n_obs, config.d_model), dtype=np.float32)
     probabilities = np.empty((cells.n_obs, config.n_classes), dtype=np.float32) if config.n_classes else None
     requests = sorted_batches(np.arange(cells.n_obs), cells.lengths, batch_size=batch_size)
     for request in progress(requests, label=label):
         batch = cells.batch(request).to(device)
-        encoded = network.encode(batch.genes, batch.values, batch.padding)
-        embedding[request.rows] = F.normalize(encoded.cell.float(), dim=1).cpu().numpy()
-        if probabilities is not None:
-            probabilities[request.rows] = network.classify(encoded).float().softmax(dim=1).cpu().numpy()
+        with torch.inference_mode():
+            encoded = network.encode(batch.genes, batch.values, batch.padding)
+            embedding[request.rows] = F.normalize(encoded.cell.float(), dim=1).cpu().numpy()
+            if probabilities is not None:
+                probabilities[request.rows] = network.classify(encoded).float().softmax(dim=1).cpu().numpy()
     return CellOutput(embedding, probabilities)

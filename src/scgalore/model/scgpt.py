@@ -80,10 +80,24 @@ class SCGPT:
                 "vocab.json and the weights do not belong together."
             )
             raise WeightsError(msg)
+        if network.config.pad_id != vocab.pad_id:
+            msg = f"<pad> is token {vocab.pad_id} of the vocabulary, but SCGPTConfig.pad_id is {network.config.pad_id}."
+            raise WeightsError(msg)
+        if network.config.n_classes != len(classes):
+            msg = (
+                f"The classification head has {network.config.n_classes} classes and {len(classes)} names. Leave "
+                "SCGPTConfig.n_classes at 0 and train with labels_key=, which sets both."
+            )
+            raise WeightsError(msg)
         self.network = network.eval()
         self.vocab = vocab
         self.classes = classes
-        self.provenance: Provenance = provenance or {"name": "random", "sha256": "", "layout": "none"}
+        self.provenance: Provenance = provenance or {
+            "name": "random",
+            "sha256": "",
+            "layout": "none",
+            "base": "",
+        }
         self.load_report = load_report
         #: One row an epoch of the last training; empty before.
         self.history = pd.DataFrame()
@@ -238,7 +252,7 @@ class SCGPT:
             If data or options cannot be used; nothing has changed then.
         """
         seed = seed_from(rng)
-        config = TrainConfig.from_options(**{"accelerator": settings.accelerator, **options, "seed": seed})
+        config = TrainConfig.from_call(options, seed=seed, function=self.train)
         codes, classes = (None, ()) if labels_key is None else encode_labels(adata, labels_key)
         cells = self.cells(adata, layer=layer, gene_symbols=gene_symbols, max_length=max_length, rng=seed)
         if split is None:
@@ -276,17 +290,17 @@ class SCGPT:
         """
         from scgalore.train.runner import fit
 
+        pick_device(config.accelerator)
+        split.check(cells.n_obs)
         if objective is None:
             masked = MaskedExpression(mask_value=self.network.config.mask_value)
             objective = masked if cells.labels is None else Classification()
         classes = self.classes if cells.labels is None else cells.classes
-        identity = run_identity(cells, split, objective, config, self.network)
+        identity = None if checkpoint_dir is None else run_identity(cells, split, objective, config, self.network)
         before = {name: tensor.clone() for name, tensor in self.network.state_dict().items()}
         try:
             if classes != self.classes:
-                with torch.random.fork_rng(devices=[]):
-                    torch.manual_seed(config.seed)
-                    self.network.set_classes(len(classes))
+                self._set_classes(len(classes), seed=config.seed)
             result = fit(
                 self.network,
                 cells,
@@ -298,13 +312,18 @@ class SCGPT:
                 identity=identity,
             )
         except BaseException:
-            self.network.set_classes(len(self.classes))
+            self._set_classes(len(self.classes), seed=0)
             self.network.load_state_dict(before)
             raise
         finally:
             self.network.eval().cpu()
         self.classes, self.history, self.split, self.is_trained = classes, result.history, split, True
         self.training = {"best_epoch": result.best_epoch, "optimizer_bytes": result.optimizer_bytes}
+
+    def _set_classes(self, n_classes: int, *, seed: int) -> None:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            self.network.set_classes(n_classes)
 
     def run(self, cells: TokenCells, *, batch_size: int | None = None, accelerator: str | None = None) -> CellOutput:
         """Embed cells and, with a classification head, classify them, in one pass.

@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
-from scgalore.nn.network import attention_mask
-
 if TYPE_CHECKING:
-    from torch import Tensor
+    from torch import Tensor, nn
 
     from scgalore.nn.network import SCGPTNetwork
 
 
 @torch.no_grad()
 def attention_scores(
-    network: SCGPTNetwork, genes: Tensor, values: Tensor, padding: Tensor | None = None, *, layer: int = -1
+    network: SCGPTNetwork,
+    genes: Tensor,
+    values: Tensor,
+    padding: Tensor | None = None,
+    *,
+    batches: Tensor | None = None,
+    flags: Tensor | None = None,
+    layer: int = -1,
 ) -> Tensor:
     """Give the raw query-key products of one layer.
 
@@ -24,8 +29,8 @@ def attention_scores(
     ----------
     network
         A network in evaluation mode.
-    genes, values, padding
-        Tokens as for :meth:`SCGPTNetwork.encode`, shape ``(b, s)``.
+    genes, values, padding, batches, flags
+        Tokens as for :meth:`SCGPTNetwork.encode`.
     layer
         Index of the block.
 
@@ -34,12 +39,19 @@ def attention_scores(
     Tensor
         Float ``(b, h, s, s)``: queries by keys, neither scaled nor soft-maxed, as in upstream's gene network tutorial.
     """
-    x = network._normalise(network._add_values(network.encoder(genes), values), None)
-    attend = attention_mask(padding)
-    blocks = network.transformer_encoder.layers
-    for block in blocks[: layer % len(blocks)]:
-        x = block(x, attend)
-    q, k, _ = blocks[layer].self_attn.project(x)
+    block = network.transformer_encoder.layers[layer]
+    inputs: list[Tensor] = []
+
+    def keep(_: nn.Module, args: tuple[Any, ...]) -> None:
+        inputs.append(args[0])
+
+    # Listening at the block leaves it to `encode` what a network adds to its tokens before.
+    listener = block.register_forward_pre_hook(keep)
+    try:
+        network.encode(genes, values, padding, batches=batches, flags=flags)
+    finally:
+        listener.remove()
+    q, k, _ = block.self_attn.project(inputs[0])
     return q @ k.transpose(-1, -2)
 
 

@@ -65,14 +65,20 @@ class SelfAttention(nn.Module):
         self.Wqkv = nn.Linear(d_model, 3 * d_model)
         self.out_proj = nn.Linear(d_model, d_model)
 
-    def project(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Queries, keys and values, each ``(b, h, s, e)``."""
-        qkv = self.Wqkv(x).unflatten(-1, (3, self.n_heads, -1))  # (b, s, 3, h, e)
-        q, k, v = qkv.permute(2, 0, 3, 1, 4)
+    def project(self, x: Tensor, n_queries: int | None = None) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries of the first ``n_queries`` tokens (all if ``None``), keys and values, each ``(b, h, s, e)``."""
+        if n_queries is None:
+            q, k, v = self.Wqkv(x).chunk(3, dim=-1)  # (b, s, d)
+        else:
+            d = x.shape[-1]
+            weight, bias = self.Wqkv.weight, self.Wqkv.bias
+            q = F.linear(x[:, :n_queries], weight[:d], bias[:d])
+            k, v = F.linear(x, weight[d:], bias[d:]).chunk(2, dim=-1)
+        q, k, v = (part.unflatten(-1, (self.n_heads, -1)).transpose(1, 2) for part in (q, k, v))
         return q, k, v
 
-    def forward(self, x: Tensor, attend: Tensor | None) -> Tensor:
-        q, k, v = self.project(x)
+    def forward(self, x: Tensor, attend: Tensor | None, n_queries: int | None = None) -> Tensor:
+        q, k, v = self.project(x, n_queries)
         # Attention probabilities carry no dropout: with it SDPA falls back to the path that materialises (s, s) maps.
         mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=attend)  # (b, h, s, e)
         return self.out_proj(mixed.transpose(1, 2).flatten(-2))  # (b, s, d)
@@ -90,8 +96,8 @@ class Block(nn.Module):
         self.norm2 = nn.LayerNorm(config.d_model)
         self.dropout = nn.Dropout(config.dropout)
 
-    def forward(self, x: Tensor, attend: Tensor | None) -> Tensor:
-        x = self.norm1(x + self.dropout(self.self_attn(x, attend)))
+    def forward(self, x: Tensor, attend: Tensor | None, n_queries: int | None = None) -> Tensor:
+        x = self.norm1(x[:, :n_queries] + self.dropout(self.self_attn(x, attend, n_queries)))
         hidden = self.dropout(F.relu(self.linear1(x)))  # (b, s, d_hid)
         return self.norm2(x + self.dropout(self.linear2(hidden)))
 
@@ -103,11 +109,12 @@ class Transformer(nn.Module):
         super().__init__()
         self.layers = nn.ModuleList(Block(config) for _ in range(config.n_layers))
 
-    def forward(self, x: Tensor, padding: Tensor | None) -> Tensor:
+    def forward(self, x: Tensor, padding: Tensor | None, n_queries: int | None = None) -> Tensor:
         attend = attention_mask(padding)
-        for layer in self.layers:
+        *first, last = self.layers
+        for layer in first:
             x = layer(x, attend)
-        return x
+        return last(x, attend, n_queries)
 
 
 def attention_mask(padding: Tensor | None) -> Tensor | None:
@@ -205,11 +212,11 @@ class ClassDecoder(nn.Module):
 
 class _ReverseGradient(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor) -> Tensor:  # noqa: ARG004
+    def forward(ctx: Any, x: Tensor) -> Tensor:
         return x.view_as(x)
 
     @staticmethod
-    def backward(ctx: Any, *grad_outputs: Tensor) -> Tensor:  # noqa: ARG004
+    def backward(ctx: Any, *grad_outputs: Tensor) -> Tensor:
         return -grad_outputs[0]
 
 
@@ -281,6 +288,7 @@ class SCGPTNetwork(nn.Module):
         *,
         batches: Tensor | None = None,
         flags: Tensor | None = None,
+        cell_only: bool = False,
     ) -> Encoded:
         """Tokens to hidden states and a cell embedding.
 
@@ -296,12 +304,16 @@ class SCGPTNetwork(nn.Module):
             Codes of the sequencing batches, int64 ``(b,)``; needed by networks that know batches.
         flags
             Perturbation flags, int64 ``(b, s)``; needed by perturbation networks.
+        cell_only
+            Whether only the cell embedding will be read. Where that is the state of ``<cls>``, the last block then works
+            on this one token, and ``hidden`` is ``(b, 1, d)``.
         """
         gene_embeddings = self.encoder(genes)  # (b, s, d)
         x = self._add_values(gene_embeddings, values)
         if self.pert_encoder is not None:
             x = x + self.pert_encoder(_given(flags, "flags"))
-        hidden = self.transformer_encoder(self._normalise(x, batches), padding)
+        n_queries = 1 if cell_only and self.config.cell_style == "cls" else None
+        hidden = self.transformer_encoder(self._normalise(x, batches), padding, n_queries)
         return Encoded(hidden, gene_embeddings, self._pool(hidden, values, padding))
 
     def generate(

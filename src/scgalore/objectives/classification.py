@@ -32,7 +32,7 @@ class Classification:
     name: str = "classification"
     monitor: str = "validation_loss"
 
-    def corrupt(self, batch: TokenBatch, *, seed: int, draw: int) -> TokenBatch:  # noqa: ARG002
+    def corrupt(self, batch: TokenBatch, *, seed: int, draw: int) -> TokenBatch:
         """Leave the batch as it is."""
         return batch
 
@@ -41,7 +41,9 @@ class Classification:
         if batch.labels is None:
             msg = "Classification needs labels in the batch; the data module was built without them."
             raise ValueError(msg)
-        encoded = network.encode(batch.genes, batch.values, batch.padding, batches=batch.batches, flags=batch.flags)
+        encoded = network.encode(
+            batch.genes, batch.values, batch.padding, batches=batch.batches, flags=batch.flags, cell_only=True
+        )
         logits = network.classify(encoded)  # (b, n_classes)
         weight = None if self.class_weights is None else logits.new_tensor(self.class_weights)
         loss = F.cross_entropy(logits, batch.labels, weight=weight, label_smoothing=self.label_smoothing)

@@ -14,21 +14,18 @@ __all__ = ["contrastive", "elastic_similarity", "masked_mse", "masked_relative_e
 
 def masked_mse(prediction: Tensor, target: Tensor, mask: Tensor) -> Tensor:
     """Mean squared error over the positions where ``mask`` is true; all arguments ``(b, s)``."""
-    weight = mask.to(prediction.dtype)
-    return ((prediction - target).square() * weight).sum() / weight.sum()
+    return _masked_mean((prediction - target).square(), mask)
 
 
 def masked_relative_error(prediction: Tensor, target: Tensor, mask: Tensor) -> Tensor:
     """Mean of ``|p - t| / (t + 1e-6)`` over ``mask``; it explodes where the target is 0, as upstream's does."""
-    weight = mask.to(prediction.dtype)
-    return ((prediction - target).abs() / (target + 1e-6) * weight).sum() / weight.sum()
+    return _masked_mean((prediction - target).abs() / (target + 1e-6), mask)
 
 
 def negative_log_bernoulli(nonzero_probability: Tensor, target: Tensor, mask: Tensor) -> Tensor:
     """Negative log-likelihood of "expressed or not" over ``mask``."""
-    weight = mask.to(nonzero_probability.dtype)
     likelihood = torch.distributions.Bernoulli(probs=nonzero_probability)
-    return -(likelihood.log_prob((target > 0).to(nonzero_probability.dtype)) * weight).sum() / weight.sum()
+    return -_masked_mean(likelihood.log_prob((target > 0).to(nonzero_probability.dtype)), mask)
 
 
 def elastic_similarity(cells: Tensor, threshold: float) -> Tensor:
@@ -45,3 +42,9 @@ def contrastive(first: Tensor, second: Tensor, temperature: float = 0.5) -> Tens
     """Cross entropy of matching two encodings ``(b, d)`` of the same cells (upstream's "CCE")."""
     similarity = F.cosine_similarity(first.unsqueeze(1), second.unsqueeze(0), dim=-1) / temperature  # (b, b)
     return F.cross_entropy(similarity, torch.arange(len(first), device=first.device))
+
+
+def _masked_mean(x: Tensor, mask: Tensor) -> Tensor:
+    weight = mask.to(x.dtype)
+    # Cells of one or two genes may have none masked; 0 / 0 would then destroy every weight of the network.
+    return (x * weight).sum() / weight.sum().clamp(min=1)

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import difflib
 import math
-from typing import TYPE_CHECKING, Any
+import numbers
+from typing import TYPE_CHECKING, Any, NoReturn
+
+from torch import Tensor
 
 from scgalore.errors import OptionError
 from scgalore.optim.projector import PROJ_TYPES
@@ -19,44 +22,66 @@ def closest(word: Any, choices: Iterable[str]) -> str:
     return f" Did you mean {close[0]!r}?" if close else ""
 
 
-def check_group(group: Mapping[str, Any]) -> None:
-    """Raise :class:`~scgalore.errors.OptionError` for the first option of a group outside its range."""
+def plain_number(value: Any) -> Any:
+    """Python's own int or float for a number of another package; anything else as it is."""
+    if isinstance(value, tuple | list):
+        return type(value)(map(plain_number, value))
+    if isinstance(value, bool) or not isinstance(value, numbers.Real):
+        return value
+    return int(value) if isinstance(value, numbers.Integral) else float(value)
+
+
+def check_settings(options: Mapping[str, Any]) -> None:
+    """Raise :class:`~scgalore.errors.OptionError` for the first of Adam's settings, where given, outside its range."""
     for key in ("lr", "eps", "weight_decay"):
-        _require(_number(group[key], 0.0), key, group[key], "a number >= 0")
-    betas = group["betas"]
-    fine = len(betas) == 2 and all(0.0 <= beta < 1.0 for beta in betas)
-    _require(fine, "betas", betas, "two numbers in [0, 1)")
-    _choice("basis", group["basis"], ("warm", "svd"))
-    _choice("moments", group["moments"], ("rotate", "keep", "reset"))
-    _require(_whole(group["seed"], 0), "seed", group["seed"], "a whole number >= 0")
+        if key in options and not _is_number(options[key]):
+            _refuse(key, options[key], "a number >= 0")
+    betas = options.get("betas", (0.0, 0.0))
+    if not (isinstance(betas, tuple | list) and len(betas) == 2 and all(_is_number(b) and b < 1 for b in betas)):
+        _refuse("betas", betas, "two numbers in [0, 1)")
+
+
+def check_group(group: Mapping[str, Any]) -> None:
+    """Raise :class:`~scgalore.errors.OptionError` for the first option of a GaLoreAdamW group outside its range."""
+    check_settings(group)
+    _check_choice("basis", group["basis"], ("warm", "svd"))
+    _check_choice("moments", group["moments"], ("rotate", "keep", "reset"))
+    if not _is_whole(group["seed"], 0):
+        _refuse("seed", group["seed"], "a whole number >= 0")
     if group.get("rank") is None:
         return
-    for key in ("rank", "update_proj_gap", "split"):
-        _require(_whole(group[key], 1), key, group[key], "a whole number >= 1")
-    scale = group["scale"]
-    fine = scale == "auto" or (not isinstance(scale, str) and _number(scale, 0.0))
-    _require(fine, "scale", scale, "'auto' or a number >= 0")
-    _choice("proj_type", group["proj_type"], PROJ_TYPES)
+    check_projection(group)
     for param in group["params"]:
         if param.ndim == 2 and param.shape[0] % group["split"]:
             msg = f"split={group['split']} does not divide the {param.shape[0]} rows of a weight {tuple(param.shape)}."
             raise OptionError(msg)
 
 
-def _require(fine: bool, key: str, value: Any, expected: str) -> None:  # noqa: FBT001
-    if not fine:
-        msg = f"{key}={value!r}: expected {expected}."
-        raise OptionError(msg)
+def check_projection(options: Mapping[str, Any]) -> None:
+    """Raise :class:`~scgalore.errors.OptionError` for the first option of a projection outside its range."""
+    for key in ("rank", "update_proj_gap", "split"):
+        if not _is_whole(options[key], 1):
+            _refuse(key, options[key], "a whole number >= 1")
+    if options["scale"] != "auto" and not _is_number(options["scale"]):
+        _refuse("scale", options["scale"], "'auto' or a number >= 0")
+    _check_choice("proj_type", options["proj_type"], PROJ_TYPES)
 
 
-def _choice(key: str, value: Any, choices: Iterable[str]) -> None:
-    hint = closest(value, choices)
-    _require(value in choices, key, value, f"one of {', '.join(map(repr, choices))}.{hint}".removesuffix("."))
+def _check_choice(key: str, value: Any, choices: Iterable[str]) -> None:
+    if value not in choices:
+        _refuse(key, value, f"one of {', '.join(map(repr, choices))}", closest(value, choices))
 
 
-def _number(value: Any, least: float) -> bool:
-    return not isinstance(value, bool | str) and math.isfinite(value) and value >= least
+def _refuse(key: str, value: Any, expected: str, hint: str = "") -> NoReturn:
+    msg = f"{key}={value!r}: expected {expected}.{hint}"
+    raise OptionError(msg)
 
 
-def _whole(value: Any, least: int) -> bool:
+def _is_number(value: Any) -> bool:
+    # A learning rate may be a tensor of one number.
+    is_real = isinstance(value, numbers.Real | Tensor) and not isinstance(value, bool)
+    return is_real and math.isfinite(value) and bool(value >= 0)
+
+
+def _is_whole(value: Any, least: int) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and value >= least

@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from scgalore.errors import OptionError
-from scgalore.optim.checks import check_group
+from scgalore.optim.checks import check_group, plain_number
 from scgalore.optim.kernels import adamw_update_, step_device
 from scgalore.optim.projector import Bases, auto_scale, compress, expand_into_
 from scgalore.optim.subspace import PROJECTION_DEFAULTS, Slot, blocks, current_bases, is_projected, state_dtype
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from scgalore.optim.subspace import BasisMethod, Moments
 
 
-class _Ready(NamedTuple):
+class _Projected(NamedTuple):
     param: Tensor
     bases: Bases
     low: Tensor  # the projected gradient
@@ -36,10 +36,11 @@ class GaLoreAdamW(Optimizer):
     r"""AdamW whose moments live in a low-rank subspace of each weight's gradient.
 
     A parameter group with a ``rank`` is projected. Its other keys are galore-torch's: ``update_proj_gap`` (20, steps
-    between refreshes of the basis), ``scale`` (``"auto"``: :math:`\sqrt{n / r}`, so that ``lr`` means the same as
-    for AdamW), ``proj_type`` (``"std"``, ``"reverse_std"``, ``"left"``, ``"right"``, ``"full"``); and ``split`` (1; with
-    3 the blocks of a packed q/k/v weight are projected one by one). A group without ``rank``, and every vector and every
-    matrix whose smaller side is at most ``rank``, gets :class:`torch.optim.AdamW`'s update, fused where the device can.
+    between refreshes of the basis), ``scale`` (``"auto"``: :math:`\sqrt{n / r}`, so that ``lr`` means the same as for
+    AdamW) and ``proj_type`` (``"std"``, ``"reverse_std"``, ``"left"``, ``"right"``, ``"full"``); and ``split`` (1; with
+    3 the blocks of a packed q/k/v weight are projected one by one). A group without ``rank``, and every vector and
+    every matrix whose smaller side is at most ``rank``, gets :class:`torch.optim.AdamW`'s update, fused where the
+    device can.
 
     The projected update is galore-torch's: ``eps`` outside the bias correction, weight decay after the step.
 
@@ -66,7 +67,7 @@ class GaLoreAdamW(Optimizer):
         ``"warm"``, subspace iteration started from the previous basis, or ``"svd"``, the exact SVD of the gradient.
     moments
         At a refresh, ``"rotate"`` expresses the moments in the new basis, ``"keep"`` leaves the numbers as galore-torch
-        does, ``"reset"`` sets them to zero.
+        does, ``"reset"`` sets them to zero; a few larger steps follow, since bias correction does not restart.
     stagger
         Spread the refreshes of the weights over the gap, so that no step refreshes all of them.
     seed
@@ -118,6 +119,8 @@ class GaLoreAdamW(Optimizer):
             for key, value in PROJECTION_DEFAULTS.items():
                 param_group.setdefault(key, value)
         super().add_param_group(param_group)
+        # A checkpoint with NumPy's numbers in it does not load with weights_only=True.
+        param_group |= {key: plain_number(value) for key, value in param_group.items() if key != "params"}
         try:
             check_group(param_group)
         except OptionError:
@@ -195,35 +198,30 @@ class GaLoreAdamW(Optimizer):
         adamw_update_(same, [param.grad for param in same], states, [state["step"] for state in states], **settings)
 
     def _step_projected(self, group: dict[str, Any], params: list[Tensor], slots: dict[Tensor, Slot]) -> None:
-        ready: list[_Ready] = []
+        projected: list[_Projected] = []
+        not_finite = False
         for param in params:
             assert param.grad is not None
             grad = blocks(param.grad.to(state_dtype(param.dtype)), group["split"])
             bases = current_bases(group, self.state[param], grad, slots[param])
             if bases is not None:
-                ready.append(_Ready(param, bases, compress(grad, bases)))
-            elif not grad.isfinite().all():
-                self._warn_not_finite()
-        by_step: dict[tuple[int, torch.device], list[_Ready]] = defaultdict(list)
-        for item in self._finite(ready):
+                projected.append(_Projected(param, bases, compress(grad, bases)))
+            else:
+                not_finite |= not grad.isfinite().all()
+        by_step: dict[tuple[int, torch.device], list[_Projected]] = defaultdict(list)
+        for item, is_finite in zip(projected, _all_finite([item.low for item in projected]), strict=True):
+            if not is_finite:
+                not_finite = True
+                continue
             state = self.state[item.param]
             state["step"] += 1
             by_step[state["step"], item.param.device].append(item)
+        if not_finite:
+            self._warn_not_finite()
         for (step, device), items in by_step.items():
             self._apply(group, items, step, device)
 
-    def _finite(self, ready: list[_Ready]) -> list[_Ready]:
-        if not ready:
-            return ready
-        # Not finite anywhere in a gradient means not finite in its projection, which is smaller to look through; one
-        # answer for all of them, since each costs a wait for the GPU.
-        device = ready[0].low.device
-        fine = torch.stack([item.low.sum(dtype=torch.float32).to(device) for item in ready]).isfinite().tolist()
-        if not all(fine):
-            self._warn_not_finite()
-        return [item for item, is_fine in zip(ready, fine, strict=True) if is_fine]
-
-    def _apply(self, group: dict[str, Any], items: list[_Ready], step: int, device: torch.device) -> None:
+    def _apply(self, group: dict[str, Any], items: list[_Projected], step: int, device: torch.device) -> None:
         lr, decay, (_, beta2) = float(group["lr"]), group["weight_decay"], group["betas"]
         # AdamW on weights of zero leaves the normalised step itself, by the fused kernel and for all matrices at once.
         # Its eps stands inside the bias correction; galore-torch's outside.
@@ -252,7 +250,16 @@ class GaLoreAdamW(Optimizer):
                 "GaLoreAdamW found NaN or infinity in a gradient and left the weight as it is (said once). If the loss "
                 "does not recover, lower the learning rate or clip the gradients."
             )
-            warnings.warn(msg, RuntimeWarning, stacklevel=4)
+            warnings.warn(msg, RuntimeWarning, stacklevel=6)
+
+
+def _all_finite(lows: list[Tensor]) -> list[bool]:
+    # What is not finite in a gradient is not finite in its projection, which is quicker to look through. One answer for
+    # all of them, since each would wait for the GPU.
+    if not lows:
+        return []
+    sums = [low.sum().to(device=lows[0].device, dtype=torch.float64) for low in lows]
+    return torch.stack(sums).isfinite().tolist()
 
 
 def _own(key: str, value: Any, param: Tensor) -> Any:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from torch import nn
 
 from scgalore.errors import OptionError
+from scgalore.optim.checks import check_projection, plain_number
 from scgalore.optim.projector import ProjType, state_numel
 from scgalore.optim.subspace import PROJECTION_DEFAULTS, is_projected, state_dtype
 
@@ -66,6 +67,9 @@ def param_groups(
     if rank == "auto":
         rank = _quarter_width([param for name, param in named if name in matrices and param.ndim == 2])
     shared = {"rank": rank, "update_proj_gap": update_proj_gap, "scale": scale, "proj_type": proj_type}
+    shared = {key: plain_number(value) for key, value in shared.items()}
+    if rank is not None:
+        check_projection({"split": 1, **shared})
     options: dict[str, dict[str, Any]] = {
         "galore": {**shared, "split": 1, "weight_decay": weight_decay},
         "galore-qkv": {**shared, "split": 3, "weight_decay": weight_decay},

@@ -111,11 +111,11 @@ def iterate_basis(grad: Tensor, basis: Tensor, n_iter: int = 1) -> Tensor:
     the sign of the one it continues, whatever the LAPACK build.
     """
     for _ in range(n_iter):
-        image = _unit_peak(grad @ basis.mT)  # (m, r)
-        # Unit columns: weak directions would otherwise enter by the square of their singular value.
-        image = image / image.norm(dim=-2, keepdim=True).clamp_min(1e-12)
-        target = _unit_peak(grad.mT @ image) + _KEEP_OLD * basis.mT  # (n, r)
-        q, upper = torch.linalg.qr(target)
+        image = _unit_peak(basis @ grad.mT)  # (r, m)
+        # Unit rows: weak directions would otherwise enter by the square of their singular value.
+        image = image / image.norm(dim=-1, keepdim=True).clamp_min(1e-12)
+        target = _unit_peak(image @ grad) + _KEEP_OLD * basis  # (r, n)
+        q, upper = torch.linalg.qr(target.mT)
         sign = torch.where(upper.diagonal(dim1=-2, dim2=-1) < 0, -1.0, 1.0).to(q.dtype)
         basis = (q * sign.unsqueeze(-2)).mT.contiguous()
     return basis
@@ -127,9 +127,9 @@ def random_basis(grad: Tensor, rank: int, seed: int) -> Tensor:
     The start is drawn on the CPU, so that every rank and device has the same.
     """
     generator = torch.Generator().manual_seed(seed)
-    start = torch.randn(*grad.shape[:-2], grad.shape[-1], rank, generator=generator)
-    start = torch.linalg.qr(start)[0].mT.to(grad)
-    return iterate_basis(grad, start, n_iter=2)
+    # Wide Gaussian rows are near enough to orthonormal once they have about unit length.
+    start = torch.randn(*grad.shape[:-2], rank, grad.shape[-1], generator=generator) / grad.shape[-1] ** 0.5
+    return iterate_basis(grad, start.to(grad), n_iter=2)
 
 
 def iterated_bases(grad: Tensor, rank: int, sides: Sides, old: Bases | None, seed: int) -> Bases:

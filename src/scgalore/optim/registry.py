@@ -6,29 +6,21 @@ To add one, write its ``build`` and put an :class:`OptimizerSpec` into :data:`OP
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from scgalore.errors import OptionError
-from scgalore.optim.checks import closest
+from scgalore.optim.checks import check_settings, closest, plain_number
 from scgalore.optim.galore import GaLoreAdamW
 from scgalore.optim.groups import param_groups
 from scgalore.optim.kernels import FUSED_DEVICES
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
 
     from torch import nn
     from torch.optim import Optimizer
-
-
-class Builder(Protocol):
-    """Makes an optimizer for a module."""
-
-    def __call__(self, module: nn.Module, *, lr: float, weight_decay: float, **options: Any) -> Optimizer:
-        """Build it; every option of the spec arrives as a keyword."""
-        ...
 
 
 @dataclass(frozen=True)
@@ -40,7 +32,7 @@ class OptimizerSpec:
     name
         What the user writes.
     build
-        Makes the optimizer.
+        Makes the optimizer from a module and the keywords ``lr``, ``weight_decay`` and every one of ``options``.
     lr
         Learning rate for fine-tuning when the user gives none.
     weight_decay
@@ -54,7 +46,7 @@ class OptimizerSpec:
     """
 
     name: str
-    build: Builder
+    build: Callable[..., Optimizer]
     lr: float
     weight_decay: float = 0.0
     options: Mapping[str, Any] = field(default_factory=dict)
@@ -142,23 +134,36 @@ def build_optimizer(
     -------
     The optimizer, on the parameters of the module that require gradients.
     """
+    spec = check_options(name, options)
+    chosen = {**spec.options, **options}
+    chosen["lr"] = spec.lr if lr is None else lr
+    chosen["weight_decay"] = spec.weight_decay if weight_decay is None else weight_decay
+    check_settings(chosen)
+    return spec.build(module, **{key: plain_number(value) for key, value in chosen.items()})
+
+
+def check_options(name: str, options: Mapping[str, Any]) -> OptimizerSpec:
+    """Entry of the registry of this name, once it is certain that it takes these options.
+
+    Parameters
+    ----------
+    name
+        A key of :data:`OPTIMIZERS`.
+    options
+        Options of this optimizer; learning rate and weight decay are not among them.
+
+    Returns
+    -------
+    The entry, from which an optimizer can be built later.
+    """
     if name not in OPTIMIZERS:
-        msg = f"optimizer={name!r} is not known; choose one of {_listed(OPTIMIZERS)}.{closest(name, OPTIMIZERS)}"
+        msg = f"optimizer={name!r} is not known; choose one of {', '.join(OPTIMIZERS)}.{closest(name, OPTIMIZERS)}"
         raise OptionError(msg)
     spec = OPTIMIZERS[name]
     for key in options:
         if key not in spec.options:
-            hint = closest(key, spec.options)
-            known = _listed({"lr": None, "weight_decay": None, **spec.options})
-            msg = f"optimizer={name!r} has no option {key!r}; its options are {known}.{hint}"
+            known = ", ".join(("lr", "weight_decay", *spec.options))
+            msg = f"optimizer={name!r} has no option {key!r}; its options are {known}.{closest(key, spec.options)}"
             raise OptionError(msg)
-    return spec.build(
-        module,
-        lr=spec.lr if lr is None else lr,
-        weight_decay=spec.weight_decay if weight_decay is None else weight_decay,
-        **{**spec.options, **options},
-    )
-
-
-def _listed(names: Mapping[str, Any]) -> str:
-    return ", ".join(names)
+    check_settings(options)
+    return spec

@@ -67,7 +67,7 @@ def current_bases(group: Mapping[str, Any], state: dict[str, Any], grad: Tensor,
     if group["basis"] == "svd":
         new = exact_bases(grad, group["rank"], sides)
     else:
-        new = iterated_bases(grad, group["rank"], sides, old, seed=group["seed"] * 1_000_003 + slot.number)
+        new = iterated_bases(grad, group["rank"], sides, old, seed=(group["seed"] * 1_000_003 + slot.number) % 2**62)
     _carry_moments(state, grad, old, new, group["moments"])
     state["basis"] = new.right if new.left is None else new.left
     if sides.left and sides.right:

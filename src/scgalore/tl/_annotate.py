@@ -9,7 +9,7 @@ from scgalore._docs import shared_parameters
 from scgalore._keys import LabelKeys
 from scgalore._rng import seed_from
 from scgalore.tl._labels import label_results
-from scgalore.tl._shared import as_model, provenance, writable_adata
+from scgalore.tl._shared import as_model, copied, provenance, writable_adata
 
 if TYPE_CHECKING:
     from scgalore._typing import Data, PathLike, Rng
@@ -80,10 +80,10 @@ def annotate(
     >>> model = sg.tl.finetune(adata, "scgpt-mini", labels_key="bulk_labels", max_epochs=1)
     >>> sg.tl.annotate(adata, model)
     """
-    data = query.copy() if copy else query
-    adata = writable_adata(data, mod=mod)
     keys = LabelKeys.from_key_added(key_added, uns="annotate")
     seed = seed_from(rng)
+    data = copied(query, mod=mod) if copy else query
+    adata = writable_adata(data, mod=mod)
     fitted = as_model(model)
     fitted.require_classes()
     with logg.step(f"labelling {adata.n_obs:,} cells with {fitted.provenance['name']}") as step:

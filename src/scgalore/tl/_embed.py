@@ -8,7 +8,7 @@ from scgalore import _logging as logg
 from scgalore._docs import shared_parameters
 from scgalore._keys import EmbedKeys
 from scgalore._rng import seed_from
-from scgalore.tl._shared import Results, as_model, provenance, writable_adata
+from scgalore.tl._shared import Results, as_model, copied, provenance, writable_adata
 
 if TYPE_CHECKING:
     from scgalore._typing import Data, PathLike, Rng
@@ -74,10 +74,10 @@ def embed(
     >>> sg.tl.embed(adata, "scgpt-mini")
     >>> sc.pp.neighbors(adata, use_rep="X_scGPT")
     """
-    data = data.copy() if copy else data
-    adata = writable_adata(data, mod=mod)
     keys = EmbedKeys.from_key_added(key_added)
     seed = seed_from(rng)
+    data = copied(data, mod=mod) if copy else data
+    adata = writable_adata(data, mod=mod)
     fitted = as_model(model)
     with logg.step(f"embedding {adata.n_obs:,} cells with {fitted.provenance['name']}") as step:
         cells = fitted.cells(adata, layer=layer, gene_symbols=gene_symbols, max_length=max_length, rng=seed)

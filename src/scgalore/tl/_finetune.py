@@ -10,10 +10,9 @@ from scgalore import _logging as logg
 from scgalore._docs import shared_parameters
 from scgalore._keys import LabelKeys
 from scgalore._rng import seed_from
-from scgalore._settings import settings
 from scgalore.data.labels import encode_labels
 from scgalore.data.split import PARTS, Split, random_split, split_from_labels
-from scgalore.errors import MissingKeyError
+from scgalore.errors import DataError, MissingKeyError
 from scgalore.tl._labels import label_metrics, label_results
 from scgalore.tl._shared import as_model, provenance, writable_adata
 from scgalore.train.config import TrainConfig
@@ -122,7 +121,7 @@ def finetune(
     keys = LabelKeys.from_key_added(key_added, uns="finetune")
     seed = seed_from(rng)
     options = {"optimizer": optimizer, **train_options}
-    config = TrainConfig.from_options(**{"accelerator": settings.accelerator, **options, "seed": seed})
+    config = TrainConfig.from_call(options, seed=seed, function=finetune)
     codes, classes = (None, ()) if labels_key is None else encode_labels(adata, labels_key)
     split = _split(adata, split_key, codes, validation_size=validation_size, test_size=test_size, seed=seed)
     fitted = as_model(model)
@@ -168,4 +167,8 @@ def _split(
     if split_key not in adata.obs:
         msg = f"No column {split_key!r} in adata.obs; it has {list(adata.obs.columns)}."
         raise MissingKeyError(msg)
-    return split_from_labels(adata.obs[split_key].astype(str).tolist())
+    try:
+        return split_from_labels(adata.obs[split_key].astype(str).tolist())
+    except DataError as error:
+        msg = f"adata.obs[{split_key!r}] is no split. {error}"
+        raise DataError(msg) from error

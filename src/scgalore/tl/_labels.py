@@ -20,9 +20,9 @@ __all__ = ["label_metrics", "label_results"]
 
 
 def label_results(output: CellOutput, classes: tuple[str, ...], keys: LabelKeys) -> Results:
-    """Turn probabilities into what is written to an AnnData."""
+    """Turn a network's output into what is written to an AnnData; no labels if there are no ``classes``."""
     results = Results(obsm={keys.embedding: (output.embedding, "cell embeddings")})
-    if output.probabilities is None:
+    if output.probabilities is None or not classes:
         return results
     best = output.probabilities.argmax(axis=1)
     results.obs[keys.label] = (pd.Categorical.from_codes(best, categories=list(classes)), "predicted labels")

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from scgalore._typing import Data
     from scgalore.data.cells import TokenCells
 
-__all__ = ["Results", "as_model", "provenance", "writable_adata"]
+__all__ = ["Results", "as_model", "copied", "provenance", "writable_adata"]
 
 
 def as_model(model: str | os.PathLike[str] | SCGPT) -> SCGPT:
@@ -35,15 +35,21 @@ def as_model(model: str | os.PathLike[str] | SCGPT) -> SCGPT:
 
 
 def writable_adata(data: Data, *, mod: str) -> AnnData:
-    """Find the AnnData to work on and make sure that results can be written to it."""
+    """Find the AnnData to work on and make sure that results can be written to it; nothing changes yet."""
     adata = resolve_adata(data, mod=mod)
-    if adata.is_view:
-        if adata.isbacked:
-            msg = "This is a view of a backed file, which results cannot be written to. Use adata[...].to_memory()."
-            raise DataError(msg)
-        # As scanpy does: writing to a view would copy it anyway, with a warning that points here and not at the user.
-        adata._init_as_actual(adata.copy())
+    if adata.is_view and adata.isbacked:
+        msg = "This is a view of a backed file, which results cannot be written to. Use adata[...].to_memory()."
+        raise DataError(msg)
     return adata
+
+
+def copied(data: Data, *, mod: str) -> Data:
+    """Copy what ``copy=True`` is to return."""
+    adata = writable_adata(data, mod=mod)
+    if adata.isbacked:
+        msg = "copy=True cannot copy an AnnData that is backed by a file. Leave copy out, or pass adata.to_memory()."
+        raise DataError(msg)
+    return data.copy()
 
 
 def provenance(model: SCGPT, cells: TokenCells) -> dict[str, Any]:
@@ -72,6 +78,9 @@ class Results:
     def write(self, data: Data, adata: AnnData, *, mod: str, step: logg.Step) -> None:
         """Assign to the AnnData, mirror ``obs`` to a MuData, and name the keys in the closing message."""
         uns = {key: to_uns(value) for key, (value, _) in self.uns.items()}
+        if adata.is_view:
+            # As scanpy does: writing to a view would copy it anyway, with a warning that points here and not at the user.
+            adata._init_as_actual(adata.copy())
         for key, (value, what) in self.obs.items():
             adata.obs[key] = pd.Series(value, index=adata.obs_names)
             step.added("obs", key, what)

@@ -1,17 +1,22 @@
-"""What is kept beside the weights while training: the history and the best epoch."""
+"""What is kept beside the weights while training: the history, the best epoch, and when to stop."""
 
 from __future__ import annotations
 
+import math
 import time
 from typing import TYPE_CHECKING, Any
 
 from lightning.pytorch import Callback
+from lightning.pytorch.callbacks import EarlyStopping
+
+from scgalore import _logging as logg
+from scgalore.errors import DataError
 
 if TYPE_CHECKING:
     from lightning.pytorch import LightningModule, Trainer
     from torch import Tensor
 
-__all__ = ["BestWeights", "History"]
+__all__ = ["BestWeights", "History", "StopEarly"]
 
 
 class History(Callback):
@@ -27,12 +32,12 @@ class History(Callback):
         self.rows: list[dict[str, float]] = []
         self._started = 0.0
 
-    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:  # noqa: ARG002
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Start the clock."""
         self._started = time.perf_counter()
 
-    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:  # noqa: ARG002
-        """Add the row of the epoch."""
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Add the row of the epoch; refuse to go on from a loss that is not finite."""
         row = {
             "epoch": float(trainer.current_epoch),
             "lr": float(trainer.optimizers[0].param_groups[0]["lr"]),
@@ -40,6 +45,13 @@ class History(Callback):
         }
         row.update({name: float(value) for name, value in sorted(trainer.callback_metrics.items())})
         self.rows.append(row)
+        # Raised here, before a checkpoint of such weights takes the place of the last good one.
+        if bad := [name for name, value in row.items() if name.endswith("_loss") and not math.isfinite(value)]:
+            msg = (
+                f"{bad[0]} became {row[bad[0]]} in epoch {trainer.current_epoch}, so training cannot go on. Lower lr, or "
+                "train with precision='32-true'."
+            )
+            raise DataError(msg)
 
     def state_dict(self) -> dict[str, Any]:
         """Rows so far."""
@@ -74,7 +86,7 @@ class BestWeights(Callback):
         network = pl_module.module.network
         self.weights = {name: tensor.detach().to("cpu", copy=True) for name, tensor in network.state_dict().items()}
 
-    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:  # noqa: ARG002
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Put the best weights back."""
         if self.weights:
             pl_module.module.network.load_state_dict(self.weights)
@@ -86,3 +98,22 @@ class BestWeights(Callback):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Continue from a checkpoint."""
         self.best, self.epoch, self.weights = state_dict["best"], state_dict["epoch"], state_dict["weights"]
+
+
+class StopEarly(EarlyStopping):
+    """Lightning's early stopping, which a resumed run remembers.
+
+    A checkpoint keeps the count of epochs without progress, but not that training had ended over it: a run that is
+    started again after its end would train one more epoch than the uninterrupted one.
+    """
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """End at once where the checkpoint's run ended."""
+        if self.wait_count >= self.patience:
+            trainer.should_stop = True
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Check the metric, and say so if it ends training."""
+        super().on_train_epoch_end(trainer, pl_module)
+        if self.wait_count >= self.patience:
+            logg.info(f"    stopped after epoch {trainer.current_epoch}: {self.patience} without a better {self.monitor}")

@@ -2,15 +2,25 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from difflib import get_close_matches
-from typing import Any, Literal, Self, get_args
+from inspect import signature
+from numbers import Integral, Real
+from typing import TYPE_CHECKING, Any, Literal, Self, get_args
 
+from scgalore._settings import settings
 from scgalore.errors import OptionError
+from scgalore.optim.registry import check_options
 
-__all__ = ["Precision", "TrainConfig"]
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+
+__all__ = ["Accelerator", "Precision", "TrainConfig"]
 
 Precision = Literal["32-true", "bf16-mixed", "16-mixed"]
+Accelerator = Literal["auto", "cpu", "gpu", "cuda", "mps"]
 
 
 @dataclass(frozen=True)
@@ -38,7 +48,7 @@ class TrainConfig:
     precision
         Lightning's name of the arithmetic: ``"32-true"``, ``"bf16-mixed"`` or ``"16-mixed"``.
     patience
-        Epochs without a better validation score before training stops; ``None`` never stops early.
+        Epochs without a better validation score before training stops; ``None`` never stops early. Needs validation cells.
     accelerator, devices
         Where to train, in Lightning's words.
     seed
@@ -56,31 +66,41 @@ class TrainConfig:
     accumulate: int = 1
     precision: Precision = "32-true"
     patience: int | None = None
-    accelerator: str = "auto"
+    accelerator: Accelerator = "auto"
     devices: int | str | list[int] = "auto"
     seed: int = 0
 
     def __post_init__(self) -> None:
-        for name in ("max_epochs", "batch_size", "accumulate", "patience"):
-            value = getattr(self, name)
-            if value is not None and (not isinstance(value, int) or value < 1):
-                msg = f"{name}={value!r}: it must be a whole number, at least 1."
+        for name, least in (("max_epochs", 1), ("batch_size", 1), ("accumulate", 1), ("patience", 1), ("seed", 0)):
+            self._set(name, _whole(name, getattr(self, name), least, optional=name == "patience"))
+        number = "it must be a positive number"
+        self._check("lr", lambda lr: 0 < lr < math.inf, f"{number}, or None for the optimizer's default", optional=True)
+        self._check("clip_norm", lambda norm: norm > 0, f"{number}; float('inf') does not clip")
+        self._check("warmup", lambda share: 0 <= share <= 1, "it is a share of all steps and must lie in [0, 1]")
+        self._check("weight_decay", lambda decay: 0 <= decay < math.inf, "it must be a number that is not negative")
+        for name, choices in (("precision", get_args(Precision)), ("accelerator", get_args(Accelerator))):
+            if getattr(self, name) not in choices:
+                msg = f"{name}={getattr(self, name)!r}: choose one of {', '.join(map(repr, choices))}."
                 raise OptionError(msg)
-        if self.lr is not None and not 0 < self.lr < float("inf"):
-            msg = f"lr={self.lr!r}: it must be a positive number, or None for the optimizer's default."
+        if not isinstance(self.optimizer, str) or not isinstance(self.optimizer_options, Mapping):
+            msg = (
+                f"optimizer={self.optimizer!r}, optimizer_options={self.optimizer_options!r}: expected a name and a "
+                "dict of its options, for example optimizer='galore', optimizer_options={'rank': 64}."
+            )
             raise OptionError(msg)
-        if not self.clip_norm > 0:
-            msg = f"clip_norm={self.clip_norm!r}: it must be positive; float('inf') does not clip."
+        check_options(self.optimizer, self.optimizer_options)
+
+    def _set(self, name: str, value: Any) -> None:
+        object.__setattr__(self, name, value)
+
+    def _check(self, name: str, fits: Callable[[float], bool], expected: str, *, optional: bool = False) -> None:
+        value = getattr(self, name)
+        if optional and value is None:
+            return
+        if isinstance(value, bool) or not isinstance(value, Real) or not fits(float(value)):
+            msg = f"{name}={value!r}: {expected}."
             raise OptionError(msg)
-        if not 0 <= self.warmup <= 1:
-            msg = f"warmup={self.warmup!r}: it is a share of all steps and must lie in [0, 1]."
-            raise OptionError(msg)
-        if self.weight_decay < 0:
-            msg = f"weight_decay={self.weight_decay!r}: it must not be negative."
-            raise OptionError(msg)
-        if self.precision not in get_args(Precision):
-            msg = f"precision={self.precision!r}: choose one of {get_args(Precision)}."
-            raise OptionError(msg)
+        self._set(name, float(value))
 
     @classmethod
     def from_options(cls, **options: Any) -> Self:
@@ -91,15 +111,53 @@ class TrainConfig:
         OptionError
             If an option does not exist or has a value out of range.
         """
-        known = {option.name: option for option in fields(cls)}
-        for name in options:
-            if name not in known:
-                close = get_close_matches(name, known, n=1)
-                hint = f" Did you mean {close[0]!r}?" if close else ""
-                msg = f"There is no training option {name!r}.{hint} The options are {sorted(known)}."
-                raise OptionError(msg)
+        _refuse_unknown(options, others=())
         return cls(**{name: value for name, value in options.items() if value is not None})
+
+    @classmethod
+    def from_call(cls, options: Mapping[str, Any], *, seed: int, function: Callable[..., Any]) -> Self:
+        """Build from the further keyword arguments of a user's function.
+
+        Parameters
+        ----------
+        options
+            Fields of this class; where to compute is ``sg.settings.accelerator`` unless it is among them.
+        seed
+            Seed of the run, from the function's own ``rng``.
+        function
+            Its parameters may be what a misspelt option was meant to be.
+
+        Raises
+        ------
+        OptionError
+            If an option does not exist or has a value out of range.
+        """
+        if "seed" in options:
+            msg = f"seed={options['seed']!r}: pass rng={options['seed']!r} instead, which is the seed of everything random."
+            raise OptionError(msg)
+        _refuse_unknown(options, others=signature(function).parameters)
+        given = {name: value for name, value in options.items() if value is not None}
+        return cls(**{"accelerator": settings.accelerator, **given, "seed": seed})
 
     def to_dict(self) -> dict[str, Any]:
         """Give the settings as a plain dict."""
         return asdict(self)
+
+
+def _whole(name: str, value: Any, least: int, *, optional: bool) -> int | None:
+    if optional and value is None:
+        return None
+    if isinstance(value, bool) or not isinstance(value, Integral) or value < least:
+        msg = f"{name}={value!r}: it must be a whole number, at least {least}."
+        raise OptionError(msg)
+    return int(value)
+
+
+def _refuse_unknown(options: Mapping[str, Any], *, others: Iterable[str]) -> None:
+    known = [option.name for option in fields(TrainConfig)]
+    for name in options:
+        if name not in known:
+            close = get_close_matches(name, [*known, *others], n=1)
+            hint = f" Did you mean {close[0]!r}?" if close else ""
+            msg = f"There is no training option {name!r}.{hint} The options are {', '.join(sorted(known))}."
+            raise OptionError(msg)

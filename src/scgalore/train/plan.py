@@ -9,8 +9,8 @@ import torch
 from scvi.train import TrainingPlan
 
 from scgalore.data.hashing import fold_seed
-from scgalore.errors import OptionError
 from scgalore.optim import build_optimizer
+from scgalore.train.checkpoint import CHECKPOINT_KEY
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -35,7 +35,7 @@ class GaLoreTrainingPlan(TrainingPlan):
     config
         How to train.
     identity
-        What makes this run this run (data, split, settings); a checkpoint of another run is refused.
+        What makes this run this run (data, split, settings); checkpoints say it.
 
     Notes
     -----
@@ -62,7 +62,7 @@ class GaLoreTrainingPlan(TrainingPlan):
         """Pass a batch to the module."""
         return self.module(batch)
 
-    def compute_and_log_metrics(self, loss_output: LossOutput, metrics: dict[str, Any], mode: str) -> None:  # noqa: ARG002
+    def compute_and_log_metrics(self, loss_output: LossOutput, metrics: dict[str, Any], mode: str) -> None:
         """Log the parts of the loss as ``train_<part>`` or ``validation_<part>``, averaged over the cells of an epoch."""
         for name, value in loss_output.extra_metrics.items():
             self.log(f"{mode}_{name}", value, on_step=False, on_epoch=True, batch_size=loss_output.n_obs_minibatch)
@@ -76,7 +76,7 @@ class GaLoreTrainingPlan(TrainingPlan):
         self.compute_and_log_metrics(output, self.train_metrics, "train")
         return output.loss
 
-    def validation_step(self, batch: TokenBatch, batch_idx: int) -> None:  # noqa: ARG002
+    def validation_step(self, batch: TokenBatch, batch_idx: int) -> None:
         """Loss of one validation batch."""
         _, _, output = self(batch)
         self._log_loss("validation_loss", output, progress=True)
@@ -101,19 +101,7 @@ class GaLoreTrainingPlan(TrainingPlan):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Record which run this is."""
-        checkpoint["scgalore_run"] = self.identity
-
-    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Refuse the checkpoint of another run."""
-        saved = checkpoint.get("scgalore_run", {})
-        changed = [
-            f"{key} was {saved.get(key)!r}, now {self.identity.get(key)!r}"
-            for key in sorted({*saved, *self.identity})
-            if saved.get(key) != self.identity.get(key)
-        ]
-        if changed:
-            msg = f"The checkpoint belongs to another run: {'; '.join(changed)}. Use another checkpoint_dir to start anew."
-            raise OptionError(msg)
+        checkpoint[CHECKPOINT_KEY] = self.identity
 
 
 def warmup_cosine(

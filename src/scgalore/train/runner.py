@@ -7,27 +7,25 @@ import math
 import warnings
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 import torch
-from lightning.pytorch.callbacks import ModelCheckpoint
 from scvi.train import TrainRunner
 
-from scgalore import _logging as logg
 from scgalore._progress import is_shown
-from scgalore.errors import DataError, OptionError
+from scgalore.errors import OptionError
 from scgalore.nn.adapter import SCGPTModule
 from scgalore.optim import state_bytes
-from scgalore.train.callbacks import BestWeights, History
+from scgalore.train.callbacks import BestWeights, History, StopEarly
+from scgalore.train.checkpoint import WholeFiles, checkpoint_callback, checkpoint_to_resume
 from scgalore.train.datamodule import TokenDataModule
 from scgalore.train.plan import GaLoreTrainingPlan
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
-    from lightning.pytorch import Trainer
+    from lightning.pytorch import Callback, Trainer
 
     from scgalore._typing import PathLike
     from scgalore.data.cells import TokenCells
@@ -36,9 +34,16 @@ if TYPE_CHECKING:
     from scgalore.objectives import Objective
     from scgalore.train.config import TrainConfig
 
-__all__ = ["TrainResult", "fit", "last_checkpoint"]
+__all__ = ["TrainResult", "fit"]
 
-CHECKPOINT = "last"
+IDLE_ADVICE = (
+    ".*does not have many workers.*",
+    ".*smaller than the logging interval.*",
+    ".*Checkpoint directory .* exists.*",
+    ".*The dirpath has changed.*",
+    ".*across ranks is zero.*",
+    ".*LeafSpec.*",
+)
 
 
 @dataclass(frozen=True)
@@ -72,11 +77,6 @@ class _Trainee:
         self.module.to(device)
 
 
-def last_checkpoint(folder: PathLike) -> Path:
-    """Path of the checkpoint that a run in ``folder`` writes after each epoch."""
-    return Path(folder) / f"{CHECKPOINT}.ckpt"
-
-
 def fit(
     network: SCGPTNetwork,
     cells: TokenCells,
@@ -106,16 +106,24 @@ def fit(
     Raises
     ------
     OptionError
-        If the folder holds a checkpoint and ``resume`` is off, or holds the checkpoint of another run.
+        If the folder holds a checkpoint and ``resume`` is off, or holds the checkpoint of another run, or if ``patience``
+        is set and there are no validation cells.
     DataError
         If the loss became NaN or infinite.
+    WeightsError
+        If the checkpoint is damaged.
     """
-    checkpoint = _checkpoint_to_resume(checkpoint_dir, resume=resume)
+    identity = dict(identity or {})
+    checkpoint = checkpoint_to_resume(checkpoint_dir, resume=resume, identity=identity)
     network.train()  # Lightning keeps the mode it finds, and dropout with it
-    history, best = History(), BestWeights(objective.monitor)
     plan = GaLoreTrainingPlan(SCGPTModule(network, objective), config, identity)
     data = TokenDataModule(cells, split, objective, batch_size=config.batch_size, seed=config.seed)
-    with _quiet_lightning(), torch.random.fork_rng():
+    history, best = History(), BestWeights(objective.monitor)
+    callbacks: list[Callback] = [history, best]
+    if config.patience is not None:
+        _require_validation(data)
+        callbacks.append(StopEarly(objective.monitor, patience=config.patience))
+    with _quiet_lightning(), _interruptible(), torch.random.fork_rng():
         torch.manual_seed(config.seed)
         runner = TrainRunner(
             _Trainee(plan.module),
@@ -125,70 +133,38 @@ def fit(
             accelerator=config.accelerator,
             devices=config.devices,
             ckpt_path=checkpoint,
-            callbacks=[history, best],
-            **_trainer_options(config, validate=data.n_val > 0, monitor=objective.monitor),
+            callbacks=callbacks,
+            **_trainer_options(config),
         )
         if checkpoint_dir is not None:
             # Appended here, last, so that it saves what the other callbacks have just noted; asked for through its
             # arguments, scvi's trainer would add a second callback of its own that drops the optimizer's state.
-            runner.trainer.callbacks.append(_checkpoint_callback(checkpoint_dir))
+            runner.trainer.callbacks.append(checkpoint_callback(checkpoint_dir))
         runner()
     table = pd.DataFrame(history.rows).astype({"epoch": int}).set_index("epoch")
-    _refuse_diverged(table)
     best_epoch = best.epoch if best.epoch >= 0 else int(table.index[-1])
     return TrainResult(table, best_epoch, _optimizer_bytes(runner.trainer))
 
 
-def _trainer_options(config: TrainConfig, *, validate: bool, monitor: str) -> dict[str, Any]:
+def _trainer_options(config: TrainConfig) -> dict[str, Any]:
     return {
         "precision": config.precision,
         "gradient_clip_val": None if math.isinf(config.clip_norm) else config.clip_norm,
         "accumulate_grad_batches": config.accumulate,
         "check_val_every_n_epoch": 1,
-        "early_stopping": validate and config.patience is not None,
-        "early_stopping_monitor": monitor,
-        "early_stopping_patience": config.patience,
         "enable_progress_bar": is_shown(),
         "simple_progress_bar": False,
         "use_distributed_sampler": False,
-        # scvi's default flips cuDNN's benchmark mode for the whole process, which makes runs irreproducible.
-        "benchmark": False,
+        # scvi's default flips cuDNN's benchmark mode for the whole process.
+        "benchmark": None,
+        "plugins": [WholeFiles()],
     }
 
 
-def _checkpoint_to_resume(folder: PathLike | None, *, resume: bool) -> Path | None:
-    if folder is None:
-        if resume:
-            msg = "resume=True needs checkpoint_dir, the folder of the interrupted run."
-            raise OptionError(msg)
-        return None
-    path = last_checkpoint(folder)
-    if not path.exists():
-        if resume:
-            logg.info(f"no checkpoint in {folder} yet: starting from the beginning")
-        return None
-    if not resume:
-        msg = f"{path} exists. Pass resume=True to continue that run, or another checkpoint_dir to start a new one."
+def _require_validation(data: TokenDataModule) -> None:
+    if data.n_val == 0:
+        msg = "patience needs validation cells to stop early by, and the split has none. Set validation_size, or patience=None."
         raise OptionError(msg)
-    return path
-
-
-def _checkpoint_callback(folder: PathLike) -> ModelCheckpoint:
-    return ModelCheckpoint(
-        dirpath=folder,
-        filename=CHECKPOINT,
-        every_n_epochs=1,
-        save_on_train_epoch_end=True,
-        enable_version_counter=False,
-    )
-
-
-def _refuse_diverged(history: pd.DataFrame) -> None:
-    losses = history.filter(regex="_loss$")
-    if not losses.map(pd.notna).all(axis=None) or losses.isin([float("inf")]).any(axis=None):
-        epoch = int(losses.index[(losses.isna() | losses.isin([float("inf")])).any(axis=1)][0])
-        msg = f"The loss became NaN or infinite in epoch {epoch}. Lower lr, or train with precision='32-true'."
-        raise DataError(msg)
 
 
 def _optimizer_bytes(trainer: Trainer) -> int:
@@ -204,9 +180,20 @@ def _quiet_lightning() -> Iterator[None]:
         for name in names:
             logging.getLogger(name).setLevel(logging.WARNING)
         with warnings.catch_warnings():
-            for message in (".*does not have many workers.*", ".*Checkpoint directory .* exists.*", ".*LeafSpec.*"):
+            for message in IDLE_ADVICE:
                 warnings.filterwarnings("ignore", message=message)
             yield
     finally:
         for name, level in levels.items():
             logging.getLogger(name).setLevel(level)
+
+
+@contextmanager
+def _interruptible() -> Iterator[None]:
+    """Give Ctrl-C back its meaning: Lightning turns it into an exit of the whole program."""
+    try:
+        yield
+    except SystemExit as stop:
+        if isinstance(stop.__context__, KeyboardInterrupt):
+            raise KeyboardInterrupt from stop
+        raise

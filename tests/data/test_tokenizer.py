@@ -1,6 +1,7 @@
 from dataclasses import replace
 from pathlib import Path
 
+import anndata as ad
 import numpy as np
 import pytest
 import scipy.sparse as sp
@@ -9,7 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from scgalore.data.binning import bin_values
-from scgalore.data.tokens import RaggedTokens, Tokenizer, TokenizerConfig, keep_smallest
+from scgalore.data.matrix import CellMatrix
+from scgalore.data.tokenizer import Tokenizer, keep_smallest
+from scgalore.data.tokens import RaggedTokens, TokenizerConfig
 from scgalore.errors import DataError, OptionError
 
 FIXTURES = Path(__file__).parent / "scgpt"
@@ -158,6 +161,20 @@ def test_dtype_explicit_zeros_and_dropped_genes_do_not_matter(table, config, dty
     assert cells_of(stored) == cells_of(encode(tokens, x)) == cells_of(encode(tokens, other))
 
 
+@pytest.mark.parametrize("ties", ["upper", "random"])
+def test_what_holds_the_matrix_does_not_matter(tmp_path, ties):
+    x = np.log1p(np.random.default_rng(0).poisson(2, (30, 40))).astype(np.float32)
+    held = [ad.AnnData(make(x)) for make in (np.asarray, sp.csr_matrix, sp.csc_matrix, np.float64)]
+    held.append(ad.AnnData(np.hstack([x, x]))[:, :40])
+    for i, adata in enumerate(held[:3]):
+        adata.write_h5ad(tmp_path / f"{i}.h5ad")
+        held.append(ad.read_h5ad(tmp_path / f"{i}.h5ad", backed="r"))
+    tokens = tokenizer(np.arange(40)[::-1], max_length=12, ties=ties)
+    rows = [8, 3, 3, 29]
+    found = [cells_of(tokens.encode(CellMatrix.from_adata(adata).rows(rows), rows)) for adata in held]
+    assert all(cells == found[0] for cells in found)
+
+
 @given(tables(), configs)
 def test_lengths_are_known_without_encoding(table, config):
     x, token_ids = table
@@ -261,7 +278,7 @@ def test_batches_move_between_devices_with_what_they_have():
     ("call", "error", "says"),
     [
         (lambda: TokenizerConfig(n_bins=1), OptionError, "n_bins=1"),
-        (lambda: TokenizerConfig(ties="lower"), OptionError, "'lower'"),
+        (lambda: TokenizerConfig(ties="lower"), OptionError, "'lower'"),  # type: ignore[arg-type]
         (lambda: TokenizerConfig(max_length=1), OptionError, "max_length=1"),
         (lambda: tokenizer([3, 4, 3]), DataError, "Token id 3"),
         (lambda: tokenizer([3, CLS]), DataError, "<cls>"),

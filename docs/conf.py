@@ -1,0 +1,75 @@
+import os
+from importlib.metadata import metadata
+
+info = metadata("scgalore")
+project = info["Name"]
+author = info["Author"]
+project_copyright = f"2026, {author}"
+version = release = info["Version"]
+repository_url = dict(url.split(", ") for url in info.get_all("Project-URL") or ())["Source"]
+
+extensions = [
+    "myst_nb",
+    "sphinx.ext.autodoc",
+    "sphinx.ext.autosummary",
+    "sphinx.ext.intersphinx",
+    "sphinx.ext.mathjax",
+    "sphinx.ext.napoleon",
+    "sphinx_copybutton",
+    "sphinxcontrib.bibtex",
+]
+
+exclude_patterns = ["_build", "**.ipynb_checkpoints"]
+templates_path = ["_templates"]
+default_role = "literal"
+bibtex_bibfiles = ["references.bib"]
+bibtex_reference_style = "author_year"
+
+autosummary_generate = True
+autodoc_member_order = "bysource"
+autodoc_typehints = "signature"
+python_maximum_signature_line_length = 88
+napoleon_google_docstring = False
+napoleon_use_ivar = True
+napoleon_use_rtype = False
+# "Returns" lists the keys that are written: a paragraph and a definition list, which is what plain reStructuredText makes of it.
+napoleon_custom_sections = ["Returns"]
+
+myst_enable_extensions = ["amsmath", "colon_fence", "deflist", "dollarmath"]
+myst_heading_anchors = 3
+nb_execution_mode = "off"
+nb_merge_streams = True
+
+# The build needs no network, unless links into the documentation of others are wanted.
+intersphinx_mapping = (
+    {
+        "anndata": ("https://anndata.readthedocs.io/en/stable/", None),
+        "matplotlib": ("https://matplotlib.org/stable/", None),
+        "mudata": ("https://mudata.readthedocs.io/stable/", None),
+        "numpy": ("https://numpy.org/doc/stable/", None),
+        "pandas": ("https://pandas.pydata.org/pandas-docs/stable/", None),
+        "python": ("https://docs.python.org/3", None),
+        "scanpy": ("https://scanpy.readthedocs.io/en/stable/", None),
+        "scipy": ("https://docs.scipy.org/doc/scipy/", None),
+        "scvi": ("https://docs.scvi-tools.org/en/stable/", None),
+        "torch": ("https://docs.pytorch.org/docs/stable/", None),
+    }
+    if os.environ.get("READTHEDOCS")
+    else {}
+)
+# References to our own names must be right; those to others cannot be checked without a network, and fields of
+# dataclasses are described with their class and are no targets.
+nitpicky = True
+nitpick_ignore_regex = [(r"py:.*", r"(?!scgalore).*"), (r"py:attr", r".*")]
+
+html_theme = "sphinx_book_theme"
+html_static_path = ["_static"]
+html_title = project
+html_theme_options = {
+    "path_to_docs": "docs/",
+    "repository_branch": "main",
+    "repository_url": repository_url,
+    "use_repository_button": True,
+    "navigation_with_keys": False,
+}
+html_show_sourcelink = False

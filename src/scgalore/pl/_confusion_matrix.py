@@ -1,0 +1,159 @@
+"""True against predicted labels."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Literal, get_args
+
+import numpy as np
+import pandas as pd
+
+from scgalore._docs import shared_parameters
+from scgalore.errors import DataError, MissingKeyError, OptionError
+from scgalore.pl._axes import axes_or_new, show_or_return
+from scgalore.pl._results import label_keys, read_result
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from anndata import AnnData
+    from matplotlib.axes import Axes
+    from numpy.typing import NDArray
+
+Part = Literal["train", "validation", "test", "all"]
+
+
+@shared_parameters
+def confusion_matrix(
+    adata: AnnData,
+    *,
+    key: str = "finetune",
+    labels_key: str | None = None,
+    part: Part = "test",
+    normalize: bool = True,
+    ax: Axes | None = None,
+    show: bool | None = None,
+) -> Axes | None:
+    """True labels in rows, predicted ones in columns.
+
+    Parameters
+    ----------
+    {adata}
+    {key}
+    labels_key
+        Column of ``adata.obs`` with the true labels; ``None`` is the one the model was fine-tuned on. Cells without a
+        label are left out.
+    part
+        Cells to count: those held out (``"test"``), those of another part of the split, or ``"all"``.
+    normalize
+        Whether to write and colour percentages of each row, instead of numbers of cells.
+    {ax}
+    show
+        Whether to show the figure and return nothing. ``None`` does so for a new figure, unless ``sc.settings.autoshow``
+        is off.
+
+    Returns
+    -------
+    The axes, or ``None`` if the figure was shown. Numbers of cells stand beside the names of the rows; squares without
+    cells are left blank.
+
+    Raises
+    ------
+    MissingKeyError
+        If there are no predictions under ``key``, or a column of ``adata.obs`` does not exist.
+    OptionError
+        If ``part`` is no part of a split, or ``labels_key`` is needed.
+    DataError
+        If the part has no cells.
+
+    Examples
+    --------
+    >>> import scanpy as sc, scgalore as sg
+    >>> adata = sc.datasets.pbmc68k_reduced().raw.to_adata()
+    >>> model = sg.tl.finetune(adata, "scgpt-mini", labels_key="bulk_labels", max_epochs=1)
+    >>> ax = sg.pl.confusion_matrix(adata, show=False)
+    """
+    result = read_result(adata, key)
+    truth, predicted = _labels(adata, key, _labels_key(result, labels_key, key), part)
+    counts = _count(truth, predicted, order=[str(name) for name in result.get("classes", [])])
+    size = _figure_size(list(counts.index))
+    drawn = axes_or_new(ax, size)
+    _draw(drawn, counts, normalize=normalize)
+    cells = f"{len(truth):,} {'' if part == 'all' else part + ' '}cell{'s' if len(truth) > 1 else ''}"
+    drawn.set_title(f"{cells}, accuracy {np.mean(truth == predicted):.3f}")
+    return show_or_return(drawn, show=show, own_figure=ax is None)
+
+
+def _labels_key(result: Mapping[str, Any], labels_key: str | None, key: str) -> str:
+    labels_key = labels_key or result["params"].get("labels_key")
+    if labels_key is None:
+        msg = f"The call that wrote adata.uns[{key!r}] saw no labels. Pass labels_key=, the column of adata.obs with the true ones."
+        raise OptionError(msg)
+    return labels_key
+
+
+def _labels(adata: AnnData, key: str, labels_key: str, part: str) -> tuple[NDArray[np.str_], NDArray[np.str_]]:
+    """True and predicted labels of the labelled cells of a part, as text."""
+    if part not in get_args(Part):
+        msg = f"part={part!r}: choose one of {', '.join(map(repr, get_args(Part)))}."
+        raise OptionError(msg)
+    keys = label_keys(key)
+    advice = {
+        labels_key: "Pass the column with the true labels as labels_key.",
+        keys.label: "Labels are predicted by sg.tl.finetune(adata, labels_key=...) and sg.tl.annotate(adata, model).",
+        keys.split: "Pass part='all' to count all cells.",
+    }
+    for column in [labels_key, keys.label] + [keys.split] * (part != "all"):
+        if column not in adata.obs:
+            msg = f"No column {column!r} in adata.obs; it has {list(adata.obs.columns)}. {advice[column]}"
+            raise MissingKeyError(msg)
+    chosen = (adata.obs[labels_key].notna() & adata.obs[keys.label].notna()).to_numpy()
+    if part != "all":
+        chosen &= (adata.obs[keys.split] == part).to_numpy()
+    if not chosen.any():
+        parts = dict(adata.obs[keys.split].value_counts()) if keys.split in adata.obs else {}
+        sizes = ", ".join(f"{name!r}: {n}" for name, n in parts.items())
+        msg = f"No labelled cell belongs to part={part!r}; adata.obs[{keys.split!r}] has {{{sizes}}}."
+        raise DataError(msg)
+    return tuple(adata.obs.loc[chosen, column].astype(str).to_numpy(dtype=str) for column in (labels_key, keys.label))
+
+
+def _count(truth: NDArray[np.str_], predicted: NDArray[np.str_], *, order: list[str]) -> pd.DataFrame:
+    """Cells of each true (row) and predicted (column) class, over the classes that occur, in the model's order."""
+    seen = {*truth.tolist(), *predicted.tolist()}
+    names = [name for name in order if name in seen]
+    names += sorted(seen.difference(names))
+    return pd.crosstab(truth, predicted).reindex(index=names, columns=names, fill_value=0)
+
+
+def _figure_size(names: list[str]) -> tuple[float, float]:
+    squares = max(2.5, 0.36 * len(names))
+    longest = 0.08 * max(map(len, names))  # inches, in the usual font size
+    return squares + longest + 1.6, squares + 0.7 * longest + 1.1
+
+
+def _draw(ax: Axes, counts: pd.DataFrame, *, normalize: bool) -> None:
+    numbers = counts.to_numpy()
+    n_row = numbers.sum(axis=1)
+    shown = 100 * numbers / np.maximum(n_row, 1)[:, None] if normalize else numbers
+    ax.imshow(shown, cmap="Blues", vmin=0, vmax=100 if normalize else None)
+    ticks = range(len(counts))
+    ax.set_xticks(ticks, labels=list(counts.columns), rotation=45, ha="right", rotation_mode="anchor")
+    ax.set_yticks(ticks, labels=[f"{name} ({n:,})" for name, n in zip(counts.index, n_row, strict=True)])
+    ax.set(xlabel="predicted" + (" (% of the true class)" if normalize else " (cells)"), ylabel="true (cells)")
+    ax.set_xticks(np.arange(-0.5, len(counts)), minor=True)
+    ax.set_yticks(np.arange(-0.5, len(counts)), minor=True)
+    ax.grid(which="minor", color="0.9", linewidth=0.5)
+    ax.tick_params(which="minor", length=0)
+    ax.spines[:].set_visible(False)
+    _write(ax, shown, numbers, normalize=normalize)
+
+
+def _write(ax: Axes, shown: NDArray[np.floating], numbers: NDArray[np.integer], *, normalize: bool) -> None:
+    box = ax.get_window_extent()
+    square = min(box.width, box.height) / len(numbers) * 72 / ax.figure.dpi  # points
+    fontsize = float(np.clip(0.36 * square, 3, 9))
+    for row, column in np.argwhere(numbers):
+        value = shown[row, column]
+        text = f"{numbers[row, column]:,}" if not normalize else "<1" if value < 0.5 else f"{value:.0f}"
+        color = "white" if value > 0.6 * shown.max() else "black"
+        ax.text(column, row, text, ha="center", va="center", fontsize=fontsize, color=color)

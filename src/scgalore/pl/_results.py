@@ -1,0 +1,55 @@
+"""Find in an AnnData what a tool has written there."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from anndata import AnnData
+
+from scgalore._keys import LabelKeys
+from scgalore.errors import DataError, MissingKeyError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+__all__ = ["label_keys", "read_result"]
+
+_TOOLS = ("finetune", "annotate")
+
+
+def label_keys(key: str) -> LabelKeys:
+    """Slots that belong to the results under ``adata.uns[key]``."""
+    return LabelKeys.from_key_added(None if key in _TOOLS else key, uns=key)
+
+
+def read_result(adata: AnnData, key: str) -> Mapping[str, Any]:
+    """Read ``adata.uns[key]``.
+
+    Parameters
+    ----------
+    adata
+        Annotated data matrix.
+    key
+        Key that a tool wrote its results under.
+
+    Raises
+    ------
+    DataError
+        If ``adata`` is no AnnData.
+    MissingKeyError
+        If there are no results under the key.
+    """
+    if not isinstance(adata, AnnData):
+        msg = f"Plots read an AnnData, not a {type(adata).__name__}. Pass the modality of a MuData: mdata['rna']."
+        raise DataError(msg)
+    result = adata.uns.get(key)
+    if isinstance(result, dict) and "params" in result:
+        return result
+    others = [
+        name for name, value in adata.uns.items() if isinstance(value, dict) and {"params", "weights"} <= set(value)
+    ]
+    # The key says which call is missing: its own name, or a key_added.
+    call = f"sg.tl.{key}(adata, ...)" if key in _TOOLS else f"sg.tl.finetune(adata, ..., key_added={key!r})"
+    hint = f", or pass the key of results that are there: {', '.join(map(repr, others))}" if others else ""
+    msg = f"There are no results in adata.uns[{key!r}]. Call {call} first{hint}."
+    raise MissingKeyError(msg)

@@ -1,0 +1,140 @@
+"""Checkpoints that a killed run can be continued from."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from lightning.fabric.plugins import TorchCheckpointIO
+from lightning.pytorch.callbacks import ModelCheckpoint
+
+from scgalore import _logging as logg
+from scgalore.errors import OptionError, WeightsError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from scgalore._typing import PathLike
+
+__all__ = ["CHECKPOINT_KEY", "WholeFiles", "checkpoint_callback", "checkpoint_to_resume", "last_checkpoint"]
+
+CHECKPOINT_KEY = "scgalore_run"
+"""Where a checkpoint says which run it belongs to."""
+
+STEM = "last"
+
+
+class WholeFiles(TorchCheckpointIO):
+    """Write a checkpoint beside its place and move it there in one step; read tensors and numbers only.
+
+    Lightning's own way moves it from the system's folder of temporary files: where that is another file system, the move
+    is a copy, and a run that is killed during it has lost both the new checkpoint and the last.
+    """
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: PathLike, storage_options: Any | None = None) -> None:
+        """Replace the file at ``path``, or leave it as it is."""
+        path = Path(path)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        unfinished = path.with_name(f".{path.name}.part")
+        try:
+            torch.save(checkpoint, unfinished)
+            unfinished.replace(path)
+        finally:
+            unfinished.unlink(missing_ok=True)
+
+    def load_checkpoint(self, path: PathLike, map_location: Any = "cpu", **_: Any) -> dict[str, Any]:
+        """Read a checkpoint without running any code in it."""
+        return read_checkpoint(path, map_location=map_location)
+
+
+def last_checkpoint(folder: PathLike) -> Path:
+    """Path of the checkpoint that a run in ``folder`` writes after each epoch."""
+    return Path(folder) / f"{STEM}.ckpt"
+
+
+def checkpoint_callback(folder: PathLike) -> ModelCheckpoint:
+    """Make the callback that writes :func:`last_checkpoint` after each epoch."""
+    return ModelCheckpoint(
+        dirpath=folder,
+        filename=STEM,
+        every_n_epochs=1,
+        save_on_train_epoch_end=True,
+        enable_version_counter=False,
+    )
+
+
+def read_checkpoint(path: PathLike, *, map_location: Any = "cpu", mmap: bool = False) -> dict[str, Any]:
+    """Read a checkpoint without running any code in it.
+
+    Raises
+    ------
+    WeightsError
+        If the file is damaged or was not written by a run.
+    """
+    try:
+        checkpoint = torch.load(path, map_location=map_location, weights_only=True, mmap=mmap)
+    except Exception as error:  # damaged bytes raise whatever the unpickler stumbles over
+        msg = f"{path} is damaged, or no checkpoint ({type(error).__name__}). Delete it, or use another checkpoint_dir."
+        raise WeightsError(msg) from error
+    if not isinstance(checkpoint, dict) or CHECKPOINT_KEY not in checkpoint:
+        msg = f"{path} was not written by scgalore's training. Use another checkpoint_dir."
+        raise WeightsError(msg)
+    return checkpoint
+
+
+def checkpoint_to_resume(
+    folder: PathLike | None, *, resume: bool, identity: Mapping[str, str | int | float]
+) -> Path | None:
+    """Find the checkpoint to continue from, if any.
+
+    Parameters
+    ----------
+    folder
+        ``checkpoint_dir`` of the run.
+    resume
+        Whether to continue.
+    identity
+        What makes this run this run.
+
+    Returns
+    -------
+    Its path, or ``None`` to start from the beginning. Nothing is created.
+
+    Raises
+    ------
+    OptionError
+        If there is one and ``resume`` is off, or if it belongs to another run.
+    WeightsError
+        If it is damaged.
+    """
+    if folder is None:
+        if resume:
+            msg = "resume=True needs checkpoint_dir, the folder of the interrupted run."
+            raise OptionError(msg)
+        return None
+    if Path(folder).is_file():
+        msg = f"checkpoint_dir={str(folder)!r} is a file; give the path of a folder."
+        raise OptionError(msg)
+    path = last_checkpoint(folder)
+    if not path.exists():
+        if resume:
+            logg.info(f"    no checkpoint in {folder} yet: starting from the beginning")
+        return None
+    if not resume:
+        msg = f"{path} exists. Pass resume=True to continue that run, or another checkpoint_dir to start a new one."
+        raise OptionError(msg)
+    _refuse_other_run(path, identity)
+    return path
+
+
+def _refuse_other_run(path: Path, identity: Mapping[str, str | int | float]) -> None:
+    saved = read_checkpoint(path, mmap=True)[CHECKPOINT_KEY]
+    changed = [
+        f"{key} was {saved.get(key)!r}, now {identity.get(key)!r}"
+        for key in sorted({*saved, *identity})
+        if saved.get(key) != identity.get(key)
+    ]
+    if changed:
+        msg = f"{path} belongs to another run: {'; '.join(changed)}. Use another checkpoint_dir to start anew."
+        raise OptionError(msg)

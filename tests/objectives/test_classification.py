@@ -1,0 +1,63 @@
+from dataclasses import replace
+
+import pytest
+import torch
+
+from scgalore.objectives import Classification
+
+
+def test_cross_entropy_by_hand(original):
+    network, batch = original.network(), original.batch()
+    logits = network.classify(network.encode(batch.genes, batch.values, batch.padding))
+    picked = logits.log_softmax(dim=1)[torch.arange(6), batch.labels]
+    loss = Classification()(network, batch)
+    torch.testing.assert_close(loss.total, -picked.mean())
+    assert loss.parts["accuracy"] == pytest.approx((logits.argmax(dim=1) == batch.labels).float().mean().item())
+    assert loss.n == 6
+    assert loss.total.requires_grad
+    assert not any(part.requires_grad for part in loss.parts.values())
+
+
+def test_weights_of_classes(original):
+    network, batch = original.network(), original.batch()
+    weights = (1.0, 2.0, 0.0, 4.0, 0.5)
+    logits = network.classify(network.encode(batch.genes, batch.values, batch.padding))
+    picked = logits.log_softmax(dim=1)[torch.arange(6), batch.labels]
+    weight = torch.tensor(weights)[batch.labels]
+    expected = -(picked * weight).sum() / weight.sum()
+    torch.testing.assert_close(Classification(class_weights=weights)(network, batch).total, expected)
+    torch.testing.assert_close(Classification(class_weights=weights)(network.double(), doubled(batch)).total, expected.double())
+
+
+def doubled(batch):
+    return replace(batch, values=batch.values.double())
+
+
+def test_label_smoothing(original):
+    network, batch = original.network(), original.batch()
+    logits = network.classify(network.encode(batch.genes, batch.values, batch.padding)).log_softmax(dim=1)
+    sharp = -logits[torch.arange(6), batch.labels].mean()
+    expected = 0.9 * sharp - 0.1 * logits.mean()
+    torch.testing.assert_close(Classification(label_smoothing=0.1)(network, batch).total, expected)
+
+
+def test_it_can_be_learnt(original):
+    network, batch = original.network(), original.batch()
+    optimizer = torch.optim.Adam(network.parameters(), lr=1e-2)
+    for _ in range(60):
+        optimizer.zero_grad()
+        loss = Classification()(network, batch)
+        loss.total.backward()
+        optimizer.step()
+    assert loss.parts["accuracy"] == 1
+    assert loss.total < 0.5
+
+
+def test_batches_stay_as_they_are(original):
+    batch = original.batch()
+    assert Classification().corrupt(batch, seed=0, draw=0) is batch
+
+
+def test_labels_are_needed(original):
+    with pytest.raises(ValueError, match="without them"):
+        Classification()(original.network(), replace(original.batch(), labels=None))

@@ -1,0 +1,200 @@
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import scipy.sparse as sp
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from scgalore.data.tokenizer import Tokenizer
+from scgalore.data.tokens import TokenizerConfig
+from scgalore.errors import OptionError
+from scgalore.objectives import MaskedExpression
+from scgalore.objectives.losses import masked_mse, negative_log_bernoulli
+from scgalore.objectives.masked_expression import smallest
+
+PAD, CLS = 40, 41
+BY_POSITION = "ours draws by cell and gene and spares `<cls>`; compared with upstream's draws handed in"
+
+
+def batch_of(x, **options):
+    x = np.asarray(x, dtype=np.float32)
+    tokens = Tokenizer(np.arange(x.shape[1]), cls_id=CLS, pad_id=PAD, config=TokenizerConfig(**options))
+    return tokens.pad(tokens.encode(sp.csr_matrix(x), np.arange(len(x))))
+
+
+def rows_of(batch, rows):
+    picked = {name: value[rows] for name, value in vars(batch).items() if value is not None}
+    return replace(batch, **picked)
+
+
+def masked_genes(batch):
+    """Masked genes of each cell."""
+    return [set(genes[masked].tolist()) for genes, masked in zip(batch.genes, batch.masked, strict=True)]
+
+
+@pytest.fixture(scope="module")
+def batch():
+    rng = np.random.default_rng(0)
+    return batch_of(rng.poisson(rng.choice([0.1, 1, 3], (60, 1)), (60, PAD)))
+
+
+# The original program ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("case", ["nonzero", "nonzero_sampled", "zeros", "nocls"])
+def test_masks_of_the_original(original, agree, case):
+    z = original.arrays("tokenizer")
+    values = z[f"{case}/values"]
+    eligible = values != -2
+    n = (eligible.sum(axis=1) * 0.4).astype(np.int64)
+    order, draws = np.ones(values.shape), np.random.RandomState(8)
+    for row in range(len(values)):
+        order[row, draws.choice(np.flatnonzero(eligible[row]), n[row], replace=False)] = 0
+    masked = np.where(smallest(order, eligible, n), -1, values)
+    agree(f"tokenizer/{case}/masked_seed8", masked, z[f"{case}/masked_seed8"], instead=BY_POSITION)
+
+
+def test_masks_of_the_original_collator(original, agree):
+    z = original.arrays("collator")
+    values = torch.from_numpy(z["out_seed31/expr"])
+    generator = torch.Generator().manual_seed(31)
+    for row in range(5):  # the draws that sampled genes come first
+        torch.randperm(len(z[f"in{row}/genes"]) - 1, generator=generator)
+    probability = torch.full(values.shape, 0.4)
+    probability[:, 0] = 0
+    masked = torch.bernoulli(probability, generator=generator).bool()
+    ours = smallest(1.0 - masked.numpy(), probability.numpy() > 0, masked.sum(dim=1).numpy())
+    instead = "ours masks a fixed share of a cell's genes, upstream's collator each gene by chance; draws handed in"
+    agree("collator/out_seed31/masked_expr", np.where(ours, -1, values), z["out_seed31/masked_expr"], instead=instead)
+
+
+def test_masked_values_of_the_original(original, agree):
+    batch, theirs = original.batch(), original.arrays("batch")
+    agree("batch/src_key_padding_mask", batch.genes == 200, theirs["src_key_padding_mask"])
+    chosen = smallest(1.0 - batch.masked.numpy(), ~batch.padding.numpy(), batch.masked.sum(dim=1).numpy())
+    values = np.where(chosen, MaskedExpression().mask_value, batch.targets)
+    agree("batch/values", values, theirs["values"], instead=BY_POSITION)
+
+
+# Masks ------------------------------------------------------------------------------------------------------------
+
+
+def test_a_share_of_the_genes_is_hidden(batch):
+    for ratio in (0.1, 0.4, 0.75):
+        corrupted = MaskedExpression(mask_ratio=ratio, mask_value=-7).corrupt(batch, seed=0, draw=0)
+        n_genes = (~batch.padding).sum(dim=1) - 1
+        assert corrupted.masked.sum(dim=1).tolist() == [int(n * ratio) for n in n_genes.tolist()]
+        assert not corrupted.masked[:, 0].any()
+        assert not (corrupted.masked & batch.padding).any()
+        assert (corrupted.values[corrupted.masked] == -7).all()
+        assert torch.equal(corrupted.values[~corrupted.masked], batch.values[~corrupted.masked])
+        assert torch.equal(corrupted.targets, batch.values)
+        assert torch.equal(corrupted.genes, batch.genes)
+
+
+@given(st.randoms(use_true_random=False), st.integers(0, 99), st.sampled_from([0.4, (0.25, 0.5, 0.75)]))
+def test_a_mask_belongs_to_the_cell(random, seed, ratio):
+    rng = np.random.default_rng(0)
+    batch = batch_of(rng.poisson(1.0, (12, PAD)))
+    objective = MaskedExpression(mask_ratio=ratio)
+    expected = masked_genes(objective.corrupt(batch, seed=seed, draw=3))
+    rows = random.sample(range(12), random.randint(1, 12))
+    order = [0, *random.sample(range(1, batch.genes.shape[1]), batch.genes.shape[1] - 1)]
+    part = rows_of(batch, rows)
+    part = replace(part, genes=part.genes[:, order], values=part.values[:, order], padding=part.padding[:, order])
+    assert masked_genes(objective.corrupt(part, seed=seed, draw=3)) == [expected[row] for row in rows]
+
+
+def test_draws_seeds_and_cells_differ(batch):
+    objective = MaskedExpression()
+    masks = [objective.corrupt(batch, seed=seed, draw=draw) for seed, draw in [(0, 0), (0, 0), (0, 1), (1, 0)]]
+    assert torch.equal(masks[0].masked, masks[1].masked)
+    assert not torch.equal(masks[0].masked, masks[2].masked)
+    assert not torch.equal(masks[0].masked, masks[3].masked)
+    same_genes = batch_of(np.arange(1, 41) * np.ones((2, 1)) + [[0], [1]])
+    first, second = masked_genes(objective.corrupt(same_genes, seed=0, draw=0))
+    assert first != second
+
+
+def test_each_gene_is_masked_equally_often():
+    x = np.arange(1, 41) + np.zeros((1, 1))
+    batch = batch_of(x)
+    counts = np.zeros(PAD)
+    for draw in range(500):
+        counts[list(masked_genes(MaskedExpression().corrupt(batch, seed=0, draw=draw))[0])] += 1
+    # Probability 0.4, 500 draws: mean 200, standard deviation 11.
+    assert counts.sum() == 500 * 16
+    assert abs(counts - 200).max() < 50
+
+
+def test_each_cell_draws_one_of_several_ratios():
+    rng = np.random.default_rng(0)
+    batch = batch_of(rng.random((300, PAD)) + 1)
+    counts = MaskedExpression(mask_ratio=(0.25, 0.5, 0.75)).corrupt(batch, seed=0, draw=0).masked.sum(dim=1)
+    values, n = counts.unique(return_counts=True)
+    assert values.tolist() == [10, 20, 30]
+    assert n.min() > 60
+
+
+def test_cells_too_small_to_mask_teach_nothing(original):
+    x = np.zeros((2, PAD))
+    x[0, 3] = 1
+    batch = MaskedExpression().corrupt(batch_of(x), seed=0, draw=0)
+    assert not batch.masked.any()
+    network = original.network()
+    MaskedExpression()(network, batch).total.backward()
+    assert not any(p.grad is not None and p.grad.isnan().any() for p in network.parameters())
+
+
+def test_smallest_takes_eligible_positions_only():
+    order = np.array([[0.1, 0.2, 0.3], [0.9, 0.1, 0.5], [0.1, 0.1, 0.1]])
+    eligible = np.array([[False, True, True], [True, True, True], [True, False, True]])
+    assert smallest(order, eligible, np.array([1, 2, 5])).tolist() == [
+        [False, True, False],
+        [False, True, True],
+        [True, False, True],
+    ]
+
+
+# The loss ---------------------------------------------------------------------------------------------------------
+
+
+def test_the_loss_is_the_sum_of_its_parts(original):
+    network, batch = original.network("integration/best_model.pt"), original.batch()
+    loss = MaskedExpression()(network, batch)
+    encoded = network.encode(batch.genes, batch.values, batch.padding, batches=batch.batches)
+    tokens, nonzero = network.expression(encoded, batch.values, batch.batches)
+    cell, nonzero_cell = network.expression_from_cell(encoded, batch.batches)
+    expected = {
+        "mse": masked_mse(tokens, batch.targets, batch.masked),
+        "zeros": negative_log_bernoulli(nonzero, batch.targets, batch.masked),
+        "mse_from_cell": masked_mse(cell, batch.targets, batch.masked),
+        "zeros_from_cell": negative_log_bernoulli(nonzero_cell, batch.targets, batch.masked),
+    }
+    assert loss.parts.keys() == expected.keys()
+    for name, value in expected.items():
+        torch.testing.assert_close(loss.parts[name], value.detach())
+        assert not loss.parts[name].requires_grad
+    torch.testing.assert_close(loss.total, sum(expected.values()))
+    assert loss.n == 6
+
+
+def test_a_network_without_the_second_head(original):
+    loss = MaskedExpression()(original.network("model/full_wqkv.pt"), original.batch())
+    assert loss.parts.keys() == {"mse", "mse_from_cell"}
+    network = original.network()
+    network.mvc_decoder = None
+    assert MaskedExpression()(network, original.batch()).parts.keys() == {"mse"}
+
+
+@pytest.mark.parametrize("ratio", [0.0, 1.0, -0.1, (), (0.4, 1.2)])
+def test_ratios_that_make_no_sense(ratio):
+    with pytest.raises(OptionError, match="strictly between 0 and 1"):
+        MaskedExpression(mask_ratio=ratio)
+
+
+def test_corruption_is_needed(original):
+    with pytest.raises(ValueError, match="corrupt"):
+        MaskedExpression()(original.network(), replace(original.batch(), masked=None))

@@ -1,0 +1,148 @@
+from pathlib import Path
+
+import anndata as ad
+import numpy as np
+import pandas as pd
+import pytest
+from anndata import AnnData
+from matplotlib.axes import Axes
+from matplotlib.colors import to_rgb
+from matplotlib.figure import Figure
+
+import scgalore as sg
+from scgalore.errors import DataError, MissingKeyError, OptionError
+
+
+def drawn(adata: AnnData, **options: object) -> Axes:
+    ax = sg.pl.confusion_matrix(adata, show=False, **options)  # type: ignore[arg-type]
+    assert ax is not None
+    return ax
+
+
+def written(ax: Axes) -> pd.DataFrame:
+    """Texts of the squares by the names of their row and column, as a reader would look them up."""
+    rows = [label.get_text() for label in ax.get_yticklabels()]
+    columns = [label.get_text() for label in ax.get_xticklabels()]
+    table = pd.DataFrame("", index=rows, columns=columns)
+    for text in ax.texts:
+        column, row = text.get_position()
+        assert table.iloc[int(row), int(column)] == ""
+        table.iloc[int(row), int(column)] = text.get_text()
+    return table
+
+
+MEMORY = "CD4+/CD45RO+ Memory"
+
+
+def test_percentages_of_the_held_out_cells(tuned: AnnData) -> None:
+    ax = drawn(tuned)
+    expected = pd.DataFrame(
+        [["67", "", "", "33"], ["", "100", "", ""], ["50", "", "50", ""], ["", "", "", ""]],
+        index=["B (3)", f"{MEMORY} (2)", "Dendritic (2)", "NK (0)"],
+        columns=["B", MEMORY, "Dendritic", "NK"],
+    )
+    pd.testing.assert_frame_equal(written(ax), expected)
+    assert ax.get_title() == "7 test cells, accuracy 0.714"
+    shares = np.array(ax.images[0].get_array())
+    np.testing.assert_allclose(shares.sum(axis=1), [100, 100, 100, 0])
+    assert shares[0, 3] == pytest.approx(100 / 3)
+
+
+@pytest.mark.parametrize("part", ["all", "train", "test"])
+def test_numbers_of_cells_are_those_of_a_crosstab(tuned: AnnData, part: str) -> None:
+    obs = tuned.obs if part == "all" else tuned.obs[tuned.obs["scgpt_split"] == part]
+    table = written(drawn(tuned, part=part, normalize=False)).replace("", "0").astype(int)
+    table.index = pd.Index([name.rpartition(" (")[0] for name in table.index])
+    expected = pd.crosstab(obs["cell_type"].astype(str), obs["scgpt_label"].astype(str))
+    assert table.to_numpy().sum() == len(obs)
+    for truth, row in expected.iterrows():
+        for predicted, n in row.items():
+            assert table.loc[str(truth), str(predicted)] == n
+
+
+def test_rows_and_columns_follow_the_models_order(tuned: AnnData) -> None:
+    tuned.uns["finetune"]["classes"] = np.array(["NK", "Dendritic", MEMORY, "B"])
+    assert list(written(drawn(tuned)).columns) == ["NK", "Dendritic", MEMORY, "B"]
+
+
+def test_written_and_read_again_it_is_the_same_plot(tuned: AnnData, tmp_path: Path) -> None:
+    tuned.write_h5ad(tmp_path / "a.h5ad")
+    pd.testing.assert_frame_equal(written(drawn(ad.read_h5ad(tmp_path / "a.h5ad"))), written(drawn(tuned)))
+
+
+def test_annotation_beside_labels_of_its_own(tuned: AnnData) -> None:
+    tuned.uns["annotate"] = {"params": {}, "classes": ["B", MEMORY, "Dendritic", "NK"], "weights": {}}
+    tuned.obs["expert"] = tuned.obs["cell_type"].astype(object)
+    tuned.obs.loc[tuned.obs_names[:2], "expert"] = [None, "Platelet"]
+    ax = drawn(tuned, key="annotate", labels_key="expert", part="all")
+    assert (
+        ax.get_title() == "9 cells, accuracy 0.556"
+    )  # of the ten, one has no label and one a label unknown to the model
+    assert written(ax).loc["Platelet (1)", "B"] == "100"
+    with pytest.raises(OptionError, match="labels_key="):
+        sg.pl.confusion_matrix(tuned, key="annotate")
+
+
+def test_key_added_names_all_slots(tuned: AnnData) -> None:
+    tuned.uns["mine"] = tuned.uns.pop("finetune")
+    tuned.obs = tuned.obs.rename(columns={"scgpt_label": "mine_label", "scgpt_split": "mine_split"})
+    assert written(drawn(tuned, key="mine")).loc["B (3)", "B"] == "67"
+
+
+def test_small_shares_are_not_rounded_away() -> None:
+    adata = AnnData(np.zeros((1000, 1), dtype=np.float32))
+    adata.obs["cell_type"] = ["a"] * 999 + ["b"]
+    adata.obs["scgpt_label"] = ["b"] + ["a"] * 998 + ["b"]
+    adata.uns["finetune"] = {"params": {"labels_key": "cell_type"}, "classes": ["a", "b"], "weights": {}}
+    assert list(written(drawn(adata, part="all")).loc["a (999)"]) == ["100", "<1"]
+
+
+@pytest.mark.parametrize("n_classes", [2, 10, 40])
+def test_texts_neither_overlap_nor_leave_the_figure(n_classes: int) -> None:
+    names = [f"CD4-positive, alpha-beta memory T cell {i}" for i in range(n_classes)]
+    adata = AnnData(np.zeros((n_classes, 1), dtype=np.float32))
+    adata.obs["cell_type"] = adata.obs["scgpt_label"] = names
+    adata.uns["finetune"] = {"params": {"labels_key": "cell_type"}, "classes": names, "weights": {}}
+    ax = drawn(adata, part="all")
+    figure = ax.get_figure(root=True)
+    assert isinstance(figure, Figure)
+    figure.canvas.draw()
+    inside = figure.bbox.padded(1)
+    for label in [*ax.get_xticklabels(), *ax.get_yticklabels(), ax.title, ax.xaxis.label, ax.yaxis.label]:
+        box = label.get_window_extent()
+        assert inside.contains(box.x0, box.y0), label
+        assert inside.contains(box.x1, box.y1), label
+    heights = [label.get_window_extent() for label in ax.get_yticklabels()]
+    assert all(below.y1 <= above.y0 for above, below in zip(heights, heights[1:], strict=False))
+    square = ax.get_window_extent().width / n_classes
+    assert all(text.get_window_extent().width < square for text in ax.texts)
+
+
+def test_numbers_stand_out_from_their_squares(tuned: AnnData) -> None:
+    ax = drawn(tuned)
+    colors = ax.images[0].to_rgba(np.asarray(ax.images[0].get_array()))
+    for text in ax.texts:
+        column, row = (int(x) for x in text.get_position())
+        background = np.mean(colors[row, column, :3])
+        assert abs(background - np.mean(to_rgb(text.get_color()))) > 0.35
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "match"),
+    [
+        pytest.param(lambda a: a.uns.clear(), MissingKeyError, r"sg\.tl\.finetune\(adata, \.\.\.\)", id="no_results"),
+        pytest.param(lambda a: a.obs.pop("cell_type"), MissingKeyError, "'cell_type'.*labels_key", id="no_truth"),
+        pytest.param(lambda a: a.obs.pop("scgpt_label"), MissingKeyError, r"sg\.tl\.annotate", id="no_prediction"),
+        pytest.param(lambda a: a.obs.pop("scgpt_split"), MissingKeyError, "part='all'", id="no_split"),
+        pytest.param(lambda a: a.obs.__setitem__("scgpt_split", "train"), DataError, "'train': 10", id="no_test_cells"),
+    ],
+)
+def test_what_is_missing_is_named(tuned: AnnData, change: object, error: type[Exception], match: str) -> None:
+    change(tuned)  # type: ignore[operator]
+    with pytest.raises(error, match=match):
+        sg.pl.confusion_matrix(tuned)
+
+
+def test_unknown_part_lists_the_parts(tuned: AnnData) -> None:
+    with pytest.raises(OptionError, match="'train', 'validation', 'test', 'all'"):
+        sg.pl.confusion_matrix(tuned, part="held out")  # type: ignore[arg-type]

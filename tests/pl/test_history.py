@@ -1,0 +1,81 @@
+from pathlib import Path
+
+import anndata as ad
+import numpy as np
+import pytest
+from anndata import AnnData
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+import scgalore as sg
+from scgalore.errors import DataError, MissingKeyError
+
+
+def drawn(adata: AnnData, **options: object) -> Axes:
+    ax = sg.pl.history(adata, show=False, **options)  # type: ignore[arg-type]
+    assert ax is not None
+    return ax
+
+
+def curves(ax: Axes) -> dict[str, list[tuple[float, float]]]:
+    return {str(line.get_label()): [(x, y) for x, y in np.asarray(line.get_xydata()).tolist()] for line in ax.lines}
+
+
+@pytest.mark.parametrize(("metric", "kept"), [("loss", 1.1), ("accuracy", 0.6)])
+def test_curves_are_those_of_the_history(tuned: AnnData, metric: str, kept: float) -> None:
+    ax = drawn(tuned, metric=metric)
+    table = tuned.uns["finetune"]["history"]
+    assert curves(ax) == {
+        "training": list(enumerate(table[f"train_{metric}"])),
+        "validation": list(enumerate(table[f"validation_{metric}"])),
+        "weights kept (epoch 1)": [(1.0, kept)],
+    }
+    assert (ax.get_xlabel(), ax.get_ylabel()) == ("epoch", metric)
+    assert all(tick == round(tick) for tick in ax.get_xticks())
+
+
+def test_without_validation_no_epoch_is_called_the_best(tuned: AnnData) -> None:
+    table = tuned.uns["finetune"]["history"]
+    tuned.uns["finetune"]["history"] = table.drop(columns=["validation_loss", "validation_accuracy"])
+    assert list(curves(drawn(tuned))) == ["training"]
+
+
+def test_written_and_read_again_it_is_the_same_plot(tuned: AnnData, tmp_path: Path) -> None:
+    tuned.write_h5ad(tmp_path / "a.h5ad")
+    assert curves(drawn(ad.read_h5ad(tmp_path / "a.h5ad"))) == curves(drawn(tuned))
+
+
+def test_masked_expression_has_its_own_metrics(tuned: AnnData) -> None:
+    tuned.uns["finetune"]["history"] = tuned.uns["finetune"]["history"].rename(
+        columns={"train_accuracy": "train_masked_mse", "validation_accuracy": "validation_masked_mse"}
+    )
+    ax = drawn(tuned, metric="masked_mse")
+    assert ax.get_ylabel() == "masked mse"
+    with pytest.raises(MissingKeyError, match=r"No 'accuracy'.*\['loss', 'masked_mse'\]"):
+        sg.pl.history(tuned, metric="accuracy")
+
+
+def test_missing_results_name_the_call(tuned: AnnData) -> None:
+    with pytest.raises(MissingKeyError, match=r"uns\['mine'\].*key_added='mine'.*are there: 'finetune'"):
+        sg.pl.history(tuned, key="mine")
+    with pytest.raises(MissingKeyError, match=r"sg\.tl\.finetune\(adata, \.\.\.\) first\."):
+        sg.pl.history(AnnData(np.zeros((1, 1))))
+
+
+def test_annotation_has_no_history(tuned: AnnData) -> None:
+    tuned.uns["annotate"] = {"params": {}, "weights": {}}
+    with pytest.raises(MissingKeyError, match=r"no history.*sg\.tl\.finetune"):
+        sg.pl.history(tuned, key="annotate")
+
+
+def test_other_containers_are_refused() -> None:
+    with pytest.raises(DataError, match=r"mdata\['rna'\]"):
+        sg.pl.history({"finetune": {}})
+
+
+def test_given_axes_are_used_and_pyplot_is_left_alone(tuned: AnnData) -> None:
+    from matplotlib import pyplot as plt
+
+    ax = Figure().subplots()
+    assert sg.pl.history(tuned, ax=ax) is ax
+    assert plt.get_fignums() == []

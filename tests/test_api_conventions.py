@@ -1,0 +1,137 @@
+"""What a scanpy user may take for granted about every public function, and what its docstring must say."""
+
+import inspect
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import scgalore as sg
+from scgalore.model import SCGPT
+
+ROOMS = ("model", "nn", "objectives", "optim", "pl", "tl", "train", "weights")
+API_PAGES = Path(__file__).parents[1] / "docs" / "api"
+
+# Names other packages use for what has one name here.
+OTHER_NAMES = {
+    "backup_url",
+    "cell_type_key",
+    "control_key",
+    "inplace",
+    "key",
+    "label_key",
+    "n_top_genes",
+    "output",
+    "random_state",
+    "save",
+    "seed",
+    "use_raw",
+}
+
+
+def functions_of(*rooms: str) -> list[Any]:
+    members = [
+        (f"{room}.{name}", getattr(getattr(sg, room), name)) for room in rooms for name in getattr(sg, room).__all__
+    ]
+    return [pytest.param(member, id=name) for name, member in members if inspect.isfunction(member)]
+
+
+def methods() -> list[Any]:
+    members = [(name, member) for name, member in inspect.getmembers(SCGPT, callable) if not name.startswith("_")]
+    return [pytest.param(getattr(member, "__func__", member), id=f"SCGPT.{name}") for name, member in members]
+
+
+def parameters_of(function: Callable[..., Any]) -> dict[str, inspect.Parameter]:
+    parameters = inspect.signature(function).parameters
+    return {name: value for name, value in parameters.items() if name not in {"self", "cls"}}
+
+
+def sections(function: Callable[..., Any]) -> dict[str, str]:
+    """Parts of a numpydoc docstring by heading; the text before the first one is ``""``."""
+    parts = re.split(r"^(.+)\n-{3,}\n", inspect.getdoc(function) or "", flags=re.MULTILINE)
+    return {"": parts[0], **dict(zip(parts[1::2], parts[2::2], strict=True))}
+
+
+def documented(function: Callable[..., Any]) -> list[str]:
+    """Names in the parameter sections, where entries stand at the margin."""
+    text = sections(function).get("Parameters", "") + sections(function).get("Other Parameters", "")
+    entries = [line for line in text.splitlines() if line and not line[0].isspace()]
+    return [name.strip().lstrip("*") for entry in entries for name in entry.split(",")]
+
+
+@pytest.mark.parametrize("function", functions_of("tl", "pl"))
+class TestSignature:
+    def test_data_come_first(self, function: Callable[..., Any]) -> None:
+        first = next(iter(parameters_of(function).values()))
+        assert first.name in {"adata", "data", "query"}
+        assert first.default is first.empty
+
+    def test_at_most_three_are_positional(self, function: Callable[..., Any]) -> None:
+        positional = [p for p in parameters_of(function).values() if p.kind is p.POSITIONAL_OR_KEYWORD]
+        assert len(positional) <= 3
+        assert not [p.name for p in positional if isinstance(p.default, bool)], "what does f(adata, True) mean?"
+
+    def test_everything_is_annotated(self, function: Callable[..., Any]) -> None:
+        signature = inspect.signature(function)
+        assert signature.return_annotation is not signature.empty
+        assert [p.name for p in signature.parameters.values() if p.annotation is p.empty] == []
+
+    def test_names_are_the_fields(self, function: Callable[..., Any]) -> None:
+        names = parameters_of(function).keys()
+        other = OTHER_NAMES - ({"key"} if function.__module__.startswith("scgalore.pl") else set())
+        assert names & other == set()
+
+    def test_shared_parameters_have_one_default(self, function: Callable[..., Any]) -> None:
+        defaults = {"copy": False, "key_added": None, "layer": None, "gene_symbols": None, "mod": "rna", "rng": 0}
+        defaults |= {"ax": None, "show": None}
+        found = {name: p.default for name, p in parameters_of(function).items() if name in defaults}
+        assert found == {name: defaults[name] for name in found}
+
+    def test_copy_returns_or_changes_in_place(self, function: Callable[..., Any]) -> None:
+        if "copy" in parameters_of(function):
+            assert str(inspect.signature(function).return_annotation).endswith("| None")
+            assert "copy=True" in sections(function)["Returns"]
+
+
+@pytest.mark.parametrize("function", functions_of("pl"))
+def test_plots_draw_on_given_axes(function: Callable[..., Any]) -> None:
+    assert {"ax", "show"} <= parameters_of(function).keys()
+    assert "Axes" in str(inspect.signature(function).return_annotation)
+
+
+@pytest.mark.parametrize("function", functions_of("tl"))
+def test_tools_name_the_keys_they_write(function: Callable[..., Any]) -> None:
+    returns = sections(function)["Returns"]
+    assert "key_added" in parameters_of(function)
+    assert re.search(r"adata\.(obs|obsm|var|layers|uns)\['", returns), "which slots does it write?"
+
+
+@pytest.mark.parametrize("function", functions_of("tl", "pl"))
+def test_docstring_has_all_parts(function: Callable[..., Any]) -> None:
+    parts = sections(function)
+    assert parts[""].strip().splitlines()[0].endswith(".")
+    assert {"Parameters", "Returns", "Examples"} <= parts.keys()
+
+
+@pytest.mark.parametrize("function", [*functions_of(*ROOMS), *methods()])
+class TestDocstring:
+    def test_every_parameter_is_described(self, function: Callable[..., Any]) -> None:
+        assert inspect.getdoc(function)
+        assert documented(function) == list(parameters_of(function))
+
+    def test_types_are_left_to_the_signature(self, function: Callable[..., Any]) -> None:
+        assert [name for name in documented(function) if " : " in name] == []
+
+    def test_no_placeholder_is_left(self, function: Callable[..., Any]) -> None:
+        assert re.findall(r"^ *\{\w+\}$", inspect.getdoc(function) or "", flags=re.MULTILINE) == []
+
+
+@pytest.mark.parametrize("room", ROOMS)
+def test_every_public_name_has_documentation(room: str) -> None:
+    module = getattr(sg, room)
+    assert module.__doc__
+    assert [name for name in module.__all__ if not getattr(module, name).__doc__] == []
+    pages = "\n".join(page.read_text(encoding="utf-8") for page in API_PAGES.glob("*.md"))
+    assert [name for name in module.__all__ if not re.search(rf"\b{room}\.{name}\b", pages)] == []

@@ -1,0 +1,108 @@
+"""The import graph of the package, read from the source: rooms know those below them and none above."""
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+
+PACKAGE = Path(__file__).parents[1] / "src" / "scgalore"
+
+# What each room may import, besides itself. "__init__" stands for the package's own names, such as __version__.
+BASE = {"__init__", "_docs", "_keys", "_logging", "_progress", "_rng", "_settings", "_typing", "_uns", "errors"}
+WORKSHOP = BASE | {"data", "genes", "nn", "objectives", "optim", "weights"}
+ALLOWED = {
+    "genes": BASE,
+    "weights": BASE,
+    "optim": BASE,
+    "data": BASE | {"genes", "weights"},
+    "nn": BASE | {"data", "objectives"},
+    "objectives": BASE | {"data", "nn"},
+    "train": WORKSHOP,
+    "model": WORKSHOP | {"train"},
+    "tl": WORKSHOP | {"train", "model"},
+    "pl": {"_docs", "_keys", "_typing", "errors"},
+    "demo": WORKSHOP | {"train", "model", "tl", "pl"},
+    "cli": WORKSHOP | {"train", "model", "tl", "pl", "demo"},
+    "__main__": {"cli"},
+    **dict.fromkeys(BASE, BASE),
+}
+SCVI_FILES = {"nn/adapter.py", "train/plan.py", "train/runner.py"}
+
+
+def modules() -> list[str]:
+    return sorted(path.relative_to(PACKAGE).as_posix() for path in PACKAGE.rglob("*.py"))
+
+
+def room_of(module: str) -> str:
+    return module.partition("/")[0].removesuffix(".py")
+
+
+def is_type_checking(node: ast.AST) -> bool:
+    return isinstance(node, ast.If) and isinstance(node.test, ast.Name) and node.test.id == "TYPE_CHECKING"
+
+
+def imported(node: ast.AST, *, typing: bool) -> Iterator[str]:
+    """Dotted names imported anywhere below a node; with ``typing`` also those that only type checkers see."""
+    for child in ast.iter_child_nodes(node):
+        if is_type_checking(child) and not typing:
+            continue
+        if isinstance(child, ast.Import):
+            yield from (alias.name for alias in child.names)
+        elif isinstance(child, ast.ImportFrom):
+            yield from (f"{child.module or '.'}.{alias.name}" for alias in child.names)
+        else:
+            yield from imported(child, typing=typing)
+
+
+def imports_of(module: str, *, typing: bool = False) -> set[str]:
+    return set(imported(ast.parse((PACKAGE / module).read_text(encoding="utf-8")), typing=typing))
+
+
+def packages_of(module: str, *, typing: bool = False) -> set[str]:
+    return {name.split(".")[0] for name in imports_of(module, typing=typing)}
+
+
+def rooms_of(module: str) -> set[str]:
+    rooms = {room_of(other) for other in modules()}
+    parts = [name.split(".") for name in imports_of(module) if name.split(".")[0] == "scgalore"]
+    return {part[1] if part[1:] and part[1] in rooms else "__init__" for part in parts}
+
+
+def test_every_room_has_a_rule() -> None:
+    assert {room_of(module) for module in modules()} <= ALLOWED.keys(), "say in ALLOWED what the new room may import"
+
+
+def test_rooms_import_only_rooms_below() -> None:
+    wrong = {m: rooms_of(m) - ALLOWED[room_of(m)] - {room_of(m)} for m in modules()}
+    assert {module: rooms for module, rooms in wrong.items() if rooms} == {}
+
+
+def test_rooms_form_no_cycle() -> None:
+    graph: dict[str, set[str]] = {}
+    for module in modules():
+        graph.setdefault(room_of(module), set()).update(rooms_of(module) - {room_of(module)})
+    while graph:
+        free = [room for room, needs in graph.items() if not needs & graph.keys()]
+        assert free, f"these rooms import each other: {graph}"
+        for room in free:
+            del graph[room]
+
+
+def test_scvi_is_imported_in_three_files() -> None:
+    assert {module for module in modules() if "scvi" in packages_of(module)} <= SCVI_FILES
+
+
+def test_lightning_is_imported_where_training_happens() -> None:
+    users = {module for module in modules() if "lightning" in packages_of(module)}
+    assert {room_of(module) for module in users - SCVI_FILES} <= {"train"}
+    # Both are installed, and callbacks of one are not recognised by the other.
+    assert {module for module in modules() if "pytorch_lightning" in packages_of(module, typing=True)} == set()
+
+
+def test_networks_and_optimizers_are_plain_torch() -> None:
+    plain = [module for module in modules() if room_of(module) in {"nn", "optim"} and module != "nn/adapter.py"]
+    foreign = {"anndata", "lightning", "mudata", "scanpy", "scvi"}
+    assert {module for module in plain if packages_of(module, typing=True) & foreign} == set()
+
+
+def test_imports_are_absolute() -> None:
+    assert {module for module in modules() if "" in packages_of(module, typing=True)} == set()

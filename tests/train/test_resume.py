@@ -1,0 +1,297 @@
+"""A run that was interrupted and resumed is, bit for bit, the run that was not."""
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from anndata import AnnData
+
+from scgalore.errors import OptionError, WeightsError
+from scgalore.model import SCGPT
+from scgalore.objectives import Classification, MaskedExpression
+from scgalore.train.checkpoint import last_checkpoint
+
+SCRIPT = Path(__file__).with_name("killed_runs.py")
+RUN: dict[str, Any] = {"labels_key": "bulk_labels", "max_epochs": 4, "batch_size": 16, "lr": 2e-3, "rng": 1}
+
+
+def leaves(content: Any, path: str = "") -> Iterator[tuple[str, Any]]:
+    if isinstance(content, dict):
+        for key, value in content.items():
+            yield from leaves(value, f"{path}/{key}")
+    elif isinstance(content, list | tuple):
+        for i, value in enumerate(content):
+            yield from leaves(value, f"{path}/{i}")
+    else:
+        yield path, content
+
+
+def differences(first: Any, second: Any, *, besides: tuple[str, ...] = ()) -> list[str]:
+    """Paths at which two nested objects differ in a bit."""
+    one, other = dict(leaves(first)), dict(leaves(second))
+    paths = [path for path in {**one, **other} if not any(word in path for word in besides)]
+
+    def same(path: str) -> bool:
+        a, b = one.get(path), other.get(path)
+        return torch.equal(a, b) if isinstance(a, torch.Tensor) and isinstance(b, torch.Tensor) else a == b
+
+    return [path for path in paths if not same(path)]
+
+
+@pytest.fixture(scope="session")
+def killed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("killed")
+    environment = {**os.environ, "SCGALORE_PROGRESS": "0"}
+    done = subprocess.run(
+        [sys.executable, SCRIPT, folder], cwd=folder, env=environment, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    return folder
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="the runs are forked")
+@pytest.mark.parametrize("optimizer", ["galore", "adamw"])
+@pytest.mark.parametrize("task", ["classes", "masked"])
+class TestKilled:
+    """A process gets SIGKILL in the middle of an epoch, the next one while it saves; a third finishes."""
+
+    @pytest.fixture
+    def parts(self, killed: Path, optimizer: str, task: str) -> tuple[Path, Path]:
+        folder = killed / f"{optimizer}-{task}"
+        return folder / "resumed", folder / "whole"
+
+    def test_weights_are_those_of_the_whole_run(self, parts: tuple[Path, Path]) -> None:
+        resumed, whole = (torch.load(part / "weights.pt", weights_only=True) for part in parts)
+        assert differences(resumed, whole) == []
+
+    def test_optimizer_schedule_and_stopping_state_too(self, parts: tuple[Path, Path]) -> None:
+        resumed, whole = (torch.load(last_checkpoint(part / "checkpoints"), weights_only=True) for part in parts)
+        # GaLoreAdamW names torch's default of "differentiable" once a state was loaded.
+        besides = ("differentiable", "seconds", "dirpath", "best_model_path", "last_model_path", "best_k_models", "kth_best")
+        # Lightning counts the restarts of its loops; what it counts of the training itself is global_step and epoch.
+        assert differences(resumed, whole, besides=(*besides, "loops")) == []
+        assert resumed["global_step"] == 6 * 4
+        assert any(name.startswith("StopEarly") for name in resumed["callbacks"])
+
+    def test_history_has_every_epoch_once(self, parts: tuple[Path, Path]) -> None:
+        resumed, whole = (pd.read_csv(part / "history.csv", index_col="epoch") for part in parts)
+        assert resumed.index.tolist() == list(range(6))
+        pd.testing.assert_frame_equal(resumed.drop(columns="seconds"), whole.drop(columns="seconds"), check_exact=True)
+        assert (parts[0] / "training.csv").read_text() == (parts[1] / "training.csv").read_text()
+
+    def test_nothing_half_written_is_left(self, parts: tuple[Path, Path]) -> None:
+        assert [path.name for path in (parts[0] / "checkpoints").iterdir()] == ["last.ckpt"]
+
+
+class Stop(Exception):
+    pass
+
+
+@contextmanager
+def stopping_at(step: int) -> Iterator[None]:
+    """Let the objectives raise at a training step."""
+    left = [step]
+
+    def counted(loss: Any) -> Any:
+        def call(self: Any, network: Any, batch: Any) -> Any:
+            left[0] -= network.training
+            if left[0] == 0:
+                raise Stop
+            return loss(self, network, batch)
+
+        return call
+
+    with pytest.MonkeyPatch.context() as patch:
+        for objective in (Classification, MaskedExpression):
+            patch.setattr(objective, "__call__", counted(objective.__call__))
+        yield
+
+
+def train(make: Callable[[], SCGPT], adata: AnnData, **options: Any) -> SCGPT:
+    model = make()
+    model.train(adata, **{**RUN, **options})
+    return model
+
+
+def assert_same_run(model: SCGPT, expected: SCGPT) -> None:
+    assert differences(model.network.state_dict(), expected.network.state_dict()) == []
+    pd.testing.assert_frame_equal(
+        model.history.drop(columns="seconds"), expected.history.drop(columns="seconds"), check_exact=True
+    )
+    assert model.training == expected.training
+
+
+@pytest.fixture
+def make(few: AnnData, make_model: Callable[..., SCGPT]) -> Callable[[], SCGPT]:
+    return lambda: make_model(few.var_names)
+
+
+@pytest.mark.parametrize(
+    ("step", "options"),
+    [
+        pytest.param(2, {}, id="before_the_first_checkpoint"),
+        pytest.param(9, {}, id="middle_of_the_second_epoch"),
+        pytest.param(13, {"validation_size": 0.0}, id="without_validation_cells"),
+        pytest.param(12, {"accumulate": 3}, id="gradient_accumulation"),
+        pytest.param(9, {"precision": "bf16-mixed"}, id="mixed_precision"),
+        pytest.param(9, {"labels_key": None, "max_length": 20}, id="masked_expression_of_sampled_cells"),
+        pytest.param(9, {"weight_decay": 0.1, "clip_norm": 0.1, "warmup": 0.5}, id="decay_clipping_long_warmup"),
+    ],
+)
+def test_resumed_run_is_the_whole_run(
+    few: AnnData, make: Callable[[], SCGPT], tmp_path: Path, step: int, options: dict[str, Any]
+) -> None:
+    whole = train(make, few, **options)
+    with stopping_at(step), pytest.raises(Stop):
+        train(make, few, **options, checkpoint_dir=tmp_path / "run")
+    resumed = train(make, few, **options, checkpoint_dir=tmp_path / "run", resume=True)
+    assert_same_run(resumed, whole)
+
+
+class TestRunThatHasEnded:
+    """The same command once more after the end changes nothing."""
+
+    def test_after_the_last_epoch(self, few: AnnData, make: Callable[[], SCGPT], tmp_path: Path) -> None:
+        first = train(make, few, checkpoint_dir=tmp_path)
+        before = last_checkpoint(tmp_path).read_bytes()
+        again = train(make, few, checkpoint_dir=tmp_path, resume=True)
+        assert_same_run(again, first)
+        assert last_checkpoint(tmp_path).read_bytes() == before
+
+    def test_after_an_early_stop(self, few: AnnData, make: Callable[[], SCGPT], tmp_path: Path) -> None:
+        options = {"lr": 0.5, "warmup": 0.0, "max_epochs": 30, "patience": 2, "optimizer": "adamw"}
+        first = train(make, few, **options, checkpoint_dir=tmp_path)
+        assert len(first.history) < 30
+        assert first.training["best_epoch"] == len(first.history) - 3
+        again = train(make, few, **options, checkpoint_dir=tmp_path, resume=True)
+        assert_same_run(again, first)
+
+
+class TestCheckpoint:
+    @pytest.fixture
+    def folder(self, few: AnnData, make: Callable[[], SCGPT], tmp_path: Path) -> Path:
+        train(make, few, max_epochs=1, checkpoint_dir=tmp_path / "run")
+        return tmp_path / "run"
+
+    def test_holds_tensors_and_numbers_only(self, folder: Path) -> None:
+        content = torch.load(last_checkpoint(folder), weights_only=True)
+        assert content["optimizer_states"][0]["state"]
+        assert content["callbacks"]["BestWeights"]["weights"]
+
+    def test_is_refused_without_resume(self, few: AnnData, make: Callable[[], SCGPT], folder: Path) -> None:
+        with pytest.raises(OptionError, match=r"last\.ckpt exists\. Pass resume=True"):
+            train(make, few, max_epochs=1, checkpoint_dir=folder)
+
+    def test_is_refused_when_damaged(self, few: AnnData, make: Callable[[], SCGPT], folder: Path) -> None:
+        path = last_checkpoint(folder)
+        path.write_bytes(path.read_bytes()[:1000])
+        with pytest.raises(WeightsError, match=r"last\.ckpt is damaged"):
+            train(make, few, max_epochs=1, checkpoint_dir=folder, resume=True)
+
+    def test_is_refused_when_foreign(self, few: AnnData, make: Callable[[], SCGPT], folder: Path) -> None:
+        torch.save({"state_dict": {}}, last_checkpoint(folder))
+        with pytest.raises(WeightsError, match="was not written by scgalore"):
+            train(make, few, max_epochs=1, checkpoint_dir=folder, resume=True)
+
+    def test_resume_with_nothing_there_starts_anew(
+        self, few: AnnData, make: Callable[[], SCGPT], tmp_path: Path
+    ) -> None:
+        fresh = train(make, few, max_epochs=1, checkpoint_dir=tmp_path / "none" / "yet", resume=True)
+        assert_same_run(fresh, train(make, few, max_epochs=1))
+
+    def test_resume_needs_a_folder(self, few: AnnData, make: Callable[[], SCGPT], tmp_path: Path) -> None:
+        with pytest.raises(OptionError, match="resume=True needs checkpoint_dir"):
+            train(make, few, resume=True)
+        (tmp_path / "file").touch()
+        with pytest.raises(OptionError, match="is a file"):
+            train(make, few, checkpoint_dir=tmp_path / "file")
+
+    @pytest.mark.parametrize(
+        ("changed", "named"),
+        [
+            pytest.param({"lr": 1e-3}, "lr was '0.002', now '0.001'", id="lr"),
+            pytest.param({"optimizer": "adamw"}, "optimizer was", id="optimizer"),
+            pytest.param({"optimizer_options": {"rank": 2}}, "optimizer_options was", id="optimizer_options"),
+            pytest.param({"batch_size": 8}, "batch_size was", id="batch_size"),
+            pytest.param({"max_epochs": 9}, "max_epochs was", id="max_epochs"),
+            pytest.param({"rng": 2}, "seed was", id="seed"),
+            pytest.param({"validation_size": 0.3}, "split was", id="split"),
+            pytest.param({"max_length": 32}, "tokens was", id="max_length"),
+            pytest.param({"labels_key": None}, "objective was", id="objective"),
+            pytest.param({"labels_key": "phase"}, "labels was", id="labels"),
+            pytest.param({"objective": Classification(label_smoothing=0.1)}, "objective was", id="smoothing"),
+        ],
+    )
+    def test_of_other_settings_is_refused(
+        self, few: AnnData, make: Callable[[], SCGPT], folder: Path, changed: dict[str, Any], named: str
+    ) -> None:
+        with pytest.raises(OptionError, match=f"belongs to another run: .*{named}"):
+            train(make, few, **{"max_epochs": 1, **changed}, checkpoint_dir=folder, resume=True)
+
+    @pytest.mark.parametrize(
+        ("change", "named"),
+        [
+            pytest.param(lambda adata: adata[:, :-1].copy(), "expression was .*; genes was", id="gene_less"),
+            pytest.param(lambda adata: adata[:-1].copy(), "expression was .*; number of cells was 90, now 89", id="cell_less"),
+            pytest.param(lambda adata: adata[::-1].copy(), "expression was", id="other_order"),
+        ],
+    )
+    def test_of_other_cells_is_refused(
+        self,
+        few: AnnData,
+        make: Callable[[], SCGPT],
+        folder: Path,
+        change: Callable[[AnnData], AnnData],
+        named: str,
+    ) -> None:
+        with pytest.raises(OptionError, match=named):
+            train(make, change(few), max_epochs=1, checkpoint_dir=folder, resume=True)
+
+    def test_of_other_values_is_refused(self, few: AnnData, make: Callable[[], SCGPT], folder: Path) -> None:
+        few.X.data[0] *= 1.5  # the same genes are expressed in the same cells
+        with pytest.raises(OptionError, match="another run: expression was"):
+            train(make, few, max_epochs=1, checkpoint_dir=folder, resume=True)
+
+    def test_of_other_weights_is_refused(
+        self, few: AnnData, make_model: Callable[..., SCGPT], folder: Path
+    ) -> None:
+        with pytest.raises(OptionError, match="another run: initial weights was"):
+            train(lambda: make_model(few.var_names, rng=1), few, max_epochs=1, checkpoint_dir=folder, resume=True)
+
+    def test_of_renamed_classes_is_refused(self, few: AnnData, make: Callable[[], SCGPT], folder: Path) -> None:
+        names = few.obs["bulk_labels"].cat.categories
+        few.obs["bulk_labels"] = few.obs["bulk_labels"].cat.rename_categories([f"{name} cell" for name in names])
+        with pytest.raises(OptionError, match="another run: classes was"):
+            train(make, few, max_epochs=1, checkpoint_dir=folder, resume=True)
+
+    def test_of_another_container_is_accepted(
+        self, few: AnnData, make: Callable[[], SCGPT], folder: Path
+    ) -> None:
+        few.X = few.X.toarray().astype(np.float64)
+        shuffled = few[:, np.random.default_rng(0).permutation(few.n_vars)].copy()
+        train(make, shuffled, max_epochs=1, checkpoint_dir=folder, resume=True)
+
+
+def test_ctrl_c_leaves_the_model_as_it_was_and_is_no_exit(
+    few: AnnData, make: Callable[[], SCGPT], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupt(*_: Any) -> Any:
+        signal.raise_signal(signal.SIGINT)
+
+    model = make()
+    handler = signal.getsignal(signal.SIGINT)
+    before = {name: tensor.clone() for name, tensor in model.network.state_dict().items()}
+    monkeypatch.setattr(Classification, "__call__", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        model.train(few, **RUN)
+    assert signal.getsignal(signal.SIGINT) is handler  # a second Ctrl-C still works
+    assert differences(model.network.state_dict(), before) == []

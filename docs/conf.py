@@ -63,7 +63,6 @@ nitpicky = True
 nitpick_ignore_regex = [(r"py:.*", r"(?!scgalore).*"), (r"py:attr", r".*")]
 
 html_theme = "sphinx_book_theme"
-html_static_path = ["_static"]
 html_title = project
 html_theme_options = {
     "path_to_docs": "docs/",

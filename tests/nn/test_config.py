@@ -35,7 +35,15 @@ def test_parts_are_read_from_the_tensors(original, weights):
 
 
 def test_conventions_are_read_from_the_args():
-    args = {**OFFICIAL, "dropout": 0.1, "n_bins": 7, "max_seq_len": 55, "mask_value": -4, "pad_value": -5, "n_layers_cls": 2}
+    args = {
+        **OFFICIAL,
+        "dropout": 0.1,
+        "n_bins": 7,
+        "max_seq_len": 55,
+        "mask_value": -4,
+        "pad_value": -5,
+        "n_layers_cls": 2,
+    }
     config = SCGPTConfig.from_args(args, shapes=EMBEDDING, pad_id=0)
     assert (config.dropout, config.n_bins, config.max_length, config.n_layers_cls) == (0.1, 7, 55, 2)
     assert (config.mask_value, config.pad_value) == (-4, -5)

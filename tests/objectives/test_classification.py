@@ -26,7 +26,9 @@ def test_weights_of_classes(original):
     weight = torch.tensor(weights)[batch.labels]
     expected = -(picked * weight).sum() / weight.sum()
     torch.testing.assert_close(Classification(class_weights=weights)(network, batch).total, expected)
-    torch.testing.assert_close(Classification(class_weights=weights)(network.double(), doubled(batch)).total, expected.double())
+    torch.testing.assert_close(
+        Classification(class_weights=weights)(network.double(), doubled(batch)).total, expected.double()
+    )
 
 
 def doubled(batch):

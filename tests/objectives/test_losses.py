@@ -20,8 +20,7 @@ def test_losses_of_the_original(original, agree):
     ours = negative_log_bernoulli(z["probs"], z["target"], z["mask"])
     agree("losses/neg_log_bernoulli", ours, z["neg_log_bernoulli"])
     ours = masked_relative_error(z["input"], z["target"], z["mask"])
-    exact = masked_relative_error(z["input"].double(), z["target"].double(), z["mask"])
-    agree("losses/masked_relative_error", ours, z["masked_relative_error"], exact=exact)
+    agree("losses/masked_relative_error", ours, z["masked_relative_error"])
 
 
 def test_losses_of_cell_embeddings_of_the_original(original, agree):
@@ -49,7 +48,7 @@ def table(seed):
 def test_only_masked_positions_count(loss, seed):
     prediction, target, mask = table(seed)
     mask[0, 0] = True
-    expected = loss(prediction[mask], target[mask], torch.ones(int(mask.sum())))
+    expected = loss(prediction[mask], target[mask], torch.ones(int(mask.sum()), dtype=torch.bool))
     torch.testing.assert_close(loss(prediction, target, mask), expected)
     other = loss(torch.where(mask, prediction, 0.5), torch.where(mask, target, 3.0), mask)
     torch.testing.assert_close(other, expected)

@@ -58,7 +58,7 @@ def in_child(folder: Path, run: dict[str, Any], die: Callable[[], Any]) -> int:
         try:
             with die():
                 train(folder, run)
-        except BaseException as error:
+        except BaseException as error:  # noqa: BLE001 -- whatever it is, the parent must hear of it
             print(repr(error), file=sys.stderr, flush=True)
             os._exit(1)
         os._exit(0)

@@ -104,6 +104,13 @@ class TokenCells:
         """Same cells with class codes, which :meth:`batch` then carries, and the names of the classes."""
         return replace(self, labels=labels, classes=classes)
 
+    def shortened(self, max_length: int) -> TokenCells:
+        """Same cells with at most ``max_length`` tokens each; which genes of a longer cell, hangs on the draw."""
+        tokenizer = self.tokenizer
+        config = replace(tokenizer.config, max_length=min(max_length, tokenizer.config.max_length))
+        tokenizer = Tokenizer(tokenizer.token_ids, cls_id=tokenizer.cls_id, pad_id=tokenizer.pad_id, config=config)
+        return replace(self, tokenizer=tokenizer, lengths=np.minimum(self.lengths, config.max_length))
+
     def keys(self) -> Iterator[NDArray[np.uint64]]:
         """Content keys of the cells, a chunk of them at a time; see :func:`scgalore.data.hashing.cell_keys`."""
         for _, rows in self.matrix.chunks():

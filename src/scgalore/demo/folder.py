@@ -48,6 +48,7 @@ def demo_folder(out: PathLike, *, force: bool) -> Iterator[Path]:
         raise OptionError(msg) from error
     try:
         yield draft
+        _check_free(target, force=force)  # minutes have passed
         _swap(draft, target)
     except BaseException:
         shutil.rmtree(draft, ignore_errors=True)

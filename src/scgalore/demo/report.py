@@ -69,10 +69,10 @@ class Report:
             "# scgalore demo\n\n"
             f"All parameters of **{self.weights['name']}** were fine-tuned with **{self.optimizer}** to name the "
             f"{self.sizes['classes']} cell types of {self.sizes['cells']} blood cells (pbmc68k as it comes with scanpy, "
-            f"log-normalised, `obs['bulk_labels']`). {self.sizes['held out']} of the cells were held out at random within "
-            f"the classes, others with each of {n_seeds} seed{'s' if n_seeds > 1 else ''}, and took no part in the training; "
-            f"its settings were fixed before the run ({settings}). Every method saw the same {self.sizes['genes']} genes and "
-            "the same cells."
+            f"log-normalised, `obs['bulk_labels']`). {self.sizes['held out']} cells were held out, drawn at random within the "
+            f"classes{f' with each of {n_seeds} seeds' if n_seeds > 1 else ''}; they took no part in the training, whose "
+            f"settings were fixed before the run ({settings}). Every method saw the same {self.sizes['genes']} genes and the "
+            "same cells."
         )
 
     def _scores(self) -> str:
@@ -80,8 +80,7 @@ class Report:
         parts = [
             "## Held-out cells",
             score_table(self.scores),
-            "Mean ± standard deviation over the seeds. Macro F1 is the mean over the classes, the rare ones counting as much "
-            "as the frequent ones.",
+            "Mean ± standard deviation over the seeds. In macro F1 every class counts the same, however rare.",
             "## Difference to logistic regression",
             f"{self.method} minus {rival} (the stronger of the two on these very cells), seed by seed:",
             _difference_table(paired_differences(self.scores, self.method, rival)),

@@ -133,7 +133,7 @@ class _Demo:
         """Score every method with every seed; the AnnData of the first comes back with its results."""
         self.say(
             f"Fine-tuning {self.name} with {self.optimizer} on {self.cells.n_obs} blood cells (pbmc68k), "
-            f"{n_seeds} time{'s' if n_seeds > 1 else ''}; beside it, in brackets, logistic regression"
+            f"{n_seeds} seed{'s' if n_seeds > 1 else ''}; in brackets logistic regression on the same genes and cells"
         )
         first, *_ = [self._once(seed, random_weights=random_weights) for seed in range(n_seeds)]
         return first

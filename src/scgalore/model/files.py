@@ -17,6 +17,8 @@ from scgalore.nn import SCGPTConfig, SCGPTNetwork
 from scgalore.weights import load_tensors, read_checkpoint, resolve_model_folder, write_checkpoint
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from scgalore._typing import PathLike
     from scgalore.weights import Checkpoint, LoadReport
 
@@ -71,9 +73,7 @@ def read_model(model: PathLike) -> StoredModel:
     logg.info(f"loaded {name}: {report.summary()}")
     base = checkpoint.args["weights"]["name"] if "weights" in checkpoint.args else ""
     provenance = Provenance(name=name, sha256=checkpoint.sha256, layout=checkpoint.layout, base=base)
-    history = folder / HISTORY
-    table = pd.read_csv(history, index_col="epoch", float_precision="round_trip") if history.exists() else pd.DataFrame()
-    return StoredModel(network.eval(), vocab, classes, provenance, report, table)
+    return StoredModel(network.eval(), vocab, classes, provenance, report, _read_history(folder / HISTORY))
 
 
 def write_model(
@@ -101,6 +101,16 @@ def write_model(
     write_checkpoint(
         folder, config=config, vocab=vocab.to_dict(), tensors=network.state_dict(), extra=extra, overwrite=overwrite
     )
+
+
+def _read_history(path: Path) -> pd.DataFrame:
+    if not path.exists():
+        return pd.DataFrame()
+    try:
+        return pd.read_csv(path, index_col="epoch", float_precision="round_trip")
+    except ValueError as error:  # all that pandas raises for a file it cannot parse
+        msg = f"{path} is no history of a training ({error}). Delete it, or save the model again."
+        raise WeightsError(msg) from error
 
 
 def _config(checkpoint: Checkpoint, vocab: GeneVocab) -> tuple[SCGPTConfig, tuple[str, ...]]:

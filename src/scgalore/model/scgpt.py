@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Self
 
-import numpy as np
 import pandas as pd
 import torch
 
@@ -15,7 +14,6 @@ from scgalore.data.cells import TokenCells
 from scgalore.data.labels import encode_labels
 from scgalore.data.split import random_split
 from scgalore.data.tokens import TokenizerConfig
-from scgalore.data.vocab import GeneVocab
 from scgalore.errors import OptionError, WeightsError
 from scgalore.model.files import read_model, write_model
 from scgalore.model.identity import run_identity
@@ -26,11 +24,13 @@ from scgalore.train.config import TrainConfig
 from scgalore.weights import export_scgpt
 
 if TYPE_CHECKING:
+    import numpy as np
     from anndata import AnnData
     from numpy.typing import NDArray
 
     from scgalore._typing import PathLike, Rng
     from scgalore.data.split import Split
+    from scgalore.data.vocab import GeneVocab
     from scgalore.model.files import Provenance
     from scgalore.objectives import Objective
     from scgalore.weights import LoadReport
@@ -212,7 +212,6 @@ class SCGPT:
         objective: Objective | None = None,
         layer: str | None = None,
         gene_symbols: str | None = None,
-        max_length: int | None = None,
         split: Split | None = None,
         validation_size: float = 0.1,
         test_size: float = 0.0,
@@ -231,7 +230,7 @@ class SCGPT:
             Column of ``adata.obs`` with classes to learn. Without it the model learns masked expression.
         objective
             What to train for; chosen by ``labels_key`` when left out.
-        layer, gene_symbols, max_length
+        layer, gene_symbols
             As for :meth:`cells`.
         split
             Parts of the cells; drawn with ``validation_size`` and ``test_size`` when left out, within the classes.
@@ -254,7 +253,7 @@ class SCGPT:
         seed = seed_from(rng)
         config = TrainConfig.from_call(options, seed=seed, function=self.train)
         codes, classes = (None, ()) if labels_key is None else encode_labels(adata, labels_key)
-        cells = self.cells(adata, layer=layer, gene_symbols=gene_symbols, max_length=max_length, rng=seed)
+        cells = self.cells(adata, layer=layer, gene_symbols=gene_symbols, rng=seed)
         if split is None:
             split = random_split(
                 cells.n_obs, validation_size=validation_size, test_size=test_size, strata=codes, seed=seed
@@ -429,7 +428,13 @@ class SCGPT:
 
     @classmethod
     def load(cls, folder: PathLike) -> Self:
-        """Read what :meth:`save` wrote; the same as :meth:`from_pretrained`."""
+        """Read what :meth:`save` wrote; the same as :meth:`from_pretrained`.
+
+        Parameters
+        ----------
+        folder
+            Folder of the checkpoint.
+        """
         return cls.from_pretrained(folder)
 
     def export_scgpt(self, folder: PathLike, *, overwrite: bool = False) -> None:

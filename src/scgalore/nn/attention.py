@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-    from scgalore.nn.network import SCGPTNetwork
+    from scgalore.nn.network import Block, SCGPTNetwork
 
 
 @torch.no_grad()
@@ -39,7 +39,7 @@ def attention_scores(
     Tensor
         Float ``(b, h, s, s)``: queries by keys, neither scaled nor soft-maxed, as in upstream's gene network tutorial.
     """
-    block = network.transformer_encoder.layers[layer]
+    block = cast("Block", network.transformer_encoder.layers[layer])
     inputs: list[Tensor] = []
 
     def keep(_: nn.Module, args: tuple[Any, ...]) -> None:

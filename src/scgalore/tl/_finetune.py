@@ -36,7 +36,6 @@ def finetune(
     layer: str | None = None,
     gene_symbols: str | None = None,
     mod: str = "rna",
-    max_length: int | None = None,
     split_key: str | None = None,
     validation_size: float = 0.1,
     test_size: float = 0.1,
@@ -64,8 +63,6 @@ def finetune(
     {layer}
     {gene_symbols}
     {mod}
-    max_length
-        Most tokens of a cell; longer cells are sampled anew every epoch. ``None`` is what the weights were trained with.
     split_key
         Column of ``adata.obs`` with ``"train"``, ``"validation"`` or ``"test"`` for each cell; a random split within the
         classes when left out.
@@ -78,8 +75,8 @@ def finetune(
     {rng}
     {key_added}
     **train_options
-        Fields of :class:`~scgalore.train.TrainConfig`, such as ``max_epochs``, ``batch_size``, ``lr``, ``patience``,
-        ``precision`` or ``optimizer_options``.
+        Fields of :class:`~scgalore.train.TrainConfig`, such as ``max_epochs``, ``batch_size``, ``max_length``, ``lr``,
+        ``patience``, ``precision`` or ``optimizer_options``.
 
     Returns
     -------
@@ -126,7 +123,7 @@ def finetune(
     split = _split(adata, split_key, codes, validation_size=validation_size, test_size=test_size, seed=seed)
     fitted = as_model(model)
     start = dict(fitted.provenance)
-    read: dict[str, Any] = {"layer": layer, "gene_symbols": gene_symbols, "max_length": max_length, "rng": seed}
+    read: dict[str, Any] = {"layer": layer, "gene_symbols": gene_symbols, "rng": seed}
     with logg.step(f"fine-tuning {start['name']} on {len(split.train):,} of {adata.n_obs:,} cells") as step:
         cells = fitted.cells(adata, **read)
         if codes is not None:

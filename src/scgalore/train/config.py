@@ -10,9 +10,11 @@ from inspect import signature
 from numbers import Integral, Real
 from typing import TYPE_CHECKING, Any, Literal, Self, get_args
 
+import torch
+
 from scgalore._settings import settings
 from scgalore.errors import OptionError
-from scgalore.optim.registry import check_options
+from scgalore.optim import build_optimizer
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -33,6 +35,10 @@ class TrainConfig:
         Passes over the training cells.
     batch_size
         Cells in a batch.
+    max_length
+        Most tokens of a training cell, ``<cls>`` included; longer cells are sampled anew every epoch, which saves time and
+        keeps a small data set from being learnt by heart. ``None`` trains on all that the model reads. Whatever is
+        measured or written afterwards uses all of them.
     optimizer, optimizer_options
         Entry of :data:`scgalore.optim.OPTIMIZERS` and what to pass to it.
     lr
@@ -57,6 +63,7 @@ class TrainConfig:
 
     max_epochs: int = 10
     batch_size: int = 32
+    max_length: int | None = None
     optimizer: str = "galore"
     optimizer_options: dict[str, Any] = field(default_factory=dict)
     lr: float | None = None
@@ -71,8 +78,10 @@ class TrainConfig:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        for name, least in (("max_epochs", 1), ("batch_size", 1), ("accumulate", 1), ("patience", 1), ("seed", 0)):
-            self._set(name, _whole(name, getattr(self, name), least, optional=name == "patience"))
+        for name, least in (("max_epochs", 1), ("batch_size", 1), ("accumulate", 1), ("seed", 0)):
+            self._set(name, _whole(name, getattr(self, name), least))
+        for name, least in (("max_length", 2), ("patience", 1)):
+            self._set(name, _whole(name, getattr(self, name), least, optional=True))
         number = "it must be a positive number"
         self._check("lr", lambda lr: 0 < lr < math.inf, f"{number}, or None for the optimizer's default", optional=True)
         self._check("clip_norm", lambda norm: norm > 0, f"{number}; float('inf') does not clip")
@@ -88,7 +97,7 @@ class TrainConfig:
                 "dict of its options, for example optimizer='galore', optimizer_options={'rank': 64}."
             )
             raise OptionError(msg)
-        check_options(self.optimizer, self.optimizer_options)
+        _build_for_show(self.optimizer, self.optimizer_options)
 
     def _set(self, name: str, value: Any) -> None:
         object.__setattr__(self, name, value)
@@ -144,7 +153,13 @@ class TrainConfig:
         return asdict(self)
 
 
-def _whole(name: str, value: Any, least: int, *, optional: bool) -> int | None:
+def _build_for_show(optimizer: str, options: Mapping[str, Any]) -> None:
+    """Let an optimizer refuse its options before weights are loaded: it is built for a layer without memory."""
+    layer = torch.nn.Linear(3 * 4096, 4096, device="meta")  # larger than any sensible rank
+    build_optimizer(optimizer, layer, **options)
+
+
+def _whole(name: str, value: Any, least: int, *, optional: bool = False) -> int | None:
     if optional and value is None:
         return None
     if isinstance(value, bool) or not isinstance(value, Integral) or value < least:

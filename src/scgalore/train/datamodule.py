@@ -46,6 +46,8 @@ class TokenDataModule(LightningDataModule):
         Cells in a batch.
     seed
         Seed of shuffling and corruption.
+    max_length
+        Most tokens of a training cell; longer ones are sampled anew every epoch. Validation cells keep theirs.
 
     Notes
     -----
@@ -53,26 +55,37 @@ class TokenDataModule(LightningDataModule):
     """
 
     def __init__(
-        self, cells: TokenCells, split: Split, objective: Objective, *, batch_size: int, seed: int = 0
+        self,
+        cells: TokenCells,
+        split: Split,
+        objective: Objective,
+        *,
+        batch_size: int,
+        seed: int = 0,
+        max_length: int | None = None,
     ) -> None:
         super().__init__()
         self.cells, self.batch_size = cells, batch_size
         self.train_idx, self.val_idx, self.test_idx = split.train, split.validation, split.test
         self.n_train, self.n_val = len(split.train), len(split.validation)
-        self.requests = _Requests(cells, objective, seed)
-        self.sampler = BucketSampler(split.train, cells.lengths[split.train], batch_size=batch_size, seed=seed)
+        train_cells = cells if max_length is None else cells.shortened(max_length)
+        self.train_requests = _Requests(train_cells, objective, seed)
+        self.val_requests = _Requests(cells, objective, seed)
+        self.sampler = BucketSampler(split.train, train_cells.lengths[split.train], batch_size=batch_size, seed=seed)
 
     def train_dataloader(self) -> DataLoader[TokenBatch]:
         """Shuffled batches of the training cells."""
-        return self._loader(self.sampler)
+        return _loader(self.train_requests, self.sampler)
 
     def val_dataloader(self) -> DataLoader[TokenBatch] | list[DataLoader[TokenBatch]]:
         """Batches of the validation cells, always the same."""
         if self.n_val == 0:
             return []
         rows = self.val_idx
-        return self._loader(sorted_batches(rows, self.cells.lengths[rows], batch_size=self.batch_size))
+        batches = sorted_batches(rows, self.cells.lengths[rows], batch_size=self.batch_size)
+        return _loader(self.val_requests, batches)
 
-    def _loader(self, requests: Iterable[BatchRequest]) -> DataLoader[TokenBatch]:
-        # batch_size=None: a request already names a whole batch. No workers: making tokens is far faster than the network.
-        return DataLoader(self.requests, sampler=requests, batch_size=None)
+
+def _loader(answers: _Requests, requests: Iterable[BatchRequest]) -> DataLoader[TokenBatch]:
+    # batch_size=None: a request already names a whole batch. No workers: making tokens is far faster than the network.
+    return DataLoader(answers, sampler=requests, batch_size=None)

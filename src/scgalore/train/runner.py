@@ -117,7 +117,9 @@ def fit(
     checkpoint = checkpoint_to_resume(checkpoint_dir, resume=resume, identity=identity)
     network.train()  # Lightning keeps the mode it finds, and dropout with it
     plan = GaLoreTrainingPlan(SCGPTModule(network, objective), config, identity)
-    data = TokenDataModule(cells, split, objective, batch_size=config.batch_size, seed=config.seed)
+    data = TokenDataModule(
+        cells, split, objective, batch_size=config.batch_size, seed=config.seed, max_length=config.max_length
+    )
     history, best = History(), BestWeights(objective.monitor)
     callbacks: list[Callback] = [history, best]
     if config.patience is not None:

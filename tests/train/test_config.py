@@ -1,0 +1,92 @@
+import math
+from typing import Any
+
+import numpy as np
+import pytest
+
+from scgalore import settings
+from scgalore.errors import OptionError
+from scgalore.train import TrainConfig
+
+
+def function(adata: Any, *, labels_key: str | None = None, **options: Any) -> None:
+    """Stand in for a user's function."""
+
+
+class TestValues:
+    def test_defaults_are_valid_and_plain(self) -> None:
+        config = TrainConfig()
+        assert config.to_dict()["optimizer"] == "galore"
+        assert TrainConfig(**config.to_dict()) == config
+
+    @pytest.mark.parametrize(
+        ("options", "message"),
+        [
+            pytest.param({"max_epochs": 0}, "max_epochs=0: .* at least 1", id="max_epochs_zero"),
+            pytest.param({"max_epochs": 1.5}, "max_epochs=1.5", id="max_epochs_fraction"),
+            pytest.param({"max_epochs": True}, "max_epochs=True", id="max_epochs_bool"),
+            pytest.param({"batch_size": 0}, "batch_size=0", id="batch_size_zero"),
+            pytest.param({"batch_size": "64"}, "batch_size='64'", id="batch_size_string"),
+            pytest.param({"accumulate": -1}, "accumulate=-1", id="accumulate_negative"),
+            pytest.param({"patience": 0}, "patience=0", id="patience_zero"),
+            pytest.param({"seed": -1}, "seed=-1", id="seed_negative"),
+            pytest.param({"lr": -1e-3}, "lr=-0.001: .* positive", id="lr_negative"),
+            pytest.param({"lr": 0}, "lr=0", id="lr_zero"),
+            pytest.param({"lr": math.nan}, "lr=nan", id="lr_nan"),
+            pytest.param({"lr": math.inf}, "lr=inf", id="lr_inf"),
+            pytest.param({"lr": "1e-3"}, "lr='1e-3'", id="lr_string"),
+            pytest.param({"clip_norm": 0}, "clip_norm=0", id="clip_norm_zero"),
+            pytest.param({"clip_norm": None}, "clip_norm=None.*inf", id="clip_norm_none"),
+            pytest.param({"warmup": 1.1}, r"warmup=1.1.*\[0, 1\]", id="warmup_above_one"),
+            pytest.param({"weight_decay": -0.1}, "weight_decay=-0.1", id="weight_decay_negative"),
+            pytest.param({"weight_decay": math.nan}, "weight_decay=nan", id="weight_decay_nan"),
+            pytest.param({"precision": "fp16"}, "precision='fp16': choose one of '32-true'", id="precision"),
+            pytest.param({"accelerator": "tpu"}, "accelerator='tpu': choose one of 'auto'", id="accelerator"),
+            pytest.param({"optimizer": "galor"}, "Did you mean 'galore'", id="optimizer_name"),
+            pytest.param({"optimizer": None}, "optimizer=None", id="optimizer_none"),
+            pytest.param({"optimizer_options": [1]}, r"optimizer_options=\[1\]", id="optimizer_options_list"),
+            pytest.param({"optimizer_options": {"rnk": 1}}, "no option 'rnk'.*Did you mean 'rank'", id="option_name"),
+            pytest.param({"optimizer_options": {"rank": 0}}, "rank=0", id="option_value"),
+            pytest.param(
+                {"optimizer": "adamw", "optimizer_options": {"betas": (2, 0)}}, "betas|beta", id="option_of_adamw"
+            ),
+        ],
+    )
+    def test_out_of_range_is_refused(self, options: dict[str, Any], message: str) -> None:
+        with pytest.raises(OptionError, match=message):
+            TrainConfig(**options)
+
+    def test_numbers_of_numpy_become_plain(self) -> None:
+        config = TrainConfig(max_epochs=np.int64(3), lr=np.float32(0.5), clip_norm=1, seed=np.uint32(7))  # type: ignore[arg-type]
+        assert config == TrainConfig(max_epochs=3, lr=0.5, seed=7)
+        assert {type(config.max_epochs), type(config.seed)} == {int}
+        assert {type(config.lr), type(config.clip_norm)} == {float}
+
+
+class TestFromOptions:
+    def test_none_is_the_default(self) -> None:
+        assert TrainConfig.from_options(max_epochs=None, optimizer=None, lr=1e-3) == TrainConfig(lr=1e-3)
+
+    def test_unknown_option_gets_a_suggestion(self) -> None:
+        with pytest.raises(OptionError, match=r"no training option 'max_epoch'\. Did you mean 'max_epochs'\?"):
+            TrainConfig.from_options(max_epoch=3)
+
+    def test_unknown_option_lists_the_others(self) -> None:
+        with pytest.raises(OptionError, match=r"The options are accelerator, .*, weight_decay\."):
+            TrainConfig.from_options(zzz=3)
+
+
+class TestFromCall:
+    def test_accelerator_is_that_of_the_settings(self) -> None:
+        with settings.override(accelerator="cpu"):
+            assert TrainConfig.from_call({}, seed=1, function=function).accelerator == "cpu"
+            assert TrainConfig.from_call({"accelerator": None}, seed=1, function=function).accelerator == "cpu"
+            assert TrainConfig.from_call({"accelerator": "gpu"}, seed=1, function=function).accelerator == "gpu"
+
+    def test_misspelt_parameter_of_the_function_is_suggested(self) -> None:
+        with pytest.raises(OptionError, match="'label_key'.*Did you mean 'labels_key'"):
+            TrainConfig.from_call({"label_key": "x"}, seed=1, function=function)
+
+    def test_seed_is_called_rng(self) -> None:
+        with pytest.raises(OptionError, match="pass rng=3 instead"):
+            TrainConfig.from_call({"seed": 3}, seed=1, function=function)

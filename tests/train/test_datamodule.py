@@ -1,0 +1,86 @@
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+import torch
+from anndata import AnnData
+
+from scgalore.data.cells import TokenCells
+from scgalore.data.split import random_split
+from scgalore.data.tokens import TokenBatch
+from scgalore.model import SCGPT
+from scgalore.objectives import Classification, MaskedExpression
+from scgalore.train import TokenDataModule
+
+
+@pytest.fixture
+def cells(few: AnnData, model: SCGPT) -> TokenCells:
+    labels = few.obs["bulk_labels"].cat.codes.to_numpy(np.int64)
+    return model.cells(few, max_length=30).with_labels(labels, ("a", "b", "c"))
+
+
+@pytest.fixture
+def make(cells: TokenCells) -> Callable[..., TokenDataModule]:
+    def module(objective=None, *, batch_size=16, seed=0, validation_size=0.2) -> TokenDataModule:
+        split = random_split(cells.n_obs, validation_size=validation_size, test_size=0.1)
+        return TokenDataModule(cells, split, objective or Classification(), batch_size=batch_size, seed=seed)
+
+    return module
+
+
+def rows(batches: list[TokenBatch]) -> list[int]:
+    return torch.cat([batch.cells for batch in batches]).tolist()
+
+
+def test_each_part_is_served_once_an_epoch(make: Callable[..., TokenDataModule]) -> None:
+    data = make()
+    train, validation = list(data.train_dataloader()), list(data.val_dataloader())
+    assert sorted(rows(train)) == data.train_idx.tolist()
+    assert sorted(rows(validation)) == data.val_idx.tolist()
+    assert [len(batch) for batch in validation] == [16, 2]
+    assert (data.n_train, data.n_val) == (63, 18)
+
+
+def test_labels_belong_to_their_cells(make: Callable[..., TokenDataModule], few: AnnData) -> None:
+    codes = few.obs["bulk_labels"].cat.codes.to_numpy()
+    for batch in make().train_dataloader():
+        assert batch.labels.tolist() == codes[batch.cells.numpy()].tolist()
+
+
+def test_epoch_changes_order_samples_and_masks(make: Callable[..., TokenDataModule]) -> None:
+    data = make(MaskedExpression())
+    by_epoch = []
+    for epoch in (0, 1, 0):
+        data.sampler.set_epoch(epoch)
+        batches = list(data.train_dataloader())
+        cell = int(data.train_idx[0])
+        batch = next(batch for batch in batches if cell in batch.cells)
+        i = batch.cells.tolist().index(cell)
+        by_epoch.append((rows(batches), batch.genes[i].tolist(), batch.masked[i].tolist()))
+    assert by_epoch[0] == by_epoch[2]
+    assert all(a != b for a, b in zip(by_epoch[0], by_epoch[1], strict=True))
+
+
+def test_validation_never_changes(make: Callable[..., TokenDataModule]) -> None:
+    data = make(MaskedExpression())
+    before = list(data.val_dataloader())
+    data.sampler.set_epoch(7)
+    for one, other in zip(before, data.val_dataloader(), strict=True):
+        assert torch.equal(one.values, other.values)
+        assert torch.equal(one.genes, other.genes)
+
+
+def test_masks_of_a_cell_do_not_depend_on_its_batch(make: Callable[..., TokenDataModule]) -> None:
+    def masked(batch_size: int) -> dict[int, list[int]]:
+        data = make(MaskedExpression(), batch_size=batch_size)
+        return {
+            int(row): batch.genes[i][batch.masked[i]].tolist()
+            for batch in data.train_dataloader()
+            for i, row in enumerate(batch.cells)
+        }
+
+    assert masked(3) == masked(20)
+
+
+def test_without_validation_cells_there_is_no_loader(make: Callable[..., TokenDataModule]) -> None:
+    assert make(validation_size=0.0).val_dataloader() == []

@@ -1,0 +1,85 @@
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+import torch
+from anndata import AnnData
+from scvi.module.base import BaseModuleClass
+from scvi.train import TrainingPlan
+
+from scgalore.model import SCGPT
+from scgalore.nn.adapter import SCGPTModule
+from scgalore.objectives import Classification, MaskedExpression
+from scgalore.train import GaLoreTrainingPlan, TrainConfig
+from scgalore.train.plan import warmup_cosine
+
+
+def factors(n_steps: int, warmup: float) -> list[float]:
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0)
+    schedule = warmup_cosine(optimizer, n_steps=n_steps, warmup=warmup)
+    rates = []
+    for _ in range(n_steps):
+        rates.append(schedule.get_last_lr()[0])
+        optimizer.step()
+        schedule.step()
+    return rates
+
+
+class TestWarmupCosine:
+    def test_start_peak_and_end(self) -> None:
+        rates = factors(100, 0.1)
+        assert rates[0] == pytest.approx(0.1)
+        assert rates[9] == rates[10] == max(rates) == 1.0
+        assert rates[55] == pytest.approx(0.01 + 0.99 * 0.5)
+        assert rates[-1] == pytest.approx(0.01, abs=1e-3)
+        assert np.diff(rates[:10]) == pytest.approx(0.1)
+        assert (np.diff(rates[10:]) < 0).all()
+
+    def test_without_warmup_starts_at_the_peak(self) -> None:
+        assert factors(20, 0.0)[0] == 1.0
+
+    def test_warmup_only_ends_at_the_peak(self) -> None:
+        assert factors(20, 1.0)[-1] == 1.0
+
+    @pytest.mark.parametrize("warmup", [0.0, 0.1, 1.0])
+    def test_one_step_is_enough(self, warmup: float) -> None:
+        assert factors(1, warmup) == [1.0]
+
+    def test_steps_after_the_end_stay_at_the_floor(self) -> None:
+        optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0)
+        schedule = warmup_cosine(optimizer, n_steps=3, warmup=0.0)
+        for _ in range(10):
+            optimizer.step()
+            schedule.step()
+        assert schedule.get_last_lr() == pytest.approx([0.01])
+
+
+class TestPlan:
+    @pytest.fixture
+    def plan(self, model: SCGPT) -> GaLoreTrainingPlan:
+        return GaLoreTrainingPlan(SCGPTModule(model.network, MaskedExpression()), TrainConfig(), {"lr": 1})
+
+    def test_is_what_scvi_trains(self, plan: GaLoreTrainingPlan) -> None:
+        assert isinstance(plan, TrainingPlan)
+        assert isinstance(plan.module, BaseModuleClass)
+
+    def test_has_no_elbo(self, plan: GaLoreTrainingPlan) -> None:
+        assert plan.train_metrics == plan.val_metrics == {}
+
+    def test_checkpoint_says_which_run_it_is(self, plan: GaLoreTrainingPlan) -> None:
+        checkpoint: dict[str, object] = {}
+        plan.on_save_checkpoint(checkpoint)
+        assert checkpoint == {"scgalore_run": {"lr": 1}}
+
+    def test_forward_gives_loss_parts_and_cells(
+        self, few: AnnData, make_model: Callable[..., SCGPT]
+    ) -> None:
+        model = make_model(few.var_names)
+        model.network.set_classes(3)
+        cells = model.cells(few).with_labels(few.obs["bulk_labels"].cat.codes.to_numpy(np.int64), ("a", "b", "c"))
+        plan = GaLoreTrainingPlan(SCGPTModule(model.network, Classification()), TrainConfig())
+        batch = cells.tokenizer.pad(cells.tokenizer.encode(cells.matrix.rows(np.arange(5)), np.arange(5)))
+        *_, output = plan(batch.__class__(**{**vars(batch), "labels": torch.from_numpy(cells.labels[:5])}))
+        assert output.n_obs_minibatch == 5
+        assert set(output.extra_metrics) == {"accuracy"}
+        assert output.loss.requires_grad

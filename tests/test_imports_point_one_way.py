@@ -6,8 +6,9 @@ from pathlib import Path
 
 PACKAGE = Path(__file__).parents[1] / "src" / "scgalore"
 
-# What each room may import, besides itself. "__init__" stands for the package's own names, such as __version__.
-BASE = {"__init__", "_docs", "_keys", "_logging", "_progress", "_rng", "_settings", "_typing", "_uns", "errors"}
+# What each room may import, besides itself. Anyone may use the package's underscore modules and its own names, such as
+# __version__, which "__init__" stands for.
+BASE = {path.stem for path in PACKAGE.glob("_*.py")} - {"__main__"} | {"errors"}
 WORKSHOP = BASE | {"data", "genes", "nn", "objectives", "optim", "weights"}
 ALLOWED = {
     "genes": BASE,

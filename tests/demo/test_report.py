@@ -67,13 +67,15 @@ def test_tables_are_aligned() -> None:
     ]
 
 
-def report(scores: pd.DataFrame, optimizer: str = "galore", peak: int | None = 2_000_000_000) -> str:
+def report(
+    scores: pd.DataFrame, optimizer: str = "galore", peak: int | None = 2_000_000_000, max_length: int | None = None
+) -> str:
     return Report(
         method="mine",
         optimizer=optimizer,
         scores=scores,
         sizes={"cells": 700, "held out": 140, "genes": 760, "classes": 10},
-        settings={"max_epochs": 3, "lr": None},
+        settings={"max_epochs": 3, "lr": None, "max_length": max_length},
         weights={"name": "scgpt-mini", "sha256": "abc"},
         optimizer_bytes=250_000,
         adamw_bytes=1_000_000,
@@ -98,6 +100,7 @@ def test_report_says_what_was_found() -> None:
     ):
         assert part in text
     assert "pretraining" not in text
+    assert "at most 64 tokens" in report(scores, max_length=64)
     assert "pretraining" in report(pd.concat([scores, table(**{RANDOM: [0.1, 0.1]})]))
 
 

@@ -14,7 +14,7 @@ from scgalore.model.identity import run_identity
 from scgalore.objectives import Classification, MaskedExpression, Objective
 from scgalore.train import TrainConfig
 
-Identity = dict[str, str | int | float]
+Identity = dict[str, Any]
 
 
 def cells_of(adata: AnnData, model: SCGPT, **options: Any) -> TokenCells:

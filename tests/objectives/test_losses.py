@@ -1,6 +1,6 @@
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from scgalore.objectives.losses import (
@@ -45,6 +45,7 @@ def table(seed):
 
 @pytest.mark.parametrize("loss", MASKED.values(), ids=MASKED)
 @given(st.integers(0, 10_000))
+@settings(deadline=None)
 def test_only_masked_positions_count(loss, seed):
     prediction, target, mask = table(seed)
     mask[0, 0] = True

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import scipy.sparse as sp
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from scgalore.data.tokenizer import Tokenizer
@@ -95,6 +95,7 @@ def test_a_share_of_the_genes_is_hidden(batch):
 
 
 @given(st.randoms(use_true_random=False), st.integers(0, 99), st.sampled_from([0.4, (0.25, 0.5, 0.75)]))
+@settings(deadline=None)
 def test_a_mask_belongs_to_the_cell(random, seed, ratio):
     rng = np.random.default_rng(0)
     batch = batch_of(rng.poisson(1.0, (12, PAD)))

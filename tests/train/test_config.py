@@ -27,6 +27,7 @@ class TestValues:
             pytest.param({"max_epochs": True}, "max_epochs=True", id="max_epochs_bool"),
             pytest.param({"batch_size": 0}, "batch_size=0", id="batch_size_zero"),
             pytest.param({"batch_size": "64"}, "batch_size='64'", id="batch_size_string"),
+            pytest.param({"max_length": 1}, "max_length=1: .* at least 2", id="max_length_without_genes"),
             pytest.param({"accumulate": -1}, "accumulate=-1", id="accumulate_negative"),
             pytest.param({"patience": 0}, "patience=0", id="patience_zero"),
             pytest.param({"seed": -1}, "seed=-1", id="seed_negative"),

@@ -21,9 +21,9 @@ def cells(few: AnnData, model: SCGPT) -> TokenCells:
 
 @pytest.fixture
 def make(cells: TokenCells) -> Callable[..., TokenDataModule]:
-    def module(objective=None, *, batch_size=16, seed=0, validation_size=0.2) -> TokenDataModule:
+    def module(objective=None, *, batch_size=16, validation_size=0.2, **options) -> TokenDataModule:
         split = random_split(cells.n_obs, validation_size=validation_size, test_size=0.1)
-        return TokenDataModule(cells, split, objective or Classification(), batch_size=batch_size, seed=seed)
+        return TokenDataModule(cells, split, objective or Classification(), batch_size=batch_size, **options)
 
     return module
 
@@ -84,3 +84,32 @@ def test_masks_of_a_cell_do_not_depend_on_its_batch(make: Callable[..., TokenDat
 
 def test_without_validation_cells_there_is_no_loader(make: Callable[..., TokenDataModule]) -> None:
     assert make(validation_size=0.0).val_dataloader() == []
+
+
+class TestMaxLength:
+    """Training cells are sampled, validation cells are not."""
+
+    def test_parts(self, make: Callable[..., TokenDataModule], cells: TokenCells) -> None:
+        data = make(max_length=12)
+        assert {batch.genes.shape[1] for batch in data.train_dataloader()} == {12}
+        assert max(batch.genes.shape[1] for batch in data.val_dataloader()) == cells.lengths.max() > 12
+
+    def test_sample_belongs_to_cell_and_epoch(self, make: Callable[..., TokenDataModule]) -> None:
+        def genes(epoch: int, batch_size: int) -> dict[int, list[int]]:
+            data = make(max_length=12, batch_size=batch_size)
+            data.sampler.set_epoch(epoch)
+            return {
+                int(row): batch.genes[i].tolist()
+                for batch in data.train_dataloader()
+                for i, row in enumerate(batch.cells)
+            }
+
+        first, same, later = genes(0, 3), genes(0, 50), genes(1, 3)
+        assert first == same
+        assert all(first[row] != later[row] for row in first)
+
+    def test_longer_than_the_model_reads_changes_nothing(
+        self, make: Callable[..., TokenDataModule], cells: TokenCells
+    ) -> None:
+        longest = max(batch.genes.shape[1] for batch in make(max_length=10_000).train_dataloader())
+        assert longest == cells.lengths.max()

@@ -218,14 +218,14 @@ class TestCheckpoint:
     @pytest.mark.parametrize(
         ("changed", "named"),
         [
-            pytest.param({"lr": 1e-3}, "lr was '0.002', now '0.001'", id="lr"),
+            pytest.param({"lr": 1e-3}, "lr was 0.002, now 0.001", id="lr"),
             pytest.param({"optimizer": "adamw"}, "optimizer was", id="optimizer"),
             pytest.param({"optimizer_options": {"rank": 2}}, "optimizer_options was", id="optimizer_options"),
             pytest.param({"batch_size": 8}, "batch_size was", id="batch_size"),
             pytest.param({"max_epochs": 9}, "max_epochs was", id="max_epochs"),
             pytest.param({"rng": 2}, "seed was", id="seed"),
             pytest.param({"validation_size": 0.3}, "split was", id="split"),
-            pytest.param({"max_length": 32}, "tokens was", id="max_length"),
+            pytest.param({"max_length": 32}, "max_length was", id="max_length"),
             pytest.param({"labels_key": None}, "objective was", id="objective"),
             pytest.param({"labels_key": "phase"}, "labels was", id="labels"),
             pytest.param({"objective": Classification(label_smoothing=0.1)}, "objective was", id="smoothing"),

@@ -53,7 +53,7 @@ def encode_labels(adata: AnnData, key: str) -> tuple[NDArray[np.int64], tuple[st
         raise DataError(msg)
     classes, codes = np.unique(column.astype(str).to_numpy(dtype=str), return_inverse=True)
     if len(classes) < 2:
-        msg = f"adata.obs[{key!r}] holds one class only, {classes[0]!r}; there is nothing to tell apart."
+        msg = f"adata.obs[{key!r}] holds one class only, {str(classes[0])!r}; there is nothing to tell apart."
         raise DataError(msg)
     _refuse_measurement(column, key, n_classes=len(classes))
     return codes.astype(np.int64), tuple(classes.tolist())

@@ -65,14 +65,16 @@ class Report:
     def _what(self) -> str:
         n_seeds = self.scores["seed"].nunique()
         settings = ", ".join(f"{name} {value}" for name, value in self.settings.items() if value is not None)
+        longest = self.settings.get("max_length")
+        sampled = "" if longest is None else f" (the model at most {longest} tokens of a cell, drawn at random)"
         return (
             "# scgalore demo\n\n"
             f"All parameters of **{self.weights['name']}** were fine-tuned with **{self.optimizer}** to name the "
             f"{self.sizes['classes']} cell types of {self.sizes['cells']} blood cells (pbmc68k as it comes with scanpy, "
             f"log-normalised, `obs['bulk_labels']`). {self.sizes['held out']} cells were held out, drawn at random within the "
             f"classes{f' with each of {n_seeds} seeds' if n_seeds > 1 else ''}; they took no part in the training, whose "
-            f"settings were fixed before the run ({settings}). Every method saw the same {self.sizes['genes']} genes and the "
-            "same cells."
+            f"settings were fixed before the run ({settings}). Every method saw the same {self.sizes['genes']} "
+            f"genes{sampled} and the same cells."
         )
 
     def _scores(self) -> str:

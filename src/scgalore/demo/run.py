@@ -12,12 +12,13 @@ import pandas as pd
 from scipy import sparse
 
 from scgalore import __version__
+from scgalore._folders import whole_folder
 from scgalore._uns import to_uns
 from scgalore.data.labels import encode_labels
 from scgalore.data.split import split_from_labels
 from scgalore.demo.baselines import BASELINES, LOGISTIC
 from scgalore.demo.figures import save_figures
-from scgalore.demo.folder import FILES, demo_folder
+from scgalore.demo.folder import DEMO, FILES
 from scgalore.demo.measure import Stopwatch, peak_memory, versions
 from scgalore.demo.report import METRICS, RANDOM, Report, score_table, strongest
 from scgalore.errors import OptionError
@@ -98,7 +99,7 @@ def run_demo(
     if n_seeds < 1:
         msg = f"n_seeds={n_seeds}: at least 1 is needed."
         raise OptionError(msg)
-    with demo_folder(out, force=force) as draft:
+    with whole_folder(Path(out), DEMO, overwrite=force) as draft:
         demo = _Demo(model, optimizer, recipe or Recipe(), say)
         adata = demo.repeat(n_seeds, random_weights=random_weights)
         say("Neighbours and UMAP of the embeddings, with scanpy")

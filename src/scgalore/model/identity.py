@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -27,7 +27,7 @@ FREE = ("accelerator", "devices")  # where to compute may differ between the par
 
 def run_identity(
     cells: TokenCells, split: Split, objective: Objective, config: TrainConfig, network: SCGPTNetwork
-) -> dict[str, str | int | float]:
+) -> dict[str, Any]:
     """Describe a run by numbers and hashes; the cells are read once for it.
 
     Parameters
@@ -39,7 +39,7 @@ def run_identity(
 
     Returns
     -------
-    Flat, so that a difference can be named: ``cells``, ``lr`` and so on.
+    Numbers and strings by what they stand for (``"lr"``, ``"labels"``), so that a difference can be named.
     """
     settings = {name: value for name, value in config.to_dict().items() if name not in FREE}
     return {
@@ -53,7 +53,8 @@ def run_identity(
         "objective": repr(objective),
         "network": repr(network.config),
         "initial weights": _digest(_bytes(tensor) for tensor in network.state_dict().values()),
-        **{name: json.dumps(value, sort_keys=True, default=str) for name, value in settings.items()},
+        **settings,
+        "optimizer_options": json.dumps(config.optimizer_options, sort_keys=True, default=str),
     }
 
 

@@ -24,18 +24,18 @@ class Loss(NamedTuple):
 
 
 class Objective(Protocol):
-    """One way to train a network.
+    """One way to train a network."""
 
-    Attributes
-    ----------
-    name
-        Name in histories, error messages and saved parameters.
-    monitor
-        Column of the history that chooses the best epoch.
-    """
+    # Properties, since frozen dataclasses have attributes that cannot be set.
+    @property
+    def name(self) -> str:
+        """Name in histories, error messages and saved parameters."""
+        ...
 
-    name: str
-    monitor: str
+    @property
+    def monitor(self) -> str:
+        """Column of the history that chooses the best epoch."""
+        ...
 
     def corrupt(self, batch: TokenBatch, *, seed: int, draw: int) -> TokenBatch:
         """Prepare a batch on the CPU; random draws hang on ``seed``, ``draw`` and the cells alone."""

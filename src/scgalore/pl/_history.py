@@ -74,7 +74,9 @@ def history(
     if "validation_loss" in table:
         best = int(result["training"]["best_epoch"])
         kept = table.loc[[best], columns["validation" if "validation" in columns else "train"]]
-        drawn.plot(kept.index, kept, "o", markersize=11, fillstyle="none", color="0.3", label=f"weights kept (epoch {best})")
+        drawn.plot(
+            kept.index, kept, "o", markersize=11, fillstyle="none", color="0.3", label=f"weights kept (epoch {best})"
+        )
     drawn.set(xlabel="epoch", ylabel=metric.replace("_", " "))
     drawn.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
     drawn.spines[["top", "right"]].set_visible(False)

@@ -84,7 +84,7 @@ def read_checkpoint(path: PathLike, *, map_location: Any = "cpu", mmap: bool = F
 
 
 def checkpoint_to_resume(
-    folder: PathLike | None, *, resume: bool, identity: Mapping[str, str | int | float]
+    folder: PathLike | None, *, resume: bool, identity: Mapping[str, Any]
 ) -> Path | None:
     """Find the checkpoint to continue from, if any.
 
@@ -128,7 +128,7 @@ def checkpoint_to_resume(
     return path
 
 
-def _refuse_other_run(path: Path, identity: Mapping[str, str | int | float]) -> None:
+def _refuse_other_run(path: Path, identity: Mapping[str, Any]) -> None:
     saved = read_checkpoint(path, mmap=True)[CHECKPOINT_KEY]
     changed = [
         f"{key} was {saved.get(key)!r}, now {identity.get(key)!r}"
@@ -136,5 +136,6 @@ def _refuse_other_run(path: Path, identity: Mapping[str, str | int | float]) -> 
         if saved.get(key) != identity.get(key)
     ]
     if changed:
-        msg = f"{path} belongs to another run: {'; '.join(changed)}. Use another checkpoint_dir to start anew."
+        more = f"; and {len(changed) - 4} more differences" if len(changed) > 4 else ""
+        msg = f"{path} belongs to another run: {'; '.join(changed[:4])}{more}. Use another checkpoint_dir to start anew."
         raise OptionError(msg)

@@ -44,7 +44,7 @@ class GaLoreTrainingPlan(TrainingPlan):
     """
 
     def __init__(
-        self, module: SCGPTModule, config: TrainConfig, identity: Mapping[str, str | int | float] | None = None
+        self, module: SCGPTModule, config: TrainConfig, identity: Mapping[str, Any] | None = None
     ) -> None:
         super().__init__(module)
         self.config = config

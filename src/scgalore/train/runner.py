@@ -86,7 +86,7 @@ def fit(
     *,
     checkpoint_dir: PathLike | None = None,
     resume: bool = False,
-    identity: Mapping[str, str | int | float] | None = None,
+    identity: Mapping[str, Any] | None = None,
 ) -> TrainResult:
     """Train a network in place.
 

@@ -8,11 +8,11 @@ from pathlib import Path
 import pooch
 from requests.exceptions import ChunkedEncodingError, HTTPError, RequestException, Timeout
 
+from scgalore._folders import no_empty_folders
 from scgalore._progress import is_shown
 from scgalore._settings import settings
 from scgalore.errors import DownloadError, OptionError, WeightsError
 from scgalore.weights.digest import file_sha256
-from scgalore.weights.folders import no_empty_folders
 from scgalore.weights.registry import WeightsEntry, WeightsFile, get_entry, list_weights, suggestion
 
 __all__ = ["fetch_weights", "resolve_model_folder"]

@@ -11,11 +11,13 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
+from scgalore._folders import FolderKind, whole_folder
 from scgalore.errors import OptionError
 from scgalore.weights.checkpoint import FORMAT_KEY
-from scgalore.weights.folders import whole_folder
 
 __all__ = ["export_scgpt", "write_checkpoint"]
+
+CHECKPOINT = FolderKind("a checkpoint", is_one=lambda names: not names.isdisjoint(("model.safetensors", "best_model.pt")))
 
 _RESERVED = ("config.json", "vocab.json", "model.safetensors", "", "..")
 
@@ -58,7 +60,7 @@ def write_checkpoint(
         if name in _RESERVED or Path(name).name != name:
             msg = f"extra={{{name!r}: ...}}: expected plain file names other than {', '.join(_RESERVED[:3])}."
             raise OptionError(msg)
-    with whole_folder(Path(folder), overwrite=overwrite) as draft:
+    with whole_folder(Path(folder), CHECKPOINT, overwrite=overwrite) as draft:
         _write_json(draft / "config.json", config)
         _write_json(draft / "vocab.json", _by_id(vocab), sort_keys=False)
         # One key: safetensors writes several in no fixed order.
@@ -92,7 +94,7 @@ def export_scgpt(
     overwrite
         Whether a checkpoint in ``folder`` may be replaced.
     """
-    with whole_folder(Path(folder), overwrite=overwrite) as draft:
+    with whole_folder(Path(folder), CHECKPOINT, overwrite=overwrite) as draft:
         _write_json(draft / "args.json", args)
         _write_json(draft / "vocab.json", _by_id(vocab), sort_keys=False)
         torch.save(_packed(tensors), draft / "best_model.pt")

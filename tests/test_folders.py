@@ -2,12 +2,14 @@ from pathlib import Path
 
 import pytest
 
+from scgalore._folders import FolderKind, no_empty_folders, whole_folder
 from scgalore.errors import OptionError
-from scgalore.weights.folders import no_empty_folders, whole_folder
+
+CHECKPOINT = FolderKind("a checkpoint", is_one=lambda names: "model.safetensors" in names)
 
 
 def save(folder: Path, content: str, *, overwrite: bool = False, fail: bool = False) -> None:
-    with whole_folder(folder, overwrite=overwrite) as draft:
+    with whole_folder(folder, CHECKPOINT, overwrite=overwrite) as draft:
         (draft / "model.safetensors").write_text(content)
         if fail:
             raise KeyboardInterrupt
@@ -79,7 +81,7 @@ def test_taken_paths_are_refused(tmp_path: Path) -> None:
         save(tmp_path / "a", "new")
     (tmp_path / "thesis").mkdir()
     (tmp_path / "thesis" / "chapter.md").write_text("years")
-    with pytest.raises(OptionError, match="no checkpoint"):
+    with pytest.raises(OptionError, match="not a checkpoint"):
         save(tmp_path / "thesis", "new", overwrite=True)
     with pytest.raises(OptionError, match="is a file"):
         save(tmp_path / "thesis" / "chapter.md", "new", overwrite=True)
@@ -105,3 +107,16 @@ def test_folders_with_content_stay(tmp_path: Path) -> None:
     with pytest.raises(KeyboardInterrupt):
         interrupt_on_the_way_to(tmp_path / "a" / "b", after="file")
     assert sorted(path.name for path in tmp_path.rglob("*")) == ["a", "file"]
+
+
+def test_folder_made_by_another_run_meanwhile_is_not_replaced(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    with pytest.raises(OptionError, match="already"), whole_folder(out, CHECKPOINT, overwrite=False):
+        save(out, "other")
+    assert tree(tmp_path) == {"out/model.safetensors": "other"}
+
+
+def test_folder_below_a_file_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(OptionError, match="Cannot make the folder"):
+        save(tmp_path / "file" / "out", "new")

@@ -1,0 +1,133 @@
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+import scipy.sparse as sp
+from anndata import AnnData
+
+from scgalore.data.cells import TokenCells
+from scgalore.data.hashing import cell_keys
+from scgalore.data.sampler import BatchRequest
+from scgalore.data.tokens import TokenizerConfig
+from scgalore.data.vocab import GeneVocab
+from scgalore.errors import DataError, MissingKeyError
+
+GENES = ["CD3E", "CD8A", "LYZ", "MS4A1", "NKG7"]
+CONFIG = TokenizerConfig(n_bins=5, max_length=4)
+COUNTS = np.array([[1, 0, 2, 0, 3], [0, 4, 0, 0, 0], [5, 6, 7, 8, 9], [0, 0, 1, 1, 0]])
+
+
+@pytest.fixture
+def adata() -> AnnData:
+    made = AnnData(sp.csr_matrix(COUNTS.astype(np.float32)))
+    made.var_names = GENES
+    return made
+
+
+@pytest.fixture
+def vocab() -> GeneVocab:
+    return GeneVocab.from_genes(["NKG7", "CD3E", "CD8A", "LYZ"])  # MS4A1 is unknown
+
+
+@pytest.fixture
+def cells(adata: AnnData, vocab: GeneVocab) -> TokenCells:
+    return TokenCells.from_adata(adata, vocab, config=CONFIG)
+
+
+class TestLengths:
+    def test_count_cls_and_known_expressed_genes(self, cells: TokenCells) -> None:
+        assert cells.lengths.tolist() == [4, 2, 4, 2]  # the third is cut, MS4A1 does not count
+        assert cells.n_obs == 4
+        assert cells.match.dropped == ("MS4A1",)
+
+    def test_are_those_of_the_batches(self, cells: TokenCells) -> None:
+        batch = cells.batch(BatchRequest(np.array([2, 1, 0])))
+        assert (~batch.padding).sum(dim=1).tolist() == cells.lengths[[2, 1, 0]].tolist()
+        assert batch.cells.tolist() == [2, 1, 0]
+
+    def test_shortened(self, cells: TokenCells) -> None:
+        short = cells.shortened(3)
+        assert short.lengths.tolist() == [3, 2, 3, 2]
+        assert short.batch(BatchRequest(np.arange(4))).genes.shape == (4, 3)
+        assert cells.shortened(100).lengths.tolist() == cells.lengths.tolist()
+
+
+class TestBatch:
+    def test_draw_chooses_the_genes_of_long_cells_only(self, cells: TokenCells) -> None:
+        draws = [cells.batch(BatchRequest(np.array([1, 2]), draw=draw)).genes.tolist() for draw in range(20)]
+        assert len({tuple(sorted(draw[1])) for draw in draws}) == 4  # any three of four genes
+        assert len({tuple(draw[0]) for draw in draws}) == 1
+
+    def test_labels_follow_the_rows(self, cells: TokenCells) -> None:
+        labelled = cells.with_labels(np.array([3, 2, 1, 0]), ("a", "b", "c", "d"))
+        batch = labelled.batch(BatchRequest(np.array([2, 0])))
+        assert batch.labels is not None
+        assert batch.labels.tolist() == [1, 3]
+        assert cells.batch(BatchRequest(np.array([0]))).labels is None
+
+
+class TestKeys:
+    def test_are_those_of_the_batches(self, cells: TokenCells) -> None:
+        keys = np.concatenate(list(cells.keys()))
+        batch = cells.batch(BatchRequest(np.array([3, 0, 2])))
+        assert batch.keys.numpy().view(np.uint64).tolist() == keys[[3, 0, 2]].tolist()
+
+    def test_know_only_the_genes_of_the_vocabulary(self, adata: AnnData, cells: TokenCells, vocab: GeneVocab) -> None:
+        before = np.concatenate(list(cells.keys()))
+        adata.X[3, 3] = 77  # MS4A1
+        after = np.concatenate(list(TokenCells.from_adata(adata, vocab, config=CONFIG).keys()))
+        assert after.tolist() == before.tolist()
+        genes = np.array([vocab["CD8A"]])
+        assert before[1] == cell_keys(genes, np.array([4.0]), np.array([0, 1]))[0]
+
+
+class TestNames:
+    def test_from_a_column(self, adata: AnnData, vocab: GeneVocab) -> None:
+        adata.var["symbol"] = adata.var_names
+        adata.var_names = [f"row{i}" for i in range(5)]
+        cells = TokenCells.from_adata(adata, vocab, config=CONFIG, gene_symbols="symbol")
+        assert cells.match.matched == 4
+
+    def test_missing_column_lists_the_others(self, adata: AnnData, vocab: GeneVocab) -> None:
+        adata.var["symbol"] = adata.var_names
+        with pytest.raises(MissingKeyError, match=r"No column 'symbols' in adata\.var; it has \['symbol'\]"):
+            TokenCells.from_adata(adata, vocab, config=CONFIG, gene_symbols="symbols")
+
+    def test_categories_and_gaps(self, adata: AnnData, vocab: GeneVocab) -> None:
+        adata.var["symbol"] = adata.var_names.astype("category")
+        adata.var.loc["CD3E", "symbol"] = np.nan
+        cells = TokenCells.from_adata(adata, vocab, config=CONFIG, gene_symbols="symbol")
+        assert cells.match.matched == 3
+
+
+class TestRefusals:
+    @pytest.mark.parametrize(
+        ("spoil", "message"),
+        [
+            pytest.param(lambda x: x.__setitem__((0, 0), -1), "negative", id="negative"),
+            pytest.param(lambda x: x.__setitem__((0, 0), np.nan), "1 NaN", id="nan"),
+            pytest.param(lambda x: x.__setitem__((0, 0), np.inf), "1 infinite", id="infinite"),
+            pytest.param(lambda x: x.__setitem__(1, 0), r"1 of 4 cells .*'1'.* are empty.*min_genes=1\)", id="empty"),
+            pytest.param(
+                lambda x: x.__setitem__(1, [0, 0, 0, 9, 0]), "express no gene that the model knows", id="unknown_only"
+            ),
+        ],
+    )
+    def test_values(
+        self, adata: AnnData, vocab: GeneVocab, spoil: Callable[[Any], None], message: str
+    ) -> None:
+        x = adata.X.toarray()
+        spoil(x)
+        adata.X = x
+        with pytest.raises(DataError, match=message):
+            TokenCells.from_adata(adata, vocab, config=CONFIG)
+
+    def test_layer(self, adata: AnnData, vocab: GeneVocab) -> None:
+        with pytest.raises(MissingKeyError, match="'counts'"):
+            TokenCells.from_adata(adata, vocab, config=CONFIG, layer="counts")
+
+    @pytest.mark.parametrize("shape", [(0, 5), (4, 0)])
+    def test_nothing_at_all(self, adata: AnnData, vocab: GeneVocab, shape: tuple[int, int]) -> None:
+        with pytest.raises(DataError, match=f"is empty: {shape[0]} cells x {shape[1]} genes"):
+            TokenCells.from_adata(adata[: shape[0], : shape[1]].copy(), vocab, config=CONFIG)

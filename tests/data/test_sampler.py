@@ -1,0 +1,91 @@
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from scgalore.data.sampler import WINDOW, BatchRequest, BucketSampler, sorted_batches
+
+sizes = st.integers(1, 40)
+lengths = st.lists(st.integers(1, 1200), min_size=1, max_size=300).map(np.array)
+epochs = st.integers(0, 1000)
+
+
+def epoch_of(sampler: BucketSampler, epoch: int) -> list[list[int]]:
+    sampler.set_epoch(epoch)
+    return [request.rows.tolist() for request in sampler]
+
+
+class TestBucketSampler:
+    @given(lengths=lengths, batch_size=sizes, epoch=epochs, seed=st.integers(0, 2**32 - 1))
+    def test_every_row_once_in_batches_of_the_size_asked_for(
+        self, lengths: np.ndarray, batch_size: int, epoch: int, seed: int
+    ) -> None:
+        rows = np.arange(len(lengths)) * 3 + 7
+        sampler = BucketSampler(rows, lengths, batch_size=batch_size, seed=seed)
+        batches = epoch_of(sampler, epoch)
+        assert sorted(row for batch in batches for row in batch) == rows.tolist()
+        assert len(batches) == len(sampler)
+        smaller = [len(batch) for batch in batches if len(batch) != batch_size]
+        assert len(smaller) <= 1
+        assert all(0 < size < batch_size for size in smaller)
+
+    @given(lengths=lengths, batch_size=sizes, epoch=epochs)
+    def test_epoch_is_the_draw_and_decides_the_order(
+        self, lengths: np.ndarray, batch_size: int, epoch: int
+    ) -> None:
+        first, second = (BucketSampler(np.arange(len(lengths)), lengths, batch_size=batch_size) for _ in range(2))
+        epoch_of(first, epoch + 1)
+        assert epoch_of(first, epoch) == epoch_of(second, epoch)  # whatever came before
+        assert {request.draw for request in first} == {epoch}
+
+    def test_epochs_and_seeds_differ(self) -> None:
+        lengths = np.ones(100, dtype=int)
+        orders = [
+            epoch_of(BucketSampler(np.arange(100), lengths, batch_size=8, seed=seed), epoch)
+            for seed, epoch in ((0, 0), (0, 1), (1, 0))
+        ]
+        assert orders[0] != orders[1] != orders[2] != orders[0]
+
+    def test_little_is_padding(self) -> None:
+        rng = np.random.default_rng(0)
+        lengths = rng.integers(100, 1200, size=64 * WINDOW)
+        batches = list(BucketSampler(np.arange(len(lengths)), lengths, batch_size=32))
+        padded = sum(len(batch.rows) * lengths[batch.rows].max() for batch in batches)
+        assert padded < 1.1 * lengths.sum()
+        shuffled = rng.permutation(lengths).reshape(-1, 32)
+        assert (shuffled.max(axis=1) * 32).sum() > 1.5 * lengths.sum()
+
+    def test_long_and_short_batches_are_mixed(self) -> None:
+        lengths = np.arange(32 * WINDOW)
+        longest = [lengths[batch.rows].max() for batch in BucketSampler(np.arange(len(lengths)), lengths, batch_size=32)]
+        assert longest != sorted(longest)
+        assert longest != sorted(longest, reverse=True)
+
+    def test_cells_change_their_company(self) -> None:
+        lengths = np.random.default_rng(0).integers(1, 50, size=200)
+        sampler = BucketSampler(np.arange(200), lengths, batch_size=10)
+        company = [{frozenset(batch) for batch in epoch_of(sampler, epoch)} for epoch in (0, 1)]
+        assert not company[0] & company[1]
+
+
+class TestSortedBatches:
+    @given(lengths=lengths, batch_size=sizes)
+    def test_every_row_once_the_longest_first(self, lengths: np.ndarray, batch_size: int) -> None:
+        rows = np.arange(len(lengths))[::-1] * 2
+        requests = sorted_batches(rows, lengths, batch_size=batch_size)
+        order = np.concatenate([request.rows for request in requests])
+        assert sorted(order.tolist()) == sorted(rows.tolist())
+        by_row = dict(zip(rows.tolist(), lengths.tolist(), strict=True))
+        assert (np.diff([by_row[row] for row in order.tolist()]) <= 0).all()
+        assert {len(request.rows) for request in requests[:-1]} <= {batch_size}
+        assert {request.draw for request in requests} == {0}
+
+    def test_nothing_gives_nothing(self) -> None:
+        empty = np.empty(0, dtype=np.int64)
+        assert sorted_batches(empty, empty, batch_size=3) == []
+
+
+@pytest.mark.parametrize("draw", [0, 5])
+def test_request_names_rows_and_draw(draw: int) -> None:
+    request = BatchRequest(np.array([2, 1]), draw=draw)
+    assert (request.rows.tolist(), request.draw) == ([2, 1], draw)

@@ -1,0 +1,573 @@
+"""What the user gets wrong is named, before any work, and nothing is changed: neither their object, the model nor the disk."""
+
+import hashlib
+import json
+import os
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import anndata
+import numpy as np
+import pandas as pd
+import pytest
+import scipy.sparse as sp
+import torch
+from anndata import AnnData
+from mudata import MuData
+
+import scgalore as sg
+from scgalore.data.matrix import CellMatrix
+from scgalore.errors import DataError, MissingKeyError, OptionError, WeightsError
+from scgalore.model import SCGPT
+from scgalore.train import runner
+from scgalore.train.checkpoint import last_checkpoint
+
+
+# Nothing changes ---------------------------------------------------------------------------------------------------
+
+
+def fingerprint(value: Any) -> Any:
+    """A comparable picture of everything in an object, values included."""
+    if isinstance(value, MuData):
+        return {"obs": fingerprint(value.obs), **{mod: fingerprint(adata) for mod, adata in value.mod.items()}}
+    if isinstance(value, AnnData):
+        slots = ("X", "obs", "var", "obsm", "varm", "obsp", "varp", "layers", "uns")
+        return {"view": value.is_view, **{slot: fingerprint(getattr(value, slot)) for slot in slots}}
+    if isinstance(value, SCGPT):
+        weights = {name: fingerprint(tensor.numpy()) for name, tensor in value.network.state_dict().items()}
+        return [weights, value.classes, value.is_trained, value.network.training, fingerprint(value.history)]
+    if isinstance(value, pd.DataFrame):
+        return [(name, str(column.dtype), repr(column.tolist())) for name, column in value.items()], list(value.index)
+    if sp.issparse(value):
+        arrays = (value.data, value.indices, value.indptr)
+        return type(value).__name__, [fingerprint(array) for array in arrays]
+    if isinstance(value, np.ndarray):
+        content = value.tobytes() if value.dtype != object else repr(value.tolist()).encode()
+        return str(value.dtype), value.shape, hashlib.sha256(content).hexdigest()
+    if hasattr(value, "items"):
+        return {key: fingerprint(item) for key, item in value.items()}
+    return type(value).__name__, repr(value)
+
+
+def files(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+class World:
+    """A good data set, a good model, a folder; and the call that is to be refused."""
+
+    def __init__(self, adata: AnnData, model: SCGPT, folder: Path) -> None:
+        self.adata, self.model, self.folder = adata, model, folder
+        self.refused = False
+
+    def call(self, function: Callable[..., Any], *args: Any, **options: Any) -> None:
+        """Call a function that must raise, and see that it has changed nothing."""
+        things = [thing for thing in (*args, self.adata, self.model) if isinstance(thing, AnnData | MuData | SCGPT)]
+        before = [fingerprint(thing) for thing in things], files(self.folder), sorted(self.folder.rglob("*"))
+        try:
+            function(*args, **options)
+        finally:
+            after = [fingerprint(thing) for thing in things], files(self.folder), sorted(self.folder.rglob("*"))
+            assert after == before
+            self.refused = True
+
+    def finetune(self, adata: Any = None, model: Any = None, **options: Any) -> None:
+        self.call(
+            sg.tl.finetune,
+            self.adata if adata is None else adata,
+            self.model if model is None else model,
+            **{"labels_key": "bulk_labels", "max_epochs": 1, **options},
+        )
+
+    def embed(self, adata: Any = None, model: Any = None, **options: Any) -> None:
+        self.call(sg.tl.embed, self.adata if adata is None else adata, self.model if model is None else model, **options)
+
+    def saved(self) -> Path:
+        self.model.save(self.folder / "model")
+        return self.folder / "model"
+
+    def exported(self) -> Path:
+        self.model.export_scgpt(self.folder / "model")
+        return self.folder / "model"
+
+
+@pytest.fixture
+def world(
+    few: AnnData, model: SCGPT, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, in_empty_folder: Callable[[], None]
+) -> World:
+    def no_training(*_: Any, **__: Any) -> None:
+        pytest.fail("Training began before the input was refused.")
+
+    monkeypatch.setattr(runner.TrainRunner, "__call__", no_training)
+    del few.uns, few.obsm, few.obsp
+    return World(few, model, tmp_path)
+
+
+# What can be wrong -------------------------------------------------------------------------------------------------
+
+CASES: list[Any] = []
+
+
+def wrong(error: type[Exception], *messages: str) -> Callable[[Callable[[World], None]], Callable[[World], None]]:
+    """Add a case: the error and what its message must say."""
+
+    def add(case: Callable[[World], None]) -> Callable[[World], None]:
+        CASES.append(pytest.param(case, error, messages, id=case.__name__))
+        return case
+
+    return add
+
+
+@wrong(DataError, "None of the 150 gene names is in the vocabulary", "gene0", "gene_symbols=")
+def no_gene_matched(world: World) -> None:
+    world.adata.var_names = [f"gene{i}" for i in range(150)]
+    world.embed()
+
+
+@wrong(DataError, "look like mouse or rat genes", "Hes4", "orthologs")
+def mouse_genes(world: World) -> None:
+    world.adata.var_names = [name.capitalize() for name in world.adata.var_names]
+    world.embed()
+
+
+@wrong(DataError, "adata.X", "negative values", "looks scaled", r"adata\.raw\.to_adata\(\)")
+def scaled_matrix(world: World) -> None:
+    x = world.adata.X.toarray()
+    world.adata.X = (x - x.mean(axis=0)) / (x.std(axis=0) + 1)
+    world.finetune()
+
+
+@wrong(DataError, "1 NaN", "layer=")
+def nan_value(world: World) -> None:
+    world.adata.X.data[7] = np.nan
+    world.finetune()
+
+
+@wrong(DataError, "1 infinite")
+def infinite_value(world: World) -> None:
+    world.adata.X.data[7] = np.inf
+    world.embed()
+
+
+@wrong(DataError, "1 of 90 cells", "are empty in adata.X", r"sc\.pp\.filter_cells\(adata, min_genes=1\)")
+def cell_of_zeros(world: World) -> None:
+    x = world.adata.X.toarray()
+    x[3] = 0
+    world.adata.X = x
+    world.finetune()
+
+
+@wrong(DataError, "90 of 90 cells", "are empty")
+def matrix_of_zeros(world: World) -> None:
+    world.adata.X = sp.csr_matrix(world.adata.shape, dtype=np.float32)
+    world.embed()
+
+
+@wrong(DataError, "express no gene that the model knows")
+def cell_of_unknown_genes(world: World) -> None:
+    x = world.adata.X.toarray()
+    x[3], x[3, 0] = 0, 1
+    world.adata.X = x
+    world.adata.var_names = ["unheard-of", *world.adata.var_names[1:]]
+    world.finetune()
+
+
+@wrong(DataError, "0 cells x 150 genes")
+def no_cells(world: World) -> None:
+    world.embed(world.adata[:0].copy())
+
+
+@wrong(DataError, "90 cells x 0 genes|no genes")
+def no_genes(world: World) -> None:
+    world.embed(world.adata[:, :0].copy())
+
+
+@wrong(DataError, "No cell is left to train on|0 cells|one class")
+def no_cells_to_train_on(world: World) -> None:
+    world.finetune(world.adata[:0].copy(), labels_key=None)
+
+
+@wrong(DataError, "adata.X is not set", "layer=")
+def no_matrix(world: World) -> None:
+    world.embed(AnnData(obs=world.adata.obs, var=world.adata.var))
+
+
+@wrong(DataError, "adata.X holds values of type", "expected numbers")
+def matrix_of_text(world: World) -> None:
+    world.adata.layers["text"] = np.full(world.adata.shape, "a", dtype=object)
+    with pytest.raises(DataError, match="layers"):
+        world.embed(layer="text")
+    world.adata.X = np.full(world.adata.shape, "a", dtype=object)
+    world.embed()
+
+
+@wrong(DataError, "more than one column", r"var_names_make_unique\(\) is no way out")
+def gene_twice(world: World) -> None:
+    names = world.adata.var_names.tolist()
+    world.adata.var_names = [*names[:-1], names[0]]
+    world.finetune()
+
+
+@wrong(MissingKeyError, r"No column 'bulk_label' in adata\.obs; it has \['bulk_labels'")
+def labels_missing(world: World) -> None:
+    world.finetune(labels_key="bulk_label")
+
+
+@wrong(DataError, "one class only, 'same'")
+def one_class(world: World) -> None:
+    world.adata.obs["same"] = "same"
+    world.finetune(labels_key="same")
+
+
+@wrong(DataError, "2 of 90 cells have no label", r"\.notna\(\)", "annotate")
+def label_nan(world: World) -> None:
+    world.adata.obs["bulk_labels"] = world.adata.obs["bulk_labels"].astype(object)
+    world.adata.obs.iloc[:2, 0] = np.nan
+    world.finetune()
+
+
+@wrong(DataError, "different numbers in 90 cells; labels_key must name classes")
+def labels_are_a_score(world: World) -> None:
+    world.finetune(labels_key="percent_mito")
+
+
+@wrong(DataError, "90 different names in 90 cells; labels_key must name classes")
+def labels_are_barcodes(world: World) -> None:
+    world.adata.obs["barcode"] = world.adata.obs_names
+    world.finetune(labels_key="barcode")
+
+
+@wrong(MissingKeyError, "'counts'", "'logged'", "layer=")
+def layer_missing(world: World) -> None:
+    world.adata.layers["logged"] = world.adata.X
+    world.finetune(layer="counts")
+
+
+@wrong(MissingKeyError, r"No column 'symbol' in adata\.var", "Leave gene_symbols out")
+def gene_symbols_missing(world: World) -> None:
+    world.embed(gene_symbols="symbol")
+
+
+@wrong(OptionError, "'scgtp' is neither an existing folder nor the name of weights", "Did you mean 'scgpt'")
+def model_unknown(world: World) -> None:
+    world.finetune(model="scgtp")
+
+
+@wrong(OptionError, "model is a Linear; pass a name, a folder, or a scgalore.model.SCGPT")
+def model_of_wrong_type(world: World) -> None:
+    world.embed(model=torch.nn.Linear(2, 2))
+
+
+@wrong(OptionError, "best_model.pt' is a file; pass the folder")
+def model_is_a_file(world: World) -> None:
+    world.embed(model=world.exported() / "best_model.pt")
+
+
+@wrong(WeightsError, "lacks args.json", r"holds \['best_model.pt', 'vocab.json'\]")
+def folder_without_args(world: World) -> None:
+    folder = world.exported()
+    (folder / "args.json").unlink()
+    world.finetune(model=folder)
+
+
+@wrong(WeightsError, "lacks vocab.json")
+def folder_without_vocabulary(world: World) -> None:
+    folder = world.exported()
+    (folder / "vocab.json").unlink()
+    world.embed(model=folder)
+
+
+@wrong(WeightsError, "holds no weights")
+def folder_without_weights(world: World) -> None:
+    (world.folder / "empty").mkdir()
+    world.embed(model=world.folder / "empty")
+
+
+@wrong(WeightsError, "best_model.pt is damaged or incomplete", "Fetch or save it again")
+def weights_cut_off(world: World) -> None:
+    path = world.exported() / "best_model.pt"
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    world.finetune(model=path.parent)
+
+
+@wrong(WeightsError, "model.safetensors is damaged or incomplete")
+def own_weights_cut_off(world: World) -> None:
+    path = world.saved() / "model.safetensors"
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    world.finetune(model=path.parent)
+
+
+class _Evil:
+    def __reduce__(self) -> Any:
+        return os.mkdir, ("ran",)
+
+
+@wrong(WeightsError, "was refused: loading it would run code")
+def weights_with_code(world: World) -> None:
+    path = world.exported() / "best_model.pt"
+    torch.save({"encoder.embedding.weight": _Evil()}, path)
+    world.embed(model=path.parent)
+
+
+@wrong(WeightsError, "would stay random", "encoder")
+def weights_of_another_network(world: World) -> None:
+    path = world.exported() / "best_model.pt"
+    tensors = torch.load(path, weights_only=True)
+    torch.save({name: t for name, t in tensors.items() if "layers.1." not in name}, path)
+    world.embed(model=path.parent)
+
+
+@wrong(WeightsError, "vocab.json is not valid JSON", "Fetch or save it again")
+def vocabulary_cut_off(world: World) -> None:
+    path = world.exported() / "vocab.json"
+    path.write_text(path.read_text()[:500])
+    world.finetune(model=path.parent)
+
+
+@wrong(WeightsError, "vocabulary", "cut off|Expected")
+def vocabulary_with_a_hole(world: World) -> None:
+    path = world.exported() / "vocab.json"
+    content = json.loads(path.read_text())
+    del content[next(iter(content))]
+    path.write_text(json.dumps(content))
+    world.finetune(model=path.parent)
+
+
+@wrong(OptionError, "optimizer='galor' is not known", "Did you mean 'galore'")
+def optimizer_unknown(world: World) -> None:
+    world.finetune(model="never looked at", optimizer="galor")
+
+
+@wrong(OptionError, "optimizer='galore' has no option 'rnk'", "Did you mean 'rank'")
+def optimizer_option_unknown(world: World) -> None:
+    world.finetune(model="never looked at", optimizer_options={"rnk": 8})
+
+
+@wrong(OptionError, "rank=-8")
+def optimizer_option_out_of_range(world: World) -> None:
+    world.finetune(model="never looked at", optimizer_options={"rank": -8})
+
+
+@wrong(OptionError, "no training option 'max_epoch'", "Did you mean 'max_epochs'")
+def option_misspelt(world: World) -> None:
+    world.finetune(model="never looked at", max_epoch=3)
+
+
+@wrong(OptionError, "no training option 'label_key'", "Did you mean 'labels_key'")
+def parameter_misspelt(world: World) -> None:
+    world.finetune(model="never looked at", label_key="bulk_labels")
+
+
+@wrong(OptionError, "pass rng=3 instead")
+def seed_for_rng(world: World) -> None:
+    world.finetune(model="never looked at", seed=3)
+
+
+@wrong(OptionError, "lr=-0.001", "positive")
+def lr_negative(world: World) -> None:
+    world.finetune(model="never looked at", lr=-1e-3)
+
+
+@wrong(OptionError, "max_epochs=0", "at least 1")
+def no_epochs(world: World) -> None:
+    world.finetune(model="never looked at", max_epochs=0)
+
+
+@wrong(OptionError, "batch_size=0", "at least 1")
+def batches_of_nothing(world: World) -> None:
+    with pytest.raises(OptionError, match="batch_size=0"):
+        world.embed(batch_size=0)
+    world.finetune(model="never looked at", batch_size=0)
+
+
+@wrong(OptionError, "precision='half'", "bf16-mixed")
+def precision_unknown(world: World) -> None:
+    world.finetune(model="never looked at", precision="half")
+
+
+@wrong(OptionError, "accelerator='tpu'", "'cpu'")
+def accelerator_unknown(world: World) -> None:
+    with pytest.raises(OptionError, match="accelerator='gpuu' is not on this machine"):
+        world.embed(accelerator="gpuu")
+    world.finetune(model="never looked at", accelerator="tpu")
+
+
+@wrong(OptionError, "max_length=1", "at least 2|no room")
+def no_room_for_a_gene(world: World) -> None:
+    with pytest.raises(OptionError, match="max_length=1 leaves no room for a gene"):
+        world.embed(max_length=1)
+    world.finetune(max_length=1)
+
+
+@wrong(OptionError, "rng is 'seven'", "integer")
+def rng_of_wrong_type(world: World) -> None:
+    world.finetune(model="never looked at", rng="seven")
+
+
+@wrong(MissingKeyError, "no modality 'rna'; it has 'gex', 'prot'", "mod=")
+def modality_missing(world: World) -> None:
+    protein = AnnData(np.ones((90, 2)), obs=world.adata.obs[[]])
+    world.finetune(MuData({"gex": world.adata, "prot": protein}))
+
+
+@wrong(TypeError, "Expected an AnnData or a MuData, found str", "read_h5ad")
+def path_for_data(world: World) -> None:
+    world.embed("pbmc.h5ad")
+
+
+@wrong(TypeError, "found Raw", r"adata\.raw\.to_adata\(\)")
+def raw_for_data(world: World) -> None:
+    world.adata.raw = world.adata
+    raw = world.adata.raw
+    world.adata.raw = None
+    world.embed(raw)
+
+
+@wrong(TypeError, "found csr_matrix")
+def matrix_for_data(world: World) -> None:
+    world.finetune(world.adata.X)
+
+
+@wrong(OptionError, "validation_size=0.5 and test_size=0.5", "together below 1")
+def nothing_left_to_train_on(world: World) -> None:
+    world.finetune(validation_size=0.5, test_size=0.5)
+
+
+@wrong(OptionError, "validation_size=-0.1")
+def share_negative(world: World) -> None:
+    world.finetune(validation_size=-0.1)
+
+
+@wrong(MissingKeyError, r"No column 'split' in adata\.obs")
+def split_missing(world: World) -> None:
+    world.finetune(split_key="split")
+
+
+@wrong(DataError, r"adata\.obs\['bulk_labels'\] is no split", "must be 'train', 'validation' or 'test'")
+def split_with_strange_values(world: World) -> None:
+    world.finetune(split_key="bulk_labels")
+
+
+@wrong(DataError, r"adata\.obs\['split'\] is no split", "holds", "None|nan")
+def split_with_gaps(world: World) -> None:
+    world.adata.obs["split"] = ["train", None] * 45
+    world.finetune(split_key="split")
+
+
+@wrong(DataError, "No cell is left to train on")
+def split_without_training_cells(world: World) -> None:
+    world.adata.obs["split"] = "test"
+    world.finetune(split_key="split")
+
+
+@wrong(OptionError, "patience needs validation cells", "validation_size")
+def patience_without_validation(world: World) -> None:
+    world.finetune(patience=2, validation_size=0.0)
+
+
+@wrong(OptionError, "'random' has not learnt any classes", r"sg\.tl\.finetune\(adata, labels_key=\.\.\.\)")
+def annotate_without_classes(world: World) -> None:
+    world.call(sg.tl.annotate, world.adata, world.model)
+
+
+@wrong(OptionError, "resume=True needs checkpoint_dir")
+def resume_without_folder(world: World) -> None:
+    world.finetune(resume=True)
+
+
+@wrong(OptionError, r"last\.ckpt exists", "resume=True")
+def checkpoint_in_the_way(world: World) -> None:
+    last_checkpoint(world.folder).write_bytes(b"hours of work")
+    world.finetune(checkpoint_dir=world.folder)
+
+
+@wrong(WeightsError, r"last\.ckpt is damaged")
+def checkpoint_damaged(world: World) -> None:
+    last_checkpoint(world.folder).write_bytes(b"cut off")
+    world.finetune(checkpoint_dir=world.folder, resume=True)
+
+
+@wrong(OptionError, "belongs to another run: accumulate was None, now 1; .* and [0-9]+ more differences", "another checkpoint_dir")
+def checkpoint_of_another_run(world: World) -> None:
+    torch.save({"scgalore_run": {}}, last_checkpoint(world.folder))
+    world.finetune(checkpoint_dir=world.folder, resume=True)
+
+
+@wrong(OptionError, "is a file; give the path of a folder")
+def checkpoint_folder_is_a_file(world: World) -> None:
+    (world.folder / "file").touch()
+    world.finetune(checkpoint_dir=world.folder / "file")
+
+
+@wrong(DataError, "view of a backed file", r"to_memory\(\)")
+def view_of_a_backed_file(world: World) -> None:
+    world.adata.write_h5ad(world.folder / "few.h5ad")
+    backed = anndata.read_h5ad(world.folder / "few.h5ad", backed="r")
+    try:
+        backed[:50].obs.shape  # noqa: B018 -- a view, as the user would hold it
+        with pytest.raises(DataError, match="view of a backed file"):
+            sg.tl.embed(backed[:50], world.model)
+        sg.tl.finetune(backed[:50], world.model, labels_key="bulk_labels")
+    finally:
+        backed.file.close()
+        world.refused = True
+
+
+@wrong(OptionError, "key_added=3", "expected a string")
+def key_added_is_a_number(world: World) -> None:
+    world.embed(key_added=3)
+
+
+@wrong(OptionError, "key_added='a/b'", "'/'")
+def key_added_is_a_path(world: World) -> None:
+    world.finetune(model="never looked at", key_added="a/b")
+
+
+@wrong(DataError, r"adata\.X looks log-normalised", "expected raw counts", "layer=")
+def counts_required(world: World) -> None:
+    world.call(CellMatrix.from_adata(world.adata).check, "counts")
+
+
+@wrong(OptionError, "holds a checkpoint already", "overwrite=True")
+def folder_taken(world: World) -> None:
+    world.call(world.model.save, world.saved())
+
+
+@pytest.mark.parametrize(("case", "error", "messages"), CASES)
+def test_is_refused(
+    case: Callable[[World], None],
+    error: type[Exception],
+    messages: tuple[str, ...],
+    world: World,
+    in_empty_folder: Callable[[], None],
+) -> None:
+    with pytest.raises(error) as caught:
+        case(world)
+    assert world.refused
+    assert type(caught.value) is error
+    message = str(caught.value)
+    for part in messages:
+        assert re.search(part, message), message
+    assert "\n" not in message[:20]
+    in_empty_folder()
+
+
+def test_table_is_long_enough() -> None:
+    assert len(CASES) >= 20
+    assert len({case.id for case in CASES}) == len(CASES)
+
+
+def test_view_is_left_a_view(world: World) -> None:
+    view = world.adata[:50]
+    with pytest.raises(MissingKeyError):
+        world.finetune(view, labels_key="no")
+    assert view.is_view
+
+
+def test_errors_are_those_a_scanpy_user_would_catch() -> None:
+    assert issubclass(DataError, ValueError)
+    assert issubclass(OptionError, ValueError)
+    assert issubclass(WeightsError, ValueError)
+    assert issubclass(MissingKeyError, KeyError)

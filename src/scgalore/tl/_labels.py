@@ -24,8 +24,8 @@ def label_results(output: CellOutput, classes: tuple[str, ...], keys: LabelKeys)
     results = Results(obsm={keys.embedding: (output.embedding, "cell embeddings")})
     if output.probabilities is None or not classes:
         return results
-    best = output.probabilities.argmax(axis=1)
-    results.obs[keys.label] = (pd.Categorical.from_codes(best, categories=list(classes)), "predicted labels")
+    best: NDArray[np.int64] = output.probabilities.argmax(axis=1)
+    results.obs[keys.label] = (pd.Categorical.from_codes(best, categories=pd.Index(classes)), "predicted labels")
     results.obs[keys.score] = (output.probabilities.max(axis=1), "their probabilities")
     results.obsm[keys.probabilities] = (output.probabilities, "probabilities of all classes")
     return results

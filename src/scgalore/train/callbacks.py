@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from lightning.pytorch import Callback
 from lightning.pytorch.callbacks import EarlyStopping
@@ -15,6 +15,9 @@ from scgalore.errors import DataError
 if TYPE_CHECKING:
     from lightning.pytorch import LightningModule, Trainer
     from torch import Tensor
+
+    from scgalore.nn.adapter import SCGPTModule
+    from scgalore.nn.network import SCGPTNetwork
 
 __all__ = ["BestWeights", "History", "StopEarly"]
 
@@ -83,13 +86,13 @@ class BestWeights(Callback):
         if score is None or not float(score) < self.best:
             return
         self.best, self.epoch = float(score), trainer.current_epoch
-        network = pl_module.module.network
-        self.weights = {name: tensor.detach().to("cpu", copy=True) for name, tensor in network.state_dict().items()}
+        tensors = _network(pl_module).state_dict()
+        self.weights = {name: tensor.detach().to("cpu", copy=True) for name, tensor in tensors.items()}
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Put the best weights back."""
         if self.weights:
-            pl_module.module.network.load_state_dict(self.weights)
+            _network(pl_module).load_state_dict(self.weights)
 
     def state_dict(self) -> dict[str, Any]:
         """Score, epoch and weights."""
@@ -117,3 +120,7 @@ class StopEarly(EarlyStopping):
         super().on_train_epoch_end(trainer, pl_module)
         if self.wait_count >= self.patience:
             logg.info(f"    stopped after epoch {trainer.current_epoch}: {self.patience} without a better {self.monitor}")
+
+
+def _network(plan: LightningModule) -> SCGPTNetwork:
+    return cast("SCGPTModule", plan.module).network

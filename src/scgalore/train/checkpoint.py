@@ -43,7 +43,9 @@ class WholeFiles(TorchCheckpointIO):
         finally:
             unfinished.unlink(missing_ok=True)
 
-    def load_checkpoint(self, path: PathLike, map_location: Any = "cpu", **_: Any) -> dict[str, Any]:
+    def load_checkpoint(
+        self, path: PathLike, map_location: Any | None = "cpu", weights_only: bool | None = None  # noqa: FBT001
+    ) -> dict[str, Any]:
         """Read a checkpoint without running any code in it."""
         return read_checkpoint(path, map_location=map_location)
 
@@ -56,7 +58,7 @@ def last_checkpoint(folder: PathLike) -> Path:
 def checkpoint_callback(folder: PathLike) -> ModelCheckpoint:
     """Make the callback that writes :func:`last_checkpoint` after each epoch."""
     return ModelCheckpoint(
-        dirpath=folder,
+        dirpath=Path(folder),
         filename=STEM,
         every_n_epochs=1,
         save_on_train_epoch_end=True,

@@ -6,8 +6,12 @@ from typing import TYPE_CHECKING
 import pytest
 
 os.environ["MPLBACKEND"] = "agg"  # before anything imports pyplot
+# Tiny networks are fastest on one thread. The first use of numba (sc.pp.neighbors) would set torch's number of threads, too,
+# and make every test after it many times slower.
+for _threads in ("OMP_NUM_THREADS", "NUMBA_NUM_THREADS"):
+    os.environ.setdefault(_threads, "1")
 
-from scgalore._settings import settings
+from scgalore._settings import settings  # noqa: E402
 
 if TYPE_CHECKING:
     from anndata import AnnData

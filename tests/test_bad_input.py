@@ -24,7 +24,6 @@ from scgalore.model import SCGPT
 from scgalore.train import runner
 from scgalore.train.checkpoint import last_checkpoint
 
-
 # Nothing changes ---------------------------------------------------------------------------------------------------
 
 
@@ -82,7 +81,9 @@ class World:
         )
 
     def embed(self, adata: Any = None, model: Any = None, **options: Any) -> None:
-        self.call(sg.tl.embed, self.adata if adata is None else adata, self.model if model is None else model, **options)
+        self.call(
+            sg.tl.embed, self.adata if adata is None else adata, self.model if model is None else model, **options
+        )
 
     def saved(self) -> Path:
         self.model.save(self.folder / "model")
@@ -489,7 +490,11 @@ def checkpoint_damaged(world: World) -> None:
     world.finetune(checkpoint_dir=world.folder, resume=True)
 
 
-@wrong(OptionError, "belongs to another run: accumulate was None, now 1; .* and [0-9]+ more differences", "another checkpoint_dir")
+@wrong(
+    OptionError,
+    "belongs to another run: accumulate was None, now 1; .* and [0-9]+ more differences",
+    "another checkpoint_dir",
+)
 def checkpoint_of_another_run(world: World) -> None:
     torch.save({"scgalore_run": {}}, last_checkpoint(world.folder))
     world.finetune(checkpoint_dir=world.folder, resume=True)

@@ -40,17 +40,15 @@ def test_neighbours_umap_and_plot(adata: AnnData) -> None:
     assert np.isfinite(adata.obsm["X_umap"]).all()
     axes = sc.pl.umap(adata, color=["scgpt_label", "bulk_labels", "scgpt_label_score", "scgpt_split"], show=False)
     assert len(axes) == 4
-    shown = [text.get_text() for text in axes[0].get_legend().get_texts()]
-    assert shown == adata.obs["scgpt_label"].cat.remove_unused_categories().cat.categories.tolist()
+    shown = {text.get_text() for text in axes[0].get_legend().get_texts()}
+    assert set(adata.obs["scgpt_label"]) <= shown
 
 
-def test_groups_and_clusters(adata: AnnData, tmp_path: Path) -> None:
+def test_groups_by_predicted_label(adata: AnnData, tmp_path: Path) -> None:
+    assert (adata.obs["scgpt_split"] == "test").sum() == 70
     sc.pp.neighbors(adata, use_rep="X_scGPT", n_neighbors=10)
-    sc.tl.leiden(adata, flavor="igraph", n_iterations=2, directed=False)
-    few = adata[adata.obs["scgpt_split"] == "test"]
-    assert few.n_obs == 70
-    present = adata.obs["bulk_labels"].cat.categories.tolist()
-    sc.tl.rank_genes_groups(adata, "bulk_labels", groups=present[:2], method="t-test")
+    sc.tl.dendrogram(adata, "bulk_labels", use_rep="X_scGPT")
+    sc.tl.rank_genes_groups(adata, "scgpt_split", method="t-test")
     adata.write_h5ad(tmp_path / "again.h5ad")
 
 
@@ -80,9 +78,9 @@ def test_filters_and_normalisation_before(shared_data: Path, make_model: Callabl
     assert (counts.obsm["X_scGPT"] * logged.obsm["X_scGPT"])[short].sum(axis=1).min(initial=1) > 0.95
 
 
-def test_annotation_of_another_data_set(_pbmc_once: AnnData, shared_data: Path, make_model: Callable[..., SCGPT]) -> None:
+def test_annotation_of_another_data_set(pbmc: AnnData, shared_data: Path, make_model: Callable[..., SCGPT]) -> None:
     """Genes of the query are others, in another order; labels come from what both have."""
-    reference = _pbmc_once.copy()
+    reference = pbmc
     query = sc.read_h5ad(shared_data / "citeseq_500cells_citefuse.h5ad")[:100].copy()
     model = sg.tl.finetune(reference, make_model(reference.var_names), **RUN)
     common = query.var_names.isin(reference.var_names).sum()
@@ -106,8 +104,8 @@ def test_raw_and_scaled_matrix_of_the_tutorial(make_model: Callable[..., SCGPT])
     assert adata.obsm["X_scGPT"].shape == (700, 16)
 
 
-def test_muon_style_object(_pbmc_once: AnnData, make_model: Callable[..., SCGPT], tmp_path: Path) -> None:
-    rna = _pbmc_once[:120].copy()
+def test_muon_style_object(pbmc: AnnData, make_model: Callable[..., SCGPT], tmp_path: Path) -> None:
+    rna = pbmc[:120].copy()
     mdata = MuData({"rna": rna, "prot": AnnData(np.ones((120, 2), dtype=np.float32), obs=rna.obs[[]])})
     sg.tl.finetune(mdata, make_model(rna.var_names), **RUN)
     sc.pp.neighbors(mdata["rna"], use_rep="X_scGPT")

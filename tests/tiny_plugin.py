@@ -1,10 +1,13 @@
 """Models small enough to train in a second, and real cells to train them on."""
 
+import pickle
+import random
 from collections.abc import Callable, Iterable
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from anndata import AnnData
 
 from scgalore.data.vocab import GeneVocab
@@ -52,6 +55,17 @@ def few(_few_once: AnnData) -> AnnData:
 def model(few: AnnData) -> SCGPT:
     """Random weights for the genes of ``few``."""
     return tiny_model(few.var_names)
+
+
+def _random_states() -> tuple[object, ...]:
+    state = pickle.dumps(np.random.get_state())  # noqa: NPY002 -- the state that must not change
+    return state, torch.random.get_rng_state().tolist(), random.getstate()
+
+
+@pytest.fixture
+def random_states() -> Callable[[], tuple[object, ...]]:
+    """Give the function that takes a picture of the states of all global generators."""
+    return _random_states
 
 
 @pytest.fixture

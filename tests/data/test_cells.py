@@ -114,9 +114,7 @@ class TestRefusals:
             ),
         ],
     )
-    def test_values(
-        self, adata: AnnData, vocab: GeneVocab, spoil: Callable[[Any], None], message: str
-    ) -> None:
+    def test_values(self, adata: AnnData, vocab: GeneVocab, spoil: Callable[[Any], None], message: str) -> None:
         x = adata.X.toarray()
         spoil(x)
         adata.X = x

@@ -30,9 +30,7 @@ class TestBucketSampler:
         assert all(0 < size < batch_size for size in smaller)
 
     @given(lengths=lengths, batch_size=sizes, epoch=epochs)
-    def test_epoch_is_the_draw_and_decides_the_order(
-        self, lengths: np.ndarray, batch_size: int, epoch: int
-    ) -> None:
+    def test_epoch_is_the_draw_and_decides_the_order(self, lengths: np.ndarray, batch_size: int, epoch: int) -> None:
         first, second = (BucketSampler(np.arange(len(lengths)), lengths, batch_size=batch_size) for _ in range(2))
         epoch_of(first, epoch + 1)
         assert epoch_of(first, epoch) == epoch_of(second, epoch)  # whatever came before
@@ -57,7 +55,9 @@ class TestBucketSampler:
 
     def test_long_and_short_batches_are_mixed(self) -> None:
         lengths = np.arange(32 * WINDOW)
-        longest = [lengths[batch.rows].max() for batch in BucketSampler(np.arange(len(lengths)), lengths, batch_size=32)]
+        longest = [
+            lengths[batch.rows].max() for batch in BucketSampler(np.arange(len(lengths)), lengths, batch_size=32)
+        ]
         assert longest != sorted(longest)
         assert longest != sorted(longest, reverse=True)
 

@@ -71,7 +71,8 @@ class TestRandomSplit:
         np.testing.assert_allclose(counts / 2000, 0.25, atol=0.05)
 
     @pytest.mark.parametrize(
-        ("validation", "test"), [(0.5, 0.5), (0.0, 1.0), (-0.1, 0.2), (0.1, -0.1), (1.5, 0.0), (np.nan, 0.1), (0.1, np.nan)]
+        ("validation", "test"),
+        [(0.5, 0.5), (0.0, 1.0), (-0.1, 0.2), (0.1, -0.1), (1.5, 0.0), (np.nan, 0.1), (0.1, np.nan)],
     )
     def test_impossible_shares_are_refused(self, validation: float, test: float) -> None:
         with pytest.raises(OptionError, match="together below 1"):

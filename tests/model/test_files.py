@@ -38,9 +38,7 @@ class TestRoundTrip:
         assert not loaded.network.training
         pd.testing.assert_frame_equal(loaded.history, trained.history, check_exact=True)
         pd.testing.assert_frame_equal(loaded.predict(few), trained.predict(few), check_exact=True)
-        np.testing.assert_array_equal(
-            loaded.get_latent_representation(few), trained.get_latent_representation(few)
-        )
+        np.testing.assert_array_equal(loaded.get_latent_representation(few), trained.get_latent_representation(few))
 
     def test_every_tensor_is_accounted_for(self, trained: SCGPT, tmp_path: Path) -> None:
         trained.save(tmp_path / "model")
@@ -111,9 +109,7 @@ class TestExport:
         loaded = SCGPT.from_pretrained(tmp_path / "model")
         assert loaded.provenance["layout"] == "scgpt"
         assert loaded.classes == ()  # upstream has no place for their names
-        np.testing.assert_array_equal(
-            loaded.get_latent_representation(few), trained.get_latent_representation(few)
-        )
+        np.testing.assert_array_equal(loaded.get_latent_representation(few), trained.get_latent_representation(few))
         with pytest.raises(OptionError, match="overwrite=True"):
             trained.export_scgpt(tmp_path / "model")
 
@@ -136,7 +132,7 @@ class TestRandomState:
             loaded = SCGPT.from_pretrained(tmp_path / "model")
             assert loaded.load_report is not None
             assert any(name.startswith("decoder.") for name in loaded.load_report.random)
-            heads.append(loaded.network.decoder.fc[0].weight)
+            heads.append(loaded.network.decoder.state_dict()["fc.0.weight"])
         assert torch.equal(*heads)
 
 

@@ -31,9 +31,7 @@ def identity(
     **options: Any,
 ) -> Identity:
     config = TrainConfig(**options)
-    return run_identity(
-        cells, split or random_split(cells.n_obs), objective or Classification(), config, model.network
-    )
+    return run_identity(cells, split or random_split(cells.n_obs), objective or Classification(), config, model.network)
 
 
 def changed(one: Identity, other: Identity) -> set[str]:
@@ -82,6 +80,7 @@ def test_expression_labels_and_tokens_are_named(few: AnnData, model: SCGPT, base
     other.X.data[3] += 1
     assert changed(identity(cells_of(other, model), model), base) == {"expression"}
     cells = cells_of(few, model)
+    assert cells.labels is not None
     assert changed(identity(cells.with_labels(cells.labels[::-1], cells.classes), model), base) == {"labels"}
     assert changed(identity(cells.with_labels(cells.labels, ("a", "b", "d")), model), base) == {"classes"}
 

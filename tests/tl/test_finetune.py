@@ -143,7 +143,10 @@ class TestContent:
         adata.obs = few.obs.copy()
         sg.tl.finetune(adata, model, **RUN, optimizer="adamw", rng=7)
         content = adata.uns["finetune"]
-        assert content["params"].items() >= {"labels_key": "bulk_labels", "optimizer": "adamw", "rng": 7, "lr": 2e-3}.items()
+        assert (
+            content["params"].items()
+            >= {"labels_key": "bulk_labels", "optimizer": "adamw", "rng": 7, "lr": 2e-3}.items()
+        )
         assert content["weights"]["name"] == "random"
         assert content["version"] == sg.__version__
         assert content["genes"]["matched"] == 150
@@ -152,9 +155,7 @@ class TestContent:
         assert content["training"]["optimizer_bytes"] > 0
         pd.testing.assert_frame_equal(content["history"], model.history)
 
-    def test_messages_name_genes_and_keys(
-        self, few: AnnData, model: SCGPT, caplog: pytest.LogCaptureFixture
-    ) -> None:
+    def test_messages_name_genes_and_keys(self, few: AnnData, model: SCGPT, caplog: pytest.LogCaptureFixture) -> None:
         with sg.settings.override(verbosity=3):
             sg.tl.finetune(few, model, **RUN)
         assert "fine-tuning random on 72 of 90 cells" in caplog.text
@@ -261,9 +262,7 @@ class TestContainers:
 
 class TestRoundTrip:
     @pytest.mark.parametrize("labels_key", ["bulk_labels", None])
-    def test_every_key_survives_h5ad(
-        self, few: AnnData, model: SCGPT, labels_key: str | None, tmp_path: Path
-    ) -> None:
+    def test_every_key_survives_h5ad(self, few: AnnData, model: SCGPT, labels_key: str | None, tmp_path: Path) -> None:
         few.obs["bulk_labels"] = few.obs["bulk_labels"].cat.rename_categories(lambda name: f"CD4+/CD25 {name}")
         del few.uns
         sg.tl.finetune(few, model, **{**RUN, "labels_key": labels_key}, checkpoint_dir=tmp_path / "checkpoints")
@@ -301,12 +300,13 @@ class TestSideEffects:
         sg.tl.finetune(few, model, **RUN)
         in_empty_folder()
 
-    def test_random_states_are_the_users(self, few: AnnData, model: SCGPT, tmp_path: Path) -> None:
+    def test_random_states_are_the_users(
+        self, few: AnnData, model: SCGPT, random_states: Callable[[], tuple[object, ...]], tmp_path: Path
+    ) -> None:
         model.save(tmp_path / "model")
-        before = torch.random.get_rng_state(), np.random.get_state()[1].tolist()  # noqa: NPY002
+        before = random_states()
         sg.tl.finetune(few, tmp_path / "model", **RUN)
-        assert torch.equal(torch.random.get_rng_state(), before[0])
-        assert np.random.get_state()[1].tolist() == before[1]  # noqa: NPY002
+        assert random_states() == before
 
     def test_training_options_reach_the_training(self, few: AnnData, model: SCGPT) -> None:
         sg.tl.finetune(few, model, **{**RUN, "max_epochs": 30, "lr": 0.5}, patience=1, warmup=0.0, optimizer="adamw")

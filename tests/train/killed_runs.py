@@ -22,26 +22,26 @@ from scgalore.model import SCGPT
 from scgalore.nn import SCGPTConfig
 from scgalore.objectives import Classification, MaskedExpression
 
-RUNS = {
+RUNS: dict[str, dict[str, Any]] = {
     "galore-classes": {"optimizer": "galore", "labels_key": "bulk_labels"},
     "adamw-classes": {"optimizer": "adamw", "labels_key": "bulk_labels"},
     "galore-masked": {"optimizer": "galore", "labels_key": None},
     "adamw-masked": {"optimizer": "adamw", "labels_key": None},
 }
-TRAINING = {
+TRAINING: dict[str, Any] = {
     "max_epochs": 6,
     "batch_size": 16,
     "patience": 2,
     "lr": 2e-3,
     "validation_size": 0.2,
     "rng": 3,
-    # Frequent refreshes, so that bases change on both sides of the interruption.
 }
 
 
 def main(folder: Path) -> None:
     """Train each run without interruption, and once more killed twice and resumed."""
     for name, run in RUNS.items():
+        # Frequent refreshes, so that bases change on both sides of the interruption.
         options = {"update_proj_gap": 3, "rank": 4} if run["optimizer"] == "galore" else {}
         run = {**TRAINING, **run, "optimizer_options": options}
         for attempt, die in (("killed", in_epoch(1)), ("killed again", while_saving), ("resumed", unharmed)):
@@ -70,7 +70,7 @@ def train(folder: Path, run: dict[str, Any]) -> None:
     torch.set_num_threads(1)
     adata = cells()
     vocab = GeneVocab.from_genes(adata.var_names)
-    size = {"d_model": 16, "n_heads": 2, "d_hid": 32, "n_layers": 2, "dropout": 0.2, "max_length": 40}
+    size: dict[str, Any] = {"d_model": 16, "n_heads": 2, "d_hid": 32, "n_layers": 2, "dropout": 0.2, "max_length": 40}
     model = SCGPT.from_config(SCGPTConfig(n_tokens=len(vocab), pad_id=vocab.pad_id, **size), vocab)
     model.train(adata, **run, checkpoint_dir=folder / "checkpoints", resume=True)
     torch.save(model.network.state_dict(), folder / "weights.pt")
@@ -107,7 +107,7 @@ def in_epoch(epoch: int) -> Callable[[], Any]:
 
 def _counted(loss: Any, epoch: int) -> Any:
     steps = count()
-    per_epoch = -(-60 // TRAINING["batch_size"])  # type: ignore[operator]
+    per_epoch = -(-60 // TRAINING["batch_size"])
 
     def counted(self: Any, network: Any, batch: Any) -> Any:
         if network.training and next(steps) == epoch * per_epoch + 2:

@@ -17,7 +17,9 @@ from scgalore.train.checkpoint import (
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    WholeFiles().save_checkpoint({CHECKPOINT_KEY: {"lr": 1, "seed": 0}, "x": torch.arange(4)}, last_checkpoint(tmp_path))
+    WholeFiles().save_checkpoint(
+        {CHECKPOINT_KEY: {"lr": 1, "seed": 0}, "x": torch.arange(4)}, last_checkpoint(tmp_path)
+    )
     return tmp_path
 
 
@@ -62,7 +64,9 @@ class TestToResume:
         assert list(tmp_path.iterdir()) == []
 
     def test_differences_are_named(self, folder: Path) -> None:
-        with pytest.raises(OptionError, match=r"belongs to another run: lr was 1, now 2; patience was None, now 3\. Use"):
+        with pytest.raises(
+            OptionError, match=r"belongs to another run: lr was 1, now 2; patience was None, now 3\. Use"
+        ):
             checkpoint_to_resume(folder, resume=True, identity={"lr": 2, "seed": 0, "patience": 3})
 
     @pytest.mark.parametrize("content", [b"", b"no checkpoint", b"PK\x03\x04 not really"])
@@ -74,4 +78,5 @@ class TestToResume:
 
 def test_callback_writes_where_the_resumed_run_looks(tmp_path: Path) -> None:
     callback = checkpoint_callback(tmp_path)
+    assert callback.dirpath is not None
     assert Path(callback.dirpath) / f"{callback.filename}{callback.FILE_EXTENSION}" == last_checkpoint(tmp_path)

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 from anndata import AnnData
+from torch.utils.data import DataLoader
 
 from scgalore.data.cells import TokenCells
 from scgalore.data.split import random_split
@@ -92,7 +93,9 @@ class TestMaxLength:
     def test_parts(self, make: Callable[..., TokenDataModule], cells: TokenCells) -> None:
         data = make(max_length=12)
         assert {batch.genes.shape[1] for batch in data.train_dataloader()} == {12}
-        assert max(batch.genes.shape[1] for batch in data.val_dataloader()) == cells.lengths.max() > 12
+        loader = data.val_dataloader()
+        assert isinstance(loader, DataLoader)
+        assert max(batch.genes.shape[1] for batch in loader) == cells.lengths.max() > 12
 
     def test_sample_belongs_to_cell_and_epoch(self, make: Callable[..., TokenDataModule]) -> None:
         def genes(epoch: int, batch_size: int) -> dict[int, list[int]]:

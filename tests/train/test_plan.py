@@ -7,6 +7,7 @@ from anndata import AnnData
 from scvi.module.base import BaseModuleClass
 from scvi.train import TrainingPlan
 
+from scgalore.data.sampler import BatchRequest
 from scgalore.model import SCGPT
 from scgalore.nn.adapter import SCGPTModule
 from scgalore.objectives import Classification, MaskedExpression
@@ -19,7 +20,7 @@ def factors(n_steps: int, warmup: float) -> list[float]:
     schedule = warmup_cosine(optimizer, n_steps=n_steps, warmup=warmup)
     rates = []
     for _ in range(n_steps):
-        rates.append(schedule.get_last_lr()[0])
+        rates.append(float(schedule.get_last_lr()[0]))
         optimizer.step()
         schedule.step()
     return rates
@@ -71,15 +72,13 @@ class TestPlan:
         plan.on_save_checkpoint(checkpoint)
         assert checkpoint == {"scgalore_run": {"lr": 1}}
 
-    def test_forward_gives_loss_parts_and_cells(
-        self, few: AnnData, make_model: Callable[..., SCGPT]
-    ) -> None:
+    def test_forward_gives_loss_parts_and_cells(self, few: AnnData, make_model: Callable[..., SCGPT]) -> None:
         model = make_model(few.var_names)
         model.network.set_classes(3)
-        cells = model.cells(few).with_labels(few.obs["bulk_labels"].cat.codes.to_numpy(np.int64), ("a", "b", "c"))
+        codes = few.obs["bulk_labels"].cat.codes.to_numpy(np.int64)
+        cells = model.cells(few).with_labels(codes, ("a", "b", "c"))
         plan = GaLoreTrainingPlan(SCGPTModule(model.network, Classification()), TrainConfig())
-        batch = cells.tokenizer.pad(cells.tokenizer.encode(cells.matrix.rows(np.arange(5)), np.arange(5)))
-        *_, output = plan(batch.__class__(**{**vars(batch), "labels": torch.from_numpy(cells.labels[:5])}))
+        *_, output = plan(cells.batch(BatchRequest(np.arange(5))))
         assert output.n_obs_minibatch == 5
         assert set(output.extra_metrics) == {"accuracy"}
         assert output.loss.requires_grad

@@ -76,7 +76,15 @@ class TestKilled:
     def test_optimizer_schedule_and_stopping_state_too(self, parts: tuple[Path, Path]) -> None:
         resumed, whole = (torch.load(last_checkpoint(part / "checkpoints"), weights_only=True) for part in parts)
         # GaLoreAdamW names torch's default of "differentiable" once a state was loaded.
-        besides = ("differentiable", "seconds", "dirpath", "best_model_path", "last_model_path", "best_k_models", "kth_best")
+        besides = (
+            "differentiable",
+            "seconds",
+            "dirpath",
+            "best_model_path",
+            "last_model_path",
+            "best_k_models",
+            "kth_best",
+        )
         # Lightning counts the restarts of its loops; what it counts of the training itself is global_step and epoch.
         assert differences(resumed, whole, besides=(*besides, "loops")) == []
         assert resumed["global_step"] == 6 * 4
@@ -241,7 +249,9 @@ class TestCheckpoint:
         ("change", "named"),
         [
             pytest.param(lambda adata: adata[:, :-1].copy(), "expression was .*; genes was", id="gene_less"),
-            pytest.param(lambda adata: adata[:-1].copy(), "expression was .*; number of cells was 90, now 89", id="cell_less"),
+            pytest.param(
+                lambda adata: adata[:-1].copy(), "expression was .*; number of cells was 90, now 89", id="cell_less"
+            ),
             pytest.param(lambda adata: adata[::-1].copy(), "expression was", id="other_order"),
         ],
     )
@@ -261,9 +271,7 @@ class TestCheckpoint:
         with pytest.raises(OptionError, match="another run: expression was"):
             train(make, few, max_epochs=1, checkpoint_dir=folder, resume=True)
 
-    def test_of_other_weights_is_refused(
-        self, few: AnnData, make_model: Callable[..., SCGPT], folder: Path
-    ) -> None:
+    def test_of_other_weights_is_refused(self, few: AnnData, make_model: Callable[..., SCGPT], folder: Path) -> None:
         with pytest.raises(OptionError, match="another run: initial weights was"):
             train(lambda: make_model(few.var_names, rng=1), few, max_epochs=1, checkpoint_dir=folder, resume=True)
 
@@ -273,9 +281,7 @@ class TestCheckpoint:
         with pytest.raises(OptionError, match="another run: classes was"):
             train(make, few, max_epochs=1, checkpoint_dir=folder, resume=True)
 
-    def test_of_another_container_is_accepted(
-        self, few: AnnData, make: Callable[[], SCGPT], folder: Path
-    ) -> None:
+    def test_of_another_container_is_accepted(self, few: AnnData, make: Callable[[], SCGPT], folder: Path) -> None:
         few.X = few.X.toarray().astype(np.float64)
         shuffled = few[:, np.random.default_rng(0).permutation(few.n_vars)].copy()
         train(make, shuffled, max_epochs=1, checkpoint_dir=folder, resume=True)

@@ -52,7 +52,7 @@ class TestUnderScvi:
         assert isinstance(run.training_plan.module, BaseModuleClass)
         assert run.training_plan.n_obs_training == run.data_splitter.n_train == 81
         assert run.model.is_trained_
-        assert not any("elbo" in name for name in {*run.model.history_, *model.history.columns})
+        assert not any("elbo" in str(name) for name in {*run.model.history_, *model.history.columns})
         assert {"train_loss", "validation_loss"} <= set(run.model.history_)
 
     def test_scvis_history_agrees_with_ours(self, few: AnnData, model: SCGPT, runners: list[TrainRunner]) -> None:
@@ -89,19 +89,14 @@ class TestSideEffects:
         in_empty_folder()
         assert [path.name for path in (tmp_path / "run").iterdir()] == ["last.ckpt"]
 
-    def test_random_states_and_flags_are_the_users(self, few: AnnData, model: SCGPT) -> None:
-        import random
-
-        torch.manual_seed(5)
-        np.random.seed(5)  # noqa: NPY002 -- the state that must not change
-        random.seed(5)
-        before = torch.random.get_rng_state(), np.random.get_state()[1].tolist(), random.getstate()  # noqa: NPY002
+    def test_random_states_and_flags_are_the_users(
+        self, few: AnnData, model: SCGPT, random_states: Callable[[], tuple[object, ...]]
+    ) -> None:
+        before = random_states()
         levels = {name: logging.getLogger(name).level for name in ("lightning.pytorch.utilities.rank_zero", "scvi")}
         filters, benchmark = list(warnings.filters), torch.backends.cudnn.benchmark
         model.train(few, **RUN)
-        assert torch.equal(torch.random.get_rng_state(), before[0])
-        assert np.random.get_state()[1].tolist() == before[1]  # noqa: NPY002
-        assert random.getstate() == before[2]
+        assert random_states() == before
         assert {name: logging.getLogger(name).level for name in levels} == levels
         assert (list(warnings.filters), torch.backends.cudnn.benchmark) == (filters, benchmark)
         assert torch.is_grad_enabled()
@@ -155,6 +150,28 @@ class TestDropout:
         monkeypatch.setattr(Classification, "__call__", watched)
         model.train(few, **RUN)
         assert len(draws) == len(set(draws)) == 12
+
+
+def test_every_epoch_has_its_own_batches_and_samples(
+    few: AnnData, model: SCGPT, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[tuple[list[int], list[list[int]]]] = []
+    loss = Classification.__call__
+
+    def watched(self: Classification, network: Any, batch: Any) -> Any:
+        if network.training:
+            seen.append((batch.cells.tolist(), batch.genes.tolist()))
+        return loss(self, network, batch)
+
+    monkeypatch.setattr(Classification, "__call__", watched)
+    model.train(few, **RUN, max_length=20)
+    epochs = [
+        dict(zip(sum((rows for rows, _ in part), []), sum((genes for _, genes in part), []), strict=True))
+        for part in (seen[:6], seen[6:])
+    ]
+    assert epochs[0].keys() == epochs[1].keys()
+    assert list(epochs[0]) != list(epochs[1])
+    assert sum(epochs[0][row] != epochs[1][row] for row in epochs[0]) > 70
 
 
 class TestOptions:
@@ -262,7 +279,7 @@ class TestBestEpoch:
     def test_without_validation_the_last_epoch_is_kept(self, few: AnnData, model: SCGPT) -> None:
         model.train(few, **RUN, validation_size=0.0)
         assert model.training["best_epoch"] == 1
-        assert not any("validation" in name for name in model.history)
+        assert not any("validation" in str(name) for name in model.history)
 
 
 class TestDivergence:

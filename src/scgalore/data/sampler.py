@@ -53,9 +53,7 @@ class BucketSampler(Sampler[BatchRequest]):
         Seed of the shuffling.
     """
 
-    def __init__(
-        self, rows: NDArray[np.int64], lengths: NDArray[np.int64], *, batch_size: int, seed: int = 0
-    ) -> None:
+    def __init__(self, rows: NDArray[np.int64], lengths: NDArray[np.int64], *, batch_size: int, seed: int = 0) -> None:
         self.rows, self.lengths = rows, lengths
         self.batch_size, self.seed = batch_size, seed
         self.epoch = 0

@@ -158,9 +158,7 @@ def _split(
     seed: int,
 ) -> Split:
     if split_key is None:
-        return random_split(
-            adata.n_obs, validation_size=validation_size, test_size=test_size, strata=codes, seed=seed
-        )
+        return random_split(adata.n_obs, validation_size=validation_size, test_size=test_size, strata=codes, seed=seed)
     if split_key not in adata.obs:
         msg = f"No column {split_key!r} in adata.obs; it has {list(adata.obs.columns)}."
         raise MissingKeyError(msg)

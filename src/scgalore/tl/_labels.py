@@ -61,7 +61,9 @@ def label_metrics(predicted: NDArray[np.int64], truth: NDArray[np.int64], split:
             "accuracy": accuracy,
             "accuracy_se": float(np.sqrt(accuracy * (1 - accuracy) / n)),
             "macro_f1": float(
-                f1_score(truth[cells], predicted[cells], labels=np.unique(truth[cells]), average="macro", zero_division=0)
+                f1_score(
+                    truth[cells], predicted[cells], labels=np.unique(truth[cells]), average="macro", zero_division=0
+                )
             ),
             "majority_accuracy": float((truth[cells] == majority).mean()),
         }

@@ -119,7 +119,9 @@ class StopEarly(EarlyStopping):
         """Check the metric, and say so if it ends training."""
         super().on_train_epoch_end(trainer, pl_module)
         if self.wait_count >= self.patience:
-            logg.info(f"    stopped after epoch {trainer.current_epoch}: {self.patience} without a better {self.monitor}")
+            logg.info(
+                f"    stopped after epoch {trainer.current_epoch}: {self.patience} without a better {self.monitor}"
+            )
 
 
 def _network(plan: LightningModule) -> SCGPTNetwork:

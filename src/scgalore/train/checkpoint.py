@@ -44,7 +44,10 @@ class WholeFiles(TorchCheckpointIO):
             unfinished.unlink(missing_ok=True)
 
     def load_checkpoint(
-        self, path: PathLike, map_location: Any | None = "cpu", weights_only: bool | None = None  # noqa: FBT001
+        self,
+        path: PathLike,
+        map_location: Any | None = "cpu",
+        weights_only: bool | None = None,  # noqa: FBT001
     ) -> dict[str, Any]:
         """Read a checkpoint without running any code in it."""
         return read_checkpoint(path, map_location=map_location)
@@ -85,9 +88,7 @@ def read_checkpoint(path: PathLike, *, map_location: Any = "cpu", mmap: bool = F
     return checkpoint
 
 
-def checkpoint_to_resume(
-    folder: PathLike | None, *, resume: bool, identity: Mapping[str, Any]
-) -> Path | None:
+def checkpoint_to_resume(folder: PathLike | None, *, resume: bool, identity: Mapping[str, Any]) -> Path | None:
     """Find the checkpoint to continue from, if any.
 
     Parameters
@@ -139,5 +140,7 @@ def _refuse_other_run(path: Path, identity: Mapping[str, Any]) -> None:
     ]
     if changed:
         more = f"; and {len(changed) - 4} more differences" if len(changed) > 4 else ""
-        msg = f"{path} belongs to another run: {'; '.join(changed[:4])}{more}. Use another checkpoint_dir to start anew."
+        msg = (
+            f"{path} belongs to another run: {'; '.join(changed[:4])}{more}. Use another checkpoint_dir to start anew."
+        )
         raise OptionError(msg)

@@ -43,9 +43,7 @@ class GaLoreTrainingPlan(TrainingPlan):
     resumed ends with the weights of the uninterrupted one, bit for bit.
     """
 
-    def __init__(
-        self, module: SCGPTModule, config: TrainConfig, identity: Mapping[str, Any] | None = None
-    ) -> None:
+    def __init__(self, module: SCGPTModule, config: TrainConfig, identity: Mapping[str, Any] | None = None) -> None:
         super().__init__(module)
         self.config = config
         self.identity = dict(identity or {})

@@ -1,5 +1,7 @@
 import os
+import shutil
 from importlib.metadata import metadata
+from pathlib import Path
 
 info = metadata("scgalore")
 project = info["Name"]
@@ -7,6 +9,11 @@ author = info["Author"]
 project_copyright = f"2026, {author}"
 version = release = info["Version"]
 repository_url = dict(url.split(", ") for url in info.get_all("Project-URL") or ())["Source"]
+
+# Sphinx reads what is below docs. A symbolic link would break the links between notebooks, which are resolved through it.
+docs = Path(__file__).parent
+shutil.rmtree(docs / "tutorials", ignore_errors=True)
+shutil.copytree(docs.parent / "tutorials", docs / "tutorials")
 
 extensions = [
     "myst_nb",

@@ -1,12 +1,12 @@
 """Run the notebooks in ``tutorials`` and keep their outputs.
 
 Run ``python scripts/execute_tutorials.py [NOTEBOOK ...]``; all of them if none is named. Each runs from its first to its last
-cell in a fresh kernel and an empty folder, so that nothing is left behind and no path of the machine gets in. A notebook that
-fails is left as it was.
+cell in a fresh kernel and an empty folder. A notebook that fails is left as it was.
 """
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -20,36 +20,31 @@ if TYPE_CHECKING:
 
 TUTORIALS = Path(__file__).parents[1] / "tutorials"
 
+# Those of the machine at hand would make every run look like a change.
+METADATA = {
+    "kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"},
+    "language_info": {"name": "python"},
+}
+
 
 def execute(path: Path) -> NotebookNode:
     """Give a notebook with new outputs; the file is not changed."""
     notebook = nbformat.read(path, as_version=4)
-    for cell in notebook.cells:
-        # Times of execution and folded cells would make every run look like a change.
-        cell.metadata.clear()
+    # Warnings of other packages carry paths of this machine. Without a backend chosen, figures appear in the notebook.
+    environment = {name: value for name, value in os.environ.items() if name != "MPLBACKEND"}
+    environment["PYTHONWARNINGS"] = "ignore"
     with TemporaryDirectory() as folder:
         client = NotebookClient(
             notebook,
             kernel_name="python3",
-            timeout=900,
+            timeout=1200,
             record_timing=False,
             coalesce_streams=True,
             resources={"metadata": {"path": folder}},
         )
-        # Warnings of other packages would put the paths of this machine into the page.
-        client.execute(env=_environment())
-    notebook.metadata = {
-        "kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"},
-        "language_info": {"name": "python"},
-    }
+        client.execute(env=environment)
+    notebook.metadata = nbformat.from_dict(METADATA)
     return notebook
-
-
-def _environment() -> dict[str, str]:
-    import os
-
-    outer = {name: value for name, value in os.environ.items() if name != "MPLBACKEND"}
-    return {**outer, "PYTHONWARNINGS": "ignore"}
 
 
 def main() -> None:

@@ -151,7 +151,12 @@ scanpy's pbmc68k, which the demo fine-tunes on, was not used.
 
 ## Good for
 
-Trying the package, tests, teaching; a starting point on blood cells that beats random weights.
+Trying the package, tests, teaching: a network of the real architecture that has learnt which genes go together in blood.
+
+Do not expect more of it. On scanpy's pbmc68k (560 labelled cells, 140 held out, 3 seeds, `python -m scgalore demo
+--random-weights`) it reaches an accuracy of 0.793 ± 0.033 and a macro F1 of 0.620 ± 0.040 after fine-tuning; the same
+network from random weights 0.786 ± 0.045 and 0.605 ± 0.053, which is the same within the noise; logistic regression on the
+same genes 0.836 ± 0.033 and 0.663 ± 0.037, which is better.
 
 ## Not good for
 

@@ -11,12 +11,18 @@ os.environ["MPLBACKEND"] = "agg"  # before anything imports pyplot
 for _threads in ("OMP_NUM_THREADS", "NUMBA_NUM_THREADS"):
     os.environ.setdefault(_threads, "1")
 
+from hypothesis import settings as hypothesis_settings  # noqa: E402
+
 from scgalore._settings import settings  # noqa: E402
 
 if TYPE_CHECKING:
     from anndata import AnnData
 
 REPOSITORY = Path(__file__).parents[1]
+
+# How long an example takes says more about the machine than about the code.
+hypothesis_settings.register_profile("scgalore", deadline=None)
+hypothesis_settings.load_profile("scgalore")
 
 pytest_plugins = ("tests.original_plugin", "tests.parity_plugin", "tests.tiny_plugin")
 

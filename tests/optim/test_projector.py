@@ -61,7 +61,7 @@ def test_bases_are_orthonormal_contiguous_and_project_back(
     assert low.shape == compressed_shape(grad, bases)
     back = torch.zeros_like(grad)
     expand_into_(back, low, bases)
-    torch.testing.assert_close(compress(back, bases), low, rtol=0, atol=1e-5)
+    torch.testing.assert_close(compress(back, bases), low, rtol=0, atol=5e-5)
     # An orthogonal projection: what is lost stands at right angles to what is kept.
     assert abs(float(((grad - back) * back).sum())) < 1e-3
 

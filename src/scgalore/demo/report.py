@@ -36,8 +36,12 @@ class Report:
         Training options by name.
     weights
         Name and sha256 of what was fine-tuned.
-    optimizer_bytes, adamw_bytes
-        Optimizer state of the run, and of AdamW on the same network.
+    optimizer_bytes
+        Optimizer state of the run.
+    adamw_bytes
+        Optimizer state of AdamW on the same network.
+    table_share
+        Share of the parameters that the table of gene embeddings holds.
     seconds
         Time of each part.
     peak
@@ -54,6 +58,7 @@ class Report:
     weights: Mapping[str, str]
     optimizer_bytes: int
     adamw_bytes: int
+    table_share: float
     seconds: Mapping[str, float]
     peak: int | None
     versions: Mapping[str, str]
@@ -111,7 +116,8 @@ class Report:
         state = f"Optimizer state: {self.optimizer} {_size(self.optimizer_bytes)}"
         if self.optimizer != "adamw":
             share = self.optimizer_bytes / self.adamw_bytes
-            state += f", {share:.0%} of the {_size(self.adamw_bytes)} of AdamW on the same network (both measured)"
+            state += f", {share:.0%} of the {_size(self.adamw_bytes)} of AdamW on the same network (both measured). "
+            state += f"{self.table_share:.0%} of the parameters are the table of gene embeddings, which GaLore does not project"
         return "\n\n".join(
             [
                 "## Time and memory",

@@ -210,6 +210,10 @@ class _Demo:
         )
         return fitted.training["optimizer_bytes"]
 
+    def _table_share(self) -> float:
+        network = self.loaded.network
+        return network.encoder.embedding.weight.numel() / sum(tensor.numel() for tensor in network.parameters())
+
     def report(self, adata: AnnData) -> Report:
         """Collect everything found."""
         with self.watch.time("measuring AdamW's state"):
@@ -229,6 +233,7 @@ class _Demo:
             settings=asdict(self.recipe),
             weights={"name": self.name, "sha256": result["weights"]["sha256"]},
             optimizer_bytes=self.optimizer_bytes,
+            table_share=self._table_share(),
             adamw_bytes=adamw_bytes,
             seconds=self.watch.seconds,
             peak=peak_memory(),

@@ -104,7 +104,7 @@ class SCGPT:
         self.is_trained = False
         #: Parts of the last training's cells.
         self.split: Split | None = None
-        #: Facts of the last training: best epoch, bytes of optimizer state.
+        #: Best epoch and bytes of optimizer state of the last training.
         self.training: dict[str, int] = {}
 
     @classmethod

@@ -25,29 +25,56 @@ class SCGPTConfig:
         Rows of the gene embedding: genes and special tokens.
     pad_id
         Token id of ``<pad>``.
-    d_model, n_heads, d_hid, n_layers
-        Width, attention heads, width of the feed-forward layer, number of blocks.
+    d_model
+        Width.
+    n_heads
+        Attention heads; they divide the width.
+    d_hid
+        Width of the feed-forward layers.
+    n_layers
+        Number of blocks.
     dropout
         Probability on the residual branches and after the value encoder.
-    n_classes, n_layers_cls
-        Classes and depth of the classification head; 0 classes means no head.
+    n_classes
+        Classes of the classification head; 0 means no head.
+    n_layers_cls
+        Depth of the classification head.
     mvc
         Whether the head that predicts expression from the cell embedding exists ("masked value prediction for cell
         modelling").
-    value_style, n_value_bins
-        How expression enters: a small network ("continuous"), a lookup of ``n_value_bins`` bins ("category") or a factor
-        on the gene embedding ("scaling").
+    value_style
+        How expression enters: a small network ("continuous"), a lookup of bins ("category") or a factor on the gene
+        embedding ("scaling").
+    n_value_bins
+        Bins of the "category" style.
     cell_style
         How tokens become a cell embedding.
-    n_batches, batch_labels, batch_norm, adversary
-        Sequencing batches the network knows; whether decoders see them, inputs are normalised by them, and a
-        discriminator tries to guess them.
+    n_batches
+        Sequencing batches the network knows.
+    batch_labels
+        Whether the decoders see the batch of a cell.
+    batch_norm
+        Whether inputs are normalised, over all cells ("shared") or within each batch ("per-batch").
+    adversary
+        Whether a discriminator tries to guess the batch, with its gradient reversed.
     zero_probabilities
         Whether decoders also predict the probability of a non-zero value.
-    perturbation, pert_pad_id, decoder_activation, adaptive_bias
-        Perturbation flags on the input with an affine expression decoder, as in upstream's generator.
-    n_bins, max_length, mask_value, pad_value
-        The token conventions the weights were trained with.
+    perturbation
+        Whether the input carries perturbation flags and the expression decoder is affine, as in upstream's generator.
+    pert_pad_id
+        Flag whose embedding stays zero.
+    decoder_activation
+        Name of a module of :mod:`torch.nn` after both parts of the affine decoder.
+    adaptive_bias
+        Whether its bias is multiplied by the mean of a cell's non-zero values.
+    n_bins
+        Bins of expression the weights were trained with, the one for zeros included.
+    max_length
+        Most tokens of a cell.
+    mask_value
+        What stands for a masked value.
+    pad_value
+        What stands at padding and at ``<cls>``.
     """
 
     n_tokens: int
@@ -168,7 +195,9 @@ class SCGPTConfig:
         known = {field.name for field in fields(cls)}
         unknown = sorted(set(content) - known)
         if unknown:
-            msg = f"config.json holds the unknown fields {unknown}; it was written by a newer scgalore. Update scgalore."
+            msg = (
+                f"config.json holds the unknown fields {unknown}; it was written by a newer scgalore. Update scgalore."
+            )
             raise WeightsError(msg)
         return cls(**content)
 
@@ -186,7 +215,9 @@ def _parts(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
         "n_tokens": shapes["encoder.embedding.weight"][0],
         "n_classes": head[0] if head else 0,
         "mvc": "mvc_decoder.gene2query.weight" in shapes,
-        "value_style": "category" if category else ("continuous" if "value_encoder.linear1.weight" in shapes else "scaling"),
+        "value_style": "category"
+        if category
+        else ("continuous" if "value_encoder.linear1.weight" in shapes else "scaling"),
         "n_value_bins": category[0] if category else 0,
         "n_batches": batches[0] if batches else per_batch,
         "batch_labels": batches is not None,

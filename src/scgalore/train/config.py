@@ -39,8 +39,10 @@ class TrainConfig:
         Most tokens of a training cell, ``<cls>`` included; longer cells are sampled anew every epoch, which saves time and
         keeps a small data set from being learnt by heart. ``None`` trains on all that the model reads. Whatever is
         measured or written afterwards uses all of them.
-    optimizer, optimizer_options
-        Entry of :data:`scgalore.optim.OPTIMIZERS` and what to pass to it.
+    optimizer
+        Entry of :data:`scgalore.optim.OPTIMIZERS`.
+    optimizer_options
+        What to pass to it, such as ``{"rank": 64}``.
     lr
         Peak learning rate; the optimizer's own default when ``None``.
     weight_decay
@@ -55,8 +57,10 @@ class TrainConfig:
         Lightning's name of the arithmetic: ``"32-true"``, ``"bf16-mixed"`` or ``"16-mixed"``.
     patience
         Epochs without a better validation score before training stops; ``None`` never stops early. Needs validation cells.
-    accelerator, devices
+    accelerator
         Where to train, in Lightning's words.
+    devices
+        How many devices, or which, in Lightning's words.
     seed
         Seed of everything random in the run.
     """

@@ -17,7 +17,9 @@ from scgalore.weights.checkpoint import FORMAT_KEY
 
 __all__ = ["export_scgpt", "write_checkpoint"]
 
-CHECKPOINT = FolderKind("a checkpoint", is_one=lambda names: not names.isdisjoint(("model.safetensors", "best_model.pt")))
+CHECKPOINT = FolderKind(
+    "a checkpoint", is_one=lambda names: not names.isdisjoint(("model.safetensors", "best_model.pt"))
+)
 
 _RESERVED = ("config.json", "vocab.json", "model.safetensors", "", "..")
 

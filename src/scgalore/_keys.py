@@ -62,6 +62,11 @@ class LabelKeys:
     split: str = f"{STEM}_split"
     probabilities: str = f"{STEM}_probabilities"
 
+    @property
+    def colors(self) -> str:
+        """Colours of the classes, in ``uns``, where scanpy looks for them."""
+        return f"{self.label}_colors"
+
     @classmethod
     def from_key_added(cls, key_added: str | None, *, uns: str) -> Self:
         """Names for a ``key_added``; ``uns`` is the default name there, that of the function."""

@@ -31,7 +31,11 @@ class TestCodes:
     @pytest.mark.parametrize(
         ("column", "expected"),
         [
-            pytest.param(pd.Categorical(["b", "a", "b"], categories=["z", "b", "a"]), ("a", "b"), id="unused_category"),
+            pytest.param(
+                pd.Categorical(["b", "a", "b"], categories=["z", "b", "a"]),
+                ("b", "a"),
+                id="unused_category_and_own_order",
+            ),
             pytest.param([2, 10, 2], ("10", "2"), id="integers"),
             pytest.param([True, False, True], ("False", "True"), id="booleans"),
             pytest.param([1.0, 2.0, 1.0], ("1.0", "2.0"), id="few_floats"),

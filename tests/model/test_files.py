@@ -52,7 +52,7 @@ class TestRoundTrip:
         first = SCGPT.load(tmp_path / "first")
         assert first.provenance["name"] == str(tmp_path / "first")
         assert first.provenance["layout"] == "scgalore"
-        assert first.provenance["base"] == trained.provenance["name"] == "random"
+        assert first.provenance["base"] == trained.provenance["name"] == "fine-tuned random"
         assert len(first.provenance["sha256"]) == 64
         first.save(tmp_path / "second")
         second = SCGPT.load(tmp_path / "second")

@@ -299,7 +299,7 @@ class TestMaking:
             SCGPT.from_config(SCGPTConfig(d_model=8, n_heads=2, d_hid=8, n_layers=1, **fields), vocab)
 
     def test_repr_says_what_it_is(self, few: AnnData, model: SCGPT) -> None:
-        assert repr(model) == "SCGPT random: 2 layers x 16, 153 tokens, 0.0 M parameters, 0 classes, not trained"
+        assert repr(model) == "SCGPT random: 2 layers x 16, 153 tokens, 0.0 M parameters, 0 classes"
         model.train(few, **{**LABELS, "max_epochs": 1})
         assert repr(model).endswith("3 classes, trained")
 

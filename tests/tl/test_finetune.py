@@ -41,11 +41,21 @@ class TestKeys:
         assert added(few, before) == {
             "obs": set(OBS),
             "obsm": {"X_scGPT", "scgpt_probabilities"},
-            "uns": {"finetune"},
+            "uns": {"finetune", "scgpt_label_colors"},
         }
         assert few.obsm["X_scGPT"].shape == (90, 16)
         assert few.obsm["X_scGPT"].dtype == few.obsm["scgpt_probabilities"].dtype == np.float32
         assert few.obs["scgpt_label_score"].dtype == np.float32
+
+    def test_a_class_has_one_place_and_one_colour(self, few: AnnData, model: SCGPT) -> None:
+        """In the labels and in the predictions, whatever the order of the labels' categories is."""
+        few.obs["bulk_labels"] = few.obs["bulk_labels"].cat.remove_unused_categories()
+        order = list(reversed(few.obs["bulk_labels"].cat.categories))
+        few.obs["bulk_labels"] = few.obs["bulk_labels"].cat.reorder_categories(order)
+        few.uns["bulk_labels_colors"] = np.array([f"#{i:06d}" for i in range(len(order))])
+        sg.tl.finetune(few, model, **RUN)
+        assert list(few.obs["scgpt_label"].cat.categories) == order == list(few.uns["finetune"]["classes"])
+        np.testing.assert_array_equal(few.uns["scgpt_label_colors"], few.uns["bulk_labels_colors"])
 
     def test_without_labels(self, few: AnnData, model: SCGPT) -> None:
         before = keys(few)
@@ -66,7 +76,7 @@ class TestKeys:
         assert added(few, before) == {
             "obs": {"My run_label", "My run_label_score", "My run_split"},
             "obsm": {"My run", "My run_probabilities"},
-            "uns": {"My run"},
+            "uns": {"My run", "My run_label_colors"},
         }
 
     def test_second_run_replaces_the_first(self, few: AnnData, tuned: AnnData, model: SCGPT) -> None:

@@ -31,7 +31,8 @@ def encode_labels(adata: AnnData, key: str) -> tuple[NDArray[np.int64], tuple[st
 
     Returns
     -------
-    Codes, int64 ``(n_obs,)``, and the name of each class, in the order of the codes (sorted by name).
+    Codes, int64 ``(n_obs,)``, and the name of each class, in the order of the codes: that of a
+    categorical column, otherwise sorted.
 
     Raises
     ------
@@ -51,7 +52,11 @@ def encode_labels(adata: AnnData, key: str) -> tuple[NDArray[np.int64], tuple[st
             f"adata[adata.obs[{key!r}].notna()], and label the others with sg.tl.annotate."
         )
         raise DataError(msg)
-    classes, codes = np.unique(column.astype(str).to_numpy(dtype=str), return_inverse=True)
+    # A categorical's own order is kept, so that plots of labels and predictions use the same colours.
+    names = column.astype(str)
+    order = column.cat.categories.astype(str) if isinstance(column.dtype, pd.CategoricalDtype) else sorted(set(names))
+    classes = pd.Index([name for name in dict.fromkeys(order) if name in set(names)])
+    codes = classes.get_indexer(names)
     if len(classes) < 2:
         msg = f"adata.obs[{key!r}] holds one class only, {str(classes[0])!r}; there is nothing to tell apart."
         raise DataError(msg)

@@ -28,7 +28,7 @@ HISTORY = "history.csv"
 
 
 class Provenance(TypedDict):
-    """Where weights come from: registry name or folder, hash of the file, its layout.
+    """Where weights come from: registry name or folder, hash of the file, its layout ("memory" while there is no file).
 
     ``base`` is the name of what they were trained from, where the file tells; it is the name that stood here when the
     model was saved.
@@ -123,4 +123,9 @@ def _config(checkpoint: Checkpoint, vocab: GeneVocab) -> tuple[SCGPTConfig, tupl
     shapes = {name: tuple(tensor.shape) for name, tensor in checkpoint.tensors.items()}
     # Upstream keeps the names of the classes elsewhere, so its classification head cannot name what it predicts.
     shapes = {name: shape for name, shape in shapes.items() if not name.startswith("cls_decoder.")}
-    return SCGPTConfig.from_args(checkpoint.args, shapes=shapes, pad_id=vocab.pad_id), ()
+    config = SCGPTConfig.from_args(checkpoint.args, shapes=shapes, pad_id=vocab.pad_id)
+    if checkpoint.args.get("MVC") and not config.mvc:
+        logg.info(
+            "    the head that predicts expression from the cell embedding (MVC) is not in the file, and left out"
+        )
+    return config, ()

@@ -165,7 +165,7 @@ class SCGPT:
         return (
             f"SCGPT {self.provenance['name']}: {config.n_layers} layers x {config.d_model}, "
             f"{len(self.vocab):,} tokens, {n_parameters / 1e6:.1f} M parameters, "
-            f"{len(self.classes)} classes, {'trained' if self.is_trained else 'not trained'}"
+            f"{len(self.classes)} classes"
         )
 
     def cells(
@@ -317,6 +317,9 @@ class SCGPT:
         finally:
             self.network.eval().cpu()
         self.classes, self.history, self.split, self.is_trained = classes, result.history, split, True
+        # No file holds these weights yet, and those they started from did not make what comes next.
+        base = self.provenance["base"] if self.provenance["layout"] == "memory" else self.provenance["name"]
+        self.provenance = {"name": f"fine-tuned {base}", "sha256": "", "layout": "memory", "base": base}
         self.training = {"best_epoch": result.best_epoch, "optimizer_bytes": result.optimizer_bytes}
 
     def _set_classes(self, n_classes: int, *, seed: int) -> None:

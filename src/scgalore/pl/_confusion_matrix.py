@@ -142,6 +142,7 @@ def _draw(ax: Axes, counts: pd.DataFrame, *, normalize: bool) -> None:
     ax.set(xlabel="predicted" + (" (% of the true class)" if normalize else " (cells)"), ylabel="true (cells)")
     ax.set_xticks(np.arange(-0.5, len(counts)), minor=True)
     ax.set_yticks(np.arange(-0.5, len(counts)), minor=True)
+    ax.grid(visible=False, which="major")  # which scanpy's figure settings turn on, through the numbers
     ax.grid(which="minor", color="0.9", linewidth=0.5)
     ax.tick_params(which="minor", length=0)
     ax.spines[:].set_visible(False)

@@ -95,7 +95,9 @@ def finetune(
     `adata.uns['finetune' | key_added]` : :class:`dict`
         ``params``, ``history`` (one row an epoch), ``metrics`` (one row a part: accuracy with its standard error, macro
         F1, majority baseline, number of cells), ``classes``, ``split`` (sizes), ``training`` (best epoch, bytes of
-        optimizer state), ``weights`` (name, sha256), ``genes`` and ``version``.
+        optimizer state), ``weights`` (name and sha256 of those it started from), ``genes`` and ``version``.
+    `adata.uns['scgpt_label_colors' | key_added + '_label_colors']` : :class:`numpy.ndarray`
+        Colours of the classes, if the labels have some.
 
     Raises
     ------
@@ -123,6 +125,8 @@ def finetune(
     split = _split(adata, split_key, codes, validation_size=validation_size, test_size=test_size, seed=seed)
     fitted = as_model(model)
     start = dict(fitted.provenance)
+    sizes = {"validation_size": validation_size, "test_size": test_size}
+    parts_of = sizes if split_key is None else {"split_key": split_key}
     read: dict[str, Any] = {"layer": layer, "gene_symbols": gene_symbols, "rng": seed}
     with logg.step(f"fine-tuning {start['name']} on {len(split.train):,} of {adata.n_obs:,} cells") as step:
         cells = fitted.cells(adata, **read)
@@ -134,14 +138,18 @@ def finetune(
         parts = pd.Categorical(split.labels(), categories=list(PARTS))
         results.obs[keys.split] = (parts, "parts of the data")
         content = {
-            "params": {"labels_key": labels_key, "split_key": split_key, **read, **options},
+            "params": {"labels_key": labels_key, **parts_of, **read, **options},
             "history": fitted.history,
             "split": split.sizes(),
             "training": fitted.training,
             **provenance(fitted, cells),
+            "weights": start,
         }
         if codes is not None and output.probabilities is not None:
             content["classes"] = list(fitted.classes)
+            colors = adata.uns.get(f"{labels_key}_colors", ())
+            if len(colors) == len(fitted.classes):  # scanpy's, so that a class has one colour in both plots
+                results.uns[keys.colors] = (colors, "their colours")
             content["metrics"] = label_metrics(output.probabilities.argmax(axis=1), codes, split)
         results.uns[keys.uns] = (content, "parameters, history, metrics, provenance")
         results.write(data, adata, mod=mod, step=step)

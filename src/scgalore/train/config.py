@@ -62,7 +62,8 @@ class TrainConfig:
     devices
         How many devices, or which, in Lightning's words.
     seed
-        Seed of everything random in the run.
+        Seed of everything random in the run. The same seed gives the same weights, bit for bit, on the same machine with the
+        same number of threads; other numbers of threads add up in another order, and small differences grow.
     """
 
     max_epochs: int = 10

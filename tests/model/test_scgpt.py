@@ -301,7 +301,7 @@ class TestMaking:
     def test_repr_says_what_it_is(self, few: AnnData, model: SCGPT) -> None:
         assert repr(model) == "SCGPT random: 2 layers x 16, 153 tokens, 0.0 M parameters, 0 classes"
         model.train(few, **{**LABELS, "max_epochs": 1})
-        assert repr(model).endswith("3 classes, trained")
+        assert repr(model).endswith("3 classes")
 
     def test_fresh_model_has_no_history(self, model: SCGPT) -> None:
         assert model.history.empty

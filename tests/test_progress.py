@@ -1,4 +1,5 @@
 import sys
+from types import SimpleNamespace
 
 import pytest
 
@@ -20,10 +21,17 @@ def test_bar_is_shown_where_it_is_seen(
 ) -> None:
     settings.progress = wanted
     monkeypatch.setattr(sys.stderr, "isatty", lambda: terminal)
-    monkeypatch.delitem(sys.modules, "ipykernel", raising=False)
-    if notebook:
-        monkeypatch.setitem(sys.modules, "ipykernel", sys)
+    shell = SimpleNamespace(config={"IPKernelApp": {}} if notebook else {})
+    monkeypatch.setitem(sys.modules, "IPython", SimpleNamespace(get_ipython=lambda: shell))
     assert _progress.is_shown() is shown
+
+
+def test_library_of_notebooks_is_no_notebook(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever has imported ipykernel or IPython, as papermill and test runners do."""
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: False)
+    monkeypatch.setitem(sys.modules, "ipykernel", sys)
+    monkeypatch.setitem(sys.modules, "IPython", SimpleNamespace(get_ipython=lambda: None))
+    assert not _progress.is_shown()
 
 
 def test_process_without_streams(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -16,8 +16,13 @@ __all__ = ["is_shown", "progress"]
 def is_shown() -> bool:
     """Whether a progress bar would be seen: wanted, and written to a terminal or a notebook."""
     # tqdm's own disable=None takes a notebook for a log file, since a kernel's stream is no terminal.
-    in_notebook = "ipykernel" in sys.modules
-    return settings.progress and (in_notebook or (sys.stderr is not None and sys.stderr.isatty()))
+    return settings.progress and (_in_notebook() or (sys.stderr is not None and sys.stderr.isatty()))
+
+
+def _in_notebook() -> bool:
+    ipython = sys.modules.get("IPython")
+    shell = None if ipython is None else ipython.get_ipython()
+    return shell is not None and "IPKernelApp" in shell.config
 
 
 def progress(iterable: "Iterable[T]", *, label: str, total: int | None = None) -> "Iterable[T]":

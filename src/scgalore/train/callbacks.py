@@ -1,4 +1,4 @@
-"""What is kept beside the weights while training: the history, the best epoch, and when to stop."""
+"""What happens beside training: history, best epoch, when to stop, and the progress bar."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import time
 from typing import TYPE_CHECKING, Any, cast
 
 from lightning.pytorch import Callback
-from lightning.pytorch.callbacks import EarlyStopping
+from lightning.pytorch.callbacks import EarlyStopping, TQDMProgressBar
 
 from scgalore import _logging as logg
 from scgalore.errors import DataError
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from scgalore.nn.adapter import SCGPTModule
     from scgalore.nn.network import SCGPTNetwork
 
-__all__ = ["BestWeights", "History", "StopEarly"]
+__all__ = ["BestWeights", "History", "ProgressBar", "StopEarly"]
 
 
 class History(Callback):
@@ -122,6 +122,16 @@ class StopEarly(EarlyStopping):
             logg.info(
                 f"    stopped after epoch {trainer.current_epoch}: {self.patience} without a better {self.monitor}"
             )
+
+
+class ProgressBar(TQDMProgressBar):
+    """tqdm's bar, whatever other bars are installed, with the losses beside it."""
+
+    def get_metrics(
+        self, trainer: Trainer, pl_module: LightningModule
+    ) -> dict[str, int | str | float | dict[str, float]]:
+        """Metrics without the number of the logger's run, which says nothing here."""
+        return {name: value for name, value in super().get_metrics(trainer, pl_module).items() if name != "v_num"}
 
 
 def _network(plan: LightningModule) -> SCGPTNetwork:

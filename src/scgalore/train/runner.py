@@ -17,7 +17,7 @@ from scgalore._progress import is_shown
 from scgalore.errors import OptionError
 from scgalore.nn.adapter import SCGPTModule
 from scgalore.optim import state_bytes
-from scgalore.train.callbacks import BestWeights, History, StopEarly
+from scgalore.train.callbacks import BestWeights, History, ProgressBar, StopEarly
 from scgalore.train.checkpoint import WholeFiles, checkpoint_callback, checkpoint_to_resume
 from scgalore.train.datamodule import TokenDataModule
 from scgalore.train.plan import GaLoreTrainingPlan
@@ -125,6 +125,8 @@ def fit(
     if config.patience is not None:
         _require_validation(data)
         callbacks.append(StopEarly(objective.monitor, patience=config.patience))
+    if is_shown():
+        callbacks.append(ProgressBar())
     with _quiet_lightning(), _interruptible(), torch.random.fork_rng():
         torch.manual_seed(config.seed)
         runner = TrainRunner(

@@ -100,9 +100,15 @@ def test_report_says_what_was_found() -> None:
         "| sha256 of the weights | abc",
     ):
         assert part in text
-    assert "pretraining" not in text
+    assert "What pretraining buys" not in text
     assert "at most 64 tokens" in report(scores, max_length=64)
-    assert "pretraining" in report(pd.concat([scores, table(**{RANDOM: [0.1, 0.1]})]))
+    assert "What pretraining buys" in report(pd.concat([scores, table(**{RANDOM: [0.1, 0.1]})]))
+
+
+@pytest.mark.parametrize(("mine", "explained"), [([0.5, 0.6], True), ([0.8, 0.9], False)])
+def test_reason_is_given_only_for_a_model_that_falls_behind(mine: list[float], explained: bool) -> None:
+    text = report(table(**{"mine": mine, LOGISTIC[0]: [0.7, 0.75], LOGISTIC[1]: [0.5, 0.5]}))
+    assert ("A likely reason" in text) is explained
 
 
 def test_report_says_what_is_not_known() -> None:

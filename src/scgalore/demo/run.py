@@ -52,7 +52,7 @@ class Recipe:
 
     @classmethod
     def chosen(cls, optimizer: str) -> Self:
-        """What the demonstration uses: chosen on splits of other seeds than those it reports."""
+        """What the demonstration uses: chosen by trials on other splits of the same cells."""
         return cls(optimizer_options={"rank": 32} if optimizer == "galore" else {})
 
 

@@ -11,7 +11,7 @@ import pytest
 import scgalore as sg
 from scgalore.model import SCGPT
 
-ROOMS = ("model", "nn", "objectives", "optim", "pl", "tl", "train", "weights")
+ROOMS = ("adapters", "model", "nn", "objectives", "optim", "pl", "tl", "train", "weights")
 API_PAGES = Path(__file__).parents[1] / "docs" / "api"
 
 # Names other packages use for what has one name here.

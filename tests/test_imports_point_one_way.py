@@ -9,14 +9,15 @@ PACKAGE = Path(__file__).parents[1] / "src" / "scgalore"
 # What each room may import, besides itself. Anyone may use the package's underscore modules and its own names, such as
 # __version__, which "__init__" stands for.
 BASE = {path.stem for path in PACKAGE.glob("_*.py")} - {"__main__"} | {"errors"}
-WORKSHOP = BASE | {"data", "genes", "nn", "objectives", "optim", "weights"}
+WORKSHOP = BASE | {"adapters", "data", "genes", "nn", "objectives", "optim", "weights"}
 ALLOWED = {
     "genes": BASE,
     "weights": BASE,
     "optim": BASE,
     "data": BASE | {"genes", "weights"},
     "nn": BASE | {"data", "objectives"},
-    "objectives": BASE | {"data", "nn"},
+    "adapters": BASE | {"nn", "optim"},
+    "objectives": BASE | {"data", "nn", "optim"},
     "train": WORKSHOP,
     "model": WORKSHOP | {"train"},
     "tl": WORKSHOP | {"train", "model"},
@@ -99,9 +100,11 @@ def test_lightning_is_imported_where_training_happens() -> None:
     assert {module for module in modules() if "pytorch_lightning" in packages_of(module, typing=True)} == set()
 
 
-def test_networks_and_optimizers_are_plain_torch() -> None:
-    plain = [module for module in modules() if room_of(module) in {"nn", "optim"} and module != "nn/adapter.py"]
-    foreign = {"anndata", "lightning", "mudata", "scanpy", "scvi"}
+def test_networks_adapters_and_optimizers_are_plain_torch() -> None:
+    plain = [
+        module for module in modules() if room_of(module) in {"adapters", "nn", "optim"} and module != "nn/adapter.py"
+    ]
+    foreign = {"anndata", "lightning", "mudata", "pandas", "scanpy", "scvi"}
     assert {module for module in plain if packages_of(module, typing=True) & foreign} == set()
 
 

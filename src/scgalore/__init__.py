@@ -5,15 +5,16 @@ from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from scgalore import data, errors, genes, model, nn, objectives, optim, pl, tl, train, weights
+    from scgalore import adapters, data, errors, genes, model, nn, objectives, optim, pl, tl, train, weights
     from scgalore._settings import settings
 
 __version__ = version("scgalore")
 
-_ROOMS = ("data", "errors", "genes", "model", "nn", "objectives", "optim", "pl", "tl", "train", "weights")
+_ROOMS = ("adapters", "data", "errors", "genes", "model", "nn", "objectives", "optim", "pl", "tl", "train", "weights")
 
 __all__ = [
     "__version__",
+    "adapters",
     "data",
     "errors",
     "genes",

@@ -6,8 +6,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn import functional as F
 
+from scgalore.adapters.base import split_packed
 from scgalore.nn import SCGPTConfig, SCGPTNetwork
-from scgalore.nn.network import PerBatchNorm
+from scgalore.nn.network import PackedLinear, PerBatchNorm
 
 PAD, CLS = 17, 18
 
@@ -91,6 +92,16 @@ def test_the_cell_alone_is_the_same_cell(network):
     assert_close([alone.hidden], [encoded.hidden[:, :n_hidden]])
 
 
+def test_query_key_and_value_may_be_three_layers(network):
+    genes, values, padding, context = inputs(network, [16, 1, 9])
+    expected = everything(network, genes, values, padding, **context)
+    for layer in range(network.config.n_layers):
+        split_packed(network, f"transformer_encoder.layers.{layer}.self_attn.Wqkv")
+    assert_close(everything(network, genes, values, padding, **context), expected, atol=5e-6)
+    alone = network.encode(genes, values, padding, **context, cell_only=True)
+    assert_close([alone.cell], expected[:1], atol=5e-6)
+
+
 def test_what_stands_at_padding_does_not_matter(network):
     genes, values, padding, context = inputs(network, [16, 3, 8])
     expected = everything(network, genes, values, padding, **context)
@@ -140,6 +151,19 @@ def test_double_precision():
 
 
 # Parts ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("n_queries", [None, 1, 3, 5])
+def test_queries_of_the_first_tokens_are_those_of_all(bias, n_queries):
+    torch.manual_seed(0)
+    packed = PackedLinear(8, 24, bias=bias)
+    x = torch.randn(2, 5, 8)
+    q, k, v = packed(x).chunk(3, dim=-1)
+    split = split_packed(torch.nn.ModuleDict({"Wqkv": packed}), "Wqkv")
+    for layer in (packed, split):
+        assert_close(layer.parts(x, n_queries), (q[:, :n_queries], k, v))
+    assert_close([split(x)], [packed(x)])
 
 
 def test_norm_of_a_batch_learns_from_its_own_cells():

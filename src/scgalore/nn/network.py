@@ -56,25 +56,48 @@ class ContinuousValueEncoder(nn.Module):
         return self.dropout(self.norm(x))
 
 
+class PackedLinear(nn.Linear):
+    """Queries, keys and values by one matrix ``(3 d, d)``."""
+
+    def parts(self, x: Tensor, n_queries: int | None = None) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries of the first ``n_queries`` tokens (all if ``None``), keys and values, each ``(b, s, d)``."""
+        if n_queries is None:
+            q, k, v = self(x).chunk(3, dim=-1)
+            return q, k, v
+        d = self.out_features // 3
+        q_bias, kv_bias = (None, None) if self.bias is None else (self.bias[:d], self.bias[d:])
+        q = F.linear(x[:, :n_queries], self.weight[:d], q_bias)
+        k, v = F.linear(x, self.weight[d:], kv_bias).chunk(2, dim=-1)
+        return q, k, v
+
+
+class SplitLinear(nn.Module):
+    """The same by three layers, for adapters that treat each by itself."""
+
+    def __init__(self, q: nn.Module, k: nn.Module, v: nn.Module) -> None:
+        super().__init__()
+        self.q, self.k, self.v = q, k, v
+
+    def parts(self, x: Tensor, n_queries: int | None = None) -> tuple[Tensor, Tensor, Tensor]:
+        """As :meth:`PackedLinear.parts`. Every part is called as a layer, never read as a weight."""
+        return self.q(x[:, :n_queries]), self.k(x), self.v(x)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.cat(self.parts(x), dim=-1)  # (b, s, 3 d)
+
+
 class SelfAttention(nn.Module):
     """Exact attention over the tokens of a cell; padding is never attended to."""
 
     def __init__(self, d_model: int, n_heads: int) -> None:
         super().__init__()
         self.n_heads = n_heads
-        self.Wqkv = nn.Linear(d_model, 3 * d_model)
+        self.Wqkv = PackedLinear(d_model, 3 * d_model)  # an adapter may put a SplitLinear in its place
         self.out_proj = nn.Linear(d_model, d_model)
 
     def project(self, x: Tensor, n_queries: int | None = None) -> tuple[Tensor, Tensor, Tensor]:
         """Queries of the first ``n_queries`` tokens (all if ``None``), keys and values, each ``(b, h, s, e)``."""
-        if n_queries is None:
-            q, k, v = self.Wqkv(x).chunk(3, dim=-1)  # (b, s, d)
-        else:
-            d = x.shape[-1]
-            weight, bias = self.Wqkv.weight, self.Wqkv.bias
-            q = F.linear(x[:, :n_queries], weight[:d], bias[:d])
-            k, v = F.linear(x, weight[d:], bias[d:]).chunk(2, dim=-1)
-        q, k, v = (part.unflatten(-1, (self.n_heads, -1)).transpose(1, 2) for part in (q, k, v))
+        q, k, v = (part.unflatten(-1, (self.n_heads, -1)).transpose(1, 2) for part in self.Wqkv.parts(x, n_queries))
         return q, k, v
 
     def forward(self, x: Tensor, attend: Tensor | None, n_queries: int | None = None) -> Tensor:

@@ -1,6 +1,3 @@
-import copy
-import io
-import pickle
 import warnings
 from collections.abc import Callable
 from typing import Any
@@ -9,64 +6,21 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tests.optim.problems import Regression, equal_weights, make_network, make_optimizer, train
 from torch import Tensor, nn
 
 from scgalore.errors import OptionError
-from scgalore.optim import GaLoreAdamW, param_groups, state_bytes, subspace
-from scgalore.optim.projector import PROJ_TYPES, Bases, ProjType
+from scgalore.optim import GaLoreAdamW
+from scgalore.optim.projector import PROJ_TYPES, Bases, ProjType, orthonormal, rotate, sides_of, turns
+from scgalore.optim.subspace import BASIS_METHODS, MOST_GAPS
 
 SHAPES = {"tall": (40, 24), "wide": (24, 40), "square": (32, 32)}
+quick = settings(max_examples=25, deadline=None)
 
 
-class Regression:
-    """``W -> |X (W - target)'|^2``, its gradient small enough for float32 rounding to stay below eps."""
-
-    def __init__(self, shape: tuple[int, int], *, dtype: torch.dtype = torch.float32) -> None:
-        generator = torch.Generator().manual_seed(0)
-        self.inputs = torch.randn(32, shape[1], generator=generator).to(dtype)
-        self.target = torch.randn(shape, generator=generator).to(dtype)
-        self.weight = nn.Parameter((0.1 * torch.randn(shape, generator=generator)).to(dtype))
-
-    def loss(self) -> Tensor:
-        return 1e-3 * (self.inputs @ (self.weight - self.target).T).square().mean()
-
-    def run(self, optimizer: torch.optim.Optimizer, n_steps: int) -> Tensor:
-        for _ in range(n_steps):
-            optimizer.zero_grad()
-            self.loss().backward()
-            optimizer.step()
-        return self.weight.detach().clone()
-
-
-def make_network(dtype: torch.dtype = torch.float32) -> nn.Module:
+@pytest.fixture(autouse=True)
+def _same_numbers_each_time() -> None:
     torch.manual_seed(0)
-    return nn.Sequential(nn.Linear(20, 24), nn.ReLU(), nn.Linear(24, 24), nn.LayerNorm(24), nn.Linear(24, 3)).to(dtype)
-
-
-def make_batch(number: int) -> tuple[Tensor, Tensor]:
-    generator = torch.Generator().manual_seed(number)
-    return torch.randn(16, 20, generator=generator), torch.randint(3, (16,), generator=generator)
-
-
-def train(network: nn.Module, optimizer: torch.optim.Optimizer, steps: range) -> list[float]:
-    losses = []
-    dtype = next(network.parameters()).dtype
-    for number in steps:
-        inputs, classes = make_batch(number)
-        optimizer.zero_grad()
-        loss = nn.functional.cross_entropy(network(inputs.to(dtype)), classes)
-        loss.backward()
-        optimizer.step()
-        losses.append(loss.item())
-    return losses
-
-
-def make_optimizer(network: nn.Module, **options: Any) -> GaLoreAdamW:
-    return GaLoreAdamW(param_groups(network, rank=4, update_proj_gap=5, weight_decay=0.01), lr=1e-2, **options)
-
-
-def equal_weights(a: nn.Module, b: nn.Module) -> bool:
-    return all(torch.equal(x, y) for x, y in zip(a.parameters(), b.parameters(), strict=True))
 
 
 # ---- against the reference and against AdamW -------------------------------------------------------------------------
@@ -89,7 +43,7 @@ def test_equals_galore_torch_up_to_the_first_refresh(proj_type: ProjType, shape:
     torch.testing.assert_close(mine, expected, rtol=0, atol=1e-5)
 
 
-@settings(max_examples=25, deadline=None)
+@quick
 @given(
     shape=st.lists(st.integers(1, 9), min_size=1, max_size=3).map(tuple),
     extra=st.integers(0, 3),
@@ -150,24 +104,95 @@ def test_reaches_the_loss_adamw_reaches(gap: int) -> None:
 # ---- invariances -----------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("proj_type", PROJ_TYPES)
-def test_signs_of_the_basis_do_not_matter(proj_type: ProjType, monkeypatch: pytest.MonkeyPatch) -> None:
-    true_bases = subspace.iterated_bases
+def turn_state(state: dict[str, Any], proj_type: ProjType, draw: Callable[[int], Tensor]) -> None:
+    """Describe the same subspace by other directions, and the moments accordingly."""
+    right = state["basis_right"] if proj_type == "full" else state["basis"]
+    sides = sides_of(*SHAPES["wide"], proj_type)
+    old = Bases(state["basis"] if sides.left else None, right if sides.right else None)
+    new = Bases(*(None if basis is None else draw(basis.shape[0]).to(basis) @ basis for basis in old))
+    state["basis"] = new.right if new.left is None else new.left
+    if proj_type == "full":
+        state["basis_right"] = new.right
+    for key in ("exp_avg", "exp_avg_sq"):
+        state[key] = rotate(state[key], turns(old, new), squared=key == "exp_avg_sq")
 
-    def flipped(grad: Tensor, rank: int, *args: Any, **kwargs: Any) -> Bases:
-        signs = torch.where(torch.rand(rank, 1) < 0.5, -1.0, 1.0)
-        return Bases(*(None if basis is None else signs * basis for basis in true_bases(grad, rank, *args, **kwargs)))
 
-    def run(moments: Any) -> Tensor:
-        problem = Regression((24, 40))
-        group = {"params": [problem.weight], "rank": 6, "update_proj_gap": 3, "proj_type": proj_type}
-        return problem.run(GaLoreAdamW([group], lr=1e-2, moments=moments), 20)
+def flip(r: int) -> Tensor:
+    return torch.diag(torch.where(torch.rand(r) < 0.5, -1.0, 1.0))
 
-    expected, kept = run("rotate"), run("keep")
-    monkeypatch.setattr(subspace, "iterated_bases", flipped)
+
+def flip_and_permute(r: int) -> Tensor:
+    return flip(r)[torch.randperm(r)]
+
+
+def turn_at_will(r: int) -> Tensor:
+    return orthonormal(torch.randn(r, r))
+
+
+def run_turned(
+    draw: Callable[[int], Tensor] | None, *, proj_type: ProjType = "std", lr: float = 1e-2, **options: Any
+) -> Tensor:
+    """Weights after 20 steps and several refreshes; after each step the directions are drawn anew."""
     torch.manual_seed(0)
-    torch.testing.assert_close(run("rotate"), expected, rtol=0, atol=1e-5)
-    assert (run("keep") - kept).abs().max() > 1e-3
+    # "full" with an exact SVD turns the first gradient into a diagonal and the rounding errors around it.
+    problem = Regression(SHAPES["wide"], dtype=torch.float64 if proj_type == "full" else torch.float32)
+    group = {"params": [problem.weight], "rank": 6, "update_proj_gap": 3, "proj_type": proj_type}
+    optimizer = GaLoreAdamW([group], lr=lr, **options)
+    for _ in range(20):
+        problem.run(optimizer, 1)
+        if draw is not None:
+            turn_state(optimizer.state[problem.weight], proj_type, draw)
+    return problem.weight.detach()
+
+
+@pytest.mark.parametrize("proj_type", PROJ_TYPES)
+@pytest.mark.parametrize("basis", BASIS_METHODS)
+def test_signs_and_order_of_directions_do_not_matter(basis: Any, proj_type: ProjType) -> None:
+    # The QR of a warm start is that of ordered directions: in another order it gives others in the same subspace.
+    draw = flip if basis == "warm" else flip_and_permute
+    options: dict[str, Any] = {"basis": basis, "proj_type": proj_type}
+    torch.testing.assert_close(run_turned(draw, **options), run_turned(None, **options), rtol=0, atol=1e-5)
+
+
+def test_signs_matter_when_moments_are_kept() -> None:
+    options: dict[str, Any] = {"basis": "svd", "moments": "keep"}
+    assert (run_turned(flip, **options) - run_turned(None, **options)).abs().max() > 1e-3
+
+
+@pytest.mark.parametrize("proj_type", PROJ_TYPES)
+@pytest.mark.parametrize("basis", BASIS_METHODS)
+def test_any_rotation_leaves_training_unchanged_but_for_the_second_moment(basis: Any, proj_type: ProjType) -> None:
+    # Adam's second moment belongs to single coordinates, so no rule for it can make all rotations equal. An eps far
+    # above it takes it out of the update, and what is left depends on the subspace alone.
+    options: dict[str, Any] = {"basis": basis, "proj_type": proj_type, "eps": 1e3, "lr": 1e5}
+    expected = run_turned(None, **options)
+    assert (expected - Regression(SHAPES["wide"]).weight).abs().max() > 0.01
+    torch.testing.assert_close(run_turned(turn_at_will, **options), expected, rtol=0, atol=1e-5)
+    assert (run_turned(turn_at_will, moments="keep", **options) - expected).abs().max() > 1e-4
+
+
+@quick
+@given(seed=st.integers(0, 99), basis=st.sampled_from(BASIS_METHODS))
+def test_any_rotation_leaves_momentum_and_variance_unchanged(seed: int, basis: Any) -> None:
+    weight = nn.Parameter(torch.zeros(SHAPES["wide"]))
+    group = {"params": [weight], "rank": 6, "update_proj_gap": 4, "proj_type": "right"}
+    results = []
+    for draw in (None, turn_at_will):
+        torch.manual_seed(seed)
+        grads = torch.randn(10, *SHAPES["wide"]) * torch.linspace(0.1, 1, SHAPES["wide"][1])
+        optimizer = GaLoreAdamW([group], basis=basis)
+        momenta, variances = [], []
+        for grad in grads:
+            weight.grad = grad
+            optimizer.step()
+            state = optimizer.state[weight]
+            momenta.append(state["exp_avg"] @ state["basis"])
+            variances.append(state["exp_avg_sq"].sum(1))
+            if draw is not None:
+                turn_state(state, "right", draw)
+        # What a new subspace takes over of a variance hangs on the directions, so up to the first refresh only.
+        results.append((torch.stack(momenta), torch.stack(variances[:4])))
+    torch.testing.assert_close(results[0], results[1], rtol=0, atol=1e-5)
 
 
 def test_moments_options_differ_only_after_the_first_refresh() -> None:
@@ -261,6 +286,62 @@ def test_without_stagger_all_are_refreshed_together() -> None:
     assert refreshed_at(3, 4, 10, stagger=False) == [[4, 8]] * 3
 
 
+def refreshes(grads: Callable[[int], Tensor], n_steps: int, **options: Any) -> list[int]:
+    """Steps at which the basis of one 12 x 8 weight changed, the first included."""
+    weight = nn.Parameter(torch.zeros(12, 8))
+    optimizer = GaLoreAdamW([{"params": [weight], "rank": 2, "update_proj_gap": 2}], **options)
+    steps, before = [], None
+    for step in range(n_steps):
+        weight.grad = grads(step)
+        optimizer.step()
+        if optimizer.state[weight]["basis"] is not before:
+            steps.append(step)
+            before = optimizer.state[weight]["basis"]
+    return steps
+
+
+@pytest.mark.parametrize("basis", BASIS_METHODS)
+def test_lazy_refreshes_become_rare_while_the_subspace_stays(basis: Any) -> None:
+    still = torch.randn(12, 2) @ torch.randn(2, 8)
+
+    def grads(step: int) -> Tensor:
+        return still.clone() if step < 30 else torch.randn(12, 8)
+
+    steps = refreshes(grads, 40, basis=basis, lazy=True)
+    if basis == "random":  # never finds the old subspace again
+        assert steps == list(range(0, 40, 2))
+        return
+    assert steps == [0, 2, 6, 14, 30, 32, 34, 36, 38]
+    assert refreshes(grads, 40, basis=basis) == list(range(0, 40, 2))
+
+
+def test_lazy_gap_has_an_end() -> None:
+    still = torch.randn(12, 2) @ torch.randn(2, 8)
+    steps = refreshes(lambda _: still.clone(), 2 * (2 + 2 * MOST_GAPS) + 4 * MOST_GAPS, lazy=True)
+    gaps = [later - earlier for earlier, later in zip(steps, steps[1:], strict=False)]
+    assert gaps == [2, 4, 8, 16, 32, 32, 32]
+
+
+def test_parameters_added_later_are_trained_like_those_there_from_the_start() -> None:
+    torch.manual_seed(0)
+    start, grads = torch.randn(2, 8, 8), torch.randn(3, 2, 8, 8)
+    results = []
+    for at_once in (True, False):
+        weights = [nn.Parameter(weight.clone()) for weight in start]
+        groups = [{"params": [weight], "rank": 2, "update_proj_gap": 2} for weight in weights]
+        optimizer = GaLoreAdamW(groups if at_once else groups[:1], lr=1e-2, stagger=False)
+        optimizer.step()  # without gradients: changes nothing but what the optimizer remembers of its groups
+        if not at_once:
+            optimizer.add_param_group(groups[1])
+        for pair in grads:
+            for weight, grad in zip(weights, pair, strict=True):
+                weight.grad = grad.clone()
+            optimizer.step()
+        results.append(torch.stack([weight.detach() for weight in weights]))
+        assert [optimizer.state[weight]["basis"].shape for weight in weights] == [(2, 8), (2, 8)]
+    assert torch.equal(*results)
+
+
 def test_rank_and_gap_may_change_during_training() -> None:
     problem = Regression((24, 40))
     optimizer = GaLoreAdamW([{"params": [problem.weight], "rank": 6, "update_proj_gap": 2}], lr=1e-2)
@@ -334,168 +415,6 @@ def test_sparse_gradient_is_refused() -> None:
     embedding(torch.tensor([1, 2])).sum().backward()
     with pytest.raises(RuntimeError, match="sparse=False"):
         optimizer.step()
-
-
-# ---- state, checkpoints, copies --------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("proj_type", PROJ_TYPES)
-@pytest.mark.parametrize("basis", ["warm", "svd"])
-def test_state_is_tensors_and_numbers_and_no_larger_than_needed(proj_type: ProjType, basis: Any) -> None:
-    weight = nn.Parameter(torch.randn(32, 16))
-    group = {"params": [weight], "rank": 3, "proj_type": proj_type}
-    optimizer = GaLoreAdamW([group], basis=basis)
-    weight.grad = torch.randn(32, 16)
-    optimizer.step()
-    state = optimizer.state[weight]
-    assert all(isinstance(value, int | float | Tensor) for value in state.values())
-    tensors = [value for value in state.values() if isinstance(value, Tensor)]
-    assert all(tensor.is_contiguous() for tensor in tensors)
-    assert state["basis"].shape[0] == 3
-    assert state_bytes(optimizer) == sum(4 * tensor.numel() for tensor in tensors)
-
-
-@pytest.mark.parametrize("options", [{}, {"basis": "svd", "moments": "keep"}, {"moments": "reset", "stagger": False}])
-@pytest.mark.parametrize("stop", [0, 1, 7, 10])
-def test_resumed_training_is_bit_identical(stop: int, options: dict[str, Any]) -> None:
-    straight = make_network()
-    train(straight, make_optimizer(straight, **options), range(17))
-
-    first = make_network()
-    optimizer = make_optimizer(first, **options)
-    train(first, optimizer, range(stop))
-    file = io.BytesIO()
-    torch.save({"network": first.state_dict(), "optimizer": optimizer.state_dict()}, file)
-    file.seek(0)
-    saved = torch.load(file, weights_only=True)
-
-    second = make_network()
-    second.load_state_dict(saved["network"])
-    # Options come from the checkpoint, not from the new optimizer.
-    resumed = make_optimizer(second, seed=5)
-    resumed.load_state_dict(saved["optimizer"])
-    train(second, resumed, range(stop, 17))
-    assert equal_weights(second, straight)
-
-
-@pytest.mark.parametrize("duplicate", [copy.deepcopy, lambda pair: pickle.loads(pickle.dumps(pair))])
-def test_copies_continue_alike_and_apart(duplicate: Callable[[Any], Any]) -> None:
-    network = make_network()
-    optimizer = make_optimizer(network)
-    train(network, optimizer, range(7))
-    other_network, other = duplicate((network, optimizer))
-    train(network, optimizer, range(7, 15))
-    train(other_network, other, range(7, 15))
-    assert equal_weights(network, other_network)
-
-
-def test_loaded_state_shares_nothing_with_its_source() -> None:
-    a, b = make_network(), make_network()
-    source, target = make_optimizer(a), make_optimizer(b)
-    train(a, source, range(6))
-    target.load_state_dict(source.state_dict())
-    before = copy.deepcopy(source.state_dict()["state"])
-    train(b, target, range(6, 14))
-    after = source.state_dict()["state"]
-    for index, state in before.items():
-        for key, value in state.items():
-            assert torch.equal(torch.as_tensor(value), torch.as_tensor(after[index][key]))
-
-
-def test_float32_state_stays_float32_for_bfloat16_weights() -> None:
-    network, half = make_network(), make_network(torch.bfloat16)
-    source, target = make_optimizer(network), make_optimizer(half)
-    train(network, source, range(6))
-    target.load_state_dict(source.state_dict())
-    for loaded, saved in zip(target.state.values(), source.state.values(), strict=True):
-        for key, value in saved.items():
-            assert torch.equal(torch.as_tensor(loaded[key]), torch.as_tensor(value))
-    train(half, target, range(6, 12))
-    assert all(
-        value.dtype == torch.float32 for s in target.state.values() for value in s.values() if torch.is_tensor(value)
-    )
-
-
-def test_state_of_torchs_adamw_can_be_taken_over() -> None:
-    a, b = make_network(), make_network()
-    adamw = torch.optim.AdamW(a.parameters(), lr=1e-2, fused=True)
-    ours = GaLoreAdamW(b.parameters(), lr=1e-2)
-    train(a, adamw, range(4))
-    b.load_state_dict(a.state_dict())
-    ours.load_state_dict(adamw.state_dict())
-    train(a, adamw, range(4, 8))
-    train(b, ours, range(4, 8))
-    assert equal_weights(a, b)
-
-
-# ---- as part of a training loop --------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
-def test_trains_in_each_precision(dtype: torch.dtype) -> None:
-    network = make_network(dtype)
-    optimizer = make_optimizer(network)
-    losses = [sum(train(network, optimizer, range(8))) for _ in range(15)]
-    assert losses[-1] < 0.6 * losses[0]
-    kept = {value.dtype for state in optimizer.state.values() for key, value in state.items() if key.startswith("exp")}
-    assert kept == {torch.float64 if dtype == torch.float64 else torch.float32}
-
-
-def test_closure_is_evaluated_with_gradients() -> None:
-    problem, same = Regression((24, 40)), Regression((24, 40))
-    optimizers = [GaLoreAdamW([{"params": [p.weight], "rank": 6}], lr=1e-2) for p in (problem, same)]
-
-    def closure() -> Tensor:
-        optimizers[0].zero_grad()
-        loss = problem.loss()
-        loss.backward()
-        return loss
-
-    expected = problem.loss().item()
-    with torch.no_grad():
-        assert optimizers[0].step(closure).item() == expected
-    assert torch.equal(problem.weight, same.run(optimizers[1], 1))
-
-
-def test_accumulated_gradients_equal_one_large_batch() -> None:
-    networks = make_network(), make_network()
-    optimizers = [make_optimizer(network) for network in networks]
-    for step in range(6):
-        batches = make_batch(2 * step), make_batch(2 * step + 1)
-        inputs, classes = (torch.cat(parts) for parts in zip(*batches, strict=True))
-        nn.functional.cross_entropy(networks[0](inputs), classes).backward()
-        for some, labels in batches:
-            (nn.functional.cross_entropy(networks[1](some), labels) / 2).backward()
-        for optimizer in optimizers:
-            optimizer.step()
-            optimizer.zero_grad()
-    for a, b in zip(networks[0].parameters(), networks[1].parameters(), strict=True):
-        torch.testing.assert_close(a, b, rtol=0, atol=1e-4)
-
-
-def test_schedulers_and_clipping_work() -> None:
-    network = make_network()
-    optimizer = make_optimizer(network)
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: max(0.0, 1 - step / 5))
-    for step in range(5):
-        train(network, optimizer, range(step, step + 1))
-        nn.utils.clip_grad_norm_(network.parameters(), 1.0)
-        schedule.step()
-    before = copy.deepcopy(network)
-    decay = [group["weight_decay"] for group in optimizer.param_groups]
-    assert max(decay) > 0
-    train(network, optimizer, range(5, 7))  # the rate is zero by now
-    assert equal_weights(network, before)
-
-
-def test_parameters_without_gradient_are_left_alone() -> None:
-    used, unused = nn.Parameter(torch.randn(8, 8)), nn.Parameter(torch.randn(8, 8))
-    optimizer = GaLoreAdamW([{"params": [used, unused], "rank": 2}], weight_decay=0.1)
-    before = unused.detach().clone()
-    used.grad = torch.randn(8, 8)
-    optimizer.step()
-    assert torch.equal(unused, before)
-    assert set(optimizer.state) == {used}
 
 
 @pytest.mark.parametrize("options", [{"rank": 0}, {"rank": 4, "proj_type": "strd"}, {"rank": 4, "split": 3}])

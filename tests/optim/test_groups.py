@@ -1,9 +1,15 @@
+from typing import Any
+
+import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from torch import nn
 
 from scgalore.errors import OptionError
 from scgalore.optim import GaLoreAdamW, describe_groups, param_groups, state_bytes
+from scgalore.optim.projector import PROJ_TYPES, ProjType
 
 
 class Toy(nn.Module):
@@ -84,6 +90,130 @@ def test_weight_shared_with_an_embedding_is_left_to_adamw() -> None:
     assert names(module, rank=4)["galore"] == {"2.weight"}
 
 
+# ---- overrides -------------------------------------------------------------------------------------------------------
+
+
+def with_overrides(overrides: Any, **options: Any) -> dict[str, dict[str, Any]]:
+    return {group["name"]: group for group in param_groups(Toy(), overrides=overrides, **options)}
+
+
+def test_override_gives_its_options_to_what_it_matches_and_leaves_the_rest() -> None:
+    own = {"rank": 4, "scale": 2.0, "proj_type": "left", "update_proj_gap": 5, "weight_decay": 0.3}
+    groups = with_overrides({"*.out_proj.weight": own}, weight_decay=0.1)
+    changed = groups.pop("galore (*.out_proj.weight)")
+    assert changed["param_names"] == ["attention.out_proj.weight"]
+    assert {key: changed[key] for key in own} == own
+    rest = {group["name"]: group for group in param_groups(Toy(), weight_decay=0.1)}
+    assert groups.keys() == rest.keys()
+    assert groups["galore"]["param_names"] == ["mlp.weight"]
+    for name, group in groups.items():
+        options = {key for key in group if not key.startswith("param")}
+        assert {key: group[key] for key in options} == {key: rest[name][key] for key in options}
+
+
+def test_override_of_one_option_keeps_the_others() -> None:
+    groups = with_overrides({"mlp.*": {"scale": 3.0}}, rank=6, update_proj_gap=9)
+    changed = groups["galore (mlp.*)"]
+    assert (changed["rank"], changed["update_proj_gap"], changed["scale"]) == (6, 9, 3.0)
+    assert "mlp.bias" in groups["adamw-no-decay"]["param_names"]
+
+
+@pytest.mark.parametrize("leave", [None, {"rank": None}])
+def test_override_leaves_matrices_to_adamw(leave: Any) -> None:
+    groups = with_overrides({"attention.*": leave})
+    assert groups["galore"]["param_names"] == ["mlp.weight"]
+    assert groups["galore-qkv"]["param_names"] == ["Wqkv.weight"]
+    assert {"attention.in_proj_weight", "attention.out_proj.weight"} < set(groups["adamw"]["param_names"])
+    assert "rank" not in groups["adamw"]
+
+
+def test_override_projects_an_embedding_without_decay_unless_it_sets_one() -> None:
+    name = "embedding.weight"
+    group = with_overrides({name: {"rank": 8}}, weight_decay=0.1)[f"galore-no-decay ({name})"]
+    assert (group["param_names"], group["rank"], group["weight_decay"], group["split"]) == ([name], 8, 0.0, 1)
+    decayed = with_overrides({name: {"rank": 8, "weight_decay": 0.2}}, weight_decay=0.1)[f"galore ({name})"]
+    assert decayed["weight_decay"] == 0.2
+
+
+def test_packed_weights_stay_split_under_an_override() -> None:
+    groups = with_overrides({"*qkv.weight": {"rank": 5}})
+    assert (groups["galore-qkv (*qkv.weight)"]["split"], groups["galore-qkv (*qkv.weight)"]["rank"]) == (3, 5)
+
+
+def test_first_pattern_that_matches_wins() -> None:
+    groups = with_overrides({"mlp.weight": {"rank": 2}, "*.weight": {"rank": 5}})
+    assert groups["galore (mlp.weight)"]["param_names"] == ["mlp.weight"]
+    assert {"attention.out_proj.weight"} <= set(groups["galore (*.weight)"]["param_names"])
+    assert groups["galore-no-decay (*.weight)"]["param_names"] == ["embedding.weight"]
+
+
+def test_override_finds_a_shared_weight_by_either_name() -> None:
+    for name in ("mlp.weight", "tied.weight"):
+        assert with_overrides({name: {"rank": 2}})[f"galore ({name})"]["param_names"] == ["mlp.weight"]
+
+
+def test_decay_of_vectors_can_be_set() -> None:
+    groups = with_overrides({"norm.*": {"weight_decay": 0.5}})
+    assert groups["adamw (norm.*)"]["param_names"] == ["norm.weight", "norm.bias"]
+    assert groups["adamw (norm.*)"]["weight_decay"] == 0.5
+
+
+def test_rank_above_both_sides_is_adamw() -> None:
+    assert "mlp.weight" in with_overrides({"mlp.weight": {"rank": 32}})["adamw"]["param_names"]
+
+
+def test_numbers_of_numpy_in_an_override_become_plain() -> None:
+    group = with_overrides({"mlp.weight": {"rank": np.int64(4), "scale": np.float32(2)}})["galore (mlp.weight)"]
+    assert (type(group["rank"]), type(group["scale"])) == (int, float)
+
+
+@given(st.lists(st.sampled_from(["*", "*.weight", "mlp.*", "*.bias", "emb*", "head.weight", "*qkv*"]), unique=True))
+def test_overrides_neither_lose_nor_repeat_a_parameter(patterns: list[str]) -> None:
+    module = Toy()
+    options = ({"rank": 3}, None, {"weight_decay": 0.2}, {"rank": 40, "weight_decay": 0.1})
+    overrides = dict(zip(patterns, (options * 2)[: len(patterns)], strict=True))
+    try:
+        groups = param_groups(module, overrides=overrides, weight_decay=0.1)
+    except OptionError:
+        return
+    grouped = [id(param) for group in groups for param in group["params"]]
+    assert sorted(grouped) == sorted(id(param) for param in module.parameters() if param.requires_grad)
+    assert len({group["name"] for group in groups}) == len(groups)
+    by_id = {id(param): name for name, param in module.named_parameters()}
+    assert [by_id[i] for i in grouped] == [name for group in groups for name in group["param_names"]]
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        ({"mpl.weight": {"rank": 4}}, "matches no parameter of Toy; the closest is 'mlp.weight'"),
+        ({"*.out_porj.weight": None}, "the closest is 'attention.out_proj.weight'"),
+        ({"mlp.*": None, "mlp.weight": {"rank": 4}}, r"'mlp.weight'\] comes after patterns that take all"),
+        ({"frozen.*": {"rank": 4}}, "matches only frozen parameters, such as 'frozen.weight'"),
+        ({"mlp.weight": {"ranks": 4}}, "no option 'ranks'; .* Did you mean 'rank'"),
+        ({"mlp.weight": {"split": 2}}, "no option 'split'"),
+        ({"mlp.weight": {"rank": 0}}, r"\['mlp.weight'\]: rank=0"),
+        ({"mlp.weight": {"scale": "large"}}, r"\['mlp.weight'\]: scale='large'"),
+        ({"mlp.weight": {"weight_decay": -1}}, r"\['mlp.weight'\]: weight_decay=-1"),
+        ({"mlp.weight": 64}, r"\['mlp.weight'\] is 64; expected options"),
+        ({"mlp.weight": {}}, "expected options"),
+        ({"embedding.weight": {"scale": 2.0}}, "sets scale, but nothing it matches is projected"),
+        ({"*.bias": {"rank": 4}}, "sets rank, but nothing it matches is projected"),
+    ],
+)
+def test_override_without_sense_or_effect_is_refused(overrides: Any, message: str) -> None:
+    with pytest.raises(OptionError, match=message):
+        param_groups(Toy(), overrides=overrides)
+
+
+def test_option_of_a_projection_is_refused_where_nothing_is_projected() -> None:
+    with pytest.raises(OptionError, match="give a rank"):
+        param_groups(Toy(), rank=None, overrides={"mlp.weight": {"scale": 2.0}})
+
+
+# ---- table -----------------------------------------------------------------------------------------------------------
+
+
 def test_any_torch_optimizer_takes_the_groups() -> None:
     module = nn.Linear(16, 16)
     optimizer = torch.optim.AdamW(param_groups(module, weight_decay=0.1), lr=1e-3)
@@ -97,16 +227,34 @@ def test_table_states_the_bytes_an_optimizer_then_keeps() -> None:
     for param in module.parameters():
         param.grad = torch.randn_like(param)
     optimizer.step()
-    steps = sum(4 for state in optimizer.state.values() if isinstance(state["step"], torch.Tensor))
     table = describe_groups(optimizer.param_groups)
     lines = {line.split(maxsplit=1)[0].rstrip(":"): line.split() for line in table.splitlines()}
     assert lines["Wqkv.weight"][1:7] == ["96", "x", "32", "3", "x", "8"]
     assert lines["mlp.weight"][1:5] == ["64", "x", "32", "8"]
     assert lines["head.weight"][1:5] == ["5", "x", "32", "-"]
     assert lines["galore"][1:5] == ["2", "tensors,", "3,072", "parameters"]
-    assert float(lines["total"][-2]) == pytest.approx((state_bytes(optimizer) - steps) / 1e3, abs=0.01)
-    n_trainable = sum(param.numel() for param in module.parameters() if param.requires_grad)
-    assert float(lines["total"][-4]) == pytest.approx(8 * n_trainable / 1e3, abs=0.01)
+    assert float(lines["total"][-2]) == pytest.approx(state_bytes(optimizer) / 1e3, abs=0.006)
+    adamw = torch.optim.AdamW(param_groups(module, rank=None))
+    adamw.step()
+    assert float(lines["total"][-4]) == pytest.approx(state_bytes(adamw) / 1e3, abs=0.006)
+
+
+@pytest.mark.parametrize("proj_type", PROJ_TYPES)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+def test_table_is_true_for_every_projection_and_with_overrides(proj_type: ProjType, dtype: torch.dtype) -> None:
+    module = Toy().to(dtype)
+    overrides: Any = {
+        "embedding.weight": {"rank": 3, "proj_type": proj_type},
+        "mlp.weight": {"rank": 12},
+        "head.*": None,
+    }
+    optimizer = GaLoreAdamW(param_groups(module, rank=6, proj_type=proj_type, overrides=overrides))
+    for param in module.parameters():
+        param.grad = torch.randn_like(param)
+    optimizer.step()
+    total = describe_groups(optimizer.param_groups).splitlines()[-1].split()
+    assert total[1] == str(sum(param.requires_grad for param in module.parameters()))
+    assert float(total[-2]) == pytest.approx(state_bytes(optimizer) / 1e3, abs=0.006)
 
 
 def test_table_of_unnamed_parameters() -> None:

@@ -1,10 +1,25 @@
+from typing import Any
+
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from scgalore.optim.subspace import PROJECTION_DEFAULTS, Slot, blocks, current_bases, is_projected, state_dtype
+from scgalore.optim.subspace import (
+    BASIS_METHODS,
+    PROJECTION_DEFAULTS,
+    Slot,
+    blocks,
+    current_bases,
+    is_projected,
+    state_dtype,
+)
 
-GROUP = {**PROJECTION_DEFAULTS, "rank": 4, "basis": "warm", "moments": "rotate", "seed": 0}
+GROUP = {**PROJECTION_DEFAULTS, "rank": 4, "basis": "warm", "moments": "rotate", "lazy": False, "seed": 0}
+
+
+@pytest.fixture(autouse=True)
+def _same_numbers_each_time() -> None:
+    torch.manual_seed(0)
 
 
 @pytest.mark.parametrize(
@@ -57,16 +72,61 @@ def test_unusable_gradient_leaves_an_empty_state() -> None:
     assert state == {}
 
 
-def test_equal_seed_and_number_give_equal_bases() -> None:
+def right_basis(grad: Tensor, state: dict[str, Any] | None = None, number: int = 0, **options: Any) -> Tensor:
+    bases = current_bases({**GROUP, **options}, {} if state is None else state, grad, Slot(number, 0))
+    assert bases is not None
+    assert bases.right is not None
+    return bases.right
+
+
+@pytest.mark.parametrize("basis", ["warm", "randomized", "random"])
+def test_equal_seed_and_number_give_equal_bases(basis: str) -> None:
     grad = torch.randn(8, 8)
+    first = right_basis(grad, basis=basis)
+    assert torch.equal(first, right_basis(grad, basis=basis))
+    assert not torch.equal(first, right_basis(grad, basis=basis, number=1))
+    assert not torch.equal(first, right_basis(grad, basis=basis, seed=1))
+    assert torch.isfinite(right_basis(grad, basis=basis, number=3, seed=2**63)).all()
 
-    def basis(number: int, seed: int) -> torch.Tensor:
-        bases = current_bases({**GROUP, "seed": seed}, {}, grad, Slot(number, 0))
+
+@pytest.mark.parametrize("basis", BASIS_METHODS)
+def test_refresh_with_the_same_gradient_is_new_only_where_it_is_drawn_anew(basis: str) -> None:
+    # A gradient of the rank of the basis leaves no choice of the subspace to those that look at it.
+    grad = torch.randn(12, 4) @ torch.randn(4, 10)
+    state: dict[str, Any] = {}
+    first = right_basis(grad, state, basis=basis)
+    state["step"] = state["refresh_at"]
+    second = right_basis(grad, state, basis=basis)
+    same_subspace = float((first @ second.T).square().sum()) == pytest.approx(4, abs=1e-3)
+    assert same_subspace == (basis != "random")
+    assert torch.allclose(first, second, atol=1e-3) == (basis == "svd")
+
+
+def test_a_basis_improves_from_refresh_to_refresh_only_when_it_starts_warm() -> None:
+    grad = torch.randn(40, 40) / torch.arange(1, 41)
+    best = float(torch.linalg.svdvals(grad)[:4].square().sum())
+    captured: dict[str, list[float]] = {}
+    for basis in ("warm", "randomized"):
+        state: dict[str, Any] = {}
+        captured[basis] = []
+        for _ in range(8):
+            right = right_basis(grad, state, basis=basis)
+            captured[basis].append(float((grad @ right.T).square().sum()) / best)
+            state["step"] = state["refresh_at"]
+    assert captured["warm"][0] < captured["randomized"][0] < captured["warm"][-1]
+    assert captured["warm"] == sorted(captured["warm"])
+    assert captured["randomized"] != sorted(captured["randomized"])
+
+
+@pytest.mark.parametrize("shape", [(9, 12), (12, 9)])
+@pytest.mark.parametrize("proj_type", ["std", "full"])
+def test_rank_may_grow_and_shrink_between_refreshes(shape: tuple[int, int], proj_type: str) -> None:
+    state: dict[str, Any] = {}
+    for rank in (4, 6, 3):
+        group = {**GROUP, "rank": rank, "proj_type": proj_type}
+        bases = current_bases(group, state, torch.randn(shape), Slot(0, 0))
         assert bases is not None
-        assert bases.right is not None
-        return bases.right
-
-    assert torch.equal(basis(0, 0), basis(0, 0))
-    assert not torch.equal(basis(0, 0), basis(1, 0))
-    assert not torch.equal(basis(0, 0), basis(0, 1))
-    assert torch.isfinite(basis(3, 2**63)).all()
+        assert {side.shape[0] for side in bases if side is not None} == {rank}
+        state["step"] = state["refresh_at"]
+        assert rank in state["exp_avg"].shape
+        assert state["exp_avg_sq"].shape == state["exp_avg"].shape

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from scgalore.errors import OptionError
 from scgalore.optim.projector import PROJ_TYPES
+from scgalore.optim.subspace import BASIS_METHODS, MOMENTS
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -44,8 +45,11 @@ def check_settings(options: Mapping[str, Any]) -> None:
 def check_group(group: Mapping[str, Any]) -> None:
     """Raise :class:`~scgalore.errors.OptionError` for the first option of a GaLoreAdamW group outside its range."""
     check_settings(group)
-    _check_choice("basis", group["basis"], ("warm", "svd"))
-    _check_choice("moments", group["moments"], ("rotate", "keep", "reset"))
+    _check_choice("basis", group["basis"], BASIS_METHODS)
+    _check_choice("moments", group["moments"], MOMENTS)
+    for key in ("stagger", "lazy"):
+        if not isinstance(group[key], bool):
+            _refuse(key, group[key], "True or False")
     if not _is_whole(group["seed"], 0):
         _refuse("seed", group["seed"], "a whole number >= 0")
     if group.get("rank") is None:

@@ -12,12 +12,12 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.optim import Optimizer
 
 from scgalore.errors import OptionError
 from scgalore.optim.checks import check_group, plain_number
 from scgalore.optim.kernels import adamw_update_, step_device
 from scgalore.optim.projector import Bases, auto_scale, compress, expand_into_
+from scgalore.optim.state import OwnPrecision
 from scgalore.optim.subspace import PROJECTION_DEFAULTS, Slot, blocks, current_bases, is_projected, state_dtype
 
 if TYPE_CHECKING:
@@ -32,7 +32,7 @@ class _Projected(NamedTuple):
     low: Tensor  # the projected gradient
 
 
-class GaLoreAdamW(Optimizer):
+class GaLoreAdamW(OwnPrecision):
     r"""AdamW whose moments live in a low-rank subspace of each weight's gradient.
 
     A parameter group with a ``rank`` is projected. Its other keys are galore-torch's: ``update_proj_gap`` (20, steps
@@ -64,21 +64,27 @@ class GaLoreAdamW(Optimizer):
     weight_decay
         Decoupled weight decay.
     basis
-        ``"warm"``, subspace iteration started from the previous basis, or ``"svd"``, the exact SVD of the gradient.
+        How a refresh finds the subspace: ``"warm"``, subspace iteration started from the previous basis; ``"svd"``, the
+        exact SVD of the gradient; ``"randomized"``, two power iterations from a random start; ``"random"``, a random
+        subspace that does not look at the gradient, as in GoLore (He et al., "Subspace Optimization for Large Language
+        Models with Convergence Guarantees", 2024).
     moments
         At a refresh, ``"rotate"`` expresses the moments in the new basis, ``"keep"`` leaves the numbers as galore-torch
         does, ``"reset"`` sets them to zero; a few larger steps follow, since bias correction does not restart.
     stagger
         Spread the refreshes of the weights over the gap, so that no step refreshes all of them.
+    lazy
+        Double the gap of a weight, up to 16 times the group's, whenever a refresh finds 95 % of the old subspace again;
+        the group's gap returns with the first refresh that does not.
     seed
-        Seed of the random start of the first bases; equal on all ranks of a distributed run.
+        Seed of all random directions; equal on all ranks of a distributed run.
 
     Notes
     -----
-    The state of a projected parameter is ``step`` and ``refresh_at`` (numbers), ``basis``, ``exp_avg`` and
-    ``exp_avg_sq`` (tensors, float32 also for bfloat16 weights). A basis has shape ``(r, n)`` on the right or ``(r, m)``
-    on the left of an m x n weight; ``"full"`` has the left one in ``basis`` and the right one in ``basis_right``. The
-    state loads with ``torch.load(weights_only=True)`` and training continues bit for bit.
+    The state of a projected parameter is ``step`` and ``refresh_at`` (numbers; ``n_gaps`` too if ``lazy``), ``basis``,
+    ``exp_avg`` and ``exp_avg_sq`` (tensors, float32 also for bfloat16 weights). A basis has shape ``(r, n)`` on the
+    right or ``(r, m)`` on the left of an m x n weight; ``"full"`` has the left one in ``basis`` and the right one in
+    ``basis_right``. The state loads with ``torch.load(weights_only=True)`` and training continues bit for bit.
 
     Examples
     --------
@@ -89,6 +95,7 @@ class GaLoreAdamW(Optimizer):
     """
 
     _warned = False
+    _slots: tuple[tuple[Any, ...], dict[Tensor, Slot]] | None = None
 
     def __init__(
         self,
@@ -101,10 +108,12 @@ class GaLoreAdamW(Optimizer):
         basis: BasisMethod = "warm",
         moments: Moments = "rotate",
         stagger: bool = True,
+        lazy: bool = False,
         seed: int = 0,
     ) -> None:
-        defaults: dict[str, Any] = {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay}
-        super().__init__(params, defaults | {"basis": basis, "moments": moments, "stagger": stagger, "seed": seed})
+        adam = {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay}
+        refresh = {"basis": basis, "moments": moments, "stagger": stagger, "lazy": lazy, "seed": seed}
+        super().__init__(params, {**adam, **refresh})
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
@@ -144,7 +153,7 @@ class GaLoreAdamW(Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        slots = self._slots()
+        slots = self._current_slots()
         for group in self.param_groups:
             trained = [param for param in group["params"] if param.grad is not None]
             if any(param.grad.is_sparse for param in trained):
@@ -154,23 +163,15 @@ class GaLoreAdamW(Optimizer):
             self._step_projected(group, [param for param in trained if param in slots], slots)
         return loss
 
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Load a state: own copies of its tensors, in the precision of the state and not of the parameters."""
-        # torch casts every state tensor to the parameter's dtype, which rounds float32 moments of bfloat16 weights, and
-        # shares with the source what needs no cast. A last hook sees the dictionary as the other hooks leave it.
-        seen: dict[str, Any] = {}
-        handle = self.register_load_state_dict_pre_hook(lambda _, loaded: seen.update(loaded))
-        try:
-            super().load_state_dict(state_dict)
-        finally:
-            handle.remove()
-        params = [param for group in self.param_groups for param in group["params"]]
-        saved_ids = [index for group in seen["param_groups"] for index in group["params"]]
-        for index, param in zip(saved_ids, params, strict=True):
-            if index in seen["state"]:
-                self.state[param] = {key: _own(key, value, param) for key, value in seen["state"][index].items()}
+    def _current_slots(self) -> dict[Tensor, Slot]:
+        # Kept as long as no group changes: who updates during the backward pass calls step() once for each parameter.
+        keys = ("rank", "split", "update_proj_gap", "stagger")
+        made_from = tuple((*map(group.get, keys), *map(id, group["params"])) for group in self.param_groups)
+        if self._slots is None or self._slots[0] != made_from:
+            self._slots = made_from, self._make_slots()
+        return self._slots[1]
 
-    def _slots(self) -> dict[Tensor, Slot]:
+    def _make_slots(self) -> dict[Tensor, Slot]:
         everything = enumerate((group, param) for group in self.param_groups for param in group["params"])
         projected = [(index, group, param) for index, (group, param) in everything if is_projected(param, group)]
         return {
@@ -260,12 +261,3 @@ def _all_finite(lows: list[Tensor]) -> list[bool]:
         return []
     sums = [low.sum().to(device=lows[0].device, dtype=torch.float64) for low in lows]
     return torch.stack(sums).isfinite().tolist()
-
-
-def _own(key: str, value: Any, param: Tensor) -> Any:
-    if not isinstance(value, Tensor):
-        return value
-    if key == "step":
-        return value.to(device=step_device(param), dtype=torch.float32, copy=True)
-    dtype = state_dtype(param.dtype) if value.is_floating_point() else value.dtype
-    return value.to(device=param.device, dtype=dtype, copy=True)

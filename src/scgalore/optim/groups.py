@@ -2,24 +2,38 @@
 
 from __future__ import annotations
 
-from collections import Counter
-from typing import TYPE_CHECKING, Any, Literal
+from collections import Counter, defaultdict
+from collections.abc import Mapping
+from difflib import get_close_matches
+from fnmatch import fnmatchcase
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, NoReturn
 
 from torch import nn
 
 from scgalore.errors import OptionError
-from scgalore.optim.checks import check_projection, plain_number
+from scgalore.optim.checks import check_projection, check_settings, closest, plain_number
+from scgalore.optim.memory import adamw_bytes, format_bytes
 from scgalore.optim.projector import ProjType, state_numel
 from scgalore.optim.subspace import PROJECTION_DEFAULTS, is_projected, state_dtype
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Iterable
 
     from torch import Tensor
 
 # Query, key and value in one weight, as flash-attention and torch.nn.MultiheadAttention name it: three bases, since the
 # largest of the three gradients would take a common one for itself.
 PACKED_QKV = ("Wqkv.weight", "in_proj_weight")
+
+_OVERRIDABLE = ("rank", "update_proj_gap", "scale", "proj_type", "weight_decay")
+_KINDS = ("galore", "galore-qkv", "galore-no-decay", "adamw", "adamw-no-decay")
+
+
+class _Weight(NamedTuple):
+    param: Tensor
+    names: list[str]  # more than one when it is shared
+    is_matrix: bool  # with at least two dimensions, and no lookup table
+    split: int
 
 
 def param_groups(
@@ -30,6 +44,7 @@ def param_groups(
     scale: float | Literal["auto"] = "auto",
     proj_type: ProjType = "std",
     weight_decay: float = 0.0,
+    overrides: Mapping[str, Mapping[str, Any] | None] | None = None,
 ) -> list[dict[str, Any]]:
     """Sort the trainable parameters of a module into groups for :class:`~scgalore.optim.GaLoreAdamW`.
 
@@ -52,51 +67,151 @@ def param_groups(
         Side to project: ``"std"``, ``"reverse_std"``, ``"left"``, ``"right"`` or ``"full"``.
     weight_decay
         Decoupled weight decay of the matrices.
+    overrides
+        Exceptions to the rule: patterns of parameter names (``*``, ``?``, ``[...]``), each with the options that its
+        parameters get instead, of ``rank``, ``update_proj_gap``, ``scale``, ``proj_type`` and ``weight_decay``. The
+        first pattern that matches a name counts. A ``rank`` projects any 2-D parameter, an embedding too; ``{"rank":
+        None}`` or plain ``None`` leaves the parameters to AdamW.
 
     Returns
     -------
-    Groups named ``galore``, ``galore-qkv``, ``adamw``, ``adamw-no-decay``, empty ones left out, each with ``params``,
-    ``param_names`` and its options. Any torch optimizer takes them.
+    Groups named ``galore``, ``galore-qkv``, ``adamw``, ``adamw-no-decay``, and ``galore (pattern)`` and so on for what
+    an override changes; empty ones left out. Each has ``params``, ``param_names`` and its options. Any torch optimizer
+    takes them.
+
+    Raises
+    ------
+    OptionError
+        If nothing is trainable, an option is out of range, or an override matches nothing or could have no effect.
+
+    Examples
+    --------
+    >>> import torch
+    >>> import scgalore as sg
+    >>> network = torch.nn.Sequential(torch.nn.Embedding(100, 64), torch.nn.Linear(64, 64), torch.nn.Linear(64, 3))
+    >>> groups = sg.optim.param_groups(network, rank=16, overrides={"0.weight": {"rank": 8}, "2.*": None})
+    >>> [group["name"] for group in groups]
+    ['galore', 'galore-no-decay (0.weight)', 'adamw', 'adamw-no-decay']
     """
-    embeddings = {id(m.weight) for m in module.modules() if isinstance(m, nn.Embedding | nn.EmbeddingBag)}
-    named = [(name, param) for name, param in module.named_parameters() if param.requires_grad]
-    if not named:
-        msg = f"{type(module).__name__} has no parameter with requires_grad=True; unfreeze what is to be trained."
-        raise OptionError(msg)
-    matrices = {name for name, param in named if param.ndim >= 2 and id(param) not in embeddings}
+    weights = _trainable(module)
     if rank == "auto":
-        rank = _quarter_width([param for name, param in named if name in matrices and param.ndim == 2])
+        rank = _quarter_width(weights)
     shared = {"rank": rank, "update_proj_gap": update_proj_gap, "scale": scale, "proj_type": proj_type}
     shared = {key: plain_number(value) for key, value in shared.items()}
     if rank is not None:
         check_projection({"split": 1, **shared})
-    options: dict[str, dict[str, Any]] = {
-        "galore": {**shared, "split": 1, "weight_decay": weight_decay},
-        "galore-qkv": {**shared, "split": 3, "weight_decay": weight_decay},
-        "adamw": {"weight_decay": weight_decay},
-        "adamw-no-decay": {"weight_decay": 0.0},
-    }
-    members: dict[str, list[tuple[str, Tensor]]] = {key: [] for key in options}
-    for name, param in named:
+    owns = _check_overrides(overrides or {}, module, weights, shared)
+    groups: dict[str, dict[str, Any]] = {}
+    for weight in weights:
+        pattern = next((pattern for pattern in owns if _matches(weight.names, pattern)), "")
+        own = owns.get(pattern, {})
+        decay = weight_decay if weight.is_matrix else 0.0
+        options = {**shared, "split": weight.split, "weight_decay": decay, **own}
         # Projected: 2-D weights of linear and attention layers with min(dim) > rank, packed q/k/v block by block.
         # AdamW: embeddings, norms, biases, and heads with a dimension <= rank.
-        key = "adamw" if name in matrices else "adamw-no-decay"
-        if name in matrices:
-            wanted = "galore-qkv" if name.endswith(PACKED_QKV) and param.shape[0] % 3 == 0 else "galore"
-            key = wanted if is_projected(param, options[wanted]) else key
-        members[key].append((name, param))
-    return [
-        {"name": key, "params": [p for _, p in found], "param_names": [n for n, _ in found], **options[key]}
-        for key, found in members.items()
-        if found
-    ]
+        projected = (weight.is_matrix or "rank" in own) and is_projected(weight.param, options)
+        kind = ("galore-qkv" if weight.split > 1 else "galore") if projected else "adamw"
+        kind += "" if weight.is_matrix or "weight_decay" in own else "-no-decay"
+        is_own = bool(own) if projected else "weight_decay" in own
+        name = f"{kind} ({pattern})" if is_own else kind
+        options = options if projected else {"weight_decay": options["weight_decay"]}
+        group = groups.setdefault(name, {"name": name, "params": [], "param_names": [], **options})
+        group["params"].append(weight.param)
+        group["param_names"].append(weight.names[0])
+    return sorted(groups.values(), key=lambda group: (_KINDS.index(group["name"].split()[0]), "(" in group["name"]))
 
 
-def _quarter_width(matrices: Iterable[Tensor]) -> int | None:
+def _trainable(module: nn.Module) -> list[_Weight]:
+    tables = {id(m.weight) for m in module.modules() if isinstance(m, nn.Embedding | nn.EmbeddingBag)}
+    names: defaultdict[Tensor, list[str]] = defaultdict(list)
+    for name, param in module.named_parameters(remove_duplicate=False):
+        if param.requires_grad:
+            names[param].append(name)
+    if not names:
+        msg = f"{type(module).__name__} has no parameter with requires_grad=True; unfreeze what is to be trained."
+        raise OptionError(msg)
+    weights = []
+    for weight, its_names in names.items():
+        is_matrix = weight.ndim >= 2 and id(weight) not in tables
+        packed = is_matrix and weight.shape[0] % 3 == 0 and any(name.endswith(PACKED_QKV) for name in its_names)
+        weights.append(_Weight(weight, its_names, is_matrix, split=3 if packed else 1))
+    return weights
+
+
+def _quarter_width(weights: Iterable[_Weight]) -> int | None:
     entries: Counter[int] = Counter()
-    for matrix in matrices:
-        entries[min(matrix.shape)] += matrix.numel()
+    for param, _, is_matrix, _ in weights:
+        if is_matrix and param.ndim == 2:
+            entries[min(param.shape)] += param.numel()
     return max(1, entries.most_common(1)[0][0] // 4) if entries else None
+
+
+def _matches(names: Iterable[str], pattern: str) -> bool:
+    return any(fnmatchcase(name, pattern) for name in names)
+
+
+def _check_overrides(
+    overrides: Mapping[str, Mapping[str, Any] | None],
+    module: nn.Module,
+    weights: list[_Weight],
+    shared: Mapping[str, Any],
+) -> dict[str, dict[str, Any]]:
+    """Options by pattern, once it is certain that each of them is valid and reaches a parameter."""
+    checked = {}
+    left = weights
+    for pattern, options in overrides.items():
+        own = _own_options(pattern, options, shared)
+        reached = [weight for weight in left if _matches(weight.names, pattern)]
+        left = [weight for weight in left if not _matches(weight.names, pattern)]
+        if not reached:
+            _refuse_unreached(pattern, module)
+        rank = own.get("rank", shared["rank"])
+        can_project = any(w.param.ndim == 2 and (w.is_matrix or "rank" in own) for w in reached) and rank is not None
+        if own.keys() - {"weight_decay"} and not can_project and own.get("rank", 0) is not None:
+            msg = (
+                f"overrides[{pattern!r}] sets {', '.join(own)}, but nothing it matches is projected, such as "
+                f"{reached[0].names[0]!r}; give a rank, and match weights with rows and columns."
+            )
+            raise OptionError(msg)
+        checked[pattern] = own
+    return checked
+
+
+def _own_options(pattern: str, options: Mapping[str, Any] | None, shared: Mapping[str, Any]) -> dict[str, Any]:
+    where = f"overrides[{pattern!r}]"
+    if options is None:
+        return {"rank": None}
+    if not isinstance(options, Mapping) or not options:
+        msg = f"{where} is {options!r}; expected options such as {{'rank': 64}}, or None for AdamW."
+        raise OptionError(msg)
+    for key in options:
+        if key not in _OVERRIDABLE:
+            msg = f"{where} has no option {key!r}; choose from {', '.join(_OVERRIDABLE)}.{closest(key, _OVERRIDABLE)}"
+            raise OptionError(msg)
+    own = {key: plain_number(value) for key, value in options.items()}
+    merged = {"split": 1, **shared, **own}
+    try:
+        check_settings(own)
+        check_projection(merged if merged["rank"] is not None else {**merged, "rank": 1})
+    except OptionError as error:
+        msg = f"{where}: {error}"
+        raise OptionError(msg) from None
+    return own
+
+
+def _refuse_unreached(pattern: str, module: nn.Module) -> NoReturn:
+    trained = {name: param.requires_grad for name, param in module.named_parameters(remove_duplicate=False)}
+    matched = [name for name in trained if fnmatchcase(name, pattern)]
+    if any(trained[name] for name in matched):
+        msg = f"overrides[{pattern!r}] comes after patterns that take all it matches; put it before them."
+    elif matched:
+        msg = (
+            f"overrides[{pattern!r}] matches only frozen parameters, such as {matched[0]!r}; unfreeze them or drop it."
+        )
+    else:
+        near = get_close_matches(pattern, [name for name in trained if trained[name]], n=1, cutoff=0.0)[0]
+        msg = f"overrides[{pattern!r}] matches no parameter of {type(module).__name__}; the closest is {near!r}."
+    raise OptionError(msg)
 
 
 def describe_groups(groups: Iterable[Mapping[str, Any]]) -> str:
@@ -109,7 +224,8 @@ def describe_groups(groups: Iterable[Mapping[str, Any]]) -> str:
 
     Returns
     -------
-    One line a parameter, one line a group with its counts, and the total.
+    One line a parameter, one line a group with its counts, and the total. The bytes are what
+    :class:`~scgalore.optim.GaLoreAdamW` keeps after its first step, and :func:`~scgalore.optim.memory_report` then finds.
     """
     lines = [_row("parameter", "shape", "rank", "AdamW state", "this state")]
     total = [0, 0, 0, 0]
@@ -120,29 +236,34 @@ def describe_groups(groups: Iterable[Mapping[str, Any]]) -> str:
             projected, before, after = _cost(param, group)
             rank = f"{group['split']} x {group['rank']}" if projected and group["split"] > 1 else str(group.get("rank"))
             shape = " x ".join(map(str, param.shape)) or "scalar"
-            lines.append(_row(f"  {name}", shape, rank if projected else "-", _size(before), _size(after)))
+            lines.append(
+                _row(f"  {name}", shape, rank if projected else "-", format_bytes(before), format_bytes(after))
+            )
             counts = [a + b for a, b in zip(counts, (1, param.numel(), before, after), strict=True)]
         title = f"{group.get('name', f'group {number}')}: {counts[0]} tensors, {counts[1]:,} parameters"
-        lines.append(_row(title, "", "", _size(counts[2]), _size(counts[3])))
+        lines.append(_row(title, "", "", format_bytes(counts[2]), format_bytes(counts[3])))
         total = [a + b for a, b in zip(total, counts, strict=True)]
-    lines.append(_row(f"total: {total[0]} tensors, {total[1]:,} parameters", "", "", _size(total[2]), _size(total[3])))
+    lines.append(
+        _row(
+            f"total: {total[0]} tensors, {total[1]:,} parameters",
+            "",
+            "",
+            format_bytes(total[2]),
+            format_bytes(total[3]),
+        )
+    )
     return "\n".join(lines)
 
 
 def _cost(param: Tensor, group: Mapping[str, Any]) -> tuple[bool, int, int]:
-    width = state_dtype(param.dtype).itemsize
-    before = 2 * param.numel() * width
+    before = adamw_bytes(param)
     group = PROJECTION_DEFAULTS | dict(group)
     if not is_projected(param, group):
         return False, before, before
     split = group["split"]
     numel = split * state_numel(param.shape[0] // split, param.shape[1], group["rank"], group["proj_type"])
-    return True, before, numel * width
+    return True, before, numel * state_dtype(param.dtype).itemsize
 
 
 def _row(name: str, shape: str, rank: str, before: str, after: str) -> str:
     return f"{name:<56} {shape:>14} {rank:>8} {before:>12} {after:>12}".rstrip()
-
-
-def _size(n_bytes: int) -> str:
-    return f"{n_bytes / 1e6:.2f} MB" if n_bytes >= 1e6 else f"{n_bytes / 1e3:.2f} kB"

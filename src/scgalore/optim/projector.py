@@ -8,10 +8,13 @@ directions in columns. Everything broadcasts over a leading dimension of packed 
 from __future__ import annotations
 
 import math
-from typing import Literal, NamedTuple
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import torch
 from torch import Tensor
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
 
 ProjType = Literal["std", "reverse_std", "left", "right", "full"]
 PROJ_TYPES: tuple[ProjType, ...] = ("std", "reverse_std", "left", "right", "full")
@@ -90,58 +93,81 @@ def expand_into_(weight: Tensor, low: Tensor, bases: Bases, *, keep: float = 1.0
     product(a, b, beta=keep, alpha=rate)
 
 
-def rotate(moment: Tensor, old: Bases, new: Bases, *, squared: bool = False) -> Tensor:
-    """Moment expressed in new bases; a second moment (``squared``) turns by the squared coefficients.
+def turns(old: Bases, new: Bases) -> Bases:
+    """Cosines between old and new directions of each side, ``(r old, r new)``."""
+    left, right = (None if a is None or b is None else a @ b.mT for a, b in zip(old, new, strict=True))
+    return Bases(left, right)
+
+
+def rotate(moment: Tensor, turn: Bases, *, squared: bool = False) -> Tensor:
+    """Moment expressed in new bases; a second moment (``squared``) turns by the squared cosines.
 
     That is exact when directions only flip or change places, and keeps variances non-negative in every other case.
     """
-    for before, after, is_left in ((old.left, new.left, True), (old.right, new.right, False)):
-        if before is None or after is None:
-            continue
-        turn = before @ after.mT  # (r old, r new)
-        turn = turn.square() if squared else turn
-        moment = turn.mT @ moment if is_left else moment @ turn
-    return moment
+    left, right = (side if side is None or not squared else side.square() for side in turn)
+    if left is not None:
+        moment = left.mT @ moment
+    return moment if right is None else moment @ right
+
+
+def overlap(turn: Bases) -> float:
+    """Share of the old subspace that the new one contains, of the side and block that moved most, whatever the signs."""
+    shares = [side.square().sum((-2, -1)) / side.shape[-2] for side in turn if side is not None]
+    return min(float(share.min()) for share in shares)
 
 
 def iterate_basis(grad: Tensor, basis: Tensor, n_iter: int = 1) -> Tensor:
-    """Subspace iteration towards the leading right singular directions of ``grad``, from ``basis``.
-
-    Householder QR, because real gradients are rank-deficient and Cholesky QR breaks down on them. Each direction keeps
-    the sign of the one it continues, whatever the LAPACK build.
-    """
+    """Subspace iteration towards the leading right singular directions of ``grad``, from ``basis``."""
     for _ in range(n_iter):
         image = _unit_peak(basis @ grad.mT)  # (r, m)
         # Unit rows: weak directions would otherwise enter by the square of their singular value.
         image = image / image.norm(dim=-1, keepdim=True).clamp_min(1e-12)
-        target = _unit_peak(image @ grad) + _KEEP_OLD * basis  # (r, n)
-        q, upper = torch.linalg.qr(target.mT)
-        sign = torch.where(upper.diagonal(dim1=-2, dim2=-1) < 0, -1.0, 1.0).to(q.dtype)
-        basis = (q * sign.unsqueeze(-2)).mT.contiguous()
+        basis = orthonormal(_unit_peak(image @ grad) + _KEEP_OLD * basis)  # (r, n)
     return basis
 
 
-def random_basis(grad: Tensor, rank: int, seed: int) -> Tensor:
-    """Leading right directions of ``grad`` by two power iterations from a random start.
+def orthonormal(directions: Tensor) -> Tensor:
+    """Orthonormal basis of the span of ``(r, n)`` directions, each with the sign of the one it continues.
 
-    The start is drawn on the CPU, so that every rank and device has the same.
+    Householder QR, because real gradients are rank-deficient and Cholesky QR breaks down on them. The signs do not hang
+    on the LAPACK build.
     """
-    generator = torch.Generator().manual_seed(seed)
-    # Wide Gaussian rows are near enough to orthonormal once they have about unit length.
-    start = torch.randn(*grad.shape[:-2], rank, grad.shape[-1], generator=generator) / grad.shape[-1] ** 0.5
-    return iterate_basis(grad, start.to(grad), n_iter=2)
+    q, upper = torch.linalg.qr(directions.mT)
+    sign = torch.where(upper.diagonal(dim1=-2, dim2=-1) < 0, -1.0, 1.0).to(q.dtype)
+    return (q * sign.unsqueeze(-2)).mT.contiguous()
 
 
-def iterated_bases(grad: Tensor, rank: int, sides: Sides, old: Bases | None, seed: int) -> Bases:
-    """Bases by subspace iteration: one step from the old ones, or from a seeded random start."""
+def random_directions(grad: Tensor, rank: int, seeds: Iterable[int]) -> Tensor:
+    """Gaussian directions on the right of ``grad``: long ones, so nearly orthonormal.
 
-    def of_side(matrix: Tensor, start: Tensor | None, side_seed: int) -> Tensor:
-        if start is None or start.shape[-2] != rank:
-            return random_basis(matrix, rank, side_seed)
-        return iterate_basis(matrix, start)
+    They are drawn on the CPU, so that every rank and device has the same, from a seed mixed of several numbers.
+    """
+    mixed = 0
+    for seed in seeds:
+        mixed = (mixed ^ seed) * 6364136223846793005 % 2**64
+    # The generator reads 32 bits of its seed, and the upper half is the better mixed one.
+    generator = torch.Generator().manual_seed(mixed >> 32)
+    drawn = torch.randn(*grad.shape[:-2], rank, grad.shape[-1], generator=generator)
+    return (drawn / grad.shape[-1] ** 0.5).to(grad)
 
-    left = of_side(grad.mT, old.left if old else None, 2 * seed) if sides.left else None
-    right = of_side(grad, old.right if old else None, 2 * seed + 1) if sides.right else None
+
+def random_start(grad: Tensor, rank: int, sides: Sides, seeds: Sequence[int]) -> Bases:
+    """Random directions for each projected side, to iterate from."""
+    left = random_directions(grad.mT, rank, (*seeds, 0)) if sides.left else None
+    right = random_directions(grad, rank, (*seeds, 1)) if sides.right else None
+    return Bases(left, right)
+
+
+def random_bases(grad: Tensor, rank: int, sides: Sides, seeds: Sequence[int]) -> Bases:
+    """Bases that do not look at the gradient, uniform among all subspaces."""
+    left, right = (None if side is None else orthonormal(side) for side in random_start(grad, rank, sides, seeds))
+    return Bases(left, right)
+
+
+def iterated_bases(grad: Tensor, start: Bases, n_iter: int = 1) -> Bases:
+    """Bases by subspace iteration on each projected side."""
+    left = None if start.left is None else iterate_basis(grad.mT, start.left, n_iter)
+    right = None if start.right is None else iterate_basis(grad, start.right, n_iter)
     return Bases(left, right)
 
 

@@ -1,6 +1,7 @@
 """The optimizers that ``optimizer="..."`` can name.
 
-To add one, write its ``build`` and put an :class:`OptimizerSpec` into :data:`OPTIMIZERS`.
+To add one, write its ``build`` and put an :class:`OptimizerSpec` into :data:`OPTIMIZERS`; it is then checked, built,
+documented and tested like the others. A package that only one of them needs is imported when that one is built.
 """
 
 from __future__ import annotations
@@ -15,6 +16,8 @@ from scgalore.optim.checks import check_settings, closest, plain_number
 from scgalore.optim.galore import GaLoreAdamW
 from scgalore.optim.groups import param_groups
 from scgalore.optim.kernels import FUSED_DEVICES
+from scgalore.optim.packages import require
+from scgalore.optim.sophia import SophiaG
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -38,9 +41,11 @@ class OptimizerSpec:
     weight_decay
         Weight decay when the user gives none.
     options
-        Every option the optimizer takes, with its default.
+        Every option the optimizer takes, with its default; values as JSON has them.
     trains
         What is trained and what its state holds, in a sentence.
+    state_bytes
+        Bytes of state for each parameter, in words.
     source
         Where the defaults come from.
     """
@@ -51,14 +56,25 @@ class OptimizerSpec:
     weight_decay: float = 0.0
     options: Mapping[str, Any] = field(default_factory=dict)
     trains: str = ""
+    state_bytes: str = ""
     source: str = ""
 
 
 def build_galore(module: nn.Module, *, lr: float, weight_decay: float, **options: Any) -> Optimizer:
     """:class:`~scgalore.optim.GaLoreAdamW` on the groups of :func:`~scgalore.optim.param_groups`."""
-    grouping = {key: options.pop(key) for key in ("rank", "update_proj_gap", "scale", "proj_type")}
+    grouping = {key: options.pop(key) for key in _GROUPING}
     groups = param_groups(module, weight_decay=weight_decay, **grouping)
     return GaLoreAdamW(groups, lr=lr, weight_decay=weight_decay, **options)
+
+
+def build_galore_torch(module: nn.Module, *, lr: float, weight_decay: float, **options: Any) -> Optimizer:
+    """:class:`~scgalore.optim.galore_torch.GaLoreTorchAdamW`, the reference package with its limits, which it lists."""
+    require("galore_torch", install="galore-torch")
+    from scgalore.optim.galore_torch import GaLoreTorchAdamW, package_groups
+
+    grouping = {key: options.pop(key) for key in _GROUPING}
+    groups = package_groups(param_groups(module, weight_decay=weight_decay, **grouping))
+    return GaLoreTorchAdamW(groups, lr=lr, weight_decay=weight_decay, **options)
 
 
 def build_adamw(module: nn.Module, *, lr: float, weight_decay: float, **options: Any) -> Optimizer:
@@ -71,39 +87,125 @@ def build_adamw(module: nn.Module, *, lr: float, weight_decay: float, **options:
     return optimizer
 
 
+def build_adafactor(
+    module: nn.Module, *, lr: float, weight_decay: float, eps1: float | None, eps2: float, **options: Any
+) -> Optimizer:
+    """:class:`torch.optim.Adafactor`, where ``lr`` is the largest step relative to the size of the weight.
+
+    Its weight decay is ``lr * weight_decay`` a step, as AdamW's, so at this ``lr`` it decays much more.
+    """
+    groups = param_groups(module, rank=None, weight_decay=weight_decay)
+    return torch.optim.Adafactor(groups, lr=lr, weight_decay=weight_decay, eps=(eps1, eps2), **options)
+
+
+def build_sophia(module: nn.Module, *, lr: float, weight_decay: float, **options: Any) -> Optimizer:
+    """:class:`~scgalore.optim.SophiaG`, which the training loop must supply with curvature."""
+    return SophiaG(
+        param_groups(module, rank=None, weight_decay=weight_decay), lr=lr, weight_decay=weight_decay, **options
+    )
+
+
+def build_adamw_8bit(
+    module: nn.Module, *, lr: float, weight_decay: float, min_8bit_size: int, **options: Any
+) -> Optimizer:
+    """:class:`bitsandbytes.optim.AdamW8bit`, made for CUDA.
+
+    On CPU, where it runs too since bitsandbytes 0.50, a step took 39 times as long as one of the fused AdamW (10.5
+    million parameters, one thread). It resumes bit for bit there.
+    """
+    if isinstance(min_8bit_size, bool) or not isinstance(min_8bit_size, int) or min_8bit_size < 0:
+        msg = f"min_8bit_size={min_8bit_size!r}: expected a whole number of entries, not negative."
+        raise OptionError(msg)
+    require("bitsandbytes", install='"scgalore[lowbit]"')
+    from bitsandbytes.optim import AdamW8bit
+
+    groups = param_groups(module, rank=None, weight_decay=weight_decay)
+    return AdamW8bit(groups, lr=lr, weight_decay=weight_decay, min_8bit_size=min_8bit_size, **options)
+
+
 _BETAS_EPS = {"betas": (0.9, 0.999), "eps": 1e-8}
+_GROUPING = {"rank": "auto", "update_proj_gap": 20, "scale": "auto", "proj_type": "std", "overrides": None}
 
 OPTIMIZERS: dict[str, OptimizerSpec] = {
-    "galore": OptimizerSpec(
-        name="galore",
-        build=build_galore,
-        lr=1e-4,
-        options={
-            "rank": "auto",
-            "update_proj_gap": 20,
-            "scale": "auto",
-            "proj_type": "std",
-            "basis": "warm",
-            "moments": "rotate",
-            "stagger": True,
-            "seed": 0,
-            **_BETAS_EPS,
-        },
-        trains="All parameters; moments of matrices in a low-rank subspace, AdamW for the rest.",
-        source=(
-            "lr, betas, eps as for adamw, since scale='auto' makes steps comparable. rank = width / 4 as in the GaLore "
-            "paper's pre-training; on a small scGPT-shaped network it came within 1 % of AdamW's loss, rank 8 did not. "
-            "On that network frequent refreshes helped once moments were rotated, hence every 20 steps and not 200."
+    spec.name: spec
+    for spec in (
+        OptimizerSpec(
+            name="galore",
+            build=build_galore,
+            lr=1e-4,
+            options={
+                **_GROUPING,
+                "basis": "warm",
+                "moments": "rotate",
+                "stagger": True,
+                "lazy": False,
+                "lazy": False,
+                "seed": 0,
+                **_BETAS_EPS,
+            },
+            trains="All parameters; moments of matrices in a low-rank subspace, AdamW for the rest.",
+            state_bytes=(
+                "4 r (2 max(m, n) + min(m, n)) for a projected m x n matrix (float32), so 3 for each parameter of a square "
+                "one at r = n / 4; 8 for each of the others."
+            ),
+            source=(
+                "lr, betas, eps as for adamw, since scale='auto' makes steps comparable. rank = width / 4 as in the GaLore "
+                "paper's pre-training; on a small scGPT-shaped network it came within 1 % of AdamW's loss, rank 8 did not. "
+                "On that network frequent refreshes helped once moments were rotated, hence every 20 steps and not 200."
+            ),
         ),
-    ),
-    "adamw": OptimizerSpec(
-        name="adamw",
-        build=build_adamw,
-        lr=1e-4,
-        options=dict(_BETAS_EPS),
-        trains="All parameters; two moments for each.",
-        source="lr, eps and no weight decay as in the scGPT authors' fine-tuning; betas are torch's.",
-    ),
+        OptimizerSpec(
+            name="galore-torch",
+            build=build_galore_torch,
+            lr=1e-4,
+            options={**_GROUPING, "update_proj_gap": 200, **_BETAS_EPS, "eps": 1e-6},
+            trains="All parameters, with the reference package galore-torch 1.0; packed q/k/v as one matrix.",
+            state_bytes=(
+                "As galore in a checkpoint. In memory, in float32, a basis keeps the whole factor of the SVD: 4 min(m, n)**2 "
+                "in place of 4 r min(m, n), so 6 for each parameter of a square matrix at r = n / 4; 8 for each of the others."
+            ),
+            source=(
+                "eps, update_proj_gap and proj_type are the package's; its moments do not survive frequent refreshes. rank, "
+                "scale, lr and betas as for galore, so that lr means the same."
+            ),
+        ),
+        OptimizerSpec(
+            name="adamw",
+            build=build_adamw,
+            lr=1e-4,
+            options=dict(_BETAS_EPS),
+            trains="All parameters; two moments for each.",
+            state_bytes="8 for each parameter (float32).",
+            source="lr, eps and no weight decay as in the scGPT authors' fine-tuning; betas are torch's.",
+        ),
+        OptimizerSpec(
+            name="adafactor",
+            build=build_adafactor,
+            lr=1e-2,
+            options={"beta2_decay": -0.8, "eps1": None, "eps2": 1e-3, "d": 1.0},
+            trains="All parameters; the second moment of a matrix as one row and one column, no first moment.",
+            state_bytes="4 (m + n) for an m x n matrix (float32), so next to nothing; 4 for each entry of a vector.",
+            source="All are torch's, after Shazeer and Stern 2018.",
+        ),
+        OptimizerSpec(
+            name="sophia",
+            build=build_sophia,
+            lr=1e-4,
+            options={"rho": 0.04, "curvature_every": 10, "betas": (0.965, 0.99), "eps": 1e-12},
+            trains="All parameters; a momentum and a curvature for each, the latter from a further backward pass now and then.",
+            state_bytes="8 for each parameter (float32).",
+            source="rho, curvature_every and betas as in the paper (Liu et al. 2024) and its code; eps is the paper's.",
+        ),
+        OptimizerSpec(
+            name="adamw-8bit",
+            build=build_adamw_8bit,
+            lr=1e-4,
+            options={"min_8bit_size": 4096, **_BETAS_EPS},
+            trains="All parameters, with bitsandbytes on CUDA; two moments for each, in 8 bits and blocks of 256.",
+            state_bytes="2 1/32 for each parameter of a tensor with at least min_8bit_size entries; 8 for each of the others.",
+            source="min_8bit_size is the package's; the others as for adamw.",
+        ),
+    )
 }
 
 
@@ -133,13 +235,25 @@ def build_optimizer(
     Returns
     -------
     The optimizer, on the parameters of the module that require gradients.
+
+    Raises
+    ------
+    OptionError
+        If the name or an option does not exist, a value is out of range, or a package is missing.
     """
     spec = check_options(name, options)
     chosen = {**spec.options, **options}
     chosen["lr"] = spec.lr if lr is None else lr
     chosen["weight_decay"] = spec.weight_decay if weight_decay is None else weight_decay
     check_settings(chosen)
-    return spec.build(module, **{key: plain_number(value) for key, value in chosen.items()})
+    try:
+        return spec.build(module, **{key: plain_number(value) for key, value in chosen.items()})
+    except OptionError:
+        raise
+    except (TypeError, ValueError) as error:
+        # torch and other packages check their own options, and say what they refuse.
+        msg = f"optimizer={name!r}: {error}"
+        raise OptionError(msg) from error
 
 
 def check_options(name: str, options: Mapping[str, Any]) -> OptimizerSpec:

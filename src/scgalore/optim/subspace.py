@@ -11,16 +11,34 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from scgalore.optim.projector import Bases, compressed_shape, exact_bases, iterated_bases, rotate, sides_of
+from scgalore.optim.projector import (
+    Bases,
+    Sides,
+    compressed_shape,
+    exact_bases,
+    iterated_bases,
+    overlap,
+    random_bases,
+    random_start,
+    rotate,
+    sides_of,
+    turns,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-BasisMethod = Literal["warm", "svd"]
+BasisMethod = Literal["warm", "svd", "randomized", "random"]
+BASIS_METHODS: tuple[BasisMethod, ...] = ("warm", "svd", "randomized", "random")
 Moments = Literal["rotate", "keep", "reset"]
+MOMENTS: tuple[Moments, ...] = ("rotate", "keep", "reset")
 
 # What a group with `rank` gets for the keys it does not set.
 PROJECTION_DEFAULTS: dict[str, Any] = {"update_proj_gap": 20, "scale": "auto", "proj_type": "std", "split": 1}
+
+# A lazy refresh that finds this share of the old subspace again doubles the gap, up to this many times the group's.
+UNMOVED = 0.95
+MOST_GAPS = 16
 
 
 class Slot(NamedTuple):
@@ -64,23 +82,42 @@ def current_bases(group: Mapping[str, Any], state: dict[str, Any], grad: Tensor,
     lowest, highest = (float(extreme) for extreme in torch.aminmax(grad))
     if lowest == highest == 0.0 or not (math.isfinite(lowest) and math.isfinite(highest)):
         return old
-    if group["basis"] == "svd":
-        new = exact_bases(grad, group["rank"], sides)
-    else:
-        new = iterated_bases(grad, group["rank"], sides, old, seed=(group["seed"] * 1_000_003 + slot.number) % 2**62)
-    _carry_moments(state, grad, old, new, group["moments"])
+    step = state.setdefault("step", 0)
+    new = _new_bases(group, grad, sides, old, seeds=(group["seed"], slot.number, step))
+    turn = None if old is None else turns(old, new)
+    _carry_moments(state, grad, new, turn, group["moments"])
     state["basis"] = new.right if new.left is None else new.left
     if sides.left and sides.right:
         state["basis_right"] = new.right
-    gap, step = group["update_proj_gap"], state.setdefault("step", 0)
-    state["refresh_at"] = step + gap - (step + slot.offset) % gap
+    gap, n_gaps = group["update_proj_gap"], 1
+    if group["lazy"]:
+        if turn is not None and overlap(turn) > UNMOVED:
+            n_gaps = min(2 * state.get("n_gaps", 1), MOST_GAPS)
+        state["n_gaps"] = n_gaps
+    state["refresh_at"] = step + n_gaps * gap - (step + slot.offset) % gap
     return new
 
 
-def _carry_moments(state: dict[str, Any], grad: Tensor, old: Bases | None, new: Bases, moments: Moments) -> None:
+def _new_bases(
+    group: Mapping[str, Any], grad: Tensor, sides: Sides, old: Bases | None, seeds: tuple[int, int, int]
+) -> Bases:
+    method, rank = group["basis"], group["rank"]
+    if method == "svd":
+        return exact_bases(grad, rank, sides)
+    if method == "random":
+        return random_bases(grad, rank, sides, seeds)
+    if method == "warm" and old is not None and all(side is None or side.shape[-2] == rank for side in old):
+        return iterated_bases(grad, old)
+    start = random_start(grad, rank, sides, seeds)
+    # All first bases fall in one step, which must not stand out: one iteration, from where the next refresh goes on.
+    # A sketch that nothing improves later takes two.
+    return iterated_bases(grad, start, n_iter=1 if method == "warm" else 2)
+
+
+def _carry_moments(state: dict[str, Any], grad: Tensor, new: Bases, turn: Bases | None, moments: Moments) -> None:
     shape = compressed_shape(grad, new)
     for key in ("exp_avg", "exp_avg_sq"):
-        if old is not None and moments == "rotate":
-            state[key] = rotate(state[key], old, new, squared=key == "exp_avg_sq")
-        elif old is None or moments == "reset" or state[key].shape != shape:
+        if turn is not None and moments == "rotate":
+            state[key] = rotate(state[key], turn, squared=key == "exp_avg_sq")
+        elif turn is None or moments == "reset" or state[key].shape != shape:
             state[key] = torch.zeros(shape, dtype=grad.dtype, device=grad.device)

@@ -341,6 +341,16 @@ def optimizer_unknown(world: World) -> None:
     world.finetune(model="never looked at", optimizer="galor")
 
 
+@wrong(OptionError, "adapter='lor'", "Did you mean 'lora'")
+def adapter_unknown(world: World) -> None:
+    world.finetune(model="never looked at", adapter="lor")
+
+
+@wrong(OptionError, "embedding='row'", "'rows', 'full', 'frozen'")
+def embedding_unknown(world: World) -> None:
+    world.finetune(model="never looked at", embedding="row")
+
+
 @wrong(OptionError, "optimizer='galore' has no option 'rnk'", "Did you mean 'rank'")
 def optimizer_option_unknown(world: World) -> None:
     world.finetune(model="never looked at", optimizer_options={"rnk": 8})

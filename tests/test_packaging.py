@@ -5,6 +5,7 @@ import re
 import sys
 import tomllib
 from importlib.metadata import packages_distributions
+from itertools import chain
 from pathlib import Path
 
 import pytest
@@ -20,13 +21,20 @@ def name_of(requirement: str) -> str:
     return re.sub(r"[-_.]+", "-", re.split(r"[^A-Za-z0-9._-]", requirement, maxsplit=1)[0]).lower()
 
 
+# Those of the extras are imported where an extra is asked for.
+REQUIREMENTS: list[str] = [
+    *PROJECT["project"]["dependencies"],
+    *chain(*PROJECT["project"]["optional-dependencies"].values()),
+]
+
+
 def constrained() -> set[str]:
     lines = (REPOSITORY / "constraints.txt").read_text(encoding="utf-8").splitlines()
     return {name_of(line) for line in lines if line and not line.startswith("#")}
 
 
 def test_every_import_is_a_declared_dependency() -> None:
-    declared = {name_of(requirement) for requirement in PROJECT["project"]["dependencies"]}
+    declared = {name_of(requirement) for requirement in REQUIREMENTS}
     distributions = packages_distributions()
     missing: dict[str, str] = {}
     for path in (REPOSITORY / "src").rglob("*.py"):
@@ -40,13 +48,12 @@ def test_every_import_is_a_declared_dependency() -> None:
 
 
 def test_bounds_are_lower_bounds() -> None:
-    requirements = PROJECT["project"]["dependencies"]
-    assert [requirement for requirement in requirements if not re.fullmatch(r"[\w-]+>=[\d.]+", requirement)] == []
+    assert [requirement for requirement in REQUIREMENTS if not re.fullmatch(r"[\w-]+>=[\d.]+", requirement)] == []
 
 
 def test_constraints_cover_what_is_installed_and_nothing_local() -> None:
     groups = [entry for group in PROJECT["dependency-groups"].values() for entry in group if isinstance(entry, str)]
-    wanted = {name_of(requirement) for requirement in PROJECT["project"]["dependencies"] + groups}
+    wanted = {name_of(requirement) for requirement in REQUIREMENTS + groups}
     assert wanted - constrained() == set()
     text = (REPOSITORY / "constraints.txt").read_text(encoding="utf-8")
     pins = [line for line in text.splitlines() if not line.startswith("#")]

@@ -79,7 +79,7 @@ def report(
         weights={"name": "scgpt-mini", "sha256": "abc"},
         optimizer_bytes=250_000,
         adamw_bytes=1_000_000,
-        table_share=0.8,
+        table_rows=(700, 8003),
         seconds={"fine-tuning": 3.0, "umap": 4.25},
         peak=peak,
         versions={"python": "3.11"},

@@ -63,3 +63,18 @@ def test_batches_stay_as_they_are(original):
 def test_labels_are_needed(original):
     with pytest.raises(ValueError, match="without them"):
         Classification()(original.network(), replace(original.batch(), labels=None))
+
+
+def test_loss_at_its_own_labels_estimates_the_curvature(original):
+    network, batch = original.network().eval(), original.batch()
+    bias = network.cls_decoder.out_layer.bias
+    probabilities = network.classify(network.encode(batch.genes, batch.values, batch.padding)).softmax(dim=1)
+    exact = (probabilities * (1 - probabilities)).mean(dim=0)  # diagonal of the cross entropy's Hessian in the logits
+    generator = torch.Generator().manual_seed(0)
+    draws = []
+    for _ in range(300):
+        loss, n = Classification().self_sampled(network, batch, generator)
+        draws.append(n * torch.autograd.grad(loss, bias)[0].square())
+    estimates = torch.stack(draws)
+    error = estimates.std(dim=0) / len(draws) ** 0.5
+    assert bool(((estimates.mean(dim=0) - exact).abs() < 5 * error).all())

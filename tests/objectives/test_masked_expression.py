@@ -199,3 +199,34 @@ def test_ratios_that_make_no_sense(ratio):
 def test_corruption_is_needed(original):
     with pytest.raises(ValueError, match="corrupt"):
         MaskedExpression()(original.network(), replace(original.batch(), masked=None))
+
+
+def test_loss_at_its_own_values_estimates_the_curvature(original):
+    objective, network = MaskedExpression(), original.network().eval()
+    batch = objective.corrupt(original.batch(), seed=0, draw=0)
+    biases = [network.decoder.fc[-1].bias, network.mvc_decoder.gene2query.bias]
+    generator = torch.Generator().manual_seed(0)
+    draws = []
+    for _ in range(300):
+        loss, n = objective.self_sampled(network, batch, generator)
+        assert n == int(batch.masked.sum())
+        draws.append([n * grad.square().sum() for grad in torch.autograd.grad(loss, biases)])
+    estimates = torch.tensor(draws)
+    error = estimates.std(dim=0) / len(draws) ** 0.5
+    # The output's bias shifts every prediction by one: 2 is the second derivative of its squared error.
+    assert abs(estimates[:, 0].mean() - 2.0) < 5 * error[0]
+    # The other is only in the second head, and has a Jacobian to be computed.
+    encoded = network.encode(batch.genes, batch.values, batch.padding)
+    prediction = network.expression_from_cell(encoded)[0][batch.masked]
+    rows = [torch.autograd.grad(one, biases[1], retain_graph=True)[0] for one in prediction]
+    exact = 2 * torch.stack(rows).square().mean(dim=0).sum()
+    assert abs(estimates[:, 1].mean() - exact) < 5 * error[1]
+
+
+def test_own_values_hang_on_the_generator_alone(original):
+    objective, network = MaskedExpression(), original.network().eval()
+    batch = objective.corrupt(original.batch(), seed=0, draw=0)
+    losses = [
+        objective.self_sampled(network, batch, torch.Generator().manual_seed(seed))[0].item() for seed in (1, 1, 2)
+    ]
+    assert losses[0] == losses[1] != losses[2]

@@ -5,8 +5,12 @@ import numpy as np
 import pytest
 
 from scgalore import settings
+from scgalore.adapters import ADAPTERS
 from scgalore.errors import OptionError
+from scgalore.optim import OPTIMIZERS
 from scgalore.train import TrainConfig
+
+PER_LAYER: dict[str, Any] = {"per_layer_update": True, "clip_norm": math.inf}
 
 
 def function(adata: Any, *, labels_key: str | None = None, **options: Any) -> None:
@@ -51,11 +55,36 @@ class TestValues:
             pytest.param(
                 {"optimizer": "adamw", "optimizer_options": {"betas": (2, 0)}}, "betas|beta", id="option_of_adamw"
             ),
+            pytest.param({"adapter": "lor"}, "adapter='lor'.*Did you mean 'lora'", id="adapter_name"),
+            pytest.param({"adapter": 3}, "adapter=3", id="adapter_number"),
+            pytest.param(
+                {"adapter": "lora", "adapter_options": {"rnk": 4}}, "'rnk'.*Did you mean 'rank'", id="adapter_option"
+            ),
+            pytest.param({"adapter": "lte", "adapter_options": {"n_heads": 0}}, "n_heads=0", id="adapter_option_value"),
+            pytest.param(
+                {"adapter": "lora", "adapter_options": None}, "adapter_options=None", id="adapter_options_none"
+            ),
+            pytest.param({"adapter_options": {"rank": 4}}, "without an adapter", id="adapter_options_alone"),
+            pytest.param({"embedding": "row"}, "embedding='row': choose one of 'rows'", id="embedding"),
+            pytest.param({**PER_LAYER, "clip_norm": 1.0}, "excludes clip_norm=1.0", id="per_layer_clipping"),
+            pytest.param({**PER_LAYER, "accumulate": 2}, "excludes accumulate=2", id="per_layer_accumulation"),
+            pytest.param(
+                {**PER_LAYER, "precision": "16-mixed"}, "excludes precision='16-mixed'", id="per_layer_scaler"
+            ),
+            pytest.param({**PER_LAYER, "devices": 2}, "excludes devices=2", id="per_layer_devices"),
+            pytest.param({**PER_LAYER, "devices": [0, 1]}, r"excludes devices=\[0, 1\]", id="per_layer_device_list"),
+            pytest.param({**PER_LAYER, "optimizer": "sophia"}, "excludes optimizer='sophia'", id="per_layer_sophia"),
         ],
     )
     def test_out_of_range_is_refused(self, options: dict[str, Any], message: str) -> None:
         with pytest.raises(OptionError, match=message):
             TrainConfig(**options)
+
+    def test_learning_rate_is_the_optimizers_times_the_adapters(self) -> None:
+        lr, factor = OPTIMIZERS["adamw"].lr, ADAPTERS["lora"].lr_factor
+        assert TrainConfig(optimizer="adamw").peak_lr == lr
+        assert TrainConfig(optimizer="adamw", adapter="lora").peak_lr == lr * factor
+        assert TrainConfig(optimizer="adamw", adapter="lora", lr=0.5).peak_lr == 0.5
 
     def test_numbers_of_numpy_become_plain(self) -> None:
         config = TrainConfig(max_epochs=np.int64(3), lr=np.float32(0.5), clip_norm=1, seed=np.uint32(7))  # type: ignore[arg-type]

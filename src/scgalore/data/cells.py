@@ -111,6 +111,10 @@ class TokenCells:
         tokenizer = Tokenizer(tokenizer.token_ids, cls_id=tokenizer.cls_id, pad_id=tokenizer.pad_id, config=config)
         return replace(self, tokenizer=tokenizer, lengths=np.minimum(self.lengths, config.max_length))
 
+    def tokens(self) -> NDArray[np.int64]:
+        """Ids of all tokens that a batch of these cells may hold, sorted."""
+        return np.union1d(self.tokenizer.genes, [self.tokenizer.cls_id, self.tokenizer.pad_id])
+
     def keys(self) -> Iterator[NDArray[np.uint64]]:
         """Content keys of the cells, a chunk of them at a time; see :func:`scgalore.data.hashing.cell_keys`."""
         for _, rows in self.matrix.chunks():

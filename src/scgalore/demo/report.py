@@ -40,8 +40,8 @@ class Report:
         Optimizer state of the run.
     adamw_bytes
         Optimizer state of AdamW on the same network.
-    table_share
-        Share of the parameters that the table of gene embeddings holds.
+    table_rows
+        Rows of the table of gene embeddings that were trained, and all of them.
     seconds
         Time of each part.
     peak
@@ -58,7 +58,7 @@ class Report:
     weights: Mapping[str, str]
     optimizer_bytes: int
     adamw_bytes: int
-    table_share: float
+    table_rows: tuple[int, int]
     seconds: Mapping[str, float]
     peak: int | None
     versions: Mapping[str, str]
@@ -123,7 +123,8 @@ class Report:
         if self.optimizer != "adamw":
             share = self.optimizer_bytes / self.adamw_bytes
             state += f", {share:.0%} of the {_size(self.adamw_bytes)} of AdamW on the same network (both measured). "
-            state += f"{self.table_share:.0%} of the parameters are the table of gene embeddings, which GaLore does not project"
+            trained, total_rows = self.table_rows
+            state += f"Of the {total_rows:,} rows of gene embeddings, both train the {trained:,} that these cells use"
         return "\n\n".join(
             [
                 "## Time and memory",

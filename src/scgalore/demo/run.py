@@ -210,9 +210,8 @@ class _Demo:
         )
         return fitted.training["optimizer_bytes"]
 
-    def _table_share(self) -> float:
-        network = self.loaded.network
-        return network.encoder.embedding.weight.numel() / sum(tensor.numel() for tensor in network.parameters())
+    def _table_rows(self) -> tuple[int, int]:
+        return len(self.loaded.cells(self.cells).tokens()), self.loaded.network.config.n_tokens
 
     def report(self, adata: AnnData) -> Report:
         """Collect everything found."""
@@ -233,7 +232,7 @@ class _Demo:
             settings=asdict(self.recipe),
             weights={"name": self.name, "sha256": result["weights"]["sha256"]},
             optimizer_bytes=self.optimizer_bytes,
-            table_share=self._table_share(),
+            table_rows=self._table_rows(),
             adamw_bytes=adamw_bytes,
             seconds=self.watch.seconds,
             peak=peak_memory(),

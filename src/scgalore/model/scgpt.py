@@ -15,9 +15,11 @@ from scgalore.data.labels import encode_labels
 from scgalore.data.split import random_split
 from scgalore.data.tokens import TokenizerConfig
 from scgalore.errors import OptionError, WeightsError
+from scgalore.model.adapter_files import is_adapter_folder, read_adapter, write_adapter
 from scgalore.model.files import read_model, write_model
 from scgalore.model.identity import run_identity
 from scgalore.model.inference import CellOutput, pick_device, run_network
+from scgalore.model.training import apply_adapter, trainable
 from scgalore.nn import SCGPTConfig, SCGPTNetwork
 from scgalore.objectives import Classification, MaskedExpression
 from scgalore.train.config import TrainConfig
@@ -32,6 +34,7 @@ if TYPE_CHECKING:
     from scgalore.data.split import Split
     from scgalore.data.vocab import GeneVocab
     from scgalore.model.files import Provenance
+    from scgalore.model.training import AdapterWeights
     from scgalore.objectives import Objective
     from scgalore.weights import LoadReport
 
@@ -106,16 +109,21 @@ class SCGPT:
         self.split: Split | None = None
         #: Best epoch and bytes of optimizer state of the last training.
         self.training: dict[str, int] = {}
+        #: What the adapter of the last training learnt and the weights it belongs to, if it can be saved alone.
+        self.adapter: tuple[AdapterWeights, Provenance] | None = None
 
     @classmethod
-    def from_pretrained(cls, model: PathLike = "scgpt") -> Self:
+    def from_pretrained(cls, model: PathLike = "scgpt", *, base: PathLike | None = None) -> Self:
         """Load weights.
 
         Parameters
         ----------
         model
-            Name in the registry (:func:`scgalore.weights.list_weights`), or folder: one that :meth:`save` wrote, one in
-            upstream's layout (``args.json, vocab.json, best_model.pt``), or a safetensors copy of it.
+            Name in the registry (:func:`scgalore.weights.list_weights`), or folder: one that :meth:`save` or
+            :meth:`save_adapter` wrote, one in upstream's layout (``args.json, vocab.json, best_model.pt``), or a
+            safetensors copy of it.
+        base
+            Where the weights are that an adapter belongs to, when that is no longer where its folder says.
 
         Returns
         -------
@@ -126,10 +134,16 @@ class SCGPT:
         OptionError
             If ``model`` is neither a name nor a folder.
         WeightsError
-            If the folder is incomplete or damaged, or an encoder tensor would stay random.
+            If the folder is incomplete or damaged, an encoder tensor would stay random, or ``base`` holds other weights
+            than the adapter was trained on.
         DownloadError
             If the weights must be fetched and cannot be.
         """
+        if is_adapter_folder(model):
+            return cls._from_adapter(model, base)
+        if base is not None:
+            msg = f"base={str(base)!r} belongs to an adapter, and {str(model)!r} is none. Leave base out."
+            raise OptionError(msg)
         stored = read_model(model)
         loaded = cls(
             stored.network,
@@ -140,6 +154,25 @@ class SCGPT:
         )
         loaded.history = stored.history
         loaded.is_trained = not stored.history.empty
+        return loaded
+
+    @classmethod
+    def _from_adapter(cls, folder: PathLike, base: PathLike | None) -> Self:
+        stored = read_adapter(folder)
+        loaded = cls.from_pretrained(stored.base["name"] if base is None else base)
+        if loaded.provenance["sha256"] != stored.base["sha256"]:
+            msg = (
+                f"The adapter in {folder} was trained on {stored.base['name']} (sha256 {stored.base['sha256'][:12]}), and "
+                f"{loaded.provenance['name']} holds other weights ({loaded.provenance['sha256'][:12]}). Name the right ones "
+                "with base=."
+            )
+            raise WeightsError(msg)
+        if stored.classes != loaded.classes:
+            loaded._set_classes(len(stored.classes), seed=0)
+        apply_adapter(loaded.network, stored.weights)
+        loaded.classes, loaded.adapter, loaded.is_trained = stored.classes, (stored.weights, stored.base), True
+        loaded.provenance = {**loaded.provenance, "name": str(folder), "sha256": "", "layout": "adapter"}
+        loaded.provenance["base"] = stored.base["name"]
         return loaded
 
     @classmethod
@@ -220,7 +253,7 @@ class SCGPT:
         resume: bool = False,
         **options: Any,
     ) -> None:
-        """Train all parameters.
+        """Train all parameters, or an adapter.
 
         Parameters
         ----------
@@ -294,29 +327,32 @@ class SCGPT:
         if objective is None:
             masked = MaskedExpression(mask_value=self.network.config.mask_value)
             objective = masked if cells.labels is None else Classification()
-        classes = self.classes if cells.labels is None else cells.classes
-        identity = None if checkpoint_dir is None else run_identity(cells, split, objective, config, self.network)
-        before = {name: tensor.clone() for name, tensor in self.network.state_dict().items()}
+        network, classes = self.network, self.classes if cells.labels is None else cells.classes
+        identity = None if checkpoint_dir is None else run_identity(cells, split, objective, config, network)
+        head, sizes = network.cls_decoder, network.config
         try:
             if classes != self.classes:
                 self._set_classes(len(classes), seed=config.seed)
-            result = fit(
-                self.network,
-                cells,
-                split,
-                objective,
-                config,
-                checkpoint_dir=checkpoint_dir,
-                resume=resume,
-                identity=identity,
-            )
+            with trainable(network, config, cells.tokens()) as ready:
+                result = fit(
+                    network,
+                    cells,
+                    split,
+                    objective,
+                    config,
+                    adapter=ready.adapter,
+                    checkpoint_dir=checkpoint_dir,
+                    resume=resume,
+                    identity=identity,
+                )
+                learnt = ready.adapter_weights()
         except BaseException:
-            self._set_classes(len(self.classes), seed=0)
-            self.network.load_state_dict(before)
+            network.cls_decoder, network.config = head, sizes
             raise
         finally:
-            self.network.eval().cpu()
+            network.eval().cpu()
         self.classes, self.history, self.split, self.is_trained = classes, result.history, split, True
+        self.adapter = None if learnt is None else (learnt, self.provenance)
         # No file holds these weights yet, and those they started from did not make what comes next.
         base = self.provenance["base"] if self.provenance["layout"] == "memory" else self.provenance["name"]
         self.provenance = {"name": f"fine-tuned {base}", "sha256": "", "layout": "memory", "base": base}
@@ -428,6 +464,26 @@ class SCGPT:
             history=self.history,
             overwrite=overwrite,
         )
+
+    def save_adapter(self, folder: PathLike, *, overwrite: bool = False) -> None:
+        """Write what the adapter of the last training learnt: ``adapter.json, adapter.safetensors``, all or nothing.
+
+        :meth:`from_pretrained` reads it, and the weights it belongs to from where they were.
+
+        Parameters
+        ----------
+        folder
+            Made by this call.
+        overwrite
+            Whether an adapter that is there may be replaced.
+
+        Raises
+        ------
+        OptionError
+            If there was no adapter, other weights were trained beside it, or no file holds those it belongs to.
+        """
+        weights, base = (None, self.provenance) if self.adapter is None else self.adapter
+        write_adapter(folder, weights, base=base, classes=self.classes, overwrite=overwrite)
 
     @classmethod
     def load(cls, folder: PathLike) -> Self:

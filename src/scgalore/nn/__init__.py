@@ -2,6 +2,7 @@
 
 from scgalore.nn.attention import attention_scores, rank_scores
 from scgalore.nn.config import SCGPTConfig
+from scgalore.nn.embedding import EMBEDDINGS, EmbeddingMode
 from scgalore.nn.network import Encoded, SCGPTNetwork
 
-__all__ = ["Encoded", "SCGPTConfig", "SCGPTNetwork", "attention_scores", "rank_scores"]
+__all__ = ["EMBEDDINGS", "EmbeddingMode", "Encoded", "SCGPTConfig", "SCGPTNetwork", "attention_scores", "rank_scores"]

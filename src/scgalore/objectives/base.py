@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 if TYPE_CHECKING:
-    from torch import Tensor
+    from torch import Generator, Tensor
 
     from scgalore.data.tokens import TokenBatch
     from scgalore.nn import SCGPTNetwork
@@ -43,4 +43,12 @@ class Objective(Protocol):
 
     def __call__(self, network: SCGPTNetwork, batch: TokenBatch) -> Loss:
         """Run the network and measure the loss."""
+        ...
+
+    def self_sampled(self, network: SCGPTNetwork, batch: TokenBatch, generator: Generator) -> tuple[Tensor, int]:
+        """Measure the loss at targets drawn from the model itself, and count the terms it is a mean over.
+
+        Its squared gradient estimates the curvature of the loss (Gauss-Newton-Bartlett, for
+        :class:`~scgalore.optim.SophiaG`).
+        """
         ...

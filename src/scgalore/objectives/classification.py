@@ -9,8 +9,11 @@ import torch
 import torch.nn.functional as F
 
 from scgalore.objectives.base import Loss
+from scgalore.optim.sophia import sample_classes
 
 if TYPE_CHECKING:
+    from torch import Generator, Tensor
+
     from scgalore.data.tokens import TokenBatch
     from scgalore.nn import SCGPTNetwork
 
@@ -41,11 +44,23 @@ class Classification:
         if batch.labels is None:
             msg = "Classification needs labels in the batch; the data module was built without them."
             raise ValueError(msg)
-        encoded = network.encode(
-            batch.genes, batch.values, batch.padding, batches=batch.batches, flags=batch.flags, cell_only=True
-        )
-        logits = network.classify(encoded)  # (b, n_classes)
-        weight = None if self.class_weights is None else logits.new_tensor(self.class_weights)
-        loss = F.cross_entropy(logits, batch.labels, weight=weight, label_smoothing=self.label_smoothing)
+        logits = _logits(network, batch)
+        loss = self._loss(logits, batch.labels)
         accuracy = (logits.argmax(dim=1) == batch.labels).to(torch.float32).mean()
         return Loss(loss, {"accuracy": accuracy.detach()}, len(batch))
+
+    def self_sampled(self, network: SCGPTNetwork, batch: TokenBatch, generator: Generator) -> tuple[Tensor, int]:
+        """Cross entropy at classes drawn from the softmax; its terms are the cells."""
+        logits = _logits(network, batch)
+        return self._loss(logits, sample_classes(logits, generator)), len(batch)
+
+    def _loss(self, logits: Tensor, labels: Tensor) -> Tensor:
+        weight = None if self.class_weights is None else logits.new_tensor(self.class_weights)
+        return F.cross_entropy(logits, labels, weight=weight, label_smoothing=self.label_smoothing)
+
+
+def _logits(network: SCGPTNetwork, batch: TokenBatch) -> Tensor:
+    encoded = network.encode(
+        batch.genes, batch.values, batch.padding, batches=batch.batches, flags=batch.flags, cell_only=True
+    )
+    return network.classify(encoded)  # (b, n_classes)

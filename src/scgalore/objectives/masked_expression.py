@@ -12,9 +12,11 @@ from scgalore.data.hashing import uniforms
 from scgalore.errors import OptionError
 from scgalore.objectives.base import Loss
 from scgalore.objectives.losses import masked_mse, negative_log_bernoulli
+from scgalore.optim.sophia import sample_values
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
+    from torch import Generator, Tensor
 
     from scgalore.data.tokens import TokenBatch
     from scgalore.nn import SCGPTNetwork
@@ -65,17 +67,32 @@ class MaskedExpression:
         if batch.targets is None or batch.masked is None:
             msg = "MaskedExpression reads `targets` and `masked`: pass the batch through `corrupt` first."
             raise ValueError(msg)
-        encoded = network.encode(batch.genes, batch.values, batch.padding, batches=batch.batches, flags=batch.flags)
-        heads = {"mse": network.expression(encoded, batch.values, batch.batches)}
-        if network.mvc_decoder is not None:
-            heads["mse_from_cell"] = network.expression_from_cell(encoded, batch.batches)
         parts = {}
-        for name, (prediction, nonzero) in heads.items():
+        for name, (prediction, nonzero) in _heads(network, batch).items():
             parts[name] = masked_mse(prediction, batch.targets, batch.masked)
             if nonzero is not None:
                 parts[name.replace("mse", "zeros")] = negative_log_bernoulli(nonzero, batch.targets, batch.masked)
         total = torch.stack(list(parts.values())).sum()
         return Loss(total, {name: part.detach() for name, part in parts.items()}, len(batch))
+
+    def self_sampled(self, network: SCGPTNetwork, batch: TokenBatch, generator: Generator) -> tuple[Tensor, int]:
+        """Loss at values drawn around the predictions; its terms are the masked positions."""
+        assert batch.masked is not None
+        parts = []
+        for prediction, nonzero in _heads(network, batch).values():
+            parts.append(masked_mse(prediction, sample_values(prediction, generator), batch.masked))
+            if nonzero is not None:
+                expressed = torch.bernoulli(nonzero.detach(), generator=generator)
+                parts.append(negative_log_bernoulli(nonzero, expressed, batch.masked))
+        return torch.stack(parts).sum(), int(batch.masked.sum())
+
+
+def _heads(network: SCGPTNetwork, batch: TokenBatch) -> dict[str, tuple[Tensor, Tensor | None]]:
+    encoded = network.encode(batch.genes, batch.values, batch.padding, batches=batch.batches, flags=batch.flags)
+    heads = {"mse": network.expression(encoded, batch.values, batch.batches)}
+    if network.mvc_decoder is not None:
+        heads["mse_from_cell"] = network.expression_from_cell(encoded, batch.batches)
+    return heads
 
 
 def smallest(order: NDArray[np.float64], eligible: NDArray[np.bool_], n: NDArray[np.int64]) -> NDArray[np.bool_]:

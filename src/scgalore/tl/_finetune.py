@@ -33,6 +33,8 @@ def finetune(
     *,
     labels_key: str | None = None,
     optimizer: str = "galore",
+    adapter: str | None = None,
+    embedding: str = "rows",
     layer: str | None = None,
     gene_symbols: str | None = None,
     mod: str = "rna",
@@ -45,7 +47,7 @@ def finetune(
     key_added: str | None = None,
     **train_options: Any,
 ) -> SCGPT:
-    """Fine-tune all parameters of a foundation model on your cells :cite:p:`Cui2024,Zhao2024`.
+    """Fine-tune a foundation model on your cells :cite:p:`Cui2024,Zhao2024`.
 
     With ``labels_key`` the model learns to name the classes; without, it goes on with masked expression, the objective it
     was pre-trained with. The weights of the epoch with the lowest validation loss are kept. Results are written to the
@@ -59,7 +61,14 @@ def finetune(
         in place.
     {labels_key}
     optimizer
-        Entry of :data:`scgalore.optim.OPTIMIZERS`: ``"galore"`` keeps low-rank optimizer state, ``"adamw"`` full state.
+        Entry of :data:`scgalore.optim.OPTIMIZERS`: ``"galore"`` keeps low-rank optimizer state, ``"adamw"`` full state;
+        :doc:`/optimizers` compares all of them.
+    adapter
+        Entry of :data:`scgalore.adapters.ADAPTERS`, such as ``"lora"``, to train low-rank factors in place of weights;
+        ``None`` trains the weights.
+    embedding
+        Entry of :data:`scgalore.nn.EMBEDDINGS`: ``"rows"`` trains the embeddings of the genes at hand, ``"full"`` the
+        whole table, ``"frozen"`` none.
     {layer}
     {gene_symbols}
     {mod}
@@ -76,7 +85,7 @@ def finetune(
     {key_added}
     **train_options
         Fields of :class:`~scgalore.train.TrainConfig`, such as ``max_epochs``, ``batch_size``, ``max_length``, ``lr``,
-        ``patience``, ``precision`` or ``optimizer_options``.
+        ``patience``, ``precision``, ``optimizer_options`` or ``adapter_options``.
 
     Returns
     -------
@@ -119,7 +128,7 @@ def finetune(
     adata = writable_adata(data, mod=mod)
     keys = LabelKeys.from_key_added(key_added, uns="finetune")
     seed = seed_from(rng)
-    options = {"optimizer": optimizer, **train_options}
+    options = {"optimizer": optimizer, "adapter": adapter, "embedding": embedding, **train_options}
     config = TrainConfig.from_call(options, seed=seed, function=finetune)
     codes, classes = (None, ()) if labels_key is None else encode_labels(adata, labels_key)
     split = _split(adata, split_key, codes, validation_size=validation_size, test_size=test_size, seed=seed)

@@ -11,6 +11,7 @@ from lightning.pytorch.callbacks import EarlyStopping, TQDMProgressBar
 
 from scgalore import _logging as logg
 from scgalore.errors import DataError
+from scgalore.optim.layerwise import LayerwiseUpdate
 
 if TYPE_CHECKING:
     from lightning.pytorch import LightningModule, Trainer
@@ -122,6 +123,26 @@ class StopEarly(EarlyStopping):
             logg.info(
                 f"    stopped after epoch {trainer.current_epoch}: {self.patience} without a better {self.monitor}"
             )
+
+
+class UpdateInBackward(Callback):
+    """Update each weight in the backward pass, as soon as its gradient is there."""
+
+    def __init__(self) -> None:
+        self._update: LayerwiseUpdate | None = None
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Begin."""
+        self._update = LayerwiseUpdate(_network(pl_module), trainer.optimizers[0])
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """End."""
+        if self._update is not None:
+            self._update.remove()
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """End too: the network outlives a run that failed."""
+        self.on_train_end(trainer, pl_module)
 
 
 class ProgressBar(TQDMProgressBar):

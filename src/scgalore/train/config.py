@@ -13,8 +13,10 @@ from typing import TYPE_CHECKING, Any, Literal, Self, get_args
 import torch
 
 from scgalore._settings import settings
+from scgalore.adapters import ADAPTERS, check_adapter
 from scgalore.errors import OptionError
-from scgalore.optim import build_optimizer
+from scgalore.nn.embedding import embedding_mode
+from scgalore.optim import OPTIMIZERS, build_optimizer
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -43,8 +45,16 @@ class TrainConfig:
         Entry of :data:`scgalore.optim.OPTIMIZERS`.
     optimizer_options
         What to pass to it, such as ``{"rank": 64}``.
+    adapter
+        Entry of :data:`scgalore.adapters.ADAPTERS`, whose low-rank factors are trained in place of the weights they are
+        attached to; ``None`` trains the weights themselves.
+    adapter_options
+        What to pass to it, such as ``{"targets": "attention"}``.
+    embedding
+        Entry of :data:`scgalore.nn.EMBEDDINGS`: ``"rows"`` trains the gene embeddings of the genes at hand, ``"full"``
+        the whole table, ``"frozen"`` none of it.
     lr
-        Peak learning rate; the optimizer's own default when ``None``.
+        Peak learning rate; when ``None`` the optimizer's own default, times the adapter's factor.
     weight_decay
         Decoupled weight decay.
     warmup
@@ -53,6 +63,10 @@ class TrainConfig:
         Largest norm of the gradient; infinity does not clip.
     accumulate
         Batches whose gradients are added up before a step.
+    per_layer_update
+        Whether each weight is updated as soon as its gradient is there, in the backward pass, so that gradients never exist
+        together. Needs ``clip_norm=float("inf")``, ``accumulate=1``, one device and a precision other than
+        ``"16-mixed"``.
     precision
         Lightning's name of the arithmetic: ``"32-true"``, ``"bf16-mixed"`` or ``"16-mixed"``.
     patience
@@ -71,11 +85,15 @@ class TrainConfig:
     max_length: int | None = None
     optimizer: str = "galore"
     optimizer_options: dict[str, Any] = field(default_factory=dict)
+    adapter: str | None = None
+    adapter_options: dict[str, Any] = field(default_factory=dict)
+    embedding: str = "rows"
     lr: float | None = None
     weight_decay: float = 0.0
     warmup: float = 0.1
     clip_norm: float = 1.0
     accumulate: int = 1
+    per_layer_update: bool = False
     precision: Precision = "32-true"
     patience: int | None = None
     accelerator: Accelerator = "auto"
@@ -102,7 +120,43 @@ class TrainConfig:
                 "dict of its options, for example optimizer='galore', optimizer_options={'rank': 64}."
             )
             raise OptionError(msg)
+        if not (self.adapter is None or isinstance(self.adapter, str)) or not isinstance(self.adapter_options, Mapping):
+            msg = (
+                f"adapter={self.adapter!r}, adapter_options={self.adapter_options!r}: expected a name or None, and a dict "
+                "of its options, for example adapter='lora', adapter_options={'rank': 8}."
+            )
+            raise OptionError(msg)
+        if self.adapter is None and self.adapter_options:
+            msg = f"adapter_options={self.adapter_options!r} without an adapter; choose one of {', '.join(ADAPTERS)}."
+            raise OptionError(msg)
+        embedding_mode(self.embedding)
+        if self.adapter is not None:
+            check_adapter(self.adapter, self.adapter_options)
         _build_for_show(self.optimizer, self.optimizer_options)
+        if self.per_layer_update:
+            self._check_per_layer()
+
+    def _check_per_layer(self) -> None:
+        optimizer = f"optimizer={self.optimizer!r}"
+        excluded = {
+            "clip_norm": (math.isfinite(self.clip_norm), "the norm of all gradients is never known", "float('inf')"),
+            "accumulate": (self.accumulate > 1, "a gradient is used up as soon as it is there", "1"),
+            "precision": (self.precision == "16-mixed", "gradients are unscaled all together", "'bf16-mixed'"),
+            "devices": (_several(self.devices), "gradients are averaged over devices too late", "1"),
+            "optimizer": (self.optimizer == "sophia", f"{optimizer} estimates curvature before a step", "'galore'"),
+        }
+        for name, (is_so, why, instead) in excluded.items():
+            if is_so:
+                msg = f"per_layer_update=True excludes {name}={getattr(self, name)!r}: {why}. Set {name}={instead}."
+                raise OptionError(msg)
+
+    @property
+    def peak_lr(self) -> float:
+        """Learning rate at its peak, chosen or the default."""
+        if self.lr is not None:
+            return self.lr
+        factor = 1.0 if self.adapter is None else ADAPTERS[self.adapter].lr_factor
+        return OPTIMIZERS[self.optimizer].lr * factor
 
     def _set(self, name: str, value: Any) -> None:
         object.__setattr__(self, name, value)
@@ -162,6 +216,10 @@ def _build_for_show(optimizer: str, options: Mapping[str, Any]) -> None:
     """Let an optimizer refuse its options before weights are loaded: it is built for a layer without memory."""
     layer = torch.nn.Linear(3 * 4096, 4096, device="meta")  # larger than any sensible rank
     build_optimizer(optimizer, layer, **options)
+
+
+def _several(devices: int | str | list[int]) -> bool:
+    return len(devices) > 1 if isinstance(devices, list) else isinstance(devices, int) and devices > 1
 
 
 def _whole(name: str, value: Any, least: int, *, optional: bool = False) -> int | None:

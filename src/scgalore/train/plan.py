@@ -9,8 +9,9 @@ import torch
 from scvi.train import TrainingPlan
 
 from scgalore.data.hashing import fold_seed
-from scgalore.optim import build_optimizer
+from scgalore.optim import SophiaG, build_optimizer
 from scgalore.train.checkpoint import CHECKPOINT_KEY
+from scgalore.train.clipping import clip_by_norm_
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     from scvi.module.base import LossOutput
     from torch import Tensor
 
+    from scgalore.adapters import Adapter
     from scgalore.data.tokens import TokenBatch
     from scgalore.nn.adapter import SCGPTModule
     from scgalore.train.config import TrainConfig
@@ -36,6 +38,8 @@ class GaLoreTrainingPlan(TrainingPlan):
         How to train.
     identity
         What makes this run this run (data, split, settings); checkpoints say it.
+    adapter
+        Attached to the network, if any; it is told of every step.
 
     Notes
     -----
@@ -43,10 +47,19 @@ class GaLoreTrainingPlan(TrainingPlan):
     resumed ends with the weights of the uninterrupted one, bit for bit.
     """
 
-    def __init__(self, module: SCGPTModule, config: TrainConfig, identity: Mapping[str, Any] | None = None) -> None:
+    def __init__(
+        self,
+        module: SCGPTModule,
+        config: TrainConfig,
+        identity: Mapping[str, Any] | None = None,
+        *,
+        adapter: Adapter | None = None,
+    ) -> None:
         super().__init__(module)
         self.config = config
         self.identity = dict(identity or {})
+        self.adapter = adapter
+        self._last: tuple[TokenBatch, int] | None = None  # what curvature is measured on
 
     def initialize_train_metrics(self) -> None:
         """Leave scvi's ELBO out: there is none."""
@@ -69,6 +82,7 @@ class GaLoreTrainingPlan(TrainingPlan):
         """One step, with dropout drawn from the seed and the position in the run."""
         position = self.current_epoch * self.trainer.num_training_batches + batch_idx
         torch.manual_seed(fold_seed(self.config.seed, position))
+        self._last = batch, position
         _, _, output = self(batch)
         self._log_loss("train_loss", output, progress=True)
         self.compute_and_log_metrics(output, self.train_metrics, "train")
@@ -90,12 +104,39 @@ class GaLoreTrainingPlan(TrainingPlan):
         optimizer = build_optimizer(
             config.optimizer,
             self.module.network,
-            lr=config.lr,
+            lr=config.peak_lr,
             weight_decay=config.weight_decay,
             **config.optimizer_options,
         )
         schedule = warmup_cosine(optimizer, n_steps=int(self.trainer.estimated_stepping_batches), warmup=config.warmup)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
+        """Estimate the curvature for an optimizer that asks for it, at labels drawn from the model itself."""
+        if not isinstance(optimizer, SophiaG) or not optimizer.needs_curvature() or self._last is None:
+            return
+        batch, position = self._last
+        generator = torch.Generator(self.device).manual_seed(fold_seed(self.config.seed, "curvature", position))
+        with self.trainer.precision_plugin.train_step_context():
+            loss, n_terms = self.module.objective.self_sampled(self.module.network, batch, generator)
+        optimizer.update_curvature(loss, n_terms)
+
+    def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
+        """Step, and tell the adapter."""
+        super().optimizer_step(*args, **kwargs)
+        if self.adapter is not None:
+            self.adapter.after_step()
+
+    def configure_gradient_clipping(
+        self,
+        optimizer: torch.optim.Optimizer,
+        gradient_clip_val: float | None = None,
+        gradient_clip_algorithm: str | None = None,
+    ) -> None:
+        """Clip by the norm, such that a sliced table of gene embeddings and a full one give the same bits."""
+        grads = [param.grad for group in optimizer.param_groups for param in group["params"] if param.grad is not None]
+        if gradient_clip_val is not None and grads:
+            clip_by_norm_(grads, gradient_clip_val)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Record which run this is."""

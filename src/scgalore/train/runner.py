@@ -17,7 +17,7 @@ from scgalore._progress import is_shown
 from scgalore.errors import OptionError
 from scgalore.nn.adapter import SCGPTModule
 from scgalore.optim import state_bytes
-from scgalore.train.callbacks import BestWeights, History, ProgressBar, StopEarly
+from scgalore.train.callbacks import BestWeights, History, ProgressBar, StopEarly, UpdateInBackward
 from scgalore.train.checkpoint import WholeFiles, checkpoint_callback, checkpoint_to_resume
 from scgalore.train.datamodule import TokenDataModule
 from scgalore.train.plan import GaLoreTrainingPlan
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from lightning.pytorch import Callback, Trainer
 
     from scgalore._typing import PathLike
+    from scgalore.adapters import Adapter
     from scgalore.data.cells import TokenCells
     from scgalore.data.split import Split
     from scgalore.nn import SCGPTNetwork
@@ -84,6 +85,7 @@ def fit(
     objective: Objective,
     config: TrainConfig,
     *,
+    adapter: Adapter | None = None,
     checkpoint_dir: PathLike | None = None,
     resume: bool = False,
     identity: Mapping[str, Any] | None = None,
@@ -96,6 +98,8 @@ def fit(
         Trained in place; it ends with the weights of the best epoch.
     cells, split, objective, config
         What to train on, for what, and how.
+    adapter
+        Attached to the network, if any.
     checkpoint_dir
         Folder that gets ``last.ckpt`` after each epoch: weights, optimizer, schedule, history and best weights.
     resume
@@ -116,7 +120,7 @@ def fit(
     identity = dict(identity or {})
     checkpoint = checkpoint_to_resume(checkpoint_dir, resume=resume, identity=identity)
     network.train()  # Lightning keeps the mode it finds, and dropout with it
-    plan = GaLoreTrainingPlan(SCGPTModule(network, objective), config, identity)
+    plan = GaLoreTrainingPlan(SCGPTModule(network, objective), config, identity, adapter=adapter)
     data = TokenDataModule(
         cells, split, objective, batch_size=config.batch_size, seed=config.seed, max_length=config.max_length
     )
@@ -125,6 +129,8 @@ def fit(
     if config.patience is not None:
         _require_validation(data)
         callbacks.append(StopEarly(objective.monitor, patience=config.patience))
+    if config.per_layer_update:
+        callbacks.append(UpdateInBackward())
     if is_shown():
         callbacks.append(ProgressBar())
     with _quiet_lightning(), _interruptible(), torch.random.fork_rng():

@@ -1,0 +1,142 @@
+"""A network made ready for a training run, and put back in its own shape afterwards."""
+
+from __future__ import annotations
+
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from scgalore.adapters import attach_adapter
+from scgalore.errors import OptionError, WeightsError
+from scgalore.nn.embedding import embedding_mode
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    import numpy as np
+    from numpy.typing import NDArray
+    from torch import Tensor
+
+    from scgalore.adapters import Adapter
+    from scgalore.nn import SCGPTNetwork
+    from scgalore.train import TrainConfig
+
+__all__ = ["AdapterWeights", "Trainable", "apply_adapter", "trainable"]
+
+
+@dataclass(frozen=True)
+class AdapterWeights:
+    """What an adapter learnt, apart from the weights it was attached to.
+
+    Attributes
+    ----------
+    name
+        Entry of :data:`scgalore.adapters.ADAPTERS`.
+    options
+        All of its options.
+    tensors
+        Its factors.
+    heads
+        Tensors of the network that were trained in full beside it.
+    """
+
+    name: str
+    options: dict[str, Any]
+    tensors: dict[str, Tensor]
+    heads: dict[str, Tensor]
+
+
+@dataclass(frozen=True)
+class Trainable:
+    """A network inside :func:`trainable`.
+
+    Attributes
+    ----------
+    adapter
+        Attached to it, if any.
+    before
+        Its tensors before the adapter was attached.
+    """
+
+    network: SCGPTNetwork
+    adapter: Adapter | None
+    before: dict[str, Tensor]
+
+    def adapter_weights(self) -> AdapterWeights | None:
+        """What the adapter has learnt; ``None`` if too much was trained beside it for the adapter to stand alone."""
+        adapter = self.adapter
+        if adapter is None or adapter.options["others"] != "freeze":
+            return None
+        own = {id(param) for param in adapter.parameters()}
+        trained: dict[str, Tensor] = {}
+        trained |= {name: p for name, p in self.network.named_parameters() if p.requires_grad and id(p) not in own}
+        # Statistics of batch norms move in frozen layers too.
+        trained |= {name: buffer for name, buffer in self.network.named_buffers() if name in self.before}
+        heads = {
+            name: tensor.detach().cpu().clone()
+            for name, tensor in trained.items()
+            if name not in self.before or not torch.equal(tensor.detach().cpu(), self.before[name])
+        }
+        factors = {name: tensor.detach().cpu().clone() for name, tensor in adapter.tensors().items()}
+        return AdapterWeights(adapter.name, dict(adapter.options), factors, heads)
+
+
+@contextmanager
+def trainable(network: SCGPTNetwork, config: TrainConfig, tokens: NDArray[np.int64]) -> Iterator[Trainable]:
+    """Slice or freeze the gene embedding and attach the adapter, as the configuration says.
+
+    When the block ends, rows are merged into the table and the adapter into the weights; when it fails, every weight is as
+    it was.
+
+    Parameters
+    ----------
+    network
+        On the CPU.
+    config
+        Names the embedding mode and the adapter.
+    tokens
+        Token ids that batches may hold, int64 ``(n,)``.
+    """
+    with embedding_mode(config.embedding).applied(network, torch.from_numpy(tokens)):
+        before = {name: tensor.clone() for name, tensor in network.state_dict().items()}
+        adapter = None
+        try:
+            if config.adapter is not None:
+                options = {"seed": config.seed, **config.adapter_options}
+                adapter = attach_adapter(config.adapter, network, **options)
+            if not any(param.requires_grad for param in network.parameters()):
+                msg = "Nothing is left to train: unfreeze parameters of model.network, or choose another embedding=."
+                raise OptionError(msg)
+            yield Trainable(network, adapter, before)
+        except BaseException:
+            if adapter is not None:
+                adapter.detach()
+            network.load_state_dict(before)
+            raise
+        if adapter is not None:
+            adapter.detach()
+
+
+def apply_adapter(network: SCGPTNetwork, weights: AdapterWeights) -> None:
+    """Merge what an adapter learnt into the weights it was trained on, and put the heads trained beside it in place.
+
+    Raises
+    ------
+    WeightsError
+        If names or shapes are not those of this network.
+    """
+    own = network.state_dict()
+    wrong = [name for name, head in weights.heads.items() if name not in own or own[name].shape != head.shape]
+    if wrong:
+        msg = f"The adapter's {wrong[0]} has no place in this network; it belongs to other weights."
+        raise WeightsError(msg)
+    adapter = attach_adapter(weights.name, network, **weights.options)
+    try:
+        adapter.load_tensors(weights.tensors)
+    finally:
+        adapter.detach()
+    with torch.no_grad():
+        for name, head in weights.heads.items():
+            own[name].copy_(head)

@@ -3,6 +3,10 @@ import shutil
 from importlib.metadata import metadata
 from pathlib import Path
 
+from scgalore.adapters import ADAPTERS
+from scgalore.nn import EMBEDDINGS
+from scgalore.optim import OPTIMIZERS
+
 info = metadata("scgalore")
 project = info["Name"]
 author = info["Author"]
@@ -15,6 +19,21 @@ docs = Path(__file__).parent
 shutil.rmtree(docs / "tutorials", ignore_errors=True)
 shutil.copytree(docs.parent / "tutorials", docs / "tutorials")
 
+
+
+def registry_page(registry):
+    """What the entries say of themselves, and their defaults."""
+    for name, entry in registry.items():
+        yield f"`{name}`\n: {entry.trains} Optimizer state: {entry.state_bytes}"
+        if options := getattr(entry, "options", None):
+            shown = {key: value for key, value in {"lr": getattr(entry, "lr", None), **options}.items() if value is not None}
+            yield f"  Defaults: {', '.join(f'`{key}={value!r}`' for key, value in shown.items())}. {entry.source}"
+
+
+(docs / "_generated").mkdir(exist_ok=True)
+for title, registry in {"optimizers": OPTIMIZERS, "adapters": ADAPTERS, "embeddings": EMBEDDINGS}.items():
+    (docs / "_generated" / f"{title}.md").write_text("\n\n".join(registry_page(registry)) + "\n")
+
 extensions = [
     "myst_nb",
     "sphinx.ext.autodoc",
@@ -26,7 +45,7 @@ extensions = [
     "sphinxcontrib.bibtex",
 ]
 
-exclude_patterns = ["_build", "**.ipynb_checkpoints"]
+exclude_patterns = ["_build", "_generated", "**.ipynb_checkpoints"]
 templates_path = ["_templates"]
 default_role = "literal"
 bibtex_bibfiles = ["references.bib"]

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from multiprocessing import get_context
 from typing import TYPE_CHECKING, Any
 
+import torch
 from benchmarks.lowrank_claims.tasks import base_weights
 from benchmarks.lowrank_claims.training import train
 
@@ -121,7 +122,10 @@ def study_all(arms: Sequence[Arm], budgets: Mapping[str, Budget], folder: Path, 
         Processes, of one thread each.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    with ProcessPoolExecutor(n_workers, mp_context=get_context("spawn")) as pool:
+    # One thread each: the arms are independent, and a sum over threads would hang on their number.
+    with ProcessPoolExecutor(
+        n_workers, mp_context=get_context("spawn"), initializer=torch.set_num_threads, initargs=(1,)
+    ) as pool:
         # First, since two processes that need the same pre-trained network would both make it.
         tasks = list({(arm.task.base, arm.task.pretraining_steps): arm.task for arm in arms}.values())
         list(pool.map(base_weights, tasks, [folder] * len(tasks)))

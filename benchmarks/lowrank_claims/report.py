@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from scipy.stats import t as student
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Sequence
+    from collections.abc import Iterable, Sequence
     from pathlib import Path
 
     Study = dict[str, Any]
@@ -83,9 +83,9 @@ def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
-def pick(studies: Sequence[Study], wanted: Callable[[Study], bool]) -> Study | None:
-    """First study that fits."""
-    return next(filter(wanted, studies), None)
+def same_task(study: Study, studies: Iterable[Study]) -> list[Study]:
+    """Studies of the same task."""
+    return [other for other in studies if other["task"] == study["task"]]
 
 
 def claim_a(studies: Sequence[Study]) -> str:
@@ -123,7 +123,7 @@ def claim_b(studies: Sequence[Study]) -> str:
     """LoRA beside full fine-tuning of a ViT: accuracy, and epochs to reach that of full fine-tuning."""
     rows = []
     for s in studies:
-        full = pick(studies, lambda other, s=s: other["task"] == s["task"] and other["method"] == "full")
+        full = next((other for other in same_task(s, studies) if other["method"] == "full"), None)
         accuracies = values(s, "accuracy")
         row = [f"{s['task']}: {s['arm']}", n_tuned(s), rate(s), spread(accuracies), spread(values(s, "loss"))]
         if full is None:
@@ -140,7 +140,8 @@ def claim_c(studies: Sequence[Study]) -> str:
     """Attention, MLP and both at equally many parameters, beside full fine-tuning and a new head alone."""
     rows = []
     for s in studies:
-        attention = pick(studies, lambda o, s=s: o["task"] == s["task"] and o["options"].get("targets") == "attention")
+        beside = same_task(s, studies)
+        attention = next((other for other in beside if other["options"].get("targets") == "attention"), None)
         row = [f"{s['task']}: {s['arm']}", n_tuned(s), rate(s)]
         for metric in ("loss", "accuracy"):
             is_measured = metric in s["runs"][0]["test"]

@@ -111,7 +111,6 @@ def factor(step: int, steps: int, *, decay: bool) -> float:
 
 def train(arm: Arm, lr: float, seed: int, base: dict[str, Tensor] | None) -> dict[str, Any]:
     """Train one arm once; scores on both held-out parts, the curve, and what it took."""
-    torch.set_num_threads(1)
     began = time.process_time()
     network = arm.task.network(seed, base)
     trainable = prepare(network, arm, seed)
@@ -136,6 +135,8 @@ def train(arm: Arm, lr: float, seed: int, base: dict[str, Tensor] | None) -> dic
             trainable.adapter.after_step()
         if arm.score_every and step % arm.score_every == 0:
             curve.append(score(arm.task, network, "test"))
+    if trainable.adapter is not None:
+        trainable.adapter.detach()  # same outputs; sixteen heads side by side are slow to evaluate
     return {
         "validation": score(arm.task, network, "validation"),
         "test": score(arm.task, network, "test"),
@@ -158,7 +159,6 @@ def score(task: Task, network: nn.Module, part: Part) -> dict[str, float]:
 
 def pretrain(task: Task, steps: int) -> dict[str, Tensor]:
     """Train all parameters of a network from random weights; the same bits every time."""
-    torch.set_num_threads(1)
     network = task.network(0, None)
     network.train()
     optimizer = AdamW(network.parameters(), lr=PRETRAINING_LR, weight_decay=0.0, fused=True)

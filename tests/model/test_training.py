@@ -89,6 +89,22 @@ class TestVocabularySlicing:
             table = "encoder.embedding.weight"
             assert torch.equal(read[table], weights(model)[table])
 
+    def test_rows_can_be_projected(self, few: AnnData, big: Callable[..., SCGPT]) -> None:
+        state = {}
+        for overrides in (None, {"encoder.embedding.weight": {"rank": 4}}):
+            model = big()
+            model.train(few, optimizer_options={"overrides": overrides}, **QUICK)
+            state[overrides is None] = model.training["optimizer_bytes"]
+        n, d = len(model.cells(few).tokens()), model.network.config.d_model
+        assert state[True] - state[False] == 4 * (2 * n * d + 1) - 4 * 4 * (2 * n + d)
+
+    def test_override_of_nothing_is_refused(self, few: AnnData, big: Callable[..., SCGPT]) -> None:
+        model = big()
+        before = weights(model)
+        with pytest.raises(OptionError, match="encoder.embedding.weight"):
+            model.train(few, optimizer_options={"overrides": {"encoder.embeding.weight": {"rank": 4}}}, **QUICK)
+        assert differing(before, weights(model)) == []
+
     def test_frozen_table_stays(self, few: AnnData, big: Callable[..., SCGPT]) -> None:
         model = big()
         before = weights(model)

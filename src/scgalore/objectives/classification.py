@@ -45,18 +45,16 @@ class Classification:
             msg = "Classification needs labels in the batch; the data module was built without them."
             raise ValueError(msg)
         logits = _logits(network, batch)
-        loss = self._loss(logits, batch.labels)
+        weight = None if self.class_weights is None else logits.new_tensor(self.class_weights)
+        loss = F.cross_entropy(logits, batch.labels, weight=weight, label_smoothing=self.label_smoothing)
         accuracy = (logits.argmax(dim=1) == batch.labels).to(torch.float32).mean()
         return Loss(loss, {"accuracy": accuracy.detach()}, len(batch))
 
     def self_sampled(self, network: SCGPTNetwork, batch: TokenBatch, generator: Generator) -> tuple[Tensor, int]:
         """Cross entropy at classes drawn from the softmax; its terms are the cells."""
         logits = _logits(network, batch)
-        return self._loss(logits, sample_classes(logits, generator)), len(batch)
-
-    def _loss(self, logits: Tensor, labels: Tensor) -> Tensor:
-        weight = None if self.class_weights is None else logits.new_tensor(self.class_weights)
-        return F.cross_entropy(logits, labels, weight=weight, label_smoothing=self.label_smoothing)
+        # Unweighted and unsmoothed: with either, a cell's gradient at drawn labels has no mean of zero.
+        return F.cross_entropy(logits, sample_classes(logits, generator)), len(batch)
 
 
 def _logits(network: SCGPTNetwork, batch: TokenBatch) -> Tensor:

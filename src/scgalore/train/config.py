@@ -17,6 +17,7 @@ from scgalore.adapters import ADAPTERS, check_adapter
 from scgalore.errors import OptionError
 from scgalore.nn.embedding import embedding_mode
 from scgalore.optim import OPTIMIZERS, build_optimizer
+from scgalore.optim.registry import check_options
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -214,8 +215,10 @@ class TrainConfig:
 
 def _build_for_show(optimizer: str, options: Mapping[str, Any]) -> None:
     """Let an optimizer refuse its options before weights are loaded: it is built for a layer without memory."""
+    check_options(optimizer, options)
     layer = torch.nn.Linear(3 * 4096, 4096, device="meta")  # larger than any sensible rank
-    build_optimizer(optimizer, layer, **options)
+    # Overrides name parameters of the network, which this layer has not.
+    build_optimizer(optimizer, layer, **{key: value for key, value in options.items() if key != "overrides"})
 
 
 def _several(devices: int | str | list[int]) -> bool:

@@ -69,7 +69,7 @@ class Plan:
     budgets: dict[str, Budget]
 
 
-FULL = Plan(400, 150, 100, 30, 1000, 400, {"A": Budget(4, 3), "B": Budget(4, 5), "C": Budget(4, 5)})
+FULL = Plan(400, 150, 100, 30, 1000, 400, {"A": Budget(3, 3), "B": Budget(3, 5), "C": Budget(3, 5)})
 QUICK = Plan(2, 2, 1, 1, 2, 2, {letter: Budget(1, 1) for letter in "ABC"})
 
 

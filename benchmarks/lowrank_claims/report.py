@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 PACKAGES = ("scgalore", "torch", "peft", "scikit-learn", "scanpy", "numpy")
 TARGETS = (0.90, 0.98)  # of the final accuracy of full fine-tuning
 BATCH = 16  # of a GPT in claim A; a head's share of it is what "same steps" compares with
+LARGE_RANK = 16  # of the adapter of claim B that has more parameters than those of claim C
 
 
 def machine() -> dict[str, Any]:
@@ -48,14 +49,27 @@ def spread(numbers: Sequence[float], digits: int = 3) -> str:
     return f"{fmean(numbers):.{digits}f}{sd}"
 
 
-def difference(study: Study, reference: Study, metric: str, digits: int = 3) -> str:
-    """Mean difference to a reference over the same seeds, with its 95 % interval."""
+def interval(study: Study, reference: Study, metric: str) -> tuple[float, float]:
+    """Mean difference to a reference over the same seeds, and half of its 95 % interval (infinite for one seed)."""
     pairs = zip(values(study, metric), values(reference, metric), strict=True)
     gaps = [one - other for one, other in pairs]
     if len(gaps) < 2 or not all(map(math.isfinite, gaps)):
-        return f"{fmean(gaps):+.{digits}f}"
-    half = student.ppf(0.975, len(gaps) - 1) * stdev(gaps) / math.sqrt(len(gaps))
-    return f"{fmean(gaps):+.{digits}f} ± {half:.{digits}f}"
+        return fmean(gaps), math.inf
+    return fmean(gaps), float(student.ppf(0.975, len(gaps) - 1)) * stdev(gaps) / math.sqrt(len(gaps))
+
+
+def difference(study: Study, reference: Study, metric: str, digits: int = 3) -> str:
+    """Difference and half of its interval in words."""
+    mean, half = interval(study, reference, metric)
+    return f"{mean:+.{digits}f} ± {half:.{digits}f}"
+
+
+def reading(study: Study, reference: Study, metric: str) -> str:
+    """Whether a study is better than its reference, as far as its seeds can tell."""
+    mean, half = interval(study, reference, metric)
+    if abs(mean) <= half:
+        return "no difference beyond noise"
+    return "better" if (mean > 0) == (metric == "accuracy") else "worse"
 
 
 def rate(study: Study) -> str:
@@ -155,11 +169,48 @@ def claim_c(studies: Sequence[Study]) -> str:
     )
 
 
+def summary(studies: Sequence[Study]) -> str:
+    """One row for each question, read off the intervals."""
+    rows = []
+
+    def compare(claim: str, study: Study | None, reference: Study | None, metric: str, beside: str) -> None:
+        if study is None or reference is None:
+            return
+        what = f"{study['task']}: {study['arm']}, beside {beside}"
+        rows.append([claim, what, metric, difference(study, reference, metric), reading(study, reference, metric)])
+
+    a = [s for s in studies if s["claim"] == "A"]
+    full = {s["arm"]: s for s in a if s["method"] == "matrices"}
+    for n_heads in (1, 4, 16):
+        best = best_trial(s for s in a if s["options"].get("n_heads") == n_heads)
+        compare("A", best, full.get("full"), "loss", "full, same tokens")
+        if n_heads > 1:
+            at_head = full.get(f"full, batch of {BATCH // n_heads}")
+            compare("A", best, at_head, "loss", "full, same steps and windows a head")
+    for task in dict.fromkeys(s["task"] for s in studies if s["claim"] != "A"):
+        arms = [s for s in studies if s["task"] == task]
+        by_place = {s["options"].get("targets", s["method"]): s for s in arms if s["options"].get("rank") != LARGE_RANK}
+        large = next((s for s in arms if s["options"].get("rank") == LARGE_RANK), None)
+        metric = "accuracy" if arms[0]["claim"] == "B" else "loss"
+        if arms[0]["claim"] == "B":
+            compare("B", by_place.get("all"), by_place.get("full"), metric, "full")
+            compare("B", large, by_place.get("full"), metric, "full")
+        for place, words in (("mlp", "MLP only"), ("all", "both")):
+            compare("C", by_place.get("attention"), by_place.get(place), metric, words)
+    return table(["claim", "arm", "score", "difference", "reading"], sorted(rows, key=lambda row: row[0]))
+
+
+def best_trial(studies: Iterable[Study]) -> Study | None:
+    """Study with the lowest validation loss among its trials: the test part has no say in the choice."""
+    losses = {s["arm"]: (min(trial["validation"]["loss"] for trial in s["trials"]), s) for s in studies}
+    return min(losses.values(), key=lambda pair: pair[0])[1] if losses else None
+
+
 def tables(studies: Sequence[Study], about: dict[str, Any]) -> str:
     """All tables."""
     by_claim = {letter: [s for s in studies if s["claim"] == letter] for letter in "ABC"}
     # The adapters of the ViT that have as many parameters as one another, and what they stand beside.
-    vit = [s for s in by_claim["B"] if s["options"].get("rank") != 16]
+    vit = [s for s in by_claim["B"] if s["options"].get("rank") != LARGE_RANK]
     parts = [
         ("A. Many small heads against full training, GPT", claim_a, by_claim["A"]),
         ("B. LoRA against full fine-tuning, ViT", claim_b, by_claim["B"]),
@@ -171,12 +222,16 @@ def tables(studies: Sequence[Study], about: dict[str, Any]) -> str:
         f"{about['date']}.",
         "Mean ± standard deviation over seeds; differences are means over the same seeds ± half of the 95 % interval. "
         "*Numbers* train at the tuned rate. A star: the best rate was the largest or smallest that was tried.",
+        "### In short",
+        "Each row compares an arm with what follows *beside*. Of the arms with one, four and sixteen heads, the one with the lowest "
+        "validation loss in its trials speaks for all.",
+        summary(studies),
     ]
     for title, write, chosen in parts:
         if chosen:
             n_seeds = len(chosen[0]["runs"])
             lines += [
-                f"## {title}",
+                f"### {title}",
                 f"{len(chosen[0]['trials'])} trials for each rate, {n_seeds} seeds.",
                 write(chosen),
             ]

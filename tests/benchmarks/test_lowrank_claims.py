@@ -10,7 +10,7 @@ import torch
 from benchmarks.lowrank_claims import data
 from benchmarks.lowrank_claims.claims import FULL, QUICK, all_arms, claim_a, claim_b, claim_c
 from benchmarks.lowrank_claims.harness import Budget, next_exponent, read_runs, study
-from benchmarks.lowrank_claims.report import difference, epochs_to, machine, tables
+from benchmarks.lowrank_claims.report import difference, epochs_to, machine, reading, tables
 from benchmarks.lowrank_claims.tasks import Cells, Characters, Digits
 from benchmarks.lowrank_claims.training import Arm, factor, prepare, train
 from hypothesis import given
@@ -212,6 +212,24 @@ def test_difference_is_the_paired_interval() -> None:
     low, high = stats.ttest_rel(one, other).confidence_interval(0.95)
     mean, half = map(float, difference(_scored(one), _scored(other), "loss", digits=6).split(" ± "))
     assert (mean - half, mean + half) == pytest.approx((low, high), abs=2e-6)
+
+
+@given(st.lists(st.floats(0, 1), min_size=2, max_size=6), st.floats(-1, 1), st.sampled_from(["loss", "accuracy"]))
+def test_reading_is_what_a_paired_test_says(noise: list[float], shift: float, metric: str) -> None:
+    one = {"runs": [{"test": {metric: value + shift}} for value in noise]}
+    other = {"runs": [{"test": {metric: value**2}} for value in noise]}
+    gaps = [value + shift - value**2 for value in noise]
+    if max(gaps) - min(gaps) < 1e-6:
+        return
+    result = stats.ttest_1samp(gaps, 0)
+    if abs(result.pvalue - 0.05) > 1e-6:
+        is_better = (result.statistic > 0) == (metric == "accuracy")
+        expected = "better" if is_better else "worse"
+        assert reading(one, other, metric) == (expected if result.pvalue < 0.05 else "no difference beyond noise")
+
+
+def test_one_seed_decides_nothing() -> None:
+    assert reading(_scored([1.0]), _scored([2.0]), "loss") == "no difference beyond noise"
 
 
 def test_epochs_to_target_count_only_seeds_that_reach_it() -> None:

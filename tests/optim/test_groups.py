@@ -1,3 +1,4 @@
+import re
 from typing import Any
 
 import numpy as np
@@ -8,6 +9,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from scgalore.errors import OptionError
+from scgalore.nn import SCGPTConfig, SCGPTNetwork
 from scgalore.optim import GaLoreAdamW, describe_groups, param_groups, state_bytes
 from scgalore.optim.projector import PROJ_TYPES, ProjType
 
@@ -270,3 +272,31 @@ def test_module_with_nothing_to_train_is_refused() -> None:
 def test_bad_options_are_refused(options: dict[str, object]) -> None:
     with pytest.raises(OptionError, match=f"{next(iter(options))}="):
         param_groups(Toy(), **options)  # type: ignore[arg-type]
+
+
+HEADS = {"*decoder*": None, "value_encoder.*": None}
+TABLE = "encoder.embedding.weight"
+
+
+@pytest.mark.parametrize(
+    ("rank", "overrides", "share"),
+    [
+        pytest.param(8, HEADS, 0.10, id="8_of_the_blocks"),
+        pytest.param(128, HEADS, 0.23, id="128_of_the_blocks"),
+        pytest.param(8, {TABLE: {"rank": 8}}, 0.03, id="8_of_heads_and_rows_too"),
+        pytest.param(128, {TABLE: {"rank": 128}}, 0.18, id="128_of_heads_and_rows_too"),
+    ],
+)
+def test_state_of_the_whole_human_network_with_5000_genes(rank: int, overrides: Any, share: float) -> None:
+    def network(n_tokens: int) -> SCGPTNetwork:
+        with torch.device("meta"):
+            return SCGPTNetwork(SCGPTConfig(n_tokens=n_tokens, pad_id=0, mvc=True, n_classes=1))
+
+    def state(groups: Any) -> float:
+        """Bytes, from the formulas of the table; that an optimizer keeps just these, is tested above."""
+        total = describe_groups(groups).splitlines()[-1]
+        return float(re.findall(r"([\d.]+) MB", total)[-1])
+
+    whole = state(param_groups(network(60_697), rank=None))
+    assert whole == pytest.approx(415, abs=1)
+    assert state(param_groups(network(5_003), rank=rank, overrides=overrides)) < share * whole

@@ -306,7 +306,9 @@ def test_ctrl_c_leaves_the_model_as_it_was_and_is_no_exit(
     model = make()
     before = {name: tensor.clone() for name, tensor in model.network.state_dict().items()}
     monkeypatch.setattr(Classification, "__call__", interrupt)
-    found = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell ignores it in what runs in the background
+    found = signal.signal(
+        signal.SIGINT, signal.default_int_handler
+    )  # a shell ignores it in what runs in the background
     try:
         with pytest.raises(KeyboardInterrupt):
             model.train(few, **RUN)

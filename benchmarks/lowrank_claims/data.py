@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 Part = Literal["train", "validation", "test"]
 PLAYS = ("coriolanus", "richard_iii")
 SIDE = 8  # pixels of an edge of scikit-learn's digits
-_TEXTS = Path(__file__).parent / "data"
+_TEXTS = Path(__file__).parent / "texts"
 _SECTIONS = (
     20  # each gives 8 tenths to training and one to either held-out part, so that all parts cover the whole text
 )

@@ -38,7 +38,7 @@ def test_parts_of_a_text_are_the_whole_text_once(play: str) -> None:
     sections = zip(*parts.values(), strict=True)
     ids = torch.cat([piece for section in sections for piece in section])
     letters = data.alphabet()
-    text = (Path(data.__file__).parent / "data" / f"{play}.txt").read_text(encoding="ascii")
+    text = (Path(data.__file__).parent / "texts" / f"{play}.txt").read_text(encoding="ascii")
     assert "".join(letters[i] for i in ids.tolist()) == text
     assert sum(map(len, parts["train"])) == pytest.approx(0.8 * len(text), rel=0.01)
 

@@ -3,39 +3,17 @@
 import copy
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
+from tests.bitwise import differences, leaves
 from tests.optim.runs import END, INTERRUPTED, make_network, make_optimizer, save, train
 from torch import Tensor
 
 from scgalore.optim import OPTIMIZERS
 
 SCRIPT = Path(__file__).with_name("runs.py")
-
-
-def leaves(content: Any, path: str = "") -> Iterator[tuple[str, Any]]:
-    if isinstance(content, dict):
-        for key, value in content.items():
-            yield from leaves(value, f"{path}/{key}")
-    elif isinstance(content, list | tuple):
-        for i, value in enumerate(content):
-            yield from leaves(value, f"{path}/{i}")
-    else:
-        yield path, content
-
-
-def differences(first: Any, second: Any) -> list[str]:
-    """Paths at which two nested objects differ in a bit."""
-    one, other = dict(leaves(first)), dict(leaves(second))
-
-    def same(a: Any, b: Any) -> bool:
-        return torch.equal(a, b) and a.dtype == b.dtype if isinstance(a, Tensor) and isinstance(b, Tensor) else a == b
-
-    return [path for path in {**one, **other} if not (path in one and path in other and same(one[path], other[path]))]
 
 
 @pytest.fixture(scope="module")

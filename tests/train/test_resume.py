@@ -15,6 +15,7 @@ import pandas as pd
 import pytest
 import torch
 from anndata import AnnData
+from tests.bitwise import differences
 
 from scgalore.adapters import ADAPTERS
 from scgalore.errors import OptionError, WeightsError
@@ -26,29 +27,6 @@ from scgalore.train.checkpoint import last_checkpoint
 
 SCRIPT = Path(__file__).with_name("killed_runs.py")
 RUN: dict[str, Any] = {"labels_key": "bulk_labels", "max_epochs": 4, "batch_size": 16, "lr": 2e-3, "rng": 1}
-
-
-def leaves(content: Any, path: str = "") -> Iterator[tuple[str, Any]]:
-    if isinstance(content, dict):
-        for key, value in content.items():
-            yield from leaves(value, f"{path}/{key}")
-    elif isinstance(content, list | tuple):
-        for i, value in enumerate(content):
-            yield from leaves(value, f"{path}/{i}")
-    else:
-        yield path, content
-
-
-def differences(first: Any, second: Any, *, besides: tuple[str, ...] = ()) -> list[str]:
-    """Paths at which two nested objects differ in a bit."""
-    one, other = dict(leaves(first)), dict(leaves(second))
-    paths = [path for path in {**one, **other} if not any(word in path for word in besides)]
-
-    def same(path: str) -> bool:
-        a, b = one.get(path), other.get(path)
-        return torch.equal(a, b) if isinstance(a, torch.Tensor) and isinstance(b, torch.Tensor) else a == b
-
-    return [path for path in paths if not same(path)]
 
 
 @pytest.fixture(scope="session")

@@ -2,6 +2,7 @@ import pytest
 import torch
 
 from scgalore.nn import SCGPTConfig, SCGPTNetwork, attention_scores, rank_scores
+from scgalore.nn.layout import split_heads
 
 PAD = 17
 
@@ -35,7 +36,7 @@ def test_scores_are_the_attention_that_the_network_pays(layer):
     block.self_attn.register_forward_hook(lambda _, args, output: seen.extend((args[0], output)))
     scores = attention_scores(network, genes, values, padding, layer=layer)
     x, attended = seen
-    _, _, v = block.self_attn.project(x)
+    v = split_heads(block.self_attn.Wqkv.parts(x)[2], 2)
     weights = (scores / 2).masked_fill(padding[:, None, None, :], -torch.inf).softmax(dim=-1)  # heads of width 4
     ours = block.self_attn.out_proj((weights @ v).transpose(1, 2).flatten(-2))
     torch.testing.assert_close(ours, attended, rtol=0, atol=1e-6)

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from scgalore.adapters.checks import TARGETS, check_values
 from scgalore.errors import OptionError, WeightsError
+from scgalore.nn.linear import Linear
 from scgalore.nn.network import PackedLinear, SplitLinear
 
 if TYPE_CHECKING:
@@ -266,7 +267,8 @@ def split_packed(module: nn.Module, name: str) -> SplitLinear:
     packed = cast("nn.Linear", module.get_submodule(name))
     weights = packed.weight.chunk(3)
     biases = [None] * 3 if packed.bias is None else packed.bias.chunk(3)
-    q, k, v = (_linear(nn.Linear, w, b, like=packed) for w, b in zip(weights, biases, strict=True))
+    kind = Linear if isinstance(packed, Linear) else nn.Linear
+    q, k, v = (_linear(kind, w, b, like=packed) for w, b in zip(weights, biases, strict=True))
     split = SplitLinear(q, k, v).train(packed.training)
     split.packed_type = type(packed)  # type: ignore[assignment]
     set_submodule(module, name, split)

@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING, Any, cast
 
 import torch
 
+from scgalore.nn.layout import split_heads
+
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
@@ -51,8 +53,9 @@ def attention_scores(
         network.encode(genes, values, padding, batches=batches, flags=flags)
     finally:
         listener.remove()
-    q, k, _ = block.self_attn.project(inputs[0])
-    return q @ k.transpose(-1, -2)
+    q, k, _ = block.self_attn.Wqkv.parts(inputs[0])
+    n_heads = block.self_attn.n_heads
+    return split_heads(q, n_heads) @ split_heads(k, n_heads).transpose(-1, -2)
 
 
 def rank_scores(scores: Tensor) -> Tensor:

@@ -13,9 +13,14 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from scgalore.nn.layout import Padded
+from scgalore.nn.linear import Linear, linear
 
 if TYPE_CHECKING:
     from scgalore.nn.config import SCGPTConfig
+    from scgalore.nn.layout import Layout
 
 MAX_VALUE = 512.0  # the value encoder saturates here, as upstream's does
 BATCH_NORM_EPS = 6.1e-5
@@ -45,8 +50,8 @@ class ContinuousValueEncoder(nn.Module):
 
     def __init__(self, d_model: int, dropout: float) -> None:
         super().__init__()
-        self.linear1 = nn.Linear(1, d_model)
-        self.linear2 = nn.Linear(d_model, d_model)
+        self.linear1 = Linear(1, d_model)
+        self.linear2 = Linear(d_model, d_model)
         self.norm = nn.LayerNorm(d_model)
         self.dropout = nn.Dropout(dropout)
 
@@ -56,19 +61,18 @@ class ContinuousValueEncoder(nn.Module):
         return self.dropout(self.norm(x))
 
 
-class PackedLinear(nn.Linear):
+class PackedLinear(Linear):
     """Queries, keys and values by one matrix ``(3 d, d)``."""
 
-    def parts(self, x: Tensor, n_queries: int | None = None) -> tuple[Tensor, Tensor, Tensor]:
-        """Queries of the first ``n_queries`` tokens (all if ``None``), keys and values, each ``(b, s, d)``."""
-        if n_queries is None:
+    def parts(self, x: Tensor, queries: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries of some tokens (those of ``x`` if ``None``), keys and values of the tokens ``x``, each ``(..., d)``."""
+        if queries is None:
             q, k, v = self(x).chunk(3, dim=-1)
             return q, k, v
         d = self.out_features // 3
         q_bias, kv_bias = (None, None) if self.bias is None else (self.bias[:d], self.bias[d:])
-        q = F.linear(x[:, :n_queries], self.weight[:d], q_bias)
-        k, v = F.linear(x, self.weight[d:], kv_bias).chunk(2, dim=-1)
-        return q, k, v
+        k, v = linear(x, self.weight[d:], kv_bias).chunk(2, dim=-1)
+        return linear(queries, self.weight[:d], q_bias), k, v
 
 
 class SplitLinear(nn.Module):
@@ -78,33 +82,26 @@ class SplitLinear(nn.Module):
         super().__init__()
         self.q, self.k, self.v = q, k, v
 
-    def parts(self, x: Tensor, n_queries: int | None = None) -> tuple[Tensor, Tensor, Tensor]:
+    def parts(self, x: Tensor, queries: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
         """As :meth:`PackedLinear.parts`. Every part is called as a layer, never read as a weight."""
-        return self.q(x[:, :n_queries]), self.k(x), self.v(x)
+        return self.q(x if queries is None else queries), self.k(x), self.v(x)
 
     def forward(self, x: Tensor) -> Tensor:
-        return torch.cat(self.parts(x), dim=-1)  # (b, s, 3 d)
+        return torch.cat(self.parts(x), dim=-1)  # (..., 3 d)
 
 
 class SelfAttention(nn.Module):
-    """Exact attention over the tokens of a cell; padding is never attended to."""
+    """Exact attention over the tokens of a cell."""
 
     def __init__(self, d_model: int, n_heads: int) -> None:
         super().__init__()
         self.n_heads = n_heads
         self.Wqkv = PackedLinear(d_model, 3 * d_model)  # an adapter may put a SplitLinear in its place
-        self.out_proj = nn.Linear(d_model, d_model)
+        self.out_proj = Linear(d_model, d_model)
 
-    def project(self, x: Tensor, n_queries: int | None = None) -> tuple[Tensor, Tensor, Tensor]:
-        """Queries of the first ``n_queries`` tokens (all if ``None``), keys and values, each ``(b, h, s, e)``."""
-        q, k, v = (part.unflatten(-1, (self.n_heads, -1)).transpose(1, 2) for part in self.Wqkv.parts(x, n_queries))
-        return q, k, v
-
-    def forward(self, x: Tensor, attend: Tensor | None, n_queries: int | None = None) -> Tensor:
-        q, k, v = self.project(x, n_queries)
-        # Attention probabilities carry no dropout: with it SDPA falls back to the path that materialises (s, s) maps.
-        mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=attend)  # (b, h, s, e)
-        return self.out_proj(mixed.transpose(1, 2).flatten(-2))  # (b, s, d)
+    def forward(self, x: Tensor, layout: Layout, queries: Tensor | None = None) -> Tensor:
+        q, k, v = self.Wqkv.parts(x, queries)
+        return self.out_proj(layout.attend(q, k, v, self.n_heads))  # as the queries
 
 
 class Block(nn.Module):
@@ -113,38 +110,44 @@ class Block(nn.Module):
     def __init__(self, config: SCGPTConfig) -> None:
         super().__init__()
         self.self_attn = SelfAttention(config.d_model, config.n_heads)
-        self.linear1 = nn.Linear(config.d_model, config.d_hid)
-        self.linear2 = nn.Linear(config.d_hid, config.d_model)
+        self.linear1 = Linear(config.d_model, config.d_hid)
+        self.linear2 = Linear(config.d_hid, config.d_model)
         self.norm1 = nn.LayerNorm(config.d_model)
         self.norm2 = nn.LayerNorm(config.d_model)
         self.dropout = nn.Dropout(config.dropout)
 
-    def forward(self, x: Tensor, attend: Tensor | None, n_queries: int | None = None) -> Tensor:
-        x = self.norm1(x[:, :n_queries] + self.dropout(self.self_attn(x, attend, n_queries)))
-        hidden = self.dropout(F.relu(self.linear1(x)))  # (b, s, d_hid)
+    def forward(self, x: Tensor, layout: Layout, *, cls_only: bool = False) -> Tensor:
+        queries = layout.cls(x) if cls_only else None
+        mixed = self.self_attn(x, layout, queries)
+        x = self.norm1((x if queries is None else queries) + self.dropout(mixed))
+        hidden = self.dropout(F.relu(self.linear1(x)))  # (..., d_hid)
         return self.norm2(x + self.dropout(self.linear2(hidden)))
 
 
 class Transformer(nn.Module):
-    """The blocks, one after the other; there is no final norm."""
+    """The blocks, one after the other; there is no final norm.
+
+    Attributes
+    ----------
+    recompute
+        Whether training keeps only the input of each block and computes the rest again in the backward pass (Chen et al.,
+        arXiv:1604.06174): less memory for about a third more time, and the same numbers.
+    """
 
     def __init__(self, config: SCGPTConfig) -> None:
         super().__init__()
         self.layers = nn.ModuleList(Block(config) for _ in range(config.n_layers))
+        self.recompute = False
 
-    def forward(self, x: Tensor, padding: Tensor | None, n_queries: int | None = None) -> Tensor:
-        attend = attention_mask(padding)
-        *first, last = self.layers
-        for layer in first:
-            x = layer(x, attend)
-        return last(x, attend, n_queries)
-
-
-def attention_mask(padding: Tensor | None) -> Tensor | None:
-    """Mask of the keys that may be attended to, ``(b, 1, 1, s)``; ``None`` when nothing is padded."""
-    if padding is None or not bool(padding.any()):
-        return None
-    return ~padding[:, None, None, :]
+    def forward(self, x: Tensor, layout: Layout, *, cls_only: bool = False) -> Tensor:
+        last = len(self.layers) - 1
+        for number, layer in enumerate(self.layers):
+            short = cls_only and number == last
+            if self.recompute and torch.is_grad_enabled():
+                x = checkpoint(layer, x, layout, cls_only=short, use_reentrant=False)
+            else:
+                x = layer(x, layout, cls_only=short)
+        return x
 
 
 class PerBatchNorm(nn.Module):
@@ -164,7 +167,7 @@ class PerBatchNorm(nn.Module):
 
 def _expression_mlp(d_in: int, d_model: int) -> nn.Sequential:
     return nn.Sequential(
-        nn.Linear(d_in, d_model), nn.LeakyReLU(), nn.Linear(d_model, d_model), nn.LeakyReLU(), nn.Linear(d_model, 1)
+        Linear(d_in, d_model), nn.LeakyReLU(), Linear(d_model, d_model), nn.LeakyReLU(), Linear(d_model, 1)
     )
 
 
@@ -205,9 +208,9 @@ class CellExpressionDecoder(nn.Module):
 
     def __init__(self, d_model: int, d_cell: int, *, zero_probabilities: bool) -> None:
         super().__init__()
-        self.gene2query = nn.Linear(d_model, d_model)
-        self.W = nn.Linear(d_model, d_cell, bias=False)
-        self.W_zero_logit = nn.Linear(d_model, d_cell) if zero_probabilities else None
+        self.gene2query = Linear(d_model, d_model)
+        self.W = Linear(d_model, d_cell, bias=False)
+        self.W_zero_logit = Linear(d_model, d_cell) if zero_probabilities else None
 
     def forward(self, cell: Tensor, genes: Tensor) -> tuple[Tensor, Tensor | None]:
         query = torch.sigmoid(self.gene2query(genes))  # (b, s, d)
@@ -225,9 +228,9 @@ class ClassDecoder(nn.Module):
         super().__init__()
         steps: list[nn.Module] = []
         for _ in range(n_layers - 1):
-            steps += [nn.Linear(d_model, d_model), activation, nn.LayerNorm(d_model)]
+            steps += [Linear(d_model, d_model), activation, nn.LayerNorm(d_model)]
         self._decoder = nn.Sequential(*steps)
-        self.out_layer = nn.Linear(d_model, n_classes)
+        self.out_layer = Linear(d_model, n_classes)
 
     def forward(self, cell: Tensor) -> Tensor:
         return self.out_layer(self._decoder(cell))  # (b, n_classes)
@@ -332,12 +335,13 @@ class SCGPTNetwork(nn.Module):
             on this one token, and ``hidden`` is ``(b, 1, d)``.
         """
         gene_embeddings = self.encoder(genes)  # (b, s, d)
-        x = self._add_values(gene_embeddings, values)
+        x = self.add_values(gene_embeddings, values)
         if self.pert_encoder is not None:
             x = x + self.pert_encoder(_given(flags, "flags"))
-        n_queries = 1 if cell_only and self.config.cell_style == "cls" else None
-        hidden = self.transformer_encoder(self._normalise(x, batches), padding, n_queries)
-        return Encoded(hidden, gene_embeddings, self._pool(hidden, values, padding))
+        layout = Padded(padding, genes.shape[1])
+        cls_only = cell_only and self.config.cell_style == "cls"
+        hidden = self.transformer_encoder(self.normalise(x, batches), layout, cls_only=cls_only)
+        return Encoded(hidden, gene_embeddings, self.pool(hidden, values, layout))
 
     def generate(
         self,
@@ -351,10 +355,11 @@ class SCGPTNetwork(nn.Module):
         """Expression ``(b, s)`` of a cell known by its embedding ``(b, d)``, which takes the place of ``<cls>``."""
         x = self.encoder(genes)
         if values is not None:
-            x = self._add_values(x, values)
-        x = self._normalise(x, batches)
+            x = self.add_values(x, values)
+        x = self.normalise(x, batches)
         x = torch.cat([cell.unsqueeze(1), x[:, 1:]], dim=1)
-        return self._decode(self.transformer_encoder(x, padding), values, batches)[0]
+        hidden = self.transformer_encoder(x, Padded(padding, genes.shape[1]))
+        return self._decode(hidden, values, batches)[0]
 
     def expression(
         self, encoded: Encoded, values: Tensor, batches: Tensor | None = None
@@ -375,26 +380,26 @@ class SCGPTNetwork(nn.Module):
         """Logits of the sequencing batch ``(b, n)``; the gradient into the cell embedding is reversed."""
         return _built(self.grad_reverse_discriminator, "adversary")(_ReverseGradient.apply(encoded.cell))
 
-    def _add_values(self, gene_embeddings: Tensor, values: Tensor) -> Tensor:
+    def add_values(self, gene_embeddings: Tensor, values: Tensor) -> Tensor:
         if self.value_encoder is None:
             return gene_embeddings * values.unsqueeze(-1)
         return gene_embeddings + self.value_encoder(values)
 
-    def _normalise(self, x: Tensor, batches: Tensor | None) -> Tensor:
+    def normalise(self, x: Tensor, batches: Tensor | None) -> Tensor:
         if self.dsbn is not None:
             return self.dsbn(x, _given(batches, "batches"))
         if self.bn is not None:
             return self.bn(x.transpose(1, 2)).transpose(1, 2)
         return x
 
-    def _pool(self, hidden: Tensor, values: Tensor, padding: Tensor | None) -> Tensor:
+    def pool(self, hidden: Tensor, values: Tensor, layout: Layout) -> Tensor:
+        """Cell embeddings ``(b, d)`` from the last states of all tokens or, where these are the cell, of ``<cls>``."""
         if self.config.cell_style == "cls":
-            return hidden[:, 0]
+            return layout.cells(layout.cls(hidden))
         # Upstream pools over padding too, which makes an embedding depend on its neighbours in the batch; ours does not.
-        real = torch.ones_like(values) if padding is None else (~padding).to(values.dtype)  # (b, s)
         if self.config.cell_style == "avg-pool":
-            return (hidden * real.unsqueeze(-1)).sum(dim=1) / real.sum(dim=1, keepdim=True)
-        return F.normalize((hidden * (values * real).unsqueeze(-1)).sum(dim=1), dim=1)
+            return layout.sum(hidden) / layout.count()
+        return F.normalize(layout.sum(hidden * values.unsqueeze(-1)), dim=1)
 
     def _with_batch(self, x: Tensor, batches: Tensor | None) -> Tensor:
         if self.batch_encoder is None:

@@ -1,0 +1,190 @@
+"""How the tokens of some cells lie in a tensor, and attention within each cell in that layout.
+
+Shape letters: b cells, s tokens of the longest cell, n tokens of all cells, d width, h heads, e width of a head.
+"""
+
+from __future__ import annotations
+
+import math
+from itertools import accumulate, groupby
+from typing import TYPE_CHECKING, Protocol
+
+import torch
+import torch.nn.functional as F
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from torch import Tensor
+
+__all__ = ["Layout", "Packed", "Padded"]
+
+# Queries at a time, and scores of them with all keys, which are to stay in the cache.
+_QUERIES = 256
+_SCORES = 2**21
+
+
+class Layout(Protocol):
+    """Where each cell's tokens are; ``<cls>`` is the first of each."""
+
+    def cls(self, x: Tensor) -> Tensor:
+        """States of the ``<cls>`` tokens, in the same layout with one token a cell."""
+        ...
+
+    def cells(self, x: Tensor) -> Tensor:
+        """What :meth:`cls` gave, as ``(b, d)``."""
+        ...
+
+    def attend(self, q: Tensor, k: Tensor, v: Tensor, n_heads: int) -> Tensor:
+        """Mix the values of each cell; ``q`` holds all tokens or, as :meth:`cls` gives them, one a cell."""
+        ...
+
+    def sum(self, x: Tensor) -> Tensor:
+        """Sum over the tokens of each cell, ``(b, d)``."""
+        ...
+
+    def count(self) -> Tensor | int:
+        """Tokens of each cell, broadcast against ``(b, d)``."""
+        ...
+
+
+class Padded:
+    """Cells as rows of equal length, ``(b, s, d)``.
+
+    Parameters
+    ----------
+    padding
+        ``True`` at padding, ``(b, s)``; ``None`` where nothing is padded.
+    length
+        Tokens in a row.
+    """
+
+    def __init__(self, padding: Tensor | None, length: int) -> None:
+        self.padding, self.length = padding, length
+        self._attended = None if padding is None else ~padding[:, None, None, :]  # (b, 1, 1, s)
+
+    def cls(self, x: Tensor) -> Tensor:
+        """First token of each row, ``(b, 1, d)``."""
+        return x[:, :1]
+
+    def cells(self, x: Tensor) -> Tensor:
+        """First token of each row, ``(b, d)``."""
+        return x[:, 0]
+
+    def attend(self, q: Tensor, k: Tensor, v: Tensor, n_heads: int) -> Tensor:
+        """Exact attention; padding is never attended to."""
+        q, k, v = (split_heads(part, n_heads) for part in (q, k, v))
+        # Attention probabilities carry no dropout: with it SDPA falls back to the path that materialises (s, s) maps.
+        mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=self._attended)  # (b, h, s, e)
+        return mixed.transpose(1, 2).flatten(-2)  # (b, s, d)
+
+    def sum(self, x: Tensor) -> Tensor:
+        """Sum over the tokens that are not padding."""
+        return (x if self.padding is None else x.masked_fill(self.padding.unsqueeze(-1), 0)).sum(dim=1)
+
+    def count(self) -> Tensor | int:
+        """Tokens of each cell, ``(b, 1)``."""
+        return self.length if self.padding is None else (~self.padding).sum(dim=1, keepdim=True)
+
+
+class Packed:
+    """Cells one after the other without padding, ``(n, d)``: for inference, where nothing is then computed in vain.
+
+    Parameters
+    ----------
+    lengths
+        Tokens of each cell, at least one each. Cells of equal length that follow each other are attended to together.
+    device
+        Where the tokens are.
+    """
+
+    def __init__(self, lengths: Sequence[int], device: torch.device) -> None:
+        self.lengths = list(lengths)
+        bounds = [0, *accumulate(self.lengths)]
+        self.offsets = torch.tensor(bounds, device=device)
+        #: First cell, number of cells, first token and length of each run of cells of equal length.
+        self._runs: list[tuple[int, int, int, int]] = []
+        for length, group in groupby(range(len(self.lengths)), key=self.lengths.__getitem__):
+            first, n_cells = (cells := list(group))[0], len(cells)
+            self._runs.append((first, n_cells, bounds[first], length))
+
+    def cls(self, x: Tensor) -> Tensor:
+        """First token of each cell, ``(b, d)``; what has one token a cell already stays as it is."""
+        return x if len(x) == len(self.lengths) else x[self.offsets[:-1]]
+
+    def cells(self, x: Tensor) -> Tensor:
+        """The same."""
+        return x
+
+    def attend(self, q: Tensor, k: Tensor, v: Tensor, n_heads: int) -> Tensor:
+        """Exact attention: a run of equal cells at a time on a CPU, all cells in one call elsewhere."""
+        if q.device.type != "cpu":
+            return self.attend_jagged(q, k, v, n_heads)
+        attend_run = _in_blocks if q.dtype == torch.bfloat16 else F.scaled_dot_product_attention
+        one_query = len(q) == len(self.lengths)
+        mixed = []
+        for first, n_cells, start, length in self._runs:
+            keys = slice(start, start + n_cells * length)
+            queries = slice(first, first + n_cells) if one_query else keys
+            q_, k_, v_ = (
+                split_heads(part.unflatten(0, (n_cells, -1)), n_heads) for part in (q[queries], k[keys], v[keys])
+            )
+            mixed.append(attend_run(q_, k_, v_).transpose(1, 2).flatten(0, 1).flatten(-2))
+        return torch.cat(mixed)
+
+    def attend_jagged(self, q: Tensor, k: Tensor, v: Tensor, n_heads: int) -> Tensor:
+        """Exact attention over all cells in one call, which flash attention takes without a mask."""
+        # Lengths are told, since finding them would wait for the device.
+        ends, shortest, longest = self.offsets, min(self.lengths), max(self.lengths)
+
+        def jagged(part: Tensor, offsets: Tensor, shortest: int, longest: int) -> Tensor:
+            heads = part.unflatten(-1, (n_heads, -1))
+            nested = torch.nested.nested_tensor_from_jagged(
+                heads, offsets=offsets, min_seqlen=shortest, max_seqlen=longest
+            )
+            return nested.transpose(1, 2)
+
+        one_query = len(q) == len(self.lengths)
+        ones = torch.arange(len(ends), device=q.device)
+        queries = jagged(q, ones, 1, 1) if one_query else jagged(q, ends, shortest, longest)
+        keys, values = (jagged(part, ends, shortest, longest) for part in (k, v))
+        return F.scaled_dot_product_attention(queries, keys, values).transpose(1, 2).values().flatten(-2)
+
+    def sum(self, x: Tensor) -> Tensor:
+        """Sum over the tokens of each cell."""
+        return torch.segment_reduce(x, "sum", offsets=self.offsets, axis=0)
+
+    def count(self) -> Tensor:
+        """Tokens of each cell, ``(b, 1)``."""
+        return self.offsets.diff().unsqueeze(1)
+
+
+def _in_blocks(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """Attention by matrix products over blocks of queries and cells whose scores stay in the cache.
+
+    On a CPU, torch's own kernel computes bfloat16 no faster than float32; matrix products are four times as fast.
+    """
+    n_cells, n_heads, n_queries, width = q.shape
+    length = k.shape[2]
+    q, k, v = ((q / math.sqrt(width)).contiguous(), k.contiguous().transpose(-1, -2), v.contiguous())
+    rows = min(n_queries, _QUERIES)
+    at_once = max(1, _SCORES // (n_heads * rows * length))  # cells
+    mixed = q.new_empty(n_cells, n_queries, n_heads, width).transpose(1, 2)
+    # One piece of memory for all blocks: fresh pages for each would cost as much as the products.
+    scratch = q.new_empty(min(at_once, n_cells) * n_heads * rows * length)
+    for first in range(0, n_cells, at_once):
+        some = slice(first, first + at_once)
+        keys, values = k[some].flatten(0, 1), v[some].flatten(0, 1)
+        for start in range(0, n_queries, rows):
+            block = slice(start, start + rows)
+            queries = q[some, :, block].flatten(0, 1)
+            shape = (*queries.shape[:2], length)
+            scores = torch.bmm(queries, keys, out=scratch[: math.prod(shape)].view(shape))
+            torch.softmax(scores, dim=-1, out=scores)
+            mixed[some, :, block] = torch.bmm(scores, values).unflatten(0, (-1, n_heads))
+    return mixed
+
+
+def split_heads(x: Tensor, n_heads: int) -> Tensor:
+    """From ``(b, s, d)`` to ``(b, h, s, e)``."""
+    return x.unflatten(-1, (n_heads, -1)).transpose(1, 2)

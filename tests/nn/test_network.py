@@ -274,3 +274,27 @@ def test_config_is_left_alone():
     copy = replace(config)
     SCGPTNetwork(config).set_classes(4)
     assert config == copy
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.4])
+def test_recomputed_blocks_have_the_same_gradients_and_keep_less(dropout):
+    genes, values, padding = cells([16, 5, 9])
+    results, kept = [], []
+    for recompute in (False, True):
+        network = small(dropout=dropout, n_layers=4).train()
+        network.transformer_encoder.recompute = recompute
+        torch.manual_seed(2)
+        seen: dict[int, int] = {}
+
+        def keep(x, seen=seen):
+            seen[x.untyped_storage().data_ptr()] = x.untyped_storage().nbytes()
+            return x
+
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda x: x):
+            loss = network.classify(network.encode(genes, values, padding)).square().sum()
+        loss.backward()
+        results.append([loss.detach(), *(p.grad for p in network.parameters() if p.grad is not None)])
+        kept.append(sum(seen.values()))
+    assert len(results[0]) == len(results[1])
+    assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
+    assert kept[1] < kept[0] / 2

@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from scgalore.nn.dropout import Dropout
 from scgalore.nn.layout import Padded
 from scgalore.nn.linear import Linear, linear
 
@@ -53,7 +54,7 @@ class ContinuousValueEncoder(nn.Module):
         self.linear1 = Linear(1, d_model)
         self.linear2 = Linear(d_model, d_model)
         self.norm = nn.LayerNorm(d_model)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
 
     def forward(self, values: Tensor) -> Tensor:
         x = values.unsqueeze(-1).clamp(max=MAX_VALUE)  # (b, s, 1)
@@ -114,7 +115,7 @@ class Block(nn.Module):
         self.linear2 = Linear(config.d_hid, config.d_model)
         self.norm1 = nn.LayerNorm(config.d_model)
         self.norm2 = nn.LayerNorm(config.d_model)
-        self.dropout = nn.Dropout(config.dropout)
+        self.dropout = Dropout(config.dropout)
 
     def forward(self, x: Tensor, layout: Layout, *, cls_only: bool = False) -> Tensor:
         queries = layout.cls(x) if cls_only else None
@@ -374,7 +375,11 @@ class SCGPTNetwork(nn.Module):
 
     def classify(self, encoded: Encoded) -> Tensor:
         """Class logits ``(b, n_classes)``."""
-        return _built(self.cls_decoder, "n_classes")(encoded.cell)
+        return self.class_logits(encoded.cell)
+
+    def class_logits(self, cell: Tensor) -> Tensor:
+        """Class logits ``(b, n_classes)`` of cell embeddings."""
+        return _built(self.cls_decoder, "n_classes")(cell)
 
     def discriminate(self, encoded: Encoded) -> Tensor:
         """Logits of the sequencing batch ``(b, n)``; the gradient into the cell embedding is reversed."""

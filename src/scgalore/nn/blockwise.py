@@ -1,0 +1,99 @@
+"""Exact attention by matrix products over blocks of queries, for bfloat16 on CPUs."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from torch import Tensor
+
+__all__ = ["attend_in_blocks"]
+
+# Queries at a time, and scores of them with all keys, which are to stay in the cache.
+_QUERIES = 256
+_SCORES = 2**21
+
+
+def attend_in_blocks(q: Tensor, k: Tensor, v: Tensor, attended: Tensor | None = None) -> Tensor:
+    """Mix the values ``v`` as ``softmax(q @ k.T / sqrt(e))`` says.
+
+    The scores of a block of queries with all keys exist, never those of all queries; the backward pass computes them again.
+    On a CPU, torch's own kernel multiplies bfloat16 no faster than float32; matrix products are four times as fast.
+
+    Parameters
+    ----------
+    q
+        Queries ``(b, h, t, e)``.
+    k, v
+        Keys and values ``(b, h, s, e)``.
+    attended
+        ``False`` at keys to leave out, ``(b, 1, 1, s)``; each cell has at least one to attend to.
+
+    Returns
+    -------
+    Tensor
+        ``(b, h, t, e)``, in memory as ``(b, t, h, e)``.
+    """
+    left_out = None if attended is None else ~attended
+    mixed: Tensor = _InBlocks.apply(q, k, v, left_out)
+    return mixed
+
+
+class _InBlocks(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, left_out: Tensor | None) -> Tensor:
+        mixed = q.new_empty(q.shape[0], q.shape[2], q.shape[1], q.shape[3]).transpose(1, 2)
+        with torch.autocast("cpu", enabled=False):
+            for cells, block, p in _probabilities(q, k, left_out):
+                mixed[cells, :, block] = torch.bmm(p, v[cells].flatten(0, 1)).unflatten(0, (-1, q.shape[1]))
+        ctx.save_for_backward(q, k, v, left_out, mixed)
+        return mixed
+
+    @staticmethod
+    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
+        q, k, v, left_out, mixed = ctx.saved_tensors
+        pull = grad_outputs[0]
+        n_heads, scale = q.shape[1], 1 / math.sqrt(q.shape[-1])
+        # d(scores) = p * (d(p) - delta), since a row of p sums to 1.
+        delta = (pull.float() * mixed.float()).sum(dim=-1, keepdim=True).to(q.dtype)
+        dq = torch.empty_like(q, memory_format=torch.contiguous_format)
+        # Summed over blocks in float32.
+        dk, dv = (torch.zeros(part.shape, dtype=torch.float32) for part in (k, v))
+        with torch.autocast("cpu", enabled=False):
+            scratch = q.new_empty(0)
+            for cells, block, p in _probabilities(q, k, left_out):
+                some = [part[cells].flatten(0, 1) for part in (k, v)]
+                pulled, queries = (part[cells, :, block].flatten(0, 1) for part in (pull, q))
+                scratch = scratch if len(scratch) >= p.numel() else q.new_empty(p.numel())
+                dp = torch.bmm(pulled, some[1].transpose(-1, -2), out=scratch[: p.numel()].view(p.shape))
+                dv[cells] += torch.bmm(p.transpose(-1, -2), pulled).unflatten(0, (-1, n_heads))
+                ds = dp.sub_(delta[cells, :, block].flatten(0, 1)).mul_(p)
+                dq[cells, :, block] = torch.bmm(ds, some[0]).mul_(scale).unflatten(0, (-1, n_heads))
+                dk[cells] += torch.bmm(ds.transpose(-1, -2), queries).unflatten(0, (-1, n_heads))
+        return dq, dk.mul_(scale).to(k.dtype), dv.to(v.dtype), None
+
+
+def _probabilities(q: Tensor, k: Tensor, left_out: Tensor | None) -> Iterator[tuple[slice, slice, Tensor]]:
+    """Cells, queries and their attention ``(cells * h, queries, s)``, a block at a time, each in the memory of the last."""
+    n_cells, n_heads, n_queries, width = q.shape
+    length = k.shape[2]
+    keys = k.contiguous().transpose(-1, -2)
+    rows = min(n_queries, _QUERIES)
+    at_once = min(n_cells, max(1, _SCORES // (n_heads * rows * length)))
+    # Fresh pages for each block would cost as much as its products.
+    scratch = q.new_empty(at_once * n_heads * rows * length)
+    for first in range(0, n_cells, at_once):
+        cells = slice(first, first + at_once)
+        for start in range(0, n_queries, rows):
+            block = slice(start, start + rows)
+            queries = (q[cells, :, block] / math.sqrt(width)).flatten(0, 1)
+            shape = (*queries.shape[:2], length)
+            scores = torch.bmm(queries, keys[cells].flatten(0, 1), out=scratch[: math.prod(shape)].view(shape))
+            if left_out is not None:
+                scores.unflatten(0, (-1, n_heads)).masked_fill_(left_out[cells], -torch.inf)
+            yield cells, block, torch.softmax(scores, dim=-1, out=scores)

@@ -23,7 +23,15 @@ PARAMETERS = {
     "batch_key": "Column of ``adata.obs`` that holds the batch of each cell; ``None`` if there is one batch only.",
     "key_added": "Key to write under, used as it is given.",
     "mod": "Modality to work on; ignored for an AnnData.",
-    "batch_size": "Number of cells worked on together; ``None`` is ``sg.settings.batch_size``. Results do not depend on it.",
+    "batch_size": "Most cells worked on together; ``None`` is ``sg.settings.batch_size``. Results do not depend on it.",
+    "batch_tokens": (
+        "Most tokens worked on together, which is what memory hangs on; ``None`` is ``sg.settings.batch_tokens``. Results do\n"
+        "not depend on it."
+    ),
+    "precision": (
+        'Arithmetic: ``"32-true"`` (float32), ``"bf16-true"`` (bfloat16, faster and less exact), or ``"auto"``, which is\n'
+        "bfloat16 on GPUs that have it and float32 elsewhere; ``None`` is ``sg.settings.precision``."
+    ),
     "accelerator": "Where to compute, in Lightning's words; ``None`` is ``sg.settings.accelerator``.",
     "rng": "Seed or NumPy generator. The same value gives the same result; ``None`` a different one each time.",
     "copy": "Whether to return a changed copy and leave the object given as it is.",

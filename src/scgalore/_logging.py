@@ -15,6 +15,7 @@ from datetime import timedelta
 from typing import TYPE_CHECKING, TextIO
 
 from scgalore._settings import settings
+from scgalore._world import is_first_process
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -57,7 +58,7 @@ def threshold() -> int:
 
 
 def _emit(level: int, message: str) -> None:
-    if level < threshold() or logger.disabled:
+    if level < threshold() or logger.disabled or (level < logging.WARNING and not is_first_process()):
         return
     # The frame above info()/warning(), so that a user's format with %(funcName)s names the function that spoke.
     path, line, function, _ = logger.findCaller(stacklevel=3)

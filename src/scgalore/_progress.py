@@ -4,6 +4,7 @@ import sys
 from typing import TYPE_CHECKING, TypeVar
 
 from scgalore._settings import settings
+from scgalore._world import is_first_process
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -16,7 +17,11 @@ __all__ = ["is_shown", "progress"]
 def is_shown() -> bool:
     """Whether a progress bar would be seen: wanted, and written to a terminal or a notebook."""
     # tqdm's own disable=None takes a notebook for a log file, since a kernel's stream is no terminal.
-    return settings.progress and (_in_notebook() or (sys.stderr is not None and sys.stderr.isatty()))
+    return (
+        settings.progress
+        and is_first_process()
+        and (_in_notebook() or (sys.stderr is not None and sys.stderr.isatty()))
+    )
 
 
 def _in_notebook() -> bool:

@@ -2,7 +2,7 @@
 
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
@@ -54,8 +54,15 @@ class Settings(BaseSettings):
     progress: bool = True
     """Whether long work shows a progress bar."""
 
-    batch_size: int = Field(default=64, gt=0)
-    """Number of cells in a batch where a function is not told otherwise."""
+    batch_size: int | None = Field(default=None, gt=0)
+    """Most cells in a batch where a function is not told otherwise; ``None`` leaves it to :attr:`batch_tokens`."""
+
+    batch_tokens: int | None = Field(default=None, gt=0)
+    """Most tokens in a batch where a function is not told otherwise; ``None`` is what the device works on best."""
+
+    precision: Literal["auto", "32-true", "bf16-true"] = "auto"
+    """Arithmetic of embedding and prediction: bfloat16 on GPUs that have it and float32 elsewhere (``"auto"``), or one of
+    them everywhere."""
 
     accelerator: str = "auto"
     """Where to compute, as Lightning calls it, for example ``"auto"``, ``"cpu"``, ``"gpu"`` or ``"mps"``."""

@@ -115,6 +115,39 @@ def test_rows_are_binned_one_by_one(cells, n_bins, data):
             np.testing.assert_array_equal(together[start:stop], alone)
 
 
+FLOAT32 = np.finfo(np.float32)
+extremes = st.sampled_from(
+    [FLOAT32.smallest_subnormal, 2 * FLOAT32.smallest_subnormal, FLOAT32.tiny, 1, 1 + FLOAT32.eps, 3e38, FLOAT32.max]
+)
+
+
+@given(
+    st.lists(st.lists(extremes | continuous | counts.map(np.log1p), max_size=120), max_size=5),
+    st.integers(3, 130),
+    st.data(),
+)
+def test_bins_are_the_edges_at_or_below_a_value(cells, n_bins, data):
+    # The definition: np.digitize at np.quantile's edges, whose neighbours the implementation only compares.
+    values = np.array([value for cell in cells for value in cell], dtype=np.float32)
+    indptr = np.cumsum([0, *map(len, cells)])
+    u = data.draw(hnp.arrays(np.float64, len(values), elements=st.floats(0, 1, exclude_max=True)))
+    upper, random = (bin_rows(values, indptr, n_bins, ties=ties, u=u) for ties in ("upper", "random"))
+    for start, stop in zip(indptr[:-1], indptr[1:], strict=True):
+        if start == stop:
+            continue
+        x = values[start:stop]
+        edges = np.quantile(x, np.linspace(0, 1, n_bins - 1))
+        left, right = np.digitize(x, edges), np.digitize(x, edges, right=True)
+        np.testing.assert_array_equal(upper[start:stop], left)
+        drawn = np.maximum(np.ceil(u[start:stop] * (right - left) + left), np.minimum(right + 1, left))
+        np.testing.assert_array_equal(random[start:stop], drawn)
+
+
+def test_values_below_zero_are_ordered_too():
+    x = np.array([3, -1, -2.5, 0.5, -1], dtype=np.float32)
+    np.testing.assert_array_equal(bin_values(x, 7), np.digitize(x, np.quantile(x, np.linspace(0, 1, 6))))
+
+
 @given(expression(), st.integers(3, 60), st.integers(-8, 8))
 def test_bins_are_ranks_in_range(x, n_bins, power):
     bins = bin_values(x, n_bins)

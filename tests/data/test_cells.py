@@ -1,6 +1,9 @@
+import tracemalloc
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
+import anndata as ad
 import numpy as np
 import pytest
 import scipy.sparse as sp
@@ -8,6 +11,7 @@ from anndata import AnnData
 
 from scgalore.data.cells import TokenCells
 from scgalore.data.hashing import cell_keys
+from scgalore.data.matrix import CellMatrix
 from scgalore.data.sampler import BatchRequest
 from scgalore.data.tokens import TokenizerConfig
 from scgalore.data.vocab import GeneVocab
@@ -67,6 +71,32 @@ class TestBatch:
         assert cells.batch(BatchRequest(np.array([0]))).labels is None
 
 
+class TestWindows:
+    @pytest.mark.parametrize("rows", [None, [3, 0, 2], [1, 1], []])
+    @pytest.mark.parametrize("size", [1, 3, 100])
+    def test_are_the_cells_in_order(self, cells: TokenCells, rows: list[int] | None, size: int) -> None:
+        asked = np.arange(4) if rows is None else np.array(rows, dtype=np.int64)
+        windows = list(cells.windows(None if rows is None else asked, size=size, draw=3))
+        assert [len(window) for window in windows] == [len(asked[i : i + size]) for i in range(0, len(asked), size)]
+        alone = [cells.batch(BatchRequest(np.array([row]), draw=3)) for row in asked]
+        found = [cells.tokenizer.pad(window, [i]) for window in windows for i in range(len(window))]
+        for one, other in zip(found, alone, strict=True):
+            for name in ("genes", "values", "cells", "keys"):
+                assert getattr(one, name).tolist() == getattr(other, name).tolist()
+
+    def test_of_a_file_hold_one_window_in_memory(self, tmp_path: Path, vocab: GeneVocab) -> None:
+        made = AnnData(sp.csr_matrix(np.ones((40_000, 5), dtype=np.float32)))
+        made.var_names = GENES
+        made.write_h5ad(tmp_path / "the.h5ad")
+        cells = TokenCells.from_adata(ad.read_h5ad(tmp_path / "the.h5ad", backed="r"), vocab, config=CONFIG)
+        tracemalloc.start()
+        n_cells = sum(len(window) for window in cells.windows(size=200))
+        peak = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        assert n_cells == 40_000
+        assert peak < 40_000 * 5 * 4  # the values alone
+
+
 class TestKeys:
     def test_are_those_of_the_batches(self, cells: TokenCells) -> None:
         keys = np.concatenate(list(cells.keys()))
@@ -101,7 +131,37 @@ class TestNames:
         assert cells.match.matched == 3
 
 
+class TestReading:
+    def test_the_matrix_is_read_once(self, adata: AnnData, vocab: GeneVocab, monkeypatch: pytest.MonkeyPatch) -> None:
+        read: list[int] = []
+        rows = CellMatrix.rows
+
+        def counted(matrix: CellMatrix, indices: Any) -> Any:
+            read.extend(indices)
+            return rows(matrix, indices)
+
+        monkeypatch.setattr(CellMatrix, "rows", counted)
+        cells = TokenCells.from_adata(adata, vocab, config=CONFIG)
+        assert cells.matrix.summary().max == 9
+        assert read == [0, 1, 2, 3]
+
+
 class TestRefusals:
+    def test_values_come_before_names(self, adata: AnnData, vocab: GeneVocab) -> None:
+        adata.var_names = ["p", "q", "r", "s", "t"]
+        with pytest.raises(DataError, match="None of the 5 gene names"):
+            TokenCells.from_adata(adata, vocab, config=CONFIG)
+        adata.X[0, 0] = -1
+        with pytest.raises(DataError, match="negative"):
+            TokenCells.from_adata(adata, vocab, config=CONFIG)
+
+    def test_values_come_before_empty_cells(self, adata: AnnData, vocab: GeneVocab) -> None:
+        x = adata.X.toarray()
+        x[1], x[2, 0] = 0, np.nan
+        adata.X = x
+        with pytest.raises(DataError, match="1 NaN"):
+            TokenCells.from_adata(adata, vocab, config=CONFIG)
+
     @pytest.mark.parametrize(
         ("spoil", "message"),
         [

@@ -7,7 +7,7 @@ from anndata import AnnData
 from hypothesis import given
 from hypothesis import strategies as st
 
-from scgalore.data.labels import encode_labels
+from scgalore.data.labels import class_codes, encode_labels
 from scgalore.errors import DataError, MissingKeyError
 
 
@@ -84,3 +84,15 @@ class TestRefusals:
     @pytest.mark.parametrize("column", [np.arange(300) % 30, [f"type {i}" for i in range(20)], np.arange(20)])
     def test_many_classes_are_fine(self, column: Any) -> None:
         assert len(encode_labels(annotated(column), "x")[1]) == len(np.unique(column))
+
+
+@given(st.lists(st.sampled_from(["a", "b", "c"]), min_size=1), st.booleans())
+def test_codes_among_given_classes(names: list[str], categorical: bool) -> None:
+    column = pd.Series(pd.Categorical(names, categories=["c", "z", "a", "b"]) if categorical else names)
+    codes = class_codes(column, ("b", "q", "c"))
+    assert codes.tolist() == [{"b": 0, "c": 2, "a": -1}[name] for name in names]
+    assert codes.dtype == np.int64
+
+
+def test_a_label_that_is_missing_is_no_class() -> None:
+    assert class_codes(pd.Series(pd.Categorical(["a", None])), ("b", "a")).tolist() == [1, -1]

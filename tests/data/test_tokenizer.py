@@ -1,4 +1,5 @@
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 
 import anndata as ad
@@ -9,6 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from scgalore.data import ragged
 from scgalore.data.binning import bin_values
 from scgalore.data.matrix import CellMatrix
 from scgalore.data.tokenizer import Tokenizer, keep_smallest
@@ -279,6 +281,62 @@ def test_batches_move_between_devices_with_what_they_have():
     moved = replace(batch, labels=torch.tensor([2])).to("meta")
     assert {moved.genes.device.type, moved.labels.device.type} == {"meta"}
     assert moved.batches is moved.flags is None
+
+
+def test_a_batch_knows_whether_it_is_padded():
+    tokens = tokenizer([5, 6])
+    ragged = encode(tokens, [[1, 2], [0, 1], [3, 0]])
+    for rows, padded in [([0, 1], True), ([1, 2], False), ([0], False), ([], False)]:
+        batch = tokens.pad(ragged, rows)
+        assert batch.padded is padded
+        assert batch.to("meta", non_blocking=True).padded is padded
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="only CUDA pins memory")
+def test_every_tensor_is_pinned():
+    pinned = tokenizer([5]).pad(encode(tokenizer([5]), [[1]])).pin_memory()
+    assert all(value.is_pinned() for value in vars(pinned).values() if isinstance(value, torch.Tensor))
+
+
+# In one pass ------------------------------------------------------------------------------------------------------
+
+
+@given(tables(), configs, st.randoms(use_true_random=False))
+def test_order_of_entries_within_a_row_does_not_matter(table, config, random):
+    x, token_ids = table
+    tokens = Tokenizer(token_ids, cls_id=CLS, pad_id=PAD, config=config)
+    csr = sp.csr_matrix(x)
+    order = np.concatenate([random.sample(range(a, b), b - a) for a, b in pairwise(csr.indptr.tolist())]).astype(int)
+    moved = sp.csr_matrix((csr.data[order], csr.indices[order], csr.indptr), shape=csr.shape)
+    assert cells_of(tokens.encode(moved, np.arange(len(x)))) == cells_of(encode(tokens, x))
+
+
+@given(tables(), configs, st.integers(1, 30))
+def test_parts_do_not_matter(table, config, size):
+    x, token_ids = table
+    tokens = Tokenizer(token_ids, cls_id=CLS, pad_id=PAD, config=config)
+    whole, defaults = encode(tokens, x, draw=2), ragged.blocks.__defaults__
+    try:
+        ragged.blocks.__defaults__ = (size, 2)
+        parts = list(tokens.parts(sp.csr_matrix(x), np.arange(len(x)), draw=2))
+    finally:
+        ragged.blocks.__defaults__ = defaults
+    assert [cell for part in parts for cell in cells_of(part)] == cells_of(whole)
+
+
+def test_no_rows():
+    tokens = tokenizer([5, 6])
+    empty = tokens.encode(sp.csr_matrix((0, 2), dtype=np.float32), [])
+    assert (len(empty), empty.indptr.tolist(), empty.genes.dtype) == (0, [0], np.int64)
+    assert tokens.pad(empty).genes.shape == (0, 0)
+
+
+def test_exactly_as_many_are_kept_as_asked_for_when_draws_are_equal():
+    u = np.array([0.5, 0.1, 0.5, 0.5, 0.9, 0.2, 0.2, 0.2])
+    for limit in (1, 2, 3, 4):
+        kept = keep_smallest(u, np.array([0, 5, 5, 8]), limit)
+        assert [kept[:5].sum(), kept[5:].sum()] == [min(limit, 5), min(limit, 3)]
+        assert kept[1]
 
 
 @pytest.mark.parametrize(

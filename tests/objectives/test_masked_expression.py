@@ -25,7 +25,7 @@ def batch_of(x, **options):
 
 
 def rows_of(batch, rows):
-    picked = {name: value[rows] for name, value in vars(batch).items() if value is not None}
+    picked = {name: value[rows] for name, value in vars(batch).items() if torch.is_tensor(value)}
     return replace(batch, **picked)
 
 

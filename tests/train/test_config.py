@@ -73,12 +73,31 @@ class TestValues:
             ),
             pytest.param({**PER_LAYER, "devices": 2}, "excludes devices=2", id="per_layer_devices"),
             pytest.param({**PER_LAYER, "devices": [0, 1]}, r"excludes devices=\[0, 1\]", id="per_layer_device_list"),
+            pytest.param({**PER_LAYER, "num_nodes": 2}, "excludes num_nodes=2", id="per_layer_nodes"),
+            pytest.param({"batch_tokens": 0}, "batch_tokens=0: .* at least 1", id="batch_tokens_zero"),
+            pytest.param({"num_workers": -1}, "num_workers=-1", id="num_workers_negative"),
+            pytest.param({"num_nodes": 0}, "num_nodes=0", id="num_nodes_zero"),
+            pytest.param({"strategy": "fsdp"}, "strategy='fsdp': choose one of 'auto', 'ddp'", id="strategy"),
+            pytest.param({"devices": 0}, "devices=0: give a number", id="devices_zero"),
+            pytest.param({"devices": []}, r"devices=\[\]", id="devices_none"),
+            pytest.param({"devices": "two"}, "devices='two'", id="devices_word"),
+            pytest.param({"devices": True}, "devices=True", id="devices_bool"),
+            pytest.param({"gradient_checkpointing": 1}, "gradient_checkpointing=1: it is True or False", id="switch"),
+            pytest.param(
+                {"shard_optimizer": True, "optimizer": "sophia"}, "excludes optimizer='sophia'", id="sharded_sophia"
+            ),
             pytest.param({**PER_LAYER, "optimizer": "sophia"}, "excludes optimizer='sophia'", id="per_layer_sophia"),
         ],
     )
     def test_out_of_range_is_refused(self, options: dict[str, Any], message: str) -> None:
         with pytest.raises(OptionError, match=message):
             TrainConfig(**options)
+
+    def test_compiler_is_asked_for_before_it_is_needed(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setenv("CXX", "no-such-compiler")
+        assert not TrainConfig().compile
+        with pytest.raises(OptionError, match=r"compile=True needs a C\+\+ compiler.*no-such-compiler"):
+            TrainConfig(compile=True)
 
     def test_learning_rate_is_the_optimizers_times_the_adapters(self) -> None:
         lr, factor = OPTIMIZERS["adamw"].lr, ADAPTERS["lora"].lr_factor

@@ -134,6 +134,8 @@ def make(few: AnnData, make_model: Callable[..., SCGPT]) -> Callable[[], SCGPT]:
         pytest.param(9, {}, id="middle_of_the_second_epoch"),
         pytest.param(13, {"validation_size": 0.0}, id="without_validation_cells"),
         pytest.param(12, {"accumulate": 3}, id="gradient_accumulation"),
+        pytest.param(25, {"batch_tokens": 250, "batch_size": 99}, id="cap_on_tokens"),
+        pytest.param(25, {"batch_tokens": 250, "batch_size": 99, "num_workers": 2}, id="cap_on_tokens_and_workers"),
         pytest.param(9, {"precision": "bf16-mixed"}, id="mixed_precision"),
         pytest.param(9, {"labels_key": None, "max_length": 20}, id="masked_expression_of_sampled_cells"),
         pytest.param(9, {"weight_decay": 0.1, "clip_norm": 0.1, "warmup": 0.5}, id="decay_clipping_long_warmup"),

@@ -21,9 +21,9 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from scgalore.data.sampler import BatchRequest
-    from scgalore.data.tokens import TokenBatch, TokenizerConfig
+    from scgalore.data.tokens import RaggedTokens, TokenBatch, TokenizerConfig
 
-__all__ = ["TokenCells"]
+__all__ = ["TokenCells", "gene_names"]
 
 
 @dataclass(frozen=True)
@@ -86,12 +86,16 @@ class TokenCells:
         MissingKeyError
             If the layer or the column does not exist.
         """
-        names = _gene_names(adata, gene_symbols)
+        names = gene_names(adata, gene_symbols)
         matrix = CellMatrix.from_adata(adata, layer=layer)
-        matrix.check("nonnegative")
-        match = match_genes(names, vocab)
+        try:
+            match = match_genes(names, vocab)
+        except DataError:
+            matrix.check("nonnegative")  # what is wrong with the values is said before what is wrong with the names
+            raise
         tokenizer = Tokenizer(match.token_ids, cls_id=vocab.cls_id, pad_id=vocab.pad_id, config=config)
-        lengths = np.concatenate([tokenizer.lengths(rows) for _, rows in matrix.chunks()])
+        lengths = matrix.count(tokenizer.lengths)
+        matrix.check("nonnegative")
         _refuse_empty_cells(adata, matrix, lengths, config)
         return cls(matrix, tokenizer, match, lengths)
 
@@ -123,6 +127,25 @@ class TokenCells:
             indptr = np.concatenate(([0], np.cumsum(kept)))[rows.indptr]
             yield cell_keys(genes[kept], rows.data[kept], indptr)
 
+    def windows(
+        self, rows: NDArray[np.int64] | None = None, *, size: int = 4096, draw: int = 0
+    ) -> Iterator[RaggedTokens]:
+        """Tokens of some cells in their order, each cell read and tokenised once, one window of them in memory.
+
+        Parameters
+        ----------
+        rows
+            Row numbers; all cells when left out. Rows of a file are read in consecutive runs where they lie so.
+        size
+            Cells in a window.
+        draw
+            As for :meth:`scgalore.data.tokenizer.Tokenizer.encode`.
+        """
+        rows = np.arange(self.n_obs) if rows is None else np.asarray(rows, dtype=np.int64)
+        for start in range(0, len(rows), size):
+            window = rows[start : start + size]
+            yield self.tokenizer.encode(self.matrix.rows(window), window, draw=draw)
+
     def batch(self, request: BatchRequest) -> TokenBatch:
         """Read, tokenise and pad the cells of a request."""
         ragged = self.tokenizer.encode(self.matrix.rows(request.rows), request.rows, draw=request.draw)
@@ -132,7 +155,8 @@ class TokenCells:
         return replace(batch, labels=torch.from_numpy(self.labels[request.rows]))
 
 
-def _gene_names(adata: AnnData, gene_symbols: str | None) -> list[str]:
+def gene_names(adata: AnnData, gene_symbols: str | None) -> list[str]:
+    """Names of the genes: ``adata.var_names``, or a column of ``adata.var``."""
     if gene_symbols is None:
         return adata.var_names.astype(str).tolist()
     if gene_symbols not in adata.var:

@@ -33,12 +33,15 @@ def splitmix64(x: ArrayLike) -> NDArray[np.uint64]:
     -------
     uint64 array of the same shape.
     """
-    z = np.array(x).astype(np.uint64)
+    z = np.asarray(x).astype(np.uint64)
     with np.errstate(over="ignore"):  # wrapping is the point; 0-d arrays would warn
-        z = z + np.uint64(_STEP)
-        z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-        z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-        return np.asarray(z ^ (z >> np.uint64(31)))
+        z += np.uint64(_STEP)
+        z ^= z >> np.uint64(30)
+        z *= np.uint64(0xBF58476D1CE4E5B9)
+        z ^= z >> np.uint64(27)
+        z *= np.uint64(0x94D049BB133111EB)
+        z ^= z >> np.uint64(31)
+        return z
 
 
 def fold_seed(seed: int, *parts: int | str) -> int:

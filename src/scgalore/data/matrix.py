@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import cached_property
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
@@ -13,14 +12,14 @@ from scgalore.data.readers import open_backed_view, open_matrix
 from scgalore.errors import DataError, MissingKeyError, OptionError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterable, Iterator
 
     from anndata import AnnData
-    from numpy.typing import ArrayLike
+    from numpy.typing import ArrayLike, NDArray
 
     from scgalore.data.readers import Read
 
-__all__ = ["CellMatrix", "MatrixSummary"]
+__all__ = ["CellMatrix", "MatrixSummary", "canonical"]
 
 # No cell has a gene with e**30 counts, and almost every unlogged one has a value above 30.
 _LOGGED_MAX = 30
@@ -78,6 +77,7 @@ class CellMatrix:
         self._read = read
         self.n_obs, self.n_vars = shape
         self.name = name
+        self._summary: MatrixSummary | None = None
 
     @classmethod
     def from_adata(cls, adata: AnnData, layer: str | None = None) -> CellMatrix:
@@ -120,10 +120,10 @@ class CellMatrix:
             raise OptionError(msg)
         wanted = wanted.astype(np.int64)
         if (np.diff(wanted) > 0).all():
-            return _canonical(self._read(wanted))
+            return canonical(self._read(wanted))
         # Files are read forwards, each row once; the order asked for is restored in memory.
         unique, inverse = np.unique(wanted, return_inverse=True)
-        return _canonical(self._read(unique))[inverse]
+        return canonical(self._read(unique))[inverse]
 
     def chunks(self, size: int = 2048) -> Iterator[tuple[int, sp.csr_matrix]]:
         """Walk through all rows: the number of the first row of each chunk, and the chunk as from :meth:`rows`."""
@@ -132,7 +132,31 @@ class CellMatrix:
 
     def summary(self) -> MatrixSummary:
         """What the values are like; the matrix is read once, in chunks, the first time."""
+        if self._summary is None:
+            self._summary = _summary_of(rows for _, rows in self.chunks())
         return self._summary
+
+    def count(self, count: Callable[[sp.csr_matrix], NDArray[np.int64]]) -> NDArray[np.int64]:
+        """Count something in every cell; the same reading of the matrix serves :meth:`summary` and :meth:`check`.
+
+        Parameters
+        ----------
+        count
+            Takes some rows, as from :meth:`rows`, and gives one number for each.
+
+        Returns
+        -------
+        int64 array, one number a cell.
+        """
+        counts = [np.zeros(0, dtype=np.int64)]
+
+        def counted() -> Iterator[sp.csr_matrix]:
+            for _, rows in self.chunks():
+                counts.append(count(rows))
+                yield rows
+
+        self._summary = _summary_of(counted())
+        return np.concatenate(counts)
 
     def check(self, require: Literal["nonnegative", "counts"] = "nonnegative") -> None:
         """Refuse a matrix that cannot be used.
@@ -173,27 +197,28 @@ class CellMatrix:
             )
         return None
 
-    @cached_property
-    def _summary(self) -> MatrixSummary:
-        low, high = np.inf, -np.inf
-        n_nan = n_inf = n_negative = n_fractional = n_empty = 0
-        for _, csr in self.chunks():
-            n_empty += int((np.diff(csr.indptr) == 0).sum())
-            values = csr.data[np.isfinite(csr.data)]
-            nan = int(np.isnan(csr.data).sum())
-            n_nan += nan
-            n_inf += len(csr.data) - len(values) - nan
-            n_negative += int((values < 0).sum())
-            n_fractional += int((values != np.rint(values)).sum())
-            zeros = [0.0] if csr.nnz < csr.shape[0] * csr.shape[1] else []
-            low = min([low, *zeros, values.min(initial=np.inf)])
-            high = max([high, *zeros, values.max(initial=-np.inf)])
-        if low > high:
-            low = high = np.nan
-        return MatrixSummary(float(low), float(high), n_nan, n_inf, n_negative, n_fractional, n_empty)
+
+def _summary_of(chunks: Iterable[sp.csr_matrix]) -> MatrixSummary:
+    low, high = np.inf, -np.inf
+    n_nan = n_inf = n_negative = n_fractional = n_empty = 0
+    for csr in chunks:
+        n_empty += int((np.diff(csr.indptr) == 0).sum())
+        values = csr.data[np.isfinite(csr.data)]
+        nan = int(np.isnan(csr.data).sum())
+        n_nan += nan
+        n_inf += len(csr.data) - len(values) - nan
+        n_negative += int((values < 0).sum())
+        n_fractional += int((values != np.rint(values)).sum())
+        zeros = [0.0] if csr.nnz < csr.shape[0] * csr.shape[1] else []
+        low = min([low, *zeros, values.min(initial=np.inf)])
+        high = max([high, *zeros, values.max(initial=-np.inf)])
+    if low > high:
+        low = high = np.nan
+    return MatrixSummary(float(low), float(high), n_nan, n_inf, n_negative, n_fractional, n_empty)
 
 
-def _canonical(csr: sp.csr_matrix) -> sp.csr_matrix:
+def canonical(csr: sp.csr_matrix) -> sp.csr_matrix:
+    """Make float32 with sorted column indices, no duplicates and no stored zeros of it; it may be changed in place."""
     csr.sum_duplicates()
     with np.errstate(over="ignore"):  # what float32 cannot hold becomes infinite, and check() reports it
         csr = csr.astype(np.float32, copy=False)

@@ -125,7 +125,8 @@ def _sparse_file_reader(x: CSRDataset) -> Read:
         parts = [slice(indptr[first], indptr[stop]) for first, stop in spans]
         starts = np.concatenate(([0], np.cumsum(indptr[held + 1] - indptr[held])))
         arrays = (np.concatenate([data[p] for p in parts]), np.concatenate([indices[p] for p in parts]), starts)
-        return sp.csr_matrix(arrays, shape=(len(held), n_vars))[np.searchsorted(held, rows)]
+        csr = sp.csr_matrix(arrays, shape=(len(held), n_vars))
+        return csr if len(held) == len(rows) else csr[np.searchsorted(held, rows)]
 
     return read
 

@@ -8,15 +8,18 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import scipy.sparse as sp
 import torch
 
 from scgalore.data.binning import bin_rows
 from scgalore.data.hashing import cell_keys, fold_seed, uniforms
-from scgalore.data.tokens import RaggedTokens, TokenBatch, TokenizerConfig, starts
+from scgalore.data.ragged import argsort_rows, blocks, starts
+from scgalore.data.tokens import RaggedTokens, TokenBatch, TokenizerConfig
 from scgalore.errors import DataError
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    import scipy.sparse as sp
     from numpy.typing import ArrayLike, NDArray
 
 __all__ = ["Tokenizer", "keep_smallest"]
@@ -53,7 +56,7 @@ class Tokenizer:
         self.genes: NDArray[np.int64] = self.token_ids[columns]
         self._check_genes()
         # Position of each column in `genes`; sorting by it is sorting by token id.
-        self._rank = np.full(len(self.token_ids), -1, dtype=np.int64)
+        self._rank = np.full(len(self.token_ids), -1, dtype=np.int32)
         self._rank[columns] = np.arange(len(columns))
 
     @property
@@ -91,26 +94,28 @@ class Tokenizer:
         draw
             Which draw of the sampling and of random ties, such as the epoch; the same draw gives the same tokens.
         """
-        config = self.config
-        seed = fold_seed(config.seed, draw)
+        return RaggedTokens.concatenate(list(self.parts(csr, cells, draw=draw)))
+
+    def parts(self, csr: sp.csr_matrix | sp.csr_array, cells: ArrayLike, *, draw: int = 0) -> Iterator[RaggedTokens]:
+        """Tokens of some rows as :meth:`encode` makes them, in parts that fit a core's cache; at least one.
+
+        Parameters
+        ----------
+        csr, cells, draw
+            As for :meth:`encode`.
+        """
         cells = np.array(cells, dtype=np.int64).ravel()
-        rank, values, indptr = self._expressed(csr, n_cells=len(cells))
-        genes = self.genes[rank]
-        keys = cell_keys(genes, values, indptr)
-        if config.binned:
-            u = None
-            if config.ties == "random":
-                u = uniforms(seed, "ties", np.repeat(keys, np.diff(indptr)), genes)
-            values = bin_rows(values, indptr, config.n_bins, ties=config.ties, u=u).astype(np.float32)
-        if config.include_zeros:
-            genes, values, indptr = self._with_zeros(rank, values, indptr)
-        genes, values, indptr = self._sample(genes, values, indptr, keys, seed)
-        if config.append_cls:
-            # np.insert keeps the order of equal positions, so a cell without genes becomes `<cls>` alone.
-            genes = np.insert(genes, indptr[:-1], self.cls_id)
-            values = np.insert(values, indptr[:-1], config.cls_value)
-            indptr = indptr + np.arange(len(indptr))
-        return RaggedTokens(genes=genes, values=values, indptr=indptr, cells=cells, keys=keys)
+        if csr.shape != (len(cells), self.n_vars):
+            msg = (
+                f"The rows have shape {csr.shape}; expected {(len(cells), self.n_vars)}: "
+                "one row for each of `cells`, one column for each of `token_ids`."
+            )
+            raise DataError(msg)
+        seed = fold_seed(self.config.seed, draw)
+        for rows in blocks(csr.indptr):
+            yield self._encode(csr, rows, cells[rows], seed)
+        if len(cells) == 0:
+            yield self._encode(csr, slice(0, 0), cells, seed)
 
     def pad(self, ragged: RaggedTokens, rows: ArrayLike | None = None) -> TokenBatch:
         """Pad some cells to the longest of them.
@@ -126,17 +131,18 @@ class Tokenizer:
         lengths = ragged.lengths[picked]  # (b,)
         offset = np.arange(lengths.max(initial=0))  # (s,)
         padding = offset >= lengths[:, None]  # (b, s)
-        source = (ragged.indptr[picked][:, None] + offset)[~padding]
-        genes = np.full(padding.shape, self.pad_id, dtype=np.int64)
-        values = np.full(padding.shape, self.config.pad_value, dtype=np.float32)
-        genes[~padding] = ragged.genes[source]
-        values[~padding] = ragged.values[source]
+        source = ragged.indptr[picked][:, None] + offset
+        genes = ragged.genes.take(source, mode="clip")  # padding takes what follows, or the last token
+        values = ragged.values.take(source, mode="clip")
+        np.copyto(genes, self.pad_id, where=padding)
+        np.copyto(values, np.float32(self.config.pad_value), where=padding)
         return TokenBatch(
             genes=torch.from_numpy(genes),
             values=torch.from_numpy(values),
             padding=torch.from_numpy(padding),
             cells=torch.from_numpy(ragged.cells[picked]),
             keys=torch.from_numpy(ragged.keys[picked].view(np.int64)),
+            padded=bool(padding.any()),
         )
 
     def _check_genes(self) -> None:
@@ -151,27 +157,56 @@ class Tokenizer:
             msg = f"A column has the token id of <cls> ({self.cls_id}) or <pad> ({self.pad_id}); give it -1."
             raise DataError(msg)
 
+    def _encode(
+        self, csr: sp.csr_matrix | sp.csr_array, rows: slice, cells: NDArray[np.int64], seed: int
+    ) -> RaggedTokens:
+        config = self.config
+        rank, values, indptr = self._expressed(csr, rows)
+        genes = self.genes[rank]
+        keys = cell_keys(genes, values, indptr)
+        if config.binned:
+            u = None
+            if config.ties == "random":
+                u = uniforms(seed, "ties", np.repeat(keys, np.diff(indptr)), genes)
+            values = bin_rows(values, indptr, config.n_bins, ties=config.ties, u=u).astype(np.float32)
+        if config.include_zeros:
+            genes, values, indptr = self._with_zeros(rank, values, indptr)
+        genes, values, indptr = self._sample(genes, values, indptr, keys, seed)
+        if config.append_cls:
+            genes, values, indptr = self._with_cls(genes, values, indptr)
+        return RaggedTokens(genes=genes, values=values, indptr=indptr, cells=cells, keys=keys)
+
     def _expressed(
-        self, csr: sp.csr_matrix | sp.csr_array, *, n_cells: int
-    ) -> tuple[NDArray[np.integer], NDArray[np.float32], NDArray[np.int64]]:
+        self, csr: sp.csr_matrix | sp.csr_array, rows: slice
+    ) -> tuple[NDArray[np.int32], NDArray[np.float32], NDArray[np.int64]]:
         """Rank among `genes`, value, and indptr of the kept non-zero entries, sorted by rank within each row."""
-        if csr.shape != (n_cells, self.n_vars):
-            msg = (
-                f"The rows have shape {csr.shape}; expected {(n_cells, self.n_vars)}: "
-                "one row for each of `cells`, one column for each of `token_ids`."
-            )
-            raise DataError(msg)
-        rank = self._rank[csr.indices]
-        values = np.asarray(csr.data, dtype=np.float32)
+        indptr = csr.indptr[rows.start : rows.stop + 1].astype(np.int64)
+        entries = slice(indptr[0], indptr[-1])
+        indptr -= indptr[0]
+        rank, values = self._rank[csr.indices[entries]], np.asarray(csr.data[entries], dtype=np.float32)
         kept = (rank >= 0) & (values != 0)
-        lengths = _kept_lengths(kept, csr.indptr)
-        rank, values = rank[kept], values[kept]
+        if not kept.all():
+            rank, values, indptr = rank[kept], values[kept], starts(_kept_lengths(kept, indptr))
         if not np.isfinite(values).all():
             msg = "The rows hold NaN or infinite values; scgalore.data.matrix.CellMatrix.check() says how many."
             raise DataError(msg)
-        # Two changes of format sort the entries of each row in linear time.
-        tidy = sp.csr_matrix((values, rank, starts(lengths)), shape=(n_cells, len(self.genes))).tocsc().tocsr()
-        return tidy.indices, tidy.data, starts(lengths)
+        rising = rank[1:] > rank[:-1]
+        rising[indptr[(indptr > 0) & (indptr < len(rank))] - 1] = True  # from one cell to the next
+        if not rising.all():
+            order = argsort_rows(rank.view(np.uint32), indptr)
+            rank, values = rank[order], values[order]
+        return rank, values, indptr
+
+    def _with_cls(
+        self, genes: NDArray[np.int64], values: NDArray[np.float32], indptr: NDArray[np.int64]
+    ) -> tuple[NDArray[np.int64], NDArray[np.float32], NDArray[np.int64]]:
+        indptr = indptr + np.arange(len(indptr))
+        is_gene = np.ones(indptr[-1], dtype=bool)
+        is_gene[indptr[:-1]] = False
+        all_genes = np.full(indptr[-1], self.cls_id, dtype=np.int64)
+        all_values = np.full(indptr[-1], self.config.cls_value, dtype=np.float32)
+        all_genes[is_gene], all_values[is_gene] = genes, values
+        return all_genes, all_values, indptr
 
     def _with_zeros(
         self, rank: NDArray[np.integer], values: NDArray[np.float32], indptr: NDArray[np.int64]
@@ -215,9 +250,13 @@ def keep_smallest(u: NDArray[np.floating], indptr: NDArray[np.integer], limit: i
         How many to keep of a cell; all of a cell that has no more.
     """
     kept = np.ones(len(u), dtype=bool)
-    for start, stop in zip(indptr[:-1].tolist(), indptr[1:].tolist(), strict=True):
-        if stop - start > limit:
-            kept[start + np.argpartition(u[start:stop], limit)[limit:]] = False
+    # By row: those concerned are long, and padding them to equal length for one call takes longer than the calls.
+    for row in np.flatnonzero(np.diff(indptr) > limit).tolist():
+        cell = slice(int(indptr[row]), int(indptr[row + 1]))
+        last = np.partition(u[cell], limit - 1)[limit - 1]
+        kept[cell] = u[cell] < last
+        equal = np.flatnonzero(u[cell] == last)
+        kept[cell.start + equal[: limit - np.count_nonzero(kept[cell])]] = True
     return kept
 
 

@@ -6,20 +6,21 @@ Shape letters: b cells in a batch, s tokens in a row (``<cls>`` included).
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from scgalore.data.binning import Ties, check_binning
+from scgalore.data.ragged import starts
 from scgalore.errors import OptionError
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     import torch
     from numpy.typing import NDArray
 
-__all__ = ["RaggedTokens", "Ties", "TokenBatch", "TokenizerConfig", "starts"]
+__all__ = ["RaggedTokens", "Ties", "TokenBatch", "TokenizerConfig"]
 
 
 @dataclass(frozen=True)
@@ -48,6 +49,8 @@ class TokenBatch:
         Expression to predict, float32, shape ``(b, s)``; ``None`` unless an objective put it there.
     masked
         ``True`` where ``targets`` count, bool, shape ``(b, s)``; ``None`` unless an objective put it there.
+    padded
+        Whether any position is padding; known without asking the device.
     """
 
     genes: torch.Tensor
@@ -60,6 +63,7 @@ class TokenBatch:
     flags: torch.Tensor | None = None
     targets: torch.Tensor | None = None
     masked: torch.Tensor | None = None
+    padded: bool = True
 
     def __len__(self) -> int:
         return self.genes.shape[0]
@@ -69,10 +73,31 @@ class TokenBatch:
         """Tokens that are not padding."""
         return int((~self.padding).sum())
 
-    def to(self, device: torch.device | str) -> TokenBatch:
-        """Move every tensor to a device."""
-        moved = {name: value.to(device) for name, value in vars(self).items() if value is not None}
-        return replace(self, **moved)
+    @property
+    def padding_if_any(self) -> torch.Tensor | None:
+        """``padding``, or ``None`` where no position is: attention without a mask is the faster one."""
+        return self.padding if self.padded else None
+
+    def to(self, device: torch.device | str, *, non_blocking: bool = False) -> TokenBatch:
+        """Move every tensor to a device.
+
+        Parameters
+        ----------
+        device
+            Where to.
+        non_blocking
+            Whether the host goes on while tensors in pinned memory are copied.
+        """
+        return self._each(lambda tensor: tensor.to(device, non_blocking=non_blocking))
+
+    def pin_memory(self) -> TokenBatch:
+        """Copy every tensor to page-locked memory, from where it is copied to a CUDA device while the host goes on."""
+        return self._each(lambda tensor: tensor.pin_memory())
+
+    def _each(self, change: Callable[[torch.Tensor], torch.Tensor]) -> TokenBatch:
+        tensors = {name: value for name, value in vars(self).items() if name != "padded" and value is not None}
+        changed: dict[str, Any] = {name: change(tensor) for name, tensor in tensors.items()}
+        return replace(self, **changed)
 
 
 @dataclass(frozen=True)
@@ -155,9 +180,18 @@ class RaggedTokens:
         """Number of tokens of each cell, ``<cls>`` included."""
         return np.diff(self.indptr)
 
+    def take(self, rows: NDArray[np.integer]) -> RaggedTokens:
+        """Some of the cells, by position, in the order asked for."""
+        lengths = self.lengths[rows]
+        indptr = starts(lengths)
+        source = np.arange(indptr[-1]) + np.repeat(self.indptr[rows] - indptr[:-1], lengths)
+        return RaggedTokens(self.genes[source], self.values[source], indptr, self.cells[rows], self.keys[rows])
+
     @staticmethod
     def concatenate(parts: Sequence[RaggedTokens]) -> RaggedTokens:
         """Join the cells of several parts, in their order."""
+        if len(parts) == 1:
+            return parts[0]
         lengths = np.concatenate([part.lengths for part in parts])
         return RaggedTokens(
             genes=np.concatenate([part.genes for part in parts]),
@@ -166,8 +200,3 @@ class RaggedTokens:
             cells=np.concatenate([part.cells for part in parts]),
             keys=np.concatenate([part.keys for part in parts]),
         )
-
-
-def starts(lengths: NDArray[np.integer]) -> NDArray[np.int64]:
-    """Where each cell starts, from the number of its tokens."""
-    return np.concatenate(([0], np.cumsum(lengths, dtype=np.int64)))

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
+from scgalore.train.processes import training_processes
+
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
@@ -22,7 +24,17 @@ if TYPE_CHECKING:
 
 __all__ = ["run_identity"]
 
-FREE = ("accelerator", "devices")  # where to compute may differ between the parts of a run
+# Where and how to compute may differ between the parts of a run, as long as what is computed stays the same.
+FREE = (
+    "accelerator",
+    "devices",
+    "num_nodes",
+    "strategy",
+    "num_workers",
+    "gradient_checkpointing",
+    "deterministic",
+    "shard_optimizer",
+)
 
 
 def run_identity(
@@ -52,6 +64,7 @@ def run_identity(
         "split": _digest([split.train, split.validation, split.test]),
         "objective": repr(objective),
         "network": repr(network.config),
+        "processes": training_processes(config).size,
         "initial weights": _digest(_bytes(tensor) for tensor in network.state_dict().values()),
         **settings,
         "optimizer_options": json.dumps(config.optimizer_options, sort_keys=True, default=str),

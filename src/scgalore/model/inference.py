@@ -3,23 +3,35 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal, get_args
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 
 from scgalore._progress import progress
-from scgalore.data.sampler import sorted_batches
+from scgalore.data.sampler import cut_batches
 from scgalore.errors import OptionError
+from scgalore.nn import CellEncoder
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+
     from numpy.typing import NDArray
 
     from scgalore.data.cells import TokenCells
+    from scgalore.data.tokens import RaggedTokens, TokenizerConfig
     from scgalore.nn import SCGPTNetwork
 
-__all__ = ["CellOutput", "pick_device", "run_network"]
+__all__ = ["CellOutput", "InferencePrecision", "pick_device", "pick_dtype", "run_network"]
+
+InferencePrecision = Literal["auto", "32-true", "bf16-true"]
+
+WINDOW = 1024
+"""Cells in memory at a time."""
+
+BATCH_TOKENS = {True: 4096, False: 65536}
+"""Most tokens in a batch, on a CPU, whose caches should hold a layer's work, and elsewhere."""
 
 
 @dataclass(frozen=True)
@@ -32,10 +44,13 @@ class CellOutput:
         Cell embeddings with unit norm, float32 ``(n_obs, d_model)``.
     probabilities
         Class probabilities, float32 ``(n_obs, n_classes)``; ``None`` without a classification head.
+    precision
+        Arithmetic they were computed in, ``"32-true"`` or ``"bf16-true"``.
     """
 
     embedding: NDArray[np.float32]
     probabilities: NDArray[np.float32] | None
+    precision: str
 
 
 def pick_device(accelerator: str) -> torch.device:
@@ -61,34 +76,108 @@ def pick_device(accelerator: str) -> torch.device:
     return torch.device("cuda" if accelerator == "gpu" else accelerator)
 
 
+def pick_dtype(precision: str, device: torch.device) -> torch.dtype:
+    """Turn Lightning's word for a precision into the arithmetic of a network.
+
+    Parameters
+    ----------
+    precision
+        ``"32-true"``, ``"bf16-true"``, or ``"auto"``: bfloat16 on GPUs that have it, float32 elsewhere.
+    device
+        Where to compute.
+
+    Raises
+    ------
+    OptionError
+        If there is no such word.
+    """
+    if precision not in get_args(InferencePrecision):
+        msg = f"precision={precision!r}: choose one of {', '.join(map(repr, get_args(InferencePrecision)))}."
+        raise OptionError(msg)
+    if precision == "auto":
+        precision = "bf16-true" if device.type == "cuda" and torch.cuda.is_bf16_supported() else "32-true"
+    return torch.bfloat16 if precision == "bf16-true" else torch.float32
+
+
 def run_network(
-    network: SCGPTNetwork, cells: TokenCells, *, batch_size: int, device: torch.device, label: str
+    network: SCGPTNetwork,
+    cells: TokenCells,
+    *,
+    rows: NDArray[np.int64] | None = None,
+    batch_size: int | None = None,
+    batch_tokens: int | None = None,
+    device: torch.device,
+    dtype: torch.dtype = torch.float32,
+    label: str,
 ) -> CellOutput:
     """Embed cells and, where the network can, classify them.
+
+    Cells are read, tokenised and run a window at a time, so that memory does not grow with their number, and files are
+    read forwards. Within a window the longest come first; nothing is padded.
 
     Parameters
     ----------
     network
         Left in evaluation mode on ``device``.
     cells
-        Cells to run over; each has its own result whatever the batch it lands in.
+        Each has its own result whatever the batch it lands in.
+    rows
+        Which of them; all when left out.
     batch_size
-        Cells in a batch.
+        Most cells in a batch; ``None`` sets no cap.
+    batch_tokens
+        Most tokens in a batch; when ``None``, as many as the device works on best.
     device
         Where to compute.
+    dtype
+        Arithmetic of the blocks.
     label
         Words in front of the progress bar.
     """
-    network.eval().to(device)  # outside of inference mode, in which moved weights could never be trained again
-    config = network.config
-    embedding = np.empty((cells.n_obs, config.d_model), dtype=np.float32)
-    probabilities = np.empty((cells.n_obs, config.n_classes), dtype=np.float32) if config.n_classes else None
-    requests = sorted_batches(np.arange(cells.n_obs), cells.lengths, batch_size=batch_size)
-    for request in progress(requests, label=label):
-        batch = cells.batch(request).to(device)
-        with torch.inference_mode():
-            encoded = network.encode(batch.genes, batch.values, batch.padding)
-            embedding[request.rows] = F.normalize(encoded.cell.float(), dim=1).cpu().numpy()
+    network.eval().to(device)
+    rows = np.arange(cells.n_obs) if rows is None else rows
+    config, n_obs = network.config, len(rows)
+    embedding = np.empty((n_obs, config.d_model), dtype=np.float32)
+    probabilities = np.empty((n_obs, config.n_classes), dtype=np.float32) if config.n_classes else None
+    encoder = CellEncoder(
+        network, torch.from_numpy(cells.tokens()), levels=_levels(cells.tokenizer.config), dtype=dtype
+    )
+    plans = _plan(cells.lengths[rows], batch_size, batch_tokens or BATCH_TOKENS[device.type == "cpu"])
+    batches = _batches(cells.windows(rows, size=WINDOW), plans)
+    for at, batch in progress(batches, label=label, total=sum(map(len, plans))):
+        genes, values = (torch.from_numpy(part).to(device) for part in (batch.genes, batch.values))
+        with torch.no_grad():
+            cell = encoder(genes, values, batch.lengths.tolist())
+            embedding[at] = F.normalize(cell, dim=1).cpu().numpy()
             if probabilities is not None:
-                probabilities[request.rows] = network.classify(encoded).float().softmax(dim=1).cpu().numpy()
-    return CellOutput(embedding, probabilities)
+                probabilities[at] = network.class_logits(cell).softmax(dim=1).cpu().numpy()
+    return CellOutput(embedding, probabilities, "bf16-true" if dtype == torch.bfloat16 else "32-true")
+
+
+def _levels(config: TokenizerConfig) -> range | None:
+    """Values that tokens may have: bins, 0, and what stands at ``<cls>``."""
+    if not config.binned or config.cls_value % 1:
+        return None
+    return range(min(int(config.cls_value), 0), max(int(config.cls_value) + 1, config.n_bins))
+
+
+def _plan(lengths: NDArray[np.int64], batch_size: int | None, batch_tokens: int) -> list[list[NDArray[np.int64]]]:
+    """Batches of each window, as positions in the window."""
+    plans = []
+    for start in range(0, len(lengths), WINDOW):
+        window = lengths[start : start + WINDOW]
+        # Cells of equal length come together, which attends to them in one call.
+        order = np.argsort(-window, kind="stable")
+        cuts = cut_batches(window[order], batch_size=batch_size, batch_tokens=batch_tokens, padded=False)
+        plans.append([order[cut] for cut in cuts])
+    return plans
+
+
+def _batches(
+    windows: Iterable[RaggedTokens], plans: list[list[NDArray[np.int64]]]
+) -> Iterator[tuple[NDArray[np.int64], RaggedTokens]]:
+    start = 0
+    for window, plan in zip(windows, plans, strict=True):
+        for picked in plan:
+            yield start + picked, window.take(picked)
+        start += len(window)

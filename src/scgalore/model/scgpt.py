@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Self
 
+import numpy as np
 import pandas as pd
 import torch
 
@@ -16,9 +17,10 @@ from scgalore.data.split import random_split
 from scgalore.data.tokens import TokenizerConfig
 from scgalore.errors import OptionError, WeightsError
 from scgalore.model.adapter_files import is_adapter_folder, read_adapter, write_adapter
+from scgalore.model.distributed import gather, process_group, share
 from scgalore.model.files import read_model, write_model
 from scgalore.model.identity import run_identity
-from scgalore.model.inference import CellOutput, pick_device, run_network
+from scgalore.model.inference import CellOutput, pick_device, pick_dtype, run_network
 from scgalore.model.training import apply_adapter, trainable
 from scgalore.nn import SCGPTConfig, SCGPTNetwork
 from scgalore.objectives import Classification, MaskedExpression
@@ -26,7 +28,6 @@ from scgalore.train.config import TrainConfig
 from scgalore.weights import export_scgpt
 
 if TYPE_CHECKING:
-    import numpy as np
     from anndata import AnnData
     from numpy.typing import NDArray
 
@@ -320,9 +321,11 @@ class SCGPT:
         checkpoint_dir, resume
             As for :meth:`train`.
         """
+        from scgalore.train.processes import training_processes
         from scgalore.train.runner import fit
 
         pick_device(config.accelerator)
+        training_processes(config)
         split.check(cells.n_obs)
         if objective is None:
             masked = MaskedExpression(mask_value=self.network.config.mask_value)
@@ -363,23 +366,54 @@ class SCGPT:
             torch.manual_seed(seed)
             self.network.set_classes(n_classes)
 
-    def run(self, cells: TokenCells, *, batch_size: int | None = None, accelerator: str | None = None) -> CellOutput:
+    def run(
+        self,
+        cells: TokenCells,
+        *,
+        precision: str | None = None,
+        batch_size: int | None = None,
+        batch_tokens: int | None = None,
+        accelerator: str | None = None,
+    ) -> CellOutput:
         """Embed cells and, with a classification head, classify them, in one pass.
+
+        Several processes that were started together (torchrun, SLURM) each run a share of the cells, and all get the whole
+        result.
 
         Parameters
         ----------
         cells
             From :meth:`cells`.
-        batch_size, accelerator
-            ``sg.settings`` when left out.
+        precision
+            ``"32-true"``, ``"bf16-true"`` or ``"auto"``.
+        batch_size, batch_tokens
+            Most cells and most tokens in a batch; they change speed and memory, not the numbers.
+        accelerator
+            Where to compute, in Lightning's words.
+
+            All of these are from ``sg.settings`` when left out.
         """
-        if batch_size is not None and batch_size < 1:
-            msg = f"batch_size={batch_size}: it must be at least 1."
-            raise OptionError(msg)
+        for name, most in (("batch_size", batch_size), ("batch_tokens", batch_tokens)):
+            if most is not None and most < 1:
+                msg = f"{name}={most}: it must be at least 1."
+                raise OptionError(msg)
         device = pick_device(accelerator or settings.accelerator)
-        return run_network(
-            self.network, cells, batch_size=batch_size or settings.batch_size, device=device, label="cells"
-        )
+        dtype = pick_dtype(precision or settings.precision, device)
+        with process_group() as world:
+            if device.type == "cuda" and world.size > 1:
+                device = torch.device("cuda", world.local_rank)
+            output = run_network(
+                self.network,
+                cells,
+                rows=np.arange(cells.n_obs)[share(cells.n_obs, world)],
+                batch_size=batch_size or settings.batch_size,
+                batch_tokens=batch_tokens or settings.batch_tokens,
+                device=device,
+                dtype=dtype,
+                label="cells",
+            )
+            probabilities = None if output.probabilities is None else gather(output.probabilities, world)
+            return CellOutput(gather(output.embedding, world), probabilities, output.precision)
 
     def get_latent_representation(
         self,

@@ -35,7 +35,7 @@ class SCGPTModule(BaseModuleClass):
     def inference(self, batch: TokenBatch) -> dict[str, Tensor]:
         """Hidden states and cell embeddings of a batch."""
         encoded = self.network.encode(
-            batch.genes, batch.values, batch.padding, batches=batch.batches, flags=batch.flags
+            batch.genes, batch.values, batch.padding_if_any, batches=batch.batches, flags=batch.flags
         )
         return encoded._asdict()
 

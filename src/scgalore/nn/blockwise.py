@@ -47,34 +47,35 @@ def attend_in_blocks(q: Tensor, k: Tensor, v: Tensor, attended: Tensor | None = 
 class _InBlocks(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, left_out: Tensor | None) -> Tensor:
-        mixed = q.new_empty(q.shape[0], q.shape[2], q.shape[1], q.shape[3]).transpose(1, 2)
+        n_heads, values = q.shape[1], v.contiguous()
+        mixed = q.new_empty(q.shape[0], q.shape[2], n_heads, q.shape[3]).transpose(1, 2)
         with torch.autocast("cpu", enabled=False):
             for cells, block, p in _probabilities(q, k, left_out):
-                mixed[cells, :, block] = torch.bmm(p, v[cells].flatten(0, 1)).unflatten(0, (-1, q.shape[1]))
+                mixed[cells, :, block] = torch.bmm(p, values[cells].flatten(0, 1)).unflatten(0, (-1, n_heads))
         ctx.save_for_backward(q, k, v, left_out, mixed)
         return mixed
 
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
         q, k, v, left_out, mixed = ctx.saved_tensors
-        pull = grad_outputs[0]
         n_heads, scale = q.shape[1], 1 / math.sqrt(q.shape[-1])
         # d(scores) = p * (d(p) - delta), since a row of p sums to 1.
-        delta = (pull.float() * mixed.float()).sum(dim=-1, keepdim=True).to(q.dtype)
-        dq = torch.empty_like(q, memory_format=torch.contiguous_format)
+        delta = (grad_outputs[0].float() * mixed.float()).sum(dim=-1, keepdim=True).to(q.dtype)
+        queries, keys, values, pull = (part.contiguous() for part in (q, k, v, grad_outputs[0]))
+        dq = torch.empty_like(queries)
         # Summed over blocks in float32.
         dk, dv = (torch.zeros(part.shape, dtype=torch.float32) for part in (k, v))
+        scratch = q.new_empty(0)
         with torch.autocast("cpu", enabled=False):
-            scratch = q.new_empty(0)
             for cells, block, p in _probabilities(q, k, left_out):
-                some = [part[cells].flatten(0, 1) for part in (k, v)]
-                pulled, queries = (part[cells, :, block].flatten(0, 1) for part in (pull, q))
+                some_keys, some_values = keys[cells].flatten(0, 1), values[cells].flatten(0, 1)
+                pulled, asking = pull[cells, :, block].flatten(0, 1), queries[cells, :, block].flatten(0, 1)
                 scratch = scratch if len(scratch) >= p.numel() else q.new_empty(p.numel())
-                dp = torch.bmm(pulled, some[1].transpose(-1, -2), out=scratch[: p.numel()].view(p.shape))
+                dp = torch.bmm(pulled, some_values.transpose(-1, -2), out=scratch[: p.numel()].view(p.shape))
                 dv[cells] += torch.bmm(p.transpose(-1, -2), pulled).unflatten(0, (-1, n_heads))
                 ds = dp.sub_(delta[cells, :, block].flatten(0, 1)).mul_(p)
-                dq[cells, :, block] = torch.bmm(ds, some[0]).mul_(scale).unflatten(0, (-1, n_heads))
-                dk[cells] += torch.bmm(ds.transpose(-1, -2), queries).unflatten(0, (-1, n_heads))
+                dq[cells, :, block] = torch.bmm(ds, some_keys).mul_(scale).unflatten(0, (-1, n_heads))
+                dk[cells] += torch.bmm(ds.transpose(-1, -2), asking).unflatten(0, (-1, n_heads))
         return dq, dk.mul_(scale).to(k.dtype), dv.to(v.dtype), None
 
 
@@ -82,7 +83,9 @@ def _probabilities(q: Tensor, k: Tensor, left_out: Tensor | None) -> Iterator[tu
     """Cells, queries and their attention ``(cells * h, queries, s)``, a block at a time, each in the memory of the last."""
     n_cells, n_heads, n_queries, width = q.shape
     length = k.shape[2]
-    keys = k.contiguous().transpose(-1, -2)
+    # Heads before tokens in memory: blocks of them are then views.
+    queries = q.contiguous()
+    keys = torch.mul(k, 1 / math.sqrt(width), out=k.new_empty(k.shape)).transpose(-1, -2)
     rows = min(n_queries, _QUERIES)
     at_once = min(n_cells, max(1, _SCORES // (n_heads * rows * length)))
     # Fresh pages for each block would cost as much as its products.
@@ -91,9 +94,9 @@ def _probabilities(q: Tensor, k: Tensor, left_out: Tensor | None) -> Iterator[tu
         cells = slice(first, first + at_once)
         for start in range(0, n_queries, rows):
             block = slice(start, start + rows)
-            queries = (q[cells, :, block] / math.sqrt(width)).flatten(0, 1)
-            shape = (*queries.shape[:2], length)
-            scores = torch.bmm(queries, keys[cells].flatten(0, 1), out=scratch[: math.prod(shape)].view(shape))
+            asking = queries[cells, :, block].flatten(0, 1)
+            shape = (*asking.shape[:2], length)
+            scores = torch.bmm(asking, keys[cells].flatten(0, 1), out=scratch[: math.prod(shape)].view(shape))
             if left_out is not None:
                 scores.unflatten(0, (-1, n_heads)).masked_fill_(left_out[cells], -torch.inf)
             yield cells, block, torch.softmax(scores, dim=-1, out=scores)

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import copy
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
+from torch import nn
 
 from scgalore.nn.layout import Packed
 from scgalore.nn.network import ContinuousValueEncoder
@@ -59,12 +60,9 @@ class CellEncoder:
         if levels is not None and isinstance(network.value_encoder, ContinuousValueEncoder):
             self._lowest = levels.start
             self._values = network.value_encoder(torch.tensor(levels, dtype=torch.float32, device=device))
-        self._blocks = network.transformer_encoder
+        self._blocks: nn.Module = network.transformer_encoder
         if self.dtype != own.dtype:
-            self._blocks = copy.deepcopy(self._blocks).to(self.dtype)
-            for part in self._blocks.modules():
-                if isinstance(part, torch.nn.LayerNorm):
-                    part.to(own.dtype)
+            self._blocks = _copied(self._blocks, self.dtype)
 
     @torch.no_grad()
     def __call__(self, genes: Tensor, values: Tensor, lengths: Sequence[int]) -> Tensor:
@@ -94,3 +92,13 @@ class CellEncoder:
         layout = Packed(lengths, device=x.device)
         hidden = self._blocks(x, layout, cls_only=network.config.cell_style == "cls")
         return network.pool(hidden.to(self._genes), values, layout)
+
+
+def _copied(blocks: nn.Module, dtype: torch.dtype) -> nn.Module:
+    """Copy blocks with the weights of their layers in another precision, and those of the norms as they are."""
+    memo: dict[int, Any] = {}
+    for part in blocks.modules():
+        for weight in part.parameters(recurse=False):
+            kept = weight if isinstance(part, nn.LayerNorm) else weight.detach().to(dtype)
+            memo[id(weight)] = nn.Parameter(kept.detach(), requires_grad=False)
+    return copy.deepcopy(blocks, memo)  # looks weights up instead of copying them first

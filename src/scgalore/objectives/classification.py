@@ -59,6 +59,6 @@ class Classification:
 
 def _logits(network: SCGPTNetwork, batch: TokenBatch) -> Tensor:
     encoded = network.encode(
-        batch.genes, batch.values, batch.padding, batches=batch.batches, flags=batch.flags, cell_only=True
+        batch.genes, batch.values, batch.padding_if_any, batches=batch.batches, flags=batch.flags, cell_only=True
     )
     return network.classify(encoded)  # (b, n_classes)

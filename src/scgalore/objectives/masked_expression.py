@@ -88,7 +88,7 @@ class MaskedExpression:
 
 
 def _heads(network: SCGPTNetwork, batch: TokenBatch) -> dict[str, tuple[Tensor, Tensor | None]]:
-    encoded = network.encode(batch.genes, batch.values, batch.padding, batches=batch.batches, flags=batch.flags)
+    encoded = network.encode(batch.genes, batch.values, batch.padding_if_any, batches=batch.batches, flags=batch.flags)
     heads = {"mse": network.expression(encoded, batch.values, batch.batches)}
     if network.mvc_decoder is not None:
         heads["mse_from_cell"] = network.expression_from_cell(encoded, batch.batches)

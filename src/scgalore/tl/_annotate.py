@@ -25,7 +25,9 @@ def annotate(
     gene_symbols: str | None = None,
     mod: str = "rna",
     max_length: int | None = None,
+    precision: str | None = None,
     batch_size: int | None = None,
+    batch_tokens: int | None = None,
     accelerator: str | None = None,
     rng: Rng = 0,
     key_added: str | None = None,
@@ -45,7 +47,9 @@ def annotate(
     {mod}
     max_length
         Most tokens of a cell; longer cells are sampled, with ``rng``. ``None`` is what the weights were trained with.
+    {precision}
     {batch_size}
+    {batch_tokens}
     {accelerator}
     {rng}
     {key_added}
@@ -88,9 +92,17 @@ def annotate(
     fitted.require_classes()
     with logg.step(f"labelling {adata.n_obs:,} cells with {fitted.provenance['name']}") as step:
         cells = fitted.cells(adata, layer=layer, gene_symbols=gene_symbols, max_length=max_length, rng=seed)
-        output = fitted.run(cells, batch_size=batch_size, accelerator=accelerator)
+        output = fitted.run(
+            cells, precision=precision, batch_size=batch_size, batch_tokens=batch_tokens, accelerator=accelerator
+        )
         results = label_results(output, fitted.classes, keys)
-        params = {"layer": layer, "gene_symbols": gene_symbols, "max_length": max_length, "rng": seed}
+        params = {
+            "layer": layer,
+            "gene_symbols": gene_symbols,
+            "max_length": max_length,
+            "precision": output.precision,
+            "rng": seed,
+        }
         content = {"params": params, "classes": list(fitted.classes), **provenance(fitted, cells)}
         results.uns[keys.uns] = (content, "parameters and provenance")
         results.write(data, adata, mod=mod, step=step)

@@ -24,7 +24,9 @@ def embed(
     gene_symbols: str | None = None,
     mod: str = "rna",
     max_length: int | None = None,
+    precision: str | None = None,
     batch_size: int | None = None,
+    batch_tokens: int | None = None,
     accelerator: str | None = None,
     rng: Rng = 0,
     key_added: str | None = None,
@@ -45,7 +47,9 @@ def embed(
     {mod}
     max_length
         Most tokens of a cell; longer cells are sampled, with ``rng``. ``None`` is what the weights were trained with.
+    {precision}
     {batch_size}
+    {batch_tokens}
     {accelerator}
     {rng}
     {key_added}
@@ -81,8 +85,16 @@ def embed(
     fitted = as_model(model)
     with logg.step(f"embedding {adata.n_obs:,} cells with {fitted.provenance['name']}") as step:
         cells = fitted.cells(adata, layer=layer, gene_symbols=gene_symbols, max_length=max_length, rng=seed)
-        output = fitted.run(cells, batch_size=batch_size, accelerator=accelerator)
-        params = {"layer": layer, "gene_symbols": gene_symbols, "max_length": max_length, "rng": seed}
+        output = fitted.run(
+            cells, precision=precision, batch_size=batch_size, batch_tokens=batch_tokens, accelerator=accelerator
+        )
+        params = {
+            "layer": layer,
+            "gene_symbols": gene_symbols,
+            "max_length": max_length,
+            "precision": output.precision,
+            "rng": seed,
+        }
         Results(
             obsm={keys.embedding: (output.embedding, "cell embeddings")},
             uns={keys.uns: ({"params": params, **provenance(fitted, cells)}, "parameters and provenance")},

@@ -84,8 +84,9 @@ def finetune(
     {rng}
     {key_added}
     **train_options
-        Fields of :class:`~scgalore.train.TrainConfig`, such as ``max_epochs``, ``batch_size``, ``max_length``, ``lr``,
-        ``patience``, ``precision``, ``optimizer_options`` or ``adapter_options``.
+        Fields of :class:`~scgalore.train.TrainConfig`, such as ``max_epochs``, ``batch_size``, ``batch_tokens``,
+        ``max_length``, ``lr``, ``patience``, ``precision``, ``gradient_checkpointing``, ``devices``, ``optimizer_options`` or
+        ``adapter_options``. How several processes train together: :doc:`/distributed`.
 
     Returns
     -------

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from lightning.pytorch import Callback
 from lightning.pytorch.callbacks import EarlyStopping, TQDMProgressBar
+from torch import distributed
 
 from scgalore import _logging as logg
 from scgalore.errors import DataError
@@ -20,11 +21,16 @@ if TYPE_CHECKING:
     from scgalore.nn.adapter import SCGPTModule
     from scgalore.nn.network import SCGPTNetwork
 
-__all__ = ["BestWeights", "History", "ProgressBar", "StopEarly"]
+__all__ = ["BestWeights", "History", "ProgressBar", "SameBuffers", "StopEarly", "UpdateInBackward"]
 
 
 class History(Callback):
     """One row an epoch; unlike a logger's, its rows survive an interruption.
+
+    Parameters
+    ----------
+    n_processes
+        How many train together; all of them get the rows of the first.
 
     Attributes
     ----------
@@ -32,7 +38,8 @@ class History(Callback):
         ``{"epoch", "lr", "seconds", "train_loss", "validation_loss", ...}`` for each finished epoch.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, n_processes: int = 1) -> None:
+        self._n_processes = n_processes
         self.rows: list[dict[str, float]] = []
         self._started = 0.0
 
@@ -48,6 +55,9 @@ class History(Callback):
             "seconds": time.perf_counter() - self._started,
         }
         row.update({name: float(value) for name, value in sorted(trainer.callback_metrics.items())})
+        if self._n_processes > 1:
+            # The metrics are those of all processes already; the seconds are each one's own.
+            row = trainer.strategy.broadcast(row)
         self.rows.append(row)
         # Raised here, before a checkpoint of such weights takes the place of the last good one.
         if bad := [name for name, value in row.items() if name.endswith("_loss") and not math.isfinite(value)]:
@@ -119,10 +129,20 @@ class StopEarly(EarlyStopping):
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Check the metric, and say so if it ends training."""
         super().on_train_epoch_end(trainer, pl_module)
-        if self.wait_count >= self.patience:
+        if self.wait_count >= self.patience and trainer.is_global_zero:
             logg.info(
                 f"    stopped after epoch {trainer.current_epoch}: {self.patience} without a better {self.monitor}"
             )
+
+
+class SameBuffers(Callback):
+    """Give all processes the buffers of the first: batch norms keep statistics of the cells they have seen."""
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Send them, before anything is saved."""
+        for buffer in _network(pl_module).buffers():
+            if trainer.world_size > 1:
+                distributed.broadcast(buffer, src=0)
 
 
 class UpdateInBackward(Callback):

@@ -18,14 +18,17 @@ from scgalore.errors import OptionError
 from scgalore.nn.embedding import embedding_mode
 from scgalore.optim import OPTIMIZERS, build_optimizer
 from scgalore.optim.registry import check_options
+from scgalore.train.modes import check_compiler
+from scgalore.train.processes import training_processes
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
-__all__ = ["Accelerator", "Precision", "TrainConfig"]
+__all__ = ["Accelerator", "Precision", "Strategy", "TrainConfig"]
 
 Precision = Literal["32-true", "bf16-mixed", "16-mixed"]
 Accelerator = Literal["auto", "cpu", "gpu", "cuda", "mps"]
+Strategy = Literal["auto", "ddp", "ddp_find_unused_parameters_true"]
 
 
 @dataclass(frozen=True)
@@ -37,7 +40,11 @@ class TrainConfig:
     max_epochs
         Passes over the training cells.
     batch_size
-        Cells in a batch.
+        Most cells in a batch, of each process where there are several.
+    batch_tokens
+        Most tokens in a batch, padding included, so that batches of short cells hold more cells than those of long ones and
+        a step takes about the same time and memory; a longer cell is a batch by itself. ``batch_size`` is a cap beside
+        it: raise that to let tokens decide. ``None`` sets no cap.
     max_length
         Most tokens of a training cell, ``<cls>`` included; longer cells are sampled anew every epoch, which saves time and
         keeps a small data set from being learnt by heart. ``None`` trains on all that the model reads. Whatever is
@@ -64,18 +71,40 @@ class TrainConfig:
         Largest norm of the gradient; infinity does not clip.
     accumulate
         Batches whose gradients are added up before a step.
+    gradient_checkpointing
+        Whether the transformer's blocks keep their inputs alone and compute the rest once more in the backward pass: memory
+        for activations falls from all of a block's to one tensor a block, and a step takes about a third longer, since
+        the forward pass is a third of it.
     per_layer_update
         Whether each weight is updated as soon as its gradient is there, in the backward pass, so that gradients never exist
         together. Needs ``clip_norm=float("inf")``, ``accumulate=1``, one device and a precision other than
         ``"16-mixed"``.
     precision
         Lightning's name of the arithmetic: ``"32-true"``, ``"bf16-mixed"`` or ``"16-mixed"``.
+    compile
+        Whether :func:`torch.compile` makes kernels for the transformer's blocks. That takes a minute or so, needs a C++
+        compiler, and changes the last bits of the numbers; whether it wins has to be measured on the machine.
+    deterministic
+        Whether torch may use deterministic algorithms only, which matters on GPUs: some sums there are added up in any
+        order otherwise. Slower; an operation that has none raises. On CPU runs repeat without it.
+    num_workers
+        Processes that make batches beside the network; 0 makes them in between, which costs little where the network is
+        large. It does not change the results.
     patience
         Epochs without a better validation score before training stops; ``None`` never stops early. Needs validation cells.
     accelerator
         Where to train, in Lightning's words.
     devices
-        How many devices, or which, in Lightning's words.
+        How many devices on each machine, or which, in Lightning's words; each has a process of its own. ``"auto"`` takes as
+        many as torchrun or SLURM has started processes, else one. See :doc:`/distributed`.
+    num_nodes
+        Number of machines.
+    strategy
+        How processes work together: ``"auto"``, which is DDP that looks for unused weights where there are some, ``"ddp"``
+        or ``"ddp_find_unused_parameters_true"``.
+    shard_optimizer
+        Whether each process keeps the optimizer's state of its share of the weights only (ZeRO stage 1). The weights are
+        those of the run without it. Needs several processes.
     seed
         Seed of everything random in the run. The same seed gives the same weights, bit for bit, on the same machine with the
         same number of threads; other numbers of threads add up in another order, and small differences grow.
@@ -83,6 +112,7 @@ class TrainConfig:
 
     max_epochs: int = 10
     batch_size: int = 32
+    batch_tokens: int | None = None
     max_length: int | None = None
     optimizer: str = "galore"
     optimizer_options: dict[str, Any] = field(default_factory=dict)
@@ -94,27 +124,36 @@ class TrainConfig:
     warmup: float = 0.1
     clip_norm: float = 1.0
     accumulate: int = 1
+    gradient_checkpointing: bool = False
     per_layer_update: bool = False
     precision: Precision = "32-true"
+    compile: bool = False
+    deterministic: bool = False
+    num_workers: int = 0
     patience: int | None = None
     accelerator: Accelerator = "auto"
     devices: int | str | list[int] = "auto"
+    num_nodes: int = 1
+    strategy: Strategy = "auto"
+    shard_optimizer: bool = False
     seed: int = 0
 
     def __post_init__(self) -> None:
-        for name, least in (("max_epochs", 1), ("batch_size", 1), ("accumulate", 1), ("seed", 0)):
+        least_of = {"max_epochs": 1, "batch_size": 1, "accumulate": 1, "num_workers": 0, "num_nodes": 1, "seed": 0}
+        for name, least in least_of.items():
             self._set(name, _whole(name, getattr(self, name), least))
-        for name, least in (("max_length", 2), ("patience", 1)):
+        for name, least in (("batch_tokens", 1), ("max_length", 2), ("patience", 1)):
             self._set(name, _whole(name, getattr(self, name), least, optional=True))
         number = "it must be a positive number"
         self._check("lr", lambda lr: 0 < lr < math.inf, f"{number}, or None for the optimizer's default", optional=True)
         self._check("clip_norm", lambda norm: norm > 0, f"{number}; float('inf') does not clip")
         self._check("warmup", lambda share: 0 <= share <= 1, "it is a share of all steps and must lie in [0, 1]")
         self._check("weight_decay", lambda decay: 0 <= decay < math.inf, "it must be a number that is not negative")
-        for name, choices in (("precision", get_args(Precision)), ("accelerator", get_args(Accelerator))):
-            if getattr(self, name) not in choices:
-                msg = f"{name}={getattr(self, name)!r}: choose one of {', '.join(map(repr, choices))}."
+        for name, choices in (("precision", Precision), ("accelerator", Accelerator), ("strategy", Strategy)):
+            if getattr(self, name) not in get_args(choices):
+                msg = f"{name}={getattr(self, name)!r}: choose one of {', '.join(map(repr, get_args(choices)))}."
                 raise OptionError(msg)
+        self._check_switches()
         if not isinstance(self.optimizer, str) or not isinstance(self.optimizer_options, Mapping):
             msg = (
                 f"optimizer={self.optimizer!r}, optimizer_options={self.optimizer_options!r}: expected a name and a "
@@ -137,6 +176,19 @@ class TrainConfig:
         if self.per_layer_update:
             self._check_per_layer()
 
+    def _check_switches(self) -> None:
+        names = ("gradient_checkpointing", "per_layer_update", "compile", "deterministic", "shard_optimizer")
+        for name in names:
+            if not isinstance(getattr(self, name), bool):
+                msg = f"{name}={getattr(self, name)!r}: it is True or False."
+                raise OptionError(msg)
+        _check_devices(self.devices)
+        if self.shard_optimizer and self.optimizer == "sophia":
+            msg = "shard_optimizer=True excludes optimizer='sophia', whose curvature is of all weights. Set optimizer='galore'."
+            raise OptionError(msg)
+        if self.compile:
+            check_compiler()
+
     def _check_per_layer(self) -> None:
         optimizer = f"optimizer={self.optimizer!r}"
         excluded = {
@@ -144,6 +196,7 @@ class TrainConfig:
             "accumulate": (self.accumulate > 1, "a gradient is used up as soon as it is there", "1"),
             "precision": (self.precision == "16-mixed", "gradients are unscaled all together", "'bf16-mixed'"),
             "devices": (_several(self.devices), "gradients are averaged over devices too late", "1"),
+            "num_nodes": (self.num_nodes > 1, "gradients are averaged over machines too late", "1"),
             "optimizer": (self.optimizer == "sophia", f"{optimizer} estimates curvature before a step", "'galore'"),
         }
         for name, (is_so, why, instead) in excluded.items():
@@ -199,14 +252,16 @@ class TrainConfig:
         Raises
         ------
         OptionError
-            If an option does not exist or has a value out of range.
+            If an option does not exist, has a value out of range, or does not go with the processes there are.
         """
         if "seed" in options:
             msg = f"seed={options['seed']!r}: pass rng={options['seed']!r} instead, which is the seed of everything random."
             raise OptionError(msg)
         _refuse_unknown(options, others=signature(function).parameters)
         given = {name: value for name, value in options.items() if value is not None}
-        return cls(**{"accelerator": settings.accelerator, **given, "seed": seed})
+        config = cls(**{"accelerator": settings.accelerator, **given, "seed": seed})
+        training_processes(config)  # before anything is read
+        return config
 
     def to_dict(self) -> dict[str, Any]:
         """Give the settings as a plain dict."""
@@ -223,6 +278,18 @@ def _build_for_show(optimizer: str, options: Mapping[str, Any]) -> None:
 
 def _several(devices: int | str | list[int]) -> bool:
     return len(devices) > 1 if isinstance(devices, list) else isinstance(devices, int) and devices > 1
+
+
+def _check_devices(devices: Any) -> None:
+    if isinstance(devices, str):
+        fits = devices == "auto" or all(part.strip().removeprefix("-").isdigit() for part in devices.split(","))
+    elif isinstance(devices, list):
+        fits = len(devices) > 0 and all(isinstance(number, int) and number >= 0 for number in devices)
+    else:
+        fits = isinstance(devices, int) and not isinstance(devices, bool) and (devices >= 1 or devices == -1)
+    if not fits:
+        msg = f"devices={devices!r}: give a number of devices, a list of their numbers, -1 for all, or 'auto'."
+        raise OptionError(msg)
 
 
 def _whole(name: str, value: Any, least: int, *, optional: bool = False) -> int | None:

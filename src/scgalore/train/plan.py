@@ -10,8 +10,10 @@ from scvi.train import TrainingPlan
 
 from scgalore.data.hashing import fold_seed
 from scgalore.optim import SophiaG, build_optimizer
+from scgalore.optim.sharded import ShardedOptimizer
 from scgalore.train.checkpoint import CHECKPOINT_KEY
 from scgalore.train.clipping import clip_by_norm_
+from scgalore.train.datamodule import Share
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -20,6 +22,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from scgalore.adapters import Adapter
+    from scgalore.data.sampler import BucketSampler
     from scgalore.data.tokens import TokenBatch
     from scgalore.nn.adapter import SCGPTModule
     from scgalore.train.config import TrainConfig
@@ -43,8 +46,9 @@ class GaLoreTrainingPlan(TrainingPlan):
 
     Notes
     -----
-    Everything random in a step is drawn from ``(config.seed, number of the step)``, so a run that was interrupted and
-    resumed ends with the weights of the uninterrupted one, bit for bit.
+    Everything random in a step is drawn from ``(config.seed, epoch, batch, process)``, so a run that was interrupted and
+    resumed ends with the weights of the uninterrupted one, bit for bit. Losses and metrics are means over the cells of
+    all processes, and the gradient is that of the mean loss over the cells of a step.
     """
 
     def __init__(
@@ -59,7 +63,7 @@ class GaLoreTrainingPlan(TrainingPlan):
         self.config = config
         self.identity = dict(identity or {})
         self.adapter = adapter
-        self._last: tuple[TokenBatch, int] | None = None  # what curvature is measured on
+        self._last: tuple[TokenBatch, tuple[int, ...]] | None = None  # what curvature is measured on
 
     def initialize_train_metrics(self) -> None:
         """Leave scvi's ELBO out: there is none."""
@@ -76,27 +80,39 @@ class GaLoreTrainingPlan(TrainingPlan):
     def compute_and_log_metrics(self, loss_output: LossOutput, metrics: dict[str, Any], mode: str) -> None:
         """Log the parts of the loss as ``train_<part>`` or ``validation_<part>``, averaged over the cells of an epoch."""
         for name, value in loss_output.extra_metrics.items():
-            self.log(f"{mode}_{name}", value, on_step=False, on_epoch=True, batch_size=loss_output.n_obs_minibatch)
+            self._log_mean(f"{mode}_{name}", value, loss_output.n_obs_minibatch)
 
-    def training_step(self, batch: TokenBatch, batch_idx: int) -> Tensor:
+    def training_step(self, batch: TokenBatch | Share, batch_idx: int) -> Tensor:
         """One step, with dropout drawn from the seed and the position in the run."""
-        position = self.current_epoch * self.trainer.num_training_batches + batch_idx
-        torch.manual_seed(fold_seed(self.config.seed, position))
-        self._last = batch, position
-        _, _, output = self(batch)
-        self._log_loss("train_loss", output, progress=True)
-        self.compute_and_log_metrics(output, self.train_metrics, "train")
-        return output.loss
+        position = (self.current_epoch, batch_idx, self.global_rank)
+        torch.manual_seed(fold_seed(self.config.seed, *position))
+        loss, cells = self._measure(batch, "train")
+        self._last = cells, position
+        if isinstance(batch, Share):
+            # DDP averages over processes, of which one may have fewer cells than the others.
+            return loss * (batch.n * self.trainer.world_size / batch.whole)
+        return loss
 
-    def validation_step(self, batch: TokenBatch, batch_idx: int) -> None:
+    def validation_step(self, batch: TokenBatch | Share, batch_idx: int) -> None:
         """Loss of one validation batch."""
-        _, _, output = self(batch)
-        self._log_loss("validation_loss", output, progress=True)
-        self.compute_and_log_metrics(output, self.val_metrics, "validation")
+        self._measure(batch, "validation")
 
-    def _log_loss(self, name: str, output: LossOutput, *, progress: bool) -> None:
+    def _measure(self, batch: TokenBatch | Share, mode: str) -> tuple[Tensor, TokenBatch]:
+        cells = batch.batch if isinstance(batch, Share) else batch
+        _, _, output = self(cells)
+        if isinstance(batch, Share):
+            output.n_obs_minibatch = batch.n
         # scvi leaves the batch size out here, so a short last batch would weigh as much as a full one.
-        self.log(name, output.loss, on_step=False, on_epoch=True, prog_bar=progress, batch_size=output.n_obs_minibatch)
+        self._log_mean(f"{mode}_loss", output.loss, output.n_obs_minibatch, progress=True)
+        metrics = self.train_metrics if mode == "train" else self.val_metrics
+        self.compute_and_log_metrics(output, metrics, mode)
+        return output.loss, cells
+
+    def _log_mean(self, name: str, value: Tensor, n: int, *, progress: bool = False) -> None:
+        # Lightning averages the counts of the processes as whole numbers: 3 and 2 cells would be 2. Multiples of the
+        # number of processes have a whole mean.
+        weight = n * self.trainer.world_size
+        self.log(name, value, on_step=False, on_epoch=True, prog_bar=progress, batch_size=weight, sync_dist=True)
 
     def configure_optimizers(self) -> dict[str, Any]:
         """Build the optimizer and its learning-rate schedule, stepped every batch."""
@@ -108,15 +124,23 @@ class GaLoreTrainingPlan(TrainingPlan):
             weight_decay=config.weight_decay,
             **config.optimizer_options,
         )
-        schedule = warmup_cosine(optimizer, n_steps=int(self.trainer.estimated_stepping_batches), warmup=config.warmup)
+        if config.shard_optimizer:
+            optimizer = ShardedOptimizer(optimizer)
+        schedule = warmup_cosine(optimizer, n_steps=self._n_steps(), warmup=config.warmup)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def _n_steps(self) -> int:
+        # Counted epoch by epoch: with a cap on tokens they differ, which Lightning's own estimate does not know.
+        sampler: BucketSampler = self.trainer.datamodule.sampler
+        epochs = range(self.config.max_epochs)
+        return sum(-(-sampler.n_batches(epoch) // self.config.accumulate) for epoch in epochs)
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         """Estimate the curvature for an optimizer that asks for it, at labels drawn from the model itself."""
         if not isinstance(optimizer, SophiaG) or not optimizer.needs_curvature() or self._last is None:
             return
         batch, position = self._last
-        generator = torch.Generator(self.device).manual_seed(fold_seed(self.config.seed, "curvature", position))
+        generator = torch.Generator(self.device).manual_seed(fold_seed(self.config.seed, "curvature", *position))
         with self.trainer.precision_plugin.train_step_context():
             loss, n_terms = self.module.objective.self_sampled(self.module.network, batch, generator)
         optimizer.update_curvature(loss, n_terms)

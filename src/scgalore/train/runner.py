@@ -5,22 +5,28 @@ from __future__ import annotations
 import logging
 import math
 import warnings
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 import torch
+from lightning.pytorch.strategies import DDPStrategy
 from scvi.train import TrainRunner
+from torch import distributed
 
 from scgalore._progress import is_shown
+from scgalore.data.sampler import BatchRequest
 from scgalore.errors import OptionError
 from scgalore.nn.adapter import SCGPTModule
 from scgalore.optim import state_bytes
-from scgalore.train.callbacks import BestWeights, History, ProgressBar, StopEarly, UpdateInBackward
+from scgalore.train.callbacks import BestWeights, History, ProgressBar, SameBuffers, StopEarly, UpdateInBackward
 from scgalore.train.checkpoint import WholeFiles, checkpoint_callback, checkpoint_to_resume
 from scgalore.train.datamodule import TokenDataModule
+from scgalore.train.modes import compiled, deterministic, recomputing
 from scgalore.train.plan import GaLoreTrainingPlan
+from scgalore.train.processes import training_processes
+from scgalore.train.reach import unreached
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -34,6 +40,7 @@ if TYPE_CHECKING:
     from scgalore.nn import SCGPTNetwork
     from scgalore.objectives import Objective
     from scgalore.train.config import TrainConfig
+    from scgalore.train.processes import Processes
 
 __all__ = ["TrainResult", "fit"]
 
@@ -44,6 +51,9 @@ IDLE_ADVICE = (
     ".*The dirpath has changed.*",
     ".*across ranks is zero.*",
     ".*LeafSpec.*",
+    # A checkpoint is of the end of an epoch, but with a cap on tokens its steps are no multiple of the next one's.
+    ".*ended before the epoch ended.*",
+    ".*early_stopping was automatically disabled.*",  # scvi's own, which is not used
 )
 
 
@@ -58,7 +68,7 @@ class TrainResult:
     best_epoch
         Epoch whose weights were kept; the last one when there are no validation cells.
     optimizer_bytes
-        Bytes of optimizer state at the end, counted from its storages.
+        Bytes of optimizer state at the end, counted from its storages; with several processes, of the one that keeps most.
     """
 
     history: pd.DataFrame
@@ -75,7 +85,9 @@ class _Trainee:
         self.history_: dict[str, pd.DataFrame] = {}
 
     def to_device(self, device: torch.device) -> None:
-        self.module.to(device)
+        # scvi names the first device to every process, and whoever trains moves the network back anyway.
+        if not (distributed.is_available() and distributed.is_initialized()):
+            self.module.to(device)
 
 
 def fit(
@@ -110,41 +122,54 @@ def fit(
     Raises
     ------
     OptionError
-        If the folder holds a checkpoint and ``resume`` is off, or holds the checkpoint of another run, or if ``patience``
-        is set and there are no validation cells.
+        If the folder holds a checkpoint and ``resume`` is off, or holds the checkpoint of another run, if ``patience``
+        is set and there are no validation cells, or if options do not go with the processes there are.
     DataError
         If the loss became NaN or infinite.
     WeightsError
         If the checkpoint is damaged.
     """
+    processes = training_processes(config)
     identity = dict(identity or {})
     checkpoint = checkpoint_to_resume(checkpoint_dir, resume=resume, identity=identity)
     network.train()  # Lightning keeps the mode it finds, and dropout with it
     plan = GaLoreTrainingPlan(SCGPTModule(network, objective), config, identity, adapter=adapter)
     data = TokenDataModule(
-        cells, split, objective, batch_size=config.batch_size, seed=config.seed, max_length=config.max_length
+        cells,
+        split,
+        objective,
+        batch_size=config.batch_size,
+        batch_tokens=config.batch_tokens,
+        seed=config.seed,
+        max_length=config.max_length,
+        num_workers=config.num_workers,
+        pin_memory=config.accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available(),
     )
-    history, best = History(), BestWeights(objective.monitor)
-    callbacks: list[Callback] = [history, best]
     if config.patience is not None:
         _require_validation(data)
-        callbacks.append(StopEarly(objective.monitor, patience=config.patience))
-    if config.per_layer_update:
-        callbacks.append(UpdateInBackward())
-    if is_shown():
-        callbacks.append(ProgressBar())
-    with _quiet_lightning(), _interruptible(), torch.random.fork_rng():
+    history, best = History(processes.size), BestWeights(objective.monitor)
+    callbacks = _callbacks(config, history, best)
+    with ExitStack() as run:
+        for context in (_quiet_lightning(), _interruptible(), torch.random.fork_rng()):
+            run.enter_context(context)
         torch.manual_seed(config.seed)
+        options = _trainer_options(config)
+        if processes.size > 1:
+            callbacks.insert(0, SameBuffers())
+            options |= _process_options(config, processes, plan, data)
+        run.enter_context(recomputing(network, wanted=config.gradient_checkpointing))
+        run.enter_context(compiled(network, wanted=config.compile))
+        run.enter_context(deterministic(wanted=config.deterministic))
         runner = TrainRunner(
             _Trainee(plan.module),
             plan,
             data,
             max_epochs=config.max_epochs,
             accelerator=config.accelerator,
-            devices=config.devices,
+            devices=processes.devices,
             ckpt_path=checkpoint,
             callbacks=callbacks,
-            **_trainer_options(config),
+            **options,
         )
         if checkpoint_dir is not None:
             # Appended here, last, so that it saves what the other callbacks have just noted; asked for through its
@@ -156,6 +181,17 @@ def fit(
     return TrainResult(table, best_epoch, _optimizer_bytes(runner.trainer))
 
 
+def _callbacks(config: TrainConfig, history: History, best: BestWeights) -> list[Callback]:
+    callbacks: list[Callback] = [history, best]
+    if config.patience is not None:
+        callbacks.append(StopEarly(best.monitor, patience=config.patience))
+    if config.per_layer_update:
+        callbacks.append(UpdateInBackward())
+    if is_shown():
+        callbacks.append(ProgressBar())
+    return callbacks
+
+
 def _trainer_options(config: TrainConfig) -> dict[str, Any]:
     return {
         "precision": config.precision,
@@ -165,10 +201,43 @@ def _trainer_options(config: TrainConfig) -> dict[str, Any]:
         "enable_progress_bar": is_shown(),
         "simple_progress_bar": False,
         "use_distributed_sampler": False,
+        # Lightning counts batches when it asks for the loader and drops those beyond: epochs differ with a cap on tokens.
+        "reload_dataloaders_every_n_epochs": int(config.batch_tokens is not None),
         # scvi's default flips cuDNN's benchmark mode for the whole process.
         "benchmark": None,
         "plugins": [WholeFiles()],
     }
+
+
+def _process_options(
+    config: TrainConfig, processes: Processes, plan: GaLoreTrainingPlan, data: TokenDataModule
+) -> dict[str, Any]:
+    search = config.strategy == "ddp_find_unused_parameters_true"
+    if not search:
+        idle = _unreached(plan, data)
+        search = config.strategy == "auto" and bool(idle)
+        if idle and not search:
+            msg = (
+                f"strategy='ddp' needs every trainable weight in every loss, and {len(idle)} are not in this one, such as "
+                f"{idle[0]}. Set strategy='auto'."
+            )
+            raise OptionError(msg)
+    return {
+        "num_nodes": processes.num_nodes,
+        "strategy": DDPStrategy(find_unused_parameters=search),
+        # scvi's own would write a history into the working folder.
+        "logger": False,
+    }
+
+
+def _unreached(plan: GaLoreTrainingPlan, data: TokenDataModule) -> list[str]:
+    batch = data.train_requests[BatchRequest(data.train_idx[:1])]
+    plan.eval()  # batch norms keep their statistics
+    try:
+        _, _, output = plan(batch)
+    finally:
+        plan.train()
+    return unreached(output.loss, plan)
 
 
 def _require_validation(data: TokenDataModule) -> None:
@@ -178,13 +247,18 @@ def _require_validation(data: TokenDataModule) -> None:
 
 
 def _optimizer_bytes(trainer: Trainer) -> int:
-    return sum(state_bytes(optimizer) for optimizer in trainer.optimizers)
+    n_bytes = torch.tensor(sum(map(state_bytes, trainer.optimizers)), device=trainer.strategy.root_device)
+    return int(trainer.strategy.reduce(n_bytes, reduce_op="max"))
 
 
 @contextmanager
 def _quiet_lightning() -> Iterator[None]:
     """Silence Lightning's advice that does not concern users of this package, and only while it trains."""
-    names = ("lightning.pytorch.utilities.rank_zero", "lightning.pytorch.accelerators.cuda")
+    names = (
+        "lightning.pytorch.utilities.rank_zero",
+        "lightning.pytorch.accelerators.cuda",
+        "lightning.fabric.utilities.distributed",
+    )
     levels = {name: logging.getLogger(name).level for name in names}
     try:
         for name in names:

@@ -1,0 +1,277 @@
+"""Cells in the order of an epoch, a buffer at a time, from blocks of rows of many files."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import lru_cache
+from hashlib import blake2b
+from itertools import pairwise
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from scgalore._logging import info
+from scgalore.data.labels import class_codes, classes_of, refuse_measurement
+from scgalore.data.match import match_genes
+from scgalore.data.ragged import starts
+from scgalore.data.sources import OpenSources
+from scgalore.data.tokenizer import Tokenizer
+from scgalore.errors import DataError
+
+if TYPE_CHECKING:
+    from collections.abc import Generator, Iterable, Sequence
+
+    import scipy.sparse as sp
+    from numpy.typing import NDArray
+
+    from scgalore.data.sources import OpenSource, Source
+    from scgalore.data.tokens import TokenizerConfig
+    from scgalore.data.vocab import GeneVocab
+
+__all__ = ["FileBuffers", "Part", "Share", "refuse_unknown"]
+
+
+@dataclass(frozen=True)
+class Part:
+    """Cells of a buffer that come from one source.
+
+    Attributes
+    ----------
+    rows
+        Expression, float32, in canonical form.
+    cells
+        Number of each cell among those of all sources, int64.
+    labels
+        Class codes, int64, or ``None``.
+    tokenizer
+        Makes their tokens.
+    name
+        What to call the source in messages.
+    first
+        Number of the source's first cell; ``cells - first`` are rows of the source.
+    """
+
+    rows: sp.csr_matrix
+    cells: NDArray[np.int64]
+    labels: NDArray[np.int64] | None
+    tokenizer: Tokenizer
+    name: str
+    first: int = 0
+
+    def check(self) -> None:
+        """Refuse negative, NaN and infinite values; the message names the rows."""
+        values = self.rows.data
+        if np.isfinite(values).all() and values.min(initial=0) >= 0:
+            return
+        wrong = np.repeat(self.cells, np.diff(self.rows.indptr))[~(np.isfinite(values) & (values >= 0))]
+        msg = (
+            f"{self.name} holds negative, NaN or infinite values in {self.called(np.unique(wrong))}; expected counts or "
+            "log-normalised expression. Pass the layer= that holds them."
+        )
+        raise DataError(msg)
+
+    def called(self, cells: NDArray[np.int64]) -> str:
+        """Name some of these cells by their rows in the source."""
+        shown = ", ".join(map(str, (cells[:5] - self.first).tolist()))
+        return f"{len(cells):,} of the rows read (for example {shown})"
+
+
+@dataclass(frozen=True)
+class Share:
+    """Which part of an epoch is wanted.
+
+    Attributes
+    ----------
+    rank, world_size
+        The process and how many there are; each gets as many cells as the others.
+    worker, n_workers
+        The worker of the process; each gets every ``n_workers``-th buffer.
+    """
+
+    rank: int = 0
+    world_size: int = 1
+    worker: int = 0
+    n_workers: int = 1
+
+
+class FileBuffers:
+    """Blocks of rows, drawn over all sources.
+
+    Parameters
+    ----------
+    sources
+        Files and objects; each is opened once, to check it.
+    vocab
+        Tokens of the network.
+    config
+        How cells become tokens.
+    block_size
+        Rows of a block.
+    labelled
+        Whether the sources have labels to read.
+    classes
+        Names of the classes; taken from the sources when left out.
+    """
+
+    def __init__(
+        self,
+        sources: Sequence[Source],
+        vocab: GeneVocab,
+        config: TokenizerConfig,
+        *,
+        block_size: int,
+        labelled: bool,
+        classes: Sequence[str] | None,
+    ) -> None:
+        self._sources, self._config = sources, config
+        self._special = {"cls_id": vocab.cls_id, "pad_id": vocab.pad_id}
+        self._tables: list[NDArray[np.int32]] = []  # token ids of the columns, one table for each list of genes
+        self._table_of: list[int] = []  # of each source
+        found: list[tuple[str, ...]] = []
+        sizes: list[int] = []
+        numbers: dict[bytes, int] = {}
+        for source in sources:
+            opened = source.open()
+            try:
+                sizes.append(_n_obs(opened))
+                self._table_of.append(self._match(opened, source.name, vocab, numbers))
+                if labelled:
+                    found.append(_classes(opened, source.name, classes))
+            finally:
+                opened.close()
+        self.classes = () if not labelled else _common(found) if classes is None else tuple(classes)
+        self._labelled = labelled
+        #: Makes the tokens of the first source; all pad alike.
+        self.tokenizer = self._tokenizer(0)
+        self._first = starts(np.array(sizes))
+        self._block_size = block_size
+
+    @property
+    def n_obs(self) -> int:
+        """Number of cells."""
+        return int(self._first[-1])
+
+    def genes(self) -> NDArray[np.int64]:
+        """Token ids of all genes, sorted."""
+        ids = np.unique(np.concatenate(self._tables)).astype(np.int64)
+        return ids[ids >= 0]
+
+    def read(
+        self, share: Share, *, size: int, order: np.random.Generator | None
+    ) -> Generator[tuple[int, list[Part]], None, None]:
+        """Read the buffers of a share, with their numbers.
+
+        Parameters
+        ----------
+        share
+            Whose buffers.
+        size
+            Cells in a buffer.
+        order
+            Shuffles the blocks; they come in order when left out.
+        """
+        blocks = self._blocks()
+        if order is not None:
+            blocks = order.permutation(blocks)
+        ends = np.cumsum(blocks[:, 1] - blocks[:, 0])
+        n_cells = self.n_obs // share.world_size
+        first = share.rank * n_cells
+        tokenizer_of = lru_cache(maxsize=8)(self._tokenizer)
+        with OpenSources(self._sources) as opened:
+            for number in range(share.worker, -(-n_cells // size), share.n_workers):
+                start = first + number * size
+                cells = _cells_at(blocks, ends, start, min(start + size, first + n_cells))
+                bounds = np.searchsorted(cells, self._first)
+                yield (
+                    number,
+                    [
+                        self._part(source, cells[bounds[source] : bounds[source + 1]], opened, tokenizer_of)
+                        for source in np.flatnonzero(np.diff(bounds)).tolist()
+                    ],
+                )
+
+    def _blocks(self) -> NDArray[np.int64]:
+        """First cell of each block, and the one behind its last."""
+        size = self._block_size
+        first = np.concatenate([np.arange(*bounds, size) for bounds in pairwise(self._first.tolist())])
+        ends = np.repeat(self._first[1:], -(-np.diff(self._first) // size))
+        return np.stack([first, np.minimum(first + size, ends)], axis=1)
+
+    def _part(self, source: int, cells: NDArray[np.int64], opened: OpenSources, tokenizer_of: Any) -> Part:
+        first = int(self._first[source])
+        data = opened[source]
+        labels = None
+        if self._labelled and data.labels is not None:
+            labels = class_codes(data.labels.iloc[cells - first], self.classes)
+        part = Part(
+            rows=data.matrix.rows(cells - first),
+            cells=cells,
+            labels=labels,
+            tokenizer=tokenizer_of(self._table_of[source]),
+            name=self._sources[source].name,
+            first=first,
+        )
+        part.check()
+        return part
+
+    def _tokenizer(self, table: int) -> Tokenizer:
+        return Tokenizer(self._tables[table], config=self._config, **self._special)
+
+    def _match(self, opened: OpenSource, name: str, vocab: GeneVocab, numbers: dict[bytes, int]) -> int:
+        """Number of the table for a source's list of genes; files with the same list share one."""
+        genes = opened.genes()
+        digest = blake2b("\n".join(genes).encode(), digest_size=16).digest()
+        if digest not in numbers:
+            try:
+                match = match_genes(genes, vocab)
+            except DataError as error:
+                msg = f"{name}: {error}"
+                raise DataError(msg) from error
+            info(f"{name}: {match.summary()}")
+            numbers[digest] = len(self._tables)
+            self._tables.append(match.token_ids.astype(np.int32))
+        return numbers[digest]
+
+
+def _cells_at(blocks: NDArray[np.int64], ends: NDArray[np.int64], start: int, stop: int) -> NDArray[np.int64]:
+    """Sorted numbers of the cells at positions ``start`` to ``stop`` of the blocks laid end to end."""
+    low, high = np.searchsorted(ends, start, side="right"), np.searchsorted(ends, stop, side="left")
+    cells = np.concatenate([np.arange(*block) for block in blocks[low : high + 1]])
+    skipped = start - (ends[low - 1] if low else 0)
+    return np.sort(cells[skipped : skipped + stop - start])
+
+
+def _n_obs(opened: OpenSource) -> int:
+    matrix = opened.matrix
+    if not (matrix.n_obs and matrix.n_vars):
+        msg = f"{matrix.name} is empty: {matrix.n_obs} cells x {matrix.n_vars} genes. Leave it out."
+        raise DataError(msg)
+    return matrix.n_obs
+
+
+def _classes(opened: OpenSource, name: str, known: Sequence[str] | None) -> tuple[str, ...]:
+    if opened.labels is None:
+        return ()
+    where = f"obs[{str(opened.labels.name)!r}] of {name}"
+    found = classes_of(opened.labels, where)
+    refuse_measurement(opened.labels, where, n_classes=len(found))
+    if known is not None:
+        refuse_unknown(found, known, name)
+    return found
+
+
+def refuse_unknown(found: Iterable[str], known: Sequence[str], name: str) -> None:
+    """Raise :class:`~scgalore.errors.DataError` if a source has other labels than the known classes."""
+    unknown = sorted(set(found) - set(known))
+    if unknown:
+        msg = f"{name} has the labels {unknown[:5]}, which are none of the {len(known)} classes: {list(known)[:10]}."
+        raise DataError(msg)
+
+
+def _common(found: Sequence[tuple[str, ...]]) -> tuple[str, ...]:
+    """Classes of all sources: in their order where they agree, otherwise sorted."""
+    classes = found[0] if len(set(found)) == 1 else tuple(sorted(set().union(*found)))
+    if len(classes) < 2:
+        msg = f"All sources together hold one class only, {classes[0]!r}; there is nothing to tell apart."
+        raise DataError(msg)
+    return classes

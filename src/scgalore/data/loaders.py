@@ -1,0 +1,148 @@
+"""Cells of a loader that another package made, such as annbatch's, as buffers of a stream."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import scipy.sparse as sp
+import torch
+
+from scgalore.data.buffers import Part, Share, refuse_unknown
+from scgalore.data.labels import class_codes, classes_of
+from scgalore.data.match import match_genes
+from scgalore.data.matrix import canonical
+from scgalore.data.tokenizer import Tokenizer
+from scgalore.errors import DataError, MissingKeyError, OptionError
+
+if TYPE_CHECKING:
+    from collections.abc import Generator, Sequence
+
+    import pandas as pd
+    from numpy.typing import NDArray
+
+    from scgalore.data.tokens import TokenizerConfig
+    from scgalore.data.vocab import GeneVocab
+
+__all__ = ["LoaderBuffers"]
+
+
+class LoaderBuffers:
+    """Cells as another loader brings them.
+
+    Parameters
+    ----------
+    loader
+        Yields dictionaries with ``X`` and, where it has them, ``obs`` and ``index``; has ``n_obs`` and ``var``.
+    vocab
+        Tokens of the network.
+    config
+        How cells become tokens.
+    labels_key
+        Column of ``obs`` with labels.
+    classes
+        Names of the classes.
+    """
+
+    name = "the loader"
+
+    def __init__(
+        self,
+        loader: Any,
+        vocab: GeneVocab,
+        config: TokenizerConfig,
+        *,
+        labels_key: str | None,
+        classes: Sequence[str] | None,
+    ) -> None:
+        if loader.var is None:
+            msg = "The loader knows no gene names: its var is None. Add AnnData objects that have var to it."
+            raise DataError(msg)
+        if labels_key is not None and classes is None:
+            msg = "A loader shows its labels only while it is read: pass classes=, the names of all of them."
+            raise OptionError(msg)
+        self._loader, self._labels_key = loader, labels_key
+        self.classes = tuple(classes or ())
+        match = match_genes(loader.var.index.astype(str).tolist(), vocab)
+        #: Makes the tokens.
+        self.tokenizer = Tokenizer(match.token_ids, cls_id=vocab.cls_id, pad_id=vocab.pad_id, config=config)
+
+    @property
+    def n_obs(self) -> int:
+        """Number of cells."""
+        return int(self._loader.n_obs)
+
+    def genes(self) -> NDArray[np.int64]:
+        """Token ids of all genes, sorted."""
+        return self.tokenizer.genes
+
+    def read(
+        self, share: Share, *, size: int, order: np.random.Generator | None
+    ) -> Generator[tuple[int, list[Part]], None, None]:
+        """Read the buffers, with their numbers; the order is the loader's.
+
+        Parameters
+        ----------
+        share
+            Must be everything.
+        size
+            Cells in a buffer.
+        order
+            Not used.
+        """
+        if share != Share():
+            msg = "A loader cannot be shared between ranks or DataLoader workers here. Pass the files themselves."
+            raise OptionError(msg)
+        held: list[Part] = []
+        seen = number = 0
+        for item in self._loader:
+            held.append(self._part(item, seen))
+            seen += len(held[-1].cells)
+            while sum(len(part.cells) for part in held) >= size:
+                full, rest = _split(held, size)
+                yield number, full
+                held, number = rest, number + 1
+        if held:
+            yield number, held
+
+    def _part(self, item: dict[str, Any], seen: int) -> Part:
+        rows = canonical(_as_csr(item["X"]))
+        index = item.get("index")
+        cells = np.arange(seen, seen + rows.shape[0]) if index is None else np.asarray(index, dtype=np.int64)
+        part = Part(rows, cells, self._labels(item.get("obs")), self.tokenizer, self.name)
+        part.check()
+        return part
+
+    def _labels(self, obs: pd.DataFrame | None) -> NDArray[np.int64] | None:
+        if self._labels_key is None:
+            return None
+        if obs is None or self._labels_key not in obs:
+            columns = [] if obs is None else list(obs.columns)
+            msg = f"The loader's obs has no column {self._labels_key!r}; it has {columns}."
+            raise MissingKeyError(msg)
+        refuse_unknown(classes_of(obs[self._labels_key], "the loader's obs"), self.classes, self.name)
+        return class_codes(obs[self._labels_key], self.classes)
+
+
+def _split(parts: list[Part], size: int) -> tuple[list[Part], list[Part]]:
+    """The first ``size`` cells, and the others."""
+    full: list[Part] = []
+    rest: list[Part] = []
+    for part in parts:
+        n = min(size, len(part.cells))
+        size -= n
+        for place, cut in ((full, slice(None, n)), (rest, slice(n, None))):
+            if len(part.cells[cut]):
+                labels = None if part.labels is None else part.labels[cut]
+                place.append(Part(part.rows[cut], part.cells[cut], labels, part.tokenizer, part.name))
+    return full, rest
+
+
+def _as_csr(x: Any) -> sp.csr_matrix:
+    if isinstance(x, torch.Tensor):
+        x = x.cpu()
+        if x.layout == torch.sparse_csr:
+            parts = (x.values(), x.col_indices(), x.crow_indices())
+            return sp.csr_matrix(tuple(part.numpy() for part in parts), shape=tuple(x.shape), copy=True)
+        x = x.to_dense().numpy()
+    return sp.csr_matrix(x, copy=True)  # what the loader gave may be its own

@@ -1,0 +1,156 @@
+"""Optimizer state shared out among processes, whole parameters to each (ZeRO stage 1).
+
+The idea is that of Rajbhandari et al., "ZeRO: Memory Optimizations Toward Training Trillion Parameter Models" (SC 2020).
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, distributed
+from torch.optim import Optimizer
+
+from scgalore.errors import OptionError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+__all__ = ["ShardedOptimizer"]
+
+
+class ShardedOptimizer(Optimizer):
+    """Each process updates its share of the parameters, keeps state for these alone, and sends them to the others.
+
+    The trained weights are those of the optimizer inside, bit for bit: it holds all parameters, in their groups and order,
+    and makes state only for those that it is given a gradient of. (torch's ``ZeroRedundancyOptimizer`` builds it on a part
+    of the parameters; GaLore's random starts and staggered refreshes hang on a parameter's place among all.)
+
+    Parameters
+    ----------
+    optimizer
+        Any optimizer that updates each parameter by itself, makes its state at the first step and skips parameters
+        without gradient. Gradients must be equal on all processes, as
+        :class:`~torch.nn.parallel.DistributedDataParallel` leaves them.
+
+    Raises
+    ------
+    OptionError
+        If there is no process group, if the optimizer has state already, or if it estimates curvature for all
+        parameters together, as :class:`~scgalore.optim.SophiaG` does.
+
+    Notes
+    -----
+    Parameters are dealt by size, the largest first, to the process that has least. ``state_dict()`` has the state of this
+    process; after ``consolidate_state_dict()``, which all processes must call, it has once, on process 0, that of all of
+    them, in the form of the optimizer inside. Any number of processes can load that, and each keeps its share.
+    """
+
+    def __init__(self, optimizer: Optimizer) -> None:
+        if not (distributed.is_available() and distributed.is_initialized()):
+            msg = "ShardedOptimizer shares state among processes, and torch.distributed has no process group."
+            raise OptionError(msg)
+        if hasattr(optimizer, "needs_curvature"):
+            msg = f"{type(optimizer).__name__} keeps curvature of all parameters at once, which cannot be shared out."
+            raise OptionError(msg)
+        if optimizer.state:
+            msg = "The optimizer has state already; share it out before its first step."
+            raise OptionError(msg)
+        self.optimizer = optimizer
+        self.rank = distributed.get_rank()
+        self._whole_state: dict[int, Any] | None = None
+        super().__init__(optimizer.param_groups, optimizer.defaults)
+        self._same_groups()
+        self._owners = _deal(self._params(), distributed.get_world_size())
+
+    def _same_groups(self) -> None:
+        # One set of groups and one state: a schedule that sets the learning rate here sets it inside.
+        self.param_groups, self.state = self.optimizer.param_groups, self.optimizer.state
+
+    def _params(self) -> list[Tensor]:
+        return [param for group in self.optimizer.param_groups for param in group["params"]]
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
+        """Update the parameters of this process and receive the others.
+
+        Parameters
+        ----------
+        closure
+            Evaluates the model again, with gradients enabled, and returns the loss.
+
+        Returns
+        -------
+        The loss of the closure, if one was given.
+        """
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        trained = [param for param in self._params() if param.grad is not None]
+        withheld = [(param, param.grad) for param in trained if self._owners[param] != self.rank]
+        for param, _ in withheld:
+            param.grad = None
+        try:
+            self.optimizer.step()
+        finally:
+            for param, grad in withheld:
+                param.grad = grad
+        self._exchange(trained)
+        return loss
+
+    def _exchange(self, params: list[Tensor]) -> None:
+        # One message for each sender and type, since hundreds of small ones would wait for each other.
+        parcels: dict[tuple[int, torch.dtype], list[Tensor]] = {}
+        for param in params:
+            parcels.setdefault((self._owners[param], param.dtype), []).append(param)
+        for (owner, _), parts in parcels.items():
+            flat = torch.cat([part.reshape(-1) for part in parts])
+            distributed.broadcast(flat, src=owner)
+            if owner != self.rank:
+                for part, values in zip(parts, flat.split([part.numel() for part in parts]), strict=True):
+                    part.copy_(values.view_as(part))
+
+    def consolidate_state_dict(self) -> None:
+        """Collect the state of all processes on process 0, in host memory; all of them must call this."""
+        own = self.optimizer.state_dict()["state"]
+        parts: list[Any] | None = [None] * distributed.get_world_size() if self.rank == 0 else None
+        distributed.gather_object(_on_host(own), parts, dst=0)
+        if parts is not None:
+            whole = {index: state for part in parts for index, state in part.items()}
+            self._whole_state = {index: whole[index] for index in sorted(whole)}
+
+    def state_dict(self) -> dict[str, Any]:
+        """State of this process, or once that of all of them after :meth:`consolidate_state_dict`."""
+        state_dict = self.optimizer.state_dict()
+        if self._whole_state is not None:
+            state_dict["state"], self._whole_state = self._whole_state, None
+        return state_dict
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Load the share of this process from the state of all of them."""
+        indices = [index for group in state_dict["param_groups"] for index in group["params"]]
+        own = {i for i, param in zip(indices, self._params(), strict=True) if self._owners[param] == self.rank}
+        state = {index: value for index, value in state_dict["state"].items() if index in own}
+        self.optimizer.load_state_dict({**state_dict, "state": state})
+        self._same_groups()
+
+
+def _deal(params: list[Tensor], size: int) -> dict[Tensor, int]:
+    loads = [0] * size
+    owners: dict[Tensor, int] = {}
+    for param in sorted(params, key=lambda param: -param.numel()):
+        rank = loads.index(min(loads))
+        owners[param] = rank
+        loads[rank] += param.numel()
+    return owners
+
+
+def _on_host(value: Any) -> Any:
+    if isinstance(value, Tensor):
+        return value.detach().cpu()
+    if isinstance(value, dict):
+        return {key: _on_host(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return type(value)(_on_host(item) for item in value)
+    return value

@@ -1,0 +1,87 @@
+"""What a run changes for its duration and puts back at its end, also when it fails."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+import torch
+
+from scgalore.errors import OptionError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from scgalore.nn import SCGPTNetwork
+
+__all__ = ["check_compiler", "compiled", "deterministic", "recomputing"]
+
+# Without it cuBLAS may pick another way of adding up at every call (CUDA's documentation of cublasSetWorkspace).
+CUBLAS = ("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+
+
+@contextmanager
+def recomputing(network: SCGPTNetwork, *, wanted: bool) -> Iterator[None]:
+    """Keep no activations inside the transformer's blocks; compute them once more in the backward pass."""
+    blocks = network.transformer_encoder
+    before = blocks.recompute
+    blocks.recompute = wanted
+    try:
+        yield
+    finally:
+        blocks.recompute = before
+
+
+@contextmanager
+def compiled(network: SCGPTNetwork, *, wanted: bool) -> Iterator[None]:
+    """Run the transformer's blocks through :func:`torch.compile`, for batches of any shape.
+
+    Modules and names of weights stay as they are.
+    """
+    if not wanted:
+        yield
+        return
+    blocks = list(network.transformer_encoder.layers)
+    try:
+        for block in blocks:
+            block.compile(dynamic=True)
+        yield
+    finally:
+        for block in blocks:
+            block._compiled_call_impl = None  # Module.compile has no opposite
+
+
+def check_compiler() -> None:
+    """Raise :class:`~scgalore.errors.OptionError` where ``torch.compile`` finds no compiler for its code."""
+    names = [os.environ["CXX"]] if "CXX" in os.environ else ["g++", "clang++", "c++", "cl"]
+    if not any(map(shutil.which, names)):
+        msg = (
+            f"compile=True needs a C++ compiler, and there is none ({', '.join(names)}). Install one, for example with "
+            "conda install cxx-compiler, name it in the variable CXX, or leave compile out."
+        )
+        raise OptionError(msg)
+
+
+@contextmanager
+def deterministic(*, wanted: bool) -> Iterator[None]:
+    """Let torch use deterministic algorithms only, and raise where an operation has none."""
+    if not wanted:
+        yield
+        return
+    name, value = CUBLAS
+    setting = os.environ.get(name)
+    mode = torch.are_deterministic_algorithms_enabled()
+    warn_only = torch.is_deterministic_algorithms_warn_only_enabled()
+    benchmark = torch.backends.cudnn.benchmark
+    try:
+        os.environ.setdefault(name, value)
+        torch.use_deterministic_algorithms(mode=True)
+        torch.backends.cudnn.benchmark = False
+        yield
+    finally:
+        torch.use_deterministic_algorithms(mode, warn_only=warn_only)
+        torch.backends.cudnn.benchmark = benchmark
+        if setting is None:
+            os.environ.pop(name, None)

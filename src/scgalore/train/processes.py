@@ -1,0 +1,128 @@
+"""How many processes train together, settled before any work starts."""
+
+from __future__ import annotations
+
+import os
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+
+from scgalore._world import launched_world
+from scgalore.errors import OptionError
+
+if TYPE_CHECKING:
+    from scgalore.train.config import TrainConfig
+
+__all__ = ["Processes", "training_processes"]
+
+TORCHRUN = "python -m torch.distributed.run --standalone --nproc_per_node={} script.py"
+
+
+@dataclass(frozen=True)
+class Processes:
+    """The processes of a training run.
+
+    Attributes
+    ----------
+    devices
+        What Lightning is to be told of them.
+    num_nodes
+        Number of machines.
+    size
+        Number of processes on all machines together.
+    """
+
+    devices: int | str | list[int]
+    num_nodes: int = 1
+    size: int = 1
+
+
+def training_processes(config: TrainConfig) -> Processes:
+    """Settle how many processes train, from the configuration and the launcher.
+
+    Parameters
+    ----------
+    config
+        Its ``devices`` and ``num_nodes`` may leave to torchrun or SLURM what those have decided, and must not contradict.
+
+    Raises
+    ------
+    OptionError
+        If they contradict, if processes would have to be started from where that cannot be done, or if an option does not
+        go with the number of processes.
+    """
+    world = launched_world()
+    if world.size > 1:
+        processes = _of_launcher(config, world.local_size, world.n_nodes)
+    else:
+        n_devices = _n_devices(config)
+        processes = Processes(config.devices, config.num_nodes, n_devices * config.num_nodes)
+        if processes.size > 1 and "LOCAL_RANK" not in os.environ:
+            _check_script(config, n_devices)
+    _check_options(config, processes.size)
+    return processes
+
+
+def _of_launcher(config: TrainConfig, n_devices: int, num_nodes: int) -> Processes:
+    chosen = config.devices not in ("auto", "-1", -1)
+    if (chosen and _n_devices(config) != n_devices) or config.num_nodes not in (1, num_nodes):
+        msg = (
+            f"devices={config.devices!r}, num_nodes={config.num_nodes}: the launcher has started {n_devices} processes on "
+            f"each of {num_nodes} machines. Leave both out, or give these numbers."
+        )
+        raise OptionError(msg)
+    devices = config.devices if isinstance(config.devices, list) else n_devices
+    return Processes(devices, num_nodes, n_devices * num_nodes)
+
+
+def _n_devices(config: TrainConfig) -> int:
+    devices = config.devices
+    if isinstance(devices, str) and devices not in ("auto", "-1"):
+        return len([part for part in devices.split(",") if part.strip()]) if "," in devices else int(devices)
+    if isinstance(devices, list):
+        return len(devices)
+    if devices in ("-1", -1):
+        on_gpu = config.accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available()
+        return torch.cuda.device_count() if on_gpu else 1
+    return devices if isinstance(devices, int) else 1
+
+
+def _check_script(config: TrainConfig, n_devices: int) -> None:
+    """Refuse what Lightning cannot start by running the script once more for each further process."""
+    what = f"devices={config.devices!r}, num_nodes={config.num_nodes}"
+    command = TORCHRUN.format(n_devices)
+    if config.num_nodes > 1 and not {"MASTER_ADDR", "NODE_RANK"} <= os.environ.keys():
+        msg = (
+            f"{what}: several machines need a launcher. Run srun with --ntasks-per-node={n_devices} under SLURM, or on "
+            f"each machine torchrun with --nnodes={config.num_nodes} --nproc_per_node={n_devices} --rdzv-backend=c10d "
+            "--rdzv-endpoint=HOST:PORT script.py."
+        )
+        raise OptionError(msg)
+    if hasattr(sys, "ps1") or "ipykernel" in sys.modules or not Path(sys.argv[0]).is_file():
+        msg = (
+            f"{what}: several processes can only be started from a script, not from a notebook or a prompt. Put the "
+            f"training into a file and run {command}, or set devices=1."
+        )
+        raise OptionError(msg)
+
+
+def _check_options(config: TrainConfig, size: int) -> None:
+    if size == 1:
+        if config.shard_optimizer:
+            msg = (
+                "shard_optimizer=True needs several processes to share the optimizer's state, and there is one. Start "
+                f"more, for example with {TORCHRUN.format(2)}, or set shard_optimizer=False."
+            )
+            raise OptionError(msg)
+        return
+    if config.per_layer_update:
+        msg = (
+            f"per_layer_update=True is for one process, and {size} train: it would use gradients before their average."
+        )
+        raise OptionError(msg)
+    if config.accelerator == "mps":
+        msg = f"accelerator='mps' trains in one process, and there are {size}. Set accelerator='cpu', or devices=1."
+        raise OptionError(msg)

@@ -1,0 +1,47 @@
+"""Run benchmarks by name: ``python benchmarks/run.py NAME|all [--quick] [--threads N] [...]``.
+
+Further options go to the scripts; ``python benchmarks/run.py NAME --help`` lists them.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+SCRIPTS = {
+    "embedding": "sg.tl.embed against embed_data: cells/s, memory, distances",
+    "training_step": "a step of 8 x 1,200 tokens: seconds, activation memory",
+    "loading": "vocabulary and checkpoint",
+    "streaming": "token batches from several files; a file larger than memory",
+    "scaling": "throughput over cells and over length, with a plot",
+    "two_processes": "the same results with two processes, and their throughput",
+    "peak_share": "share of the matrix-multiply peak, and the top costs",
+    "gpu": "cells/s on a GPU, where there is one",
+}
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run one script or all, each in a process of its own; the number of those that failed."""
+    arguments = sys.argv[1:] if argv is None else argv
+    name, *options = arguments or ["--help"]
+    if name != "all" and name not in SCRIPTS:
+        print(__doc__)
+        print("\n".join(f"  {script:15}{what}" for script, what in {**SCRIPTS, "all": "one after the other"}.items()))
+        return 0 if name in ("-h", "--help") else 2
+    failed = []
+    for script in SCRIPTS if name == "all" else [name]:
+        print(f"== {script}", flush=True)
+        begin = time.perf_counter()
+        if subprocess.run([sys.executable, "-m", f"benchmarks.{script}", *options], cwd=ROOT).returncode:
+            failed.append(script)
+        print(f"== {script}: {time.perf_counter() - begin:.0f} s{' (failed)' if script in failed else ''}", flush=True)
+    if failed:
+        print(f"failed: {', '.join(failed)}")
+    return len(failed)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,12 +1,15 @@
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
 from anndata import AnnData
 
 from scgalore import settings
+from scgalore.data import stream
 from scgalore.errors import OptionError
 from scgalore.model import SCGPT
-from scgalore.model.inference import pick_device, run_network
+from scgalore.model.inference import pick_device, pick_dtype, run_network
 
 CPU = torch.device("cpu")
 
@@ -61,3 +64,66 @@ class TestRunNetwork:
         assert not model.network.training
         assert not any(parameter.is_inference() for parameter in model.network.parameters())
         model.train(few, labels_key="bulk_labels", max_epochs=1)
+
+
+class TestStreams:
+    @pytest.fixture
+    def files(self, few: AnnData, tmp_path: Path) -> list[Path]:
+        """The cells in two files, the genes of the second in another order."""
+        paths = [tmp_path / "first.h5ad", tmp_path / "second.h5ad"]
+        few[:50].copy().write_h5ad(paths[0])
+        few[50:, ::-1].copy().write_h5ad(paths[1])
+        return paths
+
+    def test_many_files_are_embedded_as_one(self, few: AnnData, model: SCGPT, files: list[Path]) -> None:
+        model.network.set_classes(4)
+        expected = model.run(model.cells(few))
+        config = model.tokenizer_config()
+        ours = model.run(stream(files, model.vocab, config=config, batch_size=8, buffer_size=32, shuffle=False))
+        np.testing.assert_allclose(ours.embedding, expected.embedding, atol=1e-6)
+        assert ours.probabilities is not None
+        assert expected.probabilities is not None
+        np.testing.assert_allclose(ours.probabilities, expected.probabilities, atol=1e-6)
+        by_name = model.get_latent_representation(stream(files, model.vocab, config=config, shuffle=False))
+        np.testing.assert_allclose(by_name, expected.embedding, atol=1e-6)
+
+    def test_shuffled_cells_are_refused(self, model: SCGPT, files: list[Path]) -> None:
+        with pytest.raises(OptionError, match="shuffle=False"):
+            model.run(stream(files, model.vocab))
+
+
+class TestPrecision:
+    def test_bfloat16_is_close_and_says_so(self, few: AnnData, model: SCGPT) -> None:
+        cells = model.cells(few)
+        exact, rough = model.run(cells), model.run(cells, precision="bf16-true")
+        assert (exact.precision, rough.precision) == ("32-true", "bf16-true")
+        distances = 1 - (exact.embedding * rough.embedding).sum(axis=1)
+        assert 0 < np.abs(distances).max() < 1e-2
+
+    def test_the_setting_counts_where_nothing_is_said(self, few: AnnData, model: SCGPT) -> None:
+        with settings.override(precision="bf16-true"):
+            assert model.run(model.cells(few)).precision == "bf16-true"
+            assert model.run(model.cells(few), precision="32-true").precision == "32-true"
+
+    def test_a_cpu_computes_in_float32_unless_told_otherwise(self) -> None:
+        assert pick_dtype("auto", CPU) == torch.float32
+
+    def test_unknown_word_is_refused(self, few: AnnData, model: SCGPT) -> None:
+        with pytest.raises(OptionError, match="precision='half'.*'auto', '32-true', 'bf16-true'"):
+            model.run(model.cells(few), precision="half")
+
+
+@pytest.mark.parametrize(("batch_size", "batch_tokens"), [(None, 1), (None, 500), (3, 10_000)])
+def test_caps_change_nothing(few: AnnData, model: SCGPT, batch_size: int | None, batch_tokens: int) -> None:
+    cells = model.cells(few)
+    capped = model.run(cells, batch_size=batch_size, batch_tokens=batch_tokens)
+    np.testing.assert_allclose(capped.embedding, model.run(cells).embedding, atol=1e-6)
+
+
+def test_some_rows_are_those_among_all(few: AnnData, model: SCGPT) -> None:
+    cells = model.cells(few)
+    rows = np.array([70, 3, 4, 5, 89])
+    some = run_network(model.network, cells, rows=rows, device=CPU, label="")
+    np.testing.assert_allclose(some.embedding, model.run(cells).embedding[rows], atol=1e-6)
+    none = run_network(model.network, cells, rows=rows[:0], device=CPU, label="")
+    assert none.embedding.shape == (0, model.network.config.d_model)

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
     from scgalore._typing import PathLike, Rng
     from scgalore.data.buffers import Part
+    from scgalore.data.tokenizer import Tokenizer
     from scgalore.data.vocab import GeneVocab
 
 __all__ = ["TokenStream", "stream"]
@@ -204,9 +205,29 @@ class TokenStream(IterableDataset[TokenBatch]):
         """Choose the epoch of the next iteration, with its order of cells and its draws."""
         self._epoch.fill_(epoch)
 
+    @property
+    def tokenizer(self) -> Tokenizer:
+        """Makes the tokens of the first source; all are made alike."""
+        return self._buffers.tokenizer
+
+    def windows(self) -> Iterator[RaggedTokens]:
+        """Tokens of all cells in their order, a buffer at a time; the stream must not shuffle.
+
+        Raises
+        ------
+        OptionError
+            If it does.
+        """
+        if self._seed is not None:
+            msg = "This stream shuffles its cells, so results could not be told apart. Make it with shuffle=False."
+            raise OptionError(msg)
+        with closing(self._buffers.read(Share(), size=self._buffer_size, order=None)) as buffers:
+            for _, ragged, _ in _ahead(_encoded(buffers, self.epoch)):
+                yield ragged
+
     def tokens(self) -> NDArray[np.int64]:
         """Ids of all tokens that a batch may hold, sorted."""
-        return np.union1d(self._buffers.genes(), [self._buffers.tokenizer.cls_id, self._buffers.tokenizer.pad_id])
+        return np.union1d(self._buffers.genes(), [self.tokenizer.cls_id, self.tokenizer.pad_id])
 
     def __len__(self) -> int:
         """Batches of this process in an epoch, the same for every process."""
@@ -226,7 +247,7 @@ class TokenStream(IterableDataset[TokenBatch]):
             for number, ragged, labels in _ahead(_encoded(buffers, epoch)):
                 shuffle = None if self._seed is None else np.random.default_rng([self._seed, epoch, rank, number])
                 for rows in self._cut(ragged.lengths, shuffle):
-                    batch = self._buffers.tokenizer.pad(ragged, rows)
+                    batch = self.tokenizer.pad(ragged, rows)
                     yield batch if labels is None else replace(batch, labels=torch.from_numpy(labels[rows]))
 
     def __getstate__(self) -> dict[str, Any]:

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 
 from scgalore._progress import progress
 from scgalore.data.sampler import cut_batches
+from scgalore.data.streaming import TokenStream
 from scgalore.errors import OptionError
 from scgalore.nn import CellEncoder
 
@@ -101,7 +102,7 @@ def pick_dtype(precision: str, device: torch.device) -> torch.dtype:
 
 def run_network(
     network: SCGPTNetwork,
-    cells: TokenCells,
+    cells: TokenCells | TokenStream,
     *,
     rows: NDArray[np.int64] | None = None,
     batch_size: int | None = None,
@@ -120,9 +121,9 @@ def run_network(
     network
         Left in evaluation mode on ``device``.
     cells
-        Each has its own result whatever the batch it lands in.
+        Each has its own result whatever the batch it lands in. A stream must not shuffle.
     rows
-        Which of them; all when left out.
+        Which of them; all when left out. A stream is run whole.
     batch_size
         Most cells in a batch; ``None`` sets no cap.
     batch_tokens
@@ -135,16 +136,20 @@ def run_network(
         Words in front of the progress bar.
     """
     network.eval().to(device)
-    rows = np.arange(cells.n_obs) if rows is None else rows
-    config, n_obs = network.config, len(rows)
+    config, n_obs = network.config, cells.n_obs if rows is None else len(rows)
     embedding = np.empty((n_obs, config.d_model), dtype=np.float32)
     probabilities = np.empty((n_obs, config.n_classes), dtype=np.float32) if config.n_classes else None
     encoder = CellEncoder(
         network, torch.from_numpy(cells.tokens()), levels=_levels(cells.tokenizer.config), dtype=dtype
     )
-    plans = _plan(cells.lengths[rows], batch_size, batch_tokens or BATCH_TOKENS[device.type == "cpu"])
-    batches = _batches(cells.windows(rows, size=WINDOW), plans)
-    for at, batch in progress(batches, label=label, total=sum(map(len, plans))):
+    caps = {"batch_size": batch_size, "batch_tokens": batch_tokens or BATCH_TOKENS[device.type == "cpu"]}
+    if isinstance(cells, TokenStream):
+        windows, n_batches = cells.windows(), None
+    else:
+        lengths = cells.lengths if rows is None else cells.lengths[rows]
+        windows = cells.windows(rows, size=WINDOW)
+        n_batches = sum(len(_cut(lengths[start : start + WINDOW], caps)) for start in range(0, n_obs, WINDOW))
+    for at, batch in progress(_batches(windows, caps), label=label, total=n_batches):
         genes, values = (torch.from_numpy(part).to(device) for part in (batch.genes, batch.values))
         with torch.no_grad():
             cell = encoder(genes, values, batch.lengths.tolist())
@@ -161,23 +166,18 @@ def _levels(config: TokenizerConfig) -> range | None:
     return range(min(int(config.cls_value), 0), max(int(config.cls_value) + 1, config.n_bins))
 
 
-def _plan(lengths: NDArray[np.int64], batch_size: int | None, batch_tokens: int) -> list[list[NDArray[np.int64]]]:
-    """Batches of each window, as positions in the window."""
-    plans = []
-    for start in range(0, len(lengths), WINDOW):
-        window = lengths[start : start + WINDOW]
-        # Cells of equal length come together, which attends to them in one call.
-        order = np.argsort(-window, kind="stable")
-        cuts = cut_batches(window[order], batch_size=batch_size, batch_tokens=batch_tokens, padded=False)
-        plans.append([order[cut] for cut in cuts])
-    return plans
-
-
 def _batches(
-    windows: Iterable[RaggedTokens], plans: list[list[NDArray[np.int64]]]
+    windows: Iterable[RaggedTokens], caps: dict[str, int | None]
 ) -> Iterator[tuple[NDArray[np.int64], RaggedTokens]]:
+    """Batches with the positions of their cells among all."""
     start = 0
-    for window, plan in zip(windows, plans, strict=True):
-        for picked in plan:
+    for window in windows:
+        for picked in _cut(window.lengths, caps):
             yield start + picked, window.take(picked)
         start += len(window)
+
+
+def _cut(lengths: NDArray[np.int64], caps: dict[str, int | None]) -> list[NDArray[np.int64]]:
+    # Cells of equal length come together, which attends to them in one call.
+    order = np.argsort(-lengths, kind="stable")
+    return [order[cut] for cut in cut_batches(lengths[order], **caps, padded=False)]

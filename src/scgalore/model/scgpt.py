@@ -14,6 +14,7 @@ from scgalore._settings import settings
 from scgalore.data.cells import TokenCells
 from scgalore.data.labels import encode_labels
 from scgalore.data.split import random_split
+from scgalore.data.streaming import TokenStream
 from scgalore.data.tokens import TokenizerConfig
 from scgalore.errors import OptionError, WeightsError
 from scgalore.model.adapter_files import is_adapter_folder, read_adapter, write_adapter
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
     from scgalore._typing import PathLike, Rng
     from scgalore.data.split import Split
     from scgalore.data.vocab import GeneVocab
+    from scgalore.model.distributed import World
     from scgalore.model.files import Provenance
     from scgalore.model.training import AdapterWeights
     from scgalore.objectives import Objective
@@ -202,6 +204,23 @@ class SCGPT:
             f"{len(self.classes)} classes"
         )
 
+    def tokenizer_config(self, *, max_length: int | None = None, rng: Rng = 0) -> TokenizerConfig:
+        """How cells become tokens of this network, for a :func:`scgalore.data.stream`.
+
+        Parameters
+        ----------
+        max_length, rng
+            As for :meth:`cells`.
+        """
+        config = self.network.config
+        return TokenizerConfig(
+            n_bins=config.n_bins,
+            max_length=config.max_length if max_length is None else max_length,
+            cls_value=config.pad_value,
+            pad_value=config.pad_value,
+            seed=seed_from(rng),
+        )
+
     def cells(
         self,
         adata: AnnData,
@@ -226,14 +245,7 @@ class SCGPT:
         rng
             Seed of the sampling of longer cells.
         """
-        config = self.network.config
-        tokens = TokenizerConfig(
-            n_bins=config.n_bins,
-            max_length=config.max_length if max_length is None else max_length,
-            cls_value=config.pad_value,
-            pad_value=config.pad_value,
-            seed=seed_from(rng),
-        )
+        tokens = self.tokenizer_config(max_length=max_length, rng=rng)
         cells = TokenCells.from_adata(adata, self.vocab, config=tokens, layer=layer, gene_symbols=gene_symbols)
         logg.info(f"    {cells.match.summary()}")
         return cells
@@ -368,7 +380,7 @@ class SCGPT:
 
     def run(
         self,
-        cells: TokenCells,
+        cells: TokenCells | TokenStream,
         *,
         precision: str | None = None,
         batch_size: int | None = None,
@@ -383,7 +395,7 @@ class SCGPT:
         Parameters
         ----------
         cells
-            From :meth:`cells`.
+            From :meth:`cells`, or a stream of many files that does not shuffle.
         precision
             ``"32-true"``, ``"bf16-true"`` or ``"auto"``.
         batch_size, batch_tokens
@@ -400,12 +412,15 @@ class SCGPT:
         device = pick_device(accelerator or settings.accelerator)
         dtype = pick_dtype(precision or settings.precision, device)
         with process_group() as world:
+            rows = None
+            if world.size > 1:
+                rows = _rows_of_process(cells, world)
             if device.type == "cuda" and world.size > 1:
                 device = torch.device("cuda", world.local_rank)
             output = run_network(
                 self.network,
                 cells,
-                rows=np.arange(cells.n_obs)[share(cells.n_obs, world)],
+                rows=rows,
                 batch_size=batch_size or settings.batch_size,
                 batch_tokens=batch_tokens or settings.batch_tokens,
                 device=device,
@@ -417,7 +432,7 @@ class SCGPT:
 
     def get_latent_representation(
         self,
-        adata: AnnData,
+        adata: AnnData | TokenStream,
         *,
         layer: str | None = None,
         gene_symbols: str | None = None,
@@ -430,12 +445,15 @@ class SCGPT:
         Parameters
         ----------
         adata
-            Cells by genes; counts or log-normalised.
+            Cells by genes; counts or log-normalised. Or many files, as a :func:`scgalore.data.stream` with
+            ``shuffle=False`` and ``config=model.tokenizer_config()``; the other parameters are then the stream's own.
         layer, gene_symbols, max_length, rng
             As for :meth:`cells`.
         batch_size
             Cells in a batch; it changes speed and memory, not the numbers.
         """
+        if isinstance(adata, TokenStream):
+            return self.run(adata, batch_size=batch_size).embedding
         cells = self.cells(adata, layer=layer, gene_symbols=gene_symbols, max_length=max_length, rng=rng)
         return self.run(cells, batch_size=batch_size).embedding
 
@@ -547,3 +565,10 @@ class SCGPT:
             tensors=self.network.state_dict(),
             overwrite=overwrite,
         )
+
+
+def _rows_of_process(cells: TokenCells | TokenStream, world: World) -> NDArray[np.int64]:
+    if isinstance(cells, TokenStream):
+        msg = f"A stream is embedded by one process, and there are {world.size}. Give each process files of its own."
+        raise OptionError(msg)
+    return np.arange(cells.n_obs)[share(cells.n_obs, world)]

@@ -144,7 +144,7 @@ class FileBuffers:
         #: Makes the tokens of the first source; all pad alike.
         self.tokenizer = self._tokenizer(0)
         self._first = starts(np.array(sizes))
-        self._block_size = block_size
+        self.block_size = block_size
 
     @property
     def n_obs(self) -> int:
@@ -192,7 +192,7 @@ class FileBuffers:
 
     def _blocks(self) -> NDArray[np.int64]:
         """First cell of each block, and the one behind its last."""
-        size = self._block_size
+        size = self.block_size
         first = np.concatenate([np.arange(*bounds, size) for bounds in pairwise(self._first.tolist())])
         ends = np.repeat(self._first[1:], -(-np.diff(self._first) // size))
         return np.stack([first, np.minimum(first + size, ends)], axis=1)

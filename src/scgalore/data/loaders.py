@@ -45,6 +45,7 @@ class LoaderBuffers:
     """
 
     name = "the loader"
+    block_size = 0  # the loader's own
 
     def __init__(
         self,

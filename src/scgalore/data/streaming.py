@@ -186,6 +186,12 @@ class TokenStream(IterableDataset[TokenBatch]):
         # In shared memory, so that workers that outlive an epoch learn of the next.
         self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()
 
+    def __repr__(self) -> str:
+        return (
+            f"TokenStream({self.n_obs:,} cells, batch_size={self.batch_size}, block_size={self._buffers.block_size}, "
+            f"buffer_size={self._buffer_size}, seed={self._seed})"
+        )
+
     @property
     def n_obs(self) -> int:
         """Number of cells in all sources."""

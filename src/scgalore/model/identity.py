@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
+from scgalore.data.streaming import TokenStream
 from scgalore.train.processes import training_processes
 
 if TYPE_CHECKING:
@@ -38,9 +39,15 @@ FREE = (
 
 
 def run_identity(
-    cells: TokenCells, split: Split, objective: Objective, config: TrainConfig, network: SCGPTNetwork
+    cells: TokenCells | TokenStream,
+    split: Split | None,
+    objective: Objective,
+    config: TrainConfig,
+    network: SCGPTNetwork,
+    *,
+    validation: TokenCells | None = None,
 ) -> dict[str, Any]:
-    """Describe a run by numbers and hashes; the cells are read once for it.
+    """Describe a run by numbers and hashes; the cells are read once for it, but for those of a stream.
 
     Parameters
     ----------
@@ -48,6 +55,8 @@ def run_identity(
         As for :func:`scgalore.train.fit`.
     network
         The network before training.
+    validation
+        Cells that a stream is validated on.
 
     Returns
     -------
@@ -56,12 +65,13 @@ def run_identity(
     settings = {name: value for name, value in config.to_dict().items() if name not in FREE}
     return {
         "number of cells": cells.n_obs,
-        "expression": _digest(cells.keys()),
-        "genes": _digest([cells.tokenizer.genes]),
+        "genes": _digest([cells.tokens()]),
         "tokens": repr(cells.tokenizer.config),
-        "labels": "none" if cells.labels is None else _digest([cells.labels]),
         "classes": ", ".join(cells.classes),
-        "split": _digest([split.train, split.validation, split.test]),
+        "expression": repr(cells) if isinstance(cells, TokenStream) else _digest(cells.keys()),
+        "labels": _labels(cells),
+        "split": "none" if split is None else _digest([split.train, split.validation, split.test]),
+        "validation": "none" if validation is None else _digest(validation.keys()) + _labels(validation),
         "objective": repr(objective),
         "network": repr(network.config),
         "processes": training_processes(config).size,
@@ -69,6 +79,11 @@ def run_identity(
         **settings,
         "optimizer_options": json.dumps(config.optimizer_options, sort_keys=True, default=str),
     }
+
+
+def _labels(cells: TokenCells | TokenStream) -> str:
+    labels = None if isinstance(cells, TokenStream) else cells.labels
+    return "none" if labels is None else _digest([labels])
 
 
 def _bytes(tensor: torch.Tensor) -> NDArray[np.uint8]:

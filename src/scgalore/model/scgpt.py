@@ -22,6 +22,7 @@ from scgalore.model.distributed import gather, process_group, share
 from scgalore.model.files import read_model, write_model
 from scgalore.model.identity import run_identity
 from scgalore.model.inference import CellOutput, pick_device, pick_dtype, run_network
+from scgalore.model.streams import check_stream_options, with_labels_of
 from scgalore.model.training import apply_adapter, trainable
 from scgalore.nn import SCGPTConfig, SCGPTNetwork
 from scgalore.objectives import Classification, MaskedExpression
@@ -252,12 +253,13 @@ class SCGPT:
 
     def train(
         self,
-        adata: AnnData,
+        adata: AnnData | TokenStream,
         *,
         labels_key: str | None = None,
         objective: Objective | None = None,
         layer: str | None = None,
         gene_symbols: str | None = None,
+        validation: AnnData | None = None,
         split: Split | None = None,
         validation_size: float = 0.1,
         test_size: float = 0.0,
@@ -271,13 +273,16 @@ class SCGPT:
         Parameters
         ----------
         adata
-            Cells by genes; counts or log-normalised.
+            Cells by genes; counts or log-normalised. Or many files, as a :func:`scgalore.data.stream` with
+            ``config=model.tokenizer_config()``; all of its cells are trained on, in its own batches.
         labels_key
-            Column of ``adata.obs`` with classes to learn. Without it the model learns masked expression.
+            Column of ``adata.obs`` with classes to learn. Without it the model learns masked expression. A stream has its own.
         objective
             What to train for; chosen by ``labels_key`` when left out.
         layer, gene_symbols
-            As for :meth:`cells`.
+            As for :meth:`cells`; of ``validation`` with a stream.
+        validation
+            For a stream: cells that choose the best epoch. Otherwise they are part of ``adata``.
         split
             Parts of the cells; drawn with ``validation_size`` and ``test_size`` when left out, within the classes.
         validation_size, test_size
@@ -298,6 +303,18 @@ class SCGPT:
         """
         seed = seed_from(rng)
         config = TrainConfig.from_call(options, seed=seed, function=self.train)
+        resuming: dict[str, Any] = {"objective": objective, "checkpoint_dir": checkpoint_dir, "resume": resume}
+        if isinstance(adata, TokenStream):
+            check_stream_options(adata, options, split=split, labels_key=labels_key, validation=validation)
+            held = None
+            if validation is not None:
+                held = self.cells(validation, layer=layer, gene_symbols=gene_symbols, rng=seed)
+                held = with_labels_of(held, validation, adata, labels_key)
+            self.fit(adata, None, config, validation=held, **resuming)
+            return
+        if validation is not None:
+            msg = "validation= goes with a stream. Cells to validate on are a part of adata: see validation_size and split."
+            raise OptionError(msg)
         codes, classes = (None, ()) if labels_key is None else encode_labels(adata, labels_key)
         cells = self.cells(adata, layer=layer, gene_symbols=gene_symbols, rng=seed)
         if split is None:
@@ -306,14 +323,15 @@ class SCGPT:
             )
         if codes is not None:
             cells = cells.with_labels(codes, classes)
-        self.fit(cells, split, config, objective=objective, checkpoint_dir=checkpoint_dir, resume=resume)
+        self.fit(cells, split, config, **resuming)
 
     def fit(
         self,
-        cells: TokenCells,
-        split: Split,
+        cells: TokenCells | TokenStream,
+        split: Split | None,
         config: TrainConfig,
         *,
+        validation: TokenCells | None = None,
         objective: Objective | None = None,
         checkpoint_dir: PathLike | None = None,
         resume: bool = False,
@@ -323,11 +341,13 @@ class SCGPT:
         Parameters
         ----------
         cells
-            From :meth:`cells`, with labels if classes are to be learnt.
+            From :meth:`cells`, with labels if classes are to be learnt; or a stream.
         split
-            Parts of the cells.
+            Parts of the cells; ``None`` for a stream.
         config
             How to train.
+        validation
+            Cells to validate a stream on.
         objective
             What to train for: classes if the cells have labels, masked expression otherwise, when left out.
         checkpoint_dir, resume
@@ -338,23 +358,28 @@ class SCGPT:
 
         pick_device(config.accelerator)
         training_processes(config)
-        split.check(cells.n_obs)
+        if split is not None:
+            split.check(cells.n_obs)
         if objective is None:
             masked = MaskedExpression(mask_value=self.network.config.mask_value)
-            objective = masked if cells.labels is None else Classification()
-        network, classes = self.network, self.classes if cells.labels is None else cells.classes
-        identity = None if checkpoint_dir is None else run_identity(cells, split, objective, config, network)
+            objective = Classification() if cells.classes else masked
+        network, classes = self.network, cells.classes or self.classes
+        identity = None
+        if checkpoint_dir is not None:
+            identity = run_identity(cells, split, objective, config, network, validation=validation)
         head, sizes = network.cls_decoder, network.config
         try:
             if classes != self.classes:
                 self._set_classes(len(classes), seed=config.seed)
-            with trainable(network, config, cells.tokens()) as ready:
+            tokens = cells.tokens() if validation is None else np.union1d(cells.tokens(), validation.tokens())
+            with trainable(network, config, tokens) as ready:
                 result = fit(
                     network,
                     cells,
                     split,
                     objective,
                     config,
+                    validation=validation,
                     adapter=ready.adapter,
                     checkpoint_dir=checkpoint_dir,
                     resume=resume,

@@ -2,25 +2,29 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+import numpy as np
 from lightning.pytorch import LightningDataModule
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, IterableDataset
 
 from scgalore.data.sampler import BatchRequest, BucketSampler, sorted_batches
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Iterator
 
     import torch
+    from numpy.typing import NDArray
 
     from scgalore.data.cells import TokenCells
     from scgalore.data.split import Split
+    from scgalore.data.streaming import TokenStream
     from scgalore.data.tokens import TokenBatch
     from scgalore.objectives import Objective
 
-__all__ = ["Share", "TokenDataModule"]
+__all__ = ["BatchDataModule", "Share", "StreamDataModule", "TokenDataModule"]
 
 
 @dataclass(frozen=True)
@@ -61,25 +65,37 @@ class _Requests(Dataset["TokenBatch | Share"]):
         return batch if request.share is None else Share(batch, *request.share)
 
 
-class TokenDataModule(LightningDataModule):
-    """Serve the parts of a split as token batches.
+class _Corrupted(IterableDataset["TokenBatch"]):
+    """Batches of a stream, corrupted as the objective asks."""
+
+    def __init__(self, stream: TokenStream, objective: Objective, seed: int) -> None:
+        super().__init__()
+        self.stream, self.objective, self.seed = stream, objective, seed
+
+    def __len__(self) -> int:
+        return len(self.stream)
+
+    def __iter__(self) -> Iterator[TokenBatch]:
+        draw = self.stream.epoch
+        for batch in self.stream:
+            yield self.objective.corrupt(batch, seed=self.seed, draw=draw)
+
+
+class BatchDataModule(LightningDataModule, ABC):
+    """What training asks of the batches it gets; validation is the same for all.
 
     Parameters
     ----------
-    cells
-        Cells to train on, with labels if the objective needs them.
-    split
-        Their parts.
+    validation
+        Cells to validate on, with labels if the objective needs them.
+    val_idx
+        Which of them, int64 ``(n,)``.
     objective
         Corrupts the batches.
-    batch_size
-        Most cells in a batch.
-    batch_tokens
-        Most tokens in a batch, padding included; ``None`` sets no cap.
+    batch_size, batch_tokens
+        Most cells and most tokens in a batch, padding included; ``None`` sets no cap.
     seed
         Seed of shuffling and corruption.
-    max_length
-        Most tokens of a training cell; longer ones are sampled anew every epoch. Validation cells keep theirs.
     num_workers
         Processes that make batches beside the network; 0 makes them in between.
     pin_memory
@@ -87,8 +103,95 @@ class TokenDataModule(LightningDataModule):
 
     Notes
     -----
-    scvi's ``TrainRunner`` reads ``n_train, n_val, train_idx, val_idx, test_idx``. Under several processes each serves its
-    share of every batch as a :class:`Share`.
+    scvi's ``TrainRunner`` reads ``n_train, n_val, train_idx, val_idx, test_idx``.
+    """
+
+    n_train: int
+    train_idx: NDArray[np.int64]
+    test_idx: NDArray[np.int64]
+
+    def __init__(
+        self,
+        validation: TokenCells | None,
+        val_idx: NDArray[np.int64],
+        objective: Objective,
+        *,
+        batch_size: int | None,
+        batch_tokens: int | None,
+        seed: int,
+        num_workers: int,
+        pin_memory: bool,
+    ) -> None:
+        super().__init__()
+        self.objective, self.seed = objective, seed
+        self.batch_size, self.batch_tokens = batch_size, batch_tokens
+        self.num_workers, self.pin_memory = num_workers, pin_memory
+        self.validation, self.val_idx, self.n_val = validation, val_idx, len(val_idx)
+        self._rank, self._size = 0, 1
+        self._loaders: dict[str, DataLoader[TokenBatch | Share]] = {}
+
+    @abstractmethod
+    def n_batches(self, epoch: int) -> int:
+        """Batches of an epoch, the same for all processes."""
+
+    @abstractmethod
+    def sample(self) -> TokenBatch:
+        """Some training cells, to look at what a loss depends on."""
+
+    def setup(self, stage: str) -> None:
+        """Learn from the trainer which of several processes this is."""
+        if self.trainer is not None:
+            self._rank, self._size = self.trainer.global_rank, self.trainer.world_size
+
+    def val_dataloader(self) -> DataLoader[TokenBatch | Share] | list[DataLoader[TokenBatch | Share]]:
+        """Batches of the validation cells, always the same."""
+        if self.validation is None or self.n_val == 0:
+            return []
+        batches = sorted_batches(
+            self.val_idx,
+            self.validation.lengths[self.val_idx],
+            batch_size=self.batch_size,
+            batch_tokens=self.batch_tokens,
+            rank=self._rank,
+            size=self._size,
+        )
+        return self._loader("validation", _Requests(self.validation, self.objective, self.seed), batches)
+
+    def transfer_batch_to_device(
+        self, batch: TokenBatch | Share, device: torch.device, dataloader_idx: int
+    ) -> TokenBatch | Share:
+        """Copy a batch from page-locked memory while the host goes on."""
+        return batch.to(device, non_blocking=device.type == "cuda")
+
+    def _loader(
+        self, part: str, data: Dataset[Any], requests: Iterable[BatchRequest] | None = None
+    ) -> DataLoader[TokenBatch | Share]:
+        # One for the whole run, however often Lightning asks, so that its workers live on.
+        if part not in self._loaders:
+            self._loaders[part] = DataLoader(
+                data,
+                sampler=requests,
+                batch_size=None,  # an item is a whole batch
+                num_workers=self.num_workers,
+                persistent_workers=self.num_workers > 0,
+                pin_memory=self.pin_memory,
+            )
+        return self._loaders[part]
+
+
+class TokenDataModule(BatchDataModule):
+    """Serve the parts of a split as token batches. Each of several processes gets its share of every batch, a :class:`Share`.
+
+    Parameters
+    ----------
+    cells
+        Cells to train on, with labels if the objective needs them.
+    split
+        Their parts.
+    objective, batch_size, batch_tokens, seed, num_workers, pin_memory
+        As for :class:`BatchDataModule`.
+    max_length
+        Most tokens of a training cell; longer ones are sampled anew every epoch. Validation cells keep theirs.
     """
 
     def __init__(
@@ -104,23 +207,36 @@ class TokenDataModule(LightningDataModule):
         num_workers: int = 0,
         pin_memory: bool = False,
     ) -> None:
-        super().__init__()
-        self.cells, self.batch_size, self.batch_tokens = cells, batch_size, batch_tokens
-        self.num_workers, self.pin_memory = num_workers, pin_memory
-        self.train_idx, self.val_idx, self.test_idx = split.train, split.validation, split.test
-        self.n_train, self.n_val = len(split.train), len(split.validation)
+        super().__init__(
+            cells,
+            split.validation,
+            objective,
+            batch_size=batch_size,
+            batch_tokens=batch_tokens,
+            seed=seed,
+            num_workers=num_workers,
+            pin_memory=pin_memory,
+        )
+        self.train_idx, self.test_idx, self.n_train = split.train, split.test, len(split.train)
         train_cells = cells if max_length is None else cells.shortened(max_length)
         self.train_requests = _Requests(train_cells, objective, seed)
-        self.val_requests = _Requests(cells, objective, seed)
         self.sampler = BucketSampler(
             split.train, train_cells.lengths[split.train], batch_size=batch_size, batch_tokens=batch_tokens, seed=seed
         )
-        self._loaders: dict[str, DataLoader[TokenBatch | Share]] = {}
+
+    def n_batches(self, epoch: int) -> int:
+        """Batches of an epoch, the same for all processes."""
+        return self.sampler.n_batches(epoch)
+
+    def sample(self) -> TokenBatch:
+        """One training cell."""
+        batch = self.train_requests[BatchRequest(self.train_idx[:1])]
+        return batch.batch if isinstance(batch, Share) else batch
 
     def setup(self, stage: str) -> None:
         """Learn from the trainer which of several processes this is."""
-        if self.trainer is not None:
-            self.sampler.rank, self.sampler.size = self.trainer.global_rank, self.trainer.world_size
+        super().setup(stage)
+        self.sampler.rank, self.sampler.size = self._rank, self._size
 
     def train_dataloader(self) -> DataLoader[TokenBatch | Share]:
         """Shuffled batches of the training cells."""
@@ -129,37 +245,59 @@ class TokenDataModule(LightningDataModule):
             self.sampler.set_epoch(self.trainer.current_epoch)
         return self._loader("train", self.train_requests, self.sampler)
 
-    def val_dataloader(self) -> DataLoader[TokenBatch | Share] | list[DataLoader[TokenBatch | Share]]:
-        """Batches of the validation cells, always the same."""
-        if self.n_val == 0:
-            return []
-        batches = sorted_batches(
-            self.val_idx,
-            self.cells.lengths[self.val_idx],
-            batch_size=self.batch_size,
-            batch_tokens=self.batch_tokens,
-            rank=self.sampler.rank,
-            size=self.sampler.size,
+
+class StreamDataModule(BatchDataModule):
+    """Serve a stream as it comes, and validation cells beside it. Each of several processes gets cells of its own.
+
+    Parameters
+    ----------
+    stream
+        Cells to train on; the batches are its own.
+    validation
+        Cells to validate on; ``None`` does not validate.
+    objective, batch_size, seed, num_workers, pin_memory
+        As for :class:`BatchDataModule`; the size is that of validation batches.
+    """
+
+    def __init__(
+        self,
+        stream: TokenStream,
+        validation: TokenCells | None,
+        objective: Objective,
+        *,
+        batch_size: int,
+        seed: int = 0,
+        num_workers: int = 0,
+        pin_memory: bool = False,
+    ) -> None:
+        nothing = np.empty(0, dtype=np.int64)
+        super().__init__(
+            validation,
+            nothing if validation is None else np.arange(validation.n_obs),
+            objective,
+            batch_size=batch_size,
+            batch_tokens=None,
+            seed=seed,
+            num_workers=num_workers,
+            pin_memory=pin_memory,
         )
-        return self._loader("validation", self.val_requests, batches)
+        self.stream = stream
+        self.train_idx, self.test_idx, self.n_train = nothing, nothing, stream.n_obs
 
-    def transfer_batch_to_device(
-        self, batch: TokenBatch | Share, device: torch.device, dataloader_idx: int
-    ) -> TokenBatch | Share:
-        """Copy a batch from page-locked memory while the host goes on."""
-        return batch.to(device, non_blocking=device.type == "cuda")
+    def n_batches(self, epoch: int) -> int:
+        """Batches of an epoch, the same for all processes."""
+        return len(self.stream)
 
-    def _loader(
-        self, part: str, answers: _Requests, requests: Iterable[BatchRequest]
-    ) -> DataLoader[TokenBatch | Share]:
-        # One for the whole run, however often Lightning asks, so that its workers live on.
-        if part not in self._loaders:
-            self._loaders[part] = DataLoader(
-                answers,
-                sampler=requests,
-                batch_size=None,  # a request names a whole batch
-                num_workers=self.num_workers,
-                persistent_workers=self.num_workers > 0,
-                pin_memory=self.pin_memory,
-            )
-        return self._loaders[part]
+    def sample(self) -> TokenBatch:
+        """The first batch."""
+        batches = iter(_Corrupted(self.stream, self.objective, self.seed))
+        try:
+            return next(batches)
+        finally:
+            batches.close()  # type: ignore[attr-defined]
+
+    def train_dataloader(self) -> DataLoader[TokenBatch | Share]:
+        """Batches of the epoch, in the stream's order."""
+        if self.trainer is not None:
+            self.stream.set_epoch(self.trainer.current_epoch)
+        return self._loader("train", _Corrupted(self.stream, self.objective, self.seed))

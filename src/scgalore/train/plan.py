@@ -13,7 +13,7 @@ from scgalore.optim import SophiaG, build_optimizer
 from scgalore.optim.sharded import ShardedOptimizer
 from scgalore.train.checkpoint import CHECKPOINT_KEY
 from scgalore.train.clipping import clip_by_norm_
-from scgalore.train.datamodule import Share
+from scgalore.train.datamodule import BatchDataModule, Share
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -22,7 +22,6 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from scgalore.adapters import Adapter
-    from scgalore.data.sampler import BucketSampler
     from scgalore.data.tokens import TokenBatch
     from scgalore.nn.adapter import SCGPTModule
     from scgalore.train.config import TrainConfig
@@ -131,9 +130,9 @@ class GaLoreTrainingPlan(TrainingPlan):
 
     def _n_steps(self) -> int:
         # Counted epoch by epoch: with a cap on tokens they differ, which Lightning's own estimate does not know.
-        sampler: BucketSampler = self.trainer.datamodule.sampler
+        data: BatchDataModule = self.trainer.datamodule
         epochs = range(self.config.max_epochs)
-        return sum(-(-sampler.n_batches(epoch) // self.config.accumulate) for epoch in epochs)
+        return sum(-(-data.n_batches(epoch) // self.config.accumulate) for epoch in epochs)
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         """Estimate the curvature for an optimizer that asks for it, at labels drawn from the model itself."""

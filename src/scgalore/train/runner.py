@@ -16,13 +16,13 @@ from scvi.train import TrainRunner
 from torch import distributed
 
 from scgalore._progress import is_shown
-from scgalore.data.sampler import BatchRequest
+from scgalore.data.streaming import TokenStream
 from scgalore.errors import OptionError
 from scgalore.nn.adapter import SCGPTModule
 from scgalore.optim import state_bytes
 from scgalore.train.callbacks import BestWeights, History, ProgressBar, SameBuffers, StopEarly, UpdateInBackward
 from scgalore.train.checkpoint import WholeFiles, checkpoint_callback, checkpoint_to_resume
-from scgalore.train.datamodule import TokenDataModule
+from scgalore.train.datamodule import BatchDataModule, StreamDataModule, TokenDataModule
 from scgalore.train.modes import compiled, deterministic, recomputing
 from scgalore.train.plan import GaLoreTrainingPlan
 from scgalore.train.processes import training_processes
@@ -53,6 +53,7 @@ IDLE_ADVICE = (
     ".*LeafSpec.*",
     # A checkpoint is of the end of an epoch, but with a cap on tokens its steps are no multiple of the next one's.
     ".*ended before the epoch ended.*",
+    ".*IterableDataset. has .__len__. defined.*",  # workers of a stream share its buffers out
     ".*early_stopping was automatically disabled.*",  # scvi's own, which is not used
 )
 
@@ -92,11 +93,12 @@ class _Trainee:
 
 def fit(
     network: SCGPTNetwork,
-    cells: TokenCells,
-    split: Split,
+    cells: TokenCells | TokenStream,
+    split: Split | None,
     objective: Objective,
     config: TrainConfig,
     *,
+    validation: TokenCells | None = None,
     adapter: Adapter | None = None,
     checkpoint_dir: PathLike | None = None,
     resume: bool = False,
@@ -108,8 +110,14 @@ def fit(
     ----------
     network
         Trained in place; it ends with the weights of the best epoch.
-    cells, split, objective, config
-        What to train on, for what, and how.
+    cells
+        What to train on.
+    split
+        Parts of the cells; a stream has none.
+    objective, config
+        What to train for, and how.
+    validation
+        Cells to validate a stream on.
     adapter
         Attached to the network, if any.
     checkpoint_dir
@@ -134,17 +142,7 @@ def fit(
     checkpoint = checkpoint_to_resume(checkpoint_dir, resume=resume, identity=identity)
     network.train()  # Lightning keeps the mode it finds, and dropout with it
     plan = GaLoreTrainingPlan(SCGPTModule(network, objective), config, identity, adapter=adapter)
-    data = TokenDataModule(
-        cells,
-        split,
-        objective,
-        batch_size=config.batch_size,
-        batch_tokens=config.batch_tokens,
-        seed=config.seed,
-        max_length=config.max_length,
-        num_workers=config.num_workers,
-        pin_memory=config.accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available(),
-    )
+    data = _data_module(cells, split, validation, objective, config)
     if config.patience is not None:
         _require_validation(data)
     history, best = History(processes.size), BestWeights(objective.monitor)
@@ -153,7 +151,7 @@ def fit(
         for context in (_quiet_lightning(), _interruptible(), torch.random.fork_rng()):
             run.enter_context(context)
         torch.manual_seed(config.seed)
-        options = _trainer_options(config)
+        options = _trainer_options(config, streams=split is None)
         if processes.size > 1:
             callbacks.insert(0, SameBuffers())
             options |= _process_options(config, processes, plan, data)
@@ -192,7 +190,34 @@ def _callbacks(config: TrainConfig, history: History, best: BestWeights) -> list
     return callbacks
 
 
-def _trainer_options(config: TrainConfig) -> dict[str, Any]:
+def _data_module(
+    cells: TokenCells | TokenStream,
+    split: Split | None,
+    validation: TokenCells | None,
+    objective: Objective,
+    config: TrainConfig,
+) -> BatchDataModule:
+    how: dict[str, Any] = {
+        "batch_size": config.batch_size,
+        "seed": config.seed,
+        "num_workers": config.num_workers,
+        "pin_memory": config.accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available(),
+    }
+    if isinstance(cells, TokenStream):
+        for name in ("batch_tokens", "max_length"):
+            if getattr(config, name) is not None:
+                msg = (
+                    f"{name}={getattr(config, name)}: a stream makes its own batches. Say it where the stream is made."
+                )
+                raise OptionError(msg)
+        return StreamDataModule(cells, validation, objective, **how)
+    assert split is not None
+    return TokenDataModule(
+        cells, split, objective, batch_tokens=config.batch_tokens, max_length=config.max_length, **how
+    )
+
+
+def _trainer_options(config: TrainConfig, *, streams: bool) -> dict[str, Any]:
     return {
         "precision": config.precision,
         "gradient_clip_val": None if math.isinf(config.clip_norm) else config.clip_norm,
@@ -202,7 +227,8 @@ def _trainer_options(config: TrainConfig) -> dict[str, Any]:
         "simple_progress_bar": False,
         "use_distributed_sampler": False,
         # Lightning counts batches when it asks for the loader and drops those beyond: epochs differ with a cap on tokens.
-        "reload_dataloaders_every_n_epochs": int(config.batch_tokens is not None),
+        # A stream has to be told of each epoch.
+        "reload_dataloaders_every_n_epochs": int(streams or config.batch_tokens is not None),
         # scvi's default flips cuDNN's benchmark mode for the whole process.
         "benchmark": None,
         "plugins": [WholeFiles()],
@@ -210,7 +236,7 @@ def _trainer_options(config: TrainConfig) -> dict[str, Any]:
 
 
 def _process_options(
-    config: TrainConfig, processes: Processes, plan: GaLoreTrainingPlan, data: TokenDataModule
+    config: TrainConfig, processes: Processes, plan: GaLoreTrainingPlan, data: BatchDataModule
 ) -> dict[str, Any]:
     search = config.strategy == "ddp_find_unused_parameters_true"
     if not search:
@@ -230,8 +256,8 @@ def _process_options(
     }
 
 
-def _unreached(plan: GaLoreTrainingPlan, data: TokenDataModule) -> list[str]:
-    batch = data.train_requests[BatchRequest(data.train_idx[:1])]
+def _unreached(plan: GaLoreTrainingPlan, data: BatchDataModule) -> list[str]:
+    batch = data.sample()
     plan.eval()  # batch norms keep their statistics
     try:
         _, _, output = plan(batch)
@@ -240,7 +266,7 @@ def _unreached(plan: GaLoreTrainingPlan, data: TokenDataModule) -> list[str]:
     return unreached(output.loss, plan)
 
 
-def _require_validation(data: TokenDataModule) -> None:
+def _require_validation(data: BatchDataModule) -> None:
     if data.n_val == 0:
         msg = "patience needs validation cells to stop early by, and the split has none. Set validation_size, or patience=None."
         raise OptionError(msg)

@@ -1,0 +1,150 @@
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from anndata import AnnData
+from tests.bitwise import differences
+
+from scgalore.data import TokenStream, stream
+from scgalore.errors import DataError, MissingKeyError, OptionError
+from scgalore.model import SCGPT
+
+
+@pytest.fixture
+def files(few: AnnData, tmp_path: Path) -> list[Path]:
+    """60 cells in two files; the genes of the second are others and in another order."""
+    paths = [tmp_path / "first.h5ad", tmp_path / "second.h5ad"]
+    few[:35, :140].copy().write_h5ad(paths[0])
+    few[35:60, 20:][:, ::-1].copy().write_h5ad(paths[1])
+    return paths
+
+
+@pytest.fixture
+def streamed(files: list[Path], model: SCGPT) -> Callable[..., TokenStream]:
+    """Make a stream of the files for the model."""
+
+    def make(**options: Any) -> TokenStream:
+        sizes = {"batch_size": 8, "block_size": 5, "buffer_size": 32}
+        return stream(files, model.vocab, config=model.tokenizer_config(), **{**sizes, **options})
+
+    return make
+
+
+def weights(model: SCGPT) -> dict[str, torch.Tensor]:
+    return {name: tensor.clone() for name, tensor in model.network.state_dict().items()}
+
+
+def test_masked_expression_is_learnt_from_many_files(model: SCGPT, streamed: Callable[..., TokenStream]) -> None:
+    model.train(streamed(), max_epochs=6, lr=3e-3, optimizer="adamw", rng=0)
+    losses = model.history["train_loss"]
+    assert len(losses) == 6
+    assert losses.iloc[-1] < losses.iloc[0]
+    assert model.is_trained
+    assert model.split is None
+
+
+def test_classes_are_learnt_and_validated(few: AnnData, model: SCGPT, streamed: Callable[..., TokenStream]) -> None:
+    held = few[60:].copy()
+    batches = streamed(labels_key="bulk_labels")
+    model.train(batches, validation=held, labels_key="bulk_labels", max_epochs=3, patience=2, rng=0)
+    assert model.classes == batches.classes == tuple(few.obs["bulk_labels"].cat.categories)
+    assert model.history["validation_accuracy"].between(0, 1).all()
+    assert model.predict(held).shape == (30, 3)
+
+
+def test_the_same_seeds_give_the_same_weights(
+    few: AnnData, make_model: Callable[..., SCGPT], streamed: Callable[..., TokenStream]
+) -> None:
+    trained = []
+    for order in (0, 0, 1):
+        model = make_model(few.var_names)
+        model.train(streamed(rng=order), max_epochs=2, rng=0)
+        trained.append(weights(model))
+    assert not differences(trained[0], trained[1])
+    assert differences(trained[0], trained[2])
+
+
+def test_an_interrupted_run_goes_on_bit_for_bit(
+    few: AnnData, make_model: Callable[..., SCGPT], streamed: Callable[..., TokenStream], tmp_path: Path
+) -> None:
+    whole = make_model(few.var_names)
+    whole.train(streamed(), max_epochs=4, rng=0)
+
+    class Stopped(Exception):
+        pass
+
+    class Interrupted(TokenStream):
+        def __iter__(self):
+            if self.epoch == 2:
+                raise Stopped
+            yield from super().__iter__()
+
+    batches = streamed()
+    batches.__class__ = Interrupted
+    part = make_model(few.var_names)
+    with pytest.raises(Stopped):
+        part.train(batches, max_epochs=4, rng=0, checkpoint_dir=tmp_path / "run")
+    part = make_model(few.var_names)
+    part.train(streamed(), max_epochs=4, rng=0, checkpoint_dir=tmp_path / "run", resume=True)
+    assert not differences(weights(whole), weights(part))
+    other = make_model(few.var_names)
+    with pytest.raises(OptionError, match="another run"):
+        other.train(streamed(batch_size=4), max_epochs=4, rng=0, checkpoint_dir=tmp_path / "run", resume=True)
+
+
+def test_workers_change_nothing_that_an_epoch_reads(
+    few: AnnData, make_model: Callable[..., SCGPT], streamed: Callable[..., TokenStream]
+) -> None:
+    losses = []
+    for num_workers in (0, 2):
+        model = make_model(few.var_names)
+        for part in model.network.modules():
+            if isinstance(part, torch.nn.Dropout):
+                part.p = 0.0
+        # With steps too small to matter, the mean loss of an epoch says which cells were seen, and with which masks.
+        model.train(streamed(), max_epochs=2, lr=1e-12, num_workers=num_workers, rng=0)
+        losses.append(model.history["train_loss"].to_numpy())
+    np.testing.assert_allclose(losses[1], losses[0], rtol=1e-5)
+    assert losses[0][0] != losses[0][1]
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "says"),
+    [
+        ({"batch_size": 4}, OptionError, "batch_size= does not go with a stream"),
+        ({"batch_tokens": 400}, OptionError, "batch_tokens=400: a stream makes its own batches"),
+        ({"max_length": 9}, OptionError, "max_length=9: a stream"),
+        ({"labels_key": "bulk_labels"}, OptionError, "the stream reads no labels"),
+        ({"patience": 2}, OptionError, "patience needs validation cells"),
+    ],
+)
+def test_what_a_stream_decides_is_refused(
+    model: SCGPT,
+    streamed: Callable[..., TokenStream],
+    options: dict[str, Any],
+    error: type[Exception],
+    says: str,
+) -> None:
+    before = weights(model)
+    with pytest.raises(error, match=says):
+        model.train(streamed(), max_epochs=1, **options)
+    assert not differences(before, weights(model))
+
+
+def test_labels_to_validate_on_must_be_the_streams(
+    few: AnnData, model: SCGPT, streamed: Callable[..., TokenStream]
+) -> None:
+    held = few[60:].copy()
+    batches = streamed(labels_key="bulk_labels")
+    with pytest.raises(OptionError, match="pass labels_key="):
+        model.train(batches, validation=held)
+    with pytest.raises(MissingKeyError, match=r"validation\.obs has no column 'cell_type'"):
+        model.train(batches, validation=held, labels_key="cell_type")
+    held.obs["bulk_labels"] = "something else"
+    with pytest.raises(DataError, match="something else"):
+        model.train(batches, validation=held, labels_key="bulk_labels")
+    with pytest.raises(OptionError, match="goes with a stream"):
+        model.train(few, validation=held, labels_key="bulk_labels")

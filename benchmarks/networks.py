@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from contextlib import ExitStack
 from typing import Any
 
 import numpy as np
@@ -21,8 +22,10 @@ from scgalore.data.sampler import BatchRequest
 from scgalore.data.vocab import SPECIALS, GeneVocab
 from scgalore.objectives import MaskedExpression
 from scgalore.optim import build_optimizer
+from scgalore.train.modes import compiled
 
 STATE: dict[str, Any] = {}
+RUN = ExitStack()
 
 
 def peak(dtype: str, device: str = "cpu", size: int = 2048) -> float:
@@ -70,6 +73,11 @@ def embed(precision: str) -> None:
 def _loss(precision: str) -> torch.Tensor:
     with torch.autocast(STATE["device"], dtype=torch.bfloat16, enabled=precision == "bf16-mixed"):
         return MaskedExpression()(STATE["network"], STATE["masked"]).total
+
+
+def compile_blocks() -> None:
+    """Compile the network's blocks, as training with ``compile=True`` does, for all steps that follow."""
+    RUN.enter_context(compiled(STATE["network"], wanted=True))
 
 
 def step(precision: str, recompute: bool = False) -> float:  # noqa: FBT001, FBT002 (from JSON)
@@ -130,5 +138,5 @@ def embed_cells(n_cells: int, precision: str) -> dict[str, float]:
 
 if __name__ == "__main__":
     sg.settings.progress = False
-    handlers = (peak, build, make_batch, embed, step, costs, device_memory, load_mini, embed_cells)
+    handlers = (peak, build, make_batch, compile_blocks, embed, step, costs, device_memory, load_mini, embed_cells)
     serve({handler.__name__: handler for handler in handlers})

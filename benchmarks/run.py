@@ -19,6 +19,7 @@ SCRIPTS = {
     "scaling": "throughput over cells and over length, with a plot",
     "two_processes": "the same results with two processes, and their throughput",
     "peak_share": "share of the matrix-multiply peak, and the top costs",
+    "compiled": "torch.compile against none: a training step",
     "gpu": "cells/s on a GPU, where there is one",
 }
 

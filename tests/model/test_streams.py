@@ -7,6 +7,7 @@ import pytest
 import torch
 from anndata import AnnData
 from tests.bitwise import differences
+from tests.launching import torchrun
 
 from scgalore.data import TokenStream, stream
 from scgalore.errors import DataError, MissingKeyError, OptionError
@@ -148,3 +149,15 @@ def test_labels_to_validate_on_must_be_the_streams(
         model.train(batches, validation=held, labels_key="bulk_labels")
     with pytest.raises(OptionError, match="goes with a stream"):
         model.train(few, validation=held, labels_key="bulk_labels")
+
+
+@pytest.mark.slow
+def test_two_processes_read_their_own_cells_and_learn_the_same(few: AnnData, files: list[Path]) -> None:
+    folder = files[0].parent
+    (folder / "genes.txt").write_text(" ".join(few.var_names))
+    done = torchrun("tests.model.stream_process", folder)
+    assert done.returncode == 0, done.stderr[-3000:]
+    first, second = (torch.load(folder / f"{rank}.pt", weights_only=True) for rank in (0, 1))
+    assert not differences(first["weights"], second["weights"])
+    assert first["losses"] == second["losses"]
+    assert first["n_cells"] == second["n_cells"] == 30

@@ -1,0 +1,35 @@
+"""What each of the processes does that ``test_streams`` starts: train on a stream of files."""
+
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from tests.tiny_plugin import tiny_model
+
+from scgalore._settings import settings
+from scgalore.data import stream
+from scgalore.errors import OptionError
+from scgalore.model.distributed import process_group
+
+
+def main(folder: Path) -> None:
+    """Train for two epochs and keep weights, history and the number of cells of an epoch."""
+    settings.verbosity = 0
+    names = (folder / "genes.txt").read_text().split()
+    model = tiny_model(names)
+    paths = sorted(folder.glob("*.h5ad"))
+    batches = stream(paths, model.vocab, config=model.tokenizer_config(), batch_size=8, block_size=5, buffer_size=16)
+    model.train(batches, max_epochs=2, accelerator="cpu", rng=0)
+    with process_group() as world:
+        n_cells = sum(len(batch) for batch in batches)
+        torch.save(
+            {"weights": model.network.state_dict(), "losses": model.history["train_loss"].tolist(), "n_cells": n_cells},
+            folder / f"{world.rank}.pt",
+        )
+        with pytest.raises(OptionError, match="embedded by one process"):
+            model.run(stream(paths, model.vocab, config=model.tokenizer_config(), shuffle=False))
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))

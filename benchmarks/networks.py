@@ -20,6 +20,7 @@ from torch.profiler import ProfilerActivity, profile
 import scgalore as sg
 from scgalore.data.sampler import BatchRequest
 from scgalore.data.vocab import SPECIALS, GeneVocab
+from scgalore.nn.linear import linear
 from scgalore.objectives import MaskedExpression
 from scgalore.optim import build_optimizer
 from scgalore.train.modes import compiled
@@ -31,6 +32,11 @@ RUN = ExitStack()
 def peak(dtype: str, device: str = "cpu", size: int = 2048) -> float:
     """FLOP/s of a plain matrix multiplication."""
     return matmul_peak(getattr(torch, dtype), device=device, size=size)
+
+
+def linear_peak(dtype: str, size: int = 2048) -> float:
+    """FLOP/s of the multiplication that the network's layers use."""
+    return matmul_peak(getattr(torch, dtype), size=size, multiply=linear)
 
 
 def build(size: dict[str, int], device: str = "cpu") -> None:
@@ -138,5 +144,17 @@ def embed_cells(n_cells: int, precision: str) -> dict[str, float]:
 
 if __name__ == "__main__":
     sg.settings.progress = False
-    handlers = (peak, build, make_batch, compile_blocks, embed, step, costs, device_memory, load_mini, embed_cells)
+    handlers = (
+        peak,
+        linear_peak,
+        build,
+        make_batch,
+        compile_blocks,
+        embed,
+        step,
+        costs,
+        device_memory,
+        load_mini,
+        embed_cells,
+    )
     serve({handler.__name__: handler for handler in handlers})

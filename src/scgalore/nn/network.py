@@ -132,7 +132,7 @@ class Transformer(nn.Module):
     ----------
     recompute
         Whether training keeps only the input of each block and computes the rest again in the backward pass (Chen et al.,
-        arXiv:1604.06174): less memory for about a third more time, and the same numbers.
+        arXiv:1604.06174): less memory for a tenth to a fifth more time on a CPU, and the same numbers.
     """
 
     def __init__(self, config: SCGPTConfig) -> None:

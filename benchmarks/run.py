@@ -13,6 +13,7 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 SCRIPTS = {
     "embedding": "sg.tl.embed against embed_data: cells/s, memory, distances",
+    "bfloat16": "what bfloat16 changes with trained weights",
     "training_step": "a step of 8 x 1,200 tokens: seconds, activation memory",
     "loading": "vocabulary and checkpoint",
     "streaming": "token batches from several files; a file larger than memory",

@@ -386,10 +386,17 @@ def no_epochs(world: World) -> None:
     world.finetune(model="never looked at", max_epochs=0)
 
 
+@wrong(OptionError, "precision='half'", "'32-true', 'bf16-true'")
+def precision_of_embedding_unknown(world: World) -> None:
+    world.embed(model="never looked at", precision="half")
+
+
 @wrong(OptionError, "batch_size=0", "at least 1")
 def batches_of_nothing(world: World) -> None:
     with pytest.raises(OptionError, match="batch_size=0"):
-        world.embed(batch_size=0)
+        world.embed(model="never looked at", batch_size=0)
+    with pytest.raises(OptionError, match="batch_tokens=-1: it must be at least 1"):
+        world.embed(model="never looked at", batch_tokens=-1)
     world.finetune(model="never looked at", batch_size=0)
 
 

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-__all__ = ["is_shown", "progress"]
+__all__ = ["in_notebook", "is_shown", "progress"]
 
 
 def is_shown() -> bool:
@@ -20,11 +20,12 @@ def is_shown() -> bool:
     return (
         settings.progress
         and is_first_process()
-        and (_in_notebook() or (sys.stderr is not None and sys.stderr.isatty()))
+        and (in_notebook() or (sys.stderr is not None and sys.stderr.isatty()))
     )
 
 
-def _in_notebook() -> bool:
+def in_notebook() -> bool:
+    """Whether the interpreter is a notebook's kernel; what has merely imported one is not."""
     ipython = sys.modules.get("IPython")
     shell = None if ipython is None else ipython.get_ipython()
     return shell is not None and "IPKernelApp" in shell.config

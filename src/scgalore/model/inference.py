@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal, get_args
+from typing import TYPE_CHECKING, Literal, Self, get_args
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 
 from scgalore._progress import progress
+from scgalore._settings import settings
 from scgalore.data.sampler import cut_batches
 from scgalore.data.streaming import TokenStream
 from scgalore.errors import OptionError
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
     from scgalore.data.tokens import RaggedTokens, TokenizerConfig
     from scgalore.nn import SCGPTNetwork
 
-__all__ = ["CellOutput", "InferencePrecision", "pick_device", "pick_dtype", "run_network"]
+__all__ = ["CellOutput", "InferencePrecision", "RunOptions", "pick_device", "pick_dtype", "run_network"]
 
 InferencePrecision = Literal["auto", "32-true", "bf16-true"]
 
@@ -98,6 +99,48 @@ def pick_dtype(precision: str, device: torch.device) -> torch.dtype:
     if precision == "auto":
         precision = "bf16-true" if device.type == "cuda" and torch.cuda.is_bf16_supported() else "32-true"
     return torch.bfloat16 if precision == "bf16-true" else torch.float32
+
+
+@dataclass(frozen=True)
+class RunOptions:
+    """Where and how to run a network, checked.
+
+    Attributes
+    ----------
+    device, dtype
+        Where, and in which arithmetic.
+    batch_size, batch_tokens
+        Most cells and most tokens in a batch; ``None`` sets no cap, and leaves tokens to the device.
+    """
+
+    device: torch.device
+    dtype: torch.dtype
+    batch_size: int | None
+    batch_tokens: int | None
+
+    @classmethod
+    def of(
+        cls,
+        *,
+        precision: str | None = None,
+        batch_size: int | None = None,
+        batch_tokens: int | None = None,
+        accelerator: str | None = None,
+    ) -> Self:
+        """Take what was asked for, and the rest from ``sg.settings``.
+
+        Raises
+        ------
+        OptionError
+            If there is no such precision or device, or a cap is not positive.
+        """
+        for name, most in (("batch_size", batch_size), ("batch_tokens", batch_tokens)):
+            if most is not None and most < 1:
+                msg = f"{name}={most}: it must be at least 1."
+                raise OptionError(msg)
+        device = pick_device(accelerator or settings.accelerator)
+        dtype = pick_dtype(precision or settings.precision, device)
+        return cls(device, dtype, batch_size or settings.batch_size, batch_tokens or settings.batch_tokens)
 
 
 def run_network(

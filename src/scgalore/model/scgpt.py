@@ -10,7 +10,6 @@ import torch
 
 from scgalore import _logging as logg
 from scgalore._rng import seed_from
-from scgalore._settings import settings
 from scgalore.data.cells import TokenCells
 from scgalore.data.labels import encode_labels
 from scgalore.data.split import random_split
@@ -21,7 +20,7 @@ from scgalore.model.adapter_files import is_adapter_folder, read_adapter, write_
 from scgalore.model.distributed import gather, process_group, share
 from scgalore.model.files import read_model, write_model
 from scgalore.model.identity import run_identity
-from scgalore.model.inference import CellOutput, pick_device, pick_dtype, run_network
+from scgalore.model.inference import CellOutput, RunOptions, pick_device, run_network
 from scgalore.model.streams import check_stream_options, with_labels_of
 from scgalore.model.training import apply_adapter, trainable
 from scgalore.nn import SCGPTConfig, SCGPTNetwork
@@ -430,12 +429,10 @@ class SCGPT:
 
             All of these are from ``sg.settings`` when left out.
         """
-        for name, most in (("batch_size", batch_size), ("batch_tokens", batch_tokens)):
-            if most is not None and most < 1:
-                msg = f"{name}={most}: it must be at least 1."
-                raise OptionError(msg)
-        device = pick_device(accelerator or settings.accelerator)
-        dtype = pick_dtype(precision or settings.precision, device)
+        options = RunOptions.of(
+            precision=precision, batch_size=batch_size, batch_tokens=batch_tokens, accelerator=accelerator
+        )
+        device = options.device
         with process_group() as world:
             rows = None
             if world.size > 1:
@@ -446,10 +443,10 @@ class SCGPT:
                 self.network,
                 cells,
                 rows=rows,
-                batch_size=batch_size or settings.batch_size,
-                batch_tokens=batch_tokens or settings.batch_tokens,
+                batch_size=options.batch_size,
+                batch_tokens=options.batch_tokens,
                 device=device,
-                dtype=dtype,
+                dtype=options.dtype,
                 label="cells",
             )
             probabilities = None if output.probabilities is None else gather(output.probabilities, world)

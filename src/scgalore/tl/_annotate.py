@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from scgalore import _logging as logg
 from scgalore._docs import shared_parameters
 from scgalore._keys import LabelKeys
 from scgalore._rng import seed_from
+from scgalore.model.inference import RunOptions
 from scgalore.tl._labels import label_results
 from scgalore.tl._shared import as_model, copied, provenance, writable_adata
 
@@ -86,15 +87,20 @@ def annotate(
     """
     keys = LabelKeys.from_key_added(key_added, uns="annotate")
     seed = seed_from(rng)
+    how: dict[str, Any] = {
+        "precision": precision,
+        "batch_size": batch_size,
+        "batch_tokens": batch_tokens,
+        "accelerator": accelerator,
+    }
+    RunOptions.of(**how)  # refuses before anything is read
     data = copied(query, mod=mod) if copy else query
     adata = writable_adata(data, mod=mod)
     fitted = as_model(model)
     fitted.require_classes()
     with logg.step(f"labelling {adata.n_obs:,} cells with {fitted.provenance['name']}") as step:
         cells = fitted.cells(adata, layer=layer, gene_symbols=gene_symbols, max_length=max_length, rng=seed)
-        output = fitted.run(
-            cells, precision=precision, batch_size=batch_size, batch_tokens=batch_tokens, accelerator=accelerator
-        )
+        output = fitted.run(cells, **how)
         results = label_results(output, fitted.classes, keys)
         params = {
             "layer": layer,

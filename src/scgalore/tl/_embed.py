@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from scgalore import _logging as logg
 from scgalore._docs import shared_parameters
 from scgalore._keys import EmbedKeys
 from scgalore._rng import seed_from
+from scgalore.model.inference import RunOptions
 from scgalore.tl._shared import Results, as_model, copied, provenance, writable_adata
 
 if TYPE_CHECKING:
@@ -80,14 +81,19 @@ def embed(
     """
     keys = EmbedKeys.from_key_added(key_added)
     seed = seed_from(rng)
+    how: dict[str, Any] = {
+        "precision": precision,
+        "batch_size": batch_size,
+        "batch_tokens": batch_tokens,
+        "accelerator": accelerator,
+    }
+    RunOptions.of(**how)  # refuses before anything is read
     data = copied(data, mod=mod) if copy else data
     adata = writable_adata(data, mod=mod)
     fitted = as_model(model)
     with logg.step(f"embedding {adata.n_obs:,} cells with {fitted.provenance['name']}") as step:
         cells = fitted.cells(adata, layer=layer, gene_symbols=gene_symbols, max_length=max_length, rng=seed)
-        output = fitted.run(
-            cells, precision=precision, batch_size=batch_size, batch_tokens=batch_tokens, accelerator=accelerator
-        )
+        output = fitted.run(cells, **how)
         params = {
             "layer": layer,
             "gene_symbols": gene_symbols,

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from scgalore._progress import in_notebook
 from scgalore._world import launched_world
 from scgalore.errors import OptionError
 
@@ -101,7 +102,7 @@ def _check_script(config: TrainConfig, n_devices: int) -> None:
             "--rdzv-endpoint=HOST:PORT script.py."
         )
         raise OptionError(msg)
-    if hasattr(sys, "ps1") or "ipykernel" in sys.modules or not Path(sys.argv[0]).is_file():
+    if hasattr(sys, "ps1") or in_notebook() or not Path(sys.argv[0]).is_file():
         msg = (
             f"{what}: several processes can only be started from a script, not from a notebook or a prompt. Put the "
             f"training into a file and run {command}, or set devices=1."

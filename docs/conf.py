@@ -88,8 +88,14 @@ intersphinx_mapping = (
 # dataclasses are described with their class and are no targets.
 nitpicky = True
 nitpick_ignore_regex = [(r"py:.*", r"(?!scgalore).*"), (r"py:attr", r".*")]
-# A base class of two optimizers, which has no page of its own.
-nitpick_ignore = [("py:class", "scgalore.optim.state.OwnPrecision")]
+# Parts of documented classes that have no pages of their own.
+_INNER = (
+    "optim.state.OwnPrecision",
+    "data.buffers.FileBuffers",
+    "data.loaders.LoaderBuffers",
+    "train.datamodule.BatchDataModule",
+)
+nitpick_ignore = [("py:class", f"scgalore.{name}") for name in _INNER]
 
 html_theme = "sphinx_book_theme"
 html_title = project

@@ -18,9 +18,7 @@ def is_shown() -> bool:
     """Whether a progress bar would be seen: wanted, and written to a terminal or a notebook."""
     # tqdm's own disable=None takes a notebook for a log file, since a kernel's stream is no terminal.
     return (
-        settings.progress
-        and is_first_process()
-        and (in_notebook() or (sys.stderr is not None and sys.stderr.isatty()))
+        settings.progress and is_first_process() and (in_notebook() or (sys.stderr is not None and sys.stderr.isatty()))
     )
 
 

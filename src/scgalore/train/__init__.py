@@ -6,13 +6,19 @@ from typing import TYPE_CHECKING, Any
 from scgalore.train.config import TrainConfig
 
 if TYPE_CHECKING:
-    from scgalore.train.datamodule import TokenDataModule
+    from scgalore.train.datamodule import StreamDataModule, TokenDataModule
     from scgalore.train.plan import GaLoreTrainingPlan
     from scgalore.train.runner import TrainResult, fit
 
-__all__ = ["GaLoreTrainingPlan", "TokenDataModule", "TrainConfig", "TrainResult", "fit"]
+__all__ = ["GaLoreTrainingPlan", "StreamDataModule", "TokenDataModule", "TrainConfig", "TrainResult", "fit"]
 
-_HOMES = {"GaLoreTrainingPlan": "plan", "TokenDataModule": "datamodule", "TrainResult": "runner", "fit": "runner"}
+_HOMES = {
+    "GaLoreTrainingPlan": "plan",
+    "StreamDataModule": "datamodule",
+    "TokenDataModule": "datamodule",
+    "TrainResult": "runner",
+    "fit": "runner",
+}
 
 
 def __getattr__(name: str) -> Any:

@@ -178,7 +178,7 @@ def run_network(
     label
         Words in front of the progress bar.
     """
-    network.eval().to(device)
+    network.eval().to(device)  # outside of inference mode, in which moved weights could never be trained again
     config, n_obs = network.config, cells.n_obs if rows is None else len(rows)
     embedding = np.empty((n_obs, config.d_model), dtype=np.float32)
     probabilities = np.empty((n_obs, config.n_classes), dtype=np.float32) if config.n_classes else None
@@ -194,7 +194,7 @@ def run_network(
         n_batches = sum(len(_cut(lengths[start : start + WINDOW], caps)) for start in range(0, n_obs, WINDOW))
     for at, batch in progress(_batches(windows, caps), label=label, total=n_batches):
         genes, values = (torch.from_numpy(part).to(device) for part in (batch.genes, batch.values))
-        with torch.no_grad():
+        with torch.inference_mode():
             cell = encoder(genes, values, batch.lengths.tolist())
             embedding[at] = F.normalize(cell, dim=1).cpu().numpy()
             if probabilities is not None:

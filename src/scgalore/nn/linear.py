@@ -20,8 +20,8 @@ _SMALLEST = 2**14
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """Compute ``x @ weight.T + bias``.
 
-    On a CPU, torch multiplies float32 matrices with MKL, which leaves AVX-512 unused on processors that are not Intel's,
-    and convolves with oneDNN, which does not. A convolution of width one over the rows is the same product, with
+    On a CPU, torch multiplies float32 matrices with MKL and convolves with oneDNN, which was twice as fast on the AMD EPYC that
+    it was measured on (``benchmarks/peak_share.py``). A convolution of width one over the rows is the same product, with
     gradients. The choice hangs on the weight alone, so that a cell's numbers do not change with its batch.
 
     Parameters

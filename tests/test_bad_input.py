@@ -386,6 +386,15 @@ def no_epochs(world: World) -> None:
     world.finetune(model="never looked at", max_epochs=0)
 
 
+@wrong(
+    OptionError,
+    "devices=2: embedding starts no processes itself",
+    "torch.distributed.run --standalone --nproc_per_node=2",
+)
+def more_processes_than_there_are(world: World) -> None:
+    world.embed(model="never looked at", devices=2)
+
+
 @wrong(OptionError, "precision='half'", "'32-true', 'bf16-true'")
 def precision_of_embedding_unknown(world: World) -> None:
     world.embed(model="never looked at", precision="half")

@@ -33,6 +33,10 @@ PARAMETERS = {
         "bfloat16 on GPUs that have it and float32 elsewhere; ``None`` is ``sg.settings.precision``."
     ),
     "accelerator": "Where to compute, in Lightning's words; ``None`` is ``sg.settings.accelerator``.",
+    "devices": (
+        "Number of processes on this machine that share the cells, which torchrun or SLURM has started (:doc:`/distributed`);\n"
+        "``None`` takes as many as there are."
+    ),
     "rng": "Seed or NumPy generator. The same value gives the same result; ``None`` a different one each time.",
     "copy": "Whether to return a changed copy and leave the object given as it is.",
     "key": "Key that the results were written under.",

@@ -14,6 +14,7 @@ from scgalore._settings import settings
 from scgalore.data.sampler import cut_batches
 from scgalore.data.streaming import TokenStream
 from scgalore.errors import OptionError
+from scgalore.model.distributed import refuse_devices
 from scgalore.nn import CellEncoder
 
 if TYPE_CHECKING:
@@ -126,14 +127,16 @@ class RunOptions:
         batch_size: int | None = None,
         batch_tokens: int | None = None,
         accelerator: str | None = None,
+        devices: int | str | None = None,
     ) -> Self:
         """Take what was asked for, and the rest from ``sg.settings``.
 
         Raises
         ------
         OptionError
-            If there is no such precision or device, or a cap is not positive.
+            If there is no such precision or device, a cap is not positive, or there are not as many processes.
         """
+        refuse_devices(devices)
         for name, most in (("batch_size", batch_size), ("batch_tokens", batch_tokens)):
             if most is not None and most < 1:
                 msg = f"{name}={most}: it must be at least 1."

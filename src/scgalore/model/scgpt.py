@@ -410,6 +410,7 @@ class SCGPT:
         batch_size: int | None = None,
         batch_tokens: int | None = None,
         accelerator: str | None = None,
+        devices: int | str | None = None,
     ) -> CellOutput:
         """Embed cells and, with a classification head, classify them, in one pass.
 
@@ -428,9 +429,15 @@ class SCGPT:
             Where to compute, in Lightning's words.
 
             All of these are from ``sg.settings`` when left out.
+        devices
+            Number of processes on this machine, to be sure of it; ``None`` takes as many as there are.
         """
         options = RunOptions.of(
-            precision=precision, batch_size=batch_size, batch_tokens=batch_tokens, accelerator=accelerator
+            precision=precision,
+            batch_size=batch_size,
+            batch_tokens=batch_tokens,
+            accelerator=accelerator,
+            devices=devices,
         )
         device = options.device
         with process_group() as world:

@@ -30,6 +30,7 @@ def annotate(
     batch_size: int | None = None,
     batch_tokens: int | None = None,
     accelerator: str | None = None,
+    devices: int | str | None = None,
     rng: Rng = 0,
     key_added: str | None = None,
     copy: bool = False,
@@ -52,6 +53,7 @@ def annotate(
     {batch_size}
     {batch_tokens}
     {accelerator}
+    {devices}
     {rng}
     {key_added}
     {copy}
@@ -92,6 +94,7 @@ def annotate(
         "batch_size": batch_size,
         "batch_tokens": batch_tokens,
         "accelerator": accelerator,
+        "devices": devices,
     }
     RunOptions.of(**how)  # refuses before anything is read
     data = copied(query, mod=mod) if copy else query

@@ -29,6 +29,7 @@ def embed(
     batch_size: int | None = None,
     batch_tokens: int | None = None,
     accelerator: str | None = None,
+    devices: int | str | None = None,
     rng: Rng = 0,
     key_added: str | None = None,
     copy: bool = False,
@@ -52,6 +53,7 @@ def embed(
     {batch_size}
     {batch_tokens}
     {accelerator}
+    {devices}
     {rng}
     {key_added}
     {copy}
@@ -86,6 +88,7 @@ def embed(
         "batch_size": batch_size,
         "batch_tokens": batch_tokens,
         "accelerator": accelerator,
+        "devices": devices,
     }
     RunOptions.of(**how)  # refuses before anything is read
     data = copied(data, mod=mod) if copy else data

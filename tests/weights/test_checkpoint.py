@@ -12,9 +12,9 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
+from scgalore._files import file_digest
 from scgalore.errors import WeightsError
 from scgalore.weights import read_checkpoint, write_checkpoint
-from scgalore.weights.digest import file_sha256
 
 MakeFolder = Callable[..., Path]
 
@@ -36,7 +36,7 @@ def test_upstream_folder(make_folder: MakeFolder) -> None:
     assert (found.layout, found.folder) == ("scgpt", folder)
     assert found.args == json.loads((folder / "args.json").read_text())
     assert found.vocab["<pad>"] == 200
-    assert found.sha256 == file_sha256(folder / "best_model.pt")
+    assert found.sha256 == file_digest(folder / "best_model.pt")
     assert_same(found.tensors, upstream(folder))
     assert "Tensor" not in repr(found)
 

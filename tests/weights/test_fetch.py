@@ -1,12 +1,11 @@
 import hashlib
 import shutil
-import threading
 from collections.abc import Iterator
 from dataclasses import replace
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
+from tests.serving import Server, serving
 
 import scgalore.weights.fetch as fetch_module
 from scgalore._settings import settings
@@ -17,49 +16,10 @@ from scgalore.weights.fetch import fetch_entry
 FILES = {"args.json": b'{"embsize": 8}', "best_model.pt": bytes(range(256)) * 1000}
 
 
-class Server(ThreadingHTTPServer):
-    """Serves :data:`FILES`, each request in the next of its file's manners; the last manner stays."""
-
-    def __init__(self) -> None:
-        super().__init__(("127.0.0.1", 0), Answer)
-        self.manners: dict[str, list[str | int]] = {}
-        self.asked: list[str] = []
-
-    @property
-    def url(self) -> str:
-        return f"http://127.0.0.1:{self.server_port}/"
-
-
-class Answer(BaseHTTPRequestHandler):
-    server: Server
-
-    def do_GET(self) -> None:
-        name = self.path.removeprefix("/")
-        self.server.asked.append(name)
-        manners = self.server.manners.get(name, ["good"])
-        manner = manners.pop(0) if len(manners) > 1 else manners[0]
-        content = FILES[name]
-        if isinstance(manner, int):
-            self.send_error(manner)
-            return
-        self.send_response(200)
-        self.send_header("Content-Length", str(len(content)))
-        self.end_headers()
-        sent = {"good": content, "cut": content[: len(content) // 2], "altered": content[::-1]}
-        self.wfile.write(sent[manner])
-
-    def log_message(self, *_args: object) -> None:
-        pass
-
-
 @pytest.fixture
 def server() -> Iterator[Server]:
-    with Server() as server:
-        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
-        thread.start()
+    with serving(FILES) as server:
         yield server
-        server.shutdown()
-        thread.join()
 
 
 @pytest.fixture
@@ -74,7 +34,7 @@ def entry(server: Server) -> WeightsEntry:
 @pytest.fixture
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
-    monkeypatch.setattr(fetch_module, "RETRY_WAITS", (0.0, 0.0))
+    monkeypatch.setattr("scgalore._fetch.RETRY_WAITS", (0.0, 0.0))
     with settings.override(cachedir=tmp_path / "cache", offline=False, progress=False):
         yield tmp_path / "cache"
 

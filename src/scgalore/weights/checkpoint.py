@@ -13,8 +13,8 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from scgalore._files import file_digest
 from scgalore.errors import WeightsError
-from scgalore.weights.digest import file_sha256
 from scgalore.weights.names import canonical_names
 
 __all__ = ["Checkpoint", "read_checkpoint"]
@@ -89,7 +89,7 @@ def read_checkpoint(folder: str | os.PathLike[str], *, args: Mapping[str, Any] |
     _check_tensors(path, found)
     tensors = {canonical: found[name] for name, canonical in canonical_names(found).items()}
     _check_vocab(path, vocab, tensors)
-    return Checkpoint(args, vocab, tensors, layout, folder, file_sha256(path))
+    return Checkpoint(args, vocab, tensors, layout, folder, file_digest(path))
 
 
 def _weights_file(folder: Path) -> Path:

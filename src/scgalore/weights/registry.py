@@ -8,6 +8,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from scgalore._fetch import RemoteFile, refusal_of
 from scgalore.errors import OptionError
 
 __all__ = ["WeightsEntry", "WeightsFile", "get_entry", "list_weights"]
@@ -33,6 +34,11 @@ class WeightsFile:
     url: str = ""
     size: int | None = None
     sha256: str = ""
+
+    @property
+    def remote(self) -> RemoteFile:
+        """What a download has to know."""
+        return RemoteFile(self.name, (self.url,) if self.url else (), self.size, self.sha256)
 
 
 @dataclass(frozen=True)
@@ -70,15 +76,10 @@ class WeightsEntry:
     @property
     def refusal(self) -> str | None:
         """Why these weights cannot be fetched; ``None`` if they can."""
-        unhashed = [file.name for file in self.files if not file.sha256]
-        unplaced = [file.name for file in self.files if not file.url]
         if self.bundled:
-            return "they are not built yet in this version of scgalore" if unhashed else None
-        if unhashed:
-            return f"no sha256 is known for {', '.join(unhashed)}, and unverified files are not loaded"
-        if unplaced:
-            return f"no direct address is known for {', '.join(unplaced)}"
-        return None
+            complete = all(file.sha256 for file in self.files)
+            return None if complete else "they are not built yet in this version of scgalore"
+        return refusal_of([file.remote for file in self.files])
 
 
 def list_weights() -> list[str]:

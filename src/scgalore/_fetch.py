@@ -1,0 +1,200 @@
+"""Files from the network: verified, tried at several addresses, kept in a folder."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from scgalore._files import file_digest
+from scgalore._folders import no_empty_folders
+from scgalore._progress import is_shown
+from scgalore._settings import settings
+from scgalore.errors import DownloadError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
+    from typing import Any
+
+    from requests.exceptions import RequestException
+
+__all__ = ["RemoteFile", "fetch_files", "refusal_of"]
+
+RETRY_WAITS = (1.0, 4.0)  # seconds before the second and the third attempt
+TRANSIENT = frozenset({408, 425, 429, *range(500, 600)})  # answers of a server that may change its mind
+
+
+@dataclass(frozen=True)
+class RemoteFile:
+    """A file with a known hash and the addresses it can be had from.
+
+    Attributes
+    ----------
+    name
+        File name in the folder it is kept in.
+    urls
+        Addresses, tried in this order.
+    size
+        Bytes, where known.
+    sha256, md5
+        What the content must hash to; the first counts where both are known.
+    """
+
+    name: str
+    urls: tuple[str, ...]
+    size: int | None = None
+    sha256: str = ""
+    md5: str = ""
+
+    @property
+    def algorithm(self) -> str:
+        """Which of the hashes counts."""
+        return "md5" if self.md5 and not self.sha256 else "sha256"
+
+    @property
+    def digest(self) -> str:
+        """What the content must hash to under :attr:`algorithm`; empty if nobody has published it."""
+        return self.sha256 or self.md5
+
+    def is_good(self, path: Path) -> bool:
+        """Whether a file has the right content."""
+        return path.is_file() and file_digest(path, self.algorithm) == self.digest
+
+
+def refusal_of(files: Sequence[RemoteFile]) -> str | None:
+    """Say why files cannot be fetched; ``None`` if they can."""
+    unhashed = [file.name for file in files if not file.digest]
+    unplaced = [file.name for file in files if not file.urls]
+    if unhashed:
+        return f"no sha256 is known for {', '.join(unhashed)}, and unverified files are not loaded"
+    if unplaced:
+        return f"no direct address is known for {', '.join(unplaced)}"
+    return None
+
+
+def fetch_files(
+    files: Sequence[RemoteFile], folder: Path, *, what: str, instead: str, progress: bool | None = None
+) -> bool:
+    """Download the files that a folder lacks or holds in a damaged state.
+
+    Parameters
+    ----------
+    files
+        What the folder shall hold.
+    folder
+        Made if files are downloaded.
+    what
+        What the files are, for messages, such as ``"Weights 'scgpt'"``.
+    instead
+        How to do without them: a clause that follows "Or" in the message.
+    progress
+        Whether to show a progress bar; by default as ``sg.settings.progress`` says.
+
+    Returns
+    -------
+    Whether anything was downloaded.
+
+    Raises
+    ------
+    DownloadError
+        If files are missing and cannot be fetched; the message says how to provide them by hand.
+    """
+    missing = [file for file in files if not file.is_good(folder / file.name)]
+    if missing and settings.offline:
+        raise DownloadError(_no_download(missing, folder, "sg.settings.offline is on", what, instead))
+    with no_empty_folders(folder):
+        for n_done, file in enumerate(missing):
+            try:
+                _from_any_address(file, folder, progress=is_shown() if progress is None else progress)
+            except (_NoAddressWorked, OSError) as error:
+                raise DownloadError(_no_download(missing[n_done:], folder, str(error), what, instead)) from error
+    return bool(missing)
+
+
+class _NoAddressWorked(Exception):
+    """Every address failed; the message says how each of them did."""
+
+
+class _WebPage(ValueError):
+    """A page for readers came where a file was asked for."""
+
+
+def _from_any_address(file: RemoteFile, folder: Path, *, progress: bool) -> None:
+    from requests.exceptions import RequestException
+
+    causes = []
+    for url in file.urls:
+        try:
+            _download(file, url, folder, progress=progress)
+        # Trouble on this machine (a full disk is an OSError too) would be the same at the next address.
+        except (RequestException, ValueError) as error:
+            causes.append(_cause(error, file))
+        else:
+            return
+    if len(causes) == 1:
+        raise _NoAddressWorked(causes[0])
+    raise _NoAddressWorked("; ".join(f"{url}: {cause}" for url, cause in zip(file.urls, causes, strict=True)))
+
+
+def _download(file: RemoteFile, url: str, folder: Path, *, progress: bool) -> None:
+    import pooch
+    from requests.exceptions import RequestException
+
+    download = pooch.HTTPDownloader(progressbar=progress, chunk_size=1 << 16, timeout=30)
+
+    def downloader(url: str, output: Any, pup: Any) -> None:
+        download(url, output, pup)
+        with open(output, "rb") as received:  # noqa: PTH123 (pooch gives a string)
+            start = received.read(512).lstrip().lower()
+        if start.startswith((b"<!doctype html", b"<html")):
+            msg = "a web page came instead of the file"
+            raise _WebPage(msg)
+
+    # Pooch writes to a temporary file and renames it once its hash is right, so neither a broken download nor a wrong
+    # file ever takes the place of a good one. Its own retries would also repeat a 404 and a wrong hash.
+    for wait in (*RETRY_WAITS, None):
+        try:
+            pooch.retrieve(
+                url, known_hash=f"{file.algorithm}:{file.digest}", fname=file.name, path=folder, downloader=downloader
+            )
+            break
+        except RequestException as error:
+            if wait is None or not _is_transient(error):
+                raise
+            time.sleep(wait)
+    # The temporary file is private to its owner, but caches are shared between the members of a group.
+    (folder / file.name).chmod(0o644)
+
+
+def _is_transient(error: RequestException) -> bool:
+    return error.response is None or error.response.status_code in TRANSIENT
+
+
+def _cause(error: Exception, file: RemoteFile) -> str:
+    from requests.exceptions import ChunkedEncodingError, HTTPError, RequestException, Timeout
+
+    if isinstance(error, HTTPError) and error.response is not None:
+        return f"the server answered {error.response.status_code} {error.response.reason}"
+    if isinstance(error, ChunkedEncodingError):
+        return "the connection broke in the middle of the file"
+    if isinstance(error, Timeout):
+        return "the server did not answer in time"
+    if isinstance(error, RequestException):
+        return "there is no connection to the server"
+    if isinstance(error, _WebPage):
+        # Harvard Dataverse was seen to answer programs in this way in 2026, with a status that says success.
+        return "the server sent a web page instead of the file, as some do to programs; a browser may get the file"
+    return f"the server sent other bytes than the recorded {file.algorithm} asks for"
+
+
+def _no_download(missing: Sequence[RemoteFile], folder: Path, cause: str, what: str, instead: str) -> str:
+    lines = [f"{what}: the cache lacks good copies of files, and they were not downloaded: {cause}."]
+    lines += ["Save these files by other means:"]
+    for file in missing:
+        size = "" if file.size is None else f" ({file.size:,} bytes)"
+        lines += [f"  {folder / file.name}{size}"]
+        lines += [f"    {'from' if i == 0 else 'or':<7}{url}" for i, url in enumerate(file.urls)]
+        lines += [f"    {file.algorithm:<6} {file.digest}"]
+    lines += [f"Or {instead}"]
+    return "\n".join(lines)

@@ -65,7 +65,7 @@ def test_version_is_written_once() -> None:
     assert f"version: {sg.__version__}" in (REPOSITORY / "CITATION.cff").read_text(encoding="utf-8")
 
 
-@pytest.mark.parametrize("name", ["py.typed", "weights/registry.toml"])
+@pytest.mark.parametrize("name", ["py.typed", "weights/registry.toml", "datasets/registry.toml"])
 def test_data_files_lie_in_the_package(name: str) -> None:
     assert (Path(sg.__file__).parent / name).is_file()
 

@@ -1,0 +1,241 @@
+"""Which perturbations a model is trained on, and which it is tested on."""
+
+from __future__ import annotations
+
+import hashlib
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+
+from scgalore import __version__
+from scgalore import _logging as logg
+from scgalore._docs import shared_parameters
+from scgalore._rng import seed_from
+from scgalore._uns import to_uns
+from scgalore.data.resolve import resolve_adata, write_obs
+from scgalore.data.split import PARTS
+from scgalore.errors import DataError, MissingKeyError, OptionError
+from scgalore.perturb.conditions import Conditions
+from scgalore.perturb.splits import split_conditions
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from anndata import AnnData
+
+    from scgalore._typing import Data, Rng
+    from scgalore.perturb.splits import PerturbationSplit
+
+
+@shared_parameters
+def split_perturbations(
+    data: Data,
+    kind: str = "simulation",
+    *,
+    pert_key: str = "perturbation",
+    control: str | None = None,
+    separator: str | None = None,
+    context_key: str | None = None,
+    train_gene_set_size: float | None = None,
+    combo_seen2_train_frac: float | None = None,
+    validation_size: float | None = None,
+    test_size: float | None = None,
+    test_perts: Sequence[str] | None = None,
+    only_test_set_perts: bool | None = None,
+    validation_contexts: Sequence[str] | None = None,
+    test_contexts: Sequence[str] | None = None,
+    parts: Mapping[str, Any] | None = None,
+    mod: str = "rna",
+    rng: Rng = 42,
+    key_added: str = "split",
+    copy: bool = False,
+) -> Data | None:
+    """Split perturbations into training, validation and test.
+
+    The kinds of GEARS :cite:p:`Roohani2024` are drawn as GEARS draws them, so that published splits can be used with the
+    same seed; :doc:`/concepts/perturbation-splits` says what each kind means. Labels of the same genes (``"A+ctrl"`` and
+    ``"ctrl+A"``) are one perturbation and stay together. Control cells always train.
+
+    Parameters
+    ----------
+    {data}
+    kind
+        ``"simulation"``, ``"simulation_single"``, ``"combo_seen0"``, ``"combo_seen1"``, ``"combo_seen2"``, ``"single"``,
+        ``"no_test"`` or ``"no_split"``, as in GEARS; ``"cell"`` holds out cells at random, ``"context"`` whole cell types,
+        ``"custom"`` what ``parts`` says.
+    pert_key
+        Column of ``adata.obs`` with the perturbation of each cell: ``"A"``, ``"A+ctrl"`` or ``"A+B"``. Cells without a
+        label are in no part.
+    control
+        Label of control cells in that column; ``None`` finds it if it is one of the usual ones.
+    separator
+        What stands between the genes of a label; ``None`` finds ``"+"``, or ``"_"`` if labels are made of other labels.
+    context_key
+        Column of ``adata.obs`` with the cell type or line: what ``kind="context"`` holds out, and within which
+        ``kind="cell"`` draws.
+    train_gene_set_size
+        Share of the genes that are seen in training (``simulation``, ``simulation_single``); ``None`` is 0.75.
+    combo_seen2_train_frac
+        Share of the doubles of two seen genes that train (``simulation``); ``None`` is 0.75.
+    validation_size
+        Share held out for choosing the best epoch, of genes, labels, cells or contexts, as the kind goes; ``None`` is 0.1.
+    test_size
+        Share held out for the test, likewise (``combo_seen0``, ``1``, ``2``, ``single``, ``cell``, ``context``); ``None`` is 0.1.
+    test_perts
+        Genes that must be held out (``simulation``); they change places with others.
+    only_test_set_perts
+        Whether nothing but ``test_perts`` is held out.
+    validation_contexts, test_contexts
+        Contexts to hold out (``context``); ``None`` draws them.
+    parts
+        For ``custom``: ``{"test": ["A", "A+B"], ...}`` or ``{"A": "test", ...}``, with ``"train"``, ``"validation"``,
+        ``"test"`` and ``"dropped"``. If none is named for training, all others train.
+    {mod}
+    {rng}
+    key_added
+        Key of the results in ``adata.obs`` and ``adata.uns``.
+    {copy}
+
+    Returns
+    -------
+    ``None``, or with ``copy=True`` the container it was given, with these keys set:
+
+    `adata.obs['split' | key_added]` : :class:`pandas.Series` (dtype `category`)
+        ``"train"``, ``"validation"`` or ``"test"``; missing for dropped cells.
+    `adata.uns['split' | key_added]` : :class:`dict`
+        ``params``; canonical names of the perturbations in ``train``, ``validation``, ``test`` and ``dropped``; ``groups``
+        of the test perturbations (``combo_seen0``, ``combo_seen1``, ``combo_seen2``, ``unseen_single``);
+        ``labels_sha256`` of the sorted labels, one a line; ``version``.
+
+    Raises
+    ------
+    MissingKeyError
+        If a column, ``mod``, or a perturbation in ``parts`` does not exist.
+    DataError
+        If a label does not parse, there is no control or no perturbation, or nothing is left to train on.
+    OptionError
+        If an option is out of range or belongs to other kinds, or ``control`` is not among the labels.
+
+    Examples
+    --------
+    >>> import numpy as np, pandas as pd, scgalore as sg
+    >>> from anndata import AnnData
+    >>> labels = ["ctrl", "KLF1+ctrl", "CEBPA+ctrl", "BAK1+ctrl", "CEBPA+KLF1"]
+    >>> adata = AnnData(np.ones((5, 1), "float32"), obs=pd.DataFrame({"perturbation": labels}, index=list("abcde")))
+    >>> sg.pp.split_perturbations(adata, "custom", parts={"test": ["CEBPA+KLF1"]})
+    >>> adata.obs["split"].tolist()
+    ['train', 'train', 'train', 'train', 'test']
+    """
+    options = {
+        "train_gene_set_size": train_gene_set_size,
+        "combo_seen2_train_frac": combo_seen2_train_frac,
+        "validation_size": validation_size,
+        "test_size": test_size,
+        "test_perts": test_perts,
+        "only_test_set_perts": only_test_set_perts,
+        "validation_contexts": validation_contexts,
+        "test_contexts": test_contexts,
+        "parts": parts,
+    }
+    seed = seed_from(rng)
+    adata = _checked(data, mod=mod, key_added=key_added, columns=(pert_key, context_key), copy=copy)
+    conditions = Conditions.from_labels(adata.obs[pert_key], control=control, separator=separator)
+    contexts = None if context_key is None else _contexts(adata, context_key, conditions)
+    with logg.step(f"splitting {len(conditions.perturbations):,} perturbations ({kind})") as step:
+        split = split_conditions(conditions, kind, seed=seed, contexts=contexts, **options)
+        _report(split, conditions)
+        params = {
+            "kind": kind,
+            "pert_key": pert_key,
+            "control": conditions.control,
+            "separator": conditions.separator,
+            "context_key": context_key,
+            "rng": seed,
+            **{name: value for name, value in split.options.items() if name != "parts"},
+        }
+        if copy:
+            data = data.copy()
+            adata = resolve_adata(data, mod=mod)
+        _write(data, adata, split, conditions, params, key_added=key_added, mod=mod)
+        step.added("obs", key_added, "part of each cell")
+        step.added("uns", key_added, "perturbations of each part")
+    return data if copy else None
+
+
+def _checked(data: Data, *, mod: str, key_added: str, columns: tuple[str, str | None], copy: bool) -> AnnData:
+    adata = resolve_adata(data, mod=mod)
+    if adata.isbacked and (adata.is_view or copy):
+        msg = "This needs a copy of a file-backed AnnData; call it on adata.to_memory(), without copy=True."
+        raise DataError(msg)
+    if not isinstance(key_added, str) or not key_added or "/" in key_added or key_added in columns:
+        msg = f"key_added={key_added!r}: expected a string without '/', other than the columns that are read."
+        raise OptionError(msg)
+    for column in columns:
+        if column is not None and column not in adata.obs:
+            msg = (
+                f"No column {column!r} in adata.obs; it has {list(adata.obs.columns)}. Pass pert_key= or context_key=."
+            )
+            raise MissingKeyError(msg)
+    return adata
+
+
+def _contexts(adata: AnnData, key: str, conditions: Conditions) -> list[str]:
+    column = adata.obs[key]
+    n_missing = int((column.isna().to_numpy() & (conditions.codes >= 0)).sum())
+    if n_missing:
+        msg = f"{n_missing:,} cells with a perturbation have no value in adata.obs[{key!r}]; fill it in or leave them out."
+        raise DataError(msg)
+    return [str(value) for value in column]
+
+
+def _report(split: PerturbationSplit, conditions: Conditions) -> None:
+    sizes = ", ".join(f"{len(getattr(split, part))} {part}" for part in (*PARTS, "dropped"))
+    logg.info(f"    perturbations: {sizes}")
+    several = [group for group in conditions.spellings[1:] if len(group) > 1]
+    if several:
+        logg.info(f"    {len(several)} perturbations have several labels, such as {' and '.join(several[0])}: merged")
+    if split.moved:
+        logg.warning(
+            f"The labels of {len(split.moved)} perturbations, such as {split.moved[0]}, were drawn into different parts; "
+            "all their cells are held out."
+        )
+    partners = split.partners_in_validation()
+    if partners:
+        logg.warning(
+            f"{len(partners)} of {sum('+' in name for name in split.test)} test combinations, such as {partners[0]}, have "
+            "a gene whose own perturbation is in the validation part: not trained on, though counted as seen."
+        )
+    empty = [part for part in PARTS if not getattr(split, part)]
+    if empty:
+        logg.warning(f"No perturbation is in the part {' or '.join(map(repr, empty))}.")
+
+
+def _write(
+    data: Data,
+    adata: AnnData,
+    split: PerturbationSplit,
+    conditions: Conditions,
+    params: dict[str, Any],
+    *,
+    key_added: str,
+    mod: str,
+) -> None:
+    names = {part: list(getattr(split, part)) for part in (*PARTS, "dropped")}
+    digest = hashlib.sha256("\n".join(sorted(conditions.labels)).encode()).hexdigest()
+    record = to_uns(
+        {
+            "params": params,
+            **names,
+            "groups": {group: list(members) for group, members in split.groups.items()},
+            "labels_sha256": digest,
+            "version": __version__,
+        }
+    )
+    labels = pd.Categorical(np.asarray(split.cell_labels(conditions), dtype=object), categories=list(PARTS))
+    if adata.is_view:
+        # As scanpy does: writing to a view would copy it anyway, with a warning that points here and not at the user.
+        adata._init_as_actual(adata.copy())
+    adata.obs[key_added] = labels
+    adata.uns[key_added] = record
+    write_obs(data, adata, [key_added], mod=mod)

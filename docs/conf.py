@@ -4,6 +4,7 @@ from importlib.metadata import metadata
 from pathlib import Path
 
 from scgalore.adapters import ADAPTERS
+from scgalore.datasets.registry import registry_table
 from scgalore.nn import EMBEDDINGS
 from scgalore.optim import OPTIMIZERS
 
@@ -34,6 +35,8 @@ def registry_page(registry):
 (docs / "_generated").mkdir(exist_ok=True)
 for title, registry in {"optimizers": OPTIMIZERS, "adapters": ADAPTERS, "embeddings": EMBEDDINGS}.items():
     (docs / "_generated" / f"{title}.md").write_text("\n\n".join(registry_page(registry)) + "\n")
+
+(docs / "_generated" / "datasets.md").write_text(registry_table())
 
 extensions = [
     "myst_nb",

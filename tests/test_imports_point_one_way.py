@@ -9,7 +9,7 @@ PACKAGE = Path(__file__).parents[1] / "src" / "scgalore"
 # What each room may import, besides itself. Anyone may use the package's underscore modules and its own names, such as
 # __version__, which "__init__" stands for.
 BASE = {path.stem for path in PACKAGE.glob("_*.py")} - {"__main__"} | {"errors"}
-WORKSHOP = BASE | {"adapters", "data", "genes", "nn", "objectives", "optim", "weights"}
+WORKSHOP = BASE | {"adapters", "data", "genes", "nn", "objectives", "optim", "perturb", "weights"}
 ALLOWED = {
     "genes": BASE,
     "weights": BASE,
@@ -18,6 +18,10 @@ ALLOWED = {
     "nn": BASE | {"data", "objectives"},
     "adapters": BASE | {"nn", "optim"},
     "objectives": BASE | {"data", "nn", "optim"},
+    "perturb": BASE | {"data", "genes"},
+    "datasets": BASE | {"data", "genes", "perturb"},
+    "pp": BASE | {"data", "genes", "perturb"},
+    "get": {"_docs", "_keys", "_typing", "errors"},
     "train": WORKSHOP,
     "model": WORKSHOP | {"train"},
     "tl": WORKSHOP | {"train", "model"},

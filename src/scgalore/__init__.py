@@ -5,24 +5,62 @@ from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from scgalore import adapters, data, errors, genes, model, nn, objectives, optim, pl, tl, train, weights
+    from scgalore import (
+        adapters,
+        data,
+        datasets,
+        errors,
+        genes,
+        get,
+        model,
+        nn,
+        objectives,
+        optim,
+        perturb,
+        pl,
+        pp,
+        tl,
+        train,
+        weights,
+    )
     from scgalore._settings import settings
 
 __version__ = version("scgalore")
 
-_ROOMS = ("adapters", "data", "errors", "genes", "model", "nn", "objectives", "optim", "pl", "tl", "train", "weights")
+_ROOMS = (
+    "adapters",
+    "data",
+    "datasets",
+    "errors",
+    "genes",
+    "get",
+    "model",
+    "nn",
+    "objectives",
+    "optim",
+    "perturb",
+    "pl",
+    "pp",
+    "tl",
+    "train",
+    "weights",
+)
 
 __all__ = [
     "__version__",
     "adapters",
     "data",
+    "datasets",
     "errors",
     "genes",
+    "get",
     "model",
     "nn",
     "objectives",
     "optim",
+    "perturb",
     "pl",
+    "pp",
     "settings",
     "tl",
     "train",

@@ -20,6 +20,13 @@ PARAMETERS = {
     "layer": "Layer to read the expression from; ``None`` is ``adata.X``.",
     "gene_symbols": "Column of ``adata.var`` that holds the gene names; ``None`` is ``adata.var_names``.",
     "labels_key": "Column of ``adata.obs`` that holds the labels.",
+    "pert_key": 'Column of ``adata.obs`` with the perturbation of each cell: ``"KLF1"``, ``"KLF1+ctrl"`` or ``"KLF1+MAP2K6"``.',
+    "control": "Label of control in that column; ``None`` finds it if it is one of the usual ones.",
+    "context_key": (
+        "Column of ``adata.obs`` with the cell type or line, within which cells are compared with control; ``None`` if there is\n"
+        "one only."
+    ),
+    "separator": "What stands between the genes of a label; ``None`` finds it.",
     "batch_key": "Column of ``adata.obs`` that holds the batch of each cell; ``None`` if there is one batch only.",
     "key_added": "Key to write under, used as it is given.",
     "mod": "Modality to work on; ignored for an AnnData.",

@@ -9,7 +9,7 @@ from typing import Self
 
 from scgalore.errors import OptionError
 
-__all__ = ["EmbedKeys", "LabelKeys"]
+__all__ = ["EmbedKeys", "LabelKeys", "PerturbationKeys"]
 
 EMBEDDING = "X_scGPT"
 STEM = "scgpt"
@@ -75,6 +75,36 @@ class LabelKeys:
             return cls(uns)
         k = key_added
         return cls(k, k, f"{k}_label", f"{k}_label_score", f"{k}_split", f"{k}_probabilities")
+
+
+@dataclass(frozen=True)
+class PerturbationKeys:
+    """Slots of :func:`scgalore.tl.predict_perturbation` and :func:`scgalore.tl.evaluate_perturbation`, in ``uns`` but for one.
+
+    Attributes
+    ----------
+    prediction
+        Predicted means and effects.
+    evaluation
+        Scores of a prediction.
+    ranked
+        Genes ranked by predicted effect, as scanpy's plots read them.
+    embedding
+        Embeddings of perturbed cells, in ``obsm``.
+    """
+
+    prediction: str = "predict_perturbation"
+    evaluation: str = "evaluate_perturbation"
+    ranked: str = "predict_perturbation_rank_genes_groups"
+    embedding: str = f"{EMBEDDING}_perturbed"
+
+    @classmethod
+    def from_key_added(cls, key_added: str | None) -> Self:
+        """Names for a ``key_added``."""
+        _check(key_added)
+        if key_added is None:
+            return cls()
+        return cls(key_added, key_added, f"{key_added}_rank_genes_groups", f"{key_added}_perturbed")
 
 
 def _check(key_added: object) -> None:

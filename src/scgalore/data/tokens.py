@@ -49,6 +49,10 @@ class TokenBatch:
         Expression to predict, float32, shape ``(b, s)``; ``None`` unless an objective put it there.
     masked
         ``True`` where ``targets`` count, bool, shape ``(b, s)``; ``None`` unless an objective put it there.
+    controls
+        Mean expression of the control cells, float32, shape ``(b, s)``; ``None`` outside perturbation tasks.
+    prior
+        Effect that a network's output is added to, float32, shape ``(b, s)``; ``None`` where there is none.
     padded
         Whether any position is padding; known without asking the device.
     """
@@ -63,6 +67,8 @@ class TokenBatch:
     flags: torch.Tensor | None = None
     targets: torch.Tensor | None = None
     masked: torch.Tensor | None = None
+    controls: torch.Tensor | None = None
+    prior: torch.Tensor | None = None
     padded: bool = True
 
     def __len__(self) -> int:

@@ -13,6 +13,7 @@ from scgalore import __version__
 from scgalore import _logging as logg
 from scgalore.data.vocab import GeneVocab
 from scgalore.errors import WeightsError
+from scgalore.model.screen_files import read_screen, screen_files
 from scgalore.nn import SCGPTConfig, SCGPTNetwork
 from scgalore.weights import load_tensors, read_checkpoint, resolve_model_folder, write_checkpoint
 
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from scgalore._typing import PathLike
+    from scgalore.model.screens import ScreenMemory
     from scgalore.weights import Checkpoint, LoadReport
 
 __all__ = ["Provenance", "StoredModel", "read_model", "write_model"]
@@ -50,6 +52,7 @@ class StoredModel:
     provenance: Provenance
     report: LoadReport
     history: pd.DataFrame
+    screen: ScreenMemory | None
 
 
 def read_model(model: PathLike) -> StoredModel:
@@ -73,7 +76,8 @@ def read_model(model: PathLike) -> StoredModel:
     logg.info(f"loaded {name}: {report.summary()}")
     base = checkpoint.args["weights"]["name"] if "weights" in checkpoint.args else ""
     provenance = Provenance(name=name, sha256=checkpoint.sha256, layout=checkpoint.layout, base=base)
-    return StoredModel(network.eval(), vocab, classes, provenance, report, _read_history(folder / HISTORY))
+    history = _read_history(folder / HISTORY)
+    return StoredModel(network.eval(), vocab, classes, provenance, report, history, read_screen(folder))
 
 
 def write_model(
@@ -84,6 +88,7 @@ def write_model(
     classes: tuple[str, ...],
     provenance: Provenance,
     history: pd.DataFrame,
+    screen: ScreenMemory | None = None,
     overwrite: bool,
 ) -> None:
     """Write a model in our own layout; see :meth:`scgalore.model.SCGPT.save`."""
@@ -93,7 +98,7 @@ def write_model(
         "classes": list(classes),
         "weights": dict(provenance),
     }
-    extra: dict[str, str | bytes] = {}
+    extra: dict[str, str | bytes] = {} if screen is None else screen_files(screen, provenance)
     if not history.empty:
         text = StringIO()
         history.to_csv(text, index_label="epoch")

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
+from scgalore.data.perturbations import PerturbationCells
 from scgalore.data.streaming import TokenStream
 from scgalore.train.processes import training_processes
 
@@ -39,7 +40,7 @@ FREE = (
 
 
 def run_identity(
-    cells: TokenCells | TokenStream,
+    cells: TokenCells | TokenStream | PerturbationCells,
     split: Split | None,
     objective: Objective,
     config: TrainConfig,
@@ -66,9 +67,9 @@ def run_identity(
     return {
         "number of cells": cells.n_obs,
         "genes": _digest([cells.tokens()]),
-        "tokens": repr(cells.tokenizer.config),
+        "tokens": repr(cells if isinstance(cells, PerturbationCells) else cells.tokenizer.config),
         "classes": ", ".join(cells.classes),
-        "expression": repr(cells) if isinstance(cells, TokenStream) else _digest(cells.keys()),
+        "expression": _expression(cells),
         "labels": _labels(cells),
         "split": "none" if split is None else _digest([split.train, split.validation, split.test]),
         "validation": "none" if validation is None else _digest(validation.keys()) + _labels(validation),
@@ -81,7 +82,13 @@ def run_identity(
     }
 
 
-def _labels(cells: TokenCells | TokenStream) -> str:
+def _expression(cells: TokenCells | TokenStream | PerturbationCells) -> str:
+    if isinstance(cells, TokenStream):
+        return repr(cells)
+    return _digest(cells.digests() if isinstance(cells, PerturbationCells) else cells.keys())
+
+
+def _labels(cells: TokenCells | TokenStream | PerturbationCells) -> str:
     labels = None if isinstance(cells, TokenStream) else cells.labels
     return "none" if labels is None else _digest([labels])
 

@@ -33,10 +33,12 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from scgalore._typing import PathLike, Rng
+    from scgalore.data.perturbations import PerturbationCells
     from scgalore.data.split import Split
     from scgalore.data.vocab import GeneVocab
     from scgalore.model.distributed import World
     from scgalore.model.files import Provenance
+    from scgalore.model.screens import ScreenMemory
     from scgalore.model.training import AdapterWeights
     from scgalore.objectives import Objective
     from scgalore.weights import LoadReport
@@ -114,6 +116,8 @@ class SCGPT:
         self.training: dict[str, int] = {}
         #: What the adapter of the last training learnt and the weights it belongs to, if it can be saved alone.
         self.adapter: tuple[AdapterWeights, Provenance] | None = None
+        #: What is known of the perturbation screen of the last training, if it was one.
+        self.screen: ScreenMemory | None = None
 
     @classmethod
     def from_pretrained(cls, model: PathLike = "scgpt", *, base: PathLike | None = None) -> Self:
@@ -156,7 +160,7 @@ class SCGPT:
             load_report=stored.report,
         )
         loaded.history = stored.history
-        loaded.is_trained = not stored.history.empty
+        loaded.is_trained, loaded.screen = not stored.history.empty, stored.screen
         return loaded
 
     @classmethod
@@ -326,7 +330,7 @@ class SCGPT:
 
     def fit(
         self,
-        cells: TokenCells | TokenStream,
+        cells: TokenCells | TokenStream | PerturbationCells,
         split: Split | None,
         config: TrainConfig,
         *,
@@ -340,7 +344,7 @@ class SCGPT:
         Parameters
         ----------
         cells
-            From :meth:`cells`, with labels if classes are to be learnt; or a stream.
+            From :meth:`cells`, with labels if classes are to be learnt; or a stream; or perturbed cells.
         split
             Parts of the cells; ``None`` for a stream.
         config
@@ -392,6 +396,7 @@ class SCGPT:
             network.eval().cpu()
         self.classes, self.history, self.split, self.is_trained = classes, result.history, split, True
         self.adapter = None if learnt is None else (learnt, self.provenance)
+        self.screen = None  # what was known of an earlier screen no longer belongs to these weights
         # No file holds these weights yet, and those they started from did not make what comes next.
         base = self.provenance["base"] if self.provenance["layout"] == "memory" else self.provenance["name"]
         self.provenance = {"name": f"fine-tuned {base}", "sha256": "", "layout": "memory", "base": base}
@@ -517,6 +522,15 @@ class SCGPT:
         probabilities = self.run(cells, batch_size=batch_size).probabilities
         return pd.DataFrame(probabilities, index=adata.obs_names, columns=list(self.classes))
 
+    def require_perturbation(self) -> None:
+        """Raise :class:`~scgalore.errors.OptionError` unless the network reads perturbation flags."""
+        if not self.network.config.perturbation:
+            msg = (
+                f"{self.provenance['name']} was not trained on perturbations. Call sg.tl.finetune(adata, "
+                "task='perturbation', pert_key=..., control=...) first."
+            )
+            raise OptionError(msg)
+
     def require_classes(self) -> None:
         """Raise :class:`~scgalore.errors.OptionError` if the model cannot name classes."""
         if not self.classes:
@@ -528,6 +542,9 @@ class SCGPT:
 
     def save(self, folder: PathLike, *, overwrite: bool = False) -> None:
         """Write ``config.json, vocab.json, model.safetensors`` and ``history.csv``, all or nothing.
+
+        A model of perturbations has, beside these, what it knows of its screen, ``training_stats.json`` and a model card,
+        ``README.md``.
 
         Parameters
         ----------
@@ -543,6 +560,7 @@ class SCGPT:
             classes=self.classes,
             provenance=self.provenance,
             history=self.history,
+            screen=self.screen,
             overwrite=overwrite,
         )
 

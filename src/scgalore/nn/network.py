@@ -196,6 +196,19 @@ class AffineExpressionDecoder(nn.Module):
         self.activation = getattr(nn, config.decoder_activation)() if config.decoder_activation else nn.Identity()
         self.adaptive_bias = config.adaptive_bias
 
+    def start_at_zero(self) -> None:
+        """Let it predict 0 for every input until it is trained, as what is learnt on top of something else should."""
+        for parameter in self._last():
+            nn.init.zeros_(parameter)
+
+    @property
+    def is_zero(self) -> bool:
+        """Whether it predicts 0 for every input."""
+        return not any(bool(parameter.any()) for parameter in self._last())
+
+    def _last(self) -> list[nn.Parameter]:
+        return [p for part in (self.coeff_decoder, self.bias_decoder) for p in part.fc[-1].parameters()]
+
     def forward(self, x: Tensor, values: Tensor) -> tuple[Tensor, Tensor | None]:
         coefficient, nonzero = self.coeff_decoder(x)
         bias = self.activation(self.bias_decoder(x)[0])

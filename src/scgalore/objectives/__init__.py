@@ -3,5 +3,6 @@
 from scgalore.objectives.base import Loss, Objective
 from scgalore.objectives.classification import Classification
 from scgalore.objectives.masked_expression import MaskedExpression
+from scgalore.objectives.perturbation import Perturbation
 
-__all__ = ["Classification", "Loss", "MaskedExpression", "Objective"]
+__all__ = ["Classification", "Loss", "MaskedExpression", "Objective", "Perturbation"]

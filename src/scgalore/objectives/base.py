@@ -37,6 +37,11 @@ class Objective(Protocol):
         """Column of the history that chooses the best epoch."""
         ...
 
+    @property
+    def start_score(self) -> float:
+        """Score of the weights training starts from, where these may be the best; infinity otherwise."""
+        ...
+
     def corrupt(self, batch: TokenBatch, *, seed: int, draw: int) -> TokenBatch:
         """Prepare a batch on the CPU; random draws hang on ``seed``, ``draw`` and the cells alone."""
         ...

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -39,6 +40,7 @@ class MaskedExpression:
     mask_value: float = -1.0
     name: str = "masked_expression"
     monitor: str = "validation_loss"
+    start_score: float = math.inf
 
     def __post_init__(self) -> None:
         if not self.ratios or not all(0 < ratio < 1 for ratio in self.ratios):

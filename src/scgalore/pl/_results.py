@@ -12,7 +12,7 @@ from scgalore.errors import DataError, MissingKeyError
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-__all__ = ["label_keys", "read_result"]
+__all__ = ["label_keys", "read_evaluation", "read_result"]
 
 _TOOLS = ("finetune", "annotate")
 
@@ -39,9 +39,7 @@ def read_result(adata: AnnData, key: str) -> Mapping[str, Any]:
     MissingKeyError
         If there are no results under the key.
     """
-    if not isinstance(adata, AnnData):
-        msg = f"Plots read an AnnData, not a {type(adata).__name__}. Pass the modality of a MuData: mdata['rna']."
-        raise DataError(msg)
+    _check_adata(adata)
     result = adata.uns.get(key)
     if isinstance(result, dict) and "params" in result:
         return result
@@ -53,3 +51,34 @@ def read_result(adata: AnnData, key: str) -> Mapping[str, Any]:
     hint = f", or pass the key of results that are there: {', '.join(map(repr, others))}" if others else ""
     msg = f"There are no results in adata.uns[{key!r}]. Call {call} first{hint}."
     raise MissingKeyError(msg)
+
+
+def read_evaluation(adata: AnnData, key: str) -> Mapping[str, Any]:
+    """Read the scores of predicted perturbations from ``adata.uns[key]``.
+
+    Parameters
+    ----------
+    adata
+        Annotated data matrix.
+    key
+        Key that :func:`scgalore.tl.evaluate_perturbation` wrote under.
+
+    Raises
+    ------
+    DataError
+        If ``adata`` is no AnnData.
+    MissingKeyError
+        If there are no scores under the key.
+    """
+    _check_adata(adata)
+    result = adata.uns.get(key)
+    if isinstance(result, dict) and {"params", "scores", "summary", "observed"} <= set(result):
+        return result
+    msg = f"There are no scores in adata.uns[{key!r}]. Call sg.tl.evaluate_perturbation(adata) first, or pass its key_added as key=."
+    raise MissingKeyError(msg)
+
+
+def _check_adata(adata: object) -> None:
+    if not isinstance(adata, AnnData):
+        msg = f"Plots read an AnnData, not a {type(adata).__name__}. Pass the modality of a MuData: mdata['rna']."
+        raise DataError(msg)

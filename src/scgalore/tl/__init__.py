@@ -2,6 +2,8 @@
 
 from scgalore.tl._annotate import annotate
 from scgalore.tl._embed import embed
+from scgalore.tl._evaluate_perturbation import evaluate_perturbation
 from scgalore.tl._finetune import finetune
+from scgalore.tl._predict_perturbation import predict_perturbation
 
-__all__ = ["annotate", "embed", "finetune"]
+__all__ = ["annotate", "embed", "evaluate_perturbation", "finetune", "predict_perturbation"]

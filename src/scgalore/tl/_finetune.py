@@ -13,6 +13,8 @@ from scgalore._rng import seed_from
 from scgalore.data.labels import encode_labels
 from scgalore.data.split import PARTS, Split, random_split, split_from_labels
 from scgalore.errors import DataError, MissingKeyError
+from scgalore.tl._finetune_screen import SCREEN_DEFAULTS, check_task, finetune_screen
+from scgalore.tl._fitted import free_folder, record_model
 from scgalore.tl._labels import label_metrics, label_results
 from scgalore.tl._shared import as_model, provenance, writable_adata
 from scgalore.train.config import TrainConfig
@@ -31,7 +33,15 @@ def finetune(
     data: Data,
     model: PathLike | SCGPT = "scgpt",
     *,
+    task: str | None = None,
     labels_key: str | None = None,
+    pert_key: str | None = None,
+    control: str | None = None,
+    context_key: str | None = None,
+    batch_key: str | None = None,
+    separator: str | None = None,
+    prior: str | None = None,
+    n_genes: int | None = None,
     optimizer: str = "galore",
     adapter: str | None = None,
     embedding: str = "rows",
@@ -43,15 +53,17 @@ def finetune(
     test_size: float = 0.1,
     checkpoint_dir: PathLike | None = None,
     resume: bool = False,
+    save_dir: PathLike | None = None,
     rng: Rng = 0,
     key_added: str | None = None,
     **train_options: Any,
 ) -> SCGPT:
     """Fine-tune a foundation model on your cells :cite:p:`Cui2024,Zhao2024`.
 
-    With ``labels_key`` the model learns to name the classes; without, it goes on with masked expression, the objective it
-    was pre-trained with. The weights of the epoch with the lowest validation loss are kept. Results are written to the
-    AnnData, and the model is returned, since weights cannot live there.
+    With ``labels_key`` the model learns to name the classes; with ``task="perturbation"``, to predict expression after
+    perturbations; without either, it goes on with masked expression, the objective it was pre-trained with. The weights of
+    the epoch with the lowest validation loss are kept, with perturbations those of the best effects on validation
+    perturbations. Results are written to the AnnData, and the model is returned, since weights cannot live there.
 
     Parameters
     ----------
@@ -59,7 +71,23 @@ def finetune(
     model
         Name in the registry of weights, folder of a checkpoint, or a :class:`scgalore.model.SCGPT`, which is then trained
         in place.
+    task
+        ``"classes"``, ``"expression"`` or ``"perturbation"``; ``None`` is ``"classes"`` with ``labels_key`` and
+        ``"expression"`` without.
     {labels_key}
+    {pert_key}
+    {control}
+    {context_key}
+    batch_key
+        Column of ``adata.obs`` with batches: perturbed cells are paired with control cells of their own batch.
+    {separator}
+    prior
+        For perturbations, the rule that the network corrects: ``"mixed"`` (the default; additive effects of genes, shrunken),
+        ``"additive"``, ``"ridge"``, ``"linear"``, or ``"none"``, with which the network predicts expression itself, as
+        upstream. See :func:`scgalore.perturb.fit_effects`.
+    n_genes
+        For perturbations, genes of a training step, drawn anew for each; perturbed genes are always among them. ``None``
+        takes all.
     optimizer
         Entry of :data:`scgalore.optim.OPTIMIZERS`: ``"galore"`` keeps low-rank optimizer state, ``"adamw"`` full state;
         :doc:`/optimizers` compares all of them.
@@ -74,13 +102,17 @@ def finetune(
     {mod}
     split_key
         Column of ``adata.obs`` with ``"train"``, ``"validation"`` or ``"test"`` for each cell; a random split within the
-        classes when left out.
+        classes when left out. Perturbations: ``"split"`` where :func:`scgalore.pp.split_perturbations` has written it, else
+        a simulation split.
     validation_size, test_size
         Shares of the cells that choose the best epoch and that are held out, for the random split.
     checkpoint_dir
         Folder that gets a checkpoint after each epoch.
     resume
         Whether to continue from the checkpoint there, if any. The result is, bit for bit, that of an uninterrupted run.
+    save_dir
+        Folder that the model is saved to, made by this call. A model of perturbations brings ``training_stats.json`` and a
+        model card.
     {rng}
     {key_added}
     **train_options
@@ -90,7 +122,8 @@ def finetune(
 
     Returns
     -------
-    The fitted model. These keys are set, those of labels only with ``labels_key``:
+    The fitted model. These keys are set, those of labels only with ``labels_key``, and with ``task="perturbation"`` only
+    the last but one, in which ``stats`` and ``perturbations`` take the place of metrics and classes:
 
     `adata.obsm['X_scGPT' | key_added]` : :class:`numpy.ndarray` (shape `(n_obs, d_model)`, dtype `float32`)
         Embeddings with unit norm.
@@ -128,9 +161,35 @@ def finetune(
     """
     adata = writable_adata(data, mod=mod)
     keys = LabelKeys.from_key_added(key_added, uns="finetune")
+    screened = {
+        "pert_key": pert_key,
+        "control": control,
+        "context_key": context_key,
+        "batch_key": batch_key,
+        "separator": separator,
+        "prior": prior,
+        "n_genes": n_genes,
+    }
     seed = seed_from(rng)
     options = {"optimizer": optimizer, "adapter": adapter, "embedding": embedding, **train_options}
+    if check_task(task, labels_key, screened) == "perturbation":
+        options = {**SCREEN_DEFAULTS, **options}
     config = TrainConfig.from_call(options, seed=seed, function=finetune)
+    folder = None if save_dir is None else free_folder(save_dir)
+    if task == "perturbation":
+        return finetune_screen(
+            data,
+            adata,
+            model,
+            config,
+            read={**screened, "split_key": split_key, "layer": layer, "gene_symbols": gene_symbols},
+            options=options,
+            checkpoint_dir=checkpoint_dir,
+            resume=resume,
+            save_dir=folder,
+            key=keys.uns,
+            mod=mod,
+        )
     codes, classes = (None, ()) if labels_key is None else encode_labels(adata, labels_key)
     split = _split(adata, split_key, codes, validation_size=validation_size, test_size=test_size, seed=seed)
     fitted = as_model(model)
@@ -154,7 +213,10 @@ def finetune(
             "training": fitted.training,
             **provenance(fitted, cells),
             "weights": start,
+            "model": record_model(fitted, folder),
         }
+        if folder is not None:
+            fitted.save(folder)
         if codes is not None and output.probabilities is not None:
             content["classes"] = list(fitted.classes)
             colors = adata.uns.get(f"{labels_key}_colors", ())

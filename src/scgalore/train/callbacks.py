@@ -6,6 +6,7 @@ import math
 import time
 from typing import TYPE_CHECKING, Any, cast
 
+import torch
 from lightning.pytorch import Callback
 from lightning.pytorch.callbacks import EarlyStopping, TQDMProgressBar
 from torch import distributed
@@ -83,13 +84,20 @@ class BestWeights(Callback):
     ----------
     monitor
         Metric to minimise.
+    start
+        Score of the weights training starts from; where it is finite, they are kept until an epoch does better.
     """
 
-    def __init__(self, monitor: str) -> None:
+    def __init__(self, monitor: str, *, start: float = math.inf) -> None:
         self.monitor = monitor
-        self.best = float("inf")
+        self.best = start
         self.epoch = -1
         self.weights: dict[str, Tensor] = {}
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Keep the weights of the start, unless a checkpoint has brought others."""
+        if math.isfinite(self.best) and not self.weights:
+            self._keep(pl_module)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Compare the epoch with the best so far."""
@@ -97,6 +105,9 @@ class BestWeights(Callback):
         if score is None or not float(score) < self.best:
             return
         self.best, self.epoch = float(score), trainer.current_epoch
+        self._keep(pl_module)
+
+    def _keep(self, pl_module: LightningModule) -> None:
         tensors = _network(pl_module).state_dict()
         self.weights = {name: tensor.detach().to("cpu", copy=True) for name, tensor in tensors.items()}
 
@@ -119,7 +130,21 @@ class StopEarly(EarlyStopping):
 
     A checkpoint keeps the count of epochs without progress, but not that training had ended over it: a run that is
     started again after its end would train one more epoch than the uninterrupted one.
+
+    Parameters
+    ----------
+    monitor
+        Metric to minimise.
+    patience
+        Epochs without a better one before training stops.
+    start
+        Score of the weights training starts from, if they count.
     """
+
+    def __init__(self, monitor: str, *, patience: int, start: float = math.inf) -> None:
+        super().__init__(monitor, patience=patience)
+        if math.isfinite(start):
+            self.best_score = torch.tensor(start)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """End at once where the checkpoint's run ended."""

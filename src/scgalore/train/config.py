@@ -65,6 +65,8 @@ class TrainConfig:
         Peak learning rate; when ``None`` the optimizer's own default, times the adapter's factor.
     weight_decay
         Decoupled weight decay.
+    dropout
+        Probability of dropout while training; ``None`` is the network's own.
     warmup
         Share of all steps over which the learning rate rises linearly; it falls along a half cosine after that.
     clip_norm
@@ -121,6 +123,7 @@ class TrainConfig:
     embedding: str = "rows"
     lr: float | None = None
     weight_decay: float = 0.0
+    dropout: float | None = None
     warmup: float = 0.1
     clip_norm: float = 1.0
     accumulate: int = 1
@@ -147,6 +150,7 @@ class TrainConfig:
         number = "it must be a positive number"
         self._check("lr", lambda lr: 0 < lr < math.inf, f"{number}, or None for the optimizer's default", optional=True)
         self._check("clip_norm", lambda norm: norm > 0, f"{number}; float('inf') does not clip")
+        self._check("dropout", lambda p: 0 <= p < 1, "it is a probability and must lie in [0, 1)", optional=True)
         self._check("warmup", lambda share: 0 <= share <= 1, "it is a share of all steps and must lie in [0, 1]")
         self._check("weight_decay", lambda decay: 0 <= decay < math.inf, "it must be a number that is not negative")
         for name, choices in (("precision", Precision), ("accelerator", Accelerator), ("strategy", Strategy)):

@@ -19,12 +19,13 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from scgalore.data.cells import TokenCells
+    from scgalore.data.perturbations import PerturbationCells
     from scgalore.data.split import Split
     from scgalore.data.streaming import TokenStream
     from scgalore.data.tokens import TokenBatch
     from scgalore.objectives import Objective
 
-__all__ = ["BatchDataModule", "Share", "StreamDataModule", "TokenDataModule"]
+__all__ = ["BatchDataModule", "PerturbationDataModule", "Share", "StreamDataModule", "TokenDataModule"]
 
 
 @dataclass(frozen=True)
@@ -57,7 +58,7 @@ class Share:
 class _Requests(Dataset["TokenBatch | Share"]):
     """Answers a request for cells with their batch, corrupted as the objective asks."""
 
-    def __init__(self, cells: TokenCells, objective: Objective, seed: int) -> None:
+    def __init__(self, cells: TokenCells | PerturbationCells, objective: Objective, seed: int) -> None:
         self.cells, self.objective, self.seed = cells, objective, seed
 
     def __getitem__(self, request: BatchRequest) -> TokenBatch | Share:
@@ -244,6 +245,84 @@ class TokenDataModule(BatchDataModule):
             # Workers begin with the epoch as soon as they are asked for, before Lightning says which one it is.
             self.sampler.set_epoch(self.trainer.current_epoch)
         return self._loader("train", self.train_requests, self.sampler)
+
+
+class _ValidationRows(Dataset["TokenBatch"]):
+    """One perturbation a batch."""
+
+    def __init__(self, cells: PerturbationCells) -> None:
+        self.cells = cells
+
+    def __getitem__(self, request: BatchRequest) -> TokenBatch:
+        return self.cells.validation_batch(int(request.rows[0]))
+
+
+class PerturbationDataModule(BatchDataModule):
+    """Serve perturbed cells with control cells, and validation perturbations one by one.
+
+    Parameters
+    ----------
+    cells
+        Cells to train on.
+    split
+        Their parts; control cells of the training part are partners, and no examples.
+    objective, batch_size, batch_tokens, seed, num_workers, pin_memory
+        As for :class:`BatchDataModule`.
+    """
+
+    def __init__(
+        self,
+        cells: PerturbationCells,
+        split: Split,
+        objective: Objective,
+        *,
+        batch_size: int,
+        batch_tokens: int | None = None,
+        seed: int = 0,
+        num_workers: int = 0,
+        pin_memory: bool = False,
+    ) -> None:
+        rows = np.unique(cells.rows[split.validation])
+        super().__init__(
+            None,
+            rows[rows >= 0],
+            objective,
+            batch_size=batch_size,
+            batch_tokens=batch_tokens,
+            seed=seed,
+            num_workers=num_workers,
+            pin_memory=pin_memory,
+        )
+        self.cells = cells
+        self.train_idx = split.train[cells.rows[split.train] >= 0]
+        self.test_idx, self.n_train = split.test, len(self.train_idx)
+        self.train_requests = _Requests(cells, objective, seed)
+        self.sampler = BucketSampler(
+            self.train_idx, cells.lengths[self.train_idx], batch_size=batch_size, batch_tokens=batch_tokens, seed=seed
+        )
+
+    def n_batches(self, epoch: int) -> int:
+        """Batches of an epoch."""
+        return self.sampler.n_batches(epoch)
+
+    def sample(self) -> TokenBatch:
+        """One training cell."""
+        batch = self.train_requests[BatchRequest(self.train_idx[:1])]
+        return batch.batch if isinstance(batch, Share) else batch
+
+    def train_dataloader(self) -> DataLoader[TokenBatch | Share]:
+        """Shuffled batches of the training cells."""
+        if self.trainer is not None:
+            self.sampler.set_epoch(self.trainer.current_epoch)
+        return self._loader("train", self.train_requests, self.sampler)
+
+    def val_dataloader(self) -> DataLoader[TokenBatch | Share] | list[DataLoader[TokenBatch | Share]]:
+        """Validation perturbations, always the same."""
+        if self.n_val == 0:
+            return []
+        return self._loader(
+            "validation", _ValidationRows(self.cells), [BatchRequest(row) for row in self.val_idx[:, None]]
+        )
 
 
 class StreamDataModule(BatchDataModule):

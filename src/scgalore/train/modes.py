@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import torch
+from torch import nn
 
 from scgalore.errors import OptionError
 
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
 
     from scgalore.nn import SCGPTNetwork
 
-__all__ = ["check_compiler", "compiled", "deterministic", "recomputing"]
+__all__ = ["check_compiler", "compiled", "deterministic", "dropping", "recomputing"]
 
 # Without it cuBLAS may pick another way of adding up at every call (CUDA's documentation of cublasSetWorkspace).
 CUBLAS = ("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
@@ -32,6 +33,20 @@ def recomputing(network: SCGPTNetwork, *, wanted: bool) -> Iterator[None]:
         yield
     finally:
         blocks.recompute = before
+
+
+@contextmanager
+def dropping(network: SCGPTNetwork, *, p: float | None) -> Iterator[None]:
+    """Train with another probability of dropout than the network's own; ``None`` leaves it."""
+    layers = [module for module in network.modules() if isinstance(module, nn.Dropout)]
+    before = [layer.p for layer in layers]
+    try:
+        for layer in layers:
+            layer.p = layer.p if p is None else p
+        yield
+    finally:
+        for layer, own in zip(layers, before, strict=True):
+            layer.p = own
 
 
 @contextmanager

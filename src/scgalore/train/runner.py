@@ -16,14 +16,15 @@ from scvi.train import TrainRunner
 from torch import distributed
 
 from scgalore._progress import is_shown
+from scgalore.data.perturbations import PerturbationCells
 from scgalore.data.streaming import TokenStream
 from scgalore.errors import OptionError
 from scgalore.nn.adapter import SCGPTModule
 from scgalore.optim import state_bytes
 from scgalore.train.callbacks import BestWeights, History, ProgressBar, SameBuffers, StopEarly, UpdateInBackward
 from scgalore.train.checkpoint import WholeFiles, checkpoint_callback, checkpoint_to_resume
-from scgalore.train.datamodule import BatchDataModule, StreamDataModule, TokenDataModule
-from scgalore.train.modes import compiled, deterministic, recomputing
+from scgalore.train.datamodule import BatchDataModule, PerturbationDataModule, StreamDataModule, TokenDataModule
+from scgalore.train.modes import compiled, deterministic, dropping, recomputing
 from scgalore.train.plan import GaLoreTrainingPlan
 from scgalore.train.processes import training_processes
 from scgalore.train.reach import unreached
@@ -67,7 +68,8 @@ class TrainResult:
     history
         One row an epoch: ``lr``, ``seconds``, ``train_loss`` and, with validation cells, ``validation_loss`` and more.
     best_epoch
-        Epoch whose weights were kept; the last one when there are no validation cells.
+        Epoch whose weights were kept; the last one when there are no validation cells, -1 where no epoch did better than
+        the weights training started from.
     optimizer_bytes
         Bytes of optimizer state at the end, counted from its storages; with several processes, of the one that keeps most.
     """
@@ -93,7 +95,7 @@ class _Trainee:
 
 def fit(
     network: SCGPTNetwork,
-    cells: TokenCells | TokenStream,
+    cells: TokenCells | TokenStream | PerturbationCells,
     split: Split | None,
     objective: Objective,
     config: TrainConfig,
@@ -145,7 +147,8 @@ def fit(
     data = _data_module(cells, split, validation, objective, config)
     if config.patience is not None:
         _require_validation(data)
-    history, best = History(processes.size), BestWeights(objective.monitor)
+    history = History(processes.size)
+    best = BestWeights(objective.monitor, start=objective.start_score)
     callbacks = _callbacks(config, history, best)
     with ExitStack() as run:
         for context in (_quiet_lightning(), _interruptible(), torch.random.fork_rng()):
@@ -155,6 +158,7 @@ def fit(
         if processes.size > 1:
             callbacks.insert(0, SameBuffers())
             options |= _process_options(config, processes, plan, data)
+        run.enter_context(dropping(network, p=config.dropout))
         run.enter_context(recomputing(network, wanted=config.gradient_checkpointing))
         run.enter_context(compiled(network, wanted=config.compile))
         run.enter_context(deterministic(wanted=config.deterministic))
@@ -175,14 +179,14 @@ def fit(
             runner.trainer.callbacks.append(checkpoint_callback(checkpoint_dir))
         runner()
     table = pd.DataFrame(history.rows).astype({"epoch": int}).set_index("epoch")
-    best_epoch = best.epoch if best.epoch >= 0 else int(table.index[-1])
+    best_epoch = best.epoch if best.weights else int(table.index[-1])
     return TrainResult(table, best_epoch, _optimizer_bytes(runner.trainer))
 
 
 def _callbacks(config: TrainConfig, history: History, best: BestWeights) -> list[Callback]:
     callbacks: list[Callback] = [history, best]
     if config.patience is not None:
-        callbacks.append(StopEarly(best.monitor, patience=config.patience))
+        callbacks.append(StopEarly(best.monitor, patience=config.patience, start=best.best))
     if config.per_layer_update:
         callbacks.append(UpdateInBackward())
     if is_shown():
@@ -191,7 +195,7 @@ def _callbacks(config: TrainConfig, history: History, best: BestWeights) -> list
 
 
 def _data_module(
-    cells: TokenCells | TokenStream,
+    cells: TokenCells | TokenStream | PerturbationCells,
     split: Split | None,
     validation: TokenCells | None,
     objective: Objective,
@@ -212,6 +216,8 @@ def _data_module(
                 raise OptionError(msg)
         return StreamDataModule(cells, validation, objective, **how)
     assert split is not None
+    if isinstance(cells, PerturbationCells):
+        return PerturbationDataModule(cells, split, objective, batch_tokens=config.batch_tokens, **how)
     return TokenDataModule(
         cells, split, objective, batch_tokens=config.batch_tokens, max_length=config.max_length, **how
     )

@@ -1,0 +1,99 @@
+"""Log-normalised expression, whatever the matrix holds."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from scgalore import _logging as logg
+from scgalore.data.matrix import CellMatrix
+from scgalore.errors import DataError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    import scipy.sparse as sp
+    from anndata import AnnData
+    from numpy.typing import ArrayLike
+
+__all__ = ["TARGET_SUM", "LogExpression"]
+
+TARGET_SUM = 1e4
+"""Counts a cell is scaled to before the logarithm, where the matrix holds counts."""
+
+
+@dataclass(frozen=True)
+class LogExpression:
+    """Rows of a matrix on the scale ``log(1 + x)``.
+
+    Attributes
+    ----------
+    matrix
+        What is read.
+    from_counts
+        Whether it holds counts, which are then scaled to :data:`TARGET_SUM` a cell and logged while they are read.
+    """
+
+    matrix: CellMatrix
+    from_counts: bool
+
+    @classmethod
+    def from_adata(cls, adata: AnnData, layer: str | None = None) -> LogExpression:
+        """Check a matrix and find out which of the two it is.
+
+        Parameters
+        ----------
+        adata
+            Cells by genes; counts or log-normalised.
+        layer
+            Layer to read; ``X`` when left out.
+
+        Raises
+        ------
+        DataError
+            If the matrix is empty, holds negative, NaN or infinite values, or is neither counts nor logarithms.
+        MissingKeyError
+            If the layer does not exist.
+        """
+        matrix = CellMatrix.from_adata(adata, layer=layer)
+        matrix.check("nonnegative")
+        values = matrix.summary()
+        if not (values.is_counts or values.is_logged):
+            msg = (
+                f"{matrix.name} holds fractions up to {values.max:.4g}: neither counts nor their logarithms. Call "
+                "sc.pp.log1p(adata) first, or pass the layer= that holds counts."
+            )
+            raise DataError(msg)
+        if values.is_counts:
+            logg.info(f"    {matrix.name} holds counts: read as log(1 + counts scaled to {TARGET_SUM:g} a cell)")
+        return cls(matrix, values.is_counts)
+
+    @property
+    def n_obs(self) -> int:
+        """Number of cells."""
+        return self.matrix.n_obs
+
+    @property
+    def n_vars(self) -> int:
+        """Number of genes."""
+        return self.matrix.n_vars
+
+    def rows(self, indices: ArrayLike) -> sp.csr_matrix:
+        """Rows in the order asked for, float32, in canonical form."""
+        return self._logged(self.matrix.rows(indices))
+
+    def chunks(self, size: int = 2048) -> Iterator[tuple[int, sp.csr_matrix]]:
+        """Walk through all rows, as :meth:`scgalore.data.matrix.CellMatrix.chunks`."""
+        for start, rows in self.matrix.chunks(size):
+            yield start, self._logged(rows)
+
+    def _logged(self, rows: sp.csr_matrix) -> sp.csr_matrix:
+        if not self.from_counts:
+            return rows
+        depth = np.asarray(rows.sum(axis=1), dtype=np.float64).ravel()
+        scale = TARGET_SUM / np.maximum(depth, 1)
+        rows = rows.copy()
+        rows.data = np.log1p(rows.data * np.repeat(scale, np.diff(rows.indptr))).astype(np.float32)
+        return rows

@@ -1,0 +1,268 @@
+"""Control cells as tokens with perturbation flags, and the expression of perturbed cells as what to predict.
+
+Shape letters: b cells in a batch, s tokens in a row (``<cls>`` included), n columns of the matrix, r rows: perturbations in
+their contexts.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+
+from scgalore.data.hashing import fold_seed, uniforms
+from scgalore.data.tokens import TokenBatch
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from numpy.typing import NDArray
+
+    from scgalore.data.expression import LogExpression
+    from scgalore.data.sampler import BatchRequest
+
+__all__ = ["FlagTokenizer", "PerturbationCells"]
+
+UNPERTURBED, PERTURBED = 0, 1
+
+
+@dataclass(frozen=True)
+class FlagTokenizer:
+    """Turn expression and perturbed genes into tokens with flags.
+
+    A cell's tokens are ``<cls>``, the measured genes, and those perturbed genes that are not measured: a perturbed gene is
+    always a token, since the flag on it is all that tells the network what was done.
+
+    Attributes
+    ----------
+    token_ids
+        Token of each column, int64 ``(n,)``; -1 for columns without.
+    cls_id, pad_id
+        Special tokens.
+    cls_value, pad_value
+        Values that stand there.
+    unmeasured_value
+        Value of a perturbed gene that is not measured: what stands for masked values, which are not known either.
+    flag_unmeasured
+        Whether perturbed genes that are not measured become tokens. ``False`` is upstream's way, which is there to be
+        measured against.
+    """
+
+    token_ids: NDArray[np.int64] = field(repr=False)
+    cls_id: int
+    pad_id: int
+    cls_value: float = -2.0
+    pad_value: float = -2.0
+    unmeasured_value: float = -1.0
+    flag_unmeasured: bool = True
+
+    @property
+    def columns(self) -> NDArray[np.int64]:
+        """Columns of the matrix that have a token."""
+        return np.flatnonzero(self.token_ids >= 0)
+
+    def batch(
+        self,
+        expression: NDArray[np.float32],
+        targets: Sequence[NDArray[np.int64]],
+        *,
+        columns: NDArray[np.int64],
+        cells: NDArray[np.int64],
+    ) -> TokenBatch:
+        """Tokens of some cells.
+
+        Parameters
+        ----------
+        expression
+            Expression in ``columns``, float32 ``(b, len(columns))``.
+        targets
+            Tokens of the genes to flag in each cell.
+        columns
+            Columns of the matrix; each has a token.
+        cells
+            Row number of each cell.
+        """
+        ids = self.token_ids[columns]
+        extra = [np.setdiff1d(tokens, ids) if self.flag_unmeasured else tokens[:0] for tokens in targets]
+        n_extra = max(map(len, extra), default=0)
+        shape = (len(expression), 1 + len(ids) + n_extra)
+        genes = np.full(shape, self.pad_id)
+        values = np.full(shape, self.pad_value, dtype=np.float32)
+        flags = np.full(shape, UNPERTURBED)
+        genes[:, 0], values[:, 0] = self.cls_id, self.cls_value
+        measured = slice(1, 1 + len(ids))
+        genes[:, measured], values[:, measured] = ids, expression
+        padding = np.zeros(shape, dtype=bool)
+        padding[:, measured.stop :] = True
+        for row, (tokens, own) in enumerate(zip(targets, extra, strict=True)):
+            flags[row, measured][np.isin(ids, tokens)] = PERTURBED
+            unmeasured = slice(measured.stop, measured.stop + len(own))
+            genes[row, unmeasured], values[row, unmeasured] = own, self.unmeasured_value
+            flags[row, unmeasured], padding[row, unmeasured] = PERTURBED, False
+        counted = np.zeros(shape, dtype=bool)
+        counted[:, measured] = True
+        return TokenBatch(
+            genes=torch.from_numpy(genes),
+            values=torch.from_numpy(values),
+            padding=torch.from_numpy(padding),
+            cells=torch.from_numpy(cells),
+            keys=torch.zeros(len(cells), dtype=torch.int64),
+            flags=torch.from_numpy(flags),
+            masked=torch.from_numpy(counted),
+            padded=bool(padding.any()),
+        )
+
+
+@dataclass(frozen=True)
+class PerturbationCells:
+    """Perturbed cells, each with control cells it may be paired with.
+
+    Attributes
+    ----------
+    expression
+        Log-normalised expression of all cells.
+    tokenizer
+        Makes tokens of it.
+    targets
+        Tokens of the perturbed genes of each row.
+    rows
+        Row of each cell, int64 ``(n_obs,)``; -1 for control cells and those left out.
+    pools
+        Pool of control cells that each cell is paired with, int64 ``(n_obs,)``: those of its cell type and batch.
+    pool_cells
+        Control cells of each pool.
+    row_pools
+        Control cells of each row's context.
+    means
+        Mean expression of each row's cells, float32 ``(r, n)``.
+    controls
+        Mean expression of the control cells of each row's context, float32 ``(r, n)``.
+    prior
+        Effect that the network's output is added to, float32 ``(r, n)``; ``None`` leaves all to the network.
+    n_genes
+        Genes of a training step, drawn anew for each; perturbed ones are always among them. ``None`` takes all.
+    n_controls
+        Control cells that a perturbation is validated with.
+    seed
+        Seed of pairing and of drawing genes.
+    """
+
+    expression: LogExpression
+    tokenizer: FlagTokenizer
+    targets: tuple[NDArray[np.int64], ...] = field(repr=False)
+    rows: NDArray[np.int64] = field(repr=False)
+    pools: NDArray[np.int64] = field(repr=False)
+    pool_cells: tuple[NDArray[np.int64], ...] = field(repr=False)
+    row_pools: tuple[NDArray[np.int64], ...] = field(repr=False)
+    means: NDArray[np.float32] = field(repr=False)
+    controls: NDArray[np.float32] = field(repr=False)
+    prior: NDArray[np.float32] | None = field(repr=False, default=None)
+    n_genes: int | None = None
+    n_controls: int = 64
+    seed: int = 0
+
+    #: Perturbations are no classes.
+    classes: tuple[str, ...] = ()
+    labels: None = None
+
+    @property
+    def n_obs(self) -> int:
+        """Number of cells."""
+        return self.expression.n_obs
+
+    @property
+    def lengths(self) -> NDArray[np.int64]:
+        """Tokens of each cell in training, int64 ``(n_obs,)``, as far as they are the same for all."""
+        n = len(self.tokenizer.columns)
+        return np.full(self.n_obs, 1 + min(n, self.n_genes or n))
+
+    def tokens(self) -> NDArray[np.int64]:
+        """Ids of all tokens that a batch may hold, sorted."""
+        known = self.tokenizer.token_ids[self.tokenizer.columns]
+        special = [self.tokenizer.cls_id, self.tokenizer.pad_id]
+        return np.unique(np.concatenate([known, special, *self.targets]).astype(np.int64))
+
+    def digests(self) -> Iterator[NDArray[np.generic]]:
+        """Everything that training depends on, as arrays."""
+        arrays: list[NDArray[np.generic]] = [self.rows, self.pools, self.means, self.controls]
+        arrays += [*self.targets, *self.pool_cells]
+        if self.prior is not None:
+            arrays.append(self.prior)
+        yield from arrays
+        for _, cells in self.expression.chunks():
+            yield cells.data
+            yield cells.indices
+
+    def batch(self, request: BatchRequest) -> TokenBatch:
+        """Perturbed cells paired with control cells, for training.
+
+        Parameters
+        ----------
+        request
+            Perturbed cells; ``draw`` is the epoch, which chooses the partners.
+        """
+        cells = request.rows
+        rows = self.rows[cells]
+        columns = self._columns(cells, rows, request.draw)
+        partners = self._partners(cells, request.draw)
+        batch = self.tokenizer.batch(
+            self._dense(partners, columns), [self.targets[row] for row in rows], columns=columns, cells=cells
+        )
+        return self._with_targets(batch, self._dense(cells, columns), rows, columns)
+
+    def validation_batch(self, row: int) -> TokenBatch:
+        """Control cells of one row, flagged as perturbed, with the mean of its perturbed cells to be predicted.
+
+        Every row has :attr:`n_controls` of them, so that batches weigh alike.
+
+        Parameters
+        ----------
+        row
+            Which row.
+        """
+        pool = self.row_pools[row]
+        generator = np.random.default_rng([self.seed, row])
+        cells = generator.choice(pool, self.n_controls, replace=len(pool) < self.n_controls)
+        columns, rows = self.tokenizer.columns, np.full(len(cells), row)
+        batch = self.tokenizer.batch(
+            self._dense(cells, columns), [self.targets[row]] * len(cells), columns=columns, cells=cells
+        )
+        return self._with_targets(batch, self.means[rows][:, columns], rows, columns)
+
+    def _partners(self, cells: NDArray[np.int64], draw: int) -> NDArray[np.int64]:
+        u = uniforms(self.seed, f"partner/{draw}", cells.astype(np.uint64), np.zeros_like(cells))
+        pools = [self.pool_cells[pool] for pool in self.pools[cells]]
+        return np.array([pool[int(part * len(pool))] for pool, part in zip(pools, u, strict=True)], dtype=np.int64)
+
+    def _columns(self, cells: NDArray[np.int64], rows: NDArray[np.int64], draw: int) -> NDArray[np.int64]:
+        columns = self.tokenizer.columns
+        if self.n_genes is None or self.n_genes >= len(columns):
+            return columns
+        generator = np.random.default_rng([fold_seed(self.seed, "genes", draw, int(cells[0]))])
+        perturbed = np.unique(np.concatenate([self.targets[row] for row in rows]))
+        always = np.flatnonzero(np.isin(self.tokenizer.token_ids, perturbed))
+        if not self.tokenizer.flag_unmeasured:
+            always = always[:0]  # upstream draws without regard to what was perturbed
+        others = np.setdiff1d(columns, always)
+        drawn = generator.choice(others, max(self.n_genes - len(always), 0), replace=False)
+        return np.union1d(always, drawn)
+
+    def _dense(self, cells: NDArray[np.int64], columns: NDArray[np.int64]) -> NDArray[np.float32]:
+        return self.expression.rows(cells)[:, columns].toarray()
+
+    def _with_targets(
+        self, batch: TokenBatch, truth: NDArray[np.float32], rows: NDArray[np.int64], columns: NDArray[np.int64]
+    ) -> TokenBatch:
+        def placed(values: NDArray[np.float32]) -> torch.Tensor:
+            out = torch.zeros(batch.values.shape)
+            out[:, 1 : 1 + len(columns)] = torch.from_numpy(values)
+            return out
+
+        return replace(
+            batch,
+            targets=placed(truth),
+            controls=placed(self.controls[rows][:, columns]),
+            prior=None if self.prior is None else placed(self.prior[rows][:, columns]),
+        )

@@ -1,0 +1,56 @@
+"""Scores of predicted perturbations as a table."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from anndata import AnnData
+
+from scgalore._docs import shared_parameters
+from scgalore._keys import PerturbationKeys
+from scgalore.errors import DataError, MissingKeyError
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+
+@shared_parameters
+def perturbation_scores(
+    adata: AnnData, *, key: str = PerturbationKeys().evaluation, summary: bool = False
+) -> pd.DataFrame:
+    """Read what :func:`scgalore.tl.evaluate_perturbation` wrote.
+
+    Parameters
+    ----------
+    {adata}
+    {key}
+    summary
+        Whether to return means over perturbations instead of the score of each.
+
+    Returns
+    -------
+    A copy of one of two tidy tables. Scores: columns ``method`` (``"model"``, the baselines, ``"ceiling"``), ``perturbation``,
+    ``context``, ``group``, ``metric`` and ``value``. Summary: one row for each method, metric and group, with ``mean``, ``low`` and
+    ``high`` (95 % interval), ``n``, ``n_nan``, ``gap_closed`` with ``gap_low`` and ``gap_high``, and ``best``, the value of a
+    perfect prediction.
+
+    Raises
+    ------
+    DataError
+        If ``adata`` is no AnnData.
+    MissingKeyError
+        If there are no scores under ``key``.
+
+    Examples
+    --------
+    >>> import scgalore as sg
+    >>> sg.get.perturbation_scores(adata, summary=True)  # doctest: +SKIP
+    """
+    if not isinstance(adata, AnnData):
+        msg = f"Expected an AnnData, not a {type(adata).__name__}. Pass the modality of a MuData: mdata['rna']."
+        raise DataError(msg)
+    result = adata.uns.get(key)
+    if not isinstance(result, dict) or not {"scores", "summary"} <= set(result):
+        msg = f"There are no scores in adata.uns[{key!r}]. Call sg.tl.evaluate_perturbation(adata) first, or pass its key_added as key=."
+        raise MissingKeyError(msg)
+    return result["summary" if summary else "scores"].copy()

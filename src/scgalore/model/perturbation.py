@@ -1,0 +1,319 @@
+"""From a network that embeds cells to one that predicts perturbations, its training data, and its predictions."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+import torch
+
+from scgalore.data.match import few, match_genes
+from scgalore.data.perturbations import FlagTokenizer, PerturbationCells
+from scgalore.data.vocab import GeneVocab
+from scgalore.errors import DataError
+from scgalore.nn import SCGPTNetwork
+from scgalore.nn.network import AffineExpressionDecoder
+from scgalore.perturb.effects import Effects, fit_effects
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+    from numpy.typing import NDArray
+    from torch import Tensor
+
+    from scgalore.perturb.profiles import Profiles
+    from scgalore.perturb.screen import Screen
+
+__all__ = [
+    "RowsOfCells",
+    "affine_decoder",
+    "flag_tokenizer",
+    "gene_vectors",
+    "know_genes",
+    "perturbation_network",
+    "predict_outputs",
+    "predicted_effects",
+    "refuse_unknown",
+    "target_tokens",
+    "training_cells",
+]
+
+
+def know_genes(vocab: GeneVocab, measured: Sequence[str], perturbed: Iterable[str]) -> tuple[GeneVocab, list[str]]:
+    """Add the genes a vocabulary lacks, so that each measured and each perturbed gene is a token of its own.
+
+    Parameters
+    ----------
+    vocab
+        Of the weights training starts from.
+    measured, perturbed
+        Names of genes.
+
+    Returns
+    -------
+    The vocabulary, and the names that were added at its end.
+
+    Raises
+    ------
+    DataError
+        If no measured gene is in the vocabulary.
+    """
+    lacking = list(dict.fromkeys(match_genes(measured, vocab).dropped))
+    larger = GeneVocab.from_dict(_appended(vocab, lacking), specials=())
+    unknown = [gene for gene, token in zip(perturbed, target_tokens(perturbed, larger), strict=True) if token < 0]
+    return GeneVocab.from_dict(_appended(larger, unknown), specials=()), lacking + unknown
+
+
+def target_tokens(genes: Iterable[str], vocab: GeneVocab) -> list[int]:
+    """Token of each gene, by symbol, alias or Ensembl id; -1 for those the vocabulary lacks."""
+    genes = list(genes)
+    try:
+        return match_genes(genes, vocab).token_ids.tolist() if genes else []
+    except DataError:  # not one of them
+        return [-1] * len(genes)
+
+
+def _appended(vocab: GeneVocab, names: Sequence[str]) -> dict[str, int]:
+    return vocab.to_dict() | {name: len(vocab) + i for i, name in enumerate(names)}
+
+
+def perturbation_network(network: SCGPTNetwork, vocab: GeneVocab, n_known: int, *, seed: int) -> SCGPTNetwork:
+    """Copy a network into one that reads perturbation flags, with rows for new genes.
+
+    Encoders and transformer keep their weights; the decoder is a new one, unless the network already was of this kind. The
+    flag of unperturbed genes has no vector. New genes get embeddings drawn like those that are there.
+
+    Parameters
+    ----------
+    network
+        The network; it is left alone.
+    vocab
+        Tokens of the copy.
+    n_known
+        How many of them the network knows.
+    seed
+        Seed of what is new.
+    """
+    old = network.config
+    config = old.replace(n_tokens=max(old.n_tokens, len(vocab)))
+    if not old.perturbation:
+        config = config.replace(perturbation=True, pert_pad_id=0)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        copy = SCGPTNetwork(config)
+        known = network.encoder.embedding.weight.detach()
+        new = torch.randn(config.n_tokens - n_known, config.d_model)
+    tensors = copy.state_dict()
+    own = network.state_dict()
+    for name, tensor in own.items():
+        if name in tensors and tensors[name].shape == tensor.shape:
+            tensors[name] = tensor
+    genes = known[:n_known]
+    table = torch.cat([genes, genes.mean(dim=0) + genes.std(dim=0) * new])
+    tensors["encoder.embedding.weight"] = table
+    copy.load_state_dict(tensors)
+    return copy.eval()
+
+
+def affine_decoder(network: SCGPTNetwork) -> AffineExpressionDecoder:
+    """The decoder of a perturbation network."""
+    decoder = network.decoder
+    assert isinstance(decoder, AffineExpressionDecoder)
+    return decoder
+
+
+def gene_vectors(network: SCGPTNetwork, vocab: GeneVocab, genes: Iterable[str]) -> pd.DataFrame:
+    """Embeddings of genes, one row a gene that the vocabulary has, float32."""
+    genes = list(dict.fromkeys(genes))
+    tokens = np.array(target_tokens(genes, vocab))
+    known = np.flatnonzero(tokens >= 0)
+    with torch.inference_mode():
+        vectors = network.encoder(torch.from_numpy(tokens[known]))
+    return pd.DataFrame(vectors.numpy(), index=[genes[i] for i in known])
+
+
+@dataclass(frozen=True)
+class RowsOfCells:
+    """Training and validation perturbations as rows, and the row of each cell.
+
+    Attributes
+    ----------
+    train, validation
+        Measured profiles.
+    of_cell
+        Row of each cell among training rows followed by validation rows, int64 ``(n_obs,)``; -1 for other cells.
+    """
+
+    train: Profiles
+    validation: Profiles
+    of_cell: NDArray[np.int64]
+
+    @classmethod
+    def of(cls, screen: Screen) -> RowsOfCells:
+        """Average the cells of both parts; test cells are not looked at.
+
+        Raises
+        ------
+        DataError
+            If no perturbation is there to train on.
+        """
+        assert screen.parts is not None
+        train, validation = screen.profiles("train"), screen.profiles("validation")
+        if len(train) == 0:
+            msg = "No perturbed cell belongs to the part 'train' of the split. Choose another split, or another kind of it."
+            raise DataError(msg)
+        contexts = screen.contexts if screen.contexts is not None else np.full(len(screen.conditions.codes), "")
+        of_cell = np.full(len(contexts), -1)
+        for start, part, profiles in ((0, "train", train), (len(train), "validation", validation)):
+            place = {
+                (profiles.context_names[context], name): start + i
+                for i, (context, name) in enumerate(zip(profiles.contexts, profiles.perturbations, strict=True))
+            }
+            for cell in np.flatnonzero((screen.parts == part) & (screen.conditions.codes > 0)):
+                of_cell[cell] = place[str(contexts[cell]), screen.conditions.names[screen.conditions.codes[cell]]]
+        return cls(train, validation, of_cell)
+
+    def prior(self, name: str, embeddings: pd.DataFrame | None) -> NDArray[np.float64]:
+        """What a rule that is fitted to the training rows says of every row.
+
+        Of training rows, too: what it leaves over of those it has not seen is the effect of genes it has not seen, which a
+        network would learn by heart and add once more to perturbations that the rule knows (squared error times ten on
+        doubles of known genes).
+        """
+        rule = fit_effects(name, self.train, embeddings=embeddings)
+        return np.concatenate([predicted_effects(rule, part) for part in (self.train, self.validation)])
+
+
+def predicted_effects(rule: Effects, rows: Profiles) -> NDArray[np.float64]:
+    """What a rule says of some rows, ``(n, n_genes)``."""
+    out = np.zeros_like(rows.means)
+    for i, (genes, context) in enumerate(zip(rows.perturbed, rows.contexts, strict=True)):
+        out[i] = rule.predict(genes, rows.context_names[context])
+    return out
+
+
+def training_cells(
+    screen: Screen,
+    rows: RowsOfCells,
+    vocab: GeneVocab,
+    tokenizer: FlagTokenizer,
+    *,
+    prior: NDArray[np.float64] | None,
+    n_genes: int | None,
+    seed: int,
+) -> PerturbationCells:
+    """Put a screen in the form that training reads.
+
+    Parameters
+    ----------
+    screen
+        The cells.
+    rows
+        Their rows.
+    vocab
+        Knows every perturbed gene.
+    tokenizer
+        Makes tokens of the measured genes.
+    prior
+        Effect of each row that the network need not learn, ``(n_rows, n_genes)``.
+    n_genes
+        Genes of a training step.
+    seed
+        Seed of pairing and drawing.
+    """
+    parts = (rows.train, rows.validation)
+    perturbed = [genes for part in parts for genes in part.perturbed]
+    contexts = np.concatenate([part.contexts for part in parts])
+    pools = screen.pools()
+    return PerturbationCells(
+        expression=screen.expression,
+        tokenizer=tokenizer,
+        targets=tuple(np.array(target_tokens(genes, vocab), dtype=np.int64) for genes in perturbed),
+        rows=rows.of_cell,
+        pools=pools.of_cell,
+        pool_cells=pools.cells,
+        row_pools=tuple(pools.of_context[context] for context in contexts),
+        means=np.concatenate([part.means for part in parts]).astype(np.float32),
+        controls=np.concatenate([part.controls for part in parts]).astype(np.float32),
+        prior=None if prior is None else prior.astype(np.float32),
+        n_genes=n_genes,
+        seed=seed,
+    )
+
+
+def flag_tokenizer(network: SCGPTNetwork, vocab: GeneVocab, genes: Sequence[str], **options: Any) -> FlagTokenizer:
+    """Tokens for these measured genes, as this network reads them."""
+    config = network.config
+    return FlagTokenizer(
+        match_genes(genes, vocab).token_ids,
+        cls_id=vocab.cls_id,
+        pad_id=vocab.pad_id,
+        cls_value=config.pad_value,
+        pad_value=config.pad_value,
+        unmeasured_value=config.mask_value,
+        **options,
+    )
+
+
+def refuse_unknown(genes: Iterable[str], vocab: GeneVocab) -> None:
+    """Raise :class:`~scgalore.errors.DataError` for genes a model has no token for."""
+    genes = sorted(set(genes))
+    unknown = [gene for gene, token in zip(genes, target_tokens(genes, vocab), strict=True) if token < 0]
+    if unknown:
+        msg = (
+            f"The model knows no gene {few(unknown)}, so it cannot be told that it was perturbed. Use a current symbol or an "
+            "Ensembl id, or fine-tune on data in which the gene is measured or perturbed."
+        )
+        raise DataError(msg)
+
+
+def predict_outputs(
+    network: SCGPTNetwork,
+    tokenizer: FlagTokenizer,
+    expression: NDArray[np.float32],
+    targets: Sequence[NDArray[np.int64]],
+    *,
+    batch_cells: int,
+    device: torch.device,
+) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """Run a perturbation network over cells with flags.
+
+    Parameters
+    ----------
+    network
+        The network.
+    tokenizer
+        Makes tokens.
+    expression
+        Expression in the tokenizer's columns, float32 ``(b, n_columns)``.
+    targets
+        Tokens to flag in each cell.
+    batch_cells
+        Cells in a batch.
+    device
+        Where to compute.
+
+    Returns
+    -------
+    The network's output for each column, float32 ``(b, n_columns)``, and cell embeddings with unit norm, ``(b, d)``.
+    """
+    network.eval().to(device)
+    columns = tokenizer.columns
+    outputs = np.empty((len(expression), len(columns)), dtype=np.float32)
+    cells = np.empty((len(expression), network.config.d_model), dtype=np.float32)
+    try:
+        for start in range(0, len(expression), batch_cells):
+            rows = slice(start, min(start + batch_cells, len(expression)))
+            batch = tokenizer.batch(
+                expression[rows], targets[rows], columns=columns, cells=np.arange(rows.start, rows.stop)
+            ).to(device)
+            with torch.inference_mode():
+                encoded = network.encode(batch.genes, batch.values, batch.padding_if_any, flags=batch.flags)
+                output: Tensor = network.expression(encoded, batch.values)[0]
+                outputs[rows] = output[:, 1 : 1 + len(columns)].float().cpu().numpy()
+                cells[rows] = torch.nn.functional.normalize(encoded.cell.float(), dim=1).cpu().numpy()
+    finally:
+        network.cpu()
+    return outputs, cells

@@ -1,0 +1,352 @@
+"""Fine-tuning on a perturbation screen, and what a model remembers of it."""
+
+from __future__ import annotations
+
+import math
+import time
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from scgalore import _logging as logg
+from scgalore._progress import progress
+from scgalore.data.split import Split
+from scgalore.errors import OptionError
+from scgalore.model.perturbation import (
+    RowsOfCells,
+    affine_decoder,
+    flag_tokenizer,
+    gene_vectors,
+    know_genes,
+    perturbation_network,
+    predict_outputs,
+    predicted_effects,
+    refuse_unknown,
+    target_tokens,
+    training_cells,
+)
+from scgalore.objectives import Perturbation
+from scgalore.perturb.effects import BASELINES, PRIORS, Effects, fit_effects
+
+if TYPE_CHECKING:
+    import torch
+    from numpy.typing import NDArray
+
+    from scgalore._typing import PathLike
+    from scgalore.data.perturbations import FlagTokenizer
+    from scgalore.model.scgpt import SCGPT
+    from scgalore.perturb.profiles import Profiles
+    from scgalore.perturb.screen import Screen
+    from scgalore.train.config import TrainConfig
+
+__all__ = ["ScreenMemory", "check_prior", "fit_screen", "perturbed_embeddings", "predict_effects"]
+
+NO_PRIOR = "none"
+CELL_TOKENS = 1 << 14
+"""Tokens that a batch of a prediction holds at most, unless a single cell has more."""
+
+
+@dataclass(frozen=True)
+class ScreenMemory:
+    """What a model knows of the screen it was fine-tuned on, beside its weights.
+
+    Attributes
+    ----------
+    genes
+        Names of the measured genes.
+    prior
+        Rule that the network's output is added to, fitted to everything but test cells; ``None`` without one.
+    perturbations
+        Canonical names by part of the split.
+    params
+        How the screen was read and the model was made.
+    stats
+        What the training run took and why it ended.
+    """
+
+    genes: tuple[str, ...] = field(repr=False)
+    prior: Effects | None
+    perturbations: dict[str, list[str]] = field(repr=False)
+    params: dict[str, Any]
+    stats: dict[str, Any]
+
+
+def check_prior(prior: str) -> None:
+    """Raise :class:`~scgalore.errors.OptionError` for a prior that does not exist."""
+    if prior not in (*PRIORS, NO_PRIOR):
+        msg = f"prior={prior!r}: choose one of {', '.join(map(repr, (*PRIORS, NO_PRIOR)))}."
+        raise OptionError(msg)
+
+
+def fit_screen(
+    model: SCGPT,
+    screen: Screen,
+    config: TrainConfig,
+    *,
+    prior: str = "mixed",
+    n_genes: int | None = None,
+    checkpoint_dir: PathLike | None = None,
+    resume: bool = False,
+    **tokens: Any,
+) -> None:
+    """Teach a model a screen: train its network on the training part, and keep what the prior needs.
+
+    Parameters
+    ----------
+    model
+        Changed in place when all has gone well, and only then.
+    screen
+        With a split.
+    config
+        How to train.
+    prior
+        Rule that the network corrects, of :data:`scgalore.perturb.effects.PRIORS`, or ``"none"``.
+    n_genes
+        Genes of a training step; ``None`` takes all.
+    checkpoint_dir, resume
+        As for :meth:`scgalore.model.SCGPT.fit`.
+    **tokens
+        Fields of :class:`~scgalore.data.perturbations.FlagTokenizer`.
+    """
+    started = time.perf_counter()
+    rows = RowsOfCells.of(screen)
+    perturbed = sorted({gene for genes in screen.conditions.genes for gene in genes})
+    vocab, added = know_genes(model.vocab, screen.genes, perturbed)
+    network = perturbation_network(model.network, vocab, len(model.vocab), seed=config.seed)
+    vectors = gene_vectors(network, vocab, [*screen.genes, *perturbed]) if prior == "linear" else None
+    expected = None if prior == NO_PRIOR else rows.prior(prior, vectors)
+    if expected is not None and not model.network.config.perturbation:
+        affine_decoder(network).start_at_zero()
+    tokenizer = flag_tokenizer(network, vocab, screen.genes, **tokens)
+    cells = training_cells(screen, rows, vocab, tokenizer, prior=expected, n_genes=n_genes, seed=config.seed)
+    scores = _validation_scores(rows, tokenizer.columns)
+    start = math.inf
+    if expected is not None and len(rows.validation):
+        start = 1 - _mean_pearson(expected[len(rows.train) :], rows.validation, tokenizer.columns)
+        scores[f"prior ({prior})"] = 1 - start
+    _report(rows, added, scores)
+    before = model.network, model.vocab
+    try:
+        model.network, model.vocab = network, vocab
+        model.fit(
+            cells, _split(screen), config, objective=Perturbation(start), checkpoint_dir=checkpoint_dir, resume=resume
+        )
+    except BaseException:
+        model.network, model.vocab = before
+        raise
+    known = screen.profiles("train", "validation")
+    model.screen = ScreenMemory(
+        genes=screen.genes,
+        prior=None if prior == NO_PRIOR else fit_effects(prior, known, embeddings=vectors),
+        perturbations=_by_part(screen),
+        params={**screen.params, "prior": prior, "n_genes": n_genes, "added_genes": added},
+        stats=_stats(model, config, rows, scores, start, seconds=time.perf_counter() - started),
+    )
+
+
+def _split(screen: Screen) -> Split:
+    """Cells that are left out are not trained on either, which is all that a run asks."""
+    assert screen.parts is not None
+    train, validation = (np.flatnonzero(screen.parts == part) for part in ("train", "validation"))
+    rest = np.flatnonzero(~np.isin(screen.parts, ("train", "validation")))
+    return Split(train, validation, rest)
+
+
+def _validation_scores(rows: RowsOfCells, columns: NDArray[np.int64]) -> dict[str, float]:
+    """Pearson delta of the baselines on the validation perturbations, fitted to the training ones."""
+    if len(rows.validation) == 0:
+        return {}
+    rules = {name: fit_effects(name, rows.train) for name in BASELINES}
+    return {
+        name: _mean_pearson(predicted_effects(rule, rows.validation), rows.validation, columns)
+        for name, rule in rules.items()
+    }
+
+
+def _mean_pearson(effects: NDArray[np.float64], rows: Profiles, columns: NDArray[np.int64]) -> float:
+    predicted, true = effects[:, columns], rows.effects[:, columns]
+    both = [part - part.mean(axis=1, keepdims=True) for part in (predicted, true)]
+    length = np.prod([np.linalg.norm(part, axis=1) for part in both], axis=0)
+    product = (both[0] * both[1]).sum(axis=1)
+    return float(np.divide(product, length, out=np.zeros_like(product), where=length > 1e-12).mean())
+
+
+def _report(rows: RowsOfCells, added: list[str], scores: dict[str, float]) -> None:
+    logg.info(f"    {len(rows.train)} perturbations to train on, {len(rows.validation)} to validate on")
+    if added:
+        logg.info(f"    {len(added):,} genes are new to the vocabulary and start from random embeddings")
+    if scores:
+        best = max(scores, key=lambda name: scores[name])
+        logg.info(f"    Pearson delta on validation perturbations to beat: {scores[best]:.3f} ({best})")
+
+
+def _by_part(screen: Screen) -> dict[str, list[str]]:
+    assert screen.parts is not None
+    codes = screen.conditions.codes
+    names = {part: np.unique(codes[(screen.parts == part) & (codes > 0)]) for part in ("train", "validation", "test")}
+    return {part: [screen.conditions.names[i] for i in found] for part, found in names.items()}
+
+
+def _stats(
+    model: SCGPT, config: TrainConfig, rows: RowsOfCells, scores: dict[str, float], start: float, *, seconds: float
+) -> dict[str, Any]:
+    history, best = model.history, model.training["best_epoch"]
+    epochs, n_train = len(history), int((rows.of_cell[_trained(model)] >= 0).sum())
+    reached = None
+    if len(rows.validation):
+        reached = 1 - (start if best < 0 else float(history["validation_delta_error"].loc[best]))
+    patience = f"no better epoch in {config.patience}"
+    return {
+        "wall_clock_seconds": round(seconds, 1),
+        "stopped_because": "max_epochs reached" if epochs == config.max_epochs else patience,
+        "epochs": epochs,
+        "best_epoch": best,
+        "cells_seen": epochs * n_train,
+        "training_cells": n_train,
+        "training_perturbations": len(rows.train),
+        "validation_perturbations": len(rows.validation),
+        "gradient_steps": epochs * -(-n_train // (config.batch_size * config.accumulate)),
+        "optimizer_bytes": model.training["optimizer_bytes"],
+        "validation_pearson_delta": {} if reached is None else {"model": reached, **scores},
+    }
+
+
+def _trained(model: SCGPT) -> NDArray[np.int64]:
+    assert model.split is not None
+    return model.split.train
+
+
+def predict_effects(
+    model: SCGPT,
+    screen: Screen,
+    wanted: list[tuple[int, tuple[str, ...]]],
+    controls: Profiles,
+    *,
+    device: torch.device,
+    n_controls: int = 100,
+    batch_tokens: int | None = None,
+    seed: int = 0,
+) -> NDArray[np.float64]:
+    """Effects of perturbations on the mean of log-normalised expression.
+
+    Parameters
+    ----------
+    model
+        Fine-tuned on a screen, or with an upstream checkpoint of this kind.
+    screen
+        Has control cells of every context.
+    wanted
+        Number of the context and perturbed genes of each row.
+    controls
+        Knows the control means of the contexts.
+    device
+        Where to compute.
+    n_controls
+        Control cells that a prediction is averaged over; all where a context has fewer.
+    batch_tokens
+        Most tokens in a batch.
+    seed
+        Seed of the choice of control cells.
+
+    Returns
+    -------
+    float64 ``(len(wanted), n_genes)``; means are never negative.
+    """
+    refuse_unknown([gene for _, genes in wanted for gene in genes], model.vocab)
+    tokenizer = flag_tokenizer(model.network, model.vocab, screen.genes)
+    pools = screen.pools().of_context
+    effects = np.zeros((len(wanted), len(screen.genes)))
+    base = _prior_effects(model, screen, wanted, controls)
+    if not (base is not None and affine_decoder(model.network).is_zero):
+        picked = [_pick(pools[context], n_controls, [seed, context]) for context in range(len(pools))]
+        outputs = _mean_outputs(model, screen, tokenizer, wanted, picked, device=device, batch_tokens=batch_tokens)
+        if base is None:
+            outputs -= controls.control_means[[context for context, _ in wanted]][:, tokenizer.columns]
+        effects[:, tokenizer.columns] = outputs
+    if base is not None:
+        effects += base
+    means = controls.control_means[[context for context, _ in wanted]]
+    return np.maximum(means + effects, 0) - means
+
+
+def perturbed_embeddings(
+    model: SCGPT,
+    screen: Screen,
+    wanted: list[tuple[str, ...]],
+    *,
+    device: torch.device,
+    batch_tokens: int | None = None,
+) -> NDArray[np.float32]:
+    """Embedding of every cell with genes of its own flagged, unit norm, float32 ``(n_obs, d)``.
+
+    Parameters
+    ----------
+    model, screen, device, batch_tokens
+        As for :func:`predict_effects`.
+    wanted
+        Genes to perturb in each cell; ``()`` leaves it as it is.
+    """
+    refuse_unknown([gene for genes in wanted for gene in genes], model.vocab)
+    tokenizer = flag_tokenizer(model.network, model.vocab, screen.genes)
+    tokens_of = {genes: np.array(target_tokens(genes, model.vocab), dtype=np.int64) for genes in set(wanted)}
+    batch_cells = _batch_cells(tokenizer, batch_tokens)
+    embeddings = np.empty((screen.expression.n_obs, model.network.config.d_model), dtype=np.float32)
+    for start, rows in progress(
+        screen.expression.chunks(batch_cells), label="cells", total=-(-len(wanted) // batch_cells)
+    ):
+        x = rows[:, tokenizer.columns].toarray()
+        cells = slice(start, start + len(x))
+        targets = [tokens_of[genes] for genes in wanted[cells]]
+        embeddings[cells] = predict_outputs(
+            model.network, tokenizer, x, targets, batch_cells=batch_cells, device=device
+        )[1]
+    return embeddings
+
+
+def _batch_cells(tokenizer: FlagTokenizer, batch_tokens: int | None) -> int:
+    return max((batch_tokens or CELL_TOKENS) // (len(tokenizer.columns) + 3), 1)
+
+
+def _prior_effects(
+    model: SCGPT, screen: Screen, wanted: list[tuple[int, tuple[str, ...]]], controls: Profiles
+) -> NDArray[np.float64] | None:
+    """The prior's part, for the genes of this screen; genes that it does not know have none."""
+    memory = model.screen
+    if memory is None or memory.prior is None:
+        return None
+    place = {gene: i for i, gene in enumerate(memory.genes)}
+    here = np.array([place.get(gene, -1) for gene in screen.genes])
+    out = np.zeros((len(wanted), len(here)))
+    for i, (context, genes) in enumerate(wanted):
+        effect = memory.prior.predict(genes, controls.context_names[context])
+        out[i, here >= 0] = effect[here[here >= 0]]
+    return out
+
+
+def _pick(pool: NDArray[np.int64], n: int, seed: list[int]) -> NDArray[np.int64]:
+    if len(pool) <= n:
+        return pool
+    return np.sort(np.random.default_rng(seed).choice(pool, n, replace=False))
+
+
+def _mean_outputs(
+    model: SCGPT,
+    screen: Screen,
+    tokenizer: FlagTokenizer,
+    wanted: list[tuple[int, tuple[str, ...]]],
+    picked: list[NDArray[np.int64]],
+    *,
+    device: torch.device,
+    batch_tokens: int | None,
+) -> NDArray[np.float64]:
+    columns = tokenizer.columns
+    batch_cells = _batch_cells(tokenizer, batch_tokens)
+    out = np.empty((len(wanted), len(columns)))
+    cells_of = {context: screen.expression.rows(cells)[:, columns].toarray() for context, cells in enumerate(picked)}
+    for i, (context, genes) in enumerate(progress(wanted, label="perturbations", total=len(wanted))):
+        x = cells_of[context]
+        targets = [np.array(target_tokens(genes, model.vocab), dtype=np.int64)] * len(x)
+        output, _ = predict_outputs(model.network, tokenizer, x, targets, batch_cells=batch_cells, device=device)
+        out[i] = output.mean(axis=0)
+    return out

@@ -1,0 +1,94 @@
+"""Predict expression after a perturbation from control cells whose perturbed genes are flagged."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+
+from scgalore.objectives.base import Loss
+from scgalore.objectives.losses import masked_mse
+from scgalore.optim.sophia import sample_values
+
+if TYPE_CHECKING:
+    from torch import Generator, Tensor
+
+    from scgalore.data.tokens import TokenBatch
+    from scgalore.nn import SCGPTNetwork
+
+
+@dataclass(frozen=True)
+class Perturbation:
+    """Mean squared error of the expression of all measured genes (Cui et al. 2024, perturbation task).
+
+    With a prior the network's output is added to the mean of the control cells and the prior's effect: it learns what the
+    prior leaves over. Without one the output is the expression.
+
+    A validation batch is one perturbation, whose mean is to be predicted. ``delta_error`` is one minus the Pearson
+    correlation of predicted and measured effect over genes ("Pearson delta"). Absolute expression correlates at 0.99 for any
+    model and chooses nothing.
+
+    Attributes
+    ----------
+    start_score
+        ``delta_error`` of the prior alone: an epoch is kept only if it does better.
+    """
+
+    start_score: float = math.inf
+    name: str = "perturbation"
+    monitor: str = "validation_delta_error"
+
+    def corrupt(self, batch: TokenBatch, *, seed: int, draw: int) -> TokenBatch:
+        """Leave the batch as it is."""
+        return batch
+
+    def __call__(self, network: SCGPTNetwork, batch: TokenBatch) -> Loss:
+        """Squared error of one batch and, while validating, the error of the effect."""
+        prediction, targets, counted = _prediction(network, batch)
+        error = masked_mse(prediction, targets, counted)
+        parts = {"mse": error.detach()}
+        if not network.training:
+            parts["delta_error"] = 1 - pearson_delta(prediction, targets, batch)
+        return Loss(error, parts, len(batch))
+
+    def self_sampled(self, network: SCGPTNetwork, batch: TokenBatch, generator: Generator) -> tuple[Tensor, int]:
+        """Squared error at values drawn around the predictions; its terms are the measured genes of all cells."""
+        prediction, _, counted = _prediction(network, batch)
+        return masked_mse(prediction, sample_values(prediction, generator), counted), int(counted.sum())
+
+
+def _prediction(network: SCGPTNetwork, batch: TokenBatch) -> tuple[Tensor, Tensor, Tensor]:
+    if batch.targets is None or batch.masked is None or batch.controls is None:
+        msg = "Perturbation reads `targets`, `masked` and `controls`: make batches with PerturbationCells."
+        raise ValueError(msg)
+    encoded = network.encode(batch.genes, batch.values, batch.padding_if_any, flags=batch.flags)
+    output = network.expression(encoded, batch.values)[0]  # (b, s)
+    if batch.prior is not None:
+        output = batch.controls + batch.prior + output
+    return output, batch.targets, batch.masked
+
+
+def pearson_delta(prediction: Tensor, targets: Tensor, batch: TokenBatch) -> Tensor:
+    """Pearson correlation over genes of the mean predicted and the mean true effect; 0 where one of them does not vary.
+
+    Parameters
+    ----------
+    prediction, targets
+        Expression, ``(b, s)``.
+    batch
+        One perturbation; every cell has the same genes.
+    """
+    assert batch.masked is not None
+    assert batch.controls is not None
+    counted = batch.masked[0]
+    control = batch.controls[0, counted].double()
+    predicted = prediction.detach()[:, counted].double().mean(dim=0) - control
+    true = targets[:, counted].double().mean(dim=0) - control
+    both = torch.stack([predicted - predicted.mean(), true - true.mean()])
+    length = both.norm(dim=1)
+    # A prediction without effect correlates with nothing, rather than with rounding.
+    if bool((length <= 1e-6 * math.sqrt(both.shape[1])).any()):
+        return prediction.new_zeros(())
+    return (both[0] @ both[1] / length.prod()).to(prediction.dtype)

@@ -1,0 +1,130 @@
+"""The model card of a perturbation model, filled from its run."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    import pandas as pd
+
+__all__ = ["model_card", "score_table"]
+
+
+def model_card(
+    params: Mapping[str, Any],
+    stats: Mapping[str, Any],
+    perturbations: Mapping[str, list[str]],
+    weights: Mapping[str, str],
+) -> str:
+    """Write the card in Markdown.
+
+    Parameters
+    ----------
+    params
+        How the screen was read and the model was made.
+    stats
+        What the training run took; see :attr:`scgalore.model.screens.ScreenMemory.stats`.
+    perturbations
+        Canonical names by part.
+    weights
+        Provenance of the weights.
+    """
+    sizes = ", ".join(f"{len(names)} {part}" for part, names in perturbations.items())
+    validation = stats.get("validation_pearson_delta") or {}
+    lines = [
+        f"# {weights['name']}: perturbation response",
+        "",
+        "Fine-tuned with scgalore. Predicts the mean of log-normalised expression after genetic perturbations.",
+        "",
+        "| | |",
+        "| --- | --- |",
+        f"| started from | {weights.get('base') or weights['name']} |",
+        f"| prior that the network corrects | {params['prior']} |",
+        f"| perturbations | {sizes} |",
+        f"| control | {params['control']} |",
+        f"| context | {params['context_key'] or 'one'} |",
+        f"| genes new to the vocabulary | {len(params['added_genes']):,} |",
+        "",
+        "## Training",
+        "",
+        "| | |",
+        "| --- | --- |",
+        *(
+            f"| {name.replace('_', ' ')} | {_text(value)} |"
+            for name, value in stats.items()
+            if not isinstance(value, dict)
+        ),
+        "",
+        *_chosen(stats),
+        "## Scores",
+        "",
+        *_scores(validation, stats),
+        "",
+        "Test perturbations were seen by nothing here. `scgalore.tl.evaluate_perturbation` scores predictions of them beside all "
+        "baselines and the ceiling of the data; `scgalore.perturb.score_table` writes these scores as a table for this card.",
+        "",
+        "## Limits",
+        "",
+        "Simple rules predict perturbations as well as networks on many data sets (doi:10.1038/s41592-025-02772-6). A score "
+        "without its baselines says little. Predictions are means; cells drawn from them have zeros and spread of a stated "
+        "model, not of the network.",
+        "",
+    ]
+    return "\n".join(lines)
+
+
+def _chosen(stats: Mapping[str, Any]) -> list[str]:
+    if stats["best_epoch"] >= 0:
+        return [f"The weights are those after epoch {stats['best_epoch']}.", ""]
+    return [
+        "No epoch did better than the prior alone on the validation perturbations: the network adds nothing, and predictions "
+        "are the prior's.",
+        "",
+    ]
+
+
+def _scores(validation: Mapping[str, float], stats: Mapping[str, Any]) -> list[str]:
+    if not validation:
+        return ["There were no validation perturbations."]
+    best = max(validation, key=lambda name: validation[name])
+    rows = [
+        f"| {'**' if name == best else ''}{name}{'**' if name == best else ''} | {score:.3f} |"
+        for name, score in validation.items()
+    ]
+    return [
+        f"Pearson delta, mean over {stats['validation_perturbations']} validation perturbations, which also chose the epoch:",
+        "",
+        "| method | Pearson delta |",
+        "| --- | --- |",
+        *rows,
+    ]
+
+
+def score_table(
+    summary: pd.DataFrame, metrics: tuple[str, ...] = ("pearson_delta", "mse", "discrimination_score_l1")
+) -> str:
+    """Scores of a model, its baselines and the ceiling as a table in Markdown.
+
+    Parameters
+    ----------
+    summary
+        ``adata.uns["evaluate_perturbation"]["summary"]``.
+    metrics
+        Which of them.
+    """
+    of_all = summary[summary["group"] == "all"]
+    table = of_all[of_all["metric"].isin(metrics)].pivot_table(
+        index="method", columns="metric", values="mean", sort=False, observed=True
+    )
+    rows = ["| method | " + " | ".join(table.columns) + " |", "| --- |" + " --- |" * len(table.columns)]
+    rows += [
+        f"| {name} | " + " | ".join(f"{value:.4g}" for value in row) + " |"
+        for name, row in zip(table.index, table.to_numpy(), strict=True)
+    ]
+    return "\n".join(rows) + "\n"
+
+
+def _text(value: object) -> str:
+    return f"{value:,}" if isinstance(value, int) else str(value)

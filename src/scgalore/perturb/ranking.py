@@ -1,0 +1,54 @@
+"""Predicted effects in the form that scanpy's plots of ranked genes read."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+__all__ = ["ranked_genes"]
+
+
+def ranked_genes(effects: pd.DataFrame, means: pd.DataFrame, *, groupby: str) -> dict[str, Any]:
+    """Rank the genes of each perturbation by effect.
+
+    Parameters
+    ----------
+    effects, means
+        Effect on and mean of log-normalised expression, genes in rows, perturbations in columns.
+    groupby
+        Column of ``adata.obs`` with perturbations.
+
+    Returns
+    -------
+    What :func:`scanpy.tl.rank_genes_groups` writes: ``names``, ``scores`` (effects) and ``logfoldchanges`` (log2 of the
+    ratio of ``expm1`` of the means, with ``1e-9`` added as scanpy does). ``pvals`` and ``pvals_adj`` are NaN, since nothing
+    was tested.
+    """
+    groups = list(effects.columns)
+    values, after = effects.to_numpy(np.float64), means.to_numpy(np.float64)
+    order = np.argsort(-values, axis=0, kind="stable")
+    change = np.log2((np.expm1(after) + 1e-9) / (np.expm1(np.maximum(after - values, 0)) + 1e-9))
+    genes = effects.index.to_numpy(dtype=str)
+
+    def record(columns: np.ndarray, dtype: str) -> np.ndarray:
+        return np.rec.fromarrays(columns.T, dtype=[(group, dtype) for group in groups])
+
+    return {
+        "params": {
+            "groupby": groupby,
+            "reference": "control",
+            "method": "predicted",
+            "use_raw": False,
+            "layer": None,
+            "corr_method": "none",
+        },
+        "names": record(genes[order], "O"),
+        "scores": record(np.take_along_axis(values, order, axis=0), "float32"),
+        "logfoldchanges": record(np.take_along_axis(change, order, axis=0), "float32"),
+        "pvals": record(np.full(values.shape, np.nan), "float64"),
+        "pvals_adj": record(np.full(values.shape, np.nan), "float64"),
+    }

@@ -1,0 +1,179 @@
+"""From scores of single perturbations to means with intervals, beside the best baseline and the ceiling."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pandas as pd
+
+from scgalore.data.hashing import fold_seed
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from numpy.typing import NDArray
+
+    from scgalore.perturb.metrics import Metric
+
+    Values = NDArray[np.float64]
+
+__all__ = ["ALL", "CEILING", "MODEL", "full_depth", "summarise"]
+
+ALL = "all"
+"""Group of all rows."""
+
+MODEL, CEILING = "model", "ceiling"
+"""Methods that are no baselines."""
+
+INTERVAL = (2.5, 97.5)
+"""Percentiles of the bootstrap means."""
+
+
+def full_depth(value: Values, halves: str | None) -> Values:
+    """Agreement of two experiments of full size, from that of two halves of one.
+
+    Parameters
+    ----------
+    value
+        Score of one half against the other.
+    halves
+        ``"reliability"``: Spearman-Brown, 2r / (1 + r), and NaN for r <= 0, as cell-eval does. ``"square"``: an expected
+        squared difference of two means halves when both have twice the cells. ``"absolute"``: the difference itself
+        shrinks by the root of 2. ``"residual"``: 1 minus a squared difference over a variance. ``None``: NaN.
+
+    Returns
+    -------
+    Array of the same shape.
+    """
+    value = np.asarray(value, dtype=np.float64)
+    if halves == "reliability":
+        positive = np.where(value > 0, value, np.nan)
+        return 2 * positive / (1 + positive)
+    if halves == "square":
+        return value / 2
+    if halves == "absolute":
+        return value / np.sqrt(2)
+    if halves == "residual":
+        return 1 - (1 - value) / 2
+    return np.full_like(value, np.nan)
+
+
+def summarise(
+    scores: pd.DataFrame,
+    metrics: Mapping[str, Metric],
+    *,
+    baselines: Sequence[str],
+    n_bootstrap: int,
+    seed: int,
+) -> pd.DataFrame:
+    """Average scores over perturbations.
+
+    A NaN counts as :attr:`scgalore.perturb.metrics.Metric.undefined`. Intervals are percentiles over samples of
+    perturbations, drawn with replacement, the same for all methods; the rows of a perturbation in several contexts stay
+    together.
+
+    Parameters
+    ----------
+    scores
+        Tidy scores: columns ``method``, ``perturbation``, ``context``, ``group``, ``metric``, ``value``. Those of the method
+        ``"ceiling"`` are of one half of the cells against the other.
+    metrics
+        What is known of each metric.
+    baselines
+        Methods the model is compared with.
+    n_bootstrap
+        Number of samples.
+    seed
+        Seed of the samples.
+
+    Returns
+    -------
+    One row for each group, method and metric, with columns ``method, metric, group, mean, low, high, n, n_nan, gap_closed,
+    gap_low, gap_high, best``. The mean of the ceiling is brought to full depth. ``gap_closed`` is (u - b) / (r - b) with u the
+    mean of the method, b that of the best baseline and r the ceiling; NaN where the ceiling is not better than that baseline.
+    """
+    groups = {ALL: scores}
+    groups |= {str(name): part for name, part in scores.groupby("group", sort=False) if name}
+    tables = [
+        _group(part, metrics, baselines=baselines, n_bootstrap=n_bootstrap, seed=fold_seed(seed, "bootstrap", name))
+        for name, part in groups.items()
+    ]
+    result = pd.concat(tables, keys=list(groups), names=["group"]).reset_index("group")
+    columns = ["method", "metric", "group", "mean", "low", "high", "n", "n_nan"]
+    return result[[*columns, "gap_closed", "gap_low", "gap_high", "best"]].reset_index(drop=True)
+
+
+def _group(
+    scores: pd.DataFrame, metrics: Mapping[str, Metric], *, baselines: Sequence[str], n_bootstrap: int, seed: int
+) -> pd.DataFrame:
+    names = np.unique(scores["perturbation"].to_numpy(str))
+    times = np.random.default_rng(seed % 2**32).multinomial(
+        len(names), np.full(len(names), 1 / len(names)), size=n_bootstrap
+    )
+    # The first sample is the data themselves, so that the mean and its interval are computed alike.
+    times = np.concatenate([np.ones((1, len(names)), dtype=times.dtype), times])
+    rows = []
+    for metric, of_metric in scores.groupby("metric", sort=False):
+        known = metrics[str(metric)]
+        means = {
+            str(method): _means(part, known, names, times, ceiling=method == CEILING)
+            for method, part in of_metric.groupby("method", sort=False)
+        }
+        gaps = _gaps(means, known.best, baselines)
+        for method, part in of_metric.groupby("method", sort=False):
+            value, gap = means[str(method)], gaps.get(str(method))
+            low, high = _interval(value, len(names))
+            gap_low, gap_high = _interval(gap, len(names)) if gap is not None else (np.nan, np.nan)
+            rows.append(
+                {
+                    "method": method,
+                    "metric": metric,
+                    "mean": value[0],
+                    "low": low,
+                    "high": high,
+                    "n": len(part),
+                    "n_nan": int(part["value"].isna().sum()),
+                    "gap_closed": np.nan if gap is None else gap[0],
+                    "gap_low": gap_low,
+                    "gap_high": gap_high,
+                    "best": np.nan if known.best is None else known.best,
+                }
+            )
+    return pd.DataFrame(rows)
+
+
+def _means(
+    part: pd.DataFrame, metric: Metric, names: NDArray[np.str_], times: NDArray[np.int64], *, ceiling: bool
+) -> Values:
+    """Mean in each sample of perturbations."""
+    value = part["value"].to_numpy(np.float64)
+    if metric.undefined is not None:
+        value = np.where(np.isnan(value), metric.undefined, value)
+    counted = ~np.isnan(value)
+    weight = times[:, np.searchsorted(names, part["perturbation"].to_numpy(str))] * counted
+    n = weight.sum(axis=1)
+    mean = np.full(len(times), np.nan)
+    np.divide(weight @ np.where(counted, value, 0), n, out=mean, where=n > 0)
+    return full_depth(mean, metric.halves) if ceiling else mean
+
+
+def _gaps(means: Mapping[str, Values], best: float | None, baselines: Sequence[str]) -> dict[str, Values]:
+    """Share of the way from the best baseline to the ceiling, in each sample; of every method but the ceiling."""
+    others = {name: means[name] for name in baselines if name in means and not np.isnan(means[name][0])}
+    if best is None or CEILING not in means or not others:
+        return {}
+    sign = 1 if best == 1 else -1
+    baseline = max(others.values(), key=lambda value: sign * value[0])
+    room = means[CEILING] - baseline
+    room = np.where(sign * room > 1e-12, room, np.nan)
+    return {name: (value - baseline) / room for name, value in means.items() if name != CEILING}
+
+
+def _interval(samples: Values, n: int) -> tuple[float, float]:
+    """Percentiles over samples; NaN where the value itself is, and for one perturbation, which says nothing of others."""
+    drawn = samples[1:][~np.isnan(samples[1:])]
+    if n < 2 or np.isnan(samples[0]) or len(drawn) == 0:
+        return np.nan, np.nan
+    low, high = np.percentile(drawn, INTERVAL)
+    return float(low), float(high)

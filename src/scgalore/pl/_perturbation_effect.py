@@ -1,0 +1,141 @@
+"""Predicted against observed effect of a perturbation, gene by gene."""
+
+from __future__ import annotations
+
+from difflib import get_close_matches
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from matplotlib.transforms import Bbox
+
+from scgalore._docs import shared_parameters
+from scgalore._keys import PerturbationKeys
+from scgalore.errors import MissingKeyError, OptionError
+from scgalore.pl._axes import axes_or_new, show_or_return
+from scgalore.pl._results import read_evaluation
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    import pandas as pd
+    from anndata import AnnData
+    from matplotlib.axes import Axes
+
+# Where a label is tried beside its point, in points.
+OFFSETS = [(5, 3), (-5, 3), (5, -8), (-5, -8), (0, 7), (0, -13), (14, 10), (-14, 10), (14, -16), (-14, -16)]
+
+
+@shared_parameters
+def perturbation_effect(
+    adata: AnnData,
+    perturbation: str,
+    *,
+    context: str | None = None,
+    n_labels: int = 12,
+    key: str = PerturbationKeys().evaluation,
+    ax: Axes | None = None,
+    show: bool | None = None,
+) -> Axes | None:
+    """Predicted against observed effect on every gene, as differences of mean log-normalised expression from control.
+
+    Parameters
+    ----------
+    {adata}
+    perturbation
+        Which one, for example ``"KLF1+MAP2K6"``; the order of the genes does not matter.
+    context
+        Cell type or line, where there are several.
+    n_labels
+        How many genes to name: those with the largest effects, as far as there is room.
+    {key}
+    {ax}
+    {show}
+
+    Returns
+    -------
+    The axes, or ``None`` if the figure was shown. Genes on the dashed line are predicted exactly. The title has the Pearson
+    correlation of the two, if it was among the metrics.
+
+    Raises
+    ------
+    MissingKeyError
+        If there are no scores under ``key``, or the perturbation is not among them.
+    OptionError
+        If ``n_labels`` is negative.
+
+    Examples
+    --------
+    >>> import scgalore as sg
+    >>> sg.pl.perturbation_effect(adata, "KLF1+MAP2K6")  # doctest: +SKIP
+    """
+    if n_labels < 0:
+        msg = f"n_labels={n_labels}: expected 0 or more."
+        raise OptionError(msg)
+    result = read_evaluation(adata, key)
+    observed, predicted = _effects(adata, result, perturbation, context)
+    drawn = axes_or_new(ax, (4.6, 4.4))
+    largest = observed.abs().combine(predicted.abs(), max)
+    low, high = min(observed.min(), predicted.min(), 0), max(observed.max(), predicted.max(), 0)
+    margin = 0.12 * (high - low) or 1.0
+    span = (low - margin, high + margin)
+    drawn.axline((0, 0), slope=1, color="0.6", linestyle="--", linewidth=0.8, zorder=0)
+    drawn.axhline(0, color="0.9", linewidth=0.8, zorder=0)
+    drawn.axvline(0, color="0.9", linewidth=0.8, zorder=0)
+    named = largest[largest > 0].nlargest(n_labels).index
+    drawn.scatter(observed, predicted, s=8, color="0.65", linewidths=0)
+    drawn.scatter(observed[named], predicted[named], s=14, color="C0", linewidths=0)
+    drawn.set(xlim=span, ylim=span, aspect="equal")
+    drawn.set(xlabel="observed effect (log1p expression)", ylabel="predicted effect (log1p expression)")
+    drawn.grid(visible=False)
+    drawn.spines[["top", "right"]].set_visible(False)
+    drawn.set_title(f"{observed.name}\n{_score(result, str(observed.name))}{len(observed):,} genes", fontsize=10)
+    _name(drawn, observed[named], predicted[named])
+    return show_or_return(drawn, show=show, own_figure=ax is None)
+
+
+def _effects(
+    adata: AnnData, result: Mapping[str, Any], perturbation: str, context: str | None
+) -> tuple[pd.Series, pd.Series]:
+    observed, source = result["observed"], result["params"]["key"]
+    name = "+".join(sorted(perturbation.split("+")))
+    wanted = [f"{context} | {name}"] if context is not None else [perturbation, name]
+    row = next((label for label in wanted if label in observed.index), None)
+    if row is None:
+        labels = [str(label) for label in observed.index]
+        close = get_close_matches(wanted[-1], labels, n=5, cutoff=0.4) or labels[:5]
+        msg = f"{wanted[-1]!r} is not among the {len(labels)} perturbations that were scored; similar ones: {', '.join(close)}."
+        raise MissingKeyError(msg)
+    prediction = adata.uns.get(source)
+    if not isinstance(prediction, dict) or row not in prediction.get("effects", {}).index:
+        msg = f"adata.uns[{source!r}] no longer holds the prediction that was scored. Call sg.tl.predict_perturbation(adata) again."
+        raise MissingKeyError(msg)
+    return observed.loc[row], prediction["effects"].loc[row, observed.columns]
+
+
+def _score(result: Mapping[str, Any], label: str) -> str:
+    table = result["scores"]
+    context, _, name = label.rpartition(" | ")
+    of_row = (table["perturbation"].astype(str) == name) & (table["context"].astype(str) == context)
+    of_model = (table["method"].astype(str) == "model") & (table["metric"].astype(str) == "pearson_delta")
+    value = table.loc[of_row & of_model, "value"]
+    return f"Pearson {value.iloc[0]:.2f}, " if len(value) else ""
+
+
+def _name(ax: Axes, x: pd.Series, y: pd.Series) -> None:
+    """Write names beside points, the largest first; one that fits nowhere is left out."""
+    ax.figure.draw_without_rendering()  # type: ignore[union-attr]
+    frame, places = ax.get_window_extent(), ax.transData.transform(np.column_stack([x, y]))
+    taken = [Bbox.from_extents(*(place - 3), *(place + 3)) for place in places]
+    for gene in x.index:
+        for dx, dy in OFFSETS:
+            side = "left" if dx > 0 else "right" if dx < 0 else "center"
+            text = ax.annotate(
+                str(gene), (x[gene], y[gene]), (dx, dy), textcoords="offset points", ha=side, fontsize=7,
+                arrowprops={"arrowstyle": "-", "color": "0.7", "linewidth": 0.5} if abs(dx) > 10 else None,
+            )  # fmt: skip
+            box = text.get_window_extent()
+            inside = frame.x0 <= box.x0 and box.x1 <= frame.x1 and frame.y0 <= box.y0 and box.y1 <= frame.y1
+            if inside and not any(box.overlaps(other) for other in taken):
+                taken.append(box)
+                break
+            text.remove()

@@ -7,7 +7,7 @@ their contexts.
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import torch
@@ -23,9 +23,46 @@ if TYPE_CHECKING:
     from scgalore.data.expression import LogExpression
     from scgalore.data.sampler import BatchRequest
 
-__all__ = ["FlagTokenizer", "PerturbationCells"]
+__all__ = ["FlagTokenizer", "HeldOutPrior", "PerturbationCells", "Targets"]
 
-UNPERTURBED, PERTURBED = 0, 1
+UNPERTURBED, PERTURBED, KNOWN = 0, 1, 2
+"""Flags: left alone; perturbed; perturbed, and the prior has learnt what that does."""
+
+
+class Targets(NamedTuple):
+    """Genes perturbed in a cell.
+
+    Attributes
+    ----------
+    tokens
+        Their tokens, int64 ``(k,)``.
+    known
+        Whether the prior was fitted to perturbations of each, bool ``(k,)``; never without a prior.
+    """
+
+    tokens: NDArray[np.int64]
+    known: NDArray[np.bool_]
+
+    @property
+    def flags(self) -> NDArray[np.int64]:
+        """Flag of each."""
+        return np.where(self.known, KNOWN, PERTURBED)
+
+
+@dataclass(frozen=True)
+class HeldOutPrior:
+    """What the prior says of each row when it is fitted to the others, and which genes it knows then.
+
+    Attributes
+    ----------
+    effects
+        float32 ``(r, n)``.
+    targets
+        Perturbed genes of each row.
+    """
+
+    effects: NDArray[np.float32] = field(repr=False)
+    targets: tuple[Targets, ...] = field(repr=False)
 
 
 @dataclass(frozen=True)
@@ -66,7 +103,7 @@ class FlagTokenizer:
     def batch(
         self,
         expression: NDArray[np.float32],
-        targets: Sequence[NDArray[np.int64]],
+        targets: Sequence[Targets],
         *,
         columns: NDArray[np.int64],
         cells: NDArray[np.int64],
@@ -78,15 +115,20 @@ class FlagTokenizer:
         expression
             Expression in ``columns``, float32 ``(b, len(columns))``.
         targets
-            Tokens of the genes to flag in each cell.
+            Genes to flag in each cell.
         columns
             Columns of the matrix; each has a token.
         cells
             Row number of each cell.
         """
         ids = self.token_ids[columns]
-        extra = [np.setdiff1d(tokens, ids) if self.flag_unmeasured else tokens[:0] for tokens in targets]
-        n_extra = max(map(len, extra), default=0)
+        # Measured ones stand where their column is; the others come after all columns.
+        measured_at = {token: 1 + i for i, token in enumerate(ids.tolist())}
+        n_extra = 0
+        if self.flag_unmeasured:
+            n_extra = max(
+                (sum(t not in measured_at for t in of_cell.tokens.tolist()) for of_cell in targets), default=0
+            )
         shape = (len(expression), 1 + len(ids) + n_extra)
         genes = np.full(shape, self.pad_id)
         values = np.full(shape, self.pad_value, dtype=np.float32)
@@ -96,11 +138,15 @@ class FlagTokenizer:
         genes[:, measured], values[:, measured] = ids, expression
         padding = np.zeros(shape, dtype=bool)
         padding[:, measured.stop :] = True
-        for row, (tokens, own) in enumerate(zip(targets, extra, strict=True)):
-            flags[row, measured][np.isin(ids, tokens)] = PERTURBED
-            unmeasured = slice(measured.stop, measured.stop + len(own))
-            genes[row, unmeasured], values[row, unmeasured] = own, self.unmeasured_value
-            flags[row, unmeasured], padding[row, unmeasured] = PERTURBED, False
+        for row, of_cell in enumerate(targets):
+            free = measured.stop
+            for token, flag in zip(of_cell.tokens.tolist(), of_cell.flags.tolist(), strict=True):
+                if token in measured_at:
+                    flags[row, measured_at[token]] = flag
+                elif self.flag_unmeasured:
+                    genes[row, free], values[row, free] = token, self.unmeasured_value
+                    flags[row, free], padding[row, free] = flag, False
+                    free += 1
         counted = np.zeros(shape, dtype=bool)
         counted[:, measured] = True
         return TokenBatch(
@@ -126,7 +172,7 @@ class PerturbationCells:
     tokenizer
         Makes tokens of it.
     targets
-        Tokens of the perturbed genes of each row.
+        Perturbed genes of each row.
     rows
         Row of each cell, int64 ``(n_obs,)``; -1 for control cells and those left out.
     pools
@@ -141,6 +187,10 @@ class PerturbationCells:
         Mean expression of the control cells of each row's context, float32 ``(r, n)``.
     prior
         Effect that the network's output is added to, float32 ``(r, n)``; ``None`` leaves all to the network.
+    held_out
+        The prior as it is for perturbations it has not seen. Each training cell is shown now with the one and now with the
+        other, and the flags say which: what a network learns of genes that the prior does not know must not be added once
+        more where the prior knows them.
     n_genes
         Genes of a training step, drawn anew for each; perturbed ones are always among them. ``None`` takes all.
     n_controls
@@ -151,7 +201,7 @@ class PerturbationCells:
 
     expression: LogExpression
     tokenizer: FlagTokenizer
-    targets: tuple[NDArray[np.int64], ...] = field(repr=False)
+    targets: tuple[Targets, ...] = field(repr=False)
     rows: NDArray[np.int64] = field(repr=False)
     pools: NDArray[np.int64] = field(repr=False)
     pool_cells: tuple[NDArray[np.int64], ...] = field(repr=False)
@@ -159,6 +209,7 @@ class PerturbationCells:
     means: NDArray[np.float32] = field(repr=False)
     controls: NDArray[np.float32] = field(repr=False)
     prior: NDArray[np.float32] | None = field(repr=False, default=None)
+    held_out: HeldOutPrior | None = field(repr=False, default=None)
     n_genes: int | None = None
     n_controls: int = 64
     seed: int = 0
@@ -182,14 +233,16 @@ class PerturbationCells:
         """Ids of all tokens that a batch may hold, sorted."""
         known = self.tokenizer.token_ids[self.tokenizer.columns]
         special = [self.tokenizer.cls_id, self.tokenizer.pad_id]
-        return np.unique(np.concatenate([known, special, *self.targets]).astype(np.int64))
+        return np.unique(np.concatenate([known, special, *(of_row.tokens for of_row in self.targets)]).astype(np.int64))
 
     def digests(self) -> Iterator[NDArray[np.generic]]:
         """Everything that training depends on, as arrays."""
         arrays: list[NDArray[np.generic]] = [self.rows, self.pools, self.means, self.controls]
-        arrays += [*self.targets, *self.pool_cells]
+        arrays += [*(array for of_row in self.targets for array in of_row), *self.pool_cells]
         if self.prior is not None:
             arrays.append(self.prior)
+        if self.held_out is not None:
+            arrays += [self.held_out.effects, *(of_row.known for of_row in self.held_out.targets)]
         yield from arrays
         for _, cells in self.expression.chunks():
             yield cells.data
@@ -207,10 +260,16 @@ class PerturbationCells:
         rows = self.rows[cells]
         columns = self._columns(cells, rows, request.draw)
         partners = self._partners(cells, request.draw)
-        batch = self.tokenizer.batch(
-            self._dense(partners, columns), [self.targets[row] for row in rows], columns=columns, cells=cells
-        )
-        return self._with_targets(batch, self._dense(cells, columns), rows, columns)
+        targets = [self.targets[row] for row in rows]
+        prior = None if self.prior is None else self.prior[rows][:, columns]
+        if self.held_out is not None and prior is not None:
+            unseen = uniforms(self.seed, f"view/{request.draw}", cells.astype(np.uint64), np.zeros_like(cells)) < 0.5
+            prior = np.where(unseen[:, None], self.held_out.effects[rows][:, columns], prior)
+            targets = [
+                self.held_out.targets[row] if new else self.targets[row] for row, new in zip(rows, unseen, strict=True)
+            ]
+        batch = self.tokenizer.batch(self._dense(partners, columns), targets, columns=columns, cells=cells)
+        return self._with_targets(batch, self._dense(cells, columns), prior, rows, columns)
 
     def validation_batch(self, row: int) -> TokenBatch:
         """Control cells of one row, flagged as perturbed, with the mean of its perturbed cells to be predicted.
@@ -229,7 +288,8 @@ class PerturbationCells:
         batch = self.tokenizer.batch(
             self._dense(cells, columns), [self.targets[row]] * len(cells), columns=columns, cells=cells
         )
-        return self._with_targets(batch, self.means[rows][:, columns], rows, columns)
+        prior = None if self.prior is None else self.prior[rows][:, columns]
+        return self._with_targets(batch, self.means[rows][:, columns], prior, rows, columns)
 
     def _partners(self, cells: NDArray[np.int64], draw: int) -> NDArray[np.int64]:
         u = uniforms(self.seed, f"partner/{draw}", cells.astype(np.uint64), np.zeros_like(cells))
@@ -241,7 +301,7 @@ class PerturbationCells:
         if self.n_genes is None or self.n_genes >= len(columns):
             return columns
         generator = np.random.default_rng([fold_seed(self.seed, "genes", draw, int(cells[0]))])
-        perturbed = np.unique(np.concatenate([self.targets[row] for row in rows]))
+        perturbed = np.unique(np.concatenate([self.targets[row].tokens for row in rows]))
         always = np.flatnonzero(np.isin(self.tokenizer.token_ids, perturbed))
         if not self.tokenizer.flag_unmeasured:
             always = always[:0]  # upstream draws without regard to what was perturbed
@@ -253,7 +313,12 @@ class PerturbationCells:
         return self.expression.rows(cells)[:, columns].toarray()
 
     def _with_targets(
-        self, batch: TokenBatch, truth: NDArray[np.float32], rows: NDArray[np.int64], columns: NDArray[np.int64]
+        self,
+        batch: TokenBatch,
+        truth: NDArray[np.float32],
+        prior: NDArray[np.float32] | None,
+        rows: NDArray[np.int64],
+        columns: NDArray[np.int64],
     ) -> TokenBatch:
         def placed(values: NDArray[np.float32]) -> torch.Tensor:
             out = torch.zeros(batch.values.shape)
@@ -264,5 +329,5 @@ class PerturbationCells:
             batch,
             targets=placed(truth),
             controls=placed(self.controls[rows][:, columns]),
-            prior=None if self.prior is None else placed(self.prior[rows][:, columns]),
+            prior=None if prior is None else placed(prior),
         )

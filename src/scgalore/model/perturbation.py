@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -10,15 +11,15 @@ import pandas as pd
 import torch
 
 from scgalore.data.match import few, match_genes
-from scgalore.data.perturbations import FlagTokenizer, PerturbationCells
+from scgalore.data.perturbations import KNOWN, PERTURBED, FlagTokenizer, HeldOutPrior, PerturbationCells, Targets
 from scgalore.data.vocab import GeneVocab
 from scgalore.errors import DataError
 from scgalore.nn import SCGPTNetwork
 from scgalore.nn.network import AffineExpressionDecoder
-from scgalore.perturb.effects import Effects, fit_effects
+from scgalore.perturb.effects import Effects, fit_effects, held_out_effects
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Collection, Iterable, Sequence
 
     from numpy.typing import NDArray
     from torch import Tensor
@@ -37,6 +38,7 @@ __all__ = [
     "predicted_effects",
     "refuse_unknown",
     "target_tokens",
+    "targets_of",
     "training_cells",
 ]
 
@@ -83,7 +85,8 @@ def perturbation_network(network: SCGPTNetwork, vocab: GeneVocab, n_known: int, 
     """Copy a network into one that reads perturbation flags, with rows for new genes.
 
     Encoders and transformer keep their weights; the decoder is a new one, unless the network already was of this kind. The
-    flag of unperturbed genes has no vector. New genes get embeddings drawn like those that are there.
+    flag of unperturbed genes has no vector of its own, or keeps the one it has. New genes get embeddings drawn like those
+    that are there.
 
     Parameters
     ----------
@@ -97,9 +100,7 @@ def perturbation_network(network: SCGPTNetwork, vocab: GeneVocab, n_known: int, 
         Seed of what is new.
     """
     old = network.config
-    config = old.replace(n_tokens=max(old.n_tokens, len(vocab)))
-    if not old.perturbation:
-        config = config.replace(perturbation=True, pert_pad_id=0)
+    config = old.replace(n_tokens=max(old.n_tokens, len(vocab)), perturbation=True, pert_pad_id=0)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         copy = SCGPTNetwork(config)
@@ -113,6 +114,11 @@ def perturbation_network(network: SCGPTNetwork, vocab: GeneVocab, n_known: int, 
     genes = known[:n_known]
     table = torch.cat([genes, genes.mean(dim=0) + genes.std(dim=0) * new])
     tensors["encoder.embedding.weight"] = table
+    if old.perturbation and old.pert_pad_id == KNOWN:
+        # Upstream's padding flag, which no gene ever had.
+        flags = tensors["pert_encoder.weight"].clone()
+        flags[KNOWN] = flags[PERTURBED]
+        tensors["pert_encoder.weight"] = flags
     copy.load_state_dict(tensors)
     return copy.eval()
 
@@ -176,14 +182,40 @@ class RowsOfCells:
         return cls(train, validation, of_cell)
 
     def prior(self, name: str, embeddings: pd.DataFrame | None) -> NDArray[np.float64]:
-        """What a rule that is fitted to the training rows says of every row.
-
-        Of training rows, too: what it leaves over of those it has not seen is the effect of genes it has not seen, which a
-        network would learn by heart and add once more to perturbations that the rule knows (squared error times ten on
-        doubles of known genes).
-        """
+        """What a rule that is fitted to the training rows says of every row."""
         rule = fit_effects(name, self.train, embeddings=embeddings)
         return np.concatenate([predicted_effects(rule, part) for part in (self.train, self.validation)])
+
+    def held_out_prior(self, name: str, embeddings: pd.DataFrame | None) -> NDArray[np.float64]:
+        """The same, but of each training row what the rule says when it is fitted to the others."""
+        of_train = held_out_effects(name, self.train, embeddings=embeddings)
+        rule = fit_effects(name, self.train, embeddings=embeddings)
+        return np.concatenate([of_train, predicted_effects(rule, self.validation)])
+
+    def targets(self, vocab: GeneVocab, *, known: bool, held_out: bool = False) -> tuple[Targets, ...]:
+        """Perturbed genes of every row, with those marked that occur in training rows.
+
+        Parameters
+        ----------
+        vocab
+            Knows every perturbed gene.
+        known
+            Whether there is a prior that could know them.
+        held_out
+            Whether a training row itself does not count.
+        """
+        counts = Counter(gene for genes in self.train.perturbed for gene in genes)
+        out = []
+        for row, genes in enumerate((*self.train.perturbed, *self.validation.perturbed)):
+            own = held_out and row < len(self.train)
+            out.append(targets_of(genes, vocab, {gene for gene in genes if known and counts[gene] > own}))
+        return tuple(out)
+
+
+def targets_of(genes: Sequence[str], vocab: GeneVocab, known: Collection[str]) -> Targets:
+    """Tokens of perturbed genes, and which of them a prior knows."""
+    tokens = np.array(target_tokens(genes, vocab), dtype=np.int64)
+    return Targets(tokens, np.array([gene in known for gene in genes], dtype=bool))
 
 
 def predicted_effects(rule: Effects, rows: Profiles) -> NDArray[np.float64]:
@@ -201,6 +233,7 @@ def training_cells(
     tokenizer: FlagTokenizer,
     *,
     prior: NDArray[np.float64] | None,
+    held_out: NDArray[np.float64] | None = None,
     n_genes: int | None,
     seed: int,
 ) -> PerturbationCells:
@@ -218,19 +251,20 @@ def training_cells(
         Makes tokens of the measured genes.
     prior
         Effect of each row that the network need not learn, ``(n_rows, n_genes)``.
+    held_out
+        The same from a prior that has not seen the row; ``None`` never shows that one.
     n_genes
         Genes of a training step.
     seed
         Seed of pairing and drawing.
     """
     parts = (rows.train, rows.validation)
-    perturbed = [genes for part in parts for genes in part.perturbed]
     contexts = np.concatenate([part.contexts for part in parts])
     pools = screen.pools()
     return PerturbationCells(
         expression=screen.expression,
         tokenizer=tokenizer,
-        targets=tuple(np.array(target_tokens(genes, vocab), dtype=np.int64) for genes in perturbed),
+        targets=rows.targets(vocab, known=prior is not None),
         rows=rows.of_cell,
         pools=pools.of_cell,
         pool_cells=pools.cells,
@@ -238,6 +272,9 @@ def training_cells(
         means=np.concatenate([part.means for part in parts]).astype(np.float32),
         controls=np.concatenate([part.controls for part in parts]).astype(np.float32),
         prior=None if prior is None else prior.astype(np.float32),
+        held_out=None
+        if held_out is None
+        else HeldOutPrior(held_out.astype(np.float32), rows.targets(vocab, known=True, held_out=True)),
         n_genes=n_genes,
         seed=seed,
     )
@@ -273,7 +310,7 @@ def predict_outputs(
     network: SCGPTNetwork,
     tokenizer: FlagTokenizer,
     expression: NDArray[np.float32],
-    targets: Sequence[NDArray[np.int64]],
+    targets: Sequence[Targets],
     *,
     batch_cells: int,
     device: torch.device,
@@ -289,7 +326,7 @@ def predict_outputs(
     expression
         Expression in the tokenizer's columns, float32 ``(b, n_columns)``.
     targets
-        Tokens to flag in each cell.
+        Genes to flag in each cell.
     batch_cells
         Cells in a batch.
     device

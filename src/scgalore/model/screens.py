@@ -23,7 +23,7 @@ from scgalore.model.perturbation import (
     predict_outputs,
     predicted_effects,
     refuse_unknown,
-    target_tokens,
+    targets_of,
     training_cells,
 )
 from scgalore.objectives import Perturbation
@@ -88,7 +88,9 @@ def fit_screen(
     n_genes: int | None = None,
     checkpoint_dir: PathLike | None = None,
     resume: bool = False,
-    **tokens: Any,
+    monitor: str | None = None,
+    held_out: bool = True,
+    flag_unmeasured: bool = True,
 ) -> None:
     """Teach a model a screen: train its network on the training part, and keep what the prior needs.
 
@@ -106,8 +108,14 @@ def fit_screen(
         Genes of a training step; ``None`` takes all.
     checkpoint_dir, resume
         As for :meth:`scgalore.model.SCGPT.fit`.
-    **tokens
-        Fields of :class:`~scgalore.data.perturbations.FlagTokenizer`.
+    monitor
+        What chooses the epoch; the effects on validation perturbations when left out.
+    held_out
+        Whether the network also sees what the prior says of perturbations it was not fitted to.
+    flag_unmeasured
+        Whether perturbed genes that are not measured are tokens.
+
+        These three are there to be measured against.
     """
     started = time.perf_counter()
     rows = RowsOfCells.of(screen)
@@ -118,8 +126,17 @@ def fit_screen(
     expected = None if prior == NO_PRIOR else rows.prior(prior, vectors)
     if expected is not None and not model.network.config.perturbation:
         affine_decoder(network).start_at_zero()
-    tokenizer = flag_tokenizer(network, vocab, screen.genes, **tokens)
-    cells = training_cells(screen, rows, vocab, tokenizer, prior=expected, n_genes=n_genes, seed=config.seed)
+    tokenizer = flag_tokenizer(network, vocab, screen.genes, flag_unmeasured=flag_unmeasured)
+    cells = training_cells(
+        screen,
+        rows,
+        vocab,
+        tokenizer,
+        prior=expected,
+        held_out=rows.held_out_prior(prior, vectors) if held_out and expected is not None else None,
+        n_genes=n_genes,
+        seed=config.seed,
+    )
     scores = _validation_scores(rows, tokenizer.columns)
     start = math.inf
     if expected is not None and len(rows.validation):
@@ -130,7 +147,12 @@ def fit_screen(
     try:
         model.network, model.vocab = network, vocab
         model.fit(
-            cells, _split(screen), config, objective=Perturbation(start), checkpoint_dir=checkpoint_dir, resume=resume
+            cells,
+            _split(screen),
+            config,
+            objective=_objective(start, monitor),
+            checkpoint_dir=checkpoint_dir,
+            resume=resume,
         )
     except BaseException:
         model.network, model.vocab = before
@@ -140,9 +162,20 @@ def fit_screen(
         genes=screen.genes,
         prior=None if prior == NO_PRIOR else fit_effects(prior, known, embeddings=vectors),
         perturbations=_by_part(screen),
-        params={**screen.params, "prior": prior, "n_genes": n_genes, "added_genes": added},
+        params={
+            **screen.params,
+            "prior": prior,
+            "n_genes": n_genes,
+            "flag_unmeasured": flag_unmeasured,
+            "added_genes": added,
+        },
         stats=_stats(model, config, rows, scores, start, seconds=time.perf_counter() - started),
     )
+
+
+def _objective(start: float, monitor: str | None) -> Perturbation:
+    # The score of the start is that of the usual monitor.
+    return Perturbation(start) if monitor is None else Perturbation(monitor=monitor)
 
 
 def _split(screen: Screen) -> Split:
@@ -254,7 +287,7 @@ def predict_effects(
     float64 ``(len(wanted), n_genes)``; means are never negative.
     """
     refuse_unknown([gene for _, genes in wanted for gene in genes], model.vocab)
-    tokenizer = flag_tokenizer(model.network, model.vocab, screen.genes)
+    tokenizer = _tokenizer(model, screen)
     pools = screen.pools().of_context
     effects = np.zeros((len(wanted), len(screen.genes)))
     base = _prior_effects(model, screen, wanted, controls)
@@ -288,8 +321,9 @@ def perturbed_embeddings(
         Genes to perturb in each cell; ``()`` leaves it as it is.
     """
     refuse_unknown([gene for genes in wanted for gene in genes], model.vocab)
-    tokenizer = flag_tokenizer(model.network, model.vocab, screen.genes)
-    tokens_of = {genes: np.array(target_tokens(genes, model.vocab), dtype=np.int64) for genes in set(wanted)}
+    tokenizer = _tokenizer(model, screen)
+    known = _known(model)
+    targets_by = {genes: targets_of(genes, model.vocab, known) for genes in set(wanted)}
     batch_cells = _batch_cells(tokenizer, batch_tokens)
     embeddings = np.empty((screen.expression.n_obs, model.network.config.d_model), dtype=np.float32)
     for start, rows in progress(
@@ -297,11 +331,24 @@ def perturbed_embeddings(
     ):
         x = rows[:, tokenizer.columns].toarray()
         cells = slice(start, start + len(x))
-        targets = [tokens_of[genes] for genes in wanted[cells]]
+        targets = [targets_by[genes] for genes in wanted[cells]]
         embeddings[cells] = predict_outputs(
             model.network, tokenizer, x, targets, batch_cells=batch_cells, device=device
         )[1]
     return embeddings
+
+
+def _tokenizer(model: SCGPT, screen: Screen) -> FlagTokenizer:
+    flag_unmeasured = model.screen is None or model.screen.params["flag_unmeasured"]
+    return flag_tokenizer(model.network, model.vocab, screen.genes, flag_unmeasured=flag_unmeasured)
+
+
+def _known(model: SCGPT) -> set[str]:
+    """Genes that the model's prior has learnt from."""
+    memory = model.screen
+    if memory is None or memory.prior is None:
+        return set()
+    return {gene for part in ("train", "validation") for name in memory.perturbations[part] for gene in name.split("+")}
 
 
 def _batch_cells(tokenizer: FlagTokenizer, batch_tokens: int | None) -> int:
@@ -341,12 +388,12 @@ def _mean_outputs(
     batch_tokens: int | None,
 ) -> NDArray[np.float64]:
     columns = tokenizer.columns
-    batch_cells = _batch_cells(tokenizer, batch_tokens)
+    batch_cells, known = _batch_cells(tokenizer, batch_tokens), _known(model)
     out = np.empty((len(wanted), len(columns)))
     cells_of = {context: screen.expression.rows(cells)[:, columns].toarray() for context, cells in enumerate(picked)}
     for i, (context, genes) in enumerate(progress(wanted, label="perturbations", total=len(wanted))):
         x = cells_of[context]
-        targets = [np.array(target_tokens(genes, model.vocab), dtype=np.int64)] * len(x)
+        targets = [targets_of(genes, model.vocab, known)] * len(x)
         output, _ = predict_outputs(model.network, tokenizer, x, targets, batch_cells=batch_cells, device=device)
         out[i] = output.mean(axis=0)
     return out

@@ -27,8 +27,8 @@ class Perturbation:
     prior leaves over. Without one the output is the expression.
 
     A validation batch is one perturbation, whose mean is to be predicted. ``delta_error`` is one minus the Pearson
-    correlation of predicted and measured effect over genes ("Pearson delta"). Absolute expression correlates at 0.99 for any
-    model and chooses nothing.
+    correlation of predicted and measured effect over genes ("Pearson delta"); ``expression_error`` the same of expression
+    itself, which correlates at 0.99 for any model and chooses nothing.
 
     Attributes
     ----------
@@ -50,7 +50,8 @@ class Perturbation:
         error = masked_mse(prediction, targets, counted)
         parts = {"mse": error.detach()}
         if not network.training:
-            parts["delta_error"] = 1 - pearson_delta(prediction, targets, batch)
+            parts["delta_error"] = 1 - pearson_of_means(prediction, targets, batch, batch.controls)
+            parts["expression_error"] = 1 - pearson_of_means(prediction, targets, batch, None)
         return Loss(error, parts, len(batch))
 
     def self_sampled(self, network: SCGPTNetwork, batch: TokenBatch, generator: Generator) -> tuple[Tensor, int]:
@@ -70,8 +71,8 @@ def _prediction(network: SCGPTNetwork, batch: TokenBatch) -> tuple[Tensor, Tenso
     return output, batch.targets, batch.masked
 
 
-def pearson_delta(prediction: Tensor, targets: Tensor, batch: TokenBatch) -> Tensor:
-    """Pearson correlation over genes of the mean predicted and the mean true effect; 0 where one of them does not vary.
+def pearson_of_means(prediction: Tensor, targets: Tensor, batch: TokenBatch, reference: Tensor | None) -> Tensor:
+    """Pearson correlation over genes of the mean prediction and the mean truth; 0 where one of them does not vary.
 
     Parameters
     ----------
@@ -79,13 +80,15 @@ def pearson_delta(prediction: Tensor, targets: Tensor, batch: TokenBatch) -> Ten
         Expression, ``(b, s)``.
     batch
         One perturbation; every cell has the same genes.
+    reference
+        What both are taken relative to, ``(b, s)``; ``None`` compares expression itself.
     """
     assert batch.masked is not None
-    assert batch.controls is not None
     counted = batch.masked[0]
-    control = batch.controls[0, counted].double()
-    predicted = prediction.detach()[:, counted].double().mean(dim=0) - control
-    true = targets[:, counted].double().mean(dim=0) - control
+    predicted, true = (x.detach()[:, counted].double().mean(dim=0) for x in (prediction, targets))
+    if reference is not None:
+        control = reference[0, counted].double()
+        predicted, true = predicted - control, true - control
     both = torch.stack([predicted - predicted.mean(), true - true.mean()])
     length = both.norm(dim=1)
     # A prediction without effect correlates with nothing, rather than with rounding.

@@ -13,7 +13,7 @@ import numpy as np
 
 from scgalore.errors import DataError, OptionError
 from scgalore.perturb.conditions import canonical_name
-from scgalore.perturb.mixed import fit_mixed
+from scgalore.perturb.mixed import fit_mixed, mixed_held_out
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from scgalore.perturb.profiles import Profiles
 
-__all__ = ["BASELINES", "PRIORS", "Effects", "GeneEffects", "fit_effects"]
+__all__ = ["BASELINES", "PRIORS", "Effects", "GeneEffects", "fit_effects", "held_out_effects"]
 
 Perturbed = tuple[str, ...]
 
@@ -236,6 +236,34 @@ def fit_effects(name: str, train: Profiles, *, embeddings: pd.DataFrame | None =
     by_context = {train.context_names[c]: fitted(np.flatnonzero(train.contexts == c)) for c in present}
     pooled = next(iter(by_context.values())) if len(present) == 1 else fitted(np.arange(len(train)))
     return Effects(name, train.genes, pooled, by_context)
+
+
+def held_out_effects(name: str, train: Profiles, *, embeddings: pd.DataFrame | None = None) -> NDArray[np.float64]:
+    """What a rule says of each perturbation when it is fitted to the others of its context.
+
+    Parameters
+    ----------
+    name, train, embeddings
+        As for :func:`fit_effects`.
+
+    Returns
+    -------
+    float64 ``(n, n_genes)``, in the order of ``train``; no effect where a context has one perturbation only.
+    """
+    out = np.zeros_like(train.means)
+    for context in np.unique(train.contexts):
+        rows = np.flatnonzero(train.contexts == context)
+        part = train.take(rows)
+        if len(rows) == 1:
+            continue
+        if name == "mixed":
+            out[rows] = mixed_held_out(list(part.perturbed), part.effects, _noise(part))
+            continue
+        for i in range(len(rows)):
+            others = np.delete(np.arange(len(rows)), i)
+            rule = fit_effects(name, part.take(others), embeddings=embeddings)
+            out[rows[i]] = rule.predict(part.perturbed[i], part.context_names[context])
+    return out
 
 
 def _noise(profiles: Profiles) -> NDArray[np.float64]:

@@ -301,11 +301,8 @@ def _tidy(values: Mapping[str, pd.DataFrame], real: Profiles, groups: NDArray[np
         },
         index=real.labels,
     )
-    parts = []
+    tables = []
     for method, table in values.items():
-        long = about.loc[table.index]
-        parts += [
-            long.assign(method=method, metric=str(name), value=table[name].to_numpy(np.float64)) for name in table
-        ]
-    columns = ["method", "perturbation", "context", "group", "metric", "value"]
-    return pd.concat(parts, ignore_index=True)[columns]
+        long = about.loc[table.index].assign(method=method).join(table)
+        tables.append(long.melt(id_vars=["method", *about.columns], var_name="metric"))
+    return pd.concat([table for table in tables if len(table)], ignore_index=True)

@@ -26,6 +26,12 @@ ALL = "all"
 MODEL, CEILING = "model", "ceiling"
 """Methods that are no baselines."""
 
+COLUMNS = (
+    *("method", "metric", "group", "mean", "low", "high", "n", "n_nan"),
+    *("gap_closed", "gap_low", "gap_high", "best"),
+)
+"""Of the summary."""
+
 INTERVAL = (2.5, 97.5)
 """Percentiles of the bootstrap means."""
 
@@ -100,58 +106,44 @@ def summarise(
         for name, part in groups.items()
     ]
     result = pd.concat(tables, keys=list(groups), names=["group"]).reset_index("group")
-    columns = ["method", "metric", "group", "mean", "low", "high", "n", "n_nan"]
-    return result[[*columns, "gap_closed", "gap_low", "gap_high", "best"]].reset_index(drop=True)
+    return result[list(COLUMNS)].reset_index(drop=True)
 
 
 def _group(
     scores: pd.DataFrame, metrics: Mapping[str, Metric], *, baselines: Sequence[str], n_bootstrap: int, seed: int
 ) -> pd.DataFrame:
-    names = np.unique(scores["perturbation"].to_numpy(str))
+    names, name = np.unique(scores["perturbation"].to_numpy(str), return_inverse=True)
+    value = scores["value"].to_numpy(np.float64)
     times = np.random.default_rng(seed % 2**32).multinomial(
         len(names), np.full(len(names), 1 / len(names)), size=n_bootstrap
     )
     # The first sample is the data themselves, so that the mean and its interval are computed alike.
     times = np.concatenate([np.ones((1, len(names)), dtype=times.dtype), times])
+    parts: dict[str, dict[str, NDArray[np.int64]]] = {}
+    for (metric, method), part in scores.groupby(["metric", "method"], sort=False).indices.items():
+        parts.setdefault(str(metric), {})[str(method)] = part
     rows = []
-    for metric, of_metric in scores.groupby("metric", sort=False):
-        known = metrics[str(metric)]
+    for metric, of_metric in parts.items():
+        known = metrics[metric]
         means = {
-            str(method): _means(part, known, names, times, ceiling=method == CEILING)
-            for method, part in of_metric.groupby("method", sort=False)
+            method: _means(value[part], known, times[:, name[part]], ceiling=method == CEILING)
+            for method, part in of_metric.items()
         }
         gaps = _gaps(means, known.best, baselines)
-        for method, part in of_metric.groupby("method", sort=False):
-            value, gap = means[str(method)], gaps.get(str(method))
-            low, high = _interval(value, len(names))
-            gap_low, gap_high = _interval(gap, len(names)) if gap is not None else (np.nan, np.nan)
-            rows.append(
-                {
-                    "method": method,
-                    "metric": metric,
-                    "mean": value[0],
-                    "low": low,
-                    "high": high,
-                    "n": len(part),
-                    "n_nan": int(part["value"].isna().sum()),
-                    "gap_closed": np.nan if gap is None else gap[0],
-                    "gap_low": gap_low,
-                    "gap_high": gap_high,
-                    "best": np.nan if known.best is None else known.best,
-                }
-            )
-    return pd.DataFrame(rows)
+        for method, part in of_metric.items():
+            gap = gaps.get(method, np.full(len(times), np.nan))
+            row = [method, metric, means[method][0], *_interval(means[method], len(names)), len(part)]
+            row += [int(np.isnan(value[part]).sum()), gap[0], *_interval(gap, len(names))]
+            rows.append([*row, np.nan if known.best is None else known.best])
+    return pd.DataFrame(rows, columns=[name for name in COLUMNS if name != "group"])
 
 
-def _means(
-    part: pd.DataFrame, metric: Metric, names: NDArray[np.str_], times: NDArray[np.int64], *, ceiling: bool
-) -> Values:
-    """Mean in each sample of perturbations."""
-    value = part["value"].to_numpy(np.float64)
+def _means(value: Values, metric: Metric, times: NDArray[np.int64], *, ceiling: bool) -> Values:
+    """Mean in each sample, in which every value occurs some times, ``(n_samples, n)``."""
     if metric.undefined is not None:
         value = np.where(np.isnan(value), metric.undefined, value)
     counted = ~np.isnan(value)
-    weight = times[:, np.searchsorted(names, part["perturbation"].to_numpy(str))] * counted
+    weight = times * counted
     n = weight.sum(axis=1)
     mean = np.full(len(times), np.nan)
     np.divide(weight @ np.where(counted, value, 0), n, out=mean, where=n > 0)

@@ -21,6 +21,8 @@ SCRIPTS = {
     "two_processes": "the same results with two processes, and their throughput",
     "peak_share": "share of the matrix-multiply peak, and the top costs",
     "compiled": "torch.compile against none: a training step",
+    "perturbation": "perturbation models beside their baselines and the ceiling",
+    "perturbation_ablation": "one decision of a perturbation model turned back at a time",
     "gpu": "cells/s on a GPU, where there is one",
 }
 
@@ -31,7 +33,7 @@ def main(argv: list[str] | None = None) -> int:
     name, *options = arguments or ["--help"]
     if name != "all" and name not in SCRIPTS:
         print(__doc__)
-        print("\n".join(f"  {script:15}{what}" for script, what in {**SCRIPTS, "all": "one after the other"}.items()))
+        print("\n".join(f"  {script:23}{what}" for script, what in {**SCRIPTS, "all": "one after the other"}.items()))
         return 0 if name in ("-h", "--help") else 2
     failed = []
     for script in SCRIPTS if name == "all" else [name]:

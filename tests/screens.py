@@ -82,7 +82,6 @@ def write_prediction(
     adata: AnnData, rule: str = "ridge", *, key: str = "predict_perturbation", contexts: bool = False
 ) -> None:
     made = prediction_of(adata, rule, contexts=contexts)
-    columns = list(adata.var_names)
     adata.uns[key] = {
         "params": {
             "pert_key": "perturbation",
@@ -95,8 +94,8 @@ def write_prediction(
             "split_key": "split",
             "rng": 0,
         },
-        "means": pd.DataFrame(made.means.astype(np.float32), index=made.rows.index, columns=columns),
-        "effects": pd.DataFrame(made.effects.astype(np.float32), index=made.rows.index, columns=columns),
+        "means": pd.DataFrame(made.means.T.astype(np.float32), adata.var_names, made.rows.index),
+        "effects": pd.DataFrame(made.effects.T.astype(np.float32), adata.var_names, made.rows.index),
         "rows": made.rows,
         "weights": {"name": rule, "sha256": ""},
         "version": "0",

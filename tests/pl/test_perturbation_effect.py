@@ -30,8 +30,8 @@ def drawn(adata: AnnData, perturbation: str = "G00+G01", **options: object) -> A
 
 def test_points_are_observed_and_predicted_effects(scored: AnnData) -> None:
     points = np.asarray(drawn(scored).collections[0].get_offsets())
-    observed = scored.uns["evaluate_perturbation"]["observed"].loc["G00+G01"]
-    predicted = scored.uns["predict_perturbation"]["effects"].loc["G00+G01"]
+    observed = scored.uns["evaluate_perturbation"]["observed"]["G00+G01"]
+    predicted = scored.uns["predict_perturbation"]["effects"]["G00+G01"]
     np.testing.assert_allclose(points, np.column_stack([observed, predicted]), rtol=1e-6)
 
 
@@ -49,8 +49,8 @@ def test_names_do_not_overlap_and_are_those_of_the_largest_effects(scored: AnnDa
     boxes = [text.get_window_extent() for text in ax.texts]
     assert len(boxes) > 5
     assert not any(a.overlaps(b) for i, a in enumerate(boxes) for b in boxes[:i])
-    observed = scored.uns["evaluate_perturbation"]["observed"].loc["G00+G01"].abs()
-    predicted = scored.uns["predict_perturbation"]["effects"].loc["G00+G01"].abs()
+    observed = scored.uns["evaluate_perturbation"]["observed"]["G00+G01"].abs()
+    predicted = scored.uns["predict_perturbation"]["effects"]["G00+G01"].abs()
     largest = np.maximum(observed, predicted).nlargest(15).index
     assert {text.get_text() for text in ax.texts} <= set(largest)
     assert drawn(scored, n_labels=0).texts[:] == []
@@ -73,8 +73,8 @@ def test_contexts_are_told_apart() -> None:
 
 def test_draws_on_given_axes_and_without_any_effect(scored: AnnData) -> None:
     _, ax = plt.subplots()
-    scored.uns["evaluate_perturbation"]["observed"].loc["G05"] = 0.0
-    scored.uns["predict_perturbation"]["effects"].loc["G05"] = 0.0
+    scored.uns["evaluate_perturbation"]["observed"]["G05"] = 0.0
+    scored.uns["predict_perturbation"]["effects"]["G05"] = 0.0
     assert drawn(scored, "G05", ax=ax) is ax
     assert ax.texts[:] == []
 

@@ -47,7 +47,7 @@ def test_the_ceiling_is_a_line_and_the_model_stands_out(scored: AnnData) -> None
     means = sg.get.perturbation_scores(scored, summary=True).set_index(["group", "metric", "method"])["mean"]
     lines = [line for line in ax.lines if line.get_label() == "ceiling of the data"]
     assert [line.get_xdata()[0] for line in lines] == [means["all", "pearson_delta", "ceiling"]]  # type: ignore[index]
-    assert [t.get_text() for t in ax.get_yticklabels() if t.get_weight() == "bold"] == ["model"]
+    assert [t.get_text() for t in ax.get_yticklabels() if t.get_fontweight() == "bold"] == ["model"]
     legend = ax.get_legend()
     assert legend is not None
     assert [text.get_text() for text in legend.get_texts()] == ["ceiling of the data"]

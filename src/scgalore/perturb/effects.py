@@ -5,7 +5,7 @@ All of them add or average one row a gene, so all of them become the same thing,
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -87,14 +87,14 @@ def _additive(
     perturbed: list[Perturbed], effects: NDArray[np.float64], noise: NDArray[np.float64], table: pd.DataFrame | None
 ) -> GeneEffects:
     nothing = np.zeros(effects.shape[1])
-    return GeneEffects(nothing, nothing, tuple(map(canonical_name, perturbed)), effects)
+    return GeneEffects(nothing, nothing, *_by_name(map(canonical_name, perturbed), effects))
 
 
 def _matching_mean(
     perturbed: list[Perturbed], effects: NDArray[np.float64], noise: NDArray[np.float64], table: pd.DataFrame | None
 ) -> GeneEffects:
-    names = tuple(map(canonical_name, perturbed))
-    return GeneEffects(np.zeros(effects.shape[1]), effects.mean(axis=0), names, effects, average=True)
+    names, rows = _by_name(map(canonical_name, perturbed), effects)
+    return GeneEffects(np.zeros(effects.shape[1]), effects.mean(axis=0), names, rows, average=True)
 
 
 def _ridge(
@@ -107,7 +107,11 @@ def _ridge(
     nothing = np.zeros(effects.shape[1])
     if len(perturbed) < 3:  # too few to leave one out
         return _training_mean(perturbed, effects, noise, table)
-    model = RidgeCV(alphas=np.geomspace(1e-2, 1e2, 13)).fit(present, effects)
+    penalties = np.geomspace(1e-2, 1e2, 13)
+    if present.sum(axis=0).max() == 1:
+        # Every penalty leaves the same error where no gene is perturbed twice, and rounding would choose.
+        penalties = penalties[:1]
+    model = RidgeCV(alphas=penalties).fit(present, effects)
     weights = model.coef_.reshape(effects.shape[1], len(genes)).T
     return GeneEffects(np.broadcast_to(model.intercept_, nothing.shape).copy(), nothing, tuple(genes), weights)
 
@@ -136,7 +140,15 @@ def _mixed(
     perturbed: list[Perturbed], effects: NDArray[np.float64], noise: NDArray[np.float64], table: pd.DataFrame | None
 ) -> GeneEffects:
     mean, names, rows = fit_mixed(perturbed, effects, noise)
-    return GeneEffects(np.zeros_like(mean), mean, names, rows)
+    return GeneEffects(np.zeros_like(mean), mean, *_by_name(names, rows))
+
+
+def _by_name(names: Iterable[str], rows: NDArray[np.float64]) -> tuple[tuple[str, ...], NDArray[np.float64]]:
+    """One row a name: a perturbation that was measured in several contexts counts with their mean."""
+    unique, place = np.unique(list(names), return_inverse=True)
+    sums = np.zeros((len(unique), rows.shape[1]))
+    np.add.at(sums, place, rows)
+    return tuple(map(str, unique)), sums / np.bincount(place)[:, None]
 
 
 RULES: Mapping[str, Fit] = {

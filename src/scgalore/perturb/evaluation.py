@@ -11,7 +11,7 @@ import pandas as pd
 from scgalore import _logging as logg
 from scgalore.errors import DataError, OptionError
 from scgalore.perturb import differential
-from scgalore.perturb.effects import BASELINES, fit_effects
+from scgalore.perturb.effects import BASELINES, RULES, fit_effects
 from scgalore.perturb.experiment import columns_of, held_out, matched_rows, profiles_of
 from scgalore.perturb.halves import cell_draws, disjoint_halves
 from scgalore.perturb.metrics import METRICS, Means
@@ -160,7 +160,7 @@ def evaluate(
     rest = measured.take(np.setdiff1d(np.arange(len(measured)), rows))
     predicted = {MODEL: prediction.means[taken]}
     controls = {MODEL: prediction.means[taken] - prediction.effects[taken]}
-    for name, effects in _baseline_effects(baselines, train, real).items():
+    for name, effects in _baseline_effects(baselines, train, real, prediction.vectors).items():
         predicted[name] = real.controls + effects
         controls[name] = real.controls
     judge = _Judge.of(real, train, rest, chosen)
@@ -186,9 +186,9 @@ def evaluate(
 
 
 def _check_options(baselines: Sequence[str], n_bootstrap: int, max_cells: int | None) -> None:
-    unknown = [name for name in baselines if name not in BASELINES]
+    unknown = [name for name in baselines if name not in RULES]
     if unknown or isinstance(baselines, str) or len(set(baselines)) < len(baselines) or not baselines:
-        msg = f"baselines={baselines!r}: pass a list of some of {', '.join(map(repr, BASELINES))}; a score needs one."
+        msg = f"baselines={baselines!r}: pass a list of some of {', '.join(map(repr, RULES))}; a score needs one."
         raise OptionError(msg)
     for name, value in (("n_bootstrap", n_bootstrap), ("max_cells", max_cells)):
         if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
@@ -196,14 +196,16 @@ def _check_options(baselines: Sequence[str], n_bootstrap: int, max_cells: int | 
             raise OptionError(msg)
 
 
-def _baseline_effects(baselines: Sequence[str], train: Profiles, real: Profiles) -> dict[str, Values]:
+def _baseline_effects(
+    baselines: Sequence[str], train: Profiles, real: Profiles, vectors: pd.DataFrame | None
+) -> dict[str, Values]:
     """What each rule, fitted to training rows, predicts for the rows that are scored."""
     effects: dict[str, Values] = {}
     for name in baselines:
         if name == NO_EFFECT:
             effects[name] = np.zeros_like(real.means)
         elif len(train):
-            rule = fit_effects(name, train)
+            rule = fit_effects(name, train, embeddings=vectors if name == "linear" else None)
             rows = zip(real.perturbed, real.contexts, strict=True)
             effects[name] = np.array([rule.predict(genes, real.context_names[c]) for genes, c in rows])
     if len(effects) < len(baselines):

@@ -66,12 +66,15 @@ class Prediction:
         Predicted mean log-normalised expression, ``(n, n_genes)``.
     effects
         The same minus the control mean the predictor started from.
+    vectors
+        The predictor's embeddings of perturbed genes, one row a gene, for the linear baseline; ``None`` without.
     """
 
     genes: tuple[str, ...] = field(repr=False)
     rows: pd.DataFrame
     means: Values = field(repr=False)
     effects: Values = field(repr=False)
+    vectors: pd.DataFrame | None = field(default=None, repr=False)
 
 
 def columns_of(genes: Sequence[str], prediction: Prediction) -> NDArray[np.int64]:

@@ -178,7 +178,7 @@ def _texts(adata: AnnData, key: str) -> NDArray[np.str_]:
 def _parts(adata: AnnData, key: str) -> NDArray[np.str_]:
     column = adata.obs[key]
     names = np.where(column.isna(), "", column.astype(str)).astype(str)
-    unknown = sorted(set(names) - {"", *PARTS})
+    unknown = sorted(set(names.tolist()) - {"", *PARTS})
     if unknown:
         msg = (
             f"adata.obs[{key!r}] holds {unknown[:3]}; each cell must be 'train', 'validation', 'test' or missing. "

@@ -119,18 +119,18 @@ def _group(
     )
     # The first sample is the data themselves, so that the mean and its interval are computed alike.
     times = np.concatenate([np.ones((1, len(names)), dtype=times.dtype), times])
-    parts: dict[str, dict[str, NDArray[np.int64]]] = {}
-    for (metric, method), part in scores.groupby(["metric", "method"], sort=False).indices.items():
-        parts.setdefault(str(metric), {})[str(method)] = part
+    methods, of = scores["method"].to_numpy(str), scores["metric"].to_numpy(str)
     rows = []
-    for metric, of_metric in parts.items():
+    for metric in dict.fromkeys(of.tolist()):
         known = metrics[metric]
+        present = dict.fromkeys(methods[of == metric].tolist())
+        parts = {method: np.flatnonzero((of == metric) & (methods == method)) for method in present}
         means = {
             method: _means(value[part], known, times[:, name[part]], ceiling=method == CEILING)
-            for method, part in of_metric.items()
+            for method, part in parts.items()
         }
         gaps = _gaps(means, known.best, baselines)
-        for method, part in of_metric.items():
+        for method, part in parts.items():
             gap = gaps.get(method, np.full(len(times), np.nan))
             row = [method, metric, means[method][0], *_interval(means[method], len(names)), len(part)]
             row += [int(np.isnan(value[part]).sum()), gap[0], *_interval(gap, len(names))]

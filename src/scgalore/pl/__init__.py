@@ -3,6 +3,7 @@
 from scgalore.pl._confusion_matrix import confusion_matrix
 from scgalore.pl._history import history
 from scgalore.pl._perturbation_effect import perturbation_effect
+from scgalore.pl._perturbation_embedding import perturbation_embedding
 from scgalore.pl._perturbation_scores import perturbation_scores
 
-__all__ = ["confusion_matrix", "history", "perturbation_effect", "perturbation_scores"]
+__all__ = ["confusion_matrix", "history", "perturbation_effect", "perturbation_embedding", "perturbation_scores"]

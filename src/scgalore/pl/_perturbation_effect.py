@@ -99,17 +99,18 @@ def _effects(
     observed, source = result["observed"], result["params"]["key"]
     name = "+".join(sorted(perturbation.split("+")))
     wanted = [f"{context} | {name}"] if context is not None else [perturbation, name]
-    row = next((label for label in wanted if label in observed.index), None)
+    wanted = [label.replace("/", "_") for label in wanted]  # as names of columns are written
+    row = next((label for label in wanted if label in observed), None)
     if row is None:
-        labels = [str(label) for label in observed.index]
+        labels = [str(label) for label in observed]
         close = get_close_matches(wanted[-1], labels, n=5, cutoff=0.4) or labels[:5]
         msg = f"{wanted[-1]!r} is not among the {len(labels)} perturbations that were scored; similar ones: {', '.join(close)}."
         raise MissingKeyError(msg)
     prediction = adata.uns.get(source)
-    if not isinstance(prediction, dict) or row not in prediction.get("effects", {}).index:
+    if not isinstance(prediction, dict) or row not in prediction.get("effects", {}):
         msg = f"adata.uns[{source!r}] no longer holds the prediction that was scored. Call sg.tl.predict_perturbation(adata) again."
         raise MissingKeyError(msg)
-    return observed.loc[row], prediction["effects"].loc[row, observed.columns]
+    return observed[row], prediction["effects"].loc[observed.index, row]
 
 
 def _score(result: Mapping[str, Any], label: str) -> str:

@@ -6,13 +6,13 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import pandas as pd
+from anndata.utils import make_index_unique
 
 from scgalore import __version__
 from scgalore import _logging as logg
 from scgalore._docs import shared_parameters
 from scgalore._keys import PerturbationKeys
 from scgalore._rng import seed_from
-from scgalore._uns import to_uns
 from scgalore.data.expression import LogExpression
 from scgalore.errors import MissingKeyError
 from scgalore.perturb.conditions import Conditions
@@ -22,7 +22,7 @@ from scgalore.perturb.experiment import Experiment, Prediction
 from scgalore.tl._shared import Results, copied, writable_adata
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Mapping, Sequence
 
     from anndata import AnnData
 
@@ -55,8 +55,9 @@ def evaluate_perturbation(
     {data}
     {key}
     baselines
-        Rules to compare with: ``"control mean"``, ``"training mean"``, ``"additive"``, ``"matching mean"``, ``"ridge"`` and
-        ``"linear"``; at least one.
+        Rules to compare with: ``"control mean"``, ``"training mean"``, ``"additive"``, ``"matching mean"``, ``"ridge"``,
+        ``"linear"`` and ``"mixed"``, which is the default prior alone; at least one. See
+        :func:`scgalore.perturb.fit_effects`.
     metrics
         Names of metrics; ``None`` takes all.
     de
@@ -78,7 +79,7 @@ def evaluate_perturbation(
     `adata.uns['evaluate_perturbation' | key_added]` : :class:`dict`
         ``scores`` (a table, one row for each method, perturbation and metric; the method ``"ceiling"`` compares half of the
         cells with the other half), ``summary`` (means over perturbations with intervals, ``n_nan`` and ``gap_closed``, the
-        share of the way from the best baseline to the ceiling), ``observed`` (real effects, perturbations by genes), ``n_de``
+        share of the way from the best baseline to the ceiling), ``observed`` (real effects, genes by perturbations), ``n_de``
         (numbers of differentially expressed genes, if they were tested), ``params`` and ``version``.
 
     Raises
@@ -106,7 +107,8 @@ def evaluate_perturbation(
         options: dict[str, Any] = {"baselines": list(baselines), "n_bootstrap": n_bootstrap, "max_cells": max_cells}
         found = evaluate(_experiment(adata, origin), prediction, metrics=list(chosen), seed=seed, **options)
         params = {"key": key, "metrics": list(chosen), **options, "rng": seed}
-        observed = found.observed.set_axis(adata.uns[key]["effects"].columns, axis=1)
+        # Genes in rows, as in the prediction: HDF5 refuses tables with thousands of columns.
+        observed = found.observed.T.set_axis(adata.uns[key]["effects"].index, axis=0)
         result = {"params": params, "scores": found.scores, "summary": found.summary, "observed": observed}
         result |= {"version": __version__} | ({} if found.n_de is None else {"n_de": found.n_de})
         Results(uns={keys.evaluation: (result, "scores of predicted perturbations")}).write(
@@ -123,33 +125,26 @@ def _prediction(adata: AnnData, key: str) -> tuple[Prediction, Mapping[str, Any]
         raise MissingKeyError(msg)
     params, means, effects = result["params"], result["means"], result["effects"]
     genes = _genes(adata, params)
-    places = [dict(zip(names, genes, strict=True)) for names in (genes, _written(adata.var_names))]
-    known = next((place for place in places if set(means.columns) <= set(place)), places[0])
+    places = [dict(zip(names, genes, strict=True)) for names in (genes, adata.var_names)]
+    known = next((place for place in places if set(means.index) <= set(place)), places[0])
     prediction = Prediction(
-        genes=tuple(known.get(name, str(name)) for name in means.columns),
+        genes=tuple(known.get(name, str(name)) for name in make_index_unique(means.index)),
         rows=result["rows"].astype(dict.fromkeys(("perturbation", "context", "group"), str)),
-        means=means.to_numpy(np.float64),
-        effects=effects.to_numpy(np.float64),
+        means=means.to_numpy(np.float64).T,
+        effects=effects.to_numpy(np.float64).T,
+        vectors=result.get("gene_vectors"),
     )
     return prediction, params
 
 
 def _genes(adata: AnnData, params: Mapping[str, Any]) -> list[str]:
+    """Names that perturbed genes may have, unique."""
     column = params.get("gene_symbols")
-    if column is None:
-        return _written(adata.var_names)
-    if column not in adata.var:
+    if column is not None and column not in adata.var:
         msg = f"No column {column!r} in adata.var, from which the prediction took the names of genes."
         raise MissingKeyError(msg)
-    return _written(adata.var[column])
-
-
-def _written(names: Iterable[str]) -> list[str]:
-    """Names as the columns of a table in ``uns`` have them: unique, and without what HDF5 cannot hold."""
-    texts = [str(name) for name in names]
-    if len(set(texts)) == len(texts):
-        return list(to_uns(dict.fromkeys(texts)))
-    return list(to_uns(pd.DataFrame(columns=texts)).columns)
+    names = adata.var_names if column is None else pd.Index(adata.var[column].astype(str))
+    return list(map(str, make_index_unique(names)))
 
 
 def _experiment(adata: AnnData, params: Mapping[str, Any]) -> Experiment:

@@ -7,11 +7,10 @@ import pandas as pd
 import scipy.sparse as sp
 from anndata import AnnData
 
-from scgalore.data.expression import LogExpression
-from scgalore.perturb.conditions import Conditions
 from scgalore.perturb.effects import fit_effects
-from scgalore.perturb.experiment import Experiment, Prediction
+from scgalore.perturb.prediction import Prediction
 from scgalore.perturb.profiles import Profiles
+from scgalore.perturb.screen import Screen
 
 SINGLES = ("G00", "G01", "G02", "G03", "G04", "G05")
 DOUBLES = ("G00+G01", "G02+G03", "G01+G04")
@@ -43,22 +42,17 @@ def screen(
     return AnnData(x, obs=obs, var=pd.DataFrame(index=[f"G{i:02d}" for i in range(n_genes)]))
 
 
-def experiment_of(adata: AnnData, *, contexts: bool = False, split: bool = True) -> Experiment:
-    return Experiment(
-        LogExpression.from_adata(adata),
-        tuple(adata.var_names),
-        Conditions.from_labels(adata.obs["perturbation"].to_numpy(object)),
-        adata.obs["cell_line"].to_numpy(str) if contexts else None,
-        adata.obs["split"].to_numpy(object) if split else None,
+def screen_of(adata: AnnData, *, contexts: bool = False, split: bool = True) -> Screen:
+    return Screen.from_adata(
+        adata,
+        pert_key="perturbation",
+        context_key="cell_line" if contexts else None,
+        split_key="split" if split else None,
     )
 
 
 def profiles_of(adata: AnnData, part: str, *, contexts: bool = False) -> Profiles:
-    experiment = experiment_of(adata, contexts=contexts)
-    assert experiment.split is not None
-    cells = (experiment.split == part) | (experiment.conditions.codes == 0)
-    where = list(map(str, experiment.contexts)) if experiment.contexts is not None else None
-    return Profiles.of(experiment.expression, experiment.genes, experiment.conditions, where, cells=cells)
+    return screen_of(adata, contexts=contexts).profiles(part)
 
 
 def prediction_of(adata: AnnData, rule: str = "ridge", *, contexts: bool = False) -> Prediction:

@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 import scipy.sparse as sp
 from anndata import AnnData
-from tests.screens import TEST, experiment_of, prediction_of, screen
+from tests.screens import TEST, prediction_of, screen, screen_of
 
 from scgalore.errors import DataError, OptionError
 from scgalore.perturb import differential
@@ -86,7 +86,7 @@ def cells() -> AnnData:
 @pytest.fixture(scope="module")
 def found(cells: AnnData) -> Evaluation:
     return evaluate(
-        experiment_of(cells),
+        screen_of(cells),
         prediction_of(cells, "additive"),
         de=True,
         n_bootstrap=20,
@@ -144,7 +144,7 @@ class TestCells:
     def test_the_order_of_cells_changes_nothing(self, cells: AnnData, found: Evaluation) -> None:
         order = np.random.default_rng(0).permutation(cells.n_obs)
         again = evaluate(
-            experiment_of(cells[order].copy()), prediction_of(cells, "additive"), de=True, n_bootstrap=20, baselines=["control mean", "additive"]
+            screen_of(cells[order].copy()), prediction_of(cells, "additive"), de=True, n_bootstrap=20, baselines=["control mean", "additive"]
         )  # fmt: skip
         columns = ["method", "metric", "perturbation"]
         first, second = (one.scores.set_index(columns)["value"].sort_index() for one in (found, again))
@@ -152,7 +152,7 @@ class TestCells:
 
     def test_fewer_cells_find_fewer_genes(self, cells: AnnData, found: Evaluation) -> None:
         few = evaluate(
-            experiment_of(cells), prediction_of(cells, "additive"), metrics=["de_nsig_counts_real"], n_bootstrap=20, max_cells=8
+            screen_of(cells), prediction_of(cells, "additive"), metrics=["de_nsig_counts_real"], n_bootstrap=20, max_cells=8
         )  # fmt: skip
         assert few.n_de is not None
         assert found.n_de is not None

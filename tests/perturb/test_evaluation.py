@@ -7,21 +7,21 @@ import pandas as pd
 import pytest
 import scipy.sparse as sp
 from anndata import AnnData
-from tests.screens import TEST, experiment_of, prediction_of, profiles_of, screen
+from tests.screens import TEST, prediction_of, profiles_of, screen, screen_of
 
 from scgalore.errors import DataError, OptionError
 from scgalore.perturb import differential
 from scgalore.perturb.differential import METRICS as DE_METRICS
 from scgalore.perturb.effects import BASELINES
 from scgalore.perturb.evaluation import Evaluation, choose_metrics, evaluate
-from scgalore.perturb.experiment import Prediction
 from scgalore.perturb.metrics import METRICS
+from scgalore.perturb.prediction import Prediction
 
 
 def scored(adata: AnnData, made: Prediction | None = None, *, contexts: bool = False, **options: Any) -> Evaluation:
     made = prediction_of(adata, contexts=contexts) if made is None else made
     options = {"de": False, "n_bootstrap": 20, **options}
-    return evaluate(experiment_of(adata, contexts=contexts), made, **options)
+    return evaluate(screen_of(adata, contexts=contexts), made, **options)
 
 
 def values(found: Evaluation) -> pd.Series:
@@ -209,7 +209,7 @@ class TestRows:
     def test_without_a_split_the_predicted_rows_are_held_out(self) -> None:
         adata = screen()
         made = prediction_of(adata)
-        found = evaluate(experiment_of(adata, split=False), made, de=False, n_bootstrap=20)
+        found = evaluate(screen_of(adata, split=False), made, de=False, n_bootstrap=20)
         pd.testing.assert_series_equal(values(found), values(scored(adata, made)))
 
     def test_without_other_perturbations_no_change_is_the_only_baseline(self, caplog: pytest.LogCaptureFixture) -> None:

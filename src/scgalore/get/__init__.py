@@ -1,5 +1,7 @@
-"""Results of the tools as tables and AnnData objects; nothing is computed here."""
+"""Results of the tools as tables and AnnData objects."""
 
+from scgalore.get._perturbation_effects import perturbation_effects
 from scgalore.get._perturbation_scores import perturbation_scores
+from scgalore.get._perturbed_cells import perturbed_cells
 
-__all__ = ["perturbation_scores"]
+__all__ = ["perturbation_effects", "perturbation_scores", "perturbed_cells"]

@@ -18,6 +18,7 @@ from scgalore.nn import SCGPTConfig, SCGPTNetwork
 from scgalore.weights import load_tensors, read_checkpoint, resolve_model_folder, write_checkpoint
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
     from pathlib import Path
 
     from scgalore._typing import PathLike
@@ -89,6 +90,7 @@ def write_model(
     provenance: Provenance,
     history: pd.DataFrame,
     screen: ScreenMemory | None = None,
+    evaluation: Mapping[str, Any] | None = None,
     overwrite: bool,
 ) -> None:
     """Write a model in our own layout; see :meth:`scgalore.model.SCGPT.save`."""
@@ -98,7 +100,7 @@ def write_model(
         "classes": list(classes),
         "weights": dict(provenance),
     }
-    extra: dict[str, str | bytes] = {} if screen is None else screen_files(screen, provenance)
+    extra: dict[str, str | bytes] = {} if screen is None else screen_files(screen, provenance, evaluation)
     if not history.empty:
         text = StringIO()
         history.to_csv(text, index_label="epoch")

@@ -69,12 +69,19 @@ def know_genes(vocab: GeneVocab, measured: Sequence[str], perturbed: Iterable[st
 
 
 def target_tokens(genes: Iterable[str], vocab: GeneVocab) -> list[int]:
-    """Token of each gene, by symbol, alias or Ensembl id; -1 for those the vocabulary lacks."""
+    """Token of each gene, by symbol, alias or Ensembl id; -1 for those the vocabulary lacks.
+
+    Each is looked up for itself: two names of one gene, which no matrix may have as columns, are one token.
+    """
     genes = list(genes)
+    names = list(dict.fromkeys(genes))
     try:
-        return match_genes(genes, vocab).token_ids.tolist() if genes else []
+        match = match_genes(names, vocab)
     except DataError:  # not one of them
         return [-1] * len(genes)
+    token = dict(zip(names, match.token_ids.tolist(), strict=True))
+    token |= {name: int(match_genes([name], vocab).token_ids[0]) for name in match.duplicates}
+    return [token[gene] for gene in genes]
 
 
 def _appended(vocab: GeneVocab, names: Sequence[str]) -> dict[str, int]:

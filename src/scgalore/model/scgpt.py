@@ -29,6 +29,8 @@ from scgalore.train.config import TrainConfig
 from scgalore.weights import export_scgpt
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from anndata import AnnData
     from numpy.typing import NDArray
 
@@ -540,7 +542,7 @@ class SCGPT:
             )
             raise OptionError(msg)
 
-    def save(self, folder: PathLike, *, overwrite: bool = False) -> None:
+    def save(self, folder: PathLike, *, evaluation: Mapping[str, Any] | None = None, overwrite: bool = False) -> None:
         """Write ``config.json, vocab.json, model.safetensors`` and ``history.csv``, all or nothing.
 
         A model of perturbations has, beside these, what it knows of its screen, ``training_stats.json`` and a model card,
@@ -550,6 +552,8 @@ class SCGPT:
         ----------
         folder
             Made by this call.
+        evaluation
+            Test scores for the card: ``adata.uns["evaluate_perturbation"]``.
         overwrite
             Whether a checkpoint that is there may be replaced.
         """
@@ -561,6 +565,7 @@ class SCGPT:
             provenance=self.provenance,
             history=self.history,
             screen=self.screen,
+            evaluation=evaluation,
             overwrite=overwrite,
         )
 

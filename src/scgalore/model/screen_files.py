@@ -24,7 +24,9 @@ __all__ = ["read_screen", "screen_files"]
 SCREEN, EFFECTS, STATS, CARD = "screen.json", "screen.safetensors", "training_stats.json", "README.md"
 
 
-def screen_files(memory: ScreenMemory, provenance: Mapping[str, Any]) -> dict[str, str | bytes]:
+def screen_files(
+    memory: ScreenMemory, provenance: Mapping[str, Any], evaluation: Mapping[str, Any] | None = None
+) -> dict[str, str | bytes]:
     """Content of the files: what the model needs again, and two for people, the statistics and the card.
 
     Parameters
@@ -33,6 +35,8 @@ def screen_files(memory: ScreenMemory, provenance: Mapping[str, Any]) -> dict[st
         What to write.
     provenance
         Of the weights.
+    evaluation
+        Scores for the card, as :func:`scgalore.tl.evaluate_perturbation` wrote them.
     """
     content = {
         "genes": list(memory.genes),
@@ -53,7 +57,7 @@ def screen_files(memory: ScreenMemory, provenance: Mapping[str, Any]) -> dict[st
         SCREEN: json.dumps(content, indent=1),
         EFFECTS: save(arrays),
         STATS: json.dumps(memory.stats, indent=2) + "\n",
-        CARD: model_card(memory.params, memory.stats, memory.perturbations, dict(provenance)),
+        CARD: model_card(memory.params, memory.stats, memory.perturbations, dict(provenance), evaluation),
     }
 
 
@@ -83,7 +87,7 @@ def read_screen(folder: Path) -> ScreenMemory | None:
             params=content["params"],
             stats=content["stats"],
         )
-    except (OSError, ValueError, KeyError, SafetensorError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, SafetensorError) as error:
         msg = f"{folder / SCREEN} and {EFFECTS} are damaged or do not belong together ({error}). Save the model again."
         raise WeightsError(msg) from error
 
@@ -92,6 +96,10 @@ def _effects(content: dict[str, Any], arrays: dict[str, np.ndarray], genes: tupl
     parts = {}
     for context, part in content["effects"].items():
         intercept, unknown, rows = (arrays[f"{part['number']}.{name}"] for name in ("intercept", "unknown", "rows"))
+        shapes, n = (intercept.shape, unknown.shape, rows.shape), len(genes)
+        if part["names"] and shapes != ((n,), (n,), (len(part["names"]), n)):
+            msg = f"effects of shape {rows.shape} for {len(part['names'])} names and {n} genes"
+            raise ValueError(msg)
         parts[context] = GeneEffects(intercept, unknown, tuple(part["names"]), rows, part["average"])
     pooled = parts.pop("")
     return Effects(content["prior"], genes, pooled, {context[1:]: part for context, part in parts.items()})

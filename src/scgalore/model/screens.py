@@ -11,6 +11,8 @@ import numpy as np
 
 from scgalore import _logging as logg
 from scgalore._progress import progress
+from scgalore.data.match import match_genes
+from scgalore.data.sampler import BucketSampler
 from scgalore.data.split import Split
 from scgalore.errors import OptionError
 from scgalore.model.perturbation import (
@@ -23,6 +25,7 @@ from scgalore.model.perturbation import (
     predict_outputs,
     predicted_effects,
     refuse_unknown,
+    target_tokens,
     targets_of,
     training_cells,
 )
@@ -30,11 +33,13 @@ from scgalore.objectives import Perturbation
 from scgalore.perturb.effects import BASELINES, PRIORS, Effects, fit_effects
 
 if TYPE_CHECKING:
+    from collections.abc import Collection
+
     import torch
     from numpy.typing import NDArray
 
     from scgalore._typing import PathLike
-    from scgalore.data.perturbations import FlagTokenizer
+    from scgalore.data.perturbations import FlagTokenizer, PerturbationCells
     from scgalore.model.scgpt import SCGPT
     from scgalore.perturb.profiles import Profiles
     from scgalore.perturb.screen import Screen
@@ -124,7 +129,8 @@ def fit_screen(
     network = perturbation_network(model.network, vocab, len(model.vocab), seed=config.seed)
     vectors = gene_vectors(network, vocab, [*screen.genes, *perturbed]) if prior == "linear" else None
     expected = None if prior == NO_PRIOR else rows.prior(prior, vectors)
-    if expected is not None and not model.network.config.perturbation:
+    corrects = model.screen is not None and model.screen.prior is not None
+    if expected is not None and not corrects:  # what another decoder says is no correction
         affine_decoder(network).start_at_zero()
     tokenizer = flag_tokenizer(network, vocab, screen.genes, flag_unmeasured=flag_unmeasured)
     cells = training_cells(
@@ -140,9 +146,13 @@ def fit_screen(
     scores = _validation_scores(rows, tokenizer.columns)
     start = math.inf
     if expected is not None and len(rows.validation):
-        start = 1 - _mean_pearson(expected[len(rows.train) :], rows.validation, tokenizer.columns)
-        scores[f"prior ({prior})"] = 1 - start
+        of_prior = _mean_pearson(expected[len(rows.train) :], rows.validation, tokenizer.columns)
+        scores[f"prior ({prior})"] = of_prior
+        if affine_decoder(network).is_zero:
+            start = 1 - of_prior
     _report(rows, added, scores)
+    known = screen.profiles("train", "validation")
+    learnt = None if prior == NO_PRIOR else fit_effects(prior, known, embeddings=vectors)
     before = model.network, model.vocab
     try:
         model.network, model.vocab = network, vocab
@@ -157,10 +167,9 @@ def fit_screen(
     except BaseException:
         model.network, model.vocab = before
         raise
-    known = screen.profiles("train", "validation")
     model.screen = ScreenMemory(
         genes=screen.genes,
-        prior=None if prior == NO_PRIOR else fit_effects(prior, known, embeddings=vectors),
+        prior=learnt,
         perturbations=_by_part(screen),
         params={
             **screen.params,
@@ -169,7 +178,7 @@ def fit_screen(
             "flag_unmeasured": flag_unmeasured,
             "added_genes": added,
         },
-        stats=_stats(model, config, rows, scores, start, seconds=time.perf_counter() - started),
+        stats=_stats(model, config, cells, rows, scores, start, seconds=time.perf_counter() - started),
     )
 
 
@@ -222,10 +231,26 @@ def _by_part(screen: Screen) -> dict[str, list[str]]:
 
 
 def _stats(
-    model: SCGPT, config: TrainConfig, rows: RowsOfCells, scores: dict[str, float], start: float, *, seconds: float
+    model: SCGPT,
+    config: TrainConfig,
+    cells: PerturbationCells,
+    rows: RowsOfCells,
+    scores: dict[str, float],
+    start: float,
+    *,
+    seconds: float,
 ) -> dict[str, Any]:
     history, best = model.history, model.training["best_epoch"]
-    epochs, n_train = len(history), int((rows.of_cell[_trained(model)] >= 0).sum())
+    assert model.split is not None
+    trained = model.split.train[rows.of_cell[model.split.train] >= 0]
+    epochs, n_train = len(history), len(trained)
+    batches = BucketSampler(
+        trained,
+        cells.lengths[trained],
+        batch_size=config.batch_size,
+        batch_tokens=config.batch_tokens,
+        seed=config.seed,
+    )
     reached = None
     if len(rows.validation):
         reached = 1 - (start if best < 0 else float(history["validation_delta_error"].loc[best]))
@@ -239,15 +264,10 @@ def _stats(
         "training_cells": n_train,
         "training_perturbations": len(rows.train),
         "validation_perturbations": len(rows.validation),
-        "gradient_steps": epochs * -(-n_train // (config.batch_size * config.accumulate)),
+        "gradient_steps": sum(-(-batches.n_batches(epoch) // config.accumulate) for epoch in range(epochs)),
         "optimizer_bytes": model.training["optimizer_bytes"],
         "validation_pearson_delta": {} if reached is None else {"model": reached, **scores},
     }
-
-
-def _trained(model: SCGPT) -> NDArray[np.int64]:
-    assert model.split is not None
-    return model.split.train
 
 
 def predict_effects(
@@ -287,6 +307,8 @@ def predict_effects(
     float64 ``(len(wanted), n_genes)``; means are never negative.
     """
     refuse_unknown([gene for _, genes in wanted for gene in genes], model.vocab)
+    names = _own_names(model, {gene for _, genes in wanted for gene in genes})
+    wanted = [(context, tuple(names[gene] for gene in genes)) for context, genes in wanted]
     tokenizer = _tokenizer(model, screen)
     pools = screen.pools().of_context
     effects = np.zeros((len(wanted), len(screen.genes)))
@@ -321,6 +343,8 @@ def perturbed_embeddings(
         Genes to perturb in each cell; ``()`` leaves it as it is.
     """
     refuse_unknown([gene for genes in wanted for gene in genes], model.vocab)
+    names = _own_names(model, {gene for genes in wanted for gene in genes})
+    wanted = [tuple(names[gene] for gene in genes) for genes in wanted]
     tokenizer = _tokenizer(model, screen)
     known = _known(model)
     targets_by = {genes: targets_of(genes, model.vocab, known) for genes in set(wanted)}
@@ -351,6 +375,19 @@ def _known(model: SCGPT) -> set[str]:
     return {gene for part in ("train", "validation") for name in memory.perturbations[part] for gene in name.split("+")}
 
 
+def _own_names(model: SCGPT, genes: Collection[str]) -> dict[str, str]:
+    """What the model's screen calls each of these genes, which may be asked for by an alias or an Ensembl id."""
+    if model.screen is None:
+        return {gene: gene for gene in genes}
+    perturbed = {gene for names in model.screen.perturbations.values() for name in names for gene in name.split("+")}
+    own = dict.fromkeys([*sorted(perturbed), *model.screen.genes])
+    name = dict(zip(reversed(target_tokens(own, model.vocab)), reversed(own), strict=True))
+    tokens = target_tokens(genes, model.vocab)
+    return {
+        gene: gene if gene in perturbed else name.get(token, gene) for gene, token in zip(genes, tokens, strict=True)
+    }
+
+
 def _batch_cells(tokenizer: FlagTokenizer, batch_tokens: int | None) -> int:
     return max((batch_tokens or CELL_TOKENS) // (len(tokenizer.columns) + 3), 1)
 
@@ -363,7 +400,13 @@ def _prior_effects(
     if memory is None or memory.prior is None:
         return None
     place = {gene: i for i, gene in enumerate(memory.genes)}
-    here = np.array([place.get(gene, -1) for gene in screen.genes])
+    # Other data may name a gene otherwise.
+    by_token = {token: i for i, token in enumerate(match_genes(memory.genes, model.vocab).token_ids.tolist())}
+    by_token[-1] = -1
+    tokens = match_genes(screen.genes, model.vocab).token_ids.tolist()
+    here = np.array(
+        [place.get(gene, by_token.get(token, -1)) for gene, token in zip(screen.genes, tokens, strict=True)]
+    )
     out = np.zeros((len(wanted), len(here)))
     for i, (context, genes) in enumerate(wanted):
         effect = memory.prior.predict(genes, controls.context_names[context])

@@ -17,6 +17,7 @@ def model_card(
     stats: Mapping[str, Any],
     perturbations: Mapping[str, list[str]],
     weights: Mapping[str, str],
+    evaluation: Mapping[str, Any] | None = None,
 ) -> str:
     """Write the card in Markdown.
 
@@ -30,6 +31,8 @@ def model_card(
         Canonical names by part.
     weights
         Provenance of the weights.
+    evaluation
+        What :func:`scgalore.tl.evaluate_perturbation` wrote, for the scores of test perturbations.
     """
     sizes = ", ".join(f"{len(names)} {part}" for part, names in perturbations.items())
     validation = stats.get("validation_pearson_delta") or {}
@@ -62,9 +65,7 @@ def model_card(
         "",
         *_scores(validation, stats),
         "",
-        "Test perturbations were seen by nothing here. `scgalore.tl.evaluate_perturbation` scores predictions of them beside all "
-        "baselines and the ceiling of the data; `scgalore.perturb.score_table` writes these scores as a table for this card.",
-        "",
+        *_tested(evaluation),
         "## Limits",
         "",
         "Simple rules predict perturbations as well as networks on many data sets (doi:10.1038/s41592-025-02772-6). A score "
@@ -102,9 +103,34 @@ def _scores(validation: Mapping[str, float], stats: Mapping[str, Any]) -> list[s
     ]
 
 
-def score_table(
-    summary: pd.DataFrame, metrics: tuple[str, ...] = ("pearson_delta", "mse", "discrimination_score_l1")
-) -> str:
+def _tested(evaluation: Mapping[str, Any] | None) -> list[str]:
+    if evaluation is None:
+        how = "Save the model with evaluation=adata.uns['evaluate_perturbation'] to have the scores of test perturbations here."
+        return [how, ""]
+    summary = evaluation["summary"]
+    n = int(summary.loc[summary["group"] == "all", "n"].max())
+    return [
+        f"{n} test perturbations, which nothing has seen, with all baselines and the ceiling of the data:",
+        "",
+        score_table(summary),
+    ]
+
+
+CARD_METRICS = (
+    "pearson_delta",
+    "pearson_centroid",
+    "mse",
+    "discrimination_score_l1",
+    "overlap_at_N",
+    "de_direction_match",
+    "pr_auc",
+    "roc_auc",
+    "de_nsig_counts_pred",
+    "de_nsig_counts_real",
+)
+
+
+def score_table(summary: pd.DataFrame, metrics: tuple[str, ...] = CARD_METRICS) -> str:
     """Scores of a model, its baselines and the ceiling as a table in Markdown.
 
     Parameters
@@ -112,18 +138,14 @@ def score_table(
     summary
         ``adata.uns["evaluate_perturbation"]["summary"]``.
     metrics
-        Which of them.
+        Which of them, as far as they are there.
     """
-    of_all = summary[summary["group"] == "all"]
-    table = of_all[of_all["metric"].isin(metrics)].pivot_table(
-        index="method", columns="metric", values="mean", sort=False, observed=True
-    )
-    rows = ["| method | " + " | ".join(table.columns) + " |", "| --- |" + " --- |" * len(table.columns)]
-    rows += [
-        f"| {name} | " + " | ".join(f"{value:.4g}" for value in row) + " |"
-        for name, row in zip(table.index, table.to_numpy(), strict=True)
-    ]
-    return "\n".join(rows) + "\n"
+    of_all = summary[(summary["group"] == "all") & summary["metric"].isin(metrics)]
+    table = of_all.pivot_table(index="method", columns="metric", values="mean", sort=False, observed=True, dropna=False)
+    lines = ["| method | " + " | ".join(map(str, table.columns)) + " |", "| --- |" + " --- |" * len(table.columns)]
+    for method, row in zip(table.index, table.to_numpy(float), strict=True):
+        lines.append(f"| {method} | " + " | ".join("" if value != value else f"{value:.4g}" for value in row) + " |")
+    return "\n".join(lines) + "\n"
 
 
 def _text(value: object) -> str:

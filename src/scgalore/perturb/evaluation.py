@@ -12,9 +12,9 @@ from scgalore import _logging as logg
 from scgalore.errors import DataError, OptionError
 from scgalore.perturb import differential
 from scgalore.perturb.effects import BASELINES, RULES, fit_effects
-from scgalore.perturb.experiment import columns_of, held_out, matched_rows, profiles_of
 from scgalore.perturb.halves import cell_draws, disjoint_halves
 from scgalore.perturb.metrics import METRICS, Means
+from scgalore.perturb.prediction import columns_of, held_out, matched_rows, profiles_of
 from scgalore.perturb.recovery import RowCells, half_scores, recovery_scores
 from scgalore.perturb.reference import centroids, gene_weights, pooled_means
 from scgalore.perturb.summary import CEILING, MODEL, summarise
@@ -24,9 +24,10 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from scgalore.perturb.experiment import Experiment, Prediction
     from scgalore.perturb.metrics import Metric
+    from scgalore.perturb.prediction import Prediction
     from scgalore.perturb.profiles import Profiles
+    from scgalore.perturb.screen import Screen
 
     Values = NDArray[np.float64]
 
@@ -109,7 +110,7 @@ def choose_metrics(metrics: Sequence[str] | None, *, de: bool | Literal["auto"])
 
 
 def evaluate(
-    experiment: Experiment,
+    screen: Screen,
     prediction: Prediction,
     *,
     baselines: Sequence[str] = BASELINES,
@@ -128,7 +129,7 @@ def evaluate(
 
     Parameters
     ----------
-    experiment
+    screen
         Measured cells.
     prediction
         What is scored.
@@ -152,9 +153,9 @@ def evaluate(
     """
     chosen = choose_metrics(metrics, de=de)
     _check_options(baselines, n_bootstrap, max_cells)
-    columns = columns_of(experiment.genes, prediction)
-    cells = held_out(experiment, prediction)
-    measured, train = (profiles_of(experiment, part, columns) for part in (cells.test, cells.train))
+    columns = columns_of(screen.genes, prediction)
+    cells = held_out(screen, prediction)
+    measured, train = (profiles_of(screen, part, columns) for part in (cells.test, cells.train))
     taken, rows = matched_rows(measured, prediction)
     real = measured.take(rows)
     rest = measured.take(np.setdiff1d(np.arange(len(measured)), rows))
@@ -165,12 +166,12 @@ def evaluate(
         controls[name] = real.controls
     judge = _Judge.of(real, train, rest, chosen)
     values = {name: judge.scores(predicted[name], controls[name]) for name in predicted}
-    draws = cell_draws(experiment.expression, seed)
-    halves = disjoint_halves(cells.group, draws, n_names=len(experiment.conditions.names))
-    values[CEILING] = judge.agreement(*(profiles_of(experiment, half, columns) for half in halves))
+    draws = cell_draws(screen.expression, seed)
+    halves = disjoint_halves(cells.group, draws, n_names=len(screen.conditions.names))
+    values[CEILING] = judge.agreement(*(profiles_of(screen, half, columns) for half in halves))
     n_de = None
     if of_cells := [name for name, metric in chosen.items() if metric.needs == "cells"]:
-        own = _row_cells(experiment, real, columns, cells.group, draws, max_cells)
+        own = _row_cells(screen, real, columns, cells.group, draws, max_cells)
         tested = recovery_scores(own, real, predicted, seed=seed)
         n_de = _numbers(tested)
         for name, table in {**tested, CEILING: half_scores(own, real, halves)}.items():
@@ -268,17 +269,17 @@ class _Judge:
 
 
 def _row_cells(
-    experiment: Experiment,
+    screen: Screen,
     real: Profiles,
     columns: NDArray[np.int64],
     group: NDArray[np.int64],
     draws: NDArray[np.float64],
     max_cells: int | None,
 ) -> RowCells:
-    n_names = len(experiment.conditions.names)
-    code = {name: i for i, name in enumerate(experiment.conditions.names)}
+    n_names = len(screen.conditions.names)
+    code = {name: i for i, name in enumerate(screen.conditions.names)}
     return RowCells(
-        expression=experiment.expression,
+        expression=screen.expression,
         columns=columns,
         group=group,
         rows=real.contexts * n_names + np.array([code[name] for name in real.perturbations]),

@@ -6,7 +6,10 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import pandas as pd
+from anndata.utils import make_index_unique
 
+from scgalore import _logging as logg
 from scgalore.data.cells import gene_names
 from scgalore.data.expression import LogExpression
 from scgalore.data.split import PARTS
@@ -50,7 +53,7 @@ class Screen:
     expression
         Log-normalised expression.
     genes
-        Names of its columns.
+        Names of its columns, each once.
     conditions
         Perturbation of each cell.
     contexts, batches
@@ -115,7 +118,7 @@ class Screen:
         conditions = Conditions.from_labels(adata.obs[pert_key].tolist(), control=control, separator=separator)
         contexts, batches = (None if key is None else _texts(adata, key) for key in (context_key, batch_key))
         parts = None if split_key is None else _parts(adata, split_key)
-        genes = tuple(gene_names(adata, gene_symbols))
+        genes = _unique(gene_names(adata, gene_symbols))
         expression = LogExpression.from_adata(adata, layer=layer)
         params = {
             **columns,
@@ -158,6 +161,15 @@ class Screen:
             if len(members) == 0:
                 cells[pool] = by_context[of_context[np.argmax(finest == pool)]]
         return Pools(finest, tuple(cells), by_context)
+
+
+def _unique(names: list[str]) -> tuple[str, ...]:
+    """Names for tables: repeated ones get a number, as :meth:`anndata.AnnData.var_names_make_unique` gives it."""
+    unique = make_index_unique(pd.Index(names))
+    changed = [new for name, new in zip(names, unique, strict=True) if name != new]
+    if changed:
+        logg.warning(f"{len(changed):,} genes have the name of another column and get a number, such as {changed[0]}.")
+    return tuple(map(str, unique))
 
 
 def _codes(values: NDArray[np.str_] | None, n: int) -> tuple[NDArray[np.str_], NDArray[np.int64]]:

@@ -5,5 +5,6 @@ from scgalore.tl._embed import embed
 from scgalore.tl._evaluate_perturbation import evaluate_perturbation
 from scgalore.tl._finetune import finetune
 from scgalore.tl._predict_perturbation import predict_perturbation
+from scgalore.tl._rank_perturbations import rank_perturbations
 
-__all__ = ["annotate", "embed", "evaluate_perturbation", "finetune", "predict_perturbation"]
+__all__ = ["annotate", "embed", "evaluate_perturbation", "finetune", "predict_perturbation", "rank_perturbations"]

@@ -5,20 +5,18 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
-import pandas as pd
-from anndata.utils import make_index_unique
 
 from scgalore import __version__
 from scgalore import _logging as logg
 from scgalore._docs import shared_parameters
 from scgalore._keys import PerturbationKeys
 from scgalore._rng import seed_from
-from scgalore.data.expression import LogExpression
 from scgalore.errors import MissingKeyError
-from scgalore.perturb.conditions import Conditions
 from scgalore.perturb.effects import BASELINES
 from scgalore.perturb.evaluation import choose_metrics, evaluate
-from scgalore.perturb.experiment import Experiment, Prediction
+from scgalore.perturb.prediction import Prediction
+from scgalore.perturb.screen import Screen
+from scgalore.tl._screens import READ
 from scgalore.tl._shared import Results, copied, writable_adata
 
 if TYPE_CHECKING:
@@ -105,7 +103,7 @@ def evaluate_perturbation(
     adata = writable_adata(data, mod=mod)
     with logg.step(f"scoring {len(prediction.rows):,} predicted perturbations") as step:
         options: dict[str, Any] = {"baselines": list(baselines), "n_bootstrap": n_bootstrap, "max_cells": max_cells}
-        found = evaluate(_experiment(adata, origin), prediction, metrics=list(chosen), seed=seed, **options)
+        found = evaluate(_screen(adata, origin), prediction, metrics=list(chosen), seed=seed, **options)
         params = {"key": key, "metrics": list(chosen), **options, "rng": seed}
         # Genes in rows, as in the prediction: HDF5 refuses tables with thousands of columns.
         observed = found.observed.T.set_axis(adata.uns[key]["effects"].index, axis=0)
@@ -124,11 +122,8 @@ def _prediction(adata: AnnData, key: str) -> tuple[Prediction, Mapping[str, Any]
         msg = f"There is no prediction in adata.uns[{key!r}]. Call sg.tl.predict_perturbation(adata) first, or pass its key_added as key=."
         raise MissingKeyError(msg)
     params, means, effects = result["params"], result["means"], result["effects"]
-    genes = _genes(adata, params)
-    places = [dict(zip(names, genes, strict=True)) for names in (genes, adata.var_names)]
-    known = next((place for place in places if set(means.index) <= set(place)), places[0])
     prediction = Prediction(
-        genes=tuple(known.get(name, str(name)) for name in make_index_unique(means.index)),
+        genes=tuple(map(str, means.index)),
         rows=result["rows"].astype(dict.fromkeys(("perturbation", "context", "group"), str)),
         means=means.to_numpy(np.float64).T,
         effects=effects.to_numpy(np.float64).T,
@@ -137,32 +132,7 @@ def _prediction(adata: AnnData, key: str) -> tuple[Prediction, Mapping[str, Any]
     return prediction, params
 
 
-def _genes(adata: AnnData, params: Mapping[str, Any]) -> list[str]:
-    """Names that perturbed genes may have, unique."""
-    column = params.get("gene_symbols")
-    if column is not None and column not in adata.var:
-        msg = f"No column {column!r} in adata.var, from which the prediction took the names of genes."
-        raise MissingKeyError(msg)
-    names = adata.var_names if column is None else pd.Index(adata.var[column].astype(str))
-    return list(map(str, make_index_unique(names)))
-
-
-def _experiment(adata: AnnData, params: Mapping[str, Any]) -> Experiment:
+def _screen(adata: AnnData, params: Mapping[str, Any]) -> Screen:
     """The cells the prediction is compared with, read as they were for it."""
-    columns: dict[str, Any] = {}
-    for name in ("pert_key", "context_key", "split_key"):
-        column = params.get(name)
-        if column is not None and column not in adata.obs:
-            msg = f"No column {column!r} in adata.obs, which was the {name} of the prediction; it has {list(adata.obs.columns)}."
-            raise MissingKeyError(msg)
-        columns[name] = None if column is None else adata.obs[column].to_numpy(object)
-    contexts, split = columns["context_key"], columns["split_key"]
-    return Experiment(
-        expression=LogExpression.from_adata(adata, params.get("layer")),
-        genes=tuple(_genes(adata, params)),
-        conditions=Conditions.from_labels(
-            columns["pert_key"], control=params.get("control"), separator=params.get("separator")
-        ),
-        contexts=None if contexts is None else contexts.astype(str),
-        split=split,
-    )
+    read: dict[str, Any] = {name: params.get(name) for name in (*READ, "split_key")}
+    return Screen.from_adata(adata, **read)

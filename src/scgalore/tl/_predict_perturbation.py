@@ -14,12 +14,15 @@ from scgalore._keys import PerturbationKeys
 from scgalore._rng import seed_from
 from scgalore.errors import OptionError
 from scgalore.model.inference import RunOptions
+from scgalore.model.perturbation import gene_vectors
 from scgalore.model.screens import perturbed_embeddings, predict_effects
 from scgalore.perturb.conditions import canonical_name, parse_condition
+from scgalore.perturb.plane import embed_in_plane
 from scgalore.perturb.profiles import row_label
 from scgalore.perturb.ranking import ranked_genes
 from scgalore.perturb.screen import Screen
 from scgalore.tl._fitted import recorded_model
+from scgalore.tl._screens import READ, perturbed_genes, read_params, trained_on, training_profiles
 from scgalore.tl._shared import Results, as_model, copied, writable_adata
 
 if TYPE_CHECKING:
@@ -30,8 +33,6 @@ if TYPE_CHECKING:
     from scgalore._typing import Data, PathLike, Rng
     from scgalore.model import SCGPT
     from scgalore.perturb.profiles import Profiles
-
-READ = ("pert_key", "control", "context_key", "batch_key", "separator", "layer", "gene_symbols")
 
 
 @shared_parameters
@@ -102,7 +103,9 @@ def predict_perturbation(
         ``means`` and ``effects`` (:class:`pandas.DataFrame`, genes in rows, perturbations in columns; mean of
         log-normalised expression, and its difference from the control mean), ``control_means`` (genes by contexts),
         ``rows`` (one row a column of these: ``perturbation``, ``context``, ``n_genes_perturbed``, ``group``, and ``measured``,
-        whether training saw it), ``params``, ``weights``, ``version``.
+        whether training saw it), ``gene_vectors`` (the model's embeddings of the perturbed genes), ``embedding`` (places of training and predicted perturbations in the plane through control
+        that holds most of the training effects), ``explained`` (share of their sum of squares in each direction), ``directions``
+        (genes by two), ``params``, ``weights``, ``version``.
     `adata.uns['predict_perturbation_rank_genes_groups' | key_added + '_rank_genes_groups']` : :class:`dict`
         Genes ranked by effect, in the form of :func:`scanpy.tl.rank_genes_groups`, for scanpy's plots:
         ``sc.pl.rank_genes_groups(adata, key=...)``. Scores are effects; p-values are NaN, since nothing was tested.
@@ -134,7 +137,7 @@ def predict_perturbation(
     fitted = recorded_model(adata) if model is None else as_model(model)
     fitted.require_perturbation()
     given = (pert_key, control, context_key, None, separator, layer, gene_symbols)
-    read = _read_params(adata, fitted, dict(zip(READ, given, strict=True)), split_key)
+    read = read_params(adata, fitted, dict(zip(READ, given, strict=True)), split_key)
     screen = Screen.from_adata(adata, **read)
     names = _names(perturbations, read)
     wanted_by_cell = None if per_cell is None else _per_cell(adata, per_cell, read)
@@ -171,21 +174,6 @@ def predict_perturbation(
     return data if copy else None
 
 
-def _read_params(adata: AnnData, model: SCGPT, given: dict[str, Any], split_key: str | None) -> dict[str, Any]:
-    """How to read the object: as asked for, else as the model's own data were read, as far as columns are here."""
-    own = {} if model.screen is None else model.screen.params
-    read = {name: own.get(name) if value is None else value for name, value in given.items()}
-    read["pert_key"] = read["pert_key"] or "perturbation"
-    if given["control"] is None and read["control"] not in set(adata.obs.get(read["pert_key"], ())):
-        read["control"] = None  # other data may spell it otherwise
-    for name in ("context_key", "batch_key"):
-        if given[name] is None and read[name] not in adata.obs:
-            read[name] = None
-    if split_key is None and own.get("split_key") in adata.obs:
-        split_key = own["split_key"]
-    return {**read, "split_key": split_key}
-
-
 def _names(perturbations: str | Sequence[str] | None, read: dict[str, Any]) -> list[str] | None:
     if perturbations is None:
         return None
@@ -193,8 +181,7 @@ def _names(perturbations: str | Sequence[str] | None, read: dict[str, Any]) -> l
     if not labels:
         msg = "perturbations is empty. Name some, such as 'KLF1+MAP2K6', or pass None for those of the test part."
         raise OptionError(msg)
-    genes = [parse_condition(str(label), control=read["control"], separator=read["separator"]) for label in labels]
-    return list(dict.fromkeys(map(canonical_name, genes)))
+    return list(map(canonical_name, perturbed_genes(labels, read)))
 
 
 def _per_cell(adata: AnnData, key: str, read: dict[str, Any]) -> list[tuple[str, ...]]:
@@ -239,11 +226,7 @@ def _content(
 ) -> dict[str, Any]:
     control_means = controls.control_means[rows["context_code"]]
     genes, columns = pd.Index(screen.genes), pd.Index(rows.index)
-    seen = (
-        set()
-        if model.screen is None
-        else {*model.screen.perturbations["train"], *model.screen.perturbations["validation"]}
-    )
+    seen = trained_on(model)
     groups = adata.uns.get(read["split_key"], {}).get("groups", {}) if read["split_key"] else {}
     group_of = {str(name): group for group, names in groups.items() for name in names}
     table = pd.DataFrame(
@@ -263,10 +246,19 @@ def _content(
             controls.control_means.T.astype(np.float32), index=list(screen.genes), columns=_context_columns(controls)
         ),
         "rows": table,
+        "gene_vectors": _gene_vectors(model, screen, rows),
+        **embed_in_plane(training_profiles(screen, model, controls), table, effects),
         "params": {**read, "control": screen.conditions.control},
         "weights": dict(model.provenance),
         "version": __version__,
     }
+
+
+def _gene_vectors(model: SCGPT, screen: Screen, rows: pd.DataFrame) -> pd.DataFrame:
+    """The model's embeddings of perturbed genes, which the linear baseline is given too."""
+    genes = sorted({gene for part in (*screen.conditions.genes, *rows["genes"]) for gene in part})
+    vectors = gene_vectors(model.network, model.vocab, genes)
+    return vectors.set_axis([f"d{i}" for i in range(vectors.shape[1])], axis=1)
 
 
 def _context_columns(controls: Profiles) -> list[str]:

@@ -1,4 +1,4 @@
-"""Measured and predicted perturbations, and which of the one belong to which of the other."""
+"""Predicted perturbations, and which measured ones they belong to."""
 
 from __future__ import annotations
 
@@ -18,38 +18,11 @@ if TYPE_CHECKING:
     import pandas as pd
     from numpy.typing import NDArray
 
-    from scgalore.data.expression import LogExpression
-    from scgalore.perturb.conditions import Conditions
+    from scgalore.perturb.screen import Screen
 
     Values = NDArray[np.float64]
 
-__all__ = ["Experiment", "HeldOut", "Prediction", "columns_of", "held_out", "matched_rows", "profiles_of"]
-
-
-@dataclass(frozen=True)
-class Experiment:
-    """Measured cells, and which of them were held out.
-
-    Attributes
-    ----------
-    expression
-        Cells by genes.
-    genes
-        Names of the columns.
-    conditions
-        Perturbation of each cell.
-    contexts
-        Cell type or line of each cell; ``None`` if there is one only.
-    split
-        ``"train"``, ``"validation"`` or ``"test"`` for each cell, anything else for cells that are not used. ``None``: the
-        cells of the predicted rows are held out, and no others.
-    """
-
-    expression: LogExpression
-    genes: tuple[str, ...] = field(repr=False)
-    conditions: Conditions
-    contexts: NDArray[np.str_] | None = field(default=None, repr=False)
-    split: NDArray[np.object_] | None = field(default=None, repr=False)
+__all__ = ["HeldOut", "Prediction", "columns_of", "held_out", "matched_rows", "profiles_of"]
 
 
 @dataclass(frozen=True)
@@ -59,7 +32,7 @@ class Prediction:
     Attributes
     ----------
     genes
-        Names of the columns, each a gene of the experiment.
+        Names of the columns, each a gene of the screen.
     rows
         One row each, with columns ``perturbation`` (canonical name), ``context`` (``""`` if there is one only) and ``group``.
     means
@@ -78,12 +51,12 @@ class Prediction:
 
 
 def columns_of(genes: Sequence[str], prediction: Prediction) -> NDArray[np.int64]:
-    """Columns of the experiment that were predicted, int64.
+    """Columns of the screen that were predicted, int64.
 
     Parameters
     ----------
     genes
-        Genes of the experiment.
+        Genes of the screen.
     prediction
         What is scored.
 
@@ -125,23 +98,23 @@ class HeldOut:
     group: NDArray[np.int64] = field(repr=False)
 
 
-def held_out(experiment: Experiment, prediction: Prediction) -> HeldOut:
+def held_out(screen: Screen, prediction: Prediction) -> HeldOut:
     """Sort cells into those held out and those that may be learned from.
 
     Parameters
     ----------
-    experiment
+    screen
         Measured cells.
     prediction
         Its rows are what is held out where there is no split.
     """
-    codes, names = experiment.conditions.codes, experiment.conditions.names
+    codes, names = screen.conditions.codes, screen.conditions.names
     contexts, context = np.array([""]), np.zeros(len(codes), dtype=np.int64)
-    if experiment.contexts is not None:
-        contexts, context = np.unique(experiment.contexts.astype(str), return_inverse=True)
+    if screen.contexts is not None:
+        contexts, context = np.unique(screen.contexts.astype(str), return_inverse=True)
     group = np.where(codes < 0, -1, context * len(names) + codes)
     control, perturbed = codes == 0, codes > 0
-    if experiment.split is None:
+    if screen.parts is None:
         known = {
             (str(c), name): i * len(names) + j for i, c in enumerate(contexts) for j, name in enumerate(names) if j
         }
@@ -149,8 +122,8 @@ def held_out(experiment: Experiment, prediction: Prediction) -> HeldOut:
         held = np.isin(group, [known[row] for row in asked if row in known])
         trained = perturbed & ~held
     else:
-        held = experiment.split == "test"
-        trained = perturbed & np.isin(experiment.split, ["train", "validation"])
+        held = screen.parts == "test"
+        trained = perturbed & np.isin(screen.parts, ["train", "validation"])
     test = perturbed & held
     # Control cells are known at prediction; those that a split by cell holds out are not, unless there are no others.
     free = control & ~held
@@ -158,20 +131,20 @@ def held_out(experiment: Experiment, prediction: Prediction) -> HeldOut:
     return HeldOut(test | free, trained | free, np.where(test | free, group, -1))
 
 
-def profiles_of(experiment: Experiment, cells: NDArray[np.bool_], columns: NDArray[np.int64]) -> Profiles:
+def profiles_of(screen: Screen, cells: NDArray[np.bool_], columns: NDArray[np.int64]) -> Profiles:
     """Average some cells.
 
     Parameters
     ----------
-    experiment
+    screen
         Measured cells.
     cells
         Which of them count, bool ``(n_obs,)``.
     columns
         Genes to keep, in this order.
     """
-    contexts = None if experiment.contexts is None else [str(name) for name in experiment.contexts]
-    found = Profiles.of(experiment.expression, experiment.genes, experiment.conditions, contexts, cells=cells)
+    contexts = None if screen.contexts is None else [str(name) for name in screen.contexts]
+    found = Profiles.of(screen.expression, screen.genes, screen.conditions, contexts, cells=cells)
     if len(columns) == len(found.genes) and (np.diff(columns) == 1).all():
         return found
     tables = ("means", "variances", "control_means", "control_variances")
@@ -185,7 +158,7 @@ def matched_rows(measured: Profiles, prediction: Prediction) -> tuple[list[int],
     Parameters
     ----------
     measured
-        Held-out rows of the experiment.
+        Held-out rows of the screen.
     prediction
         What is scored.
 

@@ -1,0 +1,204 @@
+"""Predicted cells as an AnnData."""
+
+from __future__ import annotations
+
+from difflib import get_close_matches
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+import scipy.sparse as sp
+from anndata import AnnData
+
+from scgalore._docs import shared_parameters
+from scgalore._keys import PerturbationKeys
+from scgalore._rng import seed_from
+from scgalore.data.hashing import fold_seed
+from scgalore.errors import DataError, MissingKeyError, OptionError
+from scgalore.get._prediction import read_prediction
+from scgalore.perturb.conditions import CONTROL, canonical_name, parse_condition
+from scgalore.perturb.profiles import row_label
+from scgalore.perturb.ranking import ranked_genes
+from scgalore.perturb.screen import Screen
+from scgalore.perturb.synthesis import synthesise
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from numpy.typing import NDArray
+
+    from scgalore._typing import Rng
+
+READ = ("pert_key", "control", "context_key", "separator", "layer", "gene_symbols")
+
+
+@shared_parameters
+def perturbed_cells(
+    adata: AnnData,
+    perturbations: str | Sequence[str] | None = None,
+    *,
+    n_cells: int | None = None,
+    key: str = PerturbationKeys().prediction,
+    with_control: bool = True,
+    rng: Rng = None,
+) -> AnnData:
+    """Draw cells around predicted means, for tests and plots that want cells.
+
+    The means are predictions; the cells are not. Zeros and spread are those of control cells, moved as a stated rule says
+    (:func:`scgalore.perturb.synthesise`), and differences among the drawn cells of a perturbation mean nothing.
+
+    Parameters
+    ----------
+    adata
+        Annotated data matrix with the prediction and the control cells it was made from.
+    perturbations
+        Which of the predicted ones: ``"KLF1"``, ``"KLF1+MAP2K6"``, ``"K562 | KLF1"``, or a list of such; without a context
+        each of them. ``None`` takes all.
+    n_cells
+        Cells of each perturbation. ``None`` takes as many as were measured of it, else the median over all that were measured,
+        else as many as there are control cells.
+    {key}
+    with_control
+        Whether the control cells of the same contexts come along, as they are.
+    rng
+        Seed or NumPy generator; ``None`` takes the seed of the prediction. The cells of a perturbation do not depend on which
+        others are drawn.
+
+    Returns
+    -------
+    New object with log-normalised expression (float32, sparse) and the genes of ``adata``. ``obs`` holds ``perturbation``
+    (``"control"`` or the genes, sorted), ``context``, ``condition`` (both, as far as there are several contexts) and
+    ``predicted`` (``False`` for control cells). ``uns["rank_genes_groups"]`` ranks genes by predicted effect, so that
+    scanpy's plots of ranked genes work: ``sc.pl.rank_genes_groups_dotplot(cells)``. Its p-values are NaN.
+
+    Raises
+    ------
+    DataError
+        If ``adata`` is no AnnData, or its genes or control cells are no longer those of the prediction.
+    MissingKeyError
+        If there is no prediction under ``key``, or a perturbation or column does not exist.
+    OptionError
+        If ``n_cells`` is below 1.
+
+    Examples
+    --------
+    >>> import scanpy as sc, scgalore as sg
+    >>> cells = sg.get.perturbed_cells(adata, ["KLF1", "KLF1+MAP2K6"])  # doctest: +SKIP
+    >>> sc.pl.rank_genes_groups_dotplot(cells, n_genes=5)  # doctest: +SKIP
+    """
+    if n_cells is not None and n_cells < 1:
+        msg = f"n_cells={n_cells}: expected 1 or more, or None for as many as were measured."
+        raise OptionError(msg)
+    result = read_prediction(adata, key)
+    seed = seed_from(result["params"].get("rng", 0) if rng is None else rng)
+    rows, places = _chosen(result, perturbations, key)
+    screen = Screen.from_adata(adata, **{name: result["params"].get(name) for name in READ})
+    _check_genes(result["means"].index, screen)
+    pools = _pools(screen, rows["context"])
+    sizes = _sizes(screen, rows, n_cells, {context: len(cells) for context, cells in pools.items()})
+    means = result["means"].to_numpy(np.float64)
+    expression = {context: screen.expression.rows(cells) for context, cells in pools.items()}
+    blocks, obs = [], []
+    for label, name, context, place, n in zip(
+        rows.index, rows["perturbation"], rows["context"], places, sizes, strict=True
+    ):
+        drawn_from = fold_seed(seed, "perturbed cells", label)
+        blocks.append(synthesise(means[:, place], expression[context], n_cells=n, seed=drawn_from))
+        names = [f"{label}-{i}" for i in range(n)]
+        obs.append(_described(names, name, context, label, predicted=True))
+    if with_control:
+        for context, cells in pools.items():
+            blocks.append(expression[context])
+            names = adata.obs_names[cells].astype(str).tolist()
+            obs.append(_described(names, CONTROL, context, row_label(CONTROL, context), predicted=False))
+    return _assembled(adata, blocks, obs, _ranked(result, rows, places, adata.var_names))
+
+
+def _chosen(
+    result: Mapping[str, Any], perturbations: str | Sequence[str] | None, key: str
+) -> tuple[pd.DataFrame, NDArray[np.int64]]:
+    """Rows that were asked for, with their positions in the tables."""
+    texts = result["rows"].astype({"perturbation": str, "context": str})
+    control, separator = (result["params"].get(name) for name in ("control", "separator"))
+    if perturbations is None:
+        return texts, np.arange(len(texts))
+    wanted = [perturbations] if isinstance(perturbations, str) else list(perturbations)
+    places: list[int] = []
+    for label in wanted:
+        name = canonical_name(parse_condition(str(label), control=control, separator=separator))
+        found = np.flatnonzero((texts.index == label) | (texts["perturbation"] == name))
+        if len(found) == 0:
+            similar = get_close_matches(name, [*texts["perturbation"], *texts.index], n=5) or list(texts.index[:5])
+            msg = (
+                f"{label!r} is not among the {len(texts):,} perturbations in adata.uns[{key!r}]; similar ones: "
+                f"{', '.join(similar)}. Predict it with sg.tl.predict_perturbation(adata, [...])."
+            )
+            raise MissingKeyError(msg)
+        places += found.tolist()
+    if not places:
+        msg = "perturbations is empty. Name some of those that were predicted, or pass None for all."
+        raise OptionError(msg)
+    chosen = np.array(list(dict.fromkeys(places)), dtype=np.int64)
+    return texts.iloc[chosen], chosen
+
+
+def _check_genes(predicted: pd.Index, screen: Screen) -> None:
+    if list(map(str, predicted)) != list(screen.genes):
+        msg = (
+            f"The prediction is of {len(predicted):,} genes, which are not the {len(screen.genes):,} of adata any more. Call "
+            "sg.tl.predict_perturbation(adata) again."
+        )
+        raise DataError(msg)
+
+
+def _pools(screen: Screen, wanted: pd.Series) -> dict[str, NDArray[np.int64]]:
+    """Control cells of the contexts that were asked for."""
+    names = [""] if screen.contexts is None else np.unique(screen.contexts).tolist()
+    pools = dict(zip(names, screen.pools().of_context, strict=True))
+    contexts = list(dict.fromkeys(wanted))
+    for context in contexts:
+        if len(pools.get(context, ())) == 0:
+            where = f" of context {context!r}" if context else ""
+            msg = f"adata has no control cell{where} any more, which cells are drawn from. Pass the object that was predicted on."
+            raise DataError(msg)
+    return {context: pools[context] for context in contexts}
+
+
+def _sizes(screen: Screen, rows: pd.DataFrame, n_cells: int | None, n_controls: Mapping[str, int]) -> list[int]:
+    if n_cells is not None:
+        return [n_cells] * len(rows)
+    codes, names = screen.conditions.codes, np.array(screen.conditions.names)
+    perturbed = codes > 0
+    contexts = np.full(len(codes), "") if screen.contexts is None else screen.contexts
+    measured = pd.DataFrame({"name": names[codes[perturbed]], "context": contexts[perturbed]}).value_counts()
+    usual = int(np.median(measured)) if len(measured) else 0
+    pairs = zip(rows["perturbation"], rows["context"], strict=True)
+    return [int(measured.get((name, context), usual)) or n_controls[context] for name, context in pairs]
+
+
+def _described(names: list[str], perturbation: str, context: str, condition: str, *, predicted: bool) -> pd.DataFrame:
+    columns = {"perturbation": perturbation, "context": context, "condition": condition, "predicted": predicted}
+    return pd.DataFrame(columns, index=names)
+
+
+def _ranked(
+    result: Mapping[str, Any], rows: pd.DataFrame, places: NDArray[np.int64], genes: pd.Index
+) -> dict[str, Any]:
+    """Record of ranked genes as the prediction wrote it, with names of the genes that scanpy finds in ``var``."""
+    effects, means = (
+        pd.DataFrame(result[name].to_numpy()[:, places], index=genes, columns=rows.index)
+        for name in ("effects", "means")
+    )
+    return ranked_genes(effects, means, groupby="condition")
+
+
+def _assembled(adata: AnnData, blocks: list[sp.csr_matrix], obs: list[pd.DataFrame], ranked: dict[str, Any]) -> AnnData:
+    table = pd.concat(obs)
+    for column in ("perturbation", "context", "condition"):
+        # In the order of the rows, which is that of the record, as scanpy's plots expect.
+        table[column] = pd.Categorical(table[column], categories=list(dict.fromkeys(table[column])))
+    cells = AnnData(sp.vstack(blocks, format="csr", dtype=np.float32), obs=table, var=adata.var.copy())
+    cells.obs_names_make_unique()
+    cells.uns["log1p"] = {"base": None}
+    cells.uns["rank_genes_groups"] = ranked
+    return cells

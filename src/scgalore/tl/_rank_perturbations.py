@@ -1,0 +1,201 @@
+"""Perturbations that lead from control to a wanted state."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from scgalore import __version__
+from scgalore import _logging as logg
+from scgalore._docs import shared_parameters
+from scgalore._keys import PerturbationKeys
+from scgalore._rng import seed_from
+from scgalore.errors import OptionError
+from scgalore.model.inference import RunOptions
+from scgalore.model.perturbation import refuse_unknown
+from scgalore.perturb import retrieval
+from scgalore.perturb.screen import Screen
+from scgalore.tl._fitted import recorded_model
+from scgalore.tl._screens import READ, perturbed_genes, read_params, trained_on
+from scgalore.tl._search import Search
+from scgalore.tl._shared import Results, as_model, copied, writable_adata
+from scgalore.tl._wanted import Wanted, context_code
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    import pandas as pd
+
+    from scgalore._typing import Data, PathLike, Rng
+    from scgalore.model import SCGPT
+
+KEY = "rank_perturbations"
+
+
+@shared_parameters
+def rank_perturbations(
+    data: Data,
+    target: str | Mapping[str, float] | pd.Series,
+    *,
+    target_key: str | None = None,
+    model: PathLike | SCGPT | None = None,
+    candidates: Sequence[str] | None = None,
+    pairs: bool = False,
+    max_pairs: int = 300,
+    metric: str = "cosine",
+    recovery: bool = True,
+    context: str | None = None,
+    pert_key: str | None = None,
+    control: str | None = None,
+    context_key: str | None = None,
+    separator: str | None = None,
+    split_key: str | None = None,
+    layer: str | None = None,
+    gene_symbols: str | None = None,
+    mod: str = "rna",
+    n_controls: int = 100,
+    batch_tokens: int | None = None,
+    accelerator: str | None = None,
+    rng: Rng = 0,
+    key_added: str | None = None,
+    copy: bool = False,
+) -> Data | None:
+    """Rank perturbations by how well their predicted effect leads from control to a wanted state.
+
+    Each candidate says what training knew of it, and its score stands beside those of the prior alone and of the measured
+    effect. How far such a ranking can be trusted says the recovery of held-out perturbations: the rank of the right one when
+    the effect it was observed to have is the target.
+
+    Parameters
+    ----------
+    {data}
+    target
+        Label of a perturbation, or of ``target_key``, whose cells' mean is wanted; or the wanted effect by gene (differences
+        of mean log-normalised expression from control), which is compared over these genes only.
+    target_key
+        Column of ``adata.obs`` that ``target`` is a label of; ``None`` is ``pert_key``.
+    model
+        As for :func:`scgalore.tl.predict_perturbation`.
+    candidates
+        Perturbations to rank beside each gene that was perturbed in training.
+    pairs
+        Whether pairs of the best genes are ranked, too.
+    max_pairs
+        Most pairs.
+    metric
+        Likeness of effects: ``"cosine"``, ``"pearson"`` or ``"mse"`` (where lower is better).
+    recovery
+        Whether held-out perturbations are looked for, which takes a prediction of each measured one.
+    context
+        Cell type or line to stay in, where there are several.
+    {pert_key}
+    {control}
+    {context_key}
+    {separator}
+    split_key
+        Column of ``adata.obs`` with the part of each cell.
+    {layer}
+    {gene_symbols}
+
+        All of these are by default what the model was fine-tuned with.
+    {mod}
+    n_controls
+        Control cells that a prediction is averaged over.
+    batch_tokens
+        Most tokens in a batch.
+    {accelerator}
+    rng
+        Seed of the choice of control cells.
+    {key_added}
+    {copy}
+
+    Returns
+    -------
+    ``None``, or with ``copy=True`` the container it was given, with this key set:
+
+    `adata.uns['rank_perturbations' | key_added]` : :class:`dict`
+        ``ranking``, best first: ``perturbation``, ``n_genes_perturbed``, ``evidence`` (whether training ``"measured"`` it, had
+        its ``"parts measured"``, or it was ``"unseen"``; ``"unknown"`` for upstream checkpoints), ``is_target``, ``score``, ``score_prior`` and ``score_measured``
+        (NaN where there is no prior or measurement outside the test part).
+        ``recovery``: ``rank`` of each held-out ``perturbation`` among ``n_candidates``, by ``method`` (``"model"``,
+        ``"prior"``, and ``"training mean"``, which cannot tell perturbations apart).
+        ``recovery_summary``: ``median_rank`` of each method beside ``chance``.
+        ``params`` (``target_trained_on``: whether the target was among the data used for training), ``weights``,
+        ``version``. A gene of the target perturbation is not compared, since its own change would give it away.
+
+    Raises
+    ------
+    DataError
+        If the model knows no such gene, a label does not parse, or there is no control cell.
+    MissingKeyError
+        If the target or a column does not exist, or no model is given and none recorded.
+    OptionError
+        If an option is outside its choices, there is no candidate, or several contexts and none named.
+
+    Examples
+    --------
+    >>> import scgalore as sg
+    >>> sg.tl.rank_perturbations(adata, "KLF1+MAP2K6", pairs=True)  # doctest: +SKIP
+    >>> adata.uns["rank_perturbations"]["ranking"].head()  # doctest: +SKIP
+    """
+    _check(n_controls=n_controls, max_pairs=max_pairs, metric=metric)
+    key = KEY if key_added is None else PerturbationKeys.from_key_added(key_added).prediction
+    seed, options = seed_from(rng), RunOptions.of(batch_tokens=batch_tokens, accelerator=accelerator)
+    data = copied(data, mod=mod) if copy else data
+    adata = writable_adata(data, mod=mod)
+    fitted = recorded_model(adata) if model is None else as_model(model)
+    fitted.require_perturbation()
+    given = (pert_key, control, context_key, None, separator, layer, gene_symbols)
+    read = read_params(adata, fitted, dict(zip(READ, given, strict=True)), split_key)
+    screen = Screen.from_adata(adata, **read)
+    controls = screen.profiles()
+    run = {"device": options.device, "n_controls": n_controls, "batch_tokens": options.batch_tokens, "seed": seed}
+    search = Search(fitted, screen, controls, context_code(context, controls), metric, run)
+    wanted = Wanted.of(target, target_key, adata, screen, controls, search.code, trained_on(fitted))
+    chosen = search.candidates(perturbed_genes(candidates or [], read))
+    refuse_unknown([gene for genes in chosen for gene in genes], fitted.vocab)
+    with logg.step(f"ranking {len(chosen):,} perturbations by their likeness to {wanted.name}") as step:
+        found = search.recovery(chosen) if recovery else None
+        content = {
+            "ranking": search.ranking(chosen, wanted, max_pairs=max_pairs if pairs else 0),
+            **({} if found is None else {"recovery": found, "recovery_summary": retrieval.summary(found)}),
+            "params": {
+                **{**read, "control": screen.conditions.control, "context": search.context, "metric": metric},
+                **{"target": wanted.name, "target_key": target_key, "target_trained_on": wanted.trained_on},
+                **{"n_genes_compared": int(wanted.compared.sum()), "pairs": pairs, "max_pairs": max_pairs},
+                **{"n_controls": n_controls, "rng": seed},
+            },
+            "weights": dict(fitted.provenance),
+            "version": __version__,
+        }
+        _report(content, wanted)
+        results = Results(uns={key: (content, "ranked perturbations, recovery of held-out ones")})
+        results.write(data, adata, mod=mod, step=step)
+    return data if copy else None
+
+
+def _check(*, n_controls: int, max_pairs: int, metric: str) -> None:
+    for name, value in {"n_controls": n_controls, "max_pairs": max_pairs}.items():
+        if value < 1:
+            msg = f"{name}={value}: expected 1 or more."
+            raise OptionError(msg)
+    if metric not in retrieval.METRICS:
+        msg = f"metric={metric!r}: choose one of {', '.join(map(repr, retrieval.METRICS))}."
+        raise OptionError(msg)
+
+
+def _report(content: dict[str, Any], wanted: Wanted) -> None:
+    if wanted.trained_on:
+        logg.warning(
+            f"The target {wanted.name!r} was among the data used for training: that it is found again says little about the model."
+        )
+    found = content.get("recovery_summary")
+    if found is None:
+        return
+    if len(found) == 0:
+        logg.info("    no held-out perturbation is here, so nothing says how far the ranking can be trusted")
+        return
+    first = found.iloc[0]
+    ranks = ", ".join(f"{row.median_rank:g} ({row.method})" for row in found.itertuples())
+    logg.info(
+        f"    median rank of {first['n']} held-out perturbations among {first['n_candidates']:,}: {ranks}, {first['chance']:g} (a guess)"
+    )

@@ -1,0 +1,68 @@
+"""How the tools for perturbations read an object, and what a model has been trained on."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from scgalore.perturb.conditions import parse_condition
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from anndata import AnnData
+
+    from scgalore.model import SCGPT
+    from scgalore.perturb.profiles import Profiles
+    from scgalore.perturb.screen import Screen
+
+__all__ = ["READ", "perturbed_genes", "read_params", "trained_on", "training_profiles"]
+
+READ = ("pert_key", "control", "context_key", "batch_key", "separator", "layer", "gene_symbols")
+
+
+def read_params(adata: AnnData, model: SCGPT, given: dict[str, Any], split_key: str | None) -> dict[str, Any]:
+    """How to read the object: as asked for, else as the model's own data were read, as far as columns are here."""
+    own = {} if model.screen is None else model.screen.params
+    read = {name: own.get(name) if value is None else value for name, value in given.items()}
+    read["pert_key"] = read["pert_key"] or "perturbation"
+    if given["control"] is None and read["control"] not in set(adata.obs.get(read["pert_key"], ())):
+        read["control"] = None  # other data may spell it otherwise
+    for name in ("context_key", "batch_key"):
+        if given[name] is None and read[name] not in adata.obs:
+            read[name] = None
+    if split_key is None and own.get("split_key") in adata.obs:
+        split_key = own["split_key"]
+    return {**read, "split_key": split_key}
+
+
+def perturbed_genes(labels: Sequence[str], read: dict[str, Any]) -> list[tuple[str, ...]]:
+    """Genes of perturbations that a user names, each once."""
+    genes = [parse_condition(str(label), control=read["control"], separator=read["separator"]) for label in labels]
+    return list(dict.fromkeys(genes))
+
+
+def trained_on(model: SCGPT) -> set[str]:
+    """Canonical names of the perturbations of the training and validation parts; none for upstream checkpoints."""
+    if model.screen is None:
+        return set()
+    return {*model.screen.perturbations["train"], *model.screen.perturbations["validation"]}
+
+
+def training_profiles(screen: Screen, model: SCGPT, everything: Profiles) -> Profiles:
+    """Measured perturbations that are no secret: all but the test part, or without a split those the model was trained on.
+
+    Parameters
+    ----------
+    screen
+        As it was read.
+    model
+        Fine-tuned.
+    everything
+        Profiles of all cells.
+    """
+    if screen.parts is not None:
+        return screen.profiles("train", "validation")
+    seen = trained_on(model)
+    return everything.take(np.flatnonzero([name in seen for name in everything.perturbations]))

@@ -1,0 +1,149 @@
+"""Search among perturbations for a wanted effect, and what such a search is worth."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+
+from scgalore.errors import OptionError
+from scgalore.model.perturbation import target_tokens
+from scgalore.model.screens import predict_effects
+from scgalore.perturb import retrieval
+from scgalore.perturb.effects import fit_effects
+from scgalore.tl._screens import trained_on, training_profiles
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from numpy.typing import NDArray
+
+    from scgalore.model import SCGPT
+    from scgalore.perturb.profiles import Profiles
+    from scgalore.perturb.screen import Screen
+    from scgalore.tl._wanted import Wanted
+
+__all__ = ["Search"]
+
+Genes = tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Search:
+    """Candidates in one context, whose effects are predicted once each.
+
+    Attributes
+    ----------
+    model
+        Fine-tuned on perturbations.
+    screen
+        Where the control cells are, and what was measured.
+    controls
+        Profiles of all cells.
+    code
+        Number of the context.
+    metric
+        One of :data:`scgalore.perturb.retrieval.METRICS`.
+    options
+        Keywords of :func:`scgalore.model.screens.predict_effects`.
+    """
+
+    model: SCGPT
+    screen: Screen
+    controls: Profiles
+    code: int
+    metric: str
+    options: dict[str, Any]
+    predicted: dict[Genes, NDArray[np.float64]] = field(default_factory=dict, repr=False)
+
+    @property
+    def context(self) -> str:
+        """Name of the context."""
+        return self.controls.context_names[self.code]
+
+    @cached_property
+    def training(self) -> Profiles:
+        """What was measured in this context and is no secret."""
+        known = training_profiles(self.screen, self.model, self.controls)
+        return known.take(np.flatnonzero(known.contexts == self.code))
+
+    @cached_property
+    def held_out(self) -> Profiles:
+        """Test perturbations of this context that the model has a token for; they are none without a split."""
+        parts = self.screen.parts
+        if parts is None or "test" not in parts:
+            return self.controls.take([])
+        test = self.screen.profiles("test")
+        known = [min(target_tokens(genes, self.model.vocab)) >= 0 for genes in test.perturbed]
+        return test.take(np.flatnonzero((test.contexts == self.code) & known))
+
+    def candidates(self, given: Sequence[Genes]) -> list[Genes]:
+        """Genes that were perturbed in training, and those given, without control."""
+        genes = {gene for name in trained_on(self.model) for gene in name.split("+")}
+        found = sorted({(gene,) for gene in genes} | set(given) - {()})
+        if not found:
+            msg = "The model does not say which genes were perturbed in its training, and none is given. Name some: candidates=[...]."
+            raise OptionError(msg)
+        return found
+
+    def effects(self, wanted: Sequence[Genes]) -> NDArray[np.float64]:
+        """Predicted effects, ``(len(wanted), n_genes)``."""
+        new = [genes for genes in dict.fromkeys(wanted) if genes not in self.predicted]
+        if new:
+            rows = [(self.code, genes) for genes in new]
+            made = predict_effects(self.model, self.screen, rows, self.controls, **self.options)
+            self.predicted.update(zip(new, made, strict=True))
+        return np.array([self.predicted[genes] for genes in wanted])
+
+    def prior_effects(self, wanted: Sequence[Genes]) -> NDArray[np.float64] | None:
+        """What the model's prior says on its own."""
+        memory = self.model.screen
+        if memory is None or memory.prior is None:
+            return None
+        effects = retrieval.rule_effects(memory.prior, wanted, self.context, self.screen.genes)
+        control = self.controls.control_means[self.code]
+        return np.maximum(control + effects, 0) - control  # as in a prediction
+
+    def ranking(self, candidates: list[Genes], wanted: Wanted, *, max_pairs: int) -> pd.DataFrame:
+        """Table of the candidates, best first; with ``max_pairs`` also of pairs of the best genes."""
+
+        def scored(effects: NDArray[np.float64]) -> NDArray[np.float64]:
+            return retrieval.scores(effects[:, wanted.compared], wanted.effect[wanted.compared], self.metric)
+
+        if max_pairs:
+            singles = [genes for genes in candidates if len(genes) == 1]
+            values = scored(self.effects(singles))
+            found = retrieval.best_pairs([gene for (gene,) in singles], values, self.metric, max_pairs)
+            candidates = list(dict.fromkeys([*candidates, *found]))
+        seen = None if self.model.screen is None else trained_on(self.model)
+        prior = self.prior_effects(candidates)
+        measured = dict(zip(self.training.perturbed, scored(self.training.effects), strict=True))
+        table = pd.DataFrame(
+            {
+                "perturbation": ["+".join(genes) for genes in candidates],
+                "n_genes_perturbed": [len(genes) for genes in candidates],
+                "evidence": ["unknown" if seen is None else retrieval.evidence(genes, seen) for genes in candidates],
+                "score": scored(self.effects(candidates)),
+                "score_prior": np.nan if prior is None else scored(prior),
+                "score_measured": [measured.get(genes, np.nan) for genes in candidates],
+            }
+        )
+        table.insert(3, "is_target", table["perturbation"] == wanted.name)
+        return table.sort_values("score", ascending=self.metric == "mse", kind="stable", ignore_index=True)
+
+    def recovery(self, candidates: Sequence[Genes]) -> pd.DataFrame:
+        """Ranks of held-out perturbations among the candidates, all of training and each other."""
+        observed = self.held_out
+        # Doubles of training stand beside those to be found, or their number of genes alone would narrow the choice.
+        names = {tuple(name.split("+")) for name in trained_on(self.model)} | {*self.training.perturbed}
+        pool = sorted({*candidates, *names, *observed.perturbed}) if len(observed) else []
+        effects = {"model": self.effects(pool)} if pool else {}
+        if pool and (prior := self.prior_effects(pool)) is not None:
+            effects["prior"] = prior
+        if pool and len(self.training):
+            rule = fit_effects("training mean", self.training)
+            effects["training mean"] = retrieval.rule_effects(rule, pool, self.context, self.screen.genes)
+        return retrieval.recovery(observed.effects, observed.perturbed, pool, effects, self.screen.genes, self.metric)

@@ -1,0 +1,156 @@
+"""The state that a search for perturbations is to reach."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+
+from scgalore.data.match import few
+from scgalore.data.split import PARTS
+from scgalore.errors import DataError, MissingKeyError, OptionError
+from scgalore.perturb.conditions import CONTROL, canonical_name, parse_condition
+from scgalore.perturb.retrieval import mean_of
+
+if TYPE_CHECKING:
+    from collections.abc import Set as AbstractSet
+
+    from anndata import AnnData
+    from numpy.typing import NDArray
+
+    from scgalore.perturb.profiles import Profiles
+    from scgalore.perturb.screen import Screen
+
+__all__ = ["Wanted", "context_code"]
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """An effect to look for.
+
+    Attributes
+    ----------
+    name
+        What to call it; a canonical name where it is a perturbation.
+    effect
+        Wanted difference from the control mean, ``(n_genes,)``.
+    compared
+        Genes that count, bool ``(n_genes,)``.
+    trained_on
+        Whether cells it was made from, or the perturbation it is, were used for training.
+    """
+
+    name: str
+    effect: NDArray[np.float64] = field(repr=False)
+    compared: NDArray[np.bool_] = field(repr=False)
+    trained_on: bool
+
+    @classmethod
+    def of(
+        cls,
+        target: str | Mapping[str, float] | pd.Series,
+        target_key: str | None,
+        adata: AnnData,
+        screen: Screen,
+        controls: Profiles,
+        code: int,
+        seen: AbstractSet[str],
+    ) -> Wanted:
+        """Find out what is wanted.
+
+        Parameters
+        ----------
+        target, target_key
+            As given to :func:`scgalore.tl.rank_perturbations`.
+        adata, screen
+            The cells.
+        controls
+            Has control means.
+        code
+            Context to stay in.
+        seen
+            Perturbations of training.
+        """
+        if isinstance(target, Mapping | pd.Series):
+            if target_key is not None:
+                msg = f"target_key={target_key!r} belongs to a label, but target is a table of effects. Leave one of them out."
+                raise OptionError(msg)
+            return cls._from_effects(pd.Series(target, dtype=np.float64), screen)
+        perturbed = ()
+        if target_key is None:
+            perturbed, is_target = _perturbation(target, screen)
+            target = canonical_name(perturbed)
+        elif target_key in adata.obs:
+            is_target = (adata.obs[target_key].astype(str) == str(target)).to_numpy()
+            if not is_target.any():
+                labels = adata.obs[target_key].dropna().astype(str).unique()
+                msg = f"No cell is labelled {target!r} in adata.obs[{target_key!r}], which has {few(labels, 5)}."
+                raise MissingKeyError(msg)
+        else:
+            msg = f"target_key={target_key!r} is no column of adata.obs, which has {list(adata.obs.columns)}."
+            raise MissingKeyError(msg)
+        context = controls.context_names[code]
+        inside = is_target if screen.contexts is None else is_target & (screen.contexts == context)
+        if not inside.any():
+            msg = f"No cell of the target {target!r} is in context {context!r}. Choose another context=."
+            raise DataError(msg)
+        effect = mean_of(screen.expression, np.flatnonzero(inside)) - controls.control_means[code]
+        # That a perturbed gene changes itself would name the perturbation.
+        compared = ~np.isin(np.array(screen.genes), perturbed)
+        return cls(str(target), effect, compared, _was_trained_on(screen, inside, seen))
+
+    @classmethod
+    def _from_effects(cls, effects: pd.Series, screen: Screen) -> Wanted:
+        named = pd.Series(np.arange(len(screen.genes)), index=screen.genes)
+        known = [gene for gene in effects.index if gene in named.index]
+        if not known or not np.isfinite(effects).all() or effects.index.has_duplicates:
+            msg = (
+                f"target has {len(effects):,} genes, {len(known):,} of which are measured; expected a finite effect for some "
+                "measured genes, each named once."
+            )
+            raise DataError(msg)
+        effect, compared = np.zeros(len(named)), np.zeros(len(named), dtype=bool)
+        for gene in known:
+            effect[named[gene]], compared[named[gene]] = effects[gene], True
+        return cls("given effects", effect, compared, trained_on=False)
+
+
+def _perturbation(target: Any, screen: Screen) -> tuple[tuple[str, ...], NDArray[np.bool_]]:
+    perturbed = parse_condition(str(target), control=screen.conditions.control, separator=screen.conditions.separator)
+    if not perturbed:
+        msg = f"target={target!r} is control, where the search starts. Name a perturbation, or another column as target_key=."
+        raise OptionError(msg)
+    return perturbed, screen.conditions.codes == screen.conditions.index(canonical_name(perturbed))
+
+
+def _was_trained_on(screen: Screen, cells: NDArray[np.bool_], seen: AbstractSet[str]) -> bool:
+    """Whether training saw some of these perturbed cells, or their perturbation in other cells."""
+    cells = cells & (screen.conditions.codes > 0)
+    names = {screen.conditions.names[code] for code in np.unique(screen.conditions.codes[cells])}
+    used = screen.parts is not None and bool(np.isin(screen.parts[cells], PARTS[:2]).any())
+    return used or not seen.isdisjoint(names)
+
+
+def context_code(context: str | None, controls: Profiles) -> int:
+    """Number of the context to work in.
+
+    Raises
+    ------
+    OptionError
+        If there are several and none is named, or there is no such context.
+    DataError
+        If it has no control cell.
+    """
+    names = controls.context_names
+    if context is None and len(names) > 1 or context is not None and context not in names:
+        given = "" if context is None else f"context={context!r}: "
+        msg = f"{given}choose one of {few(names, 10)} as context=, since effects differ between contexts."
+        raise OptionError(msg)
+    code = 0 if context is None else names.index(context)
+    if controls.n_controls[code] == 0:
+        msg = f"Context {names[code]!r} has no {CONTROL} cell to start from. Choose another context=."
+        raise DataError(msg)
+    return code

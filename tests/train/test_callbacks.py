@@ -1,12 +1,21 @@
 import math
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
+from tests.bitwise import differences
+from tests.flagged import flag_network, flagged_cells, flagged_split
 
 from scgalore.errors import DataError
+from scgalore.nn import SCGPTNetwork
+from scgalore.objectives import Perturbation
+from scgalore.train import TrainConfig, TrainResult, fit
 from scgalore.train.callbacks import BestWeights, History, StopEarly
+
+UNBEATABLE = -1.0
+"""An error that no epoch can have."""
 
 
 def trainer(epoch: int, **metrics: float) -> Any:
@@ -83,3 +92,109 @@ def test_resumed_run_remembers_that_it_had_stopped(waited: int, stops: bool) -> 
     resumed.load_state_dict(state)
     resumed.on_train_start(run, plan())
     assert run.should_stop is stops
+
+
+class TestWeightsOfTheStartMayBeTheBest:
+    """A score of the start makes them count: they stay until an epoch does better."""
+
+    def run(self, start: float, scores: list[float]) -> tuple[BestWeights, Any]:
+        best, module = BestWeights("validation_loss", start=start), plan()
+        with torch.no_grad():
+            module.module.network.weight.fill_(-5)
+        best.on_fit_start(trainer(0), module)
+        for epoch, score in enumerate(scores):
+            with torch.no_grad():
+                module.module.network.weight.fill_(epoch)
+            best.on_train_epoch_end(trainer(epoch, validation_loss=score), module)
+        best.on_fit_end(trainer(len(scores)), module)
+        return best, module.module.network.weight.unique().tolist()
+
+    @pytest.mark.parametrize(
+        ("start", "scores", "epoch", "weight"),
+        [
+            (1.0, [3.0, 1.0, math.nan], -1, -5.0),
+            (1.0, [3.0, 0.9, 0.95], 1, 1.0),
+            (1.0, [], -1, -5.0),
+            (math.inf, [3.0, 4.0], 0, 0.0),
+        ],
+    )
+    def test_until_an_epoch_beats_it(self, start: float, scores: list[float], epoch: int, weight: float) -> None:
+        best, weights = self.run(start, scores)
+        assert best.epoch == epoch
+        assert weights == [weight]
+
+    def test_kept_weights_are_a_copy(self) -> None:
+        best, module = BestWeights("validation_loss", start=0.5), plan()
+        before = module.module.network.weight.detach().clone()
+        best.on_fit_start(trainer(0), module)
+        with torch.no_grad():
+            module.module.network.weight.add_(1)
+        assert torch.equal(best.weights["weight"], before)
+
+    def test_a_resumed_run_keeps_those_of_the_first_start(self) -> None:
+        first, module = BestWeights("validation_loss", start=0.5), plan()
+        start = module.module.network.weight.detach().clone()
+        first.on_fit_start(trainer(0), module)
+        resumed, later = BestWeights("validation_loss", start=0.5), plan()
+        resumed.load_state_dict(first.state_dict())
+        resumed.on_fit_start(trainer(1), later)
+        resumed.on_train_epoch_end(trainer(1, validation_loss=0.6), later)
+        resumed.on_fit_end(trainer(1), later)
+        assert resumed.epoch == -1
+        assert torch.equal(later.module.network.weight, start)
+
+
+class TestPerturbationRuns:
+    """The same in real runs, whose objective knows the score of the start."""
+
+    def train(
+        self, network: SCGPTNetwork, start: float, folder: Path | None = None, *, resume: bool = False, **options: Any
+    ) -> TrainResult:
+        config = TrainConfig(**{"max_epochs": 3, "batch_size": 8, "lr": 1e-2, "accelerator": "cpu", **options})
+        return fit(
+            network,
+            flagged_cells(),
+            flagged_split(),
+            Perturbation(start),
+            config,
+            checkpoint_dir=folder,
+            resume=resume,
+        )
+
+    def test_weights_of_the_start_come_back(self) -> None:
+        network = flag_network(at_zero=True)
+        before = {name: tensor.clone() for name, tensor in network.state_dict().items()}
+        result = self.train(network, UNBEATABLE)
+        assert result.best_epoch == -1
+        assert result.history.index.tolist() == [0, 1, 2]
+        assert differences(before, network.state_dict()) == []
+
+    def test_an_epoch_that_does_better_is_kept(self) -> None:
+        network = flag_network(at_zero=True)
+        result = self.train(network, 2.5)
+        assert result.best_epoch == result.history["validation_delta_error"].idxmin()
+        assert any(bool(p.any()) for p in network.decoder.coeff_decoder.fc[-1].parameters())  # type: ignore[union-attr, index]
+
+    def test_a_resumed_run_ends_with_the_weights_of_the_first_start(self, tmp_path: Path) -> None:
+        network, other = flag_network(at_zero=True), flag_network(seed=5)
+        before = {name: tensor.clone() for name, tensor in network.state_dict().items()}
+        self.train(network, UNBEATABLE, tmp_path)
+        again = self.train(other, UNBEATABLE, tmp_path, resume=True)
+        assert again.best_epoch == -1
+        assert len(again.history) == 3
+        assert differences(before, other.state_dict()) == []
+
+    @pytest.mark.parametrize("patience", [1, 2])
+    def test_patience_counts_from_the_start(self, patience: int) -> None:
+        result = self.train(flag_network(at_zero=True), UNBEATABLE, patience=patience, max_epochs=6)
+        assert len(result.history) == patience
+
+    def test_patience_counts_from_the_first_epoch_without_a_score_of_the_start(self) -> None:
+        result = self.train(flag_network(), math.inf, patience=1, max_epochs=6)
+        assert len(result.history) > 1
+        assert result.best_epoch >= 0
+
+
+def test_early_stopping_without_a_score_of_the_start_has_none() -> None:
+    assert StopEarly("validation_loss", patience=2).best_score == math.inf
+    assert StopEarly("validation_loss", patience=2, start=0.25).best_score == 0.25

@@ -42,6 +42,10 @@ class TestValues:
             pytest.param({"lr": "1e-3"}, "lr='1e-3'", id="lr_string"),
             pytest.param({"clip_norm": 0}, "clip_norm=0", id="clip_norm_zero"),
             pytest.param({"clip_norm": None}, "clip_norm=None.*inf", id="clip_norm_none"),
+            pytest.param({"dropout": 1.0}, r"dropout=1.0: .*\[0, 1\)", id="dropout_of_everything"),
+            pytest.param({"dropout": -0.1}, "dropout=-0.1", id="dropout_negative"),
+            pytest.param({"dropout": math.nan}, "dropout=nan", id="dropout_nan"),
+            pytest.param({"dropout": True}, "dropout=True", id="dropout_bool"),
             pytest.param({"warmup": 1.1}, r"warmup=1.1.*\[0, 1\]", id="warmup_above_one"),
             pytest.param({"weight_decay": -0.1}, "weight_decay=-0.1", id="weight_decay_negative"),
             pytest.param({"weight_decay": math.nan}, "weight_decay=nan", id="weight_decay_nan"),
@@ -92,6 +96,10 @@ class TestValues:
     def test_out_of_range_is_refused(self, options: dict[str, Any], message: str) -> None:
         with pytest.raises(OptionError, match=message):
             TrainConfig(**options)
+
+    @pytest.mark.parametrize("dropout", [None, 0, 0.0, 0.999])
+    def test_dropout_that_is_a_probability_or_the_networks_own(self, dropout: float | None) -> None:
+        assert TrainConfig(dropout=dropout).dropout == dropout
 
     def test_compiler_is_asked_for_before_it_is_needed(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv("CXX", "no-such-compiler")

@@ -4,14 +4,16 @@ import numpy as np
 import pytest
 import torch
 from anndata import AnnData
+from tests.flagged import OF_CELL, flagged_cells, flagged_split
 from torch.utils.data import DataLoader
 
 from scgalore.data.cells import TokenCells
-from scgalore.data.split import random_split
+from scgalore.data.split import Split, random_split
 from scgalore.data.tokens import TokenBatch
 from scgalore.model import SCGPT
-from scgalore.objectives import Classification, MaskedExpression
+from scgalore.objectives import Classification, MaskedExpression, Perturbation
 from scgalore.train import TokenDataModule
+from scgalore.train.datamodule import PerturbationDataModule
 
 
 @pytest.fixture
@@ -116,3 +118,74 @@ class TestMaxLength:
     ) -> None:
         longest = max(batch.genes.shape[1] for batch in make(max_length=10_000).train_dataloader())
         assert longest == cells.lengths.max()
+
+
+class TestPerturbations:
+    def module(self, **options) -> PerturbationDataModule:
+        split = options.pop("split", flagged_split())
+        cells = flagged_cells(n_genes=options.pop("n_genes", None))
+        return PerturbationDataModule(cells, split, Perturbation(), **{"batch_size": 4, **options})
+
+    @pytest.mark.parametrize("options", [{}, {"n_genes": 4}, {"batch_tokens": 40}, {"batch_size": 100}])
+    def test_training_sees_each_perturbed_training_cell_once_and_no_other(self, options) -> None:
+        data = self.module(**options)
+        batches = list(data.train_dataloader())
+        expected = np.flatnonzero((OF_CELL >= 0) & (OF_CELL < 3))
+        assert sorted(rows(batches)) == data.train_idx.tolist() == expected.tolist()
+        assert data.n_train == len(expected)
+        assert len(batches) == data.n_batches(0)
+
+    def test_cells_of_the_test_part_are_not_seen_even_if_they_have_rows(self) -> None:
+        split = flagged_split()
+        moved = split.train[OF_CELL[split.train] == 1]
+        test = np.sort(np.concatenate([split.test, moved]))
+        data = self.module(split=Split(np.setdiff1d(split.train, moved), split.validation, test))
+        seen = rows(list(data.train_dataloader()))
+        assert set(OF_CELL[seen]) == {0, 2}
+
+    def test_validation_is_one_perturbation_a_batch(self) -> None:
+        data = self.module()
+        batches = list(data.val_dataloader())
+        assert data.val_idx.tolist() == [3, 4]
+        assert data.n_val == len(batches) == 2
+        cells = flagged_cells()
+        for row, batch in zip((3, 4), batches, strict=True):
+            expected = cells.validation_batch(row)
+            for name in ("genes", "values", "flags", "targets", "controls", "prior"):
+                assert torch.equal(getattr(batch, name), getattr(expected, name))
+            assert (OF_CELL[batch.cells] == -1).all()
+
+    def test_epochs_change_order_and_partners_but_not_validation(self) -> None:
+        data = self.module()
+        seen, values, validated = [], [], []
+        for epoch in (0, 1, 0):
+            data.sampler.set_epoch(epoch)
+            batches = list(data.train_dataloader())
+            seen.append(rows(batches))
+            values.append({int(c): batch.values[i].tolist() for batch in batches for i, c in enumerate(batch.cells)})
+            loader = data.val_dataloader()
+            assert isinstance(loader, DataLoader)
+            validated.append([batch.values.tolist() for batch in loader])
+        assert seen[0] == seen[2] != seen[1]
+        assert values[0] == values[2]
+        assert any(values[0][cell][:11] != values[1][cell][:11] for cell in values[0])
+        assert validated[0] == validated[1] == validated[2]
+
+    def test_workers_change_nothing(self) -> None:
+        alone, helped = (list(self.module(num_workers=n).train_dataloader()) for n in (0, 2))
+        for one, other in zip(alone, helped, strict=True):
+            assert torch.equal(one.cells, other.cells)
+            assert torch.equal(one.values, other.values)
+
+    def test_without_validation_perturbations_there_is_no_loader(self) -> None:
+        split = flagged_split()
+        controls = split.validation[OF_CELL[split.validation] < 0]
+        assert len(controls) > 0
+        perturbed = np.setdiff1d(split.validation, controls)
+        data = self.module(split=Split(split.train, controls, np.sort(np.concatenate([split.test, perturbed]))))
+        assert data.n_val == 0
+        assert data.val_dataloader() == []
+
+    def test_sample_is_a_training_cell(self) -> None:
+        data = self.module()
+        assert data.sample().cells.tolist() == data.train_idx[:1].tolist()

@@ -12,7 +12,7 @@ from tests.bitwise import differences
 
 from scgalore.model import SCGPT
 from scgalore.objectives import Classification
-from scgalore.train.modes import compiled, deterministic, recomputing
+from scgalore.train.modes import compiled, deterministic, dropping, recomputing
 
 RUN: dict[str, Any] = {"labels_key": "bulk_labels", "max_epochs": 2, "batch_size": 16, "lr": 2e-3, "rng": 1}
 
@@ -104,6 +104,48 @@ class TestSwitches:
         assert not network.transformer_encoder.recompute
         assert not torch.are_deterministic_algorithms_enabled()
         assert all(block._compiled_call_impl is None for block in network.transformer_encoder.layers)
+
+
+class TestDropout:
+    def rates(self, network: torch.nn.Module) -> set[float]:
+        return {module.p for module in network.modules() if isinstance(module, torch.nn.Dropout)}
+
+    @pytest.mark.parametrize(("p", "expected"), [(None, 0.1), (0.0, 0.0), (0.7, 0.7)])
+    def test_holds_inside_and_is_put_back(self, model: SCGPT, p: float | None, expected: float) -> None:
+        with dropping(model.network, p=p):
+            assert self.rates(model.network) == {expected}
+        assert self.rates(model.network) == {0.1}
+
+    def test_layers_of_several_rates_get_their_own_back_when_a_run_fails(self, model: SCGPT) -> None:
+        layers = [module for module in model.network.modules() if isinstance(module, torch.nn.Dropout)]
+        assert len(layers) > 1
+        layers[0].p = 0.4
+
+        def fail() -> None:
+            with dropping(model.network, p=0.0):
+                assert self.rates(model.network) == {0.0}
+                raise ZeroDivisionError
+
+        with pytest.raises(ZeroDivisionError):
+            fail()
+        assert layers[0].p == 0.4
+        assert {layer.p for layer in layers[1:]} == {0.1}
+
+    def test_a_run_drops_with_the_rate_it_is_given(
+        self, make: Callable[..., SCGPT], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        found: set[float] = set()
+        loss = Classification.__call__
+
+        def watched(objective: Classification, network: Any, batch: Any) -> Any:
+            found.update(self.rates(network))
+            return loss(objective, network, batch)
+
+        monkeypatch.setattr(Classification, "__call__", watched)
+        model = make(dropout=0.35, max_epochs=1)
+        assert found == {0.35}
+        assert self.rates(model.network) == {0.1}
+        assert model.network.config.dropout == 0.1
 
 
 def test_no_batch_of_any_epoch_is_lost(few: AnnData, model: SCGPT, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -36,7 +36,7 @@ class LogExpression:
         Whether it holds counts, which are then scaled to :data:`TARGET_SUM` a cell and logged while they are read.
     """
 
-    matrix: CellMatrix
+    matrix: CellMatrix = field(repr=False)
     from_counts: bool
 
     @classmethod

@@ -200,7 +200,9 @@ class RowsOfCells:
         return np.concatenate([of_train, predicted_effects(rule, self.validation)])
 
     def targets(self, vocab: GeneVocab, *, known: bool, held_out: bool = False) -> tuple[Targets, ...]:
-        """Perturbed genes of every row, with those marked that occur in training rows.
+        """Perturbed genes of every row, with those marked that the training rows of its context hold.
+
+        A context without training rows gets what was fitted to all of them.
 
         Parameters
         ----------
@@ -211,11 +213,16 @@ class RowsOfCells:
         held_out
             Whether a training row itself does not count.
         """
-        counts = Counter(gene for genes in self.train.perturbed for gene in genes)
+        train, validation = self.train, self.validation
+        counts = Counter((c, gene) for genes, c in zip(train.perturbed, train.contexts, strict=True) for gene in genes)
+        fitted = set(train.contexts.tolist())
+        contexts = np.concatenate([train.contexts, validation.contexts]).tolist()
         out = []
-        for row, genes in enumerate((*self.train.perturbed, *self.validation.perturbed)):
-            own = held_out and row < len(self.train)
-            out.append(targets_of(genes, vocab, {gene for gene in genes if known and counts[gene] > own}))
+        for row, genes in enumerate((*train.perturbed, *validation.perturbed)):
+            own = held_out and row < len(train)
+            where = {contexts[row]} & fitted or fitted
+            seen = {gene for gene in genes if sum(counts[c, gene] for c in where) > own}
+            out.append(targets_of(genes, vocab, seen if known else ()))
         return tuple(out)
 
 

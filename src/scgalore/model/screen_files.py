@@ -51,6 +51,7 @@ def screen_files(
         content["effects"] = {}
         for number, (context, part) in enumerate(parts.items()):
             content["effects"][context] = {"names": list(part.names), "average": part.average, "number": number}
+            content["effects"][context]["perturbed"] = sorted(part.perturbed)
             for name in ("intercept", "unknown", "rows"):
                 arrays[f"{number}.{name}"] = np.ascontiguousarray(getattr(part, name))
     return {
@@ -100,6 +101,8 @@ def _effects(content: dict[str, Any], arrays: dict[str, np.ndarray], genes: tupl
         if part["names"] and shapes != ((n,), (n,), (len(part["names"]), n)):
             msg = f"effects of shape {rows.shape} for {len(part['names'])} names and {n} genes"
             raise ValueError(msg)
-        parts[context] = GeneEffects(intercept, unknown, tuple(part["names"]), rows, part["average"])
+        parts[context] = GeneEffects(
+            intercept, unknown, tuple(part["names"]), rows, part["average"], frozenset(part["perturbed"])
+        )
     pooled = parts.pop("")
     return Effects(content["prior"], genes, pooled, {context[1:]: part for context, part in parts.items()})

@@ -346,8 +346,9 @@ def perturbed_embeddings(
     names = _own_names(model, {gene for genes in wanted for gene in genes})
     wanted = [tuple(names[gene] for gene in genes) for genes in wanted]
     tokenizer = _tokenizer(model, screen)
-    known = _known(model)
-    targets_by = {genes: targets_of(genes, model.vocab, known) for genes in set(wanted)}
+    contexts = [""] * len(wanted) if screen.contexts is None else screen.contexts.tolist()
+    pairs = list(zip(contexts, wanted, strict=True))
+    targets_by = {(c, genes): targets_of(genes, model.vocab, _known(model, c)) for c, genes in set(pairs)}
     batch_cells = _batch_cells(tokenizer, batch_tokens)
     embeddings = np.empty((screen.expression.n_obs, model.network.config.d_model), dtype=np.float32)
     for start, rows in progress(
@@ -355,7 +356,7 @@ def perturbed_embeddings(
     ):
         x = rows[:, tokenizer.columns].toarray()
         cells = slice(start, start + len(x))
-        targets = [targets_by[genes] for genes in wanted[cells]]
+        targets = [targets_by[pair] for pair in pairs[cells]]
         embeddings[cells] = predict_outputs(
             model.network, tokenizer, x, targets, batch_cells=batch_cells, device=device
         )[1]
@@ -367,12 +368,10 @@ def _tokenizer(model: SCGPT, screen: Screen) -> FlagTokenizer:
     return flag_tokenizer(model.network, model.vocab, screen.genes, flag_unmeasured=flag_unmeasured)
 
 
-def _known(model: SCGPT) -> set[str]:
-    """Genes that the model's prior has learnt from."""
+def _known(model: SCGPT, context: str) -> frozenset[str]:
+    """Genes that the model's prior has learnt from, for cells of this context."""
     memory = model.screen
-    if memory is None or memory.prior is None:
-        return set()
-    return {gene for part in ("train", "validation") for name in memory.perturbations[part] for gene in name.split("+")}
+    return frozenset() if memory is None or memory.prior is None else memory.prior.known(context)
 
 
 def _own_names(model: SCGPT, genes: Collection[str]) -> dict[str, str]:
@@ -431,12 +430,13 @@ def _mean_outputs(
     batch_tokens: int | None,
 ) -> NDArray[np.float64]:
     columns = tokenizer.columns
-    batch_cells, known = _batch_cells(tokenizer, batch_tokens), _known(model)
+    batch_cells = _batch_cells(tokenizer, batch_tokens)
+    names = [""] if screen.contexts is None else np.unique(screen.contexts).tolist()
     out = np.empty((len(wanted), len(columns)))
     cells_of = {context: screen.expression.rows(cells)[:, columns].toarray() for context, cells in enumerate(picked)}
     for i, (context, genes) in enumerate(progress(wanted, label="perturbations", total=len(wanted))):
         x = cells_of[context]
-        targets = [targets_of(genes, model.vocab, known)] * len(x)
+        targets = [targets_of(genes, model.vocab, _known(model, names[context]))] * len(x)
         output, _ = predict_outputs(model.network, tokenizer, x, targets, batch_cells=batch_cells, device=device)
         out[i] = output.mean(axis=0)
     return out

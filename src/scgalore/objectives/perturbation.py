@@ -27,18 +27,19 @@ class Perturbation:
     prior leaves over. Without one the output is the expression.
 
     A validation batch is one perturbation, whose mean is to be predicted. ``delta_error`` is one minus the Pearson
-    correlation of predicted and measured effect over genes ("Pearson delta"); ``expression_error`` the same of expression
-    itself, which correlates at 0.99 for any model and chooses nothing.
+    correlation of predicted and measured effect over genes ("Pearson delta"), and ``score`` adds the share by which the
+    squared error exceeds the prior's: correlation does not see the size of effects, and a network may pay with it.
+    ``expression_error`` is one minus the correlation of expression itself, 0.99 for any model, which chooses nothing.
 
     Attributes
     ----------
     start_score
-        ``delta_error`` of the prior alone: an epoch is kept only if it does better.
+        ``score`` of the prior alone, which is its ``delta_error``: an epoch is kept only if it does better.
     """
 
     start_score: float = math.inf
     name: str = "perturbation"
-    monitor: str = "validation_delta_error"
+    monitor: str = "validation_score"
 
     def corrupt(self, batch: TokenBatch, *, seed: int, draw: int) -> TokenBatch:
         """Leave the batch as it is."""
@@ -50,7 +51,9 @@ class Perturbation:
         error = masked_mse(prediction, targets, counted)
         parts = {"mse": error.detach()}
         if not network.training:
-            parts["delta_error"] = 1 - pearson_of_means(prediction, targets, batch, batch.controls)
+            delta_error = 1 - pearson_of_means(prediction, targets, batch, batch.controls)
+            parts["delta_error"] = delta_error
+            parts["score"] = delta_error + excess_error(prediction, targets, batch)
             parts["expression_error"] = 1 - pearson_of_means(prediction, targets, batch, None)
         return Loss(error, parts, len(batch))
 
@@ -69,6 +72,28 @@ def _prediction(network: SCGPTNetwork, batch: TokenBatch) -> tuple[Tensor, Tenso
     if batch.prior is not None:
         output = batch.controls + batch.prior + output
     return output, batch.targets, batch.masked
+
+
+def excess_error(prediction: Tensor, targets: Tensor, batch: TokenBatch) -> Tensor:
+    """By which share the squared error of the mean prediction exceeds that of the prior; 0 if it does not, or without one.
+
+    Parameters
+    ----------
+    prediction, targets
+        Expression, ``(b, s)``.
+    batch
+        One perturbation; every cell has the same genes.
+    """
+    assert batch.masked is not None
+    assert batch.controls is not None
+    if batch.prior is None:
+        return prediction.new_zeros(())
+    counted = batch.masked[0]
+    true = targets[0, counted].double()
+    of_prior = (batch.controls + batch.prior)[0, counted].double() - true
+    own = prediction.detach()[:, counted].double().mean(dim=0) - true
+    excess = own.square().sum() / of_prior.square().sum().clamp(min=1e-12) - 1
+    return excess.clamp(min=0).to(prediction.dtype)
 
 
 def pearson_of_means(prediction: Tensor, targets: Tensor, batch: TokenBatch, reference: Tensor | None) -> Tensor:

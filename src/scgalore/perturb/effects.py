@@ -6,7 +6,7 @@ All of them add or average one row a gene, so all of them become the same thing,
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -46,6 +46,8 @@ class GeneEffects:
         Their effects, ``(len(names), n_genes)``.
     average
         Whether the rows of a perturbation's genes are averaged.
+    perturbed
+        Genes of the perturbations it was fitted to.
     """
 
     intercept: NDArray[np.float64] = field(repr=False)
@@ -53,6 +55,7 @@ class GeneEffects:
     names: tuple[str, ...] = ()
     rows: NDArray[np.float64] = field(repr=False, default_factory=lambda: np.empty((0, 0)))
     average: bool = False
+    perturbed: frozenset[str] = field(repr=False, default=frozenset())
 
     def predict(self, genes: Perturbed) -> NDArray[np.float64]:
         """Effect on mean log-normalised expression, ``(n_genes,)``; 0 for no gene."""
@@ -205,6 +208,10 @@ class Effects:
         """
         return self.by_context.get(context, self.pooled).predict(genes)
 
+    def known(self, context: str = "") -> frozenset[str]:
+        """Genes it has learnt from, where it predicts for this context."""
+        return self.by_context.get(context, self.pooled).perturbed
+
 
 def fit_effects(name: str, train: Profiles, *, embeddings: pd.DataFrame | None = None) -> Effects:
     """Fit a rule to measured perturbations.
@@ -242,7 +249,8 @@ def fit_effects(name: str, train: Profiles, *, embeddings: pd.DataFrame | None =
 
     def fitted(rows: NDArray[np.int64]) -> GeneEffects:
         part = train.take(rows)
-        return fit(list(part.perturbed), part.effects, _noise(part), table)
+        known = frozenset(gene for genes in part.perturbed for gene in genes)
+        return replace(fit(list(part.perturbed), part.effects, _noise(part), table), perturbed=known)
 
     present = np.unique(train.contexts)
     by_context = {train.context_names[c]: fitted(np.flatnonzero(train.contexts == c)) for c in present}

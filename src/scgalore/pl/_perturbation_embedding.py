@@ -81,11 +81,10 @@ def perturbation_embedding(
     drawn.axhline(0, color="0.92", linewidth=0.8, zorder=0)
     drawn.axvline(0, color="0.92", linewidth=0.8, zorder=0)
     drawn.scatter(training["x"], training["y"], s=14, color="0.75", linewidths=0, label=f"training ({len(training)})")
-    for row, at in observed.iterrows():
-        end = predicted.loc[row]
-        drawn.plot([end["x"], at["x"]], [end["y"], at["y"]], color="0.5", linewidth=0.6, zorder=1.5)
+    for end, at in zip(predicted.loc[observed.index, ["x", "y"]].to_numpy(), observed.to_numpy(), strict=True):
+        drawn.plot(*np.stack([end, at]).T, color="0.5", linewidth=0.6, zorder=1.5)
     for i, (group, rows) in enumerate(predicted.groupby("group", sort=True)):
-        name = f"{group} ({len(rows)})" if group else f"predicted ({len(rows)})"
+        name = f"{str(group) or 'predicted'} ({len(rows)})"
         drawn.scatter(rows["x"], rows["y"], s=22, color=f"C{i % 10}", linewidths=0, label=name, zorder=3)
     if len(observed):
         drawn.scatter(

@@ -14,6 +14,7 @@ from scgalore.perturb.screen import Screen
 from scgalore.perturb.splits import split_conditions
 from scgalore.tl._fitted import record_model
 from scgalore.tl._shared import Results, as_model
+from scgalore.train.processes import training_processes
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -106,8 +107,9 @@ def finetune_screen(
     if n_genes is not None and (isinstance(n_genes, bool) or not isinstance(n_genes, int) or n_genes < 1):
         msg = f"n_genes={n_genes!r}: it must be a whole number, at least 1, or None for all genes."
         raise OptionError(msg)
-    if config.devices not in ("auto", 1) or config.num_nodes > 1:
-        msg = f"devices={config.devices!r}, num_nodes={config.num_nodes}: perturbations are trained by one process. Leave both out."
+    n_processes = training_processes(config).size
+    if n_processes > 1:
+        msg = f"{n_processes} processes were asked for, and perturbations are trained by one. Leave out devices=, num_nodes= and the launcher."
         raise OptionError(msg)
     read["pert_key"] = read["pert_key"] or "perturbation"
     if read["split_key"] is None and SPLIT in adata.obs:

@@ -77,8 +77,12 @@ class Search:
         if parts is None or "test" not in parts:
             return self.controls.take([])
         test = self.screen.profiles("test")
-        known = [min(target_tokens(genes, self.model.vocab)) >= 0 for genes in test.perturbed]
+        known = [self.knows(genes) for genes in test.perturbed]
         return test.take(np.flatnonzero((test.contexts == self.code) & known))
+
+    def knows(self, genes: Genes) -> bool:
+        """Whether the model has a token for each gene."""
+        return min(target_tokens(genes, self.model.vocab)) >= 0
 
     def candidates(self, given: Sequence[Genes]) -> list[Genes]:
         """Genes that were perturbed in training, and those given, without control."""
@@ -139,6 +143,7 @@ class Search:
         observed = self.held_out
         # Doubles of training stand beside those to be found, or their number of genes alone would narrow the choice.
         names = {tuple(name.split("+")) for name in trained_on(self.model)} | {*self.training.perturbed}
+        names = {genes for genes in names if self.knows(genes)}
         pool = sorted({*candidates, *names, *observed.perturbed}) if len(observed) else []
         effects = {"model": self.effects(pool)} if pool else {}
         if pool and (prior := self.prior_effects(pool)) is not None:

@@ -79,7 +79,7 @@ class Wanted:
                 msg = f"target_key={target_key!r} belongs to a label, but target is a table of effects. Leave one of them out."
                 raise OptionError(msg)
             return cls._from_effects(pd.Series(target, dtype=np.float64), screen)
-        perturbed = ()
+        perturbed: tuple[str, ...] = ()
         if target_key is None:
             perturbed, is_target = _perturbation(target, screen)
             target = canonical_name(perturbed)

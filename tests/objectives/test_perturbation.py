@@ -51,7 +51,8 @@ class TestLoss:
         assert loss.n == len(batch)
         assert loss.total.requires_grad
         assert not any(part.requires_grad for part in loss.parts.values())
-        assert set(loss.parts) == ({"mse", "score", "delta_error", "expression_error"} if validating else {"mse"})
+        validated = {"score", "delta_error", "expression_error"} | ({"gain"} if prior else set())
+        assert set(loss.parts) == {"mse"} | (validated if validating else set())
 
     def test_only_measured_positions_count(self) -> None:
         network, batch = flag_network().eval(), training_batch()
@@ -168,6 +169,25 @@ class TestScore:
                 expected, rel=1e-4
             )
 
+    def test_gain_is_nothing_for_a_network_at_zero(self) -> None:
+        parts = Perturbation()(flag_network(at_zero=True).eval(), flagged_cells().validation_batch(1)).parts
+        assert parts["gain"].item() == pytest.approx(0, abs=1e-6)
+
+    @pytest.mark.parametrize(
+        ("gains", "is_better"),
+        [([0.3, 0.2, 0.25], True), ([0.9, -0.1, -0.1], False), ([-0.2, -0.2, -0.21], False), ([0.5], False)],
+    )
+    def test_an_epoch_counts_if_its_gain_exceeds_its_standard_error(self, gains: list[float], is_better: bool) -> None:
+        start = 0.6
+        parts = [{"score": torch.tensor(start - gain), "gain": torch.tensor(gain)} for gain in gains]
+        choice = Perturbation(start).over_epoch(parts)["choice"]
+        assert (choice < start) == is_better
+        assert choice == (pytest.approx(start - np.mean(gains)) if is_better else start)
+
+    def test_without_a_prior_the_score_chooses(self) -> None:
+        parts = [{"score": torch.tensor(0.25)}, {"score": torch.tensor(0.5)}]
+        assert Perturbation().over_epoch(parts) == {"choice": 0.375}
+
     def test_there_is_no_fine_without_a_prior(self) -> None:
         batch = flagged_cells(prior=False).validation_batch(1)
         assert batch.targets is not None
@@ -177,7 +197,7 @@ class TestScore:
 def test_start_score_counts_only_where_it_is_given() -> None:
     assert Perturbation().start_score == math.inf
     assert Perturbation(0.4).start_score == 0.4
-    assert Perturbation().monitor == "validation_score"
+    assert Perturbation().monitor == "validation_choice"
 
 
 class TestOwnValues:

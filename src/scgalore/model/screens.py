@@ -183,8 +183,10 @@ def fit_screen(
 
 
 def _objective(start: float, monitor: str | None) -> Perturbation:
-    # The score of the start is that of the usual monitor.
-    return Perturbation(start) if monitor is None else Perturbation(monitor=monitor)
+    if monitor is None:
+        return Perturbation(start)
+    # The score of the start is no value of other metrics.
+    return Perturbation(start if monitor == "validation_score" else math.inf, monitor=monitor)
 
 
 def _split(screen: Screen) -> Split:

@@ -50,6 +50,10 @@ class Objective(Protocol):
         """Run the network and measure the loss."""
         ...
 
+    def over_epoch(self, parts: list[dict[str, Tensor]]) -> dict[str, float]:
+        """What a whole validation epoch says that is no mean over its batches, to be logged beside these."""
+        ...
+
     def self_sampled(self, network: SCGPTNetwork, batch: TokenBatch, generator: Generator) -> tuple[Tensor, int]:
         """Measure the loss at targets drawn from the model itself, and count the terms it is a mean over.
 

@@ -52,6 +52,10 @@ class Classification:
         accuracy = (logits.argmax(dim=1) == batch.labels).to(torch.float32).mean()
         return Loss(loss, {"accuracy": accuracy.detach()}, len(batch))
 
+    def over_epoch(self, parts: list[dict[str, Tensor]]) -> dict[str, float]:
+        """Nothing beyond means."""
+        return {}
+
     def self_sampled(self, network: SCGPTNetwork, batch: TokenBatch, generator: Generator) -> tuple[Tensor, int]:
         """Cross entropy at classes drawn from the softmax; its terms are the cells."""
         logits = _logits(network, batch)

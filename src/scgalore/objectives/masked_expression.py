@@ -77,6 +77,10 @@ class MaskedExpression:
         total = torch.stack(list(parts.values())).sum()
         return Loss(total, {name: part.detach() for name, part in parts.items()}, len(batch))
 
+    def over_epoch(self, parts: list[dict[str, Tensor]]) -> dict[str, float]:
+        """Nothing beyond means."""
+        return {}
+
     def self_sampled(self, network: SCGPTNetwork, batch: TokenBatch, generator: Generator) -> tuple[Tensor, int]:
         """Loss at values drawn around the predictions; its terms are the masked positions."""
         assert batch.masked is not None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import statistics
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -28,8 +29,12 @@ class Perturbation:
 
     A validation batch is one perturbation, whose mean is to be predicted. ``delta_error`` is one minus the Pearson
     correlation of predicted and measured effect over genes ("Pearson delta"), and ``score`` adds the share by which the
-    squared error exceeds the prior's: correlation does not see the size of effects, and a network may pay with it.
-    ``expression_error`` is one minus the correlation of expression itself, 0.99 for any model, which chooses nothing.
+    squared error exceeds the prior's: correlation does not see the size of effects, and a network may pay with it. ``gain``
+    is how much better the score is than the prior's. ``expression_error`` is one minus the correlation of expression itself,
+    0.99 for any model, which chooses nothing.
+
+    What chooses an epoch is ``choice``: its score if its mean gain exceeds one standard error over the validation
+    perturbations, else that of the prior. A handful of perturbations is soon predicted better by chance.
 
     Attributes
     ----------
@@ -39,7 +44,7 @@ class Perturbation:
 
     start_score: float = math.inf
     name: str = "perturbation"
-    monitor: str = "validation_score"
+    monitor: str = "validation_choice"
 
     def corrupt(self, batch: TokenBatch, *, seed: int, draw: int) -> TokenBatch:
         """Leave the batch as it is."""
@@ -54,8 +59,20 @@ class Perturbation:
             delta_error = 1 - pearson_of_means(prediction, targets, batch, batch.controls)
             parts["delta_error"] = delta_error
             parts["score"] = delta_error + excess_error(prediction, targets, batch)
+            if batch.prior is not None and batch.controls is not None:
+                of_prior = 1 - pearson_of_means(batch.controls + batch.prior, targets, batch, batch.controls)
+                parts["gain"] = of_prior - parts["score"]
             parts["expression_error"] = 1 - pearson_of_means(prediction, targets, batch, None)
         return Loss(error, parts, len(batch))
+
+    def over_epoch(self, parts: list[dict[str, Tensor]]) -> dict[str, float]:
+        """Score that chooses the epoch, from the parts of all validation perturbations."""
+        score = statistics.fmean(float(part["score"]) for part in parts)
+        gains = [float(part["gain"]) for part in parts if "gain" in part]
+        if not gains or not math.isfinite(self.start_score):
+            return {"choice": score}
+        error = statistics.stdev(gains) / math.sqrt(len(gains)) if len(gains) > 1 else math.inf
+        return {"choice": score if statistics.fmean(gains) > error else self.start_score}
 
     def self_sampled(self, network: SCGPTNetwork, batch: TokenBatch, generator: Generator) -> tuple[Tensor, int]:
         """Squared error at values drawn around the predictions; its terms are the measured genes of all cells."""

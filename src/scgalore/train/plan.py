@@ -62,6 +62,7 @@ class GaLoreTrainingPlan(TrainingPlan):
         self.config = config
         self.identity = dict(identity or {})
         self.adapter = adapter
+        self._validated: list[dict[str, Tensor]] = []
         self._last: tuple[TokenBatch, tuple[int, ...]] | None = None  # what curvature is measured on
 
     def initialize_train_metrics(self) -> None:
@@ -92,9 +93,19 @@ class GaLoreTrainingPlan(TrainingPlan):
             return loss * (batch.n * self.trainer.world_size / batch.whole)
         return loss
 
+    def on_validation_epoch_start(self) -> None:
+        """Begin a new epoch."""
+        self._validated = []
+
     def validation_step(self, batch: TokenBatch | Share, batch_idx: int) -> None:
         """Loss of one validation batch."""
         self._measure(batch, "validation")
+
+    def on_validation_epoch_end(self) -> None:
+        """Log what the objective says of the epoch as a whole."""
+        super().on_validation_epoch_end()
+        for name, value in self.module.objective.over_epoch(self._validated).items():
+            self.log(f"validation_{name}", value)
 
     def _measure(self, batch: TokenBatch | Share, mode: str) -> tuple[Tensor, TokenBatch]:
         cells = batch.batch if isinstance(batch, Share) else batch
@@ -103,6 +114,8 @@ class GaLoreTrainingPlan(TrainingPlan):
             output.n_obs_minibatch = batch.n
         # scvi leaves the batch size out here, so a short last batch would weigh as much as a full one.
         self._log_mean(f"{mode}_loss", output.loss, output.n_obs_minibatch, progress=True)
+        if mode == "validation":
+            self._validated.append(output.extra_metrics)
         metrics = self.train_metrics if mode == "train" else self.val_metrics
         self.compute_and_log_metrics(output, metrics, mode)
         return output.loss, cells

@@ -21,7 +21,7 @@ ALLOWED = {
     "perturb": BASE | {"data", "genes"},
     "datasets": BASE | {"data", "genes", "perturb"},
     "pp": BASE | {"data", "genes", "perturb"},
-    "get": {"_docs", "_keys", "_typing", "errors"},
+    "get": BASE | {"data", "genes", "perturb"},
     "train": WORKSHOP,
     "model": WORKSHOP | {"train"},
     "tl": WORKSHOP | {"train", "model"},

@@ -156,7 +156,7 @@ def test_archive_that_is_none(server: Server, archived: DatasetEntry) -> None:
 
 def test_data_of_an_archive_in_canonical_form(archived: DatasetEntry, tmp_path: Path) -> None:
     adata = load_entry(archived)
-    assert list(adata.obs["perturbation"]) == ["control", "KLF1", "KLF1", "KLF1+TP53"]
+    assert list(adata.obs["perturbation"]) == ["control", "KLF1", "KLF1", "TP53+KLF1"]
     assert set(adata.obs["cell_type"]) == {"K562"}
     assert list(adata.var_names) == list(GENES.values())
     record = adata.uns["dataset"]

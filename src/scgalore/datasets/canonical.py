@@ -103,8 +103,9 @@ def to_canonical(adata: AnnData, *, source: Source, cell_type: str | None = None
     -------
     A copy, whose matrices are as they were.
 
-    - ``obs["perturbation"]``: categorical of canonical names (genes sorted and joined by ``+``, ``"control"``);
-      missing where the guide is unknown. ``obs["perturbation_original"]``: the label in the file.
+    - ``obs["perturbation"]``: categorical of genes joined by ``+``, and ``"control"``; missing where the guide is unknown.
+      One label for each set of genes, in the order in which the file first has them, since GEARS' splits depend on it.
+      ``obs["perturbation_original"]``: the label in the file.
     - ``obs["cell_type"]``, and ``obs["batch"]`` where the file has batches, or barcodes that end in a lane's number.
     - ``var_names``: symbols, as the study wrote them. Of genes that share one, all but the one that has it today
       become ``SYMBOL_ENSG...``. ``var["ensembl_id"]`` where ids are known.
@@ -156,7 +157,7 @@ def make_canonical(adata: AnnData, *, source: Source, cell_type: str | None = No
     if outdated:
         notes.append(f"left out, since they are keyed by the old names: {', '.join(outdated)}")
     obs = adata.obs.drop(columns=list(layout.outdated_obs), errors="ignore")
-    obs["perturbation"] = pd.Categorical.from_codes(conditions.codes, pd.Index(conditions.names, dtype=object))
+    obs["perturbation"] = pd.Categorical.from_codes(conditions.codes, pd.Index(_as_written(conditions), dtype=object))
     obs["perturbation_original"] = pd.Categorical(labels)
     obs["cell_type"] = types
     if batches is not None:
@@ -170,6 +171,12 @@ def make_canonical(adata: AnnData, *, source: Source, cell_type: str | None = No
     adata.uns[UNS_KEY] = to_uns({"source": source, "expression": expression, "notes": notes})
     for note in notes:
         logg.info(f"    {note}")
+
+
+def _as_written(conditions: Conditions) -> list[str]:
+    """Label of each name of the conditions, with its genes in the order of its first spelling."""
+    written = dict(zip(conditions.labels, conditions.written, strict=True))
+    return ["+".join(written[spellings[0]]) or CONTROL if spellings else CONTROL for spellings in conditions.spellings]
 
 
 def _known_label(label: object) -> object:

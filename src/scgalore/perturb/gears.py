@@ -131,10 +131,12 @@ def split_by_hits(
 
     Parameters
     ----------
-    labels, seed
+    labels
         As in :func:`split_by_genes`.
     kind
         One of the three.
+    seed
+        As in :func:`split_by_genes`.
     test_size, validation_size
         Genes that are drawn, with replacement, for each single label.
     """
@@ -156,7 +158,7 @@ def split_by_labels(
     ----------
     labels, seed
         As in :func:`split_by_genes`.
-    test_size, validation_size
+    validation_size, test_size
         Share of the labels that are drawn, with replacement; without ``test_size`` nothing is tested.
     """
     generator = _legacy(seed)

@@ -152,7 +152,7 @@ def _name(ax: Axes, points: pd.DataFrame, n_labels: int) -> None:
     legend = ax.get_legend()
     taken += [] if legend is None else [legend.get_window_extent()]
     for label in far:
-        at = (float(points.loc[label, "x"]), float(points.loc[label, "y"]))  # type: ignore[arg-type]
+        at = (float(points.loc[label, "x"]), float(points.loc[label, "y"]))
         for dx, dy in OFFSETS:
             side = "left" if dx > 0 else "right" if dx < 0 else "center"
             text = ax.annotate(str(label), at, (dx, dy), textcoords="offset points", ha=side, fontsize=7)

@@ -22,11 +22,8 @@ ABLATION = {
     "perturbed gene a token only where measured (upstream)": replace(DEFAULT, flag_unmeasured=False),
     "epoch chosen by Pearson of expression (upstream)": replace(DEFAULT, monitor="validation_expression_error"),
     "epoch kept if better than the prior at all": replace(DEFAULT, monitor="validation_score"),
-    "epoch chosen by effects, prior or not": replace(DEFAULT, monitor="validation_delta_error"),
     "dropout 0.2 (upstream)": replace(DEFAULT, dropout=0.2),
     "no prior (upstream)": replace(DEFAULT, prior="none"),
-    "prior additive": replace(DEFAULT, prior="additive"),
-    "prior ridge": replace(DEFAULT, prior="ridge"),
     "network sees the fitted prior only": replace(DEFAULT, held_out=False),
     "all of upstream's": Variant(
         prior="none", monitor="validation_expression_error", flag_unmeasured=False, dropout=0.2

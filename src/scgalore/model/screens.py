@@ -149,7 +149,8 @@ def fit_screen(
         of_prior = _mean_pearson(expected[len(rows.train) :], rows.validation, tokenizer.columns)
         scores[f"prior ({prior})"] = of_prior
         if affine_decoder(network).is_zero:
-            start = 1 - of_prior
+            # Metrics are logged in single precision, in which the prior must not look better than itself.
+            start = float(np.float32(1 - of_prior))
     _report(rows, added, scores)
     known = screen.profiles("train", "validation")
     learnt = None if prior == NO_PRIOR else fit_effects(prior, known, embeddings=vectors)

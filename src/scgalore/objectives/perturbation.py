@@ -69,7 +69,7 @@ class Perturbation:
         """Score that chooses the epoch, from the parts of all validation perturbations."""
         score = statistics.fmean(float(part["score"]) for part in parts)
         gains = [float(part["gain"]) for part in parts if "gain" in part]
-        if not gains or not math.isfinite(self.start_score):
+        if not gains or not math.isfinite(self.start_score) or not all(map(math.isfinite, gains)):
             return {"choice": score}
         error = statistics.stdev(gains) / math.sqrt(len(gains)) if len(gains) > 1 else math.inf
         return {"choice": score if statistics.fmean(gains) > error else self.start_score}

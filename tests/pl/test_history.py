@@ -40,6 +40,11 @@ def test_without_validation_no_epoch_is_called_the_best(tuned: AnnData) -> None:
     assert list(curves(drawn(tuned))) == ["training"]
 
 
+def test_no_epoch_is_marked_where_the_weights_of_the_start_were_kept(tuned: AnnData) -> None:
+    tuned.uns["finetune"]["training"]["best_epoch"] = -1
+    assert curves(drawn(tuned))["weights kept: those of the start"] == []
+
+
 def test_written_and_read_again_it_is_the_same_plot(tuned: AnnData, tmp_path: Path) -> None:
     tuned.write_h5ad(tmp_path / "a.h5ad")
     assert curves(drawn(ad.read_h5ad(tmp_path / "a.h5ad"))) == curves(drawn(tuned))

@@ -73,10 +73,9 @@ def history(
         drawn.plot(values.index, values, marker="o", markersize=4, label=PARTS[part])
     if "validation_loss" in table:
         best = int(result["training"]["best_epoch"])
-        kept = table.loc[[best], columns["validation" if "validation" in columns else "train"]]
-        drawn.plot(
-            kept.index, kept, "o", markersize=11, fillstyle="none", color="0.3", label=f"weights kept (epoch {best})"
-        )
+        kept = table.loc[table.index == best, columns["validation" if "validation" in columns else "train"]]
+        label = f"weights kept (epoch {best})" if len(kept) else "weights kept: those of the start"
+        drawn.plot(kept.index, kept, "o", markersize=11, fillstyle="none", color="0.3", label=label)
     drawn.set(xlabel="epoch", ylabel=metric.replace("_", " "))
     drawn.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
     drawn.spines[["top", "right"]].set_visible(False)

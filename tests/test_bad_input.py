@@ -21,6 +21,7 @@ import scgalore as sg
 from scgalore.data.matrix import CellMatrix
 from scgalore.errors import DataError, MissingKeyError, OptionError, WeightsError
 from scgalore.model import SCGPT
+from scgalore.model.perturbation import perturbation_network
 from scgalore.train import runner
 from scgalore.train.checkpoint import last_checkpoint
 
@@ -84,6 +85,22 @@ class World:
         self.call(
             sg.tl.embed, self.adata if adata is None else adata, self.model if model is None else model, **options
         )
+
+    def finetune_screen(self, **options: Any) -> None:
+        self.finetune(**{"labels_key": None, "task": "perturbation", **options})
+
+    def predict(self, model: SCGPT | None = None, **options: Any) -> None:
+        self.call(sg.tl.predict_perturbation, self.adata, model=model, **options)
+
+    def perturbed(self) -> SCGPT:
+        """Make the data a screen, and give a model that reads flags."""
+        genes = self.adata.var_names[:3]
+        labels = ["control", genes[0], f"{genes[1]}+{genes[2]}", genes[1], genes[2]]
+        parts = ["train", "train", "test", "train", "validation"]
+        self.adata.obs["perturbation"] = labels * (self.adata.n_obs // 5)
+        self.adata.obs["split"] = parts * (self.adata.n_obs // 5)
+        network = perturbation_network(self.model.network, self.model.vocab, len(self.model.vocab), seed=0)
+        return SCGPT(network, self.model.vocab)
 
     def saved(self) -> Path:
         self.model.save(self.folder / "model")
@@ -564,6 +581,135 @@ def counts_required(world: World) -> None:
 @wrong(OptionError, "holds a checkpoint already", "overwrite=True")
 def folder_taken(world: World) -> None:
     world.call(world.model.save, world.saved())
+
+
+@wrong(MissingKeyError, r"pert_key='perturbation' is no column of adata\.obs, which has \['bulk_labels'")
+def perturbations_missing(world: World) -> None:
+    world.finetune_screen()
+
+
+@wrong(OptionError, "task='perturbations': choose one of 'classes', 'expression', 'perturbation', or None")
+def task_unknown(world: World) -> None:
+    world.finetune_screen(model="never looked at", task="perturbations")
+
+
+@wrong(OptionError, "task='perturbation' with labels_key='bulk_labels'", "classes, and they alone, need labels_key")
+def perturbations_with_labels(world: World) -> None:
+    with pytest.raises(OptionError, match="task='classes' with labels_key=None"):
+        world.finetune_screen(model="never looked at", task="classes")
+    world.finetune_screen(model="never looked at", labels_key="bulk_labels")
+
+
+@wrong(OptionError, "context_key='phase' belongs to task='perturbation'", "leave context_key out")
+def option_of_another_task(world: World) -> None:
+    world.finetune(model="never looked at", context_key="phase")
+
+
+@wrong(OptionError, "prior='mean': choose one of 'mixed', 'additive', 'ridge', 'linear', 'none'")
+def prior_unknown(world: World) -> None:
+    world.finetune_screen(model="never looked at", prior="mean")
+
+
+@wrong(OptionError, "n_genes=0: it must be a whole number, at least 1")
+def steps_without_genes(world: World) -> None:
+    world.finetune_screen(model="never looked at", n_genes=0)
+
+
+@wrong(OptionError, "save_dir=.* is there already and not empty", "Name a new folder")
+def folder_to_save_to_taken(world: World) -> None:
+    world.finetune(model="never looked at", save_dir=world.saved())
+
+
+@wrong(DataError, "No label of control among", "non-targeting", "Name it with control=")
+def no_control_cells(world: World) -> None:
+    world.perturbed()
+    world.adata.obs["perturbation"] = world.adata.obs["perturbation"].replace("control", "untouched")
+    world.finetune_screen()
+
+
+@wrong(OptionError, "control='untouched' is none of the 5 labels")
+def control_unknown(world: World) -> None:
+    world.perturbed()
+    world.finetune_screen(control="untouched")
+
+
+@wrong(DataError, r"The label 'A\+A' names a gene twice", "Correct the label")
+def gene_perturbed_twice(world: World) -> None:
+    world.adata.obs["perturbation"] = ["control", "A+A"] * 45
+    world.finetune_screen()
+
+
+@wrong(DataError, r"adata\.obs\['bulk_labels'\] holds", "must be 'train', 'validation', 'test' or missing")
+def split_of_perturbations_with_strange_values(world: World) -> None:
+    world.perturbed()
+    world.finetune_screen(split_key="bulk_labels")
+
+
+@wrong(DataError, "No perturbed cell belongs to the part 'train'", "Choose another split")
+def no_perturbation_to_train_on(world: World) -> None:
+    world.perturbed()
+    world.adata.obs["split"] = "test"
+    world.finetune_screen()
+
+
+@wrong(OptionError, "patience needs validation cells", "patience=None")
+def patience_without_validation_perturbations(world: World) -> None:
+    world.perturbed()
+    world.adata.obs["split"] = "train"
+    world.finetune_screen()
+
+
+@wrong(DataError, r"adata\.obs\['line'\] is empty for 1 of 90 cells", "Fill or remove")
+def context_with_a_gap(world: World) -> None:
+    world.perturbed()
+    world.adata.obs["line"] = [None, *["K562"] * 89]
+    world.finetune_screen(context_key="line")
+
+
+@wrong(DataError, "No control cell of context 'B' is there", "control=")
+def context_without_control(world: World) -> None:
+    world.perturbed()
+    world.adata.obs["line"] = np.where(world.adata.obs["perturbation"] == "control", "A", "B")
+    world.finetune_screen(context_key="line")
+
+
+@wrong(DataError, r"adata\.X", "negative values")
+def scaled_screen(world: World) -> None:
+    world.perturbed()
+    world.adata.X = world.adata.X.toarray() - 1
+    world.finetune_screen()
+
+
+@wrong(DataError, "The model knows no gene 'NOSUCH', so it cannot be told", "Ensembl id")
+def gene_that_no_model_knows(world: World) -> None:
+    world.predict(world.perturbed(), perturbations=["NOSUCH"])
+
+
+@wrong(OptionError, "perturbations is empty. Name some", "None for those of the test part")
+def nothing_to_predict(world: World) -> None:
+    world.predict(world.perturbed(), perturbations=[])
+
+
+@wrong(OptionError, "random was not trained on perturbations", r"task='perturbation', pert_key=\.\.\.")
+def model_of_another_task(world: World) -> None:
+    world.perturbed()
+    world.predict(world.model)
+
+
+@wrong(MissingKeyError, r"No model is given, and adata\.uns\['finetune'\] records none", "pass model=")
+def no_model_recorded(world: World) -> None:
+    world.perturbed()
+    world.predict()
+
+
+@wrong(MissingKeyError, "per_cell='wanted' is no column of adata")
+def perturbation_of_each_cell_missing(world: World) -> None:
+    world.predict(world.perturbed(), per_cell="wanted")
+
+
+@wrong(OptionError, "n_controls=0", "at least one control cell")
+def prediction_from_no_cell(world: World) -> None:
+    world.predict(world.perturbed(), n_controls=0)
 
 
 @pytest.mark.parametrize(("case", "error", "messages"), CASES)

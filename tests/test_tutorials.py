@@ -8,6 +8,8 @@ from typing import Any
 
 import pytest
 
+import scgalore as sg
+
 TUTORIALS = Path(__file__).parents[1] / "tutorials"
 NOTEBOOKS = sorted(TUTORIALS.glob("*.ipynb"))
 
@@ -50,7 +52,7 @@ def notebook(path: Path) -> dict[str, Any]:
 
 
 def test_there_are_tutorials() -> None:
-    assert {path.stem for path in NOTEBOOKS} >= {"checkpoints", "finetune"}
+    assert {path.stem for path in NOTEBOOKS} >= {"checkpoints", "finetune", "perturbation"}
 
 
 def test_was_executed_from_first_to_last_cell(notebook: dict[str, Any]) -> None:
@@ -82,4 +84,9 @@ def test_runs_and_shows_the_same_kinds_of_things(path: Path, notebook: dict[str,
         pytest.importorskip(package, reason="notebooks are run with nbclient and ipykernel, of the group test")
     from scripts.execute_tutorials import execute
 
+    if path.stem == "perturbation":
+        try:
+            sg.datasets.fetch_dataset("perturbench_devel")
+        except sg.errors.DownloadError as error:
+            pytest.skip(f"the data are not here: {error}")
     assert kinds(execute(path)) == kinds(notebook)

@@ -103,7 +103,12 @@ def test_genes_of_the_same_name_are_told_apart_by_number() -> None:
     adata.var["symbol"] = [*adata.var_names[:20], "TBCE", "TBCE", *adata.var_names[22:]]
     adata.uns["predict_perturbation"]["params"]["gene_symbols"] = "symbol"
     for table in ("means", "effects"):
-        adata.uns["predict_perturbation"][table].index = [*adata.var_names[:20], "TBCE", "TBCE-1", *adata.var_names[22:]]
+        adata.uns["predict_perturbation"][table].index = [
+            *adata.var_names[:20],
+            "TBCE",
+            "TBCE-1",
+            *adata.var_names[22:],
+        ]
     sg.tl.evaluate_perturbation(adata, de=False, n_bootstrap=20, metrics=["mse"])
     pd.testing.assert_frame_equal(adata.uns["evaluate_perturbation"]["scores"], expected)
 

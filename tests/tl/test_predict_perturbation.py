@@ -1,0 +1,333 @@
+import gc
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import anndata
+import numpy as np
+import pandas as pd
+import pytest
+import scipy.sparse as sp
+import torch
+from anndata import AnnData
+from mudata import MuData
+from tests.original_plugin import Original
+from tests.trained_screens import GENES, PARTS, TRAINING, counts, log_normalised, untrained
+
+import scgalore as sg
+from scgalore.errors import DataError, MissingKeyError, OptionError
+from scgalore.model import SCGPT
+from scgalore.model.perturbation import affine_decoder
+
+KEY = "predict_perturbation"
+TWO_LINES: dict[str, Any] = {"context_key": "cell_line"}
+
+
+@pytest.fixture(scope="module")
+def trained_once() -> tuple[AnnData, SCGPT]:
+    """A screen of one context, and a model without validation, so that its network says something."""
+    adata = log_normalised(counts())
+    adata.obs["split"] = np.where(adata.obs["split"] == "test", "test", "train")
+    model = sg.tl.finetune(adata, untrained(), task="perturbation", **TRAINING, patience=None)
+    assert not affine_decoder(model.network).is_zero
+    return adata, model
+
+
+@pytest.fixture
+def adata(trained_once: tuple[AnnData, SCGPT]) -> AnnData:
+    return trained_once[0].copy()
+
+
+@pytest.fixture
+def model(trained_once: tuple[AnnData, SCGPT]) -> SCGPT:
+    return trained_once[1]
+
+
+def slots(adata: AnnData) -> dict[str, set[str]]:
+    return {slot: set(getattr(adata, slot)) for slot in ("obs", "var", "obsm", "varm", "obsp", "layers", "uns")}
+
+
+def effects(adata: AnnData, key: str = KEY) -> pd.DataFrame:
+    table = adata.uns[key]["effects"]
+    assert isinstance(table, pd.DataFrame)
+    return table
+
+
+class TestContent:
+    def test_genes_are_rows_and_perturbations_are_columns(self, adata: AnnData, model: SCGPT) -> None:
+        before = slots(adata)
+        assert sg.tl.predict_perturbation(adata, ["G05", "G00+G01"], model=model) is None
+        assert slots(adata) == before | {"uns": before["uns"] | {KEY, f"{KEY}_rank_genes_groups"}}
+        content = adata.uns[KEY]
+        for table in (content["means"], content["effects"]):
+            assert table.index.tolist() == list(GENES)
+            assert table.columns.tolist() == content["rows"].index.tolist() == ["G05", "G00+G01"]
+            assert set(table.dtypes) == {np.dtype("float32")}
+        assert content["control_means"].shape == (len(GENES), 1)
+        assert content["weights"] == model.provenance
+        assert content["version"] == sg.__version__
+
+    def test_means_are_control_means_and_effects(self, adata: AnnData, model: SCGPT) -> None:
+        sg.tl.predict_perturbation(adata, ["G05", "X1+X2"], model=model)
+        content = adata.uns[KEY]
+        control = adata.X[(adata.obs["perturbation"] == "control").to_numpy()].toarray().mean(axis=0)
+        np.testing.assert_allclose(content["control_means"].iloc[:, 0], control, rtol=0, atol=1e-6)
+        for name in ("G05", "X1+X2"):
+            np.testing.assert_allclose(content["means"][name], control + content["effects"][name], rtol=0, atol=1e-6)
+            assert (content["means"][name] >= -1e-6).all()
+
+    def test_rows_say_what_is_known_of_each(self, adata: AnnData, model: SCGPT) -> None:
+        sg.pp.split_perturbations(adata, "custom", parts={"test": ["G05", "G01+G04", "X2"]})
+        sg.tl.predict_perturbation(adata, ["G05", "X1", "X2+G00+G01"], model=model)
+        rows = adata.uns[KEY]["rows"]
+        assert rows["perturbation"].tolist() == rows.index.tolist() == ["G05", "X1", "G00+G01+X2"]
+        assert rows["n_genes_perturbed"].tolist() == [1, 1, 3]
+        assert rows["measured"].tolist() == [False, True, False]
+        assert set(rows["context"]) == {""}
+
+    def test_without_names_the_test_part_is_predicted(self, adata: AnnData, model: SCGPT) -> None:
+        sg.tl.predict_perturbation(adata, model=model)
+        assert set(effects(adata)) == set(PARTS["test"])
+        del adata.obs["split"]
+        sg.tl.predict_perturbation(adata, model=model)
+        assert set(effects(adata)) == {name for part in PARTS.values() for name in part}
+
+    def test_scanpy_reads_the_ranked_genes(self, adata: AnnData, model: SCGPT) -> None:
+        sc = pytest.importorskip("scanpy")
+        sg.tl.predict_perturbation(adata, ["G05", "G01+G04"], model=model, key_added="mine")
+        table = sc.get.rank_genes_groups_df(adata, "G01+G04", key="mine_rank_genes_groups")
+        assert set(table["names"]) == set(GENES)
+        ours = effects(adata, "mine")["G01+G04"]
+        np.testing.assert_allclose(table["scores"], ours.loc[table["names"]], rtol=0, atol=1e-6)
+
+    def test_everything_survives_h5ad(self, adata: AnnData, model: SCGPT, tmp_path: Path) -> None:
+        sg.tl.predict_perturbation(adata, model=model)
+        adata.write_h5ad(tmp_path / "screen.h5ad")
+        read = anndata.read_h5ad(tmp_path / "screen.h5ad")
+        for name in ("means", "effects", "control_means"):
+            pd.testing.assert_frame_equal(read.uns[KEY][name], adata.uns[KEY][name])
+        assert read.uns[KEY]["rows"]["perturbation"].tolist() == adata.uns[KEY]["rows"]["perturbation"].tolist()
+        assert read.uns[KEY]["params"].keys() == adata.uns[KEY]["params"].keys()
+
+
+class TestWhatIsPredicted:
+    def test_gene_that_is_not_measured(self, adata: AnnData, model: SCGPT) -> None:
+        assert "X2" not in adata.var_names
+        fewer = adata[:, [gene for gene in GENES if gene != "G05"]].copy()
+        sg.tl.predict_perturbation(fewer, ["X2", "G05", "G06"], model=model)
+        table = effects(fewer)
+        assert np.isfinite(table.to_numpy()).all()
+        # The prior says the same of the three: the difference is the network's, which sees their flags.
+        assert all((table[one] - table[other]).abs().max() > 1e-6 for one, other in (("X2", "G05"), ("X2", "G06")))
+
+    def test_names_of_one_perturbation_are_merged(self, adata: AnnData, model: SCGPT) -> None:
+        names = ["G00+G01", "G05", "G01+G00", "G05", "G05+control", " G00 + G01"]
+        sg.tl.predict_perturbation(adata, names, model=model)
+        assert list(effects(adata)) == ["G00+G01", "G05"]
+
+    def test_single_name_is_a_list_of_one(self, adata: AnnData, model: SCGPT) -> None:
+        sg.tl.predict_perturbation(adata, "G01+G00", model=model)
+        assert list(effects(adata)) == ["G00+G01"]
+
+    def test_single_perturbed_cell_is_enough_to_train_on(self) -> None:
+        adata = log_normalised(counts())
+        names = adata.obs["perturbation"]
+        kept = (names == "control") | ~names.duplicated()
+        adata = adata[kept].copy()
+        model = sg.tl.finetune(adata, untrained(), task="perturbation", **TRAINING)
+        assert model.screen is not None
+        assert model.screen.stats["training_cells"] == len(PARTS["train"])
+        sg.tl.predict_perturbation(adata, model=model)
+        assert np.isfinite(effects(adata).to_numpy()).all()
+
+    def test_object_with_control_cells_alone(self, adata: AnnData, model: SCGPT) -> None:
+        controls = adata[adata.obs["perturbation"] == "control"].copy()
+        sg.tl.predict_perturbation(adata, ["G05"], model=model)
+        sg.tl.predict_perturbation(controls, ["G05"], model=model)
+        pd.testing.assert_frame_equal(effects(controls), effects(adata), atol=1e-6, rtol=0)
+
+    def test_control_may_be_spelt_otherwise_in_other_data(self, adata: AnnData, model: SCGPT) -> None:
+        other = adata.copy()
+        other.obs["perturbation"] = other.obs["perturbation"].cat.rename_categories({"control": "non-targeting"})
+        for x in (adata, other):
+            sg.tl.predict_perturbation(x, ["G05"], model=model)
+        pd.testing.assert_frame_equal(effects(other), effects(adata))
+        assert other.uns[KEY]["params"]["control"] == "non-targeting"
+
+    def test_each_context_with_control_cells(self) -> None:
+        adata = log_normalised(counts(contexts=("A", "B")))
+        model = sg.tl.finetune(adata, untrained(), task="perturbation", **TRAINING, **TWO_LINES)
+        sg.tl.predict_perturbation(adata, ["G05", "G00"], model=model)
+        assert list(effects(adata)) == ["A | G05", "A | G00", "B | G05", "B | G00"]
+        assert adata.uns[KEY]["rows"]["context"].tolist() == ["A", "A", "B", "B"]
+        assert adata.uns[KEY]["control_means"].columns.tolist() == ["A", "B"]
+        only_b = adata[adata.obs["cell_line"] == "B"].copy()
+        sg.tl.predict_perturbation(only_b, ["G00"], model=model)
+        np.testing.assert_allclose(effects(only_b)["B | G00"], effects(adata)["B | G00"], rtol=0, atol=1e-6)
+
+    def test_fewer_control_cells_are_drawn_by_seed(self, adata: AnnData, model: SCGPT) -> None:
+        tables = []
+        for rng in (0, 0, 1):
+            sg.tl.predict_perturbation(adata, ["G05"], model=model, n_controls=4, rng=rng)
+            tables.append(effects(adata))
+        pd.testing.assert_frame_equal(tables[0], tables[1])
+        assert not tables[0].equals(tables[2])
+
+
+class TestPerCell:
+    def test_writes_an_embedding_of_each_cell(self, adata: AnnData, model: SCGPT) -> None:
+        adata.obs["wanted"] = ["control", "G05", "X2+G01"] * (adata.n_obs // 3)
+        sg.tl.predict_perturbation(adata, model=model, per_cell="wanted")
+        cells = adata.obsm["X_scGPT_perturbed"]
+        assert (cells.shape, cells.dtype) == ((adata.n_obs, 16), np.dtype("float32"))
+        np.testing.assert_allclose(np.linalg.norm(cells, axis=1), 1, atol=1e-5)
+        assert set(effects(adata)) == {"G05", "G01+X2"}
+        adata.obs["wanted"] = "control"
+        sg.tl.predict_perturbation(adata, ["G05"], model=model, per_cell="wanted", key_added="none")
+        same = np.abs(adata.obsm["none_perturbed"] - cells).max(axis=1) < 1e-5
+        assert same.tolist() == [True, False, False] * (adata.n_obs // 3)
+
+    def test_column_must_be_there(self, adata: AnnData, model: SCGPT) -> None:
+        before = slots(adata)
+        with pytest.raises(MissingKeyError, match="per_cell='wanted' is no column"):
+            sg.tl.predict_perturbation(adata, model=model, per_cell="wanted")
+        adata.obs["wanted"] = "NOSUCH"
+        with pytest.raises(DataError, match="knows no gene 'NOSUCH'"):
+            sg.tl.predict_perturbation(adata, ["G05"], model=model, per_cell="wanted")
+        assert slots(adata) == before | {"obs": before["obs"] | {"wanted"}}
+
+
+class TestModel:
+    @pytest.fixture
+    def own(self) -> tuple[AnnData, SCGPT]:
+        adata = counts()
+        return adata, sg.tl.finetune(adata, untrained(), task="perturbation", **TRAINING)
+
+    def test_is_found_in_memory_while_somebody_holds_it(self, own: tuple[AnnData, SCGPT]) -> None:
+        adata, model = own
+        other = adata.copy()
+        sg.tl.predict_perturbation(adata)
+        sg.tl.predict_perturbation(other, model=model)
+        pd.testing.assert_frame_equal(effects(adata), effects(other))
+
+    def test_that_nobody_holds_and_no_folder_has_is_missed(self) -> None:
+        adata = counts()
+        model = sg.tl.finetune(adata, untrained(), task="perturbation", **TRAINING)
+        del model
+        gc.collect()
+        before = slots(adata)
+        with pytest.raises(MissingKeyError, match="is no longer in memory. Keep what"):
+            sg.tl.predict_perturbation(adata)
+        assert slots(adata) == before
+
+    def test_is_read_from_its_folder_after_that(self, tmp_path: Path) -> None:
+        adata = counts()
+        model = sg.tl.finetune(adata, untrained(), task="perturbation", **TRAINING, save_dir=tmp_path / "model")
+        sg.tl.predict_perturbation(adata, key_added="first")
+        del model
+        gc.collect()
+        adata.write_h5ad(tmp_path / "screen.h5ad")
+        read = anndata.read_h5ad(tmp_path / "screen.h5ad")
+        sg.tl.predict_perturbation(read)
+        pd.testing.assert_frame_equal(effects(read), effects(adata, "first"), check_exact=True)
+        shutil.rmtree(tmp_path / "model")
+        with pytest.raises(MissingKeyError, match="no longer in memory, and the folder .* is not there"):
+            sg.tl.predict_perturbation(read)
+
+    def test_that_was_never_recorded_is_missed(self, adata: AnnData) -> None:
+        del adata.uns["finetune"]
+        with pytest.raises(MissingKeyError, match=r"No model is given, and adata\.uns\['finetune'\] records none"):
+            sg.tl.predict_perturbation(adata)
+
+    def test_of_another_task_is_refused(self, adata: AnnData) -> None:
+        with pytest.raises(OptionError, match="random was not trained on perturbations"):
+            sg.tl.predict_perturbation(adata, ["G05"], model=untrained())
+
+    def test_of_upstream_needs_no_screen(self, original: Original) -> None:
+        """A checkpoint of the original's generator, whose output is the expression itself."""
+        model = SCGPT.from_pretrained(original.folder("perturb/default.pt"))
+        assert model.screen is None
+        theirs = original.arrays("perturb")
+        known = [i for i, gene in enumerate(theirs["gene_names"].tolist()) if gene in model.vocab]
+        x = theirs["expr"][:, known]
+        genes = theirs["gene_names"][known].tolist()
+        adata = AnnData(sp.csr_matrix(x), pd.DataFrame({"perturbation": "ctrl"}, index=list(map(str, range(len(x))))))
+        adata.var_names = genes
+        sg.tl.predict_perturbation(adata, [genes[2], f"{genes[0]}+{genes[1]}"], model=model, n_controls=len(x))
+        pair = "+".join(sorted(genes[:2]))
+        tokens = torch.tensor([[model.vocab.cls_id, *(model.vocab[gene] for gene in genes)]]).expand(len(x), -1)
+        values = torch.from_numpy(np.concatenate([np.full((len(x), 1), -2, dtype=np.float32), x], axis=1))
+        flags = torch.zeros_like(tokens)
+        flags[:, 1:3] = 1
+        with torch.no_grad():
+            encoded = model.network.encode(tokens, values, flags=flags)
+            output = model.network.expression(encoded, values)[0][:, 1:].mean(dim=0).numpy()
+        np.testing.assert_allclose(adata.uns[KEY]["means"][pair], np.maximum(output, 0), rtol=0, atol=1e-5)
+        assert not adata.uns[KEY]["rows"]["measured"].any()
+
+
+REFUSED: dict[str, tuple[dict[str, Any], type[Exception], str]] = {
+    "unknown gene": ({"perturbations": ["G05", "G01+NOSUCH"]}, DataError, "knows no gene 'NOSUCH'"),
+    "nothing": ({"perturbations": []}, OptionError, "perturbations is empty"),
+    "empty part": ({"perturbations": ["G05+"]}, DataError, r"'G05\+' has an empty part"),
+    "gene twice": ({"perturbations": ["G05+G05"]}, DataError, "names a gene twice"),
+    "control": ({"control": "NT"}, OptionError, "control='NT' is none of"),
+    "column": ({"pert_key": "guide"}, MissingKeyError, "pert_key='guide' is no column"),
+    "context": ({"context_key": "line"}, MissingKeyError, "context_key='line' is no column"),
+    "split": ({"split_key": "parts"}, MissingKeyError, "split_key='parts' is no column"),
+    "no control cell asked for": ({"n_controls": 0}, OptionError, "n_controls=0"),
+    "tokens": ({"batch_tokens": 0}, OptionError, "batch_tokens=0"),
+    "key": ({"key_added": "a/b"}, OptionError, "'/'"),
+    "folder": ({"model": "no such folder"}, OptionError, "'no such folder' is neither"),
+}
+
+
+class TestRefusals:
+    @pytest.mark.parametrize("case", REFUSED)
+    def test_nothing_is_written(self, adata: AnnData, model: SCGPT, case: str) -> None:
+        options, error, message = REFUSED[case]
+        before = slots(adata)
+        with pytest.raises(error, match=message):
+            sg.tl.predict_perturbation(adata, **{"model": model, **options})
+        assert slots(adata) == before
+
+    def test_data_without_control_cells(self, adata: AnnData, model: SCGPT) -> None:
+        perturbed = adata[adata.obs["perturbation"] != "control"].copy()
+        with pytest.raises(DataError, match="No label of control among"):
+            sg.tl.predict_perturbation(perturbed, ["G05"], model=model)
+
+    def test_context_without_control_cells(self) -> None:
+        adata = log_normalised(counts(contexts=("A", "B")))
+        model = sg.tl.finetune(adata, untrained(), task="perturbation", **TRAINING, **TWO_LINES)
+        lacking = adata[(adata.obs["perturbation"] != "control") | (adata.obs["cell_line"] == "A")].copy()
+        with pytest.raises(DataError, match="No control cell of context 'B' is there"):
+            sg.tl.predict_perturbation(lacking, ["G05"], model=model)
+
+
+class TestContainers:
+    def test_copy_leaves_the_original(self, adata: AnnData, model: SCGPT) -> None:
+        before = slots(adata)
+        copied = sg.tl.predict_perturbation(adata, ["G05"], model=model, copy=True)
+        assert isinstance(copied, AnnData)
+        assert KEY in copied.uns
+        assert slots(adata) == before
+
+    def test_modality(self, adata: AnnData, model: SCGPT) -> None:
+        protein = AnnData(np.ones((adata.n_obs, 2)), pd.DataFrame(index=adata.obs_names))
+        mdata = MuData({"gex": adata, "prot": protein})
+        sg.tl.predict_perturbation(mdata, ["G05"], model=model, mod="gex")
+        assert KEY in mdata["gex"].uns
+        assert KEY not in mdata["prot"].uns
+
+
+def test_random_states_are_the_users(
+    adata: AnnData,
+    model: SCGPT,
+    random_states: Callable[[], tuple[object, ...]],
+    in_empty_folder: Callable[[], None],
+) -> None:
+    before = random_states()
+    sg.tl.predict_perturbation(adata, ["G05"], model=model, n_controls=5)
+    assert random_states() == before
+    in_empty_folder()

@@ -167,7 +167,6 @@ REFUSED: dict[str, tuple[dict[str, Any], type[Exception], str]] = {
     "half a gene": ({"n_genes": 0.5}, OptionError, "n_genes=0.5"),
     "prior": ({"prior": "mean"}, OptionError, "prior='mean': choose one of 'mixed'"),
     "layer": ({"layer": "counts"}, MissingKeyError, "counts"),
-    "no validation": ({"split_key": "all", "patience": 3}, OptionError, "patience needs validation cells"),
     "not trained on": ({"split_key": "none"}, DataError, "No perturbed cell belongs to the part 'train'"),
     "strange split": (
         {"split_key": "cell_line"},
@@ -294,3 +293,13 @@ class TestSideEffects:
         assert "2 genes are new to the vocabulary" in caplog.text
         assert "Pearson delta on validation perturbations to beat" in caplog.text
         assert "Pearson delta on 2 validation perturbations" in caplog.text
+
+
+def test_without_validation_perturbations_all_epochs_are_trained(adata: AnnData) -> None:
+    adata.obs["everything"] = "train"
+    sg.tl.finetune(
+        adata, untrained(), task="perturbation", split_key="everything", **{**TRAINING, "max_epochs": 3, "patience": 1}
+    )
+    stats = adata.uns["finetune"]["stats"]
+    assert (stats["epochs"], stats["stopped_because"]) == (3, "max_epochs reached")
+    assert stats["validation_pearson_delta"] == {}

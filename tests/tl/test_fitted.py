@@ -12,7 +12,7 @@ from scgalore.tl._fitted import free_folder, record_model, recorded_model
 
 
 def with_record(record: dict[str, str], key: str = "finetune") -> AnnData:
-    return AnnData(np.ones((2, 2)), uns={key: {"model": record}})
+    return AnnData(np.ones((2, 2)), uns={key: {"params": {"task": "perturbation"}, "model": record}})
 
 
 class TestRecordedModel:
@@ -48,9 +48,16 @@ class TestRecordedModel:
         with pytest.raises(MissingKeyError, match=r"records none\. Call sg\.tl\.finetune"):
             recorded_model(AnnData(np.ones((2, 2)), uns=uns))
 
-    def test_other_key_can_be_asked_for(self) -> None:
+    def test_is_found_under_any_key(self) -> None:
         model = untrained()
-        assert recorded_model(with_record(record_model(model, None), "mine"), "mine") is model
+        assert recorded_model(with_record(record_model(model, None), "mine")) is model
+
+    def test_of_several_none_is_taken(self) -> None:
+        models = [untrained(), untrained()]
+        adata = with_record(record_model(models[0], None))
+        adata.uns["mine"] = with_record(record_model(models[1], None)).uns["finetune"]
+        with pytest.raises(MissingKeyError, match="'finetune', 'mine' were recorded"):
+            recorded_model(adata)
 
 
 class TestFreeFolder:

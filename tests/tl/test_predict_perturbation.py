@@ -237,7 +237,7 @@ class TestModel:
 
     def test_that_was_never_recorded_is_missed(self, adata: AnnData) -> None:
         del adata.uns["finetune"]
-        with pytest.raises(MissingKeyError, match=r"No model is given, and adata\.uns\['finetune'\] records none"):
+        with pytest.raises(MissingKeyError, match=r"No model is given, and adata\.uns records none"):
             sg.tl.predict_perturbation(adata)
 
     def test_of_another_task_is_refused(self, adata: AnnData) -> None:

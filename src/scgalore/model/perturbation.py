@@ -74,6 +74,8 @@ def target_tokens(genes: Iterable[str], vocab: GeneVocab) -> list[int]:
     Each is looked up for itself: two names of one gene, which no matrix may have as columns, are one token.
     """
     genes = list(genes)
+    if all(gene in vocab and not gene.startswith("<") for gene in genes):
+        return [vocab[gene] for gene in genes]
     names = list(dict.fromkeys(genes))
     try:
         match = match_genes(names, vocab)

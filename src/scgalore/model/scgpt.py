@@ -586,6 +586,9 @@ class SCGPT:
         OptionError
             If there was no adapter, other weights were trained beside it, or no file holds those it belongs to.
         """
+        if self.screen is not None:
+            msg = "A model of perturbations has more than its base and an adapter: flags, a decoder and its prior. Use save()."
+            raise OptionError(msg)
         weights, base = (None, self.provenance) if self.adapter is None else self.adapter
         write_adapter(folder, weights, base=base, classes=self.classes, overwrite=overwrite)
 

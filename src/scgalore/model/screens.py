@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -143,6 +143,8 @@ def fit_screen(
         n_genes=n_genes,
         seed=config.seed,
     )
+    if len(rows.validation) == 0:
+        config = replace(config, patience=None)  # nothing to be patient about
     scores = _validation_scores(rows, tokenizer.columns)
     start = math.inf
     if expected is not None and len(rows.validation):

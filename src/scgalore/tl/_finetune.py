@@ -105,7 +105,8 @@ def finetune(
         classes when left out. Perturbations: ``"split"`` where :func:`scgalore.pp.split_perturbations` has written it, else
         a simulation split.
     validation_size, test_size
-        Shares of the cells that choose the best epoch and that are held out, for the random split.
+        Shares of the cells that choose the best epoch and that are held out, for the random split of cells; perturbations
+        are split by :func:`scgalore.pp.split_perturbations`.
     checkpoint_dir
         Folder that gets a checkpoint after each epoch.
     resume

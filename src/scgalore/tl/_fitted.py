@@ -55,21 +55,24 @@ def record_model(model: SCGPT, folder: str | None) -> dict[str, str]:
     return {"run": run} if folder is None else {"run": run, "folder": folder}
 
 
-def recorded_model(adata: AnnData, key: str = "finetune") -> SCGPT:
-    """Find the model whose results are in ``adata.uns[key]``.
+def recorded_model(adata: AnnData) -> SCGPT:
+    """Find the model of perturbations whose results are in ``adata.uns``.
 
     Raises
     ------
     MissingKeyError
-        If there are none, or the model is neither in memory any more nor in a folder.
+        If there are none or several, or the model is neither in memory any more nor in a folder.
     """
-    record = adata.uns.get(key, {}).get("model")
-    if record is None:
-        msg = (
-            f"No model is given, and adata.uns[{key!r}] records none. Call sg.tl.finetune(adata, task='perturbation', ...) "
-            "first, or pass model=."
-        )
+    found = {
+        key: content["model"]
+        for key, content in adata.uns.items()
+        if isinstance(content, dict) and "model" in content and content.get("params", {}).get("task") == "perturbation"
+    }
+    if len(found) != 1:
+        records = f"the runs under {', '.join(map(repr, found))} were recorded" if found else "adata.uns records none"
+        msg = f"No model is given, and {records}. Call sg.tl.finetune(adata, task='perturbation', ...) first, or pass model=."
         raise MissingKeyError(msg)
+    ((key, record),) = found.items()
     model = _ALIVE.get(record["run"])
     if model is not None:
         return model

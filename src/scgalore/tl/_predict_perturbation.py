@@ -16,13 +16,13 @@ from scgalore.errors import OptionError
 from scgalore.model.inference import RunOptions
 from scgalore.model.perturbation import gene_vectors
 from scgalore.model.screens import perturbed_embeddings, predict_effects
-from scgalore.perturb.conditions import canonical_name, parse_condition
+from scgalore.perturb.conditions import canonical_name
 from scgalore.perturb.plane import embed_in_plane
 from scgalore.perturb.profiles import row_label
 from scgalore.perturb.ranking import ranked_genes
 from scgalore.perturb.screen import Screen
 from scgalore.tl._fitted import recorded_model
-from scgalore.tl._screens import READ, perturbed_genes, read_params, trained_on, training_profiles
+from scgalore.tl._screens import READ, genes_of, perturbed_genes, read_params, trained_on, training_profiles
 from scgalore.tl._shared import Results, as_model, copied, writable_adata
 
 if TYPE_CHECKING:
@@ -190,9 +190,7 @@ def _per_cell(adata: AnnData, key: str, read: dict[str, Any]) -> list[tuple[str,
     if key not in adata.obs:
         msg = f"per_cell={key!r} is no column of adata.obs, which has {list(adata.obs.columns)}."
         raise MissingKeyError(msg)
-    return [
-        parse_condition(str(label), control=read["control"], separator=read["separator"]) for label in adata.obs[key]
-    ]
+    return [genes_of(label, read) for label in adata.obs[key]]
 
 
 def _rows(names: list[str] | None, screen: Screen, controls: Profiles) -> pd.DataFrame:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from scgalore.perturb.conditions import parse_condition
+from scgalore.perturb.conditions import CONTROL_LABELS, genes_as_written
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from scgalore.perturb.profiles import Profiles
     from scgalore.perturb.screen import Screen
 
-__all__ = ["READ", "perturbed_genes", "read_params", "trained_on", "training_profiles"]
+__all__ = ["READ", "genes_of", "perturbed_genes", "read_params", "trained_on", "training_profiles"]
 
 READ = ("pert_key", "control", "context_key", "batch_key", "separator", "layer", "gene_symbols")
 
@@ -39,8 +39,14 @@ def read_params(adata: AnnData, model: SCGPT, given: dict[str, Any], split_key: 
 
 def perturbed_genes(labels: Sequence[str], read: dict[str, Any]) -> list[tuple[str, ...]]:
     """Genes of perturbations that a user names, each once."""
-    genes = [parse_condition(str(label), control=read["control"], separator=read["separator"]) for label in labels]
-    return list(dict.fromkeys(genes))
+    return list(dict.fromkeys(genes_of(label, read) for label in labels))
+
+
+def genes_of(label: object, read: dict[str, Any]) -> tuple[str, ...]:
+    """Genes of one label, sorted; the usual words for control stand for it beside the data's own."""
+    text, own = str(label), () if read["control"] is None else (str(read["control"]),)
+    separator = "+" if "+" in text else read["separator"] or "+"
+    return tuple(sorted(genes_as_written(text, controls=(*own, *CONTROL_LABELS), separator=separator)))
 
 
 def trained_on(model: SCGPT) -> set[str]:

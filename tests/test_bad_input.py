@@ -652,13 +652,6 @@ def no_perturbation_to_train_on(world: World) -> None:
     world.finetune_screen()
 
 
-@wrong(OptionError, "patience needs validation cells", "patience=None")
-def patience_without_validation_perturbations(world: World) -> None:
-    world.perturbed()
-    world.adata.obs["split"] = "train"
-    world.finetune_screen()
-
-
 @wrong(DataError, r"adata\.obs\['line'\] is empty for 1 of 90 cells", "Fill or remove")
 def context_with_a_gap(world: World) -> None:
     world.perturbed()
@@ -696,7 +689,7 @@ def model_of_another_task(world: World) -> None:
     world.predict(world.model)
 
 
-@wrong(MissingKeyError, r"No model is given, and adata\.uns\['finetune'\] records none", "pass model=")
+@wrong(MissingKeyError, r"No model is given, and adata\.uns records none", "pass model=")
 def no_model_recorded(world: World) -> None:
     world.perturbed()
     world.predict()

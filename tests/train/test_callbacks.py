@@ -148,14 +148,21 @@ class TestPerturbationRuns:
     """The same in real runs, whose objective knows the score of the start."""
 
     def train(
-        self, network: SCGPTNetwork, start: float, folder: Path | None = None, *, resume: bool = False, **options: Any
+        self,
+        network: SCGPTNetwork,
+        start: float,
+        folder: Path | None = None,
+        *,
+        monitor: str = "validation_choice",
+        resume: bool = False,
+        **options: Any,
     ) -> TrainResult:
         config = TrainConfig(**{"max_epochs": 3, "batch_size": 8, "lr": 1e-2, "accelerator": "cpu", **options})
         return fit(
             network,
             flagged_cells(),
             flagged_split(),
-            Perturbation(start),
+            Perturbation(start, monitor=monitor),
             config,
             checkpoint_dir=folder,
             resume=resume,
@@ -171,8 +178,8 @@ class TestPerturbationRuns:
 
     def test_an_epoch_that_does_better_is_kept(self) -> None:
         network = flag_network(at_zero=True)
-        result = self.train(network, 2.5)
-        assert result.best_epoch == result.history["validation_delta_error"].idxmin()
+        result = self.train(network, 2.5, monitor="validation_score")
+        assert result.best_epoch == result.history["validation_score"].idxmin()
         assert any(bool(p.any()) for p in network.decoder.coeff_decoder.fc[-1].parameters())  # type: ignore[union-attr, index]
 
     def test_a_resumed_run_ends_with_the_weights_of_the_first_start(self, tmp_path: Path) -> None:

@@ -97,6 +97,8 @@ _INNER = (
     "data.buffers.FileBuffers",
     "data.loaders.LoaderBuffers",
     "train.datamodule.BatchDataModule",
+    "perturb.screen.Pools",
+    "_fetch.RemoteFile",
 )
 nitpick_ignore = [("py:class", f"scgalore.{name}") for name in _INNER]
 

@@ -224,7 +224,8 @@ def fit_effects(name: str, train: Profiles, *, embeddings: pd.DataFrame | None =
         their average, with the training mean for genes without (Systema, doi:10.1038/s41587-025-02777-8). ``"ridge"``:
         regression on indicators of the genes, its penalty chosen by leaving one perturbation out. ``"linear"``: the bilinear
         model of Ahlmann-Eltze et al., doi:10.1038/s41592-025-02772-6, with 10 components and penalties of 0.1.
-        ``"mixed"``: see :mod:`scgalore.perturb.mixed`.
+        ``"mixed"``: additive effects of genes, shrunken as far as
+        the data ask for, with the variances of highest restricted likelihood (Henderson 1975, doi:10.2307/2529430).
     train
         Rows to fit to.
     embeddings

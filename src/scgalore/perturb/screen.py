@@ -67,9 +67,9 @@ class Screen:
     expression: LogExpression = field(repr=False)
     genes: tuple[str, ...] = field(repr=False)
     conditions: Conditions = field(repr=False)
-    contexts: NDArray[np.str_] | None = field(repr=False)
-    batches: NDArray[np.str_] | None = field(repr=False)
-    parts: NDArray[np.str_] | None = field(repr=False)
+    contexts: NDArray[Any] | None = field(repr=False)
+    batches: NDArray[Any] | None = field(repr=False)
+    parts: NDArray[Any] | None = field(repr=False)
     params: dict[str, Any]
 
     @classmethod

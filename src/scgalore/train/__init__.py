@@ -6,14 +6,23 @@ from typing import TYPE_CHECKING, Any
 from scgalore.train.config import TrainConfig
 
 if TYPE_CHECKING:
-    from scgalore.train.datamodule import StreamDataModule, TokenDataModule
+    from scgalore.train.datamodule import PerturbationDataModule, StreamDataModule, TokenDataModule
     from scgalore.train.plan import GaLoreTrainingPlan
     from scgalore.train.runner import TrainResult, fit
 
-__all__ = ["GaLoreTrainingPlan", "StreamDataModule", "TokenDataModule", "TrainConfig", "TrainResult", "fit"]
+__all__ = [
+    "GaLoreTrainingPlan",
+    "PerturbationDataModule",
+    "StreamDataModule",
+    "TokenDataModule",
+    "TrainConfig",
+    "TrainResult",
+    "fit",
+]
 
 _HOMES = {
     "GaLoreTrainingPlan": "plan",
+    "PerturbationDataModule": "datamodule",
     "StreamDataModule": "datamodule",
     "TokenDataModule": "datamodule",
     "TrainResult": "runner",

@@ -22,6 +22,7 @@ SCRIPTS = {
     "peak_share": "share of the matrix-multiply peak, and the top costs",
     "compiled": "torch.compile against none: a training step",
     "perturbation": "perturbation models beside their baselines and the ceiling",
+    "perturbation_scores": "how long scoring predicted perturbations takes",
     "perturbation_priors": "rules that a perturbation model may start from, on other data",
     "perturbation_ablation": "one decision of a perturbation model turned back at a time",
     "gpu": "cells/s on a GPU, where there is one",

@@ -97,6 +97,7 @@ _INNER = (
     "data.buffers.FileBuffers",
     "data.loaders.LoaderBuffers",
     "train.datamodule.BatchDataModule",
+    "train.datamodule.SampledDataModule",
     "perturb.screen.Pools",
     "_fetch.RemoteFile",
 )

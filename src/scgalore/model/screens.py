@@ -45,7 +45,7 @@ if TYPE_CHECKING:
     from scgalore.perturb.screen import Screen
     from scgalore.train.config import TrainConfig
 
-__all__ = ["ScreenMemory", "check_prior", "fit_screen", "perturbed_embeddings", "predict_effects"]
+__all__ = ["ScreenMemory", "check_prior", "fit_screen", "perturbed_embeddings", "predict_effects", "prior_effects"]
 
 NO_PRIOR = "none"
 CELL_TOKENS = 1 << 14
@@ -317,7 +317,7 @@ def predict_effects(
     tokenizer = _tokenizer(model, screen)
     pools = screen.pools().of_context
     effects = np.zeros((len(wanted), len(screen.genes)))
-    base = _prior_effects(model, screen, wanted, controls)
+    base = prior_effects(model, screen, wanted, controls)
     if not (base is not None and affine_decoder(model.network).is_zero):
         picked = [_pick(pools[context], n_controls, [seed, context]) for context in range(len(pools))]
         outputs = _mean_outputs(model, screen, tokenizer, wanted, picked, device=device, batch_tokens=batch_tokens)
@@ -396,13 +396,24 @@ def _batch_cells(tokenizer: FlagTokenizer, batch_tokens: int | None) -> int:
     return max((batch_tokens or CELL_TOKENS) // (len(tokenizer.columns) + 3), 1)
 
 
-def _prior_effects(
+def prior_effects(
     model: SCGPT, screen: Screen, wanted: list[tuple[int, tuple[str, ...]]], controls: Profiles
 ) -> NDArray[np.float64] | None:
-    """The prior's part, for the genes of this screen; genes that it does not know have none."""
+    """What the model's prior says on its own, for the genes of this screen; genes that it does not know have none.
+
+    Parameters
+    ----------
+    model, screen, wanted, controls
+        As for :func:`predict_effects`.
+
+    Returns
+    -------
+    float64 ``(len(wanted), n_genes)``; ``None`` without a prior.
+    """
     memory = model.screen
     if memory is None or memory.prior is None:
         return None
+    names = _own_names(model, {gene for _, genes in wanted for gene in genes})
     place = {gene: i for i, gene in enumerate(memory.genes)}
     # Other data may name a gene otherwise.
     by_token = {token: i for i, token in enumerate(match_genes(memory.genes, model.vocab).token_ids.tolist())}
@@ -413,7 +424,7 @@ def _prior_effects(
     )
     out = np.zeros((len(wanted), len(here)))
     for i, (context, genes) in enumerate(wanted):
-        effect = memory.prior.predict(genes, controls.context_names[context])
+        effect = memory.prior.predict(tuple(names[gene] for gene in genes), controls.context_names[context])
         out[i, here >= 0] = effect[here[here >= 0]]
     return out
 

@@ -11,7 +11,7 @@ import pandas as pd
 
 from scgalore.errors import OptionError
 from scgalore.model.perturbation import target_tokens
-from scgalore.model.screens import predict_effects
+from scgalore.model.screens import predict_effects, prior_effects
 from scgalore.perturb import retrieval
 from scgalore.perturb.effects import fit_effects
 from scgalore.tl._screens import trained_on, training_profiles
@@ -104,10 +104,10 @@ class Search:
 
     def prior_effects(self, wanted: Sequence[Genes]) -> NDArray[np.float64] | None:
         """What the model's prior says on its own."""
-        memory = self.model.screen
-        if memory is None or memory.prior is None:
+        rows = [(self.code, genes) for genes in wanted]
+        effects = prior_effects(self.model, self.screen, rows, self.controls)
+        if effects is None:
             return None
-        effects = retrieval.rule_effects(memory.prior, wanted, self.context, self.screen.genes)
         control = self.controls.control_means[self.code]
         return np.maximum(control + effects, 0) - control  # as in a prediction
 

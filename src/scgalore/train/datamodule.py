@@ -180,7 +180,35 @@ class BatchDataModule(LightningDataModule, ABC):
         return self._loaders[part]
 
 
-class TokenDataModule(BatchDataModule):
+class SampledDataModule(BatchDataModule):
+    """Training cells that are drawn by a :class:`~scgalore.data.sampler.BucketSampler` and asked for batch by batch."""
+
+    train_requests: _Requests
+    sampler: BucketSampler
+
+    def n_batches(self, epoch: int) -> int:
+        """Batches of an epoch, the same for all processes."""
+        return self.sampler.n_batches(epoch)
+
+    def sample(self) -> TokenBatch:
+        """One training cell."""
+        batch = self.train_requests[BatchRequest(self.train_idx[:1])]
+        return batch.batch if isinstance(batch, Share) else batch
+
+    def setup(self, stage: str) -> None:
+        """Learn from the trainer which of several processes this is."""
+        super().setup(stage)
+        self.sampler.rank, self.sampler.size = self._rank, self._size
+
+    def train_dataloader(self) -> DataLoader[TokenBatch | Share]:
+        """Shuffled batches of the training cells."""
+        if self.trainer is not None:
+            # Workers begin with the epoch as soon as they are asked for, before Lightning says which one it is.
+            self.sampler.set_epoch(self.trainer.current_epoch)
+        return self._loader("train", self.train_requests, self.sampler)
+
+
+class TokenDataModule(SampledDataModule):
     """Serve the parts of a split as token batches. Each of several processes gets its share of every batch, a :class:`Share`.
 
     Parameters
@@ -225,27 +253,6 @@ class TokenDataModule(BatchDataModule):
             split.train, train_cells.lengths[split.train], batch_size=batch_size, batch_tokens=batch_tokens, seed=seed
         )
 
-    def n_batches(self, epoch: int) -> int:
-        """Batches of an epoch, the same for all processes."""
-        return self.sampler.n_batches(epoch)
-
-    def sample(self) -> TokenBatch:
-        """One training cell."""
-        batch = self.train_requests[BatchRequest(self.train_idx[:1])]
-        return batch.batch if isinstance(batch, Share) else batch
-
-    def setup(self, stage: str) -> None:
-        """Learn from the trainer which of several processes this is."""
-        super().setup(stage)
-        self.sampler.rank, self.sampler.size = self._rank, self._size
-
-    def train_dataloader(self) -> DataLoader[TokenBatch | Share]:
-        """Shuffled batches of the training cells."""
-        if self.trainer is not None:
-            # Workers begin with the epoch as soon as they are asked for, before Lightning says which one it is.
-            self.sampler.set_epoch(self.trainer.current_epoch)
-        return self._loader("train", self.train_requests, self.sampler)
-
 
 class _ValidationRows(Dataset["TokenBatch"]):
     """One perturbation a batch."""
@@ -257,7 +264,7 @@ class _ValidationRows(Dataset["TokenBatch"]):
         return self.cells.validation_batch(int(request.rows[0]))
 
 
-class PerturbationDataModule(BatchDataModule):
+class PerturbationDataModule(SampledDataModule):
     """Serve perturbed cells with control cells, and validation perturbations one by one.
 
     Parameters
@@ -300,21 +307,6 @@ class PerturbationDataModule(BatchDataModule):
         self.sampler = BucketSampler(
             self.train_idx, cells.lengths[self.train_idx], batch_size=batch_size, batch_tokens=batch_tokens, seed=seed
         )
-
-    def n_batches(self, epoch: int) -> int:
-        """Batches of an epoch."""
-        return self.sampler.n_batches(epoch)
-
-    def sample(self) -> TokenBatch:
-        """One training cell."""
-        batch = self.train_requests[BatchRequest(self.train_idx[:1])]
-        return batch.batch if isinstance(batch, Share) else batch
-
-    def train_dataloader(self) -> DataLoader[TokenBatch | Share]:
-        """Shuffled batches of the training cells."""
-        if self.trainer is not None:
-            self.sampler.set_epoch(self.trainer.current_epoch)
-        return self._loader("train", self.train_requests, self.sampler)
 
     def val_dataloader(self) -> DataLoader[TokenBatch | Share] | list[DataLoader[TokenBatch | Share]]:
         """Validation perturbations, always the same."""

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import pandas as pd
 import torch
 
 from scgalore.data.hashing import cell_keys
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
     from scgalore.data.sampler import BatchRequest
     from scgalore.data.tokens import RaggedTokens, TokenBatch, TokenizerConfig
 
-__all__ = ["TokenCells", "gene_names"]
+__all__ = ["TokenCells", "gene_names", "gene_ranks", "ranked_tokens"]
 
 
 @dataclass(frozen=True)
@@ -44,6 +45,8 @@ class TokenCells:
         Class codes, int64, shape ``(n_obs,)``, or ``None``.
     classes
         Names of the classes, in the order of the codes.
+    ranked
+        Token ids of the genes from best to worst, int64, for a curriculum; ``None`` without a ranking.
     """
 
     matrix: CellMatrix
@@ -52,6 +55,7 @@ class TokenCells:
     lengths: NDArray[np.int64] = field(repr=False)
     labels: NDArray[np.int64] | None = field(default=None, repr=False)
     classes: tuple[str, ...] = ()
+    ranked: NDArray[np.int64] | None = field(default=None, repr=False)
 
     @classmethod
     def from_adata(
@@ -108,12 +112,39 @@ class TokenCells:
         """Same cells with class codes, which :meth:`batch` then carries, and the names of the classes."""
         return replace(self, labels=labels, classes=classes)
 
+    def with_ranks(self, ranks: NDArray[np.floating]) -> TokenCells:
+        """Same cells with a ranking of the genes.
+
+        Parameters
+        ----------
+        ranks
+            Rank of each column, 0 the best, NaN for genes without, shape ``(n_vars,)``.
+        """
+        return replace(self, ranked=ranked_tokens(self.tokenizer.token_ids, ranks))
+
     def shortened(self, max_length: int) -> TokenCells:
         """Same cells with at most ``max_length`` tokens each; which genes of a longer cell, hangs on the draw."""
-        tokenizer = self.tokenizer
-        config = replace(tokenizer.config, max_length=min(max_length, tokenizer.config.max_length))
-        tokenizer = Tokenizer(tokenizer.token_ids, cls_id=tokenizer.cls_id, pad_id=tokenizer.pad_id, config=config)
-        return replace(self, tokenizer=tokenizer, lengths=np.minimum(self.lengths, config.max_length))
+        config = replace(self.tokenizer.config, max_length=min(max_length, self.tokenizer.config.max_length))
+        return replace(
+            self, tokenizer=self._tokenizer(config=config), lengths=np.minimum(self.lengths, config.max_length)
+        )
+
+    def within(self, genes: NDArray[np.int64]) -> TokenCells:
+        """Same cells with these genes as tokens and no others; the matrix is read once to count them.
+
+        Parameters
+        ----------
+        genes
+            Their token ids. A cell may be left with ``<cls>`` alone.
+        """
+        tokenizer = self._tokenizer(admitted=genes)
+        return replace(self, tokenizer=tokenizer, lengths=self.matrix.count(tokenizer.lengths))
+
+    def _tokenizer(self, **changes: Any) -> Tokenizer:
+        own = self.tokenizer
+        admitted = None if own.admitted is None else own.genes[own.admitted]
+        same: dict[str, Any] = {"cls_id": own.cls_id, "pad_id": own.pad_id, "config": own.config, "admitted": admitted}
+        return Tokenizer(own.token_ids, **{**same, **changes})
 
     def tokens(self) -> NDArray[np.int64]:
         """Ids of all tokens that a batch of these cells may hold, sorted."""
@@ -155,6 +186,21 @@ class TokenCells:
         return replace(batch, labels=torch.from_numpy(self.labels[request.rows]))
 
 
+def ranked_tokens(token_ids: NDArray[np.int64], ranks: NDArray[np.floating]) -> NDArray[np.int64]:
+    """Token ids of the columns that have one and a rank, best first.
+
+    Parameters
+    ----------
+    token_ids
+        Token id of each column, -1 for columns without, shape ``(n_vars,)``.
+    ranks
+        Rank of each column, 0 the best, NaN for columns without, shape ``(n_vars,)``.
+    """
+    order = np.argsort(ranks, kind="stable")
+    order = order[(token_ids[order] >= 0) & np.isfinite(ranks[order])]
+    return token_ids[order]
+
+
 def gene_names(adata: AnnData, gene_symbols: str | None) -> list[str]:
     """Names of the genes: ``adata.var_names``, or a column of ``adata.var``."""
     if gene_symbols is None:
@@ -163,6 +209,22 @@ def gene_names(adata: AnnData, gene_symbols: str | None) -> list[str]:
         msg = f"No column {gene_symbols!r} in adata.var; it has {list(adata.var.columns)}. Leave gene_symbols out to use var_names."
         raise MissingKeyError(msg)
     return adata.var[gene_symbols].astype(str).tolist()
+
+
+def gene_ranks(adata: AnnData, key: str) -> NDArray[np.float64]:
+    """Ranks that :func:`scgalore.tl.select_genes` wrote under ``key``: 0 the best, NaN for genes without, ``(n_vars,)``."""
+    column = f"{key}_rank"
+    if column not in adata.var:
+        msg = (
+            f"No column {column!r} in adata.var; it has {list(adata.var.columns)}. Rank the genes first: "
+            f"sg.tl.select_genes(adata{'' if key == 'selected' else f', key_added={key!r}'})."
+        )
+        raise MissingKeyError(msg)
+    ranks = pd.to_numeric(adata.var[column], errors="coerce").to_numpy(dtype=np.float64)
+    if not np.isfinite(ranks).any():
+        msg = f"adata.var[{column!r}] ranks no gene. Write it with sg.tl.select_genes(adata)."
+        raise DataError(msg)
+    return ranks
 
 
 def _refuse_empty_cells(

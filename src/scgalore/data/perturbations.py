@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 import torch
 
+from scgalore.data.cells import ranked_tokens
 from scgalore.data.hashing import fold_seed, uniforms
 from scgalore.data.tokens import TokenBatch
 
@@ -197,6 +198,10 @@ class PerturbationCells:
         Control cells that a perturbation is validated with.
     seed
         Seed of pairing and of drawing genes.
+    ranked
+        Token ids of the measured genes from best to worst, for a curriculum; ``None`` without a ranking.
+    admitted
+        Token ids of the measured genes that training may show, perturbed ones beside them; ``None`` admits all.
     """
 
     expression: LogExpression
@@ -213,6 +218,8 @@ class PerturbationCells:
     n_genes: int | None = None
     n_controls: int = 64
     seed: int = 0
+    ranked: NDArray[np.int64] | None = field(repr=False, default=None)
+    admitted: NDArray[np.int64] | None = field(repr=False, default=None)
 
     #: Perturbations are no classes.
     classes: tuple[str, ...] = ()
@@ -226,7 +233,7 @@ class PerturbationCells:
     @property
     def lengths(self) -> NDArray[np.int64]:
         """Tokens of each cell in training, int64 ``(n_obs,)``, as far as they are the same for all."""
-        n = len(self.tokenizer.columns)
+        n = len(self._admitted_columns())
         return np.full(self.n_obs, 1 + min(n, self.n_genes or n))
 
     def tokens(self) -> NDArray[np.int64]:
@@ -234,6 +241,14 @@ class PerturbationCells:
         known = self.tokenizer.token_ids[self.tokenizer.columns]
         special = [self.tokenizer.cls_id, self.tokenizer.pad_id]
         return np.unique(np.concatenate([known, special, *(of_row.tokens for of_row in self.targets)]).astype(np.int64))
+
+    def with_ranks(self, ranks: NDArray[np.floating]) -> PerturbationCells:
+        """Same cells with a ranking of the genes, as :meth:`scgalore.data.cells.TokenCells.with_ranks`."""
+        return replace(self, ranked=ranked_tokens(self.tokenizer.token_ids, ranks))
+
+    def within(self, genes: NDArray[np.int64]) -> PerturbationCells:
+        """Same cells, of which training shows these genes and what is perturbed in them."""
+        return replace(self, admitted=genes)
 
     def digests(self) -> Iterator[NDArray[np.generic]]:
         """Everything that training depends on, as arrays."""
@@ -297,17 +312,27 @@ class PerturbationCells:
         return np.array([pool[int(part * len(pool))] for pool, part in zip(pools, u, strict=True)], dtype=np.int64)
 
     def _columns(self, cells: NDArray[np.int64], rows: NDArray[np.int64], draw: int) -> NDArray[np.int64]:
-        columns = self.tokenizer.columns
-        if self.n_genes is None or self.n_genes >= len(columns):
+        columns = self._admitted_columns()
+        of_all = self.n_genes is None or self.n_genes >= len(columns)
+        if of_all and self.admitted is None:
             return columns
-        generator = np.random.default_rng([fold_seed(self.seed, "genes", draw, int(cells[0]))])
         perturbed = np.unique(np.concatenate([self.targets[row].tokens for row in rows]))
         always = np.flatnonzero(np.isin(self.tokenizer.token_ids, perturbed))
         if not self.tokenizer.flag_unmeasured:
             always = always[:0]  # upstream draws without regard to what was perturbed
+        if of_all:
+            return np.union1d(always, columns)
+        assert self.n_genes is not None
+        generator = np.random.default_rng([fold_seed(self.seed, "genes", draw, int(cells[0]))])
         others = np.setdiff1d(columns, always)
         drawn = generator.choice(others, max(self.n_genes - len(always), 0), replace=False)
         return np.union1d(always, drawn)
+
+    def _admitted_columns(self) -> NDArray[np.int64]:
+        columns = self.tokenizer.columns
+        if self.admitted is None:
+            return columns
+        return columns[np.isin(self.tokenizer.token_ids[columns], self.admitted)]
 
     def _dense(self, cells: NDArray[np.int64], columns: NDArray[np.int64]) -> NDArray[np.float32]:
         return self.expression.rows(cells)[:, columns].toarray()

@@ -41,10 +41,19 @@ class Tokenizer:
         Token id of ``<pad>``.
     config
         How cells become tokens; scGPT's pre-training settings when left out.
+    admitted
+        Token ids of genes that may become tokens; ``None`` admits all. Values are binned over all genes all the same, so
+        that the value of a gene does not hang on which others are admitted.
     """
 
     def __init__(
-        self, token_ids: ArrayLike, *, cls_id: int, pad_id: int, config: TokenizerConfig | None = None
+        self,
+        token_ids: ArrayLike,
+        *,
+        cls_id: int,
+        pad_id: int,
+        config: TokenizerConfig | None = None,
+        admitted: ArrayLike | None = None,
     ) -> None:
         self.config = TokenizerConfig() if config is None else config
         self.cls_id = int(cls_id)
@@ -58,6 +67,8 @@ class Tokenizer:
         # Position of each column in `genes`; sorting by it is sorting by token id.
         self._rank = np.full(len(self.token_ids), -1, dtype=np.int32)
         self._rank[columns] = np.arange(len(columns))
+        #: Whether each of `genes` may become a token; ``None`` where all may.
+        self.admitted: NDArray[np.bool_] | None = None if admitted is None else np.isin(self.genes, admitted)
 
     @property
     def n_vars(self) -> int:
@@ -74,9 +85,13 @@ class Tokenizer:
         """
         config = self.config
         if config.include_zeros:
-            n_genes = np.full(csr.shape[0], len(self.genes), dtype=np.int64)
+            n_admitted = len(self.genes) if self.admitted is None else int(self.admitted.sum())
+            n_genes = np.full(csr.shape[0], n_admitted, dtype=np.int64)
         else:
-            kept = (self._rank[csr.indices] >= 0) & (csr.data != 0)
+            rank = self._rank[csr.indices]
+            kept = (rank >= 0) & (csr.data != 0)
+            if self.admitted is not None:
+                kept &= self.admitted[rank]
             n_genes = _kept_lengths(kept, csr.indptr)
         return np.minimum(n_genes, config.max_genes) + config.append_cls
 
@@ -171,6 +186,9 @@ class Tokenizer:
             values = bin_rows(values, indptr, config.n_bins, ties=config.ties, u=u).astype(np.float32)
         if config.include_zeros:
             genes, values, indptr = self._with_zeros(rank, values, indptr)
+        if self.admitted is not None:
+            kept = self.admitted[np.searchsorted(self.genes, genes)]
+            genes, values, indptr = genes[kept], values[kept], starts(_kept_lengths(kept, indptr))
         genes, values, indptr = self._sample(genes, values, indptr, keys, seed)
         if config.append_cls:
             genes, values, indptr = self._with_cls(genes, values, indptr)

@@ -72,6 +72,7 @@ def run_identity(
         "expression": _expression(cells),
         "labels": _labels(cells),
         "split": "none" if split is None else _digest([split.train, split.validation, split.test]),
+        "ranking of genes": _ranking(cells, config),
         "validation": "none" if validation is None else _digest(validation.keys()) + _labels(validation),
         "objective": repr(objective),
         "network": repr(network.config),
@@ -91,6 +92,12 @@ def _expression(cells: TokenCells | TokenStream | PerturbationCells) -> str:
 def _labels(cells: TokenCells | TokenStream | PerturbationCells) -> str:
     labels = None if isinstance(cells, TokenStream) else cells.labels
     return "none" if labels is None else _digest([labels])
+
+
+def _ranking(cells: TokenCells | TokenStream | PerturbationCells, config: TrainConfig) -> str:
+    if config.curriculum is None or isinstance(cells, TokenStream) or cells.ranked is None:
+        return "none"
+    return _digest([cells.ranked])
 
 
 def _bytes(tensor: torch.Tensor) -> NDArray[np.uint8]:

@@ -10,7 +10,7 @@ import torch
 
 from scgalore import _logging as logg
 from scgalore._rng import seed_from
-from scgalore.data.cells import TokenCells
+from scgalore.data.cells import TokenCells, gene_ranks
 from scgalore.data.labels import encode_labels
 from scgalore.data.split import random_split
 from scgalore.data.streaming import TokenStream
@@ -114,7 +114,7 @@ class SCGPT:
         self.is_trained = False
         #: Parts of the last training's cells.
         self.split: Split | None = None
-        #: Best epoch and bytes of optimizer state of the last training.
+        #: Best epoch, bytes of optimizer state and steps of the last training.
         self.training: dict[str, int] = {}
         #: What the adapter of the last training learnt and the weights it belongs to, if it can be saved alone.
         self.adapter: tuple[AdapterWeights, Provenance] | None = None
@@ -268,6 +268,7 @@ class SCGPT:
         split: Split | None = None,
         validation_size: float = 0.1,
         test_size: float = 0.0,
+        genes_key: str = "selected",
         rng: Rng = 0,
         checkpoint_dir: PathLike | None = None,
         resume: bool = False,
@@ -292,6 +293,8 @@ class SCGPT:
             Parts of the cells; drawn with ``validation_size`` and ``test_size`` when left out, within the classes.
         validation_size, test_size
             Shares of the cells that choose the best epoch and that are held out.
+        genes_key
+            For a ``curriculum=``: what :func:`scgalore.tl.select_genes` has ranked the genes under.
         rng
             Seed of everything random.
         checkpoint_dir
@@ -321,7 +324,10 @@ class SCGPT:
             msg = "validation= goes with a stream. Cells to validate on are a part of adata: see validation_size and split."
             raise OptionError(msg)
         codes, classes = (None, ()) if labels_key is None else encode_labels(adata, labels_key)
+        ranks = None if config.curriculum is None else gene_ranks(adata, genes_key)
         cells = self.cells(adata, layer=layer, gene_symbols=gene_symbols, rng=seed)
+        if ranks is not None:
+            cells = cells.with_ranks(ranks)
         if split is None:
             split = random_split(
                 cells.n_obs, validation_size=validation_size, test_size=test_size, strata=codes, seed=seed
@@ -346,7 +352,8 @@ class SCGPT:
         Parameters
         ----------
         cells
-            From :meth:`cells`, with labels if classes are to be learnt; or a stream; or perturbed cells.
+            From :meth:`cells`, with labels if classes are to be learnt and ranks if there is a curriculum; or a stream; or
+            perturbed cells.
         split
             Parts of the cells; ``None`` for a stream.
         config
@@ -402,7 +409,11 @@ class SCGPT:
         # No file holds these weights yet, and those they started from did not make what comes next.
         base = self.provenance["base"] if self.provenance["layout"] == "memory" else self.provenance["name"]
         self.provenance = {"name": f"fine-tuned {base}", "sha256": "", "layout": "memory", "base": base}
-        self.training = {"best_epoch": result.best_epoch, "optimizer_bytes": result.optimizer_bytes}
+        self.training = {
+            "best_epoch": result.best_epoch,
+            "optimizer_bytes": result.optimizer_bytes,
+            "steps": result.steps,
+        }
 
     def _set_classes(self, n_classes: int, *, seed: int) -> None:
         with torch.random.fork_rng(devices=[]):

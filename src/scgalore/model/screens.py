@@ -12,7 +12,6 @@ import numpy as np
 from scgalore import _logging as logg
 from scgalore._progress import progress
 from scgalore.data.match import match_genes
-from scgalore.data.sampler import BucketSampler
 from scgalore.data.split import Split
 from scgalore.errors import OptionError
 from scgalore.model.perturbation import (
@@ -39,7 +38,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from scgalore._typing import PathLike
-    from scgalore.data.perturbations import FlagTokenizer, PerturbationCells
+    from scgalore.data.perturbations import FlagTokenizer
     from scgalore.model.scgpt import SCGPT
     from scgalore.perturb.profiles import Profiles
     from scgalore.perturb.screen import Screen
@@ -91,6 +90,7 @@ def fit_screen(
     *,
     prior: str = "mixed",
     n_genes: int | None = None,
+    ranks: NDArray[np.floating] | None = None,
     checkpoint_dir: PathLike | None = None,
     resume: bool = False,
     monitor: str | None = None,
@@ -111,6 +111,8 @@ def fit_screen(
         Rule that the network corrects, of :data:`scgalore.perturb.effects.PRIORS`, or ``"none"``.
     n_genes
         Genes of a training step; ``None`` takes all.
+    ranks
+        Rank of each gene for a curriculum, 0 the best, NaN for genes without, shape ``(n_vars,)``.
     checkpoint_dir, resume
         As for :meth:`scgalore.model.SCGPT.fit`.
     monitor
@@ -143,6 +145,8 @@ def fit_screen(
         n_genes=n_genes,
         seed=config.seed,
     )
+    if ranks is not None:
+        cells = cells.with_ranks(ranks)
     if len(rows.validation) == 0:
         config = replace(config, patience=None)  # nothing to be patient about
     scores = _validation_scores(rows, tokenizer.columns)
@@ -181,7 +185,7 @@ def fit_screen(
             "flag_unmeasured": flag_unmeasured,
             "added_genes": added,
         },
-        stats=_stats(model, config, cells, rows, scores, start, seconds=time.perf_counter() - started),
+        stats=_stats(model, config, rows, scores, start, seconds=time.perf_counter() - started),
     )
 
 
@@ -238,7 +242,6 @@ def _by_part(screen: Screen) -> dict[str, list[str]]:
 def _stats(
     model: SCGPT,
     config: TrainConfig,
-    cells: PerturbationCells,
     rows: RowsOfCells,
     scores: dict[str, float],
     start: float,
@@ -249,13 +252,6 @@ def _stats(
     assert model.split is not None
     trained = model.split.train[rows.of_cell[model.split.train] >= 0]
     epochs, n_train = len(history), len(trained)
-    batches = BucketSampler(
-        trained,
-        cells.lengths[trained],
-        batch_size=config.batch_size,
-        batch_tokens=config.batch_tokens,
-        seed=config.seed,
-    )
     reached = None
     if len(rows.validation):
         reached = 1 - (start if best < 0 else float(history["validation_delta_error"].loc[best]))
@@ -269,7 +265,7 @@ def _stats(
         "training_cells": n_train,
         "training_perturbations": len(rows.train),
         "validation_perturbations": len(rows.validation),
-        "gradient_steps": sum(-(-batches.n_batches(epoch) // config.accumulate) for epoch in range(epochs)),
+        "gradient_steps": model.training["steps"],
         "optimizer_bytes": model.training["optimizer_bytes"],
         "validation_pearson_delta": {} if reached is None else {"model": reached, **scores},
     }

@@ -163,6 +163,15 @@ class GaLoreAdamW(OwnPrecision):
             self._step_projected(group, [param for param in trained if param in slots], slots)
         return loss
 
+    def refresh(self) -> None:
+        """Find new subspaces at the next step, whatever the gap says: for gradients that will be of another kind.
+
+        Refreshes fall on their own steps again after that.
+        """
+        for state in self.state.values():
+            if "refresh_at" in state:
+                state["refresh_at"] = state["step"]
+
     def _current_slots(self) -> dict[Tensor, Slot]:
         # Kept as long as no group changes: who updates during the backward pass calls step() once for each parameter.
         keys = ("rank", "split", "update_proj_gap", "stagger")

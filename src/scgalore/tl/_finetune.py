@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import pandas as pd
 
 from scgalore import _logging as logg
@@ -13,6 +14,7 @@ from scgalore._rng import seed_from
 from scgalore.data.labels import encode_labels
 from scgalore.data.split import PARTS, Split, random_split, split_from_labels
 from scgalore.errors import DataError, MissingKeyError
+from scgalore.tl._curriculum import curriculum_ranks
 from scgalore.tl._finetune_screen import SCREEN_DEFAULTS, check_task, finetune_screen
 from scgalore.tl._fitted import free_folder, record_model
 from scgalore.tl._labels import label_metrics, label_results
@@ -20,7 +22,6 @@ from scgalore.tl._shared import as_model, provenance, writable_adata
 from scgalore.train.config import TrainConfig
 
 if TYPE_CHECKING:
-    import numpy as np
     from anndata import AnnData
     from numpy.typing import NDArray
 
@@ -42,6 +43,7 @@ def finetune(
     separator: str | None = None,
     prior: str | None = None,
     n_genes: int | None = None,
+    genes_key: str | None = None,
     optimizer: str = "galore",
     adapter: str | None = None,
     embedding: str = "rows",
@@ -88,6 +90,10 @@ def finetune(
     n_genes
         For perturbations, genes of a training step, drawn anew for each; perturbed genes are always among them. ``None``
         takes all.
+    genes_key
+        For a ``curriculum=``: what :func:`scgalore.tl.select_genes` has ranked the genes under. ``None`` is ``"selected"``
+        where that is there; else the training cells are ranked as it does it by default, for perturbations with the strategy
+        ``"perturbation"``.
     optimizer
         Entry of :data:`scgalore.optim.OPTIMIZERS`: ``"galore"`` keeps low-rank optimizer state, ``"adamw"`` full state;
         :doc:`/optimizers` compares all of them.
@@ -118,7 +124,7 @@ def finetune(
     {key_added}
     **train_options
         Fields of :class:`~scgalore.train.TrainConfig`, such as ``max_epochs``, ``batch_size``, ``batch_tokens``,
-        ``max_length``, ``lr``, ``patience``, ``precision``, ``gradient_checkpointing``, ``devices``, ``optimizer_options`` or
+        ``max_length``, ``curriculum`` (few genes first, then more), ``lr``, ``patience``, ``precision``, ``gradient_checkpointing``, ``devices``, ``optimizer_options`` or
         ``adapter_options``. How several processes train together: :doc:`/distributed`.
 
     Returns
@@ -139,7 +145,7 @@ def finetune(
     `adata.uns['finetune' | key_added]` : :class:`dict`
         ``params``, ``history`` (one row an epoch), ``metrics`` (one row a part: accuracy with its standard error, macro
         F1, majority baseline, number of cells), ``classes``, ``split`` (sizes), ``training`` (best epoch, bytes of
-        optimizer state), ``weights`` (name and sha256 of those it started from), ``genes`` and ``version``.
+        optimizer state, steps), ``weights`` (name and sha256 of those it started from), ``genes`` and ``version``.
     `adata.uns['scgpt_label_colors' | key_added + '_label_colors']` : :class:`numpy.ndarray`
         Colours of the classes, if the labels have some.
 
@@ -185,6 +191,7 @@ def finetune(
             config,
             read={**screened, "split_key": split_key, "layer": layer, "gene_symbols": gene_symbols},
             options=options,
+            genes_key=genes_key,
             checkpoint_dir=checkpoint_dir,
             resume=resume,
             save_dir=folder,
@@ -193,6 +200,8 @@ def finetune(
         )
     codes, classes = (None, ()) if labels_key is None else encode_labels(adata, labels_key)
     split = _split(adata, split_key, codes, validation_size=validation_size, test_size=test_size, seed=seed)
+    seen = np.isin(np.arange(adata.n_obs), split.train)
+    ranks = curriculum_ranks(adata, config, genes_key, train=seen, layer=layer, gene_symbols=gene_symbols)
     fitted = as_model(model)
     start = dict(fitted.provenance)
     sizes = {"validation_size": validation_size, "test_size": test_size}
@@ -202,6 +211,8 @@ def finetune(
         cells = fitted.cells(adata, **read)
         if codes is not None:
             cells = cells.with_labels(codes, classes)
+        if ranks is not None:
+            cells = cells.with_ranks(ranks)
         fitted.fit(cells, split, config, checkpoint_dir=checkpoint_dir, resume=resume)
         output = fitted.run(cells, accelerator=config.accelerator)
         results = label_results(output, fitted.classes if codes is not None else (), keys)

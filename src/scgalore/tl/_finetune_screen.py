@@ -12,6 +12,7 @@ from scgalore.errors import OptionError
 from scgalore.model.screens import check_prior, fit_screen
 from scgalore.perturb.screen import Screen
 from scgalore.perturb.splits import split_conditions
+from scgalore.tl._curriculum import curriculum_ranks
 from scgalore.tl._fitted import record_model
 from scgalore.tl._shared import Results, as_model
 from scgalore.train.processes import training_processes
@@ -19,7 +20,9 @@ from scgalore.train.processes import training_processes
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    import numpy as np
     from anndata import AnnData
+    from numpy.typing import NDArray
 
     from scgalore._typing import Data, PathLike
     from scgalore.model import SCGPT
@@ -73,6 +76,7 @@ def finetune_screen(
     *,
     read: dict[str, Any],
     options: dict[str, Any],
+    genes_key: str | None,
     checkpoint_dir: PathLike | None,
     resume: bool,
     save_dir: str | None,
@@ -93,7 +97,7 @@ def finetune_screen(
         How to read the AnnData, and ``prior`` and ``n_genes``.
     options
         Of training, as passed, for ``uns``.
-    checkpoint_dir, resume
+    genes_key, checkpoint_dir, resume
         As for :func:`scgalore.tl.finetune`.
     save_dir
         Free folder to save the model to.
@@ -118,10 +122,20 @@ def finetune_screen(
     results = Results()
     if screen.parts is None:
         screen = _with_split(screen, results)
+    ranks = _ranks(adata, screen, config, genes_key)
     fitted = as_model(model)
     start = dict(fitted.provenance)
     with logg.step(f"fine-tuning {start['name']} on {len(screen.conditions.perturbations):,} perturbations") as step:
-        fit_screen(fitted, screen, config, prior=prior, n_genes=n_genes, checkpoint_dir=checkpoint_dir, resume=resume)
+        fit_screen(
+            fitted,
+            screen,
+            config,
+            prior=prior,
+            n_genes=n_genes,
+            ranks=ranks,
+            checkpoint_dir=checkpoint_dir,
+            resume=resume,
+        )
         assert fitted.screen is not None
         _say(fitted)
         if save_dir is not None:
@@ -139,6 +153,15 @@ def finetune_screen(
         results.uns[key] = (content, "parameters, history, statistics, provenance")
         results.write(data, adata, mod=mod, step=step)
     return fitted
+
+
+def _ranks(adata: AnnData, screen: Screen, config: TrainConfig, genes_key: str | None) -> NDArray[np.float64] | None:
+    assert screen.parts is not None
+    read = {
+        key: screen.params[key] for key in ("layer", "gene_symbols", "pert_key", "control", "separator", "context_key")
+    }
+    seen = (screen.parts == "train") | (screen.conditions.codes == 0)
+    return curriculum_ranks(adata, config, genes_key, strategy="perturbation", train=seen, **read)
 
 
 def _with_split(screen: Screen, results: Results) -> Screen:

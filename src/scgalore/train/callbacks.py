@@ -16,6 +16,8 @@ from scgalore.errors import DataError
 from scgalore.optim.layerwise import LayerwiseUpdate
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from lightning.pytorch import LightningModule, Trainer
     from torch import Tensor
 
@@ -32,6 +34,8 @@ class History(Callback):
     ----------
     n_processes
         How many train together; all of them get the rows of the first.
+    n_genes
+        With a curriculum, how many genes training shows by epoch, which rows then say.
 
     Attributes
     ----------
@@ -39,8 +43,8 @@ class History(Callback):
         ``{"epoch", "lr", "seconds", "train_loss", "validation_loss", ...}`` for each finished epoch.
     """
 
-    def __init__(self, n_processes: int = 1) -> None:
-        self._n_processes = n_processes
+    def __init__(self, n_processes: int = 1, *, n_genes: Sequence[int] = ()) -> None:
+        self._n_processes, self._n_genes = n_processes, n_genes
         self.rows: list[dict[str, float]] = []
         self._started = 0.0
 
@@ -55,6 +59,8 @@ class History(Callback):
             "lr": float(trainer.optimizers[0].param_groups[0]["lr"]),
             "seconds": time.perf_counter() - self._started,
         }
+        if self._n_genes:
+            row["n_genes"] = float(self._n_genes[trainer.current_epoch])
         row.update({name: float(value) for name, value in sorted(trainer.callback_metrics.items())})
         if self._n_processes > 1:
             # The metrics are those of all processes already; the seconds are each one's own.
@@ -139,10 +145,13 @@ class StopEarly(EarlyStopping):
         Epochs without a better one before training stops.
     start
         Score of the weights training starts from, if they count.
+    first_epoch
+        Epoch from which on they are counted.
     """
 
-    def __init__(self, monitor: str, *, patience: int, start: float = math.inf) -> None:
+    def __init__(self, monitor: str, *, patience: int, start: float = math.inf, first_epoch: int = 0) -> None:
         super().__init__(monitor, patience=patience)
+        self.first_epoch = first_epoch
         if math.isfinite(start):
             self.best_score = torch.tensor(start)
 
@@ -153,6 +162,8 @@ class StopEarly(EarlyStopping):
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Check the metric, and say so if it ends training."""
+        if trainer.current_epoch < self.first_epoch:
+            return
         super().on_train_epoch_end(trainer, pl_module)
         if self.wait_count >= self.patience and trainer.is_global_zero:
             logg.info(

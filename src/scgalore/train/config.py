@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from difflib import get_close_matches
 from inspect import signature
@@ -18,6 +18,7 @@ from scgalore.errors import OptionError
 from scgalore.nn.embedding import embedding_mode
 from scgalore.optim import OPTIMIZERS, build_optimizer
 from scgalore.optim.registry import check_options
+from scgalore.train.curriculum import check_curriculum
 from scgalore.train.modes import check_compiler
 from scgalore.train.processes import training_processes
 
@@ -45,6 +46,13 @@ class TrainConfig:
         Most tokens in a batch, padding included, so that batches of short cells hold more cells than those of long ones and
         a step takes about the same time and memory; a longer cell is a batch by itself. ``batch_size`` is a cap beside
         it: raise that to let tokens decide. ``None`` sets no cap.
+    curriculum
+        Train on the best-ranked genes first and on more of them in each phase: ``True`` for 500, 1,200, 2,500 and 5,000
+        genes, a list of rising numbers, which share the epochs out evenly, or a dict of numbers of genes and their epochs. A
+        phase of as many genes as are ranked, or more, trains on all. Batches have about as many tokens in every phase as
+        ``batch_size`` cells have with all genes, or ``batch_tokens``; the learning rate rises anew after a switch, over the
+        share ``warmup`` of the phase, and GaLore finds new subspaces. Validation uses all genes in every phase, and
+        ``patience`` counts epochs of the last one.
     max_length
         Most tokens of a training cell, ``<cls>`` included; longer cells are sampled anew every epoch, which saves time and
         keeps a small data set from being learnt by heart. ``None`` trains on all that the model reads. Whatever is
@@ -115,6 +123,7 @@ class TrainConfig:
     max_epochs: int = 10
     batch_size: int = 32
     batch_tokens: int | None = None
+    curriculum: bool | Sequence[int] | Mapping[int, int] | None = None
     max_length: int | None = None
     optimizer: str = "galore"
     optimizer_options: dict[str, Any] = field(default_factory=dict)
@@ -147,6 +156,7 @@ class TrainConfig:
             self._set(name, _whole(name, getattr(self, name), least))
         for name, least in (("batch_tokens", 1), ("max_length", 2), ("patience", 1)):
             self._set(name, _whole(name, getattr(self, name), least, optional=True))
+        self._set("curriculum", check_curriculum(self.curriculum, self.max_epochs))
         number = "it must be a positive number"
         self._check("lr", lambda lr: 0 < lr < math.inf, f"{number}, or None for the optimizer's default", optional=True)
         self._check("clip_norm", lambda norm: norm > 0, f"{number}; float('inf') does not clip")

@@ -8,12 +8,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from lightning.pytorch import LightningDataModule
-from torch.utils.data import DataLoader, Dataset, IterableDataset
+from torch.utils.data import DataLoader, Dataset, IterableDataset, Sampler
 
 from scgalore.data.sampler import BatchRequest, BucketSampler, sorted_batches
+from scgalore.errors import DataError
+from scgalore.train.curriculum import Phase
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Iterable, Iterator, Sequence
 
     import torch
     from numpy.typing import NDArray
@@ -24,6 +26,9 @@ if TYPE_CHECKING:
     from scgalore.data.streaming import TokenStream
     from scgalore.data.tokens import TokenBatch
     from scgalore.objectives import Objective
+
+ALL_GENES = (Phase(0, 1),)
+"""Phases without a curriculum."""
 
 __all__ = ["BatchDataModule", "PerturbationDataModule", "Share", "StreamDataModule", "TokenDataModule"]
 
@@ -64,6 +69,60 @@ class _Requests(Dataset["TokenBatch | Share"]):
     def __getitem__(self, request: BatchRequest) -> TokenBatch | Share:
         batch = self.objective.corrupt(self.cells.batch(request), seed=self.seed, draw=request.draw)
         return batch if request.share is None else Share(batch, *request.share)
+
+
+@dataclass(frozen=True)
+class _Stage:
+    """Training cells as one phase of the curriculum shows them.
+
+    Attributes
+    ----------
+    start
+        Its first epoch.
+    requests
+        Answers requests for cells.
+    sampler
+        Makes them, of the cells that have a gene in this phase.
+    """
+
+    start: int
+    requests: _Requests
+    sampler: BucketSampler
+
+
+def _stage_of(stages: Sequence[_Stage], epoch: int) -> _Stage:
+    return [stage for stage in stages if stage.start <= epoch][-1]
+
+
+class _StagedRequests(Dataset["TokenBatch | Share"]):
+    """Answers a request for training cells as the phase of its epoch, which is its draw, shows them."""
+
+    def __init__(self, stages: Sequence[_Stage]) -> None:
+        self.stages = stages
+
+    def __getitem__(self, request: BatchRequest) -> TokenBatch | Share:
+        return _stage_of(self.stages, request.draw).requests[request]
+
+
+class _StagedSampler(Sampler[BatchRequest]):
+    """Shuffled batches of the phase that the epoch belongs to."""
+
+    def __init__(self, stages: Sequence[_Stage]) -> None:
+        self.stages = stages
+        self.epoch = 0
+
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the epoch; Lightning calls this."""
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        return _stage_of(self.stages, self.epoch).sampler.n_batches(self.epoch)
+
+    def __iter__(self) -> Iterator[BatchRequest]:
+        # A generator, since Lightning asks for the iterator of a resumed run before it says which epoch that is in.
+        sampler = _stage_of(self.stages, self.epoch).sampler
+        sampler.set_epoch(self.epoch)
+        yield from sampler
 
 
 class _Corrupted(IterableDataset["TokenBatch"]):
@@ -183,29 +242,50 @@ class BatchDataModule(LightningDataModule, ABC):
 class SampledDataModule(BatchDataModule):
     """Training cells that are drawn by a :class:`~scgalore.data.sampler.BucketSampler` and asked for batch by batch."""
 
-    train_requests: _Requests
-    sampler: BucketSampler
+    stages: tuple[_Stage, ...]
+    sampler: _StagedSampler
+
+    def _set_stages(self, cells: TokenCells | PerturbationCells, phases: Sequence[Phase]) -> None:
+        """Make the training cells ready for every phase, once it is certain that each of them has cells."""
+        self.stages = tuple(self._stage(cells, phase) for phase in phases)
+        self.sampler = _StagedSampler(self.stages)
+
+    def _stage(self, cells: TokenCells | PerturbationCells, phase: Phase) -> _Stage:
+        rows = self.train_idx
+        if phase.n_genes is not None:
+            assert cells.ranked is not None
+            cells = cells.within(cells.ranked[: phase.n_genes])
+            rows = rows[cells.lengths[rows] > 1]  # more than <cls>
+            if len(rows) == 0:
+                msg = f"No training cell expresses one of the first {phase.n_genes} genes of the curriculum. Begin with more."
+                raise DataError(msg)
+        sampler = BucketSampler(
+            rows, cells.lengths[rows], batch_size=self.batch_size, batch_tokens=self.batch_tokens, seed=self.seed
+        )
+        return _Stage(phase.start, _Requests(cells, self.objective, self.seed), sampler)
 
     def n_batches(self, epoch: int) -> int:
         """Batches of an epoch, the same for all processes."""
-        return self.sampler.n_batches(epoch)
+        return _stage_of(self.stages, epoch).sampler.n_batches(epoch)
 
     def sample(self) -> TokenBatch:
         """One training cell."""
-        batch = self.train_requests[BatchRequest(self.train_idx[:1])]
+        first = self.stages[0]
+        batch = first.requests[BatchRequest(first.sampler.rows[:1])]
         return batch.batch if isinstance(batch, Share) else batch
 
     def setup(self, stage: str) -> None:
         """Learn from the trainer which of several processes this is."""
         super().setup(stage)
-        self.sampler.rank, self.sampler.size = self._rank, self._size
+        for own in self.stages:
+            own.sampler.rank, own.sampler.size = self._rank, self._size
 
     def train_dataloader(self) -> DataLoader[TokenBatch | Share]:
         """Shuffled batches of the training cells."""
         if self.trainer is not None:
             # Workers begin with the epoch as soon as they are asked for, before Lightning says which one it is.
             self.sampler.set_epoch(self.trainer.current_epoch)
-        return self._loader("train", self.train_requests, self.sampler)
+        return self._loader("train", _StagedRequests(self.stages), self.sampler)
 
 
 class TokenDataModule(SampledDataModule):
@@ -221,6 +301,8 @@ class TokenDataModule(SampledDataModule):
         As for :class:`BatchDataModule`.
     max_length
         Most tokens of a training cell; longer ones are sampled anew every epoch. Validation cells keep theirs.
+    phases
+        Genes of the training cells by epoch; validation cells keep all of theirs.
     """
 
     def __init__(
@@ -229,12 +311,13 @@ class TokenDataModule(SampledDataModule):
         split: Split,
         objective: Objective,
         *,
-        batch_size: int,
+        batch_size: int | None,
         batch_tokens: int | None = None,
         seed: int = 0,
         max_length: int | None = None,
         num_workers: int = 0,
         pin_memory: bool = False,
+        phases: Sequence[Phase] = ALL_GENES,
     ) -> None:
         super().__init__(
             cells,
@@ -247,11 +330,7 @@ class TokenDataModule(SampledDataModule):
             pin_memory=pin_memory,
         )
         self.train_idx, self.test_idx, self.n_train = split.train, split.test, len(split.train)
-        train_cells = cells if max_length is None else cells.shortened(max_length)
-        self.train_requests = _Requests(train_cells, objective, seed)
-        self.sampler = BucketSampler(
-            split.train, train_cells.lengths[split.train], batch_size=batch_size, batch_tokens=batch_tokens, seed=seed
-        )
+        self._set_stages(cells if max_length is None else cells.shortened(max_length), phases)
 
 
 class _ValidationRows(Dataset["TokenBatch"]):
@@ -275,6 +354,8 @@ class PerturbationDataModule(SampledDataModule):
         Their parts; control cells of the training part are partners, and no examples.
     objective, batch_size, batch_tokens, seed, num_workers, pin_memory
         As for :class:`BatchDataModule`.
+    phases
+        Genes that training shows, by epoch; validation shows all.
     """
 
     def __init__(
@@ -283,11 +364,12 @@ class PerturbationDataModule(SampledDataModule):
         split: Split,
         objective: Objective,
         *,
-        batch_size: int,
+        batch_size: int | None,
         batch_tokens: int | None = None,
         seed: int = 0,
         num_workers: int = 0,
         pin_memory: bool = False,
+        phases: Sequence[Phase] = ALL_GENES,
     ) -> None:
         rows = np.unique(cells.rows[split.validation])
         super().__init__(
@@ -303,10 +385,7 @@ class PerturbationDataModule(SampledDataModule):
         self.cells = cells
         self.train_idx = split.train[cells.rows[split.train] >= 0]
         self.test_idx, self.n_train = split.test, len(self.train_idx)
-        self.train_requests = _Requests(cells, objective, seed)
-        self.sampler = BucketSampler(
-            self.train_idx, cells.lengths[self.train_idx], batch_size=batch_size, batch_tokens=batch_tokens, seed=seed
-        )
+        self._set_stages(cells, phases)
 
     def val_dataloader(self) -> DataLoader[TokenBatch | Share] | list[DataLoader[TokenBatch | Share]]:
         """Validation perturbations, always the same."""

@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 import math
+from itertools import accumulate
 from typing import TYPE_CHECKING, Any
 
 import torch
 from scvi.train import TrainingPlan
 
 from scgalore.data.hashing import fold_seed
-from scgalore.optim import SophiaG, build_optimizer
+from scgalore.optim import GaLoreAdamW, SophiaG, build_optimizer
 from scgalore.optim.sharded import ShardedOptimizer
 from scgalore.train.checkpoint import CHECKPOINT_KEY
 from scgalore.train.clipping import clip_by_norm_
+from scgalore.train.curriculum import rewarmed
 from scgalore.train.datamodule import BatchDataModule, Share
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
     from scvi.module.base import LossOutput
     from torch import Tensor
@@ -25,6 +27,7 @@ if TYPE_CHECKING:
     from scgalore.data.tokens import TokenBatch
     from scgalore.nn.adapter import SCGPTModule
     from scgalore.train.config import TrainConfig
+    from scgalore.train.curriculum import Phase
 
 __all__ = ["GaLoreTrainingPlan", "warmup_cosine"]
 
@@ -42,6 +45,9 @@ class GaLoreTrainingPlan(TrainingPlan):
         What makes this run this run (data, split, settings); checkpoints say it.
     adapter
         Attached to the network, if any; it is told of every step.
+    phases
+        Phases of the curriculum. At the beginning of each but the first, the learning rate rises anew and an optimizer
+        with subspaces finds new ones: the gradients are those of other genes.
 
     Notes
     -----
@@ -57,8 +63,10 @@ class GaLoreTrainingPlan(TrainingPlan):
         identity: Mapping[str, Any] | None = None,
         *,
         adapter: Adapter | None = None,
+        phases: Sequence[Phase] = (),
     ) -> None:
         super().__init__(module)
+        self._switches = {phase.start: phase.stop for phase in phases[1:]}
         self.config = config
         self.identity = dict(identity or {})
         self.adapter = adapter
@@ -138,14 +146,26 @@ class GaLoreTrainingPlan(TrainingPlan):
         )
         if config.shard_optimizer:
             optimizer = ShardedOptimizer(optimizer)
-        schedule = warmup_cosine(optimizer, n_steps=self._n_steps(), warmup=config.warmup)
+        ends = self._steps_by_epoch()
+        switches = {ends[start]: ends[stop] - ends[start] for start, stop in self._switches.items()}
+        schedule = warmup_cosine(optimizer, n_steps=ends[-1], warmup=config.warmup, switches=switches)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
-    def _n_steps(self) -> int:
+    def _steps_by_epoch(self) -> list[int]:
+        """Steps before each epoch, and those of the whole run."""
         # Counted epoch by epoch: with a cap on tokens they differ, which Lightning's own estimate does not know.
         data: BatchDataModule = self.trainer.datamodule
         epochs = range(self.config.max_epochs)
-        return sum(-(-data.n_batches(epoch) // self.config.accumulate) for epoch in epochs)
+        return [0, *accumulate(-(-data.n_batches(epoch) // self.config.accumulate) for epoch in epochs)]
+
+    def on_train_epoch_start(self) -> None:
+        """Let the optimizer look at other genes with other subspaces."""
+        super().on_train_epoch_start()
+        if self.current_epoch in self._switches:
+            optimizer = self.trainer.optimizers[0]
+            inner = optimizer.optimizer if isinstance(optimizer, ShardedOptimizer) else optimizer
+            if isinstance(inner, GaLoreAdamW):
+                inner.refresh()
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         """Estimate the curvature for an optimizer that asks for it, at labels drawn from the model itself."""
@@ -180,9 +200,9 @@ class GaLoreTrainingPlan(TrainingPlan):
 
 
 def warmup_cosine(
-    optimizer: torch.optim.Optimizer, *, n_steps: int, warmup: float
+    optimizer: torch.optim.Optimizer, *, n_steps: int, warmup: float, switches: Mapping[int, int] | None = None
 ) -> torch.optim.lr_scheduler.LambdaLR:
-    """Linear warm-up, then a half cosine down to a hundredth.
+    """Linear warm-up, then a half cosine down to a hundredth; after a switch of phases, warm-up to that cosine.
 
     Parameters
     ----------
@@ -192,14 +212,17 @@ def warmup_cosine(
         Steps of the whole run.
     warmup
         Share of them that warms up.
+    switches
+        Steps of each phase of a curriculum after the first, by its first step.
     """
     n_warmup = max(1, round(n_steps * warmup))
     floor = 0.01
 
     def factor(step: int) -> float:
+        again = rewarmed(step, switches or {}, warmup)
         if step < n_warmup:
-            return (step + 1) / n_warmup
+            return again * (step + 1) / n_warmup
         progress = min(1.0, (step - n_warmup) / max(1, n_steps - n_warmup))
-        return floor + (1 - floor) * 0.5 * (1 + math.cos(math.pi * progress))
+        return again * (floor + (1 - floor) * 0.5 * (1 + math.cos(math.pi * progress)))
 
     return torch.optim.lr_scheduler.LambdaLR(optimizer, factor)

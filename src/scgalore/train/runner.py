@@ -9,13 +9,16 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import pandas as pd
 import torch
 from lightning.pytorch.strategies import DDPStrategy
 from scvi.train import TrainRunner
 from torch import distributed
 
+from scgalore import _logging as logg
 from scgalore._progress import is_shown
+from scgalore.data.cells import TokenCells
 from scgalore.data.perturbations import PerturbationCells
 from scgalore.data.streaming import TokenStream
 from scgalore.errors import OptionError
@@ -23,6 +26,7 @@ from scgalore.nn.adapter import SCGPTModule
 from scgalore.optim import state_bytes
 from scgalore.train.callbacks import BestWeights, History, ProgressBar, SameBuffers, StopEarly, UpdateInBackward
 from scgalore.train.checkpoint import WholeFiles, checkpoint_callback, checkpoint_to_resume
+from scgalore.train.curriculum import batch_caps, plan_phases
 from scgalore.train.datamodule import BatchDataModule, PerturbationDataModule, StreamDataModule, TokenDataModule
 from scgalore.train.modes import compiled, deterministic, dropping, recomputing
 from scgalore.train.plan import GaLoreTrainingPlan
@@ -36,11 +40,11 @@ if TYPE_CHECKING:
 
     from scgalore._typing import PathLike
     from scgalore.adapters import Adapter
-    from scgalore.data.cells import TokenCells
     from scgalore.data.split import Split
     from scgalore.nn import SCGPTNetwork
     from scgalore.objectives import Objective
     from scgalore.train.config import TrainConfig
+    from scgalore.train.curriculum import Phase
     from scgalore.train.processes import Processes
 
 __all__ = ["TrainResult", "fit"]
@@ -72,11 +76,14 @@ class TrainResult:
         the weights training started from.
     optimizer_bytes
         Bytes of optimizer state at the end, counted from its storages; with several processes, of the one that keeps most.
+    steps
+        Steps that the optimizer took, those before an interruption included.
     """
 
     history: pd.DataFrame
     best_epoch: int
     optimizer_bytes: int
+    steps: int
 
 
 class _Trainee:
@@ -142,14 +149,15 @@ def fit(
     processes = training_processes(config)
     identity = dict(identity or {})
     checkpoint = checkpoint_to_resume(checkpoint_dir, resume=resume, identity=identity)
+    phases = _phases(cells, config)
     network.train()  # Lightning keeps the mode it finds, and dropout with it
-    plan = GaLoreTrainingPlan(SCGPTModule(network, objective), config, identity, adapter=adapter)
-    data = _data_module(cells, split, validation, objective, config)
+    plan = GaLoreTrainingPlan(SCGPTModule(network, objective), config, identity, adapter=adapter, phases=phases)
+    data = _data_module(cells, split, validation, objective, config, phases)
     if config.patience is not None:
         _require_validation(data)
-    history = History(processes.size)
+    history = History(processes.size, n_genes=_genes_by_epoch(cells, phases))
     best = BestWeights(objective.monitor, start=objective.start_score)
-    callbacks = _callbacks(config, history, best)
+    callbacks = _callbacks(config, history, best, first_epoch=phases[-1].start)
     with ExitStack() as run:
         for context in (_quiet_lightning(), _interruptible(), torch.random.fork_rng()):
             run.enter_context(context)
@@ -180,13 +188,37 @@ def fit(
         runner()
     table = pd.DataFrame(history.rows).astype({"epoch": int}).set_index("epoch")
     best_epoch = best.epoch if best.weights else int(table.index[-1])
-    return TrainResult(table, best_epoch, _optimizer_bytes(runner.trainer))
+    return TrainResult(table, best_epoch, _optimizer_bytes(runner.trainer), runner.trainer.global_step)
 
 
-def _callbacks(config: TrainConfig, history: History, best: BestWeights) -> list[Callback]:
+def _phases(cells: TokenCells | TokenStream | PerturbationCells, config: TrainConfig) -> tuple[Phase, ...]:
+    """Phases of the curriculum; one of all epochs without."""
+    if config.curriculum is None:
+        return plan_phases(config)
+    if isinstance(cells, TokenStream):
+        msg = "curriculum= needs cells in one AnnData; a stream makes its own batches."
+        raise OptionError(msg)
+    if cells.ranked is None:
+        msg = "curriculum= needs a ranking of the genes. Call sg.tl.select_genes(adata) first."
+        raise OptionError(msg)
+    phases = plan_phases(config, len(cells.ranked))
+    said = [f"{'all' if phase.n_genes is None else phase.n_genes} ({phase.stop - phase.start})" for phase in phases]
+    logg.info(f"    curriculum, genes (epochs): {', '.join(said)}")
+    return phases
+
+
+def _genes_by_epoch(cells: TokenCells | TokenStream | PerturbationCells, phases: tuple[Phase, ...]) -> list[int]:
+    """How many genes training shows in each epoch; nothing where that is always all."""
+    if isinstance(cells, TokenStream) or all(phase.n_genes is None for phase in phases):
+        return []
+    n_all = int((cells.tokenizer.token_ids >= 0).sum())
+    return [phase.n_genes or n_all for phase in phases for _ in range(phase.start, phase.stop)]
+
+
+def _callbacks(config: TrainConfig, history: History, best: BestWeights, *, first_epoch: int) -> list[Callback]:
     callbacks: list[Callback] = [history, best]
     if config.patience is not None:
-        callbacks.append(StopEarly(best.monitor, patience=config.patience, start=best.best))
+        callbacks.append(StopEarly(best.monitor, patience=config.patience, start=best.best, first_epoch=first_epoch))
     if config.per_layer_update:
         callbacks.append(UpdateInBackward())
     if is_shown():
@@ -200,9 +232,9 @@ def _data_module(
     validation: TokenCells | None,
     objective: Objective,
     config: TrainConfig,
+    phases: tuple[Phase, ...],
 ) -> BatchDataModule:
     how: dict[str, Any] = {
-        "batch_size": config.batch_size,
         "seed": config.seed,
         "num_workers": config.num_workers,
         "pin_memory": config.accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available(),
@@ -214,13 +246,16 @@ def _data_module(
                     f"{name}={getattr(config, name)}: a stream makes its own batches. Say it where the stream is made."
                 )
                 raise OptionError(msg)
-        return StreamDataModule(cells, validation, objective, **how)
+        return StreamDataModule(cells, validation, objective, batch_size=config.batch_size, **how)
     assert split is not None
+    lengths = cells.lengths[split.train]
+    if isinstance(cells, TokenCells) and config.max_length is not None:
+        how["max_length"] = config.max_length
+        lengths = np.minimum(lengths, config.max_length)
+    how["batch_size"], how["batch_tokens"] = batch_caps(config, lengths)
     if isinstance(cells, PerturbationCells):
-        return PerturbationDataModule(cells, split, objective, batch_tokens=config.batch_tokens, **how)
-    return TokenDataModule(
-        cells, split, objective, batch_tokens=config.batch_tokens, max_length=config.max_length, **how
-    )
+        return PerturbationDataModule(cells, split, objective, phases=phases, **how)
+    return TokenDataModule(cells, split, objective, phases=phases, **how)
 
 
 def _trainer_options(config: TrainConfig, *, streams: bool) -> dict[str, Any]:
@@ -234,7 +269,9 @@ def _trainer_options(config: TrainConfig, *, streams: bool) -> dict[str, Any]:
         "use_distributed_sampler": False,
         # Lightning counts batches when it asks for the loader and drops those beyond: epochs differ with a cap on tokens.
         # A stream has to be told of each epoch.
-        "reload_dataloaders_every_n_epochs": int(streams or config.batch_tokens is not None),
+        "reload_dataloaders_every_n_epochs": int(
+            streams or config.batch_tokens is not None or config.curriculum is not None
+        ),
         # scvi's default flips cuDNN's benchmark mode for the whole process.
         "benchmark": None,
         "plugins": [WholeFiles()],

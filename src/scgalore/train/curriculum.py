@@ -1,0 +1,157 @@
+"""Training on few genes first and on more of them in each phase: who takes part when.
+
+One network, one vocabulary and one optimizer for all phases. A phase admits a prefix of one ranked list of genes, so what an
+earlier one has seen is part of every later one. (Curricula that change the width of the network between phases can carry
+nothing over.)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from numbers import Integral
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from scgalore.errors import OptionError
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from scgalore.train.config import TrainConfig
+
+__all__ = ["DEFAULT_GENES", "Phase", "batch_caps", "check_curriculum", "plan_phases", "rewarmed"]
+
+DEFAULT_GENES = (500, 1200, 2500, 5000)
+"""Genes of each phase for ``curriculum=True``."""
+
+MOST_WARMUP = 100
+"""Steps over which the learning rate rises again after a switch, at most."""
+
+
+@dataclass(frozen=True)
+class Phase:
+    """Some epochs on some genes.
+
+    Attributes
+    ----------
+    start, stop
+        First epoch, and the one after the last.
+    n_genes
+        How many of the best-ranked genes may be tokens; ``None`` admits all, ranked or not.
+    """
+
+    start: int
+    stop: int
+    n_genes: int | None = None
+
+
+def check_curriculum(curriculum: Any, max_epochs: int) -> dict[int, int] | None:
+    """Say how many epochs each number of genes gets.
+
+    Parameters
+    ----------
+    curriculum
+        ``None`` or ``False``: none. ``True``: :data:`DEFAULT_GENES`. Increasing numbers of genes, which share the epochs out
+        evenly, the last ones taking what is left over. Or a mapping of numbers of genes to epochs.
+    max_epochs
+        Epochs of the run.
+
+    Raises
+    ------
+    OptionError
+        If the numbers do not rise, or there are more phases than epochs, or the epochs do not add up.
+    """
+    if curriculum is None or curriculum is False:
+        return None
+    if curriculum is True:
+        curriculum = DEFAULT_GENES
+    shown = f"curriculum={curriculum!r}"
+    if isinstance(curriculum, str) or not isinstance(curriculum, Sequence | Mapping) or not curriculum:
+        msg = f"{shown}: give True, rising numbers of genes such as [500, 1200], or a dict of their epochs."
+        raise OptionError(msg)
+    if not all(_is_whole(n) for n in curriculum) or any(a >= b for a, b in pairwise(curriculum)):
+        msg = f"{shown}: numbers of genes must be whole, at least 1, and rise from phase to phase."
+        raise OptionError(msg)
+    if not isinstance(curriculum, Mapping):
+        if len(curriculum) > max_epochs:
+            msg = f"{shown} has {len(curriculum)} phases, and max_epochs={max_epochs}. Each phase needs an epoch."
+            raise OptionError(msg)
+        each, more = divmod(max_epochs, len(curriculum))
+        n_short = len(curriculum) - more
+        return {int(n): each + (place >= n_short) for place, n in enumerate(curriculum)}
+    if not all(_is_whole(n) for n in curriculum.values()) or sum(curriculum.values()) != max_epochs:
+        msg = f"{shown}: epochs must be whole, at least 1 each, and add up to max_epochs={max_epochs}."
+        raise OptionError(msg)
+    return {int(n): int(epochs) for n, epochs in curriculum.items()}
+
+
+def plan_phases(config: TrainConfig, n_ranked: int = 0) -> tuple[Phase, ...]:
+    """Phases of a run.
+
+    Parameters
+    ----------
+    config
+        How to train.
+    n_ranked
+        Ranked genes that the model knows. A phase of as many or more admits all genes, ranked or not.
+
+    Returns
+    -------
+    At least one phase; together they are all epochs.
+    """
+    curriculum = check_curriculum(config.curriculum, config.max_epochs)
+    phases: list[Phase] = []
+    start = 0
+    for n_genes, epochs in (curriculum or {n_ranked: config.max_epochs}).items():
+        if n_genes >= n_ranked:
+            phases.append(Phase(start, config.max_epochs))
+            break
+        phases.append(Phase(start, start + epochs, n_genes))
+        start += epochs
+    return tuple(phases)
+
+
+def batch_caps(config: TrainConfig, lengths: NDArray[np.int64]) -> tuple[int | None, int | None]:
+    """Most cells and most tokens in a batch.
+
+    Phases have equally many tokens in a batch, so that a step takes about the same time and memory in all of them: as many
+    as ``batch_size`` cells of average length have where all genes are admitted. Only then tokens decide and not cells.
+
+    Parameters
+    ----------
+    config
+        How to train.
+    lengths
+        Tokens of the training cells with all genes, shape ``(n,)``.
+    """
+    assert isinstance(config.batch_size, int)
+    if config.curriculum is None:
+        return config.batch_size, config.batch_tokens
+    return None, config.batch_tokens or int(np.ceil(config.batch_size * lengths.mean()))
+
+
+def rewarmed(step: int, switches: Mapping[int, int], warmup: float) -> float:
+    """Factor of the learning rate that rises linearly from near 0 to 1 after each switch.
+
+    Parameters
+    ----------
+    step
+        Number of the step, from 0.
+    switches
+        Steps of each phase by its first step, the first phase left out: the run's own warm-up is another matter.
+    warmup
+        Share of a phase's steps that warm up, of which there are at most :data:`MOST_WARMUP`.
+    """
+    begun = [start for start in switches if start <= step]
+    if not begun:
+        return 1.0
+    start = max(begun)
+    n_warmup = min(MOST_WARMUP, max(1, round(switches[start] * warmup)))
+    return min(1.0, (step - start + 1) / n_warmup)
+
+
+def _is_whole(number: Any) -> bool:
+    return isinstance(number, Integral) and not isinstance(number, bool) and int(number) >= 1

@@ -9,7 +9,7 @@ import pytest
 import scipy.sparse as sp
 from anndata import AnnData
 
-from scgalore.data.cells import TokenCells
+from scgalore.data.cells import TokenCells, gene_ranks, ranked_tokens
 from scgalore.data.hashing import cell_keys
 from scgalore.data.matrix import CellMatrix
 from scgalore.data.sampler import BatchRequest
@@ -69,6 +69,56 @@ class TestBatch:
         assert batch.labels is not None
         assert batch.labels.tolist() == [1, 3]
         assert cells.batch(BatchRequest(np.array([0]))).labels is None
+
+
+class TestWithin:
+    @pytest.fixture
+    def cells(self, adata: AnnData, vocab: GeneVocab) -> TokenCells:
+        return TokenCells.from_adata(adata, vocab, config=TokenizerConfig(n_bins=5))
+
+    def test_only_these_genes_are_tokens_and_are_counted(self, cells: TokenCells) -> None:
+        genes = cells.tokenizer.genes[::2]
+        fewer = cells.within(genes)
+        everyone = BatchRequest(np.arange(cells.n_obs))
+        before, after = cells.batch(everyone), fewer.batch(everyone)
+        assert set(after.genes.unique().tolist()) - set(genes.tolist()) <= {
+            cells.tokenizer.cls_id,
+            cells.tokenizer.pad_id,
+        }
+        assert fewer.lengths.tolist() == (~after.padding).sum(dim=1).tolist()
+        assert (fewer.lengths < cells.lengths).any()
+        value = {
+            (cell, gene): value
+            for cell, row, values in zip(
+                before.cells.tolist(), before.genes.tolist(), before.values.tolist(), strict=True
+            )
+            for gene, value in zip(row, values, strict=True)
+        }
+        for cell, row, values in zip(after.cells.tolist(), after.genes.tolist(), after.values.tolist(), strict=True):
+            for gene, own in zip(row, values, strict=True):
+                if gene in genes:
+                    assert own == value[cell, gene]
+
+    def test_stays_when_cells_are_shortened(self, cells: TokenCells) -> None:
+        genes = cells.tokenizer.genes[::2]
+        short = cells.within(genes).shortened(3)
+        batch = short.batch(BatchRequest(np.arange(cells.n_obs)))
+        assert set(batch.genes.unique().tolist()) <= {*genes.tolist(), cells.tokenizer.cls_id, cells.tokenizer.pad_id}
+        assert short.lengths.max() <= 3
+
+    def test_the_vocabulary_of_a_run_stays_that_of_all_genes(self, cells: TokenCells) -> None:
+        assert cells.within(cells.tokenizer.genes[:1]).tokens().tolist() == cells.tokens().tolist()
+
+
+class TestRanks:
+    def test_best_first_without_columns_that_have_no_token_or_no_rank(self) -> None:
+        token_ids = np.array([7, -1, 3, 9, 5])
+        ranks = np.array([2.0, 0.0, np.nan, 1.0, 4.0])
+        assert ranked_tokens(token_ids, ranks).tolist() == [9, 7, 5]
+
+    def test_of_a_column_that_is_not_there(self, adata: AnnData) -> None:
+        with pytest.raises(MissingKeyError, match=r"No column 'mine_rank'.*key_added='mine'"):
+            gene_ranks(adata, "mine")
 
 
 class TestWindows:

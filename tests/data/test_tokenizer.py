@@ -367,3 +367,36 @@ def test_exactly_as_many_are_kept_as_asked_for_when_draws_are_equal():
 def test_bad_input(call, error, says):
     with pytest.raises(error, match=says):
         call()
+
+
+# Genes that are admitted -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("include_zeros", [False, True])
+@given(seed=st.integers(0, 99), n=st.integers(0, 12))
+def test_admitted_genes_have_the_values_they_have_among_all(include_zeros, seed, n):
+    rng = np.random.default_rng(seed)
+    ids = rng.permutation(40)[:12]
+    x = rng.poisson(0.8, (5, 12)) * rng.integers(1, 30, (5, 12))
+    x[:, 0] += 1
+    options = {"include_zeros": include_zeros, "n_bins": 6}
+    admitted = rng.choice(ids, n, replace=False)
+    every = tokenizer(ids, **options)
+    some = Tokenizer(ids, cls_id=CLS, pad_id=PAD, config=TokenizerConfig(**options), admitted=admitted)
+    expected, found = cells_of(encode(every, x)), cells_of(encode(some, x))
+    for (genes, values, key), (own_genes, own_values, own_key) in zip(expected, found, strict=True):
+        kept = [i for i, gene in enumerate(genes) if gene == CLS or gene in set(admitted.tolist())]
+        assert own_genes == [genes[i] for i in kept]
+        assert own_values == [values[i] for i in kept]
+        assert own_key == key  # draws of a cell are the same whatever is admitted
+    lengths = some.lengths(sp.csr_matrix(x.astype(np.float32)))
+    assert lengths.tolist() == [len(genes) for genes, *_ in found]
+
+
+def test_long_cells_are_sampled_among_admitted_genes():
+    ids, admitted = np.arange(30), np.arange(10, 25)
+    tokens = Tokenizer(ids, cls_id=CLS, pad_id=PAD, config=TokenizerConfig(max_length=9), admitted=admitted)
+    cells = cells_of(encode(tokens, np.ones((4, 30)) + np.arange(4)[:, None]))
+    drawn = [set(genes) - {CLS} for genes, *_ in cells]
+    assert all(len(genes) == 8 and genes <= set(admitted.tolist()) for genes in drawn)
+    assert len({frozenset(genes) for genes in drawn}) > 1

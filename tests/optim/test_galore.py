@@ -424,3 +424,28 @@ def test_bad_group_is_refused_before_training(options: dict[str, Any]) -> None:
     with pytest.raises(OptionError):
         optimizer.add_param_group({"params": [bad], **options})
     assert len(optimizer.param_groups) == 1
+
+
+def test_refresh_finds_new_subspaces_at_the_next_step_alone() -> None:
+    torch.manual_seed(0)
+    weight = nn.Parameter(torch.randn(32, 16))
+    optimizer = GaLoreAdamW([{"params": [weight], "rank": 3, "update_proj_gap": 100}], stagger=False)
+    bases = []
+    for step in range(5):
+        if step == 3:
+            optimizer.refresh()
+        weight.grad = torch.randn(32, 16)
+        optimizer.step()
+        bases.append(optimizer.state[weight]["basis"].clone())
+    assert torch.equal(bases[1], bases[2])
+    assert not torch.equal(bases[2], bases[3])
+    assert torch.equal(bases[3], bases[4])
+    assert optimizer.state[weight]["refresh_at"] == 100
+
+
+def test_refresh_before_the_first_step_changes_nothing() -> None:
+    torch.manual_seed(0)
+    weight = nn.Parameter(torch.randn(32, 16))
+    optimizer = GaLoreAdamW([{"params": [weight], "rank": 3}])
+    optimizer.refresh()
+    assert not optimizer.state

@@ -1,4 +1,5 @@
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,9 +16,9 @@ from scgalore.train import GaLoreTrainingPlan, TrainConfig
 from scgalore.train.plan import warmup_cosine
 
 
-def factors(n_steps: int, warmup: float) -> list[float]:
+def factors(n_steps: int, warmup: float, **options: Any) -> list[float]:
     optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0)
-    schedule = warmup_cosine(optimizer, n_steps=n_steps, warmup=warmup)
+    schedule = warmup_cosine(optimizer, n_steps=n_steps, warmup=warmup, **options)
     rates = []
     for _ in range(n_steps):
         rates.append(float(schedule.get_last_lr()[0]))
@@ -53,6 +54,15 @@ class TestWarmupCosine:
             optimizer.step()
             schedule.step()
         assert schedule.get_last_lr() == pytest.approx([0.01])
+
+
+class TestSwitches:
+    def test_learning_rate_rises_again_to_the_same_cosine(self) -> None:
+        plain = np.array(factors(100, 0.1))
+        again = np.array(factors(100, 0.1, switches={40: 60}))
+        assert again[:40].tolist() == plain[:40].tolist()
+        assert again[40:46] / plain[40:46] == pytest.approx(np.arange(1, 7) / 6)
+        assert again[46:].tolist() == plain[46:].tolist()
 
 
 class TestPlan:

@@ -45,6 +45,15 @@ def test_no_epoch_is_marked_where_the_weights_of_the_start_were_kept(tuned: AnnD
     assert curves(drawn(tuned))["weights kept: those of the start"] == []
 
 
+def test_phases_of_a_curriculum_begin_at_lines_with_their_genes(tuned: AnnData) -> None:
+    table = tuned.uns["finetune"]["history"]
+    tuned.uns["finetune"]["history"] = table.assign(n_genes=[500.0] * (len(table) - 1) + [1200.0])
+    ax = drawn(tuned)
+    assert [text.get_text() for text in ax.texts] == ["500 genes", "1,200 genes"]
+    last = len(table) - 1
+    assert [np.asarray(line.get_xdata())[0] for line in ax.lines if line.get_linestyle() == ":"] == [last - 0.5]
+
+
 def test_written_and_read_again_it_is_the_same_plot(tuned: AnnData, tmp_path: Path) -> None:
     tuned.write_h5ad(tmp_path / "a.h5ad")
     assert curves(drawn(ad.read_h5ad(tmp_path / "a.h5ad"))) == curves(drawn(tuned))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from matplotlib.ticker import MaxNLocator
 
@@ -31,7 +31,8 @@ def history(
     """Training and validation loss by epoch, as :func:`scgalore.tl.finetune` recorded them.
 
     Training values are means over an epoch, with dropout and changing weights; validation values are taken at its end.
-    The epoch whose weights were kept is marked where validation cells have chosen it.
+    The epoch whose weights were kept is marked where validation cells have chosen it. With a curriculum, lines stand where
+    training begins to show more genes, whose number is written beside them.
 
     Parameters
     ----------
@@ -76,11 +77,25 @@ def history(
         kept = table.loc[table.index == best, columns["validation" if "validation" in columns else "train"]]
         label = f"weights kept (epoch {best})" if len(kept) else "weights kept: those of the start"
         drawn.plot(kept.index, kept, "o", markersize=11, fillstyle="none", color="0.3", label=label)
+    _mark_phases(drawn, table)
     drawn.set(xlabel="epoch", ylabel=metric.replace("_", " "))
     drawn.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
     drawn.spines[["top", "right"]].set_visible(False)
     drawn.legend(frameon=False)
     return show_or_return(drawn, show=show, own_figure=ax is None)
+
+
+def _mark_phases(drawn: Axes, table: pd.DataFrame) -> None:
+    if "n_genes" not in table:
+        return
+    began = table["n_genes"][table["n_genes"].diff() != 0]
+    for epoch, n_genes in began.items():
+        at = float(epoch) - 0.5  # type: ignore[arg-type] # epochs are numbers
+        if epoch != table.index[0]:
+            drawn.axvline(at, color="0.7", linewidth=0.8, linestyle=":", zorder=0)
+        # Above the axes, where no curve is.
+        where: dict[str, Any] = {"xytext": (0, 3), "xycoords": ("data", "axes fraction"), "textcoords": "offset points"}
+        drawn.annotate(f"{n_genes:,.0f} genes", (max(at, 0), 1), **where, ha="left", fontsize="x-small", color="0.4")
 
 
 def _table(table: pd.DataFrame | None, key: str) -> pd.DataFrame:

@@ -21,10 +21,12 @@ SCRIPTS = {
     "two_processes": "the same results with two processes, and their throughput",
     "peak_share": "share of the matrix-multiply peak, and the top costs",
     "compiled": "torch.compile against none: a training step",
+    "select_genes": "choosing genes against scanpy's variable genes and a loop: time, memory",
     "perturbation": "perturbation models beside their baselines and the ceiling",
     "perturbation_scores": "how long scoring predicted perturbations takes",
     "perturbation_priors": "rules that a perturbation model may start from, on other data",
     "perturbation_ablation": "one decision of a perturbation model turned back at a time",
+    "curriculum": "few genes first against all genes from the start: losses, accuracy, time",
     "gpu": "cells/s on a GPU, where there is one",
 }
 

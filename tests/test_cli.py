@@ -1,14 +1,17 @@
 import hashlib
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from anndata import AnnData
 from typer.testing import CliRunner, Result
 
 from scgalore import __version__
 from scgalore._settings import settings
 from scgalore.cli import app
+from scgalore.pipeline import RunConfig
 from scgalore.weights import WeightsEntry, WeightsFile, list_weights, registry
 
 HEAVY = ("anndata", "lightning", "numpy", "pandas", "scanpy", "scvi", "torch")
@@ -41,13 +44,13 @@ def put_in_cache(entry: WeightsEntry, weights: bytes = b"12345") -> Path:
 
 def test_help_teaches_the_first_steps() -> None:
     text = scgalore("--help").output
-    for part in ("scgalore demo", "sg.tl.finetune(adata", "scgalore weights list"):
+    for part in ("scgalore demo", "scgalore run cells.h5ad", "sg.tl.finetune(adata", "scgalore weights list"):
         assert part in text
     assert CliRunner().invoke(app).output == text, "no command at all should teach, too"
 
 
 @pytest.mark.parametrize(
-    "command", [["demo"], ["weights"], ["weights", "list"], ["weights", "fetch"], ["weights", "path"]]
+    "command", [["demo"], ["run"], ["weights"], ["weights", "list"], ["weights", "fetch"], ["weights", "path"]]
 )
 def test_every_command_has_help(command: list[str]) -> None:
     text = scgalore(*command, "-h").output
@@ -106,6 +109,17 @@ def test_damaged_weights_are_not_here(small_weights: WeightsEntry) -> None:
         pytest.param(["demo", "--seeds", "0"], "'--seeds'", id="seeds"),
         pytest.param(["demo", "--out", "taken"], "'thesis.tex'", id="out"),
         pytest.param(["demo", "--out", "taken", "--force"], "'thesis.tex'", id="out_forced"),
+        pytest.param(["run"], "Name the data", id="no_data"),
+        pytest.param(["run", "absent.h5ad"], "absent.h5ad does not exist", id="no_such_file"),
+        pytest.param(["run", "absent.h5ad", "--genes", "0"], "genes=0", id="no_genes"),
+        pytest.param(["run", "absent.h5ad", "--genes", "many"], "'--genes'", id="genes_in_words"),
+        pytest.param(["run", "absent.h5ad", "--phases", "few"], "whole numbers with commas", id="phases"),
+        pytest.param(["run", "absent.h5ad", "--strategy", "fast"], "strategy='fast'", id="strategy"),
+        pytest.param(["run", "absent.h5ad", "--train-option", "lr"], "NAME=VALUE", id="train_option"),
+        pytest.param(["run", "absent.h5ad", "--train-option", "lr=-1"], "lr=-1", id="value_of_train_option"),
+        pytest.param(["run", "x.h5ad", "--out", "taken", "--force"], "'thesis.tex'", id="run_out_forced"),
+        pytest.param(["run", "--resume", "--out", "new"], "no run in new to continue", id="nothing_to_resume"),
+        pytest.param(["run", "--config", "absent.json"], "absent.json cannot be read", id="no_config"),
     ],
 )
 def test_bad_input_is_one_message(
@@ -154,3 +168,95 @@ def test_demo_passes_its_options_on(monkeypatch: pytest.MonkeyPatch) -> None:
     }
     assert other == Path("x")
     assert given == {"model": "m", "optimizer": "adamw", "n_seeds": 5, "random_weights": True, "force": True}
+
+
+@pytest.fixture
+def runs(monkeypatch: pytest.MonkeyPatch) -> list[tuple[RunConfig, dict[str, bool]]]:
+    """What the command asks the pipeline for; nothing is run."""
+    calls: list[tuple[RunConfig, dict[str, bool]]] = []
+
+    def noted(config: RunConfig, **options: bool) -> Path:
+        calls.append((config, options))
+        return Path(config.out)
+
+    monkeypatch.setattr("scgalore.pipeline.runner.run", noted)
+    return calls
+
+
+def test_run_passes_its_options_on(runs: list[tuple[RunConfig, dict[str, bool]]]) -> None:
+    scgalore("run", "cells.h5ad")
+    given = (
+        "--labels-key type --genes 500 --phases 100,500 --epochs 3 --max-cells 90 --device cpu --batch-size 8 --seed 2"
+    )
+    more = "--must-include CD3D --must-include CD8A --train-option max_length=64 --train-option strategy=ddp --force"
+    scgalore("run", "cells.h5ad", *given.split(), *more.split(), "--out", "runs/x")
+    (defaults, flags), (config, forced) = runs
+    assert (defaults, flags) == (RunConfig("cells.h5ad", "scgalore_run"), {"force": False, "resume": False})
+    assert forced == {"force": True, "resume": False}
+    assert config == RunConfig(
+        "cells.h5ad",
+        "runs/x",
+        labels_key="type",
+        genes=500,
+        phases=(100, 500),
+        epochs=3,
+        max_cells=90,
+        device="cpu",
+        batch_size=8,
+        seed=2,
+        must_include=("CD3D", "CD8A"),
+        train_options={"max_length": 64, "strategy": "ddp"},
+    )
+
+
+def test_run_from_a_configuration_changes_what_is_given(
+    runs: list[tuple[RunConfig, dict[str, bool]]], tmp_path: Path
+) -> None:
+    of_file = RunConfig("a.h5ad", "x", labels_key="type", genes=500, phases=(100, 500), data_sha256="0" * 64)
+    path = tmp_path / "config.json"
+    path.write_text(of_file.to_json(), encoding="utf-8")
+    scgalore("run", "--config", str(path), "--out", "y")
+    scgalore("run", "b.h5ad", "--config", str(path), "--genes", "50")
+    (same, _), (changed, _) = runs
+    assert same == replace(of_file, out=str(Path("y").absolute()))
+    assert changed == replace(of_file, data=str(Path("b.h5ad").absolute()), data_sha256=None, genes=50, phases=None), (
+        "the phases and the hash belong to other genes and data"
+    )
+
+
+def test_resuming_needs_the_folder_alone(runs: list[tuple[RunConfig, dict[str, bool]]], tmp_path: Path) -> None:
+    config = RunConfig("a.h5ad", tmp_path, seed=5)
+    (tmp_path / "config.json").write_text(config.to_json(), encoding="utf-8")
+    scgalore("run", "--resume", "--out", str(tmp_path))
+    assert runs == [(config, {"force": False, "resume": True})]
+
+
+def test_interrupted_runs_end_with_130_and_say_how_to_go_on(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    def interrupted(config: RunConfig, **_: bool) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("scgalore.pipeline.runner.run", interrupted)
+    assert "nothing was written" in scgalore("run", "a.h5ad", "--out", str(tmp_path), code=130).stderr
+    (tmp_path / "config.json").touch()
+    error = scgalore("run", "a.h5ad", "--out", str(tmp_path), code=130).stderr
+    assert f"scgalore run --resume --out {tmp_path}" in error
+
+
+def test_dry_run_says_what_would_be_done_and_writes_nothing(pbmc: AnnData, tmp_path: Path) -> None:
+    path = tmp_path / "pbmc.h5ad"
+    pbmc.write_h5ad(path)
+    options = ("--labels-key", "bulk_labels", "--model", "scgpt-mini", "--out", str(tmp_path / "x"), "--dry-run")
+    text = scgalore("run", str(path), *options).stdout
+    for part in ("700 cells and 765 genes", "bulk_labels", "biological", "galore", "Nothing was written"):
+        assert part in text
+    assert [path.name for path in tmp_path.iterdir()] == ["pbmc.h5ad"]
+    scgalore("run", str(path), *options, "--genes", "5000", code=2)
+
+
+def test_help_of_run_lists_options_under_headings() -> None:
+    lines = scgalore("run", "--help").output.splitlines()
+    headings = [line for line in lines if line.endswith(":") and not line.startswith(" ")]
+    assert headings == ["Arguments:", "What to learn from:", "Genes:", "Training:", "The run's folder:", "Options:"]
+    text = "\n".join(lines)
+    for part in ("--resume", "--dry-run", "Exit codes: 0 done, 2 bad input"):
+        assert part in text

@@ -26,8 +26,9 @@ ALLOWED = {
     "model": WORKSHOP | {"train"},
     "tl": WORKSHOP | {"train", "model"},
     "pl": {"_docs", "_keys", "_typing", "errors"},
-    "demo": WORKSHOP | {"train", "model", "tl", "pl"},
-    "cli": WORKSHOP | {"train", "model", "tl", "pl", "demo"},
+    "pipeline": WORKSHOP | {"train", "model", "pp", "tl", "pl"},
+    "demo": WORKSHOP | {"train", "model", "tl", "pl", "pipeline"},
+    "cli": WORKSHOP | {"train", "model", "tl", "pl", "demo", "pipeline"},
     "__main__": {"cli"},
     **dict.fromkeys(BASE, BASE),
 }

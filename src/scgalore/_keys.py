@@ -9,7 +9,7 @@ from typing import Self
 
 from scgalore.errors import OptionError
 
-__all__ = ["EmbedKeys", "LabelKeys", "PerturbationKeys"]
+__all__ = ["EmbedKeys", "GeneKeys", "LabelKeys", "PerturbationKeys"]
 
 EMBEDDING = "X_scGPT"
 STEM = "scgpt"
@@ -105,6 +105,38 @@ class PerturbationKeys:
         if key_added is None:
             return cls()
         return cls(key_added, key_added, f"{key_added}_rank_genes_groups", f"{key_added}_perturbed")
+
+
+@dataclass(frozen=True)
+class GeneKeys:
+    """Slots of :func:`scgalore.tl.select_genes`.
+
+    Attributes
+    ----------
+    selected
+        Whether a gene is selected, in ``var``.
+    uns
+        Parameters and what each source gave, in ``uns``.
+    """
+
+    selected: str = "selected"
+    uns: str = "select_genes"
+
+    @property
+    def rank(self) -> str:
+        """Place in the ranked list, 0 the best, in ``var``."""
+        return f"{self.selected}_rank"
+
+    @property
+    def source(self) -> str:
+        """What placed a gene there, in ``var``."""
+        return f"{self.selected}_source"
+
+    @classmethod
+    def from_key_added(cls, key_added: str) -> Self:
+        """Names for a ``key_added``."""
+        _check(key_added)
+        return cls() if key_added in (None, cls().selected) else cls(key_added, key_added)
 
 
 def _check(key_added: object) -> None:

@@ -2,8 +2,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from scgalore.demo.baselines import LOGISTIC
-from scgalore.demo.report import RANDOM, Report, compare, markdown_table, score_table, strongest
+from scgalore.demo.report import RANDOM, Report, compare, score_table, strongest
+from scgalore.pipeline.baselines import LOGISTIC
+from scgalore.pipeline.findings import markdown_table
 
 
 def table(**f1: list[float]) -> pd.DataFrame:

@@ -115,7 +115,7 @@ def test_tables_come_with_their_licences() -> None:
     tables = files("scgalore.genes") / "tables"
     text = (tables / "LICENCES.md").read_text()
     packed = [file.name for file in tables.iterdir() if file.name.endswith(".gz")]
-    assert len(packed) == 2
+    assert len(packed) == 4
     assert all(name in text for name in packed)
 
 

@@ -82,14 +82,15 @@ class LogExpression:
 
     def rows(self, indices: ArrayLike) -> sp.csr_matrix:
         """Rows in the order asked for, float32, in canonical form."""
-        return self._logged(self.matrix.rows(indices))
+        return self.logged(self.matrix.rows(indices))
 
-    def chunks(self, size: int = 2048) -> Iterator[tuple[int, sp.csr_matrix]]:
+    def chunks(self, size: int = 512) -> Iterator[tuple[int, sp.csr_matrix]]:
         """Walk through all rows, as :meth:`scgalore.data.matrix.CellMatrix.chunks`."""
         for start, rows in self.matrix.chunks(size):
-            yield start, self._logged(rows)
+            yield start, self.logged(rows)
 
-    def _logged(self, rows: sp.csr_matrix) -> sp.csr_matrix:
+    def logged(self, rows: sp.csr_matrix) -> sp.csr_matrix:
+        """Bring rows of :attr:`matrix` to the scale; they stay as they are."""
         if not self.from_counts:
             return rows
         depth = np.asarray(rows.sum(axis=1), dtype=np.float64).ravel()

@@ -125,7 +125,7 @@ class CellMatrix:
         unique, inverse = np.unique(wanted, return_inverse=True)
         return canonical(self._read(unique))[inverse]
 
-    def chunks(self, size: int = 2048) -> Iterator[tuple[int, sp.csr_matrix]]:
+    def chunks(self, size: int = 512) -> Iterator[tuple[int, sp.csr_matrix]]:
         """Walk through all rows: the number of the first row of each chunk, and the chunk as from :meth:`rows`."""
         for start in range(0, self.n_obs, size):
             yield start, self.rows(np.arange(start, min(start + size, self.n_obs)))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 from anndata import AnnData, ImplicitModificationWarning
 
 from scgalore.errors import DataError, MissingKeyError
@@ -15,7 +16,7 @@ if TYPE_CHECKING:
     import pandas as pd
     from mudata import MuData
 
-__all__ = ["resolve_adata", "write_obs"]
+__all__ = ["resolve_adata", "write_obs", "write_var"]
 
 
 def resolve_adata(data: AnnData | MuData, *, mod: str = "rna") -> AnnData:
@@ -74,6 +75,34 @@ def write_obs(data: AnnData | MuData, adata: AnnData, keys: Iterable[str], mod: 
         warnings.simplefilter("ignore", FutureWarning)
         for key in keys:
             data.obs[f"{mod}:{key}"] = _aligned(adata.obs[key], data.obs_names)
+
+
+def write_var(data: AnnData | MuData, adata: AnnData, keys: Iterable[str], mod: str = "rna") -> None:
+    """Show columns of a modality in the var of its MuData, as ``"{mod}:{key}"``.
+
+    Parameters
+    ----------
+    data
+        What the user holds; nothing is done for an AnnData.
+    adata
+        The modality, with the columns already in its var.
+    keys
+        Columns to show.
+    mod
+        Name of the modality.
+    """
+    if not _is_mudata(data):
+        return
+    # By position and not by name: a protein may be called like a gene. The map counts from 1; 0 is a row of another modality.
+    place = np.asarray(data.varmap[mod]).ravel().astype(np.int64) - 1
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ImplicitModificationWarning)
+        warnings.simplefilter("ignore", FutureWarning)
+        for key in keys:
+            column = adata.var[key].reset_index(drop=True)
+            if column.dtype == bool and (place < 0).any():
+                column = column.astype("boolean")
+            data.var[f"{mod}:{key}"] = column.reindex(place).set_axis(data.var_names)
 
 
 def _aligned(column: pd.Series, names: pd.Index) -> pd.Series:

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
     from scgalore._typing import PathLike
 
-__all__ = ["OpenSource", "OpenSources", "Source"]
+__all__ = ["OpenSource", "OpenSources", "Source", "open_file"]
 
 
 @dataclass(frozen=True)
@@ -85,12 +85,7 @@ class Source:
         if isinstance(what, AnnData):
             return cls(what, f"AnnData number {number}", **options)
         path = Path(what)
-        if path.suffix not in _FORMATS:
-            msg = f"{path} is neither an .h5ad file nor a .zarr folder. Write it with adata.write_h5ad or write_zarr."
-            raise DataError(msg)
-        if not path.exists():
-            msg = f"{path} does not exist."
-            raise DataError(msg)
+        _check_file(path)
         return cls(path, str(path), **options)
 
     def open(self) -> OpenSource:
@@ -105,11 +100,7 @@ class Source:
         """
         if isinstance(self.what, AnnData):
             return self._of_adata(self.what)
-        try:
-            root = _FORMATS[self.what.suffix](self.what)
-        except (OSError, ValueError, KeyError) as error:
-            msg = f"{self.name} cannot be opened: {error}"
-            raise DataError(msg) from error
+        root = open_file(self.what)
         close = getattr(root, "close", lambda: None)
         try:
             return self._of_file(root, close)
@@ -168,6 +159,36 @@ class Source:
             f"{self.name} holds its matrix by columns (CSC), which cannot be streamed by rows. Convert it once: "
             "adata = sc.read_h5ad(path); adata.X = adata.X.tocsr(); adata.write_h5ad(path)."
         )
+
+
+def open_file(path: Path) -> Any:
+    """Open a file of cells for reading: an :class:`h5py.File`, or a Zarr group.
+
+    Parameters
+    ----------
+    path
+        An ``.h5ad`` file or a ``.zarr`` folder.
+
+    Raises
+    ------
+    DataError
+        If it is neither, does not exist, or cannot be read.
+    """
+    _check_file(path)
+    try:
+        return _FORMATS[path.suffix](path)
+    except (OSError, ValueError, KeyError) as error:
+        msg = f"{path} cannot be opened: {error}"
+        raise DataError(msg) from error
+
+
+def _check_file(path: Path) -> None:
+    if path.suffix not in _FORMATS:
+        msg = f"{path} is neither an .h5ad file nor a .zarr folder. Write it with adata.write_h5ad or write_zarr."
+        raise DataError(msg)
+    if not path.exists():
+        msg = f"{path} does not exist."
+        raise DataError(msg)
 
 
 class OpenSources:

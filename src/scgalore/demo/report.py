@@ -5,14 +5,15 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from scgalore.demo.baselines import LOGISTIC
+from scgalore.pipeline.baselines import LOGISTIC
+from scgalore.pipeline.findings import markdown_table
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     import pandas as pd
 
-__all__ = ["METRICS", "RANDOM", "Report", "compare", "markdown_table", "score_table", "strongest"]
+__all__ = ["METRICS", "RANDOM", "Report", "compare", "score_table", "strongest"]
 
 METRICS = {"accuracy": "accuracy", "macro_f1": "macro F1"}
 RANDOM = "same network, random weights"
@@ -137,23 +138,6 @@ class Report:
     def _made_with(self) -> str:
         facts = {"weights": self.weights["name"], "sha256 of the weights": self.weights["sha256"], **self.versions}
         return "## Made with\n\n" + markdown_table(("what", "version"), list(facts.items()))
-
-
-def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Lay out a table that reads well as plain text, too.
-
-    Parameters
-    ----------
-    header
-        Names of the columns.
-    rows
-        Cells as text.
-    """
-    widths = [max(map(len, column)) for column in zip(header, *rows, strict=True)]
-    lines = [header, ["-" * width for width in widths], *rows]
-    return "\n".join(
-        f"| {' | '.join(text.ljust(width) for text, width in zip(line, widths, strict=True))} |" for line in lines
-    )
 
 
 def score_table(scores: pd.DataFrame) -> str:

@@ -16,13 +16,13 @@ from scgalore._folders import whole_folder
 from scgalore._uns import to_uns
 from scgalore.data.labels import encode_labels
 from scgalore.data.split import split_from_labels
-from scgalore.demo.baselines import BASELINES, LOGISTIC
 from scgalore.demo.figures import save_figures
 from scgalore.demo.folder import DEMO, FILES
-from scgalore.demo.measure import Stopwatch, peak_memory, versions
 from scgalore.demo.report import METRICS, RANDOM, Report, score_table, strongest
 from scgalore.errors import OptionError
 from scgalore.model import SCGPT
+from scgalore.pipeline.baselines import BASELINES, LOGISTIC
+from scgalore.pipeline.measure import Stopwatch, peak_memory, versions
 from scgalore.tl import finetune
 from scgalore.tl._labels import label_metrics
 

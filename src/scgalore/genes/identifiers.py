@@ -38,6 +38,7 @@ class _Tables:
     previous: dict[str, tuple[str, ...]]  # current symbol -> its previous ones
     replaced: dict[str, str]  # previous symbol -> current one
     alias: dict[str, str]  # alias -> current symbol
+    current: dict[str, str]  # either of them -> current symbol, a previous one first
 
 
 @dataclass(frozen=True)
@@ -128,14 +129,13 @@ def standardise(names: Iterable[str]) -> list[str]:
     One name for each given: the current symbol where there is exactly one, otherwise the name as it was.
     """
     tables = _tables()
-    standard = []
-    for name in names:
+    current, symbol = tables.current, tables.symbol
+
+    def of_id(name: str) -> str:
         gene_id = ensembl_id(name)
-        if gene_id is not None:
-            standard.append(tables.symbol.get(gene_id, name))
-        else:
-            standard.append(tables.replaced.get(name) or tables.alias.get(name) or name)
-    return standard
+        return current.get(name, name) if gene_id is None else symbol.get(gene_id, name)
+
+    return [of_id(name) if "ENSG" in name else current.get(name, name) for name in names]
 
 
 @cache
@@ -151,7 +151,7 @@ def _tables() -> _Tables:
         if others:
             alias.update(dict.fromkeys(others.split("|"), current))
     gene_id = {current: number for number, current in symbol.items()}
-    return _Tables(symbol, gene_id, previous, replaced, alias)
+    return _Tables(symbol, gene_id, previous, replaced, alias, {**alias, **replaced})
 
 
 def _rows(name: str) -> Iterable[list[str]]:

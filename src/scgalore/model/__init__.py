@@ -1,5 +1,6 @@
-"""Models as users hold them."""
+"""Models as users hold them, and the memory they take in training."""
 
+from scgalore.model.memory import estimate_memory, savings
 from scgalore.model.scgpt import SCGPT
 
-__all__ = ["SCGPT"]
+__all__ = ["SCGPT", "estimate_memory", "savings"]

@@ -114,8 +114,8 @@ class SCGPT:
         self.is_trained = False
         #: Parts of the last training's cells.
         self.split: Split | None = None
-        #: Best epoch, bytes of optimizer state and steps of the last training.
-        self.training: dict[str, int] = {}
+        #: Best epoch, bytes of optimizer state, steps, and cells in a batch of the last training.
+        self.training: dict[str, Any] = {}
         #: What the adapter of the last training learnt and the weights it belongs to, if it can be saved alone.
         self.adapter: tuple[AdapterWeights, Provenance] | None = None
         #: What is known of the perturbation screen of the last training, if it was one.
@@ -365,6 +365,7 @@ class SCGPT:
         checkpoint_dir, resume
             As for :meth:`train`.
         """
+        from scgalore.train.memory import settle_memory
         from scgalore.train.processes import training_processes
         from scgalore.train.runner import fit
 
@@ -375,6 +376,9 @@ class SCGPT:
         if objective is None:
             masked = MaskedExpression(mask_value=self.network.config.mask_value)
             objective = Classification() if cells.classes else masked
+        config = settle_memory(
+            self.network, cells, split, objective, config, checkpoint_dir=checkpoint_dir, resume=resume
+        )
         network, classes = self.network, cells.classes or self.classes
         identity = None
         if checkpoint_dir is not None:
@@ -413,6 +417,8 @@ class SCGPT:
             "best_epoch": result.best_epoch,
             "optimizer_bytes": result.optimizer_bytes,
             "steps": result.steps,
+            "batch_size": config.batch_size,
+            "accumulate": config.accumulate,
         }
 
     def _set_classes(self, n_classes: int, *, seed: int) -> None:

@@ -12,14 +12,16 @@ from torch import nn
 
 from scgalore.errors import OptionError
 from scgalore.optim.checks import check_projection, check_settings, closest, plain_number
+from scgalore.optim.expected import galore_bytes
 from scgalore.optim.memory import adamw_bytes, format_bytes
-from scgalore.optim.projector import ProjType, state_numel
-from scgalore.optim.subspace import PROJECTION_DEFAULTS, is_projected, state_dtype
+from scgalore.optim.subspace import PROJECTION_DEFAULTS, is_projected
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from torch import Tensor
+
+    from scgalore.optim.projector import ProjType
 
 # Query, key and value in one weight, as flash-attention and torch.nn.MultiheadAttention name it: three bases, since the
 # largest of the three gradients would take a common one for itself.
@@ -256,13 +258,8 @@ def describe_groups(groups: Iterable[Mapping[str, Any]]) -> str:
 
 
 def _cost(param: Tensor, group: Mapping[str, Any]) -> tuple[bool, int, int]:
-    before = adamw_bytes(param)
-    group = PROJECTION_DEFAULTS | dict(group)
-    if not is_projected(param, group):
-        return False, before, before
-    split = group["split"]
-    numel = split * state_numel(param.shape[0] // split, param.shape[1], group["rank"], group["proj_type"])
-    return True, before, numel * state_dtype(param.dtype).itemsize
+    projected = is_projected(param, PROJECTION_DEFAULTS | dict(group))
+    return projected, adamw_bytes(param), galore_bytes(param, group)
 
 
 def _row(name: str, shape: str, rank: str, before: str, after: str) -> str:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from scgalore.errors import OptionError
+from scgalore.optim import expected
 from scgalore.optim.checks import check_settings, closest, plain_number
 from scgalore.optim.galore import GaLoreAdamW
 from scgalore.optim.groups import param_groups
@@ -24,6 +25,8 @@ if TYPE_CHECKING:
 
     from torch import nn
     from torch.optim import Optimizer
+
+    from scgalore.optim.expected import Weights
 
 
 @dataclass(frozen=True)
@@ -48,6 +51,11 @@ class OptimizerSpec:
         Bytes of state for each parameter, in words.
     source
         Where the defaults come from.
+    count_state
+        Bytes of state after the first step, from parameters with the settings of their groups and the options; nothing is
+        allocated. An entry without it is taken for AdamW.
+    count_work
+        Bytes that a step needs for its duration, likewise.
     """
 
     name: str
@@ -58,6 +66,8 @@ class OptimizerSpec:
     trains: str = ""
     state_bytes: str = ""
     source: str = ""
+    count_state: Callable[[Weights, Mapping[str, Any]], int] = expected.count_adamw
+    count_work: Callable[[Weights, Mapping[str, Any]], int] = expected.work_of_one
 
 
 def build_galore(module: nn.Module, *, lr: float, weight_decay: float, **options: Any) -> Optimizer:
@@ -132,6 +142,8 @@ OPTIMIZERS: dict[str, OptimizerSpec] = {
         OptimizerSpec(
             name="galore",
             build=build_galore,
+            count_state=expected.count_galore,
+            count_work=expected.work_of_galore,
             lr=1e-4,
             options={
                 **_GROUPING,
@@ -156,6 +168,8 @@ OPTIMIZERS: dict[str, OptimizerSpec] = {
         OptimizerSpec(
             name="galore-torch",
             build=build_galore_torch,
+            count_state=expected.count_galore_torch,
+            count_work=expected.work_of_one,
             lr=1e-4,
             options={**_GROUPING, "update_proj_gap": 200, **_BETAS_EPS, "eps": 1e-6},
             trains="All parameters, with the reference package galore-torch 1.0; packed q/k/v as one matrix.",
@@ -171,6 +185,8 @@ OPTIMIZERS: dict[str, OptimizerSpec] = {
         OptimizerSpec(
             name="adamw",
             build=build_adamw,
+            count_state=expected.count_adamw,
+            count_work=expected.work_of_none,
             lr=1e-4,
             options=dict(_BETAS_EPS),
             trains="All parameters; two moments for each.",
@@ -180,6 +196,8 @@ OPTIMIZERS: dict[str, OptimizerSpec] = {
         OptimizerSpec(
             name="adafactor",
             build=build_adafactor,
+            count_state=expected.count_adafactor,
+            count_work=expected.work_of_one,
             lr=1e-2,
             options={"beta2_decay": -0.8, "eps1": None, "eps2": 1e-3, "d": 1.0},
             trains="All parameters; the second moment of a matrix as one row and one column, no first moment.",
@@ -192,6 +210,8 @@ OPTIMIZERS: dict[str, OptimizerSpec] = {
         OptimizerSpec(
             name="sophia",
             build=build_sophia,
+            count_state=expected.count_sophia,
+            count_work=expected.work_of_sophia,
             lr=3e-5,
             options={"rho": 0.04, "curvature_every": 10, "betas": (0.965, 0.99), "eps": 1e-12},
             trains="All parameters; a momentum and a curvature for each, the latter from a further backward pass now and then.",
@@ -205,6 +225,8 @@ OPTIMIZERS: dict[str, OptimizerSpec] = {
         OptimizerSpec(
             name="adamw-8bit",
             build=build_adamw_8bit,
+            count_state=expected.count_adamw_8bit,
+            count_work=expected.work_of_none,
             lr=1e-4,
             options={"min_8bit_size": 4096, **_BETAS_EPS},
             trains="All parameters, with bitsandbytes on CUDA; two moments for each, in 8 bits and blocks of 256.",

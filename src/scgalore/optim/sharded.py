@@ -16,7 +16,7 @@ from scgalore.errors import OptionError
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-__all__ = ["ShardedOptimizer"]
+__all__ = ["ShardedOptimizer", "dealt"]
 
 
 class ShardedOptimizer(Optimizer):
@@ -61,7 +61,7 @@ class ShardedOptimizer(Optimizer):
         self._whole_state: dict[int, Any] | None = None
         super().__init__(optimizer.param_groups, optimizer.defaults)
         self._same_groups()
-        self._owners = _deal(self._params(), distributed.get_world_size())
+        self._owners = dealt(self._params(), distributed.get_world_size())
 
     def _same_groups(self) -> None:
         # One set of groups and one state: a schedule that sets the learning rate here sets it inside.
@@ -136,7 +136,8 @@ class ShardedOptimizer(Optimizer):
         self._same_groups()
 
 
-def _deal(params: list[Tensor], size: int) -> dict[Tensor, int]:
+def dealt(params: list[Tensor], size: int) -> dict[Tensor, int]:
+    """Process of each parameter: the largest first, to the process that has least."""
     loads = [0] * size
     owners: dict[Tensor, int] = {}
     for param in sorted(params, key=lambda param: -param.numel()):

@@ -6,8 +6,8 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import numpy as np
-import scipy.sparse as sp
 
+from scgalore.data.moments import Moments
 from scgalore.errors import DataError
 
 if TYPE_CHECKING:
@@ -101,10 +101,8 @@ class Profiles:
         group = np.where(conditions.codes < 0, -1, codes * n_names + conditions.codes)
         if cells is not None:
             group = np.where(cells, group, -1)
-        n, sums, squares = _moments(expression, group, len(names) * n_names)
-        means = sums / np.maximum(n, 1)[:, None]
-        # Of float32 values summed in float64, so that the difference of the two keeps enough digits.
-        variances = np.maximum(squares - n[:, None] * means**2, 0) / np.maximum(n - 1, 1)[:, None]
+        moments = Moments.of(expression, group, len(names) * n_names)
+        n, means, variances = moments.n_cells, moments.means, moments.variances
         control = np.arange(len(names)) * n_names
         rows = np.flatnonzero((n > 0) & (np.arange(len(n)) % n_names > 0))
         context, name = rows // n_names, rows % n_names
@@ -163,25 +161,3 @@ class Profiles:
             control_variances=self.control_variances,
             n_controls=self.n_controls,
         )
-
-
-def _moments(
-    expression: LogExpression, group: NDArray[np.int64], n_groups: int
-) -> tuple[NDArray[np.int64], NDArray[np.float64], NDArray[np.float64]]:
-    """Cells of each group, and sums and sums of squares of their values, ``(n_groups, n_genes)``."""
-    n = np.bincount(group[group >= 0], minlength=n_groups)
-    sums = np.zeros((n_groups, expression.n_vars))
-    squares = np.zeros_like(sums)
-    for start, rows in expression.chunks():
-        wanted = group[start : start + rows.shape[0]]
-        kept = np.flatnonzero(wanted >= 0)
-        if len(kept) == 0:
-            continue
-        present, position = np.unique(wanted[kept], return_inverse=True)
-        member = sp.csr_matrix(
-            (np.ones(len(kept)), (position, kept)), shape=(len(present), rows.shape[0]), dtype=np.float64
-        )
-        rows = rows.astype(np.float64)
-        sums[present] += (member @ rows).toarray()
-        squares[present] += (member @ rows.multiply(rows)).toarray()
-    return n, sums, squares

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from anndata import AnnData
     from numpy.typing import NDArray
 
-__all__ = ["Pools", "Screen"]
+__all__ = ["Pools", "Screen", "parts_of", "texts_of"]
 
 
 @dataclass(frozen=True)
@@ -116,8 +116,8 @@ class Screen:
                 msg = f"{name}={key!r} is no column of adata.obs, which has {list(adata.obs.columns)}."
                 raise MissingKeyError(msg)
         conditions = Conditions.from_labels(adata.obs[pert_key].tolist(), control=control, separator=separator)
-        contexts, batches = (None if key is None else _texts(adata, key) for key in (context_key, batch_key))
-        parts = None if split_key is None else _parts(adata, split_key)
+        contexts, batches = (None if key is None else texts_of(adata, key) for key in (context_key, batch_key))
+        parts = None if split_key is None else parts_of(adata, split_key)
         genes = _unique(gene_names(adata, gene_symbols))
         expression = LogExpression.from_adata(adata, layer=layer)
         params = {
@@ -179,7 +179,8 @@ def _codes(values: NDArray[np.str_] | None, n: int) -> tuple[NDArray[np.str_], N
     return names, codes
 
 
-def _texts(adata: AnnData, key: str) -> NDArray[np.str_]:
+def texts_of(adata: AnnData, key: str) -> NDArray[np.str_]:
+    """Read a column of ``adata.obs`` that must have a value for each cell."""
     column = adata.obs[key]
     if column.isna().any():
         msg = f"adata.obs[{key!r}] is empty for {int(column.isna().sum()):,} of {len(column):,} cells. Fill or remove them."
@@ -187,7 +188,8 @@ def _texts(adata: AnnData, key: str) -> NDArray[np.str_]:
     return column.astype(str).to_numpy(dtype=str)
 
 
-def _parts(adata: AnnData, key: str) -> NDArray[np.str_]:
+def parts_of(adata: AnnData, key: str) -> NDArray[np.str_]:
+    """Read the part of the split of each cell from ``adata.obs``; ``""`` where it is missing."""
     column = adata.obs[key]
     names = np.where(column.isna(), "", column.astype(str)).astype(str)
     unknown = sorted(set(names.tolist()) - {"", *PARTS})

@@ -1,9 +1,19 @@
 """Plots of what is in an AnnData; nothing here changes it or computes more than a count."""
 
 from scgalore.pl._confusion_matrix import confusion_matrix
+from scgalore.pl._gene_selection import gene_selection
 from scgalore.pl._history import history
+from scgalore.pl._memory import memory
 from scgalore.pl._perturbation_effect import perturbation_effect
 from scgalore.pl._perturbation_embedding import perturbation_embedding
 from scgalore.pl._perturbation_scores import perturbation_scores
 
-__all__ = ["confusion_matrix", "history", "perturbation_effect", "perturbation_embedding", "perturbation_scores"]
+__all__ = [
+    "confusion_matrix",
+    "gene_selection",
+    "history",
+    "memory",
+    "perturbation_effect",
+    "perturbation_embedding",
+    "perturbation_scores",
+]

@@ -6,5 +6,14 @@ from scgalore.tl._evaluate_perturbation import evaluate_perturbation
 from scgalore.tl._finetune import finetune
 from scgalore.tl._predict_perturbation import predict_perturbation
 from scgalore.tl._rank_perturbations import rank_perturbations
+from scgalore.tl._select_genes import select_genes
 
-__all__ = ["annotate", "embed", "evaluate_perturbation", "finetune", "predict_perturbation", "rank_perturbations"]
+__all__ = [
+    "annotate",
+    "embed",
+    "evaluate_perturbation",
+    "finetune",
+    "predict_perturbation",
+    "rank_perturbations",
+    "select_genes",
+]

@@ -145,7 +145,7 @@ def finetune(
     `adata.uns['finetune' | key_added]` : :class:`dict`
         ``params``, ``history`` (one row an epoch), ``metrics`` (one row a part: accuracy with its standard error, macro
         F1, majority baseline, number of cells), ``classes``, ``split`` (sizes), ``training`` (best epoch, bytes of
-        optimizer state, steps), ``weights`` (name and sha256 of those it started from), ``genes`` and ``version``.
+        optimizer state, steps, batch size), ``weights`` (name and sha256 of those it started from), ``genes`` and ``version``.
     `adata.uns['scgpt_label_colors' | key_added + '_label_colors']` : :class:`numpy.ndarray`
         Colours of the classes, if the labels have some.
 

@@ -10,7 +10,7 @@ import pandas as pd
 
 from scgalore import __version__
 from scgalore._uns import to_uns
-from scgalore.data.resolve import resolve_adata, write_obs
+from scgalore.data.resolve import resolve_adata, write_obs, write_var
 from scgalore.errors import DataError, OptionError
 from scgalore.model import SCGPT
 
@@ -72,11 +72,12 @@ class Results:
     """Everything one call writes, collected so that it is written at once or not at all."""
 
     obs: dict[str, tuple[Any, str]] = field(default_factory=dict)
+    var: dict[str, tuple[Any, str]] = field(default_factory=dict)
     obsm: dict[str, tuple[Any, str]] = field(default_factory=dict)
     uns: dict[str, tuple[Any, str]] = field(default_factory=dict)
 
     def write(self, data: Data, adata: AnnData, *, mod: str, step: logg.Step) -> None:
-        """Assign to the AnnData, mirror ``obs`` to a MuData, and name the keys in the closing message."""
+        """Assign to the AnnData, mirror ``obs`` and ``var`` to a MuData, and name the keys in the closing message."""
         uns = {key: to_uns(value) for key, (value, _) in self.uns.items()}
         if adata.is_view:
             # As scanpy does: writing to a view would copy it anyway, with a warning that points here and not at the user.
@@ -84,6 +85,9 @@ class Results:
         for key, (value, what) in self.obs.items():
             adata.obs[key] = pd.Series(value, index=adata.obs_names)
             step.added("obs", key, what)
+        for key, (value, what) in self.var.items():
+            adata.var[key] = pd.Series(value, index=adata.var_names)
+            step.added("var", key, what)
         for key, (value, what) in self.obsm.items():
             adata.obsm[key] = value
             step.added("obsm", key, what)
@@ -91,3 +95,4 @@ class Results:
             adata.uns[key] = uns[key]
             step.added("uns", key, what)
         write_obs(data, adata, list(self.obs), mod=mod)
+        write_var(data, adata, list(self.var), mod=mod)

@@ -7,25 +7,30 @@ from scgalore.train.config import TrainConfig
 
 if TYPE_CHECKING:
     from scgalore.train.datamodule import PerturbationDataModule, StreamDataModule, TokenDataModule
+    from scgalore.train.memory import MemoryEstimate, estimate_training
     from scgalore.train.plan import GaLoreTrainingPlan
     from scgalore.train.runner import TrainResult, fit
 
 __all__ = [
     "GaLoreTrainingPlan",
+    "MemoryEstimate",
     "PerturbationDataModule",
     "StreamDataModule",
     "TokenDataModule",
     "TrainConfig",
     "TrainResult",
+    "estimate_training",
     "fit",
 ]
 
 _HOMES = {
     "GaLoreTrainingPlan": "plan",
+    "MemoryEstimate": "memory",
     "PerturbationDataModule": "datamodule",
     "StreamDataModule": "datamodule",
     "TokenDataModule": "datamodule",
     "TrainResult": "runner",
+    "estimate_training": "memory",
     "fit": "runner",
 }
 

@@ -9,14 +9,12 @@ from __future__ import annotations
 import os
 import platform
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from scgalore.nn import SCGPTConfig
 
 __all__ = ["Activations", "Step", "count_activations"]
-
-Objective = Literal["classification", "masked_expression", "perturbation"]
 
 FP32 = 4
 INPUTS = 40
@@ -184,17 +182,17 @@ def _head(step: Step) -> int:
     d, zeros = config.d_model, config.zero_probabilities
     if step.objective == "classification":
         depth = 2 * (config.n_layers_cls - 1) + 1
-        pooled = 0 if step.cell_only else FP32 * wide
-        return pooled + depth * FP32 * step.n_cells * d + (2 * (config.n_layers_cls - 1) * d * d if step.half else 0)
+        return depth * FP32 * step.n_cells * d + (2 * (config.n_layers_cls - 1) * d * d if step.half else 0)
     d_context = 2 * d if config.batch_labels and not config.perturbation else d
     n_networks = (2 if config.perturbation else 1) * (2 if zeros else 1)
-    kept = e * tokens * d_context + n_networks * 4 * e * wide
+    # Autocast casts the states anew for each network that reads them.
+    kept = (n_networks if step.half else 1) * e * tokens * d_context + n_networks * 4 * e * wide
     weights = n_networks * (d_context * d + d * d)
-    kept += 8 * tokens * (1 + zeros)  # the error and the mask as numbers
+    kept += (8 + 24 * zeros) * tokens  # the error and the mask as numbers
     if step.objective == "perturbation":
         return kept + FP32 * tokens + (2 * weights if step.half else 0)
     if config.mvc:
-        kept += (1 + zeros) * (e * tokens * d_context + 8 * tokens) + 2 * e * wide
+        kept += (1 + zeros) * e * tokens * d_context + (8 + 24 * zeros) * tokens + 2 * e * wide
         weights += d * d + (1 + zeros) * d * d_context
     return kept + (2 * weights if step.half else 0)
 
@@ -214,7 +212,7 @@ def _block_work(step: Step) -> int:
     wide, hidden = _numbers(step)
     config = step.network
     if not step.half:
-        return max(FP32 * wide + 2 * FP32 * hidden, 3 * FP32 * wide)
+        return FP32 * max(wide + 2 * hidden, 4 * wide)
     if not step.on_cpu:
         return 4 * FP32 * wide
     rows = min(step.n_tokens, _QUERIES)

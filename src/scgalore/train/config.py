@@ -25,7 +25,9 @@ from scgalore.train.processes import training_processes
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
-__all__ = ["Accelerator", "Precision", "Strategy", "TrainConfig"]
+__all__ = ["DEFAULT_BATCH_SIZE", "Accelerator", "Precision", "Strategy", "TrainConfig"]
+
+DEFAULT_BATCH_SIZE = 32
 
 Precision = Literal["32-true", "bf16-mixed", "16-mixed"]
 Accelerator = Literal["auto", "cpu", "gpu", "cuda", "mps"]
@@ -41,7 +43,9 @@ class TrainConfig:
     max_epochs
         Passes over the training cells.
     batch_size
-        Most cells in a batch, of each process where there are several.
+        Most cells in a batch, of each process where there are several. ``"auto"`` begins with the default and halves it until
+        the estimate of :func:`scgalore.estimate_memory` fits into the memory that is free, with ``accumulate`` doubled
+        each time; a resumed run goes on as it began. Not for several processes.
     batch_tokens
         Most tokens in a batch, padding included, so that batches of short cells hold more cells than those of long ones and
         a step takes about the same time and memory; a longer cell is a batch by itself. ``batch_size`` is a cap beside
@@ -121,7 +125,7 @@ class TrainConfig:
     """
 
     max_epochs: int = 10
-    batch_size: int = 32
+    batch_size: int | Literal["auto"] = DEFAULT_BATCH_SIZE
     batch_tokens: int | None = None
     curriculum: bool | Sequence[int] | Mapping[int, int] | None = None
     max_length: int | None = None
@@ -151,9 +155,11 @@ class TrainConfig:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        least_of = {"max_epochs": 1, "batch_size": 1, "accumulate": 1, "num_workers": 0, "num_nodes": 1, "seed": 0}
+        least_of = {"max_epochs": 1, "accumulate": 1, "num_workers": 0, "num_nodes": 1, "seed": 0}
         for name, least in least_of.items():
             self._set(name, _whole(name, getattr(self, name), least))
+        if self.batch_size != "auto":
+            self._set("batch_size", _whole("batch_size", self.batch_size, 1, others=", or 'auto'"))
         for name, least in (("batch_tokens", 1), ("max_length", 2), ("patience", 1)):
             self._set(name, _whole(name, getattr(self, name), least, optional=True))
         self._set("curriculum", check_curriculum(self.curriculum, self.max_epochs))
@@ -306,11 +312,11 @@ def _check_devices(devices: Any) -> None:
         raise OptionError(msg)
 
 
-def _whole(name: str, value: Any, least: int, *, optional: bool = False) -> int | None:
+def _whole(name: str, value: Any, least: int, *, optional: bool = False, others: str = "") -> int | None:
     if optional and value is None:
         return None
     if isinstance(value, bool) or not isinstance(value, Integral) or value < least:
-        msg = f"{name}={value!r}: it must be a whole number, at least {least}."
+        msg = f"{name}={value!r}: it must be a whole number, at least {least}{others}."
         raise OptionError(msg)
     return int(value)
 

@@ -239,6 +239,7 @@ def _data_module(
         "num_workers": config.num_workers,
         "pin_memory": config.accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available(),
     }
+    assert isinstance(config.batch_size, int), "settled before"
     if isinstance(cells, TokenStream):
         for name in ("batch_tokens", "max_length"):
             if getattr(config, name) is not None:

@@ -3,7 +3,7 @@ import time
 
 import pytest
 
-from scgalore.demo.measure import Stopwatch, peak_memory, versions
+from scgalore.pipeline.measure import Stopwatch, peak_memory, versions
 
 
 def test_stopwatch_adds_up_by_part() -> None:

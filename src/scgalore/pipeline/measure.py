@@ -1,19 +1,21 @@
-"""Time and memory of a run."""
+"""Time, memory and circumstances of a run."""
 
 from __future__ import annotations
 
 import os
 import platform
+import shlex
 import sys
 import time
 from contextlib import contextmanager
+from datetime import UTC, datetime
 from importlib.metadata import version
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-__all__ = ["Stopwatch", "peak_memory", "versions"]
+__all__ = ["Stopwatch", "circumstances", "peak_memory", "versions"]
 
 PACKAGES = ("scgalore", "torch", "scvi-tools", "scanpy", "anndata", "scikit-learn", "numpy")
 
@@ -55,3 +57,26 @@ def versions() -> dict[str, str]:
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     machine = f"{platform.system()} {platform.machine()}, {cores} cores"
     return {"python": platform.python_version(), "machine": machine, **{name: version(name) for name in PACKAGES}}
+
+
+def circumstances(what: str) -> str:
+    """Describe when, where and by which command something was begun: one block of ``environment.txt``.
+
+    Parameters
+    ----------
+    what
+        ``"begun"`` or ``"resumed"``.
+    """
+    import torch
+
+    facts = {
+        what: datetime.now(UTC).isoformat(timespec="seconds"),
+        "command": shlex.join(sys.argv),
+        "working directory": os.getcwd(),  # noqa: PTH109 -- Path.cwd() is the same call, and no path is wanted
+        **versions(),
+        "threads of torch": str(torch.get_num_threads()),
+        "processor": platform.processor() or platform.machine(),
+        "GPU": torch.cuda.get_device_name() if torch.cuda.is_available() else "none",
+    }
+    width = max(map(len, facts))
+    return "\n".join(f"{name:<{width}}  {value}" for name, value in facts.items()) + "\n"

@@ -1,0 +1,282 @@
+"""Gene sets: those that ship with the package, those of a GMT file, and which columns of a matrix they mean."""
+
+from __future__ import annotations
+
+import gzip
+from dataclasses import dataclass, field
+from difflib import get_close_matches
+from functools import cache
+from importlib.resources import files
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from scgalore.errors import DataError, OptionError
+from scgalore.genes.identifiers import ensembl_id, looks_like_mouse, standardise
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Mapping, Sequence
+
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from scgalore._typing import PathLike
+
+__all__ = [
+    "COLLECTIONS",
+    "SPECIES",
+    "GeneColumns",
+    "GeneSet",
+    "get_gene_set",
+    "list_gene_sets",
+    "mostly_mouse",
+    "read_gmt",
+]
+
+SPECIES = ("human", "mouse")
+
+COLLECTIONS: Mapping[str, tuple[str, ...]] = {
+    "transcription_factors": ("human_tf_lambert2018",),
+    "cell_cycle": ("cell_cycle_s_tirosh", "cell_cycle_g2m_tirosh"),
+    "metabolism": (
+        "wikipathways_WP534",
+        "wikipathways_WP78",
+        "reactome_glucose_metabolism",
+        "reactome_citric_acid_cycle_tca_cycle",
+        "reactome_respiratory_electron_transport",
+        "reactome_pentose_phosphate_pathway",
+        "reactome_pyruvate_metabolism",
+        "reactome_fatty_acid_metabolism",
+    ),
+    "pluripotency": (
+        "reactome_transcriptional_regulation_of_pluripotent_stem_cells",
+        "wikipathways_WP3931",
+    ),
+    "stress": (
+        "reactome_cellular_response_to_heat_stress",
+        "reactome_unfolded_protein_response_upr",
+        "hallmark_unfolded_protein_response",
+        "hallmark_hypoxia",
+        "hallmark_p53_pathway",
+        "hallmark_reactive_oxygen_species_pathway",
+    ),
+}
+"""Sets that are unions of others, by name."""
+
+
+@dataclass(frozen=True)
+class GeneSet:
+    """A named list of genes and where it comes from.
+
+    Attributes
+    ----------
+    name
+        Short name.
+    genes
+        Symbols, each once.
+    title
+        What the set is.
+    source, licence, citation
+        Where it was taken from, under which terms, and what to cite; empty where unknown.
+    """
+
+    name: str
+    genes: tuple[str, ...] = field(repr=False)
+    title: str = ""
+    source: str = field(default="", repr=False)
+    licence: str = field(default="", repr=False)
+    citation: str = field(default="", repr=False)
+
+
+def list_gene_sets() -> list[str]:
+    """List the sets that ship with the package, of human symbols.
+
+    Returns
+    -------
+    Names for :func:`get_gene_set`, sorted; the unions in :data:`COLLECTIONS` among them.
+    """
+    return sorted({*_shipped(), *COLLECTIONS})
+
+
+def get_gene_set(name: str) -> GeneSet:
+    """Get a set that ships with the package.
+
+    Parameters
+    ----------
+    name
+        One of :func:`list_gene_sets`.
+
+    Raises
+    ------
+    OptionError
+        If there is none of that name; the message has similar ones.
+
+    Examples
+    --------
+    >>> import scgalore as sg
+    >>> len(sg.genes.get_gene_set("cell_cycle").genes)
+    97
+    """
+    if name in COLLECTIONS:
+        return _union(name, [_shipped()[part] for part in COLLECTIONS[name]])
+    if name not in _shipped():
+        known = list_gene_sets()
+        close = get_close_matches(str(name), known, n=3, cutoff=0.4) or known[:3]
+        msg = f"No gene set {name!r} ships with scgalore; similar names: {', '.join(close)}. sg.genes.list_gene_sets() has all."
+        raise OptionError(msg)
+    return _shipped()[name]
+
+
+def read_gmt(path: PathLike) -> dict[str, GeneSet]:
+    """Read gene sets from a GMT file: one set a line, with name, description and genes separated by tabs.
+
+    Parameters
+    ----------
+    path
+        The file, plain or gzipped (``.gz``).
+
+    Returns
+    -------
+    The sets by name, in the order of the file.
+
+    Raises
+    ------
+    DataError
+        If the file cannot be read, holds no set, names one twice, or a line is not of that form.
+    """
+    file = Path(path)
+    try:
+        packed = file.read_bytes()
+        text = (gzip.decompress(packed) if file.suffix == ".gz" else packed).decode("utf-8")
+    except (OSError, UnicodeDecodeError, EOFError) as error:
+        msg = f"{file} could not be read as a GMT file: {error}."
+        raise DataError(msg) from error
+    sets: dict[str, GeneSet] = {}
+    for number, line in enumerate(text.splitlines(), start=1):
+        if not line.strip():
+            continue
+        name, *rest = (cell.strip() for cell in line.split("\t"))
+        genes = tuple(dict.fromkeys(filter(None, rest[1:])))
+        fault = "names a set a second time" if name in sets else "" if name and genes else "is not of that form"
+        if fault:
+            msg = f"{file}, line {number} {fault}: {line[:60]!r}. A line of a GMT file is a name, a description and genes, separated by tabs."
+            raise DataError(msg)
+        sets[name] = GeneSet(name, genes, title=rest[0], source=file.name)
+    if not sets:
+        msg = f"{file} holds no gene set."
+        raise DataError(msg)
+    return sets
+
+
+def mostly_mouse(names: Iterable[str]) -> bool:
+    """Whether more than half of some gene names are written like those of a mouse."""
+    # Human symbols are in upper case, and mouse ids alone are, too: the others need no regular expression.
+    found = [(not name.isupper() or name.startswith("ENSMUSG")) and looks_like_mouse(name) for name in names]
+    return 2 * sum(found) > len(found)
+
+
+class GeneColumns:
+    """Columns of a matrix, found by the names of genes.
+
+    A name that a column has exactly means that column. Otherwise names are compared as current symbols, so that OCT4 finds
+    POU5F1, and a symbol an Ensembl id, with or without version.
+
+    Parameters
+    ----------
+    names
+        Names of the columns.
+    species
+        ``"human"``, or ``"mouse"`` to compare symbols through their human one-to-one orthologs; those without one
+        (Pou5f1 and Nanog, which have copies in man) by their letters, whatever the case.
+    weights
+        What decides between columns of one gene, such as their mean expression, ``(n_columns,)``; the larger wins, then the
+        name. By name alone when left out.
+    """
+
+    def __init__(
+        self, names: Sequence[str], species: str = "human", weights: NDArray[np.floating] | None = None
+    ) -> None:
+        self._orthologs = _orthologs() if species == "mouse" else {}
+        weight = [0.0] * len(names) if weights is None else weights.astype("float32").tolist()
+
+        def heaviest(columns: list[int]) -> int:
+            return min(columns, key=lambda column: (-weight[column], names[column]))
+
+        self._exact = _one_of_each(names, heaviest)
+        self._standard = _one_of_each(self._keys(names), heaviest)
+
+    def find(self, genes: Iterable[str]) -> tuple[NDArray[np.int64], tuple[str, ...]]:
+        """Columns of some genes, each once, in the order of the genes; and the names that no column has.
+
+        Parameters
+        ----------
+        genes
+            Symbols, aliases or Ensembl ids.
+        """
+        import numpy as np  # importing the room must stay light: its names are used where there is no matrix
+
+        wanted = list(dict.fromkeys(genes))
+        found = [
+            self._exact.get(gene, self._standard.get(key)) for gene, key in zip(wanted, self._keys(wanted), strict=True)
+        ]
+        columns = dict.fromkeys(column for column in found if column is not None)
+        absent = tuple(gene for gene, column in zip(wanted, found, strict=True) if column is None)
+        return np.fromiter(columns, dtype=np.int64, count=len(columns)), absent
+
+    def _human(self, name: str) -> str:
+        upper = name.upper()
+        return self._orthologs.get(name) or (name if upper in _with_orthologs() else upper)
+
+    def _keys(self, names: Sequence[str]) -> list[str]:
+        translated = [self._human(name) for name in names] if self._orthologs else list(names)
+        # An id without a symbol must still be found whatever its version.
+        return [(ensembl_id(name) or name) if "ENSG" in name else name for name in standardise(translated)]
+
+
+@cache
+def _with_orthologs() -> frozenset[str]:
+    return frozenset(_orthologs().values())
+
+
+def _one_of_each(texts: Sequence[str], choose: Callable[[list[int]], int]) -> dict[str, int]:
+    """Position of each text; where it stands several times, that which is chosen."""
+    position = {text: i for i, text in enumerate(texts)}
+    if len(position) < len(texts):
+        several: dict[str, list[int]] = {}
+        for i, text in enumerate(texts):
+            several.setdefault(text, []).append(i)
+        position.update((text, choose(places)) for text, places in several.items() if len(places) > 1)
+    return position
+
+
+def _union(name: str, parts: Sequence[GeneSet]) -> GeneSet:
+    def joined(values: Iterable[str]) -> str:
+        return "; ".join(dict.fromkeys(values))
+
+    return GeneSet(
+        name,
+        genes=tuple(sorted({gene for part in parts for gene in part.genes})),
+        title="Union of " + ", ".join(part.name for part in parts),
+        source=joined(part.source for part in parts),
+        licence=joined(part.licence for part in parts),
+        citation=joined(part.citation for part in parts),
+    )
+
+
+@cache
+def _shipped() -> dict[str, GeneSet]:
+    rows = (line.split("\t") for line in _lines("gene_sets.tsv.gz"))
+    return {
+        name: GeneSet(name, tuple(genes.split(" ")), title, source, licence, citation)
+        for name, title, source, licence, citation, genes in rows
+    }
+
+
+@cache
+def _orthologs() -> dict[str, str]:
+    """Human symbol of each mouse symbol."""
+    return dict(line.split("\t") for line in _lines("mouse_orthologs.tsv.gz"))
+
+
+def _lines(table: str) -> list[str]:
+    packed = (files("scgalore.genes") / "tables" / table).read_bytes()
+    return gzip.decompress(packed).decode().splitlines()[1:]

@@ -1,0 +1,246 @@
+"""Memory of a fine-tuning call, and what each setting saves of it."""
+
+from __future__ import annotations
+
+from dataclasses import fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pandas as pd
+
+from scgalore._docs import shared_parameters
+from scgalore._settings import settings
+from scgalore.errors import OptionError
+from scgalore.model.scgpt import SCGPT
+from scgalore.nn import SCGPTConfig
+from scgalore.train.config import DEFAULT_BATCH_SIZE, TrainConfig
+from scgalore.train.memory import MemoryEstimate, estimate_training
+from scgalore.weights import get_entry, list_weights
+
+if TYPE_CHECKING:
+    from scgalore._typing import PathLike
+
+__all__ = ["estimate_memory", "savings"]
+
+OBJECTIVES = {"expression": "masked_expression", "classes": "classification", "perturbation": "perturbation"}
+"""What is trained for, by the task of :func:`scgalore.tl.finetune`."""
+
+WHOLE_HUMAN = SCGPTConfig(n_tokens=60697, pad_id=60694)
+SIZES = {"scgpt": WHOLE_HUMAN, "scgpt-continual": WHOLE_HUMAN.replace(mvc=False)}
+"""Networks of registered weights that need not be there to be known: the sizes that the authors publish."""
+
+MAPS_AT_ONCE = 3
+"""Maps of scores that exist for one block while attention is computed without a fused kernel."""
+
+
+@shared_parameters
+def estimate_memory(
+    model: PathLike | SCGPT | SCGPTConfig = "scgpt",
+    *,
+    n_genes: int,
+    batch_size: int = DEFAULT_BATCH_SIZE,
+    task: str | None = None,
+    n_classes: int | None = None,
+    n_vars: int | None = None,
+    optimizer: str = "galore",
+    precision: str = "32-true",
+    checkpointing: bool = False,
+    **options: Any,
+) -> MemoryEstimate:
+    """Estimate the memory that :func:`scgalore.tl.finetune` will take, before it takes any.
+
+    Weights are not loaded and nothing is allocated, but for folders and models of yours. Parameters, gradients and
+    optimizer state are exact; activations and working memory are counted by formulas that were compared with what autograd
+    keeps and with the memory of processes on CPUs. Nothing was compared on a GPU.
+
+    Parameters
+    ----------
+    {model}
+        Or a :class:`scgalore.nn.SCGPTConfig`.
+    n_genes
+        Genes of the longest cell that become tokens: the expressed ones, or those that a model of perturbations reads.
+    batch_size
+        Cells of a batch.
+    task
+        ``"classes"``, ``"expression"`` or ``"perturbation"``, as for :func:`scgalore.tl.finetune`; when left out, classes
+        if ``n_classes`` is given, masked expression otherwise.
+    n_classes
+        Classes to learn.
+    n_vars
+        Genes of the data that the model knows, whose embeddings ``embedding="rows"`` trains; ``n_genes`` when left out.
+    optimizer
+        Entry of :data:`scgalore.optim.OPTIMIZERS`.
+    precision
+        ``"32-true"``, ``"bf16-mixed"`` or ``"16-mixed"``.
+    checkpointing
+        Whether blocks are computed once more in the backward pass: ``gradient_checkpointing`` of a run.
+    **options
+        Further fields of :class:`~scgalore.train.TrainConfig`, such as ``accelerator="cuda"``, ``embedding``, ``adapter``,
+        ``per_layer_update`` or ``max_length``.
+
+    Returns
+    -------
+    The estimate: bytes by part, their ``peak``, and the settings that would lower it. Its ``str()`` is a table.
+
+    Raises
+    ------
+    OptionError
+        If an option does not exist or has a value out of range, or the sizes of the model are not known without its files.
+
+    Examples
+    --------
+    >>> import scgalore as sg
+    >>> estimate = sg.model.estimate_memory("scgpt", n_genes=1200, batch_size=8, accelerator="cuda")
+    >>> less = sg.model.estimate_memory("scgpt", n_genes=1200, batch_size=8, checkpointing=True, accelerator="cuda")
+    >>> less.peak < estimate.peak / 3
+    True
+    """
+    objective = OBJECTIVES[_task(task, n_classes)]
+    sizes = _sizes(model, objective, n_classes)
+    if "gradient_checkpointing" in options:
+        checkpointing = bool(options.pop("gradient_checkpointing"))
+    n_genes, n_cells = _count("n_genes", n_genes), _count("batch_size", batch_size)
+    config = TrainConfig.from_options(
+        **{
+            "accelerator": settings.accelerator,
+            **options,
+            "batch_size": n_cells,
+            "optimizer": optimizer,
+            "precision": precision,
+            "gradient_checkpointing": checkpointing,
+        }
+    )
+    n_tokens = n_genes + 1
+    if config.max_length is not None:
+        n_tokens = min(n_tokens, config.max_length)
+    if config.batch_tokens is not None:
+        n_cells = min(n_cells, max(1, config.batch_tokens // n_tokens))
+    n_processes = config.devices if isinstance(config.devices, int) and config.devices > 0 else 1
+    return estimate_training(
+        sizes,
+        config,
+        n_tokens=n_tokens,
+        n_rows=max(n_genes, n_genes if n_vars is None else _count("n_vars", n_vars)) + 2,
+        batch_size=n_cells,
+        objective=objective,
+        n_processes=n_processes * config.num_nodes,
+    )
+
+
+@shared_parameters
+def savings(
+    model: PathLike | SCGPT | SCGPTConfig = "scgpt",
+    *,
+    n_genes: int,
+    batch_size: int = DEFAULT_BATCH_SIZE,
+    fewer_genes: int | None = None,
+    naive: bool = False,
+    **options: Any,
+) -> pd.DataFrame:
+    """What a run takes while one setting after the other is turned to the one that takes less.
+
+    It begins with AdamW in float32 on the whole gene embedding. Each further row keeps the settings of those before it:
+    the rows of the genes at hand, GaLore, bfloat16, gradient checkpointing, updates in the backward pass, fewer genes.
+
+    Parameters
+    ----------
+    {model}
+        Or a :class:`scgalore.nn.SCGPTConfig`.
+    n_genes, batch_size
+        As for :func:`estimate_memory`.
+    fewer_genes
+        Genes of the last row; half of ``n_genes`` when left out.
+    naive
+        Whether a row before all others has attention that keeps its probabilities, as networks without a fused kernel do.
+        That row is a formula and no setting of ours.
+    **options
+        Further parameters of :func:`estimate_memory`.
+
+    Returns
+    -------
+    One row a setting, with the bytes of each part and their ``peak``, for :func:`scgalore.pl.memory`.
+
+    Examples
+    --------
+    >>> import scgalore as sg
+    >>> table = sg.model.savings("scgpt", n_genes=3000, batch_size=8, accelerator="cuda")
+    >>> bool((table["peak"].diff().dropna() <= 0).all())
+    True
+    """
+    turned: dict[str, Any] = {"optimizer": "adamw", "embedding": "full", "clip_norm": float("inf")}
+    genes = {"n_genes": n_genes, "n_vars": options.pop("n_vars", None) or n_genes}
+    fewer = max(1, n_genes // 2) if fewer_genes is None else fewer_genes
+    steps: list[tuple[str, dict[str, Any]]] = [
+        ("AdamW, float32, whole table", {}),
+        ("rows of the genes at hand", {"embedding": "rows"}),
+        ("GaLore", {"optimizer": "galore"}),
+        ("bfloat16", {"precision": "bf16-mixed"}),
+        ("gradient checkpointing", {"checkpointing": True}),
+        ("update in the backward pass", {"per_layer_update": True}),
+        (f"{fewer:,} genes a cell", {"n_genes": fewer}),
+    ]
+    rows: dict[str, MemoryEstimate] = {}
+    for name, change in steps:
+        turned |= change
+        rows[name] = estimate_memory(model, batch_size=batch_size, **{**genes, **options, **turned})
+    if naive:
+        first = next(iter(rows))
+        sizes = _sizes(model, "masked_expression", None)
+        rows = {"attention maps kept (formula)": _materialised(rows[first], sizes, n_genes + 1, batch_size), **rows}
+    parts = [part.name for part in fields(MemoryEstimate) if part.name != "helps"]
+    table = pd.DataFrame({name: [getattr(row, part) for part in (*parts, "peak")] for name, row in rows.items()})
+    return table.set_axis([*parts, "peak"]).T.rename_axis("setting")
+
+
+def _materialised(estimate: MemoryEstimate, sizes: SCGPTConfig, n_tokens: int, n_cells: int) -> MemoryEstimate:
+    """The same run with one map of probabilities kept in each block, in float32."""
+    one = 4 * n_cells * sizes.n_heads * n_tokens**2
+    kept = estimate.activations + sizes.n_layers * one
+    parts = {part.name: getattr(estimate, part.name) for part in fields(estimate) if part.name != "helps"}
+    return MemoryEstimate(**{**parts, "activations": kept, "workspace": estimate.workspace + MAPS_AT_ONCE * one})
+
+
+def _task(task: str | None, n_classes: int | None) -> str:
+    chosen = task or ("expression" if n_classes is None else "classes")
+    if chosen not in OBJECTIVES:
+        msg = f"task={task!r}: choose one of {', '.join(map(repr, OBJECTIVES))}, or None."
+        raise OptionError(msg)
+    if n_classes is not None and chosen != "classes":
+        msg = f"n_classes={n_classes} belongs to task='classes', not to task={task!r}. Leave one of them out."
+        raise OptionError(msg)
+    return chosen
+
+
+def _count(name: str, value: Any) -> int:
+    if isinstance(value, bool) or not hasattr(value, "__index__") or int(value) < 1:
+        msg = f"{name}={value!r}: it must be a whole number, at least 1."
+        raise OptionError(msg)
+    return int(value)
+
+
+def _sizes(model: PathLike | SCGPT | SCGPTConfig, objective: str, n_classes: int | None) -> SCGPTConfig:
+    """Sizes of the network as it will be trained."""
+    sizes = _known(model)
+    if objective == "perturbation":
+        return sizes.replace(perturbation=True, pert_pad_id=0)
+    if objective == "classification":
+        return sizes.replace(n_classes=_count("n_classes", n_classes or sizes.n_classes or 1))
+    return sizes
+
+
+def _known(model: PathLike | SCGPT | SCGPTConfig) -> SCGPTConfig:
+    if isinstance(model, SCGPTConfig):
+        return model
+    if isinstance(model, SCGPT):
+        return model.network.config
+    if not isinstance(model, str) or model not in list_weights():
+        return SCGPT.from_pretrained(model).network.config
+    if model in SIZES:
+        return SIZES[model]
+    entry = get_entry(model)
+    folder = settings.cachedir / model
+    if not entry.bundled and not all((Path(folder) / file.name).exists() for file in entry.files):
+        first = "pass" if entry.refusal else f"call sg.weights.fetch_weights({model!r}), or pass"
+        msg = f"The sizes of {model!r} are known once its files are there: {first} a folder, a model or an SCGPTConfig."
+        raise OptionError(msg)
+    return SCGPT.from_pretrained(model).network.config

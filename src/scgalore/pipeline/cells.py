@@ -1,0 +1,188 @@
+"""The cells of a run: a file whose matrix stays on disk until it is known which rows are wanted."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Self
+
+import numpy as np
+import scipy.sparse as sp
+from anndata import AnnData
+from anndata.io import read_elem, sparse_dataset
+
+from scgalore._files import file_digest
+from scgalore.data.expression import LogExpression
+from scgalore.data.matrix import CellMatrix
+from scgalore.data.readers import open_matrix
+from scgalore.data.sources import open_file
+from scgalore.errors import DataError, MissingKeyError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
+
+    import pandas as pd
+    from numpy.typing import NDArray
+
+__all__ = ["CellFile", "data_digest", "draw_rows", "on_selected_genes"]
+
+
+@dataclass(frozen=True)
+class CellFile:
+    """What can be known of a file without reading its matrix.
+
+    Attributes
+    ----------
+    path
+        ``.h5ad`` file or ``.zarr`` folder.
+    obs, var
+        Its tables.
+    layers
+        Names of its layers.
+    """
+
+    path: Path
+    obs: pd.DataFrame = field(repr=False)
+    var: pd.DataFrame = field(repr=False)
+    layers: tuple[str, ...]
+
+    @classmethod
+    def of(cls, path: Path) -> Self:
+        """Read the tables of a file.
+
+        Raises
+        ------
+        DataError
+            If it is no such file, or has no tables.
+        """
+        root = open_file(path)
+        try:
+            if "obs" not in root or "var" not in root:
+                msg = f"{path} has no obs and var: it was not written by anndata."
+                raise DataError(msg)
+            return cls(path, read_elem(root["obs"]), read_elem(root["var"]), tuple(root.get("layers", ())))
+        finally:
+            _close(root)
+
+    def require(self, slot: str, name: str, key: str | None) -> None:
+        """Raise :class:`~scgalore.errors.MissingKeyError` unless a column or layer exists.
+
+        Parameters
+        ----------
+        slot
+            ``"obs"``, ``"var"`` or ``"layers"``.
+        name
+            Option that asks for it.
+        key
+            Column or layer; nothing is asked for with ``None``.
+        """
+        found = self.layers if slot == "layers" else tuple(map(str, getattr(self, slot).columns))
+        if key is not None and key not in found:
+            msg = f"{name}={key!r}: {self.path} has no such entry in {slot}, which has {list(found)}."
+            raise MissingKeyError(msg)
+
+    def read(self, rows: NDArray[np.int64], layer: str | None, *, uns: Sequence[str] = ()) -> AnnData:
+        """Read some cells, with all genes, as a sparse float32 matrix.
+
+        Parameters
+        ----------
+        rows
+            Their row numbers, rising.
+        layer
+            Layer to take the place of ``X``; ``None`` reads ``X``.
+        uns
+            Entries of ``uns`` to read too, where they are there.
+        """
+        root = open_file(self.path)
+        try:
+            slot = "X" if layer is None else f"layers/{layer}"
+            if slot not in root or root[slot].attrs.get("encoding-type") == "null":
+                msg = f"{self.path} has no {slot}. Pass layer= with one of {list(self.layers)}."
+                raise MissingKeyError(msg)
+            x: Any = root[slot] if hasattr(root[slot], "dtype") else sparse_dataset(root[slot])
+            name = f"{slot} of {self.path}"
+            matrix = CellMatrix(open_matrix(x, name), x.shape, name=name).rows(rows)
+            kept = {key: read_elem(root["uns"][key]) for key in uns if key in root.get("uns", ())}
+        finally:
+            _close(root)
+        return AnnData(matrix, obs=self.obs.iloc[rows].copy(), var=self.var.copy(), uns=kept)
+
+
+def draw_rows(obs: pd.DataFrame, keys: Sequence[str], *, most: int | None, seed: int) -> NDArray[np.int64]:
+    """Choose cells at random, each group with its share of them and at least one.
+
+    Parameters
+    ----------
+    obs
+        Cells to choose from.
+    keys
+        Columns whose values make the groups; cells without a value in the first are never chosen.
+    most
+        How many to choose, about; ``None`` takes all.
+    seed
+        Seed of the choice.
+
+    Returns
+    -------
+    Row numbers, rising.
+    """
+    takes_part = obs[keys[0]].notna().to_numpy() if keys else np.ones(len(obs), dtype=bool)
+    rows = np.flatnonzero(takes_part)
+    if most is None or len(rows) <= most:
+        return rows
+    generator = np.random.default_rng(seed)
+    rows = rows[generator.permutation(len(rows))]
+    groups = np.zeros(len(rows), dtype=np.int64)
+    if keys:
+        groups = obs.iloc[rows].groupby(list(keys), observed=True, dropna=False, sort=False).ngroup().to_numpy()
+    rows = rows[np.argsort(groups, kind="stable")]
+    sizes = np.bincount(groups)
+    # Largest remainders: the shares of the groups, in whole cells.
+    exact = sizes * (most / len(rows))
+    taken = np.maximum(np.floor(exact), 1).astype(np.int64)
+    remainders = np.where(exact >= 1, exact - np.floor(exact), -1)  # smaller groups have more than their share already
+    order = np.argsort(-remainders, kind="stable")
+    taken[order[: max(0, most - int(taken.sum()))]] += 1
+    first = np.repeat(np.cumsum(sizes) - sizes, sizes)
+    return np.sort(rows[np.arange(len(rows)) - first < np.repeat(np.minimum(taken, sizes), sizes)])
+
+
+def on_selected_genes(adata: AnnData, selected: NDArray[np.bool_]) -> tuple[AnnData, int]:
+    """Log-normalise cells over all their genes, then keep the selected ones.
+
+    Parameters
+    ----------
+    adata
+        Cells with all genes, counts or log-normalised.
+    selected
+        Genes to keep, shape ``(n_vars,)``.
+
+    Returns
+    -------
+    New AnnData of the cells that express one of them, and the number of cells that do not.
+    """
+    expression = LogExpression.from_adata(adata)
+    columns = np.flatnonzero(selected)
+    x = sp.vstack([chunk[:, columns] for _, chunk in expression.chunks()], format="csr")
+    expressed = np.diff(x.indptr) > 0
+    if not expressed.any():
+        msg = f"No cell expresses one of the {len(columns):,} selected genes. Select more, with genes=."
+        raise DataError(msg)
+    kept = AnnData(x[expressed], obs=adata.obs[expressed].copy(), var=adata.var[selected].copy(), uns=dict(adata.uns))
+    return kept, int((~expressed).sum())
+
+
+def data_digest(path: Path) -> str:
+    """Hash what a file holds; of a folder, the names and contents of all files in it."""
+    if path.is_file():
+        return file_digest(path)
+    digest = hashlib.sha256()
+    for file in sorted(path.rglob("*")):
+        if file.is_file():
+            digest.update(f"{file.relative_to(path).as_posix()}\0{file_digest(file)}\n".encode())
+    return digest.hexdigest()
+
+
+def _close(root: Any) -> None:
+    getattr(root, "close", lambda: None)()

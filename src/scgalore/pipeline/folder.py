@@ -1,0 +1,191 @@
+"""The folder of a run: what it holds, and when it may be written to."""
+
+from __future__ import annotations
+
+import shutil
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+from uuid import uuid4
+
+from scgalore._files import whole_file
+from scgalore._folders import no_empty_folders
+from scgalore.errors import OptionError
+from scgalore.pipeline.config import RunConfig
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+__all__ = ["FIGURES", "FILES", "RunFolder"]
+
+FILES = (
+    "config.json",
+    "environment.txt",
+    "selected_genes.csv",
+    "split.csv",
+    "history.csv",
+    "metrics.json",
+    "results.h5ad",
+    "report.md",
+)
+"""In the order in which they are written; the last one says that the run is finished."""
+
+FIGURES = (
+    "gene_selection.png",
+    "history.png",
+    "confusion_matrix.png",
+    "umap.png",
+    "perturbation_scores.png",
+    "perturbation_embedding.png",
+    "masked_expression.png",
+)
+CHECKPOINTS, MODEL = "checkpoints", "model"
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """Where a run's files are found.
+
+    Attributes
+    ----------
+    path
+        The folder.
+    """
+
+    path: Path
+
+    @property
+    def checkpoints(self) -> Path:
+        """Folder of the training checkpoint."""
+        return self.path / CHECKPOINTS
+
+    @property
+    def model(self) -> Path:
+        """Folder of the fitted model."""
+        return self.checkpoints / MODEL
+
+    @property
+    def figures(self) -> Path:
+        """Folder of the pictures."""
+        return self.path / "figures"
+
+    @property
+    def is_begun(self) -> bool:
+        """Whether a run was begun here."""
+        return (self.path / FILES[0]).exists()
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether the run here came to its end."""
+        return (self.path / FILES[-1]).exists()
+
+    def config(self) -> RunConfig:
+        """Configuration of the run that was begun here."""
+        return RunConfig.from_json(self.path / FILES[0])
+
+    def check(self, *, force: bool, resume: bool) -> None:
+        """Refuse a folder that must not be written to.
+
+        Parameters
+        ----------
+        force
+            Whether a run that is there may be replaced.
+        resume
+            Whether it is to be continued.
+
+        Raises
+        ------
+        OptionError
+            If the folder holds anything that no run has written, or a run that is neither replaced nor continued.
+        """
+        if force and resume:
+            msg = "force=True replaces a run and resume=True continues it. Choose one of them."
+            raise OptionError(msg)
+        if not self.path.exists() and not self.path.is_symlink():
+            return
+        if not self.path.is_dir():
+            msg = f"{self.path} is a file; a run is a folder. Give another path."
+            raise OptionError(msg)
+        if not any(self.path.iterdir()):
+            return
+        if (foreign := self._foreign()) is not None:
+            msg = (
+                f"{self.path} holds what no run has written, such as {foreign!r}, and is left as it is. Give the path of a "
+                "new folder."
+            )
+            raise OptionError(msg)
+        if not force and not resume:
+            state = "a finished run" if self.is_finished else "an unfinished run"
+            msg = (
+                f"{self.path} holds {state} already. Pass resume=True (--resume) to continue it, force=True (--force) to "
+                "replace it, or give another path."
+            )
+            raise OptionError(msg)
+
+    def begin(self, config: RunConfig) -> None:
+        """Put the configuration into an empty folder; a run that was there makes place for it."""
+        old = None
+        with no_empty_folders(self.path.parent):
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            if self.path.exists() and any(self.path.iterdir()):
+                old = self.path.with_name(f".{self.path.name}.{uuid4().hex[:8]}.old")
+                self.path.rename(old)
+            try:
+                with self.writing(FILES[0]) as draft:
+                    draft.write_text(config.to_json(), encoding="utf-8")
+            except BaseException:
+                if old is not None:
+                    old.rename(self.path)
+                raise
+        if old is not None:
+            shutil.rmtree(old, ignore_errors=True)
+
+    @contextmanager
+    def writing(self, name: str) -> Iterator[Path]:
+        """Give a path to write to, for a file that appears whole or not at all."""
+        with whole_file(self.path / name) as draft:
+            yield draft
+
+    def remove_drafts(self) -> None:
+        """Remove what a run that was killed had not finished writing."""
+        for path in list(self.path.rglob(".*")):
+            if path.is_dir():
+                shutil.rmtree(path, ignore_errors=True)
+            else:
+                path.unlink(missing_ok=True)
+        # Saved after training, and a killed run cannot say that all that follows was made from it.
+        shutil.rmtree(self.model, ignore_errors=True)
+
+    def remove(self) -> None:
+        """Remove the run."""
+        shutil.rmtree(self.path, ignore_errors=True)
+
+    def _foreign(self) -> str | None:
+        """Name of something that no run writes, if it is there."""
+        for path in sorted(self.path.rglob("*")):
+            parts = path.relative_to(self.path).parts
+            if not _is_ours(parts, is_dir=path.is_dir() and not path.is_symlink()):
+                return "/".join(parts)
+        if not self.is_begun:
+            return min(path.name for path in self.path.iterdir())
+        try:
+            self.config()
+        except OptionError:
+            return FILES[0]
+        return None
+
+
+def _is_ours(parts: tuple[str, ...], *, is_dir: bool) -> bool:
+    first, name = parts[0], parts[-1]
+    draft = name.startswith(".") and (".draft" in name or name.endswith((".part", ".old")))
+    if len(parts) == 1:
+        return first in ((CHECKPOINTS, "figures") if is_dir else FILES) or draft
+    if first == "figures":
+        return len(parts) == 2 and not is_dir and (name in FIGURES or draft)
+    if first == CHECKPOINTS:
+        inside_model = parts[1] == MODEL or (
+            parts[1].startswith(f".{MODEL}.") and parts[1].endswith((".draft", ".old"))
+        )
+        return inside_model or (len(parts) == 2 and not is_dir and (name == "last.ckpt" or draft))
+    return False

@@ -1,0 +1,68 @@
+"""The stages of a run as people see them: a bar on a terminal, lines in a log file."""
+
+from __future__ import annotations
+
+import sys
+import time
+from contextlib import contextmanager, nullcontext
+from typing import TYPE_CHECKING, Any
+
+from scgalore._progress import is_shown
+from scgalore._settings import settings
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+__all__ = ["Stages"]
+
+
+class Stages:
+    """Announces each stage and says what came of it, on the error stream.
+
+    Parameters
+    ----------
+    n
+        Number of stages.
+    """
+
+    def __init__(self, n: int) -> None:
+        self.n = n
+        self.done = 0
+
+    @contextmanager
+    def stage(self, name: str, *, own_bar: bool = False) -> Iterator[Callable[[str], None]]:
+        """Frame one stage; what is called with a text adds it to the closing line.
+
+        Parameters
+        ----------
+        name
+            What is done, in a few words.
+        own_bar
+            Whether the stage shows a progress bar itself: two at a time spoil each other.
+        """
+        label, notes = f"[{self.done + 1}/{self.n}] {name}", list[str]()
+        started = time.monotonic()
+        live = is_shown() and not own_bar and sys.stderr.isatty()
+        if not live:
+            self.say(f"{label} ...")
+        with _bar(label, self.done, self.n) if live else nullcontext():
+            yield notes.append
+        self.done += 1
+        result = "; ".join(notes) or "done"
+        self.say(f"{label if live else '     '} {result} ({time.monotonic() - started:.1f} s)")
+
+    def say(self, line: str) -> None:
+        """Print a line."""
+        print(line, file=sys.stderr, flush=True)
+
+
+@contextmanager
+def _bar(label: str, done: int, n: int) -> Iterator[None]:
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
+    columns: list[Any] = [SpinnerColumn(), TextColumn("{task.description}", markup=False), BarColumn(20)]
+    bar = Progress(*columns, TimeElapsedColumn(), console=Console(stderr=True), transient=True)
+    with settings.override(progress=False), bar:
+        bar.add_task(label, total=n, completed=done)
+        yield

@@ -1,0 +1,278 @@
+"""One command from a file of cells to a report: select, split, fine-tune, predict, evaluate, report."""
+
+from __future__ import annotations
+
+import json
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from anndata import AnnData
+
+from scgalore import errors
+from scgalore.data.split import PARTS
+from scgalore.errors import OptionError
+from scgalore.pipeline.cells import draw_rows, on_selected_genes
+from scgalore.pipeline.checks import load_model, settle, with_genes
+from scgalore.pipeline.classes import Classes
+from scgalore.pipeline.expression import Expression
+from scgalore.pipeline.figures import HISTORY, SELECTION
+from scgalore.pipeline.folder import RunFolder
+from scgalore.pipeline.measure import Stopwatch, circumstances, peak_memory, versions
+from scgalore.pipeline.perturbation import Perturbation
+from scgalore.pipeline.progress import Stages
+from scgalore.pipeline.report import Report
+from scgalore.tl import finetune, select_genes
+from scgalore.train.checkpoint import last_checkpoint
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    import pandas as pd
+
+    from scgalore.model import SCGPT
+    from scgalore.pipeline.cells import CellFile
+    from scgalore.pipeline.config import RunConfig
+    from scgalore.pipeline.findings import Findings, Task
+
+__all__ = ["run"]
+
+OURS = tuple(getattr(errors, name) for name in errors.__all__)
+TASKS: dict[str, Callable[[RunConfig], Task]] = {
+    "classes": Classes,
+    "expression": Expression,
+    "perturbation": Perturbation,
+}
+KEY = "selected"
+N_STAGES = 7
+
+
+def run(config: RunConfig, *, force: bool = False, resume: bool = False) -> Path:
+    """Fine-tune a model on a file of cells, and report honestly how good it is.
+
+    Cells are read and split, genes are ranked from the training cells and selected, the model is fine-tuned, and what was
+    held out is predicted and scored beside baselines. The folder ``config.out`` gets ``config.json``, ``environment.txt``,
+    ``selected_genes.csv``, ``split.csv``, ``history.csv``, ``checkpoints/``, ``metrics.json``, ``results.h5ad``, ``figures/`` and
+    ``report.md``; the page :doc:`/pipeline` says what is in them. Every file appears whole or not at all.
+
+    Parameters
+    ----------
+    config
+        What to do.
+    force
+        Whether a run that is in the folder already is replaced. Folders that hold anything else are never touched.
+    resume
+        Whether a run that was interrupted there is continued, with the same configuration; the numbers are those of a run
+        that was not interrupted. Without such a run it starts from the beginning, and a finished run stays as it is.
+
+    Returns
+    -------
+    The folder.
+
+    Raises
+    ------
+    DataError, MissingKeyError, OptionError, WeightsError, DownloadError
+        If the run cannot be made. Nothing has been written then.
+
+    Examples
+    --------
+    >>> import scgalore as sg
+    >>> config = sg.pipeline.RunConfig("cells.h5ad", "runs/x", labels_key="cell_type", model="scgpt-mini")
+    >>> sg.pipeline.run(config)  # doctest: +SKIP
+    """
+    folder = RunFolder(Path(config.out))
+    folder.check(force=force, resume=resume)
+    config, file = settle(config)
+    stages = Stages(N_STAGES)
+    resumed = resume and folder.is_begun
+    if resumed:
+        _refuse_other_run(folder, config)
+        if folder.is_finished:
+            stages.say(f"The run in {folder.path} is finished; nothing was changed.")
+            return folder.path
+    _Run(config, file, folder, stages, resumed=resumed).make()
+    return folder.path
+
+
+class _Run:
+    """One run on its way through the stages."""
+
+    def __init__(self, config: RunConfig, file: CellFile, folder: RunFolder, stages: Stages, *, resumed: bool) -> None:
+        self.config, self.file, self.folder, self.stages, self.resumed = config, file, folder, stages, resumed
+        self.task = TASKS[config.task](config)
+        self.watch = Stopwatch()
+        self.sizes = {"cells in the file": len(file.obs)}
+
+    def make(self) -> None:
+        """All stages. Nothing is written before all that was given has proved usable."""
+        model = load_model(self.config.model)
+        adata, genes = self._prepare()
+        self.task.check(adata, model)
+        self._begin(adata, genes)
+        with self._stage("fine-tune", own_bar=True) as note:
+            fitted = self._finetune(adata, model)
+            note(f"{len(fitted.history)} epochs, kept {self._kept(fitted)}")
+        self._write_table("history.csv", fitted.history)
+        with self._stage("predict", own_bar=True) as note:
+            note(self.task.predict(adata, fitted))
+        with self._stage("evaluate") as note:
+            findings = self.task.evaluate(adata, fitted)
+            note(findings.headline)
+            self._write_metrics(findings, fitted)
+        with self._stage("report") as note:
+            captions = self._draw(adata, findings)
+            with self.folder.writing("results.h5ad") as draft:
+                adata.write_h5ad(draft)
+            note(str(self.folder.path / "report.md"))
+        report = self._report(adata, findings, captions, fitted)
+        with self.folder.writing("report.md") as draft:
+            draft.write_text(report.text(), encoding="utf-8")
+
+    @contextmanager
+    def _stage(self, name: str, *, own_bar: bool = False) -> Iterator[Any]:
+        with self.stages.stage(name, own_bar=own_bar) as note, self.watch.time(name):
+            yield note
+
+    def _prepare(self) -> tuple[AnnData, pd.DataFrame]:
+        """Cells with their parts and the selected genes, and the table of all genes."""
+        config, task = self.config, self.task
+        with self._stage("read") as note:
+            rows = draw_rows(self.file.obs, task.keys(), most=config.max_cells, seed=config.seed)
+            adata = self.file.read(rows, config.layer, uns=[] if config.split_key is None else [config.split_key])
+            self.sizes["cells chosen"] = adata.n_obs
+            note(f"{adata.n_obs:,} of {len(self.file.obs):,} cells, {adata.n_vars:,} genes")
+        with self._stage("split") as note:
+            task.split(adata)
+            counts = adata.obs[task.split_key].value_counts()
+            note(", ".join(f"{counts.get(part, 0):,} {part}" for part in PARTS) + " cells")
+        with self._stage("select genes") as note:
+            self._select(adata)
+            genes = adata.var[[f"{KEY}_rank", f"{KEY}_source", KEY]]
+            self.ranked = AnnData(obs=adata.obs[:0], var=adata.var, uns=dict(adata.uns))  # all genes, for a picture
+            adata, self.sizes["without a selected gene"] = on_selected_genes(adata, adata.var[KEY].to_numpy(bool))
+            note(f"{adata.n_vars:,} ({config.gene_strategy}), from training cells")
+        counts = adata.obs[task.split_key].value_counts()
+        self.sizes |= {part: int(counts.get(part, 0)) for part in PARTS}
+        return adata, genes.set_axis(["rank", "source", "selected"], axis=1).rename_axis("gene")
+
+    def _select(self, adata: AnnData) -> None:
+        is_train = (adata.obs[self.task.split_key] == "train").to_numpy()
+        n_expressed = int((adata.X[is_train].getnnz(axis=0) > 0).sum())
+        self.config = config = with_genes(self.config, n_expressed)
+        assert config.genes is not None
+        assert config.gene_strategy is not None
+        select_genes(
+            adata,
+            config.genes,
+            config.gene_strategy,
+            batch_key=config.batch_key,
+            pert_key=config.pert_key,
+            control=config.control,
+            separator=config.separator,
+            context_key=config.context_key,
+            split_key=self.task.split_key,
+            must_include=list(config.must_include) or None,
+            species=config.species,
+            gene_symbols=config.gene_symbols,
+            key_added=KEY,
+        )
+
+    def _begin(self, adata: AnnData, genes: pd.DataFrame) -> None:
+        """Write what is known before training."""
+        environment = ""
+        if self.resumed:
+            self.folder.remove_drafts()
+            path = self.folder.path / "environment.txt"
+            environment = path.read_text(encoding="utf-8") + "\n" if path.exists() else ""
+        else:
+            self.folder.begin(self.config)
+        with self.folder.writing("environment.txt") as draft:
+            draft.write_text(environment + circumstances("resumed" if self.resumed else "begun"), encoding="utf-8")
+        self._write_table("selected_genes.csv", genes.sort_values("rank", na_position="last", kind="stable"))
+        parts = adata.obs[self.task.split_key].rename("part").rename_axis("cell")
+        self._write_table("split.csv", parts.to_frame())
+
+    def _finetune(self, adata: AnnData, model: SCGPT) -> SCGPT:
+        config, folder = self.config, self.folder
+        phases = None if config.phases is None else list(config.phases)
+        try:
+            return finetune(
+                adata,
+                model,
+                **self.task.options(),
+                split_key=self.task.split_key,
+                gene_symbols=config.gene_symbols,
+                genes_key=None if phases is None else KEY,
+                curriculum=phases,
+                checkpoint_dir=folder.checkpoints,
+                resume=True,
+                save_dir=folder.model,
+                rng=config.seed,
+                **config.train_config(),
+            )
+        except OURS:
+            if not last_checkpoint(folder.checkpoints).exists():
+                folder.remove()  # refused before anything was learnt
+            raise
+
+    def _kept(self, model: SCGPT) -> str:
+        best = model.training["best_epoch"]
+        if best >= 0:
+            return f"epoch {best}"
+        return "the start" if self.config.task == "perturbation" else "the last one"
+
+    def _write_table(self, name: str, table: pd.DataFrame) -> None:
+        with self.folder.writing(name) as draft:
+            table.to_csv(draft)
+
+    def _write_metrics(self, findings: Findings, model: SCGPT) -> None:
+        content = {
+            "task": self.config.task,
+            "cells": self.sizes,
+            "genes": self.config.genes,
+            **findings.metrics,
+            "training": {"epochs": len(model.history), **model.training},
+        }
+        with self.folder.writing("metrics.json") as draft:
+            draft.write_text(json.dumps(content, indent=2, default=_plain) + "\n", encoding="utf-8")
+
+    def _draw(self, adata: AnnData, findings: Findings) -> dict[str, str]:
+        figures = {**findings.figures, "history.png": HISTORY, "gene_selection.png": SELECTION}
+        for name, (_, draw) in figures.items():
+            figure = draw(self.ranked if name == "gene_selection.png" else adata)
+            with self.folder.writing(f"figures/{name}") as draft:
+                figure.savefig(draft, dpi=150)
+        return {name: caption for name, (caption, _) in figures.items()}
+
+    def _report(self, adata: AnnData, findings: Findings, captions: dict[str, str], model: SCGPT) -> Report:
+        return Report(
+            config=self.config,
+            goal=self.task.goal,
+            findings=findings,
+            captions=captions,
+            sizes=self.sizes,
+            sources={str(name): int(n) for name, n in adata.var[f"{KEY}_source"].value_counts().items() if n},
+            n_vars=len(self.file.var),
+            n_known=adata.uns["finetune"].get("genes", {}).get("matched"),
+            history=model.history,
+            kept=model.training["best_epoch"],
+            optimizer_bytes=model.training["optimizer_bytes"],
+            seconds=self.watch.seconds,
+            peak=peak_memory(),
+            versions=versions(),
+        )
+
+
+def _plain(value: Any) -> Any:
+    """NumPy's numbers as Python's."""
+    return value.item()
+
+
+def _refuse_other_run(folder: RunFolder, config: RunConfig) -> None:
+    changed = folder.config().differences(config)
+    if changed:
+        msg = (
+            f"{folder.path} belongs to another run: {'; '.join(changed[:4])}. Continue it with its own configuration, "
+            f"--config {folder.path / 'config.json'}, or give another folder."
+        )
+        raise OptionError(msg)

@@ -1,0 +1,173 @@
+"""Lists of genes that a ranking takes turns with: those of the strategy and the user's own, found among the columns."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from scgalore import _logging as logg
+from scgalore.errors import DataError, OptionError
+from scgalore.genes.ranking import EXPRESSED, MUST_INCLUDE, RESPONSIVE, TARGETS, USER_WEIGHT, VARIABLE
+from scgalore.genes.sets import SPECIES, GeneColumns, get_gene_set, list_gene_sets, mostly_mouse, read_gmt
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from scgalore.genes.ranking import Strategy
+
+__all__ = ["GeneLists", "warn_absent"]
+
+FROM_DATA = (VARIABLE, EXPRESSED, RESPONSIVE)
+
+
+@dataclass(frozen=True)
+class GeneLists:
+    """What is to be ranked, by name.
+
+    Attributes
+    ----------
+    must_include
+        Genes that come before all others.
+    genes
+        Genes of each source that is a list.
+    weights
+        Weight of every source, those that come from the data among them.
+    asked
+        Names of the lists that the user passed.
+    """
+
+    must_include: tuple[str, ...] = field(repr=False)
+    genes: Mapping[str, tuple[str, ...]] = field(repr=False)
+    weights: Mapping[str, float]
+    asked: tuple[str, ...]
+
+    @classmethod
+    def of(cls, strategy: Strategy, must_include: Any, gene_sets: Any) -> GeneLists:
+        """Collect them.
+
+        Parameters
+        ----------
+        strategy
+            What to start from.
+        must_include, gene_sets
+            As for :func:`scgalore.tl.select_genes`.
+
+        Raises
+        ------
+        OptionError
+            If one of them is not of that form, or a set has the name of another source.
+        DataError
+            If a GMT file cannot be read.
+        """
+        weights = dict(strategy.weights)
+        genes = {name: get_gene_set(name).genes for name in weights if name not in FROM_DATA}
+        asked = _user_sets(gene_sets)
+        shipped = set(list_gene_sets())
+        for name, members in asked.items():
+            if name in (*FROM_DATA, MUST_INCLUDE, TARGETS) or (name in weights and get_gene_set(name).genes != members):
+                msg = f"gene_sets has a set {name!r}, which is the name of another source. Give it another name."
+                raise OptionError(msg)
+            genes[name] = members
+            weights[name] = weights.get(name, 0) + USER_WEIGHT
+        mine = tuple(name for name in asked if name not in shipped)
+        return cls(_names(must_include, "must_include"), genes, weights, mine)
+
+    def check(self, columns: Sequence[str], species: str) -> None:
+        """Refuse lists that cannot be those of the data.
+
+        Parameters
+        ----------
+        columns
+            Names of the genes in the data.
+        species
+            What the user says they are of.
+
+        Raises
+        ------
+        OptionError
+            If the species is unknown.
+        DataError
+            If lists and data are of different species, or no gene of a list of the user is in the data.
+        """
+        if species not in SPECIES:
+            msg = f"species={species!r}: choose one of {', '.join(map(repr, SPECIES))}."
+            raise OptionError(msg)
+        if self.genes:
+            _check_species(columns, species)
+        named = {"must_include": self.must_include} if self.must_include else {}
+        if not (named or self.asked):
+            return
+        found = GeneColumns(columns, species)
+        for name, genes in {**named, **{name: self.genes[name] for name in self.asked}}.items():
+            if len(found.find(genes)[0]):
+                continue
+            where = name if name in named else f"gene_sets[{name!r}]"
+            hint = "Pass gene_symbols= if var_names are other identifiers."
+            if species == "human" and mostly_mouse(genes):
+                hint = "They look like mouse symbols, and the data are not: pass the human ones."
+            msg = (
+                f"None of the {len(genes):,} genes of {where} ({', '.join(genes[:3])}, ...) is in the data, whose genes are "
+                f"named {', '.join(columns[:3])}, .... {hint}"
+            )
+            raise DataError(msg)
+        for name in self.asked:
+            if species == "human" and mostly_mouse(self.genes[name]) and not mostly_mouse(columns):
+                msg = (
+                    f"gene_sets[{name!r}] holds mouse symbols ({', '.join(self.genes[name][:3])}, ...), and the data do not. "
+                    "Pass the human ones."
+                )
+                raise DataError(msg)
+
+
+def _check_species(columns: Sequence[str], species: str) -> None:
+    mouse = mostly_mouse(columns)
+    shown = ", ".join(columns[:3])
+    if mouse and species == "human":
+        msg = (
+            f"The genes of the data ({shown}, ...) look like those of a mouse, and the gene sets are of human. Pass "
+            "species='mouse', which compares them through their orthologs, or strategy='hvg', which needs no gene set."
+        )
+        raise DataError(msg)
+    if not mouse and species == "mouse":
+        msg = f"species='mouse', and the genes of the data ({shown}, ...) do not look like those of a mouse. Leave species out."
+        raise DataError(msg)
+    if mouse and 2 * sum(name.startswith("ENSMUSG") for name in columns) > len(columns):
+        msg = f"The genes of the data are mouse Ensembl ids ({shown}, ...), and gene sets are found by symbols. Pass gene_symbols=."
+        raise DataError(msg)
+
+
+def _user_sets(gene_sets: Any) -> dict[str, tuple[str, ...]]:
+    if gene_sets is None:
+        return {}
+    if isinstance(gene_sets, str) and gene_sets in list_gene_sets():
+        gene_sets = [gene_sets]
+    if isinstance(gene_sets, str | os.PathLike):
+        return {name: found.genes for name, found in read_gmt(gene_sets).items()}
+    if isinstance(gene_sets, Mapping):
+        return {
+            str(name): _names(getattr(genes, "genes", genes), f"gene_sets[{name!r}]")
+            for name, genes in gene_sets.items()
+        }
+    return {name: get_gene_set(name).genes for name in _names(gene_sets, "gene_sets")}
+
+
+def _names(values: Any, where: str) -> tuple[str, ...]:
+    values = () if values is None else values
+    found = () if isinstance(values, str) or not isinstance(values, Iterable) else tuple(values)
+    if isinstance(values, str) or not isinstance(values, Iterable) or not all(isinstance(name, str) for name in found):
+        msg = f"{where}={values!r}: expected a list of names of genes."
+        if where == "gene_sets":
+            msg = f"gene_sets={values!r}: expected a dictionary of lists, the path of a GMT file, or names of sg.genes.list_gene_sets()."
+        raise OptionError(msg)
+    return tuple(dict.fromkeys(name.strip() for name in found))
+
+
+def warn_absent(absent: Mapping[str, tuple[str, ...]]) -> None:
+    """Say which genes that were asked for are not in the data."""
+    for source, names in absent.items():
+        if names:
+            shown = ", ".join(names[:5]) + (", ..." if names[5:] else "")
+            say = logg.info if source == TARGETS else logg.warning
+            say(f"{'    ' if source == TARGETS else ''}not in the data, of {source}: {shown} ({len(names):,} in all)")

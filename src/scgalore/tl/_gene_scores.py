@@ -1,0 +1,161 @@
+"""What the training cells say of each gene: how much it is expressed, how it varies, how it responds to perturbations."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from scgalore.data.moments import Moments
+from scgalore.data.variable import median_rank, normalised_dispersions, standardised_variances
+from scgalore.errors import DataError
+from scgalore.genes.ranking import EXPRESSED, RESPONSIVE, VARIABLE, best_first
+from scgalore.perturb.responsive import Responses
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from numpy.typing import NDArray
+
+    from scgalore.data.expression import LogExpression
+    from scgalore.perturb.conditions import Conditions
+
+__all__ = ["Cells", "GeneScores"]
+
+
+@dataclass(frozen=True)
+class Cells:
+    """Which cells are looked at, and how they are grouped.
+
+    Attributes
+    ----------
+    train
+        Whether a cell is looked at, bool ``(n_obs,)``.
+    batch, context
+        Batch and context of each of these cells, -1 for others, int64 ``(n_obs,)``.
+    conditions
+        Perturbation of each cell; ``None`` where it does not matter.
+    """
+
+    train: NDArray[np.bool_] = field(repr=False)
+    batch: NDArray[np.int64] = field(repr=False)
+    context: NDArray[np.int64] = field(repr=False)
+    conditions: Conditions | None
+
+    def groups(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Number the perturbations in their contexts as far as training cells have them.
+
+        Returns
+        -------
+        Group of each cell, -1 for cells that are not looked at; and context of each group, -1 for that of the cells without a
+        label.
+        """
+        n_names = 1 if self.conditions is None else len(self.conditions.names)
+        label = np.zeros(len(self.train), dtype=np.int64) if self.conditions is None else self.conditions.codes
+        code = np.where(label < 0, -1, self.context * n_names + label)
+        # Pairs that no training cell has would take memory for nothing.
+        present, group = np.unique(code[self.train], return_inverse=True)
+        groups = np.full(len(self.train), -1, dtype=np.int64)
+        groups[self.train] = group
+        return groups, np.where(present < 0, -1, present // n_names)
+
+    def targets(self) -> list[str]:
+        """Genes that were perturbed in a training cell, by first appearance."""
+        assert self.conditions is not None
+        seen = np.unique(self.conditions.codes[self.train])
+        return [gene for code in seen[seen > 0] for gene in self.conditions.genes[code]]
+
+
+@dataclass(frozen=True)
+class GeneScores:
+    """Quantities of each gene over the training cells, each ``(n_vars,)``.
+
+    Attributes
+    ----------
+    names
+        Place of each name among the sorted names, int64: it decides between equal scores.
+    n_cells
+        Number of training cells.
+    mean
+        Mean of log-normalised expression.
+    n_expressed
+        Cells that express the gene.
+    variability
+        How highly variable it is; only the order means something.
+    responsiveness
+        See :func:`scgalore.perturb.responsive.Responses`; ``None`` without perturbations.
+    """
+
+    names: NDArray[np.int64] = field(repr=False)
+    n_cells: int
+    mean: NDArray[np.float64] = field(repr=False)
+    n_expressed: NDArray[np.int64] = field(repr=False)
+    variability: NDArray[np.float64] = field(repr=False)
+    responsiveness: NDArray[np.float64] | None = field(repr=False)
+
+    @classmethod
+    def of(cls, expression: LogExpression, cells: Cells, names: Sequence[str], *, log_base: float | None) -> GeneScores:
+        """Read the matrix, twice if it holds counts.
+
+        Parameters
+        ----------
+        expression
+            Cells by genes.
+        cells
+            Which cells count.
+        names
+            Names of the genes.
+        log_base
+            Base of the logarithm, where the matrix holds logarithms; e when left out.
+
+        Raises
+        ------
+        DataError
+            If there are perturbations, and none that could be compared.
+        """
+        groups, contexts = cells.groups()
+        sizes = np.bincount(groups[groups >= 0], minlength=len(contexts))
+        logged = Responses.empty(sizes, contexts, expression.n_vars)
+        linear = Moments.empty(cells.batch.max(initial=0) + 1, expression.n_vars)
+        for start, rows in expression.matrix.chunks():
+            here = slice(start, start + rows.shape[0])
+            logged.add(expression.logged(rows), groups[here])
+            linear.add(rows if expression.from_counts else _undone(rows, log_base), cells.batch[here])
+        if expression.from_counts:
+            variability = -median_rank(standardised_variances(expression.matrix, cells.batch, linear))
+        else:
+            variability = normalised_dispersions(linear)
+        response = None if cells.conditions is None else logged.responsiveness()
+        if response is not None and np.isnan(response).all():
+            msg = (
+                "Nothing can be compared: fewer than two perturbations (control is one) have two training cells each. "
+                "Check pert_key=, context_key= and split_key=."
+            )
+            raise DataError(msg)
+        place = {name: i for i, name in enumerate(sorted(names))}
+        named = np.array([place[name] for name in names], dtype=np.int64)
+        return cls(named, int(sizes.sum()), logged.mean, linear.n_expressed, variability, response)
+
+    @property
+    def is_expressed(self) -> NDArray[np.bool_]:
+        """Whether a training cell expresses the gene."""
+        return self.n_expressed > 0
+
+    def by_expression(self, columns: NDArray[np.int64], share: float) -> NDArray[np.int64]:
+        """Those of some columns that more than a share of the training cells express, best first."""
+        return best_first(self.mean, self.names, columns[self.n_expressed[columns] > share * self.n_cells])
+
+    def by(self, source: str) -> NDArray[np.int64]:
+        """All expressed columns, best first; by responsiveness those alone that respond beyond noise."""
+        among = np.flatnonzero(self.is_expressed)
+        if source == RESPONSIVE:
+            assert self.responsiveness is not None
+            return best_first(self.responsiveness, self.names, among[self.responsiveness[among] > 0])
+        return best_first({VARIABLE: self.variability, EXPRESSED: self.mean}[source], self.names, among)
+
+
+def _undone(rows: Any, base: float | None) -> Any:
+    rows = rows.copy()
+    rows.data = np.expm1(rows.data if base is None else rows.data * np.float32(np.log(base)))
+    return rows

@@ -1,0 +1,191 @@
+"""A choice of genes."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+
+from scgalore import __version__
+from scgalore import _logging as logg
+from scgalore._docs import shared_parameters
+from scgalore._keys import GeneKeys
+from scgalore.errors import OptionError
+from scgalore.genes.ranking import get_strategy
+from scgalore.tl._finetune_screen import SPLIT
+from scgalore.tl._ranking import rank_adata, training_cells
+from scgalore.tl._shared import Results, copied, writable_adata
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+
+    from scgalore._typing import Data, PathLike
+    from scgalore.genes.sets import GeneSet
+    from scgalore.tl._ranking import Ranking
+
+
+@shared_parameters
+def select_genes(
+    data: Data,
+    n_genes: int = 3000,
+    strategy: str = "biological",
+    *,
+    layer: str | None = None,
+    batch_key: str | None = None,
+    pert_key: str | None = None,
+    control: str | None = None,
+    separator: str | None = None,
+    context_key: str | None = None,
+    split_key: str | None = None,
+    must_include: Iterable[str] | None = None,
+    gene_sets: Mapping[str, Iterable[str] | GeneSet] | PathLike | Iterable[str] | None = None,
+    species: str = "human",
+    gene_symbols: str | None = None,
+    mod: str = "rna",
+    key_added: str = "selected",
+    copy: bool = False,
+) -> Data | None:
+    """Select genes, and rank all that are expressed.
+
+    Several sources take turns at one ranked list: how much a gene varies, how much it responds to perturbations, and lists such
+    as transcription factors, which are ranked inside by expression. The list does not depend on ``n_genes``: the best 500 are
+    among the best 1,200. :doc:`/concepts/gene-selection` says what the sources and their shares are.
+
+    Parameters
+    ----------
+    {data}
+    n_genes
+        Number of genes to select.
+    strategy
+        ``"biological"``: variable genes, transcription factors, cell cycle, metabolism, pluripotency and stress. ``"hvg"``:
+        variable genes. ``"perturbation"``: perturbed genes first, then those that respond to perturbations, transcription
+        factors, cell cycle, stress and variable genes. ``"expressed"``: by mean expression.
+    {layer}
+    batch_key
+        Column of ``adata.obs`` with the batch of each cell, within which variable genes are ranked before the ranks are combined.
+    {pert_key}
+    {control}
+    {separator}
+    {context_key}
+    split_key
+        Column of ``adata.obs`` with the part of each cell: only those in ``"train"`` are looked at. ``None`` looks at all, but
+        with ``pert_key`` takes the column ``"split"`` of :func:`scgalore.pp.split_perturbations` if there is one.
+    must_include
+        Genes that are selected whatever the data say, if they are there.
+    gene_sets
+        Further lists that take turns: a dictionary of lists, the path of a GMT file, or names of
+        :func:`scgalore.genes.list_gene_sets`.
+    species
+        ``"human"``, or ``"mouse"`` to find lists of human genes among mouse symbols by their one-to-one orthologs.
+    {gene_symbols}
+    {mod}
+    key_added
+        Key of the results in ``adata.var``, and in ``adata.uns`` if it is not the default.
+    {copy}
+
+    Returns
+    -------
+    ``None``, or with ``copy=True`` the container it was given, with these keys set:
+
+    `adata.var['selected' | key_added]` : :class:`pandas.Series` (dtype `bool`)
+        Whether a gene is selected.
+    `adata.var['selected_rank' | f'{key_added}_rank']` : :class:`pandas.Series` (dtype `float64`)
+        Place in the ranked list, 0 the best; NaN for genes that no training cell expresses.
+    `adata.var['selected_source' | f'{key_added}_source']` : :class:`pandas.Series` (dtype `category`)
+        What placed a gene there.
+    `adata.uns['select_genes' | key_added]` : :class:`dict`
+        ``params``; ``sources``, a table of the genes each source lists (``n_listed``), has in the data (``n_matched``), could
+        place (``n_expressed``) and has among the selected (``n_selected``); ``absent``, names of genes that were asked for and
+        are not in the data; ``n_expressed`` genes in ``n_cells`` training cells; ``version``.
+
+    Raises
+    ------
+    OptionError
+        If the strategy or species is unknown, ``n_genes`` is not a whole number from 1 to the number of expressed genes,
+        more genes must be included than selected, or ``strategy="perturbation"`` has no ``pert_key``.
+    DataError
+        If the matrix holds negative, NaN or infinite values, a list of yours has no gene in the data, lists and data are of
+        different species, or there is no control.
+    MissingKeyError
+        If a column, ``layer`` or ``mod`` does not exist.
+
+    Examples
+    --------
+    >>> import scanpy as sc, scgalore as sg
+    >>> adata = sc.datasets.pbmc68k_reduced().raw.to_adata()
+    >>> sg.tl.select_genes(adata, 500, must_include=["CD3D", "CD8A"])
+    >>> int(adata.var["selected"].sum())
+    500
+    """
+    keys = GeneKeys.from_key_added(key_added)
+    get_strategy(strategy)  # refuses before anything is read
+    data = copied(data, mod=mod) if copy else data
+    adata = writable_adata(data, mod=mod)
+    _check_number(n_genes, adata.n_vars)
+    if split_key is None and pert_key is not None and SPLIT in adata.obs:
+        split_key = SPLIT
+    train = training_cells(adata, split_key)
+    n_cells = adata.n_obs if train is None else int(train.sum())
+    with logg.step(f"selecting {n_genes:,} of {adata.n_vars:,} genes ({strategy}) from {n_cells:,} cells") as step:
+        ranking = rank_adata(
+            adata,
+            strategy,
+            layer=layer,
+            batch_key=batch_key,
+            pert_key=pert_key,
+            control=control,
+            separator=separator,
+            context_key=context_key,
+            must_include=must_include,
+            gene_sets=gene_sets,
+            species=species,
+            gene_symbols=gene_symbols,
+            train=train,
+        )
+        _check_ranked(n_genes, ranking)
+        content: dict[str, Any] = ranking.summary(n_genes)
+        content["params"]["split_key"] = split_key
+        content["version"] = __version__
+        _say(content)
+        present = pd.unique(pd.Series(ranking.source[np.isfinite(ranking.rank)], dtype=object))
+        order = [name for name in content["sources"].index if name in set(present)]
+        Results(
+            var={
+                keys.selected: (ranking.best(n_genes), "selected genes"),
+                keys.rank: (ranking.rank, "place in the ranked list"),
+                keys.source: (pd.Categorical(ranking.source, categories=order), "what placed a gene there"),
+            },
+            uns={keys.uns: (content, "parameters and genes of each source")},
+        ).write(data, adata, mod=mod, step=step)
+    return data if copy else None
+
+
+def _check_number(n_genes: Any, n_vars: int) -> None:
+    whole = isinstance(n_genes, int | np.integer) and not isinstance(n_genes, bool)
+    if not whole or n_genes < 1:
+        msg = f"n_genes={n_genes!r}: expected a whole number, at least 1."
+        raise OptionError(msg)
+    if n_genes > n_vars:
+        msg = f"n_genes={n_genes:,}, and the data have {n_vars:,} genes. Pass a smaller number."
+        raise OptionError(msg)
+
+
+def _check_ranked(n_genes: int, ranking: Ranking) -> None:
+    if ranking.n_must_include > n_genes:
+        msg = f"must_include names {ranking.n_must_include:,} genes of the data, and n_genes={n_genes:,}. Pass a larger n_genes."
+        raise OptionError(msg)
+    n_ranked = int(np.isfinite(ranking.rank).sum())
+    if n_genes > n_ranked:
+        msg = (
+            f"n_genes={n_genes:,}, and {ranking.n_expressed:,} genes are expressed in the {ranking.n_cells:,} training cells. "
+            f"Pass a number up to {n_ranked:,}."
+        )
+        raise OptionError(msg)
+
+
+def _say(content: dict[str, Any]) -> None:
+    counts = content["sources"]["n_selected"]
+    shown = ", ".join(f"{n:,} {name}" for name, n in counts.items() if n)
+    n_genes, n_expressed = content["params"]["n_genes"], content["n_expressed"]
+    logg.info(f"    {n_genes:,} of {n_expressed:,} expressed genes: {shown}")

@@ -1,0 +1,90 @@
+"""How much memory is free for a training run."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import psutil
+import torch
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+__all__ = ["cgroup_room", "free_memory"]
+
+_UNLIMITED = 2**60
+"""Limits from here on stand for none: version 1 writes the largest multiple of a page."""
+
+
+def free_memory(device: torch.device) -> int:
+    """Bytes that this process may still take on a device.
+
+    Parameters
+    ----------
+    device
+        A CUDA device says it itself. Otherwise: what the system has available, or less where a control group (of a
+        container, or a batch system) allows less.
+    """
+    if device.type == "cuda":
+        free, _ = torch.cuda.mem_get_info(device)
+        return int(free)
+    room = cgroup_room()
+    available = int(psutil.virtual_memory().available)
+    return available if room is None else min(available, room)
+
+
+def cgroup_room(mount: Path = Path("/sys/fs/cgroup"), own: Path = Path("/proc/self/cgroup")) -> int | None:
+    """Bytes up to the tightest memory limit of this process's control groups, of version 1 or 2.
+
+    Page cache that the kernel can drop counts as free.
+
+    Parameters
+    ----------
+    mount
+        Where the control groups are.
+    own
+        File that says which of them this process is in.
+
+    Returns
+    -------
+    ``None`` where there is no limit.
+    """
+    try:
+        lines = own.read_text().splitlines()
+    except OSError:
+        return None
+    rooms: list[int] = []
+    for line in lines:
+        _, controllers, path = line.split(":", 2)
+        if controllers == "":
+            rooms += _rooms(mount, path, "memory.max", "memory.current", "inactive_file")
+        elif "memory" in controllers.split(","):
+            names = ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file")
+            rooms += _rooms(mount / "memory", path, *names)
+    return min(rooms, default=None)
+
+
+def _rooms(root: Path, path: str, limit_file: str, usage_file: str, cache_field: str) -> Iterator[int]:
+    folder = root / path.strip("/")
+    # Inside a container the path is that of the host, and the own group is mounted as the root.
+    while folder != root.parent:
+        limit, usage = _number(folder / limit_file), _number(folder / usage_file)
+        if limit is not None and usage is not None and limit < _UNLIMITED:
+            yield max(0, limit - usage + _field(folder / "memory.stat", cache_field))
+        folder = folder.parent
+
+
+def _number(path: Path) -> int | None:
+    try:
+        return int(path.read_text())
+    except (OSError, ValueError):  # ValueError: the word "max"
+        return None
+
+
+def _field(path: Path, name: str) -> int:
+    try:
+        lines = path.read_text().splitlines()
+    except OSError:
+        return 0
+    return next((int(line.split()[1]) for line in lines if line.startswith(f"{name} ")), 0)

@@ -1,0 +1,31 @@
+from pathlib import Path
+from typing import Any
+
+import pytest
+from anndata import AnnData
+
+from scgalore.pipeline import RunConfig
+
+QUICK: dict[str, Any] = {
+    "model": "scgpt-mini",
+    "genes": 120,
+    "phases": [40, 120],
+    "epochs": 2,
+    "max_cells": 200,
+    "batch_size": 16,
+    "device": "cpu",
+    "train_options": {"lr": 1e-3},
+}
+
+
+@pytest.fixture(scope="session")
+def pbmc_file(_pbmc_once: AnnData, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """700 cells x 765 genes in a file."""
+    path = tmp_path_factory.mktemp("data") / "pbmc.h5ad"
+    _pbmc_once.write_h5ad(path)
+    return path
+
+
+def quick(data: Path, out: Path, **options: Any) -> RunConfig:
+    """Configuration of a run of seconds."""
+    return RunConfig(**{"data": data, "out": out, **QUICK, **options})

@@ -30,7 +30,7 @@ NETWORK = Size(n_tokens=6_003)
 LENGTHS = (500, 1200, 2500, 5000)
 AT_MOST = 0.25
 GIVES_BACK = {"MALLOC_MMAP_THRESHOLD_": "131072"}
-KINDS = {
+KINDS: dict[str, dict[str, Any]] = {
     "float32": {"precision": "32-true", "recompute": False},
     "float32, checkpointing": {"precision": "32-true", "recompute": True},
     "bfloat16": {"precision": "bf16-mixed", "recompute": False},

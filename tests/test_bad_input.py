@@ -705,6 +705,115 @@ def prediction_from_no_cell(world: World) -> None:
     world.predict(world.perturbed(), n_controls=0)
 
 
+# Choosing genes ----------------------------------------------------------------------------------------------------
+
+
+def choose(world: World, data: Any = None, **options: Any) -> None:
+    world.call(sg.tl.select_genes, world.adata if data is None else data, **{"n_genes": 5, **options})
+
+
+@wrong(OptionError, "did you mean 'biological'", "'hvg'")
+def unknown_strategy(world: World) -> None:
+    choose(world, strategy="biologic")
+
+
+@wrong(OptionError, "n_genes=0", "at least 1")
+def no_gene_asked_for(world: World) -> None:
+    choose(world, n_genes=0)
+
+
+@wrong(OptionError, "n_genes=-3")
+def fewer_genes_than_none(world: World) -> None:
+    choose(world, n_genes=-3)
+
+
+@wrong(OptionError, r"n_genes=100,000, and the data have")
+def more_genes_than_there_are(world: World) -> None:
+    choose(world, n_genes=100_000)
+
+
+@wrong(OptionError, "genes are expressed in the", "Pass a number up to")
+def more_genes_than_expressed(world: World) -> None:
+    x = np.asarray(world.adata.X.todense() if sp.issparse(world.adata.X) else world.adata.X).copy()
+    x[:, :3] = 0
+    world.adata.X = x
+    choose(world, n_genes=world.adata.n_vars)
+
+
+@wrong(OptionError, "strategy='perturbation' needs pert_key=")
+def responses_without_perturbations(world: World) -> None:
+    choose(world, strategy="perturbation")
+
+
+@wrong(DataError, "No label of control", "control=")
+def responses_without_control(world: World) -> None:
+    world.perturbed()
+    world.adata.obs["perturbation"] = "CD3D"
+    choose(world, strategy="perturbation", pert_key="perturbation")
+
+
+@wrong(OptionError, "control='none' is none of the")
+def control_of_no_cell(world: World) -> None:
+    world.perturbed()
+    choose(world, strategy="perturbation", pert_key="perturbation", control="none")
+
+
+@wrong(MissingKeyError, "pert_key='guide' is no column")
+def perturbations_of_no_column(world: World) -> None:
+    choose(world, strategy="perturbation", pert_key="guide")
+
+
+@wrong(MissingKeyError, "adata.layers has no 'counts'")
+def genes_of_a_missing_layer(world: World) -> None:
+    choose(world, layer="counts")
+
+
+@wrong(DataError, "negative values", "looks scaled")
+def genes_of_scaled_data(world: World) -> None:
+    world.adata.X = np.asarray(world.adata.X.todense() if sp.issparse(world.adata.X) else world.adata.X) - 1
+    choose(world)
+
+
+@wrong(DataError, "1 NaN")
+def genes_of_nan(world: World) -> None:
+    x = np.asarray(world.adata.X.todense() if sp.issparse(world.adata.X) else world.adata.X).copy()
+    x[0, 0] = np.nan
+    world.adata.X = x
+    choose(world)
+
+
+@wrong(DataError, r"gene_sets\['mine'\]", "gene_symbols=")
+def list_that_matches_no_gene(world: World) -> None:
+    choose(world, gene_sets={"fine": [world.adata.var_names[0]], "mine": ["NO1", "NO2"]})
+
+
+@wrong(DataError, r"gene_sets\['mine'\]", "look like mouse symbols")
+def list_of_a_mouse(world: World) -> None:
+    choose(world, gene_sets={"mine": ["Actb", "Cd3e", "Gapdh"]})
+
+
+@wrong(DataError, "look like those of a mouse", "species='mouse'")
+def mouse_without_a_word(world: World) -> None:
+    world.adata.var_names = [name.capitalize() for name in world.adata.var_names]
+    choose(world)
+
+
+@wrong(OptionError, "must_include names", "Pass a larger n_genes")
+def more_to_include_than_asked_for(world: World) -> None:
+    choose(world, must_include=list(world.adata.var_names[:9]))
+
+
+@wrong(DataError, "copy=True|view of a backed file")
+def genes_of_a_view_of_a_file(world: World) -> None:
+    world.adata.write_h5ad(world.folder / "x.h5ad")
+    backed = anndata.read_h5ad(world.folder / "x.h5ad", backed="r")
+    try:
+        sg.tl.select_genes(backed[:10], 5)
+    finally:
+        backed.file.close()
+        world.refused = True
+
+
 @pytest.mark.parametrize(("case", "error", "messages"), CASES)
 def test_is_refused(
     case: Callable[[World], None],

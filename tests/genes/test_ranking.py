@@ -9,24 +9,21 @@ from scgalore.errors import OptionError
 from scgalore.genes.ranking import STRATEGIES, best_first, get_strategy, merge
 from scgalore.genes.sets import list_gene_sets
 
-N = 40
 
-
-def merged(first, lists, weights, rest=None):
+def merged(first, lists, weights):
     as_arrays = {name: np.array(values, dtype=np.int64) for name, values in lists.items()}
     starts = {name: np.array(values, dtype=np.int64) for name, values in first.items()}
-    found = merge(
-        starts, as_arrays, weights, ("rest", np.arange(N) if rest is None else np.array(rest, dtype=np.int64))
-    )
+    found = merge(starts, as_arrays, weights)
     return found.columns.tolist(), found.sources.tolist()
 
 
 def test_strategies_name_sources_that_exist() -> None:
     known = {"variable", "responsive", "expressed", *list_gene_sets()}
     for strategy in STRATEGIES.values():
-        assert set(strategy.weights) | {strategy.rest} <= known
+        assert set(strategy.weights) <= known
         assert sum(strategy.weights.values()) == pytest.approx(1)
         assert min(strategy.weights.values()) > 0
+        assert {"variable", "expressed"} & set(strategy.weights), "all genes must be ranked"
 
 
 def test_unknown_strategy_names_a_near_one() -> None:
@@ -42,15 +39,15 @@ def test_turns_follow_the_weights() -> None:
 
 
 def test_a_gene_of_two_lists_is_counted_for_the_one_that_placed_it() -> None:
-    columns, sources = merged({}, {"a": [0, 1, 2], "b": [0, 1, 3]}, {"a": 0.5, "b": 0.5}, rest=[])
+    columns, sources = merged({}, {"a": [0, 1, 2], "b": [0, 1, 3]}, {"a": 0.5, "b": 0.5})
     assert columns == [0, 1, 2, 3]
     assert sources == ["a", "b", "a", "b"]
 
 
-def test_what_must_come_first_comes_first_and_the_rest_last() -> None:
-    columns, sources = merged({"x": [7, 3], "y": [3, 5]}, {"a": [3, 1]}, {"a": 1.0}, rest=[2, 1, 5])
-    assert columns == [7, 3, 5, 1, 2]
-    assert sources == ["x", "x", "y", "a", "rest"]
+def test_what_must_come_first_comes_first() -> None:
+    columns, sources = merged({"x": [7, 3], "y": [3, 5]}, {"a": [3, 1]}, {"a": 1.0})
+    assert columns == [7, 3, 5, 1]
+    assert sources == ["x", "x", "y", "a"]
 
 
 def test_a_source_without_genes_passes_its_share_on() -> None:
@@ -58,14 +55,14 @@ def test_a_source_without_genes_passes_its_share_on() -> None:
     assert sources[:20].count("b") == sources[:20].count("c") == 10
 
 
-COLUMNS = st.lists(st.integers(0, N - 1), unique=True)
+COLUMNS = st.lists(st.integers(0, 39), unique=True)
 
 
 @given(COLUMNS, st.dictionaries(st.sampled_from("abc"), COLUMNS), st.lists(st.floats(0.01, 1), min_size=3, max_size=3))
 def test_every_column_once_in_the_order_of_its_source(first, lists, numbers) -> None:
     weights = dict(zip("abc", numbers, strict=True))
     columns, sources = merged({"first": first}, lists, weights)
-    assert sorted(columns) == list(range(N))
+    assert sorted(columns) == sorted(set(first).union(*lists.values()))
     for name, members in lists.items():
         mine = [c for c, s in zip(columns, sources, strict=True) if s == name]
         assert mine == [c for c in members if c in mine]
@@ -78,7 +75,7 @@ def test_every_column_once_in_the_order_of_its_source(first, lists, numbers) -> 
 def test_shares_stay_within_a_turn_of_the_weights(letters, numbers) -> None:
     lists = {letter: [i for i, other in enumerate(letters) if other == letter] for letter in "abcd"}
     weights = dict(zip("abcd", numbers, strict=True))
-    _, sources = merged({}, lists, weights, rest=[])
+    _, sources = merged({}, lists, weights)
     full = next((n for n in range(1, len(sources)) if any(sources[:n].count(x) == len(lists[x]) for x in "abcd")), 0)
     shares = {x: sources[:full].count(x) / weights[x] for x in "abcd"}
     assert max(shares.values(), default=0) - min(shares.values(), default=0) <= 2 / min(weights.values())

@@ -98,13 +98,13 @@ def test_what_is_frozen_has_no_state() -> None:
 
 
 def test_an_entry_that_does_not_count_is_taken_for_adamw() -> None:
-    spec = OptimizerSpec("sgd", torch.optim.SGD, lr=0.1)  # type: ignore[arg-type]
+    spec = OptimizerSpec("sgd", torch.optim.SGD, lr=0.1)
     weight = torch.empty(7, 3, device="meta")
     assert spec.count_state([(weight, {})], {}) == 2 * 21 * 4 + 4
 
 
 def test_shares_of_processes_are_about_equal_and_whole() -> None:
-    params = list(network_of("meta").parameters())
+    params: list[torch.Tensor] = list(network_of("meta").parameters())
     owners = dealt(params, 2)
     loads = [sum(param.numel() for param in params if owners[param] == rank) for rank in range(2)]
     assert sum(loads) == sum(param.numel() for param in params)

@@ -20,7 +20,16 @@ from scgalore.objectives import Classification
 from scgalore.pipeline.folder import RunFolder
 from scgalore.train.checkpoint import WholeFiles
 
-OPTIONS = ("--labels-key", "bulk_labels", "--model", "scgpt-mini", "--genes", "120", "--phases", "40,80,120")
+OPTIONS: tuple[str, ...] = (
+    "--labels-key",
+    "bulk_labels",
+    "--model",
+    "scgpt-mini",
+    "--genes",
+    "120",
+    "--phases",
+    "40,80,120",
+)
 OPTIONS += ("--epochs", "3", "--max-cells", "150", "--batch-size", "8", "--device", "cpu", "--seed", "3")
 
 

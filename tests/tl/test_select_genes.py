@@ -163,6 +163,8 @@ def test_it_says_what_it_found_and_what_it_did_not(caplog: pytest.LogCaptureFixt
         ({"gene_sets": 7}, OptionError, "path of a GMT file"),
         ({"gene_sets": ["hallmark_hypoxa"]}, OptionError, "hallmark_hypoxia"),
         ({"gene_sets": "none.gmt"}, DataError, "could not be read"),
+        ({"gene_sets": {"hallmark_hypoxia": ["nowhere"]}}, DataError, "None of the 1 genes"),
+        ({"must_include": ["nowhere"]}, DataError, "of must_include"),
         ({"species": "rat"}, OptionError, "'human', 'mouse'"),
         ({"species": "mouse"}, DataError, "do not look like those of a mouse"),
         ({"split_key": "no"}, MissingKeyError, "split_key='no'"),

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import numpy as np
+import scipy.sparse as sp
 
 from scgalore import _logging as logg
 from scgalore.data.matrix import CellMatrix
@@ -14,7 +15,6 @@ from scgalore.errors import DataError
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    import scipy.sparse as sp
     from anndata import AnnData
     from numpy.typing import ArrayLike
 
@@ -95,6 +95,7 @@ class LogExpression:
             return rows
         depth = np.asarray(rows.sum(axis=1), dtype=np.float64).ravel()
         scale = TARGET_SUM / np.maximum(depth, 1)
-        rows = rows.copy()
-        rows.data = np.log1p(rows.data * np.repeat(scale, np.diff(rows.indptr))).astype(np.float32)
-        return rows
+        values = np.repeat(scale, np.diff(rows.indptr))
+        values *= rows.data
+        np.log1p(values, out=values)
+        return sp.csr_matrix((values.astype(np.float32), rows.indices, rows.indptr), shape=rows.shape)

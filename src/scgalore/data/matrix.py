@@ -203,12 +203,15 @@ def _summary_of(chunks: Iterable[sp.csr_matrix]) -> MatrixSummary:
     n_nan = n_inf = n_negative = n_fractional = n_empty = 0
     for csr in chunks:
         n_empty += int((np.diff(csr.indptr) == 0).sum())
-        values = csr.data[np.isfinite(csr.data)]
-        nan = int(np.isnan(csr.data).sum())
-        n_nan += nan
-        n_inf += len(csr.data) - len(values) - nan
-        n_negative += int((values < 0).sum())
-        n_fractional += int((values != np.rint(values)).sum())
+        finite = np.isfinite(csr.data)
+        values = csr.data
+        if not finite.all():
+            values = csr.data[finite]
+            nan = int(np.isnan(csr.data).sum())
+            n_nan += nan
+            n_inf += len(csr.data) - len(values) - nan
+        n_negative += int(np.count_nonzero(values < 0))
+        n_fractional += int(np.count_nonzero(values != np.rint(values)))
         zeros = [0.0] if csr.nnz < csr.shape[0] * csr.shape[1] else []
         low = min([low, *zeros, values.min(initial=np.inf)])
         high = max([high, *zeros, values.max(initial=-np.inf)])

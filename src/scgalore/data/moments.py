@@ -97,9 +97,10 @@ class Moments:
         counted = group >= 0
         if not counted.all():
             rows, group = rows[np.flatnonzero(counted)], group[counted]
-        n_groups, n_vars = self.sums.shape
-        self.n_cells[:] += np.bincount(group, minlength=n_groups)
-        self.n_expressed[:] += np.bincount(rows.indices, minlength=n_vars)
+        self.n_cells[:] += np.bincount(group, minlength=len(self.n_cells))
+        # A product counts faster than np.bincount, and exactly as long as a chunk has less than 2**24 rows.
+        ones = sp.csr_matrix((np.ones(rows.nnz, dtype=np.float32), rows.indices, rows.indptr), shape=rows.shape)
+        self.n_expressed[:] += (ones.T @ np.ones(rows.shape[0], dtype=np.float32)).astype(np.int64)
         # In float64, so that the difference of squares and squared sums keeps enough digits.
         values = rows.data.astype(np.float64)
         add_sums(self.sums, rows, values, group)

@@ -121,7 +121,7 @@ def _expected_deviation(mean: NDArray[np.float64], variance: NDArray[np.float64]
 
 
 def _curve(x: NDArray[np.float64], y: NDArray[np.float64]) -> NDArray[np.float64]:
-    n_distinct = len(np.unique(x))
+    n_distinct = 1 + int(np.count_nonzero(np.diff(x)))  # x is sorted
     if n_distinct >= _FEWEST_FOR_LOESS:
         from skmisc.loess import loess
 

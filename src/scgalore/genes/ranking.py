@@ -47,15 +47,13 @@ class Strategy:
     Attributes
     ----------
     weights
-        Share of each source: :data:`VARIABLE`, :data:`RESPONSIVE`, :data:`EXPRESSED`, or the name of a gene set.
-    rest
-        What ranks the genes that no source names: :data:`VARIABLE` or :data:`EXPRESSED`.
+        Share of each source: :data:`VARIABLE`, :data:`RESPONSIVE`, :data:`EXPRESSED`, or the name of a gene set. One of them
+        is :data:`VARIABLE` or :data:`EXPRESSED`, which rank all genes, so that none is left over.
     targets
         Whether perturbed genes come first.
     """
 
     weights: Mapping[str, float]
-    rest: str = VARIABLE
     targets: bool = False
 
 
@@ -75,7 +73,7 @@ STRATEGIES: Mapping[str, Strategy] = {
         {RESPONSIVE: 0.5, "transcription_factors": 0.15, "cell_cycle": 0.1, "stress": 0.1, VARIABLE: 0.15},
         targets=True,
     ),
-    "expressed": Strategy({EXPRESSED: 1.0}, rest=EXPRESSED),
+    "expressed": Strategy({EXPRESSED: 1.0}),
 }
 """What ``strategy=`` may be."""
 
@@ -139,10 +137,7 @@ def best_first(
 
 
 def merge(
-    first: Mapping[str, NDArray[np.int64]],
-    lists: Mapping[str, NDArray[np.int64]],
-    weights: Mapping[str, float],
-    rest: tuple[str, NDArray[np.int64]],
+    first: Mapping[str, NDArray[np.int64]], lists: Mapping[str, NDArray[np.int64]], weights: Mapping[str, float]
 ) -> Merged:
     """Let sources take turns, each as often as its weight says.
 
@@ -158,8 +153,6 @@ def merge(
         Columns of each source, best first.
     weights
         Weight of each of them.
-    rest
-        Source and columns that follow when all lists are used up.
     """
     placed: dict[int, str] = {}
     for source, columns in first.items():
@@ -171,17 +164,14 @@ def merge(
     heapq.heapify(due)
     while len(due) > 1:
         _, number, turn, source = due[0]
-        column = next((column for column in waiting[source] if column not in placed), None)
-        if column is None:
-            heapq.heappop(due)
+        for column in waiting[source]:
+            if column not in placed:
+                placed[column] = source
+                heapq.heapreplace(due, ((turn + 1) / weights[source], number, turn + 1, source))
+                break
         else:
-            placed[column] = source
-            heapq.heapreplace(due, ((turn + 1) / weights[source], number, turn + 1, source))
-    order = np.fromiter(placed, dtype=np.int64, count=len(placed))
+            heapq.heappop(due)
+    for *_, source in due:  # nobody to take turns with any more
+        placed.update((column, source) for column in waiting[source] if column not in placed)
     sources = np.fromiter(placed.values(), dtype=object, count=len(placed))
-    # Nobody to take turns with any more.
-    for source, columns in [*((name, lists[name]) for _, _, _, name in due), rest]:
-        columns = columns[~np.isin(columns, order)]
-        order = np.concatenate((order, columns))
-        sources = np.concatenate((sources, np.full(len(columns), source, dtype=object)))
-    return Merged(order, sources)
+    return Merged(np.fromiter(placed, dtype=np.int64, count=len(placed)), sources)

@@ -241,10 +241,11 @@ def _one_of_each(texts: Sequence[str], choose: Callable[[list[int]], int]) -> di
     """Position of each text; where it stands several times, that which is chosen."""
     position = {text: i for i, text in enumerate(texts)}
     if len(position) < len(texts):
-        several: dict[str, list[int]] = {}
+        several: dict[str, list[int]] = {text: [] for i, text in enumerate(texts) if position[text] != i}
         for i, text in enumerate(texts):
-            several.setdefault(text, []).append(i)
-        position.update((text, choose(places)) for text, places in several.items() if len(places) > 1)
+            if text in several:
+                several[text].append(i)
+        position.update((text, choose(places)) for text, places in several.items())
     return position
 
 

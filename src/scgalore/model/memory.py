@@ -14,7 +14,7 @@ from scgalore.errors import OptionError
 from scgalore.model.scgpt import SCGPT
 from scgalore.nn import SCGPTConfig
 from scgalore.train.config import DEFAULT_BATCH_SIZE, TrainConfig
-from scgalore.train.memory import MemoryEstimate, estimate_training
+from scgalore.train.estimate import MemoryEstimate, estimate_training
 from scgalore.weights import get_entry, list_weights
 
 if TYPE_CHECKING:

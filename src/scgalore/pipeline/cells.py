@@ -128,15 +128,14 @@ def draw_rows(obs: pd.DataFrame, keys: Sequence[str], *, most: int | None, seed:
     Row numbers, rising.
     """
     takes_part = obs[keys[0]].notna().to_numpy() if keys else np.ones(len(obs), dtype=bool)
-    rows = np.flatnonzero(takes_part)
-    if most is None or len(rows) <= most:
-        return rows
-    generator = np.random.default_rng(seed)
-    rows = rows[generator.permutation(len(rows))]
-    groups = np.zeros(len(rows), dtype=np.int64)
+    all_rows = np.flatnonzero(takes_part).astype(np.int64)
+    if most is None or len(all_rows) <= most:
+        return all_rows
+    rows = all_rows[np.random.default_rng(seed).permutation(len(all_rows))]
+    groups: NDArray[Any] = np.zeros(len(rows), dtype=np.int64)
     if keys:
         groups = obs.iloc[rows].groupby(list(keys), observed=True, dropna=False, sort=False).ngroup().to_numpy()
-    rows = rows[np.argsort(groups, kind="stable")]
+    by_group = rows[np.argsort(groups, kind="stable")]
     sizes = np.bincount(groups)
     # Largest remainders: the shares of the groups, in whole cells.
     exact = sizes * (most / len(rows))
@@ -145,7 +144,7 @@ def draw_rows(obs: pd.DataFrame, keys: Sequence[str], *, most: int | None, seed:
     order = np.argsort(-remainders, kind="stable")
     taken[order[: max(0, most - int(taken.sum()))]] += 1
     first = np.repeat(np.cumsum(sizes) - sizes, sizes)
-    return np.sort(rows[np.arange(len(rows)) - first < np.repeat(np.minimum(taken, sizes), sizes)])
+    return np.sort(by_group[np.arange(len(rows)) - first < np.repeat(np.minimum(taken, sizes), sizes)])
 
 
 def on_selected_genes(adata: AnnData, selected: NDArray[np.bool_]) -> tuple[AnnData, int]:

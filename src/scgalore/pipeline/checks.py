@@ -25,7 +25,7 @@ from scgalore.weights import list_weights, resolve_model_folder
 if TYPE_CHECKING:
     from scgalore.model import SCGPT
 
-__all__ = ["load_model", "settle", "with_genes"]
+__all__ = ["at_most_genes", "load_model", "settle", "with_genes"]
 
 GENES = 3000
 
@@ -73,6 +73,11 @@ def settle(config: RunConfig) -> tuple[RunConfig, CellFile]:
             f"The configuration is of version {config.version}, and this is {__version__}: numbers may differ."
         )
     return settled, file
+
+
+def at_most_genes(config: RunConfig, file: CellFile) -> int:
+    """How many genes would be selected if training cells expressed all of them."""
+    return config.genes or min(GENES, len(file.var))
 
 
 def with_genes(config: RunConfig, n_expressed: int) -> RunConfig:

@@ -109,8 +109,8 @@ class RunConfig:
         Hash of the data; a run from a ``config.json`` refuses other data.
     """
 
-    data: str
-    out: str
+    data: PathLike
+    out: PathLike
     labels_key: str | None = None
     pert_key: str | None = None
     control: str | None = None

@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import torch
 from matplotlib.figure import Figure
 
 from scgalore import pl
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
     from anndata import AnnData
 
     from scgalore.pipeline.findings import Draw
 
-__all__ = ["HISTORY", "SELECTION", "bars", "on_axes", "panels", "umap"]
+__all__ = ["HISTORY", "SELECTION", "bars", "on_axes", "panels", "same_threads", "umap"]
 
 MOST_IN_UMAP = 50_000
 
@@ -83,8 +85,9 @@ def umap(colors: Sequence[str], titles: Sequence[str], n_obs: int) -> dict[str, 
         import scanpy as sc
 
         n_neighbors = min(15, max(2, adata.n_obs - 1))
-        sc.pp.neighbors(adata, use_rep="X_scGPT", n_neighbors=n_neighbors, random_state=0)
-        sc.tl.umap(adata, random_state=0)
+        with same_threads():
+            sc.pp.neighbors(adata, use_rep="X_scGPT", n_neighbors=n_neighbors, random_state=0)
+            sc.tl.umap(adata, random_state=0)
         figure = Figure(figsize=(6.5 * len(colors), 5), layout="constrained")
         axes = figure.subplots(1, len(colors), squeeze=False).ravel()
         for i, (color, title, ax) in enumerate(zip(colors, titles, axes, strict=True)):
@@ -121,6 +124,16 @@ def bars(names: Sequence[str], values: Sequence[float], errors: Sequence[float],
         return figure
 
     return picture
+
+
+@contextmanager
+def same_threads() -> Iterator[None]:
+    """Keep the number of torch's threads: the first use of numba sets it, and another run in the same process would differ."""
+    n_threads = torch.get_num_threads()
+    try:
+        yield
+    finally:
+        torch.set_num_threads(n_threads)
 
 
 def _share_colors(adata: AnnData, source: str, target: str) -> None:

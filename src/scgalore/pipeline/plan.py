@@ -5,17 +5,21 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from scgalore.pipeline.checks import settle
+from scgalore.model import estimate_memory
+from scgalore.pipeline.checks import at_most_genes, settle
 from scgalore.pipeline.folder import FILES, RunFolder
+from scgalore.train.config import TrainConfig
 
 if TYPE_CHECKING:
+    from scgalore.pipeline.cells import CellFile
     from scgalore.pipeline.config import RunConfig
+    from scgalore.train.memory import MemoryEstimate
 
 __all__ = ["plan"]
 
 
 def plan(config: RunConfig, *, force: bool = False, resume: bool = False) -> str:
-    """Check a run and describe it. Weights are not loaded, and no expression is read.
+    """Check a run and describe it. Registered weights are not loaded, and no expression is read.
 
     Parameters
     ----------
@@ -28,6 +32,7 @@ def plan(config: RunConfig, *, force: bool = False, resume: bool = False) -> str
     chosen = {name: value for name, value in vars(settled).items() if value is not None and name != "train_options"}
     width = max(map(len, chosen))
     most = "all" if settled.max_cells is None else f"at most {settled.max_cells:,}"
+    genes = at_most_genes(settled, file)
     return "\n".join(
         [
             f"{file.path} has {len(file.obs):,} cells and {len(file.var):,} genes; {most} cells would be used.",
@@ -35,6 +40,25 @@ def plan(config: RunConfig, *, force: bool = False, resume: bool = False) -> str
             "",
             *(f"{name:<{width}}  {value}" for name, value in chosen.items()),
             "",
+            f"Training, for cells that express all of {genes:,} genes, which few do:",
+            str(_estimate(settled, file, genes)),
+            "",
             "Nothing was written.",
         ]
+    )
+
+
+def _estimate(config: RunConfig, file: CellFile, genes: int) -> MemoryEstimate:
+    options = {**config.train_config(), "accelerator": config.device}
+    if options["batch_size"] == "auto":
+        options["batch_size"] = TrainConfig.batch_size
+    n_classes = None if config.labels_key is None else int(file.obs[config.labels_key].nunique())
+    del options["max_epochs"]
+    return estimate_memory(
+        config.model,
+        n_genes=genes,
+        task=config.task,
+        n_classes=n_classes,
+        checkpointing=options.pop("gradient_checkpointing"),
+        **options,
     )

@@ -123,7 +123,7 @@ class _Run:
             captions = self._draw(adata, findings)
             with self.folder.writing("results.h5ad") as draft:
                 adata.write_h5ad(draft)
-            note(str(self.folder.path / "report.md"))
+            note(f"report.md, {len(captions)} pictures, results.h5ad")
         report = self._report(adata, findings, captions, fitted)
         with self.folder.writing("report.md") as draft:
             draft.write_text(report.text(), encoding="utf-8")

@@ -1,4 +1,4 @@
-"""Tools: each reads an AnnData or MuData, calls a model, and writes documented keys."""
+"""Tools: each reads an AnnData or MuData and writes documented keys; most call a model."""
 
 from scgalore.tl._annotate import annotate
 from scgalore.tl._embed import embed

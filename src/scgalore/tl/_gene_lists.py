@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from scgalore import _logging as logg
 from scgalore.errors import DataError, OptionError
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 __all__ = ["GeneLists", "warn_absent"]
 
 FROM_DATA = (VARIABLE, EXPRESSED, RESPONSIVE)
+SAMPLE = 1000  # names that tell the species
 
 
 @dataclass(frozen=True)
@@ -35,7 +36,7 @@ class GeneLists:
     weights
         Weight of every source, those that come from the data among them.
     asked
-        Names of the lists that the user passed.
+        Names of the lists whose genes the user passed.
     """
 
     must_include: tuple[str, ...] = field(repr=False)
@@ -63,16 +64,15 @@ class GeneLists:
         """
         weights = dict(strategy.weights)
         genes = {name: get_gene_set(name).genes for name in weights if name not in FROM_DATA}
-        asked = _user_sets(gene_sets)
-        shipped = set(list_gene_sets())
-        for name, members in asked.items():
-            if name in (*FROM_DATA, MUST_INCLUDE, TARGETS) or (name in weights and get_gene_set(name).genes != members):
+        own, shipped = _user_sets(gene_sets)
+        for name in own:
+            if name in (*FROM_DATA, MUST_INCLUDE, TARGETS, *weights):
                 msg = f"gene_sets has a set {name!r}, which is the name of another source. Give it another name."
                 raise OptionError(msg)
+        for name, members in {**own, **shipped}.items():
             genes[name] = members
             weights[name] = weights.get(name, 0) + USER_WEIGHT
-        mine = tuple(name for name in asked if name not in shipped)
-        return cls(_names(must_include, "must_include"), genes, weights, mine)
+        return cls(_names(must_include, "must_include"), genes, weights, tuple(own))
 
     def check(self, columns: Sequence[str], species: str) -> None:
         """Refuse lists that cannot be those of the data.
@@ -122,7 +122,7 @@ class GeneLists:
 
 
 def _check_species(columns: Sequence[str], species: str) -> None:
-    mouse = mostly_mouse(columns)
+    mouse = mostly_mouse(columns[:: max(1, len(columns) // SAMPLE)])
     shown = ", ".join(columns[:3])
     if mouse and species == "human":
         msg = (
@@ -138,19 +138,21 @@ def _check_species(columns: Sequence[str], species: str) -> None:
         raise DataError(msg)
 
 
-def _user_sets(gene_sets: Any) -> dict[str, tuple[str, ...]]:
+Sets: TypeAlias = dict[str, tuple[str, ...]]
+
+
+def _user_sets(gene_sets: Any) -> tuple[Sets, Sets]:
+    """The user's own sets, and those that ship and were asked for by name."""
     if gene_sets is None:
-        return {}
+        return {}, {}
     if isinstance(gene_sets, str) and gene_sets in list_gene_sets():
         gene_sets = [gene_sets]
     if isinstance(gene_sets, str | os.PathLike):
-        return {name: found.genes for name, found in read_gmt(gene_sets).items()}
+        return {name: found.genes for name, found in read_gmt(gene_sets).items()}, {}
     if isinstance(gene_sets, Mapping):
-        return {
-            str(name): _names(getattr(genes, "genes", genes), f"gene_sets[{name!r}]")
-            for name, genes in gene_sets.items()
-        }
-    return {name: get_gene_set(name).genes for name in _names(gene_sets, "gene_sets")}
+        given = {str(name): getattr(genes, "genes", genes) for name, genes in gene_sets.items()}
+        return {name: _names(genes, f"gene_sets[{name!r}]") for name, genes in given.items()}, {}
+    return {}, {name: get_gene_set(name).genes for name in _names(gene_sets, "gene_sets")}
 
 
 def _names(values: Any, where: str) -> tuple[str, ...]:

@@ -112,8 +112,11 @@ class GeneScores:
         Raises
         ------
         DataError
-            If there are perturbations, and none that could be compared.
+            If no batch has two cells, or there are perturbations and none that could be compared.
         """
+        if np.bincount(cells.batch[cells.batch >= 0], minlength=1).max() < 2:
+            msg = f"{int(cells.train.sum()):,} training cells, and no batch has two: nothing varies. Check split_key= and batch_key=."
+            raise DataError(msg)
         groups, contexts = cells.groups()
         sizes = np.bincount(groups[groups >= 0], minlength=len(contexts))
         logged = Responses.empty(sizes, contexts, expression.n_vars)
@@ -123,7 +126,8 @@ class GeneScores:
             logged.add(expression.logged(rows), groups[here])
             linear.add(rows if expression.from_counts else _undone(rows, log_base), cells.batch[here])
         if expression.from_counts:
-            variability = -median_rank(standardised_variances(expression.matrix, cells.batch, linear))
+            scores = standardised_variances(expression.matrix, cells.batch, linear)
+            variability = scores[0] if len(scores) == 1 else -median_rank(scores)
         else:
             variability = normalised_dispersions(linear)
         response = None if cells.conditions is None else logged.responsiveness()

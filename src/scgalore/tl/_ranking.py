@@ -166,7 +166,7 @@ def rank_adata(
         "gene_sets": [name for name in lists.genes if name not in plan.weights],
     }
     targets = None if conditions is None else cells.targets()
-    return _ranked(scores, lists, targets, GeneColumns(names, species, scores.mean), rest=plan.rest, params=params)
+    return _ranked(scores, lists, targets, GeneColumns(names, species, scores.mean), params)
 
 
 def _ranked(
@@ -174,8 +174,6 @@ def _ranked(
     lists: GeneLists,
     targets: list[str] | None,
     found: GeneColumns,
-    *,
-    rest: str,
     params: dict[str, Any],
 ) -> Ranking:
     n_vars = len(scores.names)
@@ -196,7 +194,7 @@ def _ranked(
             ranked[source] = scores.by(source)
             rows[source] = (n_vars, n_vars, len(ranked[source]))
     warn_absent(absent)
-    merged = merge(first, ranked, lists.weights, (rest, scores.by(rest)))
+    merged = merge(first, ranked, lists.weights)
     rank, source_of = np.full(n_vars, np.nan), np.full(n_vars, None, dtype=object)
     rank[merged.columns], source_of[merged.columns] = np.arange(len(merged.columns)), merged.sources
     return Ranking(

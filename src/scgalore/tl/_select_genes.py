@@ -91,7 +91,7 @@ def select_genes(
     `adata.var['selected' | key_added]` : :class:`pandas.Series` (dtype `bool`)
         Whether a gene is selected.
     `adata.var['selected_rank' | f'{key_added}_rank']` : :class:`pandas.Series` (dtype `float64`)
-        Place in the ranked list, 0 the best; NaN for genes that no training cell expresses.
+        Place in the ranked list, 0 the best; NaN for genes that no training cell expresses, unless they must be included.
     `adata.var['selected_source' | f'{key_added}_source']` : :class:`pandas.Series` (dtype `category`)
         What placed a gene there.
     `adata.uns['select_genes' | key_added]` : :class:`dict`

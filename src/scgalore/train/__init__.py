@@ -7,7 +7,7 @@ from scgalore.train.config import TrainConfig
 
 if TYPE_CHECKING:
     from scgalore.train.datamodule import PerturbationDataModule, StreamDataModule, TokenDataModule
-    from scgalore.train.memory import MemoryEstimate, estimate_training
+    from scgalore.train.estimate import MemoryEstimate, estimate_training
     from scgalore.train.plan import GaLoreTrainingPlan
     from scgalore.train.runner import TrainResult, fit
 
@@ -25,12 +25,12 @@ __all__ = [
 
 _HOMES = {
     "GaLoreTrainingPlan": "plan",
-    "MemoryEstimate": "memory",
+    "MemoryEstimate": "estimate",
     "PerturbationDataModule": "datamodule",
     "StreamDataModule": "datamodule",
     "TokenDataModule": "datamodule",
     "TrainResult": "runner",
-    "estimate_training": "memory",
+    "estimate_training": "estimate",
     "fit": "runner",
 }
 

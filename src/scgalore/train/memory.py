@@ -1,37 +1,33 @@
-"""Bytes that a training run takes, told before it starts."""
+"""What a run needs beside what is free: the batch size that fits, and a warning where nothing does."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
-import pandas as pd
-import torch
-
 from scgalore import _logging as logg
-from scgalore.adapters import ADAPTERS, attach_adapter
 from scgalore.data.perturbations import PerturbationCells
 from scgalore.data.streaming import TokenStream
 from scgalore.errors import OptionError
-from scgalore.nn import SCGPTNetwork
-from scgalore.optim import OPTIMIZERS, build_optimizer
-from scgalore.optim.expected import weights_of
-from scgalore.optim.memory import format_bytes
-from scgalore.optim.sharded import dealt
-from scgalore.train.activations import FP32, Step, count_activations
 from scgalore.train.config import DEFAULT_BATCH_SIZE, TrainConfig
 from scgalore.train.curriculum import batch_caps
+from scgalore.train.estimate import (
+    Case,
+    MemoryEstimate,
+    alternatives,
+    count_case,
+    estimate_training,
+    readable,
+    training_device,
+)
 from scgalore.train.free import free_memory
 from scgalore.train.processes import training_processes
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterator
-    from typing import Any
-
     from scgalore._typing import PathLike
     from scgalore.data.cells import TokenCells
     from scgalore.data.split import Split
-    from scgalore.nn import SCGPTConfig
+    from scgalore.nn import SCGPTNetwork
     from scgalore.objectives import Objective
 
     Cells = TokenCells | TokenStream | PerturbationCells
@@ -40,231 +36,6 @@ __all__ = ["MemoryEstimate", "estimate_training", "settle_memory"]
 
 MARGIN = 0.8
 """Share of the free memory that ``batch_size="auto"`` fills: an estimate is one."""
-
-SHORTER = (5000, 2500, 1200, 500)
-"""Lengths of cells that an advice may name."""
-
-
-@dataclass(frozen=True)
-class MemoryEstimate:
-    """Bytes of a training run; ``str()`` of it is a table.
-
-    Attributes
-    ----------
-    parameters
-        Weights and buffers of the network as it is trained, with the rows of the gene embedding that it then has.
-    gradients
-        Gradients of what is trained: all of them, or the largest one with ``per_layer_update``.
-    optimizer_state
-        State of the optimizer after its first step; of several processes with ``shard_optimizer``, of that with most.
-    activations
-        What the forward pass keeps for the backward pass.
-    workspace
-        Most that exists beside these at any moment of a step, the batch included; on a CPU also the memory that the
-        allocator holds back.
-    copies
-        On a CPU: the weights of the start and of the best epoch, which a run can go back to, and the whole gene embedding
-        beside the rows that are trained. A GPU has none of them.
-    helps
-        Settings that would lower the peak, the one that lowers it most first, each with the bytes it saves alone.
-    """
-
-    parameters: int
-    gradients: int
-    optimizer_state: int
-    activations: int
-    workspace: int
-    copies: int = 0
-    helps: tuple[tuple[str, int], ...] = ()
-
-    @property
-    def peak(self) -> int:
-        """Sum of the parts, which exist together at the end of a forward pass."""
-        return sum(self._parts().values())
-
-    def _parts(self) -> dict[str, int]:
-        return {part.name: getattr(self, part.name) for part in fields(self) if part.name != "helps"}
-
-    def to_frame(self) -> pd.DataFrame:
-        """One row a part and one for the peak, with columns ``bytes`` and ``share`` (of the peak)."""
-        table = pd.DataFrame({"bytes": {**self._parts(), "peak": self.peak}}).rename_axis("part")
-        return table.assign(share=table["bytes"] / max(self.peak, 1))
-
-    def __str__(self) -> str:
-        rows = [(name.replace("_", " "), size) for name, size in {**self._parts(), "peak": self.peak}.items()]
-        lines = [f"{name:<16} {_readable(size):>10} {size / max(self.peak, 1):>6.0%}" for name, size in rows]
-        lines += [f"{setting} saves {_readable(saved)}" for setting, saved in self.helps]
-        return "\n".join(lines)
-
-
-def estimate_training(
-    network_config: SCGPTConfig,
-    config: TrainConfig,
-    *,
-    n_tokens: int,
-    n_rows: int,
-    batch_size: int,
-    objective: str,
-    on_cpu: bool | None = None,
-    n_processes: int = 1,
-    frozen: Collection[str] = (),
-) -> MemoryEstimate:
-    """Count the bytes of a run, from sizes alone.
-
-    Parameters
-    ----------
-    network_config
-        The network, with the classes it is to have.
-    config
-        How to train. ``compile`` is not looked at.
-    n_tokens
-        Tokens of the longest cell, ``<cls>`` included.
-    n_rows
-        Rows of the gene embedding that batches may hold, for ``embedding="rows"``.
-    batch_size
-        Cells of a batch.
-    objective
-        ``"classification"``, ``"masked_expression"`` or ``"perturbation"``.
-    on_cpu
-        Whether a CPU trains; as ``config.accelerator`` says when left out.
-    n_processes
-        Processes that train together.
-    frozen
-        Names of parameters that are not trained.
-
-    Returns
-    -------
-    The estimate, with the settings that would lower it.
-    """
-    on_cpu = training_device(config).type == "cpu" if on_cpu is None else on_cpu
-    case = _Case(network_config, config, n_tokens, n_rows, batch_size, objective, on_cpu, n_processes, tuple(frozen))
-    estimate = _estimate(case)
-    saved = {label: estimate.peak - _estimate(other).peak for label, other in _alternatives(case)}
-    helps = sorted(((label, size) for label, size in saved.items() if size > 0), key=lambda help_: -help_[1])
-    return replace(estimate, helps=tuple(helps))
-
-
-def training_device(config: TrainConfig) -> torch.device:
-    """Device that ``config.accelerator`` names on this machine."""
-    if config.accelerator in ("cuda", "gpu") or (config.accelerator == "auto" and torch.cuda.is_available()):
-        return torch.device("cuda")
-    on_mps = config.accelerator == "mps" or (config.accelerator == "auto" and torch.backends.mps.is_available())
-    return torch.device("mps" if on_mps else "cpu")
-
-
-@dataclass(frozen=True)
-class _Case:
-    network: SCGPTConfig
-    config: TrainConfig
-    n_tokens: int
-    n_rows: int
-    batch_size: int
-    objective: str
-    on_cpu: bool
-    n_processes: int = 1
-    frozen: tuple[str, ...] = ()
-
-
-def _estimate(case: _Case) -> MemoryEstimate:
-    config = case.config
-    network = _meta_network(case)
-    trained = [param for param in network.parameters() if param.requires_grad]
-    parameters = sum(t.numel() * t.dtype.itemsize for t in (*network.parameters(), *network.buffers()))
-    sizes = [param.numel() * param.dtype.itemsize for param in trained]
-    gradients = max(sizes) if config.per_layer_update else sum(sizes)
-    state, work = _optimizer_bytes(case, network)
-    step = count_activations(_step(case, network))
-    # The optimizer steps when the activations are gone. DDP sends copies of the gradients.
-    workspace = max(step.transient, work - step.kept) + step.held + gradients * (case.n_processes > 1)
-    copies = 0
-    if case.on_cpu:
-        table = case.network.n_tokens * case.network.d_model * FP32
-        copies = 2 * parameters + table * (config.embedding == "rows")
-    return MemoryEstimate(parameters, gradients, state, step.kept, workspace, copies)
-
-
-def _meta_network(case: _Case) -> SCGPTNetwork:
-    """The network as :func:`scgalore.model.training.trainable` makes it, without memory."""
-    config, sizes = case.config, case.network
-    if config.embedding == "rows":
-        n_rows = min(case.n_rows, sizes.n_tokens)
-        sizes = sizes.replace(n_tokens=n_rows, pad_id=n_rows - 1)
-    with torch.device("meta"):
-        network = SCGPTNetwork(sizes)
-        for name, param in network.named_parameters():
-            param.requires_grad = name not in case.frozen
-        if config.embedding == "frozen":
-            network.encoder.embedding.weight.requires_grad = False
-        if config.adapter is not None:
-            attach_adapter(config.adapter, network, **config.adapter_options)
-    return network
-
-
-def _optimizer_bytes(case: _Case, network: SCGPTNetwork) -> tuple[int, int]:
-    config = case.config
-    spec = OPTIMIZERS[config.optimizer]
-    options = {**spec.options, **config.optimizer_options}
-    built = build_optimizer(config.optimizer, network, weight_decay=config.weight_decay, **config.optimizer_options)
-    weights = weights_of(built)
-    work = spec.count_work(weights[:1] if config.per_layer_update else weights, options)
-    if not (config.shard_optimizer and case.n_processes > 1):
-        return spec.count_state(weights, options), work
-    owners = dealt([param for param, _ in weights], case.n_processes)
-    shares = [[pair for pair in weights if owners[pair[0]] == rank] for rank in range(case.n_processes)]
-    return max(spec.count_state(share, options) for share in shares), work
-
-
-def _step(case: _Case, network: SCGPTNetwork) -> Step:
-    config, sizes = case.config, case.network
-    entry = (network.encoder, network.value_encoder, network.pert_encoder, network.bn)
-    factors = 0
-    if config.adapter is not None:
-        n_layers = sum(name.endswith((".lora_A", ".A")) or ".lora_A." in name for name, _ in network.named_parameters())
-        options = {**ADAPTERS[config.adapter].options, **config.adapter_options}
-        per_layer = options["rank"] * (2 if config.adapter == "lte" else 1)
-        factors = per_layer * n_layers // sizes.n_layers
-        # Query, key and value are layers of their own, and autocast casts the input for each.
-        factors += 2 * sizes.d_model * (config.precision != "32-true")
-    return Step(
-        sizes,
-        case.objective,
-        case.batch_size,
-        case.n_tokens,
-        half=config.precision != "32-true",
-        checkpointing=config.gradient_checkpointing,
-        dropout=sizes.dropout if config.dropout is None else config.dropout,
-        on_cpu=case.on_cpu,
-        padded=case.batch_size > 1,
-        frozen_input=not any(p.requires_grad for part in entry if part is not None for p in part.parameters()),
-        trains_table=network.encoder.embedding.weight.requires_grad,
-        factors=factors,
-    )
-
-
-def _alternatives(case: _Case) -> Iterator[tuple[str, _Case]]:
-    """One setting changed at a time."""
-    config = case.config
-
-    def turned(**changes: Any) -> _Case:
-        return replace(case, config=replace(config, **changes))
-
-    if not config.gradient_checkpointing:
-        yield "gradient_checkpointing=True", turned(gradient_checkpointing=True)
-    if config.precision == "32-true":
-        yield 'precision="bf16-mixed"', turned(precision="bf16-mixed")
-    if config.optimizer != "galore":
-        yield 'optimizer="galore"', turned(optimizer="galore", optimizer_options={})
-    if config.embedding == "full":
-        yield 'embedding="rows"', turned(embedding="rows")
-    if case.batch_size > 1:
-        half = case.batch_size // 2
-        more = "" if config.per_layer_update else f", accumulate={2 * config.accumulate}"
-        by_tokens = config.batch_tokens is not None or config.curriculum is not None
-        cap = f"batch_tokens={half * case.n_tokens}" if by_tokens else f"batch_size={half}"
-        yield cap + more, replace(case, batch_size=half)
-    shorter = next((length for length in SHORTER if length < 0.8 * case.n_tokens), None)
-    if shorter is not None:
-        yield f"max_length={shorter}", replace(case, n_tokens=shorter)
 
 
 def settle_memory(
@@ -311,16 +82,16 @@ def settle_memory(
     if device.type != "cuda":
         free = free * processes.num_nodes // processes.size + spent
     case = _case(network, cells, split, objective, config, on_cpu=device.type == "cpu", n_processes=processes.size)
-    estimate = _estimate(case)
+    estimate = count_case(case)
     if automatic and not chosen and not isinstance(cells, TokenStream):
         while estimate.peak > MARGIN * free and isinstance(config.batch_size, int) and config.batch_size > 1:
             more = 1 if config.per_layer_update else 2
             config = replace(config, batch_size=config.batch_size // 2, accumulate=config.accumulate * more)
             case = _case(network, cells, split, objective, config, on_cpu=case.on_cpu, n_processes=1)
-            estimate = _estimate(case)
+            estimate = count_case(case)
         logg.info(
-            f"    batch_size={config.batch_size}, accumulate={config.accumulate}: {_readable(estimate.peak)} of "
-            f"{_readable(free)} that are free"
+            f"    batch_size={config.batch_size}, accumulate={config.accumulate}: {readable(estimate.peak)} of "
+            f"{readable(free)} that are free"
         )
     if estimate.peak > free:
         _warn(case, estimate, free)
@@ -349,13 +120,13 @@ def _case(
     *,
     on_cpu: bool,
     n_processes: int,
-) -> _Case:
+) -> Case:
     n_cells, n_tokens = _largest_batch(cells, split, config)
     sizes = network.config
     if cells.classes:
         sizes = sizes.replace(n_classes=len(cells.classes))
     frozen = tuple(name for name, param in network.named_parameters() if not param.requires_grad)
-    return _Case(
+    return Case(
         sizes, config, n_tokens, len(cells.tokens()), n_cells, objective.name, on_cpu, n_processes, frozen=frozen
     )
 
@@ -377,19 +148,15 @@ def _largest_batch(cells: Cells, split: Split | None, config: TrainConfig) -> tu
     return n_cells, longest
 
 
-def _warn(case: _Case, estimate: MemoryEstimate, free: int) -> None:
-    peaks = {label: _estimate(other).peak for label, other in _alternatives(case)}
+def _warn(case: Case, estimate: MemoryEstimate, free: int) -> None:
+    peaks = {label: count_case(other).peak for label, other in alternatives(case)}
     lowest = min(peaks, key=lambda label: peaks[label], default=None)
     advice = ""
     if lowest is not None and peaks[lowest] < estimate.peak:
         fits = "fits" if peaks[lowest] <= free else "is still too much"
-        advice = f" What helps most is {lowest}: {_readable(peaks[lowest])}, which {fits}."
+        advice = f" What helps most is {lowest}: {readable(peaks[lowest])}, which {fits}."
     logg.warning(
-        f"training may take {_readable(estimate.peak)} of memory and {_readable(free)} are free. A batch of "
-        f"{case.batch_size} cells of {case.n_tokens:,} tokens keeps {_readable(estimate.activations)} for the backward "
+        f"training may take {readable(estimate.peak)} of memory and {readable(free)} are free. A batch of "
+        f"{case.batch_size} cells of {case.n_tokens:,} tokens keeps {readable(estimate.activations)} for the backward "
         f"pass.{advice} sg.estimate_memory tells more."
     )
-
-
-def _readable(size: int) -> str:
-    return f"{size / 1e9:.2f} GB" if abs(size) >= 1e9 else format_bytes(size)

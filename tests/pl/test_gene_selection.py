@@ -1,0 +1,57 @@
+import numpy as np
+import pytest
+from anndata import AnnData
+from matplotlib import pyplot as plt
+from mudata import MuData
+
+import scgalore as sg
+from scgalore.errors import DataError, MissingKeyError
+
+
+@pytest.fixture
+def chosen(pbmc: AnnData) -> AnnData:
+    sg.tl.select_genes(pbmc, 200, must_include=["CD3D", "CD8A"])
+    return pbmc
+
+
+def test_shares_are_those_of_the_ranked_list(chosen: AnnData) -> None:
+    ax = sg.pl.gene_selection(chosen, show=False)
+    assert ax is not None
+    table = chosen.uns["select_genes"]["sources"]
+    _, labels = ax.get_legend_handles_labels()
+    assert labels == [f"{name.replace('_', ' ')} ({n})" for name, n in table["n_selected"].items()]
+    best = chosen.var[chosen.var["selected"]]
+    expected = best["selected_source"].value_counts()
+    below = 0.0
+    for band, name in zip(ax.collections, table.index, strict=True):
+        outline = np.asarray(band.get_paths()[0].vertices)
+        heights = outline[outline[:, 0] == 200, 1]
+        assert heights.min() == pytest.approx(below)
+        below = heights.max()
+        assert below - heights.min() == pytest.approx(100 * expected[name] / 200)
+    assert below == pytest.approx(100)
+    assert {np.asarray(line.get_xdata())[0] for line in ax.lines} == {200}
+
+
+def test_it_draws_on_given_axes_and_changes_nothing(chosen: AnnData) -> None:
+    before = chosen.copy()
+    _, ax = plt.subplots()
+    assert sg.pl.gene_selection(chosen, ax=ax) is ax
+    assert list(chosen.uns) == list(before.uns)
+    assert chosen.var.equals(before.var)
+
+
+def test_another_key_is_read(pbmc: AnnData) -> None:
+    sg.tl.select_genes(pbmc, 50, "expressed", key_added="mine")
+    ax = sg.pl.gene_selection(pbmc, "mine", show=False)
+    assert ax is not None
+    assert "50 of 765" in ax.get_title()
+
+
+def test_what_is_missing_is_named(pbmc: AnnData) -> None:
+    with pytest.raises(MissingKeyError, match=r"sg\.tl\.select_genes\(adata\)"):
+        sg.pl.gene_selection(pbmc)
+    with pytest.raises(MissingKeyError, match="key_added='mine'"):
+        sg.pl.gene_selection(pbmc, "mine")
+    with pytest.raises(DataError, match=r"mdata\['rna'\]"):
+        sg.pl.gene_selection(MuData({"rna": AnnData(np.ones((2, 2), dtype=np.float32))}))

@@ -1,0 +1,47 @@
+"""The page about memory: its code runs, and its numbers are those that the code gives."""
+
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+PAGE = (Path(__file__).parents[1] / "docs" / "fit-your-card.md").read_text(encoding="utf-8")
+CARDS = (8, 12, 16, 24)
+SETTINGS: dict[str, dict[str, Any]] = {
+    "AdamW, float32, whole table": {"optimizer": "adamw", "embedding": "full"},
+    "the default: GaLore, rows": {},
+    '`precision="bf16-mixed"`': {"precision": "bf16-mixed"},
+    "`gradient_checkpointing=True`": {"precision": "bf16-mixed", "checkpointing": True},
+}
+
+
+def blocks(language: str) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```$", PAGE, flags=re.MULTILINE | re.DOTALL)
+
+
+@pytest.fixture(scope="module")
+def names() -> dict[str, Any]:
+    """What the page's code has defined once all of it has run."""
+    made: dict[str, Any] = {}
+    for code in blocks("python"):
+        exec(compile(code, "fit-your-card.md", "exec"), made)
+    return made
+
+
+def test_the_table_is_that_of_the_first_estimate(names: dict[str, Any]) -> None:
+    assert blocks("text") == [f"{names['estimate']}\n"]
+
+
+@pytest.mark.parametrize("genes", [1200, 5000])
+def test_what_fits_is_what_the_code_says(names: dict[str, Any], genes: int) -> None:
+    rows = re.findall(rf"^\| {genes:,} \| (.+?) \| (.+?) \|$", PAGE, flags=re.MULTILINE)
+    assert [name for name, _ in rows] == list(SETTINGS)
+    for name, cells in rows:
+        fits = [names["cells_that_fit"](card, n_genes=genes, **SETTINGS[name]) for card in CARDS]
+        assert cells.split(" | ") == [str(number) for number in fits]
+
+
+def test_the_drawing_ends_with_the_last_setting(names: dict[str, Any]) -> None:
+    assert [label.get_text() for label in names["axes"].get_yticklabels()] == list(names["table"].index)
+    assert names["table"]["peak"].is_monotonic_decreasing

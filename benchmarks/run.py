@@ -26,6 +26,8 @@ SCRIPTS = {
     "perturbation_scores": "how long scoring predicted perturbations takes",
     "perturbation_priors": "rules that a perturbation model may start from, on other data",
     "perturbation_ablation": "one decision of a perturbation model turned back at a time",
+    "memory_estimate": "what sg.estimate_memory says beside what is measured",
+    "long_cells": "one cell of 5,000 tokens: attention that keeps its maps against our best settings",
     "curriculum": "few genes first against all genes from the start: losses, accuracy, time",
     "gpu": "cells/s on a GPU, where there is one",
 }

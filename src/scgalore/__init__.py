@@ -25,6 +25,7 @@ if TYPE_CHECKING:
         weights,
     )
     from scgalore._settings import settings
+    from scgalore.model import estimate_memory
 
 __version__ = version("scgalore")
 
@@ -54,6 +55,7 @@ __all__ = [
     "data",
     "datasets",
     "errors",
+    "estimate_memory",
     "genes",
     "get",
     "model",
@@ -75,6 +77,8 @@ def __getattr__(name: str) -> Any:
     # Rooms load on first use (PEP 562): torch, scanpy and scvi take seconds, and a script may need only one of them.
     if name in _ROOMS:
         return import_module(f"scgalore.{name}")
+    if name == "estimate_memory":
+        return import_module("scgalore.model").estimate_memory
     if name == "settings":
         return import_module("scgalore._settings").settings
     msg = f"module 'scgalore' has no attribute {name!r}"

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 __all__ = ["Expression"]
 
 BATCH = 16
-RULES = ("each gene's mean bin", "mean bin of all genes")
+RULES = ("each gene's mean bin", "mean bin of all genes", "mean visible bin of the cell")
 
 
 class Expression(CellSplit):
@@ -73,8 +73,8 @@ class Expression(CellSplit):
                 "## Masked values of held-out cells",
                 markdown_table(("method", "squared error", "test cells"), rows),
                 "Mean over the test cells of the squared error at masked positions, in bins of expression, ± its standard "
-                f"error. {MaskedExpression().mask_ratio:.0%} of the genes of each cell were masked, once and for all methods alike. The two rules "
-                "know nothing of the cell: they answer with means over the training cells. This is a loss and not a task: "
+                f"error. {MaskedExpression().mask_ratio:.0%} of the genes of each cell were masked, once and for all methods alike. The first two rules "
+                "know nothing of the cell and answer with means over the training cells; the third knows nothing else. This is a loss and not a task: "
                 "it says whether the network has learnt how genes go together, and not what its embeddings are worth.",
             ]
         )
@@ -103,11 +103,11 @@ class Expression(CellSplit):
         means: NDArray[np.float64],
         overall: float,
     ) -> list[NDArray[np.float64]]:
-        """Squared error of each test cell, averaged over its masked positions: of the network and of the two rules."""
+        """Squared error of each test cell, averaged over its masked positions: of the network and of the rules."""
         objective = MaskedExpression(mask_value=model.network.config.mask_value)
         device = RunOptions.of(accelerator=self.config.device).device
         network = model.network.to(device).eval()
-        errors: list[list[NDArray[np.float64]]] = [[], [], []]
+        errors: list[list[NDArray[np.float64]]] = [[] for _ in ("network", *RULES)]
         try:
             for start in range(0, len(rows), BATCH):
                 batch = objective.corrupt(
@@ -125,7 +125,10 @@ class Expression(CellSplit):
                 with torch.inference_mode():
                     encoded = network.encode(here.genes, here.values, here.padding_if_any)
                     predicted = network.expression(encoded, here.values)[0].float().cpu().numpy()
-                for part, values in zip(errors, (predicted, means[genes], overall), strict=True):
+                visible = ~masked & ~batch.padding.numpy()
+                visible[:, 0] = False  # <cls>
+                of_cell = (targets * visible).sum(axis=1) / np.maximum(visible.sum(axis=1), 1)
+                for part, values in zip(errors, (predicted, means[genes], overall, of_cell[:, None]), strict=True):
                     squared = np.where(masked, (values - targets.astype(np.float64)) ** 2, 0)
                     part.append(squared.sum(axis=1) / np.maximum(masked.sum(axis=1), 1))
         finally:

@@ -43,11 +43,11 @@ import scgalore as sg
 from scgalore.data.labels import encode_labels
 from scgalore.data.sampler import BatchRequest, sorted_batches
 from scgalore.data.split import Split, random_split
-from scgalore.pipeline.measure import versions
 from scgalore.errors import DataError, OptionError
 from scgalore.model import SCGPT
 from scgalore.objectives import MaskedExpression
 from scgalore.optim import OPTIMIZERS
+from scgalore.pipeline.measure import versions
 from scgalore.train import TrainConfig
 
 if TYPE_CHECKING:

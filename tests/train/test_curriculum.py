@@ -152,7 +152,7 @@ class TestRun:
             cells,
             split,
             TrainConfig(curriculum=self.curriculum, max_epochs=5, batch_size=8, **options),
-            objective=watched,  # type: ignore[arg-type]
+            objective=watched,
         )
         return watched
 
@@ -201,7 +201,7 @@ class TestRun:
     def test_one_phase_of_all_genes_with_the_same_caps_is_no_curriculum(
         self, few: AnnData, ranked: TokenCells, make_model: Callable[..., SCGPT], split_of_few: Any
     ) -> None:
-        caps = {"max_epochs": 2, "batch_size": 1000, "batch_tokens": 300}
+        caps: dict[str, Any] = {"max_epochs": 2, "batch_size": 1000, "batch_tokens": 300}
         fitted = []
         for curriculum in (None, [10_000]):
             one = make_model(few.var_names)
@@ -322,7 +322,7 @@ class TestPerturbations:
         network = flag_network()
         watched = Watched(Perturbation())
         config = TrainConfig(curriculum=curriculum, max_epochs=4, batch_size=4, **options)
-        result = fit(network, cells, flagged_split(), watched, config)  # type: ignore[arg-type]
+        result = fit(network, cells, flagged_split(), watched, config)
         return watched, result
 
     def test_training_shows_a_prefix_and_what_is_perturbed_in_its_cells(self) -> None:

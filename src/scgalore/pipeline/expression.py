@@ -66,6 +66,7 @@ class Expression(CellSplit):
             method: {"mse": float(values.mean()), "mse_se": float(values.std(ddof=1) / np.sqrt(n)) if n > 1 else 0.0}
             for method, values in zip((name, *RULES), errors, strict=True)
         }
+        rival = min(RULES, key=lambda rule: found[rule]["mse"])
         of = [with_error(row["mse"], row["mse_se"]) for row in found.values()]
         rows = [(method, text, str(n)) for method, text in zip(found, of, strict=True)]
         section = "\n\n".join(
@@ -84,7 +85,7 @@ class Expression(CellSplit):
         )
         return Findings(
             {"test": {"n": n, **found[name]}, "baselines": {rule: found[rule] for rule in RULES}},
-            f"squared error {found[name]['mse']:.2f} ({RULES[0]} {found[RULES[0]]['mse']:.2f}) on {n:,} test cells",
+            f"squared error {found[name]['mse']:.2f} ({rival} {found[rival]['mse']:.2f}) on {n:,} test cells",
             [section],
             {
                 "masked_expression.png": ("Squared error at masked positions; less is better.", picture),

@@ -20,6 +20,7 @@ ROOMS = (
     "objectives",
     "optim",
     "perturb",
+    "pipeline",
     "pl",
     "pp",
     "tl",

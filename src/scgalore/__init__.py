@@ -25,7 +25,7 @@ if TYPE_CHECKING:
         weights,
     )
     from scgalore._settings import settings
-    from scgalore.model import estimate_memory
+    from scgalore.model.memory import estimate_memory
 
 __version__ = version("scgalore")
 
@@ -78,7 +78,7 @@ def __getattr__(name: str) -> Any:
     if name in _ROOMS:
         return import_module(f"scgalore.{name}")
     if name == "estimate_memory":
-        return import_module("scgalore.model").estimate_memory
+        return import_module("scgalore.model.memory").estimate_memory
     if name == "settings":
         return import_module("scgalore._settings").settings
     msg = f"module 'scgalore' has no attribute {name!r}"

@@ -7,7 +7,8 @@ import pytest
 from anndata import AnnData
 
 from scgalore.errors import OptionError
-from scgalore.model import SCGPT, estimate_memory, savings
+from scgalore.model import SCGPT, savings
+from scgalore.model.memory import estimate_memory
 from scgalore.nn import SCGPTConfig
 from scgalore.train import MemoryEstimate, TrainConfig, estimate_training
 

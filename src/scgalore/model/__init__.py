@@ -1,6 +1,6 @@
 """Models as users hold them, and the memory they take in training."""
 
-from scgalore.model.memory import estimate_memory, savings
+from scgalore.model.memory import savings
 from scgalore.model.scgpt import SCGPT
 
-__all__ = ["SCGPT", "estimate_memory", "savings"]
+__all__ = ["SCGPT", "savings"]

@@ -90,8 +90,8 @@ def estimate_memory(
     Examples
     --------
     >>> import scgalore as sg
-    >>> estimate = sg.model.estimate_memory("scgpt", n_genes=1200, batch_size=8, accelerator="cuda")
-    >>> less = sg.model.estimate_memory("scgpt", n_genes=1200, batch_size=8, checkpointing=True, accelerator="cuda")
+    >>> estimate = sg.estimate_memory("scgpt", n_genes=1200, batch_size=8, accelerator="cuda")
+    >>> less = sg.estimate_memory("scgpt", n_genes=1200, batch_size=8, checkpointing=True, accelerator="cuda")
     >>> less.peak < estimate.peak / 3
     True
     """

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from scgalore.model import estimate_memory
+from scgalore.model.memory import estimate_memory
 from scgalore.pipeline.checks import at_most_genes, settle
 from scgalore.pipeline.folder import FILES, RunFolder
 from scgalore.train.config import TrainConfig

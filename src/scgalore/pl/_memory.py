@@ -32,7 +32,7 @@ def memory(data: Any, *, ax: Axes | None = None, show: bool | None = None) -> Ax
     Parameters
     ----------
     data
-        Result of :func:`scgalore.model.savings`; or an estimate of :func:`scgalore.model.estimate_memory`, or several by
+        Result of :func:`scgalore.model.savings`; or an estimate of :func:`scgalore.estimate_memory`, or several by
         name.
     {ax}
     {show}

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
     import pandas as pd
     from mudata import MuData
+    from numpy.typing import NDArray
 
 __all__ = ["resolve_adata", "write_obs", "write_var"]
 
@@ -66,51 +67,32 @@ def write_obs(data: AnnData | MuData, adata: AnnData, keys: Iterable[str], mod: 
     mod
         Name of the modality.
     """
-    if not _is_mudata(data):
-        return
+    if _is_mudata(data):
+        _show(data, "obs", adata.obs, adata.obs_names.get_indexer(data.obs_names), keys, mod)
+
+
+def write_var(data: AnnData | MuData, adata: AnnData, keys: Iterable[str], mod: str = "rna") -> None:
+    """Show columns of a modality in the var of its MuData, as :func:`write_obs` does for obs."""
+    if _is_mudata(data):
+        # By mudata's map and not by name: a protein may be called like a gene. It counts from 1; 0 is of another modality.
+        place = np.asarray(data.varmap[mod]).ravel().astype(np.int64) - 1
+        _show(data, "var", adata.var, place, keys, mod)
+
+
+def _show(data: MuData, slot: str, own: pd.DataFrame, place: NDArray[np.int64], keys: Iterable[str], mod: str) -> None:
+    """Bring columns to other rows, of which each has its place among the own ones; -1 becomes a missing value."""
     with warnings.catch_warnings():
         # Writing turns a view into an object of its own, as it does everywhere in scanpy; mudata's way there warns of
         # what its next version will do.
         warnings.simplefilter("ignore", ImplicitModificationWarning)
         warnings.simplefilter("ignore", FutureWarning)
         for key in keys:
-            data.obs[f"{mod}:{key}"] = _aligned(adata.obs[key], data.obs_names)
-
-
-def write_var(data: AnnData | MuData, adata: AnnData, keys: Iterable[str], mod: str = "rna") -> None:
-    """Show columns of a modality in the var of its MuData, as ``"{mod}:{key}"``.
-
-    Parameters
-    ----------
-    data
-        What the user holds; nothing is done for an AnnData.
-    adata
-        The modality, with the columns already in its var.
-    keys
-        Columns to show.
-    mod
-        Name of the modality.
-    """
-    if not _is_mudata(data):
-        return
-    # By position and not by name: a protein may be called like a gene. The map counts from 1; 0 is a row of another modality.
-    place = np.asarray(data.varmap[mod]).ravel().astype(np.int64) - 1
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ImplicitModificationWarning)
-        warnings.simplefilter("ignore", FutureWarning)
-        for key in keys:
-            column = adata.var[key].reset_index(drop=True)
+            column = own[key].reset_index(drop=True)
             if column.dtype == bool and (place < 0).any():
+                # Plain bool with holes becomes an object column, which no h5mu file can hold.
                 column = column.astype("boolean")
-            data.var[f"{mod}:{key}"] = column.reindex(place).set_axis(data.var_names)
-
-
-def _aligned(column: pd.Series, names: pd.Index) -> pd.Series:
-    """Bring a column to other rows by name; rows that it lacks are missing values."""
-    if column.dtype == bool and not names.isin(column.index).all():
-        # Plain bool with holes becomes an object column, which no h5mu file can hold.
-        column = column.astype("boolean")
-    return column.reindex(names)
+            table = getattr(data, slot)  # another one after a view was written to
+            table[f"{mod}:{key}"] = column.reindex(place).set_axis(table.index)
 
 
 def _is_mudata(data: Any) -> bool:

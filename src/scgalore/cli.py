@@ -206,7 +206,7 @@ def run(
         str | None,
         typer.Option(
             help="Genes of each phase, as in 500,1200.",
-            show_default="500,1200,2500,5000 and all",
+            show_default="500,1200,2500 and all",
             rich_help_panel=TRAINING,
         ),
     ] = None,

@@ -209,6 +209,21 @@ class TestRun:
             fitted.append(one)
         assert differences(fitted[0].network.state_dict(), fitted[1].network.state_dict()) == []
 
+    @pytest.mark.parametrize(("last", "warned"), [(50, True), (10_000, False)])
+    def test_genes_that_training_never_shows_are_warned_of(
+        self,
+        ranked: TokenCells,
+        model: SCGPT,
+        split_of_few: Any,
+        caplog: pytest.LogCaptureFixture,
+        last: int,
+        warned: bool,
+    ) -> None:
+        config = TrainConfig(curriculum=[20, last], max_epochs=2)
+        with caplog.at_level("WARNING", logger="scgalore"):
+            model.fit(ranked, split_of_few, config)
+        assert ("trains on 50 of" in caplog.text) is warned
+
     def test_patience_counts_epochs_of_the_last_phase(
         self, ranked: TokenCells, model: SCGPT, split_of_few: Any
     ) -> None:

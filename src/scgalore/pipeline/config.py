@@ -90,7 +90,7 @@ class RunConfig:
         ``"progressive"`` trains on the best-ranked genes first and on more in each phase, ``"plain"`` on all of them from
         the start.
     phases
-        Genes of each phase; ``None`` is 500, 1,200, 2,500 and 5,000 as far as there are more, then all.
+        Genes of each phase; ``None`` is 500, 1,200 and 2,500 as far as there are more, then all.
     max_cells
         Most cells to work with, drawn at random within classes or perturbations; ``None`` takes all.
     epochs

@@ -51,9 +51,9 @@ class TrainConfig:
         a step takes about the same time and memory; a longer cell is a batch by itself. ``batch_size`` is a cap beside
         it: raise that to let tokens decide. ``None`` sets no cap.
     curriculum
-        Train on the best-ranked genes first and on more of them in each phase: ``True`` for 500, 1,200, 2,500 and 5,000
+        Train on the best-ranked genes first and on more of them in each phase: ``True`` for 500, 1,200, 2,500 and then all
         genes, a list of rising numbers, which share the epochs out evenly, or a dict of numbers of genes and their epochs. A
-        phase of as many genes as are ranked, or more, trains on all. Batches have about as many tokens in every phase as
+        phase of as many genes as are ranked, or more, trains on all; let the last one be such. Batches have about as many tokens in every phase as
         ``batch_size`` cells have with all genes, or ``batch_tokens``; the learning rate rises anew after a switch, over the
         share ``warmup`` of the phase, and GaLore finds new subspaces. Validation uses all genes in every phase, and
         ``patience`` counts epochs of the last one.

@@ -24,7 +24,10 @@ if TYPE_CHECKING:
 
 __all__ = ["DEFAULT_GENES", "Phase", "batch_caps", "check_curriculum", "plan_phases", "rewarmed"]
 
-DEFAULT_GENES = (500, 1200, 2500, 5000)
+ALL = 2**31 - 1
+"""More genes than any data have."""
+
+DEFAULT_GENES = (500, 1200, 2500, ALL)
 """Genes of each phase for ``curriculum=True``."""
 
 MOST_WARMUP = 100

@@ -204,6 +204,11 @@ def _phases(cells: TokenCells | TokenStream | PerturbationCells, config: TrainCo
     phases = plan_phases(config, len(cells.ranked))
     said = [f"{'all' if phase.n_genes is None else phase.n_genes} ({phase.stop - phase.start})" for phase in phases]
     logg.info(f"    curriculum, genes (epochs): {', '.join(said)}")
+    if phases[-1].n_genes is not None:
+        logg.warning(
+            f"the last phase of the curriculum trains on {phases[-1].n_genes:,} of {_n_known(cells):,} genes, and validation and "
+            "all that follows use the others as well. End with more genes, or pass adata[:, adata.var['selected']]."
+        )
     return phases
 
 
@@ -211,8 +216,11 @@ def _genes_by_epoch(cells: TokenCells | TokenStream | PerturbationCells, phases:
     """How many genes training shows in each epoch; nothing where that is always all."""
     if isinstance(cells, TokenStream) or all(phase.n_genes is None for phase in phases):
         return []
-    n_all = int((cells.tokenizer.token_ids >= 0).sum())
-    return [phase.n_genes or n_all for phase in phases for _ in range(phase.start, phase.stop)]
+    return [phase.n_genes or _n_known(cells) for phase in phases for _ in range(phase.start, phase.stop)]
+
+
+def _n_known(cells: TokenCells | PerturbationCells) -> int:
+    return int((cells.tokenizer.token_ids >= 0).sum())
 
 
 def _callbacks(config: TrainConfig, history: History, best: BestWeights, *, first_epoch: int) -> list[Callback]:

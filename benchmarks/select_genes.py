@@ -26,8 +26,8 @@ def compare(report: Report, arguments: argparse.Namespace, name: str, load: dict
     n_rounds = arguments.rounds or (1 if arguments.quick else 5)
     n_columns = 3 if arguments.quick else 20
     with (
-        Side("benchmarks.selectors", threads=arguments.threads) as ours,
-        Side("benchmarks.selectors", threads=arguments.threads) as scanpy,
+        Side("benchmarks.gene_side", threads=arguments.threads) as ours,
+        Side("benchmarks.gene_side", threads=arguments.threads) as scanpy,
     ):
         about = ours.ask("load", **load).value
         scanpy.ask("load", **load)

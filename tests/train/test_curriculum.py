@@ -312,14 +312,14 @@ def test_another_ranking_or_curriculum_is_another_run(
 
 
 class TestRefusals:
-    def test_genes_without_ranks(self, few: AnnData, model: SCGPT) -> None:
+    def test_genes_without_ranks(self, few: AnnData, model: SCGPT, split_of_few: Any) -> None:
         with pytest.raises(MissingKeyError, match=r"No column 'selected_rank'.*sg\.tl\.select_genes\(adata\)"):
             model.train(few, curriculum=[20, 50])
         few.var["mine_rank"] = np.nan
         with pytest.raises(DataError, match="ranks no gene"):
             model.train(few, curriculum=[20, 50], genes_key="mine")
         with pytest.raises(OptionError, match="needs a ranking of the genes"):
-            model.fit(model.cells(few), None, TrainConfig(curriculum=[20, 50]))
+            model.fit(model.cells(few), split_of_few, TrainConfig(curriculum=[20, 50]))
 
     def test_phase_that_leaves_no_cell(self, few: AnnData, model: SCGPT) -> None:
         never = np.asarray(few.X.sum(axis=0)).ravel().argmin()

@@ -46,18 +46,17 @@ STEPS: dict[str, dict[str, Any]] = {
 }
 
 
-def take(name: str, size: Size, length: int, threads: int) -> tuple[int, Answer]:
+def take(name: str, size: Size, length: int, side: Side) -> tuple[int, Answer]:
     """Bytes kept, and a pass forwards and backwards."""
     how = dict(STEPS[name])
     kind = how.pop("kind")
-    with environment(GIVES_BACK if name == BEST_BACK else {}), Side("benchmarks.steps", threads=threads) as side:
-        side.ask("build", size=asdict(size))
-        side.ask("attend", kind=kind)
-        side.ask("make_batch", n_cells=1, length=32)
-        side.ask("pass_both", **how)
-        side.ask("make_batch", n_cells=1, length=length)
-        answer = side.ask("pass_both", **how)
-        kept = side.ask("saved_bytes", **how).value
+    side.ask("build", size=asdict(size))
+    side.ask("attend", kind=kind)
+    side.ask("make_batch", n_cells=1, length=32)
+    side.ask("pass_both", **how)
+    side.ask("make_batch", n_cells=1, length=length)
+    answer = side.ask("pass_both", **how)
+    kept = side.ask("saved_bytes", **how).value
     say(f"{name}: {(answer.peak - answer.rss) / MB:,.0f} MB added, {kept / MB:,.0f} MB kept, {answer.wall:.1f} s")
     return kept, answer
 
@@ -93,13 +92,18 @@ def write_report(report: Report, kept: Mapping[str, int], answers: Mapping[str, 
     report.claim("memory kept with a dense mask / without", "none", f"{more:.2f}x", holds=None)
 
 
-def run(report: Report, size: Size, length: int, threads: int) -> None:
-    """Measure everything."""
+def run(report: Report, size: Size, length: int, threads: int, *, quick: bool = False) -> None:
+    """Measure everything, each in a process of its own: what one has left in the allocator another would use."""
     kept, answers = {}, {}
-    for name in STEPS:
-        if name == MAPS and length == LENGTH and psutil.virtual_memory().available < NEEDED:
-            continue
-        kept[name], answers[name] = take(name, size, length, threads)
+    with Side("benchmarks.steps", threads=threads) as shared:
+        for name in STEPS:
+            if name == MAPS and length == LENGTH and psutil.virtual_memory().available < NEEDED:
+                continue
+            if quick:  # starting a process takes longer than a step of a small network
+                kept[name], answers[name] = take(name, size, length, shared)
+                continue
+            with environment(GIVES_BACK if name == BEST_BACK else {}), Side("benchmarks.steps", threads=threads) as own:
+                kept[name], answers[name] = take(name, size, length, own)
     report.measured |= {
         name: {"kept": kept[name], "grown": a.peak - a.rss, "wall": a.wall, "cpu": a.cpu} for name, a in answers.items()
     }
@@ -111,7 +115,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     arguments = parser(__doc__).parse_args(argv)
     report = begin("long_cells", "Long cells", arguments)
     if arguments.quick:
-        run(report, SMALL, 300, arguments.threads)
+        run(report, SMALL, 300, arguments.threads, quick=True)
     else:
         run(report, NETWORK, LENGTH, arguments.threads)
     report.finish(results_folder(arguments))

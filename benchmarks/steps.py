@@ -16,6 +16,7 @@ from scgalore.objectives import MaskedExpression
 from scgalore.optim import build_optimizer, state_bytes
 
 STATE: dict[str, Any] = {}
+OURS = layout._attend
 WINDOW = 64
 
 
@@ -28,7 +29,7 @@ def build(size: dict[str, int]) -> None:
 
 def attend(kind: str) -> None:
     """Choose how attention is computed: ``exact`` is ours; the others take its place to be measured against."""
-    layout._attend = {"exact": layout._attend, "maps": _maps, "masked": _masked, "none": _none}[kind]
+    layout._attend = {"exact": OURS, "maps": _maps, "masked": _masked, "none": _none}[kind]
 
 
 def _maps(q: Tensor, k: Tensor, v: Tensor, attended: Tensor | None = None) -> Tensor:

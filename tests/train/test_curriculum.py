@@ -70,6 +70,10 @@ class TestCheck:
         with pytest.raises(OptionError, match=message):
             TrainConfig(curriculum=curriculum, max_epochs=10)
 
+    def test_default_needs_four_epochs(self) -> None:
+        with pytest.raises(OptionError, match="curriculum=True has 4 phases, and max_epochs=3"):
+            TrainConfig(curriculum=True, max_epochs=3)
+
 
 class TestPhases:
     def test_without_a_curriculum_there_is_one_of_all_genes(self) -> None:

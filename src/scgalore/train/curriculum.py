@@ -69,9 +69,9 @@ def check_curriculum(curriculum: Any, max_epochs: int) -> dict[int, int] | None:
     """
     if curriculum is None or curriculum is False:
         return None
+    shown = f"curriculum={curriculum!r}"
     if curriculum is True:
         curriculum = DEFAULT_GENES
-    shown = f"curriculum={curriculum!r}"
     if isinstance(curriculum, str) or not isinstance(curriculum, Sequence | Mapping) or not curriculum:
         msg = f"{shown}: give True, rising numbers of genes such as [500, 1200], or a dict of their epochs."
         raise OptionError(msg)

@@ -51,6 +51,7 @@ def test_a_ranking_that_was_written_is_followed(few: AnnData, make_model: Any) -
         sg.tl.finetune(few, model, labels_key="bulk_labels", genes_key=key, **RUN)
         fitted.append(model)
     assert differences(*(model.network.state_dict() for model in fitted)) == []
+    assert few.uns["finetune"]["params"]["genes_key"] == "selected"
     other = make_model(few.var_names)
     few.var["other_rank"] = few.var["selected_rank"].to_numpy()[::-1]
     sg.tl.finetune(few, other, labels_key="bulk_labels", genes_key="other", **RUN)

@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 import torch
 
+from scgalore._keys import GeneKeys
 from scgalore.data.hashing import cell_keys
 from scgalore.data.matrix import CellMatrix
 from scgalore.data.tokenizer import Tokenizer
@@ -213,11 +214,11 @@ def gene_names(adata: AnnData, gene_symbols: str | None) -> list[str]:
 
 def gene_ranks(adata: AnnData, key: str) -> NDArray[np.float64]:
     """Ranks that :func:`scgalore.tl.select_genes` wrote under ``key``: 0 the best, NaN for genes without, ``(n_vars,)``."""
-    column = f"{key}_rank"
+    column = GeneKeys.from_key_added(key).rank
     if column not in adata.var:
         msg = (
             f"No column {column!r} in adata.var; it has {list(adata.var.columns)}. Rank the genes first: "
-            f"sg.tl.select_genes(adata{'' if key == 'selected' else f', key_added={key!r}'})."
+            f"sg.tl.select_genes(adata{'' if key == GeneKeys().selected else f', key_added={key!r}'})."
         )
         raise MissingKeyError(msg)
     ranks = pd.to_numeric(adata.var[column], errors="coerce").to_numpy(dtype=np.float64)

@@ -5,8 +5,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from scgalore import _logging as logg
+from scgalore._keys import GeneKeys
 from scgalore.data.cells import gene_ranks
 from scgalore.errors import OptionError
+from scgalore.tl._ranking import rank_adata
 
 if TYPE_CHECKING:
     import numpy as np
@@ -15,9 +17,31 @@ if TYPE_CHECKING:
 
     from scgalore.train.config import TrainConfig
 
-__all__ = ["curriculum_ranks"]
+__all__ = ["curriculum_ranks", "ranked_key"]
 
-DEFAULT_KEY = "selected"
+
+def ranked_key(adata: AnnData, config: TrainConfig, genes_key: str | None) -> str | None:
+    """Key of the ranking that a curriculum follows; ``None`` where training cells are to be ranked, or there is none.
+
+    Parameters
+    ----------
+    adata, config
+        Cells by genes, and how to train.
+    genes_key
+        As for :func:`scgalore.tl.finetune`.
+
+    Raises
+    ------
+    OptionError
+        If a key was named without a curriculum.
+    """
+    if config.curriculum is None:
+        if genes_key is not None:
+            msg = f"genes_key={genes_key!r} belongs to a curriculum. Pass curriculum=True, or leave genes_key out."
+            raise OptionError(msg)
+        return None
+    default = GeneKeys()
+    return default.selected if genes_key is None and default.rank in adata.var else genes_key
 
 
 def curriculum_ranks(
@@ -38,7 +62,7 @@ def curriculum_ranks(
     config
         How to train.
     genes_key
-        As for :func:`scgalore.tl.finetune`.
+        From :func:`ranked_key`.
     train
         Cells that may be looked at where genes are ranked now, bool ``(n_obs,)``.
     strategy
@@ -49,19 +73,11 @@ def curriculum_ranks(
     Raises
     ------
     MissingKeyError
-        If nothing was ranked under a key that was named.
-    OptionError
-        If a key was named without a curriculum.
+        If nothing was ranked under the key.
     """
     if config.curriculum is None:
-        if genes_key is not None:
-            msg = f"genes_key={genes_key!r} belongs to a curriculum. Pass curriculum=True, or leave genes_key out."
-            raise OptionError(msg)
         return None
-    key = DEFAULT_KEY if genes_key is None else genes_key
-    if genes_key is not None or f"{key}_rank" in adata.var:
-        return gene_ranks(adata, key)
-    from scgalore.tl._ranking import rank_adata
-
+    if genes_key is not None:
+        return gene_ranks(adata, genes_key)
     logg.info(f"    genes ranked from {int(train.sum()):,} training cells ({strategy!r})")
     return rank_adata(adata, strategy, train=train, **read).rank

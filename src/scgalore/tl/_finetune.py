@@ -14,7 +14,7 @@ from scgalore._rng import seed_from
 from scgalore.data.labels import encode_labels
 from scgalore.data.split import PARTS, Split, random_split, split_from_labels
 from scgalore.errors import DataError, MissingKeyError
-from scgalore.tl._curriculum import curriculum_ranks
+from scgalore.tl._curriculum import curriculum_ranks, ranked_key
 from scgalore.tl._finetune_screen import SCREEN_DEFAULTS, check_task, finetune_screen
 from scgalore.tl._fitted import free_folder, record_model
 from scgalore.tl._labels import label_metrics, label_results
@@ -182,6 +182,9 @@ def finetune(
     if check_task(task, labels_key, screened) == "perturbation":
         options = {**SCREEN_DEFAULTS, **options}
     config = TrainConfig.from_call(options, seed=seed, function=finetune)
+    genes_key = ranked_key(adata, config, genes_key)
+    if config.curriculum is not None:
+        options["genes_key"] = genes_key  # which ranking it was, for uns
     folder = None if save_dir is None else free_folder(save_dir)
     if task == "perturbation":
         return finetune_screen(

@@ -20,7 +20,7 @@ from torch.profiler import ProfilerActivity, profile
 import scgalore as sg
 from scgalore.data.sampler import BatchRequest
 from scgalore.data.vocab import SPECIALS, GeneVocab
-from scgalore.nn.linear import linear
+from scgalore.nn.cpu.linear import linear
 from scgalore.objectives import MaskedExpression
 from scgalore.optim import build_optimizer
 from scgalore.train.modes import compiled

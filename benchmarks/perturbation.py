@@ -136,8 +136,8 @@ def run(task: Task) -> dict[str, Any]:
 
     import scgalore as sg
     from scgalore.model.screens import fit_screen
-    from scgalore.perturb.effects import BASELINES
-    from scgalore.perturb.screen import Screen
+    from scgalore.perturb.baselines.effects import BASELINES
+    from scgalore.perturb.labels.screen import Screen
     from scgalore.tl._finetune_screen import SCREEN_DEFAULTS
     from scgalore.train.config import TrainConfig
 
@@ -180,8 +180,8 @@ def run(task: Task) -> dict[str, Any]:
 
 def _synthesis(adata: AnnData, screen: Any) -> dict[str, dict[str, float]]:
     """What other ways to make cells of the same predicted means say of differential expression."""
-    from scgalore.perturb.differential import de_scores, differential_expression
-    from scgalore.perturb.synthesis import synthesise
+    from scgalore.perturb.predictions.synthesis import synthesise
+    from scgalore.perturb.scores.differential import de_scores, differential_expression
 
     means = adata.uns["predict_perturbation"]["means"]
     control = screen.expression.rows(np.flatnonzero(screen.conditions.codes == 0))

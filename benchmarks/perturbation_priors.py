@@ -15,8 +15,8 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
-    from scgalore.perturb.conditions import Conditions
-    from scgalore.perturb.profiles import Profiles
+    from scgalore.perturb.labels.conditions import Conditions
+    from scgalore.perturb.labels.profiles import Profiles
 
 FILE = "norman19_pseudobulk_logfc.h5ad"
 SEEDS = (1, 2, 3, 4)
@@ -28,8 +28,8 @@ def screen(path: Path) -> tuple[Conditions, Profiles]:
     """Labels and effects of the file; a log fold change is an effect on a control of zero."""
     import scanpy as sc
 
-    from scgalore.perturb.conditions import Conditions
-    from scgalore.perturb.profiles import Profiles
+    from scgalore.perturb.labels.conditions import Conditions
+    from scgalore.perturb.labels.profiles import Profiles
 
     adata = sc.read_h5ad(path)
     conditions = Conditions.from_labels(["control", *adata.obs["perturbation"].astype(str)])
@@ -68,8 +68,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         )
         report.finish(arguments.out)
         return
-    from scgalore.perturb.effects import RULES, fit_effects
-    from scgalore.perturb.splits import split_conditions
+    from scgalore.perturb.baselines.effects import RULES, fit_effects
+    from scgalore.perturb.splits.split import split_conditions
 
     conditions, profiles = screen(path)
     place = {name: i for i, name in enumerate(profiles.perturbations)}

@@ -34,8 +34,8 @@ def screen(n_cells: int, n_genes: int) -> AnnData:
 
 def predict(adata: AnnData) -> None:
     """Write a baseline as a prediction."""
-    from scgalore.perturb.effects import fit_effects
-    from scgalore.perturb.screen import Screen
+    from scgalore.perturb.baselines.effects import fit_effects
+    from scgalore.perturb.labels.screen import Screen
 
     read = Screen.from_adata(adata, pert_key="perturbation", split_key="split")
     test, rule = read.profiles("test"), fit_effects("matching mean", read.profiles("train"))

@@ -7,10 +7,10 @@ import pandas as pd
 import scipy.sparse as sp
 from anndata import AnnData
 
-from scgalore.perturb.effects import fit_effects
-from scgalore.perturb.prediction import Prediction
-from scgalore.perturb.profiles import Profiles
-from scgalore.perturb.screen import Screen
+from scgalore.perturb.baselines.effects import fit_effects
+from scgalore.perturb.labels.profiles import Profiles
+from scgalore.perturb.labels.screen import Screen
+from scgalore.perturb.predictions.prediction import Prediction
 
 SINGLES = ("G00", "G01", "G02", "G03", "G04", "G05")
 DOUBLES = ("G00+G01", "G02+G03", "G01+G04")

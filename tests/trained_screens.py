@@ -11,7 +11,7 @@ from tests.tiny_plugin import tiny_model
 
 from scgalore.model import SCGPT
 from scgalore.model.screens import fit_screen
-from scgalore.perturb.screen import Screen
+from scgalore.perturb.labels.screen import Screen
 from scgalore.train.config import TrainConfig
 
 GENES = tuple(f"G{i:02d}" for i in range(30))

@@ -12,7 +12,7 @@ from tests.screens import TEST, screen, write_prediction
 
 import scgalore as sg
 from scgalore.errors import DataError, MissingKeyError, OptionError
-from scgalore.perturb.ranking import ranked_genes
+from scgalore.perturb.predictions.ranking import ranked_genes
 
 
 def predicted_screen(**options: Any) -> AnnData:

@@ -14,7 +14,7 @@ from tests.trained_screens import counts, log_normalised, screen_of, trained, wi
 from scgalore.errors import WeightsError
 from scgalore.model import SCGPT
 from scgalore.model.screens import ScreenMemory, predict_effects
-from scgalore.perturb.effects import GeneEffects
+from scgalore.perturb.baselines.effects import GeneEffects
 
 CONTEXTS = {"context_key": "cell_line"}
 
@@ -99,7 +99,7 @@ import sys
 import anndata, numpy as np, torch
 from scgalore.model import SCGPT
 from scgalore.model.screens import predict_effects
-from scgalore.perturb.screen import Screen
+from scgalore.perturb.labels.screen import Screen
 
 torch.set_num_threads(1)
 adata = anndata.read_h5ad(sys.argv[2])

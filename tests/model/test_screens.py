@@ -28,7 +28,7 @@ from scgalore.model import SCGPT
 from scgalore.model.perturbation import affine_decoder, flag_tokenizer, predict_outputs, target_tokens, targets_of
 from scgalore.model.screens import check_prior, fit_screen, perturbed_embeddings, predict_effects
 from scgalore.objectives import Perturbation
-from scgalore.perturb.effects import fit_effects
+from scgalore.perturb.baselines.effects import fit_effects
 from scgalore.train.config import TrainConfig
 
 CPU = torch.device("cpu")

@@ -9,7 +9,7 @@ from tests.screens import TEST, profiles_of, screen, write_prediction
 
 import scgalore as sg
 from scgalore.errors import DataError, MissingKeyError, OptionError
-from scgalore.perturb.plane import embed_in_plane
+from scgalore.perturb.predictions.plane import embed_in_plane
 
 
 def predicted_screen(**options: object) -> AnnData:

@@ -7,7 +7,7 @@ from tests.screens import screen, write_prediction
 
 import scgalore as sg
 from scgalore.errors import DataError, MissingKeyError, OptionError
-from scgalore.perturb.effects import BASELINES
+from scgalore.perturb.baselines.effects import BASELINES
 
 
 @pytest.fixture(scope="module")

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from scgalore.adapters.checks import TARGETS, check_values
 from scgalore.errors import OptionError, WeightsError
-from scgalore.nn.linear import Linear
+from scgalore.nn.cpu.linear import Linear
 from scgalore.nn.network import PackedLinear, SplitLinear
 
 if TYPE_CHECKING:

@@ -15,7 +15,7 @@ from scgalore.data.matrix import CellMatrix
 from scgalore.datasets.registry import SOURCES
 from scgalore.errors import MissingKeyError, OptionError
 from scgalore.genes import ensembl_id, standardise
-from scgalore.perturb.conditions import CONTROL, Conditions
+from scgalore.perturb.labels.conditions import CONTROL, Conditions
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -16,11 +16,11 @@ from scgalore._rng import seed_from
 from scgalore.data.hashing import fold_seed
 from scgalore.errors import DataError, MissingKeyError, OptionError
 from scgalore.get._prediction import read_prediction
-from scgalore.perturb.conditions import CONTROL, canonical_name, parse_condition
-from scgalore.perturb.profiles import row_label
-from scgalore.perturb.ranking import ranked_genes
-from scgalore.perturb.screen import Screen
-from scgalore.perturb.synthesis import synthesise
+from scgalore.perturb.labels.conditions import CONTROL, canonical_name, parse_condition
+from scgalore.perturb.labels.profiles import row_label
+from scgalore.perturb.labels.screen import Screen
+from scgalore.perturb.predictions.ranking import ranked_genes
+from scgalore.perturb.predictions.synthesis import synthesise
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence

@@ -16,7 +16,7 @@ from scgalore.data.vocab import GeneVocab
 from scgalore.errors import DataError
 from scgalore.nn import SCGPTNetwork
 from scgalore.nn.network import AffineExpressionDecoder
-from scgalore.perturb.effects import Effects, fit_effects, held_out_effects
+from scgalore.perturb.baselines.effects import Effects, fit_effects, held_out_effects
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Sequence
@@ -24,8 +24,8 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from torch import Tensor
 
-    from scgalore.perturb.profiles import Profiles
-    from scgalore.perturb.screen import Screen
+    from scgalore.perturb.labels.profiles import Profiles
+    from scgalore.perturb.labels.screen import Screen
 
 __all__ = [
     "RowsOfCells",

@@ -12,8 +12,8 @@ from safetensors.numpy import load, save
 from scgalore._uns import to_uns
 from scgalore.errors import WeightsError
 from scgalore.model.screens import ScreenMemory
-from scgalore.perturb.card import model_card
-from scgalore.perturb.effects import Effects, GeneEffects
+from scgalore.perturb.baselines.effects import Effects, GeneEffects
+from scgalore.perturb.predictions.card import model_card
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

@@ -29,7 +29,7 @@ from scgalore.model.perturbation import (
     training_cells,
 )
 from scgalore.objectives import Perturbation
-from scgalore.perturb.effects import BASELINES, PRIORS, Effects, fit_effects
+from scgalore.perturb.baselines.effects import BASELINES, PRIORS, Effects, fit_effects
 
 if TYPE_CHECKING:
     from collections.abc import Collection
@@ -40,8 +40,8 @@ if TYPE_CHECKING:
     from scgalore._typing import PathLike
     from scgalore.data.perturbations import FlagTokenizer
     from scgalore.model.scgpt import SCGPT
-    from scgalore.perturb.profiles import Profiles
-    from scgalore.perturb.screen import Screen
+    from scgalore.perturb.labels.profiles import Profiles
+    from scgalore.perturb.labels.screen import Screen
     from scgalore.train.config import TrainConfig
 
 __all__ = ["ScreenMemory", "check_prior", "fit_screen", "perturbed_embeddings", "predict_effects", "prior_effects"]
@@ -108,7 +108,7 @@ def fit_screen(
     config
         How to train.
     prior
-        Rule that the network corrects, of :data:`scgalore.perturb.effects.PRIORS`, or ``"none"``.
+        Rule that the network corrects, of :data:`scgalore.perturb.baselines.effects.PRIORS`, or ``"none"``.
     n_genes
         Genes of a training step; ``None`` takes all.
     ranks

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Protocol
 import torch
 import torch.nn.functional as F
 
-from scgalore.nn.blockwise import attend_in_blocks
+from scgalore.nn.cpu.blockwise import attend_in_blocks
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -15,9 +15,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from scgalore.nn.dropout import Dropout
+from scgalore.nn.cpu.dropout import Dropout
+from scgalore.nn.cpu.linear import Linear, linear
 from scgalore.nn.layout import Padded
-from scgalore.nn.linear import Linear, linear
 
 if TYPE_CHECKING:
     from scgalore.nn.config import SCGPTConfig

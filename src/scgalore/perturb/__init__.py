@@ -6,15 +6,15 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from scgalore.perturb.card import model_card, score_table
-    from scgalore.perturb.challenge import write_vcc
-    from scgalore.perturb.conditions import Conditions, parse_condition
-    from scgalore.perturb.effects import BASELINES, PRIORS, fit_effects
-    from scgalore.perturb.gears import split_by_genes, split_by_hits, split_by_labels, split_singles_by_genes
-    from scgalore.perturb.profiles import Profiles
-    from scgalore.perturb.screen import Screen
-    from scgalore.perturb.splits import split_conditions
-    from scgalore.perturb.synthesis import synthesise
+    from scgalore.perturb.baselines.effects import BASELINES, PRIORS, fit_effects
+    from scgalore.perturb.labels.conditions import Conditions, parse_condition
+    from scgalore.perturb.labels.profiles import Profiles
+    from scgalore.perturb.labels.screen import Screen
+    from scgalore.perturb.predictions.card import model_card, score_table
+    from scgalore.perturb.predictions.challenge import write_vcc
+    from scgalore.perturb.predictions.synthesis import synthesise
+    from scgalore.perturb.splits.gears import split_by_genes, split_by_hits, split_by_labels, split_singles_by_genes
+    from scgalore.perturb.splits.split import split_conditions
 
 __all__ = [
     "BASELINES",
@@ -36,15 +36,15 @@ __all__ = [
 ]
 
 _HOMES = {
-    "card": ("model_card", "score_table"),
-    "challenge": ("write_vcc",),
-    "conditions": ("Conditions", "parse_condition"),
-    "effects": ("BASELINES", "PRIORS", "fit_effects"),
-    "gears": ("split_by_genes", "split_by_hits", "split_by_labels", "split_singles_by_genes"),
-    "profiles": ("Profiles",),
-    "screen": ("Screen",),
-    "splits": ("split_conditions",),
-    "synthesis": ("synthesise",),
+    "predictions.card": ("model_card", "score_table"),
+    "predictions.challenge": ("write_vcc",),
+    "labels.conditions": ("Conditions", "parse_condition"),
+    "baselines.effects": ("BASELINES", "PRIORS", "fit_effects"),
+    "splits.gears": ("split_by_genes", "split_by_hits", "split_by_labels", "split_singles_by_genes"),
+    "labels.profiles": ("Profiles",),
+    "labels.screen": ("Screen",),
+    "splits.split": ("split_conditions",),
+    "predictions.synthesis": ("synthesise",),
 }
 
 

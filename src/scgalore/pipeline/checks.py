@@ -13,7 +13,7 @@ from scgalore.adapters import ADAPTERS
 from scgalore.data.split import random_split
 from scgalore.errors import DataError, DownloadError, OptionError
 from scgalore.optim import OPTIMIZERS
-from scgalore.perturb.conditions import Conditions
+from scgalore.perturb.labels.conditions import Conditions
 from scgalore.pipeline.cells import CellFile, data_digest
 from scgalore.pipeline.config import TRAINING, RunConfig
 from scgalore.tl._finetune_screen import SCREEN_DEFAULTS, SPLIT

@@ -10,8 +10,8 @@ import numpy as np
 from scgalore import pl
 from scgalore._keys import PerturbationKeys
 from scgalore.data.split import PARTS
-from scgalore.perturb.conditions import Conditions
-from scgalore.perturb.effects import BASELINES
+from scgalore.perturb.baselines.effects import BASELINES
+from scgalore.perturb.labels.conditions import Conditions
 from scgalore.pipeline.figures import on_axes, panels
 from scgalore.pipeline.findings import Findings, markdown_table
 from scgalore.pipeline.splits import OWN_KEY, refuse_empty

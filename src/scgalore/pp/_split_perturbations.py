@@ -16,8 +16,8 @@ from scgalore._uns import to_uns
 from scgalore.data.resolve import resolve_adata, write_obs
 from scgalore.data.split import PARTS
 from scgalore.errors import DataError, MissingKeyError, OptionError
-from scgalore.perturb.conditions import Conditions
-from scgalore.perturb.splits import split_conditions
+from scgalore.perturb.labels.conditions import Conditions
+from scgalore.perturb.splits.split import split_conditions
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from anndata import AnnData
 
     from scgalore._typing import Data, Rng
-    from scgalore.perturb.splits import PerturbationSplit
+    from scgalore.perturb.splits.split import PerturbationSplit
 
 
 @shared_parameters

@@ -12,10 +12,10 @@ from scgalore._docs import shared_parameters
 from scgalore._keys import PerturbationKeys
 from scgalore._rng import seed_from
 from scgalore.errors import MissingKeyError
-from scgalore.perturb.effects import BASELINES
-from scgalore.perturb.evaluation import choose_metrics, evaluate
-from scgalore.perturb.prediction import Prediction
-from scgalore.perturb.screen import Screen
+from scgalore.perturb.baselines.effects import BASELINES
+from scgalore.perturb.labels.screen import Screen
+from scgalore.perturb.predictions.prediction import Prediction
+from scgalore.perturb.scores.evaluation import choose_metrics, evaluate
 from scgalore.tl._screens import READ
 from scgalore.tl._shared import Results, copied, writable_adata
 

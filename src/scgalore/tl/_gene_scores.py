@@ -11,7 +11,7 @@ from scgalore.data.moments import Moments
 from scgalore.data.variable import median_rank, normalised_dispersions, standardised_variances
 from scgalore.errors import DataError
 from scgalore.genes.ranking import EXPRESSED, RESPONSIVE, VARIABLE, best_first
-from scgalore.perturb.responsive import Responses
+from scgalore.perturb.scores.responsive import Responses
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from scgalore.data.expression import LogExpression
-    from scgalore.perturb.conditions import Conditions
+    from scgalore.perturb.labels.conditions import Conditions
 
 __all__ = ["Cells", "GeneScores"]
 
@@ -84,7 +84,7 @@ class GeneScores:
     variability
         How highly variable it is; only the order means something.
     responsiveness
-        See :func:`scgalore.perturb.responsive.Responses`; ``None`` without perturbations.
+        See :func:`scgalore.perturb.scores.responsive.Responses`; ``None`` without perturbations.
     """
 
     names: NDArray[np.int64] = field(repr=False)

@@ -16,11 +16,11 @@ from scgalore.errors import OptionError
 from scgalore.model.inference import RunOptions
 from scgalore.model.perturbation import gene_vectors
 from scgalore.model.screens import perturbed_embeddings, predict_effects
-from scgalore.perturb.conditions import canonical_name
-from scgalore.perturb.plane import embed_in_plane
-from scgalore.perturb.profiles import row_label
-from scgalore.perturb.ranking import ranked_genes
-from scgalore.perturb.screen import Screen
+from scgalore.perturb.labels.conditions import canonical_name
+from scgalore.perturb.labels.profiles import row_label
+from scgalore.perturb.labels.screen import Screen
+from scgalore.perturb.predictions.plane import embed_in_plane
+from scgalore.perturb.predictions.ranking import ranked_genes
 from scgalore.tl._fitted import recorded_model
 from scgalore.tl._screens import READ, genes_of, perturbed_genes, read_params, trained_on, training_profiles
 from scgalore.tl._shared import Results, as_model, copied, writable_adata
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
     from scgalore._typing import Data, PathLike, Rng
     from scgalore.model import SCGPT
-    from scgalore.perturb.profiles import Profiles
+    from scgalore.perturb.labels.profiles import Profiles
 
 
 @shared_parameters

@@ -12,8 +12,8 @@ from scgalore._rng import seed_from
 from scgalore.errors import OptionError
 from scgalore.model.inference import RunOptions
 from scgalore.model.perturbation import refuse_unknown
-from scgalore.perturb import retrieval
-from scgalore.perturb.screen import Screen
+from scgalore.perturb.labels.screen import Screen
+from scgalore.perturb.predictions import retrieval
 from scgalore.tl._fitted import recorded_model
 from scgalore.tl._screens import READ, perturbed_genes, read_params, trained_on
 from scgalore.tl._search import Search

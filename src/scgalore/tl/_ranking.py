@@ -13,8 +13,8 @@ from scgalore.data.expression import LogExpression
 from scgalore.errors import DataError, MissingKeyError, OptionError
 from scgalore.genes.ranking import MUST_INCLUDE, TARGETS, get_strategy, merge
 from scgalore.genes.sets import GeneColumns
-from scgalore.perturb.conditions import Conditions
-from scgalore.perturb.screen import parts_of, texts_of
+from scgalore.perturb.labels.conditions import Conditions
+from scgalore.perturb.labels.screen import parts_of, texts_of
 from scgalore.tl._gene_lists import GeneLists, warn_absent
 from scgalore.tl._gene_scores import Cells, GeneScores
 

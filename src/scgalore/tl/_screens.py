@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from scgalore.perturb.conditions import CONTROL_LABELS, genes_as_written
+from scgalore.perturb.labels.conditions import CONTROL_LABELS, genes_as_written
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -14,8 +14,8 @@ if TYPE_CHECKING:
     from anndata import AnnData
 
     from scgalore.model import SCGPT
-    from scgalore.perturb.profiles import Profiles
-    from scgalore.perturb.screen import Screen
+    from scgalore.perturb.labels.profiles import Profiles
+    from scgalore.perturb.labels.screen import Screen
 
 __all__ = ["READ", "genes_of", "perturbed_genes", "read_params", "trained_on", "training_profiles"]
 

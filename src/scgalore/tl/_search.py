@@ -12,8 +12,8 @@ import pandas as pd
 from scgalore.errors import OptionError
 from scgalore.model.perturbation import target_tokens
 from scgalore.model.screens import predict_effects, prior_effects
-from scgalore.perturb import retrieval
-from scgalore.perturb.effects import fit_effects
+from scgalore.perturb.baselines.effects import fit_effects
+from scgalore.perturb.predictions import retrieval
 from scgalore.tl._screens import trained_on, training_profiles
 
 if TYPE_CHECKING:
@@ -22,8 +22,8 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from scgalore.model import SCGPT
-    from scgalore.perturb.profiles import Profiles
-    from scgalore.perturb.screen import Screen
+    from scgalore.perturb.labels.profiles import Profiles
+    from scgalore.perturb.labels.screen import Screen
     from scgalore.tl._wanted import Wanted
 
 __all__ = ["Search"]
@@ -46,7 +46,7 @@ class Search:
     code
         Number of the context.
     metric
-        One of :data:`scgalore.perturb.retrieval.METRICS`.
+        One of :data:`scgalore.perturb.predictions.retrieval.METRICS`.
     options
         Keywords of :func:`scgalore.model.screens.predict_effects`.
     """

@@ -12,8 +12,8 @@ import pandas as pd
 from scgalore.data.match import few
 from scgalore.data.split import PARTS
 from scgalore.errors import DataError, MissingKeyError, OptionError
-from scgalore.perturb.conditions import CONTROL, canonical_name, parse_condition
-from scgalore.perturb.retrieval import mean_of
+from scgalore.perturb.labels.conditions import CONTROL, canonical_name, parse_condition
+from scgalore.perturb.predictions.retrieval import mean_of
 
 if TYPE_CHECKING:
     from collections.abc import Set as AbstractSet
@@ -21,8 +21,8 @@ if TYPE_CHECKING:
     from anndata import AnnData
     from numpy.typing import NDArray
 
-    from scgalore.perturb.profiles import Profiles
-    from scgalore.perturb.screen import Screen
+    from scgalore.perturb.labels.profiles import Profiles
+    from scgalore.perturb.labels.screen import Screen
 
 __all__ = ["Wanted", "context_code"]
 

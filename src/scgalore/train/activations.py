@@ -20,7 +20,7 @@ FP32 = 4
 INPUTS = 40
 """Bytes a token of a batch: ids, values, targets and flags of 8 and 4 bytes, masks of 1."""
 
-# Queries at a time and scores of them, of attention in bfloat16 on a CPU (scgalore.nn.blockwise).
+# Queries at a time and scores of them, of attention in bfloat16 on a CPU (scgalore.nn.cpu.blockwise).
 _QUERIES, _SCORES = 256, 2**21
 
 # glibc does not use freed aligned blocks again for blocks of the same size (its bug 14581), unless they were so large that

@@ -1,0 +1,1 @@
+"""Kernels that are faster than torch's own on some processors."""

@@ -1,0 +1,1 @@
+"""Effects of perturbations by simple rules, which are baselines and priors."""

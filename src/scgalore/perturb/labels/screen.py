@@ -1,0 +1,202 @@
+"""A perturbation screen as it is read from an AnnData: expression, conditions, contexts, control pools and parts."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+from anndata.utils import make_index_unique
+
+from scgalore import _logging as logg
+from scgalore.data.cells import gene_names
+from scgalore.data.expression import LogExpression
+from scgalore.data.split import PARTS
+from scgalore.errors import DataError, MissingKeyError
+from scgalore.perturb.labels.conditions import Conditions
+from scgalore.perturb.labels.profiles import Profiles
+
+if TYPE_CHECKING:
+    from anndata import AnnData
+    from numpy.typing import NDArray
+
+__all__ = ["Pools", "Screen", "parts_of", "texts_of"]
+
+
+@dataclass(frozen=True)
+class Pools:
+    """Control cells that others are compared with.
+
+    Attributes
+    ----------
+    of_cell
+        Pool of each cell, int64 ``(n_obs,)``: the control cells of its context and batch, or of its context where that
+        batch has none.
+    cells
+        Row numbers of each pool.
+    of_context
+        Row numbers of all control cells of each context, in the order of ``Profiles.context_names``.
+    """
+
+    of_cell: NDArray[np.int64]
+    cells: tuple[NDArray[np.int64], ...]
+    of_context: tuple[NDArray[np.int64], ...]
+
+
+@dataclass(frozen=True)
+class Screen:
+    """Cells, what was done to them, and which part of the split they belong to.
+
+    Attributes
+    ----------
+    expression
+        Log-normalised expression.
+    genes
+        Names of its columns, each once.
+    conditions
+        Perturbation of each cell.
+    contexts, batches
+        Cell type or line, and batch, of each cell; ``None`` where there is one only.
+    parts
+        ``"train"``, ``"validation"``, ``"test"`` or ``""`` (left out) for each cell; ``None`` without a split.
+    params
+        How it was read, for ``uns``.
+    """
+
+    expression: LogExpression = field(repr=False)
+    genes: tuple[str, ...] = field(repr=False)
+    conditions: Conditions = field(repr=False)
+    contexts: NDArray[Any] | None = field(repr=False)
+    batches: NDArray[Any] | None = field(repr=False)
+    parts: NDArray[Any] | None = field(repr=False)
+    params: dict[str, Any]
+
+    @classmethod
+    def from_adata(
+        cls,
+        adata: AnnData,
+        *,
+        pert_key: str,
+        control: str | None = None,
+        context_key: str | None = None,
+        batch_key: str | None = None,
+        separator: str | None = None,
+        split_key: str | None = None,
+        layer: str | None = None,
+        gene_symbols: str | None = None,
+    ) -> Screen:
+        """Read and check everything that is not the model's business.
+
+        Parameters
+        ----------
+        adata
+            Cells by genes; counts or log-normalised.
+        pert_key, context_key, batch_key, split_key
+            Columns of ``adata.obs``: perturbation, cell type or line, batch, part of the split.
+        control
+            Label of control; the usual ones are recognised.
+        separator
+            What stands between genes in the labels.
+        layer
+            Layer to read; ``X`` when left out.
+        gene_symbols
+            Column of ``adata.var`` with gene names; ``var_names`` when left out.
+
+        Raises
+        ------
+        MissingKeyError
+            If a column or layer does not exist.
+        DataError
+            If a column has gaps where it must not, labels do not parse, there is no control, or the matrix cannot be used.
+        """
+        columns = {"pert_key": pert_key, "context_key": context_key, "batch_key": batch_key, "split_key": split_key}
+        for name, key in columns.items():
+            if key is not None and key not in adata.obs:
+                msg = f"{name}={key!r} is no column of adata.obs, which has {list(adata.obs.columns)}."
+                raise MissingKeyError(msg)
+        conditions = Conditions.from_labels(adata.obs[pert_key].tolist(), control=control, separator=separator)
+        contexts, batches = (None if key is None else texts_of(adata, key) for key in (context_key, batch_key))
+        parts = None if split_key is None else parts_of(adata, split_key)
+        genes = _unique(gene_names(adata, gene_symbols))
+        expression = LogExpression.from_adata(adata, layer=layer)
+        params = {
+            **columns,
+            "control": conditions.control,
+            "separator": separator,
+            "layer": layer,
+            "gene_symbols": gene_symbols,
+        }
+        return cls(expression, genes, conditions, contexts, batches, parts, params)
+
+    def with_parts(self, labels: NDArray[np.object_], key: str) -> Screen:
+        """The same screen with parts of a split, ``None`` for cells that are left out, which will stand under ``key``."""
+        parts = np.array(["" if label is None else label for label in labels], dtype=str)
+        return replace(self, parts=parts, params={**self.params, "split_key": key})
+
+    def profiles(self, *parts: str) -> Profiles:
+        """Mean expression of the cells of some parts of the split; of all cells when none is named.
+
+        Control cells count whatever their part is: they are known when a prediction is made.
+
+        Parameters
+        ----------
+        parts
+            Names of parts.
+        """
+        cells = None
+        if parts and self.parts is not None:
+            cells = np.isin(self.parts, parts) | (self.conditions.codes == 0)
+        return Profiles.of(self.expression, self.genes, self.conditions, self.contexts, cells=cells)
+
+    def pools(self) -> Pools:
+        """Control cells by context and batch."""
+        is_control = self.conditions.codes == 0
+        contexts, of_context = _codes(self.contexts, len(is_control))
+        _, of_batch = _codes(self.batches, len(is_control))
+        finest = np.unique(np.stack([of_context, of_batch]), axis=1, return_inverse=True)[1].ravel()
+        by_context = tuple(np.flatnonzero(is_control & (of_context == c)) for c in range(len(contexts)))
+        cells = [np.flatnonzero(is_control & (finest == pool)) for pool in range(finest.max(initial=-1) + 1)]
+        for pool, members in enumerate(cells):
+            if len(members) == 0:
+                cells[pool] = by_context[of_context[np.argmax(finest == pool)]]
+        return Pools(finest, tuple(cells), by_context)
+
+
+def _unique(names: list[str]) -> tuple[str, ...]:
+    """Names for tables: repeated ones get a number, as :meth:`anndata.AnnData.var_names_make_unique` gives it."""
+    unique = make_index_unique(pd.Index(names))
+    changed = [new for name, new in zip(names, unique, strict=True) if name != new]
+    if changed:
+        logg.warning(f"{len(changed):,} genes have the name of another column and get a number, such as {changed[0]}.")
+    return tuple(map(str, unique))
+
+
+def _codes(values: NDArray[np.str_] | None, n: int) -> tuple[NDArray[np.str_], NDArray[np.int64]]:
+    if values is None:
+        return np.array([""]), np.zeros(n, dtype=np.int64)
+    names, codes = np.unique(values, return_inverse=True)
+    return names, codes
+
+
+def texts_of(adata: AnnData, key: str) -> NDArray[np.str_]:
+    """Read a column of ``adata.obs`` that must have a value for each cell."""
+    column = adata.obs[key]
+    if column.isna().any():
+        msg = f"adata.obs[{key!r}] is empty for {int(column.isna().sum()):,} of {len(column):,} cells. Fill or remove them."
+        raise DataError(msg)
+    return column.astype(str).to_numpy(dtype=str)
+
+
+def parts_of(adata: AnnData, key: str) -> NDArray[np.str_]:
+    """Read the part of the split of each cell from ``adata.obs``; ``""`` where it is missing."""
+    column = adata.obs[key]
+    names = np.where(column.isna(), "", column.astype(str)).astype(str)
+    unknown = sorted(set(names.tolist()) - {"", *PARTS})
+    if unknown:
+        msg = (
+            f"adata.obs[{key!r}] holds {unknown[:3]}; each cell must be 'train', 'validation', 'test' or missing. "
+            "Make the split with sg.pp.split_perturbations(adata)."
+        )
+        raise DataError(msg)
+    return names

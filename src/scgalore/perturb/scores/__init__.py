@@ -1,0 +1,1 @@
+"""Scores of predicted effects, with their baselines and the ceiling of the data."""

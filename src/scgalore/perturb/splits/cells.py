@@ -1,0 +1,103 @@
+"""Splits of cells rather than perturbations: at random, or by whole cell types."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from scgalore.data.split import PARTS, random_split
+from scgalore.errors import OptionError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from numpy.typing import NDArray
+
+    from scgalore.perturb.labels.conditions import Conditions
+
+__all__ = ["rows_at_random", "rows_by_context"]
+
+
+def rows_at_random(
+    conditions: Conditions, *, seed: int, contexts: Sequence[str] | None, validation_size: float, test_size: float
+) -> dict[str, NDArray[np.int64]]:
+    """Perturbed cells of each part; every perturbation, in every context, has the same share in each.
+
+    Parameters
+    ----------
+    conditions
+        Perturbation of each cell.
+    seed
+        Seed of the draw.
+    contexts
+        Cell type or line of each cell.
+    validation_size, test_size
+        Shares of the cells.
+    """
+    perturbed = np.flatnonzero(conditions.codes > 0)
+    strata = conditions.codes[perturbed]
+    if contexts is not None:
+        _, of_context = np.unique(np.asarray(contexts, dtype=str)[perturbed], return_inverse=True)
+        strata = strata * len(perturbed) + of_context
+    split = random_split(len(perturbed), validation_size=validation_size, test_size=test_size, strata=strata, seed=seed)
+    return {part: perturbed[getattr(split, part)] for part in PARTS}
+
+
+def rows_by_context(
+    conditions: Conditions,
+    *,
+    seed: int,
+    contexts: Sequence[str],
+    validation_size: float,
+    test_size: float,
+    validation_contexts: Sequence[str],
+    test_contexts: Sequence[str],
+) -> dict[str, NDArray[np.int64]]:
+    """Perturbed cells of each part; a context is in one part only.
+
+    Parameters
+    ----------
+    conditions
+        Perturbation of each cell.
+    seed
+        Seed of the draw.
+    contexts
+        Cell type or line of each cell.
+    validation_size, test_size
+        Shares of the contexts that are drawn where none are named, at least one each. One context always trains, so data
+        with two have no validation part.
+    validation_contexts, test_contexts
+        Contexts that are held out.
+
+    Raises
+    ------
+    OptionError
+        If a context does not exist or is in both parts.
+    """
+    of_cell = np.asarray(contexts, dtype=str)
+    perturbed = conditions.codes > 0
+    existing = [str(name) for name in np.unique(of_cell[perturbed])]
+    _check_contexts(existing, validation_contexts, test_contexts)
+    named = {*validation_contexts, *test_contexts}
+    drawn = np.random.default_rng(seed).permutation([name for name in existing if name not in named]).tolist()
+    held: dict[str, list[str]] = {}
+    for part, names, share in (
+        ("test", test_contexts, test_size),
+        ("validation", validation_contexts, validation_size),
+    ):
+        n = max(1, round(len(existing) * share)) if share and not names else 0
+        n = min(n, max(len(drawn) - 1, 0))
+        held[part], drawn = [*names, *drawn[:n]], drawn[n:]
+    rows = {part: np.flatnonzero(perturbed & np.isin(of_cell, names)) for part, names in held.items()}
+    others = np.isin(of_cell, [*held["test"], *held["validation"]])
+    return {"train": np.flatnonzero(perturbed & ~others)} | rows
+
+
+def _check_contexts(existing: list[str], validation_contexts: Sequence[str], test_contexts: Sequence[str]) -> None:
+    unknown = sorted({*validation_contexts, *test_contexts} - set(existing))
+    both = sorted(set(validation_contexts) & set(test_contexts))
+    if unknown or both:
+        fault = f"no perturbed cell is in {', '.join(unknown)}" if unknown else f"{', '.join(both)} cannot be in both"
+        msg = f"validation_contexts, test_contexts: {fault}; the contexts are {', '.join(existing[:10])}."
+        raise OptionError(msg)

@@ -1,0 +1,267 @@
+"""Which perturbations train a model, which choose its best epoch, and which are held out."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from scgalore.data.split import PARTS, Split
+from scgalore.errors import DataError, OptionError
+from scgalore.perturb.labels.conditions import CONTROL
+from scgalore.perturb.splits.cells import rows_at_random, rows_by_context
+from scgalore.perturb.splits.custom import parts_by_name
+from scgalore.perturb.splits.gears import (
+    GROUPS,
+    Partition,
+    check_labels,
+    split_by_genes,
+    split_by_hits,
+    split_by_labels,
+    split_singles_by_genes,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+
+    from numpy.typing import NDArray
+
+    from scgalore.perturb.labels.conditions import Conditions
+
+__all__ = ["KINDS", "PerturbationSplit", "split_conditions"]
+
+
+@dataclass(frozen=True)
+class PerturbationSplit:
+    """Part of each perturbation.
+
+    Attributes
+    ----------
+    train, validation, test
+        Canonical names, by first appearance in the data, without control. A name is in one part only, except where cells
+        are split (``by_cell``): there it is in each part that has cells of it.
+    dropped
+        Names that are in no part.
+    groups
+        Test perturbations by what training has seen of them; see :data:`~scgalore.perturb.splits.gears.GROUPS`.
+    by_cell
+        Rows of each part where cells and not perturbations are split; cells without a label are in none.
+    moved
+        Names with several spellings that the draw had put into different parts; they are held out.
+    options
+        Options of the kind, as used.
+    """
+
+    train: tuple[str, ...]
+    validation: tuple[str, ...]
+    test: tuple[str, ...]
+    dropped: tuple[str, ...] = ()
+    groups: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    by_cell: Split | None = field(default=None, repr=False)
+    moved: tuple[str, ...] = ()
+    options: dict[str, Any] = field(default_factory=dict)
+
+    def cell_labels(self, conditions: Conditions) -> NDArray[np.object_]:
+        """Part of each cell, ``(n_obs,)``; None for dropped cells and those without a label. Control cells train.
+
+        Parameters
+        ----------
+        conditions
+            What was split.
+        """
+        if self.by_cell is not None:
+            labels = np.full(len(conditions.codes), None, dtype=object)
+            for part in PARTS:
+                labels[getattr(self.by_cell, part)] = part
+            return labels
+        of_name = dict.fromkeys(self.dropped) | {name: part for part in PARTS for name in getattr(self, part)}
+        of_name[CONTROL] = "train"
+        return np.array([*(of_name[name] for name in conditions.names), None], dtype=object)[conditions.codes]
+
+    def partners_in_validation(self) -> tuple[str, ...]:
+        """Test perturbations of several genes, one of which is perturbed alone in the validation part."""
+        return tuple(name for name in self.test if "+" in name and not set(self.validation).isdisjoint(name.split("+")))
+
+
+def split_conditions(
+    conditions: Conditions, kind: str, *, seed: int, contexts: Sequence[str] | None = None, **options: Any
+) -> PerturbationSplit:
+    """Split perturbations.
+
+    Parameters
+    ----------
+    conditions
+        Perturbation of each cell.
+    kind
+        One of :data:`KINDS`.
+    seed
+        Seed of all draws.
+    contexts
+        Cell type or line of each cell, for the kinds that split cells.
+    options
+        Those of the kind; ``None`` stands for the default.
+
+    Raises
+    ------
+    OptionError
+        If the kind does not exist, or an option is out of range or belongs to other kinds.
+    DataError
+        If there is no perturbation, or none is left to train on.
+    MissingKeyError
+        If ``parts`` names a perturbation that does not exist.
+    """
+    if kind not in KINDS:
+        msg = f"kind={kind!r}; expected one of {', '.join(map(repr, KINDS))}."
+        raise OptionError(msg)
+    if not conditions.perturbations:
+        msg = f"All cells are control ({conditions.control!r}); there is no perturbation to split."
+        raise DataError(msg)
+    how = KINDS[kind]
+    used = _checked(kind, how.options, {name: value for name, value in options.items() if value is not None})
+    if how.needs_contexts and contexts is None:
+        msg = f"kind={kind!r} holds out whole cell types or lines; name their column with context_key=."
+        raise OptionError(msg)
+    seen_by = {"contexts": contexts} if how.of_cells else {}
+    split = how.split(conditions, seed=seed, **seen_by, **used)
+    if not split.train and kind != "no_split":
+        msg = f"No perturbation of {len(conditions.perturbations)} is left to train on. Use kind='cell', or hold out less."
+        raise DataError(msg)
+    return replace(split, options=used, groups=split.groups or _groups(split, conditions))
+
+
+def _checked(kind: str, defaults: dict[str, Any], given: dict[str, Any]) -> dict[str, Any]:
+    foreign = sorted(given.keys() - defaults.keys())
+    if foreign:
+        takes = ", ".join(defaults) or "no options"
+        msg = f"{', '.join(foreign)} cannot be used with kind={kind!r}, which takes {takes}."
+        raise OptionError(msg)
+    used = defaults | given
+    for name, value in used.items():
+        if isinstance(defaults[name], float) and not (isinstance(value, int | float | np.number) and 0 <= value <= 1):
+            msg = f"{name}={value!r}: expected a share from 0 to 1."
+            raise OptionError(msg)
+        if isinstance(defaults[name], tuple) and (isinstance(value, str) or not all(isinstance(v, str) for v in value)):
+            msg = f"{name}={value!r}: expected a list of names."
+            raise OptionError(msg)
+    return used
+
+
+def _groups(split: PerturbationSplit, conditions: Conditions) -> dict[str, tuple[str, ...]]:
+    """Groups of the test perturbations that are in no other part; a gene is seen if it is perturbed in another part."""
+    elsewhere = {*split.train, *split.validation}
+    genes = dict(zip(conditions.names, conditions.genes, strict=True))
+    seen = {gene for name in elsewhere for gene in genes[name]}
+    groups: dict[str, tuple[str, ...]] = dict.fromkeys(GROUPS, ())
+    for name in split.test:
+        if name not in elsewhere and len(genes[name]) <= 2:
+            single = len(genes[name]) == 1
+            groups[GROUPS[3 if single else sum(gene in seen for gene in genes[name])]] += (name,)
+    return groups
+
+
+def _of_labels(
+    algorithm: Callable[..., Partition], conditions: Conditions, *, seed: int, **options: Any
+) -> PerturbationSplit:
+    """Split label by label, as GEARS does, and bring the labels of one perturbation together."""
+    perturbed = [i for i, genes in enumerate(conditions.written) if genes]
+    genes = [conditions.written[i] for i in perturbed]
+    check_labels(genes)
+    _check_test_perts(options, {gene for of_label in genes for gene in of_label})
+    partition = algorithm(genes, seed=seed, **options)
+    names = [conditions.names[conditions.index(conditions.labels[i])] for i in perturbed]
+    part_of: dict[str, str] = {}
+    moved = set()
+    # From the strictest part on: what one of its spellings holds out is held out.
+    for part in ("test", "validation", "train", "dropped"):
+        for position in sorted(getattr(partition, part)):
+            if part_of.setdefault(names[position], part) != part:
+                moved.add(names[position])
+    groups: dict[str, tuple[str, ...]] = dict.fromkeys(GROUPS, ()) if partition.groups else {}
+    for position, group in sorted(partition.groups.items()):
+        groups[group] = tuple(dict.fromkeys((*groups[group], names[position])))
+    return replace(
+        _from_names(conditions, part_of), groups=groups, moved=tuple(n for n in conditions.names if n in moved)
+    )
+
+
+def _check_test_perts(options: dict[str, Any], genes: set[str]) -> None:
+    unknown = sorted(set(options.get("test_perts", ())) - genes)
+    if unknown:
+        msg = f"test_perts names {', '.join(unknown)}, which no perturbation of these data has; pass genes, one by one."
+        raise OptionError(msg)
+    if options.get("only_test_set_perts") and not options["test_perts"]:
+        msg = "only_test_set_perts=True holds out the genes of test_perts and nothing else; pass test_perts=[...]."
+        raise OptionError(msg)
+
+
+def _from_names(conditions: Conditions, part_of: Mapping[str, str]) -> PerturbationSplit:
+    def names(part: str) -> tuple[str, ...]:
+        return tuple(name for name in conditions.perturbations if part_of[name] == part)
+
+    return PerturbationSplit(names("train"), names("validation"), names("test"), names("dropped"))
+
+
+def _of_cells(
+    rows_of: Callable[..., dict[str, NDArray[np.int64]]], conditions: Conditions, **how: Any
+) -> PerturbationSplit:
+    rows = rows_of(conditions, **how)
+
+    def names(part: str) -> tuple[str, ...]:
+        return tuple(conditions.names[code] for code in np.unique(conditions.codes[rows[part]]))
+
+    train = np.sort(np.concatenate([rows["train"], np.flatnonzero(conditions.codes == 0)]))
+    by_cell = Split(train, rows["validation"], rows["test"])
+    return PerturbationSplit(names("train"), names("validation"), names("test"), by_cell=by_cell)
+
+
+def _custom(conditions: Conditions, *, seed: int, parts: Mapping[str, Any] | None) -> PerturbationSplit:
+    return _from_names(conditions, parts_by_name(conditions, parts))
+
+
+def _everything_is_test(conditions: Conditions, *, seed: int) -> PerturbationSplit:
+    return _from_names(conditions, dict.fromkeys(conditions.perturbations, "test"))
+
+
+@dataclass(frozen=True)
+class _Kind:
+    split: Callable[..., PerturbationSplit]
+    options: dict[str, Any]
+    of_cells: bool = False
+    needs_contexts: bool = False
+
+
+_SHARES = {"validation_size": 0.1, "test_size": 0.1}
+
+KINDS: dict[str, _Kind] = {
+    "simulation": _Kind(
+        partial(_of_labels, split_by_genes),
+        {
+            "train_gene_set_size": 0.75,
+            "combo_seen2_train_frac": 0.75,
+            "validation_size": 0.1,
+            "test_perts": (),
+            "only_test_set_perts": False,
+        },
+    ),
+    "simulation_single": _Kind(
+        partial(_of_labels, split_singles_by_genes), {"train_gene_set_size": 0.75, "validation_size": 0.1}
+    ),
+    **{
+        kind: _Kind(partial(_of_labels, partial(split_by_hits, kind=kind)), _SHARES)
+        for kind in ("combo_seen0", "combo_seen1", "single")
+    },
+    "combo_seen2": _Kind(partial(_of_labels, split_by_labels), _SHARES),
+    "no_test": _Kind(partial(_of_labels, split_by_labels), {"validation_size": 0.1}),
+    "no_split": _Kind(_everything_is_test, {}),
+    "custom": _Kind(_custom, {"parts": None}),
+    "cell": _Kind(partial(_of_cells, rows_at_random), _SHARES, of_cells=True),
+    "context": _Kind(
+        partial(_of_cells, rows_by_context),
+        {**_SHARES, "validation_contexts": (), "test_contexts": ()},
+        of_cells=True,
+        needs_contexts=True,
+    ),
+}
+"""Kinds of splits, with the options of each and their defaults, which are those of GEARS where it has the kind."""

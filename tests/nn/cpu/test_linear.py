@@ -1,0 +1,78 @@
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from scgalore.nn.cpu.linear import Linear, linear
+
+WIDE = (192, 160)  # large enough for the convolution
+
+
+def layer(d_out, d_in, bias=True, dtype=torch.float32):
+    generator = torch.Generator().manual_seed(0)
+    weight = torch.randn(d_out, d_in, generator=generator, dtype=dtype).requires_grad_()
+    return weight, torch.randn(d_out, generator=generator, dtype=dtype).requires_grad_() if bias else None
+
+
+@pytest.mark.parametrize("shape", [(7,), (1,), (3, 5), (2, 3, 4), (300,)], ids=str)
+@pytest.mark.parametrize("sizes", [WIDE, (12, 8)], ids=["wide", "narrow"])
+@pytest.mark.parametrize("bias", [True, False])
+def test_values_and_gradients_are_those_of_the_product(shape, sizes, bias):
+    weight, b = layer(*sizes, bias=bias)
+    x = torch.randn(*shape, sizes[1]).requires_grad_()
+    inputs = [x, weight, *([b] if bias else [])]
+    ours = linear(x, weight, b)
+    exact = F.linear(x.double(), weight.double(), None if b is None else b.double())
+    assert ours.shape == (*shape, sizes[0])
+    assert ours.dtype == torch.float32
+    torch.testing.assert_close(ours.double(), exact, rtol=0, atol=1e-4)
+    pull = torch.randn_like(ours)
+    grads = torch.autograd.grad(ours, inputs, pull)
+    expected = torch.autograd.grad(exact, inputs, pull.double())
+    for ours_, expected_ in zip(grads, expected, strict=True):
+        torch.testing.assert_close(ours_, expected_, rtol=1e-4, atol=1e-4)
+
+
+def test_a_strided_input_is_read_as_it_is_seen():
+    weight, bias = layer(*WIDE)
+    x = torch.randn(160, 9, 4).permute(1, 2, 0)
+    torch.testing.assert_close(linear(x, weight, bias), F.linear(x, weight, bias), rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_other_dtypes_take_the_product_of_torch(dtype):
+    weight, bias = layer(*WIDE, dtype=dtype)
+    x = torch.randn(6, 160, dtype=dtype)
+    assert torch.equal(linear(x, weight, bias), F.linear(x, weight, bias))
+
+
+def test_no_rows_give_no_rows():
+    weight, bias = layer(*WIDE)
+    assert linear(torch.empty(0, 160), weight, bias).shape == (0, 192)
+
+
+def test_a_row_has_the_same_bits_in_every_run():
+    weight, bias = layer(*WIDE)
+    x = torch.randn(500, 160, requires_grad=True)
+    runs = []
+    for _ in range(3):
+        out = linear(x, weight, bias)
+        runs.append([out, *torch.autograd.grad(out.square().sum(), (x, weight, bias))])
+    for run in runs[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(run, runs[0], strict=True))
+
+
+def test_autocast_chooses_the_dtype():
+    weight, bias = layer(*WIDE)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert linear(torch.randn(6, 160), weight, bias).dtype == torch.bfloat16
+
+
+def test_the_layer_is_a_linear_layer():
+    torch.manual_seed(0)
+    ours = Linear(160, 192)
+    theirs = nn.Linear(160, 192)
+    theirs.load_state_dict(ours.state_dict())
+    x = torch.randn(5, 160)
+    assert isinstance(ours, nn.Linear)
+    torch.testing.assert_close(ours(x), theirs(x), rtol=0, atol=1e-5)

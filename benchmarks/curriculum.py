@@ -92,7 +92,7 @@ def run(plan: Plan) -> dict[str, dict[str, float]]:
     import scgalore as sg
     from scgalore.data.labels import encode_labels
     from scgalore.data.split import random_split
-    from scgalore.tl._ranking import rank_adata
+    from scgalore.selection.ranking import rank_adata
 
     torch.set_num_threads(1)
     sg.settings.progress = False

@@ -135,7 +135,7 @@ def run(task: Task) -> dict[str, Any]:
     import torch
 
     import scgalore as sg
-    from scgalore.model.screens import fit_screen
+    from scgalore.tasks.perturbation.fitting import fit_screen
     from scgalore.perturb.baselines.effects import BASELINES
     from scgalore.perturb.labels.screen import Screen
     from scgalore.tl._finetune_screen import SCREEN_DEFAULTS

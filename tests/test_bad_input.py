@@ -21,7 +21,7 @@ import scgalore as sg
 from scgalore.data.matrix import CellMatrix
 from scgalore.errors import DataError, MissingKeyError, OptionError, WeightsError
 from scgalore.model import SCGPT
-from scgalore.model.perturbation import perturbation_network
+from scgalore.tasks.perturbation.networks import perturbation_network
 from scgalore.train import runner
 from scgalore.train.checkpoint import last_checkpoint
 

@@ -10,7 +10,7 @@ from anndata import AnnData
 from tests.tiny_plugin import tiny_model
 
 from scgalore.model import SCGPT
-from scgalore.model.screens import fit_screen
+from scgalore.tasks.perturbation.fitting import fit_screen
 from scgalore.perturb.labels.screen import Screen
 from scgalore.train.config import TrainConfig
 

@@ -3,8 +3,8 @@ import pandas as pd
 import pytest
 
 from scgalore.demo.report import RANDOM, Report, compare, score_table, strongest
-from scgalore.pipeline.baselines import LOGISTIC
-from scgalore.pipeline.findings import markdown_table
+from scgalore.tasks.baselines import LOGISTIC
+from scgalore.tasks.findings import markdown_table
 
 
 def table(**f1: list[float]) -> pd.DataFrame:

@@ -18,7 +18,7 @@ from tests.trained_screens import GENES, TRAINING, counts, log_normalised, scree
 
 import scgalore as sg
 from scgalore.model import SCGPT, screens
-from scgalore.model.perturbation import RowsOfCells
+from scgalore.tasks.perturbation.networks import RowsOfCells
 from scgalore.perturb.baselines.effects import Effects
 from scgalore.perturb.labels.profiles import Profiles
 from scgalore.perturb.labels.screen import Screen

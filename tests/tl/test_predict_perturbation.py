@@ -18,7 +18,7 @@ from tests.trained_screens import GENES, PARTS, TRAINING, counts, log_normalised
 import scgalore as sg
 from scgalore.errors import DataError, MissingKeyError, OptionError
 from scgalore.model import SCGPT
-from scgalore.model.perturbation import affine_decoder
+from scgalore.tasks.perturbation.networks import affine_decoder
 
 KEY = "predict_perturbation"
 TWO_LINES: dict[str, Any] = {"context_key": "cell_line"}

@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from scgalore.pipeline.baselines import LOGISTIC
-from scgalore.pipeline.findings import markdown_table
+from scgalore.tasks.baselines import LOGISTIC
+from scgalore.tasks.findings import markdown_table
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence

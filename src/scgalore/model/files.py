@@ -13,7 +13,7 @@ from scgalore import __version__
 from scgalore import _logging as logg
 from scgalore.data.vocab import GeneVocab
 from scgalore.errors import WeightsError
-from scgalore.model.screen_files import read_screen, screen_files
+from scgalore.tasks.perturbation.memory import read_screen, screen_files
 from scgalore.nn import SCGPTConfig, SCGPTNetwork
 from scgalore.weights import load_tensors, read_checkpoint, resolve_model_folder, write_checkpoint
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from scgalore._typing import PathLike
-    from scgalore.model.screens import ScreenMemory
+    from scgalore.tasks.perturbation.fitting import ScreenMemory
     from scgalore.weights import Checkpoint, LoadReport
 
 __all__ = ["Provenance", "StoredModel", "read_model", "write_model"]

@@ -40,7 +40,7 @@ if TYPE_CHECKING:
     from scgalore.data.vocab import GeneVocab
     from scgalore.model.distributed import World
     from scgalore.model.files import Provenance
-    from scgalore.model.screens import ScreenMemory
+    from scgalore.tasks.perturbation.fitting import ScreenMemory
     from scgalore.model.training import AdapterWeights
     from scgalore.objectives import Objective
     from scgalore.weights import LoadReport

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from scgalore.pipeline.findings import markdown_table
+from scgalore.tasks.findings import markdown_table
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from scgalore.pipeline.config import RunConfig
-    from scgalore.pipeline.findings import Findings
+    from scgalore.tasks.findings import Findings
 
 __all__ = ["Report"]
 

@@ -14,12 +14,12 @@ from scgalore.data.split import PARTS
 from scgalore.errors import OptionError
 from scgalore.pipeline.cells import draw_rows, on_selected_genes
 from scgalore.pipeline.checks import load_model, settle, with_genes
-from scgalore.pipeline.classes import Classes
-from scgalore.pipeline.expression import Expression
-from scgalore.pipeline.figures import HISTORY, SELECTION
+from scgalore.tasks.classes import Classes
+from scgalore.tasks.expression import Expression
+from scgalore.tasks.figures import HISTORY, SELECTION
 from scgalore.pipeline.folder import RunFolder
 from scgalore.pipeline.measure import Stopwatch, circumstances, peak_memory, versions
-from scgalore.pipeline.perturbation import Perturbation
+from scgalore.tasks.perturbation.task import Perturbation
 from scgalore.pipeline.progress import Stages
 from scgalore.pipeline.report import Report
 from scgalore.tl import finetune, select_genes
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from scgalore.model import SCGPT
     from scgalore.pipeline.cells import CellFile
     from scgalore.pipeline.config import RunConfig
-    from scgalore.pipeline.findings import Findings, Task
+    from scgalore.tasks.findings import Findings, Task
 
 __all__ = ["run"]
 

@@ -16,7 +16,7 @@ from scgalore.perturb.baselines.effects import BASELINES
 from scgalore.perturb.labels.screen import Screen
 from scgalore.perturb.predictions.prediction import Prediction
 from scgalore.perturb.scores.evaluation import choose_metrics, evaluate
-from scgalore.tl._screens import READ
+from scgalore.tasks.perturbation.reading import READ
 from scgalore.tl._shared import Results, copied, writable_adata
 
 if TYPE_CHECKING:

@@ -14,7 +14,7 @@ from scgalore._rng import seed_from
 from scgalore.data.labels import encode_labels
 from scgalore.data.split import PARTS, Split, random_split, split_from_labels
 from scgalore.errors import DataError, MissingKeyError
-from scgalore.tl._curriculum import curriculum_ranks, ranked_key
+from scgalore.selection.curriculum import curriculum_ranks, ranked_key
 from scgalore.tl._finetune_screen import SCREEN_DEFAULTS, check_task, finetune_screen
 from scgalore.tl._fitted import free_folder, record_model
 from scgalore.tl._labels import label_metrics, label_results

@@ -9,10 +9,10 @@ import pandas as pd
 from scgalore import __version__
 from scgalore import _logging as logg
 from scgalore.errors import OptionError
-from scgalore.model.screens import check_prior, fit_screen
+from scgalore.tasks.perturbation.fitting import check_prior, fit_screen
 from scgalore.perturb.labels.screen import Screen
 from scgalore.perturb.splits.split import split_conditions
-from scgalore.tl._curriculum import curriculum_ranks
+from scgalore.selection.curriculum import curriculum_ranks
 from scgalore.tl._fitted import record_model
 from scgalore.tl._shared import Results, as_model
 from scgalore.train.processes import training_processes

@@ -14,15 +14,15 @@ from scgalore._keys import PerturbationKeys
 from scgalore._rng import seed_from
 from scgalore.errors import OptionError
 from scgalore.model.inference import RunOptions
-from scgalore.model.perturbation import gene_vectors
-from scgalore.model.screens import perturbed_embeddings, predict_effects
+from scgalore.tasks.perturbation.networks import gene_vectors
+from scgalore.tasks.perturbation.fitting import perturbed_embeddings, predict_effects
 from scgalore.perturb.labels.conditions import canonical_name
 from scgalore.perturb.labels.profiles import row_label
 from scgalore.perturb.labels.screen import Screen
 from scgalore.perturb.predictions.plane import embed_in_plane
 from scgalore.perturb.predictions.ranking import ranked_genes
 from scgalore.tl._fitted import recorded_model
-from scgalore.tl._screens import READ, genes_of, perturbed_genes, read_params, trained_on, training_profiles
+from scgalore.tasks.perturbation.reading import READ, genes_of, perturbed_genes, read_params, trained_on, training_profiles
 from scgalore.tl._shared import Results, as_model, copied, writable_adata
 
 if TYPE_CHECKING:

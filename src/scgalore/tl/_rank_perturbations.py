@@ -11,11 +11,11 @@ from scgalore._keys import PerturbationKeys
 from scgalore._rng import seed_from
 from scgalore.errors import OptionError
 from scgalore.model.inference import RunOptions
-from scgalore.model.perturbation import refuse_unknown
+from scgalore.tasks.perturbation.networks import refuse_unknown
 from scgalore.perturb.labels.screen import Screen
 from scgalore.perturb.predictions import retrieval
 from scgalore.tl._fitted import recorded_model
-from scgalore.tl._screens import READ, perturbed_genes, read_params, trained_on
+from scgalore.tasks.perturbation.reading import READ, perturbed_genes, read_params, trained_on
 from scgalore.tl._search import Search
 from scgalore.tl._shared import Results, as_model, copied, writable_adata
 from scgalore.tl._wanted import Wanted, context_code

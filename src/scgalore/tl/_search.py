@@ -10,11 +10,11 @@ import numpy as np
 import pandas as pd
 
 from scgalore.errors import OptionError
-from scgalore.model.perturbation import target_tokens
-from scgalore.model.screens import predict_effects, prior_effects
+from scgalore.tasks.perturbation.networks import target_tokens
+from scgalore.tasks.perturbation.fitting import predict_effects, prior_effects
 from scgalore.perturb.baselines.effects import fit_effects
 from scgalore.perturb.predictions import retrieval
-from scgalore.tl._screens import trained_on, training_profiles
+from scgalore.tasks.perturbation.reading import trained_on, training_profiles
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -48,7 +48,7 @@ class Search:
     metric
         One of :data:`scgalore.perturb.predictions.retrieval.METRICS`.
     options
-        Keywords of :func:`scgalore.model.screens.predict_effects`.
+        Keywords of :func:`scgalore.tasks.perturbation.fitting.predict_effects`.
     """
 
     model: SCGPT

@@ -14,7 +14,7 @@ from scgalore._keys import GeneKeys
 from scgalore.errors import OptionError
 from scgalore.genes.ranking import get_strategy
 from scgalore.tl._finetune_screen import SPLIT
-from scgalore.tl._ranking import rank_adata, training_cells
+from scgalore.selection.ranking import rank_adata, training_cells
 from scgalore.tl._shared import Results, copied, writable_adata
 
 if TYPE_CHECKING:
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     from scgalore._typing import Data, PathLike
     from scgalore.genes.sets import GeneSet
-    from scgalore.tl._ranking import Ranking
+    from scgalore.selection.ranking import Ranking
 
 
 @shared_parameters

@@ -13,7 +13,7 @@ from tests.trained_screens import counts, log_normalised, screen_of, trained, wi
 
 from scgalore.errors import WeightsError
 from scgalore.model import SCGPT
-from scgalore.model.screens import ScreenMemory, predict_effects
+from scgalore.tasks.perturbation.fitting import ScreenMemory, predict_effects
 from scgalore.perturb.baselines.effects import GeneEffects
 
 CONTEXTS = {"context_key": "cell_line"}
@@ -98,7 +98,7 @@ PREDICT = """
 import sys
 import anndata, numpy as np, torch
 from scgalore.model import SCGPT
-from scgalore.model.screens import predict_effects
+from scgalore.tasks.perturbation.fitting import predict_effects
 from scgalore.perturb.labels.screen import Screen
 
 torch.set_num_threads(1)

@@ -17,7 +17,7 @@ from scipy.stats import hypergeom
 
 from scgalore.errors import DataError
 from scgalore.genes.sets import get_gene_set
-from scgalore.tl._ranking import Ranking, rank_adata, training_cells
+from scgalore.selection.ranking import Ranking, rank_adata, training_cells
 
 LISTED = ["TP53", "STAT1", "POU5F1", "MKI67", "PCNA", "GAPDH", "HSPA1A", "COX4I1", "HIF1A", "CDK1"]
 NAMES = [*LISTED, *(f"GENE{i}" for i in range(50))]

@@ -11,9 +11,9 @@ import torch
 from scgalore.data.sampler import BatchRequest
 from scgalore.model.inference import RunOptions
 from scgalore.objectives import MaskedExpression
-from scgalore.pipeline.figures import bars, umap
-from scgalore.pipeline.findings import Findings, markdown_table, with_error
-from scgalore.pipeline.splits import CellSplit
+from scgalore.tasks.figures import bars, umap
+from scgalore.tasks.findings import Findings, markdown_table, with_error
+from scgalore.tasks.cells import CellSplit
 
 if TYPE_CHECKING:
     from anndata import AnnData

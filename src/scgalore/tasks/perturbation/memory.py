@@ -11,7 +11,7 @@ from safetensors.numpy import load, save
 
 from scgalore._uns import to_uns
 from scgalore.errors import WeightsError
-from scgalore.model.screens import ScreenMemory
+from scgalore.tasks.perturbation.fitting import ScreenMemory
 from scgalore.perturb.baselines.effects import Effects, GeneEffects
 from scgalore.perturb.predictions.card import model_card
 

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     from anndata import AnnData
 
-    from scgalore.pipeline.findings import Draw
+    from scgalore.tasks.findings import Draw
 
 __all__ = ["HISTORY", "SELECTION", "bars", "on_axes", "panels", "same_threads", "umap"]
 

@@ -15,8 +15,8 @@ from scgalore.genes.ranking import MUST_INCLUDE, TARGETS, get_strategy, merge
 from scgalore.genes.sets import GeneColumns
 from scgalore.perturb.labels.conditions import Conditions
 from scgalore.perturb.labels.screen import parts_of, texts_of
-from scgalore.tl._gene_lists import GeneLists, warn_absent
-from scgalore.tl._gene_scores import Cells, GeneScores
+from scgalore.selection.gene_lists import GeneLists, warn_absent
+from scgalore.selection.gene_scores import Cells, GeneScores
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

@@ -14,7 +14,7 @@ from scgalore._progress import progress
 from scgalore.data.match import match_genes
 from scgalore.data.split import Split
 from scgalore.errors import OptionError
-from scgalore.model.perturbation import (
+from scgalore.tasks.perturbation.networks import (
     RowsOfCells,
     affine_decoder,
     flag_tokenizer,

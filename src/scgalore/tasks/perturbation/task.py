@@ -12,9 +12,9 @@ from scgalore._keys import PerturbationKeys
 from scgalore.data.split import PARTS
 from scgalore.perturb.baselines.effects import BASELINES
 from scgalore.perturb.labels.conditions import Conditions
-from scgalore.pipeline.figures import on_axes, panels
-from scgalore.pipeline.findings import Findings, markdown_table
-from scgalore.pipeline.splits import OWN_KEY, refuse_empty
+from scgalore.tasks.figures import on_axes, panels
+from scgalore.tasks.findings import Findings, markdown_table
+from scgalore.tasks.cells import OWN_KEY, refuse_empty
 from scgalore.pp import split_perturbations
 from scgalore.tl import evaluate_perturbation, predict_perturbation
 

@@ -13,7 +13,7 @@ from tests.trained_screens import TRAINING, counts, untrained
 import scgalore as sg
 from scgalore.errors import MissingKeyError, OptionError
 from scgalore.model import SCGPT
-from scgalore.tl._ranking import rank_adata
+from scgalore.selection.ranking import rank_adata
 
 RUN: dict[str, Any] = {"max_epochs": 2, "batch_size": 32, "curriculum": [30, 150]}
 

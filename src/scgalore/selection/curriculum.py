@@ -8,7 +8,7 @@ from scgalore import _logging as logg
 from scgalore._keys import GeneKeys
 from scgalore.data.cells import gene_ranks
 from scgalore.errors import OptionError
-from scgalore.tl._ranking import rank_adata
+from scgalore.selection.ranking import rank_adata
 
 if TYPE_CHECKING:
     import numpy as np

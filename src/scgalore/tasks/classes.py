@@ -9,11 +9,11 @@ import pandas as pd
 from scgalore import pl
 from scgalore._keys import LabelKeys
 from scgalore.data.labels import class_codes, encode_labels
-from scgalore.pipeline.baselines import BASELINES, LOGISTIC
-from scgalore.pipeline.figures import on_axes, umap
-from scgalore.pipeline.findings import Findings, markdown_table, with_error
-from scgalore.pipeline.label_scores import LabelScores
-from scgalore.pipeline.splits import CellSplit
+from scgalore.tasks.baselines import BASELINES, LOGISTIC
+from scgalore.tasks.figures import on_axes, umap
+from scgalore.tasks.findings import Findings, markdown_table, with_error
+from scgalore.tasks.label_scores import LabelScores
+from scgalore.tasks.cells import CellSplit
 
 if TYPE_CHECKING:
     import numpy as np

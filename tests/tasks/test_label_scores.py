@@ -4,7 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from sklearn.metrics import accuracy_score, f1_score
 
-from scgalore.pipeline.label_scores import LabelScores
+from scgalore.tasks.label_scores import LabelScores
 
 
 def answers(truth: np.ndarray, share: float, seed: int) -> np.ndarray:

@@ -6,7 +6,7 @@ import pytest
 
 CODE = """
 import anndata, numpy as np, pandas as pd, torch
-from scgalore.pipeline.figures import umap
+from scgalore.tasks.figures import umap
 adata = anndata.AnnData(np.ones((40, 2), "float32"), obs=pd.DataFrame({"part": pd.Categorical(["a", "b"] * 20)}))
 adata.obs_names = adata.obs_names.astype(str)
 adata.obsm["X_scGPT"] = np.random.default_rng(0).normal(size=(40, 8)).astype("float32")

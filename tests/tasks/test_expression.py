@@ -9,7 +9,7 @@ from tests.pipeline.conftest import quick
 from scgalore.data.sampler import BatchRequest
 from scgalore.model import SCGPT
 from scgalore.objectives import MaskedExpression
-from scgalore.pipeline.expression import RULES, Expression, _mean_bins
+from scgalore.tasks.expression import RULES, Expression, _mean_bins
 
 
 @pytest.fixture

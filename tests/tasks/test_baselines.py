@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from scgalore.data.split import random_split
-from scgalore.pipeline.baselines import BASELINES, LOGISTIC
+from scgalore.tasks.baselines import BASELINES, LOGISTIC
 
 
 @pytest.mark.parametrize("method", LOGISTIC)

@@ -12,7 +12,7 @@ from tests.trained_screens import GENES, PARTS, counts, log_normalised, screen_o
 from scgalore.data.vocab import GeneVocab
 from scgalore.errors import DataError
 from scgalore.model import SCGPT
-from scgalore.model.perturbation import (
+from scgalore.tasks.perturbation.networks import (
     RowsOfCells,
     flag_tokenizer,
     gene_vectors,

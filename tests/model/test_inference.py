@@ -9,7 +9,8 @@ from scgalore import settings
 from scgalore.data import stream
 from scgalore.errors import OptionError
 from scgalore.model import SCGPT
-from scgalore.model.inference import pick_device, pick_dtype, run_network
+from scgalore.model.inference import pick_dtype, run_network
+from scgalore.nn.device import pick_device
 
 CPU = torch.device("cpu")
 

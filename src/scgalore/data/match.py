@@ -9,7 +9,7 @@ import re
 from collections import Counter, defaultdict
 from dataclasses import dataclass
 from itertools import islice
-from typing import TYPE_CHECKING, get_args
+from typing import TYPE_CHECKING, Any, get_args
 
 import numpy as np
 
@@ -61,6 +61,15 @@ class GeneMatch:
     def matched(self) -> int:
         """Number of columns with a token."""
         return int((self.token_ids >= 0).sum())
+
+    def report(self) -> dict[str, Any]:
+        """Numbers of matched and renamed columns and the names that were dropped, for ``uns``."""
+        return {
+            "matched": self.matched,
+            "n_vars": self.n_vars,
+            "renamed": len(self.renamed),
+            "dropped": list(self.dropped),
+        }
 
     def summary(self) -> str:
         """One line for the user."""

@@ -21,8 +21,8 @@ from scgalore.demo.folder import DEMO, FILES
 from scgalore.demo.report import METRICS, RANDOM, Report, score_table, strongest
 from scgalore.errors import OptionError
 from scgalore.model import SCGPT
-from scgalore.tasks.baselines import BASELINES, LOGISTIC
 from scgalore.pipeline.measure import Stopwatch, peak_memory, versions
+from scgalore.tasks.baselines import BASELINES, LOGISTIC
 from scgalore.tl import finetune
 from scgalore.tl._labels import label_metrics
 

@@ -13,8 +13,8 @@ from scgalore import __version__
 from scgalore import _logging as logg
 from scgalore.data.vocab import GeneVocab
 from scgalore.errors import WeightsError
-from scgalore.tasks.perturbation.memory import read_screen, screen_files
 from scgalore.nn import SCGPTConfig, SCGPTNetwork
+from scgalore.tasks.perturbation.memory import read_screen, screen_files
 from scgalore.weights import load_tensors, read_checkpoint, resolve_model_folder, write_checkpoint
 
 if TYPE_CHECKING:

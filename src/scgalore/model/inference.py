@@ -16,6 +16,7 @@ from scgalore.data.streaming import TokenStream
 from scgalore.errors import OptionError
 from scgalore.model.distributed import refuse_devices
 from scgalore.nn import CellEncoder
+from scgalore.nn.device import pick_device
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
     from scgalore.data.tokens import RaggedTokens, TokenizerConfig
     from scgalore.nn import SCGPTNetwork
 
-__all__ = ["CellOutput", "InferencePrecision", "RunOptions", "pick_device", "pick_dtype", "run_network"]
+__all__ = ["CellOutput", "InferencePrecision", "RunOptions", "pick_dtype", "run_network"]
 
 InferencePrecision = Literal["auto", "32-true", "bf16-true"]
 
@@ -54,29 +55,6 @@ class CellOutput:
     embedding: NDArray[np.float32]
     probabilities: NDArray[np.float32] | None
     precision: str
-
-
-def pick_device(accelerator: str) -> torch.device:
-    """Turn Lightning's word for an accelerator into a device of torch.
-
-    Raises
-    ------
-    OptionError
-        If there is no such word, or no such device on this machine.
-    """
-    available = {
-        "cpu": True,
-        "gpu": torch.cuda.is_available(),
-        "cuda": torch.cuda.is_available(),
-        "mps": torch.backends.mps.is_available(),
-    }
-    if accelerator == "auto":
-        return torch.device("cuda" if available["cuda"] else "cpu")
-    if not available.get(accelerator, False):
-        there = ", ".join(repr(name) for name, is_there in {"auto": True, **available}.items() if is_there)
-        msg = f"accelerator={accelerator!r} is not on this machine; choose one of {there}."
-        raise OptionError(msg)
-    return torch.device("cuda" if accelerator == "gpu" else accelerator)
 
 
 def pick_dtype(precision: str, device: torch.device) -> torch.dtype:

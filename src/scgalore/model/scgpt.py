@@ -20,10 +20,11 @@ from scgalore.model.adapter_files import is_adapter_folder, read_adapter, write_
 from scgalore.model.distributed import gather, process_group, share
 from scgalore.model.files import read_model, write_model
 from scgalore.model.identity import run_identity
-from scgalore.model.inference import CellOutput, RunOptions, pick_device, run_network
+from scgalore.model.inference import CellOutput, RunOptions, run_network
 from scgalore.model.streams import check_stream_options, with_labels_of
 from scgalore.model.training import apply_adapter, trainable
 from scgalore.nn import SCGPTConfig, SCGPTNetwork
+from scgalore.nn.device import pick_device
 from scgalore.objectives import Classification, MaskedExpression
 from scgalore.train.config import TrainConfig
 from scgalore.weights import export_scgpt
@@ -40,9 +41,9 @@ if TYPE_CHECKING:
     from scgalore.data.vocab import GeneVocab
     from scgalore.model.distributed import World
     from scgalore.model.files import Provenance
-    from scgalore.tasks.perturbation.fitting import ScreenMemory
     from scgalore.model.training import AdapterWeights
     from scgalore.objectives import Objective
+    from scgalore.tasks.perturbation.fitting import ScreenMemory
     from scgalore.weights import LoadReport
 
 __all__ = ["SCGPT"]

@@ -14,14 +14,14 @@ from scgalore.data.split import PARTS
 from scgalore.errors import OptionError
 from scgalore.pipeline.cells import draw_rows, on_selected_genes
 from scgalore.pipeline.checks import load_model, settle, with_genes
+from scgalore.pipeline.folder import RunFolder
+from scgalore.pipeline.measure import Stopwatch, circumstances, peak_memory, versions
+from scgalore.pipeline.progress import Stages
+from scgalore.pipeline.report import Report
 from scgalore.tasks.classes import Classes
 from scgalore.tasks.expression import Expression
 from scgalore.tasks.figures import HISTORY, SELECTION
-from scgalore.pipeline.folder import RunFolder
-from scgalore.pipeline.measure import Stopwatch, circumstances, peak_memory, versions
 from scgalore.tasks.perturbation.task import Perturbation
-from scgalore.pipeline.progress import Stages
-from scgalore.pipeline.report import Report
 from scgalore.tl import finetune, select_genes
 from scgalore.train.checkpoint import last_checkpoint
 

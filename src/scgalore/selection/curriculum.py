@@ -50,7 +50,7 @@ def curriculum_ranks(
     genes_key: str | None,
     *,
     train: NDArray[np.bool_],
-    strategy: str = "biological",
+    gene_strategy: str = "biological",
     **read: Any,
 ) -> NDArray[np.float64] | None:
     """Rank of each gene, 0 the best, NaN for genes without, float64 ``(n_vars,)``; ``None`` without a curriculum.
@@ -65,7 +65,7 @@ def curriculum_ranks(
         From :func:`ranked_key`.
     train
         Cells that may be looked at where genes are ranked now, bool ``(n_obs,)``.
-    strategy
+    gene_strategy
         How they are ranked then.
     **read
         How to read the AnnData, as for :func:`scgalore.tl.select_genes`.
@@ -79,5 +79,5 @@ def curriculum_ranks(
         return None
     if genes_key is not None:
         return gene_ranks(adata, genes_key)
-    logg.info(f"    genes ranked from {int(train.sum()):,} training cells ({strategy!r})")
-    return rank_adata(adata, strategy, train=train, **read).rank
+    logg.info(f"    genes ranked from {int(train.sum()):,} training cells ({gene_strategy!r})")
+    return rank_adata(adata, gene_strategy, train=train, **read).rank

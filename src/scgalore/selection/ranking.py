@@ -106,7 +106,7 @@ def check_columns(adata: AnnData, columns: Mapping[str, str | None]) -> None:
 
 def rank_adata(
     adata: AnnData,
-    strategy: str = "biological",
+    gene_strategy: str = "biological",
     *,
     layer: str | None = None,
     batch_key: str | None = None,
@@ -126,7 +126,7 @@ def rank_adata(
     ----------
     adata
         Cells by genes; counts or log-normalised, sparse, dense, backed or a view. Nothing is changed.
-    strategy, layer, batch_key, pert_key, control, separator, context_key, must_include, gene_sets, species, gene_symbols
+    gene_strategy, layer, batch_key, pert_key, control, separator, context_key, must_include, gene_sets, species, gene_symbols
         As for :func:`scgalore.tl.select_genes`.
     train
         Cells that may be looked at, bool ``(n_obs,)``; all when left out.
@@ -136,14 +136,14 @@ def rank_adata(
     OptionError, DataError, MissingKeyError
         As for :func:`scgalore.tl.select_genes`.
     """
-    plan = get_strategy(strategy)
+    plan = get_strategy(gene_strategy)
     columns = {"batch_key": batch_key, "pert_key": pert_key, "context_key": context_key}
     check_columns(adata, columns)
     train = np.ones(adata.n_obs, dtype=bool) if train is None else np.asarray(train, dtype=bool)
     conditions = None
     if plan.targets:
         if pert_key is None:
-            msg = f"strategy={strategy!r} needs pert_key=, the column of adata.obs with the perturbation of each cell; it has {list(adata.obs.columns)}."
+            msg = f"gene_strategy={gene_strategy!r} needs pert_key=, the column of adata.obs with the perturbation of each cell; it has {list(adata.obs.columns)}."
             raise OptionError(msg)
         conditions = Conditions.from_labels(adata.obs[pert_key].tolist(), control=control, separator=separator)
     cells = Cells(train, _codes(adata, batch_key, train), _codes(adata, context_key, train), conditions)
@@ -154,7 +154,7 @@ def rank_adata(
     log_base = adata.uns.get("log1p", {}).get("base")
     scores = GeneScores.of(expression, cells, names, log_base=log_base)
     params = {
-        "strategy": strategy,
+        "gene_strategy": gene_strategy,
         "weights": dict(lists.weights),
         **columns,
         "control": None if conditions is None else conditions.control,

@@ -69,6 +69,11 @@ class TaskModel(Protocol):
     provenance: Any
 
     @property
+    def can(self) -> frozenset[str]:
+        """What the model's family can do."""
+        ...
+
+    @property
     def memory(self) -> Any:
         """What the model keeps of its last task, a :class:`TaskMemory`; ``None`` before training."""
         ...
@@ -76,6 +81,10 @@ class TaskModel(Protocol):
     @property
     def result(self) -> TrainResult | None:
         """What the last training left; ``None`` before."""
+        ...
+
+    def keys(self, uns: str, key_added: str | None = None) -> CellKeys:
+        """Names of the slots that results of this model are written to."""
         ...
 
     def cells(
@@ -170,6 +179,13 @@ class Task(ABC):
             raise OptionError(msg)
         return complete
 
+    def require(self, model: TaskModel) -> None:
+        """Raise :class:`~scgalore.errors.OptionError` if the model's family cannot be trained for this task."""
+        missing = sorted(self.needs - model.can)
+        if missing:
+            msg = f"task={self.name!r} needs a network with {' and '.join(missing)}, which {model.provenance['name']} lacks. Choose another model."
+            raise OptionError(msg)
+
     # Training ---------------------------------------------------------------------------------------------------------
 
     @abstractmethod
@@ -220,8 +236,25 @@ class Task(ABC):
 
     # Results ----------------------------------------------------------------------------------------------------------
 
+    def predictions(self, output: CellOutput, memory: Any, keys: CellKeys) -> Results:
+        """What the heads predict for each cell, as slots of an AnnData; :func:`scgalore.tl.annotate` writes it.
+
+        Parameters
+        ----------
+        output
+            Embeddings, and raw outputs of the cell heads.
+        memory
+            What the model keeps of this task.
+        keys
+            Names of the slots.
+        """
+        msg = f"A model that was trained for task={self.name!r} has nothing to annotate cells with. Use sg.tl.embed(adata, model)."
+        raise OptionError(msg)
+
     @abstractmethod
-    def results(self, adata: AnnData, model: TaskModel, prepared: Prepared, call: TrainingCall, keys: CellKeys) -> Results:
+    def results(
+        self, adata: AnnData, model: TaskModel, prepared: Prepared, call: TrainingCall, keys: CellKeys
+    ) -> Results:
         """What :func:`scgalore.tl.finetune` writes, with the task's part of ``uns`` under ``keys.uns``.
 
         Parameters
@@ -290,7 +323,7 @@ class Task(ABC):
         return f"embeddings of {adata.n_obs:,} cells, written by fine-tuning"
 
     @abstractmethod
-    def evaluate(self, adata: AnnData, model: TaskModel, call: TrainingCall) -> Findings:
+    def evaluate(self, adata: AnnData, model: TaskModel, call: TrainingCall, *, name: str) -> Findings:
         """Score what was held out, with baselines that know the same cells.
 
         Parameters
@@ -299,4 +332,6 @@ class Task(ABC):
             With the results of :func:`scgalore.tl.finetune` and :meth:`predict`.
         model, call
             Fitted, and how.
+        name
+            What to call the model in tables, such as "scgpt-mini + galore".
         """

@@ -1,27 +1,29 @@
-"""A run that goes on with masked expression."""
+"""Predict masked expression, the objective that the weights were pre-trained with."""
 
 from __future__ import annotations
 
-from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 
 from scgalore.data.sampler import BatchRequest
-from scgalore.model.inference import RunOptions
+from scgalore.nn.device import pick_device
 from scgalore.objectives import MaskedExpression
+from scgalore.tasks.cells import CellTargets, CellTask
 from scgalore.tasks.figures import bars, umap
 from scgalore.tasks.findings import Findings, markdown_table, with_error
-from scgalore.tasks.cells import CellSplit
 
 if TYPE_CHECKING:
     from anndata import AnnData
     from numpy.typing import NDArray
 
     from scgalore.data.cells import TokenCells
-    from scgalore.model import SCGPT
-    from scgalore.pipeline.config import RunConfig
+    from scgalore.data.streaming import TokenStream
+    from scgalore.nn.base import CellNetwork
+    from scgalore.objectives import Objective
+    from scgalore.tasks.base import TaskModel
+    from scgalore.tasks.call import TrainingCall
 
 __all__ = ["Expression"]
 
@@ -29,38 +31,37 @@ BATCH = 16
 RULES = ("each gene's mean bin", "mean bin of all genes", "mean visible bin of the cell")
 
 
-class Expression(CellSplit):
-    """Learn masked expression, and predict the masked values of held-out cells.
+class Expression(CellTask):
+    """Masked expression of the cells themselves: no column of ``obs`` is needed."""
 
-    Parameters
-    ----------
-    config
-        Of the run.
-    """
+    name = "expression"
+    summary = "to predict masked expression, as in pre-training"
+    needs = frozenset({"expression"})
+    next_steps = (
+        "`sg.tl.embed(other_cells, model)` embeds other cells; `sg.tl.finetune(other_cells, model, labels_key=...)` continues "
+        "from these weights."
+    )
 
-    def __init__(self, config: RunConfig) -> None:
-        super().__init__(config)
-        self.goal = "to predict masked expression, as in pre-training"
+    def targets(self, adata: AnnData, call: TrainingCall) -> CellTargets:
+        """Cells are their own targets."""
+        return CellTargets(call.split_of(adata))
 
-    def check(self, adata: AnnData, model: SCGPT) -> None:
-        """Read the cells once as training will."""
-        self._cells(adata, model)
+    def objective(self, network: CellNetwork, memory: None) -> Objective:
+        """Squared error of the masked values."""
+        return MaskedExpression(mask_value=network.config.mask_value)
 
-    def options(self) -> dict[str, Any]:
-        """The task has none of its own."""
-        return {}
+    def stream_memory(self, stream: TokenStream, call: TrainingCall) -> None:
+        """A stream needs nothing more."""
 
-    def predict(self, adata: AnnData, model: SCGPT) -> str:
-        """Nothing is left to do: fine-tuning has written the embeddings."""
-        return f"embeddings of {adata.n_obs:,} cells, written by fine-tuning"
+    # Pipeline ---------------------------------------------------------------------------------------------------------
 
-    def evaluate(self, adata: AnnData, model: SCGPT) -> Findings:
+    def evaluate(self, adata: AnnData, model: TaskModel, call: TrainingCall, *, name: str) -> Findings:
         """Mask test cells once, and compare the network with rules that know the training cells only."""
-        split = self.parts(adata)
-        cells = self._cells(adata, model)
+        keys = model.keys("finetune")
+        split = self.split_in(adata, keys.split)
+        cells = model.cells(adata, layer=call.layer, gene_symbols=call.gene_symbols, rng=call.seed)
         means, overall = _mean_bins(cells, split.train)
-        errors = self._errors(model, cells, split.test, means, overall)
-        name = f"{self.config.model_name} + {self.config.optimizer}"
+        errors = _errors(model, cells, split.test, means, overall, call)
         n = len(split.test)
         found = {
             method: {"mse": float(values.mean()), "mse_se": float(values.std(ddof=1) / np.sqrt(n)) if n > 1 else 0.0}
@@ -89,52 +90,44 @@ class Expression(CellSplit):
             [section],
             {
                 "masked_expression.png": ("Squared error at masked positions; less is better.", picture),
-                **umap([self.split_key], ["part of the data"], adata.n_obs),
+                **umap([keys.split], ["split"], adata.n_obs, use_rep=keys.embedding),
             },
         )
 
-    def _cells(self, adata: AnnData, model: SCGPT) -> TokenCells:
-        return model.cells(adata, gene_symbols=self.config.gene_symbols, rng=self.config.seed)
 
-    def _errors(
-        self,
-        model: SCGPT,
-        cells: TokenCells,
-        rows: NDArray[np.int64],
-        means: NDArray[np.float64],
-        overall: float,
-    ) -> list[NDArray[np.float64]]:
-        """Squared error of each test cell, averaged over its masked positions: of the network and of the rules."""
-        objective = MaskedExpression(mask_value=model.network.config.mask_value)
-        device = RunOptions.of(accelerator=self.config.device).device
-        network = model.network.to(device).eval()
-        errors: list[list[NDArray[np.float64]]] = [[] for _ in ("network", *RULES)]
-        try:
-            for start in range(0, len(rows), BATCH):
-                batch = objective.corrupt(
-                    cells.batch(BatchRequest(rows[start : start + BATCH])), seed=self.config.seed, draw=0
-                )
-                assert batch.targets is not None
-                assert batch.masked is not None
-                genes, targets, masked = (part.numpy() for part in (batch.genes, batch.targets, batch.masked))
-                here = replace(
-                    batch,
-                    genes=batch.genes.to(device),
-                    values=batch.values.to(device),
-                    padding=batch.padding.to(device),
-                )
-                with torch.inference_mode():
-                    encoded = network.encode(here.genes, here.values, here.padding_if_any)
-                    predicted = network.expression(encoded, here.values)[0].float().cpu().numpy()
-                visible = ~masked & ~batch.padding.numpy()
-                visible[:, 0] = False  # <cls>
-                of_cell = (targets * visible).sum(axis=1) / np.maximum(visible.sum(axis=1), 1)
-                for part, values in zip(errors, (predicted, means[genes], overall, of_cell[:, None]), strict=True):
-                    squared = np.where(masked, (values - targets.astype(np.float64)) ** 2, 0)
-                    part.append(squared.sum(axis=1) / np.maximum(masked.sum(axis=1), 1))
-        finally:
-            network.cpu()
-        return [np.concatenate(part) for part in errors]
+def _errors(
+    model: TaskModel,
+    cells: TokenCells,
+    rows: NDArray[np.int64],
+    means: NDArray[np.float64],
+    overall: float,
+    call: TrainingCall,
+) -> list[NDArray[np.float64]]:
+    """Squared error of each test cell, averaged over its masked positions: of the network and of the rules."""
+    objective = MaskedExpression(mask_value=model.network.config.mask_value)
+    device = pick_device(call.config.accelerator)
+    network = model.network.to(device).eval()
+    errors: list[list[NDArray[np.float64]]] = [[] for _ in ("network", *RULES)]
+    try:
+        for start in range(0, len(rows), BATCH):
+            batch = cells.batch(BatchRequest(rows[start : start + BATCH]))
+            batch = objective.corrupt(batch, seed=call.seed, draw=0)
+            genes, targets, masked = (
+                part.numpy() for part in (batch.genes, batch.targets["expression"], batch.targets["masked"])
+            )
+            here = batch.to(device)
+            with torch.inference_mode():
+                encoded = network.encode(here.genes, here.values, here.padding_if_any, **here.conditions)
+                predicted = network.expression(encoded, here.values, **here.conditions)[0].float().cpu().numpy()
+            visible = ~masked & ~batch.padding.numpy()
+            visible[:, 0] = False  # <cls>
+            of_cell = (targets * visible).sum(axis=1) / np.maximum(visible.sum(axis=1), 1)
+            for part, values in zip(errors, (predicted, means[genes], overall, of_cell[:, None]), strict=True):
+                squared = np.where(masked, (values - targets.astype(np.float64)) ** 2, 0)
+                part.append(squared.sum(axis=1) / np.maximum(masked.sum(axis=1), 1))
+    finally:
+        network.cpu()
+    return [np.concatenate(part) for part in errors]
 
 
 def _mean_bins(cells: TokenCells, rows: NDArray[np.int64]) -> tuple[NDArray[np.float64], float]:

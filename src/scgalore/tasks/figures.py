@@ -6,6 +6,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import pandas as pd
 import torch
 from matplotlib.figure import Figure
 
@@ -66,7 +67,7 @@ def panels(draw: Callable[[AnnData, str, Any], object], names: Sequence[str]) ->
     return picture
 
 
-def umap(colors: Sequence[str], titles: Sequence[str], n_obs: int) -> dict[str, tuple[str, Draw]]:
+def umap(colors: Sequence[str], titles: Sequence[str], n_obs: int, *, use_rep: str) -> dict[str, tuple[str, Draw]]:
     """Make the picture of the embeddings of all cells; none where they are too many.
 
     Parameters
@@ -77,6 +78,8 @@ def umap(colors: Sequence[str], titles: Sequence[str], n_obs: int) -> dict[str, 
         Of the panels.
     n_obs
         Number of cells.
+    use_rep
+        Key of the embeddings in ``obsm``.
     """
     if n_obs > MOST_IN_UMAP:
         return {}
@@ -86,12 +89,12 @@ def umap(colors: Sequence[str], titles: Sequence[str], n_obs: int) -> dict[str, 
 
         n_neighbors = min(15, max(2, adata.n_obs - 1))
         with same_threads():
-            sc.pp.neighbors(adata, use_rep="X_scGPT", n_neighbors=n_neighbors, random_state=0)
+            sc.pp.neighbors(adata, use_rep=use_rep, n_neighbors=n_neighbors, random_state=0)
             sc.tl.umap(adata, random_state=0)
         figure = Figure(figsize=(6.5 * len(colors), 5), layout="constrained")
         axes = figure.subplots(1, len(colors), squeeze=False).ravel()
         for i, (color, title, ax) in enumerate(zip(colors, titles, axes, strict=True)):
-            if i:
+            if i and isinstance(adata.obs[color].dtype, pd.CategoricalDtype):
                 _share_colors(adata, colors[0], color)
             legend = "right margin" if i == len(colors) - 1 else None
             sc.pl.umap(adata, color=color, ax=ax, title=title, legend_loc=legend, frameon=False, show=False)

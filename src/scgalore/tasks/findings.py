@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Sequence
 
     from anndata import AnnData
     from matplotlib.figure import Figure
 
-    from scgalore.model import SCGPT
-
     Draw = Callable[[AnnData], Figure]
 
-__all__ = ["Findings", "Task", "markdown_table"]
+__all__ = ["Findings", "markdown_table", "with_error"]
 
 
 @dataclass(frozen=True)
@@ -38,35 +36,6 @@ class Findings:
     headline: str
     sections: list[str]
     figures: dict[str, tuple[str, Draw]] = field(repr=False)
-
-
-class Task(Protocol):
-    """What differs between classes, masked expression and perturbations."""
-
-    goal: str
-    """What the model learnt, as the end of a sentence."""
-
-    def keys(self) -> list[str]:
-        """Columns of ``obs`` within whose values cells are drawn; without one in the first, a cell takes no part."""
-
-    def split(self, adata: AnnData) -> None:
-        """Check or make the split, in the column :attr:`split_key`; raise where nothing is held out."""
-
-    @property
-    def split_key(self) -> str:
-        """Column of ``obs`` with the part of each cell."""
-
-    def check(self, adata: AnnData, model: SCGPT) -> None:
-        """Refuse what training would refuse."""
-
-    def options(self) -> Mapping[str, Any]:
-        """What :func:`scgalore.tl.finetune` is told beside options of training."""
-
-    def predict(self, adata: AnnData, model: SCGPT) -> str:
-        """Write predictions to the AnnData, and say what they are."""
-
-    def evaluate(self, adata: AnnData, model: SCGPT) -> Findings:
-        """Score the predictions of what was held out."""
 
 
 def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

@@ -10,10 +10,10 @@ import numpy as np
 import pandas as pd
 
 from scgalore.errors import OptionError
-from scgalore.tasks.perturbation.networks import target_tokens
-from scgalore.tasks.perturbation.fitting import predict_effects, prior_effects
 from scgalore.perturb.baselines.effects import fit_effects
 from scgalore.perturb.predictions import retrieval
+from scgalore.tasks.perturbation.effects import predict_effects, prior_effects
+from scgalore.tasks.perturbation.networks import target_tokens
 from scgalore.tasks.perturbation.reading import trained_on, training_profiles
 
 if TYPE_CHECKING:
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from scgalore.model import SCGPT
+    from scgalore.model import CellModel
     from scgalore.perturb.labels.profiles import Profiles
     from scgalore.perturb.labels.screen import Screen
     from scgalore.tl._wanted import Wanted
@@ -51,7 +51,7 @@ class Search:
         Keywords of :func:`scgalore.tasks.perturbation.fitting.predict_effects`.
     """
 
-    model: SCGPT
+    model: CellModel
     screen: Screen
     controls: Profiles
     code: int

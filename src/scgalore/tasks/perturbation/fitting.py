@@ -1,139 +1,124 @@
-"""Fine-tuning on a perturbation screen, and what a model remembers of it."""
+"""Training on a perturbation screen: what the network corrects, the cells, the objective, and what the run is remembered by."""
 
 from __future__ import annotations
 
 import math
 import time
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from scgalore import _logging as logg
-from scgalore._progress import progress
-from scgalore.data.match import match_genes
 from scgalore.data.split import Split
-from scgalore.errors import OptionError
+from scgalore.objectives import Perturbation as PerturbationObjective
+from scgalore.perturb.baselines.effects import BASELINES, fit_effects
+from scgalore.tasks.base import Prepared
+from scgalore.tasks.perturbation.memory import PerturbationMemory, memory_of
 from scgalore.tasks.perturbation.networks import (
     RowsOfCells,
-    affine_decoder,
     flag_tokenizer,
     gene_vectors,
     know_genes,
-    perturbation_network,
-    predict_outputs,
     predicted_effects,
-    refuse_unknown,
-    target_tokens,
-    targets_of,
     training_cells,
 )
-from scgalore.objectives import Perturbation
-from scgalore.perturb.baselines.effects import BASELINES, PRIORS, Effects, fit_effects
 
 if TYPE_CHECKING:
-    from collections.abc import Collection
-
-    import torch
     from numpy.typing import NDArray
 
-    from scgalore._typing import PathLike
-    from scgalore.data.perturbations import FlagTokenizer
-    from scgalore.model.scgpt import SCGPT
+    from scgalore.perturb.baselines.effects import Effects
     from scgalore.perturb.labels.profiles import Profiles
     from scgalore.perturb.labels.screen import Screen
+    from scgalore.tasks.base import Task, TaskModel
     from scgalore.train.config import TrainConfig
+    from scgalore.train.result import TrainResult
 
-__all__ = ["ScreenMemory", "check_prior", "fit_screen", "perturbed_embeddings", "predict_effects", "prior_effects"]
+__all__ = ["NO_PRIOR", "Fitting", "prepare_screen", "remember_screen"]
 
 NO_PRIOR = "none"
-CELL_TOKENS = 1 << 14
-"""Tokens that a batch of a prediction holds at most, unless a single cell has more."""
 
 
 @dataclass(frozen=True)
-class ScreenMemory:
-    """What a model knows of the screen it was fine-tuned on, beside its weights.
+class Fitting:
+    """What is known of a run before it begins and needed when it has ended.
 
     Attributes
     ----------
-    genes
-        Names of the measured genes.
+    screen
+        The cells.
+    rows
+        Its training and validation perturbations.
     prior
-        Rule that the network's output is added to, fitted to everything but test cells; ``None`` without one.
-    perturbations
-        Canonical names by part of the split.
+        Rule that the network corrects, fitted to everything but test cells; ``None`` without one.
     params
-        How the screen was read and the model was made.
-    stats
-        What the training run took and why it ended.
+        How the network was made.
+    scores
+        Pearson delta of the baselines on the validation perturbations.
+    start
+        Score of the prior alone; infinity where the network does not start from it.
+    started
+        Time at which the run began.
     """
 
-    genes: tuple[str, ...] = field(repr=False)
+    screen: Screen
+    rows: RowsOfCells
     prior: Effects | None
-    perturbations: dict[str, list[str]] = field(repr=False)
     params: dict[str, Any]
-    stats: dict[str, Any]
+    scores: dict[str, float]
+    start: float
+    started: float
 
 
-def check_prior(prior: str) -> None:
-    """Raise :class:`~scgalore.errors.OptionError` for a prior that does not exist."""
-    if prior not in (*PRIORS, NO_PRIOR):
-        msg = f"prior={prior!r}: choose one of {', '.join(map(repr, (*PRIORS, NO_PRIOR)))}."
-        raise OptionError(msg)
-
-
-def fit_screen(
-    model: SCGPT,
+def prepare_screen(
+    task: Task,
+    model: TaskModel,
     screen: Screen,
     config: TrainConfig,
     *,
     prior: str = "mixed",
-    n_genes: int | None = None,
+    genes_per_step: int | None = None,
     ranks: NDArray[np.floating] | None = None,
-    checkpoint_dir: PathLike | None = None,
-    resume: bool = False,
     monitor: str | None = None,
     held_out: bool = True,
     flag_unmeasured: bool = True,
-) -> None:
-    """Teach a model a screen: train its network on the training part, and keep what the prior needs.
+) -> Prepared:
+    """Make a network that reads perturbation flags, its training cells, and the prior that it corrects.
 
     Parameters
     ----------
+    task
+        The task.
     model
-        Changed in place when all has gone well, and only then.
+        To start from; it is not changed.
     screen
         With a split.
     config
         How to train.
     prior
-        Rule that the network corrects, of :data:`scgalore.perturb.baselines.effects.PRIORS`, or ``"none"``.
-    n_genes
+        Rule that the network corrects, of :data:`scgalore.perturb.PRIORS`, or ``"none"``.
+    genes_per_step
         Genes of a training step; ``None`` takes all.
     ranks
         Rank of each gene for a curriculum, 0 the best, NaN for genes without, shape ``(n_vars,)``.
-    checkpoint_dir, resume
-        As for :meth:`scgalore.model.SCGPT.fit`.
     monitor
         What chooses the epoch; the effects on validation perturbations when left out.
     held_out
-        Whether the network also sees what the prior says of perturbations it was not fitted to.
+        Whether the network also sees what the prior predicts for perturbations it was not fitted to.
     flag_unmeasured
-        Whether perturbed genes that are not measured are tokens.
-
-        These three are there to be measured against.
+        Whether perturbed genes that are not measured are tokens. This and the two before are for ablations.
     """
     started = time.perf_counter()
     rows = RowsOfCells.of(screen)
     perturbed = sorted({gene for genes in screen.conditions.genes for gene in genes})
     vocab, added = know_genes(model.vocab, screen.genes, perturbed)
-    network = perturbation_network(model.network, vocab, len(model.vocab), seed=config.seed)
+    network = model.network.perturbation_variant(len(vocab), len(model.vocab), seed=config.seed)
     vectors = gene_vectors(network, vocab, [*screen.genes, *perturbed]) if prior == "linear" else None
     expected = None if prior == NO_PRIOR else rows.prior(prior, vectors)
-    corrects = model.screen is not None and model.screen.prior is not None
-    if expected is not None and not corrects:  # what another decoder says is no correction
-        affine_decoder(network).start_at_zero()
+    before = memory_of(model)
+    corrects = before is not None and before.prior is not None
+    if expected is not None and not corrects:  # what another decoder predicts is not a correction
+        network.start_at_zero()
     tokenizer = flag_tokenizer(network, vocab, screen.genes, flag_unmeasured=flag_unmeasured)
     cells = training_cells(
         screen,
@@ -142,7 +127,7 @@ def fit_screen(
         tokenizer,
         prior=expected,
         held_out=rows.held_out_prior(prior, vectors) if held_out and expected is not None else None,
-        n_genes=n_genes,
+        n_genes=genes_per_step,
         seed=config.seed,
     )
     if ranks is not None:
@@ -154,46 +139,49 @@ def fit_screen(
     if expected is not None and len(rows.validation):
         of_prior = _mean_pearson(expected[len(rows.train) :], rows.validation, tokenizer.columns)
         scores[f"prior ({prior})"] = of_prior
-        if affine_decoder(network).is_zero:
+        if network.starts_at_zero:
             # Metrics are logged in single precision, in which the prior must not look better than itself.
             start = float(np.float32(1 - of_prior))
     _report(rows, added, scores)
     known = screen.profiles("train", "validation")
-    learnt = None if prior == NO_PRIOR else fit_effects(prior, known, embeddings=vectors)
-    before = model.network, model.vocab
-    try:
-        model.network, model.vocab = network, vocab
-        model.fit(
-            cells,
-            _split(screen),
-            config,
-            objective=_objective(start, monitor),
-            checkpoint_dir=checkpoint_dir,
-            resume=resume,
-        )
-    except BaseException:
-        model.network, model.vocab = before
-        raise
-    model.screen = ScreenMemory(
-        genes=screen.genes,
-        prior=learnt,
-        perturbations=_by_part(screen),
-        params={
-            **screen.params,
-            "prior": prior,
-            "n_genes": n_genes,
-            "flag_unmeasured": flag_unmeasured,
-            "added_genes": added,
-        },
-        stats=_stats(model, config, rows, scores, start, seconds=time.perf_counter() - started),
+    fitted = None if prior == NO_PRIOR else fit_effects(prior, known, embeddings=vectors)
+    params = {
+        **screen.params,
+        "prior": prior,
+        "genes_per_step": genes_per_step,
+        "flag_unmeasured": flag_unmeasured,
+        "added_genes": added,
+    }
+    fitting = Fitting(screen, rows, fitted, params, scores, start, started)
+    objective = _objective(start, monitor)
+    return Prepared(task, cells, _split(screen), objective, config, network=network, vocab=vocab, state=fitting)
+
+
+def remember_screen(prepared: Prepared, result: TrainResult) -> PerturbationMemory:
+    """What a fitted model keeps of its screen.
+
+    Parameters
+    ----------
+    prepared
+        From :func:`prepare_screen`.
+    result
+        What training left.
+    """
+    fitting: Fitting = prepared.state
+    return PerturbationMemory(
+        genes=fitting.screen.genes,
+        prior=fitting.prior,
+        perturbations=_by_part(fitting.screen),
+        params=fitting.params,
+        stats=_stats(fitting, prepared.config, result),
     )
 
 
-def _objective(start: float, monitor: str | None) -> Perturbation:
+def _objective(start: float, monitor: str | None) -> PerturbationObjective:
     if monitor is None:
-        return Perturbation(start)
-    # The score of the start is no value of other metrics.
-    return Perturbation(start if monitor == "validation_score" else math.inf, monitor=monitor)
+        return PerturbationObjective(start)
+    # The score of the start is not comparable with other metrics.
+    return PerturbationObjective(start if monitor == "validation_score" else math.inf, monitor=monitor)
 
 
 def _split(screen: Screen) -> Split:
@@ -239,25 +227,16 @@ def _by_part(screen: Screen) -> dict[str, list[str]]:
     return {part: [screen.conditions.names[i] for i in found] for part, found in names.items()}
 
 
-def _stats(
-    model: SCGPT,
-    config: TrainConfig,
-    rows: RowsOfCells,
-    scores: dict[str, float],
-    start: float,
-    *,
-    seconds: float,
-) -> dict[str, Any]:
-    history, best = model.history, model.training["best_epoch"]
-    assert model.split is not None
-    trained = model.split.train[rows.of_cell[model.split.train] >= 0]
-    epochs, n_train = len(history), len(trained)
+def _stats(fitting: Fitting, config: TrainConfig, result: TrainResult) -> dict[str, Any]:
+    rows, best, epochs = fitting.rows, result.best_epoch, len(result.history)
+    assert result.split is not None
+    n_train = int((rows.of_cell[result.split.train] >= 0).sum())
     reached = None
     if len(rows.validation):
-        reached = 1 - (start if best < 0 else float(history["validation_delta_error"].loc[best]))
+        reached = 1 - (fitting.start if best < 0 else float(result.history["validation_delta_error"].loc[best]))
     patience = f"no better epoch in {config.patience}"
     return {
-        "wall_clock_seconds": round(seconds, 1),
+        "wall_clock_seconds": round(time.perf_counter() - fitting.started, 1),
         "stopped_because": "max_epochs reached" if epochs == config.max_epochs else patience,
         "epochs": epochs,
         "best_epoch": best,
@@ -265,190 +244,7 @@ def _stats(
         "training_cells": n_train,
         "training_perturbations": len(rows.train),
         "validation_perturbations": len(rows.validation),
-        "gradient_steps": model.training["steps"],
-        "optimizer_bytes": model.training["optimizer_bytes"],
-        "validation_pearson_delta": {} if reached is None else {"model": reached, **scores},
+        "gradient_steps": result.steps,
+        "optimizer_bytes": result.optimizer_bytes,
+        "validation_pearson_delta": {} if reached is None else {"model": reached, **fitting.scores},
     }
-
-
-def predict_effects(
-    model: SCGPT,
-    screen: Screen,
-    wanted: list[tuple[int, tuple[str, ...]]],
-    controls: Profiles,
-    *,
-    device: torch.device,
-    n_controls: int = 100,
-    batch_tokens: int | None = None,
-    seed: int = 0,
-) -> NDArray[np.float64]:
-    """Effects of perturbations on the mean of log-normalised expression.
-
-    Parameters
-    ----------
-    model
-        Fine-tuned on a screen, or with an upstream checkpoint of this kind.
-    screen
-        Has control cells of every context.
-    wanted
-        Number of the context and perturbed genes of each row.
-    controls
-        Knows the control means of the contexts.
-    device
-        Where to compute.
-    n_controls
-        Control cells that a prediction is averaged over; all where a context has fewer.
-    batch_tokens
-        Most tokens in a batch.
-    seed
-        Seed of the choice of control cells.
-
-    Returns
-    -------
-    float64 ``(len(wanted), n_genes)``; means are never negative.
-    """
-    refuse_unknown([gene for _, genes in wanted for gene in genes], model.vocab)
-    names = _own_names(model, {gene for _, genes in wanted for gene in genes})
-    wanted = [(context, tuple(names[gene] for gene in genes)) for context, genes in wanted]
-    tokenizer = _tokenizer(model, screen)
-    pools = screen.pools().of_context
-    effects = np.zeros((len(wanted), len(screen.genes)))
-    base = prior_effects(model, screen, wanted, controls)
-    if not (base is not None and affine_decoder(model.network).is_zero):
-        picked = [_pick(pools[context], n_controls, [seed, context]) for context in range(len(pools))]
-        outputs = _mean_outputs(model, screen, tokenizer, wanted, picked, device=device, batch_tokens=batch_tokens)
-        if base is None:
-            outputs -= controls.control_means[[context for context, _ in wanted]][:, tokenizer.columns]
-        effects[:, tokenizer.columns] = outputs
-    if base is not None:
-        effects += base
-    means = controls.control_means[[context for context, _ in wanted]]
-    return np.maximum(means + effects, 0) - means
-
-
-def perturbed_embeddings(
-    model: SCGPT,
-    screen: Screen,
-    wanted: list[tuple[str, ...]],
-    *,
-    device: torch.device,
-    batch_tokens: int | None = None,
-) -> NDArray[np.float32]:
-    """Embedding of every cell with genes of its own flagged, unit norm, float32 ``(n_obs, d)``.
-
-    Parameters
-    ----------
-    model, screen, device, batch_tokens
-        As for :func:`predict_effects`.
-    wanted
-        Genes to perturb in each cell; ``()`` leaves it as it is.
-    """
-    refuse_unknown([gene for genes in wanted for gene in genes], model.vocab)
-    names = _own_names(model, {gene for genes in wanted for gene in genes})
-    wanted = [tuple(names[gene] for gene in genes) for genes in wanted]
-    tokenizer = _tokenizer(model, screen)
-    contexts = [""] * len(wanted) if screen.contexts is None else screen.contexts.tolist()
-    pairs = list(zip(contexts, wanted, strict=True))
-    targets_by = {(c, genes): targets_of(genes, model.vocab, _known(model, c)) for c, genes in set(pairs)}
-    batch_cells = _batch_cells(tokenizer, batch_tokens)
-    embeddings = np.empty((screen.expression.n_obs, model.network.config.d_model), dtype=np.float32)
-    for start, rows in progress(
-        screen.expression.chunks(batch_cells), label="cells", total=-(-len(wanted) // batch_cells)
-    ):
-        x = rows[:, tokenizer.columns].toarray()
-        cells = slice(start, start + len(x))
-        targets = [targets_by[pair] for pair in pairs[cells]]
-        embeddings[cells] = predict_outputs(
-            model.network, tokenizer, x, targets, batch_cells=batch_cells, device=device
-        )[1]
-    return embeddings
-
-
-def _tokenizer(model: SCGPT, screen: Screen) -> FlagTokenizer:
-    flag_unmeasured = model.screen is None or model.screen.params["flag_unmeasured"]
-    return flag_tokenizer(model.network, model.vocab, screen.genes, flag_unmeasured=flag_unmeasured)
-
-
-def _known(model: SCGPT, context: str) -> frozenset[str]:
-    """Genes that the model's prior has learnt from, for cells of this context."""
-    memory = model.screen
-    return frozenset() if memory is None or memory.prior is None else memory.prior.known(context)
-
-
-def _own_names(model: SCGPT, genes: Collection[str]) -> dict[str, str]:
-    """What the model's screen calls each of these genes, which may be asked for by an alias or an Ensembl id."""
-    if model.screen is None:
-        return {gene: gene for gene in genes}
-    perturbed = {gene for names in model.screen.perturbations.values() for name in names for gene in name.split("+")}
-    own = dict.fromkeys([*sorted(perturbed), *model.screen.genes])
-    name = dict(zip(reversed(target_tokens(own, model.vocab)), reversed(own), strict=True))
-    tokens = target_tokens(genes, model.vocab)
-    return {
-        gene: gene if gene in perturbed else name.get(token, gene) for gene, token in zip(genes, tokens, strict=True)
-    }
-
-
-def _batch_cells(tokenizer: FlagTokenizer, batch_tokens: int | None) -> int:
-    return max((batch_tokens or CELL_TOKENS) // (len(tokenizer.columns) + 3), 1)
-
-
-def prior_effects(
-    model: SCGPT, screen: Screen, wanted: list[tuple[int, tuple[str, ...]]], controls: Profiles
-) -> NDArray[np.float64] | None:
-    """What the model's prior says on its own, for the genes of this screen; genes that it does not know have none.
-
-    Parameters
-    ----------
-    model, screen, wanted, controls
-        As for :func:`predict_effects`.
-
-    Returns
-    -------
-    float64 ``(len(wanted), n_genes)``; ``None`` without a prior.
-    """
-    memory = model.screen
-    if memory is None or memory.prior is None:
-        return None
-    names = _own_names(model, {gene for _, genes in wanted for gene in genes})
-    place = {gene: i for i, gene in enumerate(memory.genes)}
-    # Other data may name a gene otherwise.
-    by_token = {token: i for i, token in enumerate(match_genes(memory.genes, model.vocab).token_ids.tolist())}
-    by_token[-1] = -1
-    tokens = match_genes(screen.genes, model.vocab).token_ids.tolist()
-    here = np.array(
-        [place.get(gene, by_token.get(token, -1)) for gene, token in zip(screen.genes, tokens, strict=True)]
-    )
-    out = np.zeros((len(wanted), len(here)))
-    for i, (context, genes) in enumerate(wanted):
-        effect = memory.prior.predict(tuple(names[gene] for gene in genes), controls.context_names[context])
-        out[i, here >= 0] = effect[here[here >= 0]]
-    return out
-
-
-def _pick(pool: NDArray[np.int64], n: int, seed: list[int]) -> NDArray[np.int64]:
-    if len(pool) <= n:
-        return pool
-    return np.sort(np.random.default_rng(seed).choice(pool, n, replace=False))
-
-
-def _mean_outputs(
-    model: SCGPT,
-    screen: Screen,
-    tokenizer: FlagTokenizer,
-    wanted: list[tuple[int, tuple[str, ...]]],
-    picked: list[NDArray[np.int64]],
-    *,
-    device: torch.device,
-    batch_tokens: int | None,
-) -> NDArray[np.float64]:
-    columns = tokenizer.columns
-    batch_cells = _batch_cells(tokenizer, batch_tokens)
-    names = [""] if screen.contexts is None else np.unique(screen.contexts).tolist()
-    out = np.empty((len(wanted), len(columns)))
-    cells_of = {context: screen.expression.rows(cells)[:, columns].toarray() for context, cells in enumerate(picked)}
-    for i, (context, genes) in enumerate(progress(wanted, label="perturbations", total=len(wanted))):
-        x = cells_of[context]
-        targets = [targets_of(genes, model.vocab, _known(model, names[context]))] * len(x)
-        output, _ = predict_outputs(model.network, tokenizer, x, targets, batch_cells=batch_cells, device=device)
-        out[i] = output.mean(axis=0)
-    return out

@@ -1,8 +1,9 @@
-"""What a model remembers of a perturbation screen, in files beside its weights."""
+"""What a model keeps of the perturbation screen it was fine-tuned on, and the files it is saved to."""
 
 from __future__ import annotations
 
 import json
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -11,7 +12,6 @@ from safetensors.numpy import load, save
 
 from scgalore._uns import to_uns
 from scgalore.errors import WeightsError
-from scgalore.tasks.perturbation.fitting import ScreenMemory
 from scgalore.perturb.baselines.effects import Effects, GeneEffects
 from scgalore.perturb.predictions.card import model_card
 
@@ -19,51 +19,85 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
 
-__all__ = ["read_screen", "screen_files"]
+    from scgalore.tasks.base import TaskModel
+
+__all__ = ["PerturbationMemory", "memory_of", "read_memory"]
 
 SCREEN, EFFECTS, STATS, CARD = "screen.json", "screen.safetensors", "training_stats.json", "README.md"
 
 
-def screen_files(
-    memory: ScreenMemory, provenance: Mapping[str, Any], evaluation: Mapping[str, Any] | None = None
-) -> dict[str, str | bytes]:
-    """Content of the files: what the model needs again, and two for people, the statistics and the card.
+@dataclass(frozen=True)
+class PerturbationMemory:
+    """What a model keeps of its screen in addition to the weights.
 
-    Parameters
+    Attributes
     ----------
-    memory
-        What to write.
-    provenance
-        Of the weights.
-    evaluation
-        Scores for the card, as :func:`scgalore.tl.evaluate_perturbation` wrote them.
+    genes
+        Names of the measured genes.
+    prior
+        Rule that the network's output is added to, fitted to everything but test cells; ``None`` without one.
+    perturbations
+        Canonical names by part of the split.
+    params
+        How the screen was read and the model was made.
+    stats
+        What the training run took and why it ended.
     """
-    content = {
-        "genes": list(memory.genes),
-        "perturbations": memory.perturbations,
-        "params": to_uns(memory.params),
-        "stats": memory.stats,
-        "prior": None if memory.prior is None else memory.prior.name,
-    }
-    arrays: dict[str, np.ndarray] = {}
-    if memory.prior is not None:
-        parts = {"": memory.prior.pooled, **{f"/{name}": part for name, part in memory.prior.by_context.items()}}
-        content["effects"] = {}
-        for number, (context, part) in enumerate(parts.items()):
-            content["effects"][context] = {"names": list(part.names), "average": part.average, "number": number}
-            content["effects"][context]["perturbed"] = sorted(part.perturbed)
-            for name in ("intercept", "unknown", "rows"):
-                arrays[f"{number}.{name}"] = np.ascontiguousarray(getattr(part, name))
-    return {
-        SCREEN: json.dumps(content, indent=1),
-        EFFECTS: save(arrays),
-        STATS: json.dumps(memory.stats, indent=2) + "\n",
-        CARD: model_card(memory.params, memory.stats, memory.perturbations, dict(provenance), evaluation),
-    }
+
+    genes: tuple[str, ...] = field(repr=False)
+    prior: Effects | None
+    perturbations: dict[str, list[str]] = field(repr=False)
+    params: dict[str, Any]
+    stats: dict[str, Any]
+    task: str = "perturbation"
+
+    def to_config(self) -> dict[str, Any]:
+        """Nothing: all of it is in files of its own."""
+        return {}
+
+    def files(
+        self, provenance: Mapping[str, Any], evaluation: Mapping[str, Any] | None = None
+    ) -> dict[str, str | bytes]:
+        """Content of the files: what the model needs again, and two for people, the statistics and the card.
+
+        Parameters
+        ----------
+        provenance
+            Of the weights.
+        evaluation
+            Scores for the card, as :func:`scgalore.tl.evaluate_perturbation` wrote them.
+        """
+        content = {
+            "genes": list(self.genes),
+            "perturbations": self.perturbations,
+            "params": to_uns(self.params),
+            "stats": self.stats,
+            "prior": None if self.prior is None else self.prior.name,
+        }
+        arrays: dict[str, np.ndarray] = {}
+        if self.prior is not None:
+            parts = {"": self.prior.pooled, **{f"/{name}": part for name, part in self.prior.by_context.items()}}
+            content["effects"] = {}
+            for number, (context, part) in enumerate(parts.items()):
+                content["effects"][context] = {"names": list(part.names), "average": part.average, "number": number}
+                content["effects"][context]["perturbed"] = sorted(part.perturbed)
+                for name in ("intercept", "unknown", "rows"):
+                    arrays[f"{number}.{name}"] = np.ascontiguousarray(getattr(part, name))
+        return {
+            SCREEN: json.dumps(content, indent=1),
+            EFFECTS: save(arrays),
+            STATS: json.dumps(self.stats, indent=2) + "\n",
+            CARD: model_card(self.params, self.stats, self.perturbations, dict(provenance), evaluation),
+        }
 
 
-def read_screen(folder: Path) -> ScreenMemory | None:
-    """Read what :func:`screen_files` made; ``None`` where the model was not trained on a screen.
+def memory_of(model: TaskModel) -> PerturbationMemory | None:
+    """What a model keeps of its screen; ``None`` if it was not fine-tuned on one."""
+    return model.memory if isinstance(model.memory, PerturbationMemory) else None
+
+
+def read_memory(folder: Path) -> PerturbationMemory | None:
+    """Read what :meth:`PerturbationMemory.files` made; ``None`` where the model was not trained on a screen.
 
     Parameters
     ----------
@@ -81,7 +115,7 @@ def read_screen(folder: Path) -> ScreenMemory | None:
         content = json.loads((folder / SCREEN).read_text(encoding="utf-8"))
         arrays = load((folder / EFFECTS).read_bytes())
         genes = tuple(content["genes"])
-        return ScreenMemory(
+        return PerturbationMemory(
             genes=genes,
             prior=None if content["prior"] is None else _effects(content, arrays, genes),
             perturbations=content["perturbations"],

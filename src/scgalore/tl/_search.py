@@ -122,7 +122,7 @@ class Search:
             values = scored(self.effects(singles))
             found = retrieval.best_pairs([gene for (gene,) in singles], values, self.metric, max_pairs)
             candidates = list(dict.fromkeys([*candidates, *found]))
-        seen = None if self.model.screen is None else trained_on(self.model)
+        seen = None if memory_of(self.model) is None else trained_on(self.model)
         prior = self.prior_effects(candidates)
         measured = dict(zip(self.training.perturbed, scored(self.training.effects), strict=True))
         table = pd.DataFrame(

@@ -16,11 +16,9 @@ from scgalore.data.split import Split
 from scgalore.errors import OptionError
 from scgalore.model.perturbation import (
     RowsOfCells,
-    affine_decoder,
     flag_tokenizer,
     gene_vectors,
     know_genes,
-    perturbation_network,
     predict_outputs,
     predicted_effects,
     refuse_unknown,
@@ -128,12 +126,12 @@ def fit_screen(
     rows = RowsOfCells.of(screen)
     perturbed = sorted({gene for genes in screen.conditions.genes for gene in genes})
     vocab, added = know_genes(model.vocab, screen.genes, perturbed)
-    network = perturbation_network(model.network, vocab, len(model.vocab), seed=config.seed)
+    network = model.network.perturbation_variant(len(vocab), len(model.vocab), seed=config.seed)
     vectors = gene_vectors(network, vocab, [*screen.genes, *perturbed]) if prior == "linear" else None
     expected = None if prior == NO_PRIOR else rows.prior(prior, vectors)
     corrects = model.screen is not None and model.screen.prior is not None
     if expected is not None and not corrects:  # what another decoder says is no correction
-        affine_decoder(network).start_at_zero()
+        network.start_at_zero()
     tokenizer = flag_tokenizer(network, vocab, screen.genes, flag_unmeasured=flag_unmeasured)
     cells = training_cells(
         screen,
@@ -154,7 +152,7 @@ def fit_screen(
     if expected is not None and len(rows.validation):
         of_prior = _mean_pearson(expected[len(rows.train) :], rows.validation, tokenizer.columns)
         scores[f"prior ({prior})"] = of_prior
-        if affine_decoder(network).is_zero:
+        if network.starts_at_zero:
             # Metrics are logged in single precision, in which the prior must not look better than itself.
             start = float(np.float32(1 - of_prior))
     _report(rows, added, scores)
@@ -314,7 +312,7 @@ def predict_effects(
     pools = screen.pools().of_context
     effects = np.zeros((len(wanted), len(screen.genes)))
     base = prior_effects(model, screen, wanted, controls)
-    if not (base is not None and affine_decoder(model.network).is_zero):
+    if not (base is not None and model.network.starts_at_zero):
         picked = [_pick(pools[context], n_controls, [seed, context]) for context in range(len(pools))]
         outputs = _mean_outputs(model, screen, tokenizer, wanted, picked, device=device, batch_tokens=batch_tokens)
         if base is None:

@@ -232,12 +232,12 @@ def finetune(
         }
         if folder is not None:
             fitted.save(folder)
-        if codes is not None and output.probabilities is not None:
+        if codes is not None:
             content["classes"] = list(fitted.classes)
             colors = adata.uns.get(f"{labels_key}_colors", ())
             if len(colors) == len(fitted.classes):  # scanpy's, so that a class has one colour in both plots
                 results.uns[keys.colors] = (colors, "their colours")
-            content["metrics"] = label_metrics(output.probabilities.argmax(axis=1), codes, split)
+            content["metrics"] = label_metrics(output.heads["classes"].argmax(axis=1), codes, split)
         results.uns[keys.uns] = (content, "parameters, history, metrics, provenance")
         results.write(data, adata, mod=mod, step=step)
     return fitted

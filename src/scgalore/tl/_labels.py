@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 
+from scgalore.model.inference import class_probabilities
 from scgalore.tl._shared import Results
 
 if TYPE_CHECKING:
@@ -14,7 +15,7 @@ if TYPE_CHECKING:
 
     from scgalore._keys import LabelKeys
     from scgalore.data.split import Split
-    from scgalore.model.inference import CellOutput
+    from scgalore.nn import CellOutput
 
 __all__ = ["label_metrics", "label_results"]
 
@@ -22,12 +23,13 @@ __all__ = ["label_metrics", "label_results"]
 def label_results(output: CellOutput, classes: tuple[str, ...], keys: LabelKeys) -> Results:
     """Turn a network's output into what is written to an AnnData; no labels if there are no ``classes``."""
     results = Results(obsm={keys.embedding: (output.embedding, "cell embeddings")})
-    if output.probabilities is None or not classes:
+    probabilities = class_probabilities(output)
+    if probabilities is None or not classes:
         return results
-    best: NDArray[np.int64] = output.probabilities.argmax(axis=1)
+    best: NDArray[np.int64] = probabilities.argmax(axis=1)
     results.obs[keys.label] = (pd.Categorical.from_codes(best, categories=pd.Index(classes)), "predicted labels")
-    results.obs[keys.score] = (output.probabilities.max(axis=1), "their probabilities")
-    results.obsm[keys.probabilities] = (output.probabilities, "probabilities of all classes")
+    results.obs[keys.score] = (probabilities.max(axis=1), "their probabilities")
+    results.obsm[keys.probabilities] = (probabilities, "probabilities of all classes")
     return results
 
 

@@ -158,7 +158,7 @@ class Digits(Task):
         network = ViT(len(self.learnt or self.classes), side=SIDE, patch=2, **SIZES)
         if base is not None:
             network.load_state_dict(base)
-            network.put_heads(network.fresh_heads({"classes": len(self.classes)}))
+            network.set_classes(len(self.classes))
         return network
 
     def batches(self, seed: int, size: int) -> Iterator[Images]:

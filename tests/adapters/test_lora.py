@@ -74,7 +74,7 @@ def train(
     for _ in range(n_steps):
         optimizer.zero_grad()
         with torch.autocast("cpu", torch.bfloat16, enabled=mixed):
-            logits = network.train().classify(network.encode(*batch, cell_only=True))
+            logits = network.train().read_head("classes", network.encode(*batch, cell_only=True).cell)
         loss = F.cross_entropy(logits.float(), labels)
         loss.backward()
         optimizer.step()

@@ -89,7 +89,7 @@ def integration_step(original, dtype):
     found = {"train/cell_emb": encoded.cell, "train/dab_output": network.discriminate(encoded)}
     heads = {
         "mlm": network.expression(encoded, values, batches=labels),
-        "mvc": network.expression_from_cell(encoded, batches=batches=labels),
+        "mvc": network.expression_from_cell(encoded, batches=labels),
     }
     for head, (expression, nonzero) in heads.items():
         found |= {f"train/{head}_output": expression, f"train/{head}_zero_probs": nonzero}

@@ -38,7 +38,7 @@ def everything(network, genes, values, padding, **context):
     encoded = network.encode(genes, values, padding, **context)
     batches = context.get("batches")
     tokens = [encoded.hidden[..., 0], network.expression(encoded, values, batches=batches)[0]]
-    tokens += [network.expression_from_cell(encoded, batches=batches=batches)[0]] if network.mvc_decoder else []
+    tokens += [network.expression_from_cell(encoded, batches=batches)[0]] if network.mvc_decoder else []
     real = torch.ones_like(values) if padding is None else (~padding).float()
     return [encoded.cell, network.read_head("classes", encoded.cell), *(x * real for x in tokens)]
 

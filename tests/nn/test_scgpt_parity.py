@@ -123,8 +123,8 @@ def test_decoder_from_cell_alone(original, base, agree):
 def heads_of_batches(network, encoded, batch, labels):
     """Outputs of an integration network under upstream's names."""
     hidden = encoded.hidden.masked_fill(batch.padding[..., None], 0)
-    expression, nonzero = network.expression(encoded._replace(hidden=hidden), batch.values, labels)
-    from_cell, nonzero_from_cell = network.expression_from_cell(encoded, batches=batches=labels)
+    expression, nonzero = network.expression(encoded._replace(hidden=hidden), batch.values, batches=labels)
+    from_cell, nonzero_from_cell = network.expression_from_cell(encoded, batches=labels)
     return {
         "cell_emb": encoded.cell,
         "mlm_output": expression,

@@ -45,6 +45,7 @@ from scgalore.data.sampler import BatchRequest, sorted_batches
 from scgalore.data.split import Split, random_split
 from scgalore.errors import DataError, OptionError
 from scgalore.model import SCGPT
+from scgalore.model.inference import class_probabilities
 from scgalore.objectives import MaskedExpression
 from scgalore.optim import OPTIMIZERS
 from scgalore.pipeline.measure import versions
@@ -230,7 +231,7 @@ def untrained_model(job: Json) -> SCGPT:
     model = SCGPT.from_pretrained(job["weights"])
     if not job["task"]["from_scratch"]:
         return model
-    return SCGPT.from_config(replace(model.network.config, n_classes=0), model.vocab, rng=job["seed"])
+    return SCGPT.from_config(replace(model.network.config, heads={}), model.vocab, rng=job["seed"])
 
 
 def run_job(job: Json, data: str | None) -> Json:
@@ -280,7 +281,7 @@ def held_out(model: SCGPT, adata: ad.AnnData, cells: TokenCells, split: Split) -
         return masked_errors(model, cells, split.test)
     rows, truth = split.test, cells.labels[split.test]
     test = model.cells(adata[rows], max_length=cells.tokenizer.config.max_length)
-    probabilities = model.run(test, accelerator="cpu").probabilities
+    probabilities = class_probabilities(model.run(test, accelerator="cpu"))
     assert probabilities is not None
     return label_scores(probabilities, truth)
 

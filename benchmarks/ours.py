@@ -116,7 +116,7 @@ def evaluate(n_cells: int) -> float:
 
 def _training(*, recompute: bool) -> SCGPTNetwork:
     network: SCGPTNetwork = STATE["model"].network.train()
-    network.transformer_encoder.recompute = recompute
+    network.recompute = recompute
     return network
 
 

@@ -76,13 +76,13 @@ def _loss(precision: str) -> Tensor:
 def saved_bytes(precision: str, recompute: bool) -> int:  # noqa: FBT001 (from JSON)
     """Bytes kept for the backward pass."""
     network = STATE["network"]
-    network.transformer_encoder.recompute = recompute
+    network.recompute = recompute
     return saved_for_backward(lambda: _loss(precision), storages_of(network))
 
 
 def pass_both(precision: str, recompute: bool) -> float:  # noqa: FBT001 (from JSON)
     """One forward and backward pass; gradients are added to those that are there."""
-    STATE["network"].transformer_encoder.recompute = recompute
+    STATE["network"].recompute = recompute
     loss = _loss(precision)
     loss.backward()
     return loss.item()

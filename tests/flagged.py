@@ -82,7 +82,9 @@ def flag_network(*, seed: int = 0, at_zero: bool = False, **config: Any) -> SCGP
     sizes = {"d_model": 16, "n_heads": 2, "d_hid": 32, "n_layers": 2, "dropout": 0.1, "mvc": False}
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        network = SCGPTNetwork(SCGPTConfig(N_TOKENS, PAD, perturbation=True, pert_pad_id=0, **{**sizes, **config}))
+        network = SCGPTNetwork(
+            SCGPTConfig(n_tokens=N_TOKENS, pad_id=PAD, perturbation=True, pert_pad_id=0, **{**sizes, **config})
+        )
     if at_zero:
-        network.decoder.start_at_zero()  # type: ignore[operator]
+        network.start_at_zero()
     return network

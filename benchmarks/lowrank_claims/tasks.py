@@ -200,7 +200,9 @@ class Cells(Task):
     @property
     def objective(self) -> Classification | MaskedExpression:
         """Objective of the package."""
-        return Classification() if self.labels else MaskedExpression()
+        if self.labels:
+            return Classification(len(blood_cells(self.max_length)[1].classes))
+        return MaskedExpression()
 
     def network(self, seed: int, base: dict[str, Tensor] | None) -> nn.Module:
         """Give the bundled network, with a fresh head where classes are learnt."""
@@ -208,7 +210,7 @@ class Cells(Task):
         network = copy.deepcopy(model.network).float()
         torch.manual_seed(seed)
         if self.labels:
-            network.set_classes(len(cells.classes))
+            network.put_heads(network.fresh_heads({"classes": len(cells.classes)}))
         return network
 
     def batches(self, seed: int, size: int) -> Iterator[TokenBatch]:

@@ -14,7 +14,7 @@ from torch.optim import AdamW
 from torch.optim.lr_scheduler import LambdaLR
 
 from scgalore.adapters import attach_adapter
-from scgalore.adapters.base import BODY, target_layers
+from scgalore.adapters.base import target_layers
 
 if TYPE_CHECKING:
     from benchmarks.lowrank_claims.data import Part
@@ -85,7 +85,7 @@ def prepare(network: nn.Module, arm: Arm, seed: int) -> Trainable:
         return _sorted(network, own, adapter)
     if arm.method == "matrices":
         return _sorted(network, {id(layer.weight) for layer in target_layers(network, "all").values()}, None)
-    body = {id(param) for name, part in network.named_children() if name in BODY for param in part.parameters()}
+    body = {id(param) for name, part in network.named_children() if name in network.body for param in part.parameters()}
     heads = {id(param) for param in network.parameters()} - body
     if arm.method == "full":
         return _sorted(network, body, None)

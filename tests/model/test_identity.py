@@ -31,7 +31,9 @@ def identity(
     **options: Any,
 ) -> Identity:
     config = TrainConfig(**options)
-    return run_identity(cells, split or random_split(cells.n_obs), objective or Classification(), config, model.network)
+    return run_identity(
+        cells, split or random_split(cells.n_obs), objective or Classification(3), config, model.network
+    )
 
 
 def changed(one: Identity, other: Identity) -> set[str]:
@@ -65,7 +67,7 @@ def test_place_of_the_computation_is_free(few: AnnData, model: SCGPT, base: Iden
         ({"seed": 1}, "seed"),
         ({"patience": 1}, "patience"),
         ({"optimizer_options": {"rank": 2}}, "optimizer_options"),
-        ({"objective": Classification(label_smoothing=0.1)}, "objective"),
+        ({"objective": Classification(3, label_smoothing=0.1)}, "objective"),
         ({"objective": MaskedExpression()}, "objective"),
         ({"split": random_split(90, seed=1)}, "split"),
     ],

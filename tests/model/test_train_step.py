@@ -31,7 +31,7 @@ def fine_tuning_step(original, dtype):
     found = {
         "loss_gep": masked_mse(expression, targets, batch.masked),
         "loss_mvc": masked_mse(from_cell, targets, batch.masked),
-        "loss_cls": F.cross_entropy(network.classify(encoded), batch.labels),
+        "loss_cls": F.cross_entropy(network.read_head("classes", encoded.cell), batch.labels),
         "loss_ecs_x10": 10 * elastic_similarity(encoded.cell, 0.8),
     }
     found["loss"] = torch.stack(list(found.values())).sum()
@@ -50,7 +50,7 @@ def test_objectives(original, agree):
     masked = MaskedExpression()(network, batch)
     agree("train_step/loss_gep", masked.parts["mse"], theirs["loss_gep"])
     agree("train_step/loss_mvc", masked.parts["mse_from_cell"], theirs["loss_mvc"])
-    agree("train_step/loss_cls", Classification()(network, batch).total, theirs["loss_cls"])
+    agree("train_step/loss_cls", Classification(5)(network, batch).total, theirs["loss_cls"])
 
 
 def test_fine_tuning(original, agree):
@@ -87,7 +87,10 @@ def integration_step(original, dtype):
     labels = torch.ones(6, dtype=torch.int64)  # one batch at a time, as its norm needs it upstream
     encoded = network.encode(batch.genes, values, batch.padding, batches=labels)
     found = {"train/cell_emb": encoded.cell, "train/dab_output": network.discriminate(encoded)}
-    heads = {"mlm": network.expression(encoded, values, labels), "mvc": network.expression_from_cell(encoded, labels)}
+    heads = {
+        "mlm": network.expression(encoded, values, batches=labels),
+        "mvc": network.expression_from_cell(encoded, batches=labels),
+    }
     for head, (expression, nonzero) in heads.items():
         found |= {f"train/{head}_output": expression, f"train/{head}_zero_probs": nonzero}
         mse, zeros = {"mlm": ("gep", "nzlp"), "mvc": ("mvc", "mvc_nzlp")}[head]

@@ -16,7 +16,7 @@ from scgalore.objectives import Classification, MaskedExpression
 @pytest.fixture
 def model(few: AnnData, make_model: Callable[..., SCGPT]) -> SCGPT:
     made = make_model(few.var_names)
-    made.network.set_classes(3)
+    made.network.put_heads(made.network.fresh_heads({"classes": 3}))
     return made
 
 
@@ -28,7 +28,7 @@ def batch(few: AnnData, model: SCGPT) -> TokenBatch:
 
 
 def test_is_a_module_of_scvi_around_the_network(model: SCGPT) -> None:
-    module = SCGPTModule(model.network, Classification())
+    module = SCGPTModule(model.network, Classification(3))
     assert isinstance(module, BaseModuleClass)
     assert [id(p) for p in module.parameters()] == [id(p) for p in model.network.parameters()]
 
@@ -47,14 +47,14 @@ def test_forward_gives_scvis_triple_with_the_objectives_loss(model: SCGPT, batch
 
 
 def test_inference_encodes(model: SCGPT, batch: TokenBatch) -> None:
-    module = SCGPTModule(model.network, Classification()).eval()
+    module = SCGPTModule(model.network, Classification(3)).eval()
     encoded = model.network.encode(batch.genes, batch.values, batch.padding)
     assert torch.equal(module.inference(batch)["cell"], encoded.cell)
     assert set(module.inference(batch)) == {"hidden", "genes", "cell"}
 
 
 def test_loss_trains_every_encoder_parameter(model: SCGPT, batch: TokenBatch) -> None:
-    module = SCGPTModule(model.network, Classification())
+    module = SCGPTModule(model.network, Classification(3))
     module.loss(batch).loss.backward()
     trained = {name for name, p in model.network.named_parameters() if p.grad is not None}
     encoders = ("encoder.", "value_encoder.", "transformer_encoder.", "cls_decoder.")

@@ -166,8 +166,8 @@ def test_the_loss_is_the_sum_of_its_parts(original):
     network, batch = original.network("integration/best_model.pt"), original.batch()
     loss = MaskedExpression()(network, batch)
     encoded = network.encode(batch.genes, batch.values, batch.padding, batches=batch.batches)
-    tokens, nonzero = network.expression(encoded, batch.values, batch.batches)
-    cell, nonzero_cell = network.expression_from_cell(encoded, batch.batches)
+    tokens, nonzero = network.expression(encoded, batch.values, batches=batch.batches)
+    cell, nonzero_cell = network.expression_from_cell(encoded, batches=batch.batches)
     expected = {
         "mse": masked_mse(tokens, batch.targets, batch.masked),
         "zeros": negative_log_bernoulli(nonzero, batch.targets, batch.masked),

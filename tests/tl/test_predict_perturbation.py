@@ -18,7 +18,6 @@ from tests.trained_screens import GENES, PARTS, TRAINING, counts, log_normalised
 import scgalore as sg
 from scgalore.errors import DataError, MissingKeyError, OptionError
 from scgalore.model import SCGPT
-from scgalore.tasks.perturbation.networks import affine_decoder
 
 KEY = "predict_perturbation"
 TWO_LINES: dict[str, Any] = {"context_key": "cell_line"}
@@ -30,7 +29,7 @@ def trained_once() -> tuple[AnnData, SCGPT]:
     adata = log_normalised(counts())
     adata.obs["split"] = np.where(adata.obs["split"] == "test", "test", "train")
     model = sg.tl.finetune(adata, untrained(), task="perturbation", **TRAINING, patience=None)
-    assert not affine_decoder(model.network).is_zero
+    assert not model.network.starts_at_zero
     return adata, model
 
 

@@ -23,8 +23,8 @@ OBJECTIVES: dict[str, tuple[Objective, dict[str, Any]]] = {
     "masked, zeros": (MaskedExpression(), {"zero_probabilities": True}),
     "masked, bins": (MaskedExpression(), {"value_style": "category", "n_value_bins": 60}),
     "masked, scaling": (MaskedExpression(), {"value_style": "scaling"}),
-    "classes": (Classification(), {"n_classes": 5}),
-    "classes, pooled": (Classification(), {"n_classes": 5, "cell_style": "avg-pool"}),
+    "classes": (Classification(5), {"heads": {"classes": 5}}),
+    "classes, pooled": (Classification(5), {"heads": {"classes": 5}, "cell_style": "avg-pool"}),
     "perturbation": (Perturbation(), {"perturbation": True, "pert_pad_id": 0}),
 }
 
@@ -65,7 +65,7 @@ def test_kept_bytes_of_every_objective(name: str, half: bool, checkpointing: boo
     objective, parts = OBJECTIVES[name]
     config = SCGPTConfig(**SMALL, **parts)
     network = SCGPTNetwork(config).train()
-    network.transformer_encoder.recompute = checkpointing
+    network.recompute = checkpointing
     for padded in (False, True):
         step = Step(config, objective.name, 3, 200, half, checkpointing, config.dropout, on_cpu=True, padded=padded)
         real = kept_by_autograd(network, objective, make_batch(3, 200, padded=padded), half=half)
@@ -98,7 +98,7 @@ def test_kept_bytes_of_any_size(n_cells: int, length: int, n_heads: int, d_hid: 
 def test_kept_bytes_of_whole_human_blocks(length: int, half: bool, checkpointing: bool) -> None:
     config = SCGPTConfig(n_tokens=203, pad_id=202)
     network = SCGPTNetwork(config).train()
-    network.transformer_encoder.recompute = checkpointing
+    network.recompute = checkpointing
     objective = MaskedExpression()
     real = kept_by_autograd(network, objective, make_batch(1, length, padded=False), half=half)
     step = Step(config, objective.name, 1, length, half, checkpointing, 0.2, on_cpu=True, padded=False)
@@ -162,7 +162,7 @@ def live_peak(network: SCGPTNetwork, batch: TokenBatch, *, half: bool) -> int:
 def test_kept_and_transient_bytes_are_the_peak_of_a_step(half: bool, checkpointing: bool) -> None:
     config = SCGPTConfig(**{**SMALL, "d_hid": 128, "n_layers": 6})
     network = SCGPTNetwork(config).train()
-    network.transformer_encoder.recompute = checkpointing
+    network.recompute = checkpointing
     step = Step(config, "masked_expression", 8, 300, half, checkpointing, 0.2, on_cpu=True, padded=False)
     counted = count_activations(step)
     batch = make_batch(8, 300, padded=False)

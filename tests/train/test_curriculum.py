@@ -160,7 +160,7 @@ class TestRun:
         )
         return watched
 
-    @pytest.mark.parametrize("objective", [Classification(), MaskedExpression()], ids=["classes", "expression"])
+    @pytest.mark.parametrize("objective", [Classification(3), MaskedExpression()], ids=["classes", "expression"])
     def test_phases_show_prefixes_of_the_ranking_and_validation_shows_all(
         self, ranked: TokenCells, model: SCGPT, objective: Any, split_of_few: Any
     ) -> None:
@@ -186,7 +186,7 @@ class TestRun:
     def test_batches_have_about_as_many_tokens_in_every_phase(
         self, ranked: TokenCells, model: SCGPT, split_of_few: Any
     ) -> None:
-        watched = self.run(ranked, split_of_few, model, Classification())
+        watched = self.run(ranked, split_of_few, model, Classification(3))
         cap = int(np.ceil(8 * ranked.lengths[split_of_few.train].mean()))
         sizes = [n for training, _, n in watched.seen if training]
         assert max(sizes) <= cap
@@ -194,12 +194,12 @@ class TestRun:
         assert np.median(sizes) > 0.6 * cap
 
     def test_history_says_how_many_genes(self, ranked: TokenCells, model: SCGPT, split_of_few: Any) -> None:
-        self.run(ranked, split_of_few, model, Classification())
+        self.run(ranked, split_of_few, model, Classification(3))
         n_all = int((ranked.tokenizer.token_ids >= 0).sum())
         assert model.history["n_genes"].tolist() == [20, 20, 50, n_all, n_all]
 
     def test_steps_are_counted_over_all_phases(self, ranked: TokenCells, model: SCGPT, split_of_few: Any) -> None:
-        watched = self.run(ranked, split_of_few, model, Classification())
+        watched = self.run(ranked, split_of_few, model, Classification(3))
         assert model.training["steps"] == sum(training for training, *_ in watched.seen)
 
     def test_one_phase_of_all_genes_with_the_same_caps_is_no_curriculum(
@@ -248,7 +248,7 @@ class TestRun:
             refresh(self)
 
         monkeypatch.setattr(GaLoreAdamW, "refresh", counted)
-        watched = self.run(ranked, split_of_few, model, Classification(), optimizer_options={"rank": 4})
+        watched = self.run(ranked, split_of_few, model, Classification(3), optimizer_options={"rank": 4})
         assert len(called) == 2
         assert 0 < called[0] < called[1] < sum(training for training, *_ in watched.seen)
 

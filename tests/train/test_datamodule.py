@@ -26,7 +26,7 @@ def cells(few: AnnData, model: SCGPT) -> TokenCells:
 def make(cells: TokenCells) -> Callable[..., TokenDataModule]:
     def module(objective=None, *, batch_size=16, validation_size=0.2, **options) -> TokenDataModule:
         split = random_split(cells.n_obs, validation_size=validation_size, test_size=0.1)
-        return TokenDataModule(cells, split, objective or Classification(), batch_size=batch_size, **options)
+        return TokenDataModule(cells, split, objective or Classification(3), batch_size=batch_size, **options)
 
     return module
 

@@ -100,7 +100,7 @@ def test_heads_that_a_loss_does_not_reach_have_neither_gradient_nor_state(
     network = model.network.config
     how: dict[str, Any] = {"n_tokens": 50, "n_rows": 150, "batch_size": 1}
     config = TrainConfig(accelerator="cuda")
-    of_classes = estimate_training(network.replace(n_classes=3), config, **how, objective="classification")
+    of_classes = estimate_training(network.replace(heads={"classes": 3}), config, **how, objective="classification")
     of_effects = estimate_training(
         network.replace(perturbation=True, pert_pad_id=0), config, **how, objective="perturbation"
     )
@@ -431,9 +431,9 @@ class TestLargestBatch:
         cells, split = prepared(model, few)
         labelled = cells.with_labels(np.zeros(cells.n_obs, dtype=np.int64), ("a", "b"))
         config = TrainConfig(accelerator="cpu", batch_size="auto")
-        settled = settle_memory(model.network, labelled, split, Classification(), config)
+        settled = settle_memory(model.network, labelled, split, Classification(2), config)
         assert settled == replace(config, batch_size=DEFAULT_BATCH_SIZE)
-        assert model.network.config.n_classes == 0
+        assert model.network.config.heads == {}
 
 
 def test_the_device_is_the_accelerator_asked_for() -> None:

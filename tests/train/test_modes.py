@@ -94,14 +94,14 @@ class TestSwitches:
                 deterministic(wanted=True),
                 compiled(network, wanted=True),
             ):
-                assert network.transformer_encoder.recompute
+                assert network.recompute
                 assert all(block._compiled_call_impl is not None for block in network.transformer_encoder.layers)
                 assert list(network.state_dict()) == names
                 raise ZeroDivisionError
 
         with pytest.raises(ZeroDivisionError):
             fail()
-        assert not network.transformer_encoder.recompute
+        assert not network.recompute
         assert not torch.are_deterministic_algorithms_enabled()
         assert all(block._compiled_call_impl is None for block in network.transformer_encoder.layers)
 

@@ -84,10 +84,10 @@ class TestPlan:
 
     def test_forward_gives_loss_parts_and_cells(self, few: AnnData, make_model: Callable[..., SCGPT]) -> None:
         model = make_model(few.var_names)
-        model.network.set_classes(3)
+        model.network.put_heads(model.network.fresh_heads({"classes": 3}))
         codes = few.obs["bulk_labels"].cat.codes.to_numpy(np.int64)
         cells = model.cells(few).with_labels(codes, ("a", "b", "c"))
-        plan = GaLoreTrainingPlan(SCGPTModule(model.network, Classification()), TrainConfig())
+        plan = GaLoreTrainingPlan(SCGPTModule(model.network, Classification(3)), TrainConfig())
         *_, output = plan(cells.batch(BatchRequest(np.arange(5))))
         assert output.n_obs_minibatch == 5
         assert set(output.extra_metrics) == {"accuracy"}

@@ -226,7 +226,7 @@ class TestCheckpoint:
             pytest.param({"max_length": 32}, "max_length was", id="max_length"),
             pytest.param({"labels_key": None}, "objective was", id="objective"),
             pytest.param({"labels_key": "phase"}, "labels was", id="labels"),
-            pytest.param({"objective": Classification(label_smoothing=0.1)}, "objective was", id="smoothing"),
+            pytest.param({"objective": Classification(3, label_smoothing=0.1)}, "objective was", id="smoothing"),
         ],
     )
     def test_of_other_settings_is_refused(

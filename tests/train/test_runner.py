@@ -248,7 +248,7 @@ class TestOptions:
 
 class TestBestEpoch:
     @pytest.mark.parametrize(
-        "objective", [pytest.param(Classification(), id="classes"), pytest.param(MaskedExpression(), id="masked")]
+        "objective", [pytest.param(Classification(3), id="classes"), pytest.param(MaskedExpression(), id="masked")]
     )
     def test_weights_of_the_best_epoch_are_kept(
         self, few: AnnData, model: SCGPT, objective: Classification | MaskedExpression

@@ -153,7 +153,7 @@ class _Demo:
         self.optimizer_bytes = fitted.training["optimizer_bytes"]
         self._note(seed, self.method, adata.uns["finetune"]["metrics"])
         if random_weights:
-            control, config = self.cells.copy(), replace(self.loaded.network.config, n_classes=0)
+            control, config = self.cells.copy(), replace(self.loaded.network.config, heads={})
             with self.watch.time("fine-tuning random weights"):
                 self._finetune(control, SCGPT.from_config(config, self.loaded.vocab, rng=seed), seed)
             self._note(seed, RANDOM, control.uns["finetune"]["metrics"])

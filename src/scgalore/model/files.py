@@ -14,8 +14,7 @@ from scgalore import _logging as logg
 from scgalore.data.vocab import GeneVocab
 from scgalore.errors import WeightsError
 from scgalore.nn import SCGPTConfig, SCGPTNetwork
-from scgalore.tasks.perturbation.memory import read_screen, screen_files
-from scgalore.weights import load_tensors, read_checkpoint, resolve_model_folder, write_checkpoint
+from scgalore.weights import load_tensors, read_scgpt, resolve_model_folder, write_checkpoint
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -65,7 +64,7 @@ def read_model(model: PathLike) -> StoredModel:
         As for :meth:`scgalore.model.SCGPT.from_pretrained`.
     """
     folder, entry = resolve_model_folder(model)
-    checkpoint = read_checkpoint(folder, args=None if entry is None else entry.args)
+    checkpoint = read_scgpt(folder, args=None if entry is None else entry.args)
     vocab = GeneVocab.from_dict(checkpoint.vocab)
     config, classes = _config(checkpoint, vocab)
     # Heads that the file lacks stay random: the same in every process, and at no cost to the user's generator.

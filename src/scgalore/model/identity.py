@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from scgalore.data.cells import TokenCells
     from scgalore.data.split import Split
-    from scgalore.nn import SCGPTNetwork
+    from scgalore.nn import CellNetwork
     from scgalore.objectives import Objective
     from scgalore.train.config import TrainConfig
 
@@ -44,7 +44,7 @@ def run_identity(
     split: Split | None,
     objective: Objective,
     config: TrainConfig,
-    network: SCGPTNetwork,
+    network: CellNetwork,
     *,
     validation: TokenCells | None = None,
 ) -> dict[str, Any]:

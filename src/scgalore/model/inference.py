@@ -15,7 +15,7 @@ from scgalore.data.sampler import cut_batches
 from scgalore.data.streaming import TokenStream
 from scgalore.errors import OptionError
 from scgalore.model.distributed import refuse_devices
-from scgalore.nn import CellEncoder
+from scgalore.nn import CellEncoder, CellOutput
 from scgalore.nn.device import pick_device
 
 if TYPE_CHECKING:
@@ -25,9 +25,9 @@ if TYPE_CHECKING:
 
     from scgalore.data.cells import TokenCells
     from scgalore.data.tokens import RaggedTokens, TokenizerConfig
-    from scgalore.nn import SCGPTNetwork
+    from scgalore.nn import CellNetwork
 
-__all__ = ["CellOutput", "InferencePrecision", "RunOptions", "pick_dtype", "run_network"]
+__all__ = ["InferencePrecision", "RunOptions", "class_probabilities", "pick_dtype", "run_network"]
 
 InferencePrecision = Literal["auto", "32-true", "bf16-true"]
 
@@ -36,25 +36,6 @@ WINDOW = 1024
 
 BATCH_TOKENS = {True: 4096, False: 65536}
 """Most tokens in a batch, on a CPU, whose caches should hold a layer's work, and elsewhere."""
-
-
-@dataclass(frozen=True)
-class CellOutput:
-    """What a network says of each cell, in the order of the data.
-
-    Attributes
-    ----------
-    embedding
-        Cell embeddings with unit norm, float32 ``(n_obs, d_model)``.
-    probabilities
-        Class probabilities, float32 ``(n_obs, n_classes)``; ``None`` without a classification head.
-    precision
-        Arithmetic they were computed in, ``"32-true"`` or ``"bf16-true"``.
-    """
-
-    embedding: NDArray[np.float32]
-    probabilities: NDArray[np.float32] | None
-    precision: str
 
 
 def pick_dtype(precision: str, device: torch.device) -> torch.dtype:
@@ -125,7 +106,7 @@ class RunOptions:
 
 
 def run_network(
-    network: SCGPTNetwork,
+    network: CellNetwork,
     cells: TokenCells | TokenStream,
     *,
     rows: NDArray[np.int64] | None = None,
@@ -135,7 +116,7 @@ def run_network(
     dtype: torch.dtype = torch.float32,
     label: str,
 ) -> CellOutput:
-    """Embed cells and, where the network can, classify them.
+    """Embed cells and read the cell heads.
 
     Cells are read, tokenised and run a window at a time, so that memory does not grow with their number, and files are
     read forwards. Within a window the longest come first; nothing is padded.
@@ -162,7 +143,7 @@ def run_network(
     network.eval().to(device)  # outside of inference mode, in which moved weights could never be trained again
     config, n_obs = network.config, cells.n_obs if rows is None else len(rows)
     embedding = np.empty((n_obs, config.d_model), dtype=np.float32)
-    probabilities = np.empty((n_obs, config.n_classes), dtype=np.float32) if config.n_classes else None
+    heads = {name: np.empty((n_obs, n), dtype=np.float32) for name, n in config.heads.items()}
     encoder = CellEncoder(
         network, torch.from_numpy(cells.tokens()), levels=_levels(cells.tokenizer.config), dtype=dtype
     )
@@ -178,9 +159,16 @@ def run_network(
         with torch.inference_mode():
             cell = encoder(genes, values, batch.lengths.tolist())
             embedding[at] = F.normalize(cell, dim=1).cpu().numpy()
-            if probabilities is not None:
-                probabilities[at] = network.class_logits(cell).softmax(dim=1).cpu().numpy()
-    return CellOutput(embedding, probabilities, "bf16-true" if dtype == torch.bfloat16 else "32-true")
+            for name, outputs in heads.items():
+                outputs[at] = network.read_head(name, cell).cpu().numpy()
+    return CellOutput(embedding, heads, "bf16-true" if dtype == torch.bfloat16 else "32-true")
+
+
+def class_probabilities(output: CellOutput) -> NDArray[np.float32] | None:
+    """Softmax of the class logits, float32 ``(n_obs, n_classes)``; ``None`` without a head for classes."""
+    if "classes" not in output.heads:
+        return None
+    return torch.from_numpy(output.heads["classes"]).softmax(dim=1).numpy()
 
 
 def _levels(config: TokenizerConfig) -> range | None:

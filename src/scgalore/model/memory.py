@@ -224,7 +224,7 @@ def _sizes(model: PathLike | SCGPT | SCGPTConfig, objective: str, n_classes: int
     if objective == "perturbation":
         return sizes.replace(perturbation=True, pert_pad_id=0)
     if objective == "classification":
-        return sizes.replace(n_classes=_count("n_classes", n_classes or sizes.n_classes or 1))
+        return sizes.replace(heads={"classes": _count("n_classes", n_classes or sizes.heads.get("classes", 1))})
     return sizes
 
 

@@ -20,10 +20,10 @@ from scgalore.model.adapter_files import is_adapter_folder, read_adapter, write_
 from scgalore.model.distributed import gather, process_group, share
 from scgalore.model.files import read_model, write_model
 from scgalore.model.identity import run_identity
-from scgalore.model.inference import CellOutput, RunOptions, run_network
+from scgalore.model.inference import RunOptions, class_probabilities, run_network
 from scgalore.model.streams import check_stream_options, with_labels_of
 from scgalore.model.training import apply_adapter, trainable
-from scgalore.nn import SCGPTConfig, SCGPTNetwork
+from scgalore.nn import CellOutput, SCGPTConfig, SCGPTNetwork
 from scgalore.nn.device import pick_device
 from scgalore.objectives import Classification, MaskedExpression
 from scgalore.train.config import TrainConfig
@@ -94,10 +94,11 @@ class SCGPT:
         if network.config.pad_id != vocab.pad_id:
             msg = f"<pad> is token {vocab.pad_id} of the vocabulary, but SCGPTConfig.pad_id is {network.config.pad_id}."
             raise WeightsError(msg)
-        if network.config.n_classes != len(classes):
+        n_classes = network.config.heads.get("classes", 0)
+        if n_classes != len(classes):
             msg = (
-                f"The classification head has {network.config.n_classes} classes and {len(classes)} names. Leave "
-                "SCGPTConfig.n_classes at 0 and train with labels_key=, which sets both."
+                f"The classification head has {n_classes} classes and {len(classes)} names. Leave it out of "
+                "SCGPTConfig.heads and train with labels_key=, which sets both."
             )
             raise WeightsError(msg)
         self.network = network.eval()
@@ -178,7 +179,8 @@ class SCGPT:
             )
             raise WeightsError(msg)
         if stored.classes != loaded.classes:
-            loaded._set_classes(len(stored.classes), seed=0)
+            heads = {"classes": len(stored.classes)} if stored.classes else {}
+            loaded._put_heads(heads, keep=False, seed=0)
         apply_adapter(loaded.network, stored.weights)
         loaded.classes, loaded.adapter, loaded.is_trained = stored.classes, (stored.weights, stored.base), True
         loaded.provenance = {**loaded.provenance, "name": str(folder), "sha256": "", "layout": "adapter"}
@@ -376,18 +378,18 @@ class SCGPT:
             split.check(cells.n_obs)
         if objective is None:
             masked = MaskedExpression(mask_value=self.network.config.mask_value)
-            objective = Classification() if cells.classes else masked
+            objective = Classification(len(cells.classes)) if cells.classes else masked
         config = settle_memory(
             self.network, cells, split, objective, config, checkpoint_dir=checkpoint_dir, resume=resume
         )
-        network, classes = self.network, cells.classes or self.classes
+        network, classes = self.network, cells.classes if objective.heads else self.classes
         identity = None
         if checkpoint_dir is not None:
             identity = run_identity(cells, split, objective, config, network, validation=validation)
-        head, sizes = network.cls_decoder, network.config
+        heads = network.cell_heads
         try:
-            if classes != self.classes:
-                self._set_classes(len(classes), seed=config.seed)
+            if objective.heads:
+                self._put_heads(objective.heads, keep=classes == self.classes, seed=config.seed)
             tokens = cells.tokens() if validation is None else np.union1d(cells.tokens(), validation.tokens())
             with trainable(network, config, tokens) as ready:
                 result = fit(
@@ -404,7 +406,7 @@ class SCGPT:
                 )
                 learnt = ready.adapter_weights()
         except BaseException:
-            network.cls_decoder, network.config = head, sizes
+            network.put_heads(heads)
             raise
         finally:
             network.eval().cpu()
@@ -422,10 +424,17 @@ class SCGPT:
             "accumulate": config.accumulate,
         }
 
-    def _set_classes(self, n_classes: int, *, seed: int) -> None:
+    def _put_heads(self, sizes: Mapping[str, int], *, keep: bool, seed: int) -> None:
+        """Give the network exactly these heads: its own of these names and sizes if they are to be kept, fresh ones otherwise."""
+        network = self.network
+        own = {
+            name: head
+            for name, head in network.cell_heads.items()
+            if keep and network.config.heads[name] == sizes.get(name)
+        }
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            self.network.set_classes(n_classes)
+            network.put_heads({name: own[name] if name in own else network.make_head(n) for name, n in sizes.items()})
 
     def run(
         self,
@@ -437,7 +446,7 @@ class SCGPT:
         accelerator: str | None = None,
         devices: int | str | None = None,
     ) -> CellOutput:
-        """Embed cells and, with a classification head, classify them, in one pass.
+        """Embed cells and read the cell heads, in one pass.
 
         Several processes that were started together (torchrun, SLURM) each run a share of the cells, and all get the whole
         result.
@@ -481,8 +490,8 @@ class SCGPT:
                 dtype=options.dtype,
                 label="cells",
             )
-            probabilities = None if output.probabilities is None else gather(output.probabilities, world)
-            return CellOutput(gather(output.embedding, world), probabilities, output.precision)
+            heads = {name: gather(outputs, world) for name, outputs in output.heads.items()}
+            return CellOutput(gather(output.embedding, world), heads, output.precision)
 
     def get_latent_representation(
         self,
@@ -539,7 +548,7 @@ class SCGPT:
         """
         self.require_classes()
         cells = self.cells(adata, layer=layer, gene_symbols=gene_symbols, max_length=max_length, rng=rng)
-        probabilities = self.run(cells, batch_size=batch_size).probabilities
+        probabilities = class_probabilities(self.run(cells, batch_size=batch_size))
         return pd.DataFrame(probabilities, index=adata.obs_names, columns=list(self.classes))
 
     def require_perturbation(self) -> None:

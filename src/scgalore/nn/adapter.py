@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from scgalore.data.tokens import TokenBatch
-    from scgalore.nn.network import SCGPTNetwork
+    from scgalore.nn.base import CellNetwork
     from scgalore.objectives import Objective
 
 __all__ = ["SCGPTModule"]
@@ -27,7 +27,7 @@ class SCGPTModule(BaseModuleClass):
         What it is trained for.
     """
 
-    def __init__(self, network: SCGPTNetwork, objective: Objective) -> None:
+    def __init__(self, network: CellNetwork, objective: Objective) -> None:
         super().__init__()
         self.network = network
         self.objective = objective

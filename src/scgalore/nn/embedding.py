@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from contextlib import AbstractContextManager
 
-    from scgalore.nn.network import SCGPTNetwork
+    from scgalore.nn.base import CellNetwork
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ class EmbeddingMode:
     """
 
     name: str
-    applied: Callable[[SCGPTNetwork, Tensor], AbstractContextManager[None]]
+    applied: Callable[[CellNetwork, Tensor], AbstractContextManager[None]]
     trains: str
     state_bytes: str
 
@@ -74,27 +74,27 @@ class RowEmbedding(nn.Embedding):
 
 
 @contextmanager
-def _rows(network: SCGPTNetwork, tokens: Tensor) -> Iterator[None]:
-    encoder, table = network.encoder, network.encoder.embedding
+def _rows(network: CellNetwork, tokens: Tensor) -> Iterator[None]:
+    table = network.gene_table
     rows = tokens.to(table.weight.device).unique()
-    encoder.embedding = RowEmbedding(table, rows)
+    network.gene_table = RowEmbedding(table, rows)
     try:
         yield
     finally:
-        trained = encoder.embedding.weight.detach()
-        encoder.embedding = table
+        trained = network.gene_table.weight.detach()
+        network.gene_table = table
         with torch.no_grad():
             table.weight[rows] = trained.to(table.weight)
 
 
 @contextmanager
-def _full(network: SCGPTNetwork, tokens: Tensor) -> Iterator[None]:
+def _full(network: CellNetwork, tokens: Tensor) -> Iterator[None]:
     yield
 
 
 @contextmanager
-def _frozen(network: SCGPTNetwork, tokens: Tensor) -> Iterator[None]:
-    weight = network.encoder.embedding.weight
+def _frozen(network: CellNetwork, tokens: Tensor) -> Iterator[None]:
+    weight = network.gene_table.weight
     before = weight.requires_grad
     weight.requires_grad = False
     try:

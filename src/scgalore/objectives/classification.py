@@ -13,10 +13,12 @@ from scgalore.objectives.base import Loss
 from scgalore.optim.sophia import sample_classes
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from torch import Generator, Tensor
 
     from scgalore.data.tokens import TokenBatch
-    from scgalore.nn import SCGPTNetwork
+    from scgalore.nn import CellNetwork
 
 
 @dataclass(frozen=True)
@@ -25,23 +27,31 @@ class Classification:
 
     Attributes
     ----------
+    n_classes
+        How many classes there are.
     class_weights
         Weight of each class in the loss; ``None`` weighs every cell alike.
     label_smoothing
         Share of the target probability spread over all classes.
     """
 
+    n_classes: int
     class_weights: tuple[float, ...] | None = None
     label_smoothing: float = 0.0
     name: str = "classification"
     monitor: str = "validation_loss"
     start_score: float = math.inf
 
+    @property
+    def heads(self) -> Mapping[str, int]:
+        """One head with a logit for each class."""
+        return {"classes": self.n_classes}
+
     def corrupt(self, batch: TokenBatch, *, seed: int, draw: int) -> TokenBatch:
         """Leave the batch as it is."""
         return batch
 
-    def __call__(self, network: SCGPTNetwork, batch: TokenBatch) -> Loss:
+    def __call__(self, network: CellNetwork, batch: TokenBatch) -> Loss:
         """Cross entropy and accuracy of one batch."""
         if batch.labels is None:
             msg = "Classification needs labels in the batch; the data module was built without them."
@@ -56,15 +66,15 @@ class Classification:
         """Nothing beyond means."""
         return {}
 
-    def self_sampled(self, network: SCGPTNetwork, batch: TokenBatch, generator: Generator) -> tuple[Tensor, int]:
+    def self_sampled(self, network: CellNetwork, batch: TokenBatch, generator: Generator) -> tuple[Tensor, int]:
         """Cross entropy at classes drawn from the softmax; its terms are the cells."""
         logits = _logits(network, batch)
         # Unweighted and unsmoothed: with either, a cell's gradient at drawn labels has no mean of zero.
         return F.cross_entropy(logits, sample_classes(logits, generator)), len(batch)
 
 
-def _logits(network: SCGPTNetwork, batch: TokenBatch) -> Tensor:
+def _logits(network: CellNetwork, batch: TokenBatch) -> Tensor:
     encoded = network.encode(
         batch.genes, batch.values, batch.padding_if_any, batches=batch.batches, flags=batch.flags, cell_only=True
     )
-    return network.classify(encoded)  # (b, n_classes)
+    return network.read_head("classes", encoded.cell)  # (b, n_classes)

@@ -16,11 +16,13 @@ from scgalore.objectives.losses import masked_mse, negative_log_bernoulli
 from scgalore.optim.sophia import sample_values
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from numpy.typing import NDArray
     from torch import Generator, Tensor
 
     from scgalore.data.tokens import TokenBatch
-    from scgalore.nn import SCGPTNetwork
+    from scgalore.nn import CellNetwork
 
 
 @dataclass(frozen=True)
@@ -52,6 +54,11 @@ class MaskedExpression:
         """The ratios a cell may draw."""
         return self.mask_ratio if isinstance(self.mask_ratio, tuple) else (self.mask_ratio,)
 
+    @property
+    def heads(self) -> Mapping[str, int]:
+        """None on the cell embedding."""
+        return {}
+
     def corrupt(self, batch: TokenBatch, *, seed: int, draw: int) -> TokenBatch:
         """Hide some values; the originals become ``targets``."""
         genes, keys = batch.genes.numpy(), batch.keys.numpy().view(np.uint64)
@@ -64,16 +71,16 @@ class MaskedExpression:
         values = torch.where(masked, torch.full_like(batch.values, self.mask_value), batch.values)
         return replace(batch, values=values, targets=batch.values, masked=masked)
 
-    def __call__(self, network: SCGPTNetwork, batch: TokenBatch) -> Loss:
+    def __call__(self, network: CellNetwork, batch: TokenBatch) -> Loss:
         """Sum of the masked errors of one batch."""
         if batch.targets is None or batch.masked is None:
             msg = "MaskedExpression reads `targets` and `masked`: pass the batch through `corrupt` first."
             raise ValueError(msg)
         parts = {}
-        for name, (prediction, nonzero) in _heads(network, batch).items():
-            parts[name] = masked_mse(prediction, batch.targets, batch.masked)
+        for way, (prediction, nonzero) in _predictions(network, batch).items():
+            parts[f"mse{way}"] = masked_mse(prediction, batch.targets, batch.masked)
             if nonzero is not None:
-                parts[name.replace("mse", "zeros")] = negative_log_bernoulli(nonzero, batch.targets, batch.masked)
+                parts[f"zeros{way}"] = negative_log_bernoulli(nonzero, batch.targets, batch.masked)
         total = torch.stack(list(parts.values())).sum()
         return Loss(total, {name: part.detach() for name, part in parts.items()}, len(batch))
 
@@ -81,11 +88,11 @@ class MaskedExpression:
         """Nothing beyond means."""
         return {}
 
-    def self_sampled(self, network: SCGPTNetwork, batch: TokenBatch, generator: Generator) -> tuple[Tensor, int]:
+    def self_sampled(self, network: CellNetwork, batch: TokenBatch, generator: Generator) -> tuple[Tensor, int]:
         """Loss at values drawn around the predictions; its terms are the masked positions."""
         assert batch.masked is not None
         parts = []
-        for prediction, nonzero in _heads(network, batch).values():
+        for prediction, nonzero in _predictions(network, batch).values():
             parts.append(masked_mse(prediction, sample_values(prediction, generator), batch.masked))
             if nonzero is not None:
                 expressed = torch.bernoulli(nonzero.detach(), generator=generator)
@@ -93,12 +100,9 @@ class MaskedExpression:
         return torch.stack(parts).sum(), int(batch.masked.sum())
 
 
-def _heads(network: SCGPTNetwork, batch: TokenBatch) -> dict[str, tuple[Tensor, Tensor | None]]:
+def _predictions(network: CellNetwork, batch: TokenBatch) -> dict[str, tuple[Tensor, Tensor | None]]:
     encoded = network.encode(batch.genes, batch.values, batch.padding_if_any, batches=batch.batches, flags=batch.flags)
-    heads = {"mse": network.expression(encoded, batch.values, batch.batches)}
-    if network.mvc_decoder is not None:
-        heads["mse_from_cell"] = network.expression_from_cell(encoded, batch.batches)
-    return heads
+    return network.expressions(encoded, batch.values, batches=batch.batches, flags=batch.flags)
 
 
 def smallest(order: NDArray[np.float64], eligible: NDArray[np.bool_], n: NDArray[np.int64]) -> NDArray[np.bool_]:

@@ -14,10 +14,12 @@ from scgalore.objectives.losses import masked_mse
 from scgalore.optim.sophia import sample_values
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from torch import Generator, Tensor
 
     from scgalore.data.tokens import TokenBatch
-    from scgalore.nn import SCGPTNetwork
+    from scgalore.nn import CellNetwork
 
 
 @dataclass(frozen=True)
@@ -46,11 +48,16 @@ class Perturbation:
     name: str = "perturbation"
     monitor: str = "validation_choice"
 
+    @property
+    def heads(self) -> Mapping[str, int]:
+        """None on the cell embedding."""
+        return {}
+
     def corrupt(self, batch: TokenBatch, *, seed: int, draw: int) -> TokenBatch:
         """Leave the batch as it is."""
         return batch
 
-    def __call__(self, network: SCGPTNetwork, batch: TokenBatch) -> Loss:
+    def __call__(self, network: CellNetwork, batch: TokenBatch) -> Loss:
         """Squared error of one batch and, while validating, the error of the effect."""
         prediction, targets, counted = _prediction(network, batch)
         error = masked_mse(prediction, targets, counted)
@@ -74,13 +81,13 @@ class Perturbation:
         error = statistics.stdev(gains) / math.sqrt(len(gains)) if len(gains) > 1 else math.inf
         return {"choice": score if statistics.fmean(gains) > error else self.start_score}
 
-    def self_sampled(self, network: SCGPTNetwork, batch: TokenBatch, generator: Generator) -> tuple[Tensor, int]:
+    def self_sampled(self, network: CellNetwork, batch: TokenBatch, generator: Generator) -> tuple[Tensor, int]:
         """Squared error at values drawn around the predictions; its terms are the measured genes of all cells."""
         prediction, _, counted = _prediction(network, batch)
         return masked_mse(prediction, sample_values(prediction, generator), counted), int(counted.sum())
 
 
-def _prediction(network: SCGPTNetwork, batch: TokenBatch) -> tuple[Tensor, Tensor, Tensor]:
+def _prediction(network: CellNetwork, batch: TokenBatch) -> tuple[Tensor, Tensor, Tensor]:
     if batch.targets is None or batch.masked is None or batch.controls is None:
         msg = "Perturbation reads `targets`, `masked` and `controls`: make batches with PerturbationCells."
         raise ValueError(msg)

@@ -1,6 +1,6 @@
 """What a training step keeps for its backward pass, and what it needs beside that, counted from sizes.
 
-Formulas of our network (:mod:`scgalore.nn.network`), held in tests against the bytes that autograd really keeps. Letters:
+Formulas of our network (:mod:`scgalore.nn.scgpt`), held in tests against the bytes that autograd really keeps. Letters:
 b cells, s tokens of the longest cell, T = b s, d width, f feed-forward width, h heads, U = T d and F = T f numbers.
 """
 

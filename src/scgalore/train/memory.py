@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from scgalore._typing import PathLike
     from scgalore.data.cells import TokenCells
     from scgalore.data.split import Split
-    from scgalore.nn import SCGPTNetwork
+    from scgalore.nn import CellNetwork
     from scgalore.objectives import Objective
 
     Cells = TokenCells | TokenStream | PerturbationCells
@@ -39,7 +39,7 @@ MARGIN = 0.8
 
 
 def settle_memory(
-    network: SCGPTNetwork,
+    network: CellNetwork,
     cells: Cells,
     split: Split | None,
     objective: Objective,
@@ -112,7 +112,7 @@ def _begun(config: TrainConfig, checkpoint_dir: PathLike | None, *, resume: bool
 
 
 def _case(
-    network: SCGPTNetwork,
+    network: CellNetwork,
     cells: Cells,
     split: Split | None,
     objective: Objective,
@@ -123,8 +123,8 @@ def _case(
 ) -> Case:
     n_cells, n_tokens = _largest_batch(cells, split, config)
     sizes = network.config
-    if cells.classes:
-        sizes = sizes.replace(n_classes=len(cells.classes))
+    if objective.heads:
+        sizes = sizes.replace(heads=dict(objective.heads))
     frozen = tuple(name for name, param in network.named_parameters() if not param.requires_grad)
     return Case(
         sizes, config, n_tokens, len(cells.tokens()), n_cells, objective.name, on_cpu, n_processes, frozen=frozen

@@ -41,7 +41,7 @@ if TYPE_CHECKING:
     from scgalore._typing import PathLike
     from scgalore.adapters import Adapter
     from scgalore.data.split import Split
-    from scgalore.nn import SCGPTNetwork
+    from scgalore.nn import CellNetwork
     from scgalore.objectives import Objective
     from scgalore.train.config import TrainConfig
     from scgalore.train.curriculum import Phase
@@ -101,7 +101,7 @@ class _Trainee:
 
 
 def fit(
-    network: SCGPTNetwork,
+    network: CellNetwork,
     cells: TokenCells | TokenStream | PerturbationCells,
     split: Split | None,
     objective: Objective,

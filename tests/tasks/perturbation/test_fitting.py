@@ -67,7 +67,7 @@ def adata() -> AnnData:
 def learnt(adata: AnnData) -> SCGPT:
     """Trained without validation, so that its network says something; tests must leave it alone."""
     model = trained(without_validation(adata))
-    assert not affine_decoder(model.network).is_zero
+    assert not model.network.starts_at_zero
     return model
 
 
@@ -75,7 +75,7 @@ def learnt(adata: AnnData) -> SCGPT:
 def silent(adata: AnnData) -> SCGPT:
     """Trained, with a decoder that was put back to zero."""
     model = trained(without_validation(adata))
-    affine_decoder(model.network).start_at_zero()
+    model.network.start_at_zero()
     return model
 
 
@@ -139,7 +139,7 @@ class TestNames:
         model = tiny_model(human.var_names)
         fit_screen(model, screen_of(human), TrainConfig(**TRAINING))
         if silence:
-            affine_decoder(model.network).start_at_zero()
+            model.network.start_at_zero()
         by_id = self.renamed(human, tuple(other_names(symbol).steps[0][0] for symbol in SYMBOLS))
         assert by_id.var_names[1] == "ENSG00000141510"
         expected = predict(model, human, ("KMT2A", "KMT2A+TP53", "KMT2A"))
@@ -279,7 +279,7 @@ class TestFit:
         assert model.screen is not None
         stats = model.screen.stats
         assert model.training["best_epoch"] == stats["best_epoch"] == -1
-        assert affine_decoder(model.network).is_zero
+        assert model.network.starts_at_zero
         scores = stats["validation_pearson_delta"]
         assert scores["model"] == pytest.approx(scores["prior (mixed)"])
 
@@ -323,7 +323,7 @@ class TestSplits:
         model = trained(adata, read=read)
         assert model.screen is not None
         assert model.screen.prior is not None
-        affine_decoder(model.network).start_at_zero()
+        model.network.start_at_zero()
         assert set(model.screen.prior.by_context) == {"A", "B"}
         control = adata.X[((line == "C") & ~perturbed).to_numpy()].toarray().mean(axis=0, dtype=np.float64)
         expected = np.maximum(control + model.screen.prior.pooled.predict(("G03",)), 0) - control
@@ -338,14 +338,14 @@ class TestSplits:
         adata.X = sp.csr_matrix(x)
         read = {"context_key": "cell_line"}
         model = trained(adata, read=read)
-        affine_decoder(model.network).start_at_zero()
+        model.network.start_at_zero()
         names = ("G00", "G05", "G00+G01")
         of_a = predict(model, adata, tuple(f"A | {name}" for name in names), read=read)
         np.testing.assert_allclose(
             predict(model, adata, tuple(f"B | {name}" for name in names), read=read), of_a[:, ::-1], rtol=0, atol=1e-12
         )
         alone = trained(adata[~of_b].copy())
-        affine_decoder(alone.network).start_at_zero()
+        alone.network.start_at_zero()
         np.testing.assert_allclose(predict(alone, adata[~of_b].copy(), names), of_a, rtol=0, atol=1e-12)
 
 
@@ -391,7 +391,7 @@ class TestGoingOn:
         flags = state(model)["pert_encoder.weight"]
         fit_screen(model, screen_of(adata), TrainConfig(**{**TRAINING, "lr": 1.0, "warmup": 0.0, "optimizer": "adamw"}))
         assert model.training["best_epoch"] == -1
-        assert affine_decoder(model.network).is_zero
+        assert model.network.starts_at_zero
         assert torch.equal(state(model)["pert_encoder.weight"], flags)
 
     def test_decoder_that_corrects_a_prior_goes_on(self, adata: AnnData, learnt: SCGPT) -> None:

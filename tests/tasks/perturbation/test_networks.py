@@ -17,7 +17,6 @@ from scgalore.tasks.perturbation.networks import (
     flag_tokenizer,
     gene_vectors,
     know_genes,
-    perturbation_network,
     predict_outputs,
     refuse_unknown,
     target_tokens,
@@ -84,13 +83,13 @@ class TestTargetTokens:
 
 def copy_of(model: SCGPT, n_new: int = 0, *, seed: int = 0) -> SCGPTNetwork:
     vocab = know_genes(model.vocab, GENES, [f"new{i}" for i in range(n_new)])[0]
-    return perturbation_network(model.network, vocab, len(model.vocab), seed=seed)
+    return model.network.perturbation_variant(len(vocab), len(model.vocab), seed=seed)
 
 
 class TestPerturbationNetwork:
     def test_keeps_encoders_transformer_and_heads_to_the_bit(self) -> None:
         model = untrained(mvc=True)
-        model._set_classes(3, seed=0)
+        model.network.put_heads(model.network.fresh_heads({"classes": 3}))
         old, new = model.network.state_dict(), copy_of(model).state_dict()
         assert {name for name in old if name not in new} == {name for name in old if name.startswith("decoder.")}
         assert [name for name in old if name in new and not torch.equal(old[name], new[name])] == []
@@ -126,11 +125,11 @@ class TestPerturbationNetwork:
         model = tiny_model(GENES)
         wide = SCGPTNetwork(model.network.config.replace(n_tokens=len(model.vocab) + 3))
         vocab = know_genes(model.vocab, GENES, ["new"])[0]
-        assert perturbation_network(wide, vocab, len(model.vocab), seed=0).config.n_tokens == len(model.vocab) + 3
+        assert wide.perturbation_variant(len(vocab), len(model.vocab), seed=0).config.n_tokens == len(model.vocab) + 3
 
     def test_perturbation_network_goes_on_with_its_own_decoder_and_flags(self) -> None:
         first = copy_of(untrained())
-        again = perturbation_network(first, untrained().vocab, len(untrained().vocab), seed=7)
+        again = first.perturbation_variant(len(untrained().vocab), len(untrained().vocab), seed=7)
         assert again.config == first.config
         assert all(
             torch.equal(a, b) for a, b in zip(first.state_dict().values(), again.state_dict().values(), strict=True)
@@ -138,7 +137,7 @@ class TestPerturbationNetwork:
 
     def test_padding_flag_of_upstream_becomes_that_of_genes_the_prior_knows(self) -> None:
         upstream = SCGPTNetwork(untrained().network.config.replace(perturbation=True, pert_pad_id=2))
-        copy = perturbation_network(upstream, untrained().vocab, len(untrained().vocab), seed=0)
+        copy = upstream.perturbation_variant(len(untrained().vocab), len(untrained().vocab), seed=0)
         assert upstream.pert_encoder is not None
         assert copy.pert_encoder is not None
         theirs, ours = upstream.pert_encoder.weight, copy.pert_encoder.weight
@@ -321,7 +320,7 @@ def test_training_cells_know_targets_that_are_not_measured() -> None:
     screen, model = screen_of(counts(), batch_key="batch"), untrained()
     rows = RowsOfCells.of(screen)
     vocab, _ = know_genes(model.vocab, GENES, ["X1", "X2"])
-    network = perturbation_network(model.network, vocab, len(model.vocab), seed=0)
+    network = model.network.perturbation_variant(len(vocab), len(model.vocab), seed=0)
     tokenizer = flag_tokenizer(network, vocab, GENES)
     cells = training_cells(screen, rows, vocab, tokenizer, prior=None, n_genes=None, seed=0)
     names = (*rows.train.perturbations, *rows.validation.perturbations)

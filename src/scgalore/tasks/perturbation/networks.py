@@ -11,11 +11,9 @@ import pandas as pd
 import torch
 
 from scgalore.data.match import few, match_genes
-from scgalore.data.perturbations import KNOWN, PERTURBED, FlagTokenizer, HeldOutPrior, PerturbationCells, Targets
+from scgalore.data.perturbations import FlagTokenizer, HeldOutPrior, PerturbationCells, Targets
 from scgalore.data.vocab import GeneVocab
 from scgalore.errors import DataError
-from scgalore.nn import SCGPTNetwork
-from scgalore.nn.network import AffineExpressionDecoder
 from scgalore.perturb.baselines.effects import Effects, fit_effects, held_out_effects
 
 if TYPE_CHECKING:
@@ -24,16 +22,15 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from torch import Tensor
 
+    from scgalore.nn import CellNetwork
     from scgalore.perturb.labels.profiles import Profiles
     from scgalore.perturb.labels.screen import Screen
 
 __all__ = [
     "RowsOfCells",
-    "affine_decoder",
     "flag_tokenizer",
     "gene_vectors",
     "know_genes",
-    "perturbation_network",
     "predict_outputs",
     "predicted_effects",
     "refuse_unknown",
@@ -90,62 +87,13 @@ def _appended(vocab: GeneVocab, names: Sequence[str]) -> dict[str, int]:
     return vocab.to_dict() | {name: len(vocab) + i for i, name in enumerate(names)}
 
 
-def perturbation_network(network: SCGPTNetwork, vocab: GeneVocab, n_known: int, *, seed: int) -> SCGPTNetwork:
-    """Copy a network into one that reads perturbation flags, with rows for new genes.
-
-    Encoders and transformer keep their weights; the decoder is a new one, unless the network already was of this kind. The
-    flag of unperturbed genes has no vector of its own, or keeps the one it has. New genes get embeddings drawn like those
-    that are there.
-
-    Parameters
-    ----------
-    network
-        The network; it is left alone.
-    vocab
-        Tokens of the copy.
-    n_known
-        How many of them the network knows.
-    seed
-        Seed of what is new.
-    """
-    old = network.config
-    config = old.replace(n_tokens=max(old.n_tokens, len(vocab)), perturbation=True, pert_pad_id=0)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        copy = SCGPTNetwork(config)
-        known = network.encoder.embedding.weight.detach()
-        new = torch.randn(config.n_tokens - n_known, config.d_model)
-    tensors = copy.state_dict()
-    own = network.state_dict()
-    for name, tensor in own.items():
-        if name in tensors and tensors[name].shape == tensor.shape:
-            tensors[name] = tensor
-    genes = known[:n_known]
-    table = torch.cat([genes, genes.mean(dim=0) + genes.std(dim=0) * new])
-    tensors["encoder.embedding.weight"] = table
-    if old.perturbation and old.pert_pad_id == KNOWN:
-        # Upstream's padding flag, which no gene ever had.
-        flags = tensors["pert_encoder.weight"].clone()
-        flags[KNOWN] = flags[PERTURBED]
-        tensors["pert_encoder.weight"] = flags
-    copy.load_state_dict(tensors)
-    return copy.eval()
-
-
-def affine_decoder(network: SCGPTNetwork) -> AffineExpressionDecoder:
-    """The decoder of a perturbation network."""
-    decoder = network.decoder
-    assert isinstance(decoder, AffineExpressionDecoder)
-    return decoder
-
-
-def gene_vectors(network: SCGPTNetwork, vocab: GeneVocab, genes: Iterable[str]) -> pd.DataFrame:
+def gene_vectors(network: CellNetwork, vocab: GeneVocab, genes: Iterable[str]) -> pd.DataFrame:
     """Embeddings of genes, one row a gene that the vocabulary has, float32."""
     genes = list(dict.fromkeys(genes))
     tokens = np.array(target_tokens(genes, vocab))
     known = np.flatnonzero(tokens >= 0)
     with torch.inference_mode():
-        vectors = network.encoder(torch.from_numpy(tokens[known]))
+        vectors = network.gene_embeddings(torch.from_numpy(tokens[known]))
     return pd.DataFrame(vectors.numpy(), index=[genes[i] for i in known])
 
 
@@ -296,7 +244,7 @@ def training_cells(
     )
 
 
-def flag_tokenizer(network: SCGPTNetwork, vocab: GeneVocab, genes: Sequence[str], **options: Any) -> FlagTokenizer:
+def flag_tokenizer(network: CellNetwork, vocab: GeneVocab, genes: Sequence[str], **options: Any) -> FlagTokenizer:
     """Tokens for these measured genes, as this network reads them."""
     config = network.config
     return FlagTokenizer(
@@ -323,7 +271,7 @@ def refuse_unknown(genes: Iterable[str], vocab: GeneVocab) -> None:
 
 
 def predict_outputs(
-    network: SCGPTNetwork,
+    network: CellNetwork,
     tokenizer: FlagTokenizer,
     expression: NDArray[np.float32],
     targets: Sequence[Targets],

@@ -8,23 +8,28 @@ Shape letters: b cells, s tokens, d width (``d_model``), h heads, e width of a h
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, Self, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from scgalore.errors import OptionError
+from scgalore.nn.base import CellNetwork, Encoded
 from scgalore.nn.cpu.dropout import Dropout
 from scgalore.nn.cpu.linear import Linear, linear
 from scgalore.nn.layout import Padded
 
 if TYPE_CHECKING:
-    from scgalore.nn.config import SCGPTConfig
+    from collections.abc import Mapping, Sequence
+
     from scgalore.nn.layout import Layout
+    from scgalore.nn.scgpt_config import SCGPTConfig
 
 MAX_VALUE = 512.0  # the value encoder saturates here, as upstream's does
 BATCH_NORM_EPS = 6.1e-5
+UNPERTURBED, PERTURBED, KNOWN = 0, 1, 2  # rows of the flag embedding, as in scgalore.data.perturbations
 
 
 class GeneEncoder(nn.Module):
@@ -235,19 +240,24 @@ class CellExpressionDecoder(nn.Module):
         return expression, torch.sigmoid((self.W_zero_logit(query) @ cell).squeeze(-1))
 
 
-class ClassDecoder(nn.Module):
-    """Class logits of a cell: (linear, activation, norm) times ``n_layers - 1``, then linear."""
+class CellDecoder(nn.Module):
+    """Outputs for a cell, such as class logits: (linear, activation, norm) times ``n_layers - 1``, then linear."""
 
-    def __init__(self, d_model: int, n_classes: int, n_layers: int, activation: nn.Module) -> None:
+    def __init__(self, d_model: int, n_outputs: int, n_layers: int, activation: nn.Module) -> None:
         super().__init__()
         steps: list[nn.Module] = []
         for _ in range(n_layers - 1):
             steps += [Linear(d_model, d_model), activation, nn.LayerNorm(d_model)]
         self._decoder = nn.Sequential(*steps)
-        self.out_layer = Linear(d_model, n_classes)
+        self.out_layer = Linear(d_model, n_outputs)
 
     def forward(self, cell: Tensor) -> Tensor:
-        return self.out_layer(self._decoder(cell))  # (b, n_classes)
+        return self.out_layer(self._decoder(cell))  # (b, n_outputs)
+
+    @property
+    def out_features(self) -> int:
+        """How many outputs it has."""
+        return self.out_layer.out_features
 
 
 class _ReverseGradient(torch.autograd.Function):
@@ -260,18 +270,7 @@ class _ReverseGradient(torch.autograd.Function):
         return -grad_outputs[0]
 
 
-class Encoded(NamedTuple):
-    """Tokens after the transformer.
-
-    ``hidden`` and ``genes`` (the gene embeddings before values are added) are ``(b, s, d)``, ``cell`` is ``(b, d)``.
-    """
-
-    hidden: Tensor
-    genes: Tensor
-    cell: Tensor
-
-
-class SCGPTNetwork(nn.Module):
+class SCGPTNetwork(CellNetwork):
     """scGPT: a transformer over the expressed genes of a cell.
 
     Parameters
@@ -285,9 +284,13 @@ class SCGPTNetwork(nn.Module):
     embedding; the other methods are the heads. Nothing here knows of AnnData.
     """
 
+    table = "encoder.embedding"
+    body = ("encoder", "value_encoder", "batch_encoder", "pert_encoder", "bn", "dsbn", "transformer_encoder")
+    required = ("encoder", "value_encoder", "transformer_encoder")
+    config: SCGPTConfig
+
     def __init__(self, config: SCGPTConfig) -> None:
-        super().__init__()
-        self.config = config
+        super().__init__(config)
         d = config.d_model
         d_context = 2 * d if config.batch_labels else d  # decoders read [state, sequencing batch]
         self.encoder = GeneEncoder(config.n_tokens, d, padding_idx=config.pad_id)
@@ -304,21 +307,31 @@ class SCGPTNetwork(nn.Module):
             else ExpressionDecoder(d_context, d, zero_probabilities=zeros)
         )
         self.mvc_decoder = CellExpressionDecoder(d, d_context, zero_probabilities=zeros) if config.mvc else None
-        self.cls_decoder: ClassDecoder | None = None
+        self.cls_decoder: nn.Module | None = None
         self.grad_reverse_discriminator = (
-            ClassDecoder(d, config.n_batches, 3, nn.LeakyReLU()) if config.adversary else None
+            CellDecoder(d, config.n_batches, 3, nn.LeakyReLU()) if config.adversary else None
         )
         self.apply(_initialise)
         nn.init.uniform_(self.encoder.embedding.weight, -0.1, 0.1)
-        self.set_classes(config.n_classes)
+        self.put_heads(self.fresh_heads(config.heads))
 
-    def set_classes(self, n_classes: int) -> None:
-        """Put a fresh classification head of ``n_classes`` in place; 0 removes it."""
-        self.config = self.config.replace(n_classes=n_classes)
-        self.cls_decoder = None
-        if n_classes:
-            head = ClassDecoder(self.config.d_model, n_classes, self.config.n_layers_cls, nn.ReLU())
-            self.cls_decoder = head.to(self.encoder.embedding.weight)
+    @property
+    def blocks(self) -> Sequence[nn.Module]:
+        """The blocks of the transformer."""
+        return list(self.transformer_encoder.layers)
+
+    @property
+    def recompute(self) -> bool:
+        """See :attr:`Transformer.recompute`."""
+        return self.transformer_encoder.recompute
+
+    @recompute.setter
+    def recompute(self, wanted: bool) -> None:
+        self.transformer_encoder.recompute = wanted
+
+    def gene_embeddings(self, genes: Tensor) -> Tensor:
+        """Normalised embeddings ``(..., d)`` of token ids."""
+        return self.encoder(genes)
 
     def encode(
         self,
@@ -326,9 +339,9 @@ class SCGPTNetwork(nn.Module):
         values: Tensor,
         padding: Tensor | None = None,
         *,
+        cell_only: bool = False,
         batches: Tensor | None = None,
         flags: Tensor | None = None,
-        cell_only: bool = False,
     ) -> Encoded:
         """Tokens to hidden states and a cell embedding.
 
@@ -340,13 +353,18 @@ class SCGPTNetwork(nn.Module):
             Expression, float ``(b, s)``.
         padding
             ``True`` at padding, ``(b, s)``.
+        cell_only
+            Whether only the cell embedding will be read. Where that is the state of ``<cls>``, the last block then works
+            on this one token, and ``hidden`` is ``(b, 1, d)``.
         batches
             Codes of the sequencing batches, int64 ``(b,)``; needed by networks that know batches.
         flags
             Perturbation flags, int64 ``(b, s)``; needed by perturbation networks.
-        cell_only
-            Whether only the cell embedding will be read. Where that is the state of ``<cls>``, the last block then works
-            on this one token, and ``hidden`` is ``(b, 1, d)``.
+
+        Raises
+        ------
+        OptionError
+            If the network reads batches or flags, and they are not given.
         """
         gene_embeddings = self.encoder(genes)  # (b, s, d)
         x = self.add_values(gene_embeddings, values)
@@ -376,23 +394,40 @@ class SCGPTNetwork(nn.Module):
         return self._decode(hidden, values, batches)[0]
 
     def expression(
-        self, encoded: Encoded, values: Tensor, batches: Tensor | None = None
+        self, encoded: Encoded, values: Tensor, *, batches: Tensor | None = None, flags: Tensor | None = None
     ) -> tuple[Tensor, Tensor | None]:
         """Expression of every token ``(b, s)``, and the probability that it is not zero if the network predicts it."""
         return self._decode(encoded.hidden, values, batches)
 
-    def expression_from_cell(self, encoded: Encoded, batches: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
+    def expression_from_cell(self, encoded: Encoded, *, batches: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
         """Like :meth:`expression`, from the cell embedding and gene identities alone."""
         decoder = _built(self.mvc_decoder, "mvc")
         return decoder(self._with_batch(encoded.cell, batches), encoded.genes)
 
-    def classify(self, encoded: Encoded) -> Tensor:
-        """Class logits ``(b, n_classes)``."""
-        return self.class_logits(encoded.cell)
+    def expressions(
+        self, encoded: Encoded, values: Tensor, *, batches: Tensor | None = None, flags: Tensor | None = None
+    ) -> dict[str, tuple[Tensor, Tensor | None]]:
+        """``""``: :meth:`expression`; ``"_from_cell"``: :meth:`expression_from_cell`, where the network has that head."""
+        predicted = {"": self.expression(encoded, values, batches=batches)}
+        if self.mvc_decoder is not None:
+            predicted["_from_cell"] = self.expression_from_cell(encoded, batches=batches)
+        return predicted
 
-    def class_logits(self, cell: Tensor) -> Tensor:
-        """Class logits ``(b, n_classes)`` of cell embeddings."""
-        return _built(self.cls_decoder, "n_classes")(cell)
+    @property
+    def cell_heads(self) -> dict[str, nn.Module]:
+        """Heads on the cell embedding by name; that of the classes is the one of released checkpoints."""
+        own = {} if self.cls_decoder is None else {"classes": self.cls_decoder}
+        return {**own, **super().cell_heads}
+
+    def make_head(self, n_outputs: int) -> nn.Module:
+        """Make a head of ``n_layers_cls`` layers with random weights."""
+        head = CellDecoder(self.config.d_model, n_outputs, self.config.n_layers_cls, nn.ReLU())
+        return head.to(self.gene_table.weight)
+
+    def put_heads(self, heads: Mapping[str, nn.Module]) -> None:
+        """Put exactly these heads in place, and their sizes into the configuration."""
+        self.cls_decoder = heads.get("classes")
+        super().put_heads({name: head for name, head in heads.items() if name != "classes"})
 
     def discriminate(self, encoded: Encoded) -> Tensor:
         """Logits of the sequencing batch ``(b, n)``; the gradient into the cell embedding is reversed."""
@@ -418,6 +453,55 @@ class SCGPTNetwork(nn.Module):
         if self.config.cell_style == "avg-pool":
             return layout.sum(hidden) / layout.count()
         return F.normalize(layout.sum(hidden * values.unsqueeze(-1)), dim=1)
+
+    @property
+    def reads_flags(self) -> bool:
+        """Whether it is a perturbation network."""
+        return self.config.perturbation
+
+    def perturbation_variant(self, n_tokens: int, n_known: int, *, seed: int) -> Self:
+        """Copy into a network that reads perturbation flags and has rows for new genes.
+
+        Encoders and transformer keep their weights; the decoder is a new one, unless the network already was of this kind.
+        The flag of unperturbed genes has no vector of its own, or keeps the one it has. New genes get embeddings drawn
+        like those that are there.
+
+        Parameters
+        ----------
+        n_tokens, n_known, seed
+            As for :meth:`CellNetwork.perturbation_variant`.
+        """
+        old = self.config
+        config = old.replace(n_tokens=max(old.n_tokens, n_tokens), perturbation=True, pert_pad_id=UNPERTURBED)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            copy = type(self)(config)
+            new = torch.randn(config.n_tokens - n_known, config.d_model)
+        tensors = copy.state_dict()
+        for name, tensor in self.state_dict().items():
+            if name in tensors and tensors[name].shape == tensor.shape:
+                tensors[name] = tensor
+        genes = self.encoder.embedding.weight.detach()[:n_known]
+        tensors["encoder.embedding.weight"] = torch.cat([genes, genes.mean(dim=0) + genes.std(dim=0) * new])
+        if old.perturbation and old.pert_pad_id == KNOWN:
+            # Upstream's padding flag, which no gene ever had.
+            flags = tensors["pert_encoder.weight"].clone()
+            flags[KNOWN] = flags[PERTURBED]
+            tensors["pert_encoder.weight"] = flags
+        copy.load_state_dict(tensors)
+        return copy.eval()
+
+    def start_at_zero(self) -> None:
+        """Let the affine decoder predict 0 for every input until it is trained."""
+        self._affine_decoder().start_at_zero()
+
+    @property
+    def starts_at_zero(self) -> bool:
+        """Whether the affine decoder, if it has one, predicts 0 for every input."""
+        return self.reads_flags and self._affine_decoder().is_zero
+
+    def _affine_decoder(self) -> AffineExpressionDecoder:
+        return cast("AffineExpressionDecoder", _built(self.decoder if self.reads_flags else None, "perturbation"))
 
     def _with_batch(self, x: Tensor, batches: Tensor | None) -> Tensor:
         if self.batch_encoder is None:
@@ -452,13 +536,16 @@ def _initialise(module: nn.Module) -> None:
 
 def _given(tensor: Tensor | None, name: str) -> Tensor:
     if tensor is None:
-        msg = f"This network was built with a part that reads `{name}`, but the batch carries none."
-        raise ValueError(msg)
+        msg = (
+            f"This network was built with a part that reads `{name}`, and the cells come without them. Build it without "
+            "that part; see SCGPTConfig."
+        )
+        raise OptionError(msg)
     return tensor
 
 
 def _built(module: nn.Module | None, field: str) -> nn.Module:
     if module is None:
         msg = f"This network has no such head: SCGPTConfig.{field} is off."
-        raise ValueError(msg)
+        raise OptionError(msg)
     return module

@@ -10,14 +10,14 @@ import torch.nn.functional as F
 from torch import nn
 
 from scgalore.nn.layout import Packed
-from scgalore.nn.network import ContinuousValueEncoder
+from scgalore.nn.scgpt import ContinuousValueEncoder
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from torch import Tensor
 
-    from scgalore.nn.network import SCGPTNetwork
+    from scgalore.nn.scgpt import SCGPTNetwork
 
 __all__ = ["CellEncoder"]
 

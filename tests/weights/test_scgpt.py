@@ -1,7 +1,7 @@
 import pytest
 
 from scgalore.errors import WeightsError
-from scgalore.weights.names import canonical_name, canonical_names
+from scgalore.weights.scgpt import canonical_name, canonical_names
 
 LAYER = "transformer_encoder.layers.3.self_attn."
 

@@ -10,21 +10,21 @@ OFFICIAL = {"embsize": 32, "nheads": 4, "d_hid": 32, "nlayers": 2}
 EMBEDDING = {"encoder.embedding.weight": (203, 32)}
 
 PARTS = {
-    "model/best_model.pt": {"n_classes": 0},
-    "model/full_wqkv.pt": {"n_classes": 5},
+    "model/best_model.pt": {"heads": {}},
+    "model/full_wqkv.pt": {"heads": {"classes": 5}},
     "integration/best_model.pt": {
-        "n_classes": 5,
+        "heads": {"classes": 5},
         "n_batches": 2,
         "batch_labels": True,
         "batch_norm": "per-batch",
         "adversary": True,
         "zero_probabilities": True,
     },
-    "styles/category.pt": {"n_classes": 5, "value_style": "category", "n_value_bins": 53},
-    "styles/scaling.pt": {"n_classes": 5, "value_style": "scaling"},
-    "styles/batchnorm.pt": {"n_classes": 5, "batch_norm": "shared"},
-    "perturb/default.pt": {"n_classes": 1, "mvc": False, "perturbation": True},
-    "perturb/mvc_cls_ecs.pt": {"n_classes": 1, "perturbation": True},
+    "styles/category.pt": {"heads": {"classes": 5}, "value_style": "category", "n_value_bins": 53},
+    "styles/scaling.pt": {"heads": {"classes": 5}, "value_style": "scaling"},
+    "styles/batchnorm.pt": {"heads": {"classes": 5}, "batch_norm": "shared"},
+    "perturb/default.pt": {"heads": {"classes": 1}, "mvc": False, "perturbation": True},
+    "perturb/mvc_cls_ecs.pt": {"heads": {"classes": 1}, "perturbation": True},
 }
 
 
@@ -80,8 +80,8 @@ def test_dicts_survive_a_round_trip(original):
 def test_configs_do_not_change():
     config = SCGPTConfig(n_tokens=5, pad_id=0)
     with pytest.raises(FrozenInstanceError):
-        config.n_classes = 3
-    assert (config.replace(n_classes=3).n_classes, config.n_classes) == (3, 0)
+        config.n_layers = 3
+    assert (config.replace(n_layers=3).n_layers, config.n_layers) == (3, 12)
 
 
 @pytest.mark.parametrize(

@@ -7,15 +7,16 @@ from hypothesis import strategies as st
 from torch.nn import functional as F
 
 from scgalore.adapters.base import split_packed
+from scgalore.errors import OptionError
 from scgalore.nn import SCGPTConfig, SCGPTNetwork
-from scgalore.nn.network import PackedLinear, PerBatchNorm
+from scgalore.nn.scgpt import PackedLinear, PerBatchNorm
 
 PAD, CLS = 17, 18
 
 
 def small(**parts):
     torch.manual_seed(0)
-    config = {"d_model": 8, "n_heads": 2, "d_hid": 12, "n_layers": 2, "n_classes": 3, **parts}
+    config = {"d_model": 8, "n_heads": 2, "d_hid": 12, "n_layers": 2, "heads": {"classes": 3}, **parts}
     network = SCGPTNetwork(SCGPTConfig(n_tokens=20, pad_id=PAD, **config)).eval()
     for parameter in network.parameters():  # biases and norms start at 0 and 1, where a forgotten one would not show
         torch.nn.init.normal_(parameter, std=0.5)
@@ -36,10 +37,10 @@ def everything(network, genes, values, padding, **context):
     """Outputs of every head that the network has; those of single tokens are 0 at padding."""
     encoded = network.encode(genes, values, padding, **context)
     batches = context.get("batches")
-    tokens = [encoded.hidden[..., 0], network.expression(encoded, values, batches)[0]]
-    tokens += [network.expression_from_cell(encoded, batches)[0]] if network.mvc_decoder else []
+    tokens = [encoded.hidden[..., 0], network.expression(encoded, values, batches=batches)[0]]
+    tokens += [network.expression_from_cell(encoded, batches=batches)[0]] if network.mvc_decoder else []
     real = torch.ones_like(values) if padding is None else (~padding).float()
-    return [encoded.cell, network.classify(encoded), *(x * real for x in tokens)]
+    return [encoded.cell, network.read_head("classes", encoded.cell), *(x * real for x in tokens)]
 
 
 def assert_close(ours, expected, atol=1e-6):
@@ -223,12 +224,12 @@ def test_classes_can_be_replaced_and_removed():
     genes, values, padding = cells([9, 5])
     before = {name: tensor.clone() for name, tensor in network.state_dict().items() if "cls_decoder" not in name}
     for n_classes in (7, 2):
-        network.set_classes(n_classes)
-        logits = network.classify(network.encode(genes, values.double(), padding))
+        network.put_heads(network.fresh_heads({"classes": n_classes}))
+        logits = network.read_head("classes", network.encode(genes, values.double(), padding).cell)
         assert (logits.shape, logits.dtype) == ((2, n_classes), torch.float64)
-        assert network.config.n_classes == n_classes
-    network.set_classes(0)
-    assert network.config.n_classes == 0
+        assert network.config.heads == {"classes": n_classes}
+    network.put_heads({})
+    assert network.config.heads == {}
     after = network.state_dict()
     assert before.keys() == after.keys()
     assert all(torch.equal(before[name], after[name]) for name in before)
@@ -251,7 +252,7 @@ def test_weights_hang_on_the_seed():
     ("parts", "call", "says"),
     [
         ({"mvc": False}, lambda n, e, v: n.expression_from_cell(e), "SCGPTConfig.mvc"),
-        ({"n_classes": 0}, lambda n, e, v: n.classify(e), "SCGPTConfig.n_classes"),
+        ({"heads": {}}, lambda n, e, v: n.read_head("classes", e.cell), "no head 'classes'"),
         ({}, lambda n, e, v: n.discriminate(e), "SCGPTConfig.adversary"),
         ({"n_batches": 2, "batch_labels": True}, lambda n, e, v: n.expression(e, v), "`batches`"),
         ({"n_batches": 2, "batch_labels": True}, lambda n, e, v: n.expression_from_cell(e), "`batches`"),
@@ -263,7 +264,7 @@ def test_weights_hang_on_the_seed():
 def test_a_part_that_is_not_there(parts, call, says):
     network = small(**parts)
     genes, values, padding = cells([4])
-    with pytest.raises(ValueError, match=says):
+    with pytest.raises(OptionError, match=says):
         call(network, network.encode(genes, values, padding), values) if call else network.encode(
             genes, values, padding
         )
@@ -272,7 +273,8 @@ def test_a_part_that_is_not_there(parts, call, says):
 def test_config_is_left_alone():
     config = SCGPTConfig(n_tokens=20, pad_id=PAD, d_model=8, n_heads=2, d_hid=8, n_layers=1)
     copy = replace(config)
-    SCGPTNetwork(config).set_classes(4)
+    network = SCGPTNetwork(config)
+    network.put_heads(network.fresh_heads({"classes": 4}))
     assert config == copy
 
 
@@ -282,7 +284,7 @@ def test_recomputed_blocks_have_the_same_gradients_and_keep_less(dropout):
     results, kept = [], []
     for recompute in (False, True):
         network = small(dropout=dropout, n_layers=4).train()
-        network.transformer_encoder.recompute = recompute
+        network.recompute = recompute
         torch.manual_seed(2)
         seen: dict[int, int] = {}
 
@@ -291,7 +293,7 @@ def test_recomputed_blocks_have_the_same_gradients_and_keep_less(dropout):
             return x
 
         with torch.autograd.graph.saved_tensors_hooks(keep, lambda x: x):
-            loss = network.classify(network.encode(genes, values, padding)).square().sum()
+            loss = network.read_head("classes", network.encode(genes, values, padding).cell).square().sum()
         loss.backward()
         results.append([loss.detach(), *(p.grad for p in network.parameters() if p.grad is not None)])
         kept.append(sum(seen.values()))

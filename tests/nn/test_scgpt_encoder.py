@@ -5,7 +5,7 @@ import torch
 from torch.nn import functional as F
 
 from scgalore.nn import SCGPTConfig, SCGPTNetwork
-from scgalore.nn.encoder import CellEncoder
+from scgalore.nn.scgpt_encoder import CellEncoder
 
 PAD, CLS = 17, 18
 LENGTHS = [16, 1, 9, 9, 5]

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, Self
 
 from scgalore.errors import WeightsError
+from scgalore.nn.base import NetworkConfig
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -15,8 +16,8 @@ CellStyle = Literal["cls", "avg-pool", "w-pool"]
 BatchNorm = Literal["none", "shared", "per-batch"]
 
 
-@dataclass(frozen=True)
-class SCGPTConfig:
+@dataclass(frozen=True, kw_only=True)
+class SCGPTConfig(NetworkConfig):
     """Sizes and parts of a :class:`~scgalore.nn.SCGPTNetwork`.
 
     Attributes
@@ -35,10 +36,10 @@ class SCGPTConfig:
         Number of blocks.
     dropout
         Probability on the residual branches and after the value encoder.
-    n_classes
-        Classes of the classification head; 0 means no head.
+    heads
+        Outputs of each head on the cell embedding, by name.
     n_layers_cls
-        Depth of the classification head.
+        Depth of these heads.
     mvc
         Whether the head that predicts expression from the cell embedding exists ("masked value prediction for cell
         modelling").
@@ -77,14 +78,9 @@ class SCGPTConfig:
         What stands at padding and at ``<cls>``.
     """
 
-    n_tokens: int
-    pad_id: int
-    d_model: int = 512
     n_heads: int = 8
     d_hid: int = 512
     n_layers: int = 12
-    dropout: float = 0.2
-    n_classes: int = 0
     n_layers_cls: int = 3
     mvc: bool = True
     value_style: ValueStyle = "continuous"
@@ -99,21 +95,15 @@ class SCGPTConfig:
     pert_pad_id: int = 2
     decoder_activation: str | None = None
     adaptive_bias: bool = False
-    n_bins: int = 51
-    max_length: int = 1200
-    mask_value: float = -1.0
-    pad_value: float = -2.0
 
     def __post_init__(self) -> None:
-        for name in ("n_tokens", "d_model", "n_heads", "d_hid", "n_layers"):
+        super().__post_init__()
+        for name in ("n_heads", "d_hid", "n_layers"):
             if getattr(self, name) < 1:
                 msg = f"SCGPTConfig.{name} is {getattr(self, name)}; it must be at least 1."
                 raise WeightsError(msg)
         if self.d_model % self.n_heads:
             msg = f"The width d_model={self.d_model} is not a multiple of n_heads={self.n_heads}."
-            raise WeightsError(msg)
-        if not 0 <= self.dropout < 1:
-            msg = f"SCGPTConfig.dropout is {self.dropout}; it must lie in [0, 1)."
             raise WeightsError(msg)
 
     @classmethod
@@ -185,25 +175,14 @@ class SCGPTConfig:
             "MVC": self.mvc,
         }
 
-    def to_dict(self) -> dict[str, Any]:
-        """Give the fields as a plain dict of numbers, strings and booleans."""
-        return asdict(self)
-
     @classmethod
     def from_dict(cls, content: Mapping[str, Any]) -> Self:
         """Rebuild from :meth:`to_dict`; unknown fields raise :class:`~scgalore.errors.WeightsError`."""
-        known = {field.name for field in fields(cls)}
-        unknown = sorted(set(content) - known)
-        if unknown:
-            msg = (
-                f"config.json holds the unknown fields {unknown}; it was written by a newer scgalore. Update scgalore."
-            )
-            raise WeightsError(msg)
-        return cls(**content)
-
-    def replace(self, **changes: Any) -> Self:
-        """Copy with some fields changed."""
-        return replace(self, **changes)
+        content = dict(content)
+        n_classes = content.pop("n_classes", 0)  # scgalore 0.5.0 knew no other head
+        if n_classes:
+            content["heads"] = {"classes": n_classes}
+        return super().from_dict(content)
 
 
 def _parts(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
@@ -213,7 +192,7 @@ def _parts(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
     batches = shapes.get("batch_encoder.embedding.weight")
     return {
         "n_tokens": shapes["encoder.embedding.weight"][0],
-        "n_classes": head[0] if head else 0,
+        "heads": {"classes": head[0]} if head else {},
         "mvc": "mvc_decoder.gene2query.weight" in shapes,
         "value_style": "category"
         if category

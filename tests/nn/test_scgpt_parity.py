@@ -7,7 +7,7 @@ from torch.nn import functional as F
 
 from scgalore.data.vocab import GeneVocab
 from scgalore.nn import Encoded
-from scgalore.nn.network import CellExpressionDecoder
+from scgalore.nn.scgpt import CellExpressionDecoder
 from scgalore.objectives.losses import elastic_similarity
 
 ZEROED = "torch's fast path leaves hidden states at padding 0, ours ordinary numbers; compared with ours set to 0"
@@ -44,12 +44,12 @@ def test_encoder_and_heads(original, base, agree, weights):
     agree("base/value_embs", network.value_encoder(batch.values), base["value_embs"])
     agree("base/cell_emb", encoded.cell, base["cell_emb"])
     agree("base/mvc_output", network.expression_from_cell(encoded)[0], base["mvc_output"])
-    agree("base/cls_output", network.classify(encoded), base["cls_output"])
+    agree("base/cls_output", network.read_head("classes", encoded.cell), base["cls_output"])
 
 
 def test_official_layout_has_the_same_encoder(original, base):
     network, batch = original.network("model/best_model.pt"), original.batch()
-    assert network.config.n_classes == 0
+    assert network.config.heads == {}
     encoded = network.encode(batch.genes, batch.values, batch.padding)
     np.testing.assert_allclose(encoded.cell.detach(), base["cell_emb"], rtol=0, atol=1e-5)
 
@@ -123,8 +123,8 @@ def test_decoder_from_cell_alone(original, base, agree):
 def heads_of_batches(network, encoded, batch, labels):
     """Outputs of an integration network under upstream's names."""
     hidden = encoded.hidden.masked_fill(batch.padding[..., None], 0)
-    expression, nonzero = network.expression(encoded._replace(hidden=hidden), batch.values, labels)
-    from_cell, nonzero_from_cell = network.expression_from_cell(encoded, labels)
+    expression, nonzero = network.expression(encoded._replace(hidden=hidden), batch.values, batches=labels)
+    from_cell, nonzero_from_cell = network.expression_from_cell(encoded, batches=labels)
     return {
         "cell_emb": encoded.cell,
         "mlm_output": expression,
@@ -144,7 +144,11 @@ def test_batches_one_at_a_time(original, agree):
         for name, output in heads_of_batches(network, encoded, batch, labels).items():
             instead = ZEROED if name.startswith("mlm") else ""
             agree(f"integration/b{label}/{name}", output, theirs[f"b{label}/{name}"], instead=instead)
-        agree(f"integration/b{label}/cls_output", network.classify(encoded), theirs[f"b{label}/cls_output"])
+        agree(
+            f"integration/b{label}/cls_output",
+            network.read_head("classes", encoded.cell),
+            theirs[f"b{label}/cls_output"],
+        )
         similarity = elastic_similarity(encoded.cell, 0.8)
         agree(f"integration/b{label}/loss_ecs", similarity, theirs[f"b{label}/loss_ecs"])
     agree("integration/encode_batch_cls", encoded.cell, theirs["encode_batch_cls"])
@@ -183,7 +187,11 @@ def test_perturbation(original, perturb, agree, weights, parts):
         agree("perturb/encoder_output", encoded.hidden, theirs["encoder_output"])
         agree("perturb/pred_perturb/all", network.expression(encoded, values)[0], theirs["pred_perturb/all"])
     if weights == "mvc_cls_ecs":
-        agree("perturb/mvc_cls_ecs/cls_output", network.classify(encoded), theirs["mvc_cls_ecs/cls_output"])
+        agree(
+            "perturb/mvc_cls_ecs/cls_output",
+            network.read_head("classes", encoded.cell),
+            theirs["mvc_cls_ecs/cls_output"],
+        )
         from_cell, _ = network.expression_from_cell(encoded)
         agree("perturb/mvc_cls_ecs/mvc_output", from_cell, theirs["mvc_cls_ecs/mvc_output"])
         loss = elastic_similarity(encoded.cell, 0.3)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -114,15 +113,9 @@ class Expression(CellSplit):
                 batch = objective.corrupt(
                     cells.batch(BatchRequest(rows[start : start + BATCH])), seed=self.config.seed, draw=0
                 )
-                assert batch.targets is not None
-                assert batch.masked is not None
-                genes, targets, masked = (part.numpy() for part in (batch.genes, batch.targets, batch.masked))
-                here = replace(
-                    batch,
-                    genes=batch.genes.to(device),
-                    values=batch.values.to(device),
-                    padding=batch.padding.to(device),
-                )
+                genes = batch.genes.numpy()
+                targets, masked = (batch.targets[name].numpy() for name in ("expression", "masked"))
+                here = batch.to(device)
                 with torch.inference_mode():
                     encoded = network.encode(here.genes, here.values, here.padding_if_any)
                     predicted = network.expression(encoded, here.values)[0].float().cpu().numpy()

@@ -213,10 +213,10 @@ def finetune(
     with logg.step(f"fine-tuning {start['name']} on {len(split.train):,} of {adata.n_obs:,} cells") as step:
         cells = fitted.cells(adata, **read)
         if codes is not None:
-            cells = cells.with_labels(codes, classes)
+            cells = cells.with_targets(labels=codes)
         if ranks is not None:
             cells = cells.with_ranks(ranks)
-        fitted.fit(cells, split, config, checkpoint_dir=checkpoint_dir, resume=resume)
+        fitted.fit(cells, split, config, classes=classes, checkpoint_dir=checkpoint_dir, resume=resume)
         output = fitted.run(cells, accelerator=config.accelerator)
         results = label_results(output, fitted.classes if codes is not None else (), keys)
         parts = pd.Categorical(split.labels(), categories=list(PARTS))

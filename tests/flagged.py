@@ -10,6 +10,7 @@ from anndata import AnnData
 from scgalore.data.expression import LogExpression
 from scgalore.data.perturbations import FlagTokenizer, HeldOutPrior, PerturbationCells, Targets
 from scgalore.data.split import Split
+from scgalore.data.tokens import TokenBatch
 from scgalore.nn import SCGPTConfig, SCGPTNetwork
 
 PAD, CLS = 60, 61
@@ -67,6 +68,12 @@ def flagged_cells(
         seed=seed,
         **{"n_controls": 5, **options},
     )
+
+
+def tensor_of(batch: TokenBatch, name: str) -> torch.Tensor:
+    """A tensor of a batch by its name, wherever it is."""
+    tensors: dict[str, Any] = {**vars(batch), **batch.conditions, **batch.targets}
+    return tensors[name]
 
 
 def flagged_split() -> Split:

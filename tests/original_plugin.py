@@ -82,10 +82,12 @@ class Original:
             padding=z["src_key_padding_mask"],
             cells=torch.arange(6),
             keys=torch.arange(6),
-            labels=z["celltype_labels"],
-            batches=z["batch_labels"],
-            targets=z["target_values"],
-            masked=z["masked_positions"],
+            conditions={"batches": z["batch_labels"]},
+            targets={
+                "labels": z["celltype_labels"],
+                "expression": z["target_values"],
+                "masked": z["masked_positions"],
+            },
         )
 
 

@@ -254,8 +254,7 @@ def test_labels_belong_to_their_cells(paths: list[Path], key: str) -> None:
     stream = streamed(paths, labels_key=key)
     names = np.concatenate([adata.obs[key].astype(str) for adata in ADATAS])
     for batch in stream:
-        assert batch.labels is not None
-        assert [stream.classes[code] for code in batch.labels] == names[batch.cells].tolist()
+        assert [stream.classes[code] for code in batch.targets["labels"]] == names[batch.cells].tolist()
 
 
 def test_classes_of_sources_that_differ() -> None:

@@ -19,7 +19,7 @@ Identity = dict[str, Any]
 
 def cells_of(adata: AnnData, model: SCGPT, **options: Any) -> TokenCells:
     codes = adata.obs["bulk_labels"].cat.codes.to_numpy(np.int64)
-    return model.cells(adata, **options).with_labels(codes, ("a", "b", "c"))
+    return model.cells(adata, **options).with_targets(labels=codes)
 
 
 def identity(
@@ -82,9 +82,8 @@ def test_expression_labels_and_tokens_are_named(few: AnnData, model: SCGPT, base
     other.X.data[3] += 1
     assert changed(identity(cells_of(other, model), model), base) == {"expression"}
     cells = cells_of(few, model)
-    assert cells.labels is not None
-    assert changed(identity(cells.with_labels(cells.labels[::-1], cells.classes), model), base) == {"labels"}
-    assert changed(identity(cells.with_labels(cells.labels, ("a", "b", "d")), model), base) == {"classes"}
+    assert changed(identity(cells.with_targets(labels=cells.targets["labels"][::-1]), model), base) == {"labels"}
+    assert changed(identity(cells.with_ranks(np.arange(few.n_vars)), model), base) == {"ranking of genes"}
 
 
 def test_weights_are_named_also_those_numpy_has_no_type_for(

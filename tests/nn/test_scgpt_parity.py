@@ -157,12 +157,14 @@ def test_batches_one_at_a_time(original, agree):
 def test_mixed_batches(original, agree):
     theirs = original.arrays("integration")
     network, batch = original.network("integration/best_model.pt"), original.batch()
-    first = batch.batches[:1].expand(6)
+    first = batch.conditions["batches"][:1].expand(6)
     as_upstream = network.encode(batch.genes, batch.values, batch.padding, batches=first)
-    for name, output in heads_of_batches(network, as_upstream, batch, batch.batches).items():
+    for name, output in heads_of_batches(network, as_upstream, batch, batch.conditions["batches"]).items():
         agree(f"integration/mixed/{name}", output, theirs[f"mixed/{name}"], instead=FIRST_LABEL)
-    ours = network.encode(batch.genes, batch.values, batch.padding, batches=batch.batches).cell.detach()
-    own = np.stack([theirs[f"b{label}/cell_emb"][row] for row, label in enumerate(batch.batches.tolist())])
+    ours = network.encode(batch.genes, batch.values, batch.padding, batches=batch.conditions["batches"]).cell.detach()
+    own = np.stack(
+        [theirs[f"b{label}/cell_emb"][row] for row, label in enumerate(batch.conditions["batches"].tolist())]
+    )
     np.testing.assert_allclose(ours, own, rtol=0, atol=1e-5)
 
 

@@ -9,10 +9,12 @@ from scgalore.objectives import Classification
 def test_cross_entropy_by_hand(original):
     network, batch = original.network(), original.batch()
     logits = network.read_head("classes", network.encode(batch.genes, batch.values, batch.padding).cell)
-    picked = logits.log_softmax(dim=1)[torch.arange(6), batch.labels]
+    picked = logits.log_softmax(dim=1)[torch.arange(6), batch.targets["labels"]]
     loss = Classification(5)(network, batch)
     torch.testing.assert_close(loss.total, -picked.mean())
-    assert loss.parts["accuracy"] == pytest.approx((logits.argmax(dim=1) == batch.labels).float().mean().item())
+    assert loss.parts["accuracy"] == pytest.approx(
+        (logits.argmax(dim=1) == batch.targets["labels"]).float().mean().item()
+    )
     assert loss.n == 6
     assert loss.total.requires_grad
     assert not any(part.requires_grad for part in loss.parts.values())
@@ -22,8 +24,8 @@ def test_weights_of_classes(original):
     network, batch = original.network(), original.batch()
     weights = (1.0, 2.0, 0.0, 4.0, 0.5)
     logits = network.read_head("classes", network.encode(batch.genes, batch.values, batch.padding).cell)
-    picked = logits.log_softmax(dim=1)[torch.arange(6), batch.labels]
-    weight = torch.tensor(weights)[batch.labels]
+    picked = logits.log_softmax(dim=1)[torch.arange(6), batch.targets["labels"]]
+    weight = torch.tensor(weights)[batch.targets["labels"]]
     expected = -(picked * weight).sum() / weight.sum()
     torch.testing.assert_close(Classification(5, class_weights=weights)(network, batch).total, expected)
     torch.testing.assert_close(
@@ -40,7 +42,7 @@ def test_label_smoothing(original):
     logits = network.read_head("classes", network.encode(batch.genes, batch.values, batch.padding).cell).log_softmax(
         dim=1
     )
-    sharp = -logits[torch.arange(6), batch.labels].mean()
+    sharp = -logits[torch.arange(6), batch.targets["labels"]].mean()
     expected = 0.9 * sharp - 0.1 * logits.mean()
     torch.testing.assert_close(Classification(5, label_smoothing=0.1)(network, batch).total, expected)
 

@@ -64,9 +64,7 @@ def test_mean_visible_bin_is_that_of_the_cell(few: AnnData, model: SCGPT, task: 
     each = []
     for row in test:
         batch = objective.corrupt(cells.batch(BatchRequest(np.array([row]))), seed=0, draw=0)
-        assert batch.targets is not None
-        assert batch.masked is not None
-        values, masked = batch.targets[0, 1:].numpy(), batch.masked[0, 1:].numpy()
+        values, masked = batch.targets["expression"][0, 1:].numpy(), batch.targets["masked"][0, 1:].numpy()
         each.append(np.mean((values[masked] - values[~masked].mean()) ** 2))
     found = task.evaluate(few, model).metrics["baselines"][RULES[2]]
     assert found["mse"] == pytest.approx(np.mean(each), rel=1e-5)

@@ -41,11 +41,13 @@ def make_batch(n_cells: int, length: int, *, padded: bool) -> TokenBatch:
         padding=padding,
         cells=torch.arange(n_cells),
         keys=torch.zeros(n_cells, dtype=torch.int64),
-        labels=torch.randint(0, 5, (n_cells,), generator=generator),
-        flags=torch.randint(0, 2, shape, generator=generator),
-        targets=values.clone(),
-        masked=torch.rand(shape, generator=generator) < 0.4,
-        controls=torch.rand(shape, generator=generator),
+        targets={
+            "labels": torch.randint(0, 5, (n_cells,), generator=generator),
+            "expression": values.clone(),
+            "masked": torch.rand(shape, generator=generator) < 0.4,
+            "controls": torch.rand(shape, generator=generator),
+        },
+        conditions={"flags": torch.randint(0, 2, shape, generator=generator)},
         padded=padded,
     )
 

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from tests.bitwise import differences
 from tests.flagged import flag_network, flagged_cells, flagged_split
 
+from scgalore.data.batches import Phase
 from scgalore.data.cells import TokenCells
 from scgalore.data.sampler import BatchRequest
 from scgalore.data.split import random_split
@@ -22,7 +23,9 @@ from scgalore.errors import DataError, MissingKeyError, OptionError
 from scgalore.model import SCGPT
 from scgalore.objectives import Classification, MaskedExpression, Perturbation
 from scgalore.train import TrainConfig, fit
-from scgalore.train.curriculum import DEFAULT_GENES, Phase, batch_caps, check_curriculum, plan_phases, rewarmed
+from scgalore.train.curriculum import DEFAULT_GENES, batch_caps, check_curriculum, plan_phases, rewarmed
+
+CLASSES = ("a", "b", "c")
 
 numbers = st.lists(st.integers(1, 5000), min_size=1, max_size=6, unique=True).map(sorted)
 
@@ -120,8 +123,7 @@ class TestRewarmed:
 def ranked(few: AnnData, model: SCGPT) -> TokenCells:
     """Cells whose genes are ranked by mean expression."""
     codes = few.obs["bulk_labels"].cat.codes.to_numpy(np.int64)
-    classes = tuple(map(str, few.obs["bulk_labels"].cat.categories))
-    return model.cells(few).with_labels(codes, classes).with_ranks(by_mean(few))
+    return model.cells(few).with_targets(labels=codes).with_ranks(by_mean(few))
 
 
 def by_mean(adata: AnnData) -> np.ndarray:
@@ -156,6 +158,7 @@ class TestRun:
             cells,
             split,
             TrainConfig(curriculum=self.curriculum, max_epochs=5, batch_size=8, **options),
+            classes=CLASSES,
             objective=watched,
         )
         return watched
@@ -209,7 +212,7 @@ class TestRun:
         fitted = []
         for curriculum in (None, [10_000]):
             one = make_model(few.var_names)
-            one.fit(ranked, split_of_few, TrainConfig(curriculum=curriculum, **caps))
+            one.fit(ranked, split_of_few, TrainConfig(curriculum=curriculum, **caps), classes=CLASSES)
             fitted.append(one)
         assert differences(fitted[0].network.state_dict(), fitted[1].network.state_dict()) == []
 
@@ -225,14 +228,14 @@ class TestRun:
     ) -> None:
         config = TrainConfig(curriculum=[20, last], max_epochs=2)
         with caplog.at_level("WARNING", logger="scgalore"):
-            model.fit(ranked, split_of_few, config)
+            model.fit(ranked, split_of_few, config, classes=CLASSES)
         assert ("trains on 50 of" in caplog.text) is warned
 
     def test_patience_counts_epochs_of_the_last_phase(
         self, ranked: TokenCells, model: SCGPT, split_of_few: Any
     ) -> None:
         config = TrainConfig(curriculum={20: 6, 10_000: 6}, max_epochs=12, patience=1, lr=0.5, optimizer="adamw")
-        model.fit(ranked, split_of_few, config)
+        model.fit(ranked, split_of_few, config, classes=CLASSES)
         assert len(model.history) > 6
 
     def test_galore_finds_new_subspaces_at_a_switch(

@@ -20,7 +20,7 @@ from scgalore.errors import OptionError
 from scgalore.model import SCGPT
 from scgalore.model.identity import run_identity
 from scgalore.nn import SCGPTConfig
-from scgalore.objectives import Classification, MaskedExpression
+from scgalore.objectives import MaskedExpression
 from scgalore.optim import OPTIMIZERS, memory_report
 from scgalore.train import MemoryEstimate, TrainConfig, estimate_training
 from scgalore.train.config import DEFAULT_BATCH_SIZE
@@ -423,17 +423,6 @@ class TestLargestBatch:
             config = TrainConfig(accelerator="cpu")
             settle_memory(model.network, cells, split, MaskedExpression(), config)
         assert "A batch of 5 cells" in caplog.text
-
-    def test_classes_of_the_cells_are_those_of_the_head(
-        self, model: SCGPT, few: AnnData, with_free: Callable[[int], None]
-    ) -> None:
-        with_free(10**12)
-        cells, split = prepared(model, few)
-        labelled = cells.with_labels(np.zeros(cells.n_obs, dtype=np.int64), ("a", "b"))
-        config = TrainConfig(accelerator="cpu", batch_size="auto")
-        settled = settle_memory(model.network, labelled, split, Classification(2), config)
-        assert settled == replace(config, batch_size=DEFAULT_BATCH_SIZE)
-        assert model.network.config.heads == {}
 
 
 def test_the_device_is_the_accelerator_asked_for() -> None:

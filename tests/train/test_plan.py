@@ -86,7 +86,7 @@ class TestPlan:
         model = make_model(few.var_names)
         model.network.put_heads(model.network.fresh_heads({"classes": 3}))
         codes = few.obs["bulk_labels"].cat.codes.to_numpy(np.int64)
-        cells = model.cells(few).with_labels(codes, ("a", "b", "c"))
+        cells = model.cells(few).with_targets(labels=codes)
         plan = GaLoreTrainingPlan(SCGPTModule(model.network, Classification(3)), TrainConfig())
         *_, output = plan(cells.batch(BatchRequest(np.arange(5))))
         assert output.n_obs_minibatch == 5

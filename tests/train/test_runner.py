@@ -266,7 +266,7 @@ class TestBestEpoch:
     def validation_loss(self, model: SCGPT, few: AnnData, objective: Any, labels_key: str | None) -> float:
         cells = model.cells(few)
         if labels_key is not None:
-            cells = cells.with_labels(few.obs[labels_key].cat.codes.to_numpy(np.int64), model.classes)
+            cells = cells.with_targets(labels=few.obs[labels_key].cat.codes.to_numpy(np.int64))
         assert model.split is not None
         rows = model.split.validation
         total = 0.0

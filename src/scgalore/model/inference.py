@@ -12,7 +12,6 @@ import torch.nn.functional as F
 from scgalore._progress import progress
 from scgalore._settings import settings
 from scgalore.data.sampler import cut_batches
-from scgalore.data.streaming import TokenStream
 from scgalore.errors import OptionError
 from scgalore.model.distributed import refuse_devices
 from scgalore.nn import CellEncoder, CellOutput
@@ -23,7 +22,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from scgalore.data.cells import TokenCells
+    from scgalore.data.source import TokenSource
     from scgalore.data.tokens import RaggedTokens, TokenizerConfig
     from scgalore.nn import CellNetwork
 
@@ -107,7 +106,7 @@ class RunOptions:
 
 def run_network(
     network: CellNetwork,
-    cells: TokenCells | TokenStream,
+    cells: TokenSource,
     *,
     rows: NDArray[np.int64] | None = None,
     batch_size: int | None = None,
@@ -126,9 +125,9 @@ def run_network(
     network
         Left in evaluation mode on ``device``.
     cells
-        Each has its own result whatever the batch it lands in. A stream must not shuffle.
+        Each has its own result, whatever the batch that it is in. A stream must not shuffle.
     rows
-        Which of them; all when left out. A stream is run whole.
+        Which of them; all when left out. A stream is always run as a whole.
     batch_size
         Most cells in a batch; ``None`` sets no cap.
     batch_tokens
@@ -148,12 +147,11 @@ def run_network(
         network, torch.from_numpy(cells.tokens()), levels=_levels(cells.tokenizer.config), dtype=dtype
     )
     caps = {"batch_size": batch_size, "batch_tokens": batch_tokens or BATCH_TOKENS[device.type == "cpu"]}
-    if isinstance(cells, TokenStream):
-        windows, n_batches = cells.windows(), None
-    else:
+    n_batches = None
+    if cells.lengths is not None:
         lengths = cells.lengths if rows is None else cells.lengths[rows]
-        windows = cells.windows(rows, size=WINDOW)
         n_batches = sum(len(_cut(lengths[start : start + WINDOW], caps)) for start in range(0, n_obs, WINDOW))
+    windows = cells.windows(rows, size=WINDOW)
     for at, batch in progress(_batches(windows, caps), label=label, total=n_batches):
         genes, values = (torch.from_numpy(part).to(device) for part in (batch.genes, batch.values))
         with torch.inference_mode():

@@ -7,13 +7,13 @@ from typing import TYPE_CHECKING, Any, Self
 import numpy as np
 import pandas as pd
 import torch
+from anndata import AnnData
 
 from scgalore import _logging as logg
 from scgalore._rng import seed_from
 from scgalore.data.cells import TokenCells, gene_ranks
 from scgalore.data.labels import encode_labels
 from scgalore.data.split import random_split
-from scgalore.data.streaming import TokenStream
 from scgalore.data.tokens import TokenizerConfig
 from scgalore.errors import OptionError, WeightsError
 from scgalore.model.adapter_files import is_adapter_folder, read_adapter, write_adapter
@@ -32,14 +32,13 @@ from scgalore.weights import export_scgpt
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from anndata import AnnData
     from numpy.typing import NDArray
 
     from scgalore._typing import PathLike, Rng
-    from scgalore.data.perturbations import PerturbationCells
+    from scgalore.data.source import CellSource, TokenSource
     from scgalore.data.split import Split
+    from scgalore.data.streaming import TokenStream
     from scgalore.data.vocab import GeneVocab
-    from scgalore.model.distributed import World
     from scgalore.model.files import Provenance
     from scgalore.model.training import AdapterWeights
     from scgalore.objectives import Objective
@@ -267,7 +266,7 @@ class SCGPT:
         objective: Objective | None = None,
         layer: str | None = None,
         gene_symbols: str | None = None,
-        validation: AnnData | None = None,
+        validation: AnnData | TokenStream | None = None,
         split: Split | None = None,
         validation_size: float = 0.1,
         test_size: float = 0.0,
@@ -291,7 +290,7 @@ class SCGPT:
         layer, gene_symbols
             As for :meth:`cells`; of ``validation`` with a stream.
         validation
-            For a stream: cells that choose the best epoch. Otherwise they are part of ``adata``.
+            For a stream: cells that choose the best epoch, in an AnnData or another stream. Otherwise they are part of ``adata``.
         split
             Parts of the cells; drawn with ``validation_size`` and ``test_size`` when left out, within the classes.
         validation_size, test_size
@@ -315,13 +314,15 @@ class SCGPT:
         seed = seed_from(rng)
         config = TrainConfig.from_call(options, seed=seed, function=self.train)
         resuming: dict[str, Any] = {"objective": objective, "checkpoint_dir": checkpoint_dir, "resume": resume}
-        if isinstance(adata, TokenStream):
-            check_stream_options(adata, options, split=split, labels_key=labels_key, validation=validation)
-            held = None
-            if validation is not None:
+        if not isinstance(adata, AnnData):
+            check_stream_options(adata, split=split, labels_key=labels_key, validation=validation)
+            held: CellSource | None = None
+            if isinstance(validation, AnnData):
                 held = self.cells(validation, layer=layer, gene_symbols=gene_symbols, rng=seed)
-                held = with_labels_of(held, validation, adata, labels_key)
-            self.fit(adata, None, config, validation=held, **resuming)
+                held = held.with_targets(**validation_labels(validation, adata, labels_key))
+            elif validation is not None:
+                held = validation
+            self.fit(adata, None, config, classes=adata.classes, validation=held, **resuming)
             return
         if validation is not None:
             msg = "validation= goes with a stream. Cells to validate on are a part of adata: see validation_size and split."
@@ -336,16 +337,17 @@ class SCGPT:
                 cells.n_obs, validation_size=validation_size, test_size=test_size, strata=codes, seed=seed
             )
         if codes is not None:
-            cells = cells.with_labels(codes, classes)
-        self.fit(cells, split, config, **resuming)
+            cells = cells.with_targets(labels=codes)
+        self.fit(cells, split, config, classes=classes, **resuming)
 
     def fit(
         self,
-        cells: TokenCells | TokenStream | PerturbationCells,
+        cells: CellSource,
         split: Split | None,
         config: TrainConfig,
         *,
-        validation: TokenCells | None = None,
+        classes: tuple[str, ...] = (),
+        validation: CellSource | None = None,
         objective: Objective | None = None,
         checkpoint_dir: PathLike | None = None,
         resume: bool = False,
@@ -355,16 +357,18 @@ class SCGPT:
         Parameters
         ----------
         cells
-            From :meth:`cells`, with labels if classes are to be learnt and ranks if there is a curriculum; or a stream; or
-            perturbed cells.
+            From :meth:`cells`, with ``labels`` among its targets if classes are to be learnt and ranks if there is a
+            curriculum; or a stream; or perturbed cells.
         split
             Parts of the cells; ``None`` for a stream.
         config
             How to train.
+        classes
+            Names of the classes to learn, in the order of the codes.
         validation
-            Cells to validate a stream on.
+            Cells that choose the best epoch, where they are not of the split.
         objective
-            What to train for: classes if the cells have labels, masked expression otherwise, when left out.
+            What to train for when it is neither ``classes`` nor, without these, masked expression.
         checkpoint_dir, resume
             As for :meth:`train`.
         """
@@ -410,7 +414,7 @@ class SCGPT:
             raise
         finally:
             network.eval().cpu()
-        self.classes, self.history, self.split, self.is_trained = classes, result.history, split, True
+        self.classes, self.history, self.split, self.is_trained = classes, result.history, result.split, True
         self.adapter = None if learnt is None else (learnt, self.provenance)
         self.screen = None  # what was known of an earlier screen no longer belongs to these weights
         # No file holds these weights yet, and those they started from did not make what comes next.
@@ -420,8 +424,8 @@ class SCGPT:
             "best_epoch": result.best_epoch,
             "optimizer_bytes": result.optimizer_bytes,
             "steps": result.steps,
-            "batch_size": config.batch_size,
-            "accumulate": config.accumulate,
+            "batch_size": result.batch_size,
+            "accumulate": result.accumulate,
         }
 
     def _put_heads(self, sizes: Mapping[str, int], *, keep: bool, seed: int) -> None:
@@ -438,7 +442,7 @@ class SCGPT:
 
     def run(
         self,
-        cells: TokenCells | TokenStream,
+        cells: TokenSource,
         *,
         precision: str | None = None,
         batch_size: int | None = None,
@@ -477,7 +481,7 @@ class SCGPT:
         with process_group() as world:
             rows = None
             if world.size > 1:
-                rows = _rows_of_process(cells, world)
+                rows = np.arange(cells.n_obs)[share(cells.n_obs, world)]
             if device.type == "cuda" and world.size > 1:
                 device = torch.device("cuda", world.local_rank)
             output = run_network(
@@ -515,7 +519,7 @@ class SCGPT:
         batch_size
             Cells in a batch; it changes speed and memory, not the numbers.
         """
-        if isinstance(adata, TokenStream):
+        if not isinstance(adata, AnnData):
             return self.run(adata, batch_size=batch_size).embedding
         cells = self.cells(adata, layer=layer, gene_symbols=gene_symbols, max_length=max_length, rng=rng)
         return self.run(cells, batch_size=batch_size).embedding
@@ -647,10 +651,3 @@ class SCGPT:
             tensors=self.network.state_dict(),
             overwrite=overwrite,
         )
-
-
-def _rows_of_process(cells: TokenCells | TokenStream, world: World) -> NDArray[np.int64]:
-    if isinstance(cells, TokenStream):
-        msg = f"A stream is embedded by one process, and there are {world.size}. Give each process files of its own."
-        raise OptionError(msg)
-    return np.arange(cells.n_obs)[share(cells.n_obs, world)]

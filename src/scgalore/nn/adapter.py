@@ -17,7 +17,7 @@ __all__ = ["SCGPTModule"]
 
 
 class SCGPTModule(BaseModuleClass):
-    """What scvi's training machinery sees: ``inference`` encodes cells, ``loss`` is the objective's.
+    """What scvi's training plan calls: ``loss`` is the objective's.
 
     Parameters
     ----------
@@ -31,13 +31,6 @@ class SCGPTModule(BaseModuleClass):
         super().__init__()
         self.network = network
         self.objective = objective
-
-    def inference(self, batch: TokenBatch) -> dict[str, Tensor]:
-        """Hidden states and cell embeddings of a batch."""
-        encoded = self.network.encode(
-            batch.genes, batch.values, batch.padding_if_any, batches=batch.batches, flags=batch.flags
-        )
-        return encoded._asdict()
 
     def loss(self, batch: TokenBatch) -> LossOutput:
         """Loss of a batch with the objective's parts as extra metrics."""

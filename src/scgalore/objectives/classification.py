@@ -53,13 +53,13 @@ class Classification:
 
     def __call__(self, network: CellNetwork, batch: TokenBatch) -> Loss:
         """Cross entropy and accuracy of one batch."""
-        if batch.labels is None:
-            msg = "Classification needs labels in the batch; the data module was built without them."
+        if "labels" not in batch.targets:
+            msg = 'Classification reads targets["labels"]: give cells.with_targets(labels=codes).'
             raise ValueError(msg)
-        logits = _logits(network, batch)
+        logits, labels = _logits(network, batch), batch.targets["labels"]
         weight = None if self.class_weights is None else logits.new_tensor(self.class_weights)
-        loss = F.cross_entropy(logits, batch.labels, weight=weight, label_smoothing=self.label_smoothing)
-        accuracy = (logits.argmax(dim=1) == batch.labels).to(torch.float32).mean()
+        loss = F.cross_entropy(logits, labels, weight=weight, label_smoothing=self.label_smoothing)
+        accuracy = (logits.argmax(dim=1) == labels).to(torch.float32).mean()
         return Loss(loss, {"accuracy": accuracy.detach()}, len(batch))
 
     def over_epoch(self, parts: list[dict[str, Tensor]]) -> dict[str, float]:
@@ -74,7 +74,5 @@ class Classification:
 
 
 def _logits(network: CellNetwork, batch: TokenBatch) -> Tensor:
-    encoded = network.encode(
-        batch.genes, batch.values, batch.padding_if_any, batches=batch.batches, flags=batch.flags, cell_only=True
-    )
+    encoded = network.encode(batch.genes, batch.values, batch.padding_if_any, cell_only=True, **batch.conditions)
     return network.read_head("classes", encoded.cell)  # (b, n_classes)

@@ -63,11 +63,12 @@ class Perturbation:
         error = masked_mse(prediction, targets, counted)
         parts = {"mse": error.detach()}
         if not network.training:
-            delta_error = 1 - pearson_of_means(prediction, targets, batch, batch.controls)
+            controls, prior = batch.targets["controls"], batch.targets.get("prior")
+            delta_error = 1 - pearson_of_means(prediction, targets, batch, controls)
             parts["delta_error"] = delta_error
             parts["score"] = delta_error + excess_error(prediction, targets, batch)
-            if batch.prior is not None and batch.controls is not None:
-                of_prior = 1 - pearson_of_means(batch.controls + batch.prior, targets, batch, batch.controls)
+            if prior is not None:
+                of_prior = 1 - pearson_of_means(controls + prior, targets, batch, controls)
                 parts["gain"] = of_prior - parts["score"]
             parts["expression_error"] = 1 - pearson_of_means(prediction, targets, batch, None)
         return Loss(error, parts, len(batch))
@@ -88,14 +89,16 @@ class Perturbation:
 
 
 def _prediction(network: CellNetwork, batch: TokenBatch) -> tuple[Tensor, Tensor, Tensor]:
-    if batch.targets is None or batch.masked is None or batch.controls is None:
-        msg = "Perturbation reads `targets`, `masked` and `controls`: make batches with PerturbationCells."
+    if not {"expression", "masked", "controls"} <= batch.targets.keys():
+        msg = (
+            'Perturbation reads the targets "expression", "masked" and "controls": make batches with PerturbationCells.'
+        )
         raise ValueError(msg)
-    encoded = network.encode(batch.genes, batch.values, batch.padding_if_any, flags=batch.flags)
+    encoded = network.encode(batch.genes, batch.values, batch.padding_if_any, **batch.conditions)
     output = network.expression(encoded, batch.values)[0]  # (b, s)
-    if batch.prior is not None:
-        output = batch.controls + batch.prior + output
-    return output, batch.targets, batch.masked
+    if "prior" in batch.targets:
+        output = batch.targets["controls"] + batch.targets["prior"] + output
+    return output, batch.targets["expression"], batch.targets["masked"]
 
 
 def excess_error(prediction: Tensor, targets: Tensor, batch: TokenBatch) -> Tensor:
@@ -108,13 +111,11 @@ def excess_error(prediction: Tensor, targets: Tensor, batch: TokenBatch) -> Tens
     batch
         One perturbation; every cell has the same genes.
     """
-    assert batch.masked is not None
-    assert batch.controls is not None
-    if batch.prior is None:
+    if "prior" not in batch.targets:
         return prediction.new_zeros(())
-    counted = batch.masked[0]
+    counted = batch.targets["masked"][0]
     true = targets[0, counted].double()
-    of_prior = (batch.controls + batch.prior)[0, counted].double() - true
+    of_prior = (batch.targets["controls"] + batch.targets["prior"])[0, counted].double() - true
     own = prediction.detach()[:, counted].double().mean(dim=0) - true
     excess = own.square().sum() / of_prior.square().sum().clamp(min=1e-12) - 1
     return excess.clamp(min=0).to(prediction.dtype)
@@ -132,8 +133,7 @@ def pearson_of_means(prediction: Tensor, targets: Tensor, batch: TokenBatch, ref
     reference
         What both are taken relative to, ``(b, s)``; ``None`` compares expression itself.
     """
-    assert batch.masked is not None
-    counted = batch.masked[0]
+    counted = batch.targets["masked"][0]
     predicted, true = (x.detach()[:, counted].double().mean(dim=0) for x in (prediction, targets))
     if reference is not None:
         control = reference[0, counted].double()

@@ -8,21 +8,22 @@ nothing over.)
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from itertools import pairwise
 from numbers import Integral
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from scgalore.data.batches import BatchPlan, Phase
 from scgalore.errors import OptionError
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
+    from scgalore.data.source import CellSource
     from scgalore.train.config import TrainConfig
 
-__all__ = ["DEFAULT_GENES", "Phase", "batch_caps", "check_curriculum", "plan_phases", "rewarmed"]
+__all__ = ["DEFAULT_GENES", "batch_caps", "batch_plan", "check_curriculum", "plan_phases", "rewarmed"]
 
 ALL = 2**31 - 1
 """More genes than any data have."""
@@ -32,23 +33,6 @@ DEFAULT_GENES = (500, 1200, 2500, ALL)
 
 MOST_WARMUP = 100
 """Steps over which the learning rate rises again after a switch, at most."""
-
-
-@dataclass(frozen=True)
-class Phase:
-    """Some epochs on some genes.
-
-    Attributes
-    ----------
-    start, stop
-        First epoch, and the one after the last.
-    n_genes
-        How many of the best-ranked genes may be tokens; ``None`` admits all, ranked or not.
-    """
-
-    start: int
-    stop: int
-    n_genes: int | None = None
 
 
 def check_curriculum(curriculum: Any, max_epochs: int) -> dict[int, int] | None:
@@ -134,6 +118,27 @@ def batch_caps(config: TrainConfig, lengths: NDArray[np.int64]) -> tuple[int | N
     if config.curriculum is None:
         return config.batch_size, config.batch_tokens
     return None, config.batch_tokens or int(np.ceil(config.batch_size * lengths.mean()))
+
+
+def batch_plan(config: TrainConfig, source: CellSource, rows: NDArray[np.int64] | None) -> BatchPlan:
+    """Caps on batches and phases of a run.
+
+    Parameters
+    ----------
+    config
+        How to train; ``batch_size`` must be a number.
+    source
+        Cells to train on.
+    rows
+        Row numbers of the training cells; ``None`` for all.
+    """
+    assert isinstance(config.batch_size, int)
+    caps: tuple[int | None, int | None] = config.batch_size, config.batch_tokens
+    if source.lengths is not None:
+        lengths = source.lengths if rows is None else source.lengths[rows]
+        caps = batch_caps(config, lengths if config.max_length is None else lengths.clip(max=config.max_length))
+    phases = plan_phases(config, 0 if source.ranked is None else len(source.ranked))
+    return BatchPlan(*caps, max_length=config.max_length, phases=phases, seed=config.seed)
 
 
 def rewarmed(step: int, switches: Mapping[int, int], warmup: float) -> float:

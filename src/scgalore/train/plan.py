@@ -15,7 +15,7 @@ from scgalore.optim.sharded import ShardedOptimizer
 from scgalore.train.checkpoint import CHECKPOINT_KEY
 from scgalore.train.clipping import clip_by_norm_
 from scgalore.train.curriculum import rewarmed
-from scgalore.train.datamodule import BatchDataModule, Share
+from scgalore.train.datamodule import CellDataModule, Share
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -24,10 +24,10 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from scgalore.adapters import Adapter
+    from scgalore.data.batches import Phase
     from scgalore.data.tokens import TokenBatch
     from scgalore.nn.adapter import SCGPTModule
     from scgalore.train.config import TrainConfig
-    from scgalore.train.curriculum import Phase
 
 __all__ = ["GaLoreTrainingPlan", "warmup_cosine"]
 
@@ -154,7 +154,7 @@ class GaLoreTrainingPlan(TrainingPlan):
     def _steps_by_epoch(self) -> list[int]:
         """Steps before each epoch, and those of the whole run."""
         # Counted epoch by epoch: with a cap on tokens they differ, which Lightning's own estimate does not know.
-        data: BatchDataModule = self.trainer.datamodule
+        data: CellDataModule = self.trainer.datamodule
         epochs = range(self.config.max_epochs)
         return [0, *accumulate(-(-data.n_batches(epoch) // self.config.accumulate) for epoch in epochs)]
 

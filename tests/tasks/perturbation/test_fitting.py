@@ -266,7 +266,7 @@ class TestFit:
 
         def watched(self: Perturbation, network: Any, batch: Any) -> Any:
             if network.training:
-                lengths.add(int(batch.masked[0].sum()))
+                lengths.add(int(batch.targets["masked"][0].sum()))
             return loss(self, network, batch)
 
         monkeypatch.setattr(Perturbation, "__call__", watched)

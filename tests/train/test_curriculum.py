@@ -22,7 +22,8 @@ from scgalore.errors import DataError, MissingKeyError, OptionError
 from scgalore.model import SCGPT
 from scgalore.objectives import Classification, MaskedExpression, Perturbation
 from scgalore.train import TrainConfig, fit
-from scgalore.train.curriculum import DEFAULT_GENES, Phase, batch_caps, check_curriculum, plan_phases, rewarmed
+from scgalore.train.config import DEFAULT_GENES, check_curriculum
+from scgalore.train.curriculum import Phase, batch_caps, plan_phases, rewarmed
 
 numbers = st.lists(st.integers(1, 5000), min_size=1, max_size=6, unique=True).map(sorted)
 

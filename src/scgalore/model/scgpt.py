@@ -26,6 +26,7 @@ from scgalore.model.training import apply_adapter, trainable
 from scgalore.nn import SCGPTConfig, SCGPTNetwork
 from scgalore.objectives import Classification, MaskedExpression
 from scgalore.train.config import TrainConfig
+from scgalore.train.processes import training_processes
 from scgalore.weights import export_scgpt
 
 if TYPE_CHECKING:
@@ -311,6 +312,7 @@ class SCGPT:
         """
         seed = seed_from(rng)
         config = TrainConfig.from_call(options, seed=seed, function=self.train)
+        training_processes(config)  # before anything is read
         resuming: dict[str, Any] = {"objective": objective, "checkpoint_dir": checkpoint_dir, "resume": resume}
         if isinstance(adata, TokenStream):
             check_stream_options(adata, options, split=split, labels_key=labels_key, validation=validation)
@@ -366,7 +368,6 @@ class SCGPT:
             As for :meth:`train`.
         """
         from scgalore.train.memory import settle_memory
-        from scgalore.train.processes import training_processes
         from scgalore.train.runner import fit
 
         pick_device(config.accelerator)

@@ -20,6 +20,7 @@ from scgalore.tl._fitted import free_folder, record_model
 from scgalore.tl._labels import label_metrics, label_results
 from scgalore.tl._shared import as_model, provenance, writable_adata
 from scgalore.train.config import TrainConfig
+from scgalore.train.processes import training_processes
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -182,6 +183,7 @@ def finetune(
     if check_task(task, labels_key, screened) == "perturbation":
         options = {**SCREEN_DEFAULTS, **options}
     config = TrainConfig.from_call(options, seed=seed, function=finetune)
+    training_processes(config)  # before anything is read
     genes_key = ranked_key(adata, config, genes_key)
     if config.curriculum is not None:
         options["genes_key"] = genes_key  # which ranking it was, for uns

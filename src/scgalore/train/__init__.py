@@ -8,12 +8,12 @@ from scgalore.train.config import TrainConfig
 if TYPE_CHECKING:
     from scgalore.train.datamodule import PerturbationDataModule, StreamDataModule, TokenDataModule
     from scgalore.train.estimate import MemoryEstimate, estimate_training
-    from scgalore.train.plan import GaLoreTrainingPlan
+    from scgalore.train.plan import ObjectiveTrainingPlan
     from scgalore.train.runner import TrainResult, fit
 
 __all__ = [
-    "GaLoreTrainingPlan",
     "MemoryEstimate",
+    "ObjectiveTrainingPlan",
     "PerturbationDataModule",
     "StreamDataModule",
     "TokenDataModule",
@@ -24,8 +24,8 @@ __all__ = [
 ]
 
 _HOMES = {
-    "GaLoreTrainingPlan": "plan",
     "MemoryEstimate": "estimate",
+    "ObjectiveTrainingPlan": "plan",
     "PerturbationDataModule": "datamodule",
     "StreamDataModule": "datamodule",
     "TokenDataModule": "datamodule",

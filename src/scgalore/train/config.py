@@ -18,7 +18,7 @@ from scgalore.adapters import ADAPTERS, check_adapter
 from scgalore.errors import OptionError
 from scgalore.nn.embedding import embedding_mode
 from scgalore.optim import OPTIMIZERS, build_optimizer
-from scgalore.optim.registry import check_options
+from scgalore.optim.registry import check_options, first_with
 from scgalore.train.modes import check_compiler
 
 if TYPE_CHECKING:
@@ -206,6 +206,12 @@ class TrainConfig:
         if self.adapter is not None:
             check_adapter(self.adapter, self.adapter_options)
         _build_for_show(self.optimizer, self.optimizer_options)
+        if self.shard_optimizer and not OPTIMIZERS[self.optimizer].shardable:
+            msg = (
+                f"shard_optimizer=True excludes optimizer={self.optimizer!r}, which works on all weights at once. "
+                f"Set optimizer={first_with('shardable')!r}."
+            )
+            raise OptionError(msg)
         if self.per_layer_update:
             self._check_per_layer()
 
@@ -216,21 +222,18 @@ class TrainConfig:
                 msg = f"{name}={getattr(self, name)!r}: it is True or False."
                 raise OptionError(msg)
         _check_devices(self.devices)
-        if self.shard_optimizer and self.optimizer == "sophia":
-            msg = "shard_optimizer=True excludes optimizer='sophia', whose curvature is of all weights. Set optimizer='galore'."
-            raise OptionError(msg)
         if self.compile:
             check_compiler()
 
     def _check_per_layer(self) -> None:
-        optimizer = f"optimizer={self.optimizer!r}"
+        all_at_once = not OPTIMIZERS[self.optimizer].per_layer
         excluded = {
             "clip_norm": (math.isfinite(self.clip_norm), "the norm of all gradients is never known", "float('inf')"),
             "accumulate": (self.accumulate > 1, "a gradient is used up as soon as it is there", "1"),
             "precision": (self.precision == "16-mixed", "gradients are unscaled all together", "'bf16-mixed'"),
             "devices": (_several(self.devices), "gradients are averaged over devices too late", "1"),
             "num_nodes": (self.num_nodes > 1, "gradients are averaged over machines too late", "1"),
-            "optimizer": (self.optimizer == "sophia", f"{optimizer} estimates curvature before a step", "'galore'"),
+            "optimizer": (all_at_once, "it works on all weights at once", repr(first_with("per_layer"))),
         }
         for name, (is_so, why, instead) in excluded.items():
             if is_so:

@@ -29,7 +29,7 @@ from scgalore.train.checkpoint import WholeFiles, checkpoint_callback, checkpoin
 from scgalore.train.curriculum import batch_caps, plan_phases
 from scgalore.train.datamodule import BatchDataModule, PerturbationDataModule, StreamDataModule, TokenDataModule
 from scgalore.train.modes import compiled, deterministic, dropping, recomputing
-from scgalore.train.plan import GaLoreTrainingPlan
+from scgalore.train.plan import ObjectiveTrainingPlan
 from scgalore.train.processes import training_processes
 from scgalore.train.reach import unreached
 
@@ -151,7 +151,7 @@ def fit(
     checkpoint = checkpoint_to_resume(checkpoint_dir, resume=resume, identity=identity)
     phases = _phases(cells, config)
     network.train()  # Lightning keeps the mode it finds, and dropout with it
-    plan = GaLoreTrainingPlan(SCGPTModule(network, objective), config, identity, adapter=adapter, phases=phases)
+    plan = ObjectiveTrainingPlan(SCGPTModule(network, objective), config, identity, adapter=adapter, phases=phases)
     data = _data_module(cells, split, validation, objective, config, phases)
     if config.patience is not None:
         _require_validation(data)
@@ -288,7 +288,7 @@ def _trainer_options(config: TrainConfig, *, streams: bool) -> dict[str, Any]:
 
 
 def _process_options(
-    config: TrainConfig, processes: Processes, plan: GaLoreTrainingPlan, data: BatchDataModule
+    config: TrainConfig, processes: Processes, plan: ObjectiveTrainingPlan, data: BatchDataModule
 ) -> dict[str, Any]:
     search = config.strategy == "ddp_find_unused_parameters_true"
     if not search:
@@ -308,7 +308,7 @@ def _process_options(
     }
 
 
-def _unreached(plan: GaLoreTrainingPlan, data: BatchDataModule) -> list[str]:
+def _unreached(plan: ObjectiveTrainingPlan, data: BatchDataModule) -> list[str]:
     batch = data.sample()
     plan.eval()  # batch norms keep their statistics
     try:

@@ -10,8 +10,8 @@ from anndata import AnnData
 from tests.tiny_plugin import tiny_model
 
 from scgalore.model import SCGPT
-from scgalore.tasks.perturbation.fitting import fit_screen
 from scgalore.perturb.labels.screen import Screen
+from scgalore.tasks.perturbation.fitting import fit_screen
 from scgalore.train.config import TrainConfig
 
 GENES = tuple(f"G{i:02d}" for i in range(30))

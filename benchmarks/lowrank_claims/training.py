@@ -17,6 +17,8 @@ from scgalore.adapters import attach_adapter
 from scgalore.adapters.base import target_layers
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from benchmarks.lowrank_claims.data import Part
     from benchmarks.lowrank_claims.tasks import Task
     from torch import Tensor
@@ -169,3 +171,13 @@ def pretrain(task: Task, steps: int) -> dict[str, Tensor]:
         optimizer.zero_grad()
         schedule.step()
     return network.state_dict()
+
+
+def base_weights(task: Task, folder: Path) -> dict[str, Tensor] | None:
+    """Weights that fine-tuning starts from, trained when first asked for."""
+    if task.base is None:
+        return None
+    path = folder / f"{type(task).__name__}-{task.pretraining_steps}.pt"
+    if not path.exists():
+        torch.save(pretrain(task.base, task.pretraining_steps), path)
+    return torch.load(path, weights_only=True)

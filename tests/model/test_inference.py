@@ -9,8 +9,8 @@ from scgalore import settings
 from scgalore.data import stream
 from scgalore.errors import OptionError
 from scgalore.model import SCGPT
-from scgalore.nn.device import pick_device
 from scgalore.model.inference import class_probabilities, pick_dtype, run_network
+from scgalore.nn.device import pick_device
 
 CPU = torch.device("cpu")
 

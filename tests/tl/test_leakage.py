@@ -18,10 +18,10 @@ from tests.trained_screens import GENES, TRAINING, counts, log_normalised, scree
 
 import scgalore as sg
 from scgalore.model import SCGPT, screens
-from scgalore.tasks.perturbation.networks import RowsOfCells
 from scgalore.perturb.baselines.effects import Effects
 from scgalore.perturb.labels.profiles import Profiles
 from scgalore.perturb.labels.screen import Screen
+from scgalore.tasks.perturbation.networks import RowsOfCells
 
 RUN: dict[str, Any] = {"task": "perturbation", **TRAINING, "batch_key": "batch", "max_epochs": 3}
 NAMES = ["G05", "G01+G04", "X2", "G00", "G00+G01"]

@@ -25,7 +25,7 @@ STOPPING: dict[str, Any] = {
     "patience": 2,
     "validation_size": 0.3,
 }
-SHARDED = [name for name in OPTIMIZERS if name not in ("sophia", "adamw-8bit")]
+SHARDED = [name for name, spec in OPTIMIZERS.items() if spec.shardable and name != "adamw-8bit"]
 
 #: Name of each run, options of the network, options of the training.
 RUNS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {

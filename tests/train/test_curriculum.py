@@ -23,7 +23,8 @@ from scgalore.errors import DataError, MissingKeyError, OptionError
 from scgalore.model import SCGPT
 from scgalore.objectives import Classification, MaskedExpression, Perturbation
 from scgalore.train import TrainConfig, fit
-from scgalore.train.curriculum import DEFAULT_GENES, batch_caps, check_curriculum, plan_phases, rewarmed
+from scgalore.train.config import DEFAULT_GENES, check_curriculum
+from scgalore.train.curriculum import batch_caps, plan_phases, rewarmed
 
 CLASSES = ("a", "b", "c")
 

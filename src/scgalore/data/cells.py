@@ -13,10 +13,10 @@ import torch
 from scgalore._keys import GeneKeys
 from scgalore.data.batches import ListedBatches, SampledBatches, largest_batch
 from scgalore.data.hashing import cell_keys, digest
+from scgalore.data.match import GeneMatch, match_genes
 from scgalore.data.matrix import CellMatrix
 from scgalore.data.sampler import sorted_batches
 from scgalore.data.tokenizer import Tokenizer
-from scgalore.data.vocab import GeneMatch, GeneVocab, match_genes
 from scgalore.errors import DataError, MissingKeyError
 
 if TYPE_CHECKING:
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from scgalore.data.batches import Batches, BatchPlan
     from scgalore.data.sampler import BatchRequest
     from scgalore.data.tokens import RaggedTokens, TokenBatch, TokenizerConfig
+    from scgalore.data.vocab import GeneVocab
 
 __all__ = ["TokenCells", "gene_names", "gene_ranks", "ranked_tokens"]
 

@@ -8,11 +8,11 @@ from __future__ import annotations
 import re
 from collections import Counter, defaultdict
 from dataclasses import dataclass
-from itertools import islice
 from typing import TYPE_CHECKING, Any, get_args
 
 import numpy as np
 
+from scgalore._words import few
 from scgalore.errors import DataError
 from scgalore.genes.identifiers import NameKind, ensembl_id, looks_like_mouse, other_names
 
@@ -129,20 +129,6 @@ def match_genes(names: Iterable[str], vocab: GeneVocab) -> GeneMatch:
         dropped=tuple(name for name in names if name not in ids and name not in lost),
         duplicates=tuple(name for name in names if name in lost),
     )
-
-
-def few(names: Iterable[str], n: int = 3) -> str:
-    """Quote the first names of many for a message.
-
-    Parameters
-    ----------
-    names
-        Names to choose from.
-    n
-        How many to show.
-    """
-    shown = [repr(str(name)) for name in islice(names, n + 1)]
-    return ", ".join(shown[:n]) + (", ..." if len(shown) > n else "")
 
 
 def _rename(unknown: set[str], exact: set[str], genes: Collection[str]) -> tuple[dict[str, str], set[str]]:

@@ -21,12 +21,13 @@ from scgalore.model.distributed import gather, process_group, share
 from scgalore.model.files import read_model, write_model
 from scgalore.model.identity import run_identity
 from scgalore.model.inference import RunOptions, class_probabilities, run_network
-from scgalore.model.streams import check_stream_options, with_labels_of
+from scgalore.model.streams import check_stream_options
 from scgalore.model.training import apply_adapter, trainable
 from scgalore.nn import CellOutput, SCGPTConfig, SCGPTNetwork
 from scgalore.nn.device import pick_device
 from scgalore.objectives import Classification, MaskedExpression
 from scgalore.train.config import TrainConfig
+from scgalore.train.processes import training_processes
 from scgalore.weights import export_scgpt
 
 if TYPE_CHECKING:
@@ -313,6 +314,7 @@ class SCGPT:
         """
         seed = seed_from(rng)
         config = TrainConfig.from_call(options, seed=seed, function=self.train)
+        training_processes(config)  # before anything is read
         resuming: dict[str, Any] = {"objective": objective, "checkpoint_dir": checkpoint_dir, "resume": resume}
         if not isinstance(adata, AnnData):
             check_stream_options(adata, split=split, labels_key=labels_key, validation=validation)
@@ -373,7 +375,6 @@ class SCGPT:
             As for :meth:`train`.
         """
         from scgalore.train.memory import settle_memory
-        from scgalore.train.processes import training_processes
         from scgalore.train.runner import fit
 
         pick_device(config.accelerator)

@@ -17,8 +17,7 @@ from scgalore.perturb.labels.conditions import Conditions
 from scgalore.pipeline.cells import CellFile, data_digest
 from scgalore.pipeline.config import TRAINING, RunConfig
 from scgalore.tl._finetune_screen import SCREEN_DEFAULTS, SPLIT
-from scgalore.train.config import TrainConfig
-from scgalore.train.curriculum import DEFAULT_GENES
+from scgalore.train.config import DEFAULT_GENES, TrainConfig
 from scgalore.train.processes import training_processes
 from scgalore.weights import list_weights, resolve_model_folder
 

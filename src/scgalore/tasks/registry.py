@@ -16,6 +16,7 @@ from scgalore.tasks.expression import Expression
 from scgalore.tasks.perturbation.task import Perturbation
 from scgalore.tasks.regression import Regression
 from scgalore.train.config import TrainConfig
+from scgalore.train.processes import training_processes
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -114,4 +115,5 @@ def resolve_call(
     chosen = choose_task(task, given)
     training = {**chosen.training, **{name: value for name, value in options.items() if name not in of_tasks}}
     config = TrainConfig.from_call(training, seed=seed, function=function)
+    training_processes(config)  # before anything is read
     return chosen, TrainingCall(chosen.check(given), config, training, **read)

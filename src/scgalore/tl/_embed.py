@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 from scgalore import _logging as logg
 from scgalore._docs import shared_parameters
 from scgalore._keys import check_key
-from scgalore.data.results import Results
 from scgalore._rng import seed_from
+from scgalore.data.results import Results
 from scgalore.model.inference import RunOptions
 from scgalore.tl._shared import as_model, copied, provenance, writable_adata
 

@@ -11,10 +11,10 @@ from scgalore import __version__
 from scgalore import _logging as logg
 from scgalore._docs import shared_parameters
 from scgalore._keys import GeneKeys, PerturbationKeys
+from scgalore.data.results import Results
 from scgalore.errors import OptionError
 from scgalore.genes.ranking import get_strategy
 from scgalore.selection.ranking import rank_adata, training_cells
-from scgalore.data.results import Results
 from scgalore.tl._shared import copied, writable_adata
 
 if TYPE_CHECKING:

@@ -26,7 +26,9 @@ def with_task_arguments(function: F) -> F:
         Takes them among its ``**options``.
     """
     options = {option.name: option for task in TASKS.values() for option in task.arguments}
-    owners = {name: [task.name for task in TASKS.values() if option in task.arguments] for name, option in options.items()}
+    owners = {
+        name: [task.name for task in TASKS.values() if option in task.arguments] for name, option in options.items()
+    }
     own = signature(function)
     *fixed, rest = own.parameters.values()
     added = [

@@ -8,14 +8,14 @@ from scgalore.train.config import TrainConfig
 if TYPE_CHECKING:
     from scgalore.train.datamodule import CellDataModule
     from scgalore.train.estimate import MemoryEstimate, estimate_training
-    from scgalore.train.plan import GaLoreTrainingPlan
+    from scgalore.train.plan import ObjectiveTrainingPlan
     from scgalore.train.result import TrainResult
     from scgalore.train.runner import fit
 
 __all__ = [
     "CellDataModule",
-    "GaLoreTrainingPlan",
     "MemoryEstimate",
+    "ObjectiveTrainingPlan",
     "TrainConfig",
     "TrainResult",
     "estimate_training",
@@ -24,8 +24,8 @@ __all__ = [
 
 _HOMES = {
     "CellDataModule": "datamodule",
-    "GaLoreTrainingPlan": "plan",
     "MemoryEstimate": "estimate",
+    "ObjectiveTrainingPlan": "plan",
     "TrainResult": "result",
     "estimate_training": "estimate",
     "fit": "runner",

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from difflib import get_close_matches
 from inspect import signature
+from itertools import pairwise
 from numbers import Integral, Real
 from typing import TYPE_CHECKING, Any, Literal, Self, get_args
 
@@ -17,17 +18,29 @@ from scgalore.adapters import ADAPTERS, check_adapter
 from scgalore.errors import OptionError
 from scgalore.nn.embedding import embedding_mode
 from scgalore.optim import OPTIMIZERS, build_optimizer
-from scgalore.optim.registry import check_options
-from scgalore.train.curriculum import check_curriculum
+from scgalore.optim.registry import check_options, first_with
 from scgalore.train.modes import check_compiler
-from scgalore.train.processes import training_processes
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
-__all__ = ["DEFAULT_BATCH_SIZE", "Accelerator", "Precision", "Strategy", "TrainConfig"]
+__all__ = [
+    "DEFAULT_BATCH_SIZE",
+    "DEFAULT_GENES",
+    "Accelerator",
+    "Precision",
+    "Strategy",
+    "TrainConfig",
+    "check_curriculum",
+]
 
 DEFAULT_BATCH_SIZE = 32
+
+ALL = 2**31 - 1
+"""More genes than any data have."""
+
+DEFAULT_GENES = (500, 1200, 2500, ALL)
+"""Genes of each phase for ``curriculum=True``."""
 
 Precision = Literal["32-true", "bf16-mixed", "16-mixed"]
 Accelerator = Literal["auto", "cpu", "gpu", "cuda", "mps"]
@@ -193,6 +206,12 @@ class TrainConfig:
         if self.adapter is not None:
             check_adapter(self.adapter, self.adapter_options)
         _build_for_show(self.optimizer, self.optimizer_options)
+        if self.shard_optimizer and not OPTIMIZERS[self.optimizer].shardable:
+            msg = (
+                f"shard_optimizer=True excludes optimizer={self.optimizer!r}, which works on all weights at once. "
+                f"Set optimizer={first_with('shardable')!r}."
+            )
+            raise OptionError(msg)
         if self.per_layer_update:
             self._check_per_layer()
 
@@ -203,21 +222,18 @@ class TrainConfig:
                 msg = f"{name}={getattr(self, name)!r}: it is True or False."
                 raise OptionError(msg)
         _check_devices(self.devices)
-        if self.shard_optimizer and self.optimizer == "sophia":
-            msg = "shard_optimizer=True excludes optimizer='sophia', whose curvature is of all weights. Set optimizer='galore'."
-            raise OptionError(msg)
         if self.compile:
             check_compiler()
 
     def _check_per_layer(self) -> None:
-        optimizer = f"optimizer={self.optimizer!r}"
+        all_at_once = not OPTIMIZERS[self.optimizer].per_layer
         excluded = {
             "clip_norm": (math.isfinite(self.clip_norm), "the norm of all gradients is never known", "float('inf')"),
             "accumulate": (self.accumulate > 1, "a gradient is used up as soon as it is there", "1"),
             "precision": (self.precision == "16-mixed", "gradients are unscaled all together", "'bf16-mixed'"),
             "devices": (_several(self.devices), "gradients are averaged over devices too late", "1"),
             "num_nodes": (self.num_nodes > 1, "gradients are averaged over machines too late", "1"),
-            "optimizer": (self.optimizer == "sophia", f"{optimizer} estimates curvature before a step", "'galore'"),
+            "optimizer": (all_at_once, "it works on all weights at once", repr(first_with("per_layer"))),
         }
         for name, (is_so, why, instead) in excluded.items():
             if is_so:
@@ -260,6 +276,9 @@ class TrainConfig:
     def from_call(cls, options: Mapping[str, Any], *, seed: int, function: Callable[..., Any]) -> Self:
         """Build from the further keyword arguments of a user's function.
 
+        Whether the options go with the processes there are is for :func:`~scgalore.train.processes.training_processes` to
+        say, which such a function calls before it reads anything.
+
         Parameters
         ----------
         options
@@ -272,20 +291,58 @@ class TrainConfig:
         Raises
         ------
         OptionError
-            If an option does not exist, has a value out of range, or does not go with the processes there are.
+            If an option does not exist or has a value out of range.
         """
         if "seed" in options:
             msg = f"seed={options['seed']!r}: pass rng={options['seed']!r} instead, which is the seed of everything random."
             raise OptionError(msg)
         _refuse_unknown(options, others=signature(function).parameters)
         given = {name: value for name, value in options.items() if value is not None}
-        config = cls(**{"accelerator": settings.accelerator, **given, "seed": seed})
-        training_processes(config)  # before anything is read
-        return config
+        return cls(**{"accelerator": settings.accelerator, **given, "seed": seed})
 
     def to_dict(self) -> dict[str, Any]:
         """Give the settings as a plain dict."""
         return asdict(self)
+
+
+def check_curriculum(curriculum: Any, max_epochs: int) -> dict[int, int] | None:
+    """Say how many epochs each number of genes gets.
+
+    Parameters
+    ----------
+    curriculum
+        ``None`` or ``False``: none. ``True``: :data:`DEFAULT_GENES`. Increasing numbers of genes, which share the epochs out
+        evenly, the last ones taking what is left over. Or a mapping of numbers of genes to epochs.
+    max_epochs
+        Epochs of the run.
+
+    Raises
+    ------
+    OptionError
+        If the numbers do not rise, or there are more phases than epochs, or the epochs do not add up.
+    """
+    if curriculum is None or curriculum is False:
+        return None
+    shown = f"curriculum={curriculum!r}"
+    if curriculum is True:
+        curriculum = DEFAULT_GENES
+    if isinstance(curriculum, str) or not isinstance(curriculum, Sequence | Mapping) or not curriculum:
+        msg = f"{shown}: give True, rising numbers of genes such as [500, 1200], or a dict of their epochs."
+        raise OptionError(msg)
+    if not all(_is_whole(n) for n in curriculum) or any(a >= b for a, b in pairwise(curriculum)):
+        msg = f"{shown}: numbers of genes must be whole, at least 1, and rise from phase to phase."
+        raise OptionError(msg)
+    if not isinstance(curriculum, Mapping):
+        if len(curriculum) > max_epochs:
+            msg = f"{shown} has {len(curriculum)} phases, and max_epochs={max_epochs}. Each phase needs an epoch."
+            raise OptionError(msg)
+        each, more = divmod(max_epochs, len(curriculum))
+        n_short = len(curriculum) - more
+        return {int(n): each + (place >= n_short) for place, n in enumerate(curriculum)}
+    if not all(_is_whole(n) for n in curriculum.values()) or sum(curriculum.values()) != max_epochs:
+        msg = f"{shown}: epochs must be whole, at least 1 each, and add up to max_epochs={max_epochs}."
+        raise OptionError(msg)
+    return {int(n): int(epochs) for n, epochs in curriculum.items()}
 
 
 def _build_for_show(optimizer: str, options: Mapping[str, Any]) -> None:
@@ -329,3 +386,7 @@ def _refuse_unknown(options: Mapping[str, Any], *, others: Iterable[str]) -> Non
             hint = f" Did you mean {close[0]!r}?" if close else ""
             msg = f"There is no training option {name!r}.{hint} The options are {', '.join(sorted(known))}."
             raise OptionError(msg)
+
+
+def _is_whole(number: Any) -> bool:
+    return isinstance(number, Integral) and not isinstance(number, bool) and int(number) >= 1

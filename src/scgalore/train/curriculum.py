@@ -7,72 +7,25 @@ nothing over.)
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from itertools import pairwise
-from numbers import Integral
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from scgalore.data.batches import BatchPlan, Phase
-from scgalore.errors import OptionError
+from scgalore.train.config import check_curriculum
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from numpy.typing import NDArray
 
     from scgalore.data.source import CellSource
     from scgalore.train.config import TrainConfig
 
-__all__ = ["DEFAULT_GENES", "batch_caps", "batch_plan", "check_curriculum", "plan_phases", "rewarmed"]
-
-ALL = 2**31 - 1
-"""More genes than any data have."""
-
-DEFAULT_GENES = (500, 1200, 2500, ALL)
-"""Genes of each phase for ``curriculum=True``."""
+__all__ = ["batch_caps", "batch_plan", "plan_phases", "rewarmed"]
 
 MOST_WARMUP = 100
 """Steps over which the learning rate rises again after a switch, at most."""
-
-
-def check_curriculum(curriculum: Any, max_epochs: int) -> dict[int, int] | None:
-    """Say how many epochs each number of genes gets.
-
-    Parameters
-    ----------
-    curriculum
-        ``None`` or ``False``: none. ``True``: :data:`DEFAULT_GENES`. Increasing numbers of genes, which share the epochs out
-        evenly, the last ones taking what is left over. Or a mapping of numbers of genes to epochs.
-    max_epochs
-        Epochs of the run.
-
-    Raises
-    ------
-    OptionError
-        If the numbers do not rise, or there are more phases than epochs, or the epochs do not add up.
-    """
-    if curriculum is None or curriculum is False:
-        return None
-    shown = f"curriculum={curriculum!r}"
-    if curriculum is True:
-        curriculum = DEFAULT_GENES
-    if isinstance(curriculum, str) or not isinstance(curriculum, Sequence | Mapping) or not curriculum:
-        msg = f"{shown}: give True, rising numbers of genes such as [500, 1200], or a dict of their epochs."
-        raise OptionError(msg)
-    if not all(_is_whole(n) for n in curriculum) or any(a >= b for a, b in pairwise(curriculum)):
-        msg = f"{shown}: numbers of genes must be whole, at least 1, and rise from phase to phase."
-        raise OptionError(msg)
-    if not isinstance(curriculum, Mapping):
-        if len(curriculum) > max_epochs:
-            msg = f"{shown} has {len(curriculum)} phases, and max_epochs={max_epochs}. Each phase needs an epoch."
-            raise OptionError(msg)
-        each, more = divmod(max_epochs, len(curriculum))
-        n_short = len(curriculum) - more
-        return {int(n): each + (place >= n_short) for place, n in enumerate(curriculum)}
-    if not all(_is_whole(n) for n in curriculum.values()) or sum(curriculum.values()) != max_epochs:
-        msg = f"{shown}: epochs must be whole, at least 1 each, and add up to max_epochs={max_epochs}."
-        raise OptionError(msg)
-    return {int(n): int(epochs) for n, epochs in curriculum.items()}
 
 
 def plan_phases(config: TrainConfig, n_ranked: int = 0) -> tuple[Phase, ...]:
@@ -159,7 +112,3 @@ def rewarmed(step: int, switches: Mapping[int, int], warmup: float) -> float:
     start = max(begun)
     n_warmup = min(MOST_WARMUP, max(1, round(switches[start] * warmup)))
     return min(1.0, (step - start + 1) / n_warmup)
-
-
-def _is_whole(number: Any) -> bool:
-    return isinstance(number, Integral) and not isinstance(number, bool) and int(number) >= 1

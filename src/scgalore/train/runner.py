@@ -25,7 +25,7 @@ from scgalore.train.config import TrainConfig
 from scgalore.train.curriculum import batch_plan
 from scgalore.train.datamodule import CellDataModule
 from scgalore.train.modes import compiled, deterministic, dropping, recomputing
-from scgalore.train.plan import GaLoreTrainingPlan
+from scgalore.train.plan import ObjectiveTrainingPlan
 from scgalore.train.processes import training_processes
 from scgalore.train.reach import unreached
 from scgalore.train.result import TrainResult
@@ -128,7 +128,9 @@ def fit(
     batches = batch_plan(config, source, None if split is None else split.train)
     _check_curriculum(source, config, batches.phases)
     network.train()  # Lightning keeps the mode it finds, and dropout with it
-    plan = GaLoreTrainingPlan(SCGPTModule(network, objective), config, identity, adapter=adapter, phases=batches.phases)
+    plan = ObjectiveTrainingPlan(
+        SCGPTModule(network, objective), config, identity, adapter=adapter, phases=batches.phases
+    )
     data = _data_module(source, split, validation, objective, config, batches)
     if config.patience is not None:
         _require_validation(data)
@@ -262,7 +264,7 @@ def _trainer_options(config: TrainConfig, *, reload: bool) -> dict[str, Any]:
 
 
 def _process_options(
-    config: TrainConfig, processes: Processes, plan: GaLoreTrainingPlan, data: CellDataModule
+    config: TrainConfig, processes: Processes, plan: ObjectiveTrainingPlan, data: CellDataModule
 ) -> dict[str, Any]:
     search = config.strategy == "ddp_find_unused_parameters_true"
     if not search:
@@ -282,7 +284,7 @@ def _process_options(
     }
 
 
-def _unreached(plan: GaLoreTrainingPlan, data: CellDataModule) -> list[str]:
+def _unreached(plan: ObjectiveTrainingPlan, data: CellDataModule) -> list[str]:
     batch = data.sample()
     plan.eval()  # batch norms keep their statistics
     try:

@@ -25,10 +25,15 @@ from tests.trained_screens import (
 from scgalore.errors import DataError, OptionError
 from scgalore.genes.identifiers import other_names
 from scgalore.model import SCGPT
-from scgalore.tasks.perturbation.networks import affine_decoder, flag_tokenizer, predict_outputs, target_tokens, targets_of
-from scgalore.tasks.perturbation.fitting import check_prior, fit_screen, perturbed_embeddings, predict_effects
 from scgalore.objectives import Perturbation
 from scgalore.perturb.baselines.effects import fit_effects
+from scgalore.tasks.perturbation.fitting import check_prior, fit_screen, perturbed_embeddings, predict_effects
+from scgalore.tasks.perturbation.networks import (
+    flag_tokenizer,
+    predict_outputs,
+    target_tokens,
+    targets_of,
+)
 from scgalore.train.config import TrainConfig
 
 CPU = torch.device("cpu")

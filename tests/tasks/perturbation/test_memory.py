@@ -13,8 +13,8 @@ from tests.trained_screens import counts, log_normalised, screen_of, trained, wi
 
 from scgalore.errors import WeightsError
 from scgalore.model import SCGPT
-from scgalore.tasks.perturbation.fitting import ScreenMemory, predict_effects
 from scgalore.perturb.baselines.effects import GeneEffects
+from scgalore.tasks.perturbation.fitting import ScreenMemory, predict_effects
 
 CONTEXTS = {"context_key": "cell_line"}
 

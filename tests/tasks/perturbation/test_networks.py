@@ -12,6 +12,7 @@ from tests.trained_screens import GENES, PARTS, counts, log_normalised, screen_o
 from scgalore.data.vocab import GeneVocab
 from scgalore.errors import DataError
 from scgalore.model import SCGPT
+from scgalore.nn import SCGPTNetwork
 from scgalore.tasks.perturbation.networks import (
     RowsOfCells,
     flag_tokenizer,
@@ -23,7 +24,6 @@ from scgalore.tasks.perturbation.networks import (
     targets_of,
     training_cells,
 )
-from scgalore.nn import SCGPTNetwork
 
 CPU = torch.device("cpu")
 HUMAN = ("TP53", "KMT2A", "CEBPA", "KLF1", "BAK1")  # KMT2A was MLL

@@ -10,7 +10,8 @@ import numpy as np
 import pandas as pd
 import torch
 
-from scgalore.data.match import few, match_genes
+from scgalore._words import few
+from scgalore.data.match import match_genes
 from scgalore.data.perturbations import FlagTokenizer, HeldOutPrior, PerturbationCells, Targets
 from scgalore.data.vocab import GeneVocab
 from scgalore.errors import DataError

@@ -144,6 +144,7 @@ def stream(
         seed=seed if shuffle else None,
         rank=rank,
         world_size=world_size,
+        labels_key=labels_key,
     )
 
 
@@ -168,6 +169,8 @@ class TokenStream(IterableDataset[TokenBatch]):
         Seed of the shuffling; ``None`` for the cells in order.
     rank, world_size
         This process and how many there are; asked of :mod:`torch.distributed` when ``None``.
+    labels_key
+        Column that the class codes were read from.
     """
 
     def __init__(
@@ -179,8 +182,11 @@ class TokenStream(IterableDataset[TokenBatch]):
         seed: int | None,
         rank: int | None = None,
         world_size: int | None = None,
+        labels_key: str | None = None,
     ) -> None:
         super().__init__()
+        #: Arguments of tasks that the stream was made with, for training.
+        self.arguments = {} if labels_key is None else {"labels_key": labels_key}
         self._buffers, self._seed = buffers, seed
         self.batch_size = batch_size
         self._buffer_size = buffer_size // batch_size * batch_size

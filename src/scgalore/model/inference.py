@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal, Self, get_args
+from typing import TYPE_CHECKING, Any, Literal, Self, get_args
 
 import numpy as np
 import torch
@@ -14,11 +14,11 @@ from scgalore._settings import settings
 from scgalore.data.sampler import cut_batches
 from scgalore.errors import OptionError
 from scgalore.model.distributed import refuse_devices
-from scgalore.nn import CellEncoder, CellOutput
+from scgalore.nn import CellOutput
 from scgalore.nn.device import pick_device
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Callable, Iterable, Iterator
 
     from numpy.typing import NDArray
 
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from scgalore.data.tokens import RaggedTokens, TokenizerConfig
     from scgalore.nn import CellNetwork
 
-__all__ = ["InferencePrecision", "RunOptions", "class_probabilities", "pick_dtype", "run_network"]
+__all__ = ["InferencePrecision", "RunOptions", "pick_dtype", "run_network"]
 
 InferencePrecision = Literal["auto", "32-true", "bf16-true"]
 
@@ -108,6 +108,7 @@ def run_network(
     network: CellNetwork,
     cells: TokenSource,
     *,
+    encoder: Callable[..., Any],
     rows: NDArray[np.int64] | None = None,
     batch_size: int | None = None,
     batch_tokens: int | None = None,
@@ -126,6 +127,8 @@ def run_network(
         Left in evaluation mode on ``device``.
     cells
         Each has its own result, whatever the batch that it is in. A stream must not shuffle.
+    encoder
+        Of the network's family: see :class:`scgalore.model.Family`.
     rows
         Which of them; all when left out. A stream is always run as a whole.
     batch_size
@@ -143,9 +146,7 @@ def run_network(
     config, n_obs = network.config, cells.n_obs if rows is None else len(rows)
     embedding = np.empty((n_obs, config.d_model), dtype=np.float32)
     heads = {name: np.empty((n_obs, n), dtype=np.float32) for name, n in config.heads.items()}
-    encoder = CellEncoder(
-        network, torch.from_numpy(cells.tokens()), levels=_levels(cells.tokenizer.config), dtype=dtype
-    )
+    embed = encoder(network, torch.from_numpy(cells.tokens()), levels=_levels(cells.tokenizer.config), dtype=dtype)
     caps = {"batch_size": batch_size, "batch_tokens": batch_tokens or BATCH_TOKENS[device.type == "cpu"]}
     n_batches = None
     if cells.lengths is not None:
@@ -155,18 +156,11 @@ def run_network(
     for at, batch in progress(_batches(windows, caps), label=label, total=n_batches):
         genes, values = (torch.from_numpy(part).to(device) for part in (batch.genes, batch.values))
         with torch.inference_mode():
-            cell = encoder(genes, values, batch.lengths.tolist())
+            cell = embed(genes, values, batch.lengths.tolist())
             embedding[at] = F.normalize(cell, dim=1).cpu().numpy()
             for name, outputs in heads.items():
                 outputs[at] = network.read_head(name, cell).cpu().numpy()
     return CellOutput(embedding, heads, "bf16-true" if dtype == torch.bfloat16 else "32-true")
-
-
-def class_probabilities(output: CellOutput) -> NDArray[np.float32] | None:
-    """Softmax of the class logits, float32 ``(n_obs, n_classes)``; ``None`` without a head for classes."""
-    if "classes" not in output.heads:
-        return None
-    return torch.from_numpy(output.heads["classes"]).softmax(dim=1).numpy()
 
 
 def _levels(config: TokenizerConfig) -> range | None:

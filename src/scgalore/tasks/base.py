@@ -44,6 +44,11 @@ class TaskMemory(Protocol):
         """Name of the task."""
         ...
 
+    @property
+    def outlives_training(self) -> bool:
+        """Whether it still holds after the network has been trained for a task that keeps nothing itself."""
+        ...
+
     def to_config(self) -> dict[str, Any]:
         """What goes into ``config.json``, as JSON has it."""
         ...

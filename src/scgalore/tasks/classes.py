@@ -55,6 +55,7 @@ class ClassesMemory:
 
     classes: tuple[str, ...]
     task: str = "classes"
+    outlives_training: bool = True
 
     def to_config(self) -> dict[str, Any]:
         """Names of the classes."""
@@ -100,6 +101,13 @@ class Classes(CellTask):
         labels_key = call.arguments["labels_key"]
         if not stream.classes:
             msg = f"labels_key={labels_key!r}, but the stream reads no labels. Make it with labels_key={labels_key!r}."
+            raise OptionError(msg)
+        of_validation = getattr(call.validation, "classes", stream.classes)  # of another stream
+        if of_validation != stream.classes:
+            msg = (
+                f"The stream to validate on has the classes {list(of_validation)[:5]} and the one to train on "
+                f"{list(stream.classes)[:5]}. Make it with labels_key= and classes=, the classes of the other stream."
+            )
             raise OptionError(msg)
         return ClassesMemory(stream.classes)
 

@@ -53,6 +53,7 @@ class RegressionMemory:
     mean: float
     std: float
     task: str = "regression"
+    outlives_training: bool = True
 
     def to_config(self) -> dict[str, Any]:
         """Column and scale."""

@@ -19,8 +19,8 @@ if TYPE_CHECKING:
     from scgalore.model import CellModel
 
 
-@with_task_arguments
 @shared_parameters
+@with_task_arguments
 def finetune(
     data: Data,
     model: PathLike | CellModel = "scgpt",

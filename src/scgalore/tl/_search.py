@@ -13,6 +13,7 @@ from scgalore.errors import OptionError
 from scgalore.perturb.baselines.effects import fit_effects
 from scgalore.perturb.predictions import retrieval
 from scgalore.tasks.perturbation.effects import predict_effects, prior_effects
+from scgalore.tasks.perturbation.memory import memory_of
 from scgalore.tasks.perturbation.networks import target_tokens
 from scgalore.tasks.perturbation.reading import trained_on, training_profiles
 

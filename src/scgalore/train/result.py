@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -15,7 +15,7 @@ __all__ = ["TrainResult"]
 
 @dataclass(frozen=True)
 class TrainResult:
-    """What a training run leaves in addition to the weights.
+    """What a training run leaves in addition to the weights; ``None`` where a file of an earlier version does not tell.
 
     Attributes
     ----------
@@ -38,12 +38,17 @@ class TrainResult:
         What the task keeps in addition to the weights.
     """
 
-    history: pd.DataFrame
-    best_epoch: int
-    optimizer_bytes: int
-    steps: int
-    split: Split | None
-    batch_size: int
-    accumulate: int
-    adapter: Any = None
+    history: pd.DataFrame = field(repr=False)
+    best_epoch: int | None = None
+    optimizer_bytes: int | None = None
+    steps: int | None = None
+    split: Split | None = field(default=None, repr=False)
+    batch_size: int | None = None
+    accumulate: int | None = None
+    adapter: Any = field(default=None, repr=False)
     memory: Any = None
+
+    def summary(self) -> dict[str, int | None]:
+        """Best epoch, bytes of optimizer state, steps, cells in a batch and batches in a step."""
+        names = ("best_epoch", "optimizer_bytes", "steps", "batch_size", "accumulate")
+        return {name: getattr(self, name) for name in names}

@@ -50,6 +50,7 @@ class PerturbationMemory:
     params: dict[str, Any]
     stats: dict[str, Any]
     task: str = "perturbation"
+    outlives_training: bool = False
 
     def to_config(self) -> dict[str, Any]:
         """Nothing: all of it is in files of its own."""

@@ -13,13 +13,15 @@ from safetensors.torch import load_file, save_file
 from scgalore import __version__
 from scgalore._folders import FolderKind, whole_folder
 from scgalore.errors import OptionError, WeightsError
+from scgalore.model.files import Provenance, memory_config, read_memory
 from scgalore.model.training import AdapterWeights
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from torch import Tensor
 
     from scgalore._typing import PathLike
-    from scgalore.model.files import Provenance
 
 __all__ = ["StoredAdapter", "is_adapter_folder", "read_adapter", "write_adapter"]
 
@@ -37,12 +39,15 @@ class StoredAdapter:
         Its factors and heads.
     base
         Provenance of the weights it was trained on.
+    heads
+        Outputs of the cell heads it was trained with, by name.
     classes
         Names of the classes of its head.
     """
 
     weights: AdapterWeights
     base: Provenance
+    heads: dict[str, int]
     classes: tuple[str, ...]
 
 
@@ -56,10 +61,11 @@ def write_adapter(
     weights: AdapterWeights | None,
     *,
     base: Provenance,
+    heads: Mapping[str, int],
     classes: tuple[str, ...],
     overwrite: bool,
 ) -> None:
-    """Write ``adapter.json`` and ``adapter.safetensors``; see :meth:`scgalore.model.SCGPT.save_adapter`."""
+    """Write ``adapter.json`` and ``adapter.safetensors``; see :meth:`scgalore.model.CellModel.save_adapter`."""
     if weights is None:
         msg = (
             "There is no adapter to save alone: the last training had none, or trained other weights beside it "
@@ -73,7 +79,8 @@ def write_adapter(
         "scgalore": __version__,
         "adapter": weights.name,
         "options": weights.options,
-        "classes": list(classes),
+        "heads": dict(heads),
+        **memory_config(classes, None),
         "base": dict(base),
     }
     groups = {"adapter": weights.tensors, "network": weights.heads}
@@ -101,7 +108,10 @@ def read_adapter(folder: PathLike) -> StoredAdapter:
             group, _, name = key.partition(":")
             groups[group][name] = tensor
         weights = AdapterWeights(content["adapter"], content["options"], groups["adapter"], groups["network"])
-        return StoredAdapter(weights, content["base"], tuple(content["classes"]))
+        classes, _ = read_memory(folder, content)
+        # scgalore 0.5.0 knew one head.
+        heads = content.get("heads", {"classes": len(classes)} if classes else {})
+        return StoredAdapter(weights, content["base"], heads, classes)
     except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
         msg = f"{folder} holds no adapter that scgalore wrote ({type(error).__name__}: {error}). Save it again."
         raise WeightsError(msg) from error

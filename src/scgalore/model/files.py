@@ -13,19 +13,21 @@ from scgalore import __version__
 from scgalore import _logging as logg
 from scgalore.data.vocab import GeneVocab
 from scgalore.errors import WeightsError
+from scgalore.model.families import family_of_folder
 from scgalore.model.screen_files import read_screen, screen_files
-from scgalore.nn import SCGPTConfig, SCGPTNetwork
-from scgalore.weights import load_tensors, read_scgpt, resolve_model_folder, write_checkpoint
+from scgalore.weights import load_tensors, resolve_model_folder, write_checkpoint
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
 
     from scgalore._typing import PathLike
+    from scgalore.model.family import Family
     from scgalore.model.screens import ScreenMemory
-    from scgalore.weights import Checkpoint, LoadReport
+    from scgalore.nn import CellNetwork
+    from scgalore.weights import LoadReport
 
-__all__ = ["Provenance", "StoredModel", "read_model", "write_model"]
+__all__ = ["Provenance", "StoredModel", "memory_config", "read_memory", "read_model", "write_model"]
 
 HISTORY = "history.csv"
 
@@ -47,7 +49,8 @@ class Provenance(TypedDict):
 class StoredModel:
     """A model as read from a folder."""
 
-    network: SCGPTNetwork
+    family: Family
+    network: CellNetwork
     vocab: GeneVocab
     classes: tuple[str, ...]
     provenance: Provenance
@@ -62,29 +65,32 @@ def read_model(model: PathLike) -> StoredModel:
     Parameters
     ----------
     model
-        As for :meth:`scgalore.model.SCGPT.from_pretrained`.
+        As for :func:`scgalore.model.load`.
     """
     folder, entry = resolve_model_folder(model)
-    checkpoint = read_scgpt(folder, args=None if entry is None else entry.args)
+    family = family_of_folder(folder)
+    checkpoint = family.read(folder, args=None if entry is None else entry.args)
     vocab = GeneVocab.from_dict(checkpoint.vocab)
-    config, classes = _config(checkpoint, vocab)
+    config = family.config_of(checkpoint, vocab)
     # Heads that the file lacks stay random: the same in every process, and at no cost to the user's generator.
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        network = SCGPTNetwork(config)
+        network = family.network(config)
     report = load_tensors(network, checkpoint)
     name = entry.name if entry is not None else str(folder)
     logg.info(f"loaded {name}: {report.summary()}")
     base = checkpoint.args["weights"]["name"] if "weights" in checkpoint.args else ""
     provenance = Provenance(name=name, sha256=checkpoint.sha256, layout=checkpoint.layout, base=base)
     history = _read_history(folder / HISTORY)
-    return StoredModel(network.eval(), vocab, classes, provenance, report, history, read_screen(folder))
+    classes, screen = read_memory(folder, checkpoint.args) if checkpoint.layout == "scgalore" else ((), None)
+    return StoredModel(family, network.eval(), vocab, classes, provenance, report, history, screen)
 
 
 def write_model(
     folder: PathLike,
     *,
-    network: SCGPTNetwork,
+    family: Family,
+    network: CellNetwork,
     vocab: GeneVocab,
     classes: tuple[str, ...],
     provenance: Provenance,
@@ -93,11 +99,12 @@ def write_model(
     evaluation: Mapping[str, Any] | None = None,
     overwrite: bool,
 ) -> None:
-    """Write a model in our own layout; see :meth:`scgalore.model.SCGPT.save`."""
+    """Write a model in our own layout; see :meth:`scgalore.model.CellModel.save`."""
     config: dict[str, Any] = {
         "scgalore": __version__,
+        "family": family.name,
         "network": network.config.to_dict(),
-        "classes": list(classes),
+        **memory_config(classes, screen),
         "weights": dict(provenance),
     }
     extra: dict[str, str | bytes] = {} if screen is None else screen_files(screen, provenance, evaluation)
@@ -110,6 +117,27 @@ def write_model(
     )
 
 
+def memory_config(classes: tuple[str, ...], screen: ScreenMemory | None) -> dict[str, Any]:
+    """Entries ``task`` and ``memory`` of ``config.json``: the task that was trained for and what is known of it."""
+    if screen is not None:
+        return {"task": "perturbation", "memory": {"classes": list(classes)} if classes else {}}
+    return {"task": "classes", "memory": {"classes": list(classes)}} if classes else {"task": None, "memory": {}}
+
+
+def read_memory(folder: Path, config: Mapping[str, Any]) -> tuple[tuple[str, ...], ScreenMemory | None]:
+    """Read what a model that scgalore wrote knows of its training data.
+
+    Parameters
+    ----------
+    folder
+        Folder of the model.
+    config
+        Content of its ``config.json``; that of scgalore 0.5.0 has ``classes`` and no ``memory``.
+    """
+    memory = config.get("memory", config)
+    return tuple(memory.get("classes", ())), read_screen(folder)
+
+
 def _read_history(path: Path) -> pd.DataFrame:
     if not path.exists():
         return pd.DataFrame()
@@ -118,21 +146,3 @@ def _read_history(path: Path) -> pd.DataFrame:
     except ValueError as error:  # all that pandas raises for a file it cannot parse
         msg = f"{path} is no history of a training ({error}). Delete it, or save the model again."
         raise WeightsError(msg) from error
-
-
-def _config(checkpoint: Checkpoint, vocab: GeneVocab) -> tuple[SCGPTConfig, tuple[str, ...]]:
-    if checkpoint.layout == "scgalore":
-        try:
-            return SCGPTConfig.from_dict(checkpoint.args["network"]), tuple(checkpoint.args["classes"])
-        except (KeyError, TypeError) as error:
-            msg = f"{checkpoint.folder}/config.json is not one that scgalore wrote: {error}. Save the model again."
-            raise WeightsError(msg) from error
-    shapes = {name: tuple(tensor.shape) for name, tensor in checkpoint.tensors.items()}
-    # Upstream keeps the names of the classes elsewhere, so its classification head cannot name what it predicts.
-    shapes = {name: shape for name, shape in shapes.items() if not name.startswith("cls_decoder.")}
-    config = SCGPTConfig.from_args(checkpoint.args, shapes=shapes, pad_id=vocab.pad_id)
-    if checkpoint.args.get("MVC") and not config.mvc:
-        logg.info(
-            "    the head that predicts expression from the cell embedding (MVC) is not in the file, and left out"
-        )
-    return config, ()

@@ -15,10 +15,10 @@ from scgalore.data.sampler import cut_batches
 from scgalore.data.streaming import TokenStream
 from scgalore.errors import OptionError
 from scgalore.model.distributed import refuse_devices
-from scgalore.nn import CellEncoder, CellOutput
+from scgalore.nn import CellOutput
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Callable, Iterable, Iterator
 
     from numpy.typing import NDArray
 
@@ -131,6 +131,7 @@ def run_network(
     network: CellNetwork,
     cells: TokenCells | TokenStream,
     *,
+    encoder: Callable[..., Callable[..., torch.Tensor]],
     rows: NDArray[np.int64] | None = None,
     batch_size: int | None = None,
     batch_tokens: int | None = None,
@@ -149,6 +150,8 @@ def run_network(
         Left in evaluation mode on ``device``.
     cells
         Each has its own result whatever the batch it lands in. A stream must not shuffle.
+    encoder
+        Makes of network, tokens, levels and dtype what embeds many cells, such as :class:`scgalore.nn.PaddedEncoder`.
     rows
         Which of them; all when left out. A stream is run whole.
     batch_size
@@ -166,9 +169,8 @@ def run_network(
     config, n_obs = network.config, cells.n_obs if rows is None else len(rows)
     embedding = np.empty((n_obs, config.d_model), dtype=np.float32)
     heads = {name: np.empty((n_obs, n), dtype=np.float32) for name, n in config.heads.items()}
-    encoder = CellEncoder(
-        network, torch.from_numpy(cells.tokens()), levels=_levels(cells.tokenizer.config), dtype=dtype
-    )
+    levels = _levels(cells.tokenizer.config)
+    embed = encoder(network, torch.from_numpy(cells.tokens()), levels=levels, dtype=dtype)
     caps = {"batch_size": batch_size, "batch_tokens": batch_tokens or BATCH_TOKENS[device.type == "cpu"]}
     if isinstance(cells, TokenStream):
         windows, n_batches = cells.windows(), None
@@ -179,7 +181,7 @@ def run_network(
     for at, batch in progress(_batches(windows, caps), label=label, total=n_batches):
         genes, values = (torch.from_numpy(part).to(device) for part in (batch.genes, batch.values))
         with torch.inference_mode():
-            cell = encoder(genes, values, batch.lengths.tolist())
+            cell = embed(genes, values, batch.lengths.tolist())
             embedding[at] = F.normalize(cell, dim=1).cpu().numpy()
             for name, outputs in heads.items():
                 outputs[at] = network.read_head(name, cell).cpu().numpy()

@@ -63,4 +63,4 @@ def bag_of(genes: Iterable[str], *, seed: int = 0) -> CellModel:
     config = NetworkConfig(n_tokens=len(vocab), pad_id=vocab.pad_id, d_model=16, dropout=0.0, max_length=64)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return CellModel(BagOfGenes(config), vocab)
+        return CellModel(BagOfGenes(config), vocab, family=BAG)

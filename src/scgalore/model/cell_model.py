@@ -165,7 +165,7 @@ class CellModel:
         max_length, rng
             As for :meth:`cells`.
         """
-        return self.family.tokens(self.network.config, max_length=max_length, seed=seed_from(rng))
+        return self.family.tokenizer(self.network.config, max_length=max_length, seed=seed_from(rng))
 
     def cells(
         self,

@@ -1,4 +1,4 @@
-"""What a family of models is: how its folders are read, which network they make, and how its results are named."""
+"""What a family of models is: all that the package asks of scGPT or any other, in one row."""
 
 from __future__ import annotations
 
@@ -6,7 +6,8 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from scgalore.data.tokens import TokenizerConfig
-from scgalore.nn.base import NetworkConfig, PaddedEncoder
+from scgalore.errors import WeightsError
+from scgalore.nn import PaddedEncoder
 from scgalore.weights import read_checkpoint
 
 if TYPE_CHECKING:
@@ -14,14 +15,27 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from scgalore.data.vocab import GeneVocab
-    from scgalore.nn.base import CellNetwork
+    from scgalore.nn import CellNetwork, NetworkConfig
     from scgalore.weights import Checkpoint
 
-__all__ = ["Family", "tokens_by_config"]
+__all__ = ["CAN", "Family"]
+
+CAN = frozenset({"cell heads", "expression", "flags"})
+"""What tasks may ask of a family: heads on the cell embedding, expression of each token, perturbation flags."""
 
 
-def tokens_by_config(config: Any, *, max_length: int | None, seed: int) -> TokenizerConfig:
-    """How cells become tokens, with the numbers of bins and tokens in the configuration of a network."""
+def binned_tokens(config: NetworkConfig, *, max_length: int | None, seed: int) -> TokenizerConfig:
+    """Expressed genes with binned values, ``<cls>`` first: the tokens of scGPT.
+
+    Parameters
+    ----------
+    config
+        Of the network.
+    max_length
+        Most tokens of a cell; what the weights were trained with when ``None``.
+    seed
+        Seed of the sampling of longer cells.
+    """
     return TokenizerConfig(
         n_bins=config.n_bins,
         max_length=config.max_length if max_length is None else max_length,
@@ -31,54 +45,79 @@ def tokens_by_config(config: Any, *, max_length: int | None, seed: int) -> Token
     )
 
 
-def _released_by_nobody(folder: Path) -> bool:
-    return False
+def own_folders_only(checkpoint: Checkpoint, vocab: GeneVocab) -> NetworkConfig:
+    """Refuse a folder that scgalore did not write."""
+    msg = f"{checkpoint.folder} was not written by scgalore, and there is no reader for other folders of this family."
+    raise WeightsError(msg)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Family:
-    """One row of :data:`scgalore.model.FAMILIES`.
+    """One entry of :data:`scgalore.model.FAMILIES`; the first seven fields suffice for one that has no released weights.
 
     Attributes
     ----------
     name
-        Name in ``config.json``.
-    stem, embedding
-        Start of the keys that results are written to (``scgpt_label``), and key of the embeddings (``X_scGPT``).
-    can
-        What its networks can do: ``"cell heads"`` (classes and numbers from the cell embedding), ``"expression"`` (of each
-        token), ``"flags"`` (perturbations).
+        What ``config.json`` of a saved model says.
+    title
+        Name in messages.
+    stem
+        First part of the keys in ``obs`` and ``uns``, such as ``"scgpt"``.
+    embedding
+        Key of cell embeddings in ``obsm``, such as ``"X_scGPT"``.
     network
-        Makes a network with random weights from a configuration.
+        Class of its networks, made from a configuration.
     config
-        Class of the configurations, with ``from_dict``.
+        Class of their configurations.
     model
-        Class of the models; ``None`` is :class:`~scgalore.model.CellModel`.
-    tokens
-        How cells become tokens of a network, from its configuration.
+        :class:`~scgalore.model.CellModel`, or a subclass with what this family has in addition.
+    can
+        What it can do, of :data:`CAN`.
     encoder
-        Embeds many cells fast; made from a network, token ids, levels of values and a dtype as
-        :class:`~scgalore.nn.base.PaddedEncoder` is.
-    is_released
-        Whether a folder has the layout in which the authors of the family release weights.
+        How many cells are embedded fast: called as :class:`scgalore.nn.PaddedEncoder`, which works for all networks.
+    tokenizer
+        How cells become tokens, from a network's configuration, ``max_length`` and ``seed``.
+    recognises
+        Whether a folder that scgalore did not write holds weights of this family.
     read
-        Reads a folder in our layout or in the authors', with the names that tensors have in the network.
-    released_config
-        Configuration of a network that was released by the authors, from its files.
+        Reads a folder, in scgalore's layout or one that it recognises, with ``args`` of the registry of weights.
+    foreign_config
+        Configuration of the network in a folder that scgalore did not write.
     sizes
-        Configurations of registered weights, known without their files.
+        Networks of registered weights whose files need not be there to know them, by name.
     """
 
     name: str
+    title: str
     stem: str
     embedding: str
-    can: frozenset[str]
-    network: Callable[[Any], CellNetwork]
-    config: type[NetworkConfig] = NetworkConfig
-    model: Any = None
-    tokens: Callable[..., TokenizerConfig] = tokens_by_config
-    encoder: Callable[..., Any] = PaddedEncoder
-    is_released: Callable[[Path], bool] = _released_by_nobody
+    network: type[CellNetwork]
+    config: type[NetworkConfig]
+    model: type[Any]
+    can: frozenset[str] = CAN
+    encoder: Callable[..., Callable[..., Any]] = PaddedEncoder
+    tokenizer: Callable[..., TokenizerConfig] = binned_tokens
+    recognises: Callable[[Path], bool] = lambda folder: False
     read: Callable[..., Checkpoint] = read_checkpoint
-    released_config: Callable[[Checkpoint, GeneVocab], NetworkConfig] | None = None
+    foreign_config: Callable[[Checkpoint, GeneVocab], NetworkConfig] = own_folders_only
     sizes: Mapping[str, NetworkConfig] = field(default_factory=dict)
+
+    def config_of(self, checkpoint: Checkpoint, vocab: GeneVocab) -> NetworkConfig:
+        """Configuration of the network in a checkpoint.
+
+        Raises
+        ------
+        WeightsError
+            If the checkpoint does not describe a network of this family.
+        """
+        if checkpoint.layout != "scgalore":
+            return self.foreign_config(checkpoint, vocab)
+        where = f"{checkpoint.folder}/config.json is not one that scgalore wrote"
+        if missing := [entry for entry in ("scgalore", "network") if entry not in checkpoint.args]:
+            msg = f"{where}: it lacks {missing}. Save the model again."
+            raise WeightsError(msg)
+        try:
+            return self.config.from_dict(checkpoint.args["network"])
+        except TypeError as error:
+            msg = f"{where}: {error}. Save the model again."
+            raise WeightsError(msg) from error

@@ -24,9 +24,9 @@ if TYPE_CHECKING:
 
     from scgalore._typing import PathLike
     from scgalore.model.family import Family
-    from scgalore.nn.base import CellNetwork, NetworkConfig
+    from scgalore.nn.base import CellNetwork
     from scgalore.tasks.base import TaskMemory
-    from scgalore.weights import Checkpoint, LoadReport
+    from scgalore.weights import LoadReport
 
 __all__ = ["Provenance", "StoredModel", "read_memory", "read_model", "write_model"]
 
@@ -77,7 +77,7 @@ def read_model(model: PathLike, families: Mapping[str, Family]) -> StoredModel:
     family = _family_of(folder, families)
     checkpoint = family.read(folder, args=None if entry is None else entry.args)
     vocab = GeneVocab.from_dict(checkpoint.vocab)
-    config = _config(checkpoint, vocab, family)
+    config = family.config_of(checkpoint, vocab)
     # Heads that the file lacks stay random: the same in every process, and at no cost to the user's generator.
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
@@ -179,28 +179,15 @@ def _read_history(path: Path) -> pd.DataFrame:
 
 def _family_of(folder: Path, families: Mapping[str, Family]) -> Family:
     first = next(iter(families.values()))
-    released = [family for family in families.values() if family.is_released(folder)]
+    found = [family for family in families.values() if family.recognises(folder)]
     try:
         config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):
         config = {}
     if not isinstance(config, dict) or "scgalore" not in config:
-        return (released or [first])[0]
+        return (found or [first])[0]
     name = config.get("family", "scgpt")  # version 0.5.0 had one
     if name not in families:
         msg = f"{folder} holds a model of the family {name!r}; known here: {', '.join(map(repr, families))}. Use sg.model.load."
         raise OptionError(msg)
     return families[name]
-
-
-def _config(checkpoint: Checkpoint, vocab: GeneVocab, family: Family) -> NetworkConfig:
-    if checkpoint.layout != "scgalore":
-        if family.released_config is None:
-            msg = f"{checkpoint.folder} was not written by scgalore, and {family.name!r} has no other layout."
-            raise WeightsError(msg)
-        return family.released_config(checkpoint, vocab)
-    try:
-        return family.config.from_dict(checkpoint.args["network"])
-    except (KeyError, TypeError) as error:
-        msg = f"{checkpoint.folder}/config.json is not one that scgalore wrote: {error}. Save the model again."
-        raise WeightsError(msg) from error

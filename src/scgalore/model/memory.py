@@ -11,8 +11,7 @@ import pandas as pd
 from scgalore._docs import shared_parameters
 from scgalore._settings import settings
 from scgalore.errors import OptionError
-from scgalore.model.cell_model import CellModel, load
-from scgalore.model.families import FAMILIES
+from scgalore.model.scgpt import SCGPT
 from scgalore.nn import SCGPTConfig
 from scgalore.train.config import DEFAULT_BATCH_SIZE, TrainConfig
 from scgalore.train.estimate import MemoryEstimate, estimate_training
@@ -26,13 +25,17 @@ __all__ = ["estimate_memory", "savings"]
 OBJECTIVES = {"expression": "masked_expression", "classes": "classification", "perturbation": "perturbation"}
 """What is trained for, by the task of :func:`scgalore.tl.finetune`."""
 
+WHOLE_HUMAN = SCGPTConfig(n_tokens=60697, pad_id=60694)
+SIZES = {"scgpt": WHOLE_HUMAN, "scgpt-continual": WHOLE_HUMAN.replace(mvc=False)}
+"""Networks of registered weights that need not be there to be known: the sizes that the authors publish."""
+
 MAPS_AT_ONCE = 3
 """Maps of scores that exist for one block while attention is computed without a fused kernel."""
 
 
 @shared_parameters
 def estimate_memory(
-    model: PathLike | CellModel | SCGPTConfig = "scgpt",
+    model: PathLike | SCGPT | SCGPTConfig = "scgpt",
     *,
     n_genes: int,
     batch_size: int = DEFAULT_BATCH_SIZE,
@@ -126,7 +129,7 @@ def estimate_memory(
 
 @shared_parameters
 def savings(
-    model: PathLike | CellModel | SCGPTConfig = "scgpt",
+    model: PathLike | SCGPT | SCGPTConfig = "scgpt",
     *,
     n_genes: int,
     batch_size: int = DEFAULT_BATCH_SIZE,
@@ -215,7 +218,7 @@ def _count(name: str, value: Any) -> int:
     return int(value)
 
 
-def _sizes(model: PathLike | CellModel | SCGPTConfig, objective: str, n_classes: int | None) -> SCGPTConfig:
+def _sizes(model: PathLike | SCGPT | SCGPTConfig, objective: str, n_classes: int | None) -> SCGPTConfig:
     """Sizes of the network as it will be trained."""
     sizes = _known(model)
     if objective == "perturbation":
@@ -225,20 +228,19 @@ def _sizes(model: PathLike | CellModel | SCGPTConfig, objective: str, n_classes:
     return sizes
 
 
-def _known(model: PathLike | CellModel | SCGPTConfig) -> SCGPTConfig:
+def _known(model: PathLike | SCGPT | SCGPTConfig) -> SCGPTConfig:
     if isinstance(model, SCGPTConfig):
         return model
-    if isinstance(model, CellModel):
+    if isinstance(model, SCGPT):
         return model.network.config
     if not isinstance(model, str) or model not in list_weights():
-        return load(model).network.config
-    for family in FAMILIES.values():
-        if model in family.sizes:
-            return family.sizes[model]
+        return SCGPT.from_pretrained(model).network.config
+    if model in SIZES:
+        return SIZES[model]
     entry = get_entry(model)
     folder = settings.cachedir / model
     if not entry.bundled and not all((Path(folder) / file.name).exists() for file in entry.files):
         first = "pass" if entry.refusal else f"call sg.weights.fetch_weights({model!r}), or pass"
         msg = f"The sizes of {model!r} are known once its files are there: {first} a folder, a model or an SCGPTConfig."
         raise OptionError(msg)
-    return load(model).network.config
+    return SCGPT.from_pretrained(model).network.config

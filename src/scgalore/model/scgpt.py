@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import torch
 
@@ -123,7 +123,7 @@ class SCGPT(CellModel):
         )
 
 
-def _is_released(folder: Path) -> bool:
+def _recognises(folder: Path) -> bool:
     return (folder / "args.json").is_file() or (folder / "best_model.pt").is_file()
 
 
@@ -143,16 +143,16 @@ _WHOLE_HUMAN = SCGPTConfig(n_tokens=60697, pad_id=60694)
 
 SCGPT_FAMILY = Family(
     name="scgpt",
+    title="scGPT",
     stem="scgpt",
     embedding="X_scGPT",
-    can=frozenset({"cell heads", "expression", "flags"}),
     network=SCGPTNetwork,
     config=SCGPTConfig,
     model=SCGPT,
     encoder=CellEncoder,
-    is_released=_is_released,
+    recognises=_recognises,
     read=read_scgpt,
-    released_config=_released_config,
+    foreign_config=_released_config,
     # The sizes that the authors publish.
     sizes={"scgpt": _WHOLE_HUMAN, "scgpt-continual": _WHOLE_HUMAN.replace(mvc=False)},
 )

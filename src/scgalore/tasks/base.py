@@ -18,20 +18,20 @@ if TYPE_CHECKING:
 
     import pandas as pd
     from anndata import AnnData
-    from scgalore.data.results import Results
-    from scgalore.data.source import CellSource
-    from scgalore.tasks.call import TrainingCall
-    from scgalore.tasks.findings import Findings
-    from scgalore.train.result import TrainResult
 
     from scgalore._keys import CellKeys
     from scgalore._options import Option
     from scgalore.data.cells import TokenCells
+    from scgalore.data.results import Results
+    from scgalore.data.source import CellSource
     from scgalore.data.split import Split
     from scgalore.data.vocab import GeneVocab
     from scgalore.nn.base import CellNetwork, CellOutput
     from scgalore.objectives import Objective
+    from scgalore.tasks.call import TrainingCall
+    from scgalore.tasks.findings import Findings
     from scgalore.train.config import TrainConfig
+    from scgalore.train.result import TrainResult
 
 __all__ = ["Prepared", "Task", "TaskMemory", "TaskModel"]
 

@@ -208,7 +208,7 @@ class Cells(Task):
         network = copy.deepcopy(model.network).float()
         torch.manual_seed(seed)
         if self.labels:
-            network.set_classes(len(cells.classes))
+            network.set_classes(int(cells.targets["labels"].max()) + 1)
         return network
 
     def batches(self, seed: int, size: int) -> Iterator[TokenBatch]:

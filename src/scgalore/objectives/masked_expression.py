@@ -97,7 +97,7 @@ class MaskedExpression:
 
 
 def _heads(network: SCGPTNetwork, batch: TokenBatch) -> dict[str, tuple[Tensor, Tensor | None]]:
-    encoded = network.encode(batch.genes, batch.values, batch.padding_if_any, **batch.conditions)
+    encoded = network.encode(batch.genes, batch.values, batch.padding_if_any, cell_only=False, **batch.conditions)
     batches = batch.conditions.get("batches")
     heads = {"mse": network.expression(encoded, batch.values, batches)}
     if network.mvc_decoder is not None:

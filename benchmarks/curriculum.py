@@ -110,11 +110,11 @@ def run(plan: Plan) -> dict[str, dict[str, float]]:
         model = sg.model.SCGPT.from_pretrained("scgpt-mini")
         cells = model.cells(adata, rng=plan.seed).with_ranks(ranks)
         if plan.task == "classes":
-            cells = cells.with_labels(codes, classes)
+            cells = cells.with_targets(labels=codes)
         config = sg.train.TrainConfig(
             max_epochs=epochs, lr=1e-3, optimizer_options={"rank": 32}, seed=plan.seed, accelerator="cpu", **options
         )
-        model.fit(cells, split, config)
+        model.fit(cells, split, config, classes=classes if plan.task == "classes" else ())
         found[name] = {
             "epochs": epochs,
             "steps": model.training["steps"],

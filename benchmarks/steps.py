@@ -62,8 +62,7 @@ def make_batch(n_cells: int, length: int) -> None:
         padding=torch.zeros_like(masked),
         cells=torch.arange(n_cells),
         keys=torch.zeros(n_cells, dtype=torch.int64),
-        targets=values,
-        masked=masked,
+        targets={"expression": values, "masked": masked},
         padded=False,
     )
 

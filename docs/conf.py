@@ -110,8 +110,6 @@ _INNER = (
     "optim.state.OwnPrecision",
     "data.buffers.FileBuffers",
     "data.loaders.LoaderBuffers",
-    "train.datamodule.BatchDataModule",
-    "train.datamodule.SampledDataModule",
     "perturb.screen.Pools",
     "_fetch.RemoteFile",
 )

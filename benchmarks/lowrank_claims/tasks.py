@@ -209,7 +209,7 @@ class Cells(Task):
         network = copy.deepcopy(model.network).float()
         torch.manual_seed(seed)
         if self.labels:
-            network.put_heads(network.fresh_heads({"classes": len(cells.classes)}))
+            network.put_heads(network.fresh_heads({"classes": int(cells.targets["labels"].max()) + 1}))
         return network
 
     def batches(self, seed: int, size: int) -> Iterator[TokenBatch]:

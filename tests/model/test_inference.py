@@ -9,8 +9,10 @@ from scgalore import settings
 from scgalore.data import stream
 from scgalore.errors import OptionError
 from scgalore.model import SCGPT
-from scgalore.model.inference import class_probabilities, pick_dtype, run_network
+from scgalore.model.inference import pick_dtype, run_network
+from scgalore.nn import CellEncoder
 from scgalore.nn.device import pick_device
+from scgalore.tasks.classes import probabilities as class_probabilities
 
 CPU = torch.device("cpu")
 

@@ -170,8 +170,14 @@ class _Stage:
             if len(rows) == 0:
                 msg = f"No training cell expresses one of the first {phase.n_genes} genes of the curriculum. Begin with more."
                 raise DataError(msg)
-        caps = {"batch_size": plan.batch_size, "batch_tokens": plan.batch_tokens}
-        return cls(phase.start, cells, BucketSampler(rows, cells.lengths[rows], seed=plan.seed, **caps))
+        sampler = BucketSampler(
+            rows,
+            cells.lengths[rows],
+            batch_size=plan.batch_size,
+            batch_tokens=plan.batch_tokens,
+            seed=plan.seed,
+        )
+        return cls(phase.start, cells, sampler)
 
 
 class _Stages(Sampler[BatchRequest]):
@@ -204,7 +210,7 @@ class _Stages(Sampler[BatchRequest]):
 
 
 class SampledBatches(Batches):
-    """Training cells in shuffled batches, drawn by a :class:`~scgalore.data.sampler.BucketSampler` per phase.
+    """Training cells in shuffled batches, drawn by a ``BucketSampler`` per phase.
 
     Parameters
     ----------

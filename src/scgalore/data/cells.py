@@ -222,8 +222,14 @@ class TokenCells:
     def validation_batches(self, rows: NDArray[np.int64] | None, plan: BatchPlan) -> Batches:
         """Batches of the cells at their full length, the longest first."""
         rows = self._rows(rows)
-        caps = {"batch_size": plan.batch_size, "batch_tokens": plan.batch_tokens}
-        return ListedBatches(self.batch, rows, partial(sorted_batches, rows, self.lengths[rows], **caps))
+        list_of = partial(
+            sorted_batches,
+            rows,
+            self.lengths[rows],
+            batch_size=plan.batch_size,
+            batch_tokens=plan.batch_tokens,
+        )
+        return ListedBatches(self.batch, rows, list_of)
 
     def largest_batch(self, rows: NDArray[np.int64] | None, plan: BatchPlan) -> tuple[int, int]:
         """Cells of a training batch and tokens of its longest cell, at most."""

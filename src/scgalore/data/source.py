@@ -21,7 +21,7 @@ class CellSource(Protocol):
     """Cells to train or validate on.
 
     :class:`~scgalore.data.cells.TokenCells` (an AnnData), :class:`~scgalore.data.TokenStream` (many files) and
-    :class:`~scgalore.data.perturbations.PerturbationCells` (perturbed cells with control cells) are such.
+    ``PerturbationCells`` (perturbed cells with control cells) are such.
     """
 
     @property

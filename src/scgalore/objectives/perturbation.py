@@ -94,7 +94,7 @@ def _prediction(network: CellNetwork, batch: TokenBatch) -> tuple[Tensor, Tensor
             'Perturbation reads the targets "expression", "masked" and "controls": make batches with PerturbationCells.'
         )
         raise ValueError(msg)
-    encoded = network.encode(batch.genes, batch.values, batch.padding_if_any, **batch.conditions)
+    encoded = network.encode(batch.genes, batch.values, batch.padding_if_any, cell_only=False, **batch.conditions)
     output = network.expression(encoded, batch.values)[0]  # (b, s)
     if "prior" in batch.targets:
         output = batch.targets["controls"] + batch.targets["prior"] + output

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from lightning.pytorch import LightningDataModule
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     import torch
     from numpy.typing import NDArray
 
-    from scgalore.data.batches import Batches, Drawn
+    from scgalore.data.batches import Batches
     from scgalore.data.tokens import TokenBatch
     from scgalore.objectives import Objective
 
@@ -54,7 +54,7 @@ class _Corrupt:
     objective: Objective
     seed: int
 
-    def __call__(self, drawn: Drawn) -> TokenBatch | Share:
+    def __call__(self, drawn: Any) -> TokenBatch | Share:  # of type Drawn; PyTorch expects lists
         batch = self.objective.corrupt(drawn.batch, seed=self.seed, draw=drawn.draw)
         return batch if drawn.share is None else Share(batch, *drawn.share)
 
@@ -101,7 +101,7 @@ class CellDataModule(LightningDataModule):
         self.val_idx, self.n_val = (nothing, 0) if validation is None else (validation.rows, validation.n)
         self.test_idx = nothing if test_idx is None else test_idx
         self._corrupt = _Corrupt(objective, seed)
-        self._loaders: dict[str, DataLoader[TokenBatch | Share]] = {}
+        self._loaders: dict[str, DataLoader[Any]] = {}
 
     def n_batches(self, epoch: int) -> int:
         """Training batches of an epoch, the same for all processes."""
@@ -121,14 +121,14 @@ class CellDataModule(LightningDataModule):
             if batches is not None:
                 batches.set_process(self.trainer.global_rank, self.trainer.world_size)
 
-    def train_dataloader(self) -> DataLoader[TokenBatch | Share]:
+    def train_dataloader(self) -> DataLoader[Any]:
         """Batches of the epoch."""
         if self.trainer is not None:
             # Workers begin with the epoch as soon as they are asked for, before Lightning says which one it is.
             self.training.set_epoch(self.trainer.current_epoch)
         return self._loader("train", self.training)
 
-    def val_dataloader(self) -> DataLoader[TokenBatch | Share] | list[DataLoader[TokenBatch | Share]]:
+    def val_dataloader(self) -> DataLoader[Any] | list[DataLoader[Any]]:
         """Batches of the validation cells, always the same."""
         if self.validation is None or self.n_val == 0:
             return []
@@ -140,7 +140,7 @@ class CellDataModule(LightningDataModule):
         """Copy a batch from page-locked memory while the host goes on."""
         return batch.to(device, non_blocking=device.type == "cuda")
 
-    def _loader(self, name: str, batches: Batches) -> DataLoader[TokenBatch | Share]:
+    def _loader(self, name: str, batches: Batches) -> DataLoader[Any]:
         # One for the whole run, however often Lightning asks, so that its workers live on.
         if name not in self._loaders:
             self._loaders[name] = DataLoader(

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from dataclasses import fields
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pandas as pd
+import torch
 
 from scgalore._docs import shared_parameters
 from scgalore._settings import settings
 from scgalore.errors import OptionError
 from scgalore.model.scgpt import SCGPT
-from scgalore.nn import SCGPTConfig
+from scgalore.nn import SCGPTConfig, SCGPTNetwork
+from scgalore.objectives import Classification, MaskedExpression, Objective, Perturbation
 from scgalore.train.config import DEFAULT_BATCH_SIZE, TrainConfig
 from scgalore.train.estimate import MemoryEstimate, estimate_training
 from scgalore.weights import get_entry, list_weights
@@ -22,7 +24,11 @@ if TYPE_CHECKING:
 
 __all__ = ["estimate_memory", "savings"]
 
-OBJECTIVES = {"expression": "masked_expression", "classes": "classification", "perturbation": "perturbation"}
+OBJECTIVES: dict[str, Objective] = {
+    "expression": MaskedExpression(),
+    "classes": Classification(),
+    "perturbation": Perturbation(),
+}
 """What is trained for, by the task of :func:`scgalore.tl.finetune`."""
 
 WHOLE_HUMAN = SCGPTConfig(n_tokens=60697, pad_id=60694)
@@ -37,27 +43,27 @@ MAPS_AT_ONCE = 3
 def estimate_memory(
     model: PathLike | SCGPT | SCGPTConfig = "scgpt",
     *,
-    n_genes: int,
+    genes_per_cell: int,
     batch_size: int = DEFAULT_BATCH_SIZE,
     task: str | None = None,
     n_classes: int | None = None,
     n_vars: int | None = None,
     optimizer: str = "galore",
     precision: str = "32-true",
-    checkpointing: bool = False,
+    gradient_checkpointing: bool = False,
     **options: Any,
 ) -> MemoryEstimate:
     """Estimate the memory that :func:`scgalore.tl.finetune` will take, before it takes any.
 
     Weights are not loaded and nothing is allocated, but for folders and models of yours. Parameters, gradients and
-    optimizer state are exact; activations and working memory are counted by formulas that were compared with what autograd
-    keeps and with the memory of processes on CPUs. Nothing was compared on a GPU.
+    optimizer state are exact. Activations and working memory are those of one step on tensors that have shapes and no
+    numbers; they were compared with what autograd keeps and with the memory of processes on CPUs, and with nothing on a GPU.
 
     Parameters
     ----------
     {model}
         Or a :class:`scgalore.nn.SCGPTConfig`.
-    n_genes
+    genes_per_cell
         Genes of the longest cell that become tokens: the expressed ones, or those that a model of perturbations reads.
     batch_size
         Cells of a batch.
@@ -67,13 +73,14 @@ def estimate_memory(
     n_classes
         Classes to learn.
     n_vars
-        Genes of the data that the model knows, whose embeddings ``embedding="rows"`` trains; ``n_genes`` when left out.
+        Genes of the data that the model knows, whose embeddings ``embedding="rows"`` trains; ``genes_per_cell`` when left
+        out.
     optimizer
         Entry of :data:`scgalore.optim.OPTIMIZERS`.
     precision
         ``"32-true"``, ``"bf16-mixed"`` or ``"16-mixed"``.
-    checkpointing
-        Whether blocks are computed once more in the backward pass: ``gradient_checkpointing`` of a run.
+    gradient_checkpointing
+        Whether blocks are computed once more in the backward pass.
     **options
         Further fields of :class:`~scgalore.train.TrainConfig`, such as ``accelerator="cuda"``, ``embedding``, ``adapter``,
         ``per_layer_update`` or ``max_length``.
@@ -90,16 +97,14 @@ def estimate_memory(
     Examples
     --------
     >>> import scgalore as sg
-    >>> estimate = sg.estimate_memory("scgpt", n_genes=1200, batch_size=8, accelerator="cuda")
-    >>> less = sg.estimate_memory("scgpt", n_genes=1200, batch_size=8, checkpointing=True, accelerator="cuda")
+    >>> estimate = sg.estimate_memory("scgpt", genes_per_cell=1200, batch_size=8, accelerator="cuda")
+    >>> options = {"gradient_checkpointing": True, "accelerator": "cuda"}
+    >>> less = sg.estimate_memory("scgpt", genes_per_cell=1200, batch_size=8, **options)
     >>> less.peak < estimate.peak / 3
     True
     """
-    objective = OBJECTIVES[_task(task, n_classes)]
-    sizes = _sizes(model, objective, n_classes)
-    if "gradient_checkpointing" in options:
-        checkpointing = bool(options.pop("gradient_checkpointing"))
-    n_genes, n_cells = _count("n_genes", n_genes), _count("batch_size", batch_size)
+    network, objective = _trained_for(model, task, n_classes)
+    n_genes, n_cells = _count("genes_per_cell", genes_per_cell), _count("batch_size", batch_size)
     config = TrainConfig.from_options(
         **{
             "accelerator": settings.accelerator,
@@ -107,7 +112,7 @@ def estimate_memory(
             "batch_size": n_cells,
             "optimizer": optimizer,
             "precision": precision,
-            "gradient_checkpointing": checkpointing,
+            "gradient_checkpointing": gradient_checkpointing,
         }
     )
     n_tokens = n_genes + 1
@@ -117,12 +122,12 @@ def estimate_memory(
         n_cells = min(n_cells, max(1, config.batch_tokens // n_tokens))
     n_processes = config.devices if isinstance(config.devices, int) and config.devices > 0 else 1
     return estimate_training(
-        sizes,
+        network,
+        objective,
         config,
+        n_cells=n_cells,
         n_tokens=n_tokens,
         n_rows=max(n_genes, n_genes if n_vars is None else _count("n_vars", n_vars)) + 2,
-        batch_size=n_cells,
-        objective=objective,
         n_processes=n_processes * config.num_nodes,
     )
 
@@ -131,7 +136,7 @@ def estimate_memory(
 def savings(
     model: PathLike | SCGPT | SCGPTConfig = "scgpt",
     *,
-    n_genes: int,
+    genes_per_cell: int,
     batch_size: int = DEFAULT_BATCH_SIZE,
     fewer_genes: int | None = None,
     naive: bool = False,
@@ -146,10 +151,10 @@ def savings(
     ----------
     {model}
         Or a :class:`scgalore.nn.SCGPTConfig`.
-    n_genes, batch_size
+    genes_per_cell, batch_size
         As for :func:`estimate_memory`.
     fewer_genes
-        Genes of the last row; half of ``n_genes`` when left out.
+        Genes of the last row; half of ``genes_per_cell`` when left out.
     naive
         Whether a row before all others has attention that keeps its probabilities, as networks without a fused kernel do.
         That row is a formula and no setting of ours.
@@ -163,21 +168,21 @@ def savings(
     Examples
     --------
     >>> import scgalore as sg
-    >>> table = sg.model.savings("scgpt", n_genes=3000, batch_size=8, accelerator="cuda")
+    >>> table = sg.model.savings("scgpt", genes_per_cell=3000, batch_size=8, accelerator="cuda")
     >>> bool((table["peak"].diff().dropna() <= 0).all())
     True
     """
     turned: dict[str, Any] = {"optimizer": "adamw", "embedding": "full", "clip_norm": float("inf")}
-    genes = {"n_genes": n_genes, "n_vars": options.pop("n_vars", None) or n_genes}
-    fewer = max(1, n_genes // 2) if fewer_genes is None else fewer_genes
+    genes = {"genes_per_cell": genes_per_cell, "n_vars": options.pop("n_vars", None) or genes_per_cell}
+    fewer = max(1, genes_per_cell // 2) if fewer_genes is None else fewer_genes
     steps: list[tuple[str, dict[str, Any]]] = [
         ("AdamW, float32, whole table", {}),
         ("rows of the genes at hand", {"embedding": "rows"}),
         ("GaLore", {"optimizer": "galore"}),
         ("bfloat16", {"precision": "bf16-mixed"}),
-        ("gradient checkpointing", {"checkpointing": True}),
+        ("gradient checkpointing", {"gradient_checkpointing": True}),
         ("update in the backward pass", {"per_layer_update": True}),
-        (f"{fewer:,} genes a cell", {"n_genes": fewer}),
+        (f"{fewer:,} genes a cell", {"genes_per_cell": fewer}),
     ]
     rows: dict[str, MemoryEstimate] = {}
     for name, change in steps:
@@ -185,22 +190,25 @@ def savings(
         rows[name] = estimate_memory(model, batch_size=batch_size, **{**genes, **options, **turned})
     if naive:
         first = next(iter(rows))
-        sizes = _sizes(model, "masked_expression", None)
-        rows = {"attention maps kept (formula)": _materialised(rows[first], sizes, n_genes + 1, batch_size), **rows}
-    parts = [part.name for part in fields(MemoryEstimate) if part.name != "helps"]
-    table = pd.DataFrame({name: [getattr(row, part) for part in (*parts, "peak")] for name, row in rows.items()})
-    return table.set_axis([*parts, "peak"]).T.rename_axis("setting")
+        maps = _materialised(rows[first], _known(model), genes_per_cell + 1, batch_size)
+        rows = {"attention maps kept (formula)": maps, **rows}
+    table = pd.DataFrame({name: {**row.parts(), "peak": row.peak} for name, row in rows.items()})
+    return table.T.rename_axis("setting")
 
 
 def _materialised(estimate: MemoryEstimate, sizes: SCGPTConfig, n_tokens: int, n_cells: int) -> MemoryEstimate:
     """The same run with one map of probabilities kept in each block, in float32."""
     one = 4 * n_cells * sizes.n_heads * n_tokens**2
-    kept = estimate.activations + sizes.n_layers * one
-    parts = {part.name: getattr(estimate, part.name) for part in fields(estimate) if part.name != "helps"}
-    return MemoryEstimate(**{**parts, "activations": kept, "workspace": estimate.workspace + MAPS_AT_ONCE * one})
+    parts = estimate.parts()
+    parts["activations"] += sizes.n_layers * one
+    parts["workspace"] += MAPS_AT_ONCE * one
+    return MemoryEstimate(**parts)
 
 
-def _task(task: str | None, n_classes: int | None) -> str:
+def _trained_for(
+    model: PathLike | SCGPT | SCGPTConfig, task: str | None, n_classes: int | None
+) -> tuple[SCGPTNetwork, Objective]:
+    """The network as it will be trained, without memory, and what for."""
     chosen = task or ("expression" if n_classes is None else "classes")
     if chosen not in OBJECTIVES:
         msg = f"task={task!r}: choose one of {', '.join(map(repr, OBJECTIVES))}, or None."
@@ -208,7 +216,18 @@ def _task(task: str | None, n_classes: int | None) -> str:
     if n_classes is not None and chosen != "classes":
         msg = f"n_classes={n_classes} belongs to task='classes', not to task={task!r}. Leave one of them out."
         raise OptionError(msg)
-    return chosen
+    sizes = _known(model)
+    if chosen == "perturbation":
+        sizes = sizes.replace(perturbation=True, pert_pad_id=0)
+    elif chosen == "classes":
+        sizes = sizes.replace(n_classes=_count("n_classes", n_classes or sizes.n_classes or 1))
+    return _on_meta(sizes), OBJECTIVES[chosen]
+
+
+@lru_cache(maxsize=16)
+def _on_meta(sizes: SCGPTConfig) -> SCGPTNetwork:
+    with torch.device("meta"):
+        return SCGPTNetwork(sizes)
 
 
 def _count(name: str, value: Any) -> int:
@@ -216,16 +235,6 @@ def _count(name: str, value: Any) -> int:
         msg = f"{name}={value!r}: it must be a whole number, at least 1."
         raise OptionError(msg)
     return int(value)
-
-
-def _sizes(model: PathLike | SCGPT | SCGPTConfig, objective: str, n_classes: int | None) -> SCGPTConfig:
-    """Sizes of the network as it will be trained."""
-    sizes = _known(model)
-    if objective == "perturbation":
-        return sizes.replace(perturbation=True, pert_pad_id=0)
-    if objective == "classification":
-        return sizes.replace(n_classes=_count("n_classes", n_classes or sizes.n_classes or 1))
-    return sizes
 
 
 def _known(model: PathLike | SCGPT | SCGPTConfig) -> SCGPTConfig:

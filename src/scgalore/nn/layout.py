@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Protocol
 import torch
 import torch.nn.functional as F
 
+from scgalore.nn.cpu import is_on_cpu
 from scgalore.nn.cpu.blockwise import attend_in_blocks
 
 if TYPE_CHECKING:
@@ -156,7 +157,7 @@ class Packed:
 
 def _attend(q: Tensor, k: Tensor, v: Tensor, attended: Tensor | None = None) -> Tensor:
     """Exact attention ``(b, h, s, e)`` by the kernel that is the faster one."""
-    if q.device.type == "cpu" and q.dtype == torch.bfloat16:
+    if is_on_cpu(q) and q.dtype == torch.bfloat16:
         return attend_in_blocks(q, k, v, attended)
     # Attention probabilities carry no dropout: with it SDPA falls back to the path that materialises (s, s) maps.
     return F.scaled_dot_product_attention(q, k, v, attn_mask=attended)

@@ -42,6 +42,13 @@ class Objective(Protocol):
         """Score of the weights training starts from, where these may be the best; infinity otherwise."""
         ...
 
+    def example(self, batch: TokenBatch) -> TokenBatch:
+        """Add the targets and conditions that this objective reads, filled with zeros of the right shapes.
+
+        Tracing a step (:mod:`scgalore.train.trace`) needs shapes and types, and no data.
+        """
+        ...
+
     def corrupt(self, batch: TokenBatch, *, seed: int, draw: int) -> TokenBatch:
         """Prepare a batch on the CPU; random draws hang on ``seed``, ``draw`` and the cells alone."""
         ...

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import torch
@@ -36,6 +36,11 @@ class Classification:
     name: str = "classification"
     monitor: str = "validation_loss"
     start_score: float = math.inf
+
+    def example(self, batch: TokenBatch) -> TokenBatch:
+        """Add labels, sequencing batches and flags."""
+        per_cell = batch.genes.new_zeros(len(batch))
+        return replace(batch, labels=per_cell, batches=per_cell, flags=torch.zeros_like(batch.genes))
 
     def corrupt(self, batch: TokenBatch, *, seed: int, draw: int) -> TokenBatch:
         """Leave the batch as it is."""

@@ -52,6 +52,16 @@ class MaskedExpression:
         """The ratios a cell may draw."""
         return self.mask_ratio if isinstance(self.mask_ratio, tuple) else (self.mask_ratio,)
 
+    def example(self, batch: TokenBatch) -> TokenBatch:
+        """Add targets, their mask, sequencing batches and flags."""
+        return replace(
+            batch,
+            targets=torch.zeros_like(batch.values),
+            masked=torch.zeros_like(batch.padding),
+            batches=batch.genes.new_zeros(len(batch)),
+            flags=torch.zeros_like(batch.genes),
+        )
+
     def corrupt(self, batch: TokenBatch, *, seed: int, draw: int) -> TokenBatch:
         """Hide some values; the originals become ``targets``."""
         genes, keys = batch.genes.numpy(), batch.keys.numpy().view(np.uint64)

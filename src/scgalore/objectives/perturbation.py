@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import statistics
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import torch
@@ -45,6 +45,12 @@ class Perturbation:
     start_score: float = math.inf
     name: str = "perturbation"
     monitor: str = "validation_choice"
+
+    def example(self, batch: TokenBatch) -> TokenBatch:
+        """Add flags, targets, their mask, controls and a prior."""
+        targets, controls, prior = (torch.zeros_like(batch.values) for _ in range(3))
+        masked, flags = torch.zeros_like(batch.padding), torch.zeros_like(batch.genes)
+        return replace(batch, flags=flags, targets=targets, masked=masked, controls=controls, prior=prior)
 
     def corrupt(self, batch: TokenBatch, *, seed: int, draw: int) -> TokenBatch:
         """Leave the batch as it is."""

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+import torch
+
 from scgalore import _logging as logg
 from scgalore.data.perturbations import PerturbationCells
 from scgalore.data.streaming import TokenStream
@@ -14,7 +16,6 @@ from scgalore.train.curriculum import batch_caps
 from scgalore.train.estimate import (
     Case,
     MemoryEstimate,
-    alternatives,
     count_case,
     estimate_training,
     readable,
@@ -22,6 +23,7 @@ from scgalore.train.estimate import (
 )
 from scgalore.train.free import free_memory
 from scgalore.train.processes import training_processes
+from scgalore.train.trace import on_meta
 
 if TYPE_CHECKING:
     from scgalore._typing import PathLike
@@ -81,13 +83,13 @@ def settle_memory(
     spent = sum(t.numel() * t.dtype.itemsize for t in (*network.parameters(), *network.buffers()))
     if device.type != "cuda":
         free = free * processes.num_nodes // processes.size + spent
-    case = _case(network, cells, split, objective, config, on_cpu=device.type == "cpu", n_processes=processes.size)
+    case = _case(_with_heads(network, cells), cells, split, objective, config, processes.size)
     estimate = count_case(case)
     if automatic and not chosen and not isinstance(cells, TokenStream):
         while estimate.peak > MARGIN * free and isinstance(config.batch_size, int) and config.batch_size > 1:
             more = 1 if config.per_layer_update else 2
             config = replace(config, batch_size=config.batch_size // 2, accumulate=config.accumulate * more)
-            case = _case(network, cells, split, objective, config, on_cpu=case.on_cpu, n_processes=1)
+            case = _case(case.network, cells, split, objective, config, 1)
             estimate = count_case(case)
         logg.info(
             f"    batch_size={config.batch_size}, accumulate={config.accumulate}: {readable(estimate.peak)} of "
@@ -117,18 +119,20 @@ def _case(
     split: Split | None,
     objective: Objective,
     config: TrainConfig,
-    *,
-    on_cpu: bool,
     n_processes: int,
 ) -> Case:
     n_cells, n_tokens = _largest_batch(cells, split, config)
-    sizes = network.config
+    gpu = training_device(config).type != "cpu"
+    return Case(network, objective, config, n_cells, n_tokens, len(cells.tokens()), gpu, n_processes)
+
+
+def _with_heads(network: SCGPTNetwork, cells: Cells) -> SCGPTNetwork:
+    """A copy without numbers, with the head that a run gives it."""
+    copied = on_meta(network)
     if cells.classes:
-        sizes = sizes.replace(n_classes=len(cells.classes))
-    frozen = tuple(name for name, param in network.named_parameters() if not param.requires_grad)
-    return Case(
-        sizes, config, n_tokens, len(cells.tokens()), n_cells, objective.name, on_cpu, n_processes, frozen=frozen
-    )
+        with torch.device("meta"):
+            copied.set_classes(len(cells.classes))
+    return copied
 
 
 def _largest_batch(cells: Cells, split: Split | None, config: TrainConfig) -> tuple[int, int]:
@@ -149,14 +153,14 @@ def _largest_batch(cells: Cells, split: Split | None, config: TrainConfig) -> tu
 
 
 def _warn(case: Case, estimate: MemoryEstimate, free: int) -> None:
-    peaks = {label: count_case(other).peak for label, other in alternatives(case)}
-    lowest = min(peaks, key=lambda label: peaks[label], default=None)
     advice = ""
-    if lowest is not None and peaks[lowest] < estimate.peak:
-        fits = "fits" if peaks[lowest] <= free else "is still too much"
-        advice = f" What helps most is {lowest}: {readable(peaks[lowest])}, which {fits}."
+    if estimate.helps:
+        setting, saved = estimate.helps[0]
+        left = estimate.peak - saved
+        fits = "fits" if left <= free else "is still too much"
+        advice = f" What helps most is {setting}: {readable(left)}, which {fits}."
     logg.warning(
         f"training may take {readable(estimate.peak)} of memory and {readable(free)} are free. A batch of "
-        f"{case.batch_size} cells of {case.n_tokens:,} tokens keeps {readable(estimate.activations)} for the backward "
+        f"{case.n_cells} cells of {case.n_tokens:,} tokens keeps {readable(estimate.activations)} for the backward "
         f"pass.{advice} sg.estimate_memory tells more."
     )

@@ -31,7 +31,7 @@ from scgalore.train.datamodule import BatchDataModule, PerturbationDataModule, S
 from scgalore.train.modes import compiled, deterministic, dropping, recomputing
 from scgalore.train.plan import GaLoreTrainingPlan
 from scgalore.train.processes import training_processes
-from scgalore.train.reach import unreached
+from scgalore.train.trace import unreached
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping

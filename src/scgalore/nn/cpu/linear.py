@@ -8,6 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from scgalore.nn.cpu import is_on_cpu
+
 if TYPE_CHECKING:
     from torch import Tensor
 
@@ -49,7 +51,7 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
 
 def _convolves(x: Tensor, weight: Tensor) -> bool:
     return (
-        x.device.type == "cpu"
+        is_on_cpu(x)
         and x.dtype == weight.dtype == torch.float32
         and weight.numel() >= _SMALLEST
         and x.numel() > 0

@@ -45,39 +45,9 @@ HALF = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}
 
 # Autocast of CUDA gives these float32 (torch's documentation of torch.amp), that of CPUs does not.
 _WIDE_ON_GPU = frozenset(
-    [
-        "binary_cross_entropy_with_logits",
-        "cosine_embedding_loss",
-        "cosine_similarity",
-        "cross_entropy",
-        "cumprod",
-        "cumsum",
-        "exp",
-        "expm1",
-        "group_norm",
-        "kl_div",
-        "l1_loss",
-        "layer_norm",
-        "log",
-        "log10",
-        "log1p",
-        "log2",
-        "log_softmax",
-        "mse_loss",
-        "nll_loss",
-        "norm",
-        "normalize",
-        "pow",
-        "__pow__",
-        "prod",
-        "reciprocal",
-        "rsqrt",
-        "smooth_l1_loss",
-        "softmax",
-        "softmin",
-        "softplus",
-        "sum",
-    ]
+    "binary_cross_entropy_with_logits cosine_embedding_loss cosine_similarity cross_entropy cumprod cumsum exp expm1 "  # noqa: SIM905
+    "group_norm kl_div l1_loss layer_norm log log10 log1p log2 log_softmax mse_loss nll_loss norm normalize pow __pow__ "
+    "prod reciprocal rsqrt smooth_l1_loss softmax softmin softplus sum".split()
 )
 _DEVICE_OF = torch.ops.prim.device.default
 _MOST_TRACES = 256
@@ -220,7 +190,7 @@ class _Step(nn.Module):
         self.network, self.objective, self.shape = network, objective, shape
         self.mode = FakeTensorMode(allow_non_fake_inputs=True) if fake else None
         self.live = _Live()
-        self.saved: dict[int, int] = {}
+        self.saved: dict[int, weakref.ref[torch.UntypedStorage]] = {}
 
     def run(self) -> Trace:
         """Trace the step."""
@@ -240,7 +210,8 @@ class _Step(nn.Module):
             torch.autocast("cpu", dtype=dtype, enabled=dtype is not None),
         ):
             loss = self.objective(self.network, batch).total
-        saved = tuple(self.saved.values())
+        # What was kept for something that is no part of the loss is free again.
+        saved = tuple(storage.nbytes() for ref in self.saved.values() if (storage := ref()) is not None)
         found = _leaves(loss)
         if loss.requires_grad:
             # What loss.backward() ends in; itself it would leave _AsOnGPU, which a block that is computed again needs.
@@ -274,7 +245,7 @@ class _Step(nn.Module):
     def _note(self, tensor: Tensor) -> Tensor:
         storage = tensor.untyped_storage()
         if storage._cdata not in self.live.left_out:
-            self.saved[storage._cdata] = storage.nbytes()
+            self.saved[storage._cdata] = weakref.ref(storage)
         return tensor
 
 

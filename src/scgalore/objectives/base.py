@@ -47,6 +47,12 @@ class Objective(Protocol):
     @property
     def heads(self) -> Mapping[str, int]:
         """Outputs of the cell heads it needs, by name; the network gets exactly these, or keeps its own if none is named."""
+
+    def example(self, batch: TokenBatch) -> TokenBatch:
+        """Add the targets and conditions that this objective reads, filled with zeros of the right shapes.
+
+        Tracing a step (:mod:`scgalore.train.trace`) needs shapes and types, and no data.
+        """
         ...
 
     def corrupt(self, batch: TokenBatch, *, seed: int, draw: int) -> TokenBatch:

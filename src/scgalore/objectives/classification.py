@@ -47,6 +47,10 @@ class Classification:
         """One head with a logit for each class."""
         return {"classes": self.n_classes}
 
+    def example(self, batch: TokenBatch) -> TokenBatch:
+        """Add a label for each cell."""
+        return batch.with_targets(labels=batch.genes.new_zeros(len(batch)))
+
     def corrupt(self, batch: TokenBatch, *, seed: int, draw: int) -> TokenBatch:
         """Leave the batch as it is."""
         return batch

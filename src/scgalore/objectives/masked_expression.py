@@ -59,6 +59,10 @@ class MaskedExpression:
         """None on the cell embedding."""
         return {}
 
+    def example(self, batch: TokenBatch) -> TokenBatch:
+        """Add the expression to predict and its mask."""
+        return batch.with_targets(expression=torch.zeros_like(batch.values), masked=torch.zeros_like(batch.padding))
+
     def corrupt(self, batch: TokenBatch, *, seed: int, draw: int) -> TokenBatch:
         """Hide some values; the originals become ``targets["expression"]``."""
         genes, keys = batch.genes.numpy(), batch.keys.numpy().view(np.uint64)

@@ -53,6 +53,12 @@ class Perturbation:
         """None on the cell embedding."""
         return {}
 
+    def example(self, batch: TokenBatch) -> TokenBatch:
+        """Add flags, targets, their mask, controls and a prior."""
+        numbers = {name: torch.zeros_like(batch.values) for name in ("expression", "controls", "prior")}
+        batch = batch.with_targets(**numbers, masked=torch.zeros_like(batch.padding))
+        return batch.with_conditions(flags=torch.zeros_like(batch.genes))
+
     def corrupt(self, batch: TokenBatch, *, seed: int, draw: int) -> TokenBatch:
         """Leave the batch as it is."""
         return batch

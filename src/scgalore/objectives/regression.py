@@ -6,7 +6,6 @@ import math
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-import torch
 import torch.nn.functional as F
 
 from scgalore.objectives.base import Loss
@@ -38,7 +37,7 @@ class Regression:
 
     def example(self, batch: TokenBatch) -> TokenBatch:
         """The batch with a value of 0 for each cell."""
-        return batch.with_targets(values=torch.zeros(len(batch)))
+        return batch.with_targets(values=batch.values.new_zeros(len(batch)))
 
     def __call__(self, network: CellNetwork, batch: TokenBatch) -> Loss:
         """Squared error of one batch, and the absolute error beside it."""

@@ -2,6 +2,7 @@
 
 To add one, write its ``build`` and put an :class:`OptimizerSpec` into :data:`OPTIMIZERS`; it is then checked, built,
 documented and tested like the others. A package that only one of them needs is imported when that one is built.
+One that needs more of a training loop than ``step()`` says so by :class:`~scgalore.optim.needs.TrainingNeeds`.
 """
 
 from __future__ import annotations

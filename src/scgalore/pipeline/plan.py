@@ -56,9 +56,8 @@ def _estimate(config: RunConfig, file: CellFile, genes: int) -> MemoryEstimate:
     del options["max_epochs"]
     return estimate_memory(
         config.model,
-        n_genes=genes,
+        genes_per_cell=genes,
         task=config.task,
         n_classes=n_classes,
-        checkpointing=options.pop("gradient_checkpointing"),
         **options,
     )

@@ -12,7 +12,6 @@ from scgalore.train.curriculum import batch_plan
 from scgalore.train.estimate import (
     Case,
     MemoryEstimate,
-    alternatives,
     count_case,
     estimate_training,
     readable,
@@ -20,6 +19,7 @@ from scgalore.train.estimate import (
 )
 from scgalore.train.free import free_memory
 from scgalore.train.processes import training_processes
+from scgalore.train.trace import on_meta
 
 if TYPE_CHECKING:
     from scgalore._typing import PathLike
@@ -77,13 +77,13 @@ def settle_memory(
     spent = sum(t.numel() * t.dtype.itemsize for t in (*network.parameters(), *network.buffers()))
     if device.type != "cuda":
         free = free * processes.num_nodes // processes.size + spent
-    case = _case(network, source, split, objective, config, on_cpu=device.type == "cpu", n_processes=processes.size)
+    case = _case(on_meta(network), source, split, objective, config, processes.size)
     estimate = count_case(case)
     if automatic and not chosen and "batch_size" not in source.limits:
         while estimate.peak > MARGIN * free and isinstance(config.batch_size, int) and config.batch_size > 1:
             more = 1 if config.per_layer_update else 2
             config = replace(config, batch_size=config.batch_size // 2, accumulate=config.accumulate * more)
-            case = _case(network, source, split, objective, config, on_cpu=case.on_cpu, n_processes=1)
+            case = _case(case.network, source, split, objective, config, 1)
             estimate = count_case(case)
         logg.info(
             f"    batch_size={config.batch_size}, accumulate={config.accumulate}: {readable(estimate.peak)} of "
@@ -113,35 +113,23 @@ def _case(
     split: Split | None,
     objective: Objective,
     config: TrainConfig,
-    *,
-    on_cpu: bool,
     n_processes: int,
 ) -> Case:
     rows = None if split is None else split.train
     n_cells, n_tokens = source.largest_batch(rows, batch_plan(config, source, rows))
-    frozen = tuple(name for name, param in network.named_parameters() if not param.requires_grad)
-    return Case(
-        network.config,
-        config,
-        n_tokens,
-        len(source.tokens()),
-        n_cells,
-        objective.name,
-        on_cpu,
-        n_processes,
-        frozen=frozen,
-    )
+    gpu = training_device(config).type != "cpu"
+    return Case(network, objective, config, n_cells, n_tokens, len(source.tokens()), gpu, n_processes)
 
 
 def _warn(case: Case, estimate: MemoryEstimate, free: int) -> None:
-    peaks = {label: count_case(other).peak for label, other in alternatives(case)}
-    lowest = min(peaks, key=lambda label: peaks[label], default=None)
     advice = ""
-    if lowest is not None and peaks[lowest] < estimate.peak:
-        fits = "fits" if peaks[lowest] <= free else "is still too much"
-        advice = f" What helps most is {lowest}: {readable(peaks[lowest])}, which {fits}."
+    if estimate.helps:
+        setting, saved = estimate.helps[0]
+        left = estimate.peak - saved
+        fits = "fits" if left <= free else "is still too much"
+        advice = f" What helps most is {setting}: {readable(left)}, which {fits}."
     logg.warning(
         f"training may take {readable(estimate.peak)} of memory and {readable(free)} are free. A batch of "
-        f"{case.batch_size} cells of {case.n_tokens:,} tokens keeps {readable(estimate.activations)} for the backward "
+        f"{case.n_cells} cells of {case.n_tokens:,} tokens keeps {readable(estimate.activations)} for the backward "
         f"pass.{advice} sg.estimate_memory tells more."
     )

@@ -27,8 +27,8 @@ from scgalore.train.datamodule import CellDataModule
 from scgalore.train.modes import compiled, deterministic, dropping, recomputing
 from scgalore.train.plan import ObjectiveTrainingPlan
 from scgalore.train.processes import training_processes
-from scgalore.train.reach import unreached
 from scgalore.train.result import TrainResult
+from scgalore.train.trace import unreached
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping

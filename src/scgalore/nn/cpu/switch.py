@@ -5,14 +5,17 @@ from __future__ import annotations
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
+from torch._subclasses.fake_tensor import is_fake
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from torch import Tensor
 
-__all__ = ["takes", "use_cpu_kernels"]
+__all__ = ["one_block_is_enough", "takes", "traced", "use_cpu_kernels"]
 
-_on = True
+# Plain variables: torch.compile cannot read a ContextVar.
+_on, _traced = True, False
 
 
 def takes(x: Tensor) -> bool:
@@ -43,3 +46,20 @@ def use_cpu_kernels(*, on: bool) -> Iterator[None]:
         yield
     finally:
         _on = before
+
+
+def one_block_is_enough(x: Tensor) -> bool:
+    """Whether only the memory of a loop matters, in which every block takes that of the one before."""
+    return _traced and is_fake(x)
+
+
+@contextmanager
+def traced(*, kernels: bool) -> Iterator[None]:
+    """Run a step on tensors without numbers, with these kernels or as on a device that has none."""
+    global _traced
+    before, _traced = _traced, True
+    try:
+        with use_cpu_kernels(on=kernels):
+            yield
+    finally:
+        _traced = before

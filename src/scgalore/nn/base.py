@@ -135,8 +135,6 @@ class CellNetwork(nn.Module):
     """First parts of the names of parameters that pre-training learned; the others are heads."""
     required: ClassVar[tuple[str, ...]] = ()
     """First parts of the names of tensors that a checkpoint must hold, and all of whose tensors must have a place."""
-    reads_flags: bool = False
-    """Whether :meth:`encode` reads ``flags``, the perturbation flag of each token."""
     recompute: bool = False
     """Whether training keeps only the input of each block and computes the rest again in the backward pass."""
 
@@ -253,6 +251,11 @@ class CellNetwork(nn.Module):
         return any(name.startswith(f"{path}.") for path, module in self.named_modules() if id(module) in heads)
 
     # Perturbations ----------------------------------------------------------------------------------------------------
+
+    @property
+    def reads_flags(self) -> bool:
+        """Whether :meth:`encode` reads ``flags``, the perturbation flag of each token."""
+        return False
 
     def perturbation_variant(self, n_tokens: int, n_known: int, *, seed: int) -> Self:
         """Copy into a network that reads perturbation flags and has rows for new genes.

@@ -333,7 +333,7 @@ class SCGPTNetwork(CellNetwork):
         """Normalised embeddings ``(..., d)`` of token ids."""
         return self.encoder(genes)
 
-    def encode(
+    def encode(  # type: ignore[override]  # names what it reads
         self,
         genes: Tensor,
         values: Tensor,
@@ -393,7 +393,7 @@ class SCGPTNetwork(CellNetwork):
         hidden = self.transformer_encoder(x, Padded(padding, genes.shape[1]))
         return self._decode(hidden, values, batches)[0]
 
-    def expression(
+    def expression(  # type: ignore[override]  # names what it reads
         self, encoded: Encoded, values: Tensor, *, batches: Tensor | None = None, flags: Tensor | None = None
     ) -> tuple[Tensor, Tensor | None]:
         """Expression of every token ``(b, s)``, and the probability that it is not zero if the network predicts it."""
@@ -404,7 +404,7 @@ class SCGPTNetwork(CellNetwork):
         decoder = _built(self.mvc_decoder, "mvc")
         return decoder(self._with_batch(encoded.cell, batches), encoded.genes)
 
-    def expressions(
+    def expressions(  # type: ignore[override]  # names what it reads
         self, encoded: Encoded, values: Tensor, *, batches: Tensor | None = None, flags: Tensor | None = None
     ) -> dict[str, tuple[Tensor, Tensor | None]]:
         """``""``: :meth:`expression`; ``"_from_cell"``: :meth:`expression_from_cell`, where the network has that head."""

@@ -117,7 +117,7 @@ def run(plan: Plan) -> dict[str, dict[str, float]]:
         model.fit(cells, split, config, classes=classes if plan.task == "classes" else ())
         found[name] = {
             "epochs": epochs,
-            "steps": model.training["steps"],
+            "steps": model.result.steps,
             "seconds": float(model.history["seconds"].sum()),
             "flop": operations(plan, cells, split.train, model, epochs if name != "curriculum" else None),
             "validation_loss": float(model.history["validation_loss"].min()),

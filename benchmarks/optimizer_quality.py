@@ -270,8 +270,8 @@ def run_job(job: Json, data: str | None) -> Json:
     seconds = time.process_time() - started
     return {
         "validation_loss": float(model.history["validation_loss"].min()),
-        "best_epoch": model.training["best_epoch"],
-        "optimizer_bytes": model.training["optimizer_bytes"],
+        "best_epoch": model.result.best_epoch,
+        "optimizer_bytes": model.result.optimizer_bytes,
         "seconds": seconds,
         "ms_per_training_step": 1e3 * seconds / n_steps,
         "held_out": held_out(model, adata, cells, split) if len(split.test) else None,

@@ -92,7 +92,7 @@ def test_a_run_takes_the_state_that_was_estimated(model: SCGPT, few: AnnData) ->
     cells = model.cells(few)
     said = estimate_memory(model, n_genes=int(cells.lengths.max()) - 1, n_vars=few.n_vars, n_classes=3)
     model.train(few, labels_key="bulk_labels", max_epochs=1)
-    assert said.optimizer_state == model.training["optimizer_bytes"]
+    assert said.optimizer_state == model.result.optimizer_bytes
 
 
 class TestSavings:

@@ -112,7 +112,7 @@ class TestFinishedRun:
         model = SCGPT.load(finished / "checkpoints" / "model")
         adata = ad.read_h5ad(finished / "results.h5ad")
         if "perturbation" in finished.name:
-            assert model.screen is not None
+            assert model.memory is not None
             return
         embedding = model.get_latent_representation(adata[:5].copy())
         np.testing.assert_allclose(embedding, adata.obsm["X_scGPT"][:5], atol=1e-5)

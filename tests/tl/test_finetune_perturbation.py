@@ -50,8 +50,8 @@ class TestKeys:
     def test_content_is_the_models(self, adata: AnnData) -> None:
         model = sg.tl.finetune(adata, untrained(), **RUN, rng=3, batch_key="batch", context_key="cell_line")
         content = adata.uns["finetune"]
-        assert model.screen is not None
-        assert content["stats"] == model.screen.stats
+        assert model.memory is not None
+        assert content["stats"] == model.memory.stats
         assert {part: set(names) for part, names in content["perturbations"].items()} == {
             part: set(names) for part, names in PARTS.items()
         }
@@ -244,9 +244,9 @@ def test_interrupted_run_is_resumed_bit_for_bit(
     pd.testing.assert_frame_equal(
         resumed.history.drop(columns="seconds"), expected.history.drop(columns="seconds"), check_exact=True
     )
-    assert resumed.screen is not None
+    assert resumed.memory is not None
     assert expected.screen is not None
-    assert differences(resumed.screen.stats, expected.screen.stats, besides=("wall_clock",)) == []
+    assert differences(resumed.memory.stats, expected.memory.stats, besides=("wall_clock",)) == []
     with pytest.raises(OptionError, match="belongs to another run"):
         sg.tl.finetune(
             log_normalised(adata[adata.obs["perturbation"] != "G03"].copy()),

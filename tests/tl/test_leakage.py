@@ -118,8 +118,8 @@ def assert_nothing_changes(original: AnnData, changed: AnnData, *, prior: str = 
     assert other.screen is not None
     ours, theirs = ({**memory.stats, "wall_clock_seconds": 0} for memory in (one.screen, other.screen))
     assert ours == theirs
-    if one.screen.prior is not None and other.screen.prior is not None:
-        effects_equal(one.screen.prior, other.screen.prior)
+    if one.memory.prior is not None and other.memory.prior is not None:
+        effects_equal(one.memory.prior, other.memory.prior)
     for name in ("means", "effects", "control_means"):
         pd.testing.assert_frame_equal(
             original.uns["predict_perturbation"][name], changed.uns["predict_perturbation"][name], check_exact=True

@@ -204,7 +204,7 @@ class TestRun:
 
     def test_steps_are_counted_over_all_phases(self, ranked: TokenCells, model: SCGPT, split_of_few: Any) -> None:
         watched = self.run(ranked, split_of_few, model, Classification(3))
-        assert model.training["steps"] == sum(training for training, *_ in watched.seen)
+        assert model.result.steps == sum(training for training, *_ in watched.seen)
 
     def test_one_phase_of_all_genes_with_the_same_caps_is_no_curriculum(
         self, few: AnnData, ranked: TokenCells, make_model: Callable[..., SCGPT], split_of_few: Any

@@ -58,7 +58,7 @@ def of_run(model: SCGPT, adata: AnnData, **options: Any) -> tuple[MemoryEstimate
         objective="masked_expression",
     )
     model.train(adata, accelerator="cpu", max_epochs=1, batch_size=64, **options)
-    return said, model.training["optimizer_bytes"]
+    return said, model.result.optimizer_bytes
 
 
 @pytest.mark.parametrize("embedding", ["rows", "full", "frozen"])
@@ -113,7 +113,7 @@ def test_state_of_a_screen_is_what_was_said() -> None:
     config = TrainConfig(accelerator="cpu", embedding="full")
     how: dict[str, Any] = {"n_tokens": 31, "n_rows": sizes.n_tokens, "batch_size": 32}
     said = estimate_training(sizes, config, **how, objective="perturbation")
-    assert said.optimizer_state == model.training["optimizer_bytes"]
+    assert said.optimizer_state == model.result.optimizer_bytes
 
 
 def test_weights_and_gradients_are_those_of_the_report(make_model: Callable[..., SCGPT], few: AnnData) -> None:

@@ -117,9 +117,9 @@ def assert_same_run(model: SCGPT, expected: SCGPT) -> None:
     pd.testing.assert_frame_equal(
         model.history.drop(columns="seconds"), expected.history.drop(columns="seconds"), check_exact=True
     )
-    assert model.training["best_epoch"] == expected.training["best_epoch"]
+    assert model.result.best_epoch == expected.result.best_epoch
     # galore-torch's bases are views of larger tensors, which a checkpoint leaves behind.
-    assert model.training["optimizer_bytes"] <= expected.training["optimizer_bytes"]
+    assert model.result.optimizer_bytes <= expected.result.optimizer_bytes
 
 
 @pytest.fixture
@@ -169,7 +169,7 @@ class TestRunThatHasEnded:
         options = {"lr": 0.5, "warmup": 0.0, "max_epochs": 30, "patience": 2, "optimizer": "adamw"}
         first = train(make, few, **options, checkpoint_dir=tmp_path)
         assert len(first.history) < 30
-        assert first.training["best_epoch"] == len(first.history) - 3
+        assert first.result.best_epoch == len(first.history) - 3
         again = train(make, few, **options, checkpoint_dir=tmp_path, resume=True)
         assert_same_run(again, first)
 

@@ -221,7 +221,7 @@ class TestOptions:
         model.train(few, **{**RUN, "max_epochs": 40, "lr": 0.5}, warmup=0.0, optimizer="adamw", patience=3)
         losses = model.history["validation_loss"]
         assert len(losses) < 40
-        assert model.training["best_epoch"] == losses.idxmin() == len(losses) - 4
+        assert model.result.best_epoch == losses.idxmin() == len(losses) - 4
 
     def test_patience_needs_validation_cells(self, few: AnnData, model: SCGPT) -> None:
         with pytest.raises(OptionError, match="patience needs validation cells"):
@@ -234,15 +234,15 @@ class TestOptions:
         model.train(few, **{**RUN, "max_epochs": 1, "validation_size": 0.0}, optimizer=optimizer)
         state = runners[0].trainer.optimizers[0].state.values()
         tensors = [value for entry in state for value in entry.values() if isinstance(value, torch.Tensor)]
-        assert model.training["optimizer_bytes"] == sum(tensor.nbytes for tensor in tensors) > 0
-        assert model.training["best_epoch"] == 0
+        assert model.result.optimizer_bytes == sum(tensor.nbytes for tensor in tensors) > 0
+        assert model.result.best_epoch == 0
 
     def test_galore_keeps_less_state_than_adamw(self, few: AnnData, make_model: Callable[..., SCGPT]) -> None:
         sizes = []
         for optimizer in ("galore", "adamw"):
             model = make_model(few.var_names, d_model=32, d_hid=64)
             model.train(few, **{**RUN, "max_epochs": 1}, optimizer=optimizer)
-            sizes.append(model.training["optimizer_bytes"])
+            sizes.append(model.result.optimizer_bytes)
         assert sizes[0] < sizes[1]
 
 
@@ -258,7 +258,7 @@ class TestBestEpoch:
         options = {**RUN, "labels_key": labels_key, "objective": objective, "max_epochs": 6, "lr": 3.0, "warmup": 1.0}
         model.train(few, **options, optimizer="adamw", validation_size=0.3)
         losses = model.history["validation_loss"]
-        best = model.training["best_epoch"]
+        best = model.result.best_epoch
         assert best == losses.idxmin()
         assert best < 5
         assert self.validation_loss(model, few, objective, labels_key) == pytest.approx(losses[best], rel=1e-6)
@@ -278,7 +278,7 @@ class TestBestEpoch:
 
     def test_without_validation_the_last_epoch_is_kept(self, few: AnnData, model: SCGPT) -> None:
         model.train(few, **RUN, validation_size=0.0)
-        assert model.training["best_epoch"] == 1
+        assert model.result.best_epoch == 1
         assert not any("validation" in str(name) for name in model.history)
 
 

@@ -27,7 +27,7 @@ from scgalore.genes.identifiers import other_names
 from scgalore.model import SCGPT
 from scgalore.objectives import Perturbation
 from scgalore.perturb.baselines.effects import fit_effects
-from scgalore.tasks.perturbation.fitting import check_prior, fit_screen, perturbed_embeddings, predict_effects
+from scgalore.tasks.perturbation.effects import perturbed_embeddings, predict_effects
 from scgalore.tasks.perturbation.networks import (
     flag_tokenizer,
     predict_outputs,
@@ -114,8 +114,8 @@ class TestWithASilentNetwork:
 
     def test_no_mean_is_predicted_below_zero(self, adata: AnnData, silent: SCGPT) -> None:
         assert silent.screen is not None
-        assert silent.screen.prior is not None
-        silent.screen.prior.by_context[""].rows[:] -= 100
+        assert silent.memory.prior is not None
+        silent.memory.prior.by_context[""].rows[:] -= 100
         control = screen_of(adata).profiles().control_means[0]
         means = control + predict(silent, adata, ("G00", "G00+G01"))
         assert np.abs(means).max() < 1e-12
@@ -156,8 +156,8 @@ class TestNames:
         human.obs["perturbation"] = human.obs["perturbation"].str.replace("KMT2A", "MLL")
         model = tiny_model(human.var_names)
         fit_screen(model, screen_of(human), TrainConfig(**TRAINING))
-        assert model.screen is not None
-        assert model.screen.params["added_genes"] == ["X1", "X2"]
+        assert model.memory is not None
+        assert model.memory.params["added_genes"] == ["X1", "X2"]
         one, other = (predict(model, human, (name,)) for name in ("MLL", "KMT2A"))
         np.testing.assert_allclose(one, other, rtol=0, atol=1e-6)
 
@@ -229,7 +229,7 @@ class TestFit:
 
     def test_memory_is_of_all_parts_but_the_test(self, adata: AnnData) -> None:
         model = trained(adata)
-        memory = model.screen
+        memory = model.memory
         assert memory is not None
         assert memory.prior is not None
         assert {part: set(names) for part, names in memory.perturbations.items()} == {
@@ -243,8 +243,8 @@ class TestFit:
 
     def test_without_prior_the_network_predicts_expression(self, adata: AnnData) -> None:
         model = trained(adata, fit={"prior": "none"})
-        assert model.screen is not None
-        assert model.screen.prior is None
+        assert model.memory is not None
+        assert model.memory.prior is None
         screen = screen_of(adata)
         control = np.flatnonzero(screen.conditions.codes == 0)
         tokenizer = flag_tokenizer(model.network, model.vocab, GENES)
@@ -258,10 +258,10 @@ class TestFit:
     @pytest.mark.parametrize("prior", ["additive", "ridge", "linear"])
     def test_every_prior_trains_and_predicts(self, adata: AnnData, prior: str) -> None:
         model = trained(adata, fit={"prior": prior})
-        assert model.screen is not None
-        assert model.screen.prior is not None
-        assert model.screen.prior.name == prior
-        scores = model.screen.stats["validation_pearson_delta"]
+        assert model.memory is not None
+        assert model.memory.prior is not None
+        assert model.memory.prior.name == prior
+        scores = model.memory.stats["validation_pearson_delta"]
         assert scores["model"] >= scores[f"prior ({prior})"] - 1e-6
         assert np.isfinite(predict(model, adata)).all()
 
@@ -281,9 +281,9 @@ class TestFit:
 
     def test_epochs_that_do_worse_than_the_prior_leave_the_prior(self, adata: AnnData) -> None:
         model = trained(adata, lr=1.0, warmup=0.0, optimizer="adamw")
-        assert model.screen is not None
-        stats = model.screen.stats
-        assert model.training["best_epoch"] == stats["best_epoch"] == -1
+        assert model.memory is not None
+        stats = model.memory.stats
+        assert model.result.best_epoch == stats["best_epoch"] == -1
         assert model.network.starts_at_zero
         scores = stats["validation_pearson_delta"]
         assert scores["model"] == pytest.approx(scores["prior (mixed)"])
@@ -291,7 +291,7 @@ class TestFit:
     def test_score_of_the_model_is_that_of_its_predictions(self, adata: AnnData) -> None:
         """The best epoch's score is Pearson's correlation on the validation perturbations, measured anew."""
         model = trained(adata, max_epochs=3, fit={"prior": "none"})
-        assert model.screen is not None
+        assert model.memory is not None
         screen = screen_of(adata)
         validation = screen.profiles("validation")
         tokenizer = flag_tokenizer(model.network, model.vocab, GENES)
@@ -302,7 +302,7 @@ class TestFit:
             output, _ = predict_outputs(model.network, tokenizer, x, targets, batch_cells=8, device=CPU)
             scores.append(np.corrcoef(output.mean(axis=0) - x.mean(axis=0), truth)[0, 1])
         # Validation draws its control cells, so that a few of them count more than once.
-        assert model.screen.stats["validation_pearson_delta"]["model"] == pytest.approx(np.mean(scores), abs=0.01)
+        assert model.memory.stats["validation_pearson_delta"]["model"] == pytest.approx(np.mean(scores), abs=0.01)
 
 
 class TestSplits:
@@ -311,10 +311,10 @@ class TestSplits:
         parts = np.array(["train", "train", "validation", "test"])[np.arange(adata.n_obs) % 4]
         adata.obs["split"] = np.where(adata.obs["perturbation"] == "control", "train", parts)
         model = trained(adata)
-        assert model.screen is not None
-        stats = model.screen.stats
+        assert model.memory is not None
+        stats = model.memory.stats
         names = {name for members in PARTS.values() for name in members}
-        assert {part: set(found) for part, found in model.screen.perturbations.items()} == dict.fromkeys(PARTS, names)
+        assert {part: set(found) for part, found in model.memory.perturbations.items()} == dict.fromkeys(PARTS, names)
         assert stats["training_cells"] == ((parts == "train") & (adata.obs["perturbation"] != "control")).sum()
         assert stats["training_perturbations"] == stats["validation_perturbations"] == len(names)
         assert predict(model, adata, tuple(names)).shape == (len(names), len(GENES))
@@ -326,12 +326,12 @@ class TestSplits:
         adata.obs["split"] = part.where(perturbed, "train")
         read = {"context_key": "cell_line"}
         model = trained(adata, read=read)
-        assert model.screen is not None
-        assert model.screen.prior is not None
+        assert model.memory is not None
+        assert model.memory.prior is not None
         model.network.start_at_zero()
-        assert set(model.screen.prior.by_context) == {"A", "B"}
+        assert set(model.memory.prior.by_context) == {"A", "B"}
         control = adata.X[((line == "C") & ~perturbed).to_numpy()].toarray().mean(axis=0, dtype=np.float64)
-        expected = np.maximum(control + model.screen.prior.pooled.predict(("G03",)), 0) - control
+        expected = np.maximum(control + model.memory.prior.pooled.predict(("G03",)), 0) - control
         np.testing.assert_allclose(predict(model, adata, ("C | G03",), read=read)[0], expected, rtol=0, atol=1e-12)
 
     def test_contexts_have_effects_of_their_own(self) -> None:
@@ -375,18 +375,18 @@ class TestStatistics:
         monkeypatch.setattr(Perturbation, "__call__", watched)
         monkeypatch.setattr(torch.optim.AdamW, "step", counted)
         model = trained(adata, optimizer="adamw", max_epochs=3, **how)
-        assert model.screen is not None
-        stats = model.screen.stats
+        assert model.memory is not None
+        stats = model.memory.stats
         assert (stats["cells_seen"], stats["gradient_steps"]) == (seen[0], steps[0])
         assert stats["epochs"] == len(model.history) == 3
         assert stats["stopped_because"] == "max_epochs reached"
-        assert stats["best_epoch"] == model.training["best_epoch"]
+        assert stats["best_epoch"] == model.result.best_epoch
 
     def test_reason_of_an_early_stop(self, adata: AnnData) -> None:
         model = trained(adata, lr=1.0, warmup=0.0, optimizer="adamw", max_epochs=9, patience=2)
-        assert model.screen is not None
-        assert model.screen.stats["epochs"] == 2
-        assert model.screen.stats["stopped_because"] == "no better epoch in 2"
+        assert model.memory is not None
+        assert model.memory.stats["epochs"] == 2
+        assert model.memory.stats["stopped_because"] == "no better epoch in 2"
 
 
 class TestGoingOn:
@@ -395,26 +395,26 @@ class TestGoingOn:
         model = trained(adata, fit={"prior": "none"})
         flags = state(model)["pert_encoder.weight"]
         fit_screen(model, screen_of(adata), TrainConfig(**{**TRAINING, "lr": 1.0, "warmup": 0.0, "optimizer": "adamw"}))
-        assert model.training["best_epoch"] == -1
+        assert model.result.best_epoch == -1
         assert model.network.starts_at_zero
         assert torch.equal(state(model)["pert_encoder.weight"], flags)
 
     def test_decoder_that_corrects_a_prior_goes_on(self, adata: AnnData, learnt: SCGPT) -> None:
         model = SCGPT(learnt.network, learnt.vocab)
-        model.screen = learnt.screen
+        model.memory = learnt.screen
         before = state(learnt)
         fit_screen(model, screen_of(adata), TrainConfig(**{**TRAINING, "lr": 1e-12, "max_epochs": 1}))
         # The weights that training started from have not been scored, so the epoch counts.
-        assert model.training["best_epoch"] == 0
+        assert model.result.best_epoch == 0
         after = state(model)
         assert all(torch.allclose(after[name], before[name], atol=1e-6) for name in before)
         assert equal(state(learnt), before)
 
     def test_other_training_forgets_the_screen(self, adata: AnnData) -> None:
         model = untrained()
-        model.screen = trained(adata).screen
+        model.memory = trained(adata).screen
         model.train(adata, max_epochs=1, accelerator="cpu")
-        assert model.screen is None
+        assert model.memory is None
 
 
 FAILURES: dict[str, tuple[type[BaseException], str | None]] = {
@@ -432,7 +432,7 @@ def test_failing_training_leaves_the_model_as_it_was(
     before: Callable[[], SCGPT], failure: str, adata: AnnData, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model, adata = before(), adata.copy()
-    network, vocab, screen = model.network, model.vocab, model.screen
+    network, vocab, screen = model.network, model.vocab, model.memory
     weights, history, provenance = state(model), model.history.copy(), dict(model.provenance)
     if failure == "nothing to train on":
         adata.obs["split"] = "test"
@@ -448,7 +448,7 @@ def test_failing_training_leaves_the_model_as_it_was(
         fit_screen(model, screen_of(adata), TrainConfig(**TRAINING), prior="mix" if failure == "prior" else "mixed")
     assert model.network is network
     assert model.vocab is vocab
-    assert model.screen is screen
+    assert model.memory is screen
     assert equal(state(model), weights)
     assert model.history.equals(history)
     assert model.provenance == provenance

@@ -14,7 +14,7 @@ from tests.trained_screens import counts, log_normalised, screen_of, trained, wi
 from scgalore.errors import WeightsError
 from scgalore.model import SCGPT
 from scgalore.perturb.baselines.effects import GeneEffects
-from scgalore.tasks.perturbation.fitting import ScreenMemory, predict_effects
+from scgalore.tasks.perturbation.fitting import PerturbationMemory, predict_effects
 
 CONTEXTS = {"context_key": "cell_line"}
 
@@ -35,9 +35,9 @@ def folder(model: SCGPT, tmp_path: Path) -> Path:
     return tmp_path / "model"
 
 
-def memory_of(model: SCGPT) -> ScreenMemory:
-    assert model.screen is not None
-    return model.screen
+def memory_of(model: SCGPT) -> PerturbationMemory:
+    assert model.memory is not None
+    return model.memory
 
 
 def same_effects(one: GeneEffects, other: GeneEffects) -> bool:

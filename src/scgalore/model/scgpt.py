@@ -391,6 +391,7 @@ class SCGPT:
             identity = None
             if checkpoint_dir is not None:
                 identity = run_identity(cells, split, objective, config, network, validation=validation)
+                identity["classes"] = ", ".join(classes)  # sources know their codes only
             tokens = cells.tokens() if validation is None else np.union1d(cells.tokens(), validation.tokens())
             with trainable(network, config, tokens) as ready:
                 result = fit(

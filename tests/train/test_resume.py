@@ -224,7 +224,7 @@ class TestCheckpoint:
             pytest.param({"rng": 2}, "seed was", id="seed"),
             pytest.param({"validation_size": 0.3}, "split was", id="split"),
             pytest.param({"max_length": 32}, "max_length was", id="max_length"),
-            pytest.param({"labels_key": None}, "objective was", id="objective"),
+            pytest.param({"labels_key": None}, "labels was", id="objective"),
             pytest.param({"labels_key": "phase"}, "labels was", id="labels"),
             pytest.param({"objective": Classification(3, label_smoothing=0.1)}, "objective was", id="smoothing"),
         ],

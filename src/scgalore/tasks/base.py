@@ -177,8 +177,7 @@ class Task(ABC):
         """
         complete = {option.name: option.default for option in self.arguments}
         complete |= {name: value for name, value in arguments.items() if value is not None}
-        for option in self.arguments:
-            option.check(complete[option.name])
+        complete = {option.name: option.check(complete[option.name]) for option in self.arguments}
         if self.key is not None and complete[self.key] is None:
             msg = f"task={self.name!r} needs {self.key}=, a column of adata.obs."
             raise OptionError(msg)

@@ -164,6 +164,10 @@ class Task(ABC):
     """What a model family must be able to do; see :attr:`scgalore.model.Family.can`."""
     gene_strategy: ClassVar[str] = "biological"
     """How genes are ranked for a curriculum or a pipeline run, where that is left open."""
+    splits_cells: ClassVar[bool] = False
+    """Whether single cells are held out, so that a fraction of them can be asked for."""
+    split_note: ClassVar[str] = "drawn at random"
+    """How a split is made, for the report."""
     next_steps: ClassVar[str] = ""
     """What can be done with the fitted model, in Markdown, for the report."""
 
@@ -321,6 +325,9 @@ class Task(ABC):
         DataError
             If nothing is left to train or to test on.
         """
+
+    def check_cells(self, adata: AnnData, model: TaskModel, call: TrainingCall) -> None:  # noqa: B027 -- most have nothing to add
+        """Refuse cells that training would refuse, before anything is written."""
 
     def predict(self, adata: AnnData, model: TaskModel, call: TrainingCall) -> str:
         """Write predictions that training has not written, and say what they are in a few words."""

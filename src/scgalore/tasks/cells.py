@@ -78,6 +78,7 @@ class CellTask(Task):
     """A task whose cells are split at random, or by a column, and whose source is tokens of an AnnData or a stream."""
 
     needs: ClassVar[frozenset[str]] = frozenset({"cell heads"})
+    splits_cells: ClassVar[bool] = True
 
     # What a task adds -------------------------------------------------------------------------------------------------
 
@@ -195,6 +196,10 @@ class CellTask(Task):
         split = self.targets(adata, call).split
         adata.obs[key] = pd.Categorical(split.labels(), categories=list(PARTS))
         refuse_empty(split.sizes(), "cell")
+
+    def check_cells(self, adata: AnnData, model: TaskModel, call: TrainingCall) -> None:
+        """Read the cells once as training will."""
+        model.cells(adata, layer=call.layer, gene_symbols=call.gene_symbols, rng=call.seed)
 
     @staticmethod
     def split_in(adata: AnnData, key: str) -> Split:

@@ -72,15 +72,27 @@ def _are_devices(value: Any) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and (value >= 1 or value == -1)
 
 
+_SHORT = {"progressive": True, "standard": False}
+"""Short names of curricula on the command line."""
+
+
 def _read_curriculum(text: str) -> Any:
+    if text in _SHORT:
+        return _SHORT[text]
     parts = comma_separated(text)
     return [as_json(part) for part in parts] if len(parts) > 1 and "{" not in text else as_json(text)
+
+
+def _are_digits(value: Any) -> bool:
+    return isinstance(value, Mapping) and all(isinstance(n, str) and n.isdigit() for n in value)
 
 
 CURRICULUM = Kind(
     "give True, rising numbers of genes such as [500, 1200], or a dict of their epochs",
     lambda value: True,
     _read_curriculum,
+    # JSON has no numbers as names.
+    lambda value: {int(n): epochs for n, epochs in value.items()} if _are_digits(value) else value,
 )
 DEVICES = Kind("give a number of devices, a list of their numbers, -1 for all, or 'auto'", _are_devices, as_json)
 OPTIMIZER = Kind("it must be the name of an optimizer", lambda value: isinstance(value, str))
@@ -111,13 +123,15 @@ class TrainConfig:
     curriculum: bool | Sequence[int] | Mapping[int, int] | None = declare(
         CURRICULUM,
         """
-        Train on the best-ranked genes first and on more of them in each phase: ``True`` for 500, 1,200, 2,500 and then all
+        Train on the best-ranked genes first and on more of them in each phase. ``True`` for 500, 1,200, 2,500 and then all
         genes, a list of rising numbers, which share the epochs out evenly, or a dict of numbers of genes and their epochs. A
         phase of as many genes as are ranked, or more, trains on all; let the last one be such. Batches have about as many tokens in every phase as
         ``batch_size`` cells have with all genes, or ``batch_tokens``; the learning rate rises anew after a switch, over the
         share ``warmup`` of the phase, and GaLore finds new subspaces. Validation uses all genes in every phase, and
         ``patience`` counts epochs of the last one.
         """,
+        shown_default="all genes from the start",
+        aliases=("strategy",),
     )
     max_length: int | None = declare(
         whole(2),

@@ -124,6 +124,7 @@ class Perturbation(Task):
     training = {"dropout": 0.0, "patience": 3, "batch_size": 64, "lr": 1e-3}
     needs = frozenset({"flags"})
     gene_strategy = "perturbation"
+    split_note = "by perturbation, as `sg.pp.split_perturbations` draws them"
     next_steps = (
         '`sg.tl.predict_perturbation(adata, ["A", "A+B"], model=model)` predicts other perturbations; '
         "`sg.tl.evaluate_perturbation(adata, de=True)` adds scores of differential expression, with the extra `eval`."

@@ -10,6 +10,7 @@ import pytest
 from anndata import AnnData
 from mudata import MuData
 from tests.bitwise import differences
+from tests.steps import is_step
 from tests.trained_screens import PARTS, TRAINING, counts, log_normalised, untrained
 
 import scgalore as sg
@@ -97,7 +98,8 @@ class TestSplit:
         loss = Perturbation.__call__
 
         def watched(self: Perturbation, network: Any, batch: Any) -> Any:
-            seen[network.training].update(batch.cells.tolist())
+            if network.training == is_step(network, batch):
+                seen[network.training].update(batch.cells.tolist())
             return loss(self, network, batch)
 
         monkeypatch.setattr(Perturbation, "__call__", watched)

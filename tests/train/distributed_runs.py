@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from anndata import AnnData
+from tests.steps import is_step
 from torch import distributed
 
 from scgalore.errors import DataError
@@ -71,7 +72,7 @@ def interrupted(adata: AnnData, folder: Path, options: dict[str, Any]) -> SCGPT:
     loss, left = Classification.__call__, [9]
 
     def counted(self: Any, network: Any, batch: Any) -> Any:
-        left[0] -= network.training
+        left[0] -= is_step(network, batch)
         if left[0] == 0:
             raise Stop
         return loss(self, network, batch)

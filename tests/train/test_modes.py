@@ -9,6 +9,7 @@ import pytest
 import torch
 from anndata import AnnData
 from tests.bitwise import differences
+from tests.steps import is_step
 
 from scgalore.model import SCGPT
 from scgalore.objectives import Classification
@@ -155,7 +156,7 @@ def test_no_batch_of_any_epoch_is_lost(few: AnnData, model: SCGPT, monkeypatch: 
     loss = Classification.__call__
 
     def watched(self: Classification, network: Any, batch: Any) -> Any:
-        if network.training:
+        if is_step(network, batch):
             steps[len(rows) // few.n_obs] += 1
             rows.extend(batch.cells.tolist())
             sizes.append(batch.genes.numel())

@@ -16,6 +16,7 @@ import pytest
 import torch
 from anndata import AnnData
 from tests.bitwise import differences
+from tests.steps import is_step
 
 from scgalore.adapters import ADAPTERS
 from scgalore.errors import OptionError, WeightsError
@@ -93,7 +94,7 @@ def stopping_at(step: int) -> Iterator[None]:
 
     def counted(loss: Any) -> Any:
         def call(self: Any, network: Any, batch: Any) -> Any:
-            left[0] -= network.training
+            left[0] -= is_step(network, batch)
             if left[0] == 0:
                 raise Stop
             return loss(self, network, batch)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -190,10 +191,8 @@ def savings(
 def _materialised(estimate: MemoryEstimate, sizes: Any, n_tokens: int, n_cells: int) -> MemoryEstimate:
     """The same run with one map of probabilities kept in each block, in float32."""
     one = 4 * n_cells * sizes.n_heads * n_tokens**2
-    parts = estimate.parts()
-    parts["activations"] += sizes.n_layers * one
-    parts["workspace"] += MAPS_AT_ONCE * one
-    return MemoryEstimate(**parts)
+    kept, workspace = estimate.activations + sizes.n_layers * one, estimate.workspace + MAPS_AT_ONCE * one
+    return replace(estimate, activations=kept, workspace=workspace, weigh=tuple)
 
 
 def _trained_for(

@@ -131,6 +131,8 @@ class Prepared:
         Cells that choose the best epoch, where they are not among the cells of ``source``.
     memory
         What is known before training of what the model will keep, for tasks whose memory does not depend on the run.
+    heads_at_zero
+        Whether fresh heads predict 0 for every cell until they are trained.
     state
         What the task itself needs again after training.
     """
@@ -144,6 +146,7 @@ class Prepared:
     vocab: GeneVocab | None = None
     validation: CellSource | None = None
     memory: TaskMemory | None = None
+    heads_at_zero: bool = False
     state: Any = field(default=None, repr=False)
 
 

@@ -79,6 +79,8 @@ class CellTask(Task):
 
     needs: ClassVar[frozenset[str]] = frozenset({"cell heads"})
     splits_cells: ClassVar[bool] = True
+    heads_at_zero: ClassVar[bool] = False
+    """Whether fresh heads predict 0 for every cell until they are trained."""
 
     # What a task adds -------------------------------------------------------------------------------------------------
 
@@ -148,20 +150,19 @@ class CellTask(Task):
         """Tokens with targets, and the objective."""
         read = {"layer": call.layer, "gene_symbols": call.gene_symbols, "rng": call.seed}
         objective = self.objective(model.network, reading.memory)
+        known: dict[str, Any] = {"memory": reading.memory, "heads_at_zero": self.heads_at_zero}
         arrays = {} if reading.targets is None else reading.targets.arrays
         if not isinstance(reading.data, AnnData):
             validation = call.validation
             if isinstance(validation, AnnData):
                 validation = model.cells(validation, **read).with_targets(**arrays)
-            return Prepared(
-                self, reading.data, None, objective, call.config, validation=validation, memory=reading.memory
-            )
+            return Prepared(self, reading.data, None, objective, call.config, validation=validation, **known)
         assert reading.targets is not None
         cells = model.cells(reading.data, **read).with_targets(**arrays)
         if reading.ranks is not None:
             cells = cells.with_ranks(reading.ranks)
         split = reading.targets.split
-        return Prepared(self, cells, split, objective, call.config, memory=reading.memory, state=cells.match)
+        return Prepared(self, cells, split, objective, call.config, state=cells.match, **known)
 
     def results(
         self, adata: AnnData, model: TaskModel, prepared: Prepared, call: TrainingCall, keys: CellKeys

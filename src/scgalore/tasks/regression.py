@@ -78,6 +78,7 @@ class Regression(CellTask):
     name = "regression"
     summary = "to predict a number for each cell"
     key = "values_key"
+    heads_at_zero = True  # the mean of the training cells
     arguments = (
         Option(
             "values_key",

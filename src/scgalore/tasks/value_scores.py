@@ -89,6 +89,6 @@ def score_values(predicted: NDArray[np.floating], truth: NDArray[np.floating]) -
 
 
 def _summary(samples: NDArray[np.float64]) -> dict[str, float]:
-    errors = np.nanstd(samples[1:], axis=0, ddof=1)
+    errors = samples[1:].std(axis=0, ddof=1)  # NaN where a score is undefined
     numbers = dict(zip(METRICS, samples[0].tolist(), strict=True))
     return numbers | {f"{name}_se": float(error) for name, error in zip(METRICS, errors, strict=True)}

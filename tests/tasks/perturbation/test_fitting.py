@@ -9,6 +9,7 @@ import scipy.sparse as sp
 import torch
 from anndata import AnnData
 from numpy.typing import NDArray
+from tests.steps import is_step
 from tests.tiny_plugin import tiny_model
 from tests.trained_screens import (
     GENES,
@@ -270,7 +271,7 @@ class TestFit:
         loss = Perturbation.__call__
 
         def watched(self: Perturbation, network: Any, batch: Any) -> Any:
-            if network.training:
+            if is_step(network, batch):
                 lengths.add(int(batch.targets["masked"][0].sum()))
             return loss(self, network, batch)
 
@@ -365,7 +366,7 @@ class TestStatistics:
         loss, step = Perturbation.__call__, torch.optim.AdamW.step
 
         def watched(self: Perturbation, network: Any, batch: Any) -> Any:
-            seen[0] += len(batch) * network.training
+            seen[0] += len(batch) * is_step(network, batch)
             return loss(self, network, batch)
 
         def counted(self: torch.optim.AdamW, *args: Any, **options: Any) -> Any:

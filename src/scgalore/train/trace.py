@@ -108,7 +108,7 @@ class Trace:
         return sum(self.saved)
 
 
-def trace_step(network: SCGPTNetwork, objective: Objective, shape: Shape) -> Trace:
+def trace_step(network: CellNetwork, objective: Objective, shape: Shape) -> Trace:
     """Trace a forward and a backward pass.
 
     Parameters
@@ -185,7 +185,7 @@ def _leaves(loss: Tensor) -> set[int]:
 class _Step(nn.Module):
     """A step on tensors of zeros, or of shapes alone, in place of a network's own."""
 
-    def __init__(self, network: SCGPTNetwork, objective: Objective, shape: Shape, *, fake: bool) -> None:
+    def __init__(self, network: CellNetwork, objective: Objective, shape: Shape, *, fake: bool) -> None:
         super().__init__()
         self.network, self.objective, self.shape = network, objective, shape
         self.mode = FakeTensorMode(allow_non_fake_inputs=True) if fake else None
@@ -328,7 +328,7 @@ def _widened(value: Any) -> Any:
     return value.float() if isinstance(value, Tensor) and value.dtype in HALF.values() else value
 
 
-def _measured(network: SCGPTNetwork, objective: Objective, shape: Shape) -> Trace:
+def _measured(network: CellNetwork, objective: Objective, shape: Shape) -> Trace:
     """Trace with numbers at small sizes, and extrapolate."""
     cells = (1,) if shape.n_cells == 1 else _CELLS
     saved = transient = 0.0

@@ -150,4 +150,6 @@ LENGTHS = Kind(
     are(lambda value: is_whole(value, 1)),
     lambda text: [_as_json(part) for part in _comma_separated(text)],
 )
-MAPPING = Kind("a dict of options", lambda value: isinstance(value, Mapping) and all(map(is_text, value)), _as_json)
+MAPPING = Kind(
+    "a dict of options", lambda value: isinstance(value, Mapping) and all(map(is_text, value)), _as_json
+)

@@ -27,11 +27,10 @@ BAD_INPUT, INTERRUPTED = 2, 130
 class _Commands(TyperGroup):
     """Commands whose errors are a message for people: only an internal error is worth a traceback."""
 
-    def get_command(self, ctx: Any, cmd_name: str) -> Any:
-        """Find a command; that of runs is made now."""
-        if cmd_name == "run":
-            return _run_command()
-        return super().get_command(ctx, cmd_name)
+    def resolve_command(self, ctx: Any, args: list[str]) -> tuple[str | None, Any, list[str]]:
+        """Find the command that is called; that of runs is made now, and not for a list of all commands."""
+        name, command, rest = super().resolve_command(ctx, args)
+        return name, _run_command() if name == "run" else command, rest
 
     def invoke(self, ctx: Any) -> Any:  # typer brings its own click, or uses that of the environment
         try:
@@ -166,7 +165,8 @@ def _declared() -> list[tuple[Option, str]]:
 def _parameter(option: Option, heading: str) -> Parameter:
     """A parameter of the command for a declared option; values are texts, which the option reads."""
     names = [f"--{name.replace('_', '-')}" for name in (option.name, *option.aliases)]
-    shown = option.shown_default or (str(option.default) if option.default else False)
+    has_default = option.default not in (None, (), {}) and not option.kind.is_switch
+    shown = option.shown_default or (str(option.default) if has_default else False)
     how: dict[str, Any] = {"help": option.short_help, "show_default": shown, "rich_help_panel": heading}
     if option.kind.is_switch:
         kind, made = bool, typer.Option(f"{names[0]}/--no-{names[0][2:]}", **how)
@@ -270,9 +270,10 @@ def _run_config(given: dict[str, Any], config: Path | None, *, resume: bool) -> 
         return RunConfig(**{"out": out, **given})
     if "data" in given:
         given["data_sha256"] = None  # other data are meant
-    if given.keys() & {"n_genes", "max_epochs"}:
-        given.setdefault("curriculum", None)  # that of the file belongs to its own genes and epochs
-    return RunConfig.from_json(config, **given)
+    wanted = RunConfig.from_json(config, **given)
+    if given.keys() & {"n_genes", "max_epochs"} and "curriculum" not in given and wanted.training.get("curriculum"):
+        return wanted.changed(curriculum=True)  # the phases of the file belong to its own genes and epochs
+    return wanted
 
 
 def _interrupted(out: Path) -> str:

@@ -28,7 +28,7 @@ OPTIONS: tuple[str, ...] = (
     "scgpt-mini",
     "--genes",
     "120",
-    "--phases",
+    "--curriculum",
     "40,80,120",
 )
 OPTIONS += ("--epochs", "3", "--max-cells", "150", "--batch-size", "8", "--device", "cpu", "--seed", "3")

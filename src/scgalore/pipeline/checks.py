@@ -150,7 +150,7 @@ def _complete(training: TrainConfig, curriculum: Any) -> dict[str, Any]:
     options["optimizer_options"] = {**OPTIMIZERS[training.optimizer].options, **training.optimizer_options}
     if training.adapter is not None:
         options["adapter_options"] = {**ADAPTERS[training.adapter].options, **training.adapter_options}
-    return {**options, "lr": training.peak_lr, "curriculum": curriculum}
+    return {**options, "lr": training.peak_lr, "curriculum": curriculum or None}
 
 
 def _check_file(config: RunConfig, file: CellFile) -> None:

@@ -26,10 +26,6 @@ KIND = "scgalore run"
 FREE = ("out", "accelerator")
 """Options in which a run that is continued may differ from the one that was begun."""
 
-CHOSEN_LATE = ("n_genes", "curriculum")
-"""Options that are left to the run until cells have been read."""
-
-
 NOT_IN_RUNS = ("seed", "devices", "num_nodes", "strategy", "shard_optimizer")
 """Fields of :class:`~scgalore.train.TrainConfig` that are for several processes, or have another name in a run."""
 
@@ -166,8 +162,9 @@ class RunConfig:
     def flat(self) -> dict[str, Any]:
         """All options by name, those of the task and of training included."""
         own = {option.name: getattr(self, option.name) for option in options_of(RunConfig)}
+        training = {option.name: self.training.get(option.name) for option in training_options()}
         last = {"version": self.version, "data_sha256": self.data_sha256}
-        return {"data": self.data, "out": self.out, **own, **self.arguments, **self.training, **last}
+        return {"data": self.data, "out": self.out, **own, **self.arguments, **training, **last}
 
     def changed(self, **changes: Any) -> Self:
         """Copy with other values of some options."""
@@ -206,7 +203,9 @@ class RunConfig:
             raise OptionError(msg)
         others = {task.key for task in TASKS.values() if task.name != content.get("task")}
         if "task" in changes or others & changes.keys():
-            content = {name: value for name, value in content.items() if name not in {"task", *argument_names()}}
+            own = {option.name for option in options_of(cls)} - {"task"}
+            of_task = {"task", *argument_names()} - own
+            content = {name: value for name, value in content.items() if name not in of_task}
         content |= changes
         missing = [name for name in ("data", "out") if name not in content]
         if missing:
@@ -227,11 +226,15 @@ class RunConfig:
             What is wanted now.
         """
         mine, theirs = self.flat(), other.flat()
-        left = {name for name in CHOSEN_LATE if theirs.get(name) is None or theirs[name] is True}
+        # What is left to the run until cells have been read.
+        if theirs["n_genes"] is None:
+            theirs["n_genes"] = mine["n_genes"]
+        if theirs["curriculum"] is True and mine["curriculum"]:
+            theirs["curriculum"] = mine["curriculum"]
         return [
             f"{name} was {mine.get(name)!r}, now {theirs.get(name)!r}"
             for name in dict.fromkeys((*mine, *theirs))
-            if name not in {*FREE, *left} and mine.get(name) != theirs.get(name)
+            if name not in FREE and mine.get(name) != theirs.get(name)
         ]
 
 

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import json
 import shutil
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from uuid import uuid4
 
 import pandas as pd
 
 from scgalore._files import whole_file
+from scgalore._folders import no_empty_folders
 from scgalore.errors import OptionError
 from scgalore.pipeline.config import RunConfig
 from scgalore.pipeline.folder import RunFolder
@@ -19,7 +22,7 @@ from scgalore.tasks.baselines import LOGISTIC
 from scgalore.tasks.findings import markdown_table
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
     from scgalore._typing import PathLike
 
@@ -62,7 +65,7 @@ def run_demo(
     ----------
     out
         Folder to make. It gets ``report.md``, ``results.h5ad``, ``umap.png``, ``confusion_matrix.png`` and ``history.png``
-        (of the first seed), ``cells.h5ad``, and the folder of a run for each seed.
+        (of the first seed), ``cells.h5ad``, and the folder of a run for each seed. A demonstration that fails leaves nothing.
     model
         Name of registered weights, or folder of a checkpoint.
     optimizer
@@ -91,35 +94,44 @@ def run_demo(
     folder = Path(out).expanduser().absolute()
     chosen = {**PRESET, **OF_OPTIMIZER.get(optimizer, {}), "optimizer": optimizer, "model": str(model), **options}
     configs = [RunConfig(folder / CELLS, folder / f"seed_{seed}", **chosen, rng=seed) for seed in range(n_seeds)]
-    _make_room(folder, force=force)
-    _write_cells(folder / CELLS)
-    watch, scores = Stopwatch(), []
-    for seed, config in enumerate(configs):
-        with watch.time(f"seed {seed}"):
-            run(config)
-        found = _scores(Path(config.out), config.name, seed)
-        scores.append(found)
-        mine, theirs = (found[found["method"] == name].iloc[0] for name in (config.name, strongest(found, LOGISTIC)))
-        numbers = [f"{title} {mine[key]:.3f} ({theirs[key]:.3f})" for key, title in METRICS.items()]
-        say(
-            f"  seed {seed}, {watch.seconds[f'seed {seed}']:.0f} s: held-out {', '.join(numbers)}, logistic regression in brackets"
-        )
-    table = pd.concat(scores, ignore_index=True)
-    for name in FILES[1:]:
-        source = Path(configs[0].out) / (name if name.endswith(".h5ad") else f"figures/{name}")
-        shutil.copyfile(source, folder / name)
-    with whole_file(folder / FILES[0]) as draft:
-        draft.write_text(_report(table, configs[0], watch.seconds), encoding="utf-8")
-    say(f"\nOn held-out cells:\n\n{score_table(table)}\n\nYour files:")
+    with _room_for_demo(folder, force=force):
+        _write_cells(folder / CELLS)
+        scores = _scores_of(configs, watch := Stopwatch(), say)
+        for name in FILES[1:]:
+            source = Path(configs[0].out) / (name if name.endswith(".h5ad") else f"figures/{name}")
+            shutil.copyfile(source, folder / name)
+        with whole_file(folder / FILES[0]) as draft:
+            draft.write_text(_report(scores, configs[0], watch.seconds), encoding="utf-8")
+    say(f"\nOn held-out cells:\n\n{score_table(scores)}\n\nYour files:")
     for name in FILES:
         say(f"  {folder / name}")
     return folder
 
 
-def _make_room(folder: Path, *, force: bool) -> None:
-    """Refuse a folder that holds anything but an earlier demonstration, and empty that if it may be replaced."""
+@contextmanager
+def _room_for_demo(folder: Path, *, force: bool) -> Iterator[None]:
+    """Give an empty folder; if the block fails, all that it has written goes, and an earlier demo is back."""
+    _refuse_foreign(folder, force=force)
+    old = None
+    with no_empty_folders(folder.parent):
+        if folder.exists() and any(folder.iterdir()):
+            old = folder.with_name(f".{folder.name}.{uuid4().hex[:8]}.old")
+            folder.rename(old)
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            yield
+        except BaseException:
+            shutil.rmtree(folder, ignore_errors=True)
+            if old is not None:
+                old.rename(folder)
+            raise
+    if old is not None:
+        shutil.rmtree(old, ignore_errors=True)
+
+
+def _refuse_foreign(folder: Path, *, force: bool) -> None:
+    """Refuse a folder that holds anything but an earlier demo, and that too unless it may be replaced."""
     if not folder.exists():
-        folder.mkdir(parents=True)
         return
     found = sorted(folder.iterdir()) if folder.is_dir() else [folder]
     runs = [path for path in found if path.is_dir() and path.name.startswith("seed_")]
@@ -132,8 +144,22 @@ def _make_room(folder: Path, *, force: bool) -> None:
         raise OptionError(msg)
     for path in runs:
         RunFolder(path).check(force=True, resume=False)
-    for path in found:
-        shutil.rmtree(path) if path in runs else path.unlink()
+
+
+def _scores_of(configs: Sequence[RunConfig], watch: Stopwatch, say: Callable[[str], None]) -> pd.DataFrame:
+    """Make all runs; one row per seed and method."""
+    tables = []
+    for config in configs:
+        name = Path(config.out).name
+        with watch.time(name):
+            run(config)
+        found = _scores(Path(config.out), config.name, config.rng)
+        rival = strongest(found, LOGISTIC)
+        mine, theirs = (found[found["method"] == method].iloc[0] for method in (config.name, rival))
+        numbers = [f"{title} {mine[key]:.3f} ({theirs[key]:.3f})" for key, title in METRICS.items()]
+        say(f"  {name}, {watch.seconds[name]:.0f} s: held-out {', '.join(numbers)}, {rival} in brackets")
+        tables.append(found)
+    return pd.concat(tables, ignore_index=True)
 
 
 def _write_cells(path: Path) -> None:

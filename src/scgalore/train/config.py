@@ -123,8 +123,9 @@ class TrainConfig:
     curriculum: bool | Sequence[int] | Mapping[int, int] | None = declare(
         CURRICULUM,
         """
-        Train on the best-ranked genes first and on more of them in each phase. ``True`` for 500, 1,200, 2,500 and then all
-        genes, a list of rising numbers, which share the epochs out evenly, or a dict of numbers of genes and their epochs. A
+        Train on the best-ranked genes first and on more of them in each phase; on the command line, ``progressive`` or numbers
+        such as ``500,1200``, and ``standard`` for all genes from the start. ``True`` is 500, 1,200, 2,500 and then all genes;
+        a list of rising numbers shares the epochs out evenly; a dict has numbers of genes and their epochs. A
         phase of as many genes as are ranked, or more, trains on all; let the last one be such. Batches have about as many tokens in every phase as
         ``batch_size`` cells have with all genes, or ``batch_tokens``; the learning rate rises anew after a switch, over the
         share ``warmup`` of the phase, and GaLore finds new subspaces. Validation uses all genes in every phase, and
@@ -141,7 +142,13 @@ class TrainConfig:
         measured or written afterwards uses all of them.
         """,
     )
-    optimizer: str = declare(OPTIMIZER, "Entry of :data:`scgalore.optim.OPTIMIZERS`.", default="galore")
+    optimizer: str = declare(
+        OPTIMIZER,
+        """
+        Entry of :data:`scgalore.optim.OPTIMIZERS`, such as ``"galore"`` or ``"adamw"``.
+        """,
+        default="galore",
+    )
     optimizer_options: dict[str, Any] = declare(
         MAPPING,
         """
@@ -252,7 +259,12 @@ class TrainConfig:
         shown_default="never stops early",
     )
     accelerator: Accelerator = declare(
-        choice(*get_args(Accelerator)), "Where to train, in Lightning's words.", default="auto", aliases=("device",)
+        choice(*get_args(Accelerator)),
+        """
+        Where to train, in Lightning's words: ``"cpu"``, ``"gpu"``, ``"cuda"``, ``"mps"`` or ``"auto"``.
+        """,
+        default="auto",
+        aliases=("device",),
     )
     devices: int | str | list[int] = declare(
         DEVICES,

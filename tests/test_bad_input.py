@@ -36,7 +36,7 @@ def fingerprint(value: Any) -> Any:
         return {"view": value.is_view, **{slot: fingerprint(getattr(value, slot)) for slot in slots}}
     if isinstance(value, SCGPT):
         weights = {name: fingerprint(tensor.numpy()) for name, tensor in value.network.state_dict().items()}
-        return [weights, value.classes, value.is_trained, value.network.training, fingerprint(value.history)]
+        return [weights, value.classes, value.is_trained, value.network.result.summary(), fingerprint(value.history)]
     if isinstance(value, pd.DataFrame):
         return [(name, str(column.dtype), repr(column.tolist())) for name, column in value.items()], list(value.index)
     if sp.issparse(value):

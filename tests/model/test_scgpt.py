@@ -239,7 +239,7 @@ class TestTrain:
     ) -> None:
         model.train(few, **LABELS)
         before, history, classes, split = weights(model), model.history, model.classes, model.split
-        training, calls = model.training, []
+        training, calls = model.result.summary(), []
         loss = Classification.__call__
 
         def failing(self: Classification, network: Any, batch: Any) -> Any:
@@ -252,7 +252,7 @@ class TestTrain:
             model.train(few, **{**LABELS, "labels_key": "phase"})
         assert same(weights(model), before)
         assert model.history is history
-        assert (model.classes, model.split, model.training) == (classes, split, training)
+        assert (model.classes, model.split, model.result.summary()) == (classes, split, training)
         assert model.network.config.heads == {"classes": 3}
         assert not model.network.training
         assert torch.equal(torch.random.get_rng_state(), state)

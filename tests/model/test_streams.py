@@ -148,7 +148,7 @@ class Watched:
         return getattr(self.objective, name)
 
     def __call__(self, network: Any, batch: Any) -> Any:
-        self.seen.append((network.training, batch.cells.tolist()))
+        self.seen.append((network.result.summary(), batch.cells.tolist()))
         return self.objective(network, batch)
 
 

@@ -17,7 +17,8 @@ from numpy.typing import NDArray
 from tests.trained_screens import GENES, TRAINING, counts, log_normalised, screen_of, untrained
 
 import scgalore as sg
-from scgalore.model import SCGPT, screens
+from scgalore.model import SCGPT
+from scgalore.tasks.perturbation import fitting as screens
 from scgalore.perturb.baselines.effects import Effects
 from scgalore.perturb.labels.profiles import Profiles
 from scgalore.perturb.labels.screen import Screen

@@ -59,7 +59,7 @@ def result(model: SCGPT) -> dict[str, Any]:
     return {
         "weights": model.network.state_dict(),
         "history": model.history.reset_index().to_dict("list"),
-        "training": model.training,
+        "training": model.result.summary(),
     }
 
 

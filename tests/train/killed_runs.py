@@ -76,7 +76,7 @@ def train(folder: Path, run: dict[str, Any]) -> None:
     model.train(adata, **run, checkpoint_dir=folder / "checkpoints", resume=True)
     torch.save(model.network.state_dict(), folder / "weights.pt")
     model.history.to_csv(folder / "history.csv")
-    pd.Series(model.training).to_csv(folder / "training.csv")
+    pd.Series(model.result.summary()).to_csv(folder / "training.csv")
 
 
 def cells() -> Any:

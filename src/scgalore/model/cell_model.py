@@ -17,7 +17,7 @@ from scgalore.data.cells import TokenCells
 from scgalore.errors import OptionError, WeightsError
 from scgalore.model.adapter_files import write_adapter
 from scgalore.model.distributed import gather, process_group, share
-from scgalore.model.files import write_model
+from scgalore.model.files import memory_config, write_model
 from scgalore.model.identity import run_identity
 from scgalore.model.inference import RunOptions, run_network
 from scgalore.model.training import trainable
@@ -417,6 +417,7 @@ class CellModel:
             identity = None
             if checkpoint_dir is not None:
                 identity = run_identity(source, split, objective, config, network, validation=validation)
+                identity |= memory_config(prepared.memory)  # names of classes, which codes do not tell
             tokens = source.tokens() if validation is None else np.union1d(source.tokens(), validation.tokens())
             with trainable(network, config, tokens) as ready:
                 how = {"validation": validation, "adapter": ready.adapter, "identity": identity, **run}

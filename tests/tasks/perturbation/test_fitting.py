@@ -15,6 +15,7 @@ from tests.trained_screens import (
     PARTS,
     TRAINING,
     counts,
+    fit_screen,
     log_normalised,
     screen_of,
     trained,
@@ -27,6 +28,7 @@ from scgalore.genes.identifiers import other_names
 from scgalore.model import SCGPT
 from scgalore.objectives import Perturbation
 from scgalore.perturb.baselines.effects import fit_effects
+from scgalore.tasks import TASKS
 from scgalore.tasks.perturbation.effects import perturbed_embeddings, predict_effects
 from scgalore.tasks.perturbation.networks import (
     flag_tokenizer,
@@ -401,7 +403,7 @@ class TestGoingOn:
 
     def test_decoder_that_corrects_a_prior_goes_on(self, adata: AnnData, learnt: SCGPT) -> None:
         model = SCGPT(learnt.network, learnt.vocab)
-        model.memory = learnt.screen
+        model.result = learnt.result
         before = state(learnt)
         fit_screen(model, screen_of(adata), TrainConfig(**{**TRAINING, "lr": 1e-12, "max_epochs": 1}))
         # The weights that training started from have not been scored, so the epoch counts.
@@ -411,8 +413,7 @@ class TestGoingOn:
         assert equal(state(learnt), before)
 
     def test_other_training_forgets_the_screen(self, adata: AnnData) -> None:
-        model = untrained()
-        model.memory = trained(adata).screen
+        model = trained(adata)
         model.train(adata, max_epochs=1, accelerator="cpu")
         assert model.memory is None
 
@@ -460,7 +461,8 @@ def _interrupt(*_: Any) -> None:
 
 
 def test_prior_that_does_not_exist_is_refused() -> None:
+    (option,) = (option for option in TASKS["perturbation"].arguments if option.name == "prior")
     for prior in ("mixed", "additive", "ridge", "linear", "none"):
-        check_prior(prior)
+        assert option.check(prior) == prior
     with pytest.raises(OptionError, match="prior='training mean': choose one of 'mixed'.*'none'"):
-        check_prior("training mean")
+        option.check("training mean")

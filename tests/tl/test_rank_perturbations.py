@@ -13,7 +13,7 @@ from tests.trained_screens import GENES, PARTS, TRAINING, counts, log_normalised
 import scgalore as sg
 from scgalore.errors import DataError, MissingKeyError, OptionError
 from scgalore.model import SCGPT
-from scgalore.perturb import retrieval
+from scgalore.perturb.predictions import retrieval
 
 KEY = "rank_perturbations"
 TRAINED = (*PARTS["train"], *PARTS["validation"])

@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 from anndata import AnnData
 from mudata import MuData
-from tests.tl.test_ranking import NAMES, counts
+from tests.selection.test_ranking import NAMES, counts
 
 import scgalore as sg
 from scgalore.errors import DataError, MissingKeyError, OptionError

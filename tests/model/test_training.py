@@ -203,8 +203,8 @@ class TestSavedAdapter:
         trained.save(tmp_path / "whole")
         size = (tmp_path / "adapter" / "adapter.safetensors").stat().st_size
         assert size < (tmp_path / "whole" / "model.safetensors").stat().st_size
-        assert trained.adapter is not None
-        assert {name.split(".")[0] for name in trained.adapter[0].heads} == {"cls_decoder"}
+        assert trained.result.adapter is not None
+        assert {name.split(".")[0] for name in trained.result.adapter[0].heads} == {"cls_decoder"}
 
     def test_of_a_loaded_one_can_be_saved_again(self, few: AnnData, trained: SCGPT, tmp_path: Path) -> None:
         trained.save_adapter(tmp_path / "one")
@@ -239,7 +239,7 @@ class TestSavedAdapter:
             config.write_text("{")
         else:
             config.write_text(json.dumps({"peft_type": "LORA"}))
-        with pytest.raises(WeightsError, match="no adapter that scgalore wrote"):
+        with pytest.raises(WeightsError, match="does not hold an adapter that scgalore wrote"):
             SCGPT.from_pretrained(folder)
 
     def test_needs_an_adapter(self, few: AnnData, base: Path, tmp_path: Path) -> None:

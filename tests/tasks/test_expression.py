@@ -1,30 +1,39 @@
 from collections.abc import Callable
-from pathlib import Path
 
 import numpy as np
 import pytest
 from anndata import AnnData
-from tests.pipeline.conftest import quick
 
+from scgalore._keys import CellKeys
 from scgalore.data.sampler import BatchRequest
 from scgalore.model import SCGPT
 from scgalore.objectives import MaskedExpression
+from scgalore.tasks import Findings, TrainingCall
 from scgalore.tasks.expression import RULES, Expression, _mean_bins
+from scgalore.tasks.registry import resolve_call
+from scgalore.tl import finetune
+
+TASK = Expression()
+SPLIT = CellKeys("finetune").split
 
 
 @pytest.fixture
-def task(few: AnnData, tmp_path: Path) -> Expression:
-    task = Expression(
-        quick(tmp_path / "x.h5ad", tmp_path / "run", validation_size=0.1, test_size=0.3, optimizer="galore")
-    )
-    task.split(few)
-    return task
+def call(few: AnnData) -> TrainingCall:
+    """A call whose split is in ``few``."""
+    options = {"accelerator": "cpu"}
+    _, call = resolve_call(options, task="expression", seed=0, function=finetune, validation_size=0.1, test_size=0.3)
+    TASK.split(few, call, SPLIT)
+    return call
 
 
-def test_error_is_that_of_the_objective(few: AnnData, model: SCGPT, task: Expression) -> None:
+def evaluate(few: AnnData, model: SCGPT, call: TrainingCall) -> Findings:
+    return TASK.evaluate(few, model, call, name="scgpt")
+
+
+def test_error_is_that_of_the_objective(few: AnnData, model: SCGPT, call: TrainingCall) -> None:
     model.network.eval()
-    found = task.evaluate(few, model).metrics
-    cells, test = model.cells(few), task.parts(few).test
+    found = evaluate(few, model, call).metrics
+    cells, test = model.cells(few), TASK.split_in(few, SPLIT).test
     objective = MaskedExpression(mask_value=model.network.config.mask_value)
     each = []
     for row in test:
@@ -35,8 +44,8 @@ def test_error_is_that_of_the_objective(few: AnnData, model: SCGPT, task: Expres
     assert found["test"]["mse_se"] == pytest.approx(np.std(each, ddof=1) / np.sqrt(len(test)), rel=1e-3)
 
 
-def test_rules_know_training_cells_only(few: AnnData, model: SCGPT, task: Expression) -> None:
-    cells, train = model.cells(few), task.parts(few).train
+def test_rules_know_training_cells_only(few: AnnData, model: SCGPT, call: TrainingCall) -> None:
+    cells, train = model.cells(few), TASK.split_in(few, SPLIT).train
     means, overall = _mean_bins(cells, train)
     values: dict[int, list[float]] = {}
     for row in train:
@@ -49,22 +58,22 @@ def test_rules_know_training_cells_only(few: AnnData, model: SCGPT, task: Expres
 
 
 def test_evaluation_is_repeatable_and_leaves_the_network_as_it_was(
-    few: AnnData, model: SCGPT, task: Expression, random_states: Callable[[], object]
+    few: AnnData, model: SCGPT, call: TrainingCall, random_states: Callable[[], object]
 ) -> None:
     before = random_states()
-    first, second = (task.evaluate(few, model) for _ in range(2))
+    first, second = (evaluate(few, model, call) for _ in range(2))
     assert first.metrics == second.metrics
     assert random_states() == before
     assert set(first.metrics["baselines"]) == set(RULES)
 
 
-def test_mean_visible_bin_is_that_of_the_cell(few: AnnData, model: SCGPT, task: Expression) -> None:
-    cells, test = model.cells(few), task.parts(few).test
+def test_mean_visible_bin_is_that_of_the_cell(few: AnnData, model: SCGPT, call: TrainingCall) -> None:
+    cells, test = model.cells(few), TASK.split_in(few, SPLIT).test
     objective = MaskedExpression(mask_value=model.network.config.mask_value)
     each = []
     for row in test:
         batch = objective.corrupt(cells.batch(BatchRequest(np.array([row]))), seed=0, draw=0)
         values, masked = batch.targets["expression"][0, 1:].numpy(), batch.targets["masked"][0, 1:].numpy()
         each.append(np.mean((values[masked] - values[~masked].mean()) ** 2))
-    found = task.evaluate(few, model).metrics["baselines"][RULES[2]]
+    found = evaluate(few, model, call).metrics["baselines"][RULES[2]]
     assert found["mse"] == pytest.approx(np.mean(each), rel=1e-5)

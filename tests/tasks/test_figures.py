@@ -10,7 +10,7 @@ from scgalore.tasks.figures import umap
 adata = anndata.AnnData(np.ones((40, 2), "float32"), obs=pd.DataFrame({"part": pd.Categorical(["a", "b"] * 20)}))
 adata.obs_names = adata.obs_names.astype(str)
 adata.obsm["X_scGPT"] = np.random.default_rng(0).normal(size=(40, 8)).astype("float32")
-((_, draw),) = umap(["part"], ["part"], adata.n_obs).values()
+((_, draw),) = umap(["part"], ["part"], adata.n_obs, use_rep="X_scGPT").values()
 draw(adata)
 print(adata.obsm["X_umap"].shape, torch.get_num_threads())
 """

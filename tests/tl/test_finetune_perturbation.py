@@ -57,7 +57,7 @@ class TestKeys:
             part: set(names) for part, names in PARTS.items()
         }
         pd.testing.assert_frame_equal(content["history"], model.history)
-        assert content["training"] == model.training
+        assert content["training"] == model.result.summary()
         assert content["weights"]["name"] == "random"
         assert content["version"] == sg.__version__
         expected = {
@@ -158,15 +158,19 @@ REFUSED: dict[str, tuple[dict[str, Any], type[Exception], str]] = {
     "batch": ({"batch_key": "plate"}, MissingKeyError, "batch_key='plate' is no column"),
     "split": ({"split_key": "parts"}, MissingKeyError, "split_key='parts' is no column"),
     "control": ({"control": "NT"}, OptionError, "control='NT' is none of the 12 labels"),
-    "labels": ({"labels_key": "cell_line"}, OptionError, "task='perturbation' with labels_key='cell_line'"),
+    "labels": (
+        {"labels_key": "cell_line"},
+        OptionError,
+        "labels_key='cell_line' belongs to task='classes', and this is task='perturbation'",
+    ),
     "task": ({"task": "perturbations"}, OptionError, "task='perturbations': choose one of 'classes', "),
-    "task classes": ({"task": "classes"}, OptionError, "task='classes' with labels_key=None"),
+    "task classes": ({"task": "classes"}, OptionError, "task='classes' needs labels_key="),
     "option without task": ({"task": None, "context_key": "cell_line"}, OptionError, "belongs to task='perturbation'"),
     "prior without task": ({"task": None, "prior": "mixed"}, OptionError, "prior='mixed' belongs to"),
-    "genes without task": ({"task": "expression", "n_genes": 5}, OptionError, "n_genes=5 belongs to"),
+    "genes without task": ({"task": "expression", "genes_per_step": 5}, OptionError, "genes_per_step=5 belongs to"),
     "two devices": ({"devices": 2}, OptionError, "processes"),
-    "no genes": ({"n_genes": 0}, OptionError, "n_genes=0: it must be a whole number, at least 1"),
-    "half a gene": ({"n_genes": 0.5}, OptionError, "n_genes=0.5"),
+    "no genes": ({"genes_per_step": 0}, OptionError, "genes_per_step=0: it must be a whole number, at least 1"),
+    "half a gene": ({"genes_per_step": 0.5}, OptionError, "genes_per_step=0.5"),
     "prior": ({"prior": "mean"}, OptionError, "prior='mean': choose one of 'mixed'"),
     "layer": ({"layer": "counts"}, MissingKeyError, "counts"),
     "not trained on": ({"split_key": "none"}, DataError, "No perturbed cell belongs to the part 'train'"),
@@ -228,7 +232,7 @@ def stop_in_epoch(epoch: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Perturbation, "__call__", interrupted)
 
 
-@pytest.mark.parametrize("options", [{}, {"n_genes": 10, "optimizer": "adamw", "batch_key": "batch"}])
+@pytest.mark.parametrize("options", [{}, {"genes_per_step": 10, "optimizer": "adamw", "batch_key": "batch"}])
 def test_interrupted_run_is_resumed_bit_for_bit(
     adata: AnnData, options: dict[str, Any], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
@@ -247,7 +251,7 @@ def test_interrupted_run_is_resumed_bit_for_bit(
         resumed.history.drop(columns="seconds"), expected.history.drop(columns="seconds"), check_exact=True
     )
     assert resumed.memory is not None
-    assert expected.screen is not None
+    assert expected.memory is not None
     assert differences(resumed.memory.stats, expected.memory.stats, besides=("wall_clock",)) == []
     with pytest.raises(OptionError, match="belongs to another run"):
         sg.tl.finetune(

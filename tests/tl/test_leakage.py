@@ -18,10 +18,10 @@ from tests.trained_screens import GENES, TRAINING, counts, log_normalised, scree
 
 import scgalore as sg
 from scgalore.model import SCGPT
-from scgalore.tasks.perturbation import fitting as screens
 from scgalore.perturb.baselines.effects import Effects
 from scgalore.perturb.labels.profiles import Profiles
 from scgalore.perturb.labels.screen import Screen
+from scgalore.tasks.perturbation import fitting
 from scgalore.tasks.perturbation.networks import RowsOfCells
 
 RUN: dict[str, Any] = {"task": "perturbation", **TRAINING, "batch_key": "batch", "max_epochs": 3}
@@ -115,9 +115,9 @@ def assert_nothing_changes(original: AnnData, changed: AnnData, *, prior: str = 
     )
     for name, tensor in one.network.state_dict().items():
         np.testing.assert_array_equal(tensor, other.network.state_dict()[name], err_msg=name)
-    assert one.screen is not None
-    assert other.screen is not None
-    ours, theirs = ({**memory.stats, "wall_clock_seconds": 0} for memory in (one.screen, other.screen))
+    assert one.memory is not None
+    assert other.memory is not None
+    ours, theirs = ({**memory.stats, "wall_clock_seconds": 0} for memory in (one.memory, other.memory))
     assert ours == theirs
     if one.memory.prior is not None and other.memory.prior is not None:
         effects_equal(one.memory.prior, other.memory.prior)
@@ -170,21 +170,21 @@ def with_test_part_in(part: str, screen: Screen) -> Screen:
 
 def training_on_the_test_part(monkeypatch: pytest.MonkeyPatch) -> None:
     """Test perturbations are rows of the training part, so that the prior and the network learn them."""
-    split = screens._split
+    split = fitting._split
     monkeypatch.setattr(RowsOfCells, "of", lambda screen: rows_of(with_test_part_in("train", screen)))
-    monkeypatch.setattr(screens, "_split", lambda screen: split(with_test_part_in("train", screen)))
+    monkeypatch.setattr(fitting, "_split", lambda screen: split(with_test_part_in("train", screen)))
 
 
 def validation_on_the_test_part(monkeypatch: pytest.MonkeyPatch) -> None:
     """The epoch is chosen by what it is to be tested on."""
-    split = screens._split
+    split = fitting._split
     monkeypatch.setattr(RowsOfCells, "of", lambda screen: rows_of(with_test_part_in("validation", screen)))
-    monkeypatch.setattr(screens, "_split", lambda screen: split(with_test_part_in("validation", screen)))
+    monkeypatch.setattr(fitting, "_split", lambda screen: split(with_test_part_in("validation", screen)))
 
 
 def baselines_scored_on_the_test_part(monkeypatch: pytest.MonkeyPatch) -> None:
     """The statistics of the run tell how well rules do on the test perturbations."""
-    scores, profiles, seen = screens._validation_scores, Screen.profiles, []
+    scores, profiles, seen = fitting._validation_scores, Screen.profiles, []
 
     def noting(self: Screen, *parts: str) -> Profiles:
         seen.append(profiles(self, "test"))
@@ -194,7 +194,7 @@ def baselines_scored_on_the_test_part(monkeypatch: pytest.MonkeyPatch) -> None:
         return scores(replace(rows, validation=seen[-1]), columns)
 
     monkeypatch.setattr(Screen, "profiles", noting)
-    monkeypatch.setattr(screens, "_validation_scores", leaking)
+    monkeypatch.setattr(fitting, "_validation_scores", leaking)
 
 
 def controls_from_the_test_part(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -189,7 +189,7 @@ class TestPerCell:
 
     def test_column_must_be_there(self, adata: AnnData, model: SCGPT) -> None:
         before = slots(adata)
-        with pytest.raises(MissingKeyError, match="per_cell='wanted' is no column"):
+        with pytest.raises(MissingKeyError, match="per_cell='wanted' is not a column"):
             sg.tl.predict_perturbation(adata, model=model, per_cell="wanted")
         adata.obs["wanted"] = "NOSUCH"
         with pytest.raises(DataError, match="knows no gene 'NOSUCH'"):

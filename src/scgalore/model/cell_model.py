@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -18,7 +17,7 @@ from scgalore.data.cells import TokenCells
 from scgalore.errors import OptionError, WeightsError
 from scgalore.model.adapter_files import write_adapter
 from scgalore.model.distributed import gather, process_group, share
-from scgalore.model.files import write_model
+from scgalore.model.files import memory_config, write_model
 from scgalore.model.identity import run_identity
 from scgalore.model.inference import RunOptions, run_network
 from scgalore.model.training import trainable
@@ -412,15 +411,13 @@ class CellModel:
         run = {"checkpoint_dir": checkpoint_dir, "resume": resume}
         try:
             if objective.heads:
-                keep = prepared.memory == self.memory
-                self._put_heads(network, objective.heads, keep=keep, at_zero=prepared.heads_at_zero, seed=config.seed)
+                self._put_heads(network, objective.heads, keep=prepared.memory == self.memory, seed=config.seed)
             config = settle_memory(network, source, split, objective, config, **run)
             validation = prepared.validation
             identity = None
             if checkpoint_dir is not None:
                 identity = run_identity(source, split, objective, config, network, validation=validation)
-                if prepared.memory is not None:
-                    identity |= {"task memory": json.dumps(prepared.memory.to_config(), sort_keys=True)}
+                identity |= memory_config(prepared.memory)  # names of classes, which codes do not tell
             tokens = source.tokens() if validation is None else np.union1d(source.tokens(), validation.tokens())
             with trainable(network, config, tokens) as ready:
                 how = {"validation": validation, "adapter": ready.adapter, "identity": identity, **run}
@@ -452,21 +449,16 @@ class CellModel:
         seed
             Seed of their weights.
         """
-        self._put_heads(self.network, sizes, keep=False, at_zero=False, seed=seed)
+        self._put_heads(self.network, sizes, keep=False, seed=seed)
 
     @staticmethod
-    def _put_heads(network: CellNetwork, sizes: Mapping[str, int], *, keep: bool, at_zero: bool, seed: int) -> None:
+    def _put_heads(network: CellNetwork, sizes: Mapping[str, int], *, keep: bool, seed: int) -> None:
         """Give a network exactly these heads: its own of these names and sizes if they are to be kept, else fresh ones."""
         own = network.cell_heads if keep else {}
         kept = {name: head for name, head in own.items() if network.config.heads[name] == sizes.get(name)}
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            fresh = {name: network.make_head(n) for name, n in sizes.items() if name not in kept}
-        if at_zero:
-            for head in fresh.values():
-                for parameter in list(head.parameters())[-2:]:  # weight and bias of the last layer
-                    torch.nn.init.zeros_(parameter)
-        network.put_heads({name: kept[name] if name in kept else fresh[name] for name in sizes})
+            network.put_heads({name: kept[name] if name in kept else network.make_head(n) for name, n in sizes.items()})
 
     # Files ------------------------------------------------------------------------------------------------------------
 

@@ -170,7 +170,8 @@ class CellTask(Task):
         """Embeddings of all cells, what the heads say of them, the split, and scores of each part of it."""
         assert prepared.split is not None
         output = model.run(prepared.source, accelerator=call.config.accelerator)
-        found = Results() if model.memory is None else self.predictions(output, model.memory, keys)
+        is_own = model.memory is not None and model.memory.task == self.name  # heads of an earlier task may be left
+        found = self.predictions(output, model.memory, keys) if is_own else Results()
         scores = self.scores(adata, output, prepared, call, keys)
         split = pd.Categorical(prepared.split.labels(), categories=list(PARTS))
         sizes = {} if call.split_key else {"validation_size": call.validation_size, "test_size": call.test_size}

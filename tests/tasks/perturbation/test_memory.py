@@ -14,7 +14,8 @@ from tests.trained_screens import counts, log_normalised, screen_of, trained, wi
 from scgalore.errors import WeightsError
 from scgalore.model import SCGPT
 from scgalore.perturb.baselines.effects import GeneEffects
-from scgalore.tasks.perturbation.fitting import PerturbationMemory, predict_effects
+from scgalore.tasks.perturbation.effects import predict_effects
+from scgalore.tasks.perturbation.memory import PerturbationMemory
 
 CONTEXTS = {"context_key": "cell_line"}
 

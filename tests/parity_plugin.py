@@ -15,8 +15,8 @@ import pytest
 import torch
 
 MANIFEST = Path(__file__).parent / "data" / "scgpt" / "manifest.json"
-ATOL = 1e-5
-RTOL = 3e-6
+TOLERANCE = 1e-5
+"""Largest difference relative to the largest magnitude of the compared array, or to 1 where that is smaller."""
 
 #: Arrays of the original that nothing of ours computes, by the start of their name.
 NOT_COMPARED = {
@@ -48,10 +48,10 @@ CHOICES = (
 
 
 LARGER_VALUES = """\
-The spacing of float32 numbers is 2e-6 at 20 and 3e-5 at 300, so sums of such numbers agree to 1e-5 only where they are added
-in the same order, and our attention adds in another order than upstream's. *Rounding* is how far the original itself is from
-our result in float64. The gradients are those before clipping; clipped to norm 1, as the optimizer gets them, they agree to
-better than 1e-5 (`train_step/grad (clipped)`)."""
+Arrays that differ by more than 1e-5 in absolute terms. The spacing of float32 numbers is 2e-6 at 20 and 6e-5 at 800, and sums
+are added in an order that depends on the processor, so numbers of this size can agree to a fraction of their size only.
+*Rounding* is how far the original itself is from our result in float64, where that was computed. The gradients are those before
+clipping; clipped to norm 1, as the optimizer gets them, they agree to better than 1e-5 (`train_step/grad (clipped)`)."""
 
 
 @dataclass(frozen=True)
@@ -76,7 +76,7 @@ class Agreement:
     @property
     def holds(self) -> bool:
         """Whether the difference is within tolerance; NaN is not."""
-        return self.difference <= ATOL or (self.rounding is not None and self.relative <= RTOL)
+        return np.isfinite(self.difference) and self.difference <= TOLERANCE * max(1.0, self.largest)
 
 
 def compare(name: str, ours: Any, theirs: Any, *, exact: Any = None, instead: str = "") -> Agreement:
@@ -96,9 +96,9 @@ def compare(name: str, ours: Any, theirs: Any, *, exact: Any = None, instead: st
 def agree(request: pytest.FixtureRequest) -> Callable[..., None]:
     """Assert that an array is the original's, and record the comparison for the documentation.
 
-    Differences may reach 1e-5. Where float32 itself is no finer (values beyond about 10), pass what ours gives in float64
-    as ``exact``: then 3e-6 of the largest value is enough, and the page shows how far the original itself is from it.
-    ``instead`` tells what was compared where the arrays differ on purpose.
+    Differences may reach 1e-5 of the largest value of the array, or 1e-5 where that is below 1: the order in which a processor
+    adds float32 numbers changes the last bits of a sum. Pass what ours gives in float64 as ``exact``, and the page shows how far
+    the original itself is from it. ``instead`` is what was compared where the arrays differ on purpose.
     """
 
     def agree(name: str, ours: Any, theirs: Any, *, exact: Any = None, instead: str = "") -> None:
@@ -162,8 +162,9 @@ def page(rows: Iterable[Agreement]) -> str:
     lines = [*_introduction(rows), "", "## Larger values", "", LARGER_VALUES, ""]
     lines += ["| array | largest | difference | relative | rounding of the original |", "|---|---|---|---|---|"]
     for row in rows:
-        if row.difference > ATOL:
-            numbers = f"{row.largest:.4g} | {row.difference:.1e} | {row.relative:.1e} | {row.rounding:.1e}"
+        if row.difference > TOLERANCE:
+            rounding = "" if row.rounding is None else f"{row.rounding:.1e}"
+            numbers = f"{row.largest:.4g} | {row.difference:.1e} | {row.relative:.1e} | {rounding}"
             lines.append(f"| `{row.name}` | {numbers} |")
     lines += ["", "## Different on purpose", "", "| what ours does, and what was compared | arrays |", "|---|---|"]
     for reason in dict.fromkeys(row.instead for row in rows if row.instead):
@@ -184,7 +185,7 @@ def page(rows: Iterable[Agreement]) -> str:
 
 def _introduction(rows: list[Agreement]) -> list[str]:
     manifest = json.loads(MANIFEST.read_text())
-    large = [row for row in rows if row.difference > ATOL]
+    large = [row for row in rows if row.difference > TOLERANCE]
     n_equal = sum(row.difference == 0 for row in rows)
     worst = max((row.relative for row in large), default=0)
     return [
@@ -197,6 +198,7 @@ def _introduction(rows: list[Agreement]) -> list[str]:
         f"- ours: torch {torch.__version__}, NumPy {np.__version__}",
         f"- {len(rows) - len(large)} of {len(rows)} arrays agree to 1e-5 or better, {n_equal} of them to the last bit",
         f"- the other {len(large)} hold larger values and agree to {worst:.1e} of the largest",
+        "- tests accept 1e-5 of the largest value of an array, or 1e-5 where that is below 1, so that they pass on any processor",
         "- every test run makes these comparisons; `pytest --parity-table docs/parity.md` writes this page",
         "",
         "*Difference* is the largest absolute difference, *relative* the same divided by the largest value. A star marks arrays",

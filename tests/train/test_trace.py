@@ -100,7 +100,7 @@ def test_kept_bytes_with_a_batch_norm() -> None:
 def test_weights_that_a_loss_reaches(name: str) -> None:
     objective, parts = OBJECTIVES[name]
     network = made({"n_classes": 4, "adversary": True, "n_batches": 3} | parts)
-    network.transformer_encoder.layers[0].linear1.weight.requires_grad = False
+    network.get_parameter("transformer_encoder.layers.0.linear1.weight").requires_grad = False
     shape = Shape(2, 20)
     loss = forward(network, objective, shape)
     idle = set(unreached(loss, network))

@@ -119,6 +119,8 @@ class RunConfig:
         own = {option.name: option for option in options_of(RunConfig)}
         of_training = {option.name: option for option in training_options()}
         of_tasks = argument_names()
+        if isinstance(options.get("model"), Path):
+            options["model"] = str(options["model"])
         recorded = {name: options.pop(name, None) for name in ("version", "data_sha256")}
         for name in options:
             if name not in {*own, *of_training, *of_tasks}:
@@ -133,7 +135,7 @@ class RunConfig:
         training = {name: options[name] for name in of_training if options.get(name) is not None}
         values = {
             **{"data": _absolute("data", data), "out": _absolute("out", out)},
-            **{**chosen, "task": task.name, "model": str(chosen["model"])},
+            **{**chosen, "task": task.name},
             **recorded,
             "arguments": task.check(given),
             "training": {name: _listed(of_training[name].check(value)) for name, value in training.items()},

@@ -295,6 +295,18 @@ def test_every_declared_option_is_offered_with_help_and_default() -> None:
             assert f"--{alias}" in text
 
 
+def test_page_names_all_tasks_and_short_names() -> None:
+    page = (Path(__file__).parents[1] / "docs" / "pipeline.md").read_text(encoding="utf-8")
+    for task in TASKS.values():
+        key = "none of them" if task.key is None else f"`--{task.key.replace('_', '-')}`"
+        assert f"| `{task.name}` | {key} |" in page
+    for option in (*options_of(RunConfig), *training_options()):
+        for alias in option.aliases:
+            rows = [line for line in page.splitlines() if line.startswith(f"| `--{alias}")]
+            assert len(rows) == 1, alias
+            assert f"`--{option.name.replace('_', '-')}" in rows[0]
+
+
 def test_no_two_places_give_different_defaults() -> None:
     places: dict[str, dict[str, object]] = {
         "run": {option.name: option.default for option in options_of(RunConfig)},

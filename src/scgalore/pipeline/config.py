@@ -215,8 +215,9 @@ class RunConfig:
         if missing:
             msg = f"{path} lacks {missing[0]!r}."
             raise OptionError(msg)
+        options: dict[str, Any] = {name: math.inf if value == "inf" else value for name, value in content.items()}
         try:
-            return cls(**{name: math.inf if value == "inf" else value for name, value in content.items()})
+            return cls(**options)
         except OptionError as error:
             msg = f"{path}: {error}"
             raise OptionError(msg) from error

@@ -153,8 +153,8 @@ scanpy's pbmc68k, which the demo fine-tunes on, was not used.
 
 Trying the package, tests, teaching: a network of the real architecture that has learnt which genes go together in blood.
 
-Do not expect more of it. `python -m scgalore demo --random-weights` sets it beside the same network from random weights, and
-beside logistic regression.
+Do not expect more of it. `python -m scgalore demo` compares it with logistic regression; with `--model` and the folder of the
+same network with random weights, it shows what pre-training adds.
 
 ## Not good for
 

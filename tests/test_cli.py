@@ -1,17 +1,26 @@
 import hashlib
+import inspect
+import math
 import subprocess
 import sys
-from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from anndata import AnnData
 from typer.testing import CliRunner, Result
 
+import scgalore as sg
 from scgalore import __version__
+from scgalore._options import options_of
 from scgalore._settings import settings
 from scgalore.cli import app
+from scgalore.data.split import random_split
 from scgalore.pipeline import RunConfig
+from scgalore.pipeline.checks import GENES
+from scgalore.pipeline.config import training_options
+from scgalore.tasks import TASKS
+from scgalore.train import TrainConfig
 from scgalore.weights import WeightsEntry, WeightsFile, list_weights, registry
 
 HEAVY = ("anndata", "lightning", "numpy", "pandas", "scanpy", "scvi", "torch")
@@ -111,12 +120,14 @@ def test_damaged_weights_are_not_here(small_weights: WeightsEntry) -> None:
         pytest.param(["demo", "--out", "taken", "--force"], "'thesis.tex'", id="out_forced"),
         pytest.param(["run"], "Name the data", id="no_data"),
         pytest.param(["run", "absent.h5ad"], "absent.h5ad does not exist", id="no_such_file"),
-        pytest.param(["run", "absent.h5ad", "--genes", "0"], "genes=0", id="no_genes"),
-        pytest.param(["run", "absent.h5ad", "--genes", "many"], "'--genes'", id="genes_in_words"),
-        pytest.param(["run", "absent.h5ad", "--phases", "few"], "whole numbers with commas", id="phases"),
-        pytest.param(["run", "absent.h5ad", "--strategy", "fast"], "strategy='fast'", id="strategy"),
-        pytest.param(["run", "absent.h5ad", "--train-option", "lr"], "NAME=VALUE", id="train_option"),
-        pytest.param(["run", "absent.h5ad", "--train-option", "lr=-1"], "lr=-1", id="value_of_train_option"),
+        pytest.param(["run", "absent.h5ad", "--genes", "0"], "n_genes=0", id="no_genes"),
+        pytest.param(["run", "absent.h5ad", "--genes", "many"], "n_genes='many'", id="genes_in_words"),
+        pytest.param(
+            ["run", "absent.h5ad", "--curriculum", "10,few"], "numbers of genes must be whole", id="curriculum"
+        ),
+        pytest.param(["run", "absent.h5ad", "--strategy", "fast"], "curriculum='fast'", id="strategy"),
+        pytest.param(["run", "absent.h5ad", "--lr", "-1"], "lr=-1", id="lr"),
+        pytest.param(["run", "absent.h5ad", "--control", "ctrl"], "belongs to task='perturbation'", id="other_task"),
         pytest.param(["run", "x.h5ad", "--out", "taken", "--force"], "'thesis.tex'", id="run_out_forced"),
         pytest.param(["run", "--resume", "--out", "new"], "no run in new to continue", id="nothing_to_resume"),
         pytest.param(["run", "--config", "absent.json"], "absent.json cannot be read", id="no_config"),
@@ -151,23 +162,15 @@ def test_faults_of_the_program_are_not_disguised(monkeypatch: pytest.MonkeyPatch
 
 def test_demo_passes_its_options_on(monkeypatch: pytest.MonkeyPatch) -> None:
     calls: list[tuple[object, dict[str, object]]] = []
-    monkeypatch.setattr("scgalore.demo.run_demo", lambda out, **options: calls.append((out, options)))
+    monkeypatch.setattr("scgalore.pipeline.demo.run_demo", lambda out, **options: calls.append((out, options)))
     scgalore("demo")
-    scgalore(
-        "demo", "--out", "x", "--model", "m", "--optimizer", "adamw", "--seeds", "5", "--random-weights", "--force"
-    )
+    scgalore("demo", "--out", "x", "--model", "m", "--optimizer", "adamw", "--seeds", "5", "--force")
     (out, defaults), (other, given) = calls
     del defaults["say"], given["say"]
     assert out == Path("scgalore_demo")
-    assert defaults == {
-        "model": "scgpt-mini",
-        "optimizer": "galore",
-        "n_seeds": 3,
-        "random_weights": False,
-        "force": False,
-    }
+    assert defaults == {"model": "scgpt-mini", "optimizer": "galore", "n_seeds": 3, "force": False}
     assert other == Path("x")
-    assert given == {"model": "m", "optimizer": "adamw", "n_seeds": 5, "random_weights": True, "force": True}
+    assert given == {"model": "m", "optimizer": "adamw", "n_seeds": 5, "force": True}
 
 
 @pytest.fixture
@@ -186,10 +189,11 @@ def runs(monkeypatch: pytest.MonkeyPatch) -> list[tuple[RunConfig, dict[str, boo
 def test_run_passes_its_options_on(runs: list[tuple[RunConfig, dict[str, bool]]]) -> None:
     scgalore("run", "cells.h5ad")
     given = (
-        "--labels-key type --genes 500 --phases 100,500 --epochs 3 --max-cells 90 --device cpu --batch-size 8 --seed 2"
+        "--labels-key type --n-genes 500 --curriculum 100,500 --max-epochs 3 --max-cells 90 --accelerator cpu "
+        "--batch-size auto --rng 2 --must-include CD3D,CD8A --max-length 64 --clip-norm inf --gradient-checkpointing "
+        '--optimizer-options {"rank":8} --force'
     )
-    more = "--must-include CD3D --must-include CD8A --train-option max_length=64 --train-option strategy=ddp --force"
-    scgalore("run", "cells.h5ad", *given.split(), *more.split(), "--out", "runs/x")
+    scgalore("run", "cells.h5ad", *given.split(), "--out", "runs/x")
     (defaults, flags), (config, forced) = runs
     assert (defaults, flags) == (RunConfig("cells.h5ad", "scgalore_run"), {"force": False, "resume": False})
     assert forced == {"force": True, "resume": False}
@@ -197,35 +201,49 @@ def test_run_passes_its_options_on(runs: list[tuple[RunConfig, dict[str, bool]]]
         "cells.h5ad",
         "runs/x",
         labels_key="type",
-        genes=500,
-        phases=(100, 500),
-        epochs=3,
+        n_genes=500,
+        curriculum=[100, 500],
+        max_epochs=3,
         max_cells=90,
-        device="cpu",
-        batch_size=8,
-        seed=2,
-        must_include=("CD3D", "CD8A"),
-        train_options={"max_length": 64, "strategy": "ddp"},
+        accelerator="cpu",
+        batch_size="auto",
+        rng=2,
+        must_include=["CD3D", "CD8A"],
+        max_length=64,
+        clip_norm=math.inf,
+        gradient_checkpointing=True,
+        optimizer_options={"rank": 8},
     )
+
+
+@pytest.mark.parametrize(("strategy", "curriculum"), [("progressive", True), ("standard", False)])
+def test_the_published_call_keeps_its_short_names(
+    runs: list[tuple[RunConfig, dict[str, bool]]], strategy: str, curriculum: bool
+) -> None:
+    call = f"run data.h5ad --strategy {strategy} --genes 5000 --epochs 30 --max-cells 50000 --device cpu --seed 1"
+    scgalore(*call.split())
+    options = {"n_genes": 5000, "max_epochs": 30, "max_cells": 50_000, "accelerator": "cpu", "rng": 1}
+    assert runs[0][0] == RunConfig("data.h5ad", "scgalore_run", curriculum=curriculum, **options)
 
 
 def test_run_from_a_configuration_changes_what_is_given(
     runs: list[tuple[RunConfig, dict[str, bool]]], tmp_path: Path
 ) -> None:
-    of_file = RunConfig("a.h5ad", "x", labels_key="type", genes=500, phases=(100, 500), data_sha256="0" * 64)
+    options = {"labels_key": "type", "n_genes": 500, "curriculum": [100, 500], "data_sha256": "0" * 64}
+    of_file = RunConfig("a.h5ad", "x", **options)
     path = tmp_path / "config.json"
     path.write_text(of_file.to_json(), encoding="utf-8")
     scgalore("run", "--config", str(path), "--out", "y")
     scgalore("run", "b.h5ad", "--config", str(path), "--genes", "50")
     (same, _), (changed, _) = runs
-    assert same == replace(of_file, out=str(Path("y").absolute()))
-    assert changed == replace(of_file, data=str(Path("b.h5ad").absolute()), data_sha256=None, genes=50, phases=None), (
+    assert same == of_file.changed(out="y")
+    assert changed == of_file.changed(data="b.h5ad", data_sha256=None, n_genes=50, curriculum=True), (
         "the phases and the hash belong to other genes and data"
     )
 
 
 def test_resuming_needs_the_folder_alone(runs: list[tuple[RunConfig, dict[str, bool]]], tmp_path: Path) -> None:
-    config = RunConfig("a.h5ad", tmp_path, seed=5)
+    config = RunConfig("a.h5ad", tmp_path, rng=5)
     (tmp_path / "config.json").write_text(config.to_json(), encoding="utf-8")
     scgalore("run", "--resume", "--out", str(tmp_path))
     assert runs == [(config, {"force": False, "resume": True})]
@@ -255,8 +273,63 @@ def test_dry_run_says_what_would_be_done_and_writes_nothing(pbmc: AnnData, tmp_p
 
 def test_help_of_run_lists_options_under_headings() -> None:
     lines = scgalore("run", "--help").output.splitlines()
-    headings = [line for line in lines if line.endswith(":") and not line.startswith(" ")]
-    assert headings == ["Arguments:", "What to learn from:", "Genes:", "Training:", "The run's folder:", "Options:"]
+    headings = [line.split(":")[0] for line in lines if line.endswith(":") and not line.startswith(" ")]
+    tasks = [f"Task {task.name}" for task in TASKS.values() if task.arguments]
+    assert headings == ["Arguments", "The run's folder", "Cells and model", "Genes", *tasks, "Training", "Options"]
     text = "\n".join(lines)
     for part in ("--resume", "--dry-run", "Exit codes: 0 done, 2 bad input"):
         assert part in text
+
+
+def test_every_declared_option_is_offered_with_help_and_default() -> None:
+    text = " ".join(scgalore("run", "--help").output.split())
+    declared = {o.name: o for task in TASKS.values() for o in task.arguments}
+    declared |= {option.name: option for option in (*training_options(), *options_of(RunConfig))}
+    for name, option in declared.items():
+        flag = f"--{name.replace('_', '-')}"
+        assert f" {flag} " in text or f" {flag}, " in text, flag
+        assert option.short_help.endswith((".", "?")), name
+        shown = "".join(text.replace("- ", "-").split())
+        assert "".join(option.short_help.replace("- ", "-").split()) in shown, name
+        for alias in option.aliases:
+            assert f"--{alias}" in text
+
+
+def test_page_names_all_tasks_and_short_names() -> None:
+    page = (Path(__file__).parents[1] / "docs" / "pipeline.md").read_text(encoding="utf-8")
+    for task in TASKS.values():
+        key = "none of them" if task.key is None else f"`--{task.key.replace('_', '-')}`"
+        assert f"| `{task.name}` | {key} |" in page
+    for option in (*options_of(RunConfig), *training_options()):
+        for alias in option.aliases:
+            rows = [line for line in page.splitlines() if line.startswith(f"| `--{alias}")]
+            assert len(rows) == 1, alias
+            assert f"`--{option.name.replace('_', '-')}" in rows[0]
+
+
+def test_no_two_places_give_different_defaults() -> None:
+    places: dict[str, dict[str, object]] = {
+        "run": {option.name: option.default for option in options_of(RunConfig)},
+        "training": {option.name: option.default for option in options_of(TrainConfig)},
+        "fields of TrainConfig": vars(TrainConfig()),
+        "random_split": _defaults_of(random_split),
+        "tl.finetune": _defaults_of(sg.tl.finetune),
+        "tl.select_genes": _defaults_of(sg.tl.select_genes),
+        "a run that is left to choose": {"n_genes": GENES},
+        "estimate_memory": _defaults_of(sg.estimate_memory),
+        **{f"task {task.name}": {option.name: option.default for option in task.arguments} for task in TASKS.values()},
+    }
+    found: dict[str, dict[str, object]] = {}
+    for place, defaults in places.items():
+        for name, default in defaults.items():
+            if default not in (None, (), {}):  # left to who is called next
+                found.setdefault(name, {})[place] = default
+    assert {name: of for name, of in found.items() if len(set(map(repr, of.values()))) > 1} == {}
+    run_help = " ".join(scgalore("run", "--help").output.split())
+    assert "[default: (0.1)]" in run_help
+    assert random_split.__kwdefaults__["test_size"] == 0.1, "as the help of a run shows"
+
+
+def _defaults_of(function: Any) -> dict[str, object]:
+    parameters = inspect.signature(function).parameters.values()
+    return {p.name: p.default for p in parameters if p.default is not inspect.Parameter.empty}

@@ -168,16 +168,17 @@ def _parameter(option: Option, heading: str) -> Parameter:
     has_default = option.default not in (None, (), {}) and not option.kind.is_switch
     shown = option.shown_default or (str(option.default) if has_default else False)
     how: dict[str, Any] = {"help": option.short_help, "show_default": shown, "rich_help_panel": heading}
+    kind: type = bool if option.kind.is_switch else str
     if option.kind.is_switch:
-        kind, made = bool, typer.Option(f"{names[0]}/--no-{names[0][2:]}", **how)
+        made = typer.Option(f"{names[0]}/--no-{names[0][2:]}", **how)
     else:
-        kind, made = str, typer.Option(*names, metavar="VALUE", **how)
+        made = typer.Option(*names, metavar="VALUE", **how)
     return Parameter(option.name, Parameter.KEYWORD_ONLY, default=None, annotation=Annotated[kind | None, made])
 
 
 def _own_parameters() -> list[Parameter]:
     """Parameters that are not options of a run."""
-    here = {"rich_help_panel": FOLDER}
+    here: dict[str, Any] = {"rich_help_panel": FOLDER}
     what = "An .h5ad file or .zarr folder: cells by genes, counts or log-normalised."
     flag = {
         "resume": "Continue the run in the folder.",

@@ -49,7 +49,12 @@ def test_paths_are_whole_so_that_a_run_can_be_repeated_from_anywhere(
 
 @pytest.mark.parametrize(
     ("options", "task"),
-    [({}, "expression"), ({"labels_key": "a"}, "classes"), ({"pert_key": "a"}, "perturbation"), ({"values_key": "a"}, "regression")],
+    [
+        ({}, "expression"),
+        ({"labels_key": "a"}, "classes"),
+        ({"pert_key": "a"}, "perturbation"),
+        ({"values_key": "a"}, "regression"),
+    ],
 )
 def test_columns_decide_the_task(options: dict[str, Any], task: str) -> None:
     assert RunConfig("a.h5ad", "x", **options).task == task

@@ -14,7 +14,12 @@ def folder(tmp_path: Path) -> RunFolder:
     folder.begin(RunConfig("a.h5ad", folder.path))
     for name in FILES[1:]:
         (folder.path / name).touch()
-    for name in ("figures/history.png", "figures/of_some_task.png", "checkpoints/last.ckpt", "checkpoints/model/config.json"):
+    for name in (
+        "figures/history.png",
+        "figures/of_some_task.png",
+        "checkpoints/last.ckpt",
+        "checkpoints/model/config.json",
+    ):
         (folder.path / name).parent.mkdir(parents=True, exist_ok=True)
         (folder.path / name).touch()
     return folder

@@ -211,7 +211,7 @@ def test_genes_are_selected_from_training_cells_only(pbmc: AnnData, tmp_path: Pa
             pbmc.X = x
         path = tmp_path / f"{name}.h5ad"
         pbmc.write_h5ad(path)
-        options = {"labels_key": "bulk_labels", "split_key": "part", "max_cells": None, "max_epochs": 1}
+        options = {"labels_key": "bulk_labels", "split_key": "part", "max_cells": "all", "max_epochs": 1}
         folder = run(quick(path, tmp_path / name, curriculum=None, n_genes=60, **options))
         ranks.append((folder / "selected_genes.csv").read_bytes())
         assert (

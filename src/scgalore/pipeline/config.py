@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
-from scgalore._options import COUNT, FRACTION, INDEX, NAMES, TEXT, declare, documented, options_of, suggestion
+from scgalore._options import COUNT, FRACTION, INDEX, NAMES, TEXT, declare, documented, options_of, suggestion, whole
 from scgalore.errors import OptionError
 from scgalore.tasks.registry import TASKS, argument_names, choose_task
 from scgalore.train.config import TrainConfig
@@ -78,8 +78,12 @@ class RunConfig:
     )
     layer: str | None = declare(TEXT, "Layer that holds the expression, instead of X.", column="layers")
     gene_symbols: str | None = declare(TEXT, "Column of var with gene names, instead of its index.", column="var")
-    max_cells: int | None = declare(
-        COUNT, "Maximum number of cells to work with, drawn within classes or perturbations.", default=50_000
+    max_cells: int | str = declare(
+        whole(1, others=("all",)),
+        """
+        Maximum number of cells to work with, drawn within classes or perturbations, or ``"all"``.
+        """,
+        default=50_000,
     )
     split_key: str | None = declare(
         TEXT, "Column of obs with train, validation or test, to keep a split.", column="obs"
@@ -211,8 +215,9 @@ class RunConfig:
         if missing:
             msg = f"{path} lacks {missing[0]!r}."
             raise OptionError(msg)
+        options: dict[str, Any] = {name: math.inf if value == "inf" else value for name, value in content.items()}
         try:
-            return cls(**{name: math.inf if value == "inf" else value for name, value in content.items()})
+            return cls(**options)
         except OptionError as error:
             msg = f"{path}: {error}"
             raise OptionError(msg) from error

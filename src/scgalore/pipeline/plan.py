@@ -31,7 +31,7 @@ def plan(config: RunConfig, *, force: bool = False, resume: bool = False) -> str
     settled, file = settle(config)
     chosen = {name: value for name, value in settled.flat().items() if value not in (None, [], {}, False)}
     width = max(map(len, chosen))
-    most = "all" if settled.max_cells is None else f"at most {settled.max_cells:,}"
+    most = settled.max_cells if isinstance(settled.max_cells, str) else f"at most {settled.max_cells:,}"
     genes = at_most_genes(settled, file)
     assert settled.task is not None
     goal = task_named(settled.task).goal(settled.arguments)

@@ -104,7 +104,7 @@ class TaskModel(Protocol):
         """Cells of an AnnData as tokens of this model."""
         ...
 
-    def run(self, cells: Any, **how: Any) -> CellOutput:
+    def run(self, cells: Any, *, accelerator: str | None = None) -> CellOutput:
         """Embed cells and read the cell heads."""
         ...
 

@@ -94,10 +94,13 @@ def umap(colors: Sequence[str], titles: Sequence[str], n_obs: int, *, use_rep: s
         figure = Figure(figsize=(6.5 * len(colors), 5), layout="constrained")
         axes = figure.subplots(1, len(colors), squeeze=False).ravel()
         for i, (color, title, ax) in enumerate(zip(colors, titles, axes, strict=True)):
-            if i and isinstance(adata.obs[color].dtype, pd.CategoricalDtype):
+            has_categories = isinstance(adata.obs[color].dtype, pd.CategoricalDtype)
+            if i and has_categories:
                 _share_colors(adata, colors[0], color)
-            legend = "right margin" if i == len(colors) - 1 else None
-            sc.pl.umap(adata, color=color, ax=ax, title=title, legend_loc=legend, frameon=False, show=False)
+            look = {"legend_loc": "right margin" if i == len(colors) - 1 else None, "frameon": False, "show": False}
+            sc.pl.umap(adata, color=color, ax=ax, title=title, colorbar_loc=None, **look)
+            if not has_categories:  # scanpy would draw the bar with pyplot, in another figure
+                figure.colorbar(ax.collections[0], ax=ax)
         return figure
 
     caption = "UMAP, by scanpy, of the fine-tuned embeddings of all cells, those trained on included."

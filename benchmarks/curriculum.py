@@ -92,7 +92,7 @@ def run(plan: Plan) -> dict[str, dict[str, float]]:
     import scgalore as sg
     from scgalore.data.labels import encode_labels
     from scgalore.data.split import random_split
-    from scgalore.tl._ranking import rank_adata
+    from scgalore.selection.ranking import rank_adata
 
     torch.set_num_threads(1)
     sg.settings.progress = False
@@ -110,14 +110,14 @@ def run(plan: Plan) -> dict[str, dict[str, float]]:
         model = sg.model.SCGPT.from_pretrained("scgpt-mini")
         cells = model.cells(adata, rng=plan.seed).with_ranks(ranks)
         if plan.task == "classes":
-            cells = cells.with_labels(codes, classes)
+            cells = cells.with_targets(labels=codes)
         config = sg.train.TrainConfig(
             max_epochs=epochs, lr=1e-3, optimizer_options={"rank": 32}, seed=plan.seed, accelerator="cpu", **options
         )
-        model.fit(cells, split, config)
+        model.fit(cells, split, config, classes=classes if plan.task == "classes" else ())
         found[name] = {
             "epochs": epochs,
-            "steps": model.training["steps"],
+            "steps": model.result.steps,
             "seconds": float(model.history["seconds"].sum()),
             "flop": operations(plan, cells, split.train, model, epochs if name != "curriculum" else None),
             "validation_loss": float(model.history["validation_loss"].min()),
@@ -167,7 +167,7 @@ def on_test(model: Any, cells: Any, test: np.ndarray, plan: Plan) -> dict[str, f
     from scgalore.objectives import Classification, MaskedExpression
 
     masked = MaskedExpression(mask_value=model.network.config.mask_value)
-    objective = Classification() if plan.task == "classes" else masked
+    objective = Classification(len(cells.classes)) if plan.task == "classes" else masked
     sums: dict[str, float] = {}
     model.network.eval()
     with torch.inference_mode():

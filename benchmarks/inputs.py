@@ -36,7 +36,7 @@ class Size:
     n_layers: int = 12
 
     def config(self, pad_id: int) -> SCGPTConfig:
-        """Give the network's own description; ``n_classes=0``, as in the released files."""
+        """Give the network's own description; no head for classes, as in the released files."""
         return SCGPTConfig(
             n_tokens=self.n_tokens,
             pad_id=pad_id,

@@ -89,7 +89,7 @@ def compile_blocks() -> None:
 def step(precision: str, recompute: bool = False) -> float:  # noqa: FBT001, FBT002 (from JSON)
     """Training step."""
     network = STATE["network"].to(STATE["device"]).train()
-    network.transformer_encoder.recompute = recompute
+    network.recompute = recompute
     STATE["optimizer"].zero_grad()
     loss = _loss(precision)
     loss.backward()

@@ -45,6 +45,7 @@ from scgalore.data.sampler import BatchRequest, sorted_batches
 from scgalore.data.split import Split, random_split
 from scgalore.errors import DataError, OptionError
 from scgalore.model import SCGPT
+from scgalore.model.inference import class_probabilities
 from scgalore.objectives import MaskedExpression
 from scgalore.optim import OPTIMIZERS
 from scgalore.pipeline.measure import versions
@@ -212,14 +213,16 @@ def read_task(task: Task, data: str | None, weights: str) -> tuple[ad.AnnData, T
         adata = adata[random_split(adata.n_obs, validation_size=0, test_size=left_out, strata=labels).train].copy()
     cells = SCGPT.from_pretrained(weights).cells(adata, max_length=task.read_length)
     if task.labels_key is not None:
-        cells = cells.with_labels(*encode_labels(adata, task.labels_key))
+        cells = cells.with_targets(labels=encode_labels(adata, task.labels_key)[0])
     return adata, cells
 
 
 def split_for(cells: TokenCells, seed: int) -> Split:
     """Parts of the cells: 70 % train; while tuning all others choose the rate, afterwards 20 % are held out."""
     validation, test = (0.3, 0.0) if seed == TUNING_SEED else (0.1, 0.2)
-    return random_split(cells.n_obs, validation_size=validation, test_size=test, strata=cells.labels, seed=seed)
+    return random_split(
+        cells.n_obs, validation_size=validation, test_size=test, strata=cells.targets.get("labels"), seed=seed
+    )
 
 
 # One fit
@@ -230,7 +233,7 @@ def untrained_model(job: Json) -> SCGPT:
     model = SCGPT.from_pretrained(job["weights"])
     if not job["task"]["from_scratch"]:
         return model
-    return SCGPT.from_config(replace(model.network.config, n_classes=0), model.vocab, rng=job["seed"])
+    return SCGPT.from_config(replace(model.network.config, heads={}), model.vocab, rng=job["seed"])
 
 
 def run_job(job: Json, data: str | None) -> Json:
@@ -257,7 +260,8 @@ def run_job(job: Json, data: str | None) -> Json:
             max_length=task.max_length,
             accelerator=job["accelerator"],
         )
-        model.fit(cells, split, config)
+        classes = () if task.labels_key is None else encode_labels(adata, task.labels_key)[1]
+        model.fit(cells, split, config, classes=classes)
     except (OptionError, ImportError) as error:
         return {"unavailable": str(error)}
     except DataError as error:  # a loss that is not finite
@@ -266,8 +270,8 @@ def run_job(job: Json, data: str | None) -> Json:
     seconds = time.process_time() - started
     return {
         "validation_loss": float(model.history["validation_loss"].min()),
-        "best_epoch": model.training["best_epoch"],
-        "optimizer_bytes": model.training["optimizer_bytes"],
+        "best_epoch": model.result.best_epoch,
+        "optimizer_bytes": model.result.optimizer_bytes,
         "seconds": seconds,
         "ms_per_training_step": 1e3 * seconds / n_steps,
         "held_out": held_out(model, adata, cells, split) if len(split.test) else None,
@@ -276,11 +280,11 @@ def run_job(job: Json, data: str | None) -> Json:
 
 def held_out(model: SCGPT, adata: ad.AnnData, cells: TokenCells, split: Split) -> dict[str, float]:
     """Metrics of the held-out cells, named as in :attr:`Task.metrics`."""
-    if cells.labels is None:
+    if "labels" not in cells.targets:
         return masked_errors(model, cells, split.test)
-    rows, truth = split.test, cells.labels[split.test]
+    rows, truth = split.test, cells.targets["labels"][split.test]
     test = model.cells(adata[rows], max_length=cells.tokenizer.config.max_length)
-    probabilities = model.run(test, accelerator="cpu").probabilities
+    probabilities = class_probabilities(model.run(test, accelerator="cpu"))
     assert probabilities is not None
     return label_scores(probabilities, truth)
 
@@ -308,7 +312,7 @@ def masked_errors(model: SCGPT, cells: TokenCells, rows: np.ndarray) -> dict[str
     objective = MaskedExpression(mask_value=model.network.config.mask_value)
     total, error, n = 0.0, 0.0, 0
     for batch in masked_batches(cells, rows):
-        loss, n_masked = objective(model.network, batch), int(batch.masked.sum())
+        loss, n_masked = objective(model.network, batch), int(batch.targets["masked"].sum())
         total, error, n = (
             total + float(loss.total) * n_masked,
             error + float(loss.parts["mse"]) * n_masked,
@@ -322,9 +326,9 @@ def masked_errors(model: SCGPT, cells: TokenCells, rows: np.ndarray) -> dict[str
 
 def class_frequencies(job: Json, cells: TokenCells, split: Split) -> dict[str, float]:
     """Frequencies of the classes among the training cells, for every cell."""
-    assert cells.labels is not None
-    shares = np.bincount(cells.labels[split.train], minlength=len(cells.classes)) / len(split.train)
-    return label_scores(np.tile(shares, (len(split.test), 1)), cells.labels[split.test])
+    labels = cells.targets["labels"]
+    shares = np.bincount(labels[split.train], minlength=labels.max() + 1) / len(split.train)
+    return label_scores(np.tile(shares, (len(split.test), 1)), labels[split.test])
 
 
 def gene_means(job: Json, cells: TokenCells, split: Split) -> dict[str, float]:
@@ -335,8 +339,9 @@ def gene_means(job: Json, cells: TokenCells, split: Split) -> dict[str, float]:
     table = pd.DataFrame({"gene": train.genes[seen], "bin": train.values[seen]})
     means, errors = table.groupby("gene")["bin"].mean(), []
     for batch in masked_batches(cells, split.test):
-        guess = means.reindex(batch.genes[batch.masked].numpy()).fillna(table["bin"].mean()).to_numpy()
-        errors.append((guess - batch.targets[batch.masked].numpy()) ** 2)
+        masked = batch.targets["masked"]
+        guess = means.reindex(batch.genes[masked].numpy()).fillna(table["bin"].mean()).to_numpy()
+        errors.append((guess - batch.targets["expression"][masked].numpy()) ** 2)
     return {"masked error": float(np.concatenate(errors).mean())}
 
 

@@ -74,7 +74,7 @@ class Sizes:
             d_model=self.d_model,
             d_hid=self.d_model,
             n_layers=self.n_layers,
-            n_classes=1,
+            heads={"classes": 1},
         )
         return SCGPTNetwork(config)
 

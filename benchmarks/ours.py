@@ -95,14 +95,22 @@ def prepare_training(batch: str, lr: float) -> None:
     arrays = {name: torch.from_numpy(array) for name, array in np.load(batch).items()}
     n_cells = len(arrays["genes"])
     nothing = {"cells": torch.arange(n_cells), "keys": torch.zeros(n_cells, dtype=torch.int64)}
-    STATE["batch"] = {**arrays, **nothing, "padding": torch.zeros_like(arrays["masked"])}
+    STATE["batch"] = {
+        "genes": arrays["genes"],
+        "values": arrays["values"],
+        "padding": torch.zeros_like(arrays["masked"]),
+        **nothing,
+    }
+    STATE["targets"] = {"expression": arrays["targets"], "masked": arrays["masked"]}
     STATE["optimizer"] = build_optimizer("adamw", STATE["model"].network, lr=lr, weight_decay=0.0)
 
 
 def loss_of(n_cells: int | None, precision: str) -> torch.Tensor:
     """Masked squared error of both heads."""
-    tensors = {name: tensor[:n_cells] for name, tensor in STATE["batch"].items()}
-    batch = TokenBatch(**tensors, padded=False)
+    tensors, targets = (
+        {name: tensor[:n_cells] for name, tensor in STATE[part].items()} for part in ("batch", "targets")
+    )
+    batch = TokenBatch(**tensors, targets=targets, padded=False)
     with torch.autocast("cpu", dtype=torch.bfloat16, enabled=precision == "bf16-mixed"):
         return MaskedExpression()(STATE["model"].network, batch).total
 
@@ -116,7 +124,7 @@ def evaluate(n_cells: int) -> float:
 
 def _training(*, recompute: bool) -> SCGPTNetwork:
     network: SCGPTNetwork = STATE["model"].network.train()
-    network.transformer_encoder.recompute = recompute
+    network.recompute = recompute
     return network
 
 

@@ -130,28 +130,29 @@ def split(adata: AnnData, name: str) -> None:
     sg.pp.split_perturbations(adata, "custom", parts={"test": test, "validation": validation})
 
 
-def run(task: Task) -> dict[str, Any]:
+def run(job: Task) -> dict[str, Any]:
     """Fit one model, predict the test perturbations and score them."""
     import torch
 
     import scgalore as sg
-    from scgalore.model.screens import fit_screen
     from scgalore.perturb.baselines.effects import BASELINES
     from scgalore.perturb.labels.screen import Screen
-    from scgalore.tl._finetune_screen import SCREEN_DEFAULTS
+    from scgalore.tasks import TASKS
+    from scgalore.tasks.perturbation.fitting import prepare_screen
     from scgalore.train.config import TrainConfig
 
-    folder, name, seed, variant, de = task
+    folder, name, seed, variant, de = job
     torch.set_num_threads(1)
     sg.settings.progress = False
     adata = cells(folder)
     split(adata, name)
     screen = Screen.from_adata(adata, pert_key="perturbation", split_key="split")
     model = sg.model.SCGPT.from_pretrained("scgpt-mini")
-    options = {**SCREEN_DEFAULTS, "max_epochs": variant.max_epochs, "dropout": variant.dropout}
+    options = {**TASKS["perturbation"].training, "max_epochs": variant.max_epochs, "dropout": variant.dropout}
     if variant.epochs_fixed:
         options["patience"] = None
-    fit_screen(
+    prepared = prepare_screen(
+        TASKS["perturbation"],
         model,
         screen,
         TrainConfig(**options, seed=seed, accelerator="cpu"),
@@ -160,13 +161,13 @@ def run(task: Task) -> dict[str, Any]:
         held_out=variant.held_out,
         flag_unmeasured=variant.flag_unmeasured,
     )
-    assert model.screen is not None
+    model.fit(prepared)
     sg.tl.predict_perturbation(adata, model=model, split_key="split", rng=seed)
     sg.tl.evaluate_perturbation(
         adata, baselines=(*BASELINES, "mixed"), metrics=list(METRICS) if de else METRICS_OF_MEANS, n_bootstrap=200
     )
     found = adata.uns["evaluate_perturbation"]
-    stats = model.screen.stats
+    stats = model.memory.stats
     return {
         "split": name,
         "seed": seed,

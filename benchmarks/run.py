@@ -26,6 +26,7 @@ SCRIPTS = {
     "perturbation_scores": "how long scoring predicted perturbations takes",
     "perturbation_priors": "rules that a perturbation model may start from, on other data",
     "perturbation_ablation": "one decision of a perturbation model turned back at a time",
+    "regression": "a number for each cell, next to ridge regression",
     "memory_estimate": "what sg.estimate_memory says beside what is measured",
     "long_cells": "one cell of 5,000 tokens: attention that keeps its maps against our best settings",
     "curriculum": "few genes first against all genes from the start: losses, accuracy, time",

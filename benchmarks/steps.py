@@ -62,8 +62,7 @@ def make_batch(n_cells: int, length: int) -> None:
         padding=torch.zeros_like(masked),
         cells=torch.arange(n_cells),
         keys=torch.zeros(n_cells, dtype=torch.int64),
-        targets=values,
-        masked=masked,
+        targets={"expression": values, "masked": masked},
         padded=False,
     )
 
@@ -76,13 +75,13 @@ def _loss(precision: str) -> Tensor:
 def saved_bytes(precision: str, recompute: bool) -> int:  # noqa: FBT001 (from JSON)
     """Bytes kept for the backward pass."""
     network = STATE["network"]
-    network.transformer_encoder.recompute = recompute
+    network.recompute = recompute
     return saved_for_backward(lambda: _loss(precision), storages_of(network))
 
 
 def pass_both(precision: str, recompute: bool) -> float:  # noqa: FBT001 (from JSON)
     """One forward and backward pass; gradients are added to those that are there."""
-    STATE["network"].transformer_encoder.recompute = recompute
+    STATE["network"].recompute = recompute
     loss = _loss(precision)
     loss.backward()
     return loss.item()

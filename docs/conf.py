@@ -32,10 +32,24 @@ def registry_page(registry):
             yield f"  Defaults: {', '.join(f'`{key}={value!r}`' for key, value in shown.items())}. {entry.source}"
 
 
+def capabilities(registry):
+    """Which training options each optimizer goes with, and whether it needs an estimate of the curvature."""
+    columns = {
+        "`shard_optimizer`": "shardable",
+        "`per_layer_update`": "per_layer",
+        "needs curvature": "needs_curvature",
+    }
+    yield f"| optimizer | {' | '.join(columns)} |"
+    yield f"|---|{'---|' * len(columns)}"
+    for name, spec in registry.items():
+        yield f"| `{name}` | {' | '.join('yes' if getattr(spec, what) else 'no' for what in columns.values())} |"
+
+
 (docs / "_generated").mkdir(exist_ok=True)
 for title, registry in {"optimizers": OPTIMIZERS, "adapters": ADAPTERS, "embeddings": EMBEDDINGS}.items():
     (docs / "_generated" / f"{title}.md").write_text("\n\n".join(registry_page(registry)) + "\n")
 
+(docs / "_generated" / "capabilities.md").write_text("\n".join(capabilities(OPTIMIZERS)) + "\n")
 (docs / "_generated" / "datasets.md").write_text(registry_table())
 
 extensions = [
@@ -96,8 +110,6 @@ _INNER = (
     "optim.state.OwnPrecision",
     "data.buffers.FileBuffers",
     "data.loaders.LoaderBuffers",
-    "train.datamodule.BatchDataModule",
-    "train.datamodule.SampledDataModule",
     "perturb.screen.Pools",
     "_fetch.RemoteFile",
 )

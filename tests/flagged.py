@@ -10,6 +10,7 @@ from anndata import AnnData
 from scgalore.data.expression import LogExpression
 from scgalore.data.perturbations import FlagTokenizer, HeldOutPrior, PerturbationCells, Targets
 from scgalore.data.split import Split
+from scgalore.data.tokens import TokenBatch
 from scgalore.nn import SCGPTConfig, SCGPTNetwork
 
 PAD, CLS = 60, 61
@@ -69,6 +70,12 @@ def flagged_cells(
     )
 
 
+def tensor_of(batch: TokenBatch, name: str) -> torch.Tensor:
+    """A tensor of a batch by its name, wherever it is."""
+    tensors: dict[str, Any] = {**vars(batch), **batch.conditions, **batch.targets}
+    return tensors[name]
+
+
 def flagged_split() -> Split:
     """Validation cells are those of rows 3 and 4; control cells lie in every part."""
     part = np.where(np.isin(OF_CELL, (3, 4)), "validation", "train")
@@ -82,7 +89,9 @@ def flag_network(*, seed: int = 0, at_zero: bool = False, **config: Any) -> SCGP
     sizes = {"d_model": 16, "n_heads": 2, "d_hid": 32, "n_layers": 2, "dropout": 0.1, "mvc": False}
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        network = SCGPTNetwork(SCGPTConfig(N_TOKENS, PAD, perturbation=True, pert_pad_id=0, **{**sizes, **config}))
+        network = SCGPTNetwork(
+            SCGPTConfig(n_tokens=N_TOKENS, pad_id=PAD, perturbation=True, pert_pad_id=0, **{**sizes, **config})
+        )
     if at_zero:
-        network.decoder.start_at_zero()  # type: ignore[operator]
+        network.start_at_zero()
     return network

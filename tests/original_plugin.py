@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from scgalore.data.tokens import TokenBatch
 from scgalore.nn import SCGPTConfig, SCGPTNetwork
-from scgalore.weights import Checkpoint, load_tensors, read_checkpoint
+from scgalore.weights import Checkpoint, load_tensors, read_scgpt
 
 FOLDER = Path(__file__).parent / "data" / "scgpt"
 WHOLE = "model/full_wqkv.pt"  # with the classification head that the official layout leaves out
@@ -55,7 +55,7 @@ class Original:
     def checkpoint(self, weights: str = WHOLE) -> Checkpoint:
         """Read one of the weight files."""
         if weights not in self._checkpoints:
-            self._checkpoints[weights] = read_checkpoint(self.folder(weights))
+            self._checkpoints[weights] = read_scgpt(self.folder(weights))
         return self._checkpoints[weights]
 
     def config(self, weights: str = WHOLE, **parts: Any) -> SCGPTConfig:
@@ -82,10 +82,12 @@ class Original:
             padding=z["src_key_padding_mask"],
             cells=torch.arange(6),
             keys=torch.arange(6),
-            labels=z["celltype_labels"],
-            batches=z["batch_labels"],
-            targets=z["target_values"],
-            masked=z["masked_positions"],
+            conditions={"batches": z["batch_labels"]},
+            targets={
+                "labels": z["celltype_labels"],
+                "expression": z["target_values"],
+                "masked": z["masked_positions"],
+            },
         )
 
 

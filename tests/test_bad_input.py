@@ -21,7 +21,6 @@ import scgalore as sg
 from scgalore.data.matrix import CellMatrix
 from scgalore.errors import DataError, MissingKeyError, OptionError, WeightsError
 from scgalore.model import SCGPT
-from scgalore.model.perturbation import perturbation_network
 from scgalore.train import runner
 from scgalore.train.checkpoint import last_checkpoint
 
@@ -99,7 +98,7 @@ class World:
         parts = ["train", "train", "test", "train", "validation"]
         self.adata.obs["perturbation"] = labels * (self.adata.n_obs // 5)
         self.adata.obs["split"] = parts * (self.adata.n_obs // 5)
-        network = perturbation_network(self.model.network, self.model.vocab, len(self.model.vocab), seed=0)
+        network = self.model.network.perturbation_variant(len(self.model.vocab), len(self.model.vocab), seed=0)
         return SCGPT(network, self.model.vocab)
 
     def saved(self) -> Path:

@@ -12,7 +12,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "AdamW, float32, whole table": {"optimizer": "adamw", "embedding": "full"},
     "the default: GaLore, rows": {},
     '`precision="bf16-mixed"`': {"precision": "bf16-mixed"},
-    "`gradient_checkpointing=True`": {"precision": "bf16-mixed", "checkpointing": True},
+    "`gradient_checkpointing=True`": {"precision": "bf16-mixed", "gradient_checkpointing": True},
 }
 
 
@@ -38,7 +38,7 @@ def test_what_fits_is_what_the_code_says(names: dict[str, Any], genes: int) -> N
     rows = re.findall(rf"^\| {genes:,} \| (.+?) \| (.+?) \|$", PAGE, flags=re.MULTILINE)
     assert [name for name, _ in rows] == list(SETTINGS)
     for name, cells in rows:
-        fits = [names["cells_that_fit"](card, n_genes=genes, **SETTINGS[name]) for card in CARDS]
+        fits = [names["cells_that_fit"](card, genes_per_cell=genes, **SETTINGS[name]) for card in CARDS]
         assert cells.split(" | ") == [str(number) for number in fits]
 
 

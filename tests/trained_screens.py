@@ -10,8 +10,9 @@ from anndata import AnnData
 from tests.tiny_plugin import tiny_model
 
 from scgalore.model import SCGPT
-from scgalore.model.screens import fit_screen
 from scgalore.perturb.labels.screen import Screen
+from scgalore.tasks import TASKS
+from scgalore.tasks.perturbation.fitting import prepare_screen
 from scgalore.train.config import TrainConfig
 
 GENES = tuple(f"G{i:02d}" for i in range(30))
@@ -62,6 +63,14 @@ def screen_of(adata: AnnData, **read: Any) -> Screen:
 def untrained(*, rng: int = 0, **config: Any) -> SCGPT:
     """Give random weights for the measured genes, but not for ``X1`` and ``X2``."""
     return tiny_model(GENES, rng=rng, **config)
+
+
+def fit_screen(
+    model: SCGPT, screen: Screen, config: TrainConfig, *, checkpoint_dir: Any = None, resume: bool = False, **fit: Any
+) -> None:
+    """Train a model on a screen; ``fit`` is for ``prepare_screen``."""
+    prepared = prepare_screen(TASKS["perturbation"], model, screen, config, **fit)
+    model.fit(prepared, checkpoint_dir=checkpoint_dir, resume=resume)
 
 
 def trained(

@@ -101,8 +101,8 @@ def blood_cells(max_length: int) -> tuple[SCGPT, TokenCells, Split]:
         reduced = sc.datasets.pbmc68k_reduced()
         adata = reduced.raw.to_adata()
         adata.obs = reduced.obs.copy()
-        codes, names = encode_labels(adata, "bulk_labels")
-        cells = model.cells(adata, max_length=max_length).with_labels(codes, names)
+        codes, _ = encode_labels(adata, "bulk_labels")
+        cells = model.cells(adata, max_length=max_length).with_targets(labels=codes)
     split = random_split(cells.n_obs, validation_size=0.15, test_size=0.35, strata=codes)
     return model, cells, split
 

@@ -11,8 +11,7 @@ from multiprocessing import get_context
 from typing import TYPE_CHECKING, Any
 
 import torch
-from benchmarks.lowrank_claims.tasks import base_weights
-from benchmarks.lowrank_claims.training import train
+from benchmarks.lowrank_claims.training import base_weights, train
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence

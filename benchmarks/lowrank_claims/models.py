@@ -97,6 +97,8 @@ class PatchEncoder(nn.Module):
 class GPT(nn.Module):
     """Next-character network."""
 
+    body = ("encoder", "transformer_encoder")
+
     def __init__(self, n_characters: int, *, context: int, d_model: int, n_heads: int, n_layers: int) -> None:
         super().__init__()
         self.encoder = CharacterEncoder(n_characters, context, d_model)
@@ -111,6 +113,8 @@ class GPT(nn.Module):
 
 class ViT(nn.Module):
     """Image classifier on the mean of its patches' states."""
+
+    body = ("encoder", "transformer_encoder")
 
     def __init__(self, n_classes: int, *, side: int, patch: int, d_model: int, n_heads: int, n_layers: int) -> None:
         super().__init__()

@@ -23,7 +23,6 @@ from scgalore.objectives import Classification, MaskedExpression
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from pathlib import Path
 
     from benchmarks.lowrank_claims.data import Images, Part
     from torch import Tensor, nn
@@ -200,7 +199,9 @@ class Cells(Task):
     @property
     def objective(self) -> Classification | MaskedExpression:
         """Objective of the package."""
-        return Classification() if self.labels else MaskedExpression()
+        if self.labels:
+            return Classification(len(blood_cells(self.max_length)[1].classes))
+        return MaskedExpression()
 
     def network(self, seed: int, base: dict[str, Tensor] | None) -> nn.Module:
         """Give the bundled network, with a fresh head where classes are learnt."""
@@ -208,7 +209,7 @@ class Cells(Task):
         network = copy.deepcopy(model.network).float()
         torch.manual_seed(seed)
         if self.labels:
-            network.set_classes(len(cells.classes))
+            network.put_heads(network.fresh_heads({"classes": int(cells.targets["labels"].max()) + 1}))
         return network
 
     def batches(self, seed: int, size: int) -> Iterator[TokenBatch]:
@@ -246,15 +247,3 @@ def _held_out(max_length: int, part: Part, objective: Classification | MaskedExp
     rows = rows[np.argsort(cells.lengths[rows], kind="stable")]
     batches = [cells.batch(BatchRequest(rows[i : i + EVALUATION_BATCH])) for i in range(0, len(rows), EVALUATION_BATCH)]
     return [objective.corrupt(batch, seed=0, draw=0) for batch in batches]
-
-
-def base_weights(task: Task, folder: Path) -> dict[str, Tensor] | None:
-    """Weights that fine-tuning starts from, trained when first asked for."""
-    if task.base is None:
-        return None
-    path = folder / f"{type(task).__name__}-{task.pretraining_steps}.pt"
-    if not path.exists():
-        from benchmarks.lowrank_claims.training import pretrain
-
-        torch.save(pretrain(task.base, task.pretraining_steps), path)
-    return torch.load(path, weights_only=True)

@@ -14,9 +14,11 @@ from torch.optim import AdamW
 from torch.optim.lr_scheduler import LambdaLR
 
 from scgalore.adapters import attach_adapter
-from scgalore.adapters.base import BODY, target_layers
+from scgalore.adapters.base import target_layers
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from benchmarks.lowrank_claims.data import Part
     from benchmarks.lowrank_claims.tasks import Task
     from torch import Tensor
@@ -85,7 +87,7 @@ def prepare(network: nn.Module, arm: Arm, seed: int) -> Trainable:
         return _sorted(network, own, adapter)
     if arm.method == "matrices":
         return _sorted(network, {id(layer.weight) for layer in target_layers(network, "all").values()}, None)
-    body = {id(param) for name, part in network.named_children() if name in BODY for param in part.parameters()}
+    body = {id(param) for name, part in network.named_children() if name in network.body for param in part.parameters()}
     heads = {id(param) for param in network.parameters()} - body
     if arm.method == "full":
         return _sorted(network, body, None)
@@ -169,3 +171,13 @@ def pretrain(task: Task, steps: int) -> dict[str, Tensor]:
         optimizer.zero_grad()
         schedule.step()
     return network.state_dict()
+
+
+def base_weights(task: Task, folder: Path) -> dict[str, Tensor] | None:
+    """Weights that fine-tuning starts from, trained when first asked for."""
+    if task.base is None:
+        return None
+    path = folder / f"{type(task).__name__}-{task.pretraining_steps}.pt"
+    if not path.exists():
+        torch.save(pretrain(task.base, task.pretraining_steps), path)
+    return torch.load(path, weights_only=True)

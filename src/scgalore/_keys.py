@@ -9,37 +9,15 @@ from typing import Self
 
 from scgalore.errors import OptionError
 
-__all__ = ["EmbedKeys", "GeneKeys", "LabelKeys", "PerturbationKeys"]
+__all__ = ["CellKeys", "GeneKeys", "PerturbationKeys", "check_key"]
 
 EMBEDDING = "X_scGPT"
 STEM = "scgpt"
 
 
 @dataclass(frozen=True)
-class EmbedKeys:
-    """Slots of :func:`scgalore.tl.embed`.
-
-    Attributes
-    ----------
-    embedding
-        Cell embeddings, in ``obsm``.
-    uns
-        Parameters and provenance, in ``uns``.
-    """
-
-    embedding: str = EMBEDDING
-    uns: str = "embed"
-
-    @classmethod
-    def from_key_added(cls, key_added: str | None) -> Self:
-        """Names for a ``key_added``."""
-        _check(key_added)
-        return cls() if key_added is None else cls(key_added, key_added)
-
-
-@dataclass(frozen=True)
-class LabelKeys:
-    """Slots of :func:`scgalore.tl.finetune` and :func:`scgalore.tl.annotate`.
+class CellKeys:
+    """Slots of :func:`scgalore.tl.embed`, :func:`scgalore.tl.finetune` and :func:`scgalore.tl.annotate`.
 
     Attributes
     ----------
@@ -47,34 +25,59 @@ class LabelKeys:
         Parameters, provenance and results, in ``uns``.
     embedding
         Cell embeddings, in ``obsm``.
-    label, score
-        Predicted class and its probability, in ``obs``.
-    split
-        Part of the data each cell belonged to, in ``obs``.
-    probabilities
-        Probability of every class, in ``obsm``; ``uns[...]["classes"]`` names its columns.
+    stem
+        Start of the names of all other slots.
     """
 
     uns: str
     embedding: str = EMBEDDING
-    label: str = f"{STEM}_label"
-    score: str = f"{STEM}_label_score"
-    split: str = f"{STEM}_split"
-    probabilities: str = f"{STEM}_probabilities"
+    stem: str = STEM
+
+    @property
+    def label(self) -> str:
+        """Predicted class, in ``obs``."""
+        return f"{self.stem}_label"
+
+    @property
+    def score(self) -> str:
+        """Its probability, in ``obs``."""
+        return f"{self.stem}_label_score"
+
+    @property
+    def probabilities(self) -> str:
+        """Probability of every class, in ``obsm``; ``uns[...]["classes"]`` names its columns."""
+        return f"{self.stem}_probabilities"
 
     @property
     def colors(self) -> str:
         """Colours of the classes, in ``uns``, where scanpy looks for them."""
         return f"{self.label}_colors"
 
+    @property
+    def value(self) -> str:
+        """Predicted number, in ``obs``."""
+        return f"{self.stem}_value"
+
+    @property
+    def split(self) -> str:
+        """Split that each cell belongs to, in ``obs``: train, validation or test."""
+        return f"{self.stem}_split"
+
     @classmethod
-    def from_key_added(cls, key_added: str | None, *, uns: str) -> Self:
-        """Names for a ``key_added``; ``uns`` is the default name there, that of the function."""
-        _check(key_added)
-        if key_added is None:
-            return cls(uns)
-        k = key_added
-        return cls(k, k, f"{k}_label", f"{k}_label_score", f"{k}_split", f"{k}_probabilities")
+    def from_key_added(cls, key_added: str | None, *, uns: str, embedding: str = EMBEDDING, stem: str = STEM) -> Self:
+        """Names for a ``key_added``.
+
+        Parameters
+        ----------
+        key_added
+            Used as it is for ``uns`` and the embedding, and as the stem of the others; ``None`` gives the names below.
+        uns
+            Name in ``uns``: that of the function.
+        embedding, stem
+            Names that the model's family gives.
+        """
+        check_key(key_added)
+        return cls(uns, embedding, stem) if key_added is None else cls(key_added, key_added, key_added)
 
 
 @dataclass(frozen=True)
@@ -91,19 +94,22 @@ class PerturbationKeys:
         Genes ranked by predicted effect, as scanpy's plots read them.
     embedding
         Embeddings of perturbed cells, in ``obsm``.
+    split
+        Split that :func:`scgalore.pp.split_perturbations` writes, in ``obs``.
     """
 
     prediction: str = "predict_perturbation"
     evaluation: str = "evaluate_perturbation"
     ranked: str = "predict_perturbation_rank_genes_groups"
     embedding: str = f"{EMBEDDING}_perturbed"
+    split: str = "split"
 
     @classmethod
-    def from_key_added(cls, key_added: str | None) -> Self:
-        """Names for a ``key_added``."""
-        _check(key_added)
+    def from_key_added(cls, key_added: str | None, *, embedding: str = EMBEDDING) -> Self:
+        """Names for a ``key_added``; ``embedding`` is the name that the model's family gives to embeddings."""
+        check_key(key_added)
         if key_added is None:
-            return cls()
+            return cls(embedding=f"{embedding}_perturbed")
         return cls(key_added, key_added, f"{key_added}_rank_genes_groups", f"{key_added}_perturbed")
 
 
@@ -135,11 +141,12 @@ class GeneKeys:
     @classmethod
     def from_key_added(cls, key_added: str) -> Self:
         """Names for a ``key_added``."""
-        _check(key_added)
+        check_key(key_added)
         return cls() if key_added in (None, cls().selected) else cls(key_added, key_added)
 
 
-def _check(key_added: object) -> None:
+def check_key(key_added: object) -> None:
+    """Raise :class:`~scgalore.errors.OptionError` for a ``key_added`` that cannot be a key."""
     if key_added is None or (isinstance(key_added, str) and key_added and "/" not in key_added):
         return
     # HDF5 would make groups of a slash, and anndata refuses to write such keys.

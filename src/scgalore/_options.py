@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, fields
 from difflib import get_close_matches
 from numbers import Integral, Real
-from typing import TYPE_CHECKING, Any
+from textwrap import dedent, indent
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from scgalore.errors import OptionError
 
@@ -19,18 +21,27 @@ __all__ = [
     "COUNT",
     "FRACTION",
     "INDEX",
-    "LENGTHS",
     "MAPPING",
     "NAMES",
-    "NUMBER",
     "POSITIVE",
     "SWITCH",
     "TEXT",
     "Kind",
     "Option",
+    "as_json",
     "choice",
+    "comma_separated",
+    "declare",
+    "documented",
+    "is_whole",
+    "number",
+    "options_of",
     "suggestion",
+    "whole",
 ]
+
+
+C = TypeVar("C", bound=type)
 
 
 @dataclass(frozen=True)
@@ -40,11 +51,13 @@ class Kind:
     Attributes
     ----------
     expected
-        Completes the sentence "it must be ...".
+        What it must be, as a clause of an error message: "it must be a positive number".
     fits
         Whether a value is of this kind.
     read
         Turns the text of a command line into a value.
+    plain
+        Turns a value of this kind, which may be NumPy's, into a plain one.
     is_switch
         Whether it is ``True`` or ``False``.
     """
@@ -52,6 +65,7 @@ class Kind:
     expected: str
     fits: Callable[[Any], bool]
     read: Callable[[str], Any] = str
+    plain: Callable[[Any], Any] = lambda value: value
     is_switch: bool = False
 
 
@@ -66,7 +80,7 @@ class Option:
     kind
         What its value must be; ``None`` is accepted as well where that is the default.
     help
-        One sentence for the command line and the documentation.
+        For the documentation; its first sentence is for the command line.
     default
         Value when it is not given; ``None`` leaves the choice to the run.
     shown_default
@@ -85,14 +99,48 @@ class Option:
     column: str | None = None
     aliases: tuple[str, ...] = ()
 
-    def check(self, value: Any) -> None:
-        """Raise :class:`~scgalore.errors.OptionError` unless the value is of the right kind."""
+    @property
+    def short_help(self) -> str:
+        """First sentence of the help, as plain text."""
+        text = re.sub(r":\w+:`~?([^`<]*?)`", r"\1", " ".join(self.help.split())).replace("``", "")
+        return re.split(r"(?<=[.]) (?=[A-Z])", text, maxsplit=1)[0]
+
+    def check(self, value: Any) -> Any:
+        """The value as a plain one.
+
+        Raises
+        ------
+        OptionError
+            If it is not of the right kind.
+        """
         if value is None and self.default is None:
-            return
+            return None
         if not self.kind.fits(value):
             optional = ", or None" if self.default is None else ""
-            msg = f"{self.name}={value!r}: it must be {self.kind.expected}{optional}."
+            msg = f"{self.name}={value!r}: {self.kind.expected}{optional}."
             raise OptionError(msg)
+        return self.kind.plain(value)
+
+
+def declare(kind: Kind, help: str, *, default: Any = None, **more: Any) -> Any:
+    """Declare a field of a dataclass as an :class:`Option`; ``more`` are further attributes of it."""
+    metadata = {"option": {"kind": kind, "help": help, "default": default, **more}}
+    if isinstance(default, dict):
+        return field(default_factory=lambda: dict(default), metadata=metadata)
+    return field(default=default, metadata=metadata)
+
+
+def options_of(cls: type) -> tuple[Option, ...]:
+    """Options that a dataclass declares, in their order."""
+    return tuple(Option(one.name, **one.metadata["option"]) for one in fields(cls) if "option" in one.metadata)
+
+
+def documented(cls: C) -> C:
+    """Add the options that a dataclass declares to its docstring."""
+    entries = [f"{option.name}\n{indent(dedent(option.help).strip(), '    ')}" for option in options_of(cls)]
+    if cls.__doc__:  # absent under python -OO
+        cls.__doc__ = f"{dedent(cls.__doc__).rstrip()}\n\nAttributes\n----------\n" + "\n".join(entries) + "\n"
+    return cls
 
 
 def suggestion(name: str, known: Iterable[str]) -> str:
@@ -123,33 +171,50 @@ def are(fits: Callable[[Any], bool]) -> Callable[[Any], bool]:
 
 def choice(*values: str) -> Kind:
     """One of some names."""
-    return Kind(f"one of {', '.join(map(repr, values))}", lambda value: value in values)
+    return Kind(f"choose one of {', '.join(map(repr, values))}", lambda value: value in values)
 
 
-def _as_json(text: str) -> Any:
+def whole(least: int, *, others: tuple[Any, ...] = ()) -> Kind:
+    """A whole number of at least ``least``, or one of some other values."""
+    listed = "".join(f", or {other!r}" for other in others)
+    return Kind(
+        f"it must be a whole number, at least {least}{listed}",
+        lambda value: value in others if isinstance(value, str) else is_whole(value, least),
+        as_json,
+        lambda value: value if isinstance(value, str) else int(value),
+    )
+
+
+def number(expected: str, fits: Callable[[float], bool]) -> Kind:
+    """A number in some range."""
+    return Kind(expected, lambda value: is_number(value) and fits(float(value)), as_json, float)
+
+
+def as_json(text: str) -> Any:
+    """Read a value from a command line as JSON; text needs no quotes, and ``inf`` is infinity."""
+    if text in ("inf", "Infinity"):
+        return math.inf
     try:
         return json.loads(text)
-    except ValueError:  # text needs no quotes
+    except ValueError:
         return text
 
 
-def _comma_separated(text: str) -> list[str]:
+def comma_separated(text: str) -> list[str]:
+    """Read names from a command line."""
     return [part.strip() for part in text.split(",") if part.strip()]
 
 
-TEXT = Kind("a non-empty string", is_text)
-COUNT = Kind("a whole number, at least 1", lambda value: is_whole(value, 1), _as_json)
-INDEX = Kind("a whole number, at least 0", lambda value: is_whole(value, 0), _as_json)
-NUMBER = Kind("a number", is_number, _as_json)
-POSITIVE = Kind("a positive number", lambda value: is_number(value) and value > 0, _as_json)
-FRACTION = Kind("a fraction in [0, 1)", lambda value: is_number(value) and 0 <= value < 1, _as_json)
-SWITCH = Kind("True or False", lambda value: isinstance(value, bool), _as_json, is_switch=True)
-NAMES = Kind("a list of names", are(is_text), _comma_separated)
-LENGTHS = Kind(
-    "a list of whole numbers, such as [500, 1200]",
-    are(lambda value: is_whole(value, 1)),
-    lambda text: [_as_json(part) for part in _comma_separated(text)],
-)
+TEXT = Kind("it must be a non-empty string", is_text)
+COUNT = whole(1)
+INDEX = whole(0)
+POSITIVE = number("it must be a positive number", lambda value: 0 < value < math.inf)
+FRACTION = number("it must be a fraction in [0, 1)", lambda value: 0 <= value < 1)
+SWITCH = Kind("it is True or False", lambda value: isinstance(value, bool), as_json, is_switch=True)
+NAMES = Kind("it must be a list of names", are(is_text), comma_separated, list)
 MAPPING = Kind(
-    "a dict of options", lambda value: isinstance(value, Mapping) and all(map(is_text, value)), _as_json
+    "it must be a dict of options",
+    lambda value: isinstance(value, Mapping) and all(map(is_text, value)),
+    as_json,
+    dict,
 )

@@ -1,22 +1,36 @@
-"""The command ``scgalore``. Heavy imports are inside the commands, so that ``--help`` answers at once."""
+"""The command ``scgalore``. Heavy imports are inside the commands, so that ``--help`` answers at once.
 
-import json
+The options of ``run`` are made from what a run, its tasks and its training declare (:mod:`scgalore._options`), when that
+command is first used.
+"""
+
+from __future__ import annotations
+
+from inspect import Parameter, Signature
 from itertools import groupby
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from typer.core import TyperCommand, TyperGroup
 
 from scgalore import errors
-from scgalore.pipeline.config import STRATEGIES, RunConfig
+
+if TYPE_CHECKING:
+    from scgalore._options import Option
+    from scgalore.pipeline.config import RunConfig
 
 OURS = tuple(getattr(errors, name) for name in errors.__all__)
 BAD_INPUT, INTERRUPTED = 2, 130
 
 
 class _Commands(TyperGroup):
-    """Commands whose errors are a message for people: only a fault of the program is worth a traceback."""
+    """Commands whose errors are a message for people: only an internal error is worth a traceback."""
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> tuple[str | None, Any, list[str]]:
+        """Find the command that is called; that of runs is made now, and not for a list of all commands."""
+        name, command, rest = super().resolve_command(ctx, args)
+        return name, _run_command() if name == "run" else command, rest
 
     def invoke(self, ctx: Any) -> Any:  # typer brings its own click, or uses that of the environment
         try:
@@ -92,233 +106,137 @@ def main(
 
 @app.command()
 def demo(
-    out: Annotated[Path, typer.Option(help="Folder to make; a run that fails leaves nothing.")] = Path("scgalore_demo"),
+    out: Annotated[Path, typer.Option(help="Folder to make.")] = Path("scgalore_demo"),
     model: Annotated[
         str, typer.Option(help="Name of weights (see: scgalore weights list), or folder of a checkpoint.")
     ] = "scgpt-mini",
     optimizer: Annotated[str, typer.Option(help="galore, or adamw to compare with.")] = "galore",
     seeds: Annotated[int, typer.Option(min=1, help="Repetitions, each with other cells held out.")] = 3,
-    random_weights: Annotated[
-        bool, typer.Option("--random-weights", help="Train the network from random weights, too (doubles the time).")
-    ] = False,
     force: Annotated[bool, typer.Option("--force", help="Replace an earlier demo in that folder.")] = False,
 ) -> None:
-    """Fine-tune a model on real cells, beside logistic regression.
+    """Fine-tune a model on real cells, and compare it with logistic regression.
 
     Takes 700 blood cells that come with scanpy, holds out 20 % of them, fine-tunes on the others, and writes report.md,
-    results.h5ad, umap.png, confusion_matrix.png and history.png. Needs no network.
+    results.h5ad, umap.png, confusion_matrix.png and history.png, and the folder of a run for each seed. Needs no network
+    connection.
     """
     typer.echo("Loading PyTorch, scvi-tools and scanpy ...")
-    from scgalore.demo import run_demo
+    from scgalore.pipeline.demo import run_demo
 
-    run_demo(
-        out,
-        model=model,
-        optimizer=optimizer,
-        n_seeds=seeds,
-        random_weights=random_weights,
-        force=force,
-        say=typer.echo,
-    )
+    run_demo(out, model=model, optimizer=optimizer, n_seeds=seeds, force=force, say=typer.echo)
 
 
-DATA, GENES, TRAINING, FOLDER = "What to learn from", "Genes", "Training", "The run's folder"
-
-
-def _default(name: str) -> str:
-    return str(RunConfig.__dataclass_fields__[name].default)
+FOLDER = "The run's folder"
 
 
 @app.command(cls=_InGroups)
-def run(
-    data: Annotated[
-        Path | None,
-        typer.Argument(
-            help="An .h5ad file or .zarr folder: cells by genes, counts or log-normalised.", show_default=False
+def run() -> None:
+    """Fine-tune a model on a file of cells and write a report."""
+
+
+def _run_command() -> Any:
+    """The command ``run`` with all of its options."""
+    made = typer.Typer(rich_markup_mode=None, add_completion=False, pretty_exceptions_enable=False)
+    _run.__signature__ = Signature([*_own_parameters(), *map(_parameter, *zip(*_declared(), strict=True))])  # type: ignore[attr-defined]
+    made.command(cls=_InGroups, context_settings={"help_option_names": ["-h", "--help"]})(_run)
+    command = typer.main.get_command(made)
+    command.name = "run"
+    return command
+
+
+def _declared() -> list[tuple[Option, str]]:
+    """Options that are declared elsewhere, each with its heading in the help."""
+    from scgalore._options import options_of
+    from scgalore.pipeline.config import RunConfig, training_options
+    from scgalore.tasks.registry import TASKS
+
+    genes = ("n_genes", "gene_strategy", "batch_key", "must_include", "species")
+    own = [(option, "Genes" if option.name in genes else "Cells and model") for option in options_of(RunConfig)]
+    known = {option.name for option, _ in own}
+    of_tasks: dict[str, tuple[Option, str]] = {}
+    for task in TASKS.values():
+        for option in task.arguments:
+            if option.name not in known:
+                of_tasks.setdefault(option.name, (option, f"Task {task.name}: {task.summary}"))
+    own.sort(key=lambda pair: pair[1] == "Genes")
+    return [*own, *of_tasks.values(), *((option, "Training") for option in training_options())]
+
+
+def _parameter(option: Option, heading: str) -> Parameter:
+    """A parameter of the command for a declared option; values are texts, which the option reads."""
+    names = [f"--{name.replace('_', '-')}" for name in (option.name, *option.aliases)]
+    has_default = option.default not in (None, (), {}) and not option.kind.is_switch
+    shown = option.shown_default or (str(option.default) if has_default else False)
+    how: dict[str, Any] = {"help": option.short_help, "show_default": shown, "rich_help_panel": heading}
+    if option.kind.is_switch:
+        kind, made = bool, typer.Option(f"{names[0]}/--no-{names[0][2:]}", **how)
+    else:
+        kind, made = str, typer.Option(*names, metavar="VALUE", **how)
+    return Parameter(option.name, Parameter.KEYWORD_ONLY, default=None, annotation=Annotated[kind | None, made])
+
+
+def _own_parameters() -> list[Parameter]:
+    """Parameters that are not options of a run."""
+    here = {"rich_help_panel": FOLDER}
+    what = "An .h5ad file or .zarr folder: cells by genes, counts or log-normalised."
+    flag = {
+        "resume": "Continue the run in the folder.",
+        "force": "Replace the run in the folder; other files are never touched.",
+    }
+    flag["dry_run"] = "Check everything, describe the run, and write nothing."
+    config = "config.json of another run; options given in addition take precedence."
+    parameters = [
+        ("data", Path | None, typer.Argument(help=what, show_default=False), None),
+        ("out", Path | None, typer.Option(help="Folder to make.", show_default="scgalore_run", **here), None),
+        ("config", Path | None, typer.Option(help=config, **here), None),
+        *(
+            (name, bool, typer.Option(f"--{name.replace('_', '-')}", help=text, **here), False)
+            for name, text in flag.items()
         ),
-    ] = None,
-    labels_key: Annotated[
-        str | None, typer.Option(help="Column of obs with classes to learn, such as cell types.", rich_help_panel=DATA)
-    ] = None,
-    pert_key: Annotated[
-        str | None,
-        typer.Option(
-            help="Column of obs with the perturbation of each cell, to learn effects. With neither of the two, the run goes "
-            "on with masked expression.",
-            rich_help_panel=DATA,
-        ),
-    ] = None,
-    control: Annotated[
-        str | None, typer.Option(help="Label of control cells, if it is none of the usual ones.", rich_help_panel=DATA)
-    ] = None,
-    context_key: Annotated[
-        str | None,
-        typer.Option(help="Column of obs with the cell type or line of perturbed cells.", rich_help_panel=DATA),
-    ] = None,
-    batch_key: Annotated[str | None, typer.Option(help="Column of obs with batches.", rich_help_panel=DATA)] = None,
-    split_key: Annotated[
-        str | None,
-        typer.Option(help="Column of obs with train, validation or test, to keep a split.", rich_help_panel=DATA),
-    ] = None,
-    layer: Annotated[
-        str | None, typer.Option(help="Layer that holds the expression, instead of X.", rich_help_panel=DATA)
-    ] = None,
-    gene_symbols: Annotated[
-        str | None, typer.Option(help="Column of var with gene names, instead of its index.", rich_help_panel=DATA)
-    ] = None,
-    max_cells: Annotated[
-        int | None,
-        typer.Option(
-            help="Most cells to work with, drawn within classes or perturbations.",
-            show_default=_default("max_cells"),
-            rich_help_panel=DATA,
-        ),
-    ] = None,
-    genes: Annotated[
-        int | None,
-        typer.Option(help="How many genes to select.", show_default="3000, or all expressed", rich_help_panel=GENES),
-    ] = None,
-    gene_strategy: Annotated[
-        str | None,
-        typer.Option(
-            help="How genes are ranked: biological, hvg, perturbation or expressed.",
-            show_default="biological, or perturbation with --pert-key",
-            rich_help_panel=GENES,
-        ),
-    ] = None,
-    must_include: Annotated[
-        list[str] | None,
-        typer.Option(help="A gene to select whatever its rank; may be repeated.", rich_help_panel=GENES),
-    ] = None,
-    species: Annotated[
-        str | None,
-        typer.Option(help="human or mouse.", show_default=_default("species"), rich_help_panel=GENES),
-    ] = None,
-    strategy: Annotated[
-        str | None,
-        typer.Option(
-            help=f"{STRATEGIES[0]}: few genes first, then more; {STRATEGIES[1]}: all from the start.",
-            show_default=_default("strategy"),
-            rich_help_panel=TRAINING,
-        ),
-    ] = None,
-    phases: Annotated[
-        str | None,
-        typer.Option(
-            help="Genes of each phase, as in 500,1200.",
-            show_default="500,1200,2500 and all",
-            rich_help_panel=TRAINING,
-        ),
-    ] = None,
-    model: Annotated[
-        str | None,
-        typer.Option(
-            help="Name of weights (see: scgalore weights list), or folder of a checkpoint. scgpt-mini needs no network.",
-            show_default=_default("model"),
-            rich_help_panel=TRAINING,
-        ),
-    ] = None,
-    epochs: Annotated[
-        int | None, typer.Option(help="Passes over the training cells.", rich_help_panel=TRAINING)
-    ] = None,
-    optimizer: Annotated[str | None, typer.Option(help="galore, adamw and others.", rich_help_panel=TRAINING)] = None,
-    batch_size: Annotated[str | None, typer.Option(help="Cells in a batch, or auto.", rich_help_panel=TRAINING)] = None,
-    precision: Annotated[
-        str | None, typer.Option(help="32-true, bf16-mixed or 16-mixed.", rich_help_panel=TRAINING)
-    ] = None,
-    device: Annotated[str | None, typer.Option(help="cpu, gpu, mps or auto.", rich_help_panel=TRAINING)] = None,
-    seed: Annotated[
-        int | None,
-        typer.Option(help="Seed of everything random.", show_default=_default("seed"), rich_help_panel=TRAINING),
-    ] = None,
-    train_option: Annotated[
-        list[str] | None,
-        typer.Option(
-            help="NAME=VALUE, a further field of scgalore.train.TrainConfig, such as max_length=512; may be repeated.",
-            rich_help_panel=TRAINING,
-        ),
-    ] = None,
-    out: Annotated[
-        Path | None, typer.Option(help="Folder to make.", show_default="scgalore_run", rich_help_panel=FOLDER)
-    ] = None,
-    config: Annotated[
-        Path | None,
-        typer.Option(
-            help="config.json of another run; options given beside it take precedence.", rich_help_panel=FOLDER
-        ),
-    ] = None,
-    resume: Annotated[
-        bool, typer.Option("--resume", help="Continue the run in the folder.", rich_help_panel=FOLDER)
-    ] = False,
-    force: Annotated[
-        bool,
-        typer.Option(
-            "--force", help="Replace the run in the folder; other files are never touched.", rich_help_panel=FOLDER
-        ),
-    ] = False,
-    dry_run: Annotated[
-        bool,
-        typer.Option(
-            "--dry-run", help="Check everything, say what would be done, and write nothing.", rich_help_panel=FOLDER
-        ),
-    ] = False,
-) -> None:
+    ]
+    return [
+        Parameter(name, Parameter.KEYWORD_ONLY, default=default, annotation=Annotated[kind, made])
+        for name, kind, made, default in parameters
+    ]
+
+
+def _run(**given: Any) -> None:
     """Fine-tune a model on a file of cells and write a report.
 
-    Reads, splits, selects genes from the training cells, fine-tunes, predicts what was held out, and scores it beside
+    Reads, splits, selects genes from the training cells, fine-tunes, predicts what was held out, and scores it next to
     baselines. Cell types:
 
         scgalore run cells.h5ad --labels-key cell_type --out runs/types
 
-    A perturbation screen, offline, with the small weights that come along:
+    A perturbation screen, offline, with the small weights of the package:
 
         scgalore run screen.h5ad --pert-key gene --model scgpt-mini
 
     A large file on a laptop:
 
-        scgalore run data.h5ad --genes 5000 --max-cells 50000 --device cpu
+        scgalore run data.h5ad --strategy progressive --genes 5000 --epochs 30 --max-cells 50000 --device cpu
 
-    Interrupted? It goes on where it was, and the numbers are those of a run that was not:
+    Interrupted? It resumes, and the numbers are those of an uninterrupted run:
 
         scgalore run --resume --out runs/x
 
-    The same once more, in another folder, gives the same numbers:
+    The same again, in another folder, gives the same numbers:
 
         scgalore run --config runs/x/config.json --out runs/y
 
     The folder gets report.md (begin there), metrics.json, results.h5ad, selected_genes.csv, split.csv, history.csv, figures,
     checkpoints with the fitted model, config.json and environment.txt.
 
-    Exit codes: 0 done, 2 bad input (nothing was written), 1 a fault of the program, 130 interrupted.
+    Exit codes: 0 done, 2 bad input (nothing was written), 1 internal error, 130 interrupted.
     """
-    given = {
-        "data": data,
-        "out": out,
-        "labels_key": labels_key,
-        "pert_key": pert_key,
-        "control": control,
-        "context_key": context_key,
-        "batch_key": batch_key,
-        "split_key": split_key,
-        "layer": layer,
-        "gene_symbols": gene_symbols,
-        "max_cells": max_cells,
-        "genes": genes,
-        "gene_strategy": gene_strategy,
-        "must_include": must_include or None,
-        "species": species,
-        "strategy": strategy,
-        "phases": None if phases is None else _numbers("--phases", phases),
-        "model": model,
-        "epochs": epochs,
-        "optimizer": optimizer,
-        "batch_size": int(batch_size) if batch_size is not None and batch_size.isdigit() else batch_size,
-        "precision": precision,
-        "device": device,
-        "seed": seed,
-        "train_options": _train_options(train_option) or None,
+    config, resume, force, dry_run = (given.pop(name) for name in ("config", "resume", "force", "dry_run"))
+    options = {option.name: option for option, _ in _declared()}
+    values = {
+        name: options[name].kind.read(value) if isinstance(value, str) else value
+        for name, value in given.items()
+        if value is not None
     }
-    wanted = _run_config({name: value for name, value in given.items() if value is not None}, config, resume=resume)
+    wanted = _run_config(values, config, resume=resume)
     typer.echo("Loading PyTorch, scvi-tools and scanpy ...", err=True)
     try:
         if dry_run:
@@ -336,6 +254,8 @@ def run(
 
 def _run_config(given: dict[str, Any], config: Path | None, *, resume: bool) -> RunConfig:
     """Configuration of a run: what was given, on top of that of a file or of the run that is to be continued."""
+    from scgalore.pipeline.config import RunConfig
+
     out = given.get("out", Path("scgalore_run"))
     if config is None and resume and "data" not in given:
         config = out / "config.json"
@@ -350,37 +270,16 @@ def _run_config(given: dict[str, Any], config: Path | None, *, resume: bool) -> 
         return RunConfig(**{"out": out, **given})
     if "data" in given:
         given["data_sha256"] = None  # other data are meant
-    if given.keys() & {"genes", "epochs", "strategy"}:
-        given.setdefault("phases", None)  # those of the file belong to its own genes and epochs
-    return RunConfig.from_json(config, **given)
+    wanted = RunConfig.from_json(config, **given)
+    if given.keys() & {"n_genes", "max_epochs"} and "curriculum" not in given and wanted.training.get("curriculum"):
+        return wanted.changed(curriculum=True)  # the phases of the file belong to its own genes and epochs
+    return wanted
 
 
 def _interrupted(out: Path) -> str:
     if (out / "config.json").exists():
         return f"\nInterrupted. Continue with: scgalore run --resume --out {out}"
     return "\nInterrupted; nothing was written."
-
-
-def _numbers(option: str, text: str) -> list[int]:
-    try:
-        return [int(part) for part in text.split(",")]
-    except ValueError as error:
-        msg = f"{option} {text!r}: give whole numbers with commas between them, as in 500,1200."
-        raise errors.OptionError(msg) from error
-
-
-def _train_options(pairs: list[str] | None) -> dict[str, Any]:
-    options = {}
-    for pair in pairs or ():
-        name, equals, value = pair.partition("=")
-        if not equals:
-            msg = f"--train-option {pair!r}: expected NAME=VALUE, as in max_length=512."
-            raise errors.OptionError(msg)
-        try:
-            options[name] = json.loads(value)
-        except ValueError:  # a text needs no quotes
-            options[name] = value
-    return options
 
 
 @weights.callback()

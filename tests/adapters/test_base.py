@@ -7,10 +7,10 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from scgalore.adapters import TARGETS, target_layers
-from scgalore.adapters.base import BODY, freeze_others, join_packed, split_packed
+from scgalore.adapters.base import freeze_others, join_packed, split_packed
 from scgalore.errors import OptionError
 from scgalore.nn import SCGPTConfig, SCGPTNetwork
-from scgalore.nn.network import PackedLinear, SplitLinear
+from scgalore.nn.scgpt import PackedLinear, SplitLinear
 
 ATTENTION = {"self_attn.Wqkv", "self_attn.out_proj"}
 MLP = {"linear1", "linear2"}
@@ -18,7 +18,7 @@ MLP = {"linear1", "linear2"}
 
 def make_network(**parts: Any) -> SCGPTNetwork:
     torch.manual_seed(0)
-    config = {"d_model": 8, "n_heads": 2, "d_hid": 12, "n_layers": 2, "n_classes": 3, **parts}
+    config = {"d_model": 8, "n_heads": 2, "d_hid": 12, "n_layers": 2, "heads": {"classes": 3}, **parts}
     return SCGPTNetwork(SCGPTConfig(n_tokens=20, pad_id=17, **config))
 
 
@@ -106,7 +106,7 @@ class TestFreezeOthers:
         layer = target_layers(network, ["*layers.0.linear1"])["transformer_encoder.layers.0.linear1"]
         layer.lora = own = nn.Parameter(torch.zeros(2))
         freeze_others(network, [own], "freeze", adapted=[layer.weight])
-        heads = {name for name in names if name.partition(".")[0] not in BODY}
+        heads = {name for name in names if name.partition(".")[0] not in SCGPTNetwork.body}
         assert {name.partition(".")[0] for name in heads} == {
             "decoder",
             "mvc_decoder",

@@ -29,7 +29,7 @@ each_variant = pytest.mark.parametrize("variant", VARIANTS)
 
 def make_network(**parts: Any) -> SCGPTNetwork:
     torch.manual_seed(0)
-    config = {"d_model": 16, "n_heads": 2, "d_hid": 24, "n_layers": 2, "n_classes": 3, "dropout": 0.0, **parts}
+    config = {"d_model": 16, "n_heads": 2, "d_hid": 24, "n_layers": 2, "heads": {"classes": 3}, "dropout": 0.0, **parts}
     network = SCGPTNetwork(SCGPTConfig(n_tokens=20, pad_id=PAD, **config)).eval()
     for name, parameter in network.named_parameters():  # biases start at 0, where a forgotten one would not show
         if name.endswith("bias"):
@@ -74,7 +74,7 @@ def train(
     for _ in range(n_steps):
         optimizer.zero_grad()
         with torch.autocast("cpu", torch.bfloat16, enabled=mixed):
-            logits = network.train().classify(network.encode(*batch, cell_only=True))
+            logits = network.train().read_head("classes", network.encode(*batch, cell_only=True).cell)
         loss = F.cross_entropy(logits.float(), labels)
         loss.backward()
         optimizer.step()
@@ -167,7 +167,7 @@ def test_bundled_weights_learn_through_an_adapter() -> None:
     config = json.loads((BUNDLED / "config.json").read_text(encoding="utf-8"))["network"]
     network = SCGPTNetwork(SCGPTConfig.from_dict({**config, "dropout": 0.0}))
     network.load_state_dict(load_file(BUNDLED / "model.safetensors"))
-    network.set_classes(3)
+    network.put_heads(network.fresh_heads({"classes": 3}))
     pad = network.config.pad_id
     batch = make_batch(n_genes=pad, cls=pad + 1, pad=pad)
     before = weights(network)

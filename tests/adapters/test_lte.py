@@ -259,7 +259,7 @@ PARTS = [f"{name}{part}" for name in ATTENTION for part in ((".q", ".k", ".v") i
 
 def network(**config):
     torch.manual_seed(0)
-    config = {**TINY, "dropout": 0.0, "n_classes": 3, "n_tokens": N_GENES + 3, "pad_id": N_GENES, **config}
+    config = {**TINY, "dropout": 0.0, "heads": {"classes": 3}, "n_tokens": N_GENES + 3, "pad_id": N_GENES, **config}
     return SCGPTNetwork(SCGPTConfig(**config))
 
 
@@ -278,7 +278,7 @@ def fit(net, adapter, optimizer, n_steps, *, cell_only=True):
     for seed in range(n_steps):
         genes, values, padding = cells(seed=seed)
         optimizer.zero_grad()
-        logits = net.classify(net.encode(genes, values, padding, cell_only=cell_only))
+        logits = net.read_head("classes", net.encode(genes, values, padding, cell_only=cell_only).cell)
         loss = F.cross_entropy(logits, (values[:, 1] % 3).long())
         loss.backward()
         optimizer.step()
@@ -318,9 +318,9 @@ def test_detach_gives_the_network_its_own_structure_back():
     fit(net, adapter, torch.optim.AdamW(trainable(net), lr=1e-2), 7)
     net.eval()
     batch = cells(seed=9)
-    before = net.classify(net.encode(*batch))
+    before = net.read_head("classes", net.encode(*batch).cell)
     adapter.detach()
-    torch.testing.assert_close(net.classify(net.encode(*batch)), before, rtol=0, atol=1e-5)
+    torch.testing.assert_close(net.read_head("classes", net.encode(*batch).cell), before, rtol=0, atol=1e-5)
     assert [(key, type(part)) for key, part in net.named_modules()] == [
         (key, type(part)) for key, part in untouched.named_modules()
     ]

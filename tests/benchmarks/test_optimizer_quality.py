@@ -157,11 +157,10 @@ def test_gene_means_are_those_of_the_training_cells(weights: str) -> None:
     split = split_for(cells, 1)
     train, test = (cells.batch(BatchRequest(rows)) for rows in (split.train, split.test))
     masked = MaskedExpression().corrupt(test, seed=0, draw=0)
-    assert masked.masked is not None
-    assert masked.targets is not None
+    hidden = masked.targets["masked"]
     genes, bins = train.genes[:, 1:][~train.padding[:, 1:]], train.values[:, 1:][~train.padding[:, 1:]]
     errors = []
-    for gene, target in zip(masked.genes[masked.masked], masked.targets[masked.masked], strict=True):
+    for gene, target in zip(masked.genes[hidden], masked.targets["expression"][hidden], strict=True):
         same = bins[genes == gene]
         errors.append(float((same if len(same) else bins).mean() - target) ** 2)
     assert gene_means({}, cells, split)["masked error"] == pytest.approx(np.mean(errors), rel=1e-4)

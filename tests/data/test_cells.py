@@ -7,6 +7,7 @@ import anndata as ad
 import numpy as np
 import pytest
 import scipy.sparse as sp
+import torch
 from anndata import AnnData
 
 from scgalore.data.cells import TokenCells, gene_ranks, ranked_tokens
@@ -63,12 +64,12 @@ class TestBatch:
         assert len({tuple(sorted(draw[1])) for draw in draws}) == 4  # any three of four genes
         assert len({tuple(draw[0]) for draw in draws}) == 1
 
-    def test_labels_follow_the_rows(self, cells: TokenCells) -> None:
-        labelled = cells.with_labels(np.array([3, 2, 1, 0]), ("a", "b", "c", "d"))
+    def test_targets_follow_the_rows(self, cells: TokenCells) -> None:
+        labelled = cells.with_targets(labels=np.array([3, 2, 1, 0])).with_targets(values=np.ones(4, np.float32))
         batch = labelled.batch(BatchRequest(np.array([2, 0])))
-        assert batch.labels is not None
-        assert batch.labels.tolist() == [1, 3]
-        assert cells.batch(BatchRequest(np.array([0]))).labels is None
+        assert batch.targets["labels"].tolist() == [1, 3]
+        assert batch.targets["values"].dtype == torch.float32
+        assert not cells.batch(BatchRequest(np.array([0]))).targets
 
 
 class TestWithin:

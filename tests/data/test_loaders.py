@@ -99,7 +99,7 @@ def test_labels_follow_their_cells() -> None:
     stream = streamed(Loader(), labels_key="kind", classes=["b", "a"])
     assert stream.classes == ("b", "a")
     for batch in stream:
-        assert [stream.classes[code] for code in batch.labels] == KINDS[batch.cells].tolist()
+        assert [stream.classes[code] for code in batch.targets["labels"]] == KINDS[batch.cells].tolist()
 
 
 def test_cells_are_counted_where_the_loader_does_not_number_them() -> None:

@@ -7,7 +7,19 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tests.flagged import CLS, CONTROL, KNOWN, OF_CELL, PAD, SECOND_POOL, TARGETS, TOKEN_IDS, flagged_cells, targets
+from tests.flagged import (
+    CLS,
+    CONTROL,
+    KNOWN,
+    OF_CELL,
+    PAD,
+    SECOND_POOL,
+    TARGETS,
+    TOKEN_IDS,
+    flagged_cells,
+    targets,
+    tensor_of,
+)
 
 from scgalore.data.perturbations import FlagTokenizer, HeldOutPrior, PerturbationCells, Targets
 from scgalore.data.sampler import BatchRequest
@@ -32,9 +44,8 @@ def tokens_where(batch: TokenBatch, where: torch.Tensor | None) -> list[list[int
 
 def values_of(batch: TokenBatch, row: int, name: str) -> dict[int, float]:
     """What stands at each measured gene of a cell."""
-    tensor = getattr(batch, name)
-    assert batch.masked is not None
-    return {int(batch.genes[row, i]): float(tensor[row, i]) for i in torch.nonzero(batch.masked[row]).ravel()}
+    tensor, counted = tensor_of(batch, name), batch.targets["masked"]
+    return {int(batch.genes[row, i]): float(tensor[row, i]) for i in torch.nonzero(counted[row]).ravel()}
 
 
 def matrix(cells: PerturbationCells) -> np.ndarray:
@@ -43,10 +54,9 @@ def matrix(cells: PerturbationCells) -> np.ndarray:
 
 def flags_of(batch: TokenBatch) -> list[dict[int, int]]:
     """Flag of each flagged token."""
-    assert batch.flags is not None
     return [
         {int(genes[i]): int(flags[i]) for i in torch.nonzero(flags).ravel()}
-        for genes, flags in zip(batch.genes, batch.flags, strict=True)
+        for genes, flags in zip(batch.genes, batch.conditions["flags"], strict=True)
     ]
 
 
@@ -56,10 +66,8 @@ def flags_of_row(row: int, known: tuple[int, ...] = KNOWN) -> dict[int, int]:
 
 def check_tokens(batch: TokenBatch, rows: np.ndarray, *, columns: int) -> None:
     """Everything that must hold of tokens, flags and padding."""
-    assert batch.flags is not None
-    assert batch.masked is not None
     assert (batch.genes[:, 0] == CLS).all()
-    present, counted = tokens_where(batch, ~batch.padding), tokens_where(batch, batch.masked)
+    present, counted = tokens_where(batch, ~batch.padding), tokens_where(batch, batch.targets["masked"])
     for row, tokens, flags, measured in zip(rows, present, flags_of(batch), counted, strict=True):
         assert flags == flags_of_row(row)
         assert len(set(tokens)) == len(tokens)
@@ -68,8 +76,8 @@ def check_tokens(batch: TokenBatch, rows: np.ndarray, *, columns: int) -> None:
         assert len(measured) == columns
     assert (batch.genes[batch.padding] == PAD).all()
     assert (batch.genes[~batch.padding] != PAD).all()
-    assert (batch.flags[batch.padding] == 0).all()
-    assert not (batch.masked & batch.padding).any()
+    assert (batch.conditions["flags"][batch.padding] == 0).all()
+    assert not (batch.targets["masked"] & batch.padding).any()
     assert batch.padded == bool(batch.padding.any())
 
 
@@ -90,13 +98,13 @@ class TestTokens:
     def test_genes_are_drawn_anew_each_epoch_and_all_get_their_turn(self) -> None:
         cells = flagged_cells(n_genes=4)
         drawn = [
-            frozenset(tokens_where(batch, batch.masked)[0])
+            frozenset(tokens_where(batch, batch.targets["masked"])[0])
             for batch in (cells.batch(BatchRequest(PERTURBED_CELLS[:6], draw)) for draw in range(60))
         ]
         assert len(set(drawn)) > 20
         assert set().union(*drawn) == MEASURED
         again = cells.batch(BatchRequest(PERTURBED_CELLS[:6], 3))
-        assert frozenset(tokens_where(again, again.masked)[0]) == drawn[3]
+        assert frozenset(tokens_where(again, again.targets["masked"])[0]) == drawn[3]
 
     def test_padding_stands_only_where_another_cell_has_more_genes(self) -> None:
         cells = flagged_cells()
@@ -112,15 +120,13 @@ class TestTokens:
     def test_values_of_tokens_that_are_no_measured_genes(self) -> None:
         tokenizer = {"cls_value": -7.0, "pad_value": -8.0, "unmeasured_value": -9.0}
         batch = flagged_cells(tokenizer=tokenizer).batch(BatchRequest(PERTURBED_CELLS))
-        assert batch.masked is not None
-        assert batch.flags is not None
         assert (batch.values[:, 0] == -7).all()
         assert (batch.values[batch.padding] == -8).all()
-        unmeasured = ~batch.masked & ~batch.padding
+        unmeasured = ~batch.targets["masked"] & ~batch.padding
         unmeasured[:, 0] = False
         assert unmeasured.any()
         assert (batch.values[unmeasured] == -9).all()
-        assert (batch.flags[unmeasured] > 0).all()
+        assert (batch.conditions["flags"][unmeasured] > 0).all()
 
     def test_a_cell_reads_the_same_in_any_batch(self) -> None:
         cells = flagged_cells()
@@ -128,8 +134,8 @@ class TestTokens:
         for i in (0, 8, 13, 17, 20):
             alone = cells.batch(BatchRequest(PERTURBED_CELLS[[i]], 2))
             n = alone.genes.shape[1]
-            for name in ("genes", "values", "flags", "targets", "controls", "prior", "masked", "padding"):
-                assert torch.equal(getattr(whole, name)[i, :n], getattr(alone, name)[0]), name
+            for name in ("genes", "values", "flags", "expression", "controls", "prior", "masked", "padding"):
+                assert torch.equal(tensor_of(whole, name)[i, :n], tensor_of(alone, name)[0]), name
 
     def test_all_tokens_of_any_batch_are_announced(self) -> None:
         cells = flagged_cells()
@@ -147,7 +153,6 @@ class TestUpstreamsWay:
 
     def test_unmeasured_genes_leave_no_trace(self) -> None:
         batch = flagged_cells(tokenizer={"flag_unmeasured": False}).batch(BatchRequest(PERTURBED_CELLS))
-        assert batch.flags is not None
         assert batch.genes.shape[1] == 1 + len(MEASURED)
         assert not batch.padded
         for row, flags in zip(OF_CELL[PERTURBED_CELLS], flags_of(batch), strict=True):
@@ -210,7 +215,7 @@ class TestTargets:
         for i, cell in enumerate(PERTURBED_CELLS):
             row = OF_CELL[cell]
             for name, of_columns in (
-                ("targets", x[cell]),
+                ("expression", x[cell]),
                 ("controls", cells.controls[row]),
                 ("prior", cells.prior[row]),
             ):
@@ -220,14 +225,12 @@ class TestTargets:
 
     def test_are_zero_where_they_do_not_count(self) -> None:
         batch = flagged_cells().batch(BatchRequest(PERTURBED_CELLS))
-        assert batch.masked is not None
-        for tensor in (batch.targets, batch.controls, batch.prior):
-            assert tensor is not None
+        for tensor in (batch.targets["expression"], batch.targets["controls"], batch.targets["prior"]):
             assert tensor.dtype == torch.float32
-            assert (tensor[~batch.masked] == 0).all()
+            assert (tensor[~batch.targets["masked"]] == 0).all()
 
     def test_without_a_prior_there_is_none(self) -> None:
-        assert flagged_cells(prior=False).batch(BatchRequest(PERTURBED_CELLS)).prior is None
+        assert "prior" not in flagged_cells(prior=False).batch(BatchRequest(PERTURBED_CELLS)).targets
 
 
 class TestHeldOutPrior:
@@ -268,7 +271,7 @@ class TestHeldOutPrior:
     def test_validation_shows_the_prior_as_it_is(self) -> None:
         one, other = (flagged_cells(held_out=held_out).validation_batch(3) for held_out in (True, False))
         for name in ("prior", "flags", "genes", "values"):
-            assert torch.equal(getattr(one, name), getattr(other, name))
+            assert torch.equal(tensor_of(one, name), tensor_of(other, name))
 
     def test_without_a_prior_nothing_is_known(self) -> None:
         batch = flagged_cells(prior=False).batch(BatchRequest(PERTURBED_CELLS))
@@ -291,7 +294,7 @@ class TestValidation:
         for row in range(len(TARGETS)):
             batch = cells.validation_batch(row)
             for i in range(len(batch)):
-                for name, table in (("targets", cells.means), ("controls", cells.controls), ("prior", cells.prior)):
+                for name, table in (("expression", cells.means), ("controls", cells.controls), ("prior", cells.prior)):
                     expected = {token: float(table[row, column]) for token, column in COLUMN_OF.items()}
                     assert values_of(batch, i, name) == expected
 
@@ -329,8 +332,8 @@ class TestValidation:
 class TestDigests:
     """What a checkpoint asks before it is resumed."""
 
-    def digest(self, cells: PerturbationCells) -> list[bytes]:
-        return [array.tobytes() for array in cells.digests()]
+    def digest(self, cells: PerturbationCells) -> str:
+        return cells.identity()["expression"]
 
     def test_are_the_same_for_the_same_data(self) -> None:
         assert self.digest(flagged_cells()) == self.digest(flagged_cells())
@@ -370,9 +373,12 @@ def test_tokenizer_alone_flags_what_it_is_told() -> None:
         columns=tokenizer.columns,
         cells=np.array([7, 8, 9]),
     )
-    assert batch.flags is not None
     assert batch.genes.tolist() == [[0, 4, 2, 9], [0, 4, 2, 1], [0, 4, 2, 1]]
     assert batch.values.tolist() == [[-2, 1.5, 2.5, -1], [-2, 3.5, 4.5, -2], [-2, 5.5, 6.5, -2]]
-    assert batch.flags.tolist() == [[0, 0, 1, 2], [0, 0, 0, 0], [0, 1, 2, 0]]
+    assert batch.conditions["flags"].tolist() == [[0, 0, 1, 2], [0, 0, 0, 0], [0, 1, 2, 0]]
     assert batch.padding.tolist() == [[False] * 4, [False] * 3 + [True], [False] * 3 + [True]]
-    assert (batch.genes.dtype, batch.values.dtype, batch.flags.dtype) == (torch.int64, torch.float32, torch.int64)
+    assert (batch.genes.dtype, batch.values.dtype, batch.conditions["flags"].dtype) == (
+        torch.int64,
+        torch.float32,
+        torch.int64,
+    )

@@ -65,8 +65,10 @@ def streamed(sources: Any, **options: Any) -> TokenStream:
 
 def content(batches: Any) -> list[Any]:
     """Batches as nested lists, to compare with ``==``."""
-    tensors = ("genes", "values", "padding", "cells", "keys", "labels")
-    return [[None if getattr(b, name) is None else getattr(b, name).tolist() for name in tensors] for b in batches]
+    return [
+        [tensor.tolist() for tensor in (b.genes, b.values, b.padding, b.cells, b.keys, *b.targets.values())]
+        for b in batches
+    ]
 
 
 def cells_of(batches: Any) -> list[int]:
@@ -144,7 +146,7 @@ def test_another_process_sees_the_same_epoch(paths: list[Path], tmp_path: Path) 
         "import pickle, sys\n"
         "stream = pickle.load(open(sys.argv[1], 'rb'))\n"
         "found = [[b.genes.tolist(), b.values.tolist(), b.padding.tolist(), b.cells.tolist(), b.keys.tolist(),"
-        " b.labels.tolist()] for b in stream]\n"
+        " b.targets['labels'].tolist()] for b in stream]\n"
         "pickle.dump(found, open(sys.argv[1], 'wb'))\n"
     )
     subprocess.run([sys.executable, "-c", code, tmp_path / "stream"], check=True)
@@ -254,8 +256,7 @@ def test_labels_belong_to_their_cells(paths: list[Path], key: str) -> None:
     stream = streamed(paths, labels_key=key)
     names = np.concatenate([adata.obs[key].astype(str) for adata in ADATAS])
     for batch in stream:
-        assert batch.labels is not None
-        assert [stream.classes[code] for code in batch.labels] == names[batch.cells].tolist()
+        assert [stream.classes[code] for code in batch.targets["labels"]] == names[batch.cells].tolist()
 
 
 def test_classes_of_sources_that_differ() -> None:

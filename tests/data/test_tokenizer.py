@@ -278,9 +278,11 @@ def test_padding_reaches_the_longest_of_the_batch():
 
 def test_batches_move_between_devices_with_what_they_have():
     batch = tokenizer([5]).pad(encode(tokenizer([5]), [[1]]))
-    moved = replace(batch, labels=torch.tensor([2])).to("meta")
-    assert {moved.genes.device.type, moved.labels.device.type} == {"meta"}
-    assert moved.batches is moved.flags is None
+    moved = batch.with_targets(labels=torch.tensor([2])).with_conditions(batches=torch.tensor([0])).to("meta")
+    tensors = (moved.genes, moved.padding, moved.targets["labels"], moved.conditions["batches"])
+    assert {tensor.device.type for tensor in tensors} == {"meta"}
+    assert (moved.targets.keys(), moved.conditions.keys()) == ({"labels"}, {"batches"})
+    assert not batch.targets
 
 
 def test_a_batch_knows_whether_it_is_padded():

@@ -11,7 +11,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from scgalore.data.vocab import SPECIALS, GeneVocab, match_genes
+from scgalore.data.match import match_genes
+from scgalore.data.vocab import SPECIALS, GeneVocab
 from scgalore.errors import DataError, MissingKeyError, WeightsError
 
 FIXTURE = Path(__file__).parent / "scgpt" / "model" / "vocab.json"

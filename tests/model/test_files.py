@@ -12,7 +12,7 @@ import torch
 from anndata import AnnData
 
 from scgalore.errors import OptionError, WeightsError
-from scgalore.model import SCGPT
+from scgalore.model import FAMILIES, SCGPT
 from scgalore.model.files import read_model
 
 LABELS: dict[str, Any] = {"labels_key": "bulk_labels", "max_epochs": 2, "batch_size": 32, "lr": 1e-3}
@@ -94,13 +94,13 @@ class TestRoundTrip:
         content = json.loads(path.read_text())
         path.write_text(json.dumps({"network": content["network"]}))
         with pytest.raises(WeightsError, match=r"config\.json is not one that scgalore wrote"):
-            read_model(tmp_path / "model")
+            read_model(tmp_path / "model", FAMILIES)
 
     def test_damaged_history_is_refused(self, trained: SCGPT, tmp_path: Path) -> None:
         trained.save(tmp_path / "model")
         (tmp_path / "model" / "history.csv").write_text("nonsense\n1")
         with pytest.raises(WeightsError, match=r"history\.csv"):
-            read_model(tmp_path / "model")
+            read_model(tmp_path / "model", FAMILIES)
 
 
 class TestExport:
@@ -139,7 +139,7 @@ class TestRandomState:
 WHOLE_HUMAN = """
 import json, sys, time
 import numpy as np, scanpy, anndata, scgalore as sg
-from scgalore.model import SCGPT
+from scgalore.model import FAMILIES, SCGPT
 import scgalore.model.scgpt, scgalore.weights
 
 def peak():

@@ -19,7 +19,7 @@ Identity = dict[str, Any]
 
 def cells_of(adata: AnnData, model: SCGPT, **options: Any) -> TokenCells:
     codes = adata.obs["bulk_labels"].cat.codes.to_numpy(np.int64)
-    return model.cells(adata, **options).with_labels(codes, ("a", "b", "c"))
+    return model.cells(adata, **options).with_targets(labels=codes)
 
 
 def identity(
@@ -31,7 +31,9 @@ def identity(
     **options: Any,
 ) -> Identity:
     config = TrainConfig(**options)
-    return run_identity(cells, split or random_split(cells.n_obs), objective or Classification(), config, model.network)
+    return run_identity(
+        cells, split or random_split(cells.n_obs), objective or Classification(3), config, model.network
+    )
 
 
 def changed(one: Identity, other: Identity) -> set[str]:
@@ -65,7 +67,7 @@ def test_place_of_the_computation_is_free(few: AnnData, model: SCGPT, base: Iden
         ({"seed": 1}, "seed"),
         ({"patience": 1}, "patience"),
         ({"optimizer_options": {"rank": 2}}, "optimizer_options"),
-        ({"objective": Classification(label_smoothing=0.1)}, "objective"),
+        ({"objective": Classification(3, label_smoothing=0.1)}, "objective"),
         ({"objective": MaskedExpression()}, "objective"),
         ({"split": random_split(90, seed=1)}, "split"),
     ],
@@ -80,9 +82,8 @@ def test_expression_labels_and_tokens_are_named(few: AnnData, model: SCGPT, base
     other.X.data[3] += 1
     assert changed(identity(cells_of(other, model), model), base) == {"expression"}
     cells = cells_of(few, model)
-    assert cells.labels is not None
-    assert changed(identity(cells.with_labels(cells.labels[::-1], cells.classes), model), base) == {"labels"}
-    assert changed(identity(cells.with_labels(cells.labels, ("a", "b", "d")), model), base) == {"classes"}
+    assert changed(identity(cells.with_targets(labels=cells.targets["labels"][::-1]), model), base) == {"labels"}
+    assert changed(identity(cells.with_ranks(np.arange(few.n_vars)), model), base) == {"ranking of genes"}
 
 
 def test_weights_are_named_also_those_numpy_has_no_type_for(

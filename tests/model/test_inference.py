@@ -9,7 +9,10 @@ from scgalore import settings
 from scgalore.data import stream
 from scgalore.errors import OptionError
 from scgalore.model import SCGPT
-from scgalore.model.inference import pick_device, pick_dtype, run_network
+from scgalore.model.inference import pick_dtype, run_network
+from scgalore.nn import CellEncoder
+from scgalore.nn.device import pick_device
+from scgalore.tasks.classes import probabilities as class_probabilities
 
 CPU = torch.device("cpu")
 
@@ -37,7 +40,7 @@ class TestPickDevice:
 class TestRunNetwork:
     def test_rows_are_those_of_the_data(self, few: AnnData, model: SCGPT) -> None:
         cells = model.cells(few)
-        output = run_network(model.network, cells, batch_size=7, device=CPU, label="")
+        output = run_network(model.network, cells, batch_size=7, encoder=CellEncoder, device=CPU, label="")
         for row in (0, 40, 89):
             ragged = cells.tokenizer.encode(cells.matrix.rows([row]), [row])
             batch = cells.tokenizer.pad(ragged)
@@ -46,21 +49,22 @@ class TestRunNetwork:
             np.testing.assert_allclose(output.embedding[row], (cell / cell.norm()).numpy(), atol=1e-6)
 
     def test_norm_is_one_and_type_float32(self, few: AnnData, model: SCGPT) -> None:
-        output = run_network(model.network, model.cells(few), batch_size=32, device=CPU, label="")
+        output = run_network(model.network, model.cells(few), batch_size=32, encoder=CellEncoder, device=CPU, label="")
         assert output.embedding.dtype == np.float32
         np.testing.assert_allclose(np.linalg.norm(output.embedding, axis=1), 1, atol=1e-6)
-        assert output.probabilities is None
+        assert class_probabilities(output) is None
 
     def test_probabilities_sum_to_one(self, few: AnnData, model: SCGPT) -> None:
-        model.network.set_classes(4)
-        output = run_network(model.network, model.cells(few), batch_size=32, device=CPU, label="")
-        assert output.probabilities is not None
-        assert output.probabilities.shape == (90, 4)
-        np.testing.assert_allclose(output.probabilities.sum(axis=1), 1, atol=1e-6)
+        model.network.put_heads(model.network.fresh_heads({"classes": 4}))
+        output = run_network(model.network, model.cells(few), batch_size=32, encoder=CellEncoder, device=CPU, label="")
+        probabilities = class_probabilities(output)
+        assert probabilities is not None
+        assert probabilities.shape == (90, 4)
+        np.testing.assert_allclose(probabilities.sum(axis=1), 1, atol=1e-6)
 
     def test_network_can_be_trained_afterwards(self, few: AnnData, model: SCGPT) -> None:
         model.network.train()
-        run_network(model.network, model.cells(few), batch_size=32, device=CPU, label="")
+        run_network(model.network, model.cells(few), batch_size=32, encoder=CellEncoder, device=CPU, label="")
         assert not model.network.training
         assert not any(parameter.is_inference() for parameter in model.network.parameters())
         model.train(few, labels_key="bulk_labels", max_epochs=1)
@@ -76,14 +80,12 @@ class TestStreams:
         return paths
 
     def test_many_files_are_embedded_as_one(self, few: AnnData, model: SCGPT, files: list[Path]) -> None:
-        model.network.set_classes(4)
+        model.network.put_heads(model.network.fresh_heads({"classes": 4}))
         expected = model.run(model.cells(few))
         config = model.tokenizer_config()
         ours = model.run(stream(files, model.vocab, config=config, batch_size=8, buffer_size=32, shuffle=False))
         np.testing.assert_allclose(ours.embedding, expected.embedding, atol=1e-6)
-        assert ours.probabilities is not None
-        assert expected.probabilities is not None
-        np.testing.assert_allclose(ours.probabilities, expected.probabilities, atol=1e-6)
+        np.testing.assert_allclose(ours.heads["classes"], expected.heads["classes"], atol=1e-6)
         by_name = model.get_latent_representation(stream(files, model.vocab, config=config, shuffle=False))
         np.testing.assert_allclose(by_name, expected.embedding, atol=1e-6)
 
@@ -123,7 +125,7 @@ def test_caps_change_nothing(few: AnnData, model: SCGPT, batch_size: int | None,
 def test_some_rows_are_those_among_all(few: AnnData, model: SCGPT) -> None:
     cells = model.cells(few)
     rows = np.array([70, 3, 4, 5, 89])
-    some = run_network(model.network, cells, rows=rows, device=CPU, label="")
+    some = run_network(model.network, cells, rows=rows, encoder=CellEncoder, device=CPU, label="")
     np.testing.assert_allclose(some.embedding, model.run(cells).embedding[rows], atol=1e-6)
-    none = run_network(model.network, cells, rows=rows[:0], device=CPU, label="")
+    none = run_network(model.network, cells, rows=rows[:0], encoder=CellEncoder, device=CPU, label="")
     assert none.embedding.shape == (0, model.network.config.d_model)

@@ -10,8 +10,11 @@ from tests.bitwise import differences
 from tests.launching import torchrun
 
 from scgalore.data import TokenStream, stream
+from scgalore.data.split import Split
 from scgalore.errors import DataError, MissingKeyError, OptionError
 from scgalore.model import SCGPT
+from scgalore.objectives import MaskedExpression
+from scgalore.train import TrainConfig, fit
 
 
 @pytest.fixture
@@ -56,6 +59,99 @@ def test_classes_are_learnt_and_validated(few: AnnData, model: SCGPT, streamed: 
     assert model.predict(held).shape == (30, 3)
 
 
+class TestValidationOnAStream:
+    @pytest.fixture
+    def held(self, few: AnnData, model: SCGPT) -> Callable[..., TokenStream]:
+        def make(**options: Any) -> TokenStream:
+            cells = few[60:].copy()
+            config = model.tokenizer_config()
+            return stream(cells, model.vocab, config=config, **{"batch_size": 4, "buffer_size": 8, **options})
+
+        return make
+
+    def test_is_the_same_every_epoch(
+        self, model: SCGPT, streamed: Callable[..., TokenStream], held: Callable[..., TokenStream]
+    ) -> None:
+        watched = Watched(MaskedExpression())
+        model.train(streamed(), validation=held(), objective=watched, max_epochs=3, patience=3, rng=0)
+        validated = [cells for training, cells in watched.seen if not training]
+        assert len(validated) == 3 * 8
+        assert validated[:8] == validated[8:16] == validated[16:]
+        assert sorted(cell for cells in validated[:8] for cell in cells) == list(range(30))
+
+    def test_its_loss_is_that_of_the_same_cells_in_memory(
+        self,
+        few: AnnData,
+        make_model: Callable[..., SCGPT],
+        streamed: Callable[..., TokenStream],
+        held: Callable[..., TokenStream],
+    ) -> None:
+        histories, labels = [], {"labels_key": "bulk_labels"}
+        same = {**labels, "classes": tuple(few.obs["bulk_labels"].cat.categories)}
+        for validation in (held(**same), held(**same, shuffle=False), few[60:].copy()):
+            one = make_model(few.var_names)
+            one.train(streamed(**labels), validation=validation, **labels, max_epochs=2, rng=0)
+            histories.append(one.history)
+        for other in histories[1:]:
+            np.testing.assert_array_equal(other["train_loss"], histories[0]["train_loss"])
+            np.testing.assert_allclose(other["validation_loss"], histories[0]["validation_loss"], rtol=1e-5)
+
+    def test_may_be_the_stream_that_is_trained_on(
+        self, model: SCGPT, streamed: Callable[..., TokenStream], held: Callable[..., TokenStream]
+    ) -> None:
+        batches, watched = streamed(), Watched(MaskedExpression())
+        model.train(batches, validation=batches, objective=watched, max_epochs=2, rng=0)
+        trained = [cells for training, cells in watched.seen if training]
+        validated = [cells for training, cells in watched.seen if not training]
+        assert validated[:8] == validated[8:] == trained[:8] != trained[8:]
+
+    def test_validates_cells_of_an_anndata(self, few: AnnData, model: SCGPT, held: Callable[..., TokenStream]) -> None:
+        cells = model.cells(few[:60].copy())
+        split = Split(np.arange(60), np.empty(0, np.int64), np.empty(0, np.int64))
+        result = fit(model.network, cells, split, MaskedExpression(), TrainConfig(max_epochs=2), validation=held())
+        assert np.isfinite(result.history["validation_loss"]).all()
+        assert result.split is split
+
+    def test_classes_must_be_the_same(
+        self, model: SCGPT, streamed: Callable[..., TokenStream], held: Callable[..., TokenStream]
+    ) -> None:
+        batches = streamed(labels_key="bulk_labels")
+        for other in (held(), held(labels_key="bulk_labels", classes=batches.classes[::-1])):
+            with pytest.raises(OptionError, match="classes of the other stream"):
+                model.train(batches, validation=other)
+        same = held(labels_key="bulk_labels", classes=batches.classes)
+        model.train(batches, validation=same, max_epochs=1)
+        assert model.history["validation_accuracy"].between(0, 1).all()
+
+    def test_another_one_is_another_run(
+        self,
+        few: AnnData,
+        make_model: Callable[..., SCGPT],
+        streamed: Callable[..., TokenStream],
+        held: Callable[..., TokenStream],
+        tmp_path: Path,
+    ) -> None:
+        run: dict[str, Any] = {"max_epochs": 1, "rng": 0, "checkpoint_dir": tmp_path / "run"}
+        make_model(few.var_names).train(streamed(), validation=held(), **run)
+        with pytest.raises(OptionError, match="validation: expression was"):
+            make_model(few.var_names).train(streamed(), validation=held(batch_size=2), **run, resume=True)
+
+
+class Watched:
+    """An objective that remembers the cells of every batch, validation or not."""
+
+    def __init__(self, objective: Any) -> None:
+        self.objective = objective
+        self.seen: list[tuple[bool, list[int]]] = []
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.objective, name)
+
+    def __call__(self, network: Any, batch: Any) -> Any:
+        self.seen.append((network.training, batch.cells.tolist()))
+        return self.objective(network, batch)
+
+
 def test_the_same_seeds_give_the_same_weights(
     few: AnnData, make_model: Callable[..., SCGPT], streamed: Callable[..., TokenStream]
 ) -> None:
@@ -78,10 +174,10 @@ def test_an_interrupted_run_goes_on_bit_for_bit(
         pass
 
     class Interrupted(TokenStream):
-        def __iter__(self):
-            if self.epoch == 2:
+        def batches(self, epoch):
+            if epoch == 2:
                 raise Stopped
-            yield from super().__iter__()
+            yield from super().batches(epoch)
 
     batches = streamed()
     batches.__class__ = Interrupted
@@ -115,7 +211,9 @@ def test_workers_change_nothing_that_an_epoch_reads(
 @pytest.mark.parametrize(
     ("options", "error", "says"),
     [
-        ({"batch_size": 4}, OptionError, "batch_size= does not go with a stream"),
+        ({"batch_size": 4}, OptionError, "batch_size=4: a stream makes its own batches"),
+        ({"curriculum": [20]}, OptionError, "needs cells in one AnnData"),
+        ({"split": Split(*[np.arange(3)] * 3)}, OptionError, "split= does not go with a stream"),
         ({"batch_tokens": 400}, OptionError, "batch_tokens=400: a stream makes its own batches"),
         ({"max_length": 9}, OptionError, "max_length=9: a stream"),
         ({"labels_key": "bulk_labels"}, OptionError, "the stream reads no labels"),

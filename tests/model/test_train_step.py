@@ -24,19 +24,19 @@ def gradients(network):
 def fine_tuning_step(original, dtype):
     """Everything `train_step.npz` holds, and the gradients after clipping."""
     network, batch = original.network().train().to(dtype), original.batch()
-    values, targets = batch.values.to(dtype), batch.targets.to(dtype)
+    values, targets = batch.values.to(dtype), batch.targets["expression"].to(dtype)
     encoded = network.encode(batch.genes, values, batch.padding)
     expression, _ = network.expression(encoded, values)
     from_cell, _ = network.expression_from_cell(encoded)
     found = {
-        "loss_gep": masked_mse(expression, targets, batch.masked),
-        "loss_mvc": masked_mse(from_cell, targets, batch.masked),
-        "loss_cls": F.cross_entropy(network.classify(encoded), batch.labels),
+        "loss_gep": masked_mse(expression, targets, batch.targets["masked"]),
+        "loss_mvc": masked_mse(from_cell, targets, batch.targets["masked"]),
+        "loss_cls": F.cross_entropy(network.read_head("classes", encoded.cell), batch.targets["labels"]),
         "loss_ecs_x10": 10 * elastic_similarity(encoded.cell, 0.8),
     }
     found["loss"] = torch.stack(list(found.values())).sum()
     found["loss"].backward()
-    found["mre"] = masked_relative_error(expression, targets, batch.masked)
+    found["mre"] = masked_relative_error(expression, targets, batch.targets["masked"])
     found |= {f"grad/{name}": gradient for name, gradient in gradients(network).items()}
     found["grad_norm"] = torch.nn.utils.clip_grad_norm_(network.parameters(), 1.0)
     clipped = gradients(network)
@@ -50,7 +50,7 @@ def test_objectives(original, agree):
     masked = MaskedExpression()(network, batch)
     agree("train_step/loss_gep", masked.parts["mse"], theirs["loss_gep"])
     agree("train_step/loss_mvc", masked.parts["mse_from_cell"], theirs["loss_mvc"])
-    agree("train_step/loss_cls", Classification()(network, batch).total, theirs["loss_cls"])
+    agree("train_step/loss_cls", Classification(5)(network, batch).total, theirs["loss_cls"])
 
 
 def test_fine_tuning(original, agree):
@@ -83,19 +83,22 @@ def test_padding_and_absent_genes_are_not_trained(original):
 def integration_step(original, dtype):
     """Everything that `integration.npz` holds of a training step."""
     network, batch = original.network("integration/best_model.pt").train().to(dtype), original.batch()
-    values, targets = batch.values.to(dtype), batch.targets.to(dtype)
+    values, targets = batch.values.to(dtype), batch.targets["expression"].to(dtype)
     labels = torch.ones(6, dtype=torch.int64)  # one batch at a time, as its norm needs it upstream
     encoded = network.encode(batch.genes, values, batch.padding, batches=labels)
     found = {"train/cell_emb": encoded.cell, "train/dab_output": network.discriminate(encoded)}
-    heads = {"mlm": network.expression(encoded, values, labels), "mvc": network.expression_from_cell(encoded, labels)}
+    heads = {
+        "mlm": network.expression(encoded, values, batches=labels),
+        "mvc": network.expression_from_cell(encoded, batches=labels),
+    }
     for head, (expression, nonzero) in heads.items():
         found |= {f"train/{head}_output": expression, f"train/{head}_zero_probs": nonzero}
         mse, zeros = {"mlm": ("gep", "nzlp"), "mvc": ("mvc", "mvc_nzlp")}[head]
-        found[f"train_loss/{mse}"] = masked_mse(expression, targets, batch.masked)
-        found[f"train_loss/{zeros}"] = negative_log_bernoulli(nonzero, targets, batch.masked)
+        found[f"train_loss/{mse}"] = masked_mse(expression, targets, batch.targets["masked"])
+        found[f"train_loss/{zeros}"] = negative_log_bernoulli(nonzero, targets, batch.targets["masked"])
     found["train/loss_ecs"] = elastic_similarity(encoded.cell, 0.8)
     found["train_loss/ecs_x10"] = 10 * found["train/loss_ecs"]
-    found["train_loss/dab"] = F.cross_entropy(found["train/dab_output"], batch.batches)
+    found["train_loss/dab"] = F.cross_entropy(found["train/dab_output"], batch.conditions["batches"])
     total = torch.stack([value for name, value in found.items() if name.startswith("train_loss/")]).sum()
     total.backward()
     found["train_loss/total"] = total

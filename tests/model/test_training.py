@@ -63,7 +63,7 @@ class TestVocabularySlicing:
         for embedding in ("rows", "full", "frozen"):
             model = big()
             model.train(few, embedding=embedding, optimizer="adamw", **QUICK)
-            state[embedding] = model.training["optimizer_bytes"]
+            state[embedding] = model.result.optimizer_bytes
         d, n_tokens = model.network.config.d_model, model.network.config.n_tokens
         counter = 4  # AdamW's step of the table
         assert state["full"] - state["frozen"] == 2 * 4 * d * n_tokens + counter
@@ -94,7 +94,7 @@ class TestVocabularySlicing:
         for overrides in (None, {"encoder.embedding.weight": {"rank": 4}}):
             model = big()
             model.train(few, optimizer_options={"overrides": overrides}, **QUICK)
-            state[overrides is None] = model.training["optimizer_bytes"]
+            state[overrides is None] = model.result.optimizer_bytes
         n, d = len(model.cells(few).tokens()), model.network.config.d_model
         assert state[True] - state[False] == 4 * (2 * n * d + 1) - 4 * 4 * (2 * n + d)
 
@@ -146,7 +146,7 @@ class TestAdapters:
         truth = few.obs["bulk_labels"].cat.codes.to_numpy()[model.split.validation]
         probabilities = model.predict(few).to_numpy()[model.split.validation]
         loss = torch.nn.functional.nll_loss(torch.tensor(probabilities).log(), torch.tensor(truth, dtype=torch.int64))
-        best = model.history.loc[model.training["best_epoch"], "validation_loss"]
+        best = model.history.loc[model.result.best_epoch, "validation_loss"]
         assert loss.item() == pytest.approx(best, abs=1e-5)
 
     def test_failing_training_leaves_weights_and_flags_as_they_were(

@@ -8,11 +8,13 @@ from scgalore.objectives import Classification
 
 def test_cross_entropy_by_hand(original):
     network, batch = original.network(), original.batch()
-    logits = network.classify(network.encode(batch.genes, batch.values, batch.padding))
-    picked = logits.log_softmax(dim=1)[torch.arange(6), batch.labels]
-    loss = Classification()(network, batch)
+    logits = network.read_head("classes", network.encode(batch.genes, batch.values, batch.padding).cell)
+    picked = logits.log_softmax(dim=1)[torch.arange(6), batch.targets["labels"]]
+    loss = Classification(5)(network, batch)
     torch.testing.assert_close(loss.total, -picked.mean())
-    assert loss.parts["accuracy"] == pytest.approx((logits.argmax(dim=1) == batch.labels).float().mean().item())
+    assert loss.parts["accuracy"] == pytest.approx(
+        (logits.argmax(dim=1) == batch.targets["labels"]).float().mean().item()
+    )
     assert loss.n == 6
     assert loss.total.requires_grad
     assert not any(part.requires_grad for part in loss.parts.values())
@@ -21,13 +23,13 @@ def test_cross_entropy_by_hand(original):
 def test_weights_of_classes(original):
     network, batch = original.network(), original.batch()
     weights = (1.0, 2.0, 0.0, 4.0, 0.5)
-    logits = network.classify(network.encode(batch.genes, batch.values, batch.padding))
-    picked = logits.log_softmax(dim=1)[torch.arange(6), batch.labels]
-    weight = torch.tensor(weights)[batch.labels]
+    logits = network.read_head("classes", network.encode(batch.genes, batch.values, batch.padding).cell)
+    picked = logits.log_softmax(dim=1)[torch.arange(6), batch.targets["labels"]]
+    weight = torch.tensor(weights)[batch.targets["labels"]]
     expected = -(picked * weight).sum() / weight.sum()
-    torch.testing.assert_close(Classification(class_weights=weights)(network, batch).total, expected)
+    torch.testing.assert_close(Classification(5, class_weights=weights)(network, batch).total, expected)
     torch.testing.assert_close(
-        Classification(class_weights=weights)(network.double(), doubled(batch)).total, expected.double()
+        Classification(5, class_weights=weights)(network.double(), doubled(batch)).total, expected.double()
     )
 
 
@@ -37,10 +39,12 @@ def doubled(batch):
 
 def test_label_smoothing(original):
     network, batch = original.network(), original.batch()
-    logits = network.classify(network.encode(batch.genes, batch.values, batch.padding)).log_softmax(dim=1)
-    sharp = -logits[torch.arange(6), batch.labels].mean()
+    logits = network.read_head("classes", network.encode(batch.genes, batch.values, batch.padding).cell).log_softmax(
+        dim=1
+    )
+    sharp = -logits[torch.arange(6), batch.targets["labels"]].mean()
     expected = 0.9 * sharp - 0.1 * logits.mean()
-    torch.testing.assert_close(Classification(label_smoothing=0.1)(network, batch).total, expected)
+    torch.testing.assert_close(Classification(5, label_smoothing=0.1)(network, batch).total, expected)
 
 
 def test_it_can_be_learnt(original):
@@ -48,7 +52,7 @@ def test_it_can_be_learnt(original):
     optimizer = torch.optim.Adam(network.parameters(), lr=1e-2)
     for _ in range(60):
         optimizer.zero_grad()
-        loss = Classification()(network, batch)
+        loss = Classification(5)(network, batch)
         loss.total.backward()
         optimizer.step()
     assert loss.parts["accuracy"] == 1
@@ -57,23 +61,25 @@ def test_it_can_be_learnt(original):
 
 def test_batches_stay_as_they_are(original):
     batch = original.batch()
-    assert Classification().corrupt(batch, seed=0, draw=0) is batch
+    assert Classification(5).corrupt(batch, seed=0, draw=0) is batch
 
 
 def test_labels_are_needed(original):
     with pytest.raises(ValueError, match="without them"):
-        Classification()(original.network(), replace(original.batch(), labels=None))
+        Classification(5)(original.network(), replace(original.batch(), targets={}))
 
 
 def test_loss_at_its_own_labels_estimates_the_curvature(original):
     network, batch = original.network().eval(), original.batch()
     bias = network.cls_decoder.out_layer.bias
-    probabilities = network.classify(network.encode(batch.genes, batch.values, batch.padding)).softmax(dim=1)
+    probabilities = network.read_head("classes", network.encode(batch.genes, batch.values, batch.padding).cell).softmax(
+        dim=1
+    )
     exact = (probabilities * (1 - probabilities)).mean(dim=0)  # diagonal of the cross entropy's Hessian in the logits
     generator = torch.Generator().manual_seed(0)
     draws = []
     for _ in range(300):
-        loss, n = Classification().self_sampled(network, batch, generator)
+        loss, n = Classification(5).self_sampled(network, batch, generator)
         draws.append(n * torch.autograd.grad(loss, bias)[0].square())
     estimates = torch.stack(draws)
     error = estimates.std(dim=0) / len(draws) ** 0.5

@@ -26,12 +26,12 @@ def batch_of(x, **options):
 
 def rows_of(batch, rows):
     picked = {name: value[rows] for name, value in vars(batch).items() if torch.is_tensor(value)}
-    return replace(batch, **picked)
+    return replace(batch, **picked, targets={name: value[rows] for name, value in batch.targets.items()})
 
 
 def masked_genes(batch):
     """Masked genes of each cell."""
-    return [set(genes[masked].tolist()) for genes, masked in zip(batch.genes, batch.masked, strict=True)]
+    return [set(genes[masked].tolist()) for genes, masked in zip(batch.genes, batch.targets["masked"], strict=True)]
 
 
 @pytest.fixture(scope="module")
@@ -73,8 +73,10 @@ def test_masks_of_the_original_collator(original, agree):
 def test_masked_values_of_the_original(original, agree):
     batch, theirs = original.batch(), original.arrays("batch")
     agree("batch/src_key_padding_mask", batch.genes == 200, theirs["src_key_padding_mask"])
-    chosen = smallest(1.0 - batch.masked.numpy(), ~batch.padding.numpy(), batch.masked.sum(dim=1).numpy())
-    values = np.where(chosen, MaskedExpression().mask_value, batch.targets)
+    chosen = smallest(
+        1.0 - batch.targets["masked"].numpy(), ~batch.padding.numpy(), batch.targets["masked"].sum(dim=1).numpy()
+    )
+    values = np.where(chosen, MaskedExpression().mask_value, batch.targets["expression"])
     agree("batch/values", values, theirs["values"], instead=BY_POSITION)
 
 
@@ -85,12 +87,12 @@ def test_a_share_of_the_genes_is_hidden(batch):
     for ratio in (0.1, 0.4, 0.75):
         corrupted = MaskedExpression(mask_ratio=ratio, mask_value=-7).corrupt(batch, seed=0, draw=0)
         n_genes = (~batch.padding).sum(dim=1) - 1
-        assert corrupted.masked.sum(dim=1).tolist() == [int(n * ratio) for n in n_genes.tolist()]
-        assert not corrupted.masked[:, 0].any()
-        assert not (corrupted.masked & batch.padding).any()
-        assert (corrupted.values[corrupted.masked] == -7).all()
-        assert torch.equal(corrupted.values[~corrupted.masked], batch.values[~corrupted.masked])
-        assert torch.equal(corrupted.targets, batch.values)
+        assert corrupted.targets["masked"].sum(dim=1).tolist() == [int(n * ratio) for n in n_genes.tolist()]
+        assert not corrupted.targets["masked"][:, 0].any()
+        assert not (corrupted.targets["masked"] & batch.padding).any()
+        assert (corrupted.values[corrupted.targets["masked"]] == -7).all()
+        assert torch.equal(corrupted.values[~corrupted.targets["masked"]], batch.values[~corrupted.targets["masked"]])
+        assert torch.equal(corrupted.targets["expression"], batch.values)
         assert torch.equal(corrupted.genes, batch.genes)
 
 
@@ -111,9 +113,9 @@ def test_a_mask_belongs_to_the_cell(random, seed, ratio):
 def test_draws_seeds_and_cells_differ(batch):
     objective = MaskedExpression()
     masks = [objective.corrupt(batch, seed=seed, draw=draw) for seed, draw in [(0, 0), (0, 0), (0, 1), (1, 0)]]
-    assert torch.equal(masks[0].masked, masks[1].masked)
-    assert not torch.equal(masks[0].masked, masks[2].masked)
-    assert not torch.equal(masks[0].masked, masks[3].masked)
+    assert torch.equal(masks[0].targets["masked"], masks[1].targets["masked"])
+    assert not torch.equal(masks[0].targets["masked"], masks[2].targets["masked"])
+    assert not torch.equal(masks[0].targets["masked"], masks[3].targets["masked"])
     same_genes = batch_of(np.arange(1, 41) * np.ones((2, 1)) + [[0], [1]])
     first, second = masked_genes(objective.corrupt(same_genes, seed=0, draw=0))
     assert first != second
@@ -133,7 +135,7 @@ def test_each_gene_is_masked_equally_often():
 def test_each_cell_draws_one_of_several_ratios():
     rng = np.random.default_rng(0)
     batch = batch_of(rng.random((300, PAD)) + 1)
-    counts = MaskedExpression(mask_ratio=(0.25, 0.5, 0.75)).corrupt(batch, seed=0, draw=0).masked.sum(dim=1)
+    counts = MaskedExpression(mask_ratio=(0.25, 0.5, 0.75)).corrupt(batch, seed=0, draw=0).targets["masked"].sum(dim=1)
     values, n = counts.unique(return_counts=True)
     assert values.tolist() == [10, 20, 30]
     assert n.min() > 60
@@ -143,7 +145,7 @@ def test_cells_too_small_to_mask_teach_nothing(original):
     x = np.zeros((2, PAD))
     x[0, 3] = 1
     batch = MaskedExpression().corrupt(batch_of(x), seed=0, draw=0)
-    assert not batch.masked.any()
+    assert not batch.targets["masked"].any()
     network = original.network()
     MaskedExpression()(network, batch).total.backward()
     assert not any(p.grad is not None and p.grad.isnan().any() for p in network.parameters())
@@ -165,14 +167,14 @@ def test_smallest_takes_eligible_positions_only():
 def test_the_loss_is_the_sum_of_its_parts(original):
     network, batch = original.network("integration/best_model.pt"), original.batch()
     loss = MaskedExpression()(network, batch)
-    encoded = network.encode(batch.genes, batch.values, batch.padding, batches=batch.batches)
-    tokens, nonzero = network.expression(encoded, batch.values, batch.batches)
-    cell, nonzero_cell = network.expression_from_cell(encoded, batch.batches)
+    encoded = network.encode(batch.genes, batch.values, batch.padding, batches=batch.conditions["batches"])
+    tokens, nonzero = network.expression(encoded, batch.values, batches=batch.conditions["batches"])
+    cell, nonzero_cell = network.expression_from_cell(encoded, batches=batch.conditions["batches"])
     expected = {
-        "mse": masked_mse(tokens, batch.targets, batch.masked),
-        "zeros": negative_log_bernoulli(nonzero, batch.targets, batch.masked),
-        "mse_from_cell": masked_mse(cell, batch.targets, batch.masked),
-        "zeros_from_cell": negative_log_bernoulli(nonzero_cell, batch.targets, batch.masked),
+        "mse": masked_mse(tokens, batch.targets["expression"], batch.targets["masked"]),
+        "zeros": negative_log_bernoulli(nonzero, batch.targets["expression"], batch.targets["masked"]),
+        "mse_from_cell": masked_mse(cell, batch.targets["expression"], batch.targets["masked"]),
+        "zeros_from_cell": negative_log_bernoulli(nonzero_cell, batch.targets["expression"], batch.targets["masked"]),
     }
     assert loss.parts.keys() == expected.keys()
     for name, value in expected.items():
@@ -198,7 +200,7 @@ def test_ratios_that_make_no_sense(ratio):
 
 def test_corruption_is_needed(original):
     with pytest.raises(ValueError, match="corrupt"):
-        MaskedExpression()(original.network(), replace(original.batch(), masked=None))
+        MaskedExpression()(original.network(), replace(original.batch(), targets={}))
 
 
 def test_loss_at_its_own_values_estimates_the_curvature(original):
@@ -209,7 +211,7 @@ def test_loss_at_its_own_values_estimates_the_curvature(original):
     draws = []
     for _ in range(300):
         loss, n = objective.self_sampled(network, batch, generator)
-        assert n == int(batch.masked.sum())
+        assert n == int(batch.targets["masked"].sum())
         draws.append([n * grad.square().sum() for grad in torch.autograd.grad(loss, biases)])
     estimates = torch.tensor(draws)
     error = estimates.std(dim=0) / len(draws) ** 0.5
@@ -217,7 +219,7 @@ def test_loss_at_its_own_values_estimates_the_curvature(original):
     assert abs(estimates[:, 0].mean() - 2.0) < 5 * error[0]
     # The other is only in the second head, and has a Jacobian to be computed.
     encoded = network.encode(batch.genes, batch.values, batch.padding)
-    prediction = network.expression_from_cell(encoded)[0][batch.masked]
+    prediction = network.expression_from_cell(encoded)[0][batch.targets["masked"]]
     rows = [torch.autograd.grad(one, biases[1], retain_graph=True)[0] for one in prediction]
     exact = 2 * torch.stack(rows).square().mean(dim=0).sum()
     assert abs(estimates[:, 1].mean() - exact) < 5 * error[1]

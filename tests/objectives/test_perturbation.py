@@ -22,18 +22,16 @@ def training_batch(*, prior: bool = True) -> TokenBatch:
 
 def output_of(network: SCGPTNetwork, batch: TokenBatch) -> np.ndarray:
     with torch.no_grad():
-        encoded = network.encode(batch.genes, batch.values, batch.padding, flags=batch.flags)
+        encoded = network.encode(batch.genes, batch.values, batch.padding, flags=batch.conditions["flags"])
         return network.expression(encoded, batch.values)[0].double().numpy()
 
 
 def arrays(batch: TokenBatch) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     """Targets, controls, prior (0 without one) and where they count."""
-    assert batch.targets is not None
-    assert batch.controls is not None
-    assert batch.masked is not None
-    prior = torch.zeros_like(batch.targets) if batch.prior is None else batch.prior
-    targets, controls, prior = (part.double() for part in (batch.targets, batch.controls, prior))
-    return targets.numpy(), controls.numpy(), prior.numpy(), batch.masked.numpy()
+    of = batch.targets
+    parts = (of["expression"], of["controls"], of.get("prior", torch.zeros_like(of["expression"])))
+    targets, controls, prior = (part.double().numpy() for part in parts)
+    return targets, controls, prior, of["masked"].numpy()
 
 
 class TestLoss:
@@ -56,11 +54,10 @@ class TestLoss:
 
     def test_only_measured_positions_count(self) -> None:
         network, batch = flag_network().eval(), training_batch()
-        assert batch.masked is not None
-        assert batch.targets is not None
-        elsewhere = replace(batch, targets=torch.where(batch.masked, batch.targets, torch.tensor(100.0)))
+        truth, masked = batch.targets["expression"], batch.targets["masked"]
+        elsewhere = batch.with_targets(expression=torch.where(masked, truth, torch.tensor(100.0)))
         assert Perturbation()(network, elsewhere).total == Perturbation()(network, batch).total
-        counted = replace(batch, targets=torch.where(batch.masked, torch.tensor(100.0), batch.targets))
+        counted = batch.with_targets(expression=torch.where(masked, torch.tensor(100.0), truth))
         assert Perturbation()(network, counted).total > 1000
 
     def test_a_network_at_zero_predicts_its_prior(self) -> None:
@@ -75,8 +72,7 @@ class TestLoss:
 
     def test_flags_are_read(self) -> None:
         network, batch = flag_network(dropout=0.0).eval(), training_batch()
-        assert batch.flags is not None
-        unflagged = replace(batch, flags=torch.zeros_like(batch.flags))
+        unflagged = batch.with_conditions(flags=torch.zeros_like(batch.conditions["flags"]))
         assert Perturbation()(network, batch).total != Perturbation()(network, unflagged).total
 
     def test_it_can_be_learnt(self) -> None:
@@ -95,11 +91,12 @@ class TestLoss:
         batch = training_batch()
         assert Perturbation().corrupt(batch, seed=0, draw=0) is batch
 
-    @pytest.mark.parametrize("name", ["targets", "masked", "controls"])
+    @pytest.mark.parametrize("name", ["expression", "masked", "controls"])
     def test_what_it_reads_is_needed(self, name: str) -> None:
-        nothing: dict[str, Any] = {name: None}
+        batch = training_batch()
+        rest = {key: target for key, target in batch.targets.items() if key != name}
         with pytest.raises(ValueError, match="PerturbationCells"):
-            Perturbation()(flag_network(), replace(training_batch(), **nothing))
+            Perturbation()(flag_network(), replace(batch, targets=rest))
 
 
 class TestDeltaError:
@@ -121,31 +118,34 @@ class TestDeltaError:
 
     def test_of_a_perfect_prior_is_zero_and_of_its_opposite_two(self) -> None:
         network, batch = flag_network(at_zero=True).eval(), flagged_cells().validation_batch(1)
-        assert batch.targets is not None
-        assert batch.controls is not None
-        effect = batch.targets - batch.controls
+        effect = batch.targets["expression"] - batch.targets["controls"]
         for sign, expected in ((1, 0), (3, 0), (-1, 2)):
-            loss = Perturbation()(network, replace(batch, prior=sign * effect))
+            loss = Perturbation()(network, batch.with_targets(prior=sign * effect))
             assert loss.parts["delta_error"].item() == pytest.approx(expected, abs=1e-5)
 
     @pytest.mark.parametrize("constant", [0.0, 0.3])
     def test_of_a_constant_effect_is_one(self, constant: float) -> None:
         network, batch = flag_network(at_zero=True).eval(), flagged_cells().validation_batch(1)
-        assert batch.prior is not None
-        loss = Perturbation()(network, replace(batch, prior=torch.full_like(batch.prior, constant)))
+        loss = Perturbation()(network, batch.with_targets(prior=torch.full_like(batch.targets["prior"], constant)))
         assert loss.parts["delta_error"].item() == 1
 
     def test_without_a_true_effect_is_one(self) -> None:
         network, batch = flag_network().eval(), flagged_cells().validation_batch(1)
-        assert Perturbation()(network, replace(batch, targets=batch.controls)).parts["delta_error"].item() == 1
+        assert (
+            Perturbation()(network, batch.with_targets(expression=batch.targets["controls"]))
+            .parts["delta_error"]
+            .item()
+            == 1
+        )
 
     def test_takes_the_mean_over_cells_first(self) -> None:
         batch = flagged_cells().validation_batch(0)
-        assert batch.targets is not None
-        noise = torch.randn(batch.targets.shape, generator=torch.Generator().manual_seed(0))
-        around = batch.targets + noise - noise.mean(dim=0)
-        for reference in (None, batch.controls):
-            assert pearson_of_means(around, batch.targets, batch, reference).item() == pytest.approx(1, abs=1e-5)
+        noise = torch.randn(batch.targets["expression"].shape, generator=torch.Generator().manual_seed(0))
+        around = batch.targets["expression"] + noise - noise.mean(dim=0)
+        for reference in (None, batch.targets["controls"]):
+            assert pearson_of_means(around, batch.targets["expression"], batch, reference).item() == pytest.approx(
+                1, abs=1e-5
+            )
 
 
 class TestScore:
@@ -157,17 +157,14 @@ class TestScore:
 
     def test_effects_of_the_right_direction_and_the_wrong_size_pay(self) -> None:
         batch = flagged_cells().validation_batch(1)
-        assert batch.controls is not None
-        assert batch.targets is not None
-        assert batch.prior is not None
-        true = batch.targets - batch.controls
-        of_prior = (batch.prior - true)[batch.masked].square().sum()
+        true = batch.targets["expression"] - batch.targets["controls"]
+        of_prior = (batch.targets["prior"] - true)[batch.targets["masked"]].square().sum()
         for size in (1.0, 3.0, 10.0):
-            own = ((size - 1) * true)[batch.masked].square().sum()
+            own = ((size - 1) * true)[batch.targets["masked"]].square().sum()
             expected = max(0.0, float(own / of_prior) - 1)
-            assert excess_error(batch.controls + size * true, batch.targets, batch).item() == pytest.approx(
-                expected, rel=1e-4
-            )
+            assert excess_error(
+                batch.targets["controls"] + size * true, batch.targets["expression"], batch
+            ).item() == pytest.approx(expected, rel=1e-4)
 
     def test_gain_is_nothing_for_a_network_at_zero(self) -> None:
         parts = Perturbation()(flag_network(at_zero=True).eval(), flagged_cells().validation_batch(1)).parts
@@ -190,8 +187,7 @@ class TestScore:
 
     def test_there_is_no_fine_without_a_prior(self) -> None:
         batch = flagged_cells(prior=False).validation_batch(1)
-        assert batch.targets is not None
-        assert excess_error(batch.targets + 100, batch.targets, batch) == 0
+        assert excess_error(batch.targets["expression"] + 100, batch.targets["expression"], batch) == 0
 
 
 def test_start_score_counts_only_where_it_is_given() -> None:
@@ -205,13 +201,12 @@ class TestOwnValues:
 
     def test_estimate_the_curvature(self) -> None:
         network, batch = flag_network(dropout=0.0).eval(), training_batch()
-        assert batch.masked is not None
         bias = network.decoder.bias_decoder.fc[-1].bias  # type: ignore[union-attr, index]
         generator = torch.Generator().manual_seed(0)
         draws = []
         for _ in range(150):
             loss, n = Perturbation().self_sampled(network, batch, generator)
-            assert n == int(batch.masked.sum())
+            assert n == int(batch.targets["masked"].sum())
             draws.append(n * torch.autograd.grad(loss, bias)[0].square().sum())
         estimates = torch.stack(draws)
         # The output's bias shifts every prediction by one: 2 is the second derivative of its squared error.

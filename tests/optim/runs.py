@@ -11,7 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from scgalore.optim import OPTIMIZERS, SophiaG, build_optimizer, sample_classes
+from scgalore.optim import OPTIMIZERS, build_optimizer, sample_classes
+from scgalore.optim.needs import needs_of
 
 N_TOKENS, N_CLASSES, WIDTH = 40, 5, 64
 INTERRUPTED, END = 7, 15
@@ -52,10 +53,11 @@ def make_optimizer(name: str, network: nn.Module) -> torch.optim.Optimizer:
 
 def supply_curvature(optimizer: torch.optim.Optimizer, network: nn.Module, tokens: Tensor, seed: int) -> None:
     """Do for an optimizer that asks for it what a training loop does."""
-    if isinstance(optimizer, SophiaG) and optimizer.needs_curvature():
+    needs = needs_of(optimizer)
+    if needs.needs_curvature():
         logits = network(tokens)
         drawn = sample_classes(logits, torch.Generator().manual_seed(seed))
-        optimizer.update_curvature(F.cross_entropy(logits.float(), drawn), n_terms=len(drawn))
+        needs.update_curvature(F.cross_entropy(logits.float(), drawn), n_terms=len(drawn))
 
 
 def train(network: nn.Module, optimizer: torch.optim.Optimizer, steps: range) -> float:

@@ -290,7 +290,7 @@ TABLE = "encoder.embedding.weight"
 def test_state_of_the_whole_human_network_with_5000_genes(rank: int, overrides: Any, share: float) -> None:
     def network(n_tokens: int) -> SCGPTNetwork:
         with torch.device("meta"):
-            return SCGPTNetwork(SCGPTConfig(n_tokens=n_tokens, pad_id=0, mvc=True, n_classes=1))
+            return SCGPTNetwork(SCGPTConfig(n_tokens=n_tokens, pad_id=0, mvc=True, heads={"classes": 1}))
 
     def state(groups: Any) -> float:
         """Bytes, from the formulas of the table; that an optimizer keeps just these, is tested above."""

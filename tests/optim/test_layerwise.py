@@ -64,7 +64,7 @@ def saved(optimizer: torch.optim.Optimizer) -> bytes:
     return file.getvalue()
 
 
-@pytest.fixture(params=[name for name in OPTIMIZERS if name != "sophia"])
+@pytest.fixture(params=[name for name, spec in OPTIMIZERS.items() if spec.per_layer])
 def name(request: pytest.FixtureRequest) -> str:
     return str(request.param)
 

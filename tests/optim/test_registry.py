@@ -12,8 +12,9 @@ from tests.optim.runs import supply_curvature
 from torch import nn
 
 from scgalore.errors import OptionError
-from scgalore.optim import OPTIMIZERS, GaLoreAdamW, OptimizerSpec, build_optimizer, state_bytes
-from scgalore.optim.registry import check_options
+from scgalore.optim import OPTIMIZERS, GaLoreAdamW, OptimizerSpec, build_optimizer, registry, state_bytes
+from scgalore.optim.needs import needs_of
+from scgalore.optim.registry import check_options, first_with
 
 
 def make_network() -> nn.Module:
@@ -222,6 +223,29 @@ def test_one_more_entry_is_one_more_line(monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setitem(OPTIMIZERS, "sgd", OptimizerSpec("sgd", build, lr=0.5, options={"momentum": 0.9}))
     optimizer = build_optimizer("sgd", make_network(), momentum=0.5)
     assert (optimizer.param_groups[0]["lr"], optimizer.param_groups[0]["momentum"]) == (0.5, 0.5)
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_an_entry_says_of_an_optimizer_what_that_says_of_itself(name: str) -> None:
+    spec, needs = OPTIMIZERS[name], needs_of(build_optimizer(name, make_network()))
+    assert (spec.shardable, spec.per_layer) == (needs.shardable, needs.per_layer)
+    assert spec.needs_curvature == needs.needs_curvature()
+
+
+def test_optimizers_of_others_need_nothing() -> None:
+    network = make_network()
+    before = [param.clone() for param in network.parameters()]
+    needs = needs_of(torch.optim.SGD(network.parameters(), lr=1.0))
+    assert (needs.shardable, needs.per_layer, needs.needs_curvature()) == (True, True, False)
+    needs.refresh()
+    assert all(torch.equal(a, b) for a, b in zip(before, network.parameters(), strict=True))
+
+
+def test_the_first_entry_with_a_capability_is_the_alternative(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert OPTIMIZERS[first_with("shardable")].shardable
+    chosen = {name: OPTIMIZERS[name] for name in ("sophia", "adafactor", "adamw")}
+    monkeypatch.setattr(registry, "OPTIMIZERS", chosen)
+    assert first_with("per_layer") == "adafactor"
 
 
 def test_options_can_be_checked_before_there_is_a_network() -> None:

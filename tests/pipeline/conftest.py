@@ -8,13 +8,13 @@ from scgalore.pipeline import RunConfig
 
 QUICK: dict[str, Any] = {
     "model": "scgpt-mini",
-    "genes": 120,
-    "phases": [40, 120],
-    "epochs": 2,
+    "n_genes": 120,
+    "curriculum": [40, 120],
+    "max_epochs": 2,
     "max_cells": 200,
     "batch_size": 16,
-    "device": "cpu",
-    "train_options": {"lr": 1e-3},
+    "accelerator": "cpu",
+    "lr": 1e-3,
 }
 
 

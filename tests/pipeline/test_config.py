@@ -1,13 +1,16 @@
 import json
 import math
-from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from scgalore._options import TEXT, Option, options_of
 from scgalore.errors import OptionError
 from scgalore.pipeline import RunConfig
+from scgalore.pipeline.config import training_options
+from scgalore.tasks import TASKS, task_named
+from scgalore.tasks.expression import Expression
 
 
 def write(path: Path, **content: Any) -> Path:
@@ -15,21 +18,25 @@ def write(path: Path, **content: Any) -> Path:
     return path
 
 
-def test_json_gives_the_same_object(tmp_path: Path) -> None:
+def test_json_gives_the_same_object_and_is_flat(tmp_path: Path) -> None:
     config = RunConfig(
         "a.h5ad",
         "x",
         labels_key="type",
-        genes=300,
-        phases=(100, 300),
+        n_genes=300,
+        curriculum={100: 4, 300: 6},
         must_include=("CD3D",),
-        train_options={"clip_norm": math.inf, "optimizer_options": {"rank": 8}},
+        clip_norm=math.inf,
+        optimizer_options={"rank": 8},
     )
     path = tmp_path / "config.json"
     path.write_text(config.to_json(), encoding="utf-8")
     assert RunConfig.from_json(path) == config
     assert "Infinity" not in path.read_text(encoding="utf-8"), "which is no JSON"
-    assert json.loads(config.to_json()).keys() - {"kind"} == {field.name for field in fields(RunConfig)}
+    content = json.loads(config.to_json())
+    declared = [*options_of(RunConfig), *task_named("classes").arguments, *training_options()]
+    assert content.keys() == {"kind", "data", "out", "version", "data_sha256", *(option.name for option in declared)}
+    assert list(content) == list(json.loads(RunConfig("b.h5ad", "y", lr=1, labels_key="type").to_json()))
 
 
 def test_paths_are_whole_so_that_a_run_can_be_repeated_from_anywhere(
@@ -42,7 +49,7 @@ def test_paths_are_whole_so_that_a_run_can_be_repeated_from_anywhere(
 
 @pytest.mark.parametrize(
     ("options", "task"),
-    [({}, "expression"), ({"labels_key": "a"}, "classes"), ({"pert_key": "a"}, "perturbation")],
+    [({}, "expression"), ({"labels_key": "a"}, "classes"), ({"pert_key": "a"}, "perturbation"), ({"values_key": "a"}, "regression")],
 )
 def test_columns_decide_the_task(options: dict[str, Any], task: str) -> None:
     assert RunConfig("a.h5ad", "x", **options).task == task
@@ -51,25 +58,24 @@ def test_columns_decide_the_task(options: dict[str, Any], task: str) -> None:
 @pytest.mark.parametrize(
     ("content", "match"),
     [
-        pytest.param({"gene": 5}, r"'gene', which does not exist\. Did you mean 'genes'", id="unknown_field"),
-        pytest.param({"genes": "5000"}, "genes='5000': it must be a whole number", id="text_for_a_number"),
-        pytest.param({"genes": True}, "genes=True", id="bool_for_a_number"),
-        pytest.param({"genes": 0}, "genes=0", id="no_genes"),
-        pytest.param({"epochs": 1.5}, "epochs=1.5", id="half_an_epoch"),
+        pytest.param({"n_gene": 5}, r"no option 'n_gene' of a run\. Did you mean 'n_genes'", id="unknown"),
+        pytest.param({"n_genes": "5000"}, "n_genes='5000': it must be a whole number", id="text_for_a_number"),
+        pytest.param({"n_genes": True}, "n_genes=True", id="bool_for_a_number"),
+        pytest.param({"n_genes": 0}, "n_genes=0", id="no_genes"),
+        pytest.param({"max_epochs": 1.5}, "max_epochs=1.5", id="half_an_epoch"),
         pytest.param({"test_size": 1.0}, "test_size=1.0", id="all_cells_held_out"),
-        pytest.param({"labels_key": 3}, "labels_key=3: it must be a text, or None", id="key"),
-        pytest.param({"model": None}, "model=None: it must be a text", id="no_model"),
+        pytest.param({"labels_key": 3}, "labels_key=3: it must be a non-empty string, or None", id="key"),
+        pytest.param({"model": None}, "model=None: it must be a non-empty string", id="no_model"),
         pytest.param({"must_include": "CD3D"}, "must_include='CD3D'", id="text_for_a_list"),
-        pytest.param({"phases": [100, "x"]}, "phases=", id="phases"),
         pytest.param({"batch_size": "large"}, "batch_size='large'", id="batch_size"),
-        pytest.param({"train_options": ["lr"]}, "train_options=", id="train_options"),
-        pytest.param({"strategy": "progresive"}, "strategy='progresive': choose one of", id="strategy"),
-        pytest.param({"strategy": "plain", "phases": [10]}, "belong to strategy='progressive'", id="plain_phases"),
+        pytest.param({"precision": "fp16"}, "precision='fp16': choose one of", id="precision"),
         pytest.param({"labels_key": "a", "pert_key": "b"}, "Leave one out", id="two_tasks"),
-        pytest.param({"control": "ctrl"}, "control='ctrl' belongs to perturbations", id="control"),
+        pytest.param({"task": "clases", "labels_key": "a"}, "Did you mean 'classes'", id="no_such_task"),
+        pytest.param({"task": "classes"}, "needs labels_key=", id="task_without_its_key"),
+        pytest.param({"control": "ctrl"}, "control='ctrl' belongs to task='perturbation'", id="of_another_task"),
         pytest.param({"pert_key": "a", "test_size": 0.1}, "test_size=0.1 is for cells", id="test_size"),
-        pytest.param({"train_options": {"max_epochs": 3}}, "pass epochs instead", id="own_field"),
-        pytest.param({"train_options": {"curriculum": True}}, "pass strategy instead", id="curriculum"),
+        pytest.param({"seed": 3}, "no option 'seed'", id="seed"),
+        pytest.param({"devices": 2}, "no option 'devices'", id="devices"),
     ],
 )
 def test_what_makes_no_sense_is_refused_and_named(tmp_path: Path, content: dict[str, Any], match: str) -> None:
@@ -82,8 +88,8 @@ def test_what_makes_no_sense_is_refused_and_named(tmp_path: Path, content: dict[
     ("text", "match"),
     [
         pytest.param('{"kind": "scgalore run",', "cannot be read as JSON", id="cut_off"),
-        pytest.param('{"data": "a.h5ad"}', "no configuration of a run", id="another_config"),
-        pytest.param("[]", "no configuration of a run", id="list"),
+        pytest.param('{"data": "a.h5ad"}', "not a configuration of a run", id="another_config"),
+        pytest.param("[]", "not a configuration of a run", id="list"),
         pytest.param('{"kind": "scgalore run", "out": "x"}', "lacks 'data'", id="no_data"),
     ],
 )
@@ -97,8 +103,42 @@ def test_files_that_are_no_configuration_are_refused(tmp_path: Path, text: str, 
 
 
 def test_differences_name_what_makes_another_run() -> None:
-    config = RunConfig("a.h5ad", "x", genes=100)
-    assert config.differences(replace(config, out="y", device="cpu")) == []
-    assert config.differences(replace(config, genes=None)) == [], "left to the run"
-    assert config.differences(replace(config, train_options={"lr": 1})) == ["train_options['lr'] was None, now 1"]
-    assert config.differences(replace(config, seed=1, genes=50)) == ["genes was 100, now 50", "seed was 0, now 1"]
+    config = RunConfig("a.h5ad", "x", n_genes=100, curriculum=[50, 100])
+    assert config.differences(config.changed(out="y", accelerator="cpu")) == []
+    assert config.differences(config.changed(n_genes=None, curriculum=True)) == [], "left to the run"
+    assert config.differences(config.changed(curriculum=None)) == ["curriculum was [50, 100], now None"]
+    assert config.changed(curriculum=None).differences(config) == ["curriculum was None, now [50, 100]"]
+    assert config.differences(config.changed(lr=1)) == ["lr was None, now 1.0"]
+    assert config.differences(config.changed(rng=1, n_genes=50)) == ["n_genes was 100, now 50", "rng was 0, now 1"]
+    assert config.differences(config.changed(labels_key="type", task=None))[0] == "task was 'expression', now 'classes'"
+
+
+def test_a_file_can_be_used_for_another_task(tmp_path: Path) -> None:
+    path = tmp_path / "config.json"
+    screen = RunConfig("a.h5ad", "x", pert_key="gene", control="ctrl", batch_key="plate", max_epochs=3)
+    path.write_text(screen.to_json(), encoding="utf-8")
+    config = RunConfig.from_json(path, labels_key="type")
+    assert config == RunConfig("a.h5ad", "x", labels_key="type", batch_key="plate", max_epochs=3)
+    assert RunConfig.from_json(path, control="none").arguments["control"] == "none"
+
+
+def test_batches_are_an_argument_of_the_tasks_that_read_them() -> None:
+    assert RunConfig("a.h5ad", "x", pert_key="gene", batch_key="plate").arguments["batch_key"] == "plate"
+    config = RunConfig("a.h5ad", "x", labels_key="type", batch_key="plate")
+    assert (config.batch_key, config.arguments) == ("plate", {"labels_key": "type"})
+
+
+class Toy(Expression):
+    """A task that is registered from outside."""
+
+    name, key, arguments = "toy", "toy_key", (Option("toy_key", TEXT, "Column of obs.", column="obs"),)
+
+
+def test_a_task_from_outside_brings_its_arguments(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(OptionError, match="no option 'toy_key'"):
+        RunConfig("a.h5ad", "x", toy_key="t")
+    monkeypatch.setitem(TASKS, "toy", Toy())
+    config = RunConfig("a.h5ad", "x", toy_key="t")
+    assert (config.task, config.arguments) == ("toy", {"toy_key": "t"})
+    with pytest.raises(OptionError, match="toy_key='t' belongs to task='toy'"):
+        RunConfig("a.h5ad", "x", task="expression", toy_key="t")

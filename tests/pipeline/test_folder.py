@@ -4,7 +4,7 @@ import pytest
 
 from scgalore.errors import OptionError
 from scgalore.pipeline import RunConfig
-from scgalore.pipeline.folder import FIGURES, FILES, RunFolder
+from scgalore.pipeline.folder import FILES, RunFolder
 
 
 @pytest.fixture
@@ -14,7 +14,7 @@ def folder(tmp_path: Path) -> RunFolder:
     folder.begin(RunConfig("a.h5ad", folder.path))
     for name in FILES[1:]:
         (folder.path / name).touch()
-    for name in (*(f"figures/{name}" for name in FIGURES), "checkpoints/last.ckpt", "checkpoints/model/config.json"):
+    for name in ("figures/history.png", "figures/of_some_task.png", "checkpoints/last.ckpt", "checkpoints/model/config.json"):
         (folder.path / name).parent.mkdir(parents=True, exist_ok=True)
         (folder.path / name).touch()
     return folder
@@ -26,7 +26,7 @@ def snapshot(path: Path) -> dict[str, bytes]:
 
 def test_configuration_is_written_first_and_read_back(tmp_path: Path) -> None:
     folder = RunFolder(tmp_path / "new" / "x")
-    config = RunConfig("a.h5ad", folder.path, seed=3)
+    config = RunConfig("a.h5ad", folder.path, rng=3)
     folder.begin(config)
     assert [path.name for path in folder.path.iterdir()] == ["config.json"]
     assert folder.config() == config
@@ -52,7 +52,7 @@ def test_a_run_is_replaced_or_continued_only_when_asked_for(folder: RunFolder) -
     "foreign",
     [
         "thesis.tex",
-        "figures/for_the_paper.png",
+        "figures/for_the_paper.svg",
         "figures/deep/history.png",
         "checkpoints/other.ckpt",
         "notes/history.csv",

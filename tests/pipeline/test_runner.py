@@ -1,6 +1,5 @@
 import json
 import re
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +16,9 @@ from tests.pipeline.conftest import quick
 
 from scgalore._settings import settings
 from scgalore.errors import DownloadError, OptionError
-from scgalore.model import SCGPT
+from scgalore.model import load
 from scgalore.pipeline import RunConfig, run
+from scgalore.pipeline.config import training_options
 from scgalore.pipeline.folder import FILES
 
 ERRORS = (ValueError, KeyError, ConnectionError)
@@ -34,11 +34,12 @@ def screen_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def config_of(task: str, pbmc_file: Path, screen_file: Path, out: Path) -> RunConfig:
     if task == "perturbation":
-        return quick(screen_file, out, pert_key="perturbation", genes=30, phases=[15, 30], train_options={})
-    return quick(pbmc_file, out, labels_key="bulk_labels" if task == "classes" else None)
+        return quick(screen_file, out, pert_key="perturbation", n_genes=30, curriculum=[15, 30], lr=None)
+    keys = {"classes": {"labels_key": "bulk_labels"}, "regression": {"values_key": "S_score"}, "expression": {}}
+    return quick(pbmc_file, out, **keys[task])
 
 
-@pytest.fixture(scope="module", params=["classes", "perturbation", "expression"])
+@pytest.fixture(scope="module", params=["classes", "regression", "perturbation", "expression"])
 def finished(
     request: pytest.FixtureRequest, pbmc_file: Path, screen_file: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Path:
@@ -75,11 +76,12 @@ class TestFinishedRun:
 
     def test_configuration_is_complete(self, finished: Path) -> None:
         config = RunConfig.from_json(finished / "config.json")
-        left = {name for name, value in vars(config).items() if value is None}
-        wanted = {"labels_key", "pert_key", "control", "context_key", "batch_key", "separator", "split_key"}
-        assert left <= {*wanted, "layer", "gene_symbols", "validation_size", "test_size"}
-        assert {"lr", "warmup", "clip_norm", "optimizer_options", "patience"} <= config.train_options.keys()
-        assert config.train_options["optimizer_options"]["update_proj_gap"] > 0
+        left = {name for name, value in config.flat().items() if value is None}
+        wanted = {"context_key", "batch_key", "genes_per_step", "split_key", "validation_size", "test_size"}
+        limits = {"batch_tokens", "max_length", "adapter", "patience", "dropout"}
+        assert left <= {*wanted, *limits, "layer", "gene_symbols"}
+        assert {option.name for option in training_options()} <= config.flat().keys()
+        assert config.training["optimizer_options"]["update_proj_gap"] > 0
 
     def test_history_has_a_row_for_each_epoch(self, finished: Path) -> None:
         history = pd.read_csv(finished / "history.csv")
@@ -91,9 +93,9 @@ class TestFinishedRun:
     def test_selected_genes_are_the_best_ranked_and_those_of_the_results(self, finished: Path) -> None:
         config = RunConfig.from_json(finished / "config.json")
         table = pd.read_csv(finished / "selected_genes.csv", index_col="gene")
-        assert table["selected"].sum() == config.genes == metrics(finished)["genes"]
+        assert table["selected"].sum() == config.n_genes == metrics(finished)["genes"]
         assert table["rank"].dropna().tolist() == list(range(table["rank"].notna().sum()))
-        assert table["selected"].tolist() == (table["rank"] < config.genes).tolist(), "a prefix of one ranked list"
+        assert table["selected"].tolist() == (table["rank"] < config.n_genes).tolist(), "a prefix of one ranked list"
         adata = ad.read_h5ad(finished / "results.h5ad")
         assert set(adata.var_names) == set(table.index[table["selected"]])
         assert adata.X.min() == 0 < adata.X.max() < 20
@@ -109,10 +111,10 @@ class TestFinishedRun:
         assert found["cells chosen"] == len(table) + found["without a selected gene"]
 
     def test_fitted_model_is_in_the_folder(self, finished: Path) -> None:
-        model = SCGPT.load(finished / "checkpoints" / "model")
+        model = load(finished / "checkpoints" / "model")
         adata = ad.read_h5ad(finished / "results.h5ad")
         if "perturbation" in finished.name:
-            assert model.screen is not None
+            assert model.memory is not None
             return
         embedding = model.get_latent_representation(adata[:5].copy())
         np.testing.assert_allclose(embedding, adata.obsm["X_scGPT"][:5], atol=1e-5)
@@ -126,15 +128,15 @@ class TestFinishedRun:
     def test_resuming_changes_nothing(self, finished: Path, capsys: pytest.CaptureFixture[str]) -> None:
         before = snapshot(finished)
         config = RunConfig.from_json(finished / "config.json")
-        assert run(replace(config, device="auto"), resume=True) == finished
+        assert run(config.changed(accelerator="auto"), resume=True) == finished
         assert "is finished; nothing was changed" in capsys.readouterr().err
         assert snapshot(finished) == before
 
     def test_another_configuration_is_not_resumed_and_the_difference_is_named(self, finished: Path) -> None:
         before = snapshot(finished)
         config = RunConfig.from_json(finished / "config.json")
-        with pytest.raises(OptionError, match="belongs to another run: seed was 0, now 1"):
-            run(replace(config, seed=1), resume=True)
+        with pytest.raises(OptionError, match="belongs to another run: rng was 0, now 1"):
+            run(config.changed(rng=1), resume=True)
         with pytest.raises(OptionError, match="a finished run already"):
             run(config)
         assert snapshot(finished) == before
@@ -144,7 +146,7 @@ class TestFinishedRun:
         config = RunConfig.from_json(finished / "config.json")
         for changed in ({"optimizer": "gallore"}, {"split_key": "nowhere"}, {"model": "scgpt-minni"}):
             with pytest.raises(ERRORS):
-                run(replace(config, **changed), force=True)  # type: ignore[arg-type]
+                run(config.changed(**changed), force=True)
         assert snapshot(finished) == before
 
 
@@ -209,8 +211,8 @@ def test_genes_are_selected_from_training_cells_only(pbmc: AnnData, tmp_path: Pa
             pbmc.X = x
         path = tmp_path / f"{name}.h5ad"
         pbmc.write_h5ad(path)
-        options = {"labels_key": "bulk_labels", "split_key": "part", "max_cells": None, "epochs": 1}
-        folder = run(quick(path, tmp_path / name, strategy="plain", phases=None, genes=60, **options))
+        options = {"labels_key": "bulk_labels", "split_key": "part", "max_cells": None, "max_epochs": 1}
+        folder = run(quick(path, tmp_path / name, curriculum=None, n_genes=60, **options))
         ranks.append((folder / "selected_genes.csv").read_bytes())
         assert (
             pd.read_csv(folder / "split.csv")["part"].value_counts()["validation"] == (pbmc.obs["part"] == "val").sum()
@@ -225,13 +227,14 @@ def test_genes_are_selected_from_training_cells_only(pbmc: AnnData, tmp_path: Pa
         pytest.param({"labels_key": "nope"}, "labels_key='nope'", id="no_column"),
         pytest.param({"layer": "counts"}, "layer='counts'", id="no_layer"),
         pytest.param({"gene_symbols": "symbol"}, "gene_symbols='symbol'", id="no_symbols"),
-        pytest.param({"genes": 100_000}, "genes=100000", id="more_genes_than_there_are"),
-        pytest.param({"phases": [40, 500]}, "go beyond genes=120", id="phase_beyond_genes"),
-        pytest.param({"phases": [40, 20]}, "rise", id="phases_fall"),
-        pytest.param({"phases": [10, 20, 120]}, "3 phases", id="more_phases_than_epochs"),
+        pytest.param({"n_genes": 100_000}, "n_genes=100000", id="more_genes_than_there_are"),
+        pytest.param({"curriculum": [40, 500]}, "goes beyond n_genes=120", id="curriculum_beyond_genes"),
+        pytest.param({"curriculum": [40, 20]}, "rise", id="curriculum_falls"),
+        pytest.param({"curriculum": [10, 20, 120]}, "3 phases", id="more_phases_than_epochs"),
         pytest.param({"optimizer": "gallore"}, "Did you mean 'galore'", id="optimizer"),
-        pytest.param({"train_options": {"learning_rate": 1}}, "no training option 'learning_rate'", id="option"),
-        pytest.param({"device": "tpu"}, "accelerator='tpu'", id="device"),
+        pytest.param({"learning_rate": 1}, "no option 'learning_rate'", id="option"),
+        pytest.param({"control": "ctrl"}, "control='ctrl' belongs to task='perturbation'", id="other_task"),
+        pytest.param({"accelerator": "tpu"}, "accelerator='tpu'", id="device"),
         pytest.param({"model": "scgpt-minni"}, "Did you mean 'scgpt-mini'", id="model"),
         pytest.param({"gene_strategy": "biologic"}, "biologic", id="gene_strategy"),
         pytest.param({"species": "axolotl"}, "axolotl", id="species"),
@@ -239,13 +242,13 @@ def test_genes_are_selected_from_training_cells_only(pbmc: AnnData, tmp_path: Pa
         pytest.param({"split_key": "phase"}, "split", id="no_split"),
         pytest.param({"labels_key": "n_counts"}, "different numbers", id="measurement"),
         pytest.param({"data_sha256": "0" * 64}, "sha256", id="other_data"),
-        pytest.param({"train_options": {"devices": 2}}, "one process|several processes", id="processes"),
+        pytest.param({"devices": 2}, "no option 'devices'", id="processes"),
     ],
 )
 def test_bad_input_leaves_nothing_on_disk(pbmc_file: Path, tmp_path: Path, changed: dict[str, Any], match: str) -> None:
     config = quick(pbmc_file, tmp_path / "new" / "run", labels_key="bulk_labels")
     with pytest.raises(ERRORS, match=match):
-        run(replace(config, **changed))
+        run(config.changed(**changed))
     assert list(tmp_path.iterdir()) == []
 
 

@@ -50,7 +50,7 @@ def test_small_runs_are_in_megabytes(ax: Any) -> None:
 
 
 def test_a_table_of_savings_is_drawn_row_by_row(ax: Any) -> None:
-    table = sg.model.savings("scgpt", n_genes=500, batch_size=2, accelerator="cuda")
+    table = sg.model.savings("scgpt", genes_per_cell=500, batch_size=2, accelerator="cuda")
     before = table.copy()
     sg.pl.memory(table, ax=ax)
     assert ends(ax) == pytest.approx((table["peak"] / 1e9).tolist())

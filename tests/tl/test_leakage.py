@@ -18,10 +18,10 @@ from tests.trained_screens import GENES, TRAINING, counts, log_normalised, scree
 
 import scgalore as sg
 from scgalore.model import SCGPT, screens
-from scgalore.model.perturbation import RowsOfCells
 from scgalore.perturb.baselines.effects import Effects
 from scgalore.perturb.labels.profiles import Profiles
 from scgalore.perturb.labels.screen import Screen
+from scgalore.tasks.perturbation.networks import RowsOfCells
 
 RUN: dict[str, Any] = {"task": "perturbation", **TRAINING, "batch_key": "batch", "max_epochs": 3}
 NAMES = ["G05", "G01+G04", "X2", "G00", "G00+G01"]
@@ -118,8 +118,8 @@ def assert_nothing_changes(original: AnnData, changed: AnnData, *, prior: str = 
     assert other.screen is not None
     ours, theirs = ({**memory.stats, "wall_clock_seconds": 0} for memory in (one.screen, other.screen))
     assert ours == theirs
-    if one.screen.prior is not None and other.screen.prior is not None:
-        effects_equal(one.screen.prior, other.screen.prior)
+    if one.memory.prior is not None and other.memory.prior is not None:
+        effects_equal(one.memory.prior, other.memory.prior)
     for name in ("means", "effects", "control_means"):
         pd.testing.assert_frame_equal(
             original.uns["predict_perturbation"][name], changed.uns["predict_perturbation"][name], check_exact=True

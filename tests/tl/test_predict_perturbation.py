@@ -18,7 +18,6 @@ from tests.trained_screens import GENES, PARTS, TRAINING, counts, log_normalised
 import scgalore as sg
 from scgalore.errors import DataError, MissingKeyError, OptionError
 from scgalore.model import SCGPT
-from scgalore.model.perturbation import affine_decoder
 
 KEY = "predict_perturbation"
 TWO_LINES: dict[str, Any] = {"context_key": "cell_line"}
@@ -30,7 +29,7 @@ def trained_once() -> tuple[AnnData, SCGPT]:
     adata = log_normalised(counts())
     adata.obs["split"] = np.where(adata.obs["split"] == "test", "test", "train")
     model = sg.tl.finetune(adata, untrained(), task="perturbation", **TRAINING, patience=None)
-    assert not affine_decoder(model.network).is_zero
+    assert not model.network.starts_at_zero
     return adata, model
 
 
@@ -136,8 +135,8 @@ class TestWhatIsPredicted:
         kept = (names == "control") | ~names.duplicated()
         adata = adata[kept].copy()
         model = sg.tl.finetune(adata, untrained(), task="perturbation", **TRAINING)
-        assert model.screen is not None
-        assert model.screen.stats["training_cells"] == len(PARTS["train"])
+        assert model.memory is not None
+        assert model.memory.stats["training_cells"] == len(PARTS["train"])
         sg.tl.predict_perturbation(adata, model=model)
         assert np.isfinite(effects(adata).to_numpy()).all()
 
@@ -247,7 +246,7 @@ class TestModel:
     def test_of_upstream_needs_no_screen(self, original: Original) -> None:
         """A checkpoint of the original's generator, whose output is the expression itself."""
         model = SCGPT.from_pretrained(original.folder("perturb/default.pt"))
-        assert model.screen is None
+        assert model.memory is None
         theirs = original.arrays("perturb")
         known = [i for i, gene in enumerate(theirs["gene_names"].tolist()) if gene in model.vocab]
         x = theirs["expr"][:, known]

@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from anndata import AnnData
+from tests.steps import is_step
 from torch import distributed
 
 from scgalore.errors import DataError
@@ -25,7 +26,7 @@ STOPPING: dict[str, Any] = {
     "patience": 2,
     "validation_size": 0.3,
 }
-SHARDED = [name for name in OPTIMIZERS if name not in ("sophia", "adamw-8bit")]
+SHARDED = [name for name, spec in OPTIMIZERS.items() if spec.shardable and name != "adamw-8bit"]
 
 #: Name of each run, options of the network, options of the training.
 RUNS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
@@ -71,7 +72,7 @@ def interrupted(adata: AnnData, folder: Path, options: dict[str, Any]) -> SCGPT:
     loss, left = Classification.__call__, [9]
 
     def counted(self: Any, network: Any, batch: Any) -> Any:
-        left[0] -= network.training
+        left[0] -= is_step(network, batch)
         if left[0] == 0:
             raise Stop
         return loss(self, network, batch)

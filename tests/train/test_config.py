@@ -3,11 +3,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from scgalore import settings
 from scgalore.adapters import ADAPTERS
 from scgalore.errors import OptionError
-from scgalore.optim import OPTIMIZERS
+from scgalore.optim import OPTIMIZERS, OptimizerSpec
 from scgalore.train import TrainConfig
 
 PER_LAYER: dict[str, Any] = {"per_layer_update": True, "clip_norm": math.inf}
@@ -96,6 +97,23 @@ class TestValues:
     def test_out_of_range_is_refused(self, options: dict[str, Any], message: str) -> None:
         with pytest.raises(OptionError, match=message):
             TrainConfig(**options)
+
+    @pytest.mark.parametrize(
+        ("option", "capability"), [("shard_optimizer", "shardable"), ("per_layer_update", "per_layer")]
+    )
+    def test_what_an_optimizer_cannot_do_is_refused_with_one_that_can(
+        self, monkeypatch: pytest.MonkeyPatch, option: str, capability: str
+    ) -> None:
+        def build(module: torch.nn.Module, *, lr: float, weight_decay: float) -> torch.optim.Optimizer:
+            return torch.optim.SGD(module.parameters(), lr=lr, weight_decay=weight_decay)
+
+        without: dict[str, Any] = {capability: False}
+        monkeypatch.setitem(OPTIMIZERS, "sgd", OptimizerSpec("sgd", build, lr=0.5, **without))
+        options: dict[str, Any] = {option: True, "clip_norm": math.inf}
+        with pytest.raises(OptionError, match=f"{option}=True excludes optimizer='sgd'.*Set optimizer='galore'"):
+            TrainConfig(optimizer="sgd", **options)
+        monkeypatch.setitem(OPTIMIZERS, "sgd", OptimizerSpec("sgd", build, lr=0.5))
+        assert getattr(TrainConfig(optimizer="sgd", **options), option)
 
     @pytest.mark.parametrize("dropout", [None, 0, 0.0, 0.999])
     def test_dropout_that_is_a_probability_or_the_networks_own(self, dropout: float | None) -> None:

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from tests.bitwise import differences
 from tests.flagged import flag_network, flagged_cells, flagged_split
 
+from scgalore.data.batches import Phase
 from scgalore.data.cells import TokenCells
 from scgalore.data.sampler import BatchRequest
 from scgalore.data.split import random_split
@@ -22,7 +23,10 @@ from scgalore.errors import DataError, MissingKeyError, OptionError
 from scgalore.model import SCGPT
 from scgalore.objectives import Classification, MaskedExpression, Perturbation
 from scgalore.train import TrainConfig, fit
-from scgalore.train.curriculum import DEFAULT_GENES, Phase, batch_caps, check_curriculum, plan_phases, rewarmed
+from scgalore.train.config import DEFAULT_GENES, check_curriculum
+from scgalore.train.curriculum import batch_caps, plan_phases, rewarmed
+
+CLASSES = ("a", "b", "c")
 
 numbers = st.lists(st.integers(1, 5000), min_size=1, max_size=6, unique=True).map(sorted)
 
@@ -120,8 +124,7 @@ class TestRewarmed:
 def ranked(few: AnnData, model: SCGPT) -> TokenCells:
     """Cells whose genes are ranked by mean expression."""
     codes = few.obs["bulk_labels"].cat.codes.to_numpy(np.int64)
-    classes = tuple(map(str, few.obs["bulk_labels"].cat.categories))
-    return model.cells(few).with_labels(codes, classes).with_ranks(by_mean(few))
+    return model.cells(few).with_targets(labels=codes).with_ranks(by_mean(few))
 
 
 def by_mean(adata: AnnData) -> np.ndarray:
@@ -156,11 +159,12 @@ class TestRun:
             cells,
             split,
             TrainConfig(curriculum=self.curriculum, max_epochs=5, batch_size=8, **options),
+            classes=CLASSES,
             objective=watched,
         )
         return watched
 
-    @pytest.mark.parametrize("objective", [Classification(), MaskedExpression()], ids=["classes", "expression"])
+    @pytest.mark.parametrize("objective", [Classification(3), MaskedExpression()], ids=["classes", "expression"])
     def test_phases_show_prefixes_of_the_ranking_and_validation_shows_all(
         self, ranked: TokenCells, model: SCGPT, objective: Any, split_of_few: Any
     ) -> None:
@@ -186,7 +190,7 @@ class TestRun:
     def test_batches_have_about_as_many_tokens_in_every_phase(
         self, ranked: TokenCells, model: SCGPT, split_of_few: Any
     ) -> None:
-        watched = self.run(ranked, split_of_few, model, Classification())
+        watched = self.run(ranked, split_of_few, model, Classification(3))
         cap = int(np.ceil(8 * ranked.lengths[split_of_few.train].mean()))
         sizes = [n for training, _, n in watched.seen if training]
         assert max(sizes) <= cap
@@ -194,13 +198,13 @@ class TestRun:
         assert np.median(sizes) > 0.6 * cap
 
     def test_history_says_how_many_genes(self, ranked: TokenCells, model: SCGPT, split_of_few: Any) -> None:
-        self.run(ranked, split_of_few, model, Classification())
+        self.run(ranked, split_of_few, model, Classification(3))
         n_all = int((ranked.tokenizer.token_ids >= 0).sum())
         assert model.history["n_genes"].tolist() == [20, 20, 50, n_all, n_all]
 
     def test_steps_are_counted_over_all_phases(self, ranked: TokenCells, model: SCGPT, split_of_few: Any) -> None:
-        watched = self.run(ranked, split_of_few, model, Classification())
-        assert model.training["steps"] == sum(training for training, *_ in watched.seen)
+        watched = self.run(ranked, split_of_few, model, Classification(3))
+        assert model.result.steps == sum(training for training, *_ in watched.seen)
 
     def test_one_phase_of_all_genes_with_the_same_caps_is_no_curriculum(
         self, few: AnnData, ranked: TokenCells, make_model: Callable[..., SCGPT], split_of_few: Any
@@ -209,7 +213,7 @@ class TestRun:
         fitted = []
         for curriculum in (None, [10_000]):
             one = make_model(few.var_names)
-            one.fit(ranked, split_of_few, TrainConfig(curriculum=curriculum, **caps))
+            one.fit(ranked, split_of_few, TrainConfig(curriculum=curriculum, **caps), classes=CLASSES)
             fitted.append(one)
         assert differences(fitted[0].network.state_dict(), fitted[1].network.state_dict()) == []
 
@@ -225,14 +229,14 @@ class TestRun:
     ) -> None:
         config = TrainConfig(curriculum=[20, last], max_epochs=2)
         with caplog.at_level("WARNING", logger="scgalore"):
-            model.fit(ranked, split_of_few, config)
+            model.fit(ranked, split_of_few, config, classes=CLASSES)
         assert ("trains on 50 of" in caplog.text) is warned
 
     def test_patience_counts_epochs_of_the_last_phase(
         self, ranked: TokenCells, model: SCGPT, split_of_few: Any
     ) -> None:
         config = TrainConfig(curriculum={20: 6, 10_000: 6}, max_epochs=12, patience=1, lr=0.5, optimizer="adamw")
-        model.fit(ranked, split_of_few, config)
+        model.fit(ranked, split_of_few, config, classes=CLASSES)
         assert len(model.history) > 6
 
     def test_galore_finds_new_subspaces_at_a_switch(
@@ -248,7 +252,7 @@ class TestRun:
             refresh(self)
 
         monkeypatch.setattr(GaLoreAdamW, "refresh", counted)
-        watched = self.run(ranked, split_of_few, model, Classification(), optimizer_options={"rank": 4})
+        watched = self.run(ranked, split_of_few, model, Classification(3), optimizer_options={"rank": 4})
         assert len(called) == 2
         assert 0 < called[0] < called[1] < sum(training for training, *_ in watched.seen)
 

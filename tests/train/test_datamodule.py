@@ -1,32 +1,42 @@
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from anndata import AnnData
-from tests.flagged import OF_CELL, flagged_cells, flagged_split
+from tests.flagged import OF_CELL, flagged_cells, flagged_split, tensor_of
 from torch.utils.data import DataLoader
 
+from scgalore.data.batches import BatchPlan
 from scgalore.data.cells import TokenCells
+from scgalore.data.source import CellSource
 from scgalore.data.split import Split, random_split
 from scgalore.data.tokens import TokenBatch
 from scgalore.model import SCGPT
-from scgalore.objectives import Classification, MaskedExpression, Perturbation
-from scgalore.train import TokenDataModule
-from scgalore.train.datamodule import PerturbationDataModule
+from scgalore.objectives import Classification, MaskedExpression, Objective, Perturbation
+from scgalore.train import CellDataModule
 
 
 @pytest.fixture
 def cells(few: AnnData, model: SCGPT) -> TokenCells:
     labels = few.obs["bulk_labels"].cat.codes.to_numpy(np.int64)
-    return model.cells(few, max_length=30).with_labels(labels, ("a", "b", "c"))
+    return model.cells(few, max_length=30).with_targets(labels=labels)
+
+
+def module_of(
+    source: CellSource, split: Split, objective: Objective, plan: BatchPlan, **options: Any
+) -> CellDataModule:
+    """Training and validation cells of a split."""
+    parts = source.training_batches(split.train, plan), source.validation_batches(split.validation, plan)
+    return CellDataModule(*parts, objective, **options)
 
 
 @pytest.fixture
-def make(cells: TokenCells) -> Callable[..., TokenDataModule]:
-    def module(objective=None, *, batch_size=16, validation_size=0.2, **options) -> TokenDataModule:
+def make(cells: TokenCells) -> Callable[..., CellDataModule]:
+    def module(objective=None, *, batch_size=16, validation_size=0.2, **options) -> CellDataModule:
         split = random_split(cells.n_obs, validation_size=validation_size, test_size=0.1)
-        return TokenDataModule(cells, split, objective or Classification(), batch_size=batch_size, **options)
+        return module_of(cells, split, objective or Classification(3), BatchPlan(batch_size, **options))
 
     return module
 
@@ -35,7 +45,7 @@ def rows(batches: list[TokenBatch]) -> list[int]:
     return torch.cat([batch.cells for batch in batches]).tolist()
 
 
-def test_each_part_is_served_once_an_epoch(make: Callable[..., TokenDataModule]) -> None:
+def test_each_part_is_served_once_an_epoch(make: Callable[..., CellDataModule]) -> None:
     data = make()
     train, validation = list(data.train_dataloader()), list(data.val_dataloader())
     assert sorted(rows(train)) == data.train_idx.tolist()
@@ -44,40 +54,40 @@ def test_each_part_is_served_once_an_epoch(make: Callable[..., TokenDataModule])
     assert (data.n_train, data.n_val) == (63, 18)
 
 
-def test_labels_belong_to_their_cells(make: Callable[..., TokenDataModule], few: AnnData) -> None:
+def test_labels_belong_to_their_cells(make: Callable[..., CellDataModule], few: AnnData) -> None:
     codes = few.obs["bulk_labels"].cat.codes.to_numpy()
     for batch in make().train_dataloader():
-        assert batch.labels.tolist() == codes[batch.cells.numpy()].tolist()
+        assert batch.targets["labels"].tolist() == codes[batch.cells.numpy()].tolist()
 
 
-def test_epoch_changes_order_samples_and_masks(make: Callable[..., TokenDataModule]) -> None:
+def test_epoch_changes_order_samples_and_masks(make: Callable[..., CellDataModule]) -> None:
     data = make(MaskedExpression())
     by_epoch = []
     for epoch in (0, 1, 0):
-        data.sampler.set_epoch(epoch)
+        data.training.set_epoch(epoch)
         batches = list(data.train_dataloader())
         cell = int(data.train_idx[0])
         batch = next(batch for batch in batches if cell in batch.cells)
         i = batch.cells.tolist().index(cell)
-        by_epoch.append((rows(batches), batch.genes[i].tolist(), batch.masked[i].tolist()))
+        by_epoch.append((rows(batches), batch.genes[i].tolist(), batch.targets["masked"][i].tolist()))
     assert by_epoch[0] == by_epoch[2]
     assert all(a != b for a, b in zip(by_epoch[0], by_epoch[1], strict=True))
 
 
-def test_validation_never_changes(make: Callable[..., TokenDataModule]) -> None:
+def test_validation_never_changes(make: Callable[..., CellDataModule]) -> None:
     data = make(MaskedExpression())
     before = list(data.val_dataloader())
-    data.sampler.set_epoch(7)
+    data.training.set_epoch(7)
     for one, other in zip(before, data.val_dataloader(), strict=True):
         assert torch.equal(one.values, other.values)
         assert torch.equal(one.genes, other.genes)
 
 
-def test_masks_of_a_cell_do_not_depend_on_its_batch(make: Callable[..., TokenDataModule]) -> None:
+def test_masks_of_a_cell_do_not_depend_on_its_batch(make: Callable[..., CellDataModule]) -> None:
     def masked(batch_size: int) -> dict[int, list[int]]:
         data = make(MaskedExpression(), batch_size=batch_size)
         return {
-            int(row): batch.genes[i][batch.masked[i]].tolist()
+            int(row): batch.genes[i][batch.targets["masked"][i]].tolist()
             for batch in data.train_dataloader()
             for i, row in enumerate(batch.cells)
         }
@@ -85,24 +95,24 @@ def test_masks_of_a_cell_do_not_depend_on_its_batch(make: Callable[..., TokenDat
     assert masked(3) == masked(20)
 
 
-def test_without_validation_cells_there_is_no_loader(make: Callable[..., TokenDataModule]) -> None:
+def test_without_validation_cells_there_is_no_loader(make: Callable[..., CellDataModule]) -> None:
     assert make(validation_size=0.0).val_dataloader() == []
 
 
 class TestMaxLength:
     """Training cells are sampled, validation cells are not."""
 
-    def test_parts(self, make: Callable[..., TokenDataModule], cells: TokenCells) -> None:
+    def test_parts(self, make: Callable[..., CellDataModule], cells: TokenCells) -> None:
         data = make(max_length=12)
         assert {batch.genes.shape[1] for batch in data.train_dataloader()} == {12}
         loader = data.val_dataloader()
         assert isinstance(loader, DataLoader)
         assert max(batch.genes.shape[1] for batch in loader) == cells.lengths.max() > 12
 
-    def test_sample_belongs_to_cell_and_epoch(self, make: Callable[..., TokenDataModule]) -> None:
+    def test_sample_belongs_to_cell_and_epoch(self, make: Callable[..., CellDataModule]) -> None:
         def genes(epoch: int, batch_size: int) -> dict[int, list[int]]:
             data = make(max_length=12, batch_size=batch_size)
-            data.sampler.set_epoch(epoch)
+            data.training.set_epoch(epoch)
             return {
                 int(row): batch.genes[i].tolist()
                 for batch in data.train_dataloader()
@@ -114,17 +124,18 @@ class TestMaxLength:
         assert all(first[row] != later[row] for row in first)
 
     def test_longer_than_the_model_reads_changes_nothing(
-        self, make: Callable[..., TokenDataModule], cells: TokenCells
+        self, make: Callable[..., CellDataModule], cells: TokenCells
     ) -> None:
         longest = max(batch.genes.shape[1] for batch in make(max_length=10_000).train_dataloader())
         assert longest == cells.lengths.max()
 
 
 class TestPerturbations:
-    def module(self, **options) -> PerturbationDataModule:
+    def module(self, **options) -> CellDataModule:
         split = options.pop("split", flagged_split())
         cells = flagged_cells(n_genes=options.pop("n_genes", None))
-        return PerturbationDataModule(cells, split, Perturbation(), **{"batch_size": 4, **options})
+        plan = BatchPlan(options.pop("batch_size", 4), options.pop("batch_tokens", None))
+        return module_of(cells, split, Perturbation(), plan, **options)
 
     @pytest.mark.parametrize("options", [{}, {"n_genes": 4}, {"batch_tokens": 40}, {"batch_size": 100}])
     def test_training_sees_each_perturbed_training_cell_once_and_no_other(self, options) -> None:
@@ -151,15 +162,15 @@ class TestPerturbations:
         cells = flagged_cells()
         for row, batch in zip((3, 4), batches, strict=True):
             expected = cells.validation_batch(row)
-            for name in ("genes", "values", "flags", "targets", "controls", "prior"):
-                assert torch.equal(getattr(batch, name), getattr(expected, name))
+            for name in ("genes", "values", "flags", "expression", "controls", "prior"):
+                assert torch.equal(tensor_of(batch, name), tensor_of(expected, name))
             assert (OF_CELL[batch.cells] == -1).all()
 
     def test_epochs_change_order_and_partners_but_not_validation(self) -> None:
         data = self.module()
         seen, values, validated = [], [], []
         for epoch in (0, 1, 0):
-            data.sampler.set_epoch(epoch)
+            data.training.set_epoch(epoch)
             batches = list(data.train_dataloader())
             seen.append(rows(batches))
             values.append({int(c): batch.values[i].tolist() for batch in batches for i, c in enumerate(batch.cells)})

@@ -4,7 +4,7 @@ import psutil
 import pytest
 import torch
 
-from scgalore.train.free import cgroup_room, free_memory
+from scgalore.train.free import cgroup_room, free_memory, held_back
 
 GB = 10**9
 
@@ -72,3 +72,21 @@ def test_the_smaller_of_system_and_group_is_free(monkeypatch: pytest.MonkeyPatch
     assert 0 < free_memory(torch.device("cpu")) <= total
     monkeypatch.setattr("scgalore.train.free.cgroup_room", lambda: 12345)
     assert free_memory(torch.device("cpu")) == 12345
+
+
+def test_memory_held_back_depends_on_the_allocator(monkeypatch: pytest.MonkeyPatch) -> None:
+    def held() -> int:
+        return held_back((2**20, 2**26), half=False)
+
+    monkeypatch.delenv("MALLOC_MMAP_THRESHOLD_", raising=False)
+    monkeypatch.delenv("LD_PRELOAD", raising=False)
+    monkeypatch.setattr("platform.libc_ver", lambda: ("glibc", "2.36"))
+    assert 0 < held_back((2**20,), half=True) < held() < 2**20  # what is large is given back
+    monkeypatch.setenv("MALLOC_MMAP_THRESHOLD_", "131072")
+    assert held() == 0
+    monkeypatch.delenv("MALLOC_MMAP_THRESHOLD_")
+    monkeypatch.setenv("LD_PRELOAD", "/usr/lib/libjemalloc.so.2")
+    assert held() == 0
+    monkeypatch.delenv("LD_PRELOAD")
+    monkeypatch.setattr("platform.libc_ver", lambda: ("", ""))
+    assert held() == 0

@@ -19,8 +19,8 @@ from scgalore.data.streaming import stream
 from scgalore.errors import OptionError
 from scgalore.model import SCGPT
 from scgalore.model.identity import run_identity
-from scgalore.nn import SCGPTConfig
-from scgalore.objectives import Classification, MaskedExpression
+from scgalore.nn import SCGPTConfig, SCGPTNetwork
+from scgalore.objectives import Classification, MaskedExpression, Perturbation
 from scgalore.optim import OPTIMIZERS, memory_report
 from scgalore.train import MemoryEstimate, TrainConfig, estimate_training
 from scgalore.train.config import DEFAULT_BATCH_SIZE
@@ -28,14 +28,17 @@ from scgalore.train.estimate import training_device
 from scgalore.train.memory import settle_memory
 
 MIB = 2**20
-CONFIG = SCGPTConfig(n_tokens=503, pad_id=502, d_model=64, n_heads=4, d_hid=64, n_layers=3)
+CONFIG = SCGPTConfig(n_tokens=503, pad_id=502, d_model=64, n_heads=4, d_hid=64, n_layers=2)
 
 
-def estimate(batch_size: int = 4, n_tokens: int = 200, n_rows: int = 300, **options: Any) -> MemoryEstimate:
+def blank(config: SCGPTConfig = CONFIG) -> SCGPTNetwork:
+    with torch.device("meta"):
+        return SCGPTNetwork(config)
+
+
+def estimate(n_cells: int = 4, n_tokens: int = 200, n_rows: int = 300, **options: Any) -> MemoryEstimate:
     config = TrainConfig(**{"accelerator": "cuda", **options})
-    return estimate_training(
-        CONFIG, config, n_tokens=n_tokens, n_rows=n_rows, batch_size=batch_size, objective="masked_expression"
-    )
+    return estimate_training(blank(), MaskedExpression(), config, n_cells=n_cells, n_tokens=n_tokens, n_rows=n_rows)
 
 
 def prepared(model: SCGPT, adata: AnnData) -> tuple[TokenCells, Split]:
@@ -50,15 +53,15 @@ def of_run(model: SCGPT, adata: AnnData, **options: Any) -> tuple[MemoryEstimate
     """Estimate of a run, and the optimizer bytes of the run itself."""
     cells = model.cells(adata)
     said = estimate_training(
-        model.network.config,
+        model.network,
+        MaskedExpression(),
         TrainConfig(accelerator="cpu", **options),
+        n_cells=8,
         n_tokens=int(cells.lengths.max()),
         n_rows=len(cells.tokens()),
-        batch_size=8,
-        objective="masked_expression",
     )
     model.train(adata, accelerator="cpu", max_epochs=1, batch_size=64, **options)
-    return said, model.training["optimizer_bytes"]
+    return said, model.result.optimizer_bytes
 
 
 @pytest.mark.parametrize("embedding", ["rows", "full", "frozen"])
@@ -98,22 +101,17 @@ def test_heads_that_a_loss_does_not_reach_have_neither_gradient_nor_state(
     said, found = of_run(model, few, optimizer="adamw")
     assert said.optimizer_state == found
     network = model.network.config
-    how: dict[str, Any] = {"n_tokens": 50, "n_rows": 150, "batch_size": 1}
-    config = TrainConfig(accelerator="cuda")
-    of_classes = estimate_training(network.replace(n_classes=3), config, **how, objective="classification")
-    of_effects = estimate_training(
-        network.replace(perturbation=True, pert_pad_id=0), config, **how, objective="perturbation"
-    )
+    how: dict[str, Any] = {"config": TrainConfig(accelerator="cuda"), "n_tokens": 50, "n_rows": 150, "n_cells": 1}
+    of_classes = estimate_training(blank(network.replace(heads={"classes": 3})), Classification(3), **how)
+    of_effects = estimate_training(blank(network.replace(perturbation=True, pert_pad_id=0)), Perturbation(), **how)
     assert of_classes.gradients < of_effects.gradients < of_effects.parameters
 
 
 def test_state_of_a_screen_is_what_was_said() -> None:
     model = trained(counts(), max_epochs=1, embedding="full")
-    sizes = model.network.config
     config = TrainConfig(accelerator="cpu", embedding="full")
-    how: dict[str, Any] = {"n_tokens": 31, "n_rows": sizes.n_tokens, "batch_size": 32}
-    said = estimate_training(sizes, config, **how, objective="perturbation")
-    assert said.optimizer_state == model.training["optimizer_bytes"]
+    said = estimate_training(model.network, Perturbation(), config, n_cells=32, n_tokens=31, n_rows=1)
+    assert said.optimizer_state == model.result.optimizer_bytes
 
 
 def test_weights_and_gradients_are_those_of_the_report(make_model: Callable[..., SCGPT], few: AnnData) -> None:
@@ -122,14 +120,8 @@ def test_weights_and_gradients_are_those_of_the_report(make_model: Callable[...,
     for param in network.parameters():
         param.grad = torch.zeros_like(param)
     report = memory_report(network, optimizer)
-    said = estimate_training(
-        network.config,
-        TrainConfig(embedding="full", optimizer="adamw", accelerator="cuda"),
-        n_tokens=50,
-        n_rows=1,
-        batch_size=1,
-        objective="masked_expression",
-    )
+    config = TrainConfig(embedding="full", optimizer="adamw", accelerator="cuda")
+    said = estimate_training(network, MaskedExpression(), config, n_cells=1, n_tokens=50, n_rows=1)
     assert (said.parameters, said.gradients) == (report.total.weights, report.total.gradients)
 
 
@@ -144,13 +136,7 @@ def test_shares_of_the_state_add_up_to_all_of_it() -> None:
     def of_processes(n: int, *, shard: bool) -> MemoryEstimate:
         config = TrainConfig(accelerator="cuda", shard_optimizer=shard)
         return estimate_training(
-            CONFIG,
-            config,
-            n_tokens=100,
-            n_rows=300,
-            batch_size=1,
-            objective="masked_expression",
-            n_processes=n,
+            blank(), MaskedExpression(), config, n_cells=1, n_tokens=100, n_rows=300, n_processes=n
         )
 
     whole, shared = of_processes(2, shard=False), of_processes(2, shard=True)
@@ -160,11 +146,11 @@ def test_shares_of_the_state_add_up_to_all_of_it() -> None:
 
 
 def test_frozen_parameters_have_neither_gradient_nor_state(model: SCGPT) -> None:
-    names = [name for name, _ in model.network.named_parameters()]
+    first, *others = model.network.parameters()
+    for param in others:
+        param.requires_grad = False
     config = TrainConfig(optimizer="adamw", embedding="full", accelerator="cuda")
-    how: dict[str, Any] = {"n_tokens": 50, "n_rows": 1, "batch_size": 1, "objective": "masked_expression"}
-    some = estimate_training(model.network.config, config, **how, frozen=names[1:])
-    first = model.network.get_parameter(names[0])
+    some = estimate_training(model.network, MaskedExpression(), config, n_cells=1, n_tokens=50, n_rows=1)
     assert some.gradients == 4 * first.numel()
     assert some.optimizer_state == 8 * first.numel() + 4
 
@@ -173,7 +159,7 @@ def test_frozen_parameters_have_neither_gradient_nor_state(model: SCGPT) -> None
 
 
 def test_peak_is_the_sum_of_the_parts_and_the_table_says_all() -> None:
-    made = MemoryEstimate(1 * MIB, 2 * MIB, 3 * MIB, 4 * MIB, 5 * MIB, 6 * MIB, helps=(("max_length=500", MIB),))
+    made = MemoryEstimate(1 * MIB, 2 * MIB, 3 * MIB, 4 * MIB, 5 * MIB, 6 * MIB, lambda: (("max_length=500", MIB),))
     assert made.peak == 21 * MIB
     table = made.to_frame()["bytes"]
     assert table["peak"] == table.drop("peak").sum() == made.peak
@@ -238,12 +224,12 @@ def peak_of(model: SCGPT, adata: AnnData, batch_size: int) -> int:
     cells, split = prepared(model, adata)
     config = TrainConfig(accelerator="cpu", batch_size=batch_size)
     said = estimate_training(
-        model.network.config,
+        model.network,
+        MaskedExpression(),
         config,
+        n_cells=batch_size,
         n_tokens=int(cells.lengths[split.train].max()),
         n_rows=len(cells.tokens()),
-        batch_size=batch_size,
-        objective="masked_expression",
     )
     weights = sum(4 * param.numel() for param in model.network.parameters())
     return said.peak - weights
@@ -274,12 +260,12 @@ def test_a_run_that_may_not_fit_is_warned_of_with_what_helps_most(
     assert f"16 cells of {longest} tokens" in text
     assert "1.05 MB" in text or "MB are free" in text
     said = estimate_training(
-        model.network.config,
+        model.network,
+        MaskedExpression(),
         TrainConfig(accelerator="cpu", batch_size=16),
+        n_cells=16,
         n_tokens=longest,
         n_rows=len(cells.tokens()),
-        batch_size=16,
-        objective="masked_expression",
     )
     assert f"What helps most is {said.helps[0][0]}: " in text
 
@@ -423,17 +409,6 @@ class TestLargestBatch:
             config = TrainConfig(accelerator="cpu")
             settle_memory(model.network, cells, split, MaskedExpression(), config)
         assert "A batch of 5 cells" in caplog.text
-
-    def test_classes_of_the_cells_are_those_of_the_head(
-        self, model: SCGPT, few: AnnData, with_free: Callable[[int], None]
-    ) -> None:
-        with_free(10**12)
-        cells, split = prepared(model, few)
-        labelled = cells.with_labels(np.zeros(cells.n_obs, dtype=np.int64), ("a", "b"))
-        config = TrainConfig(accelerator="cpu", batch_size="auto")
-        settled = settle_memory(model.network, labelled, split, Classification(), config)
-        assert settled == replace(config, batch_size=DEFAULT_BATCH_SIZE)
-        assert model.network.config.n_classes == 0
 
 
 def test_the_device_is_the_accelerator_asked_for() -> None:

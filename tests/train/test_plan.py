@@ -12,7 +12,7 @@ from scgalore.data.sampler import BatchRequest
 from scgalore.model import SCGPT
 from scgalore.nn.adapter import SCGPTModule
 from scgalore.objectives import Classification, MaskedExpression
-from scgalore.train import GaLoreTrainingPlan, TrainConfig
+from scgalore.train import ObjectiveTrainingPlan, TrainConfig
 from scgalore.train.plan import warmup_cosine
 
 
@@ -67,27 +67,27 @@ class TestSwitches:
 
 class TestPlan:
     @pytest.fixture
-    def plan(self, model: SCGPT) -> GaLoreTrainingPlan:
-        return GaLoreTrainingPlan(SCGPTModule(model.network, MaskedExpression()), TrainConfig(), {"lr": 1})
+    def plan(self, model: SCGPT) -> ObjectiveTrainingPlan:
+        return ObjectiveTrainingPlan(SCGPTModule(model.network, MaskedExpression()), TrainConfig(), {"lr": 1})
 
-    def test_is_what_scvi_trains(self, plan: GaLoreTrainingPlan) -> None:
+    def test_is_what_scvi_trains(self, plan: ObjectiveTrainingPlan) -> None:
         assert isinstance(plan, TrainingPlan)
         assert isinstance(plan.module, BaseModuleClass)
 
-    def test_has_no_elbo(self, plan: GaLoreTrainingPlan) -> None:
+    def test_has_no_elbo(self, plan: ObjectiveTrainingPlan) -> None:
         assert plan.train_metrics == plan.val_metrics == {}
 
-    def test_checkpoint_says_which_run_it_is(self, plan: GaLoreTrainingPlan) -> None:
+    def test_checkpoint_says_which_run_it_is(self, plan: ObjectiveTrainingPlan) -> None:
         checkpoint: dict[str, object] = {}
         plan.on_save_checkpoint(checkpoint)
         assert checkpoint == {"scgalore_run": {"lr": 1}}
 
     def test_forward_gives_loss_parts_and_cells(self, few: AnnData, make_model: Callable[..., SCGPT]) -> None:
         model = make_model(few.var_names)
-        model.network.set_classes(3)
+        model.network.put_heads(model.network.fresh_heads({"classes": 3}))
         codes = few.obs["bulk_labels"].cat.codes.to_numpy(np.int64)
-        cells = model.cells(few).with_labels(codes, ("a", "b", "c"))
-        plan = GaLoreTrainingPlan(SCGPTModule(model.network, Classification()), TrainConfig())
+        cells = model.cells(few).with_targets(labels=codes)
+        plan = ObjectiveTrainingPlan(SCGPTModule(model.network, Classification(3)), TrainConfig())
         *_, output = plan(cells.batch(BatchRequest(np.arange(5))))
         assert output.n_obs_minibatch == 5
         assert set(output.extra_metrics) == {"accuracy"}

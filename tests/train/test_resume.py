@@ -16,6 +16,7 @@ import pytest
 import torch
 from anndata import AnnData
 from tests.bitwise import differences
+from tests.steps import is_step
 
 from scgalore.adapters import ADAPTERS
 from scgalore.errors import OptionError, WeightsError
@@ -93,7 +94,7 @@ def stopping_at(step: int) -> Iterator[None]:
 
     def counted(loss: Any) -> Any:
         def call(self: Any, network: Any, batch: Any) -> Any:
-            left[0] -= network.training
+            left[0] -= is_step(network, batch)
             if left[0] == 0:
                 raise Stop
             return loss(self, network, batch)
@@ -117,9 +118,9 @@ def assert_same_run(model: SCGPT, expected: SCGPT) -> None:
     pd.testing.assert_frame_equal(
         model.history.drop(columns="seconds"), expected.history.drop(columns="seconds"), check_exact=True
     )
-    assert model.training["best_epoch"] == expected.training["best_epoch"]
+    assert model.result.best_epoch == expected.result.best_epoch
     # galore-torch's bases are views of larger tensors, which a checkpoint leaves behind.
-    assert model.training["optimizer_bytes"] <= expected.training["optimizer_bytes"]
+    assert model.result.optimizer_bytes <= expected.result.optimizer_bytes
 
 
 @pytest.fixture
@@ -169,7 +170,7 @@ class TestRunThatHasEnded:
         options = {"lr": 0.5, "warmup": 0.0, "max_epochs": 30, "patience": 2, "optimizer": "adamw"}
         first = train(make, few, **options, checkpoint_dir=tmp_path)
         assert len(first.history) < 30
-        assert first.training["best_epoch"] == len(first.history) - 3
+        assert first.result.best_epoch == len(first.history) - 3
         again = train(make, few, **options, checkpoint_dir=tmp_path, resume=True)
         assert_same_run(again, first)
 
@@ -224,9 +225,9 @@ class TestCheckpoint:
             pytest.param({"rng": 2}, "seed was", id="seed"),
             pytest.param({"validation_size": 0.3}, "split was", id="split"),
             pytest.param({"max_length": 32}, "max_length was", id="max_length"),
-            pytest.param({"labels_key": None}, "objective was", id="objective"),
+            pytest.param({"labels_key": None}, "labels was", id="objective"),
             pytest.param({"labels_key": "phase"}, "labels was", id="labels"),
-            pytest.param({"objective": Classification(label_smoothing=0.1)}, "objective was", id="smoothing"),
+            pytest.param({"objective": Classification(3, label_smoothing=0.1)}, "objective was", id="smoothing"),
         ],
     )
     def test_of_other_settings_is_refused(

@@ -13,6 +13,7 @@ from anndata import AnnData
 from lightning.pytorch.callbacks import ModelCheckpoint
 from scvi.module.base import BaseModuleClass
 from scvi.train import Trainer, TrainingPlan, TrainRunner
+from tests.steps import is_step
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from scgalore.data.sampler import sorted_batches
@@ -127,6 +128,8 @@ class TestDropout:
         loss = Classification.__call__
 
         def watched(self: Classification, network: Any, batch: Any) -> Any:
+            if network.training != is_step(network, batch):
+                return loss(self, network, batch)
             once, twice = (network.encode(batch.genes, batch.values, batch.padding).cell for _ in range(2))
             seen.add((network.training, torch.equal(once, twice)))
             return loss(self, network, batch)
@@ -141,7 +144,7 @@ class TestDropout:
         loss = Classification.__call__
 
         def watched(self: Classification, network: Any, batch: Any) -> Any:
-            if network.training:
+            if is_step(network, batch):
                 state = torch.random.get_rng_state()
                 draws.append(float(torch.rand(())))
                 torch.random.set_rng_state(state)
@@ -159,7 +162,7 @@ def test_every_epoch_has_its_own_batches_and_samples(
     loss = Classification.__call__
 
     def watched(self: Classification, network: Any, batch: Any) -> Any:
-        if network.training:
+        if is_step(network, batch):
             seen.append((batch.cells.tolist(), batch.genes.tolist()))
         return loss(self, network, batch)
 
@@ -221,7 +224,7 @@ class TestOptions:
         model.train(few, **{**RUN, "max_epochs": 40, "lr": 0.5}, warmup=0.0, optimizer="adamw", patience=3)
         losses = model.history["validation_loss"]
         assert len(losses) < 40
-        assert model.training["best_epoch"] == losses.idxmin() == len(losses) - 4
+        assert model.result.best_epoch == losses.idxmin() == len(losses) - 4
 
     def test_patience_needs_validation_cells(self, few: AnnData, model: SCGPT) -> None:
         with pytest.raises(OptionError, match="patience needs validation cells"):
@@ -234,21 +237,21 @@ class TestOptions:
         model.train(few, **{**RUN, "max_epochs": 1, "validation_size": 0.0}, optimizer=optimizer)
         state = runners[0].trainer.optimizers[0].state.values()
         tensors = [value for entry in state for value in entry.values() if isinstance(value, torch.Tensor)]
-        assert model.training["optimizer_bytes"] == sum(tensor.nbytes for tensor in tensors) > 0
-        assert model.training["best_epoch"] == 0
+        assert model.result.optimizer_bytes == sum(tensor.nbytes for tensor in tensors) > 0
+        assert model.result.best_epoch == 0
 
     def test_galore_keeps_less_state_than_adamw(self, few: AnnData, make_model: Callable[..., SCGPT]) -> None:
         sizes = []
         for optimizer in ("galore", "adamw"):
             model = make_model(few.var_names, d_model=32, d_hid=64)
             model.train(few, **{**RUN, "max_epochs": 1}, optimizer=optimizer)
-            sizes.append(model.training["optimizer_bytes"])
+            sizes.append(model.result.optimizer_bytes)
         assert sizes[0] < sizes[1]
 
 
 class TestBestEpoch:
     @pytest.mark.parametrize(
-        "objective", [pytest.param(Classification(), id="classes"), pytest.param(MaskedExpression(), id="masked")]
+        "objective", [pytest.param(Classification(3), id="classes"), pytest.param(MaskedExpression(), id="masked")]
     )
     def test_weights_of_the_best_epoch_are_kept(
         self, few: AnnData, model: SCGPT, objective: Classification | MaskedExpression
@@ -258,7 +261,7 @@ class TestBestEpoch:
         options = {**RUN, "labels_key": labels_key, "objective": objective, "max_epochs": 6, "lr": 3.0, "warmup": 1.0}
         model.train(few, **options, optimizer="adamw", validation_size=0.3)
         losses = model.history["validation_loss"]
-        best = model.training["best_epoch"]
+        best = model.result.best_epoch
         assert best == losses.idxmin()
         assert best < 5
         assert self.validation_loss(model, few, objective, labels_key) == pytest.approx(losses[best], rel=1e-6)
@@ -266,7 +269,7 @@ class TestBestEpoch:
     def validation_loss(self, model: SCGPT, few: AnnData, objective: Any, labels_key: str | None) -> float:
         cells = model.cells(few)
         if labels_key is not None:
-            cells = cells.with_labels(few.obs[labels_key].cat.codes.to_numpy(np.int64), model.classes)
+            cells = cells.with_targets(labels=few.obs[labels_key].cat.codes.to_numpy(np.int64))
         assert model.split is not None
         rows = model.split.validation
         total = 0.0
@@ -278,7 +281,7 @@ class TestBestEpoch:
 
     def test_without_validation_the_last_epoch_is_kept(self, few: AnnData, model: SCGPT) -> None:
         model.train(few, **RUN, validation_size=0.0)
-        assert model.training["best_epoch"] == 1
+        assert model.result.best_epoch == 1
         assert not any("validation" in str(name) for name in model.history)
 
 
@@ -290,7 +293,7 @@ class TestDivergence:
         loss = Classification.__call__
 
         def diverging(self: Classification, network: Any, batch: Any) -> Any:
-            calls[0] += network.training
+            calls[0] += is_step(network, batch)
             result = loss(self, network, batch)
             return result._replace(total=result.total * (float("nan") if calls[0] > 8 else 1))
 

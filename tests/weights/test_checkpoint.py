@@ -14,7 +14,7 @@ from torch import Tensor
 
 from scgalore._files import file_digest
 from scgalore.errors import WeightsError
-from scgalore.weights import read_checkpoint, write_checkpoint
+from scgalore.weights import read_scgpt, write_checkpoint
 
 MakeFolder = Callable[..., Path]
 
@@ -32,7 +32,7 @@ def assert_same(found: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
 
 def test_upstream_folder(make_folder: MakeFolder) -> None:
     folder = make_folder()
-    found = read_checkpoint(folder)
+    found = read_scgpt(folder)
     assert (found.layout, found.folder) == ("scgpt", folder)
     assert found.args == json.loads((folder / "args.json").read_text())
     assert found.vocab["<pad>"] == 200
@@ -43,14 +43,14 @@ def test_upstream_folder(make_folder: MakeFolder) -> None:
 
 @pytest.mark.parametrize("file", ["full_impl_wqkv.pt", "full_in_proj.pt"])
 def test_attention_layouts_are_one(make_folder: MakeFolder, file: str) -> None:
-    expected = read_checkpoint(make_folder("full_wqkv.pt", name="flash")).tensors
-    assert_same(read_checkpoint(make_folder(file)).tensors, expected)
+    expected = read_scgpt(make_folder("full_wqkv.pt", name="flash")).tensors
+    assert_same(read_scgpt(make_folder(file)).tensors, expected)
 
 
 def test_prefix_of_distributed_training(make_folder: MakeFolder) -> None:
     folder = make_folder("full_impl_wqkv.pt")
     torch.save({f"module.{name}": t for name, t in upstream(folder).items()}, folder / "best_model.pt")
-    assert_same(read_checkpoint(folder).tensors, upstream(make_folder("full_wqkv.pt", name="flash")))
+    assert_same(read_scgpt(folder).tensors, upstream(make_folder("full_wqkv.pt", name="flash")))
 
 
 def safetensors_copy(folder: Path) -> dict[str, Tensor]:
@@ -74,7 +74,7 @@ def test_safetensors_copy(make_folder: MakeFolder) -> None:
     folder = make_folder("full_in_proj.pt")
     kept = safetensors_copy(folder)
     (folder / "config.json").write_text('{"model_type": "scgpt"}')
-    found = read_checkpoint(folder)
+    found = read_scgpt(folder)
     assert found.layout == "safetensors"
     assert "embsize" in found.args
     flash = upstream(make_folder("full_wqkv.pt", name="flash"))
@@ -89,15 +89,15 @@ def test_args_given_by_the_caller_stand_in_for_a_missing_file(make_folder: MakeF
     folder = make_folder("full_in_proj.pt")
     safetensors_copy(folder)
     stated = json.loads((folder / "args.json").read_text())
-    assert read_checkpoint(folder, args={"embsize": 8}).args == stated
+    assert read_scgpt(folder, args={"embsize": 8}).args == stated
     (folder / "args.json").unlink()
-    assert read_checkpoint(folder, args={"embsize": 8}).args == {"embsize": 8}
+    assert read_scgpt(folder, args={"embsize": 8}).args == {"embsize": 8}
     with pytest.raises(WeightsError, match=r"lacks args.json or config.json"):
-        read_checkpoint(folder)
+        read_scgpt(folder)
 
 
 def test_our_own_layout_reads_its_own_config(make_folder: MakeFolder, tmp_path: Path) -> None:
-    source = read_checkpoint(make_folder())
+    source = read_scgpt(make_folder())
     write_checkpoint(
         tmp_path / "ours",
         config={"d_model": 32},
@@ -105,17 +105,17 @@ def test_our_own_layout_reads_its_own_config(make_folder: MakeFolder, tmp_path: 
         tensors=source.tensors,
         extra={"args.json": "{}"},
     )
-    found = read_checkpoint(tmp_path / "ours")
+    found = read_scgpt(tmp_path / "ours")
     assert (found.layout, found.args) == ("scgalore", {"d_model": 32})
 
 
 def test_another_name_for_the_only_pickle(make_folder: MakeFolder) -> None:
     folder = make_folder()
     (folder / "best_model.pt").rename(folder / "model_e6.pt")
-    assert len(read_checkpoint(folder).tensors) == 43
+    assert len(read_scgpt(folder).tensors) == 43
     shutil.copyfile(folder / "model_e6.pt", folder / "model_e7.pt")
     with pytest.raises(WeightsError, match=r"'model_e6.pt', 'model_e7.pt'.*best_model.pt"):
-        read_checkpoint(folder)
+        read_scgpt(folder)
 
 
 @pytest.mark.parametrize("file", ["model.safetensors", "best_model.pt"])
@@ -124,7 +124,7 @@ def test_tensors_are_a_private_view_of_the_file(make_folder: MakeFolder, file: s
     if file == "model.safetensors":
         safetensors_copy(folder)
     before = (folder / file).read_bytes()
-    for tensor in read_checkpoint(folder).tensors.values():
+    for tensor in read_scgpt(folder).tensors.values():
         tensor.zero_()
     assert (folder / file).read_bytes() == before
 
@@ -134,12 +134,12 @@ def test_missing_file(make_folder: MakeFolder, file: str) -> None:
     folder = make_folder()
     (folder / file).unlink()
     with pytest.raises(WeightsError, match=file):
-        read_checkpoint(folder)
+        read_scgpt(folder)
 
 
 def test_missing_folder(tmp_path: Path) -> None:
     with pytest.raises(WeightsError, match="is not a folder"):
-        read_checkpoint(tmp_path / "nowhere")
+        read_scgpt(tmp_path / "nowhere")
 
 
 @pytest.mark.parametrize("file", ["args.json", "vocab.json"])
@@ -148,7 +148,7 @@ def test_garbage_json(make_folder: MakeFolder, file: str, content: bytes) -> Non
     folder = make_folder()
     (folder / file).write_bytes(content)
     with pytest.raises(WeightsError, match=file):
-        read_checkpoint(folder)
+        read_scgpt(folder)
 
 
 @pytest.mark.parametrize("content", [{}, {"A": "0"}, {"A": 0.5}, {"A": True}, {"A": -1}, {"A": None}])
@@ -156,14 +156,14 @@ def test_no_vocabulary(make_folder: MakeFolder, content: dict[str, Any]) -> None
     folder = make_folder()
     (folder / "vocab.json").write_text(json.dumps(content))
     with pytest.raises(WeightsError, match="no vocabulary"):
-        read_checkpoint(folder)
+        read_scgpt(folder)
 
 
 def test_vocabulary_of_another_model(make_folder: MakeFolder) -> None:
     folder = make_folder()
     (folder / "vocab.json").write_text(json.dumps({f"G{i}": i for i in range(204)}))
     with pytest.raises(WeightsError, match=r"ids up to 203.*embeds 203 tokens"):
-        read_checkpoint(folder)
+        read_scgpt(folder)
 
 
 @pytest.mark.parametrize("file", ["model.safetensors", "best_model.pt"])
@@ -175,7 +175,7 @@ def test_truncated_weights(make_folder: MakeFolder, file: str, kept: float) -> N
     content = (folder / file).read_bytes()
     (folder / file).write_bytes(content[: int(kept * len(content))])
     with pytest.raises(WeightsError, match=file):
-        read_checkpoint(folder)
+        read_scgpt(folder)
 
 
 def test_damage_anywhere_is_at_worst_a_weights_error(make_folder: MakeFolder) -> None:
@@ -191,7 +191,7 @@ def test_damage_anywhere_is_at_worst_a_weights_error(make_folder: MakeFolder) ->
         (folder / "best_model.pt").unlink()
         (folder / "best_model.pt").write_bytes(damaged)
         try:
-            read_checkpoint(folder)
+            read_scgpt(folder)
         except WeightsError:
             refused += 1
     assert refused > 30
@@ -220,7 +220,7 @@ def test_code_is_refused_and_does_not_run(make_folder: MakeFolder, tmp_path: Pat
     else:
         path.write_bytes(pickle.dumps(content))
     with pytest.raises(WeightsError, match="refused.*run code" if archive else "not a PyTorch archive"):
-        read_checkpoint(folder)
+        read_scgpt(folder)
     assert not trace.exists()
 
 
@@ -228,7 +228,7 @@ def test_whole_module_is_refused_with_the_remedy(make_folder: MakeFolder) -> Non
     folder = make_folder()
     torch.save(torch.nn.Linear(2, 2), folder / "best_model.pt")
     with pytest.raises(WeightsError, match=r"torch.nn.modules.linear.Linear.*state_dict"):
-        read_checkpoint(folder)
+        read_scgpt(folder)
 
 
 @pytest.mark.parametrize(
@@ -245,18 +245,18 @@ def test_anything_but_a_dict_of_tensors_is_refused(make_folder: MakeFolder, cont
     folder = make_folder()
     torch.save(content, folder / "best_model.pt")
     with pytest.raises(WeightsError, match=message):
-        read_checkpoint(folder)
+        read_scgpt(folder)
 
 
 def test_numpy_arrays_are_refused(make_folder: MakeFolder) -> None:
     folder = make_folder()
     torch.save({"encoder.embedding.weight": np.zeros(3)}, folder / "best_model.pt")
     with pytest.raises(WeightsError, match="refused"):
-        read_checkpoint(folder)
+        read_scgpt(folder)
 
 
 def test_counters_of_batch_norms_are_whole_numbers(make_folder: MakeFolder) -> None:
     folder = make_folder()
     tensors = {**upstream(folder), "bn.num_batches_tracked": torch.tensor(7)}
     torch.save(tensors, folder / "best_model.pt")
-    assert_same(read_checkpoint(folder).tensors, tensors)
+    assert_same(read_scgpt(folder).tensors, tensors)

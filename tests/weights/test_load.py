@@ -9,7 +9,7 @@ from torch import Tensor
 
 from scgalore.errors import WeightsError
 from scgalore.nn import SCGPTConfig, SCGPTNetwork
-from scgalore.weights import Checkpoint, LoadReport, load_tensors, read_checkpoint
+from scgalore.weights import Checkpoint, LoadReport, load_tensors, read_scgpt
 
 MakeFolder = Callable[..., Path]
 
@@ -30,7 +30,7 @@ def without(checkpoint: Checkpoint, *prefixes: str) -> Checkpoint:
 
 @pytest.mark.parametrize("file", ["full_wqkv.pt", "full_impl_wqkv.pt", "full_in_proj.pt"])
 def test_everything_is_loaded(make_folder: MakeFolder, file: str) -> None:
-    checkpoint = read_checkpoint(make_folder(file))
+    checkpoint = read_scgpt(make_folder(file))
     network = build(checkpoint)
     report = load_tensors(network, checkpoint)
     assert len(report.loaded) == 52
@@ -40,8 +40,8 @@ def test_everything_is_loaded(make_folder: MakeFolder, file: str) -> None:
 
 
 def test_released_file_for_a_new_task(make_folder: MakeFolder) -> None:
-    checkpoint = read_checkpoint(make_folder())
-    network = build(checkpoint, n_classes=5)
+    checkpoint = read_scgpt(make_folder())
+    network = build(checkpoint, heads={"classes": 5})
     before = snapshot(network)
     report = load_tensors(network, checkpoint, allow_random=("cls_decoder.",))
     assert report.ignored == ("flag_encoder.weight",)
@@ -60,18 +60,18 @@ def test_summary_when_all_is_well() -> None:
 
 
 def test_head_of_another_number_of_classes_is_left_random(make_folder: MakeFolder) -> None:
-    checkpoint = read_checkpoint(make_folder("full_wqkv.pt"))
-    report = load_tensors(build(checkpoint, n_classes=9), checkpoint)
+    checkpoint = read_scgpt(make_folder("full_wqkv.pt"))
+    report = load_tensors(build(checkpoint, heads={"classes": 9}), checkpoint)
     assert report.random == report.ignored == ("cls_decoder.out_layer.weight", "cls_decoder.out_layer.bias")
     assert "cls_decoder._decoder.0.weight" in report.loaded
     with pytest.raises(WeightsError, match="cls_decoder.out_layer.weight"):
-        load_tensors(build(checkpoint, n_classes=9), checkpoint, allow_random=("decoder.",))
+        load_tensors(build(checkpoint, heads={"classes": 9}), checkpoint, allow_random=("decoder.",))
 
 
 @pytest.mark.parametrize("part", ["encoder.enc_norm", "value_encoder.linear1", "transformer_encoder.layers.1.norm2"])
 @pytest.mark.parametrize("allow_random", [None, ("",), ("encoder.", "value_encoder.", "transformer_encoder.")])
 def test_encoder_never_stays_random(make_folder: MakeFolder, part: str, allow_random: tuple[str, ...] | None) -> None:
-    checkpoint = read_checkpoint(make_folder())
+    checkpoint = read_scgpt(make_folder())
     network = build(checkpoint)
     before = snapshot(network)
     with pytest.raises(WeightsError, match=rf"{part}.weight, {part}.bias would stay random"):
@@ -80,13 +80,13 @@ def test_encoder_never_stays_random(make_folder: MakeFolder, part: str, allow_ra
 
 
 def test_encoder_of_the_checkpoint_is_never_ignored(make_folder: MakeFolder) -> None:
-    checkpoint = read_checkpoint(make_folder())
+    checkpoint = read_scgpt(make_folder())
     with pytest.raises(WeightsError, match=r"no place for transformer_encoder.layers.1.*and 8 more"):
         load_tensors(build(checkpoint, n_layers=1), checkpoint)
 
 
 def test_heads_stay_random_only_where_allowed(make_folder: MakeFolder) -> None:
-    checkpoint = read_checkpoint(make_folder())
+    checkpoint = read_scgpt(make_folder())
     network = build(checkpoint)
     headless = without(checkpoint, "mvc_decoder.")
     assert len(load_tensors(network, headless).random) == 3
@@ -96,7 +96,7 @@ def test_heads_stay_random_only_where_allowed(make_folder: MakeFolder) -> None:
 
 @pytest.mark.parametrize("name", ["encoder.embedding.weight", "decoder.fc.0.weight"])
 def test_shapes_must_agree(make_folder: MakeFolder, name: str) -> None:
-    checkpoint = read_checkpoint(make_folder())
+    checkpoint = read_scgpt(make_folder())
     network = build(checkpoint)
     before = snapshot(network)
     rows, width = checkpoint.tensors[name].shape
@@ -108,7 +108,7 @@ def test_shapes_must_agree(make_folder: MakeFolder, name: str) -> None:
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
 def test_values_are_cast_to_the_networks_dtype(make_folder: MakeFolder, dtype: torch.dtype) -> None:
-    checkpoint = read_checkpoint(make_folder())
+    checkpoint = read_scgpt(make_folder())
     network = build(checkpoint)
     cast = {name: tensor.to(dtype) for name, tensor in checkpoint.tensors.items()}
     report = load_tensors(network, replace(checkpoint, tensors=cast))
@@ -118,7 +118,7 @@ def test_values_are_cast_to_the_networks_dtype(make_folder: MakeFolder, dtype: t
 
 
 def test_network_does_not_share_memory_with_the_file(make_folder: MakeFolder) -> None:
-    checkpoint = read_checkpoint(make_folder())
+    checkpoint = read_scgpt(make_folder())
     network = build(checkpoint)
     report = load_tensors(network, checkpoint)
     with torch.no_grad():

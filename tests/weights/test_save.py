@@ -11,7 +11,7 @@ from torch import Tensor
 
 import scgalore.weights.save as save_module
 from scgalore.errors import OptionError
-from scgalore.weights import Checkpoint, export_scgpt, read_checkpoint, write_checkpoint
+from scgalore.weights import Checkpoint, export_scgpt, read_scgpt, write_checkpoint
 
 MakeFolder = Callable[..., Path]
 VOCAB = {"B": 1, "<pad>": 2, "Ä": 0}
@@ -41,7 +41,7 @@ def assert_same_bits(found: dict[str, Tensor], expected: dict[str, Tensor]) -> N
 
 def test_round_trip(tmp_path: Path) -> None:
     write(tmp_path / "a", extra={"card.md": "café", "history.bin": b"\x00\xff"})
-    found = read_checkpoint(tmp_path / "a")
+    found = read_scgpt(tmp_path / "a")
     assert (found.layout, found.args, found.vocab) == ("scgalore", {"d_model": 4}, VOCAB)
     assert_same_bits(found.tensors, TENSORS)
     assert (tmp_path / "a" / "card.md").read_text(encoding="utf-8") == "café"
@@ -59,9 +59,9 @@ def test_any_tensors_survive(tmp_path: Path, shapes: list[list[int]], dtype: tor
     if as_parameters:
         tensors = {name: torch.nn.Parameter(tensor) for name, tensor in tensors.items()}
     write(tmp_path / "ours", tensors=tensors, overwrite=True)
-    assert_same_bits(read_checkpoint(tmp_path / "ours").tensors, tensors)
+    assert_same_bits(read_scgpt(tmp_path / "ours").tensors, tensors)
     export_scgpt(tmp_path / "theirs", args={}, vocab=VOCAB, tensors=tensors, overwrite=True)
-    assert_same_bits(read_checkpoint(tmp_path / "theirs").tensors, tensors)
+    assert_same_bits(read_scgpt(tmp_path / "theirs").tensors, tensors)
 
 
 def test_views_and_shared_memory_survive_and_stay_small(tmp_path: Path) -> None:
@@ -70,7 +70,7 @@ def test_views_and_shared_memory_survive_and_stay_small(tmp_path: Path) -> None:
     write(tmp_path / "ours", tensors=tensors)
     export_scgpt(tmp_path / "theirs", args={}, vocab=VOCAB, tensors=tensors)
     for folder in (tmp_path / "ours", tmp_path / "theirs"):
-        found = read_checkpoint(folder).tensors
+        found = read_scgpt(folder).tensors
         assert_same_bits(found, tensors)
         assert sum(path.stat().st_size for path in folder.iterdir()) < 20_000
 
@@ -122,14 +122,14 @@ def test_overwrite_has_to_be_asked_for(tmp_path: Path) -> None:
         write(tmp_path / "a", config={"d_model": 8})
     assert content(tmp_path / "a") == before
     write(tmp_path / "a", config={"d_model": 8}, overwrite=True)
-    assert read_checkpoint(tmp_path / "a").args == {"d_model": 8}
+    assert read_scgpt(tmp_path / "a").args == {"d_model": 8}
 
 
 def test_a_checkpoint_can_be_written_over_itself(tmp_path: Path) -> None:
     # Its tensors are mapped from the very file that is replaced.
     write(tmp_path / "a")
-    write(tmp_path / "a", tensors=read_checkpoint(tmp_path / "a").tensors, overwrite=True)
-    assert_same_bits(read_checkpoint(tmp_path / "a").tensors, TENSORS)
+    write(tmp_path / "a", tensors=read_scgpt(tmp_path / "a").tensors, overwrite=True)
+    assert_same_bits(read_scgpt(tmp_path / "a").tensors, TENSORS)
 
 
 @pytest.mark.parametrize("name", ["config.json", "model.safetensors", "../escape", "sub/file", "", "..", "."])
@@ -140,13 +140,13 @@ def test_names_of_extra_files(tmp_path: Path, name: str) -> None:
 
 
 def test_export_is_what_the_original_program_reads(make_folder: MakeFolder, tmp_path: Path) -> None:
-    source: Checkpoint = read_checkpoint(make_folder("full_in_proj.pt"))
+    source: Checkpoint = read_scgpt(make_folder("full_in_proj.pt"))
     export_scgpt(tmp_path / "out", args=source.args, vocab=source.vocab, tensors=source.tensors)
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["args.json", "best_model.pt", "vocab.json"]
     plain = torch.load(tmp_path / "out" / "best_model.pt", weights_only=True)
     assert type(plain) is dict
     assert "transformer_encoder.layers.0.self_attn.Wqkv.weight" in plain
-    found = read_checkpoint(tmp_path / "out")
+    found = read_scgpt(tmp_path / "out")
     assert (found.args, found.vocab) == (source.args, source.vocab)
     assert_same_bits(found.tensors, source.tensors)
 

@@ -12,13 +12,10 @@ from torch import Tensor, nn
 from scgalore.adapters.checks import TARGETS, check_values
 from scgalore.errors import OptionError, WeightsError
 from scgalore.nn.cpu.linear import Linear
-from scgalore.nn.network import PackedLinear, SplitLinear
+from scgalore.nn.scgpt import PackedLinear, SplitLinear
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
-
-BODY = ("encoder", "value_encoder", "batch_encoder", "pert_encoder", "bn", "dsbn", "transformer_encoder")
-"""Parts of a network of ours that hold what pre-training learned; all others are heads."""
 
 MARK = "_adapter"
 
@@ -235,7 +232,7 @@ def freeze_others(
 
     Notes
     -----
-    Heads are what lies outside the top-level children of :data:`BODY`. In a network that has none of these, the
+    Heads are what lies outside the network's :attr:`~scgalore.nn.CellNetwork.body`. In a module that declares none, the
     children that contain adapter parameters are its body.
     """
     own = {id(param) for param in adapter_params}
@@ -244,7 +241,7 @@ def freeze_others(
     if others == "train":
         return
     children = dict(module.named_children())
-    body = [children[key] for key in BODY if key in children]
+    body = [children[key] for key in getattr(type(module), "body", ()) if key in children]
     body = body or [part for part in children.values() if any(id(param) in own for param in part.parameters())]
     for part in body:
         for param in part.parameters():
@@ -260,7 +257,7 @@ def is_packed(name: str, layer: nn.Module) -> bool:
 
 
 def split_packed(module: nn.Module, name: str) -> SplitLinear:
-    """Put a :class:`~scgalore.nn.network.SplitLinear` in the place of a packed layer, with the same values.
+    """Put a :class:`~scgalore.nn.scgpt.SplitLinear` in the place of a packed layer, with the same values.
 
     A common A matrix for the three would be drawn towards the one with the largest gradient.
     """

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -10,20 +11,24 @@ import pandas as pd
 import torch
 
 from scgalore._keys import GeneKeys
-from scgalore.data.hashing import cell_keys
+from scgalore.data.batches import ListedBatches, SampledBatches, largest_batch
+from scgalore.data.hashing import cell_keys, digest
+from scgalore.data.match import GeneMatch, match_genes
 from scgalore.data.matrix import CellMatrix
+from scgalore.data.sampler import sorted_batches
 from scgalore.data.tokenizer import Tokenizer
-from scgalore.data.vocab import GeneMatch, GeneVocab, match_genes
 from scgalore.errors import DataError, MissingKeyError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping
 
     from anndata import AnnData
     from numpy.typing import NDArray
 
+    from scgalore.data.batches import Batches, BatchPlan
     from scgalore.data.sampler import BatchRequest
     from scgalore.data.tokens import RaggedTokens, TokenBatch, TokenizerConfig
+    from scgalore.data.vocab import GeneVocab
 
 __all__ = ["TokenCells", "gene_names", "gene_ranks", "ranked_tokens"]
 
@@ -42,10 +47,9 @@ class TokenCells:
         Which column became which token.
     lengths
         Tokens of each cell, ``<cls>`` included, int64, shape ``(n_obs,)``.
-    labels
-        Class codes, int64, shape ``(n_obs,)``, or ``None``.
-    classes
-        Names of the classes, in the order of the codes.
+    targets
+        What each cell has that an objective reads, arrays ``(n_obs, ...)`` by their names in
+        :attr:`TokenBatch.targets <scgalore.data.tokens.TokenBatch>`.
     ranked
         Token ids of the genes from best to worst, int64, for a curriculum; ``None`` without a ranking.
     """
@@ -54,8 +58,7 @@ class TokenCells:
     tokenizer: Tokenizer
     match: GeneMatch
     lengths: NDArray[np.int64] = field(repr=False)
-    labels: NDArray[np.int64] | None = field(default=None, repr=False)
-    classes: tuple[str, ...] = ()
+    targets: Mapping[str, NDArray[Any]] = field(default_factory=dict, repr=False)
     ranked: NDArray[np.int64] | None = field(default=None, repr=False)
 
     @classmethod
@@ -109,9 +112,25 @@ class TokenCells:
         """Number of cells."""
         return self.matrix.n_obs
 
-    def with_labels(self, labels: NDArray[np.int64], classes: tuple[str, ...]) -> TokenCells:
-        """Same cells with class codes, which :meth:`batch` then carries, and the names of the classes."""
-        return replace(self, labels=labels, classes=classes)
+    @property
+    def n_matched(self) -> int:
+        """Number of genes that are tokens of the network."""
+        return int((self.tokenizer.token_ids >= 0).sum())
+
+    @property
+    def limits(self) -> Mapping[str, str]:
+        """Nothing: every option of training applies."""
+        return {}
+
+    def with_targets(self, **targets: NDArray[Any]) -> TokenCells:
+        """Same cells with targets in addition, such as ``labels=codes``; :meth:`batch` puts them into ``batch.targets``.
+
+        Parameters
+        ----------
+        targets
+            Arrays of shape ``(n_obs, ...)``; ``labels`` int64, ``values`` float32.
+        """
+        return replace(self, targets={**self.targets, **targets})
 
     def with_ranks(self, ranks: NDArray[np.floating]) -> TokenCells:
         """Same cells with a ranking of the genes.
@@ -124,7 +143,7 @@ class TokenCells:
         return replace(self, ranked=ranked_tokens(self.tokenizer.token_ids, ranks))
 
     def shortened(self, max_length: int) -> TokenCells:
-        """Same cells with at most ``max_length`` tokens each; which genes of a longer cell, hangs on the draw."""
+        """Same cells with at most ``max_length`` tokens each; which genes of a longer cell depends on the draw."""
         config = replace(self.tokenizer.config, max_length=min(max_length, self.tokenizer.config.max_length))
         return replace(
             self, tokenizer=self._tokenizer(config=config), lengths=np.minimum(self.lengths, config.max_length)
@@ -173,7 +192,7 @@ class TokenCells:
         draw
             As for :meth:`scgalore.data.tokenizer.Tokenizer.encode`.
         """
-        rows = np.arange(self.n_obs) if rows is None else np.asarray(rows, dtype=np.int64)
+        rows = self._rows(rows)
         for start in range(0, len(rows), size):
             window = rows[start : start + size]
             yield self.tokenizer.encode(self.matrix.rows(window), window, draw=draw)
@@ -181,10 +200,43 @@ class TokenCells:
     def batch(self, request: BatchRequest) -> TokenBatch:
         """Read, tokenise and pad the cells of a request."""
         ragged = self.tokenizer.encode(self.matrix.rows(request.rows), request.rows, draw=request.draw)
-        batch = self.tokenizer.pad(ragged)
-        if self.labels is None:
-            return batch
-        return replace(batch, labels=torch.from_numpy(self.labels[request.rows]))
+        of_rows = {name: torch.from_numpy(values[request.rows]) for name, values in self.targets.items()}
+        return self.tokenizer.pad(ragged).with_targets(**of_rows)
+
+    def identity(self) -> dict[str, Any]:
+        """Digests of everything that training depends on; the matrix is read once for it."""
+        return {
+            "number of cells": self.n_obs,
+            "genes": digest([self.tokens()]),
+            "tokens": repr(self.tokenizer.config),
+            "expression": digest(self.keys()),
+            "ranking of genes": "none" if self.ranked is None else digest([self.ranked]),
+            **{name: digest([values]) for name, values in self.targets.items()},
+        }
+
+    def training_batches(self, rows: NDArray[np.int64] | None, plan: BatchPlan) -> Batches:
+        """Shuffled batches of the cells; see :class:`~scgalore.data.source.CellSource`."""
+        cells = self if plan.max_length is None else self.shortened(plan.max_length)
+        return SampledBatches(cells, self._rows(rows), plan)
+
+    def validation_batches(self, rows: NDArray[np.int64] | None, plan: BatchPlan) -> Batches:
+        """Batches of the cells at their full length, the longest first."""
+        rows = self._rows(rows)
+        list_of = partial(
+            sorted_batches,
+            rows,
+            self.lengths[rows],
+            batch_size=plan.batch_size,
+            batch_tokens=plan.batch_tokens,
+        )
+        return ListedBatches(self.batch, rows, list_of)
+
+    def largest_batch(self, rows: NDArray[np.int64] | None, plan: BatchPlan) -> tuple[int, int]:
+        """Cells of a training batch and tokens of its longest cell, at most."""
+        return largest_batch(self.lengths[self._rows(rows)], plan)
+
+    def _rows(self, rows: NDArray[np.int64] | None) -> NDArray[np.int64]:
+        return np.arange(self.n_obs) if rows is None else np.asarray(rows, dtype=np.int64)
 
 
 def ranked_tokens(token_ids: NDArray[np.int64], ranks: NDArray[np.floating]) -> NDArray[np.int64]:

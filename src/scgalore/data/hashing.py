@@ -7,15 +7,18 @@ Flood, OOPSLA 2014): ``token`` indexes the sequence that starts at a state made 
 
 from __future__ import annotations
 
+import hashlib
 from hashlib import blake2b
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from numpy.typing import ArrayLike, NDArray
 
-__all__ = ["cell_keys", "fold_seed", "splitmix64", "uniforms"]
+__all__ = ["cell_keys", "digest", "fold_seed", "splitmix64", "uniforms"]
 
 _STEP = 0x9E3779B97F4A7C15
 _MASK = (1 << 64) - 1
@@ -108,3 +111,11 @@ def uniforms(seed: int, stream: int | str, cell_key: ArrayLike, token_id: ArrayL
     with np.errstate(over="ignore"):
         state = start + np.array(token_id).astype(np.uint64) * np.uint64(_STEP)
     return (splitmix64(state) >> np.uint64(11)) * np.float64(2.0**-53)
+
+
+def digest(arrays: Iterable[NDArray[np.generic]]) -> str:
+    """Hash the bytes of some arrays, 16 hexadecimal digits of SHA-256."""
+    state = hashlib.sha256()
+    for array in arrays:
+        state.update(np.ascontiguousarray(array).data)
+    return state.hexdigest()[:16]

@@ -8,11 +8,11 @@ from __future__ import annotations
 import re
 from collections import Counter, defaultdict
 from dataclasses import dataclass
-from itertools import islice
-from typing import TYPE_CHECKING, get_args
+from typing import TYPE_CHECKING, Any, get_args
 
 import numpy as np
 
+from scgalore._words import few
 from scgalore.errors import DataError
 from scgalore.genes.identifiers import NameKind, ensembl_id, looks_like_mouse, other_names
 
@@ -61,6 +61,15 @@ class GeneMatch:
     def matched(self) -> int:
         """Number of columns with a token."""
         return int((self.token_ids >= 0).sum())
+
+    def report(self) -> dict[str, Any]:
+        """Numbers of matched and renamed columns and the names that were dropped, for ``uns``."""
+        return {
+            "matched": self.matched,
+            "n_vars": self.n_vars,
+            "renamed": len(self.renamed),
+            "dropped": list(self.dropped),
+        }
 
     def summary(self) -> str:
         """One line for the user."""
@@ -120,20 +129,6 @@ def match_genes(names: Iterable[str], vocab: GeneVocab) -> GeneMatch:
         dropped=tuple(name for name in names if name not in ids and name not in lost),
         duplicates=tuple(name for name in names if name in lost),
     )
-
-
-def few(names: Iterable[str], n: int = 3) -> str:
-    """Quote the first names of many for a message.
-
-    Parameters
-    ----------
-    names
-        Names to choose from.
-    n
-        How many to show.
-    """
-    shown = [repr(str(name)) for name in islice(names, n + 1)]
-    return ", ".join(shown[:n]) + (", ..." if len(shown) > n else "")
 
 
 def _rename(unknown: set[str], exact: set[str], genes: Collection[str]) -> tuple[dict[str, str], set[str]]:

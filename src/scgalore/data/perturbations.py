@@ -7,22 +7,24 @@ their contexts.
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
 
+from scgalore.data.batches import ListedBatches, SampledBatches, largest_batch
 from scgalore.data.cells import ranked_tokens
-from scgalore.data.hashing import fold_seed, uniforms
+from scgalore.data.hashing import digest, fold_seed, uniforms
+from scgalore.data.sampler import BatchRequest
 from scgalore.data.tokens import TokenBatch
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
 
     from numpy.typing import NDArray
 
+    from scgalore.data.batches import Batches, BatchPlan
     from scgalore.data.expression import LogExpression
-    from scgalore.data.sampler import BatchRequest
 
 __all__ = ["FlagTokenizer", "HeldOutPrior", "PerturbationCells", "Targets"]
 
@@ -156,8 +158,8 @@ class FlagTokenizer:
             padding=torch.from_numpy(padding),
             cells=torch.from_numpy(cells),
             keys=torch.zeros(len(cells), dtype=torch.int64),
-            flags=torch.from_numpy(flags),
-            masked=torch.from_numpy(counted),
+            conditions={"flags": torch.from_numpy(flags)},
+            targets={"masked": torch.from_numpy(counted)},
             padded=bool(padding.any()),
         )
 
@@ -221,10 +223,6 @@ class PerturbationCells:
     ranked: NDArray[np.int64] | None = field(repr=False, default=None)
     admitted: NDArray[np.int64] | None = field(repr=False, default=None)
 
-    #: Perturbations are no classes.
-    classes: tuple[str, ...] = ()
-    labels: None = None
-
     @property
     def n_obs(self) -> int:
         """Number of cells."""
@@ -250,8 +248,45 @@ class PerturbationCells:
         """Same cells, of which training shows these genes and what is perturbed in them."""
         return replace(self, admitted=genes)
 
-    def digests(self) -> Iterator[NDArray[np.generic]]:
-        """Everything that training depends on, as arrays."""
+    @property
+    def n_matched(self) -> int:
+        """Number of measured genes that are tokens of the network."""
+        return len(self.tokenizer.columns)
+
+    @property
+    def limits(self) -> Mapping[str, str]:
+        """A cell is as long as its measured genes."""
+        return {
+            "max_length": "perturbed cells show all measured genes, or those of a step. Set genes_per_step instead."
+        }
+
+    def identity(self) -> dict[str, Any]:
+        """Digests of everything that training depends on; the matrix is read once for it."""
+        return {
+            "number of cells": self.n_obs,
+            "genes": digest([self.tokens()]),
+            "tokens": repr(self),
+            "expression": digest(self._arrays()),
+            "ranking of genes": "none" if self.ranked is None else digest([self.ranked]),
+        }
+
+    def training_batches(self, rows: NDArray[np.int64] | None, plan: BatchPlan) -> Batches:
+        """Shuffled batches of the perturbed cells; control cells are partners and not examples."""
+        rows = np.arange(self.n_obs) if rows is None else rows
+        return SampledBatches(self, rows[self.rows[rows] >= 0], plan)
+
+    def validation_batches(self, rows: NDArray[np.int64] | None, plan: BatchPlan) -> Batches:
+        """One batch per perturbation and context that the cells have; every process has all of them."""
+        perturbed = np.unique(self.rows if rows is None else self.rows[rows])
+        perturbed = perturbed[perturbed >= 0]
+        requests = [BatchRequest(row) for row in perturbed[:, None]]
+        return ListedBatches(self._validation, perturbed, lambda rank, size: requests)
+
+    def largest_batch(self, rows: NDArray[np.int64] | None, plan: BatchPlan) -> tuple[int, int]:
+        """Cells of a training batch and their tokens, at most."""
+        return largest_batch(self.lengths if rows is None else self.lengths[rows], plan)
+
+    def _arrays(self) -> Iterator[NDArray[np.generic]]:
         arrays: list[NDArray[np.generic]] = [self.rows, self.pools, self.means, self.controls]
         arrays += [*(array for of_row in self.targets for array in of_row), *self.pool_cells]
         if self.prior is not None:
@@ -306,6 +341,9 @@ class PerturbationCells:
         prior = None if self.prior is None else self.prior[rows][:, columns]
         return self._with_targets(batch, self.means[rows][:, columns], prior, rows, columns)
 
+    def _validation(self, request: BatchRequest) -> TokenBatch:
+        return self.validation_batch(int(request.rows[0]))
+
     def _partners(self, cells: NDArray[np.int64], draw: int) -> NDArray[np.int64]:
         u = uniforms(self.seed, f"partner/{draw}", cells.astype(np.uint64), np.zeros_like(cells))
         pools = [self.pool_cells[pool] for pool in self.pools[cells]]
@@ -350,9 +388,5 @@ class PerturbationCells:
             out[:, 1 : 1 + len(columns)] = torch.from_numpy(values)
             return out
 
-        return replace(
-            batch,
-            targets=placed(truth),
-            controls=placed(self.controls[rows][:, columns]),
-            prior=None if prior is None else placed(prior),
-        )
+        batch = batch.with_targets(expression=placed(truth), controls=placed(self.controls[rows][:, columns]))
+        return batch if prior is None else batch.with_targets(prior=placed(prior))

@@ -6,7 +6,6 @@ import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
@@ -16,23 +15,26 @@ from torch import distributed
 from torch.utils.data import IterableDataset, get_worker_info
 
 from scgalore._rng import seed_from
+from scgalore.data.batches import Batches, Drawn
 from scgalore.data.buffers import FileBuffers, Share
+from scgalore.data.hashing import digest
 from scgalore.data.loaders import LoaderBuffers
 from scgalore.data.sources import Source
 from scgalore.data.tokens import RaggedTokens, TokenBatch, TokenizerConfig
 from scgalore.errors import DataError, OptionError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping
 
     from numpy.typing import NDArray
 
     from scgalore._typing import PathLike, Rng
+    from scgalore.data.batches import BatchPlan
     from scgalore.data.buffers import Part
     from scgalore.data.tokenizer import Tokenizer
     from scgalore.data.vocab import GeneVocab
 
-__all__ = ["TokenStream", "stream"]
+__all__ = ["StreamedBatches", "TokenStream", "stream"]
 
 _Buffer: TypeAlias = "tuple[int, RaggedTokens, NDArray[np.int64] | None]"  # its number, tokens and class codes
 
@@ -142,6 +144,7 @@ def stream(
         seed=seed if shuffle else None,
         rank=rank,
         world_size=world_size,
+        labels_key=labels_key,
     )
 
 
@@ -166,6 +169,8 @@ class TokenStream(IterableDataset[TokenBatch]):
         Seed of the shuffling; ``None`` for the cells in order.
     rank, world_size
         This process and how many there are; asked of :mod:`torch.distributed` when ``None``.
+    labels_key
+        Column that the class codes were read from.
     """
 
     def __init__(
@@ -177,8 +182,11 @@ class TokenStream(IterableDataset[TokenBatch]):
         seed: int | None,
         rank: int | None = None,
         world_size: int | None = None,
+        labels_key: str | None = None,
     ) -> None:
         super().__init__()
+        #: Arguments of tasks that the stream was made with, for training.
+        self.arguments = {} if labels_key is None else {"labels_key": labels_key}
         self._buffers, self._seed = buffers, seed
         self.batch_size = batch_size
         self._buffer_size = buffer_size // batch_size * batch_size
@@ -216,14 +224,70 @@ class TokenStream(IterableDataset[TokenBatch]):
         """Makes the tokens of the first source; all are made alike."""
         return self._buffers.tokenizer
 
-    def windows(self) -> Iterator[RaggedTokens]:
+    @property
+    def n_matched(self) -> int:
+        """Number of genes in the files that are tokens of the network."""
+        return len(self._buffers.genes())
+
+    @property
+    def lengths(self) -> None:
+        """Not known before the cells are read."""
+
+    @property
+    def ranked(self) -> None:
+        """A stream has no ranking of genes."""
+
+    @property
+    def limits(self) -> Mapping[str, str]:
+        """Batches and lengths are the stream's own."""
+        own = "a stream makes its own batches. Set it where the stream is made."
+        return {
+            "batch_size": own,
+            "batch_tokens": own,
+            "max_length": own,
+            "curriculum": "a curriculum needs cells in one AnnData; a stream makes its own batches.",
+        }
+
+    def identity(self) -> dict[str, Any]:
+        """Sizes and settings; the cells are not read."""
+        return {
+            "number of cells": self.n_obs,
+            "genes": digest([self.tokens()]),
+            "tokens": repr(self.tokenizer.config),
+            "classes": ", ".join(self.classes),
+            "expression": repr(self),
+        }
+
+    def training_batches(self, rows: NDArray[np.int64] | None, plan: BatchPlan) -> Batches:
+        """The stream's own batches, each epoch in another order."""
+        return StreamedBatches(self, rows)
+
+    def validation_batches(self, rows: NDArray[np.int64] | None, plan: BatchPlan) -> Batches:
+        """The stream's own batches of its first epoch, always the same; each process has its own."""
+        return StreamedBatches(self, rows, epoch=0)
+
+    def largest_batch(self, rows: NDArray[np.int64] | None, plan: BatchPlan) -> tuple[int, int]:
+        """Cells of a batch and tokens of a cell, at most."""
+        return self.batch_size, self.tokenizer.config.max_length
+
+    def windows(self, rows: NDArray[np.int64] | None = None, *, size: int = 0) -> Iterator[RaggedTokens]:
         """Tokens of all cells in their order, a buffer at a time; the stream must not shuffle.
+
+        Parameters
+        ----------
+        rows
+            Must be left out: a stream is read whole.
+        size
+            Not used; windows are the stream's buffers.
 
         Raises
         ------
         OptionError
-            If it does.
+            If it shuffles, or some rows are asked for, as each of several processes does.
         """
+        if rows is not None:
+            msg = "A stream is read whole, so it is embedded by one process. Give each process files of its own."
+            raise OptionError(msg)
         if self._seed is not None:
             msg = "This stream shuffles its cells, so results could not be told apart. Make it with shuffle=False."
             raise OptionError(msg)
@@ -241,20 +305,23 @@ class TokenStream(IterableDataset[TokenBatch]):
         return -(-(self.n_obs // world_size) // self.batch_size)
 
     def __iter__(self) -> Iterator[TokenBatch]:
+        return self.batches(self.epoch)
+
+    def batches(self, epoch: int) -> Iterator[TokenBatch]:
+        """Batches of one epoch, whichever :meth:`set_epoch` has chosen."""
         rank, world_size = self._rank()
         if self.n_obs < world_size:
             msg = f"There are {self.n_obs} cells for {world_size} processes; each needs at least one."
             raise DataError(msg)
         info = get_worker_info()
         share = Share(rank, world_size, *((0, 1) if info is None else (info.id, info.num_workers)))
-        epoch = self.epoch
         order = None if self._seed is None else np.random.default_rng([self._seed, epoch])
         with closing(self._buffers.read(share, size=self._buffer_size, order=order)) as buffers:
             for number, ragged, labels in _ahead(_encoded(buffers, epoch)):
                 shuffle = None if self._seed is None else np.random.default_rng([self._seed, epoch, rank, number])
                 for rows in self._cut(ragged.lengths, shuffle):
                     batch = self.tokenizer.pad(ragged, rows)
-                    yield batch if labels is None else replace(batch, labels=torch.from_numpy(labels[rows]))
+                    yield batch if labels is None else batch.with_targets(labels=torch.from_numpy(labels[rows]))
 
     def __getstate__(self) -> dict[str, Any]:
         # A spawned worker knows nothing of torch.distributed, so what the process knows of it travels along.
@@ -274,6 +341,67 @@ class TokenStream(IterableDataset[TokenBatch]):
         batches = [order[start : start + self.batch_size] for start in range(0, len(order), self.batch_size)]
         for number in range(len(batches)) if shuffle is None else shuffle.permutation(len(batches)):
             yield batches[number]
+
+
+class _Epochs(IterableDataset[Drawn]):
+    """Batches of the epoch that the stream is in, or always of the same one."""
+
+    def __init__(self, stream: TokenStream, epoch: int | None) -> None:
+        super().__init__()
+        self.stream, self.epoch = stream, epoch
+
+    def __len__(self) -> int:
+        return len(self.stream)
+
+    def __iter__(self) -> Iterator[Drawn]:
+        epoch = self.stream.epoch if self.epoch is None else self.epoch
+        for batch in self.stream.batches(epoch):
+            yield Drawn(batch, epoch)
+
+
+class StreamedBatches(Batches):
+    """Batches as a stream makes them. Each of several processes gets cells of its own.
+
+    Parameters
+    ----------
+    stream
+        The cells.
+    rows
+        Must be ``None``: a stream serves all of its cells.
+    epoch
+        Which epoch to serve whenever they are iterated over; ``None`` for the one that :meth:`set_epoch` chooses.
+    """
+
+    reload = True
+
+    def __init__(self, stream: TokenStream, rows: NDArray[np.int64] | None, epoch: int | None = None) -> None:
+        if rows is not None:
+            msg = "split= does not go with a stream, which serves all of its cells. Make one stream for each split."
+            raise OptionError(msg)
+        self.rows, self.n = np.empty(0, dtype=np.int64), stream.n_obs
+        self.dataset: IterableDataset[Drawn] = _Epochs(stream, epoch)
+        self._stream, self._epoch = stream, epoch
+
+    @property
+    def sampler(self) -> None:
+        """The stream decides itself what comes next."""
+
+    def n_batches(self, epoch: int) -> int:
+        """Batches of an epoch, the same for all processes."""
+        return len(self._stream)
+
+    def first(self) -> Drawn:
+        """The first batch."""
+        batches = iter(self.dataset)
+        try:
+            return next(batches)
+        finally:
+            batches.close()  # type: ignore[attr-defined]
+
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the epoch of the next iteration."""
+        if self._epoch is None:
+            self._stream.set_epoch(epoch)
 
 
 def _ahead(buffers: Iterator[_Buffer]) -> Iterator[_Buffer]:

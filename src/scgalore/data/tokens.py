@@ -5,8 +5,8 @@ Shape letters: b cells in a batch, s tokens in a row (``<cls>`` included).
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -15,7 +15,7 @@ from scgalore.data.ragged import starts
 from scgalore.errors import OptionError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     import torch
     from numpy.typing import NDArray
@@ -38,21 +38,15 @@ class TokenBatch:
     cells
         Row number of each cell in the data set, int64, shape ``(b,)``.
     keys
-        Content key of each cell, int64 (bits of a uint64), shape ``(b,)``: random draws hang on it, not on position.
-    labels
-        Class codes, int64, shape ``(b,)``, -1 for unlabelled; ``None`` when the task has no labels.
-    batches
-        Codes of the sequencing batches, int64, shape ``(b,)``; ``None`` when the network does not use them.
-    flags
-        Perturbation flags, int64, shape ``(b, s)``; ``None`` outside perturbation tasks.
+        Content key of each cell, int64 (bits of a uint64), shape ``(b,)``: random draws depend on it, not on position.
+    conditions
+        What a network reads in addition, as keyword arguments of its ``encode``: ``"batches"``, codes of sequencing batches,
+        int64 ``(b,)``; ``"flags"``, perturbation flags, int64 ``(b, s)``.
     targets
-        Expression to predict, float32, shape ``(b, s)``; ``None`` unless an objective put it there.
-    masked
-        ``True`` where ``targets`` count, bool, shape ``(b, s)``; ``None`` unless an objective put it there.
-    controls
-        Mean expression of the control cells, float32, shape ``(b, s)``; ``None`` outside perturbation tasks.
-    prior
-        Effect that a network's output is added to, float32, shape ``(b, s)``; ``None`` where there is none.
+        What an objective reads: ``"labels"``, class codes, int64 ``(b,)``; ``"values"``, numbers, float32 ``(b,)``;
+        ``"expression"``, expression to predict, float32 ``(b, s)``, and ``"masked"``, where it counts, bool ``(b, s)``;
+        ``"controls"``, mean expression of control cells, and ``"prior"``, the effect that a network's output is added to,
+        float32 ``(b, s)``.
     padded
         Whether any position is padding; known without asking the device.
     """
@@ -62,13 +56,8 @@ class TokenBatch:
     padding: torch.Tensor
     cells: torch.Tensor
     keys: torch.Tensor
-    labels: torch.Tensor | None = None
-    batches: torch.Tensor | None = None
-    flags: torch.Tensor | None = None
-    targets: torch.Tensor | None = None
-    masked: torch.Tensor | None = None
-    controls: torch.Tensor | None = None
-    prior: torch.Tensor | None = None
+    conditions: Mapping[str, torch.Tensor] = field(default_factory=dict)
+    targets: Mapping[str, torch.Tensor] = field(default_factory=dict)
     padded: bool = True
 
     def __len__(self) -> int:
@@ -83,6 +72,14 @@ class TokenBatch:
     def padding_if_any(self) -> torch.Tensor | None:
         """``padding``, or ``None`` where no position is: attention without a mask is the faster one."""
         return self.padding if self.padded else None
+
+    def with_conditions(self, **tensors: torch.Tensor) -> TokenBatch:
+        """Same cells with these conditions in addition."""
+        return replace(self, conditions={**self.conditions, **tensors})
+
+    def with_targets(self, **tensors: torch.Tensor) -> TokenBatch:
+        """Same cells with these targets in addition."""
+        return replace(self, targets={**self.targets, **tensors})
 
     def to(self, device: torch.device | str, *, non_blocking: bool = False) -> TokenBatch:
         """Move every tensor to a device.
@@ -101,9 +98,16 @@ class TokenBatch:
         return self._each(lambda tensor: tensor.pin_memory())
 
     def _each(self, change: Callable[[torch.Tensor], torch.Tensor]) -> TokenBatch:
-        tensors = {name: value for name, value in vars(self).items() if name != "padded" and value is not None}
-        changed: dict[str, Any] = {name: change(tensor) for name, tensor in tensors.items()}
-        return replace(self, **changed)
+        return TokenBatch(
+            genes=change(self.genes),
+            values=change(self.values),
+            padding=change(self.padding),
+            cells=change(self.cells),
+            keys=change(self.keys),
+            conditions={name: change(tensor) for name, tensor in self.conditions.items()},
+            targets={name: change(tensor) for name, tensor in self.targets.items()},
+            padded=self.padded,
+        )
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Self
 import numpy as np
 
 from scgalore._logging import info
-from scgalore.data.match import GeneMatch, few, match_genes
+from scgalore._words import few
 from scgalore.errors import DataError, MissingKeyError, WeightsError
 
 if TYPE_CHECKING:
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
     from scgalore._typing import PathLike
 
-__all__ = ["SPECIALS", "GeneMatch", "GeneVocab", "match_genes"]
+__all__ = ["SPECIALS", "GeneVocab"]
 
 SPECIALS = ("<pad>", "<cls>", "<eoc>")
 """Tokens that are no genes, in the order in which they follow the genes."""

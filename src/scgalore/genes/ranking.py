@@ -75,7 +75,7 @@ STRATEGIES: Mapping[str, Strategy] = {
     ),
     "expressed": Strategy({EXPRESSED: 1.0}),
 }
-"""What ``strategy=`` may be."""
+"""What ``gene_strategy=`` may be."""
 
 
 def get_strategy(name: str) -> Strategy:
@@ -94,7 +94,7 @@ def get_strategy(name: str) -> Strategy:
     if name not in STRATEGIES:
         close = get_close_matches(str(name), STRATEGIES, n=1)
         hint = f"did you mean {close[0]!r}? " if close else ""
-        msg = f"strategy={name!r}: {hint}Choose one of {', '.join(map(repr, STRATEGIES))}."
+        msg = f"gene_strategy={name!r}: {hint}Choose one of {', '.join(map(repr, STRATEGIES))}."
         raise OptionError(msg)
     return STRATEGIES[name]
 

@@ -1,6 +1,9 @@
-"""Models as users hold them, and the memory they take in training."""
+"""Models as users hold them, their families, and the memory they take in training."""
 
+from scgalore.model.cell_model import CellModel
+from scgalore.model.families import FAMILIES, load
+from scgalore.model.family import Family
 from scgalore.model.memory import savings
 from scgalore.model.scgpt import SCGPT
 
-__all__ = ["SCGPT", "savings"]
+__all__ = ["FAMILIES", "SCGPT", "CellModel", "Family", "load", "savings"]

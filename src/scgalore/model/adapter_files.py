@@ -13,13 +13,17 @@ from safetensors.torch import load_file, save_file
 from scgalore import __version__
 from scgalore._folders import FolderKind, whole_folder
 from scgalore.errors import OptionError, WeightsError
+from scgalore.model.files import memory_config, read_memory
 from scgalore.model.training import AdapterWeights
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from torch import Tensor
 
     from scgalore._typing import PathLike
     from scgalore.model.files import Provenance
+    from scgalore.tasks.base import TaskMemory
 
 __all__ = ["StoredAdapter", "is_adapter_folder", "read_adapter", "write_adapter"]
 
@@ -37,13 +41,16 @@ class StoredAdapter:
         Its factors and heads.
     base
         Provenance of the weights it was trained on.
-    classes
-        Names of the classes of its head.
+    heads
+        Outputs of each cell head by name.
+    memory
+        What the model keeps of its task.
     """
 
     weights: AdapterWeights
     base: Provenance
-    classes: tuple[str, ...]
+    heads: dict[str, int]
+    memory: TaskMemory | None
 
 
 def is_adapter_folder(path: PathLike) -> bool:
@@ -56,14 +63,15 @@ def write_adapter(
     weights: AdapterWeights | None,
     *,
     base: Provenance,
-    classes: tuple[str, ...],
+    heads: Mapping[str, int],
+    memory: TaskMemory | None,
     overwrite: bool,
 ) -> None:
-    """Write ``adapter.json`` and ``adapter.safetensors``; see :meth:`scgalore.model.SCGPT.save_adapter`."""
+    """Write ``adapter.json`` and ``adapter.safetensors``; see :meth:`scgalore.model.CellModel.save_adapter`."""
     if weights is None:
         msg = (
-            "There is no adapter to save alone: the last training had none, or trained other weights beside it "
-            "(others='train'). Use save(), which writes all weights."
+            "There is no adapter to save alone: the last training had none, trained other weights too (others='train'), or "
+            "changed more of the network than its heads. Use save(), which writes all weights."
         )
         raise OptionError(msg)
     if not base["sha256"]:
@@ -73,7 +81,8 @@ def write_adapter(
         "scgalore": __version__,
         "adapter": weights.name,
         "options": weights.options,
-        "classes": list(classes),
+        "heads": dict(heads),
+        **memory_config(memory),
         "base": dict(base),
     }
     groups = {"adapter": weights.tensors, "network": weights.heads}
@@ -101,7 +110,10 @@ def read_adapter(folder: PathLike) -> StoredAdapter:
             group, _, name = key.partition(":")
             groups[group][name] = tensor
         weights = AdapterWeights(content["adapter"], content["options"], groups["adapter"], groups["network"])
-        return StoredAdapter(weights, content["base"], tuple(content["classes"]))
+        # Version 0.5.0 names the classes in place of the heads.
+        heads = content["heads"] if "heads" in content else {"classes": len(content["classes"])}
+        heads = {name: n for name, n in heads.items() if n}
+        return StoredAdapter(weights, content["base"], heads, read_memory(folder, content))
     except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
-        msg = f"{folder} holds no adapter that scgalore wrote ({type(error).__name__}: {error}). Save it again."
+        msg = f"{folder} does not hold an adapter that scgalore wrote ({type(error).__name__}: {error}). Save it again."
         raise WeightsError(msg) from error

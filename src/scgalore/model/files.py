@@ -1,7 +1,8 @@
-"""Models in folders: what is written beside the weights, and how any known folder becomes a network."""
+"""Models in folders: what is written in addition to the weights, and how a folder of any family becomes a network."""
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 from io import StringIO
 from typing import TYPE_CHECKING, Any, TypedDict
@@ -12,20 +13,22 @@ import torch
 from scgalore import __version__
 from scgalore import _logging as logg
 from scgalore.data.vocab import GeneVocab
-from scgalore.errors import WeightsError
-from scgalore.model.screen_files import read_screen, screen_files
-from scgalore.nn import SCGPTConfig, SCGPTNetwork
-from scgalore.weights import load_tensors, read_checkpoint, resolve_model_folder, write_checkpoint
+from scgalore.errors import OptionError, WeightsError
+from scgalore.tasks.registry import TASKS
+from scgalore.train.result import TrainResult
+from scgalore.weights import load_tensors, resolve_model_folder, write_checkpoint
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
 
     from scgalore._typing import PathLike
-    from scgalore.model.screens import ScreenMemory
-    from scgalore.weights import Checkpoint, LoadReport
+    from scgalore.model.family import Family
+    from scgalore.nn.base import CellNetwork
+    from scgalore.tasks.base import TaskMemory
+    from scgalore.weights import LoadReport
 
-__all__ = ["Provenance", "StoredModel", "read_model", "write_model"]
+__all__ = ["Provenance", "StoredModel", "read_memory", "read_model", "write_model"]
 
 HISTORY = "history.csv"
 
@@ -33,7 +36,7 @@ HISTORY = "history.csv"
 class Provenance(TypedDict):
     """Where weights come from: registry name or folder, hash of the file, its layout ("memory" while there is no file).
 
-    ``base`` is the name of what they were trained from, where the file tells; it is the name that stood here when the
+    ``base`` is the name of what they were trained from, where the file has it; it is the name that stood here when the
     model was saved.
     """
 
@@ -47,67 +50,121 @@ class Provenance(TypedDict):
 class StoredModel:
     """A model as read from a folder."""
 
-    network: SCGPTNetwork
+    family: Family
+    network: CellNetwork
     vocab: GeneVocab
-    classes: tuple[str, ...]
     provenance: Provenance
     report: LoadReport
-    history: pd.DataFrame
-    screen: ScreenMemory | None
+    result: TrainResult | None
 
 
-def read_model(model: PathLike) -> StoredModel:
+def read_model(model: PathLike, families: Mapping[str, Family]) -> StoredModel:
     """Read a model from a registry name or a folder in any known layout.
 
     Parameters
     ----------
     model
-        As for :meth:`scgalore.model.SCGPT.from_pretrained`.
+        Name or folder.
+    families
+        Which it may be of, by name; the first one reads a folder that none recognises.
+
+    Raises
+    ------
+    WeightsError
+        If the folder is damaged, or the model is of another family or task than are known.
     """
     folder, entry = resolve_model_folder(model)
-    checkpoint = read_checkpoint(folder, args=None if entry is None else entry.args)
+    family = _family_of(folder, families)
+    checkpoint = family.read(folder, args=None if entry is None else entry.args)
     vocab = GeneVocab.from_dict(checkpoint.vocab)
-    config, classes = _config(checkpoint, vocab)
+    config = family.config_of(checkpoint, vocab)
     # Heads that the file lacks stay random: the same in every process, and at no cost to the user's generator.
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        network = SCGPTNetwork(config)
+        network = family.network(config)
     report = load_tensors(network, checkpoint)
     name = entry.name if entry is not None else str(folder)
     logg.info(f"loaded {name}: {report.summary()}")
     base = checkpoint.args["weights"]["name"] if "weights" in checkpoint.args else ""
     provenance = Provenance(name=name, sha256=checkpoint.sha256, layout=checkpoint.layout, base=base)
-    history = _read_history(folder / HISTORY)
-    return StoredModel(network.eval(), vocab, classes, provenance, report, history, read_screen(folder))
+    result = _read_result(folder, checkpoint.args) if checkpoint.layout == "scgalore" else None
+    return StoredModel(family, network.eval(), vocab, provenance, report, result)
 
 
 def write_model(
     folder: PathLike,
     *,
-    network: SCGPTNetwork,
+    family: Family,
+    network: CellNetwork,
     vocab: GeneVocab,
-    classes: tuple[str, ...],
     provenance: Provenance,
-    history: pd.DataFrame,
-    screen: ScreenMemory | None = None,
+    result: TrainResult | None,
     evaluation: Mapping[str, Any] | None = None,
     overwrite: bool,
 ) -> None:
-    """Write a model in our own layout; see :meth:`scgalore.model.SCGPT.save`."""
+    """Write a model in our own layout; see :meth:`scgalore.model.CellModel.save`."""
+    memory = None if result is None else result.memory
     config: dict[str, Any] = {
         "scgalore": __version__,
+        "family": family.name,
         "network": network.config.to_dict(),
-        "classes": list(classes),
         "weights": dict(provenance),
+        **memory_config(memory),
+        "training": None if result is None else result.summary(),
     }
-    extra: dict[str, str | bytes] = {} if screen is None else screen_files(screen, provenance, evaluation)
-    if not history.empty:
+    extra: dict[str, str | bytes] = {} if memory is None else memory.files(provenance, evaluation)
+    if result is not None and not result.history.empty:
         text = StringIO()
-        history.to_csv(text, index_label="epoch")
+        result.history.to_csv(text, index_label="epoch")
         extra[HISTORY] = text.getvalue()
     write_checkpoint(
         folder, config=config, vocab=vocab.to_dict(), tensors=network.state_dict(), extra=extra, overwrite=overwrite
     )
+
+
+def memory_config(memory: TaskMemory | None) -> dict[str, Any]:
+    """What a configuration file holds of a task: its name, and what the model keeps of it."""
+    if memory is None:
+        return {"task": None, "memory": {}}
+    return {"task": memory.task, "memory": memory.to_config()}
+
+
+def read_memory(folder: Path, config: Mapping[str, Any]) -> TaskMemory | None:
+    """Read what a model keeps of its task.
+
+    Parameters
+    ----------
+    folder
+        Folder of the model.
+    config
+        Its configuration. Files of version 0.5.0 do not name the task: each task looks for what is its own.
+
+    Raises
+    ------
+    WeightsError
+        If the task is not registered, or files are damaged.
+    """
+    if "task" not in config:
+        found = (task.load(folder, config) for task in TASKS.values())
+        return next((memory for memory in found if memory is not None), None)
+    name = config["task"]
+    if name is None:
+        return None
+    if name not in TASKS:
+        msg = f"{folder} was trained for task={name!r}, which is not registered. Import the package that adds it to sg.tasks.TASKS."
+        raise WeightsError(msg)
+    try:
+        return TASKS[name].load(folder, config)
+    except (KeyError, TypeError, ValueError) as error:
+        msg = f"{folder}/config.json holds no memory of task={name!r}: {error!r}. Save the model again."
+        raise WeightsError(msg) from error
+
+
+def _read_result(folder: Path, config: Mapping[str, Any]) -> TrainResult | None:
+    history, memory = _read_history(folder / HISTORY), read_memory(folder, config)
+    if history.empty and memory is None:
+        return None
+    return TrainResult(history=history, memory=memory, **(config.get("training") or {}))
 
 
 def _read_history(path: Path) -> pd.DataFrame:
@@ -116,23 +173,21 @@ def _read_history(path: Path) -> pd.DataFrame:
     try:
         return pd.read_csv(path, index_col="epoch", float_precision="round_trip")
     except ValueError as error:  # all that pandas raises for a file it cannot parse
-        msg = f"{path} is no history of a training ({error}). Delete it, or save the model again."
+        msg = f"{path} is not a history of a training ({error}). Delete it, or save the model again."
         raise WeightsError(msg) from error
 
 
-def _config(checkpoint: Checkpoint, vocab: GeneVocab) -> tuple[SCGPTConfig, tuple[str, ...]]:
-    if checkpoint.layout == "scgalore":
-        try:
-            return SCGPTConfig.from_dict(checkpoint.args["network"]), tuple(checkpoint.args["classes"])
-        except (KeyError, TypeError) as error:
-            msg = f"{checkpoint.folder}/config.json is not one that scgalore wrote: {error}. Save the model again."
-            raise WeightsError(msg) from error
-    shapes = {name: tuple(tensor.shape) for name, tensor in checkpoint.tensors.items()}
-    # Upstream keeps the names of the classes elsewhere, so its classification head cannot name what it predicts.
-    shapes = {name: shape for name, shape in shapes.items() if not name.startswith("cls_decoder.")}
-    config = SCGPTConfig.from_args(checkpoint.args, shapes=shapes, pad_id=vocab.pad_id)
-    if checkpoint.args.get("MVC") and not config.mvc:
-        logg.info(
-            "    the head that predicts expression from the cell embedding (MVC) is not in the file, and left out"
-        )
-    return config, ()
+def _family_of(folder: Path, families: Mapping[str, Family]) -> Family:
+    first = next(iter(families.values()))
+    found = [family for family in families.values() if family.recognises(folder)]
+    try:
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        config = {}
+    if not isinstance(config, dict) or "scgalore" not in config:
+        return (found or [first])[0]
+    name = config.get("family", "scgpt")  # version 0.5.0 had one
+    if name not in families:
+        msg = f"{folder} holds a model of the family {name!r}; known here: {', '.join(map(repr, families))}. Use sg.model.load."
+        raise OptionError(msg)
+    return families[name]

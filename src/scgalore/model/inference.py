@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal, Self, get_args
+from typing import TYPE_CHECKING, Any, Literal, Self, get_args
 
 import numpy as np
 import torch
@@ -12,21 +12,21 @@ import torch.nn.functional as F
 from scgalore._progress import progress
 from scgalore._settings import settings
 from scgalore.data.sampler import cut_batches
-from scgalore.data.streaming import TokenStream
 from scgalore.errors import OptionError
 from scgalore.model.distributed import refuse_devices
-from scgalore.nn import CellEncoder
+from scgalore.nn import CellOutput
+from scgalore.nn.device import pick_device
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Callable, Iterable, Iterator
 
     from numpy.typing import NDArray
 
-    from scgalore.data.cells import TokenCells
+    from scgalore.data.source import TokenSource
     from scgalore.data.tokens import RaggedTokens, TokenizerConfig
-    from scgalore.nn import SCGPTNetwork
+    from scgalore.nn import CellNetwork
 
-__all__ = ["CellOutput", "InferencePrecision", "RunOptions", "pick_device", "pick_dtype", "run_network"]
+__all__ = ["InferencePrecision", "RunOptions", "pick_dtype", "run_network"]
 
 InferencePrecision = Literal["auto", "32-true", "bf16-true"]
 
@@ -35,48 +35,6 @@ WINDOW = 1024
 
 BATCH_TOKENS = {True: 4096, False: 65536}
 """Most tokens in a batch, on a CPU, whose caches should hold a layer's work, and elsewhere."""
-
-
-@dataclass(frozen=True)
-class CellOutput:
-    """What a network says of each cell, in the order of the data.
-
-    Attributes
-    ----------
-    embedding
-        Cell embeddings with unit norm, float32 ``(n_obs, d_model)``.
-    probabilities
-        Class probabilities, float32 ``(n_obs, n_classes)``; ``None`` without a classification head.
-    precision
-        Arithmetic they were computed in, ``"32-true"`` or ``"bf16-true"``.
-    """
-
-    embedding: NDArray[np.float32]
-    probabilities: NDArray[np.float32] | None
-    precision: str
-
-
-def pick_device(accelerator: str) -> torch.device:
-    """Turn Lightning's word for an accelerator into a device of torch.
-
-    Raises
-    ------
-    OptionError
-        If there is no such word, or no such device on this machine.
-    """
-    available = {
-        "cpu": True,
-        "gpu": torch.cuda.is_available(),
-        "cuda": torch.cuda.is_available(),
-        "mps": torch.backends.mps.is_available(),
-    }
-    if accelerator == "auto":
-        return torch.device("cuda" if available["cuda"] else "cpu")
-    if not available.get(accelerator, False):
-        there = ", ".join(repr(name) for name, is_there in {"auto": True, **available}.items() if is_there)
-        msg = f"accelerator={accelerator!r} is not on this machine; choose one of {there}."
-        raise OptionError(msg)
-    return torch.device("cuda" if accelerator == "gpu" else accelerator)
 
 
 def pick_dtype(precision: str, device: torch.device) -> torch.dtype:
@@ -147,9 +105,10 @@ class RunOptions:
 
 
 def run_network(
-    network: SCGPTNetwork,
-    cells: TokenCells | TokenStream,
+    network: CellNetwork,
+    cells: TokenSource,
     *,
+    encoder: Callable[..., Any],
     rows: NDArray[np.int64] | None = None,
     batch_size: int | None = None,
     batch_tokens: int | None = None,
@@ -157,7 +116,7 @@ def run_network(
     dtype: torch.dtype = torch.float32,
     label: str,
 ) -> CellOutput:
-    """Embed cells and, where the network can, classify them.
+    """Embed cells and read the cell heads.
 
     Cells are read, tokenised and run a window at a time, so that memory does not grow with their number, and files are
     read forwards. Within a window the longest come first; nothing is padded.
@@ -167,9 +126,11 @@ def run_network(
     network
         Left in evaluation mode on ``device``.
     cells
-        Each has its own result whatever the batch it lands in. A stream must not shuffle.
+        Each has its own result, whatever the batch that it is in. A stream must not shuffle.
+    encoder
+        Of the network's family: see :class:`scgalore.model.Family`.
     rows
-        Which of them; all when left out. A stream is run whole.
+        Which of them; all when left out. A stream is always run as a whole.
     batch_size
         Most cells in a batch; ``None`` sets no cap.
     batch_tokens
@@ -184,25 +145,22 @@ def run_network(
     network.eval().to(device)  # outside of inference mode, in which moved weights could never be trained again
     config, n_obs = network.config, cells.n_obs if rows is None else len(rows)
     embedding = np.empty((n_obs, config.d_model), dtype=np.float32)
-    probabilities = np.empty((n_obs, config.n_classes), dtype=np.float32) if config.n_classes else None
-    encoder = CellEncoder(
-        network, torch.from_numpy(cells.tokens()), levels=_levels(cells.tokenizer.config), dtype=dtype
-    )
+    heads = {name: np.empty((n_obs, n), dtype=np.float32) for name, n in config.heads.items()}
+    embed = encoder(network, torch.from_numpy(cells.tokens()), levels=_levels(cells.tokenizer.config), dtype=dtype)
     caps = {"batch_size": batch_size, "batch_tokens": batch_tokens or BATCH_TOKENS[device.type == "cpu"]}
-    if isinstance(cells, TokenStream):
-        windows, n_batches = cells.windows(), None
-    else:
+    n_batches = None
+    if cells.lengths is not None:
         lengths = cells.lengths if rows is None else cells.lengths[rows]
-        windows = cells.windows(rows, size=WINDOW)
         n_batches = sum(len(_cut(lengths[start : start + WINDOW], caps)) for start in range(0, n_obs, WINDOW))
+    windows = cells.windows(rows, size=WINDOW)
     for at, batch in progress(_batches(windows, caps), label=label, total=n_batches):
         genes, values = (torch.from_numpy(part).to(device) for part in (batch.genes, batch.values))
         with torch.inference_mode():
-            cell = encoder(genes, values, batch.lengths.tolist())
+            cell = embed(genes, values, batch.lengths.tolist())
             embedding[at] = F.normalize(cell, dim=1).cpu().numpy()
-            if probabilities is not None:
-                probabilities[at] = network.class_logits(cell).softmax(dim=1).cpu().numpy()
-    return CellOutput(embedding, probabilities, "bf16-true" if dtype == torch.bfloat16 else "32-true")
+            for name, outputs in heads.items():
+                outputs[at] = network.read_head(name, cell).cpu().numpy()
+    return CellOutput(embedding, heads, "bf16-true" if dtype == torch.bfloat16 else "32-true")
 
 
 def _levels(config: TokenizerConfig) -> range | None:

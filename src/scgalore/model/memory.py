@@ -2,32 +2,31 @@
 
 from __future__ import annotations
 
-from dataclasses import fields
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pandas as pd
+import torch
 
 from scgalore._docs import shared_parameters
 from scgalore._settings import settings
 from scgalore.errors import OptionError
-from scgalore.model.scgpt import SCGPT
-from scgalore.nn import SCGPTConfig
+from scgalore.model.cell_model import CellModel
+from scgalore.model.families import FAMILIES, load
+from scgalore.nn import NetworkConfig
+from scgalore.tasks.registry import DEFAULT, TASKS, task_named
 from scgalore.train.config import DEFAULT_BATCH_SIZE, TrainConfig
 from scgalore.train.estimate import MemoryEstimate, estimate_training
+from scgalore.train.trace import on_meta
 from scgalore.weights import get_entry, list_weights
 
 if TYPE_CHECKING:
     from scgalore._typing import PathLike
+    from scgalore.nn import CellNetwork
+    from scgalore.objectives import Objective
 
 __all__ = ["estimate_memory", "savings"]
-
-OBJECTIVES = {"expression": "masked_expression", "classes": "classification", "perturbation": "perturbation"}
-"""What is trained for, by the task of :func:`scgalore.tl.finetune`."""
-
-WHOLE_HUMAN = SCGPTConfig(n_tokens=60697, pad_id=60694)
-SIZES = {"scgpt": WHOLE_HUMAN, "scgpt-continual": WHOLE_HUMAN.replace(mvc=False)}
-"""Networks of registered weights that need not be there to be known: the sizes that the authors publish."""
 
 MAPS_AT_ONCE = 3
 """Maps of scores that exist for one block while attention is computed without a fused kernel."""
@@ -35,47 +34,45 @@ MAPS_AT_ONCE = 3
 
 @shared_parameters
 def estimate_memory(
-    model: PathLike | SCGPT | SCGPTConfig = "scgpt",
+    model: PathLike | CellModel | NetworkConfig = "scgpt",
     *,
-    n_genes: int,
+    genes_per_cell: int,
     batch_size: int = DEFAULT_BATCH_SIZE,
     task: str | None = None,
-    n_classes: int | None = None,
     n_vars: int | None = None,
     optimizer: str = "galore",
     precision: str = "32-true",
-    checkpointing: bool = False,
+    gradient_checkpointing: bool = False,
     **options: Any,
 ) -> MemoryEstimate:
     """Estimate the memory that :func:`scgalore.tl.finetune` will take, before it takes any.
 
     Weights are not loaded and nothing is allocated, but for folders and models of yours. Parameters, gradients and
-    optimizer state are exact; activations and working memory are counted by formulas that were compared with what autograd
-    keeps and with the memory of processes on CPUs. Nothing was compared on a GPU.
+    optimizer state are exact. Activations and working memory are those of one step on tensors that have shapes and no
+    numbers; they were compared with what autograd keeps and with the memory of processes on CPUs, and with nothing on a GPU.
 
     Parameters
     ----------
     {model}
-        Or a :class:`scgalore.nn.SCGPTConfig`.
-    n_genes
+        Or a configuration such as :class:`scgalore.nn.SCGPTConfig`.
+    genes_per_cell
         Genes of the longest cell that become tokens: the expressed ones, or those that a model of perturbations reads.
     batch_size
         Cells of a batch.
     task
-        ``"classes"``, ``"expression"`` or ``"perturbation"``, as for :func:`scgalore.tl.finetune`; when left out, classes
-        if ``n_classes`` is given, masked expression otherwise.
-    n_classes
-        Classes to learn.
+        Entry of :data:`scgalore.tasks.TASKS`; by default the task whose sizes are given, such as ``n_classes``, else masked
+        expression.
     n_vars
-        Genes of the data that the model knows, whose embeddings ``embedding="rows"`` trains; ``n_genes`` when left out.
+        Genes of the data that the model knows, whose embeddings ``embedding="rows"`` trains; ``genes_per_cell`` when left
+        out.
     optimizer
         Entry of :data:`scgalore.optim.OPTIMIZERS`.
     precision
         ``"32-true"``, ``"bf16-mixed"`` or ``"16-mixed"``.
-    checkpointing
-        Whether blocks are computed once more in the backward pass: ``gradient_checkpointing`` of a run.
+    gradient_checkpointing
+        Whether blocks are computed once more in the backward pass.
     **options
-        Further fields of :class:`~scgalore.train.TrainConfig`, such as ``accelerator="cuda"``, ``embedding``, ``adapter``,
+        Sizes of the task's heads: ``n_classes``. Further fields of :class:`~scgalore.train.TrainConfig`, such as ``accelerator="cuda"``, ``embedding``, ``adapter``,
         ``per_layer_update`` or ``max_length``.
 
     Returns
@@ -90,16 +87,16 @@ def estimate_memory(
     Examples
     --------
     >>> import scgalore as sg
-    >>> estimate = sg.estimate_memory("scgpt", n_genes=1200, batch_size=8, accelerator="cuda")
-    >>> less = sg.estimate_memory("scgpt", n_genes=1200, batch_size=8, checkpointing=True, accelerator="cuda")
+    >>> estimate = sg.estimate_memory("scgpt", genes_per_cell=1200, batch_size=8, accelerator="cuda")
+    >>> options = {"gradient_checkpointing": True, "accelerator": "cuda"}
+    >>> less = sg.estimate_memory("scgpt", genes_per_cell=1200, batch_size=8, **options)
     >>> less.peak < estimate.peak / 3
     True
     """
-    objective = OBJECTIVES[_task(task, n_classes)]
-    sizes = _sizes(model, objective, n_classes)
-    if "gradient_checkpointing" in options:
-        checkpointing = bool(options.pop("gradient_checkpointing"))
-    n_genes, n_cells = _count("n_genes", n_genes), _count("batch_size", batch_size)
+    names = {option.name for one in TASKS.values() for option in one.sizes}
+    sizes = {name: options.pop(name) for name in names & options.keys()}
+    network, objective = _trained_for(model, task, sizes)
+    n_genes, n_cells = _count("genes_per_cell", genes_per_cell), _count("batch_size", batch_size)
     config = TrainConfig.from_options(
         **{
             "accelerator": settings.accelerator,
@@ -107,7 +104,7 @@ def estimate_memory(
             "batch_size": n_cells,
             "optimizer": optimizer,
             "precision": precision,
-            "gradient_checkpointing": checkpointing,
+            "gradient_checkpointing": gradient_checkpointing,
         }
     )
     n_tokens = n_genes + 1
@@ -117,21 +114,21 @@ def estimate_memory(
         n_cells = min(n_cells, max(1, config.batch_tokens // n_tokens))
     n_processes = config.devices if isinstance(config.devices, int) and config.devices > 0 else 1
     return estimate_training(
-        sizes,
+        network,
+        objective,
         config,
+        n_cells=n_cells,
         n_tokens=n_tokens,
         n_rows=max(n_genes, n_genes if n_vars is None else _count("n_vars", n_vars)) + 2,
-        batch_size=n_cells,
-        objective=objective,
         n_processes=n_processes * config.num_nodes,
     )
 
 
 @shared_parameters
 def savings(
-    model: PathLike | SCGPT | SCGPTConfig = "scgpt",
+    model: PathLike | CellModel | NetworkConfig = "scgpt",
     *,
-    n_genes: int,
+    genes_per_cell: int,
     batch_size: int = DEFAULT_BATCH_SIZE,
     fewer_genes: int | None = None,
     naive: bool = False,
@@ -140,16 +137,16 @@ def savings(
     """What a run takes while one setting after the other is turned to the one that takes less.
 
     It begins with AdamW in float32 on the whole gene embedding. Each further row keeps the settings of those before it:
-    the rows of the genes at hand, GaLore, bfloat16, gradient checkpointing, updates in the backward pass, fewer genes.
+    the rows of the genes in the data, GaLore, bfloat16, gradient checkpointing, updates in the backward pass, fewer genes.
 
     Parameters
     ----------
     {model}
-        Or a :class:`scgalore.nn.SCGPTConfig`.
-    n_genes, batch_size
+        Or a configuration such as :class:`scgalore.nn.SCGPTConfig`.
+    genes_per_cell, batch_size
         As for :func:`estimate_memory`.
     fewer_genes
-        Genes of the last row; half of ``n_genes`` when left out.
+        Genes of the last row; half of ``genes_per_cell`` when left out.
     naive
         Whether a row before all others has attention that keeps its probabilities, as networks without a fused kernel do.
         That row is a formula and no setting of ours.
@@ -163,21 +160,21 @@ def savings(
     Examples
     --------
     >>> import scgalore as sg
-    >>> table = sg.model.savings("scgpt", n_genes=3000, batch_size=8, accelerator="cuda")
+    >>> table = sg.model.savings("scgpt", genes_per_cell=3000, batch_size=8, accelerator="cuda")
     >>> bool((table["peak"].diff().dropna() <= 0).all())
     True
     """
     turned: dict[str, Any] = {"optimizer": "adamw", "embedding": "full", "clip_norm": float("inf")}
-    genes = {"n_genes": n_genes, "n_vars": options.pop("n_vars", None) or n_genes}
-    fewer = max(1, n_genes // 2) if fewer_genes is None else fewer_genes
+    genes = {"genes_per_cell": genes_per_cell, "n_vars": options.pop("n_vars", None) or genes_per_cell}
+    fewer = max(1, genes_per_cell // 2) if fewer_genes is None else fewer_genes
     steps: list[tuple[str, dict[str, Any]]] = [
         ("AdamW, float32, whole table", {}),
-        ("rows of the genes at hand", {"embedding": "rows"}),
+        ("rows of the genes in the data", {"embedding": "rows"}),
         ("GaLore", {"optimizer": "galore"}),
         ("bfloat16", {"precision": "bf16-mixed"}),
-        ("gradient checkpointing", {"checkpointing": True}),
+        ("gradient checkpointing", {"gradient_checkpointing": True}),
         ("update in the backward pass", {"per_layer_update": True}),
-        (f"{fewer:,} genes a cell", {"n_genes": fewer}),
+        (f"{fewer:,} genes a cell", {"genes_per_cell": fewer}),
     ]
     rows: dict[str, MemoryEstimate] = {}
     for name, change in steps:
@@ -185,30 +182,38 @@ def savings(
         rows[name] = estimate_memory(model, batch_size=batch_size, **{**genes, **options, **turned})
     if naive:
         first = next(iter(rows))
-        sizes = _sizes(model, "masked_expression", None)
-        rows = {"attention maps kept (formula)": _materialised(rows[first], sizes, n_genes + 1, batch_size), **rows}
-    parts = [part.name for part in fields(MemoryEstimate) if part.name != "helps"]
-    table = pd.DataFrame({name: [getattr(row, part) for part in (*parts, "peak")] for name, row in rows.items()})
-    return table.set_axis([*parts, "peak"]).T.rename_axis("setting")
+        maps = _materialised(rows[first], _known(model).config, genes_per_cell + 1, batch_size)
+        rows = {"attention maps kept (formula)": maps, **rows}
+    table = pd.DataFrame({name: {**row.parts(), "peak": row.peak} for name, row in rows.items()})
+    return table.T.rename_axis("setting")
 
 
-def _materialised(estimate: MemoryEstimate, sizes: SCGPTConfig, n_tokens: int, n_cells: int) -> MemoryEstimate:
+def _materialised(estimate: MemoryEstimate, sizes: Any, n_tokens: int, n_cells: int) -> MemoryEstimate:
     """The same run with one map of probabilities kept in each block, in float32."""
     one = 4 * n_cells * sizes.n_heads * n_tokens**2
-    kept = estimate.activations + sizes.n_layers * one
-    parts = {part.name: getattr(estimate, part.name) for part in fields(estimate) if part.name != "helps"}
-    return MemoryEstimate(**{**parts, "activations": kept, "workspace": estimate.workspace + MAPS_AT_ONCE * one})
+    kept, workspace = estimate.activations + sizes.n_layers * one, estimate.workspace + MAPS_AT_ONCE * one
+    return replace(estimate, activations=kept, workspace=workspace, weigh=tuple)
 
 
-def _task(task: str | None, n_classes: int | None) -> str:
-    chosen = task or ("expression" if n_classes is None else "classes")
-    if chosen not in OBJECTIVES:
-        msg = f"task={task!r}: choose one of {', '.join(map(repr, OBJECTIVES))}, or None."
-        raise OptionError(msg)
-    if n_classes is not None and chosen != "classes":
-        msg = f"n_classes={n_classes} belongs to task='classes', not to task={task!r}. Leave one of them out."
-        raise OptionError(msg)
-    return chosen
+def _trained_for(
+    model: PathLike | CellModel | NetworkConfig, task: str | None, sizes: dict[str, Any]
+) -> tuple[CellNetwork, Objective]:
+    """The network as it will be trained, without memory, and what for."""
+    given = {name: value for name, value in sizes.items() if value is not None}
+    owners = [one for one in TASKS.values() if given.keys() & {option.name for option in one.sizes}]
+    chosen = task_named(task) if task is not None else (owners or [TASKS[DEFAULT]])[0]
+    own = {option.name: option for option in chosen.sizes}
+    for name, value in given.items():
+        if name not in own:
+            msg = f"{name}={value!r} belongs to task={owners[0].name!r}, not to task={task!r}. Leave one of them out."
+            raise OptionError(msg)
+        own[name].check(value)
+    with torch.device("meta"):
+        network = chosen.network_for(on_meta(_known(model)))
+        objective = chosen.objective_for(network, given)
+        if objective.heads:
+            network.put_heads(network.fresh_heads(objective.heads))
+    return network, objective
 
 
 def _count(name: str, value: Any) -> int:
@@ -218,29 +223,23 @@ def _count(name: str, value: Any) -> int:
     return int(value)
 
 
-def _sizes(model: PathLike | SCGPT | SCGPTConfig, objective: str, n_classes: int | None) -> SCGPTConfig:
-    """Sizes of the network as it will be trained."""
-    sizes = _known(model)
-    if objective == "perturbation":
-        return sizes.replace(perturbation=True, pert_pad_id=0)
-    if objective == "classification":
-        return sizes.replace(n_classes=_count("n_classes", n_classes or sizes.n_classes or 1))
-    return sizes
-
-
-def _known(model: PathLike | SCGPT | SCGPTConfig) -> SCGPTConfig:
-    if isinstance(model, SCGPTConfig):
-        return model
-    if isinstance(model, SCGPT):
-        return model.network.config
+def _known(model: PathLike | CellModel | NetworkConfig) -> CellNetwork:
+    """A network of these sizes; without memory where its files are not needed to know them."""
+    if isinstance(model, CellModel):
+        return model.network
+    if isinstance(model, NetworkConfig):
+        (family,) = (family for family in FAMILIES.values() if type(model) is family.config)
+        with torch.device("meta"):
+            return family.network(model)
     if not isinstance(model, str) or model not in list_weights():
-        return SCGPT.from_pretrained(model).network.config
-    if model in SIZES:
-        return SIZES[model]
+        return load(model).network
+    for family in FAMILIES.values():
+        if model in family.sizes:
+            return _known(family.sizes[model])
     entry = get_entry(model)
     folder = settings.cachedir / model
     if not entry.bundled and not all((Path(folder) / file.name).exists() for file in entry.files):
         first = "pass" if entry.refusal else f"call sg.weights.fetch_weights({model!r}), or pass"
-        msg = f"The sizes of {model!r} are known once its files are there: {first} a folder, a model or an SCGPTConfig."
+        msg = f"The sizes of {model!r} are known once its files have been fetched: {first} a folder, a model or a configuration."
         raise OptionError(msg)
-    return SCGPT.from_pretrained(model).network.config
+    return load(model).network

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from scgalore.adapters import Adapter
-    from scgalore.nn import SCGPTNetwork
+    from scgalore.nn import CellNetwork
     from scgalore.train import TrainConfig
 
 __all__ = ["AdapterWeights", "Trainable", "apply_adapter", "trainable"]
@@ -60,7 +60,7 @@ class Trainable:
         Its tensors before the adapter was attached.
     """
 
-    network: SCGPTNetwork
+    network: CellNetwork
     adapter: Adapter | None
     before: dict[str, Tensor]
 
@@ -84,7 +84,7 @@ class Trainable:
 
 
 @contextmanager
-def trainable(network: SCGPTNetwork, config: TrainConfig, tokens: NDArray[np.int64]) -> Iterator[Trainable]:
+def trainable(network: CellNetwork, config: TrainConfig, tokens: NDArray[np.int64]) -> Iterator[Trainable]:
     """Slice or freeze the gene embedding and attach the adapter, as the configuration says.
 
     When the block ends, rows are merged into the table and the adapter into the weights; when it fails, every weight is as
@@ -119,7 +119,7 @@ def trainable(network: SCGPTNetwork, config: TrainConfig, tokens: NDArray[np.int
             adapter.detach()
 
 
-def apply_adapter(network: SCGPTNetwork, weights: AdapterWeights) -> None:
+def apply_adapter(network: CellNetwork, weights: AdapterWeights) -> None:
     """Merge what an adapter learnt into the weights it was trained on, and put the heads trained beside it in place.
 
     Raises

@@ -1,16 +1,21 @@
 """Networks in plain torch: they know nothing of AnnData, scanpy or scvi, and are useful by themselves."""
 
 from scgalore.nn.attention import attention_scores, rank_scores
-from scgalore.nn.config import SCGPTConfig
+from scgalore.nn.base import CellNetwork, CellOutput, Encoded, NetworkConfig, PaddedEncoder
 from scgalore.nn.embedding import EMBEDDINGS, EmbeddingMode
-from scgalore.nn.encoder import CellEncoder
-from scgalore.nn.network import Encoded, SCGPTNetwork
+from scgalore.nn.scgpt import SCGPTNetwork
+from scgalore.nn.scgpt_config import SCGPTConfig
+from scgalore.nn.scgpt_encoder import CellEncoder
 
 __all__ = [
     "CellEncoder",
+    "CellNetwork",
+    "CellOutput",
     "EMBEDDINGS",
     "EmbeddingMode",
     "Encoded",
+    "NetworkConfig",
+    "PaddedEncoder",
     "SCGPTConfig",
     "SCGPTNetwork",
     "attention_scores",

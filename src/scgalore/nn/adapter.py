@@ -10,14 +10,14 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from scgalore.data.tokens import TokenBatch
-    from scgalore.nn.network import SCGPTNetwork
+    from scgalore.nn.base import CellNetwork
     from scgalore.objectives import Objective
 
 __all__ = ["SCGPTModule"]
 
 
 class SCGPTModule(BaseModuleClass):
-    """What scvi's training machinery sees: ``inference`` encodes cells, ``loss`` is the objective's.
+    """What scvi's training plan calls: ``loss`` is the objective's.
 
     Parameters
     ----------
@@ -27,17 +27,10 @@ class SCGPTModule(BaseModuleClass):
         What it is trained for.
     """
 
-    def __init__(self, network: SCGPTNetwork, objective: Objective) -> None:
+    def __init__(self, network: CellNetwork, objective: Objective) -> None:
         super().__init__()
         self.network = network
         self.objective = objective
-
-    def inference(self, batch: TokenBatch) -> dict[str, Tensor]:
-        """Hidden states and cell embeddings of a batch."""
-        encoded = self.network.encode(
-            batch.genes, batch.values, batch.padding_if_any, batches=batch.batches, flags=batch.flags
-        )
-        return encoded._asdict()
 
     def loss(self, batch: TokenBatch) -> LossOutput:
         """Loss of a batch with the objective's parts as extra metrics."""

@@ -11,7 +11,7 @@ from scgalore.nn.layout import split_heads
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-    from scgalore.nn.network import Block, SCGPTNetwork
+    from scgalore.nn.scgpt import Block, SCGPTNetwork
 
 
 @torch.no_grad()

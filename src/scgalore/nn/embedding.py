@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from contextlib import AbstractContextManager
 
-    from scgalore.nn.network import SCGPTNetwork
+    from scgalore.nn.base import CellNetwork
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ class EmbeddingMode:
     """
 
     name: str
-    applied: Callable[[SCGPTNetwork, Tensor], AbstractContextManager[None]]
+    applied: Callable[[CellNetwork, Tensor], AbstractContextManager[None]]
     trains: str
     state_bytes: str
 
@@ -52,10 +52,12 @@ class RowEmbedding(nn.Embedding):
     table
         The larger table; its weight is copied from and left alone.
     rows
-        Ids of the rows, int64 ``(n,)``, sorted and without repeats.
+        Ids of the rows, int64 ``(n,)``, sorted and without repeats, on the CPU: the table may be on the meta device.
     """
 
     def __init__(self, table: nn.Embedding, rows: Tensor) -> None:
+        pad = None if table.padding_idx is None else (rows == table.padding_idx).nonzero().flatten().tolist()
+        rows = rows.to(table.weight.device)
         weight = table.weight.detach()[rows]
         super().__init__(len(rows), table.embedding_dim, _weight=weight)
         self.weight.requires_grad = table.weight.requires_grad
@@ -64,9 +66,7 @@ class RowEmbedding(nn.Embedding):
         row_of[rows] = torch.arange(len(rows), device=weight.device)
         self.register_buffer("row_of", row_of, persistent=False)
         self.row_of: Tensor
-        if table.padding_idx is not None:
-            row = int(row_of[table.padding_idx])
-            self.padding_idx = row if row >= 0 else None
+        self.padding_idx = pad[0] if pad else None
 
     def forward(self, ids: Tensor) -> Tensor:
         """Rows of the ids, ``(..., d)``."""
@@ -74,27 +74,27 @@ class RowEmbedding(nn.Embedding):
 
 
 @contextmanager
-def _rows(network: SCGPTNetwork, tokens: Tensor) -> Iterator[None]:
-    encoder, table = network.encoder, network.encoder.embedding
-    rows = tokens.to(table.weight.device).unique()
-    encoder.embedding = RowEmbedding(table, rows)
+def _rows(network: CellNetwork, tokens: Tensor) -> Iterator[None]:
+    table = network.gene_table
+    rows = tokens.unique()
+    network.gene_table = RowEmbedding(table, rows)
     try:
         yield
     finally:
-        trained = encoder.embedding.weight.detach()
-        encoder.embedding = table
+        trained = network.gene_table.weight.detach()
+        network.gene_table = table
         with torch.no_grad():
             table.weight[rows] = trained.to(table.weight)
 
 
 @contextmanager
-def _full(network: SCGPTNetwork, tokens: Tensor) -> Iterator[None]:
+def _full(network: CellNetwork, tokens: Tensor) -> Iterator[None]:
     yield
 
 
 @contextmanager
-def _frozen(network: SCGPTNetwork, tokens: Tensor) -> Iterator[None]:
-    weight = network.encoder.embedding.weight
+def _frozen(network: CellNetwork, tokens: Tensor) -> Iterator[None]:
+    weight = network.gene_table.weight
     before = weight.requires_grad
     weight.requires_grad = False
     try:

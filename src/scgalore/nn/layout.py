@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 
 from scgalore.nn.cpu.blockwise import attend_in_blocks
+from scgalore.nn.cpu.switch import takes
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -156,7 +157,7 @@ class Packed:
 
 def _attend(q: Tensor, k: Tensor, v: Tensor, attended: Tensor | None = None) -> Tensor:
     """Exact attention ``(b, h, s, e)`` by the kernel that is the faster one."""
-    if q.device.type == "cpu" and q.dtype == torch.bfloat16:
+    if q.dtype == torch.bfloat16 and takes(q):
         return attend_in_blocks(q, k, v, attended)
     # Attention probabilities carry no dropout: with it SDPA falls back to the path that materialises (s, s) maps.
     return F.scaled_dot_product_attention(q, k, v, attn_mask=attended)

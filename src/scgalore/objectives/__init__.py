@@ -4,5 +4,6 @@ from scgalore.objectives.base import Loss, Objective
 from scgalore.objectives.classification import Classification
 from scgalore.objectives.masked_expression import MaskedExpression
 from scgalore.objectives.perturbation import Perturbation
+from scgalore.objectives.regression import Regression
 
-__all__ = ["Classification", "Loss", "MaskedExpression", "Objective", "Perturbation"]
+__all__ = ["Classification", "Loss", "MaskedExpression", "Objective", "Perturbation", "Regression"]

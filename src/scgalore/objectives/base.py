@@ -5,10 +5,12 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from torch import Generator, Tensor
 
     from scgalore.data.tokens import TokenBatch
-    from scgalore.nn import SCGPTNetwork
+    from scgalore.nn import CellNetwork
 
 
 class Loss(NamedTuple):
@@ -42,11 +44,22 @@ class Objective(Protocol):
         """Score of the weights training starts from, where these may be the best; infinity otherwise."""
         ...
 
+    @property
+    def heads(self) -> Mapping[str, int]:
+        """Outputs of the cell heads it needs, by name; the network gets exactly these, or keeps its own if none is named."""
+
+    def example(self, batch: TokenBatch) -> TokenBatch:
+        """Add the targets and conditions that this objective reads, filled with zeros of the right shapes.
+
+        Tracing a step (:mod:`scgalore.train.trace`) needs shapes and types, and no data.
+        """
+        ...
+
     def corrupt(self, batch: TokenBatch, *, seed: int, draw: int) -> TokenBatch:
         """Prepare a batch on the CPU; random draws hang on ``seed``, ``draw`` and the cells alone."""
         ...
 
-    def __call__(self, network: SCGPTNetwork, batch: TokenBatch) -> Loss:
+    def __call__(self, network: CellNetwork, batch: TokenBatch) -> Loss:
         """Run the network and measure the loss."""
         ...
 
@@ -54,7 +67,7 @@ class Objective(Protocol):
         """What a whole validation epoch says that is no mean over its batches, to be logged beside these."""
         ...
 
-    def self_sampled(self, network: SCGPTNetwork, batch: TokenBatch, generator: Generator) -> tuple[Tensor, int]:
+    def self_sampled(self, network: CellNetwork, batch: TokenBatch, generator: Generator) -> tuple[Tensor, int]:
         """Measure the loss at targets drawn from the model itself, and count the terms it is a mean over.
 
         Its squared gradient estimates the curvature of the loss (Gauss-Newton-Bartlett, for

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-__all__ = ["contrastive", "elastic_similarity", "masked_mse", "masked_relative_error", "negative_log_bernoulli"]
+__all__ = ["elastic_similarity", "masked_mse", "masked_relative_error", "negative_log_bernoulli"]
 
 
 def masked_mse(prediction: Tensor, target: Tensor, mask: Tensor) -> Tensor:
@@ -38,12 +38,6 @@ def elastic_similarity(cells: Tensor, threshold: float) -> Tensor:
     unit = F.normalize(cells, dim=1)
     similarity = (unit @ unit.T).fill_diagonal_(0).relu()  # (b, b)
     return (1 - (similarity - threshold).square()).mean()
-
-
-def contrastive(first: Tensor, second: Tensor, temperature: float = 0.5) -> Tensor:
-    """Cross entropy of matching two encodings ``(b, d)`` of the same cells (upstream's "CCE")."""
-    similarity = F.cosine_similarity(first.unsqueeze(1), second.unsqueeze(0), dim=-1) / temperature  # (b, b)
-    return F.cross_entropy(similarity, torch.arange(len(first), device=first.device))
 
 
 def _masked_mean(x: Tensor, mask: Tensor) -> Tensor:

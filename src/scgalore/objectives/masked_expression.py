@@ -16,11 +16,13 @@ from scgalore.objectives.losses import masked_mse, negative_log_bernoulli
 from scgalore.optim.sophia import sample_values
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from numpy.typing import NDArray
     from torch import Generator, Tensor
 
     from scgalore.data.tokens import TokenBatch
-    from scgalore.nn import SCGPTNetwork
+    from scgalore.nn import CellNetwork
 
 
 @dataclass(frozen=True)
@@ -52,8 +54,17 @@ class MaskedExpression:
         """The ratios a cell may draw."""
         return self.mask_ratio if isinstance(self.mask_ratio, tuple) else (self.mask_ratio,)
 
+    @property
+    def heads(self) -> Mapping[str, int]:
+        """None on the cell embedding."""
+        return {}
+
+    def example(self, batch: TokenBatch) -> TokenBatch:
+        """Add the expression to predict and its mask."""
+        return batch.with_targets(expression=torch.zeros_like(batch.values), masked=torch.zeros_like(batch.padding))
+
     def corrupt(self, batch: TokenBatch, *, seed: int, draw: int) -> TokenBatch:
-        """Hide some values; the originals become ``targets``."""
+        """Hide some values; the originals become ``targets["expression"]``."""
         genes, keys = batch.genes.numpy(), batch.keys.numpy().view(np.uint64)
         maskable = ~batch.padding.numpy()
         maskable[:, 0] = False
@@ -62,18 +73,21 @@ class MaskedExpression:
         order = uniforms(seed, stream, np.broadcast_to(keys[:, None], genes.shape), genes)
         masked = torch.from_numpy(smallest(order, maskable, (maskable.sum(axis=1) * ratio).astype(np.int64)))
         values = torch.where(masked, torch.full_like(batch.values, self.mask_value), batch.values)
-        return replace(batch, values=values, targets=batch.values, masked=masked)
+        return replace(batch, values=values).with_targets(expression=batch.values, masked=masked)
 
-    def __call__(self, network: SCGPTNetwork, batch: TokenBatch) -> Loss:
+    def __call__(self, network: CellNetwork, batch: TokenBatch) -> Loss:
         """Sum of the masked errors of one batch."""
-        if batch.targets is None or batch.masked is None:
-            msg = "MaskedExpression reads `targets` and `masked`: pass the batch through `corrupt` first."
+        if not {"expression", "masked"} <= batch.targets.keys():
+            msg = (
+                'MaskedExpression reads the targets "expression" and "masked": pass the batch through `corrupt` first.'
+            )
             raise ValueError(msg)
+        expression, masked = batch.targets["expression"], batch.targets["masked"]
         parts = {}
-        for name, (prediction, nonzero) in _heads(network, batch).items():
-            parts[name] = masked_mse(prediction, batch.targets, batch.masked)
+        for way, (prediction, nonzero) in _predictions(network, batch).items():
+            parts[f"mse{way}"] = masked_mse(prediction, expression, masked)
             if nonzero is not None:
-                parts[name.replace("mse", "zeros")] = negative_log_bernoulli(nonzero, batch.targets, batch.masked)
+                parts[f"zeros{way}"] = negative_log_bernoulli(nonzero, expression, masked)
         total = torch.stack(list(parts.values())).sum()
         return Loss(total, {name: part.detach() for name, part in parts.items()}, len(batch))
 
@@ -81,24 +95,21 @@ class MaskedExpression:
         """Nothing beyond means."""
         return {}
 
-    def self_sampled(self, network: SCGPTNetwork, batch: TokenBatch, generator: Generator) -> tuple[Tensor, int]:
+    def self_sampled(self, network: CellNetwork, batch: TokenBatch, generator: Generator) -> tuple[Tensor, int]:
         """Loss at values drawn around the predictions; its terms are the masked positions."""
-        assert batch.masked is not None
+        masked = batch.targets["masked"]
         parts = []
-        for prediction, nonzero in _heads(network, batch).values():
-            parts.append(masked_mse(prediction, sample_values(prediction, generator), batch.masked))
+        for prediction, nonzero in _predictions(network, batch).values():
+            parts.append(masked_mse(prediction, sample_values(prediction, generator), masked))
             if nonzero is not None:
                 expressed = torch.bernoulli(nonzero.detach(), generator=generator)
-                parts.append(negative_log_bernoulli(nonzero, expressed, batch.masked))
-        return torch.stack(parts).sum(), int(batch.masked.sum())
+                parts.append(negative_log_bernoulli(nonzero, expressed, masked))
+        return torch.stack(parts).sum(), int(masked.sum())
 
 
-def _heads(network: SCGPTNetwork, batch: TokenBatch) -> dict[str, tuple[Tensor, Tensor | None]]:
-    encoded = network.encode(batch.genes, batch.values, batch.padding_if_any, batches=batch.batches, flags=batch.flags)
-    heads = {"mse": network.expression(encoded, batch.values, batch.batches)}
-    if network.mvc_decoder is not None:
-        heads["mse_from_cell"] = network.expression_from_cell(encoded, batch.batches)
-    return heads
+def _predictions(network: CellNetwork, batch: TokenBatch) -> dict[str, tuple[Tensor, Tensor | None]]:
+    encoded = network.encode(batch.genes, batch.values, batch.padding_if_any, **batch.conditions)
+    return network.expressions(encoded, batch.values, **batch.conditions)
 
 
 def smallest(order: NDArray[np.float64], eligible: NDArray[np.bool_], n: NDArray[np.int64]) -> NDArray[np.bool_]:

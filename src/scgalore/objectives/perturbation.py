@@ -14,10 +14,12 @@ from scgalore.objectives.losses import masked_mse
 from scgalore.optim.sophia import sample_values
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from torch import Generator, Tensor
 
     from scgalore.data.tokens import TokenBatch
-    from scgalore.nn import SCGPTNetwork
+    from scgalore.nn import CellNetwork
 
 
 @dataclass(frozen=True)
@@ -46,21 +48,33 @@ class Perturbation:
     name: str = "perturbation"
     monitor: str = "validation_choice"
 
+    @property
+    def heads(self) -> Mapping[str, int]:
+        """None on the cell embedding."""
+        return {}
+
+    def example(self, batch: TokenBatch) -> TokenBatch:
+        """Add flags, targets, their mask, controls and a prior."""
+        numbers = {name: torch.zeros_like(batch.values) for name in ("expression", "controls", "prior")}
+        batch = batch.with_targets(**numbers, masked=torch.zeros_like(batch.padding))
+        return batch.with_conditions(flags=torch.zeros_like(batch.genes))
+
     def corrupt(self, batch: TokenBatch, *, seed: int, draw: int) -> TokenBatch:
         """Leave the batch as it is."""
         return batch
 
-    def __call__(self, network: SCGPTNetwork, batch: TokenBatch) -> Loss:
+    def __call__(self, network: CellNetwork, batch: TokenBatch) -> Loss:
         """Squared error of one batch and, while validating, the error of the effect."""
         prediction, targets, counted = _prediction(network, batch)
         error = masked_mse(prediction, targets, counted)
         parts = {"mse": error.detach()}
         if not network.training:
-            delta_error = 1 - pearson_of_means(prediction, targets, batch, batch.controls)
+            controls, prior = batch.targets["controls"], batch.targets.get("prior")
+            delta_error = 1 - pearson_of_means(prediction, targets, batch, controls)
             parts["delta_error"] = delta_error
             parts["score"] = delta_error + excess_error(prediction, targets, batch)
-            if batch.prior is not None and batch.controls is not None:
-                of_prior = 1 - pearson_of_means(batch.controls + batch.prior, targets, batch, batch.controls)
+            if prior is not None:
+                of_prior = 1 - pearson_of_means(controls + prior, targets, batch, controls)
                 parts["gain"] = of_prior - parts["score"]
             parts["expression_error"] = 1 - pearson_of_means(prediction, targets, batch, None)
         return Loss(error, parts, len(batch))
@@ -74,21 +88,23 @@ class Perturbation:
         error = statistics.stdev(gains) / math.sqrt(len(gains)) if len(gains) > 1 else math.inf
         return {"choice": score if statistics.fmean(gains) > error else self.start_score}
 
-    def self_sampled(self, network: SCGPTNetwork, batch: TokenBatch, generator: Generator) -> tuple[Tensor, int]:
+    def self_sampled(self, network: CellNetwork, batch: TokenBatch, generator: Generator) -> tuple[Tensor, int]:
         """Squared error at values drawn around the predictions; its terms are the measured genes of all cells."""
         prediction, _, counted = _prediction(network, batch)
         return masked_mse(prediction, sample_values(prediction, generator), counted), int(counted.sum())
 
 
-def _prediction(network: SCGPTNetwork, batch: TokenBatch) -> tuple[Tensor, Tensor, Tensor]:
-    if batch.targets is None or batch.masked is None or batch.controls is None:
-        msg = "Perturbation reads `targets`, `masked` and `controls`: make batches with PerturbationCells."
+def _prediction(network: CellNetwork, batch: TokenBatch) -> tuple[Tensor, Tensor, Tensor]:
+    if not {"expression", "masked", "controls"} <= batch.targets.keys():
+        msg = (
+            'Perturbation reads the targets "expression", "masked" and "controls": make batches with PerturbationCells.'
+        )
         raise ValueError(msg)
-    encoded = network.encode(batch.genes, batch.values, batch.padding_if_any, flags=batch.flags)
+    encoded = network.encode(batch.genes, batch.values, batch.padding_if_any, cell_only=False, **batch.conditions)
     output = network.expression(encoded, batch.values)[0]  # (b, s)
-    if batch.prior is not None:
-        output = batch.controls + batch.prior + output
-    return output, batch.targets, batch.masked
+    if "prior" in batch.targets:
+        output = batch.targets["controls"] + batch.targets["prior"] + output
+    return output, batch.targets["expression"], batch.targets["masked"]
 
 
 def excess_error(prediction: Tensor, targets: Tensor, batch: TokenBatch) -> Tensor:
@@ -101,13 +117,11 @@ def excess_error(prediction: Tensor, targets: Tensor, batch: TokenBatch) -> Tens
     batch
         One perturbation; every cell has the same genes.
     """
-    assert batch.masked is not None
-    assert batch.controls is not None
-    if batch.prior is None:
+    if "prior" not in batch.targets:
         return prediction.new_zeros(())
-    counted = batch.masked[0]
+    counted = batch.targets["masked"][0]
     true = targets[0, counted].double()
-    of_prior = (batch.controls + batch.prior)[0, counted].double() - true
+    of_prior = (batch.targets["controls"] + batch.targets["prior"])[0, counted].double() - true
     own = prediction.detach()[:, counted].double().mean(dim=0) - true
     excess = own.square().sum() / of_prior.square().sum().clamp(min=1e-12) - 1
     return excess.clamp(min=0).to(prediction.dtype)
@@ -125,8 +139,7 @@ def pearson_of_means(prediction: Tensor, targets: Tensor, batch: TokenBatch, ref
     reference
         What both are taken relative to, ``(b, s)``; ``None`` compares expression itself.
     """
-    assert batch.masked is not None
-    counted = batch.masked[0]
+    counted = batch.targets["masked"][0]
     predicted, true = (x.detach()[:, counted].double().mean(dim=0) for x in (prediction, targets))
     if reference is not None:
         control = reference[0, counted].double()

@@ -13,6 +13,7 @@ from torch.autograd.graph import increment_version
 from torch.nn.parallel import DistributedDataParallel
 
 from scgalore.errors import OptionError
+from scgalore.optim.needs import needs_of
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -122,7 +123,7 @@ def _check_processes(module: nn.Module) -> None:
 
 
 def _check_optimizer(optimizer: Optimizer) -> None:
-    if hasattr(optimizer, "needs_curvature"):
+    if not needs_of(optimizer).per_layer:
         msg = (
             f"{type(optimizer).__name__} counts its steps for all parameters together, and LayerwiseUpdate would take one "
             "for each parameter. Choose another optimizer, or update after backward."

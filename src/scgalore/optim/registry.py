@@ -2,6 +2,7 @@
 
 To add one, write its ``build`` and put an :class:`OptimizerSpec` into :data:`OPTIMIZERS`; it is then checked, built,
 documented and tested like the others. A package that only one of them needs is imported when that one is built.
+One that needs more of a training loop than ``step()`` says so by :class:`~scgalore.optim.needs.TrainingNeeds`.
 """
 
 from __future__ import annotations
@@ -56,6 +57,13 @@ class OptimizerSpec:
         allocated. An entry without it is taken for AdamW.
     count_work
         Bytes that a step needs for its duration, likewise.
+    needs_curvature
+        Whether the training loop must supply estimates of the curvature, which takes an objective that can draw labels from
+        the model.
+    shardable
+        Whether several processes can each keep the state of their share of the parameters.
+    per_layer
+        Whether it can update each parameter in the backward pass, as soon as its gradient is there.
     """
 
     name: str
@@ -68,6 +76,9 @@ class OptimizerSpec:
     source: str = ""
     count_state: Callable[[Weights, Mapping[str, Any]], int] = expected.count_adamw
     count_work: Callable[[Weights, Mapping[str, Any]], int] = expected.work_of_one
+    needs_curvature: bool = False
+    shardable: bool = True
+    per_layer: bool = True
 
 
 def build_galore(module: nn.Module, *, lr: float, weight_decay: float, **options: Any) -> Optimizer:
@@ -212,6 +223,9 @@ OPTIMIZERS: dict[str, OptimizerSpec] = {
             build=build_sophia,
             count_state=expected.count_sophia,
             count_work=expected.work_of_sophia,
+            needs_curvature=True,
+            shardable=SophiaG.shardable,
+            per_layer=SophiaG.per_layer,
             lr=3e-5,
             options={"rho": 0.04, "curvature_every": 10, "betas": (0.965, 0.99), "eps": 1e-12},
             trains="All parameters; a momentum and a curvature for each, the latter from a further backward pass now and then.",
@@ -309,3 +323,14 @@ def check_options(name: str, options: Mapping[str, Any]) -> OptimizerSpec:
             raise OptionError(msg)
     check_settings(options)
     return spec
+
+
+def first_with(capability: str) -> str:
+    """Name of the first optimizer that has a capability, for who has chosen one without.
+
+    Parameters
+    ----------
+    capability
+        Attribute of an :class:`OptimizerSpec`: ``"shardable"`` or ``"per_layer"``.
+    """
+    return next(name for name, spec in OPTIMIZERS.items() if getattr(spec, capability))

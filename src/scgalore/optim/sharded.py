@@ -12,6 +12,7 @@ from torch import Tensor, distributed
 from torch.optim import Optimizer
 
 from scgalore.errors import OptionError
+from scgalore.optim.needs import TrainingNeeds, needs_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
 __all__ = ["ShardedOptimizer", "dealt"]
 
 
-class ShardedOptimizer(Optimizer):
+class ShardedOptimizer(TrainingNeeds, Optimizer):
     """Each process updates its share of the parameters, keeps state for these alone, and sends them to the others.
 
     The trained weights are those of the optimizer inside, bit for bit: it holds all parameters, in their groups and order,
@@ -36,8 +37,8 @@ class ShardedOptimizer(Optimizer):
     Raises
     ------
     OptionError
-        If there is no process group, if the optimizer has state already, or if it estimates curvature for all
-        parameters together, as :class:`~scgalore.optim.SophiaG` does.
+        If there is no process group, if the optimizer has state already, or if it works on all parameters at once, as
+        :class:`~scgalore.optim.SophiaG` does.
 
     Notes
     -----
@@ -50,8 +51,8 @@ class ShardedOptimizer(Optimizer):
         if not (distributed.is_available() and distributed.is_initialized()):
             msg = "ShardedOptimizer shares state among processes, and torch.distributed has no process group."
             raise OptionError(msg)
-        if hasattr(optimizer, "needs_curvature"):
-            msg = f"{type(optimizer).__name__} keeps curvature of all parameters at once, which cannot be shared out."
+        if not needs_of(optimizer).shardable:
+            msg = f"{type(optimizer).__name__} works on all parameters at once, and its state cannot be shared out."
             raise OptionError(msg)
         if optimizer.state:
             msg = "The optimizer has state already; share it out before its first step."
@@ -110,6 +111,18 @@ class ShardedOptimizer(Optimizer):
             if owner != self.rank:
                 for part, values in zip(parts, flat.split([part.numel() for part in parts]), strict=True):
                     part.copy_(values.view_as(part))
+
+    def needs_curvature(self) -> bool:
+        """Whether the optimizer inside needs an estimate of the curvature."""
+        return needs_of(self.optimizer).needs_curvature()
+
+    def update_curvature(self, loss: Tensor, n_terms: int) -> None:
+        """Pass an estimate of the curvature on."""
+        needs_of(self.optimizer).update_curvature(loss, n_terms)
+
+    def refresh(self) -> None:
+        """Prepare the optimizer inside for gradients of another kind."""
+        needs_of(self.optimizer).refresh()
 
     def consolidate_state_dict(self) -> None:
         """Collect the state of all processes on process 0, in host memory; all of them must call this."""

@@ -86,6 +86,9 @@ class SophiaG(OwnPrecision):
     >>> optimizer.step()
     """
 
+    shardable = False  # an estimate is of the curvature of all parameters
+    per_layer = False  # steps until the next estimate are counted for all parameters together
+
     def __init__(
         self,
         params: Iterable[Any],

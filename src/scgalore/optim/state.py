@@ -9,10 +9,11 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from scgalore.optim.kernels import step_device
+from scgalore.optim.needs import TrainingNeeds
 from scgalore.optim.subspace import state_dtype
 
 
-class OwnPrecision(Optimizer):
+class OwnPrecision(TrainingNeeds, Optimizer):
     """An optimizer whose state keeps its precision, float32 for weights in half precision, when it is loaded."""
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:

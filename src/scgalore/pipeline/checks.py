@@ -2,30 +2,29 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from inspect import signature
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from scgalore import __version__
 from scgalore import _logging as logg
+from scgalore._options import options_of
 from scgalore.adapters import ADAPTERS
 from scgalore.data.split import random_split
 from scgalore.errors import DataError, DownloadError, OptionError
 from scgalore.optim import OPTIMIZERS
-from scgalore.perturb.labels.conditions import Conditions
 from scgalore.pipeline.cells import CellFile, data_digest
-from scgalore.pipeline.config import TRAINING, RunConfig
-from scgalore.tl._finetune_screen import SCREEN_DEFAULTS, SPLIT
-from scgalore.train.config import TrainConfig
-from scgalore.train.curriculum import DEFAULT_GENES
+from scgalore.pipeline.config import RunConfig, training_options
+from scgalore.tasks.call import TrainingCall
+from scgalore.tasks.registry import task_named
+from scgalore.train.config import DEFAULT_GENES, TrainConfig
 from scgalore.train.processes import training_processes
 from scgalore.weights import list_weights, resolve_model_folder
 
 if TYPE_CHECKING:
-    from scgalore.model import SCGPT
+    from scgalore.model import CellModel
 
-__all__ = ["at_most_genes", "load_model", "settle", "with_genes"]
+__all__ = ["at_most_genes", "load_model", "settle", "training_call", "with_genes"]
 
 GENES = 3000
 
@@ -47,24 +46,30 @@ def settle(config: RunConfig) -> tuple[RunConfig, CellFile]:
     OptionError, DataError, MissingKeyError
         If the run cannot be made. Nothing has been written.
     """
+    assert config.task is not None
+    task = task_named(config.task)
     training = _training(config)
     file = CellFile.of(Path(config.data))
     _check_file(config, file)
-    perturbed = _perturbations(config, file)
-    if config.genes is not None and config.genes > len(file.var):
-        msg = f"genes={config.genes}: {file.path} has {len(file.var):,}. Ask for fewer, or leave genes out."
+    if config.n_genes is not None and config.n_genes > len(file.var):
+        msg = f"n_genes={config.n_genes}: {file.path} has {len(file.var):,}. Ask for fewer, or leave n_genes out."
         raise OptionError(msg)
-    if config.phases is not None and config.genes is not None and max(config.phases) > config.genes:
-        msg = f"phases={list(config.phases)} go beyond genes={config.genes}. Select more, or end the phases there."
+    curriculum = config.training.get("curriculum")
+    if curriculum and curriculum is not True and config.n_genes is not None and max(curriculum) > config.n_genes:
+        msg = f"curriculum={curriculum} goes beyond n_genes={config.n_genes}. Select more, or end the curriculum there."
         raise OptionError(msg)
-    settled = replace(
-        config,
-        **perturbed,
-        **_sizes(config),
-        **{name: getattr(training, theirs) for name, theirs in TRAINING.items()},
+    sizes = {}
+    if task.splits_cells and config.split_key is None:
+        defaults = signature(random_split).parameters
+        sizes = {name: getattr(config, name) for name in ("validation_size", "test_size")}
+        sizes = {name: defaults[name].default if size is None else size for name, size in sizes.items()}
+    settled = config.changed(
+        **task.settle(file.obs, config.arguments),
+        **sizes,
+        **_complete(training, curriculum),
+        split_key=config.split_key or task.own_split_key(file.obs),
         model=_model_name(config.model),
-        gene_strategy=config.gene_strategy or ("perturbation" if config.task == "perturbation" else "biological"),
-        train_options=_further(training),
+        gene_strategy=config.gene_strategy or task.gene_strategy,
         version=__version__,
         data_sha256=_digest(config),
     )
@@ -77,11 +82,11 @@ def settle(config: RunConfig) -> tuple[RunConfig, CellFile]:
 
 def at_most_genes(config: RunConfig, file: CellFile) -> int:
     """How many genes would be selected if training cells expressed all of them."""
-    return config.genes or min(GENES, len(file.var))
+    return config.n_genes or min(GENES, len(file.var))
 
 
 def with_genes(config: RunConfig, n_expressed: int) -> RunConfig:
-    """Decide how many genes are selected, and the phases, where that was left to the run.
+    """Decide how many genes are selected, and the phases of a curriculum, where that was left to the run.
 
     Parameters
     ----------
@@ -90,77 +95,78 @@ def with_genes(config: RunConfig, n_expressed: int) -> RunConfig:
     n_expressed
         Genes that a training cell expresses: no others can be ranked.
     """
-    genes = config.genes or min(GENES, n_expressed)
-    if config.strategy == "plain":
-        return replace(config, genes=genes)
-    epochs = config.epochs
-    assert epochs is not None
+    n_genes = config.n_genes or min(GENES, n_expressed)
+    if config.training.get("curriculum") is not True:
+        return config.changed(n_genes=n_genes)
     # Each phase needs an epoch.
-    phases = (*(n for n in DEFAULT_GENES if n < genes), genes)[-epochs:]
-    return replace(config, genes=genes, phases=config.phases or phases)
+    phases = [*(n for n in DEFAULT_GENES if n < n_genes), n_genes][-config.training["max_epochs"] :]
+    return config.changed(n_genes=n_genes, curriculum=phases)
 
 
-def load_model(name: str) -> SCGPT:
-    """Load weights, with a way out for who has no network."""
-    from scgalore.model import SCGPT
+def training_call(config: RunConfig) -> TrainingCall:
+    """The call that a run makes, for its task.
+
+    Parameters
+    ----------
+    config
+        From :func:`settle`. The layer of its file is ``X`` of the cells that are read.
+    """
+    return TrainingCall(
+        config.arguments,
+        _training(config),
+        dict(config.training),
+        gene_symbols=config.gene_symbols,
+        split_key=config.split_key,
+        validation_size=config.validation_size or 0.0,
+        test_size=config.test_size or 0.0,
+    )
+
+
+def load_model(name: str) -> CellModel:
+    """Load weights, and say how to start without a network connection."""
+    from scgalore.model import load
 
     try:
-        return SCGPT.from_pretrained(name)
+        return load(name)
     except DownloadError as error:
-        msg = f"{error}\nWithout a network, start from the small weights that come with scgalore: --model scgpt-mini"
+        msg = f"{error}\nWithout a network connection, start from the small weights that come with scgalore: --model scgpt-mini"
         raise DownloadError(msg) from error
 
 
 def _training(config: RunConfig) -> TrainConfig:
-    options = {**(SCREEN_DEFAULTS if config.task == "perturbation" else {}), **config.train_config()}
-    if config.strategy == "progressive" and config.phases is not None:
-        options["curriculum"] = list(config.phases)  # so that phases and epochs are held against each other
-    training = TrainConfig.from_call(options, seed=config.seed, function=RunConfig)
+    assert config.task is not None
+    options = {**task_named(config.task).training, **config.training}
+    if options.get("curriculum") is True:
+        del options["curriculum"]  # its phases depend on the genes, and are checked when these are known
+    training = TrainConfig.from_call(options, seed=config.rng, function=RunConfig)
     if training_processes(training).size > 1:
         msg = "A run is made by one process. Leave out devices=, num_nodes= and the launcher; sg.tl.finetune can use several."
         raise OptionError(msg)
     return training
 
 
-def _further(training: TrainConfig) -> dict[str, Any]:
-    options = {**training.to_dict(), "lr": training.peak_lr}
+def _complete(training: TrainConfig, curriculum: Any) -> dict[str, Any]:
+    options = {option.name: getattr(training, option.name) for option in training_options()}
     options["optimizer_options"] = {**OPTIMIZERS[training.optimizer].options, **training.optimizer_options}
     if training.adapter is not None:
         options["adapter_options"] = {**ADAPTERS[training.adapter].options, **training.adapter_options}
-    return {name: value for name, value in options.items() if name not in {*TRAINING.values(), "seed", "curriculum"}}
+    return {**options, "lr": training.peak_lr, "curriculum": curriculum or None}
 
 
 def _check_file(config: RunConfig, file: CellFile) -> None:
-    for name in ("labels_key", "pert_key", "context_key", "batch_key", "split_key"):
-        file.require("obs", name, getattr(config, name))
-    file.require("var", "gene_symbols", config.gene_symbols)
-    file.require("layers", "layer", config.layer)
+    assert config.task is not None
+    task = task_named(config.task)
+    given = config.flat()
+    for option in (*task.arguments, *options_of(RunConfig)):
+        if option.column is not None:
+            file.require(option.column, option.name, given[option.name])
     if not len(file.obs) or not len(file.var):
         msg = f"{file.path} is empty: {len(file.obs)} cells x {len(file.var)} genes."
         raise DataError(msg)
-    key = config.labels_key or config.pert_key
+    key = None if task.key is None else given[task.key]
     if key is not None and not file.obs[key].notna().any():
         msg = f"No cell of {file.path} has a value in obs[{key!r}]."
         raise DataError(msg)
-
-
-def _perturbations(config: RunConfig, file: CellFile) -> dict[str, Any]:
-    if config.pert_key is None:
-        return {}
-    labels = file.obs[config.pert_key].tolist()
-    found = Conditions.from_labels(labels, control=config.control, separator=config.separator)
-    # As sg.tl.finetune does: a split of perturbations that is there is meant.
-    split_key = config.split_key or (SPLIT if SPLIT in file.obs else None)
-    return {"control": found.control, "separator": found.separator, "split_key": split_key}
-
-
-def _sizes(config: RunConfig) -> dict[str, Any]:
-    if config.task == "perturbation" or config.split_key is not None:
-        return {}
-    defaults = signature(random_split).parameters
-    names = ("validation_size", "test_size")
-    given = {name: getattr(config, name) for name in names}
-    return {name: defaults[name].default if value is None else value for name, value in given.items()}
 
 
 def _model_name(name: str) -> str:

@@ -4,220 +4,177 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields
-from difflib import get_close_matches
-from numbers import Integral, Real
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
+from scgalore._options import COUNT, FRACTION, INDEX, NAMES, TEXT, declare, documented, options_of, suggestion
 from scgalore.errors import OptionError
+from scgalore.tasks.registry import TASKS, argument_names, choose_task
+from scgalore.train.config import TrainConfig
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
+    from scgalore._options import Option
     from scgalore._typing import PathLike
+    from scgalore.tasks.base import Task
 
-__all__ = ["KIND", "STRATEGIES", "TRAINING", "RunConfig"]
+__all__ = ["KIND", "RunConfig", "training_options"]
 
 KIND = "scgalore run"
 """Marks ``config.json`` as ours."""
 
-STRATEGIES = ("progressive", "plain")
+FREE = ("out", "accelerator")
+"""Options in which a run that is continued may differ from the one that was begun."""
 
-TRAINING = {
-    "epochs": "max_epochs",
-    "optimizer": "optimizer",
-    "batch_size": "batch_size",
-    "precision": "precision",
-    "device": "accelerator",
-}
-"""Fields that are options of training, by the name they have in :class:`scgalore.train.TrainConfig`."""
-
-FREE = ("out", "device")
-"""Fields in which a run that is continued may differ from the one that was begun."""
-
-CHOSEN_LATE = ("genes", "phases")
-"""Fields that are left to the run until cells have been read."""
+NOT_IN_RUNS = ("seed", "devices", "num_nodes", "strategy", "shard_optimizer")
+"""Fields of :class:`~scgalore.train.TrainConfig` that are for several processes, or have another name in a run."""
 
 
-@dataclass(frozen=True)
+def training_options() -> tuple[Option, ...]:
+    """Options of training that a run has: it is made by one process, and its seed is ``rng``."""
+    return tuple(option for option in options_of(TrainConfig) if option.name not in NOT_IN_RUNS)
+
+
+@documented
+@dataclass(frozen=True, init=False)
 class RunConfig:
     """Everything that decides the numbers of a run.
 
-    ``None`` leaves a choice to the run; ``config.json`` in its folder then says what was chosen.
+    Options are those below, the arguments of the task, and the fields of :class:`~scgalore.train.TrainConfig`, all by their
+    own names: ``RunConfig("cells.h5ad", "runs/types", labels_key="cell_type", max_epochs=5)``. ``None`` leaves a choice to
+    the run; ``config.json`` in its folder then holds what was chosen.
 
-    Attributes
+    Parameters
     ----------
     data
         ``.h5ad`` file or ``.zarr`` folder: cells by genes, counts or log-normalised.
     out
         Folder to make.
-    labels_key
-        Column of ``obs`` with classes to learn. Without it and ``pert_key``, the run goes on with masked expression.
-    pert_key
-        Column of ``obs`` with the perturbation of each cell, to learn effects of perturbations.
-    control
-        Label of control in that column.
-    context_key
-        Column of ``obs`` with the cell type or line, within which cells are compared with control.
-    batch_key
-        Column of ``obs`` with the batch: genes are ranked within batches, and perturbed cells paired with control cells of
-        their own.
-    separator
-        What stands between the genes of a perturbation's label.
-    split_key
-        Column of ``obs`` with ``"train"``, ``"validation"`` or ``"test"``, which is kept; ``None`` makes a split.
-    validation_size, test_size
-        Shares of the cells that choose the best epoch and that are held out. Perturbations are split by
-        :func:`scgalore.pp.split_perturbations` instead.
-    layer
-        Layer that holds the expression.
-    gene_symbols
-        Column of ``var`` with gene names.
-    model
-        Name of registered weights, or folder of a checkpoint.
-    genes
-        How many genes to select; ``None`` is 3,000, or all where there are fewer.
-    gene_strategy
-        How they are ranked, see :func:`scgalore.tl.select_genes`; ``None`` is ``"perturbation"`` with ``pert_key``, else
-        ``"biological"``.
-    must_include
-        Genes that are selected whatever their rank.
-    species
-        Whose gene sets are used.
-    strategy
-        ``"progressive"`` trains on the best-ranked genes first and on more in each phase, ``"plain"`` on all of them from
-        the start.
-    phases
-        Genes of each phase; ``None`` is 500, 1,200 and 2,500 as far as there are more, then all.
-    max_cells
-        Most cells to work with, drawn at random within classes or perturbations; ``None`` takes all.
-    epochs
-        Passes over the training cells.
-    optimizer, batch_size, precision
-        Options of :class:`scgalore.train.TrainConfig`.
-    device
-        Where to compute, in Lightning's words: ``"cpu"``, ``"gpu"``, ``"auto"``.
-    seed
-        Seed of everything random.
-    train_options
-        Further fields of :class:`scgalore.train.TrainConfig`.
-    version
-        Version of scgalore that wrote the file.
-    data_sha256
-        Hash of the data; a run from a ``config.json`` refuses other data.
+    **options
+        As above.
+
+    Raises
+    ------
+    OptionError
+        If an option does not exist, has a value out of range, or belongs to another task.
     """
 
-    data: PathLike
-    out: PathLike
-    labels_key: str | None = None
-    pert_key: str | None = None
-    control: str | None = None
-    context_key: str | None = None
-    batch_key: str | None = None
-    separator: str | None = None
-    split_key: str | None = None
-    validation_size: float | None = None
-    test_size: float | None = None
-    layer: str | None = None
-    gene_symbols: str | None = None
-    model: str = "scgpt"
-    genes: int | None = None
-    gene_strategy: str | None = None
-    must_include: tuple[str, ...] = ()
-    species: str = "human"
-    strategy: str = "progressive"
-    phases: tuple[int, ...] | None = None
-    max_cells: int | None = 50_000
-    epochs: int | None = None
-    optimizer: str | None = None
-    batch_size: int | str | None = None
-    precision: str | None = None
-    device: str | None = None
-    seed: int = 0
-    train_options: dict[str, Any] = field(default_factory=dict)
+    data: str
+    out: str
+    task: str | None = declare(
+        TEXT,
+        """
+        What to train for, an entry of :data:`scgalore.tasks.TASKS`. By default the task whose key argument is given
+        (``labels_key``, ``values_key``, ``pert_key``), else masked expression.
+        """,
+    )
+    model: str = declare(
+        TEXT,
+        """
+        Name of registered weights (see: scgalore weights list), or folder of a checkpoint. ``"scgpt-mini"`` needs no network
+        connection.
+        """,
+        default="scgpt",
+    )
+    layer: str | None = declare(TEXT, "Layer that holds the expression, instead of X.", column="layers")
+    gene_symbols: str | None = declare(TEXT, "Column of var with gene names, instead of its index.", column="var")
+    max_cells: int | None = declare(
+        COUNT, "Maximum number of cells to work with, drawn within classes or perturbations.", default=50_000
+    )
+    split_key: str | None = declare(
+        TEXT, "Column of obs with train, validation or test, to keep a split.", column="obs"
+    )
+    validation_size: float | None = declare(
+        FRACTION,
+        "Fraction of the cells that choose the best epoch. Not for perturbations, which are held out as a whole.",
+        shown_default="0.1",
+    )
+    test_size: float | None = declare(
+        FRACTION, "Fraction of the cells that are held out. Not for perturbations.", shown_default="0.1"
+    )
+    n_genes: int | None = declare(
+        COUNT, "Number of genes to select.", shown_default="3000, or all expressed", aliases=("genes",)
+    )
+    gene_strategy: str | None = declare(
+        TEXT,
+        "How genes are ranked: biological, hvg, perturbation or expressed. See :func:`scgalore.tl.select_genes`.",
+        shown_default="the task's own",
+    )
+    batch_key: str | None = declare(
+        TEXT, "Column of obs with batches, within which variable genes are ranked.", column="obs"
+    )
+    must_include: list[str] = declare(NAMES, "Genes to select regardless of their rank, as in SOX2,POU5F1.", default=())
+    species: str = declare(TEXT, "Species of the gene sets: human or mouse.", default="human")
+    rng: int = declare(INDEX, "Seed of everything random.", default=0, aliases=("seed",))
     version: str | None = None
     data_sha256: str | None = None
+    arguments: dict[str, Any] = field(default_factory=dict)
+    training: dict[str, Any] = field(default_factory=dict)
 
-    def __post_init__(self) -> None:
-        for name in ("data", "out"):
-            self._set(name, _absolute(name, getattr(self, name)))
-        if isinstance(self.model, Path):
-            self._set("model", str(self.model))
-        for name, (is_one, expected) in CHECKS.items():
-            value = getattr(self, name)
-            if value is None and name in OPTIONAL:
-                continue
-            if not is_one(value):
-                msg = f"{name}={value!r}: it must be {expected}{', or None' if name in OPTIONAL else ''}."
+    def __init__(self, data: PathLike, out: PathLike, **options: Any) -> None:
+        own = {option.name: option for option in options_of(RunConfig)}
+        of_training = {option.name: option for option in training_options()}
+        of_tasks = argument_names()
+        if isinstance(options.get("model"), Path):
+            options["model"] = str(options["model"])
+        recorded = {name: options.pop(name, None) for name in ("version", "data_sha256")}
+        for name in options:
+            if name not in {*own, *of_training, *of_tasks}:
+                known = [*own, *of_tasks, *of_training]
+                msg = f"There is no option {name!r} of a run.{suggestion(name, known)} The options are {', '.join(known)}."
                 raise OptionError(msg)
-        self._set("must_include", tuple(self.must_include))
-        # As they come back from a file, in which there are no tuples.
-        self._set("train_options", json.loads(json.dumps(dict(self.train_options))))
-        if self.phases is not None:
-            self._set("phases", tuple(self.phases))
-        self._check_together()
+        chosen = {name: option.check(options.get(name, option.default)) for name, option in own.items()}
+        given = {name: value for name, value in options.items() if name in of_tasks and name not in own}
+        task = choose_task(chosen["task"], given)
+        if "batch_key" in {option.name for option in task.arguments}:
+            given["batch_key"] = chosen["batch_key"]
+        training = {name: options[name] for name in of_training if options.get(name) is not None}
+        values = {
+            **{"data": _absolute("data", data), "out": _absolute("out", out)},
+            **{**chosen, "task": task.name},
+            **recorded,
+            "arguments": task.check(given),
+            "training": {name: _listed(of_training[name].check(value)) for name, value in training.items()},
+        }
+        for name, value in values.items():
+            object.__setattr__(self, name, value)
+        self._check_split(task)
 
-    def _check_together(self) -> None:
-        if self.labels_key is not None and self.pert_key is not None:
-            msg = f"labels_key={self.labels_key!r} and pert_key={self.pert_key!r}: a run learns one of them. Leave one out."
-            raise OptionError(msg)
-        if self.strategy not in STRATEGIES:
-            msg = f"strategy={self.strategy!r}: choose one of {', '.join(map(repr, STRATEGIES))}."
-            raise OptionError(msg)
-        if self.strategy == "plain" and self.phases is not None:
-            msg = f"phases={list(self.phases)} belong to strategy='progressive'. Leave them out, or choose that."
-            raise OptionError(msg)
-        needless = (
-            {"control", "context_key", "separator"} if self.pert_key is None else {"validation_size", "test_size"}
-        )
-        for name in sorted(needless):
-            if getattr(self, name) is not None:
-                what = (
-                    "belongs to perturbations: pass pert_key"
-                    if self.pert_key is None
-                    else (
-                        "is for cells, and perturbations are held out as a whole: make a split with "
-                        "sg.pp.split_perturbations and pass its column as split_key"
-                    )
+    def _check_split(self, task: Task) -> None:
+        for name in ("validation_size", "test_size"):
+            if getattr(self, name) is not None and not task.splits_cells:
+                msg = (
+                    f"{name}={getattr(self, name)!r} is for cells, and task={task.name!r} holds out something else: make the "
+                    "split yourself and pass its column as split_key, or leave it out."
                 )
-                msg = f"{name}={getattr(self, name)!r} {what}, or leave it out."
                 raise OptionError(msg)
-        for name, theirs in {**TRAINING, "seed": "seed", "strategy": "curriculum"}.items():
-            if theirs in self.train_options:
-                msg = f"train_options[{theirs!r}]={self.train_options[theirs]!r}: pass {name} instead."
-                raise OptionError(msg)
-
-    def _set(self, name: str, value: Any) -> None:
-        object.__setattr__(self, name, value)
-
-    @property
-    def task(self) -> str:
-        """``"classes"``, ``"perturbation"`` or ``"expression"``."""
-        if self.labels_key is not None:
-            return "classes"
-        return "expression" if self.pert_key is None else "perturbation"
 
     @property
     def model_name(self) -> str:
-        """Name of the weights, or of the folder they lie in."""
+        """Name of the weights, or of the folder that holds them."""
         return Path(self.model).name
 
-    def train_config(self) -> dict[str, Any]:
-        """Options of training that were chosen, by the names of :class:`scgalore.train.TrainConfig`."""
-        own = {theirs: getattr(self, name) for name, theirs in TRAINING.items()}
-        return {**{name: value for name, value in own.items() if value is not None}, **self.train_options}
+    @property
+    def name(self) -> str:
+        """What tables call the fitted model."""
+        return f"{self.model_name} + {self.training.get('optimizer', TrainConfig.optimizer)}"
+
+    def flat(self) -> dict[str, Any]:
+        """All options by name, those of the task and of training included."""
+        own = {option.name: getattr(self, option.name) for option in options_of(RunConfig)}
+        training = {option.name: self.training.get(option.name) for option in training_options()}
+        last = {"version": self.version, "data_sha256": self.data_sha256}
+        return {"data": self.data, "out": self.out, **own, **self.arguments, **training, **last}
+
+    def changed(self, **changes: Any) -> Self:
+        """Copy with other values of some options."""
+        return type(self)(**{**self.flat(), **changes})
 
     def to_json(self) -> str:
         """Text of ``config.json``, from which :meth:`from_json` makes the same object."""
-        content = {"kind": KIND, **asdict(self)}
         # JSON has no infinity, which clip_norm may be.
-        content["train_options"] = {
-            name: str(value) if isinstance(value, float) and math.isinf(value) else value
-            for name, value in self.train_options.items()
-        }
-        return json.dumps(content, indent=2, ensure_ascii=False) + "\n"
+        content = {name: str(x) if isinstance(x, float) and math.isinf(x) else x for name, x in self.flat().items()}
+        return json.dumps({"kind": KIND, **content}, indent=2, ensure_ascii=False) + "\n"
 
     @classmethod
     def from_json(cls, path: PathLike, **changes: Any) -> Self:
@@ -228,12 +185,12 @@ class RunConfig:
         path
             The file.
         **changes
-            Fields that shall have other values.
+            Options with other values.
 
         Raises
         ------
         OptionError
-            If the file is no configuration of a run, has a field that does not exist, or a value of another type.
+            If the file is not a configuration of a run, has an option that does not exist, or a value of another type.
         """
         path = Path(path).expanduser()
         try:
@@ -242,50 +199,50 @@ class RunConfig:
             msg = f"{path} cannot be read as JSON: {error}. Pass the config.json of a run's folder."
             raise OptionError(msg) from error
         if not isinstance(content, dict) or content.pop("kind", None) != KIND:
-            msg = f'{path} is no configuration of a run: it lacks "kind": "{KIND}".'
+            msg = f'{path} is not a configuration of a run: it lacks "kind": "{KIND}".'
             raise OptionError(msg)
+        others = {task.key for task in TASKS.values() if task.name != content.get("task")}
+        if "task" in changes or others & changes.keys():
+            own = {option.name for option in options_of(cls)} - {"task"}
+            of_task = {"task", *argument_names()} - own
+            content = {name: value for name, value in content.items() if name not in of_task}
         content |= changes
-        known = [option.name for option in fields(cls)]
-        for name in content:
-            if name not in known:
-                close = get_close_matches(name, known, n=1)
-                hint = f" Did you mean {close[0]!r}?" if close else ""
-                msg = f"{path} has the field {name!r}, which does not exist.{hint} The fields are {', '.join(known)}."
-                raise OptionError(msg)
         missing = [name for name in ("data", "out") if name not in content]
         if missing:
             msg = f"{path} lacks {missing[0]!r}."
             raise OptionError(msg)
-        options = content.get("train_options")
-        if isinstance(options, dict):
-            content["train_options"] = {name: math.inf if value == "inf" else value for name, value in options.items()}
         try:
-            return cls(**content)
+            return cls(**{name: math.inf if value == "inf" else value for name, value in content.items()})
         except OptionError as error:
             msg = f"{path}: {error}"
             raise OptionError(msg) from error
 
     def differences(self, other: RunConfig) -> list[str]:
-        """Say in which fields another configuration is of another run.
+        """In which options another configuration is of another run, as texts.
 
         Parameters
         ----------
         other
             What is wanted now.
         """
-        mine, theirs = _flat(self), _flat(other)
-        left = {name for name in CHOSEN_LATE if theirs[name] is None}
+        mine, theirs = self.flat(), other.flat()
+        # What is left to the run until cells have been read.
+        if theirs["n_genes"] is None:
+            theirs["n_genes"] = mine["n_genes"]
+        if theirs["curriculum"] is True and mine["curriculum"]:
+            theirs["curriculum"] = mine["curriculum"]
         return [
             f"{name} was {mine.get(name)!r}, now {theirs.get(name)!r}"
             for name in dict.fromkeys((*mine, *theirs))
-            if name not in {*FREE, *left} and mine.get(name) != theirs.get(name)
+            if name not in FREE and mine.get(name) != theirs.get(name)
         ]
 
 
-def _flat(config: RunConfig) -> dict[str, Any]:
-    content = asdict(config)
-    options = content.pop("train_options")
-    return {**content, **{f"train_options[{name!r}]": value for name, value in options.items()}}
+def _listed(value: Any) -> Any:
+    """A value as it comes back from a file, in which there are no tuples."""
+    if isinstance(value, dict):
+        return {name: _listed(part) for name, part in value.items()}
+    return [_listed(part) for part in value] if isinstance(value, list | tuple) else value
 
 
 def _absolute(name: str, path: Any) -> str:
@@ -293,40 +250,3 @@ def _absolute(name: str, path: Any) -> str:
         msg = f"{name}={path!r}: it must be a path."
         raise OptionError(msg)
     return str(Path(path).expanduser().absolute())
-
-
-def _is_text(value: Any) -> bool:
-    return isinstance(value, str) and bool(value)
-
-
-def _is_whole(least: int) -> Callable[[Any], bool]:
-    return lambda value: isinstance(value, Integral) and not isinstance(value, bool) and int(value) >= least
-
-
-def _is_share(value: Any) -> bool:
-    return isinstance(value, Real) and not isinstance(value, bool) and 0 <= float(value) < 1
-
-
-def _are(is_one: Callable[[Any], bool]) -> Callable[[Any], bool]:
-    return lambda value: isinstance(value, Sequence) and not isinstance(value, str) and all(map(is_one, value))
-
-
-_TEXT = (_is_text, "a text")
-_COUNT = (_is_whole(1), "a whole number, at least 1")
-_SHARE = (_is_share, "a share of the cells in [0, 1)")
-CHECKS: dict[str, tuple[Callable[[Any], bool], str]] = {
-    **dict.fromkeys(("labels_key", "pert_key", "control", "context_key", "batch_key", "separator", "split_key"), _TEXT),
-    **dict.fromkeys(("layer", "gene_symbols", "model", "gene_strategy", "species", "strategy"), _TEXT),
-    **dict.fromkeys(("optimizer", "precision", "device", "version", "data_sha256"), _TEXT),
-    **dict.fromkeys(("genes", "max_cells", "epochs"), _COUNT),
-    **dict.fromkeys(("validation_size", "test_size"), _SHARE),
-    "batch_size": (lambda value: value == "auto" or _is_whole(1)(value), "a whole number, at least 1, or 'auto'"),
-    "seed": (_is_whole(0), "a whole number, at least 0"),
-    "must_include": (_are(_is_text), "a list of gene names"),
-    "phases": (_are(_is_whole(1)), "a list of whole numbers, such as [500, 1200]"),
-    "train_options": (
-        lambda value: isinstance(value, Mapping) and all(map(_is_text, value)),
-        "a dict of options of training",
-    ),
-}
-OPTIONAL = {option.name for option in fields(RunConfig) if option.default is None or option.name == "max_cells"}

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-__all__ = ["FIGURES", "FILES", "RunFolder"]
+__all__ = ["FILES", "RunFolder"]
 
 FILES = (
     "config.json",
@@ -31,15 +31,6 @@ FILES = (
 )
 """In the order in which they are written; the last one says that the run is finished."""
 
-FIGURES = (
-    "gene_selection.png",
-    "history.png",
-    "confusion_matrix.png",
-    "umap.png",
-    "perturbation_scores.png",
-    "perturbation_embedding.png",
-    "masked_expression.png",
-)
 CHECKPOINTS, MODEL = "checkpoints", "model"
 
 
@@ -182,7 +173,7 @@ def _is_ours(parts: tuple[str, ...], *, is_dir: bool) -> bool:
     if len(parts) == 1:
         return first in ((CHECKPOINTS, "figures") if is_dir else FILES) or draft
     if first == "figures":
-        return len(parts) == 2 and not is_dir and (name in FIGURES or draft)
+        return len(parts) == 2 and not is_dir and (name.endswith(".png") or draft)
     if first == CHECKPOINTS:
         inside_model = parts[1] == MODEL or (
             parts[1].startswith(f".{MODEL}.") and parts[1].endswith((".draft", ".old"))

@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING
 from scgalore.model.memory import estimate_memory
 from scgalore.pipeline.checks import at_most_genes, settle
 from scgalore.pipeline.folder import FILES, RunFolder
+from scgalore.tasks.registry import task_named
 from scgalore.train.config import TrainConfig
 
 if TYPE_CHECKING:
-    from scgalore.pipeline.cells import CellFile
     from scgalore.pipeline.config import RunConfig
     from scgalore.train.memory import MemoryEstimate
 
@@ -29,36 +29,29 @@ def plan(config: RunConfig, *, force: bool = False, resume: bool = False) -> str
     folder = RunFolder(Path(config.out))
     folder.check(force=force, resume=resume)
     settled, file = settle(config)
-    chosen = {name: value for name, value in vars(settled).items() if value is not None and name != "train_options"}
+    chosen = {name: value for name, value in settled.flat().items() if value not in (None, [], {}, False)}
     width = max(map(len, chosen))
     most = "all" if settled.max_cells is None else f"at most {settled.max_cells:,}"
     genes = at_most_genes(settled, file)
+    assert settled.task is not None
+    goal = task_named(settled.task).goal(settled.arguments)
     return "\n".join(
         [
             f"{file.path} has {len(file.obs):,} cells and {len(file.var):,} genes; {most} cells would be used.",
-            f"The run would learn {settled.task} and write {', '.join(FILES)}, figures and checkpoints to {folder.path}.",
+            f"The run would train {goal}, and write {', '.join(FILES)}, figures and checkpoints to {folder.path}.",
             "",
             *(f"{name:<{width}}  {value}" for name, value in chosen.items()),
             "",
             f"Training, for cells that express all of {genes:,} genes, which few do:",
-            str(_estimate(settled, file, genes)),
+            str(_estimate(settled, genes)),
             "",
             "Nothing was written.",
         ]
     )
 
 
-def _estimate(config: RunConfig, file: CellFile, genes: int) -> MemoryEstimate:
-    options = {**config.train_config(), "accelerator": config.device}
+def _estimate(config: RunConfig, genes: int) -> MemoryEstimate:
+    options = {name: value for name, value in config.training.items() if name not in ("max_epochs", "curriculum")}
     if options["batch_size"] == "auto":
         options["batch_size"] = TrainConfig.batch_size
-    n_classes = None if config.labels_key is None else int(file.obs[config.labels_key].nunique())
-    del options["max_epochs"]
-    return estimate_memory(
-        config.model,
-        n_genes=genes,
-        task=config.task,
-        n_classes=n_classes,
-        checkpointing=options.pop("gradient_checkpointing"),
-        **options,
-    )
+    return estimate_memory(config.model, genes_per_cell=genes, task=config.task, **options)

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from scgalore.pipeline.findings import markdown_table
+from scgalore.tasks.findings import markdown_table
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from scgalore.pipeline.config import RunConfig
-    from scgalore.pipeline.findings import Findings
+    from scgalore.tasks.findings import Findings
 
 __all__ = ["Report"]
 
@@ -28,7 +28,11 @@ class Report:
     config
         Of the run.
     goal
-        What the model learnt, as the end of a sentence.
+        What the model learned, as the end of a sentence.
+    split_note
+        How the split was made, where no column has it.
+    next_steps
+        What can be done with the fitted model, in Markdown.
     findings
         What was found on held-out data.
     captions
@@ -57,6 +61,8 @@ class Report:
 
     config: RunConfig
     goal: str
+    split_note: str
+    next_steps: str
     findings: Findings
     captions: Mapping[str, str]
     sizes: Mapping[str, int]
@@ -78,17 +84,15 @@ class Report:
 
     def _what(self) -> str:
         config, sizes = self.config, self.sizes
-        how = "that its column says" if config.split_key else "drawn at random"
-        if config.task == "perturbation" and config.split_key is None:
-            how = "by perturbation, as `sg.pp.split_perturbations` draws them"
+        how = f"as `obs['{config.split_key}']` has it" if config.split_key else self.split_note
         chosen = f"{sizes['cells chosen']:,} of {sizes['cells in the file']:,} cells"
         lost = sizes["without a selected gene"]
         without = f" {lost:,} of them express none of the selected genes and were left out." if lost else ""
         parts = ", ".join(f"{sizes[part]:,} {part}" for part in ("train", "validation", "test"))
         return (
             f"# scgalore run: {Path(config.data).name}\n\n"
-            f"**{config.model_name}** was fine-tuned with **{config.optimizer}** {self.goal}, on {chosen} of "
-            f"`{Path(config.data).name}` and {config.genes:,} of its {self.n_vars:,} genes.{without} The parts, {how}: {parts} "
+            f"**{config.model_name}** was fine-tuned with **{config.training['optimizer']}** {self.goal}, on {chosen} of "
+            f"`{Path(config.data).name}` and {config.n_genes:,} of its {self.n_vars:,} genes.{without} The split, {how}: {parts} "
             "cells. The split was made first, so that selecting genes and training saw training cells only; test cells "
             "were looked at once, for the numbers below."
         )
@@ -107,12 +111,12 @@ class Report:
 
     def _training(self) -> str:
         history = self.history
-        epochs = f"{len(history)} of at most {self.config.epochs} epochs"
-        kept = "the last one's weights were kept" if self.kept < 0 else f"the weights of epoch {self.kept} were kept"
-        if self.kept < 0 and self.config.task == "perturbation":
+        epochs = f"{len(history)} of at most {self.config.training['max_epochs']} epochs"
+        kept = f"the weights of epoch {self.kept} were kept"
+        if self.kept < 0:
             kept = "no epoch did better than the start, whose weights were kept"
         text = f"{epochs}; {kept}. `history.csv` has a row for each."
-        if self.config.phases is not None and "n_genes" in history:
+        if self.config.training.get("curriculum") and "n_genes" in history:
             groups = history.groupby("n_genes", sort=False)
             rows = [
                 (
@@ -141,9 +145,9 @@ class Report:
             "```python\n"
             "import scanpy as sc, scgalore as sg\n\n"
             f'adata = sc.read_h5ad(r"{Path(out) / "results.h5ad"}")\n'
-            f'model = sg.model.SCGPT.load(r"{Path(out) / "checkpoints" / "model"}")\n'
+            f'model = sg.model.load(r"{Path(out) / "checkpoints" / "model"}")\n'
             "```\n\n"
-            f"{_NEXT[self.config.task]}\n\n"
+            f"{self.next_steps}\n\n"
             "The same numbers again, with the same versions and number of threads:\n\n"
             f'```bash\npython -m scgalore run --config "{Path(out) / "config.json"}" --out another_folder\n```'
         )
@@ -177,13 +181,3 @@ class Report:
     def _made_with(self) -> str:
         facts = {"weights": self.config.model_name, "sha256 of the data": str(self.config.data_sha256), **self.versions}
         return "## Made with\n\n" + markdown_table(("what", "version"), list(facts.items()))
-
-
-_NEXT = {
-    "classes": "`sg.tl.annotate(other_cells, model)` names the cells of other data; `sg.tl.embed(other_cells, model)` embeds them.",
-    "expression": "`sg.tl.embed(other_cells, model)` embeds other cells; `sg.tl.finetune(other_cells, model, labels_key=...)` goes on from here.",
-    "perturbation": (
-        '`sg.tl.predict_perturbation(adata, ["A", "A+B"], model=model)` predicts other perturbations; '
-        "`sg.tl.evaluate_perturbation(adata, de=True)` adds scores of differential expression, with the extra `eval`."
-    ),
-}

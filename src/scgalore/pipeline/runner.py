@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 from contextlib import contextmanager
+from dataclasses import replace
+from inspect import signature
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,45 +15,40 @@ from scgalore import errors
 from scgalore.data.split import PARTS
 from scgalore.errors import OptionError
 from scgalore.pipeline.cells import draw_rows, on_selected_genes
-from scgalore.pipeline.checks import load_model, settle, with_genes
-from scgalore.pipeline.classes import Classes
-from scgalore.pipeline.expression import Expression
-from scgalore.pipeline.figures import HISTORY, SELECTION
+from scgalore.pipeline.checks import load_model, settle, training_call, with_genes
 from scgalore.pipeline.folder import RunFolder
 from scgalore.pipeline.measure import Stopwatch, circumstances, peak_memory, versions
-from scgalore.pipeline.perturbation import Perturbation
 from scgalore.pipeline.progress import Stages
 from scgalore.pipeline.report import Report
+from scgalore.tasks.figures import HISTORY, SELECTION
+from scgalore.tasks.registry import TASKS
 from scgalore.tl import finetune, select_genes
 from scgalore.train.checkpoint import last_checkpoint
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Iterator
 
     import pandas as pd
 
-    from scgalore.model import SCGPT
+    from scgalore.model import CellModel
     from scgalore.pipeline.cells import CellFile
     from scgalore.pipeline.config import RunConfig
-    from scgalore.pipeline.findings import Findings, Task
+    from scgalore.tasks.call import TrainingCall
+    from scgalore.tasks.findings import Findings
 
 __all__ = ["run"]
 
 OURS = tuple(getattr(errors, name) for name in errors.__all__)
-TASKS: dict[str, Callable[[RunConfig], Task]] = {
-    "classes": Classes,
-    "expression": Expression,
-    "perturbation": Perturbation,
-}
 KEY = "selected"
+OWN_SPLIT = "run_split"
 N_STAGES = 7
 
 
 def run(config: RunConfig, *, force: bool = False, resume: bool = False) -> Path:
-    """Fine-tune a model on a file of cells, and report honestly how good it is.
+    """Fine-tune a model on a file of cells, and report how good it is on cells that were held out.
 
     Cells are read and split, genes are ranked from the training cells and selected, the model is fine-tuned, and what was
-    held out is predicted and scored beside baselines. The folder ``config.out`` gets ``config.json``, ``environment.txt``,
+    held out is predicted and scored next to baselines. The folder ``config.out`` gets ``config.json``, ``environment.txt``,
     ``selected_genes.csv``, ``split.csv``, ``history.csv``, ``checkpoints/``, ``metrics.json``, ``results.h5ad``, ``figures/`` and
     ``report.md``; the page :doc:`/pipeline` says what is in them. Every file appears whole or not at all.
 
@@ -99,24 +96,27 @@ class _Run:
 
     def __init__(self, config: RunConfig, file: CellFile, folder: RunFolder, stages: Stages, *, resumed: bool) -> None:
         self.config, self.file, self.folder, self.stages, self.resumed = config, file, folder, stages, resumed
-        self.task = TASKS[config.task](config)
+        assert config.task is not None
+        self.task = TASKS[config.task]
+        self.split_key = config.split_key or OWN_SPLIT
         self.watch = Stopwatch()
         self.sizes = {"cells in the file": len(file.obs)}
 
     def make(self) -> None:
         """All stages. Nothing is written before all that was given has proved usable."""
         model = load_model(self.config.model)
+        self.task.require(model)
         adata, genes = self._prepare()
-        self.task.check(adata, model)
+        self.task.check_cells(adata, model, self._call())
         self._begin(adata, genes)
         with self._stage("fine-tune", own_bar=True) as note:
             fitted = self._finetune(adata, model)
             note(f"{len(fitted.history)} epochs, kept {self._kept(fitted)}")
         self._write_table("history.csv", fitted.history)
         with self._stage("predict", own_bar=True) as note:
-            note(self.task.predict(adata, fitted))
+            note(self.task.predict(adata, fitted, self._call()))
         with self._stage("evaluate") as note:
-            findings = self.task.evaluate(adata, fitted)
+            findings = self.task.evaluate(adata, fitted, self._call(), name=self.config.name)
             note(findings.headline)
             self._write_metrics(findings, fitted)
         with self._stage("report") as note:
@@ -137,13 +137,14 @@ class _Run:
         """Cells with their parts and the selected genes, and the table of all genes."""
         config, task = self.config, self.task
         with self._stage("read") as note:
-            rows = draw_rows(self.file.obs, task.keys(), most=config.max_cells, seed=config.seed)
+            keys = [*task.draw_keys(config.arguments), *([] if config.split_key is None else [config.split_key])]
+            rows = draw_rows(self.file.obs, keys, most=config.max_cells, seed=config.rng)
             adata = self.file.read(rows, config.layer, uns=[] if config.split_key is None else [config.split_key])
             self.sizes["cells chosen"] = adata.n_obs
             note(f"{adata.n_obs:,} of {len(self.file.obs):,} cells, {adata.n_vars:,} genes")
         with self._stage("split") as note:
-            task.split(adata)
-            counts = adata.obs[task.split_key].value_counts()
+            task.split(adata, training_call(config), self.split_key)
+            counts = adata.obs[self.split_key].value_counts()
             note(", ".join(f"{counts.get(part, 0):,} {part}" for part in PARTS) + " cells")
         with self._stage("select genes") as note:
             self._select(adata)
@@ -151,31 +152,32 @@ class _Run:
             self.ranked = AnnData(obs=adata.obs[:0], var=adata.var, uns=dict(adata.uns))  # all genes, for a picture
             adata, self.sizes["without a selected gene"] = on_selected_genes(adata, adata.var[KEY].to_numpy(bool))
             note(f"{adata.n_vars:,} ({config.gene_strategy}), from training cells")
-        counts = adata.obs[task.split_key].value_counts()
+        counts = adata.obs[self.split_key].value_counts()
         self.sizes |= {part: int(counts.get(part, 0)) for part in PARTS}
         return adata, genes.set_axis(["rank", "source", "selected"], axis=1).rename_axis("gene")
 
     def _select(self, adata: AnnData) -> None:
-        is_train = (adata.obs[self.task.split_key] == "train").to_numpy()
+        is_train = (adata.obs[self.split_key] == "train").to_numpy()
         n_expressed = int((adata.X[is_train].getnnz(axis=0) > 0).sum())
         self.config = config = with_genes(self.config, n_expressed)
-        assert config.genes is not None
+        assert config.n_genes is not None
         assert config.gene_strategy is not None
+        known = signature(select_genes).parameters
         select_genes(
             adata,
-            config.genes,
+            config.n_genes,
             config.gene_strategy,
-            batch_key=config.batch_key,
-            pert_key=config.pert_key,
-            control=config.control,
-            separator=config.separator,
-            context_key=config.context_key,
-            split_key=self.task.split_key,
-            must_include=list(config.must_include) or None,
+            split_key=self.split_key,
+            must_include=config.must_include or None,
             species=config.species,
             gene_symbols=config.gene_symbols,
             key_added=KEY,
+            **{"batch_key": config.batch_key, **{k: v for k, v in config.arguments.items() if k in known}},
         )
+
+    def _call(self) -> TrainingCall:
+        """The call as it is for the cells that were read, which have their split in a column."""
+        return replace(training_call(self.config), split_key=self.split_key)
 
     def _begin(self, adata: AnnData, genes: pd.DataFrame) -> None:
         """Write what is known before training."""
@@ -189,49 +191,53 @@ class _Run:
         with self.folder.writing("environment.txt") as draft:
             draft.write_text(environment + circumstances("resumed" if self.resumed else "begun"), encoding="utf-8")
         self._write_table("selected_genes.csv", genes.sort_values("rank", na_position="last", kind="stable"))
-        parts = adata.obs[self.task.split_key].rename("part").rename_axis("cell")
+        parts = adata.obs[self.split_key].rename("part").rename_axis("cell")
         self._write_table("split.csv", parts.to_frame())
 
-    def _finetune(self, adata: AnnData, model: SCGPT) -> SCGPT:
+    def _finetune(self, adata: AnnData, model: CellModel) -> CellModel:
         config, folder = self.config, self.folder
-        phases = None if config.phases is None else list(config.phases)
         try:
             return finetune(
                 adata,
                 model,
-                **self.task.options(),
-                split_key=self.task.split_key,
+                task=config.task,
+                **config.arguments,
+                split_key=self.split_key,
                 gene_symbols=config.gene_symbols,
-                genes_key=None if phases is None else KEY,
-                curriculum=phases,
+                genes_key=KEY if config.training.get("curriculum") else None,
                 checkpoint_dir=folder.checkpoints,
                 resume=True,
                 save_dir=folder.model,
-                rng=config.seed,
-                **config.train_config(),
+                rng=config.rng,
+                **config.training,
             )
         except OURS:
             if not last_checkpoint(folder.checkpoints).exists():
-                folder.remove()  # refused before anything was learnt
+                folder.remove()  # refused before anything was learned
             raise
 
-    def _kept(self, model: SCGPT) -> str:
-        best = model.training["best_epoch"]
-        if best >= 0:
-            return f"epoch {best}"
-        return "the start" if self.config.task == "perturbation" else "the last one"
+    def _kept(self, model: CellModel) -> str:
+        best = self._best_epoch(model)
+        return f"epoch {best}" if best >= 0 else "the start"
+
+    @staticmethod
+    def _best_epoch(model: CellModel) -> int:
+        assert model.result is not None
+        assert model.result.best_epoch is not None
+        return model.result.best_epoch
 
     def _write_table(self, name: str, table: pd.DataFrame) -> None:
         with self.folder.writing(name) as draft:
             table.to_csv(draft)
 
-    def _write_metrics(self, findings: Findings, model: SCGPT) -> None:
+    def _write_metrics(self, findings: Findings, model: CellModel) -> None:
+        assert model.result is not None
         content = {
             "task": self.config.task,
             "cells": self.sizes,
-            "genes": self.config.genes,
+            "genes": self.config.n_genes,
             **findings.metrics,
-            "training": {"epochs": len(model.history), **model.training},
+            "training": {"epochs": len(model.history), **model.result.summary()},
         }
         with self.folder.writing("metrics.json") as draft:
             draft.write_text(json.dumps(content, indent=2, default=_plain) + "\n", encoding="utf-8")
@@ -244,10 +250,13 @@ class _Run:
                 figure.savefig(draft, dpi=150)
         return {name: caption for name, (caption, _) in figures.items()}
 
-    def _report(self, adata: AnnData, findings: Findings, captions: dict[str, str], model: SCGPT) -> Report:
+    def _report(self, adata: AnnData, findings: Findings, captions: dict[str, str], model: CellModel) -> Report:
+        assert model.result is not None
         return Report(
             config=self.config,
-            goal=self.task.goal,
+            goal=self.task.goal(self.config.arguments),
+            split_note=self.task.split_note,
+            next_steps=self.task.next_steps,
             findings=findings,
             captions=captions,
             sizes=self.sizes,
@@ -255,8 +264,8 @@ class _Run:
             n_vars=len(self.file.var),
             n_known=adata.uns["finetune"].get("genes", {}).get("matched"),
             history=model.history,
-            kept=model.training["best_epoch"],
-            optimizer_bytes=model.training["optimizer_bytes"],
+            kept=self._best_epoch(model),
+            optimizer_bytes=model.result.optimizer_bytes or 0,
             seconds=self.watch.seconds,
             peak=peak_memory(),
             versions=versions(),

@@ -77,7 +77,9 @@ def gene_selection(
     ax.set(xscale="log", xlim=(min(10, len(place) / 2), len(place)), ylim=(0, 100))
     ax.set(xlabel="best genes", ylabel="share of each source (%)")
     ax.xaxis.set_major_formatter("{x:,.0f}")
-    ax.set_title(f"{n_genes:,} of {len(place):,} ranked genes selected ({result['params']['strategy']})", fontsize=10)
+    ax.set_title(
+        f"{n_genes:,} of {len(place):,} ranked genes selected ({result['params']['gene_strategy']})", fontsize=10
+    )
     handles, labels = ax.get_legend_handles_labels()
     ax.legend(
         handles[::-1], labels[::-1], title="source (selected)", loc="center left", bbox_to_anchor=(1.01, 0.5),

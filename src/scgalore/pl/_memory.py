@@ -50,7 +50,7 @@ def memory(data: Any, *, ax: Axes | None = None, show: bool | None = None) -> Ax
     Examples
     --------
     >>> import scgalore as sg
-    >>> table = sg.model.savings("scgpt", n_genes=3000, batch_size=8, accelerator="cuda")
+    >>> table = sg.model.savings("scgpt", genes_per_cell=3000, batch_size=8, accelerator="cuda")
     >>> sg.pl.memory(table)  # doctest: +SKIP
     """
     table = _table(data)

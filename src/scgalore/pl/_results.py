@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from anndata import AnnData
 
-from scgalore._keys import LabelKeys
+from scgalore._keys import CellKeys
 from scgalore.errors import DataError, MissingKeyError
 
 if TYPE_CHECKING:
@@ -17,9 +17,9 @@ __all__ = ["label_keys", "read_evaluation", "read_result"]
 _TOOLS = ("finetune", "annotate")
 
 
-def label_keys(key: str) -> LabelKeys:
+def label_keys(key: str) -> CellKeys:
     """Slots that belong to the results under ``adata.uns[key]``."""
-    return LabelKeys.from_key_added(None if key in _TOOLS else key, uns=key)
+    return CellKeys.from_key_added(None if key in _TOOLS else key, uns=key)
 
 
 def read_result(adata: AnnData, key: str) -> Mapping[str, Any]:

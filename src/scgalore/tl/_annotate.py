@@ -1,4 +1,4 @@
-"""Labels for unlabelled cells."""
+"""Labels, or other predictions, for new cells."""
 
 from __future__ import annotations
 
@@ -6,21 +6,21 @@ from typing import TYPE_CHECKING, Any
 
 from scgalore import _logging as logg
 from scgalore._docs import shared_parameters
-from scgalore._keys import LabelKeys
+from scgalore._keys import check_key
 from scgalore._rng import seed_from
 from scgalore.model.inference import RunOptions
-from scgalore.tl._labels import label_results
+from scgalore.tasks.registry import task_named
 from scgalore.tl._shared import as_model, copied, provenance, writable_adata
 
 if TYPE_CHECKING:
     from scgalore._typing import Data, PathLike, Rng
-    from scgalore.model import SCGPT
+    from scgalore.model import CellModel
 
 
 @shared_parameters
 def annotate(
     query: Data,
-    model: PathLike | SCGPT,
+    model: PathLike | CellModel,
     *,
     layer: str | None = None,
     gene_symbols: str | None = None,
@@ -35,7 +35,7 @@ def annotate(
     key_added: str | None = None,
     copy: bool = False,
 ) -> Data | None:
-    """Label cells with a model that was fine-tuned on labelled ones.
+    """Predict classes or values of cells with a model that was fine-tuned on others.
 
     Genes are matched by name, so the query may have measured others than the training data.
 
@@ -70,13 +70,15 @@ def annotate(
         Probability of each class, in the order of ``uns[...]['classes']``.
     `adata.obsm['X_scGPT' | key_added]` : :class:`numpy.ndarray` (shape `(n_obs, d_model)`, dtype `float32`)
         Embeddings with unit norm.
+    `adata.obs['scgpt_value' | key_added + '_value']` : :class:`numpy.ndarray` (dtype `float32`)
+        Predicted number, in place of the first three, for a model that was fine-tuned with ``values_key``.
     `adata.uns['annotate' | key_added]` : :class:`dict`
-        ``params``, ``classes``, ``weights``, ``genes`` and ``version``.
+        ``params``, ``classes`` (or ``column``, ``mean`` and ``std`` of the values), ``weights``, ``genes`` and ``version``.
 
     Raises
     ------
     OptionError
-        If the model has not learnt classes.
+        If the model was not fine-tuned to predict classes or values.
     DataError
         If the matrix holds negative, NaN or infinite values, no gene matches, or a cell expresses none that does.
 
@@ -87,7 +89,7 @@ def annotate(
     >>> model = sg.tl.finetune(adata, "scgpt-mini", labels_key="bulk_labels", max_epochs=1)
     >>> sg.tl.annotate(adata, model)
     """
-    keys = LabelKeys.from_key_added(key_added, uns="annotate")
+    check_key(key_added)
     seed = seed_from(rng)
     how: dict[str, Any] = {
         "precision": precision,
@@ -100,11 +102,13 @@ def annotate(
     data = copied(query, mod=mod) if copy else query
     adata = writable_adata(data, mod=mod)
     fitted = as_model(model)
-    fitted.require_classes()
-    with logg.step(f"labelling {adata.n_obs:,} cells with {fitted.provenance['name']}") as step:
+    memory = fitted.require_memory()
+    keys = fitted.keys("annotate", key_added)
+    with logg.step(f"annotating {adata.n_obs:,} cells with {fitted.provenance['name']}") as step:
         cells = fitted.cells(adata, layer=layer, gene_symbols=gene_symbols, max_length=max_length, rng=seed)
         output = fitted.run(cells, **how)
-        results = label_results(output, fitted.classes, keys)
+        results = task_named(memory.task).predictions(output, memory, keys)
+        results.obsm[keys.embedding] = (output.embedding, "cell embeddings")
         params = {
             "layer": layer,
             "gene_symbols": gene_symbols,
@@ -112,7 +116,7 @@ def annotate(
             "precision": output.precision,
             "rng": seed,
         }
-        content = {"params": params, "classes": list(fitted.classes), **provenance(fitted, cells)}
+        content = {"params": params, **memory.to_config(), **provenance(fitted, cells)}
         results.uns[keys.uns] = (content, "parameters and provenance")
         results.write(data, adata, mod=mod, step=step)
     return data if copy else None

@@ -6,20 +6,21 @@ from typing import TYPE_CHECKING, Any
 
 from scgalore import _logging as logg
 from scgalore._docs import shared_parameters
-from scgalore._keys import EmbedKeys
+from scgalore._keys import check_key
 from scgalore._rng import seed_from
+from scgalore.data.results import Results
 from scgalore.model.inference import RunOptions
-from scgalore.tl._shared import Results, as_model, copied, provenance, writable_adata
+from scgalore.tl._shared import as_model, copied, provenance, writable_adata
 
 if TYPE_CHECKING:
     from scgalore._typing import Data, PathLike, Rng
-    from scgalore.model import SCGPT
+    from scgalore.model import CellModel
 
 
 @shared_parameters
 def embed(
     data: Data,
-    model: PathLike | SCGPT = "scgpt",
+    model: PathLike | CellModel = "scgpt",
     *,
     layer: str | None = None,
     gene_symbols: str | None = None,
@@ -81,7 +82,7 @@ def embed(
     >>> sg.tl.embed(adata, "scgpt-mini")
     >>> sc.pp.neighbors(adata, use_rep="X_scGPT")
     """
-    keys = EmbedKeys.from_key_added(key_added)
+    check_key(key_added)
     seed = seed_from(rng)
     how: dict[str, Any] = {
         "precision": precision,
@@ -94,6 +95,7 @@ def embed(
     data = copied(data, mod=mod) if copy else data
     adata = writable_adata(data, mod=mod)
     fitted = as_model(model)
+    keys = fitted.keys("embed", key_added)
     with logg.step(f"embedding {adata.n_obs:,} cells with {fitted.provenance['name']}") as step:
         cells = fitted.cells(adata, layer=layer, gene_symbols=gene_symbols, max_length=max_length, rng=seed)
         output = fitted.run(cells, **how)

@@ -2,27 +2,19 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
-import numpy as np
-
-from scgalore import __version__
 from scgalore import _logging as logg
 from scgalore._docs import shared_parameters
 from scgalore._keys import PerturbationKeys
 from scgalore._rng import seed_from
-from scgalore.errors import MissingKeyError
 from scgalore.perturb.baselines.effects import BASELINES
-from scgalore.perturb.labels.screen import Screen
-from scgalore.perturb.predictions.prediction import Prediction
-from scgalore.perturb.scores.evaluation import choose_metrics, evaluate
-from scgalore.tl._screens import READ
-from scgalore.tl._shared import Results, copied, writable_adata
+from scgalore.perturb.scores.evaluation import choose_metrics
+from scgalore.tasks.perturbation.evaluation import read_prediction, score_prediction
+from scgalore.tl._shared import copied, writable_adata
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
-
-    from anndata import AnnData
+    from collections.abc import Sequence
 
     from scgalore._typing import Data, Rng
 
@@ -98,41 +90,21 @@ def evaluate_perturbation(
     """
     keys, seed = PerturbationKeys.from_key_added(key_added), seed_from(rng)
     chosen = choose_metrics(metrics, de=de)
-    prediction, origin = _prediction(writable_adata(data, mod=mod), key)
+    prediction, origin = read_prediction(writable_adata(data, mod=mod), key)
     data = copied(data, mod=mod) if copy else data
     adata = writable_adata(data, mod=mod)
     with logg.step(f"scoring {len(prediction.rows):,} predicted perturbations") as step:
-        options: dict[str, Any] = {"baselines": list(baselines), "n_bootstrap": n_bootstrap, "max_cells": max_cells}
-        found = evaluate(_screen(adata, origin), prediction, metrics=list(chosen), seed=seed, **options)
-        params = {"key": key, "metrics": list(chosen), **options, "rng": seed}
-        # Genes in rows, as in the prediction: HDF5 refuses tables with thousands of columns.
-        observed = found.observed.T.set_axis(adata.uns[key]["effects"].index, axis=0)
-        result = {"params": params, "scores": found.scores, "summary": found.summary, "observed": observed}
-        result |= {"version": __version__} | ({} if found.n_de is None else {"n_de": found.n_de})
-        Results(uns={keys.evaluation: (result, "scores of predicted perturbations")}).write(
-            data, adata, mod=mod, step=step
+        results = score_prediction(
+            adata,
+            prediction,
+            origin,
+            keys,
+            key=key,
+            metrics=list(chosen),
+            seed=seed,
+            baselines=list(baselines),
+            n_bootstrap=n_bootstrap,
+            max_cells=max_cells,
         )
+        results.write(data, adata, mod=mod, step=step)
     return data if copy else None
-
-
-def _prediction(adata: AnnData, key: str) -> tuple[Prediction, Mapping[str, Any]]:
-    """What was predicted, with genes by the names they have in the data, and the parameters of that call."""
-    result = adata.uns.get(key)
-    if not isinstance(result, dict) or not {"params", "means", "effects", "rows"} <= set(result):
-        msg = f"There is no prediction in adata.uns[{key!r}]. Call sg.tl.predict_perturbation(adata) first, or pass its key_added as key=."
-        raise MissingKeyError(msg)
-    params, means, effects = result["params"], result["means"], result["effects"]
-    prediction = Prediction(
-        genes=tuple(map(str, means.index)),
-        rows=result["rows"].astype(dict.fromkeys(("perturbation", "context", "group"), str)),
-        means=means.to_numpy(np.float64).T,
-        effects=effects.to_numpy(np.float64).T,
-        vectors=result.get("gene_vectors"),
-    )
-    return prediction, params
-
-
-def _screen(adata: AnnData, params: Mapping[str, Any]) -> Screen:
-    """The cells the prediction is compared with, read as they were for it."""
-    read: dict[str, Any] = {name: params.get(name) for name in (*READ, "split_key")}
-    return Screen.from_adata(adata, **read)

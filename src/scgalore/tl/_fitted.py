@@ -8,7 +8,7 @@ from uuid import uuid4
 from weakref import WeakValueDictionary
 
 from scgalore.errors import MissingKeyError, OptionError
-from scgalore.model import SCGPT
+from scgalore.model import CellModel, load
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 __all__ = ["free_folder", "record_model", "recorded_model"]
 
 # Models that somebody else holds: an AnnData has no place for weights, and must not keep them alive.
-_ALIVE: WeakValueDictionary[str, SCGPT] = WeakValueDictionary()
+_ALIVE: WeakValueDictionary[str, CellModel] = WeakValueDictionary()
 
 
 def free_folder(folder: PathLike) -> str:
@@ -36,7 +36,7 @@ def free_folder(folder: PathLike) -> str:
     return str(path)
 
 
-def record_model(model: SCGPT, folder: str | None) -> dict[str, str]:
+def record_model(model: CellModel, folder: str | None) -> dict[str, str]:
     """Remember a model as long as its owner keeps it, and where it was saved.
 
     Parameters
@@ -55,8 +55,15 @@ def record_model(model: SCGPT, folder: str | None) -> dict[str, str]:
     return {"run": run} if folder is None else {"run": run, "folder": folder}
 
 
-def recorded_model(adata: AnnData) -> SCGPT:
-    """Find the model of perturbations whose results are in ``adata.uns``.
+def recorded_model(adata: AnnData, task: str) -> CellModel:
+    """Find the model whose results are in ``adata.uns``.
+
+    Parameters
+    ----------
+    adata
+        Cells with results of :func:`scgalore.tl.finetune`.
+    task
+        What the model was trained for.
 
     Raises
     ------
@@ -66,11 +73,11 @@ def recorded_model(adata: AnnData) -> SCGPT:
     found = {
         key: content["model"]
         for key, content in adata.uns.items()
-        if isinstance(content, dict) and "model" in content and content.get("params", {}).get("task") == "perturbation"
+        if isinstance(content, dict) and "model" in content and content.get("params", {}).get("task") == task
     }
     if len(found) != 1:
         records = f"the runs under {', '.join(map(repr, found))} were recorded" if found else "adata.uns records none"
-        msg = f"No model is given, and {records}. Call sg.tl.finetune(adata, task='perturbation', ...) first, or pass model=."
+        msg = f"No model is given, and {records}. Call sg.tl.finetune(adata, task={task!r}, ...) first, or pass model=."
         raise MissingKeyError(msg)
     ((key, record),) = found.items()
     model = _ALIVE.get(record["run"])
@@ -78,7 +85,7 @@ def recorded_model(adata: AnnData) -> SCGPT:
         return model
     folder = record.get("folder")
     if folder is not None and Path(folder).is_dir():
-        return SCGPT.from_pretrained(folder)
+        return load(folder)
     where = "" if folder is None else f", and the folder {folder} it was saved to is not there"
     msg = (
         f"The model that adata.uns[{key!r}] records is no longer in memory{where}. Keep what sg.tl.finetune returns, or let it "

@@ -9,15 +9,16 @@ from scgalore import _logging as logg
 from scgalore._docs import shared_parameters
 from scgalore._keys import PerturbationKeys
 from scgalore._rng import seed_from
+from scgalore.data.results import Results
 from scgalore.errors import OptionError
 from scgalore.model.inference import RunOptions
-from scgalore.model.perturbation import refuse_unknown
 from scgalore.perturb.labels.screen import Screen
 from scgalore.perturb.predictions import retrieval
+from scgalore.tasks.perturbation.networks import refuse_unknown
+from scgalore.tasks.perturbation.reading import READ, perturbed_genes, read_params, require_flags, trained_on
 from scgalore.tl._fitted import recorded_model
-from scgalore.tl._screens import READ, perturbed_genes, read_params, trained_on
 from scgalore.tl._search import Search
-from scgalore.tl._shared import Results, as_model, copied, writable_adata
+from scgalore.tl._shared import as_model, copied, writable_adata
 from scgalore.tl._wanted import Wanted, context_code
 
 if TYPE_CHECKING:
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from scgalore._typing import Data, PathLike, Rng
-    from scgalore.model import SCGPT
+    from scgalore.model import CellModel
 
 KEY = "rank_perturbations"
 
@@ -37,7 +38,7 @@ def rank_perturbations(
     target: str | Mapping[str, float] | pd.Series,
     *,
     target_key: str | None = None,
-    model: PathLike | SCGPT | None = None,
+    model: PathLike | CellModel | None = None,
     candidates: Sequence[str] | None = None,
     pairs: bool = False,
     max_pairs: int = 300,
@@ -142,8 +143,8 @@ def rank_perturbations(
     seed, options = seed_from(rng), RunOptions.of(batch_tokens=batch_tokens, accelerator=accelerator)
     data = copied(data, mod=mod) if copy else data
     adata = writable_adata(data, mod=mod)
-    fitted = recorded_model(adata) if model is None else as_model(model)
-    fitted.require_perturbation()
+    fitted = recorded_model(adata, "perturbation") if model is None else as_model(model)
+    require_flags(fitted)
     given = (pert_key, control, context_key, None, separator, layer, gene_symbols)
     read = read_params(adata, fitted, dict(zip(READ, given, strict=True)), split_key)
     screen = Screen.from_adata(adata, **read)

@@ -10,18 +10,19 @@ import numpy as np
 import pandas as pd
 
 from scgalore.errors import OptionError
-from scgalore.model.perturbation import target_tokens
-from scgalore.model.screens import predict_effects, prior_effects
 from scgalore.perturb.baselines.effects import fit_effects
 from scgalore.perturb.predictions import retrieval
-from scgalore.tl._screens import trained_on, training_profiles
+from scgalore.tasks.perturbation.effects import predict_effects, prior_effects
+from scgalore.tasks.perturbation.memory import memory_of
+from scgalore.tasks.perturbation.networks import target_tokens
+from scgalore.tasks.perturbation.reading import trained_on, training_profiles
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from numpy.typing import NDArray
 
-    from scgalore.model import SCGPT
+    from scgalore.model import CellModel
     from scgalore.perturb.labels.profiles import Profiles
     from scgalore.perturb.labels.screen import Screen
     from scgalore.tl._wanted import Wanted
@@ -48,10 +49,10 @@ class Search:
     metric
         One of :data:`scgalore.perturb.predictions.retrieval.METRICS`.
     options
-        Keywords of :func:`scgalore.model.screens.predict_effects`.
+        Keywords of :func:`scgalore.tasks.perturbation.fitting.predict_effects`.
     """
 
-    model: SCGPT
+    model: CellModel
     screen: Screen
     controls: Profiles
     code: int
@@ -122,7 +123,7 @@ class Search:
             values = scored(self.effects(singles))
             found = retrieval.best_pairs([gene for (gene,) in singles], values, self.metric, max_pairs)
             candidates = list(dict.fromkeys([*candidates, *found]))
-        seen = None if self.model.screen is None else trained_on(self.model)
+        seen = None if memory_of(self.model) is None else trained_on(self.model)
         prior = self.prior_effects(candidates)
         measured = dict(zip(self.training.perturbed, scored(self.training.effects), strict=True))
         table = pd.DataFrame(

@@ -10,26 +10,26 @@ import pandas as pd
 from scgalore import __version__
 from scgalore import _logging as logg
 from scgalore._docs import shared_parameters
-from scgalore._keys import GeneKeys
+from scgalore._keys import GeneKeys, PerturbationKeys
+from scgalore.data.results import Results
 from scgalore.errors import OptionError
 from scgalore.genes.ranking import get_strategy
-from scgalore.tl._finetune_screen import SPLIT
-from scgalore.tl._ranking import rank_adata, training_cells
-from scgalore.tl._shared import Results, copied, writable_adata
+from scgalore.selection.ranking import rank_adata, training_cells
+from scgalore.tl._shared import copied, writable_adata
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
     from scgalore._typing import Data, PathLike
     from scgalore.genes.sets import GeneSet
-    from scgalore.tl._ranking import Ranking
+    from scgalore.selection.ranking import Ranking
 
 
 @shared_parameters
 def select_genes(
     data: Data,
     n_genes: int = 3000,
-    strategy: str = "biological",
+    gene_strategy: str = "biological",
     *,
     layer: str | None = None,
     batch_key: str | None = None,
@@ -57,7 +57,7 @@ def select_genes(
     {data}
     n_genes
         Number of genes to select.
-    strategy
+    gene_strategy
         ``"biological"``: variable genes, transcription factors, cell cycle, metabolism, pluripotency and stress. ``"hvg"``:
         variable genes. ``"perturbation"``: perturbed genes first, then those that respond to perturbations, transcription
         factors, cell cycle, stress and variable genes. ``"expressed"``: by mean expression.
@@ -103,7 +103,7 @@ def select_genes(
     ------
     OptionError
         If the strategy or species is unknown, ``n_genes`` is not a whole number from 1 to the number of expressed genes,
-        more genes must be included than selected, or ``strategy="perturbation"`` has no ``pert_key``.
+        more genes must be included than selected, or ``gene_strategy="perturbation"`` has no ``pert_key``.
     DataError
         If the matrix holds negative, NaN or infinite values, a list of yours has no gene in the data, lists and data are of
         different species, or there is no control.
@@ -119,18 +119,18 @@ def select_genes(
     500
     """
     keys = GeneKeys.from_key_added(key_added)
-    get_strategy(strategy)  # refuses before anything is read
+    get_strategy(gene_strategy)  # refuses before anything is read
     data = copied(data, mod=mod) if copy else data
     adata = writable_adata(data, mod=mod)
     _check_number(n_genes, adata.n_vars)
-    if split_key is None and pert_key is not None and SPLIT in adata.obs:
-        split_key = SPLIT
+    if split_key is None and pert_key is not None and PerturbationKeys().split in adata.obs:
+        split_key = PerturbationKeys().split
     train = training_cells(adata, split_key)
     n_cells = adata.n_obs if train is None else int(train.sum())
-    with logg.step(f"selecting {n_genes:,} of {adata.n_vars:,} genes ({strategy}) from {n_cells:,} cells") as step:
+    with logg.step(f"selecting {n_genes:,} of {adata.n_vars:,} genes ({gene_strategy}) from {n_cells:,} cells") as step:
         ranking = rank_adata(
             adata,
-            strategy,
+            gene_strategy,
             layer=layer,
             batch_key=batch_key,
             pert_key=pert_key,

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
-from scgalore.data.match import few
+from scgalore._words import few
 from scgalore.data.split import PARTS
 from scgalore.errors import DataError, MissingKeyError, OptionError
 from scgalore.perturb.labels.conditions import CONTROL, canonical_name, parse_condition

@@ -6,17 +6,16 @@ from typing import TYPE_CHECKING, Any
 from scgalore.train.config import TrainConfig
 
 if TYPE_CHECKING:
-    from scgalore.train.datamodule import PerturbationDataModule, StreamDataModule, TokenDataModule
+    from scgalore.train.datamodule import CellDataModule
     from scgalore.train.estimate import MemoryEstimate, estimate_training
-    from scgalore.train.plan import GaLoreTrainingPlan
-    from scgalore.train.runner import TrainResult, fit
+    from scgalore.train.plan import ObjectiveTrainingPlan
+    from scgalore.train.result import TrainResult
+    from scgalore.train.runner import fit
 
 __all__ = [
-    "GaLoreTrainingPlan",
+    "CellDataModule",
     "MemoryEstimate",
-    "PerturbationDataModule",
-    "StreamDataModule",
-    "TokenDataModule",
+    "ObjectiveTrainingPlan",
     "TrainConfig",
     "TrainResult",
     "estimate_training",
@@ -24,12 +23,10 @@ __all__ = [
 ]
 
 _HOMES = {
-    "GaLoreTrainingPlan": "plan",
+    "CellDataModule": "datamodule",
     "MemoryEstimate": "estimate",
-    "PerturbationDataModule": "datamodule",
-    "StreamDataModule": "datamodule",
-    "TokenDataModule": "datamodule",
-    "TrainResult": "runner",
+    "ObjectiveTrainingPlan": "plan",
+    "TrainResult": "result",
     "estimate_training": "estimate",
     "fit": "runner",
 }

@@ -21,8 +21,8 @@ if TYPE_CHECKING:
     from lightning.pytorch import LightningModule, Trainer
     from torch import Tensor
 
+    from scgalore.nn import CellNetwork
     from scgalore.nn.adapter import SCGPTModule
-    from scgalore.nn.network import SCGPTNetwork
 
 __all__ = ["BestWeights", "History", "ProgressBar", "SameBuffers", "StopEarly", "UpdateInBackward"]
 
@@ -211,5 +211,5 @@ class ProgressBar(TQDMProgressBar):
         return {name: value for name, value in super().get_metrics(trainer, pl_module).items() if name != "v_num"}
 
 
-def _network(plan: LightningModule) -> SCGPTNetwork:
+def _network(plan: LightningModule) -> CellNetwork:
     return cast("SCGPTModule", plan.module).network

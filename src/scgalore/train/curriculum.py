@@ -7,88 +7,25 @@ nothing over.)
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from itertools import pairwise
-from numbers import Integral
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from scgalore.errors import OptionError
+from scgalore.data.batches import BatchPlan, Phase
+from scgalore.train.config import check_curriculum
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from numpy.typing import NDArray
 
+    from scgalore.data.source import CellSource
     from scgalore.train.config import TrainConfig
 
-__all__ = ["DEFAULT_GENES", "Phase", "batch_caps", "check_curriculum", "plan_phases", "rewarmed"]
-
-ALL = 2**31 - 1
-"""More genes than any data have."""
-
-DEFAULT_GENES = (500, 1200, 2500, ALL)
-"""Genes of each phase for ``curriculum=True``."""
+__all__ = ["batch_caps", "batch_plan", "plan_phases", "rewarmed"]
 
 MOST_WARMUP = 100
 """Steps over which the learning rate rises again after a switch, at most."""
-
-
-@dataclass(frozen=True)
-class Phase:
-    """Some epochs on some genes.
-
-    Attributes
-    ----------
-    start, stop
-        First epoch, and the one after the last.
-    n_genes
-        How many of the best-ranked genes may be tokens; ``None`` admits all, ranked or not.
-    """
-
-    start: int
-    stop: int
-    n_genes: int | None = None
-
-
-def check_curriculum(curriculum: Any, max_epochs: int) -> dict[int, int] | None:
-    """Say how many epochs each number of genes gets.
-
-    Parameters
-    ----------
-    curriculum
-        ``None`` or ``False``: none. ``True``: :data:`DEFAULT_GENES`. Increasing numbers of genes, which share the epochs out
-        evenly, the last ones taking what is left over. Or a mapping of numbers of genes to epochs.
-    max_epochs
-        Epochs of the run.
-
-    Raises
-    ------
-    OptionError
-        If the numbers do not rise, or there are more phases than epochs, or the epochs do not add up.
-    """
-    if curriculum is None or curriculum is False:
-        return None
-    shown = f"curriculum={curriculum!r}"
-    if curriculum is True:
-        curriculum = DEFAULT_GENES
-    if isinstance(curriculum, str) or not isinstance(curriculum, Sequence | Mapping) or not curriculum:
-        msg = f"{shown}: give True, rising numbers of genes such as [500, 1200], or a dict of their epochs."
-        raise OptionError(msg)
-    if not all(_is_whole(n) for n in curriculum) or any(a >= b for a, b in pairwise(curriculum)):
-        msg = f"{shown}: numbers of genes must be whole, at least 1, and rise from phase to phase."
-        raise OptionError(msg)
-    if not isinstance(curriculum, Mapping):
-        if len(curriculum) > max_epochs:
-            msg = f"{shown} has {len(curriculum)} phases, and max_epochs={max_epochs}. Each phase needs an epoch."
-            raise OptionError(msg)
-        each, more = divmod(max_epochs, len(curriculum))
-        n_short = len(curriculum) - more
-        return {int(n): each + (place >= n_short) for place, n in enumerate(curriculum)}
-    if not all(_is_whole(n) for n in curriculum.values()) or sum(curriculum.values()) != max_epochs:
-        msg = f"{shown}: epochs must be whole, at least 1 each, and add up to max_epochs={max_epochs}."
-        raise OptionError(msg)
-    return {int(n): int(epochs) for n, epochs in curriculum.items()}
 
 
 def plan_phases(config: TrainConfig, n_ranked: int = 0) -> tuple[Phase, ...]:
@@ -136,6 +73,27 @@ def batch_caps(config: TrainConfig, lengths: NDArray[np.int64]) -> tuple[int | N
     return None, config.batch_tokens or int(np.ceil(config.batch_size * lengths.mean()))
 
 
+def batch_plan(config: TrainConfig, source: CellSource, rows: NDArray[np.int64] | None) -> BatchPlan:
+    """Caps on batches and phases of a run.
+
+    Parameters
+    ----------
+    config
+        How to train; ``batch_size`` must be a number.
+    source
+        Cells to train on.
+    rows
+        Row numbers of the training cells; ``None`` for all.
+    """
+    assert isinstance(config.batch_size, int)
+    caps: tuple[int | None, int | None] = config.batch_size, config.batch_tokens
+    if source.lengths is not None:
+        lengths = source.lengths if rows is None else source.lengths[rows]
+        caps = batch_caps(config, lengths if config.max_length is None else lengths.clip(max=config.max_length))
+    phases = plan_phases(config, 0 if source.ranked is None else len(source.ranked))
+    return BatchPlan(*caps, max_length=config.max_length, phases=phases, seed=config.seed)
+
+
 def rewarmed(step: int, switches: Mapping[int, int], warmup: float) -> float:
     """Factor of the learning rate that rises linearly from near 0 to 1 after each switch.
 
@@ -154,7 +112,3 @@ def rewarmed(step: int, switches: Mapping[int, int], warmup: float) -> float:
     start = max(begun)
     n_warmup = min(MOST_WARMUP, max(1, round(switches[start] * warmup)))
     return min(1.0, (step - start + 1) / n_warmup)
-
-
-def _is_whole(number: Any) -> bool:
-    return isinstance(number, Integral) and not isinstance(number, bool) and int(number) >= 1

@@ -1,39 +1,39 @@
-"""Bytes that a training run takes, counted from sizes."""
+"""Bytes that a training run takes, before it takes any."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields, replace
+from contextlib import contextmanager
+from dataclasses import dataclass, field, fields, replace
+from functools import cached_property, partial
 from typing import TYPE_CHECKING
 
 import pandas as pd
 import torch
 
-from scgalore.adapters import ADAPTERS, attach_adapter
-from scgalore.nn import SCGPTNetwork
+from scgalore.adapters import attach_adapter
+from scgalore.nn.embedding import embedding_mode
 from scgalore.optim import OPTIMIZERS, build_optimizer
 from scgalore.optim.expected import weights_of
 from scgalore.optim.memory import format_bytes
 from scgalore.optim.sharded import dealt
-from scgalore.train.activations import FP32, Step, count_activations
+from scgalore.train.free import held_back
+from scgalore.train.modes import dropping, recomputing
+from scgalore.train.trace import HALF, Shape, on_meta, trace_step
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterator
+    from collections.abc import Callable, Iterable, Iterator
     from typing import Any
 
-    from scgalore.nn import SCGPTConfig
+    from torch import Tensor, nn
+
+    from scgalore.nn import CellNetwork
+    from scgalore.objectives import Objective
     from scgalore.train.config import TrainConfig
 
 __all__ = ["Case", "MemoryEstimate", "alternatives", "count_case", "estimate_training", "readable", "training_device"]
 
 SHORTER = (5000, 2500, 1200, 500)
 """Lengths of cells that an advice may name."""
-
-UNREACHED = {
-    "classification": ("decoder.", "mvc_decoder.", "batch_encoder.", "grad_reverse_discriminator."),
-    "masked_expression": ("cls_decoder.", "grad_reverse_discriminator."),
-    "perturbation": ("cls_decoder.", "mvc_decoder.", "batch_encoder.", "grad_reverse_discriminator."),
-}
-"""First parts of the names of parameters that a loss does not depend on: they get neither gradient nor state."""
 
 
 @dataclass(frozen=True)
@@ -56,8 +56,8 @@ class MemoryEstimate:
     copies
         On a CPU: the weights of the start and of the best epoch, which a run can go back to, and the whole gene embedding
         beside the rows that are trained. A GPU has none of them.
-    helps
-        Settings that would lower the peak, the one that lowers it most first, each with the bytes it saves alone.
+    weigh
+        Gives ``helps``; called when they are asked for, since each setting takes an estimate of its own.
     """
 
     parameters: int
@@ -66,73 +66,73 @@ class MemoryEstimate:
     activations: int
     workspace: int
     copies: int = 0
-    helps: tuple[tuple[str, int], ...] = ()
+    weigh: Callable[[], tuple[tuple[str, int], ...]] = field(default=tuple, repr=False, compare=False)
+
+    @cached_property
+    def helps(self) -> tuple[tuple[str, int], ...]:
+        """Settings that would lower the peak, the one that lowers it most first, each with the bytes it saves alone."""
+        return self.weigh()
 
     @property
     def peak(self) -> int:
         """Sum of the parts, which exist together at the end of a forward pass."""
-        return sum(self._parts().values())
+        return sum(self.parts().values())
 
-    def _parts(self) -> dict[str, int]:
-        return {part.name: getattr(self, part.name) for part in fields(self) if part.name != "helps"}
+    def parts(self) -> dict[str, int]:
+        """Bytes of each part."""
+        return {part.name: getattr(self, part.name) for part in fields(self) if part.compare}
 
     def to_frame(self) -> pd.DataFrame:
         """One row a part and one for the peak, with columns ``bytes`` and ``share`` (of the peak)."""
-        table = pd.DataFrame({"bytes": {**self._parts(), "peak": self.peak}}).rename_axis("part")
+        table = pd.DataFrame({"bytes": {**self.parts(), "peak": self.peak}}).rename_axis("part")
         return table.assign(share=table["bytes"] / max(self.peak, 1))
 
     def __str__(self) -> str:
-        rows = [(name.replace("_", " "), size) for name, size in {**self._parts(), "peak": self.peak}.items()]
+        rows = [(name.replace("_", " "), size) for name, size in {**self.parts(), "peak": self.peak}.items()]
         lines = [f"{name:<16} {readable(size):>10} {size / max(self.peak, 1):>6.0%}" for name, size in rows]
         lines += [f"{setting} saves {readable(saved)}" for setting, saved in self.helps]
         return "\n".join(lines)
 
 
 def estimate_training(
-    network_config: SCGPTConfig,
+    network: CellNetwork,
+    objective: Objective,
     config: TrainConfig,
     *,
+    n_cells: int,
     n_tokens: int,
     n_rows: int,
-    batch_size: int,
-    objective: str,
-    on_cpu: bool | None = None,
+    gpu: bool | None = None,
     n_processes: int = 1,
-    frozen: Collection[str] = (),
 ) -> MemoryEstimate:
-    """Count the bytes of a run, from sizes alone.
+    """Estimate the bytes of a run; nothing is allocated.
 
     Parameters
     ----------
-    network_config
-        The network, with the classes it is to have.
+    network
+        As it is before training, with the heads it is to have, on any device, also the meta device. Weights that require
+        no gradient are not trained.
+    objective
+        What it is to be trained for.
     config
         How to train. ``compile`` is not looked at.
+    n_cells
+        Cells of a batch.
     n_tokens
         Tokens of the longest cell, ``<cls>`` included.
     n_rows
         Rows of the gene embedding that batches may hold, for ``embedding="rows"``.
-    batch_size
-        Cells of a batch.
-    objective
-        ``"classification"``, ``"masked_expression"`` or ``"perturbation"``; any other name counts as masked expression.
-    on_cpu
-        Whether a CPU trains; as ``config.accelerator`` says when left out.
+    gpu
+        Whether a GPU trains; as ``config.accelerator`` says when left out.
     n_processes
         Processes that train together.
-    frozen
-        Names of parameters that are not trained.
 
     Returns
     -------
-    The estimate, with the settings that would lower it.
+    The estimate.
     """
-    on_cpu = training_device(config).type == "cpu" if on_cpu is None else on_cpu
-    case = Case(network_config, config, n_tokens, n_rows, batch_size, objective, on_cpu, n_processes, tuple(frozen))
-    estimate = count_case(case)
-    saved = {label: estimate.peak - count_case(other).peak for label, other in alternatives(case)}
-    helps = sorted(((label, size) for label, size in saved.items() if size > 0), key=lambda help_: -help_[1])
-    return replace(estimate, helps=tuple(helps))
+    gpu = training_device(config).type != "cpu" if gpu is None else gpu
+    return count_case(Case(network, objective, config, n_cells, n_tokens, n_rows, gpu, n_processes))
 
 
 def training_device(config: TrainConfig) -> torch.device:
@@ -145,65 +145,66 @@ def training_device(config: TrainConfig) -> torch.device:
 
 @dataclass(frozen=True)
 class Case:
-    """A run, as far as its bytes hang on it; the attributes are the parameters of :func:`estimate_training`."""
+    """A run; the attributes are the parameters of :func:`estimate_training`."""
 
-    network: SCGPTConfig
+    network: CellNetwork
+    objective: Objective
     config: TrainConfig
+    n_cells: int
     n_tokens: int
     n_rows: int
-    batch_size: int
-    objective: str
-    on_cpu: bool
+    gpu: bool
     n_processes: int = 1
-    frozen: tuple[str, ...] = ()
 
 
 def count_case(case: Case) -> MemoryEstimate:
-    """Estimate without the settings that would lower it."""
+    """Estimate a run: exact counts of what has a shape before training, and the trace of a step."""
     config = case.config
-    network = _meta_network(case)
-    reached = _reached(case, network)
-    parameters = sum(t.numel() * t.dtype.itemsize for t in (*network.parameters(), *network.buffers()))
-    sizes = [param.numel() * param.dtype.itemsize for param in reached]
-    gradients = max(sizes, default=0) if config.per_layer_update else sum(sizes)
-    state, work = _optimizer_bytes(case, network, reached)
-    step = count_activations(_step(case, network))
+    shape = Shape(case.n_cells, case.n_tokens, config.precision, case.gpu)
+    with _as_trained(case) as (network, whole_table):
+        step = trace_step(network, case.objective, shape)
+        held = 0 if case.gpu else held_back(_kept_anew(network, case.objective, shape), half=config.precision in HALF)
+        reached = {param for name, param in network.named_parameters() if name in step.reached}
+        parameters = _bytes((*network.parameters(), *network.buffers()))
+        gradients = (
+            max((_bytes([param]) for param in reached), default=0) if config.per_layer_update else _bytes(reached)
+        )
+        state, work = _optimizer_bytes(case, network, reached)
     # The optimizer steps when the activations are gone. DDP sends copies of the gradients.
-    workspace = max(step.transient, work - step.kept) + step.held + gradients * (case.n_processes > 1)
-    copies = 0
-    if case.on_cpu:
-        table = case.network.n_tokens * case.network.d_model * FP32
-        copies = 2 * parameters + table * (config.embedding == "rows")
-    return MemoryEstimate(parameters, gradients, state, step.kept, workspace, copies)
+    workspace = max(step.transient, work - step.kept) + held + gradients * (case.n_processes > 1)
+    copies = 0 if case.gpu else 2 * parameters + whole_table
+    return MemoryEstimate(parameters, gradients, state, step.kept, workspace, copies, partial(_savings, case))
 
 
-def _meta_network(case: Case) -> SCGPTNetwork:
-    """The network as :func:`scgalore.model.training.trainable` makes it, without memory."""
-    config, sizes = case.config, case.network
-    if config.embedding == "rows":
-        n_rows = min(case.n_rows, sizes.n_tokens)
-        sizes = sizes.replace(n_tokens=n_rows, pad_id=n_rows - 1)
-    with torch.device("meta"):
-        network = SCGPTNetwork(sizes)
-        for name, param in network.named_parameters():
-            param.requires_grad = name not in case.frozen
-        if config.embedding == "frozen":
-            network.encoder.embedding.weight.requires_grad = False
+@contextmanager
+def _as_trained(case: Case) -> Iterator[tuple[CellNetwork, int]]:
+    """The network as it is trained, without memory, and the bytes of the table whose rows it holds."""
+    config, network = case.config, on_meta(case.network).train()
+    before = set(network.parameters())
+    tokens = torch.arange(min(case.n_rows, network.config.n_tokens))
+    with (
+        embedding_mode(config.embedding).applied(network, tokens),
+        dropping(network, p=config.dropout),
+        recomputing(network, wanted=config.gradient_checkpointing),
+    ):
+        table = _bytes(before - set(network.parameters()))
         if config.adapter is not None:
-            attach_adapter(config.adapter, network, **config.adapter_options)
-    return network
+            with torch.device("meta"):
+                attach_adapter(config.adapter, network, **config.adapter_options)
+        yield network, table
 
 
-def _reached(case: Case, network: SCGPTNetwork) -> set[torch.nn.Parameter]:
-    """Parameters that get a gradient."""
-    idle = UNREACHED.get(case.objective, ())  # of an objective of the user's own, nothing is known
-    found = {param for name, param in network.named_parameters() if param.requires_grad and not name.startswith(idle)}
-    if case.objective == "perturbation":
-        found -= {param for name, param in network.named_parameters() if ".zero_logit." in name}
-    return found
+def _kept_anew(network: CellNetwork, objective: Objective, shape: Shape) -> tuple[int, ...]:
+    """Tensors that are kept for the backward pass, be it until a block is computed again."""
+    with recomputing(network, wanted=False):
+        return trace_step(network, objective, shape).saved
 
 
-def _optimizer_bytes(case: Case, network: SCGPTNetwork, reached: set[torch.nn.Parameter]) -> tuple[int, int]:
+def _bytes(tensors: Iterable[Tensor]) -> int:
+    return sum(tensor.numel() * tensor.dtype.itemsize for tensor in tensors)
+
+
+def _optimizer_bytes(case: Case, network: CellNetwork, reached: set[nn.Parameter]) -> tuple[int, int]:
     if not reached:
         return 0, 0
     config = case.config
@@ -219,31 +220,10 @@ def _optimizer_bytes(case: Case, network: SCGPTNetwork, reached: set[torch.nn.Pa
     return max(spec.count_state(share, options) for share in shares), work
 
 
-def _step(case: Case, network: SCGPTNetwork) -> Step:
-    config, sizes = case.config, case.network
-    entry = (network.encoder, network.value_encoder, network.pert_encoder, network.bn)
-    factors = 0
-    if config.adapter is not None:
-        n_layers = sum(name.endswith((".lora_A", ".A")) or ".lora_A." in name for name, _ in network.named_parameters())
-        options = {**ADAPTERS[config.adapter].options, **config.adapter_options}
-        per_layer = options["rank"] * (2 if config.adapter == "lte" else 1)
-        factors = per_layer * n_layers // sizes.n_layers
-        # Query, key and value are layers of their own, and autocast casts the input for each.
-        factors += 2 * sizes.d_model * (config.precision != "32-true")
-    return Step(
-        sizes,
-        case.objective,
-        case.batch_size,
-        case.n_tokens,
-        half=config.precision != "32-true",
-        checkpointing=config.gradient_checkpointing,
-        dropout=sizes.dropout if config.dropout is None else config.dropout,
-        on_cpu=case.on_cpu,
-        padded=case.batch_size > 1,
-        frozen_input=not any(p.requires_grad for part in entry if part is not None for p in part.parameters()),
-        trains_table=network.encoder.embedding.weight.requires_grad,
-        factors=factors,
-    )
+def _savings(case: Case) -> tuple[tuple[str, int], ...]:
+    peak = count_case(case).peak
+    saved = {label: peak - count_case(other).peak for label, other in alternatives(case)}
+    return tuple(sorted(((label, size) for label, size in saved.items() if size > 0), key=lambda help_: -help_[1]))
 
 
 def alternatives(case: Case) -> Iterator[tuple[str, Case]]:
@@ -261,12 +241,12 @@ def alternatives(case: Case) -> Iterator[tuple[str, Case]]:
         yield 'optimizer="galore"', turned(optimizer="galore", optimizer_options={})
     if config.embedding == "full":
         yield 'embedding="rows"', turned(embedding="rows")
-    if case.batch_size > 1:
-        half = case.batch_size // 2
+    if case.n_cells > 1:
+        half = case.n_cells // 2
         more = "" if config.per_layer_update else f", accumulate={2 * config.accumulate}"
         by_tokens = config.batch_tokens is not None or config.curriculum is not None
         cap = f"batch_tokens={half * case.n_tokens}" if by_tokens else f"batch_size={half}"
-        yield cap + more, replace(case, batch_size=half)
+        yield cap + more, replace(case, n_cells=half)
     shorter = next((length for length in SHORTER if length < 0.8 * case.n_tokens), None)
     if shorter is not None:
         yield f"max_length={shorter}", replace(case, n_tokens=shorter)

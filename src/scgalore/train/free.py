@@ -1,7 +1,9 @@
-"""How much memory is free for a training run."""
+"""How much memory is free for a training run, and how much the allocator does not give back."""
 
 from __future__ import annotations
 
+import os
+import platform
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -9,12 +11,19 @@ import psutil
 import torch
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator
 
-__all__ = ["cgroup_room", "free_memory"]
+__all__ = ["cgroup_room", "free_memory", "held_back"]
 
 _UNLIMITED = 2**60
 """Limits from here on stand for none: version 1 writes the largest multiple of a page."""
+
+
+# glibc does not use freed aligned blocks again for blocks of the same size (its bug 14581), unless they were so large that
+# they were given back: shares of a step's tensors that stay, in float32 and half precision, measured with glibc 2.36 over
+# lengths from 500 to 5,000.
+_LARGEST_HELD = 2**25
+_HELD = {False: 0.77, True: 0.42}
 
 
 def free_memory(device: torch.device) -> int:
@@ -88,3 +97,24 @@ def _field(path: Path, name: str) -> int:
     except OSError:
         return 0
     return next((int(line.split()[1]) for line in lines if line.startswith(f"{name} ")), 0)
+
+
+def held_back(saved: Iterable[int], *, half: bool) -> int:
+    """Bytes of freed tensors that the allocator of a CPU does not use again.
+
+    Parameters
+    ----------
+    saved
+        Bytes of each tensor that is kept for a backward pass.
+    half
+        Whether products are in half precision.
+    """
+    if not _keeps_freed_blocks():
+        return 0
+    return int(_HELD[half] * sum(size for size in saved if size < _LARGEST_HELD))
+
+
+def _keeps_freed_blocks() -> bool:
+    """Whether memory of the CPU is glibc's with its own settings."""
+    other = any(name in os.environ.get("LD_PRELOAD", "") for name in ("jemalloc", "tcmalloc", "mimalloc"))
+    return platform.libc_ver()[0] == "glibc" and "MALLOC_MMAP_THRESHOLD_" not in os.environ and not other

@@ -6,15 +6,12 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from scgalore import _logging as logg
-from scgalore.data.perturbations import PerturbationCells
-from scgalore.data.streaming import TokenStream
 from scgalore.errors import OptionError
 from scgalore.train.config import DEFAULT_BATCH_SIZE, TrainConfig
-from scgalore.train.curriculum import batch_caps
+from scgalore.train.curriculum import batch_plan
 from scgalore.train.estimate import (
     Case,
     MemoryEstimate,
-    alternatives,
     count_case,
     estimate_training,
     readable,
@@ -22,15 +19,14 @@ from scgalore.train.estimate import (
 )
 from scgalore.train.free import free_memory
 from scgalore.train.processes import training_processes
+from scgalore.train.trace import on_meta
 
 if TYPE_CHECKING:
     from scgalore._typing import PathLike
-    from scgalore.data.cells import TokenCells
+    from scgalore.data.source import CellSource
     from scgalore.data.split import Split
-    from scgalore.nn import SCGPTNetwork
+    from scgalore.nn import CellNetwork
     from scgalore.objectives import Objective
-
-    Cells = TokenCells | TokenStream | PerturbationCells
 
 __all__ = ["MemoryEstimate", "estimate_training", "settle_memory"]
 
@@ -39,8 +35,8 @@ MARGIN = 0.8
 
 
 def settle_memory(
-    network: SCGPTNetwork,
-    cells: Cells,
+    network: CellNetwork,
+    source: CellSource,
     split: Split | None,
     objective: Objective,
     config: TrainConfig,
@@ -54,7 +50,7 @@ def settle_memory(
     ----------
     network
         As it is before training, on the CPU.
-    cells, split, objective, config
+    source, split, objective, config
         As for :func:`scgalore.train.fit`; ``config.batch_size`` may be ``"auto"``.
     checkpoint_dir, resume
         A run that is continued keeps the batch size it began with.
@@ -81,13 +77,13 @@ def settle_memory(
     spent = sum(t.numel() * t.dtype.itemsize for t in (*network.parameters(), *network.buffers()))
     if device.type != "cuda":
         free = free * processes.num_nodes // processes.size + spent
-    case = _case(network, cells, split, objective, config, on_cpu=device.type == "cpu", n_processes=processes.size)
+    case = _case(on_meta(network), source, split, objective, config, processes.size)
     estimate = count_case(case)
-    if automatic and not chosen and not isinstance(cells, TokenStream):
+    if automatic and not chosen and "batch_size" not in source.limits:
         while estimate.peak > MARGIN * free and isinstance(config.batch_size, int) and config.batch_size > 1:
             more = 1 if config.per_layer_update else 2
             config = replace(config, batch_size=config.batch_size // 2, accumulate=config.accumulate * more)
-            case = _case(network, cells, split, objective, config, on_cpu=case.on_cpu, n_processes=1)
+            case = _case(case.network, source, split, objective, config, 1)
             estimate = count_case(case)
         logg.info(
             f"    batch_size={config.batch_size}, accumulate={config.accumulate}: {readable(estimate.peak)} of "
@@ -112,51 +108,28 @@ def _begun(config: TrainConfig, checkpoint_dir: PathLike | None, *, resume: bool
 
 
 def _case(
-    network: SCGPTNetwork,
-    cells: Cells,
+    network: CellNetwork,
+    source: CellSource,
     split: Split | None,
     objective: Objective,
     config: TrainConfig,
-    *,
-    on_cpu: bool,
     n_processes: int,
 ) -> Case:
-    n_cells, n_tokens = _largest_batch(cells, split, config)
-    sizes = network.config
-    if cells.classes:
-        sizes = sizes.replace(n_classes=len(cells.classes))
-    frozen = tuple(name for name, param in network.named_parameters() if not param.requires_grad)
-    return Case(
-        sizes, config, n_tokens, len(cells.tokens()), n_cells, objective.name, on_cpu, n_processes, frozen=frozen
-    )
-
-
-def _largest_batch(cells: Cells, split: Split | None, config: TrainConfig) -> tuple[int, int]:
-    """Cells and tokens of a batch that may come: as many as fit of the longest."""
-    if isinstance(cells, TokenStream) or split is None:
-        assert isinstance(cells, TokenStream)
-        return cells.batch_size, cells.tokenizer.config.max_length
-    lengths = cells.lengths[split.train]
-    if config.max_length is not None and not isinstance(cells, PerturbationCells):
-        lengths = lengths.clip(max=config.max_length)
-    n_cells, longest = max(len(lengths), 1), int(lengths.max(initial=1))
-    most, most_tokens = batch_caps(config, lengths)
-    if most is not None:
-        n_cells = min(n_cells, most)
-    if most_tokens is not None:
-        n_cells = min(n_cells, max(1, most_tokens // longest))
-    return n_cells, longest
+    rows = None if split is None else split.train
+    n_cells, n_tokens = source.largest_batch(rows, batch_plan(config, source, rows))
+    gpu = training_device(config).type != "cpu"
+    return Case(network, objective, config, n_cells, n_tokens, len(source.tokens()), gpu, n_processes)
 
 
 def _warn(case: Case, estimate: MemoryEstimate, free: int) -> None:
-    peaks = {label: count_case(other).peak for label, other in alternatives(case)}
-    lowest = min(peaks, key=lambda label: peaks[label], default=None)
     advice = ""
-    if lowest is not None and peaks[lowest] < estimate.peak:
-        fits = "fits" if peaks[lowest] <= free else "is still too much"
-        advice = f" What helps most is {lowest}: {readable(peaks[lowest])}, which {fits}."
+    if estimate.helps:
+        setting, saved = estimate.helps[0]
+        left = estimate.peak - saved
+        fits = "fits" if left <= free else "is still too much"
+        advice = f" What helps most is {setting}: {readable(left)}, which {fits}."
     logg.warning(
         f"training may take {readable(estimate.peak)} of memory and {readable(free)} are free. A batch of "
-        f"{case.batch_size} cells of {case.n_tokens:,} tokens keeps {readable(estimate.activations)} for the backward "
+        f"{case.n_cells} cells of {case.n_tokens:,} tokens keeps {readable(estimate.activations)} for the backward "
         f"pass.{advice} sg.estimate_memory tells more."
     )

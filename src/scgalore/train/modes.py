@@ -15,7 +15,7 @@ from scgalore.errors import OptionError
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from scgalore.nn import SCGPTNetwork
+    from scgalore.nn import CellNetwork
 
 __all__ = ["check_compiler", "compiled", "deterministic", "dropping", "recomputing"]
 
@@ -24,19 +24,18 @@ CUBLAS = ("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
 
 
 @contextmanager
-def recomputing(network: SCGPTNetwork, *, wanted: bool) -> Iterator[None]:
-    """Keep no activations inside the transformer's blocks; compute them once more in the backward pass."""
-    blocks = network.transformer_encoder
-    before = blocks.recompute
-    blocks.recompute = wanted
+def recomputing(network: CellNetwork, *, wanted: bool) -> Iterator[None]:
+    """Keep no activations inside the network's blocks; compute them once more in the backward pass."""
+    before = network.recompute
+    network.recompute = wanted
     try:
         yield
     finally:
-        blocks.recompute = before
+        network.recompute = before
 
 
 @contextmanager
-def dropping(network: SCGPTNetwork, *, p: float | None) -> Iterator[None]:
+def dropping(network: CellNetwork, *, p: float | None) -> Iterator[None]:
     """Train with another probability of dropout than the network's own; ``None`` leaves it."""
     layers = [module for module in network.modules() if isinstance(module, nn.Dropout)]
     before = [layer.p for layer in layers]
@@ -50,15 +49,15 @@ def dropping(network: SCGPTNetwork, *, p: float | None) -> Iterator[None]:
 
 
 @contextmanager
-def compiled(network: SCGPTNetwork, *, wanted: bool) -> Iterator[None]:
-    """Run the transformer's blocks through :func:`torch.compile`, for batches of any shape.
+def compiled(network: CellNetwork, *, wanted: bool) -> Iterator[None]:
+    """Run the network's blocks through :func:`torch.compile`, for batches of any shape.
 
     Modules and names of weights stay as they are.
     """
     if not wanted:
         yield
         return
-    blocks = list(network.transformer_encoder.layers)
+    blocks = network.blocks
     try:
         for block in blocks:
             block.compile(dynamic=True)

@@ -1,4 +1,4 @@
-"""scvi-tools' training plan with an optimizer of :mod:`scgalore.optim`."""
+"""scvi-tools' training plan, for any objective and any optimizer of the registry."""
 
 from __future__ import annotations
 
@@ -10,12 +10,13 @@ import torch
 from scvi.train import TrainingPlan
 
 from scgalore.data.hashing import fold_seed
-from scgalore.optim import GaLoreAdamW, SophiaG, build_optimizer
+from scgalore.optim import build_optimizer
+from scgalore.optim.needs import needs_of
 from scgalore.optim.sharded import ShardedOptimizer
 from scgalore.train.checkpoint import CHECKPOINT_KEY
 from scgalore.train.clipping import clip_by_norm_
 from scgalore.train.curriculum import rewarmed
-from scgalore.train.datamodule import BatchDataModule, Share
+from scgalore.train.datamodule import CellDataModule, Share
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -24,16 +25,16 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from scgalore.adapters import Adapter
+    from scgalore.data.batches import Phase
     from scgalore.data.tokens import TokenBatch
     from scgalore.nn.adapter import SCGPTModule
     from scgalore.train.config import TrainConfig
-    from scgalore.train.curriculum import Phase
 
-__all__ = ["GaLoreTrainingPlan", "warmup_cosine"]
+__all__ = ["ObjectiveTrainingPlan", "warmup_cosine"]
 
 
-class GaLoreTrainingPlan(TrainingPlan):
-    """Train all parameters with low-rank optimizer state.
+class ObjectiveTrainingPlan(TrainingPlan):
+    """scvi-tools' :class:`~scvi.train.TrainingPlan` for any objective and any optimizer of the registry.
 
     Parameters
     ----------
@@ -154,7 +155,7 @@ class GaLoreTrainingPlan(TrainingPlan):
     def _steps_by_epoch(self) -> list[int]:
         """Steps before each epoch, and those of the whole run."""
         # Counted epoch by epoch: with a cap on tokens they differ, which Lightning's own estimate does not know.
-        data: BatchDataModule = self.trainer.datamodule
+        data: CellDataModule = self.trainer.datamodule
         epochs = range(self.config.max_epochs)
         return [0, *accumulate(-(-data.n_batches(epoch) // self.config.accumulate) for epoch in epochs)]
 
@@ -162,20 +163,18 @@ class GaLoreTrainingPlan(TrainingPlan):
         """Let the optimizer look at other genes with other subspaces."""
         super().on_train_epoch_start()
         if self.current_epoch in self._switches:
-            optimizer = self.trainer.optimizers[0]
-            inner = optimizer.optimizer if isinstance(optimizer, ShardedOptimizer) else optimizer
-            if isinstance(inner, GaLoreAdamW):
-                inner.refresh()
+            needs_of(self.trainer.optimizers[0]).refresh()
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         """Estimate the curvature for an optimizer that asks for it, at labels drawn from the model itself."""
-        if not isinstance(optimizer, SophiaG) or not optimizer.needs_curvature() or self._last is None:
+        needs = needs_of(optimizer)
+        if not needs.needs_curvature() or self._last is None:
             return
         batch, position = self._last
         generator = torch.Generator(self.device).manual_seed(fold_seed(self.config.seed, "curvature", *position))
         with self.trainer.precision_plugin.train_step_context():
             loss, n_terms = self.module.objective.self_sampled(self.module.network, batch, generator)
-        optimizer.update_curvature(loss, n_terms)
+        needs.update_curvature(loss, n_terms)
 
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
         """Step, and tell the adapter."""

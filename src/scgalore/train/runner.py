@@ -6,10 +6,8 @@ import logging
 import math
 import warnings
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import pandas as pd
 import torch
 from lightning.pytorch.strategies import DDPStrategy
@@ -18,20 +16,19 @@ from torch import distributed
 
 from scgalore import _logging as logg
 from scgalore._progress import is_shown
-from scgalore.data.cells import TokenCells
-from scgalore.data.perturbations import PerturbationCells
-from scgalore.data.streaming import TokenStream
 from scgalore.errors import OptionError
 from scgalore.nn.adapter import SCGPTModule
 from scgalore.optim import state_bytes
 from scgalore.train.callbacks import BestWeights, History, ProgressBar, SameBuffers, StopEarly, UpdateInBackward
 from scgalore.train.checkpoint import WholeFiles, checkpoint_callback, checkpoint_to_resume
-from scgalore.train.curriculum import batch_caps, plan_phases
-from scgalore.train.datamodule import BatchDataModule, PerturbationDataModule, StreamDataModule, TokenDataModule
+from scgalore.train.config import TrainConfig
+from scgalore.train.curriculum import batch_plan
+from scgalore.train.datamodule import CellDataModule
 from scgalore.train.modes import compiled, deterministic, dropping, recomputing
-from scgalore.train.plan import GaLoreTrainingPlan
+from scgalore.train.plan import ObjectiveTrainingPlan
 from scgalore.train.processes import training_processes
-from scgalore.train.reach import unreached
+from scgalore.train.result import TrainResult
+from scgalore.train.trace import unreached
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -40,14 +37,14 @@ if TYPE_CHECKING:
 
     from scgalore._typing import PathLike
     from scgalore.adapters import Adapter
+    from scgalore.data.batches import BatchPlan, Phase
+    from scgalore.data.source import CellSource
     from scgalore.data.split import Split
-    from scgalore.nn import SCGPTNetwork
+    from scgalore.nn import CellNetwork
     from scgalore.objectives import Objective
-    from scgalore.train.config import TrainConfig
-    from scgalore.train.curriculum import Phase
     from scgalore.train.processes import Processes
 
-__all__ = ["TrainResult", "fit"]
+__all__ = ["fit"]
 
 IDLE_ADVICE = (
     ".*does not have many workers.*",
@@ -61,29 +58,6 @@ IDLE_ADVICE = (
     ".*IterableDataset. has .__len__. defined.*",  # workers of a stream share its buffers out
     ".*early_stopping was automatically disabled.*",  # scvi's own, which is not used
 )
-
-
-@dataclass(frozen=True)
-class TrainResult:
-    """What a run leaves besides the weights.
-
-    Attributes
-    ----------
-    history
-        One row an epoch: ``lr``, ``seconds``, ``train_loss`` and, with validation cells, ``validation_loss`` and more.
-    best_epoch
-        Epoch whose weights were kept; the last one when there are no validation cells, -1 where no epoch did better than
-        the weights training started from.
-    optimizer_bytes
-        Bytes of optimizer state at the end, counted from its storages; with several processes, of the one that keeps most.
-    steps
-        Steps that the optimizer took, those before an interruption included.
-    """
-
-    history: pd.DataFrame
-    best_epoch: int
-    optimizer_bytes: int
-    steps: int
 
 
 class _Trainee:
@@ -101,13 +75,13 @@ class _Trainee:
 
 
 def fit(
-    network: SCGPTNetwork,
-    cells: TokenCells | TokenStream | PerturbationCells,
+    network: CellNetwork,
+    source: CellSource,
     split: Split | None,
     objective: Objective,
     config: TrainConfig,
     *,
-    validation: TokenCells | None = None,
+    validation: CellSource | None = None,
     adapter: Adapter | None = None,
     checkpoint_dir: PathLike | None = None,
     resume: bool = False,
@@ -119,14 +93,14 @@ def fit(
     ----------
     network
         Trained in place; it ends with the weights of the best epoch.
-    cells
+    source
         What to train on.
     split
-        Parts of the cells; a stream has none.
+        Training, validation and test cells; ``None`` trains on all cells. A stream has none.
     objective, config
         What to train for, and how.
     validation
-        Cells to validate a stream on.
+        Cells that choose the best epoch, all of them, of any kind; those of the split when left out.
     adapter
         Attached to the network, if any.
     checkpoint_dir
@@ -140,7 +114,8 @@ def fit(
     ------
     OptionError
         If the folder holds a checkpoint and ``resume`` is off, or holds the checkpoint of another run, if ``patience``
-        is set and there are no validation cells, or if options do not go with the processes there are.
+        is set and there are no validation cells, if an option is set that the source decides itself, or if options do not
+        go with the number of processes.
     DataError
         If the loss became NaN or infinite.
     WeightsError
@@ -149,20 +124,24 @@ def fit(
     processes = training_processes(config)
     identity = dict(identity or {})
     checkpoint = checkpoint_to_resume(checkpoint_dir, resume=resume, identity=identity)
-    phases = _phases(cells, config)
+    _refuse_limits(source, config)
+    batches = batch_plan(config, source, None if split is None else split.train)
+    _check_curriculum(source, config, batches.phases)
     network.train()  # Lightning keeps the mode it finds, and dropout with it
-    plan = GaLoreTrainingPlan(SCGPTModule(network, objective), config, identity, adapter=adapter, phases=phases)
-    data = _data_module(cells, split, validation, objective, config, phases)
+    plan = ObjectiveTrainingPlan(
+        SCGPTModule(network, objective), config, identity, adapter=adapter, phases=batches.phases
+    )
+    data = _data_module(source, split, validation, objective, config, batches)
     if config.patience is not None:
         _require_validation(data)
-    history = History(processes.size, n_genes=_genes_by_epoch(cells, phases))
+    history = History(processes.size, n_genes=_genes_by_epoch(source, batches.phases))
     best = BestWeights(objective.monitor, start=objective.start_score)
-    callbacks = _callbacks(config, history, best, first_epoch=phases[-1].start)
+    callbacks = _callbacks(config, history, best, first_epoch=batches.phases[-1].start)
     with ExitStack() as run:
         for context in (_quiet_lightning(), _interruptible(), torch.random.fork_rng()):
             run.enter_context(context)
         torch.manual_seed(config.seed)
-        options = _trainer_options(config, streams=split is None)
+        options = _trainer_options(config, reload=data.training.reload)
         if processes.size > 1:
             callbacks.insert(0, SameBuffers())
             options |= _process_options(config, processes, plan, data)
@@ -188,39 +167,48 @@ def fit(
         runner()
     table = pd.DataFrame(history.rows).astype({"epoch": int}).set_index("epoch")
     best_epoch = best.epoch if best.weights else int(table.index[-1])
-    return TrainResult(table, best_epoch, _optimizer_bytes(runner.trainer), runner.trainer.global_step)
+    assert isinstance(config.batch_size, int)
+    return TrainResult(
+        history=table,
+        best_epoch=best_epoch,
+        optimizer_bytes=_optimizer_bytes(runner.trainer),
+        steps=runner.trainer.global_step,
+        split=split,
+        batch_size=config.batch_size,
+        accumulate=config.accumulate,
+    )
 
 
-def _phases(cells: TokenCells | TokenStream | PerturbationCells, config: TrainConfig) -> tuple[Phase, ...]:
-    """Phases of the curriculum; one of all epochs without."""
+def _refuse_limits(source: CellSource, config: TrainConfig) -> None:
+    """Refuse options that the source decides itself, unless they are at their defaults."""
+    defaults = TrainConfig()
+    for name, why in source.limits.items():
+        if getattr(config, name) != getattr(defaults, name):
+            msg = f"{name}={getattr(config, name)!r}: {why}"
+            raise OptionError(msg)
+
+
+def _check_curriculum(source: CellSource, config: TrainConfig, phases: tuple[Phase, ...]) -> None:
+    """Report the phases of a curriculum; refuse one without a ranking."""
     if config.curriculum is None:
-        return plan_phases(config)
-    if isinstance(cells, TokenStream):
-        msg = "curriculum= needs cells in one AnnData; a stream makes its own batches."
-        raise OptionError(msg)
-    if cells.ranked is None:
+        return
+    if source.ranked is None:
         msg = "curriculum= needs a ranking of the genes. Call sg.tl.select_genes(adata) first."
         raise OptionError(msg)
-    phases = plan_phases(config, len(cells.ranked))
     said = [f"{'all' if phase.n_genes is None else phase.n_genes} ({phase.stop - phase.start})" for phase in phases]
     logg.info(f"    curriculum, genes (epochs): {', '.join(said)}")
     if phases[-1].n_genes is not None:
         logg.warning(
-            f"the last phase of the curriculum trains on {phases[-1].n_genes:,} of {_n_known(cells):,} genes, and validation and "
+            f"the last phase of the curriculum trains on {phases[-1].n_genes:,} of {source.n_matched:,} genes, and validation and "
             "all that follows use the others as well. End with more genes, or pass adata[:, adata.var['selected']]."
         )
-    return phases
 
 
-def _genes_by_epoch(cells: TokenCells | TokenStream | PerturbationCells, phases: tuple[Phase, ...]) -> list[int]:
+def _genes_by_epoch(source: CellSource, phases: tuple[Phase, ...]) -> list[int]:
     """How many genes training shows in each epoch; nothing where that is always all."""
-    if isinstance(cells, TokenStream) or all(phase.n_genes is None for phase in phases):
+    if all(phase.n_genes is None for phase in phases):
         return []
-    return [phase.n_genes or _n_known(cells) for phase in phases for _ in range(phase.start, phase.stop)]
-
-
-def _n_known(cells: TokenCells | PerturbationCells) -> int:
-    return int((cells.tokenizer.token_ids >= 0).sum())
+    return [phase.n_genes or source.n_matched for phase in phases for _ in range(phase.start, phase.stop)]
 
 
 def _callbacks(config: TrainConfig, history: History, best: BestWeights, *, first_epoch: int) -> list[Callback]:
@@ -235,39 +223,31 @@ def _callbacks(config: TrainConfig, history: History, best: BestWeights, *, firs
 
 
 def _data_module(
-    cells: TokenCells | TokenStream | PerturbationCells,
+    source: CellSource,
     split: Split | None,
-    validation: TokenCells | None,
+    validation: CellSource | None,
     objective: Objective,
     config: TrainConfig,
-    phases: tuple[Phase, ...],
-) -> BatchDataModule:
-    how: dict[str, Any] = {
-        "seed": config.seed,
-        "num_workers": config.num_workers,
-        "pin_memory": config.accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available(),
-    }
-    assert isinstance(config.batch_size, int), "settled before"
-    if isinstance(cells, TokenStream):
-        for name in ("batch_tokens", "max_length"):
-            if getattr(config, name) is not None:
-                msg = (
-                    f"{name}={getattr(config, name)}: a stream makes its own batches. Say it where the stream is made."
-                )
-                raise OptionError(msg)
-        return StreamDataModule(cells, validation, objective, batch_size=config.batch_size, **how)
-    assert split is not None
-    lengths = cells.lengths[split.train]
-    if isinstance(cells, TokenCells) and config.max_length is not None:
-        how["max_length"] = config.max_length
-        lengths = np.minimum(lengths, config.max_length)
-    how["batch_size"], how["batch_tokens"] = batch_caps(config, lengths)
-    if isinstance(cells, PerturbationCells):
-        return PerturbationDataModule(cells, split, objective, phases=phases, **how)
-    return TokenDataModule(cells, split, objective, phases=phases, **how)
+    batches: BatchPlan,
+) -> CellDataModule:
+    training = source.training_batches(None if split is None else split.train, batches)
+    held = None
+    if validation is not None:
+        held = validation.validation_batches(None, batches)
+    elif split is not None:
+        held = source.validation_batches(split.validation, batches)
+    return CellDataModule(
+        training,
+        held,
+        objective,
+        seed=config.seed,
+        num_workers=config.num_workers,
+        pin_memory=config.accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available(),
+        test_idx=None if split is None else split.test,
+    )
 
 
-def _trainer_options(config: TrainConfig, *, streams: bool) -> dict[str, Any]:
+def _trainer_options(config: TrainConfig, *, reload: bool) -> dict[str, Any]:
     return {
         "precision": config.precision,
         "gradient_clip_val": None if math.isinf(config.clip_norm) else config.clip_norm,
@@ -276,11 +256,7 @@ def _trainer_options(config: TrainConfig, *, streams: bool) -> dict[str, Any]:
         "enable_progress_bar": is_shown(),
         "simple_progress_bar": False,
         "use_distributed_sampler": False,
-        # Lightning counts batches when it asks for the loader and drops those beyond: epochs differ with a cap on tokens.
-        # A stream has to be told of each epoch.
-        "reload_dataloaders_every_n_epochs": int(
-            streams or config.batch_tokens is not None or config.curriculum is not None
-        ),
+        "reload_dataloaders_every_n_epochs": int(reload),
         # scvi's default flips cuDNN's benchmark mode for the whole process.
         "benchmark": None,
         "plugins": [WholeFiles()],
@@ -288,7 +264,7 @@ def _trainer_options(config: TrainConfig, *, streams: bool) -> dict[str, Any]:
 
 
 def _process_options(
-    config: TrainConfig, processes: Processes, plan: GaLoreTrainingPlan, data: BatchDataModule
+    config: TrainConfig, processes: Processes, plan: ObjectiveTrainingPlan, data: CellDataModule
 ) -> dict[str, Any]:
     search = config.strategy == "ddp_find_unused_parameters_true"
     if not search:
@@ -308,7 +284,7 @@ def _process_options(
     }
 
 
-def _unreached(plan: GaLoreTrainingPlan, data: BatchDataModule) -> list[str]:
+def _unreached(plan: ObjectiveTrainingPlan, data: CellDataModule) -> list[str]:
     batch = data.sample()
     plan.eval()  # batch norms keep their statistics
     try:
@@ -318,7 +294,7 @@ def _unreached(plan: GaLoreTrainingPlan, data: BatchDataModule) -> list[str]:
     return unreached(output.loss, plan)
 
 
-def _require_validation(data: BatchDataModule) -> None:
+def _require_validation(data: CellDataModule) -> None:
     if data.n_val == 0:
         msg = "patience needs validation cells to stop early by, and the split has none. Set validation_size, or patience=None."
         raise OptionError(msg)

@@ -5,6 +5,7 @@ from scgalore.weights.fetch import fetch_weights, resolve_model_folder
 from scgalore.weights.load import LoadReport, load_tensors
 from scgalore.weights.registry import WeightsEntry, WeightsFile, get_entry, list_weights
 from scgalore.weights.save import export_scgpt, write_checkpoint
+from scgalore.weights.scgpt import read_scgpt
 
 __all__ = [
     "Checkpoint",
@@ -17,6 +18,7 @@ __all__ = [
     "list_weights",
     "load_tensors",
     "read_checkpoint",
+    "read_scgpt",
     "resolve_model_folder",
     "write_checkpoint",
 ]

@@ -4,7 +4,7 @@ import json
 import os
 import pickle
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -15,13 +15,13 @@ from torch import Tensor
 
 from scgalore._files import file_digest
 from scgalore.errors import WeightsError
-from scgalore.weights.names import canonical_names
 
 __all__ = ["Checkpoint", "read_checkpoint"]
 
 FORMAT_KEY = "scgalore_format"  # in the safetensors header: tells our own files from other people's copies
 
 Layout = Literal["scgalore", "scgpt", "safetensors"]
+Names = Callable[[Iterable[str]], Mapping[str, str]]
 
 _ARGS_FILES: Mapping[Layout, tuple[str, ...]] = {
     "scgalore": ("config.json",),
@@ -42,9 +42,9 @@ class Checkpoint:
     vocab
         Token id of every token.
     tensors
-        Weights under the names of the released scGPT files, mapped from disk and read when first used.
+        Weights under the names of the network, mapped from disk and read when first used.
     layout
-        Who wrote the folder: scgalore, upstream scGPT, or somebody's safetensors copy of it.
+        Who wrote the folder: scgalore, the original program, or somebody's safetensors copy of it.
     folder
         Where it was read.
     sha256
@@ -59,7 +59,9 @@ class Checkpoint:
     sha256: str
 
 
-def read_checkpoint(folder: str | os.PathLike[str], *, args: Mapping[str, Any] | None = None) -> Checkpoint:
+def read_checkpoint(
+    folder: str | os.PathLike[str], *, args: Mapping[str, Any] | None = None, names: Names | None = None
+) -> Checkpoint:
     """Read a checkpoint folder in our layout, upstream's, or that of a safetensors copy.
 
     No code in the files is ever run: a pickle that asks for it is refused.
@@ -71,6 +73,8 @@ def read_checkpoint(folder: str | os.PathLike[str], *, args: Mapping[str, Any] |
         other ``.pt`` file.
     args
         Hyperparameters for a folder that does not state them (:attr:`~scgalore.weights.WeightsEntry.args`).
+    names
+        Maps the names of tensors in the file to those of the network; the same when left out.
 
     Raises
     ------
@@ -87,8 +91,7 @@ def read_checkpoint(folder: str | os.PathLike[str], *, args: Mapping[str, Any] |
     vocab = _read_vocab(folder)
     found = _read_pickle(path) if layout == "scgpt" else _read_safetensors(path)
     _check_tensors(path, found)
-    tensors = {canonical: found[name] for name, canonical in canonical_names(found).items()}
-    _check_vocab(path, vocab, tensors)
+    tensors = found if names is None else {own: found[name] for name, own in names(found).items()}
     return Checkpoint(args, vocab, tensors, layout, folder, file_digest(path))
 
 
@@ -194,21 +197,10 @@ def _check_tensors(path: Path, found: Mapping[Any, Any]) -> None:
                 f"{path} holds {name!r}, a {kind}; expected tensors only. Save `model.state_dict()`, nothing around it."
             )
             raise WeightsError(msg)
-        # The counter of a batch norm is the only tensor of scGPT without a fraction.
+        # The counter of a batch norm is the only tensor of a network without a fraction.
         if not tensor.is_floating_point() and not name.endswith(".num_batches_tracked"):
             msg = f"{path}: {name} has dtype {tensor.dtype}; expected floating point, quantised weights do not load."
             raise WeightsError(msg)
-
-
-def _check_vocab(path: Path, vocab: Mapping[str, int], tensors: Mapping[str, Tensor]) -> None:
-    embedding = tensors.get("encoder.embedding.weight")
-    last = max(vocab.values())
-    if embedding is not None and last >= len(embedding):
-        msg = (
-            f"vocab.json has ids up to {last:,}, but {path} embeds {len(embedding):,} tokens: the two files do not "
-            "belong together. Take both from the same folder."
-        )
-        raise WeightsError(msg)
 
 
 def _names_in(folder: Path) -> list[str]:

@@ -3,17 +3,31 @@
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Any, Protocol
 
 import torch
-from torch import nn
 
 from scgalore.errors import WeightsError
 from scgalore.weights.checkpoint import Checkpoint
 
 __all__ = ["LoadReport", "load_tensors"]
 
-ENCODER = ("encoder.", "value_encoder.", "transformer_encoder.")
-TASK_SIZED = ("cls_decoder.out_layer.",)  # as many rows as the task at hand has classes
+
+class Loadable(Protocol):
+    """What is asked of a network here; :class:`scgalore.nn.CellNetwork` has it."""
+
+    @property
+    def required(self) -> tuple[str, ...]:
+        """First parts of the names of tensors that a checkpoint must hold."""
+        ...
+
+    def is_head_tensor(self, name: str) -> bool:
+        """Whether the size of this tensor depends on the task."""
+        ...
+
+    def state_dict(self) -> dict[str, Any]:
+        """Tensors by name."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -47,20 +61,21 @@ class LoadReport:
 
 
 def load_tensors(
-    network: nn.Module, checkpoint: Checkpoint, *, allow_random: tuple[str, ...] | None = None
+    network: Loadable, checkpoint: Checkpoint, *, allow_random: tuple[str, ...] | None = None
 ) -> LoadReport:
     """Copy tensors by name, each cast to the network's dtype; nothing is copied if anything is wrong.
 
-    The encoder has to match exactly: neither may one of its tensors stay random, nor one of the checkpoint's be ignored.
+    What the network requires has to match exactly: neither may one of these tensors stay random, nor one of the
+    checkpoint's be ignored. Heads on the cell embedding that have another size than the checkpoint's stay random.
 
     Parameters
     ----------
     network
-        Module whose ``state_dict`` has the canonical names.
+        Its ``state_dict`` has the names of the checkpoint.
     checkpoint
         What to load.
     allow_random
-        First parts of the names that may stay random; by default everything but the encoder.
+        First parts of the names that may stay random; by default all that the network does not require.
 
     Raises
     ------
@@ -69,7 +84,7 @@ def load_tensors(
     """
     own = network.state_dict()
     misfits = {name for name, tensor in checkpoint.tensors.items() if name in own and own[name].shape != tensor.shape}
-    if wrong := sorted(name for name in misfits if not name.startswith(TASK_SIZED)):
+    if wrong := sorted(name for name in misfits if not network.is_head_tensor(name)):
         ours, theirs = own[wrong[0]], checkpoint.tensors[wrong[0]]
         msg = (
             f"{wrong[0]} is {tuple(theirs.shape)} in {checkpoint.folder} and {tuple(ours.shape)} in the network. Build "
@@ -81,15 +96,17 @@ def load_tensors(
         random=tuple(name for name in own if name not in checkpoint.tensors or name in misfits),
         ignored=tuple(name for name in checkpoint.tensors if name not in own or name in misfits),
     )
-    _check(report, checkpoint, allow_random)
+    _check(report, checkpoint, network.required, allow_random)
     with torch.no_grad():
         for name in report.loaded:
             own[name].copy_(checkpoint.tensors[name])
     return report
 
 
-def _check(report: LoadReport, checkpoint: Checkpoint, allow_random: tuple[str, ...] | None) -> None:
-    lost = [name for name in report.ignored if name.startswith(ENCODER)]
+def _check(
+    report: LoadReport, checkpoint: Checkpoint, required: tuple[str, ...], allow_random: tuple[str, ...] | None
+) -> None:
+    lost = [name for name in report.ignored if _part(name) in required]
     if lost:
         msg = (
             f"The network has no place for {_few(lost)} of {checkpoint.folder}. Does args.json belong to these weights?"
@@ -98,18 +115,22 @@ def _check(report: LoadReport, checkpoint: Checkpoint, allow_random: tuple[str, 
     left = [
         name
         for name in report.random
-        if name.startswith(ENCODER) or (allow_random is not None and not name.startswith(allow_random))
+        if _part(name) in required or (allow_random is not None and not name.startswith(allow_random))
     ]
     if left:
         msg = (
             f"{_few(left)} would stay random: {checkpoint.folder} holds no such tensor. Its other tensors: "
-            f"{_few(report.ignored) or 'none'}. Is it a whole scGPT checkpoint, and do its args belong to it?"
+            f"{_few(report.ignored) or 'none'}. Is the checkpoint whole, and do its args belong to it?"
         )
         raise WeightsError(msg)
 
 
+def _part(name: str) -> str:
+    return name.partition(".")[0]
+
+
 def _parts(names: Iterable[str]) -> str:
-    counts = Counter(name.partition(".")[0] for name in names)
+    counts = Counter(map(_part, names))
     return ", ".join(f"{part} ({n})" for part, n in counts.items()) or "none"
 
 

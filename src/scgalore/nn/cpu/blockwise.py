@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from scgalore.nn.cpu.switch import one_block_is_enough
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
@@ -100,3 +102,5 @@ def _probabilities(q: Tensor, k: Tensor, left_out: Tensor | None) -> Iterator[tu
             if left_out is not None:
                 scores.unflatten(0, (-1, n_heads)).masked_fill_(left_out[cells], -torch.inf)
             yield cells, block, torch.softmax(scores, dim=-1, out=scores)
+            if one_block_is_enough(q):
+                return

@@ -8,6 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from scgalore.nn.cpu.switch import takes
+
 if TYPE_CHECKING:
     from torch import Tensor
 
@@ -22,7 +24,7 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
 
     On a CPU, torch multiplies float32 matrices with MKL and convolves with oneDNN, which was twice as fast on the AMD EPYC that
     it was measured on (``benchmarks/peak_share.py``). A convolution of width one over the rows is the same product, with
-    gradients. The choice hangs on the weight alone, so that a cell's numbers do not change with its batch.
+    gradients. The choice follows from the weight alone, so that a cell's numbers do not change with its batch.
 
     Parameters
     ----------
@@ -49,7 +51,7 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
 
 def _convolves(x: Tensor, weight: Tensor) -> bool:
     return (
-        x.device.type == "cpu"
+        takes(x)
         and x.dtype == weight.dtype == torch.float32
         and weight.numel() >= _SMALLEST
         and x.numel() > 0

@@ -26,7 +26,7 @@ def model_card(
     params
         How the screen was read and the model was made.
     stats
-        What the training run took; see :attr:`scgalore.model.screens.ScreenMemory.stats`.
+        What the training run took; see :attr:`scgalore.tasks.perturbation.fitting.ScreenMemory.stats`.
     perturbations
         Canonical names by part.
     weights

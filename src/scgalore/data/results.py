@@ -1,0 +1,66 @@
+"""Everything one call writes to an AnnData, collected so that it is written at once or not at all."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import pandas as pd
+
+from scgalore._uns import to_uns
+from scgalore.data.resolve import write_obs, write_var
+
+if TYPE_CHECKING:
+    from anndata import AnnData
+
+    from scgalore import _logging as logg
+    from scgalore._typing import Data
+
+__all__ = ["Results"]
+
+
+@dataclass
+class Results:
+    """Values by slot and key, each with a few words for the closing message.
+
+    Attributes
+    ----------
+    obs, var, obsm, uns
+        Pairs of a value and what it is, by key.
+    """
+
+    obs: dict[str, tuple[Any, str]] = field(default_factory=dict)
+    var: dict[str, tuple[Any, str]] = field(default_factory=dict)
+    obsm: dict[str, tuple[Any, str]] = field(default_factory=dict)
+    uns: dict[str, tuple[Any, str]] = field(default_factory=dict)
+
+    def write(self, data: Data, adata: AnnData, *, mod: str = "rna", step: logg.Step | None = None) -> None:
+        """Assign to the AnnData, mirror ``obs`` and ``var`` to a MuData, and name the keys in the closing message.
+
+        Parameters
+        ----------
+        data, adata
+            The container that the user gave, and the AnnData in it.
+        mod
+            Modality of a MuData.
+        step
+            The message that names the keys.
+        """
+        uns = {key: to_uns(value) for key, (value, _) in self.uns.items()}
+        if adata.is_view:
+            # As scanpy does: writing to a view would copy it anyway, with a warning that points here and not at the user.
+            adata._init_as_actual(adata.copy())
+        for key, (value, _) in self.obs.items():
+            adata.obs[key] = pd.Series(value, index=adata.obs_names)
+        for key, (value, _) in self.var.items():
+            adata.var[key] = pd.Series(value, index=adata.var_names)
+        for key, (value, _) in self.obsm.items():
+            adata.obsm[key] = value
+        adata.uns.update(uns)
+        write_obs(data, adata, list(self.obs), mod=mod)
+        write_var(data, adata, list(self.var), mod=mod)
+        if step is None:
+            return
+        for slot in ("obs", "var", "obsm", "uns"):
+            for key, (_, what) in getattr(self, slot).items():
+                step.added(slot, key, what)

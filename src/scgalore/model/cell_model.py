@@ -1,0 +1,518 @@
+"""A model as users hold it: a network with its vocabulary, its family and what its last training left."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+import torch
+from anndata import AnnData
+
+from scgalore import _logging as logg
+from scgalore._keys import CellKeys
+from scgalore._rng import seed_from
+from scgalore.data.cells import TokenCells
+from scgalore.errors import OptionError, WeightsError
+from scgalore.model.adapter_files import write_adapter
+from scgalore.model.distributed import gather, process_group, share
+from scgalore.model.files import write_model
+from scgalore.model.identity import run_identity
+from scgalore.model.inference import RunOptions, run_network
+from scgalore.model.training import trainable
+from scgalore.nn.base import CellOutput
+from scgalore.nn.device import pick_device
+from scgalore.tasks.registry import resolve_call
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from numpy.typing import NDArray
+
+    from scgalore._typing import PathLike, Rng
+    from scgalore.data.source import CellSource, TokenSource
+    from scgalore.data.split import Split
+    from scgalore.data.streaming import TokenStream
+    from scgalore.data.tokens import TokenizerConfig
+    from scgalore.data.vocab import GeneVocab
+    from scgalore.model.family import Family
+    from scgalore.model.files import Provenance
+    from scgalore.nn.base import CellNetwork
+    from scgalore.tasks.base import Prepared
+    from scgalore.train.result import TrainResult
+    from scgalore.weights import LoadReport
+
+__all__ = ["CellModel"]
+
+
+class CellModel:
+    """A network with its vocabulary, of any family; :func:`scgalore.model.load` makes one from a name or a folder.
+
+    Method names are those of scvi-tools.
+
+    Parameters
+    ----------
+    network
+        The network.
+    vocab
+        Its genes and special tokens.
+    family
+        Row of :data:`scgalore.model.FAMILIES`.
+    provenance
+        Where the weights come from.
+    load_report
+        What a checkpoint filled, left random, and held beyond the network.
+    """
+
+    def __init__(
+        self,
+        network: CellNetwork,
+        vocab: GeneVocab,
+        *,
+        family: Family,
+        provenance: Provenance | None = None,
+        load_report: LoadReport | None = None,
+    ) -> None:
+        if len(vocab) > network.config.n_tokens:
+            msg = (
+                f"The vocabulary has {len(vocab):,} tokens but the network embeds {network.config.n_tokens:,}; "
+                "vocab.json and the weights do not belong together."
+            )
+            raise WeightsError(msg)
+        if network.config.pad_id != vocab.pad_id:
+            msg = (
+                f"<pad> is token {vocab.pad_id} of the vocabulary, but the network's pad_id is {network.config.pad_id}."
+            )
+            raise WeightsError(msg)
+        self.network = network.eval()
+        self.vocab = vocab
+        self.family = family
+        self.provenance: Provenance = provenance or {"name": "random", "sha256": "", "layout": "none", "base": ""}
+        self.load_report = load_report
+        #: What the last training left: history, split, best epoch, steps, bytes, task memory; ``None`` before.
+        self.result: TrainResult | None = None
+
+    def __repr__(self) -> str:
+        n_parameters = sum(parameter.numel() for parameter in self.network.parameters())
+        trained = "" if self.memory is None else f", trained for {self.memory.task}"
+        return (
+            f"{type(self).__name__} {self.provenance['name']}: {self.network.config.d_model} dimensions, "
+            f"{len(self.vocab):,} tokens, {n_parameters / 1e6:.1f} M parameters{trained}"
+        )
+
+    # What the last training left --------------------------------------------------------------------------------------
+
+    @property
+    def history(self) -> pd.DataFrame:
+        """One row per epoch of the last training; empty before."""
+        return pd.DataFrame() if self.result is None else self.result.history
+
+    @property
+    def split(self) -> Split | None:
+        """Training, validation and test cells of the last training."""
+        return None if self.result is None else self.result.split
+
+    @property
+    def is_trained(self) -> bool:
+        """Whether the model was fine-tuned."""
+        return self.result is not None
+
+    @property
+    def memory(self) -> Any:
+        """What the model keeps of its task, a :class:`scgalore.tasks.TaskMemory`; ``None`` without one."""
+        return None if self.result is None else self.result.memory
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Names of the classes that the model predicts, in the order of the outputs; empty if it predicts none."""
+        return getattr(self.memory, "classes", ())
+
+    @property
+    def can(self) -> frozenset[str]:
+        """What networks of the family can do; see :class:`scgalore.model.Family`."""
+        return self.family.can
+
+    def require_memory(self) -> Any:
+        """What the model keeps of its task; raise :class:`~scgalore.errors.OptionError` if it was trained for none."""
+        if self.memory is None:
+            msg = (
+                f"{self.provenance['name']!r} was not trained to predict anything for cells. Fine-tune it first: "
+                "model = sg.tl.finetune(adata, labels_key=...)."
+            )
+            raise OptionError(msg)
+        return self.memory
+
+    def keys(self, uns: str, key_added: str | None = None) -> CellKeys:
+        """Names of the slots that results of this model are written to.
+
+        Parameters
+        ----------
+        uns
+            Name in ``uns`` if ``key_added`` is ``None``: that of the function.
+        key_added
+            As for the functions of :mod:`scgalore.tl`.
+        """
+        return CellKeys.from_key_added(key_added, uns=uns, embedding=self.family.embedding, stem=self.family.stem)
+
+    # Cells ------------------------------------------------------------------------------------------------------------
+
+    def tokenizer_config(self, *, max_length: int | None = None, rng: Rng = 0) -> TokenizerConfig:
+        """How cells become tokens of this network, for a :func:`scgalore.data.stream`.
+
+        Parameters
+        ----------
+        max_length, rng
+            As for :meth:`cells`.
+        """
+        return self.family.tokenizer(self.network.config, max_length=max_length, seed=seed_from(rng))
+
+    def cells(
+        self,
+        adata: AnnData,
+        *,
+        layer: str | None = None,
+        gene_symbols: str | None = None,
+        max_length: int | None = None,
+        rng: Rng = 0,
+    ) -> TokenCells:
+        """Check an AnnData, match its genes and make it ready for the network.
+
+        Parameters
+        ----------
+        adata
+            Cells by genes; counts or log-normalised.
+        layer
+            Layer to read; ``X`` when left out.
+        gene_symbols
+            Column of ``adata.var`` with gene names; ``var_names`` when left out.
+        max_length
+            Most tokens of a cell; what the weights were trained with when left out.
+        rng
+            Seed of the sampling of longer cells.
+        """
+        tokens = self.tokenizer_config(max_length=max_length, rng=rng)
+        cells = TokenCells.from_adata(adata, self.vocab, config=tokens, layer=layer, gene_symbols=gene_symbols)
+        logg.info(f"    {cells.match.summary()}")
+        return cells
+
+    def get_latent_representation(
+        self,
+        adata: AnnData | TokenStream,
+        *,
+        layer: str | None = None,
+        gene_symbols: str | None = None,
+        max_length: int | None = None,
+        rng: Rng = 0,
+        batch_size: int | None = None,
+    ) -> NDArray[np.float32]:
+        """Cell embeddings with unit norm, float32 ``(n_obs, d_model)``.
+
+        Parameters
+        ----------
+        adata
+            Cells by genes; counts or log-normalised. Or many files, as a :func:`scgalore.data.stream` with
+            ``shuffle=False`` and ``config=model.tokenizer_config()``; the other parameters are then the stream's own.
+        layer, gene_symbols, max_length, rng
+            As for :meth:`cells`.
+        batch_size
+            Cells in a batch; it changes speed and memory, not the numbers.
+        """
+        if not isinstance(adata, AnnData):
+            return self.run(adata, batch_size=batch_size).embedding
+        cells = self.cells(adata, layer=layer, gene_symbols=gene_symbols, max_length=max_length, rng=rng)
+        return self.run(cells, batch_size=batch_size).embedding
+
+    def predict(
+        self,
+        adata: AnnData,
+        *,
+        layer: str | None = None,
+        gene_symbols: str | None = None,
+        max_length: int | None = None,
+        rng: Rng = 0,
+        batch_size: int | None = None,
+    ) -> pd.DataFrame:
+        """What the model was trained to predict, one row per cell: a probability for each class, or a number.
+
+        Parameters
+        ----------
+        adata
+            Cells by genes; counts or log-normalised. Its genes need not be those of the training data.
+        layer, gene_symbols, max_length, rng
+            As for :meth:`cells`.
+        batch_size
+            Maximum number of cells per batch.
+
+        Raises
+        ------
+        OptionError
+            If the model was not trained to predict anything for cells.
+        """
+        memory = self.require_memory()
+        if not hasattr(memory, "table"):
+            msg = f"A model that was trained for task={memory.task!r} predicts nothing for single cells. Use sg.tl."
+            raise OptionError(msg)
+        cells = self.cells(adata, layer=layer, gene_symbols=gene_symbols, max_length=max_length, rng=rng)
+        return pd.DataFrame(memory.table(self.run(cells, batch_size=batch_size)), index=adata.obs_names)
+
+    def run(
+        self,
+        cells: TokenSource,
+        *,
+        precision: str | None = None,
+        batch_size: int | None = None,
+        batch_tokens: int | None = None,
+        accelerator: str | None = None,
+        devices: int | str | None = None,
+    ) -> CellOutput:
+        """Embed cells and read the cell heads, in one pass.
+
+        Several processes that were started together (torchrun, SLURM) each run a share of the cells, and all get the whole
+        result.
+
+        Parameters
+        ----------
+        cells
+            From :meth:`cells`, or a stream of many files that does not shuffle.
+        precision
+            ``"32-true"``, ``"bf16-true"`` or ``"auto"``.
+        batch_size, batch_tokens
+            Most cells and most tokens in a batch; they change speed and memory, not the numbers.
+        accelerator
+            Where to compute, in Lightning's words.
+
+            All of these are from ``sg.settings`` when left out.
+        devices
+            Number of processes on this machine, to be sure of it; ``None`` takes as many as there are.
+        """
+        options = RunOptions.of(
+            precision=precision,
+            batch_size=batch_size,
+            batch_tokens=batch_tokens,
+            accelerator=accelerator,
+            devices=devices,
+        )
+        device = options.device
+        with process_group() as world:
+            rows = None
+            if world.size > 1:
+                rows = np.arange(cells.n_obs)[share(cells.n_obs, world)]
+            if device.type == "cuda" and world.size > 1:
+                device = torch.device("cuda", world.local_rank)
+            output = run_network(
+                self.network,
+                cells,
+                encoder=self.family.encoder,
+                rows=rows,
+                batch_size=options.batch_size,
+                batch_tokens=options.batch_tokens,
+                device=device,
+                dtype=options.dtype,
+                label="cells",
+            )
+            heads = {name: gather(outputs, world) for name, outputs in output.heads.items()}
+            return CellOutput(gather(output.embedding, world), heads, output.precision)
+
+    # Training ---------------------------------------------------------------------------------------------------------
+
+    def train(
+        self,
+        adata: AnnData | TokenStream,
+        *,
+        task: str | None = None,
+        layer: str | None = None,
+        gene_symbols: str | None = None,
+        validation: AnnData | CellSource | None = None,
+        split: Split | None = None,
+        split_key: str | None = None,
+        validation_size: float = 0.1,
+        test_size: float = 0.0,
+        genes_key: str | None = None,
+        rng: Rng = 0,
+        checkpoint_dir: PathLike | None = None,
+        resume: bool = False,
+        **options: Any,
+    ) -> None:
+        """Train the model in place; :func:`scgalore.tl.finetune` also writes results to the AnnData.
+
+        Parameters
+        ----------
+        adata
+            Cells by genes; counts or log-normalised. Or many files, as a :func:`scgalore.data.stream` with
+            ``config=model.tokenizer_config()``; all of its cells are trained on, in its own batches.
+        task
+            Entry of :data:`scgalore.tasks.TASKS`; by default the task whose key argument is given (``labels_key=`` for
+            classes), else masked expression. A stream has its own labels.
+        layer, gene_symbols
+            As for :meth:`cells`; of ``validation`` with a stream.
+        validation
+            For a stream: cells that choose the best epoch, or another stream. Otherwise they are part of ``adata``.
+        split
+            Training, validation and test cells; by default ``split_key``, a column of ``adata.obs``, or a random split.
+        split_key, validation_size, test_size, genes_key
+            As for :func:`scgalore.tl.finetune`.
+        rng
+            Seed of everything random.
+        checkpoint_dir
+            Folder for a checkpoint after each epoch.
+        resume
+            Whether to continue from the checkpoint there, if any.
+        **options
+            Arguments of the task, and fields of :class:`~scgalore.train.TrainConfig`.
+
+        Raises
+        ------
+        DataError, MissingKeyError, OptionError
+            If data or options cannot be used; nothing has changed then.
+        """
+        implied = {} if isinstance(adata, AnnData) else adata.arguments
+        chosen, call = resolve_call(
+            {**implied, **options},
+            task=task,
+            seed=seed_from(rng),
+            function=self.train,
+            layer=layer,
+            gene_symbols=gene_symbols,
+            validation=validation,
+            split=split,
+            split_key=split_key,
+            validation_size=validation_size,
+            test_size=test_size,
+            genes_key=genes_key,
+        )
+        reading = chosen.read(adata, call)
+        chosen.require(self)
+        self.fit(chosen.prepare(reading, self, call), checkpoint_dir=checkpoint_dir, resume=resume)
+
+    def fit(self, prepared: Prepared, *, checkpoint_dir: PathLike | None = None, resume: bool = False) -> None:
+        """Train on what a task has prepared; :meth:`train` in steps.
+
+        The model changes when training has ended, and only then.
+
+        Parameters
+        ----------
+        prepared
+            From :meth:`scgalore.tasks.Task.prepare`.
+        checkpoint_dir, resume
+            As for :meth:`train`.
+        """
+        from scgalore.train.memory import settle_memory
+        from scgalore.train.processes import training_processes
+        from scgalore.train.runner import fit
+
+        source, split, objective, config = prepared.source, prepared.split, prepared.objective, prepared.config
+        pick_device(config.accelerator)
+        training_processes(config)
+        if split is not None:
+            split.check(source.n_obs)
+        network = self.network if prepared.network is None else prepared.network
+        heads = network.cell_heads
+        run = {"checkpoint_dir": checkpoint_dir, "resume": resume}
+        try:
+            if objective.heads:
+                keep = prepared.memory == self.memory
+                self._put_heads(network, objective.heads, keep=keep, at_zero=prepared.heads_at_zero, seed=config.seed)
+            config = settle_memory(network, source, split, objective, config, **run)
+            validation = prepared.validation
+            identity = None
+            if checkpoint_dir is not None:
+                identity = run_identity(source, split, objective, config, network, validation=validation)
+                if prepared.memory is not None:
+                    identity |= {"task memory": json.dumps(prepared.memory.to_config(), sort_keys=True)}
+            tokens = source.tokens() if validation is None else np.union1d(source.tokens(), validation.tokens())
+            with trainable(network, config, tokens) as ready:
+                how = {"validation": validation, "adapter": ready.adapter, "identity": identity, **run}
+                result = fit(network, source, split, objective, config, **how)
+                learned = ready.adapter_weights()
+        except BaseException:
+            network.put_heads(heads)
+            raise
+        finally:
+            network.eval().cpu()
+        memory = prepared.task.remember(prepared, result)
+        if memory is None and self.memory is not None and self.memory.outlives_training:
+            memory = self.memory  # its head is still in the network
+        # An adapter alone does not hold what a task changes in the network beyond heads.
+        adapter = None if learned is None or prepared.network is not None else (learned, self.provenance)
+        self.network, self.vocab = network, self.vocab if prepared.vocab is None else prepared.vocab
+        self.result = replace(result, adapter=adapter, memory=memory)
+        # No file holds these weights yet, and those they started from did not make what comes next.
+        base = self.provenance["base"] if self.provenance["layout"] == "memory" else self.provenance["name"]
+        self.provenance = {"name": f"fine-tuned {base}", "sha256": "", "layout": "memory", "base": base}
+
+    def put_heads(self, sizes: Mapping[str, int], *, seed: int) -> None:
+        """Give the network exactly these cell heads, with fresh weights.
+
+        Parameters
+        ----------
+        sizes
+            Outputs of each head by name.
+        seed
+            Seed of their weights.
+        """
+        self._put_heads(self.network, sizes, keep=False, at_zero=False, seed=seed)
+
+    @staticmethod
+    def _put_heads(network: CellNetwork, sizes: Mapping[str, int], *, keep: bool, at_zero: bool, seed: int) -> None:
+        """Give a network exactly these heads: its own of these names and sizes if they are to be kept, else fresh ones."""
+        own = network.cell_heads if keep else {}
+        kept = {name: head for name, head in own.items() if network.config.heads[name] == sizes.get(name)}
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            fresh = {name: network.make_head(n) for name, n in sizes.items() if name not in kept}
+        if at_zero:
+            for head in fresh.values():
+                for parameter in list(head.parameters())[-2:]:  # weight and bias of the last layer
+                    torch.nn.init.zeros_(parameter)
+        network.put_heads({name: kept[name] if name in kept else fresh[name] for name in sizes})
+
+    # Files ------------------------------------------------------------------------------------------------------------
+
+    def save(self, folder: PathLike, *, evaluation: Mapping[str, Any] | None = None, overwrite: bool = False) -> None:
+        """Write ``config.json, vocab.json, model.safetensors`` and ``history.csv``, all or nothing.
+
+        A model of perturbations has further files: its prior, ``training_stats.json`` and a model card, ``README.md``.
+
+        Parameters
+        ----------
+        folder
+            Made by this call.
+        evaluation
+            Test scores for the card: ``adata.uns["evaluate_perturbation"]``.
+        overwrite
+            Whether a checkpoint in the folder may be replaced.
+        """
+        write_model(
+            folder,
+            family=self.family,
+            network=self.network,
+            vocab=self.vocab,
+            provenance=self.provenance,
+            result=self.result,
+            evaluation=evaluation,
+            overwrite=overwrite,
+        )
+
+    def save_adapter(self, folder: PathLike, *, overwrite: bool = False) -> None:
+        """Write what the adapter of the last training learned: ``adapter.json, adapter.safetensors``, all or nothing.
+
+        :func:`scgalore.model.load` reads it, and the weights it belongs to from where they were.
+
+        Parameters
+        ----------
+        folder
+            Made by this call.
+        overwrite
+            Whether an adapter in the folder may be replaced.
+
+        Raises
+        ------
+        OptionError
+            If there was no adapter, other weights were trained too, or no file holds those it belongs to.
+        """
+        adapter = None if self.result is None else self.result.adapter
+        weights, base = (None, self.provenance) if adapter is None else adapter
+        heads = self.network.config.heads
+        write_adapter(folder, weights, base=base, heads=heads, memory=self.memory, overwrite=overwrite)

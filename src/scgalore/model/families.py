@@ -1,0 +1,50 @@
+"""The families of models. To add one, put a :class:`~scgalore.model.family.Family` into :data:`FAMILIES`."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from scgalore.model.loading import load_model
+from scgalore.model.scgpt import SCGPT_FAMILY
+
+if TYPE_CHECKING:
+    from scgalore._typing import PathLike
+    from scgalore.model.cell_model import CellModel
+    from scgalore.model.family import Family
+
+__all__ = ["FAMILIES", "load"]
+
+FAMILIES: dict[str, Family] = {family.name: family for family in (SCGPT_FAMILY,)}
+
+
+def load(model: PathLike = "scgpt", *, base: PathLike | None = None) -> CellModel:
+    """Load a model of any family.
+
+    Parameters
+    ----------
+    model
+        Name in the registry (:func:`scgalore.weights.list_weights`), or folder: one that ``save`` or ``save_adapter`` of a
+        model wrote, or one in the layout of a family's authors.
+    base
+        Where the weights are that an adapter belongs to, when that is no longer where its folder says.
+
+    Returns
+    -------
+    A model of its family's class, such as :class:`scgalore.model.SCGPT`, in evaluation mode, on the CPU.
+
+    Raises
+    ------
+    OptionError
+        If ``model`` is neither a name nor a folder.
+    WeightsError
+        If the folder is incomplete or damaged, or was trained for a task that is not registered.
+    DownloadError
+        If the weights must be fetched and cannot be.
+
+    Examples
+    --------
+    >>> import scgalore as sg
+    >>> type(sg.model.load("scgpt-mini")).__name__
+    'SCGPT'
+    """
+    return load_model(model, base=base, families=FAMILIES)

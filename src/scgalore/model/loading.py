@@ -1,0 +1,69 @@
+"""From a name or a folder to a model, with the adapter in it if there is one."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import pandas as pd
+
+from scgalore.errors import OptionError, WeightsError
+from scgalore.model.adapter_files import is_adapter_folder, read_adapter
+from scgalore.model.files import read_model
+from scgalore.model.training import apply_adapter
+from scgalore.train.result import TrainResult
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from scgalore._typing import PathLike
+    from scgalore.model.family import Family
+
+__all__ = ["load_model"]
+
+
+def load_model(model: PathLike, *, base: PathLike | None, families: Mapping[str, Family]) -> Any:
+    """Load a model of one of some families.
+
+    Parameters
+    ----------
+    model
+        Name in the registry, or folder.
+    base
+        Where the weights are that an adapter belongs to, when that is no longer where its folder says.
+    families
+        Which it may be of.
+
+    Returns
+    -------
+    A model of its family's class.
+    """
+    if is_adapter_folder(model):
+        return _with_adapter(model, base, families)
+    if base is not None:
+        msg = f"base={str(base)!r} belongs to an adapter, and {str(model)!r} is not one. Leave base out."
+        raise OptionError(msg)
+    stored = read_model(model, families)
+    loaded = stored.family.model(
+        stored.network, stored.vocab, family=stored.family, provenance=stored.provenance, load_report=stored.report
+    )
+    loaded.result = stored.result
+    return loaded
+
+
+def _with_adapter(folder: PathLike, base: PathLike | None, families: Mapping[str, Family]) -> Any:
+    stored = read_adapter(folder)
+    loaded = load_model(stored.base["name"] if base is None else base, base=None, families=families)
+    if loaded.provenance["sha256"] != stored.base["sha256"]:
+        msg = (
+            f"The adapter in {folder} was trained on {stored.base['name']} (sha256 {stored.base['sha256'][:12]}), and "
+            f"{loaded.provenance['name']} holds other weights ({loaded.provenance['sha256'][:12]}). Name the right ones "
+            "with base=."
+        )
+        raise WeightsError(msg)
+    if stored.memory != loaded.memory:
+        loaded.put_heads(stored.heads, seed=0)
+    apply_adapter(loaded.network, stored.weights)
+    loaded.result = TrainResult(history=pd.DataFrame(), adapter=(stored.weights, stored.base), memory=stored.memory)
+    loaded.provenance = {**loaded.provenance, "name": str(folder), "sha256": "", "layout": "adapter"}
+    loaded.provenance["base"] = stored.base["name"]
+    return loaded

@@ -1,0 +1,342 @@
+"""What every network of cells is: the base class that a model family derives from, and what networks return.
+
+Shape letters: b cells, s tokens, d width (``d_model``).
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field, fields, replace
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Self, cast
+
+import torch
+from torch import Tensor, nn
+
+from scgalore.errors import OptionError, WeightsError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    import numpy as np
+    from numpy.typing import NDArray
+
+__all__ = ["CellNetwork", "CellOutput", "Encoded", "NetworkConfig", "PaddedEncoder"]
+
+
+class Encoded(NamedTuple):
+    """Tokens after the network's body.
+
+    ``hidden`` and ``genes`` (the gene embeddings before values are added) are ``(b, s, d)``, ``cell`` is ``(b, d)``.
+    """
+
+    hidden: Tensor
+    genes: Tensor
+    cell: Tensor
+
+
+@dataclass(frozen=True)
+class CellOutput:
+    """What a network predicts for each cell, in the order of the data.
+
+    Attributes
+    ----------
+    embedding
+        Cell embeddings with unit norm, float32 ``(n_obs, d_model)``.
+    heads
+        Raw outputs of the cell heads by name, float32 ``(n_obs, n_outputs)``: logits, for classes.
+    precision
+        Arithmetic they were computed in, ``"32-true"`` or ``"bf16-true"``.
+    """
+
+    embedding: NDArray[np.float32]
+    heads: dict[str, NDArray[np.float32]]
+    precision: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class NetworkConfig:
+    """What training, inference and files read of any network's configuration; families add their own fields.
+
+    Attributes
+    ----------
+    n_tokens
+        Rows of the gene embedding: genes and special tokens.
+    pad_id
+        Token id of ``<pad>``.
+    d_model
+        Width.
+    dropout
+        Probability of dropout.
+    heads
+        Outputs of each head on the cell embedding, by name.
+    n_bins
+        Bins of expression the weights were trained with, the one for zeros included.
+    max_length
+        Most tokens of a cell.
+    mask_value
+        What stands for a masked value.
+    pad_value
+        What stands at padding and at ``<cls>``.
+    """
+
+    n_tokens: int
+    pad_id: int
+    d_model: int = 512
+    dropout: float = 0.2
+    heads: Mapping[str, int] = field(default_factory=dict)
+    n_bins: int = 51
+    max_length: int = 1200
+    mask_value: float = -1.0
+    pad_value: float = -2.0
+
+    def __post_init__(self) -> None:
+        for name in ("n_tokens", "d_model"):
+            if getattr(self, name) < 1:
+                msg = f"{type(self).__name__}.{name} is {getattr(self, name)}; it must be at least 1."
+                raise WeightsError(msg)
+        if not 0 <= self.dropout < 1:
+            msg = f"{type(self).__name__}.dropout is {self.dropout}; it must lie in [0, 1)."
+            raise WeightsError(msg)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Give the fields as a plain dict of numbers, strings, booleans and, for the heads, a dict."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, content: Mapping[str, Any]) -> Self:
+        """Rebuild from :meth:`to_dict`; unknown fields raise :class:`~scgalore.errors.WeightsError`."""
+        unknown = sorted(set(content) - {field.name for field in fields(cls)})
+        if unknown:
+            msg = (
+                f"config.json holds the unknown fields {unknown}; it was written by a newer scgalore. Update scgalore."
+            )
+            raise WeightsError(msg)
+        return cls(**content)
+
+    def replace(self, **changes: Any) -> Self:
+        """Copy with some fields changed."""
+        return replace(self, **changes)
+
+
+class CellNetwork(nn.Module):
+    """A network that embeds cells, given as tokens with values.
+
+    A subclass builds its modules in ``__init__``, names its table of genes in :attr:`table` and writes :meth:`encode`; all
+    else has defaults. It ends its ``__init__`` with ``self.put_heads(self.fresh_heads(config.heads))``.
+
+    Parameters
+    ----------
+    config
+        Sizes and parts.
+    """
+
+    table: ClassVar[str]
+    """Name of the :class:`torch.nn.Embedding` that token ids index, such as ``"encoder.embedding"``."""
+    body: ClassVar[tuple[str, ...]] = ()
+    """First parts of the names of parameters that pre-training learned; the others are heads."""
+    required: ClassVar[tuple[str, ...]] = ()
+    """First parts of the names of tensors that a checkpoint must hold, and all of whose tensors must have a place."""
+    recompute: bool = False
+    """Whether training keeps only the input of each block and computes the rest again in the backward pass."""
+
+    def __init__(self, config: NetworkConfig) -> None:
+        super().__init__()
+        self.config: Any = config
+        self.heads = nn.ModuleDict()
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        # torch registers a module under any name without looking for a property of that name, such as `gene_table`.
+        if isinstance(getattr(type(self), name, None), property):
+            object.__setattr__(self, name, value)
+        else:
+            super().__setattr__(name, value)
+
+    # Embedding --------------------------------------------------------------------------------------------------------
+
+    @property
+    def gene_table(self) -> nn.Embedding:
+        """The table that token ids index; another one with the same ids may be put in its place."""
+        return cast("nn.Embedding", self.get_submodule(self.table))
+
+    @gene_table.setter
+    def gene_table(self, table: nn.Embedding) -> None:
+        parent, _, name = self.table.rpartition(".")
+        setattr(self.get_submodule(parent), name, table)
+
+    @property
+    def blocks(self) -> Sequence[nn.Module]:
+        """Modules that take most of the time, for :func:`torch.compile`."""
+        return ()
+
+    def gene_embeddings(self, genes: Tensor) -> Tensor:
+        """Embeddings ``(..., d)`` of token ids, before values are added."""
+        return self.gene_table(genes)
+
+    def encode(
+        self,
+        genes: Tensor,
+        values: Tensor,
+        padding: Tensor | None = None,
+        *,
+        cell_only: bool = False,
+        **conditions: Tensor | None,
+    ) -> Encoded:
+        """Tokens to hidden states and a cell embedding.
+
+        Parameters
+        ----------
+        genes
+            Token ids, int64 ``(b, s)``; column 0 is ``<cls>``.
+        values
+            Expression, float ``(b, s)``.
+        padding
+            ``True`` at padding, ``(b, s)``.
+        cell_only
+            Whether only the cell embedding will be read.
+        conditions
+            What the network reads in addition, such as ``flags``, int64 ``(b, s)``.
+        """
+        raise NotImplementedError
+
+    # Heads on tokens --------------------------------------------------------------------------------------------------
+
+    def expression(self, encoded: Encoded, values: Tensor, **conditions: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """Expression of every token ``(b, s)``, and the probability that it is not zero if the network predicts it."""
+        msg = f"{type(self).__name__} predicts no expression. Train it with labels_key=, or choose another model."
+        raise OptionError(msg)
+
+    def expressions(
+        self, encoded: Encoded, values: Tensor, **conditions: Tensor | None
+    ) -> dict[str, tuple[Tensor, Tensor | None]]:
+        """Every way in which the network predicts expression: ``""`` is :meth:`expression`, the others have names."""
+        return {"": self.expression(encoded, values, **conditions)}
+
+    # Heads on the cell embedding --------------------------------------------------------------------------------------
+
+    @property
+    def cell_heads(self) -> dict[str, nn.Module]:
+        """Heads on the cell embedding by name."""
+        return dict(self.heads.items())
+
+    def make_head(self, n_outputs: int) -> nn.Module:
+        """Make a head with random weights: a module from ``(b, d)`` to ``(b, n_outputs)`` with ``out_features``."""
+        return nn.Linear(self.config.d_model, n_outputs).to(self.gene_table.weight)
+
+    def fresh_heads(self, sizes: Mapping[str, int]) -> dict[str, nn.Module]:
+        """Make heads of these sizes, in this order."""
+        return {name: self.make_head(n_outputs) for name, n_outputs in sizes.items()}
+
+    def put_heads(self, heads: Mapping[str, nn.Module]) -> None:
+        """Put exactly these heads in place, and their sizes into the configuration."""
+        self.heads = nn.ModuleDict(heads)
+        sizes = {name: cast("nn.Linear", head).out_features for name, head in self.cell_heads.items()}
+        self.config = self.config.replace(heads=sizes)
+
+    def read_head(self, name: str, cell: Tensor) -> Tensor:
+        """Outputs ``(b, n_outputs)`` of one head for cell embeddings ``(b, d)``.
+
+        Raises
+        ------
+        OptionError
+            If the network has no head of this name.
+        """
+        heads = self.cell_heads
+        if name not in heads:
+            msg = f"The network has no head {name!r}; its heads are {sorted(heads)}. Training puts them in place."
+            raise OptionError(msg)
+        return heads[name](cell)
+
+    def is_head_tensor(self, name: str) -> bool:
+        """Whether the tensor of this name belongs to a cell head, whose size depends on the task."""
+        heads = {id(head) for head in self.cell_heads.values()}
+        return any(name.startswith(f"{path}.") for path, module in self.named_modules() if id(module) in heads)
+
+    # Perturbations ----------------------------------------------------------------------------------------------------
+
+    @property
+    def reads_flags(self) -> bool:
+        """Whether :meth:`encode` reads ``flags``, the perturbation flag of each token."""
+        return False
+
+    def perturbation_variant(self, n_tokens: int, n_known: int, *, seed: int) -> Self:
+        """Copy into a network that reads perturbation flags and has rows for new genes.
+
+        Parameters
+        ----------
+        n_tokens
+            Rows of the copy's gene embedding, if it needs more than there are.
+        n_known
+            How many tokens the network knows; the rows after them are new.
+        seed
+            Seed of what is new.
+
+        Raises
+        ------
+        OptionError
+            If networks of this family cannot read flags.
+        """
+        msg = f"{type(self).__name__} cannot learn perturbations: it reads no perturbation flags. Choose another model."
+        raise OptionError(msg)
+
+    def start_at_zero(self) -> None:
+        """Let a perturbation network predict 0 for every input until it is trained, for training on top of a prior."""
+        raise NotImplementedError
+
+    @property
+    def starts_at_zero(self) -> bool:
+        """Whether :meth:`expression` is 0 for every input."""
+        return False
+
+
+class PaddedEncoder:
+    """Cell embeddings of any network in evaluation mode, by padded batches through :meth:`CellNetwork.encode`.
+
+    Parameters
+    ----------
+    network
+        In evaluation mode, on the device to compute on. Cells must not depend on their padding.
+    tokens
+        Ids of the tokens that cells may hold, int64 ``(t,)``.
+    levels
+        Values that they may hold; ``None`` for values that are not binned.
+    dtype
+        Arithmetic; the network's own when left out.
+    """
+
+    def __init__(
+        self,
+        network: CellNetwork,
+        tokens: Tensor,
+        *,
+        levels: range | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        self.network, self.dtype = network, dtype
+
+    @torch.no_grad()
+    def __call__(self, genes: Tensor, values: Tensor, lengths: Sequence[int]) -> Tensor:
+        """Embed some cells.
+
+        Parameters
+        ----------
+        genes
+            Token ids of the cells, one after the other, each with ``<cls>`` first, int64 ``(n,)``.
+        values
+            Their values, float32 ``(n,)``.
+        lengths
+            Tokens of each cell.
+
+        Returns
+        -------
+        Tensor
+            Cell embeddings, ``(b, d)``.
+        """
+        config, counts = self.network.config, list(lengths)
+        pad = nn.utils.rnn.pad_sequence
+        genes = pad(genes.split(counts), batch_first=True, padding_value=config.pad_id)
+        values = pad(values.split(counts), batch_first=True, padding_value=config.pad_value)
+        ends = torch.tensor(counts, device=genes.device).unsqueeze(1)
+        padding = torch.arange(genes.shape[1], device=genes.device) >= ends
+        own = self.network.gene_table.weight.dtype
+        lower = self.dtype is not None and self.dtype != own
+        with torch.autocast(genes.device.type, dtype=self.dtype, enabled=lower):
+            return self.network.encode(genes, values, padding, cell_only=True).cell.to(own)

@@ -1,0 +1,551 @@
+"""The scGPT network in plain torch, to be read from top to bottom: encoders, block, heads, network.
+
+Module names are the tensor names of the released checkpoints, so a file loads and exports without renaming.
+Source: Cui et al., Nature Methods 2024, doi:10.1038/s41592-024-02201-0.
+
+Shape letters: b cells, s tokens, d width (``d_model``), h heads, e width of a head, n sequencing batches.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Self, cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from scgalore.errors import OptionError
+from scgalore.nn.base import CellNetwork, Encoded
+from scgalore.nn.cpu.dropout import Dropout
+from scgalore.nn.cpu.linear import Linear, linear
+from scgalore.nn.layout import Padded
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from scgalore.nn.layout import Layout
+    from scgalore.nn.scgpt_config import SCGPTConfig
+
+MAX_VALUE = 512.0  # the value encoder saturates here, as upstream's does
+BATCH_NORM_EPS = 6.1e-5
+UNPERTURBED, PERTURBED, KNOWN = 0, 1, 2  # rows of the flag embedding, as in scgalore.data.perturbations
+
+
+class GeneEncoder(nn.Module):
+    """Lookup and norm: also the encoder of sequencing batches."""
+
+    def __init__(self, n_tokens: int, d_model: int, padding_idx: int | None = None) -> None:
+        super().__init__()
+        self.embedding = nn.Embedding(n_tokens, d_model, padding_idx=padding_idx)
+        self.enc_norm = nn.LayerNorm(d_model)
+
+    def forward(self, ids: Tensor) -> Tensor:
+        return self.enc_norm(self.embedding(ids))  # (..., d)
+
+
+class CategoryValueEncoder(GeneEncoder):
+    """Bins as tokens."""
+
+    def forward(self, values: Tensor) -> Tensor:
+        return super().forward(values.long())  # (b, s, d)
+
+
+class ContinuousValueEncoder(nn.Module):
+    """A two-layer network on one number."""
+
+    def __init__(self, d_model: int, dropout: float) -> None:
+        super().__init__()
+        self.linear1 = Linear(1, d_model)
+        self.linear2 = Linear(d_model, d_model)
+        self.norm = nn.LayerNorm(d_model)
+        self.dropout = Dropout(dropout)
+
+    def forward(self, values: Tensor) -> Tensor:
+        x = values.unsqueeze(-1).clamp(max=MAX_VALUE)  # (b, s, 1)
+        x = self.linear2(F.relu(self.linear1(x)))  # (b, s, d)
+        return self.dropout(self.norm(x))
+
+
+class PackedLinear(Linear):
+    """Queries, keys and values by one matrix ``(3 d, d)``."""
+
+    def parts(self, x: Tensor, queries: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries of some tokens (those of ``x`` if ``None``), keys and values of the tokens ``x``, each ``(..., d)``."""
+        if queries is None:
+            q, k, v = self(x).chunk(3, dim=-1)
+            return q, k, v
+        d = self.out_features // 3
+        q_bias, kv_bias = (None, None) if self.bias is None else (self.bias[:d], self.bias[d:])
+        k, v = linear(x, self.weight[d:], kv_bias).chunk(2, dim=-1)
+        return linear(queries, self.weight[:d], q_bias), k, v
+
+
+class SplitLinear(nn.Module):
+    """The same by three layers, for adapters that treat each by itself."""
+
+    def __init__(self, q: nn.Module, k: nn.Module, v: nn.Module) -> None:
+        super().__init__()
+        self.q, self.k, self.v = q, k, v
+
+    def parts(self, x: Tensor, queries: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
+        """As :meth:`PackedLinear.parts`. Every part is called as a layer, never read as a weight."""
+        return self.q(x if queries is None else queries), self.k(x), self.v(x)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.cat(self.parts(x), dim=-1)  # (..., 3 d)
+
+
+class SelfAttention(nn.Module):
+    """Exact attention over the tokens of a cell."""
+
+    def __init__(self, d_model: int, n_heads: int) -> None:
+        super().__init__()
+        self.n_heads = n_heads
+        self.Wqkv = PackedLinear(d_model, 3 * d_model)  # an adapter may put a SplitLinear in its place
+        self.out_proj = Linear(d_model, d_model)
+
+    def forward(self, x: Tensor, layout: Layout, queries: Tensor | None = None) -> Tensor:
+        q, k, v = self.Wqkv.parts(x, queries)
+        return self.out_proj(layout.attend(q, k, v, self.n_heads))  # as the queries
+
+
+class Block(nn.Module):
+    """Post-norm transformer block with a ReLU feed-forward layer."""
+
+    def __init__(self, config: SCGPTConfig) -> None:
+        super().__init__()
+        self.self_attn = SelfAttention(config.d_model, config.n_heads)
+        self.linear1 = Linear(config.d_model, config.d_hid)
+        self.linear2 = Linear(config.d_hid, config.d_model)
+        self.norm1 = nn.LayerNorm(config.d_model)
+        self.norm2 = nn.LayerNorm(config.d_model)
+        self.dropout = Dropout(config.dropout)
+
+    def forward(self, x: Tensor, layout: Layout, *, cls_only: bool = False) -> Tensor:
+        queries = layout.cls(x) if cls_only else None
+        mixed = self.self_attn(x, layout, queries)
+        x = self.norm1((x if queries is None else queries) + self.dropout(mixed))
+        hidden = self.dropout(F.relu(self.linear1(x)))  # (..., d_hid)
+        return self.norm2(x + self.dropout(self.linear2(hidden)))
+
+
+class Transformer(nn.Module):
+    """The blocks, one after the other; there is no final norm.
+
+    Attributes
+    ----------
+    recompute
+        Whether training keeps only the input of each block and computes the rest again in the backward pass (Chen et al.,
+        arXiv:1604.06174): less memory for a tenth to a fifth more time on a CPU, and the same numbers.
+    """
+
+    def __init__(self, config: SCGPTConfig) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(Block(config) for _ in range(config.n_layers))
+        self.recompute = False
+
+    def forward(self, x: Tensor, layout: Layout, *, cls_only: bool = False) -> Tensor:
+        last = len(self.layers) - 1
+        for number, layer in enumerate(self.layers):
+            short = cls_only and number == last
+            if self.recompute and torch.is_grad_enabled():
+                x = checkpoint(layer, x, layout, cls_only=short, use_reentrant=False)
+            else:
+                x = layer(x, layout, cls_only=short)
+        return x
+
+
+class PerBatchNorm(nn.Module):
+    """One batch norm a sequencing batch, without affine parameters ("domain-specific batch norm")."""
+
+    def __init__(self, d_model: int, n_batches: int) -> None:
+        super().__init__()
+        self.bns = nn.ModuleList(nn.BatchNorm1d(d_model, eps=BATCH_NORM_EPS, affine=False) for _ in range(n_batches))
+
+    def forward(self, x: Tensor, batches: Tensor) -> Tensor:
+        out = torch.empty_like(x)
+        for batch in batches.unique().tolist():
+            rows = batches == batch
+            out[rows] = self.bns[batch](x[rows].transpose(1, 2)).transpose(1, 2)
+        return out
+
+
+def _expression_mlp(d_in: int, d_model: int) -> nn.Sequential:
+    return nn.Sequential(
+        Linear(d_in, d_model), nn.LeakyReLU(), Linear(d_model, d_model), nn.LeakyReLU(), Linear(d_model, 1)
+    )
+
+
+class ExpressionDecoder(nn.Module):
+    """Expression of each token from its hidden state."""
+
+    def __init__(self, d_in: int, d_model: int, *, zero_probabilities: bool) -> None:
+        super().__init__()
+        self.fc = _expression_mlp(d_in, d_model)
+        self.zero_logit = _expression_mlp(d_in, d_model) if zero_probabilities else None
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor | None]:
+        nonzero = None if self.zero_logit is None else torch.sigmoid(self.zero_logit(x).squeeze(-1))
+        return self.fc(x).squeeze(-1), nonzero  # (b, s), (b, s)
+
+
+class AffineExpressionDecoder(nn.Module):
+    """Expression after a perturbation as an affine function of the expression before."""
+
+    def __init__(self, config: SCGPTConfig) -> None:
+        super().__init__()
+        zeros = config.zero_probabilities
+        self.coeff_decoder = ExpressionDecoder(config.d_model, config.d_model, zero_probabilities=zeros)
+        self.bias_decoder = ExpressionDecoder(config.d_model, config.d_model, zero_probabilities=zeros)
+        self.activation = getattr(nn, config.decoder_activation)() if config.decoder_activation else nn.Identity()
+        self.adaptive_bias = config.adaptive_bias
+
+    def start_at_zero(self) -> None:
+        """Let it predict 0 for every input until it is trained, as what is learnt on top of something else should."""
+        for parameter in self._last():
+            nn.init.zeros_(parameter)
+
+    @property
+    def is_zero(self) -> bool:
+        """Whether it predicts 0 for every input."""
+        return not any(bool(parameter.any()) for parameter in self._last())
+
+    def _last(self) -> list[nn.Parameter]:
+        return [p for part in (self.coeff_decoder, self.bias_decoder) for p in part.fc[-1].parameters()]
+
+    def forward(self, x: Tensor, values: Tensor) -> tuple[Tensor, Tensor | None]:
+        coefficient, nonzero = self.coeff_decoder(x)
+        bias = self.activation(self.bias_decoder(x)[0])
+        if self.adaptive_bias:
+            bias = bias * values.sum(dim=1, keepdim=True) / (values != 0).sum(dim=1, keepdim=True)
+        return self.activation(coefficient) * values + bias, nonzero
+
+
+class CellExpressionDecoder(nn.Module):
+    """Expression of each gene from its embedding and the cell embedding alone (upstream's MVC decoder)."""
+
+    def __init__(self, d_model: int, d_cell: int, *, zero_probabilities: bool) -> None:
+        super().__init__()
+        self.gene2query = Linear(d_model, d_model)
+        self.W = Linear(d_model, d_cell, bias=False)
+        self.W_zero_logit = Linear(d_model, d_cell) if zero_probabilities else None
+
+    def forward(self, cell: Tensor, genes: Tensor) -> tuple[Tensor, Tensor | None]:
+        query = torch.sigmoid(self.gene2query(genes))  # (b, s, d)
+        cell = cell.unsqueeze(-1)  # (b, d_cell, 1)
+        expression = (self.W(query) @ cell).squeeze(-1)  # (b, s)
+        if self.W_zero_logit is None:
+            return expression, None
+        return expression, torch.sigmoid((self.W_zero_logit(query) @ cell).squeeze(-1))
+
+
+class CellDecoder(nn.Module):
+    """Outputs for a cell, such as class logits: (linear, activation, norm) times ``n_layers - 1``, then linear."""
+
+    def __init__(self, d_model: int, n_outputs: int, n_layers: int, activation: nn.Module) -> None:
+        super().__init__()
+        steps: list[nn.Module] = []
+        for _ in range(n_layers - 1):
+            steps += [Linear(d_model, d_model), activation, nn.LayerNorm(d_model)]
+        self._decoder = nn.Sequential(*steps)
+        self.out_layer = Linear(d_model, n_outputs)
+
+    def forward(self, cell: Tensor) -> Tensor:
+        return self.out_layer(self._decoder(cell))  # (b, n_outputs)
+
+    @property
+    def out_features(self) -> int:
+        """How many outputs it has."""
+        return self.out_layer.out_features
+
+
+class _ReverseGradient(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        return x.view_as(x)
+
+    @staticmethod
+    def backward(ctx: Any, *grad_outputs: Tensor) -> Tensor:
+        return -grad_outputs[0]
+
+
+class SCGPTNetwork(CellNetwork):
+    """scGPT: a transformer over the expressed genes of a cell.
+
+    Parameters
+    ----------
+    config
+        Sizes and parts; a part that the config leaves out has no parameters.
+
+    Notes
+    -----
+    Tokens carry no position: their order changes nothing. ``encode`` turns tokens into hidden states and a cell
+    embedding; the other methods are the heads. Nothing here knows of AnnData.
+    """
+
+    table = "encoder.embedding"
+    body = ("encoder", "value_encoder", "batch_encoder", "pert_encoder", "bn", "dsbn", "transformer_encoder")
+    required = ("encoder", "value_encoder", "transformer_encoder")
+    config: SCGPTConfig
+
+    def __init__(self, config: SCGPTConfig) -> None:
+        super().__init__(config)
+        d = config.d_model
+        d_context = 2 * d if config.batch_labels else d  # decoders read [state, sequencing batch]
+        self.encoder = GeneEncoder(config.n_tokens, d, padding_idx=config.pad_id)
+        self.value_encoder = _value_encoder(config)
+        self.batch_encoder = GeneEncoder(config.n_batches, d) if config.batch_labels else None
+        self.pert_encoder = nn.Embedding(3, d, padding_idx=config.pert_pad_id) if config.perturbation else None
+        self.dsbn = PerBatchNorm(d, config.n_batches) if config.batch_norm == "per-batch" else None
+        self.bn = nn.BatchNorm1d(d, eps=BATCH_NORM_EPS) if config.batch_norm == "shared" else None
+        self.transformer_encoder = Transformer(config)
+        zeros = config.zero_probabilities
+        self.decoder: nn.Module = (
+            AffineExpressionDecoder(config)
+            if config.perturbation
+            else ExpressionDecoder(d_context, d, zero_probabilities=zeros)
+        )
+        self.mvc_decoder = CellExpressionDecoder(d, d_context, zero_probabilities=zeros) if config.mvc else None
+        self.cls_decoder: nn.Module | None = None
+        self.grad_reverse_discriminator = (
+            CellDecoder(d, config.n_batches, 3, nn.LeakyReLU()) if config.adversary else None
+        )
+        self.apply(_initialise)
+        nn.init.uniform_(self.encoder.embedding.weight, -0.1, 0.1)
+        self.put_heads(self.fresh_heads(config.heads))
+
+    @property
+    def blocks(self) -> Sequence[nn.Module]:
+        """The blocks of the transformer."""
+        return list(self.transformer_encoder.layers)
+
+    @property
+    def recompute(self) -> bool:
+        """See :attr:`Transformer.recompute`."""
+        return self.transformer_encoder.recompute
+
+    @recompute.setter
+    def recompute(self, wanted: bool) -> None:
+        self.transformer_encoder.recompute = wanted
+
+    def gene_embeddings(self, genes: Tensor) -> Tensor:
+        """Normalised embeddings ``(..., d)`` of token ids."""
+        return self.encoder(genes)
+
+    def encode(  # type: ignore[override]  # names what it reads
+        self,
+        genes: Tensor,
+        values: Tensor,
+        padding: Tensor | None = None,
+        *,
+        cell_only: bool = False,
+        batches: Tensor | None = None,
+        flags: Tensor | None = None,
+    ) -> Encoded:
+        """Tokens to hidden states and a cell embedding.
+
+        Parameters
+        ----------
+        genes
+            Token ids, int64 ``(b, s)``; column 0 is ``<cls>``.
+        values
+            Expression, float ``(b, s)``.
+        padding
+            ``True`` at padding, ``(b, s)``.
+        cell_only
+            Whether only the cell embedding will be read. Where that is the state of ``<cls>``, the last block then works
+            on this one token, and ``hidden`` is ``(b, 1, d)``.
+        batches
+            Codes of the sequencing batches, int64 ``(b,)``; needed by networks that know batches.
+        flags
+            Perturbation flags, int64 ``(b, s)``; needed by perturbation networks.
+
+        Raises
+        ------
+        OptionError
+            If the network reads batches or flags, and they are not given.
+        """
+        gene_embeddings = self.encoder(genes)  # (b, s, d)
+        x = self.add_values(gene_embeddings, values)
+        if self.pert_encoder is not None:
+            x = x + self.pert_encoder(_given(flags, "flags"))
+        layout = Padded(padding, genes.shape[1])
+        cls_only = cell_only and self.config.cell_style == "cls"
+        hidden = self.transformer_encoder(self.normalise(x, batches), layout, cls_only=cls_only)
+        return Encoded(hidden, gene_embeddings, self.pool(hidden, values, layout))
+
+    def generate(
+        self,
+        cell: Tensor,
+        genes: Tensor,
+        values: Tensor | None = None,
+        padding: Tensor | None = None,
+        *,
+        batches: Tensor | None = None,
+    ) -> Tensor:
+        """Expression ``(b, s)`` of a cell known by its embedding ``(b, d)``, which takes the place of ``<cls>``."""
+        x = self.encoder(genes)
+        if values is not None:
+            x = self.add_values(x, values)
+        x = self.normalise(x, batches)
+        x = torch.cat([cell.unsqueeze(1), x[:, 1:]], dim=1)
+        hidden = self.transformer_encoder(x, Padded(padding, genes.shape[1]))
+        return self._decode(hidden, values, batches)[0]
+
+    def expression(  # type: ignore[override]  # names what it reads
+        self, encoded: Encoded, values: Tensor, *, batches: Tensor | None = None, flags: Tensor | None = None
+    ) -> tuple[Tensor, Tensor | None]:
+        """Expression of every token ``(b, s)``, and the probability that it is not zero if the network predicts it."""
+        return self._decode(encoded.hidden, values, batches)
+
+    def expression_from_cell(self, encoded: Encoded, *, batches: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
+        """Like :meth:`expression`, from the cell embedding and gene identities alone."""
+        decoder = _built(self.mvc_decoder, "mvc")
+        return decoder(self._with_batch(encoded.cell, batches), encoded.genes)
+
+    def expressions(  # type: ignore[override]  # names what it reads
+        self, encoded: Encoded, values: Tensor, *, batches: Tensor | None = None, flags: Tensor | None = None
+    ) -> dict[str, tuple[Tensor, Tensor | None]]:
+        """``""``: :meth:`expression`; ``"_from_cell"``: :meth:`expression_from_cell`, where the network has that head."""
+        predicted = {"": self.expression(encoded, values, batches=batches)}
+        if self.mvc_decoder is not None:
+            predicted["_from_cell"] = self.expression_from_cell(encoded, batches=batches)
+        return predicted
+
+    @property
+    def cell_heads(self) -> dict[str, nn.Module]:
+        """Heads on the cell embedding by name; that of the classes is the one of released checkpoints."""
+        own = {} if self.cls_decoder is None else {"classes": self.cls_decoder}
+        return {**own, **super().cell_heads}
+
+    def make_head(self, n_outputs: int) -> nn.Module:
+        """Make a head of ``n_layers_cls`` layers with random weights."""
+        head = CellDecoder(self.config.d_model, n_outputs, self.config.n_layers_cls, nn.ReLU())
+        return head.to(self.gene_table.weight)
+
+    def put_heads(self, heads: Mapping[str, nn.Module]) -> None:
+        """Put exactly these heads in place, and their sizes into the configuration."""
+        self.cls_decoder = heads.get("classes")
+        super().put_heads({name: head for name, head in heads.items() if name != "classes"})
+
+    def discriminate(self, encoded: Encoded) -> Tensor:
+        """Logits of the sequencing batch ``(b, n)``; the gradient into the cell embedding is reversed."""
+        return _built(self.grad_reverse_discriminator, "adversary")(_ReverseGradient.apply(encoded.cell))
+
+    def add_values(self, gene_embeddings: Tensor, values: Tensor) -> Tensor:
+        if self.value_encoder is None:
+            return gene_embeddings * values.unsqueeze(-1)
+        return gene_embeddings + self.value_encoder(values)
+
+    def normalise(self, x: Tensor, batches: Tensor | None) -> Tensor:
+        if self.dsbn is not None:
+            return self.dsbn(x, _given(batches, "batches"))
+        if self.bn is not None:
+            return self.bn(x.transpose(1, 2)).transpose(1, 2)
+        return x
+
+    def pool(self, hidden: Tensor, values: Tensor, layout: Layout) -> Tensor:
+        """Cell embeddings ``(b, d)`` from the last states of all tokens or, where these are the cell, of ``<cls>``."""
+        if self.config.cell_style == "cls":
+            return layout.cells(layout.cls(hidden))
+        # Upstream pools over padding too, which makes an embedding depend on its neighbours in the batch; ours does not.
+        if self.config.cell_style == "avg-pool":
+            return layout.sum(hidden) / layout.count()
+        return F.normalize(layout.sum(hidden * values.unsqueeze(-1)), dim=1)
+
+    @property
+    def reads_flags(self) -> bool:
+        """Whether it is a perturbation network."""
+        return self.config.perturbation
+
+    def perturbation_variant(self, n_tokens: int, n_known: int, *, seed: int) -> Self:
+        """Copy into a network that reads perturbation flags and has rows for new genes.
+
+        Encoders and transformer keep their weights; the decoder is a new one, unless the network already was of this kind.
+        The flag of unperturbed genes has no vector of its own, or keeps the one it has. New genes get embeddings drawn
+        like those that are there.
+
+        Parameters
+        ----------
+        n_tokens, n_known, seed
+            As for :meth:`CellNetwork.perturbation_variant`.
+        """
+        old = self.config
+        config = old.replace(n_tokens=max(old.n_tokens, n_tokens), perturbation=True, pert_pad_id=UNPERTURBED)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            copy = type(self)(config)
+            new = torch.randn(config.n_tokens - n_known, config.d_model)
+        tensors = copy.state_dict()
+        for name, tensor in self.state_dict().items():
+            if name in tensors and tensors[name].shape == tensor.shape:
+                tensors[name] = tensor
+        genes = self.encoder.embedding.weight.detach()[:n_known]
+        tensors["encoder.embedding.weight"] = torch.cat([genes, genes.mean(dim=0) + genes.std(dim=0) * new])
+        if old.perturbation and old.pert_pad_id == KNOWN:
+            # Upstream's padding flag, which no gene ever had.
+            flags = tensors["pert_encoder.weight"].clone()
+            flags[KNOWN] = flags[PERTURBED]
+            tensors["pert_encoder.weight"] = flags
+        copy.load_state_dict(tensors)
+        return copy.eval()
+
+    def start_at_zero(self) -> None:
+        """Let the affine decoder predict 0 for every input until it is trained."""
+        self._affine_decoder().start_at_zero()
+
+    @property
+    def starts_at_zero(self) -> bool:
+        """Whether the affine decoder, if it has one, predicts 0 for every input."""
+        return self.reads_flags and self._affine_decoder().is_zero
+
+    def _affine_decoder(self) -> AffineExpressionDecoder:
+        return cast("AffineExpressionDecoder", _built(self.decoder if self.reads_flags else None, "perturbation"))
+
+    def _with_batch(self, x: Tensor, batches: Tensor | None) -> Tensor:
+        if self.batch_encoder is None:
+            return x
+        context = self.batch_encoder(_given(batches, "batches"))  # (b, d)
+        if x.dim() == 3:
+            context = context.unsqueeze(1).expand(-1, x.shape[1], -1)
+        return torch.cat([x, context], dim=-1)
+
+    def _decode(self, hidden: Tensor, values: Tensor | None, batches: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        if self.config.perturbation:
+            return self.decoder(hidden, values)
+        return self.decoder(self._with_batch(hidden, batches))
+
+
+def _value_encoder(config: SCGPTConfig) -> nn.Module | None:
+    if config.value_style == "continuous":
+        return ContinuousValueEncoder(config.d_model, config.dropout)
+    if config.value_style == "category":
+        # Upstream's convention: the last but one bin stands for padding.
+        return CategoryValueEncoder(config.n_value_bins, config.d_model, padding_idx=config.n_value_bins - 2)
+    return None
+
+
+def _initialise(module: nn.Module) -> None:
+    if isinstance(module, SelfAttention):
+        # As torch's MultiheadAttention, which upstream trains when flash-attn is absent.
+        nn.init.xavier_uniform_(module.Wqkv.weight)
+        nn.init.zeros_(module.Wqkv.bias)
+        nn.init.zeros_(module.out_proj.bias)
+
+
+def _given(tensor: Tensor | None, name: str) -> Tensor:
+    if tensor is None:
+        msg = (
+            f"This network was built with a part that reads `{name}`, and the cells come without them. Build it without "
+            "that part; see SCGPTConfig."
+        )
+        raise OptionError(msg)
+    return tensor
+
+
+def _built(module: nn.Module | None, field: str) -> nn.Module:
+    if module is None:
+        msg = f"This network has no such head: SCGPTConfig.{field} is off."
+        raise OptionError(msg)
+    return module

@@ -1,0 +1,55 @@
+"""What an optimizer needs of a training loop in addition to ``step()``, and what it allows."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, ClassVar
+
+if TYPE_CHECKING:
+    from torch import Tensor
+    from torch.optim import Optimizer
+
+__all__ = ["TrainingNeeds", "needs_of"]
+
+
+class TrainingNeeds:
+    """Base of optimizers that say what they need; what is here holds for those that need nothing.
+
+    Attributes
+    ----------
+    shardable
+        Whether each of several processes may keep the state, and make the update, of its share of the parameters alone.
+    per_layer
+        Whether ``step()`` may be called for each parameter as soon as its gradient is there.
+    """
+
+    shardable: ClassVar[bool] = True
+    per_layer: ClassVar[bool] = True
+
+    def needs_curvature(self) -> bool:
+        """Whether :meth:`update_curvature` is due before the coming step."""
+        return False
+
+    def update_curvature(self, loss: Tensor, n_terms: int) -> None:
+        """Take a new estimate of the curvature; only called where it is due.
+
+        Parameters
+        ----------
+        loss
+            Mean negative log-likelihood at labels drawn from the model itself; a scalar.
+        n_terms
+            How many terms the mean runs over.
+        """
+
+    def refresh(self) -> None:
+        """Prepare for gradients of another kind, from the next step on."""
+
+
+def needs_of(optimizer: Optimizer) -> TrainingNeeds:
+    """Needs of any optimizer.
+
+    Parameters
+    ----------
+    optimizer
+        One of this package, or one of another that knows nothing of :class:`TrainingNeeds` and so needs nothing.
+    """
+    return optimizer if isinstance(optimizer, TrainingNeeds) else TrainingNeeds()

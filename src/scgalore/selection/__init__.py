@@ -1,0 +1,1 @@
+"""Genes of an AnnData ranked in one list, and the ranking that a curriculum follows."""

@@ -1,0 +1,216 @@
+"""Genes of an AnnData in one ranked list, without writing anything."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+
+from scgalore.data.cells import gene_names
+from scgalore.data.expression import LogExpression
+from scgalore.errors import DataError, MissingKeyError, OptionError
+from scgalore.genes.ranking import MUST_INCLUDE, TARGETS, get_strategy, merge
+from scgalore.genes.sets import GeneColumns
+from scgalore.perturb.labels.conditions import Conditions
+from scgalore.perturb.labels.screen import parts_of, texts_of
+from scgalore.selection.gene_lists import GeneLists, warn_absent
+from scgalore.selection.gene_scores import Cells, GeneScores
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from anndata import AnnData
+    from numpy.typing import NDArray
+
+__all__ = ["Ranking", "rank_adata", "training_cells"]
+
+MIN_EXPRESSED = 0.01  # share of the training cells that must express a gene of a list
+
+
+@dataclass(frozen=True)
+class Ranking:
+    """Genes, best first.
+
+    Attributes
+    ----------
+    rank
+        Place of each gene, 0 the best, float64 ``(n_vars,)``; NaN for genes that no training cell expresses.
+    source
+        What placed each gene there, object ``(n_vars,)``; ``None`` where there is no rank.
+    sources
+        Rows are the sources; ``n_listed`` genes, of which ``n_matched`` are in the data, and ``n_expressed`` in enough cells.
+    absent
+        Genes by name that were asked for and are not in the data, by what asked for them.
+    n_must_include
+        Number of genes that come first because they were asked for.
+    n_expressed, n_cells
+        Genes that are expressed in training cells, and number of these cells.
+    params
+        How it was made.
+    """
+
+    rank: NDArray[np.float64] = field(repr=False)
+    source: NDArray[np.object_] = field(repr=False)
+    sources: pd.DataFrame = field(repr=False)
+    absent: Mapping[str, tuple[str, ...]] = field(repr=False)
+    n_must_include: int
+    n_expressed: int
+    n_cells: int
+    params: dict[str, Any]
+
+    def best(self, n_genes: int) -> NDArray[np.bool_]:
+        """Whether each gene is among the best ``n_genes``, bool ``(n_vars,)``."""
+        return self.rank < n_genes
+
+    def summary(self, n_genes: int | None = None) -> dict[str, Any]:
+        """Say what it was made of, for ``uns``.
+
+        Parameters
+        ----------
+        n_genes
+            Number of genes to count by source; all that are ranked when left out.
+        """
+        chosen = self.source[np.isfinite(self.rank) if n_genes is None else self.best(n_genes)]
+        counts = pd.Series(chosen, dtype=object).value_counts()
+        table = self.sources.assign(n_selected=counts.reindex(self.sources.index).fillna(0).astype(np.int64))
+        return {
+            "params": {**self.params, "n_genes": n_genes},
+            "sources": table,
+            "absent": {name: list(names) for name, names in self.absent.items()},
+            "n_expressed": self.n_expressed,
+            "n_cells": self.n_cells,
+        }
+
+
+def training_cells(adata: AnnData, split_key: str | None) -> NDArray[np.bool_] | None:
+    """Cells of the part ``"train"``, bool ``(n_obs,)``; ``None``, all of them, without a split."""
+    if split_key is None:
+        return None
+    check_columns(adata, {"split_key": split_key})
+    train = parts_of(adata, split_key) == "train"
+    if not train.any():
+        msg = f"adata.obs[{split_key!r}] has no cell in the part 'train'. Make the split with sg.pp.split_perturbations(adata)."
+        raise DataError(msg)
+    return train
+
+
+def check_columns(adata: AnnData, columns: Mapping[str, str | None]) -> None:
+    """Refuse columns that ``adata.obs`` does not have."""
+    for name, key in columns.items():
+        if key is not None and key not in adata.obs:
+            msg = f"{name}={key!r} is no column of adata.obs, which has {list(adata.obs.columns)}."
+            raise MissingKeyError(msg)
+
+
+def rank_adata(
+    adata: AnnData,
+    gene_strategy: str = "biological",
+    *,
+    layer: str | None = None,
+    batch_key: str | None = None,
+    pert_key: str | None = None,
+    control: str | None = None,
+    separator: str | None = None,
+    context_key: str | None = None,
+    must_include: Any = None,
+    gene_sets: Any = None,
+    species: str = "human",
+    gene_symbols: str | None = None,
+    train: NDArray[np.bool_] | None = None,
+) -> Ranking:
+    """Rank the genes that training cells express.
+
+    Parameters
+    ----------
+    adata
+        Cells by genes; counts or log-normalised, sparse, dense, backed or a view. Nothing is changed.
+    gene_strategy, layer, batch_key, pert_key, control, separator, context_key, must_include, gene_sets, species, gene_symbols
+        As for :func:`scgalore.tl.select_genes`.
+    train
+        Cells that may be looked at, bool ``(n_obs,)``; all when left out.
+
+    Raises
+    ------
+    OptionError, DataError, MissingKeyError
+        As for :func:`scgalore.tl.select_genes`.
+    """
+    plan = get_strategy(gene_strategy)
+    columns = {"batch_key": batch_key, "pert_key": pert_key, "context_key": context_key}
+    check_columns(adata, columns)
+    train = np.ones(adata.n_obs, dtype=bool) if train is None else np.asarray(train, dtype=bool)
+    conditions = None
+    if plan.targets:
+        if pert_key is None:
+            msg = f"gene_strategy={gene_strategy!r} needs pert_key=, the column of adata.obs with the perturbation of each cell; it has {list(adata.obs.columns)}."
+            raise OptionError(msg)
+        conditions = Conditions.from_labels(adata.obs[pert_key].tolist(), control=control, separator=separator)
+    cells = Cells(train, _codes(adata, batch_key, train), _codes(adata, context_key, train), conditions)
+    lists = GeneLists.of(plan, must_include, gene_sets)
+    names = gene_names(adata, gene_symbols)
+    lists.check(names, species)
+    expression = LogExpression.from_adata(adata, layer=layer)
+    log_base = adata.uns.get("log1p", {}).get("base")
+    scores = GeneScores.of(expression, cells, names, log_base=log_base)
+    params = {
+        "gene_strategy": gene_strategy,
+        "weights": dict(lists.weights),
+        **columns,
+        "control": None if conditions is None else conditions.control,
+        "separator": None if conditions is None else conditions.separator,
+        "species": species,
+        "layer": layer,
+        "gene_symbols": gene_symbols,
+        "must_include": list(lists.must_include),
+        "gene_sets": [name for name in lists.genes if name not in plan.weights],
+    }
+    targets = None if conditions is None else cells.targets()
+    return _ranked(scores, lists, targets, GeneColumns(names, species, scores.mean), params)
+
+
+def _ranked(
+    scores: GeneScores,
+    lists: GeneLists,
+    targets: list[str] | None,
+    found: GeneColumns,
+    params: dict[str, Any],
+) -> Ranking:
+    n_vars = len(scores.names)
+    first, ranked, absent, rows = {}, {}, {}, {}
+    for source, genes in {MUST_INCLUDE: lists.must_include, TARGETS: targets}.items():
+        if genes:
+            columns, absent[source] = found.find(genes)
+            first[source] = columns if source == MUST_INCLUDE else scores.by_expression(columns, 0)
+            rows[source] = (len(genes), len(columns), len(first[source]))
+    for source in lists.weights:
+        if source in lists.genes:
+            columns, lacking = found.find(lists.genes[source])
+            ranked[source] = scores.by_expression(columns, MIN_EXPRESSED)
+            rows[source] = (len(lists.genes[source]), len(columns), len(ranked[source]))
+            if source in lists.asked:
+                absent[source] = lacking
+        else:
+            ranked[source] = scores.by(source)
+            rows[source] = (n_vars, n_vars, len(ranked[source]))
+    warn_absent(absent)
+    merged = merge(first, ranked, lists.weights)
+    rank, source_of = np.full(n_vars, np.nan), np.full(n_vars, None, dtype=object)
+    rank[merged.columns], source_of[merged.columns] = np.arange(len(merged.columns)), merged.sources
+    return Ranking(
+        rank=rank,
+        source=source_of,
+        sources=pd.DataFrame.from_dict(rows, orient="index", columns=["n_listed", "n_matched", "n_expressed"]),
+        absent=absent,
+        n_must_include=len(first.get(MUST_INCLUDE, ())),
+        n_expressed=int(scores.is_expressed.sum()),
+        n_cells=scores.n_cells,
+        params=params,
+    )
+
+
+def _codes(adata: AnnData, key: str | None, train: NDArray[np.bool_]) -> NDArray[np.int64]:
+    """Number of each training cell's value in a column, -1 for other cells; one value without a column."""
+    codes = np.full(len(train), -1, dtype=np.int64)
+    codes[train] = 0 if key is None else np.unique(texts_of(adata, key)[train], return_inverse=True)[1]
+    return codes

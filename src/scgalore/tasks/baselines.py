@@ -1,0 +1,112 @@
+"""Baselines for classes and numbers: simple models on the same genes and cells."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pandas as pd
+from scipy import sparse
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from anndata import AnnData
+    from numpy.typing import NDArray
+
+    from scgalore.data.split import Split
+
+    Classifier = Callable[[NDArray[np.float32], NDArray[np.int64], Split], NDArray[np.int64]]
+
+__all__ = ["BASELINES", "LOGISTIC", "ridge", "seen_genes"]
+
+
+def scaled_logistic(x: NDArray[np.float32], codes: NDArray[np.int64], split: Split) -> NDArray[np.int64]:
+    """Logistic regression on genes brought to mean 0 and variance 1.
+
+    Parameters
+    ----------
+    x
+        Expression, shape ``(n_obs, n_genes)``.
+    codes
+        Class of each cell, shape ``(n_obs,)``; only those of the training cells are looked at.
+    split
+        Parts of the cells.
+
+    Returns
+    -------
+    Predicted class of every cell.
+    """
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import StandardScaler
+
+    classifier = make_pipeline(StandardScaler(), LogisticRegression(C=1.0, max_iter=2000))
+    return classifier.fit(x[split.train], codes[split.train]).predict(x)
+
+
+def plain_logistic(x: NDArray[np.float32], codes: NDArray[np.int64], split: Split) -> NDArray[np.int64]:
+    """Logistic regression on the expression as it is; see :func:`scaled_logistic`."""
+    from sklearn.linear_model import LogisticRegression
+
+    classifier = LogisticRegression(C=1.0, max_iter=2000)
+    return classifier.fit(x[split.train], codes[split.train]).predict(x)
+
+
+def majority(x: NDArray[np.float32], codes: NDArray[np.int64], split: Split) -> NDArray[np.int64]:
+    """Most frequent class of the training cells, for every cell."""
+    return np.full(len(x), np.bincount(codes[split.train]).argmax())
+
+
+LOGISTIC = ("logistic regression, scaled genes", "logistic regression")
+"""The two that a fine-tuned model is compared with."""
+
+BASELINES: dict[str, Classifier] = {
+    LOGISTIC[0]: scaled_logistic,
+    LOGISTIC[1]: plain_logistic,
+    "majority class": majority,
+}
+"""Baseline by the name it has in the report."""
+
+
+def seen_genes(adata: AnnData, key: str) -> NDArray[np.float32]:
+    """Expression of the genes that the model has tokens for, so that baselines see what the model saw.
+
+    Parameters
+    ----------
+    adata
+        Cells with results of :func:`scgalore.tl.finetune`.
+    key
+        Key of these results in ``uns``.
+
+    Returns
+    -------
+    float32 ``(n_obs, n_genes)``.
+    """
+    dropped = pd.Index(list(adata.uns[key]["genes"]["dropped"]))
+    x = adata.X[:, ~adata.var_names.isin(dropped)]
+    return np.asarray(x.toarray() if sparse.issparse(x) else x, dtype=np.float32)
+
+
+def ridge(x: NDArray[np.float32], values: NDArray[np.float64], split: Split) -> NDArray[np.float64]:
+    """Ridge regression on genes with mean 0 and variance 1, its penalty chosen by leave-one-out on the training cells.
+
+    Parameters
+    ----------
+    x
+        Expression, shape ``(n_obs, n_genes)``.
+    values
+        Value of each cell, shape ``(n_obs,)``; only those of the training cells are used.
+    split
+        Training, validation and test cells.
+
+    Returns
+    -------
+    Predicted value of every cell.
+    """
+    from sklearn.linear_model import RidgeCV
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import StandardScaler
+
+    model = make_pipeline(StandardScaler(), RidgeCV(alphas=np.logspace(-1, 6, 15)))
+    return model.fit(x[split.train], values[split.train]).predict(x)

@@ -1,0 +1,112 @@
+"""One call that trains: with which arguments of its task, on which cells, and how."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from scgalore.data.split import Split, random_split, split_from_labels
+from scgalore.errors import DataError, MissingKeyError
+from scgalore.selection.curriculum import curriculum_ranks, ranked_key
+
+if TYPE_CHECKING:
+    import numpy as np
+    from anndata import AnnData
+    from numpy.typing import NDArray
+
+    from scgalore.train.config import TrainConfig
+
+__all__ = ["TrainingCall"]
+
+
+@dataclass(frozen=True)
+class TrainingCall:
+    """A checked call of :func:`scgalore.tl.finetune`, of ``train`` of a model, or of a pipeline run.
+
+    Attributes
+    ----------
+    arguments
+        Arguments of the task, complete.
+    config
+        How to train.
+    given
+        Training options that were given or are the task's own, for ``uns``.
+    layer, gene_symbols
+        How to read the expression.
+    split
+        The split, where it is passed as such.
+    split_key
+        Column of ``obs`` with the split; ``None`` makes one.
+    validation_size, test_size
+        Fractions of the cells for a split that is made.
+    genes_key
+        What :func:`scgalore.tl.select_genes` has ranked the genes under, for a curriculum.
+    validation
+        Cells to validate on, where they are not among those that are trained on.
+    """
+
+    arguments: dict[str, Any]
+    config: TrainConfig
+    given: dict[str, Any]
+    layer: str | None = None
+    gene_symbols: str | None = None
+    split: Split | None = None
+    split_key: str | None = None
+    validation_size: float = 0.1
+    test_size: float = 0.1
+    genes_key: str | None = None
+    validation: Any = None
+
+    @property
+    def seed(self) -> int:
+        """Seed of everything random."""
+        return self.config.seed
+
+    def split_of(self, adata: AnnData, strata: NDArray[np.int64] | None = None) -> Split:
+        """The split of some cells: as passed, as its column has it, or drawn at random.
+
+        Parameters
+        ----------
+        adata
+            The cells.
+        strata
+            Code of each cell's stratum, within which a random split is drawn.
+
+        Raises
+        ------
+        MissingKeyError, DataError
+            If there is no such column or it does not hold a split.
+        """
+        if self.split is not None:
+            self.split.check(adata.n_obs)
+            return self.split
+        if self.split_key is None:
+            sizes = {"validation_size": self.validation_size, "test_size": self.test_size}
+            return random_split(adata.n_obs, strata=strata, seed=self.seed, **sizes)
+        if self.split_key not in adata.obs:
+            msg = f"No column {self.split_key!r} in adata.obs; it has {list(adata.obs.columns)}."
+            raise MissingKeyError(msg)
+        try:
+            return split_from_labels(adata.obs[self.split_key].astype(str).tolist())
+        except DataError as error:
+            msg = f"adata.obs[{self.split_key!r}] is not a split. {error}"
+            raise DataError(msg) from error
+
+    def ranking_key(self, adata: AnnData) -> str | None:
+        """Key of the ranking that a curriculum follows; ``None`` where there is none."""
+        return ranked_key(adata, self.config, self.genes_key)
+
+    def ranks_of(self, adata: AnnData, train: NDArray[np.bool_], **how: Any) -> NDArray[np.float64] | None:
+        """Rank of each gene for a curriculum, 0 the best, float64 ``(n_vars,)``; ``None`` without a curriculum.
+
+        Parameters
+        ----------
+        adata
+            Cells by genes.
+        train
+            Cells that may be looked at where genes are ranked now, bool ``(n_obs,)``.
+        **how
+            ``gene_strategy`` and further parameters of :func:`scgalore.tl.select_genes`.
+        """
+        read = {"layer": self.layer, "gene_symbols": self.gene_symbols, **how}
+        return curriculum_ranks(adata, self.config, self.ranking_key(adata), train=train, **read)

@@ -1,0 +1,226 @@
+"""Tasks in which each cell has its own target: what they share."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import numpy as np
+import pandas as pd
+from anndata import AnnData
+
+from scgalore.data.results import Results
+from scgalore.data.split import PARTS, Split, split_from_labels
+from scgalore.errors import DataError, OptionError
+from scgalore.tasks.base import Prepared, Task
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from numpy.typing import NDArray
+
+    from scgalore._keys import CellKeys
+    from scgalore.data.streaming import TokenStream
+    from scgalore.nn.base import CellNetwork, CellOutput
+    from scgalore.objectives import Objective
+    from scgalore.tasks.base import TaskMemory, TaskModel
+    from scgalore.tasks.call import TrainingCall
+
+__all__ = ["CellTargets", "CellTask", "refuse_empty"]
+
+
+@dataclass(frozen=True)
+class CellTargets:
+    """What is known of each cell, without a model.
+
+    Attributes
+    ----------
+    split
+        Training, validation and test cells.
+    arrays
+        Targets by the name under which the objective reads them, shape ``(n_obs,)`` each.
+    memory
+        What a fitted model keeps of them.
+    """
+
+    split: Split
+    arrays: dict[str, NDArray[Any]] = field(default_factory=dict)
+    memory: TaskMemory | None = None
+
+
+@dataclass(frozen=True)
+class CellReading:
+    """What :meth:`CellTask.read` found.
+
+    Attributes
+    ----------
+    data
+        The cells.
+    targets
+        What is known of them; of a stream, of its validation cells.
+    ranks
+        Rank of each gene for a curriculum.
+    memory
+        What a fitted model keeps.
+    title
+        Which cells are trained on.
+    """
+
+    data: AnnData | TokenStream = field(repr=False)
+    targets: CellTargets | None
+    ranks: NDArray[np.float64] | None
+    memory: TaskMemory | None
+    title: str
+
+
+class CellTask(Task):
+    """A task whose cells are split at random, or by a column, and whose source is tokens of an AnnData or a stream."""
+
+    needs: ClassVar[frozenset[str]] = frozenset({"cell heads"})
+    splits_cells: ClassVar[bool] = True
+    heads_at_zero: ClassVar[bool] = False
+    """Whether fresh heads predict 0 for every cell until they are trained."""
+
+    # What a task adds -------------------------------------------------------------------------------------------------
+
+    @abstractmethod
+    def targets(self, adata: AnnData, call: TrainingCall) -> CellTargets:
+        """Read the target of each cell, and split the cells with ``call.split_of``.
+
+        Raises
+        ------
+        DataError, MissingKeyError
+            If the targets cannot be used.
+        """
+
+    @abstractmethod
+    def objective(self, network: CellNetwork, memory: Any) -> Objective:
+        """The loss, for a network and what the model is going to keep."""
+
+    def stream_memory(self, stream: TokenStream, call: TrainingCall) -> TaskMemory | None:
+        """What a fitted model keeps of a stream; raise :class:`~scgalore.errors.OptionError` if it has no such targets."""
+        msg = f"task={self.name!r} cannot train on a stream of files. Pass an AnnData."
+        raise OptionError(msg)
+
+    def validation_arrays(self, adata: AnnData, memory: Any, call: TrainingCall) -> dict[str, NDArray[Any]]:
+        """Targets of the cells that a stream is validated on."""
+        return {}
+
+    def scores(
+        self, adata: AnnData, output: CellOutput, prepared: Prepared, call: TrainingCall, keys: CellKeys
+    ) -> Results:
+        """What is written in addition after training, such as metrics in the dictionary ``uns[keys.uns]``."""
+        return Results()
+
+    # Training ---------------------------------------------------------------------------------------------------------
+
+    def read(self, data: AnnData | TokenStream, call: TrainingCall) -> CellReading:
+        """Targets, split and ranking of the genes."""
+        if not isinstance(data, AnnData):
+            return self._read_stream(data, call)
+        if call.validation is not None:
+            msg = "validation= goes with a stream. Validation cells of an AnnData are a part of it: see validation_size and split_key."
+            raise OptionError(msg)
+        targets = self.targets(data, call)
+        train = np.isin(np.arange(data.n_obs), targets.split.train)
+        ranks = call.ranks_of(data, train, gene_strategy=self.gene_strategy)
+        title = f"{len(targets.split.train):,} of {data.n_obs:,} cells"
+        return CellReading(data, targets, ranks, targets.memory, title)
+
+    def _read_stream(self, stream: TokenStream, call: TrainingCall) -> CellReading:
+        if call.split is not None or call.split_key is not None:
+            msg = "A stream trains on all of its cells. Leave the split out, and pass validation= for cells that choose the epoch."
+            raise OptionError(msg)
+        if "batch_size" in call.given:
+            msg = "batch_size= does not go with a stream, which has its own batches. Pass it where the stream is made."
+            raise OptionError(msg)
+        if call.config.curriculum is not None:
+            msg = "curriculum= needs cells in one AnnData; a stream makes its own batches."
+            raise OptionError(msg)
+        memory = self.stream_memory(stream, call)
+        targets = None
+        if isinstance(call.validation, AnnData):
+            arrays = self.validation_arrays(call.validation, memory, call)
+            n = call.validation.n_obs
+            targets = CellTargets(Split(np.empty(0, np.int64), np.arange(n), np.empty(0, np.int64)), arrays, memory)
+        return CellReading(stream, targets, None, memory, f"{stream.n_obs:,} cells of a stream")
+
+    def prepare(self, reading: CellReading, model: TaskModel, call: TrainingCall) -> Prepared:
+        """Tokens with targets, and the objective."""
+        read = {"layer": call.layer, "gene_symbols": call.gene_symbols, "rng": call.seed}
+        objective = self.objective(model.network, reading.memory)
+        known: dict[str, Any] = {"memory": reading.memory, "heads_at_zero": self.heads_at_zero}
+        arrays = {} if reading.targets is None else reading.targets.arrays
+        if not isinstance(reading.data, AnnData):
+            validation = call.validation
+            if isinstance(validation, AnnData):
+                validation = model.cells(validation, **read).with_targets(**arrays)
+            return Prepared(self, reading.data, None, objective, call.config, validation=validation, **known)
+        assert reading.targets is not None
+        cells = model.cells(reading.data, **read).with_targets(**arrays)
+        if reading.ranks is not None:
+            cells = cells.with_ranks(reading.ranks)
+        split = reading.targets.split
+        return Prepared(self, cells, split, objective, call.config, state=cells.match, **known)
+
+    def results(
+        self, adata: AnnData, model: TaskModel, prepared: Prepared, call: TrainingCall, keys: CellKeys
+    ) -> Results:
+        """Embeddings of all cells, what the heads say of them, the split, and scores of each part of it."""
+        assert prepared.split is not None
+        output = model.run(prepared.source, accelerator=call.config.accelerator)
+        found = Results() if model.memory is None else self.predictions(output, model.memory, keys)
+        scores = self.scores(adata, output, prepared, call, keys)
+        split = pd.Categorical(prepared.split.labels(), categories=list(PARTS))
+        sizes = {} if call.split_key else {"validation_size": call.validation_size, "test_size": call.test_size}
+        content = {
+            "params": {"split_key": call.split_key} if call.split_key else sizes,
+            "split": prepared.split.sizes(),
+            "genes": prepared.state.report(),
+            **scores.uns.pop(keys.uns, ({}, ""))[0],
+        }
+        return Results(
+            obs={**found.obs, **scores.obs, keys.split: (split, "split of the cells")},
+            obsm={keys.embedding: (output.embedding, "cell embeddings"), **found.obsm, **scores.obsm},
+            uns={**found.uns, **scores.uns, keys.uns: (content, "parameters, history, metrics, provenance")},
+        )
+
+    def objective_for(self, network: CellNetwork, sizes: Mapping[str, Any]) -> Objective:
+        """The objective; tasks with heads of their own sizes override it."""
+        return self.objective(network, None)
+
+    # Pipeline ---------------------------------------------------------------------------------------------------------
+
+    def split(self, adata: AnnData, call: TrainingCall, key: str) -> None:
+        """Hold out cells, at random within strata or as a column says."""
+        split = self.targets(adata, call).split
+        adata.obs[key] = pd.Categorical(split.labels(), categories=list(PARTS))
+        refuse_empty(split.sizes(), "cell")
+
+    def check_cells(self, adata: AnnData, model: TaskModel, call: TrainingCall) -> None:
+        """Read the cells once as training will."""
+        model.cells(adata, layer=call.layer, gene_symbols=call.gene_symbols, rng=call.seed)
+
+    @staticmethod
+    def split_in(adata: AnnData, key: str) -> Split:
+        """The split in a column of ``obs``."""
+        return split_from_labels(adata.obs[key].astype(str).tolist())
+
+
+def refuse_empty(sizes: Mapping[str, int], what: str) -> None:
+    """Raise :class:`~scgalore.errors.DataError` if there is nothing to train or to test on.
+
+    Parameters
+    ----------
+    sizes
+        How many are in each part of the split.
+    what
+        Of what, in the singular.
+    """
+    if not sizes["test"] or not sizes["train"]:
+        msg = (
+            f"A run trains on some {what}s and scores others, and the split has {dict(sizes)}. Use more of them, other "
+            "fractions, or a split_key of your own."
+        )
+        raise DataError(msg)

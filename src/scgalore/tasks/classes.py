@@ -1,0 +1,283 @@
+"""Predict the class of each cell, such as its cell type."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+import torch
+
+from scgalore import pl
+from scgalore._options import COUNT, TEXT, Option
+from scgalore.data.buffers import refuse_unknown
+from scgalore.data.labels import class_codes, classes_of, encode_labels
+from scgalore.data.results import Results
+from scgalore.errors import MissingKeyError, OptionError
+from scgalore.objectives import Classification
+from scgalore.tasks.baselines import BASELINES, LOGISTIC, seen_genes
+from scgalore.tasks.cells import CellTargets, CellTask
+from scgalore.tasks.figures import on_axes, umap
+from scgalore.tasks.findings import Findings, markdown_table, with_error
+from scgalore.tasks.label_scores import LabelScores
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from pathlib import Path
+
+    from anndata import AnnData
+    from numpy.typing import NDArray
+
+    from scgalore._keys import CellKeys
+    from scgalore.data.split import Split
+    from scgalore.data.streaming import TokenStream
+    from scgalore.nn.base import CellNetwork, CellOutput
+    from scgalore.objectives import Objective
+    from scgalore.tasks.base import Prepared, TaskMemory, TaskModel
+    from scgalore.tasks.call import TrainingCall
+
+__all__ = ["Classes", "ClassesMemory", "label_metrics", "probabilities"]
+
+METRICS = {"accuracy": "accuracy", "macro_f1": "macro F1"}
+HEAD = "classes"
+
+
+@dataclass(frozen=True)
+class ClassesMemory:
+    """Names of the classes that a model predicts.
+
+    Attributes
+    ----------
+    classes
+        In the order of the outputs of the head.
+    """
+
+    classes: tuple[str, ...]
+    task: str = "classes"
+    outlives_training: bool = True
+
+    def to_config(self) -> dict[str, Any]:
+        """Names of the classes."""
+        return {"classes": list(self.classes)}
+
+    def files(self, provenance: Mapping[str, Any], evaluation: Mapping[str, Any] | None) -> dict[str, str | bytes]:
+        """No further files."""
+        return {}
+
+    def table(self, output: CellOutput) -> dict[str, NDArray[np.float32]]:
+        """Probability of each class, float32 ``(n_obs,)``, by name."""
+        found = probabilities(output)
+        return {name: found[:, i] for i, name in enumerate(self.classes)}
+
+
+class Classes(CellTask):
+    """Cross entropy on a column of ``obs`` with one label for each cell."""
+
+    name = "classes"
+    summary = "to predict the class of each cell"
+    key = "labels_key"
+    arguments = (
+        Option("labels_key", TEXT, "Column of obs with the classes to learn, such as cell types.", column="obs"),
+    )
+    sizes = (Option("n_classes", COUNT, "Number of classes."),)
+    next_steps = "`sg.tl.annotate(other_cells, model)` predicts the classes of other cells; `sg.tl.embed(other_cells, model)` embeds them."
+
+    def targets(self, adata: AnnData, call: TrainingCall) -> CellTargets:
+        """Class codes; a random split is drawn within the classes."""
+        codes, classes = encode_labels(adata, call.arguments["labels_key"])
+        return CellTargets(call.split_of(adata, codes), {"labels": codes}, ClassesMemory(classes))
+
+    def objective(self, network: CellNetwork, memory: ClassesMemory) -> Objective:
+        """Cross entropy."""
+        return Classification(len(memory.classes))
+
+    def objective_for(self, network: CellNetwork, sizes: Mapping[str, Any]) -> Objective:
+        """Cross entropy with as many classes as are named, or as the network has."""
+        return Classification(sizes.get("n_classes") or network.config.heads.get(HEAD, 1))
+
+    def stream_memory(self, stream: TokenStream, call: TrainingCall) -> ClassesMemory:
+        """Classes of the stream."""
+        labels_key = call.arguments["labels_key"]
+        if not stream.classes:
+            msg = f"labels_key={labels_key!r}, but the stream reads no labels. Make it with labels_key={labels_key!r}."
+            raise OptionError(msg)
+        of_validation = getattr(call.validation, "classes", stream.classes)  # of another stream
+        if of_validation != stream.classes:
+            msg = (
+                f"The stream to validate on has the classes {list(of_validation)[:5]} and the one to train on "
+                f"{list(stream.classes)[:5]}. Make it with labels_key= and classes=, the classes of the other stream."
+            )
+            raise OptionError(msg)
+        return ClassesMemory(stream.classes)
+
+    def validation_arrays(self, adata: AnnData, memory: ClassesMemory, call: TrainingCall) -> dict[str, NDArray[Any]]:
+        """Codes that the classes of the stream have."""
+        labels_key = call.arguments["labels_key"]
+        if labels_key not in adata.obs:
+            msg = f"validation.obs has no column {labels_key!r}; it has {list(adata.obs.columns)}."
+            raise MissingKeyError(msg)
+        labels, where = adata.obs[labels_key], f"validation.obs[{labels_key!r}]"
+        refuse_unknown(classes_of(labels, where), memory.classes, where)
+        return {"labels": class_codes(labels, memory.classes)}
+
+    def load(self, folder: Path, config: Mapping[str, Any]) -> TaskMemory | None:
+        """Names of the classes; files of version 0.5.0 have them at the top."""
+        classes = config.get("memory", config).get("classes", ())
+        return ClassesMemory(tuple(classes)) if classes else None
+
+    def predictions(self, output: CellOutput, memory: ClassesMemory, keys: CellKeys) -> Results:
+        """The most probable class, its probability, and those of all classes."""
+        found = probabilities(output)
+        labels = pd.Categorical.from_codes(found.argmax(axis=1), categories=pd.Index(memory.classes))
+        return Results(
+            obs={
+                keys.label: (labels, "predicted labels"),
+                keys.score: (found.max(axis=1), "their probabilities"),
+            },
+            obsm={keys.probabilities: (found, "probabilities of all classes")},
+        )
+
+    def scores(
+        self, adata: AnnData, output: CellOutput, prepared: Prepared, call: TrainingCall, keys: CellKeys
+    ) -> Results:
+        """Accuracy and macro F1 of each part of the split."""
+        memory = prepared.memory
+        assert isinstance(memory, ClassesMemory)
+        assert prepared.split is not None
+        codes = prepared.source.targets["labels"]
+        metrics = label_metrics(probabilities(output).argmax(axis=1), codes, prepared.split)
+        results = Results(uns={keys.uns: ({"classes": list(memory.classes), "metrics": metrics}, "")})
+        colors = adata.uns.get(f"{call.arguments['labels_key']}_colors", ())
+        if len(colors) == len(memory.classes):  # scanpy's, so that a class has one colour in both plots
+            results.uns[keys.colors] = (colors, "their colours")
+        return results
+
+    # Pipeline ---------------------------------------------------------------------------------------------------------
+
+    def goal(self, arguments: Mapping[str, Any]) -> str:
+        """Which column is predicted."""
+        return f"to predict the classes of `obs['{arguments['labels_key']}']`"
+
+    def draw_keys(self, arguments: Mapping[str, Any]) -> list[str]:
+        """Cells are drawn within classes; those without a label are left out."""
+        return [arguments["labels_key"]]
+
+    def split(self, adata: AnnData, call: TrainingCall, key: str) -> None:
+        """Each part of the split has its fraction of every class."""
+        labels_key = call.arguments["labels_key"]
+        codes, classes = encode_labels(adata, labels_key)
+        # Plots take numbers for measurements; classes without cells would get colours.
+        adata.obs[labels_key] = pd.Categorical.from_codes(codes, categories=pd.Index(classes))
+        super().split(adata, call, key)
+
+    def predict(self, adata: AnnData, model: TaskModel, call: TrainingCall) -> str:
+        """Fine-tuning has written labels and embeddings."""
+        return f"labels and embeddings of {adata.n_obs:,} cells, written by fine-tuning"
+
+    def evaluate(self, adata: AnnData, model: TaskModel, call: TrainingCall, *, name: str) -> Findings:
+        """Compare the labels of test cells with those of simple classifiers."""
+        keys, labels_key = model.keys("finetune"), call.arguments["labels_key"]
+        codes, classes = encode_labels(adata, labels_key)
+        split = self.split_in(adata, keys.split)
+        x = seen_genes(adata, keys.uns)
+        predicted = {name: class_codes(adata.obs[keys.label], classes)}
+        predicted |= {method: classify(x, codes, split) for method, classify in BASELINES.items()}
+        on_test = {method: found[split.test] for method, found in predicted.items()}
+        scores = LabelScores.of(on_test, codes[split.test], seed=call.seed)
+        rival = max(LOGISTIC, key=lambda method: scores.row(method)["macro_f1"])
+        difference = scores.difference(name, rival)
+        mine, theirs = scores.row(name), scores.row(rival)
+        metrics = {
+            "n_classes": len(classes),
+            "test": {"n": scores.n, **mine},
+            "baselines": {method: scores.row(method) for method in BASELINES},
+            "difference": {"to": rival, **difference},
+        }
+        numbers = [f"{title} {mine[key]:.3f} ({rival} {theirs[key]:.3f})" for key, title in METRICS.items()]
+        return Findings(
+            metrics,
+            f"{', '.join(numbers)} on {scores.n:,} test cells",
+            [_section(scores, name, rival, difference)],
+            {
+                "confusion_matrix.png": (
+                    "Held-out cells by true and predicted class.",
+                    on_axes(lambda adata, ax: pl.confusion_matrix(adata, ax=ax, show=False), size=(7.5, 6.5)),
+                ),
+                **umap(
+                    [labels_key, keys.label], ["true label", "predicted label"], adata.n_obs, use_rep=keys.embedding
+                ),
+            },
+        )
+
+
+def probabilities(output: CellOutput) -> NDArray[np.float32]:
+    """Probability of each class, float32 ``(n_obs, n_classes)``, from the outputs of the head."""
+    return torch.from_numpy(output.heads[HEAD]).softmax(dim=1).numpy()
+
+
+def label_metrics(predicted: NDArray[np.int64], truth: NDArray[np.int64], split: Split) -> pd.DataFrame:
+    """Score predictions in each part of a split.
+
+    Parameters
+    ----------
+    predicted, truth
+        Class codes, shape ``(n_obs,)``.
+    split
+        Training, validation and test cells.
+
+    Returns
+    -------
+    One row per non-empty part: number of cells ``n``, ``accuracy`` with its binomial standard error ``accuracy_se``,
+    ``macro_f1`` over the classes that occur, and ``majority_accuracy``, that of always naming the most frequent class
+    of the training cells.
+    """
+    from sklearn.metrics import accuracy_score, f1_score
+
+    majority = np.bincount(truth[split.train]).argmax()
+    rows = {}
+    for part, n in split.sizes().items():
+        if n == 0:
+            continue
+        cells = getattr(split, part)
+        accuracy = float(accuracy_score(truth[cells], predicted[cells]))
+        f1 = f1_score(truth[cells], predicted[cells], labels=np.unique(truth[cells]), average="macro", zero_division=0)
+        rows[part] = {
+            "n": n,
+            "accuracy": accuracy,
+            "accuracy_se": float(np.sqrt(accuracy * (1 - accuracy) / n)),
+            "macro_f1": float(f1),
+            "majority_accuracy": float((truth[cells] == majority).mean()),
+        }
+    return pd.DataFrame.from_dict(rows, orient="index")
+
+
+def _section(scores: LabelScores, name: str, rival: str, difference: dict[str, float]) -> str:
+    rows = [
+        (
+            method,
+            *(with_error(scores.row(method)[key], scores.row(method)[f"{key}_se"]) for key in METRICS),
+            str(scores.n),
+        )
+        for method in scores.samples
+    ]
+    verdicts = [f"- {_verdict(title, difference[key], difference[f'{key}_se'])}" for key, title in METRICS.items()]
+    return "\n\n".join(
+        [
+            "## Held-out cells",
+            markdown_table(("method", *METRICS.values(), "test cells"), rows),
+            "Value ± standard error, over samples of the test cells. It shows how much the choice of test cells matters, and "
+            "not how much another seed of training would: run the same configuration with another `rng` for that. In macro "
+            "F1 every class counts the same, however rare. All methods saw the same genes and were fitted to the same "
+            "training cells; validation cells chose the epoch of the network.",
+            f"{name} minus {rival}, the stronger of the two on these cells:",
+            "\n".join(verdicts),
+        ]
+    )
+
+
+def _verdict(metric: str, difference: float, error: float) -> str:
+    text = f"{metric}: {with_error(difference, error, sign='+')}"
+    if abs(difference) <= 2 * error:
+        return f"{text}, within twice the standard error: these cells do not tell the two apart."
+    return f"{text}: {'better' if difference > 0 else 'worse'} by more than twice the standard error."

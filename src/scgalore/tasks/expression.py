@@ -1,0 +1,145 @@
+"""Predict masked expression, the objective that the weights were pre-trained with."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+
+from scgalore.data.sampler import BatchRequest
+from scgalore.nn.device import pick_device
+from scgalore.objectives import MaskedExpression
+from scgalore.tasks.cells import CellTargets, CellTask
+from scgalore.tasks.figures import bars, umap
+from scgalore.tasks.findings import Findings, markdown_table, with_error
+
+if TYPE_CHECKING:
+    from anndata import AnnData
+    from numpy.typing import NDArray
+
+    from scgalore.data.cells import TokenCells
+    from scgalore.data.streaming import TokenStream
+    from scgalore.nn.base import CellNetwork
+    from scgalore.objectives import Objective
+    from scgalore.tasks.base import TaskModel
+    from scgalore.tasks.call import TrainingCall
+
+__all__ = ["Expression"]
+
+BATCH = 16
+RULES = ("each gene's mean bin", "mean bin of all genes", "mean visible bin of the cell")
+
+
+class Expression(CellTask):
+    """Masked expression of the cells themselves: no column of ``obs`` is needed."""
+
+    name = "expression"
+    summary = "to predict masked expression, as in pre-training"
+    needs = frozenset({"expression"})
+    next_steps = (
+        "`sg.tl.embed(other_cells, model)` embeds other cells; `sg.tl.finetune(other_cells, model, labels_key=...)` continues "
+        "from these weights."
+    )
+
+    def targets(self, adata: AnnData, call: TrainingCall) -> CellTargets:
+        """Cells are their own targets."""
+        return CellTargets(call.split_of(adata))
+
+    def objective(self, network: CellNetwork, memory: None) -> Objective:
+        """Squared error of the masked values."""
+        return MaskedExpression(mask_value=network.config.mask_value)
+
+    def stream_memory(self, stream: TokenStream, call: TrainingCall) -> None:
+        """A stream needs nothing more."""
+
+    # Pipeline ---------------------------------------------------------------------------------------------------------
+
+    def evaluate(self, adata: AnnData, model: TaskModel, call: TrainingCall, *, name: str) -> Findings:
+        """Mask test cells once, and compare the network with rules that know the training cells only."""
+        keys = model.keys("finetune")
+        split = self.split_in(adata, keys.split)
+        cells = model.cells(adata, layer=call.layer, gene_symbols=call.gene_symbols, rng=call.seed)
+        means, overall = _mean_bins(cells, split.train)
+        errors = _errors(model, cells, split.test, means, overall, call)
+        n = len(split.test)
+        found = {
+            method: {"mse": float(values.mean()), "mse_se": float(values.std(ddof=1) / np.sqrt(n)) if n > 1 else 0.0}
+            for method, values in zip((name, *RULES), errors, strict=True)
+        }
+        rival = min(RULES, key=lambda rule: found[rule]["mse"])
+        of = [with_error(row["mse"], row["mse_se"]) for row in found.values()]
+        rows = [(method, text, str(n)) for method, text in zip(found, of, strict=True)]
+        section = "\n\n".join(
+            [
+                "## Masked values of held-out cells",
+                markdown_table(("method", "squared error", "test cells"), rows),
+                "Mean over the test cells of the squared error at masked positions, in bins of expression, ± its standard "
+                f"error. {MaskedExpression().mask_ratio:.0%} of the genes of each cell were masked, once and for all methods alike. The first two rules "
+                "know nothing of the cell and answer with means over the training cells; the third knows nothing else. This is a loss and not a task: "
+                "it says whether the network has learnt how genes go together, and not what its embeddings are worth.",
+            ]
+        )
+        label = "squared error of masked bins, test cells"
+        picture = bars(
+            list(found), [row["mse"] for row in found.values()], [row["mse_se"] for row in found.values()], label=label
+        )
+        return Findings(
+            {"test": {"n": n, **found[name]}, "baselines": {rule: found[rule] for rule in RULES}},
+            f"squared error {found[name]['mse']:.2f} ({rival} {found[rival]['mse']:.2f}) on {n:,} test cells",
+            [section],
+            {
+                "masked_expression.png": ("Squared error at masked positions; less is better.", picture),
+                **umap([keys.split], ["split"], adata.n_obs, use_rep=keys.embedding),
+            },
+        )
+
+
+def _errors(
+    model: TaskModel,
+    cells: TokenCells,
+    rows: NDArray[np.int64],
+    means: NDArray[np.float64],
+    overall: float,
+    call: TrainingCall,
+) -> list[NDArray[np.float64]]:
+    """Squared error of each test cell, averaged over its masked positions: of the network and of the rules."""
+    objective = MaskedExpression(mask_value=model.network.config.mask_value)
+    device = pick_device(call.config.accelerator)
+    network = model.network.to(device).eval()
+    errors: list[list[NDArray[np.float64]]] = [[] for _ in ("network", *RULES)]
+    try:
+        for start in range(0, len(rows), BATCH):
+            batch = cells.batch(BatchRequest(rows[start : start + BATCH]))
+            batch = objective.corrupt(batch, seed=call.seed, draw=0)
+            genes, targets, masked = (
+                part.numpy() for part in (batch.genes, batch.targets["expression"], batch.targets["masked"])
+            )
+            here = batch.to(device)
+            with torch.inference_mode():
+                encoded = network.encode(here.genes, here.values, here.padding_if_any, **here.conditions)
+                predicted = network.expression(encoded, here.values, **here.conditions)[0].float().cpu().numpy()
+            visible = ~masked & ~batch.padding.numpy()
+            visible[:, 0] = False  # <cls>
+            of_cell = (targets * visible).sum(axis=1) / np.maximum(visible.sum(axis=1), 1)
+            for part, values in zip(errors, (predicted, means[genes], overall, of_cell[:, None]), strict=True):
+                squared = np.where(masked, (values - targets.astype(np.float64)) ** 2, 0)
+                part.append(squared.sum(axis=1) / np.maximum(masked.sum(axis=1), 1))
+    finally:
+        network.cpu()
+    return [np.concatenate(part) for part in errors]
+
+
+def _mean_bins(cells: TokenCells, rows: NDArray[np.int64]) -> tuple[NDArray[np.float64], float]:
+    """Mean value of each token over some cells, and over all of them; tokens that do not occur have that."""
+    n = int(cells.tokens().max()) + 1
+    sums, counts = np.zeros(n), np.zeros(n)
+    for start in range(0, len(rows), BATCH):
+        batch = cells.batch(BatchRequest(rows[start : start + BATCH]))
+        real = ~batch.padding.numpy()
+        real[:, 0] = False  # <cls>
+        genes, values = batch.genes.numpy()[real], batch.values.numpy()[real]
+        sums += np.bincount(genes, weights=values, minlength=n)
+        counts += np.bincount(genes, minlength=n)
+    overall = sums.sum() / counts.sum()
+    return np.where(counts > 0, sums / np.maximum(counts, 1), overall), float(overall)

@@ -1,0 +1,156 @@
+"""Pictures of a run. Figures are made without pyplot, so that neither its backend nor its list of open figures changes."""
+
+from __future__ import annotations
+
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+import torch
+from matplotlib.figure import Figure
+
+from scgalore import pl
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+
+    from anndata import AnnData
+
+    from scgalore.tasks.findings import Draw
+
+__all__ = ["HISTORY", "SELECTION", "bars", "on_axes", "panels", "same_threads", "umap"]
+
+MOST_IN_UMAP = 50_000
+
+
+def on_axes(draw: Callable[[AnnData, Any], object], *, size: tuple[float, float]) -> Draw:
+    """Make a picture of one plot.
+
+    Parameters
+    ----------
+    draw
+        Takes the AnnData and the axes.
+    size
+        Width and height in inches.
+    """
+
+    def picture(adata: AnnData) -> Figure:
+        figure = Figure(figsize=size, layout="constrained")
+        draw(adata, figure.subplots())
+        return figure
+
+    return picture
+
+
+def panels(draw: Callable[[AnnData, str, Any], object], names: Sequence[str]) -> Draw:
+    """Make a picture of several plots of the same kind.
+
+    Parameters
+    ----------
+    draw
+        Takes the AnnData, one of the names, and the axes.
+    names
+        What each panel shows.
+    """
+
+    def picture(adata: AnnData) -> Figure:
+        n_rows = -(-len(names) // 2)
+        figure = Figure(figsize=(10, 3.2 * n_rows), layout="constrained")
+        axes = figure.subplots(n_rows, 2, squeeze=False).ravel()
+        for name, ax in zip(names, axes, strict=False):
+            draw(adata, name, ax)
+        for ax in axes[len(names) :]:
+            figure.delaxes(ax)
+        return figure
+
+    return picture
+
+
+def umap(colors: Sequence[str], titles: Sequence[str], n_obs: int, *, use_rep: str) -> dict[str, tuple[str, Draw]]:
+    """Make the picture of the embeddings of all cells; none where they are too many.
+
+    Parameters
+    ----------
+    colors
+        Columns of ``obs``, one a panel. The second gets the colours of the first, whose categories it shares.
+    titles
+        Of the panels.
+    n_obs
+        Number of cells.
+    use_rep
+        Key of the embeddings in ``obsm``.
+    """
+    if n_obs > MOST_IN_UMAP:
+        return {}
+
+    def picture(adata: AnnData) -> Figure:
+        import scanpy as sc
+
+        n_neighbors = min(15, max(2, adata.n_obs - 1))
+        with same_threads():
+            sc.pp.neighbors(adata, use_rep=use_rep, n_neighbors=n_neighbors, random_state=0)
+            sc.tl.umap(adata, random_state=0)
+        figure = Figure(figsize=(6.5 * len(colors), 5), layout="constrained")
+        axes = figure.subplots(1, len(colors), squeeze=False).ravel()
+        for i, (color, title, ax) in enumerate(zip(colors, titles, axes, strict=True)):
+            if i and isinstance(adata.obs[color].dtype, pd.CategoricalDtype):
+                _share_colors(adata, colors[0], color)
+            legend = "right margin" if i == len(colors) - 1 else None
+            sc.pl.umap(adata, color=color, ax=ax, title=title, legend_loc=legend, frameon=False, show=False)
+        return figure
+
+    caption = "UMAP, by scanpy, of the fine-tuned embeddings of all cells, those trained on included."
+    return {"umap.png": (caption, picture)}
+
+
+def bars(names: Sequence[str], values: Sequence[float], errors: Sequence[float], *, label: str) -> Draw:
+    """Make a picture of a few numbers with their errors.
+
+    Parameters
+    ----------
+    names, values, errors
+        Of the bars, from the top.
+    label
+        Of the axis.
+    """
+
+    def picture(adata: AnnData) -> Figure:
+        figure = Figure(figsize=(6, 0.5 * len(names) + 1), layout="constrained")
+        ax = figure.subplots()
+        place = np.arange(len(names))[::-1]
+        colors = ["C0", *["0.6"] * (len(names) - 1)]
+        ax.barh(place, values, xerr=errors, color=colors, height=0.6)
+        ax.set_yticks(place, names)
+        ax.set_xlabel(label)
+        ax.spines[["top", "right"]].set_visible(False)
+        return figure
+
+    return picture
+
+
+@contextmanager
+def same_threads() -> Iterator[None]:
+    """Keep the number of torch's threads: the first use of numba sets it, and another run in the same process would differ."""
+    n_threads = torch.get_num_threads()
+    try:
+        yield
+    finally:
+        torch.set_num_threads(n_threads)
+
+
+def _share_colors(adata: AnnData, source: str, target: str) -> None:
+    of_source = dict(zip(adata.obs[source].cat.categories.astype(str), adata.uns[f"{source}_colors"], strict=True))
+    adata.uns[f"{target}_colors"] = [of_source[str(name)] for name in adata.obs[target].cat.categories]
+
+
+SELECTION: tuple[str, Draw] = (
+    "What selected the genes: the share of each source among the best ones, ranked from training cells only.",
+    on_axes(lambda adata, ax: pl.gene_selection(adata, ax=ax, show=False), size=(7, 4.5)),
+)
+"""Of an AnnData with all genes."""
+
+HISTORY: tuple[str, Draw] = (
+    "Loss by epoch; the epoch whose weights were kept is marked.",
+    on_axes(lambda adata, ax: pl.history(adata, ax=ax, show=False), size=(5.5, 3.8)),
+)

@@ -1,0 +1,219 @@
+"""What a fitted model predicts for perturbations: mean effects, and embeddings of perturbed cells."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from scgalore._progress import progress
+from scgalore.data.match import match_genes
+from scgalore.tasks.perturbation.memory import memory_of
+from scgalore.tasks.perturbation.networks import (
+    flag_tokenizer,
+    predict_outputs,
+    refuse_unknown,
+    target_tokens,
+    targets_of,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Collection
+
+    import torch
+    from numpy.typing import NDArray
+
+    from scgalore.data.perturbations import FlagTokenizer
+    from scgalore.perturb.labels.profiles import Profiles
+    from scgalore.perturb.labels.screen import Screen
+    from scgalore.tasks.base import TaskModel
+
+__all__ = ["perturbed_embeddings", "predict_effects", "prior_effects"]
+
+CELL_TOKENS = 1 << 14
+"""Tokens that a batch of a prediction holds at most, unless a single cell has more."""
+
+
+def predict_effects(
+    model: TaskModel,
+    screen: Screen,
+    wanted: list[tuple[int, tuple[str, ...]]],
+    controls: Profiles,
+    *,
+    device: torch.device,
+    n_controls: int = 100,
+    batch_tokens: int | None = None,
+    seed: int = 0,
+) -> NDArray[np.float64]:
+    """Effects of perturbations on the mean of log-normalised expression.
+
+    Parameters
+    ----------
+    model
+        Fine-tuned on a screen, or with an upstream checkpoint of this kind.
+    screen
+        Has control cells of every context.
+    wanted
+        Number of the context and perturbed genes of each row.
+    controls
+        Knows the control means of the contexts.
+    device
+        Where to compute.
+    n_controls
+        Control cells that a prediction is averaged over; all where a context has fewer.
+    batch_tokens
+        Most tokens in a batch.
+    seed
+        Seed of the choice of control cells.
+
+    Returns
+    -------
+    float64 ``(len(wanted), n_genes)``; means are never negative.
+    """
+    refuse_unknown([gene for _, genes in wanted for gene in genes], model.vocab)
+    names = _own_names(model, {gene for _, genes in wanted for gene in genes})
+    wanted = [(context, tuple(names[gene] for gene in genes)) for context, genes in wanted]
+    tokenizer = _tokenizer(model, screen)
+    pools = screen.pools().of_context
+    effects = np.zeros((len(wanted), len(screen.genes)))
+    base = prior_effects(model, screen, wanted, controls)
+    if not (base is not None and model.network.starts_at_zero):
+        picked = [_pick(pools[context], n_controls, [seed, context]) for context in range(len(pools))]
+        outputs = _mean_outputs(model, screen, tokenizer, wanted, picked, device=device, batch_tokens=batch_tokens)
+        if base is None:
+            outputs -= controls.control_means[[context for context, _ in wanted]][:, tokenizer.columns]
+        effects[:, tokenizer.columns] = outputs
+    if base is not None:
+        effects += base
+    means = controls.control_means[[context for context, _ in wanted]]
+    return np.maximum(means + effects, 0) - means
+
+
+def perturbed_embeddings(
+    model: TaskModel,
+    screen: Screen,
+    wanted: list[tuple[str, ...]],
+    *,
+    device: torch.device,
+    batch_tokens: int | None = None,
+) -> NDArray[np.float32]:
+    """Embedding of every cell with genes of its own flagged, unit norm, float32 ``(n_obs, d)``.
+
+    Parameters
+    ----------
+    model, screen, device, batch_tokens
+        As for :func:`predict_effects`.
+    wanted
+        Genes to perturb in each cell; ``()`` leaves it as it is.
+    """
+    refuse_unknown([gene for genes in wanted for gene in genes], model.vocab)
+    names = _own_names(model, {gene for genes in wanted for gene in genes})
+    wanted = [tuple(names[gene] for gene in genes) for genes in wanted]
+    tokenizer = _tokenizer(model, screen)
+    contexts = [""] * len(wanted) if screen.contexts is None else screen.contexts.tolist()
+    pairs = list(zip(contexts, wanted, strict=True))
+    targets_by = {(c, genes): targets_of(genes, model.vocab, _known(model, c)) for c, genes in set(pairs)}
+    batch_cells = _batch_cells(tokenizer, batch_tokens)
+    embeddings = np.empty((screen.expression.n_obs, model.network.config.d_model), dtype=np.float32)
+    for start, rows in progress(
+        screen.expression.chunks(batch_cells), label="cells", total=-(-len(wanted) // batch_cells)
+    ):
+        x = rows[:, tokenizer.columns].toarray()
+        cells = slice(start, start + len(x))
+        targets = [targets_by[pair] for pair in pairs[cells]]
+        embeddings[cells] = predict_outputs(
+            model.network, tokenizer, x, targets, batch_cells=batch_cells, device=device
+        )[1]
+    return embeddings
+
+
+def _tokenizer(model: TaskModel, screen: Screen) -> FlagTokenizer:
+    memory = memory_of(model)
+    flag_unmeasured = memory is None or memory.params["flag_unmeasured"]
+    return flag_tokenizer(model.network, model.vocab, screen.genes, flag_unmeasured=flag_unmeasured)
+
+
+def _known(model: TaskModel, context: str) -> frozenset[str]:
+    """Genes that the model's prior has learnt from, for cells of this context."""
+    memory = memory_of(model)
+    return frozenset() if memory is None or memory.prior is None else memory.prior.known(context)
+
+
+def _own_names(model: TaskModel, genes: Collection[str]) -> dict[str, str]:
+    """What the training data of the model call each of these genes, which may be asked for by an alias or an Ensembl id."""
+    memory = memory_of(model)
+    if memory is None:
+        return {gene: gene for gene in genes}
+    perturbed = {gene for names in memory.perturbations.values() for name in names for gene in name.split("+")}
+    own = dict.fromkeys([*sorted(perturbed), *memory.genes])
+    name = dict(zip(reversed(target_tokens(own, model.vocab)), reversed(own), strict=True))
+    tokens = target_tokens(genes, model.vocab)
+    return {
+        gene: gene if gene in perturbed else name.get(token, gene) for gene, token in zip(genes, tokens, strict=True)
+    }
+
+
+def _batch_cells(tokenizer: FlagTokenizer, batch_tokens: int | None) -> int:
+    return max((batch_tokens or CELL_TOKENS) // (len(tokenizer.columns) + 3), 1)
+
+
+def prior_effects(
+    model: TaskModel, screen: Screen, wanted: list[tuple[int, tuple[str, ...]]], controls: Profiles
+) -> NDArray[np.float64] | None:
+    """What the model's prior says on its own, for the genes of this screen; genes that it does not know have none.
+
+    Parameters
+    ----------
+    model, screen, wanted, controls
+        As for :func:`predict_effects`.
+
+    Returns
+    -------
+    float64 ``(len(wanted), n_genes)``; ``None`` without a prior.
+    """
+    memory = memory_of(model)
+    if memory is None or memory.prior is None:
+        return None
+    names = _own_names(model, {gene for _, genes in wanted for gene in genes})
+    place = {gene: i for i, gene in enumerate(memory.genes)}
+    # Other data may name a gene otherwise.
+    by_token = {token: i for i, token in enumerate(match_genes(memory.genes, model.vocab).token_ids.tolist())}
+    by_token[-1] = -1
+    tokens = match_genes(screen.genes, model.vocab).token_ids.tolist()
+    here = np.array(
+        [place.get(gene, by_token.get(token, -1)) for gene, token in zip(screen.genes, tokens, strict=True)]
+    )
+    out = np.zeros((len(wanted), len(here)))
+    for i, (context, genes) in enumerate(wanted):
+        effect = memory.prior.predict(tuple(names[gene] for gene in genes), controls.context_names[context])
+        out[i, here >= 0] = effect[here[here >= 0]]
+    return out
+
+
+def _pick(pool: NDArray[np.int64], n: int, seed: list[int]) -> NDArray[np.int64]:
+    if len(pool) <= n:
+        return pool
+    return np.sort(np.random.default_rng(seed).choice(pool, n, replace=False))
+
+
+def _mean_outputs(
+    model: TaskModel,
+    screen: Screen,
+    tokenizer: FlagTokenizer,
+    wanted: list[tuple[int, tuple[str, ...]]],
+    picked: list[NDArray[np.int64]],
+    *,
+    device: torch.device,
+    batch_tokens: int | None,
+) -> NDArray[np.float64]:
+    columns = tokenizer.columns
+    batch_cells = _batch_cells(tokenizer, batch_tokens)
+    names = [""] if screen.contexts is None else np.unique(screen.contexts).tolist()
+    out = np.empty((len(wanted), len(columns)))
+    cells_of = {context: screen.expression.rows(cells)[:, columns].toarray() for context, cells in enumerate(picked)}
+    for i, (context, genes) in enumerate(progress(wanted, label="perturbations", total=len(wanted))):
+        x = cells_of[context]
+        targets = [targets_of(genes, model.vocab, _known(model, names[context]))] * len(x)
+        output, _ = predict_outputs(model.network, tokenizer, x, targets, batch_cells=batch_cells, device=device)
+        out[i] = output.mean(axis=0)
+    return out

@@ -1,0 +1,86 @@
+"""Scores of predicted perturbations with baselines, as they are written to an AnnData."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from scgalore import __version__
+from scgalore.data.results import Results
+from scgalore.errors import MissingKeyError
+from scgalore.perturb.labels.screen import Screen
+from scgalore.perturb.predictions.prediction import Prediction
+from scgalore.perturb.scores.evaluation import evaluate
+from scgalore.tasks.perturbation.reading import READ
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from anndata import AnnData
+
+    from scgalore._keys import PerturbationKeys
+
+__all__ = ["read_prediction", "score_prediction"]
+
+
+def score_prediction(
+    adata: AnnData,
+    prediction: Prediction,
+    origin: Mapping[str, Any],
+    keys: PerturbationKeys,
+    *,
+    key: str,
+    metrics: Sequence[str],
+    seed: int,
+    **options: Any,
+) -> Results:
+    """Score a prediction, and put the scores into the form that :func:`scgalore.tl.evaluate_perturbation` documents.
+
+    Parameters
+    ----------
+    adata
+        Cells that the prediction is compared with.
+    prediction, origin
+        From :func:`read_prediction`.
+    keys
+        Names of the slots.
+    key
+        Where the prediction is, in ``uns``.
+    metrics
+        Names of metrics.
+    seed
+        Seed of everything random.
+    **options
+        ``baselines``, ``n_bootstrap`` and ``max_cells`` of :func:`scgalore.perturb.scores.evaluation.evaluate`.
+    """
+    found = evaluate(_screen(adata, origin), prediction, metrics=list(metrics), seed=seed, **options)
+    params = {"key": key, "metrics": list(metrics), **options, "rng": seed}
+    # Genes in rows, as in the prediction: HDF5 refuses tables with thousands of columns.
+    observed = found.observed.T.set_axis(adata.uns[key]["effects"].index, axis=0)
+    result = {"params": params, "scores": found.scores, "summary": found.summary, "observed": observed}
+    result |= {"version": __version__} | ({} if found.n_de is None else {"n_de": found.n_de})
+    return Results(uns={keys.evaluation: (result, "scores of predicted perturbations")})
+
+
+def read_prediction(adata: AnnData, key: str) -> tuple[Prediction, Mapping[str, Any]]:
+    """What was predicted, with genes by the names they have in the data, and the parameters of that call."""
+    result = adata.uns.get(key)
+    if not isinstance(result, dict) or not {"params", "means", "effects", "rows"} <= set(result):
+        msg = f"There is no prediction in adata.uns[{key!r}]. Call sg.tl.predict_perturbation(adata) first, or pass its key_added as key=."
+        raise MissingKeyError(msg)
+    params, means, effects = result["params"], result["means"], result["effects"]
+    prediction = Prediction(
+        genes=tuple(map(str, means.index)),
+        rows=result["rows"].astype(dict.fromkeys(("perturbation", "context", "group"), str)),
+        means=means.to_numpy(np.float64).T,
+        effects=effects.to_numpy(np.float64).T,
+        vectors=result.get("gene_vectors"),
+    )
+    return prediction, params
+
+
+def _screen(adata: AnnData, params: Mapping[str, Any]) -> Screen:
+    """The cells the prediction is compared with, read as they were for it."""
+    read: dict[str, Any] = {name: params.get(name) for name in (*READ, "split_key")}
+    return Screen.from_adata(adata, **read)

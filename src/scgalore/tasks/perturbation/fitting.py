@@ -1,0 +1,250 @@
+"""Training on a perturbation screen: what the network corrects, the cells, the objective, and what the run is remembered by."""
+
+from __future__ import annotations
+
+import math
+import time
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from scgalore import _logging as logg
+from scgalore.data.split import Split
+from scgalore.objectives import Perturbation as PerturbationObjective
+from scgalore.perturb.baselines.effects import BASELINES, fit_effects
+from scgalore.tasks.base import Prepared
+from scgalore.tasks.perturbation.memory import PerturbationMemory, memory_of
+from scgalore.tasks.perturbation.networks import (
+    RowsOfCells,
+    flag_tokenizer,
+    gene_vectors,
+    know_genes,
+    predicted_effects,
+    training_cells,
+)
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from scgalore.perturb.baselines.effects import Effects
+    from scgalore.perturb.labels.profiles import Profiles
+    from scgalore.perturb.labels.screen import Screen
+    from scgalore.tasks.base import Task, TaskModel
+    from scgalore.train.config import TrainConfig
+    from scgalore.train.result import TrainResult
+
+__all__ = ["NO_PRIOR", "Fitting", "prepare_screen", "remember_screen"]
+
+NO_PRIOR = "none"
+
+
+@dataclass(frozen=True)
+class Fitting:
+    """What is known of a run before it begins and needed when it has ended.
+
+    Attributes
+    ----------
+    screen
+        The cells.
+    rows
+        Its training and validation perturbations.
+    prior
+        Rule that the network corrects, fitted to everything but test cells; ``None`` without one.
+    params
+        How the network was made.
+    scores
+        Pearson delta of the baselines on the validation perturbations.
+    start
+        Score of the prior alone; infinity where the network does not start from it.
+    started
+        Time at which the run began.
+    """
+
+    screen: Screen
+    rows: RowsOfCells
+    prior: Effects | None
+    params: dict[str, Any]
+    scores: dict[str, float]
+    start: float
+    started: float
+
+
+def prepare_screen(
+    task: Task,
+    model: TaskModel,
+    screen: Screen,
+    config: TrainConfig,
+    *,
+    prior: str = "mixed",
+    genes_per_step: int | None = None,
+    ranks: NDArray[np.floating] | None = None,
+    monitor: str | None = None,
+    held_out: bool = True,
+    flag_unmeasured: bool = True,
+) -> Prepared:
+    """Make a network that reads perturbation flags, its training cells, and the prior that it corrects.
+
+    Parameters
+    ----------
+    task
+        The task.
+    model
+        To start from; it is not changed.
+    screen
+        With a split.
+    config
+        How to train.
+    prior
+        Rule that the network corrects, of :data:`scgalore.perturb.PRIORS`, or ``"none"``.
+    genes_per_step
+        Genes of a training step; ``None`` takes all.
+    ranks
+        Rank of each gene for a curriculum, 0 the best, NaN for genes without, shape ``(n_vars,)``.
+    monitor
+        What chooses the epoch; the effects on validation perturbations when left out.
+    held_out
+        Whether the network also sees what the prior predicts for perturbations it was not fitted to.
+    flag_unmeasured
+        Whether perturbed genes that are not measured are tokens. This and the two before are for ablations.
+    """
+    started = time.perf_counter()
+    rows = RowsOfCells.of(screen)
+    perturbed = sorted({gene for genes in screen.conditions.genes for gene in genes})
+    vocab, added = know_genes(model.vocab, screen.genes, perturbed)
+    network = model.network.perturbation_variant(len(vocab), len(model.vocab), seed=config.seed)
+    vectors = gene_vectors(network, vocab, [*screen.genes, *perturbed]) if prior == "linear" else None
+    expected = None if prior == NO_PRIOR else rows.prior(prior, vectors)
+    before = memory_of(model)
+    corrects = before is not None and before.prior is not None
+    if expected is not None and not corrects:  # what another decoder predicts is not a correction
+        network.start_at_zero()
+    tokenizer = flag_tokenizer(network, vocab, screen.genes, flag_unmeasured=flag_unmeasured)
+    cells = training_cells(
+        screen,
+        rows,
+        vocab,
+        tokenizer,
+        prior=expected,
+        held_out=rows.held_out_prior(prior, vectors) if held_out and expected is not None else None,
+        n_genes=genes_per_step,
+        seed=config.seed,
+    )
+    if ranks is not None:
+        cells = cells.with_ranks(ranks)
+    if len(rows.validation) == 0:
+        config = replace(config, patience=None)  # nothing to be patient about
+    scores = _validation_scores(rows, tokenizer.columns)
+    start = math.inf
+    if expected is not None and len(rows.validation):
+        of_prior = _mean_pearson(expected[len(rows.train) :], rows.validation, tokenizer.columns)
+        scores[f"prior ({prior})"] = of_prior
+        if network.starts_at_zero:
+            # Metrics are logged in single precision, in which the prior must not look better than itself.
+            start = float(np.float32(1 - of_prior))
+    _report(rows, added, scores)
+    known = screen.profiles("train", "validation")
+    fitted = None if prior == NO_PRIOR else fit_effects(prior, known, embeddings=vectors)
+    params = {
+        **screen.params,
+        "prior": prior,
+        "genes_per_step": genes_per_step,
+        "flag_unmeasured": flag_unmeasured,
+        "added_genes": added,
+    }
+    fitting = Fitting(screen, rows, fitted, params, scores, start, started)
+    objective = _objective(start, monitor)
+    return Prepared(task, cells, _split(screen), objective, config, network=network, vocab=vocab, state=fitting)
+
+
+def remember_screen(prepared: Prepared, result: TrainResult) -> PerturbationMemory:
+    """What a fitted model keeps of its screen.
+
+    Parameters
+    ----------
+    prepared
+        From :func:`prepare_screen`.
+    result
+        What training left.
+    """
+    fitting: Fitting = prepared.state
+    return PerturbationMemory(
+        genes=fitting.screen.genes,
+        prior=fitting.prior,
+        perturbations=_by_part(fitting.screen),
+        params=fitting.params,
+        stats=_stats(fitting, prepared.config, result),
+    )
+
+
+def _objective(start: float, monitor: str | None) -> PerturbationObjective:
+    if monitor is None:
+        return PerturbationObjective(start)
+    # The score of the start is not comparable with other metrics.
+    return PerturbationObjective(start if monitor == "validation_score" else math.inf, monitor=monitor)
+
+
+def _split(screen: Screen) -> Split:
+    """Cells that are left out are not trained on either, which is all that a run asks."""
+    assert screen.parts is not None
+    train, validation = (np.flatnonzero(screen.parts == part) for part in ("train", "validation"))
+    rest = np.flatnonzero(~np.isin(screen.parts, ("train", "validation")))
+    return Split(train, validation, rest)
+
+
+def _validation_scores(rows: RowsOfCells, columns: NDArray[np.int64]) -> dict[str, float]:
+    """Pearson delta of the baselines on the validation perturbations, fitted to the training ones."""
+    if len(rows.validation) == 0:
+        return {}
+    rules = {name: fit_effects(name, rows.train) for name in BASELINES}
+    return {
+        name: _mean_pearson(predicted_effects(rule, rows.validation), rows.validation, columns)
+        for name, rule in rules.items()
+    }
+
+
+def _mean_pearson(effects: NDArray[np.float64], rows: Profiles, columns: NDArray[np.int64]) -> float:
+    predicted, true = effects[:, columns], rows.effects[:, columns]
+    both = [part - part.mean(axis=1, keepdims=True) for part in (predicted, true)]
+    length = np.prod([np.linalg.norm(part, axis=1) for part in both], axis=0)
+    product = (both[0] * both[1]).sum(axis=1)
+    return float(np.divide(product, length, out=np.zeros_like(product), where=length > 1e-12).mean())
+
+
+def _report(rows: RowsOfCells, added: list[str], scores: dict[str, float]) -> None:
+    logg.info(f"    {len(rows.train)} perturbations to train on, {len(rows.validation)} to validate on")
+    if added:
+        logg.info(f"    {len(added):,} genes are new to the vocabulary and start from random embeddings")
+    if scores:
+        best = max(scores, key=lambda name: scores[name])
+        logg.info(f"    Pearson delta on validation perturbations to beat: {scores[best]:.3f} ({best})")
+
+
+def _by_part(screen: Screen) -> dict[str, list[str]]:
+    assert screen.parts is not None
+    codes = screen.conditions.codes
+    names = {part: np.unique(codes[(screen.parts == part) & (codes > 0)]) for part in ("train", "validation", "test")}
+    return {part: [screen.conditions.names[i] for i in found] for part, found in names.items()}
+
+
+def _stats(fitting: Fitting, config: TrainConfig, result: TrainResult) -> dict[str, Any]:
+    rows, best, epochs = fitting.rows, result.best_epoch, len(result.history)
+    assert result.split is not None
+    n_train = int((rows.of_cell[result.split.train] >= 0).sum())
+    reached = None
+    if len(rows.validation):
+        reached = 1 - (fitting.start if best < 0 else float(result.history["validation_delta_error"].loc[best]))
+    patience = f"no better epoch in {config.patience}"
+    return {
+        "wall_clock_seconds": round(time.perf_counter() - fitting.started, 1),
+        "stopped_because": "max_epochs reached" if epochs == config.max_epochs else patience,
+        "epochs": epochs,
+        "best_epoch": best,
+        "cells_seen": epochs * n_train,
+        "training_cells": n_train,
+        "training_perturbations": len(rows.train),
+        "validation_perturbations": len(rows.validation),
+        "gradient_steps": result.steps,
+        "optimizer_bytes": result.optimizer_bytes,
+        "validation_pearson_delta": {} if reached is None else {"model": reached, **fitting.scores},
+    }

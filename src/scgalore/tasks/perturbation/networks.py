@@ -1,0 +1,321 @@
+"""From a network that embeds cells to one that predicts perturbations, its training data, and its predictions."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+import torch
+
+from scgalore._words import few
+from scgalore.data.match import match_genes
+from scgalore.data.perturbations import FlagTokenizer, HeldOutPrior, PerturbationCells, Targets
+from scgalore.data.vocab import GeneVocab
+from scgalore.errors import DataError
+from scgalore.perturb.baselines.effects import Effects, fit_effects, held_out_effects
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, Iterable, Sequence
+
+    from numpy.typing import NDArray
+    from torch import Tensor
+
+    from scgalore.nn import CellNetwork
+    from scgalore.perturb.labels.profiles import Profiles
+    from scgalore.perturb.labels.screen import Screen
+
+__all__ = [
+    "RowsOfCells",
+    "flag_tokenizer",
+    "gene_vectors",
+    "know_genes",
+    "predict_outputs",
+    "predicted_effects",
+    "refuse_unknown",
+    "target_tokens",
+    "targets_of",
+    "training_cells",
+]
+
+
+def know_genes(vocab: GeneVocab, measured: Sequence[str], perturbed: Iterable[str]) -> tuple[GeneVocab, list[str]]:
+    """Add the genes a vocabulary lacks, so that each measured and each perturbed gene is a token of its own.
+
+    Parameters
+    ----------
+    vocab
+        Of the weights training starts from.
+    measured, perturbed
+        Names of genes.
+
+    Returns
+    -------
+    The vocabulary, and the names that were added at its end.
+
+    Raises
+    ------
+    DataError
+        If no measured gene is in the vocabulary.
+    """
+    lacking = list(dict.fromkeys(match_genes(measured, vocab).dropped))
+    larger = GeneVocab.from_dict(_appended(vocab, lacking), specials=())
+    unknown = [gene for gene, token in zip(perturbed, target_tokens(perturbed, larger), strict=True) if token < 0]
+    return GeneVocab.from_dict(_appended(larger, unknown), specials=()), lacking + unknown
+
+
+def target_tokens(genes: Iterable[str], vocab: GeneVocab) -> list[int]:
+    """Token of each gene, by symbol, alias or Ensembl id; -1 for those the vocabulary lacks.
+
+    Each is looked up for itself: two names of one gene, which no matrix may have as columns, are one token.
+    """
+    genes = list(genes)
+    if all(gene in vocab and not gene.startswith("<") for gene in genes):
+        return [vocab[gene] for gene in genes]
+    names = list(dict.fromkeys(genes))
+    try:
+        match = match_genes(names, vocab)
+    except DataError:  # not one of them
+        return [-1] * len(genes)
+    token = dict(zip(names, match.token_ids.tolist(), strict=True))
+    token |= {name: int(match_genes([name], vocab).token_ids[0]) for name in match.duplicates}
+    return [token[gene] for gene in genes]
+
+
+def _appended(vocab: GeneVocab, names: Sequence[str]) -> dict[str, int]:
+    return vocab.to_dict() | {name: len(vocab) + i for i, name in enumerate(names)}
+
+
+def gene_vectors(network: CellNetwork, vocab: GeneVocab, genes: Iterable[str]) -> pd.DataFrame:
+    """Embeddings of genes, one row a gene that the vocabulary has, float32."""
+    genes = list(dict.fromkeys(genes))
+    tokens = np.array(target_tokens(genes, vocab))
+    known = np.flatnonzero(tokens >= 0)
+    with torch.inference_mode():
+        vectors = network.gene_embeddings(torch.from_numpy(tokens[known]))
+    return pd.DataFrame(vectors.numpy(), index=[genes[i] for i in known])
+
+
+@dataclass(frozen=True)
+class RowsOfCells:
+    """Training and validation perturbations as rows, and the row of each cell.
+
+    Attributes
+    ----------
+    train, validation
+        Measured profiles.
+    of_cell
+        Row of each cell among training rows followed by validation rows, int64 ``(n_obs,)``; -1 for other cells.
+    """
+
+    train: Profiles
+    validation: Profiles
+    of_cell: NDArray[np.int64]
+
+    @classmethod
+    def of(cls, screen: Screen) -> RowsOfCells:
+        """Average the cells of both parts; test cells are not looked at.
+
+        Raises
+        ------
+        DataError
+            If no perturbation is there to train on.
+        """
+        assert screen.parts is not None
+        train, validation = screen.profiles("train"), screen.profiles("validation")
+        if len(train) == 0:
+            msg = "No perturbed cell belongs to the part 'train' of the split. Choose another split, or another kind of it."
+            raise DataError(msg)
+        contexts = screen.contexts if screen.contexts is not None else np.full(len(screen.conditions.codes), "")
+        of_cell = np.full(len(contexts), -1)
+        for start, part, profiles in ((0, "train", train), (len(train), "validation", validation)):
+            place = {
+                (profiles.context_names[context], name): start + i
+                for i, (context, name) in enumerate(zip(profiles.contexts, profiles.perturbations, strict=True))
+            }
+            for cell in np.flatnonzero((screen.parts == part) & (screen.conditions.codes > 0)):
+                of_cell[cell] = place[str(contexts[cell]), screen.conditions.names[screen.conditions.codes[cell]]]
+        return cls(train, validation, of_cell)
+
+    def prior(self, name: str, embeddings: pd.DataFrame | None) -> NDArray[np.float64]:
+        """What a rule that is fitted to the training rows says of every row."""
+        rule = fit_effects(name, self.train, embeddings=embeddings)
+        return np.concatenate([predicted_effects(rule, part) for part in (self.train, self.validation)])
+
+    def held_out_prior(self, name: str, embeddings: pd.DataFrame | None) -> NDArray[np.float64]:
+        """The same, but of each training row what the rule says when it is fitted to the others."""
+        of_train = held_out_effects(name, self.train, embeddings=embeddings)
+        rule = fit_effects(name, self.train, embeddings=embeddings)
+        return np.concatenate([of_train, predicted_effects(rule, self.validation)])
+
+    def targets(self, vocab: GeneVocab, *, known: bool, held_out: bool = False) -> tuple[Targets, ...]:
+        """Perturbed genes of every row, with those marked that the training rows of its context hold.
+
+        A context without training rows gets what was fitted to all of them.
+
+        Parameters
+        ----------
+        vocab
+            Knows every perturbed gene.
+        known
+            Whether there is a prior that could know them.
+        held_out
+            Whether a training row itself does not count.
+        """
+        train, validation = self.train, self.validation
+        counts = Counter((c, gene) for genes, c in zip(train.perturbed, train.contexts, strict=True) for gene in genes)
+        fitted = set(train.contexts.tolist())
+        contexts = np.concatenate([train.contexts, validation.contexts]).tolist()
+        out = []
+        for row, genes in enumerate((*train.perturbed, *validation.perturbed)):
+            own = held_out and row < len(train)
+            where = {contexts[row]} & fitted or fitted
+            seen = {gene for gene in genes if sum(counts[c, gene] for c in where) > own}
+            out.append(targets_of(genes, vocab, seen if known else ()))
+        return tuple(out)
+
+
+def targets_of(genes: Sequence[str], vocab: GeneVocab, known: Collection[str]) -> Targets:
+    """Tokens of perturbed genes, and which of them a prior knows."""
+    tokens = np.array(target_tokens(genes, vocab), dtype=np.int64)
+    return Targets(tokens, np.array([gene in known for gene in genes], dtype=bool))
+
+
+def predicted_effects(rule: Effects, rows: Profiles) -> NDArray[np.float64]:
+    """What a rule says of some rows, ``(n, n_genes)``."""
+    out = np.zeros_like(rows.means)
+    for i, (genes, context) in enumerate(zip(rows.perturbed, rows.contexts, strict=True)):
+        out[i] = rule.predict(genes, rows.context_names[context])
+    return out
+
+
+def training_cells(
+    screen: Screen,
+    rows: RowsOfCells,
+    vocab: GeneVocab,
+    tokenizer: FlagTokenizer,
+    *,
+    prior: NDArray[np.float64] | None,
+    held_out: NDArray[np.float64] | None = None,
+    n_genes: int | None,
+    seed: int,
+) -> PerturbationCells:
+    """Put a screen in the form that training reads.
+
+    Parameters
+    ----------
+    screen
+        The cells.
+    rows
+        Their rows.
+    vocab
+        Knows every perturbed gene.
+    tokenizer
+        Makes tokens of the measured genes.
+    prior
+        Effect of each row that the network need not learn, ``(n_rows, n_genes)``.
+    held_out
+        The same from a prior that has not seen the row; ``None`` never shows that one.
+    n_genes
+        Genes of a training step.
+    seed
+        Seed of pairing and drawing.
+    """
+    parts = (rows.train, rows.validation)
+    contexts = np.concatenate([part.contexts for part in parts])
+    pools = screen.pools()
+    return PerturbationCells(
+        expression=screen.expression,
+        tokenizer=tokenizer,
+        targets=rows.targets(vocab, known=prior is not None),
+        rows=rows.of_cell,
+        pools=pools.of_cell,
+        pool_cells=pools.cells,
+        row_pools=tuple(pools.of_context[context] for context in contexts),
+        means=np.concatenate([part.means for part in parts]).astype(np.float32),
+        controls=np.concatenate([part.controls for part in parts]).astype(np.float32),
+        prior=None if prior is None else prior.astype(np.float32),
+        held_out=None
+        if held_out is None
+        else HeldOutPrior(held_out.astype(np.float32), rows.targets(vocab, known=True, held_out=True)),
+        n_genes=n_genes,
+        seed=seed,
+    )
+
+
+def flag_tokenizer(network: CellNetwork, vocab: GeneVocab, genes: Sequence[str], **options: Any) -> FlagTokenizer:
+    """Tokens for these measured genes, as this network reads them."""
+    config = network.config
+    return FlagTokenizer(
+        match_genes(genes, vocab).token_ids,
+        cls_id=vocab.cls_id,
+        pad_id=vocab.pad_id,
+        cls_value=config.pad_value,
+        pad_value=config.pad_value,
+        unmeasured_value=config.mask_value,
+        **options,
+    )
+
+
+def refuse_unknown(genes: Iterable[str], vocab: GeneVocab) -> None:
+    """Raise :class:`~scgalore.errors.DataError` for genes a model has no token for."""
+    genes = sorted(set(genes))
+    unknown = [gene for gene, token in zip(genes, target_tokens(genes, vocab), strict=True) if token < 0]
+    if unknown:
+        msg = (
+            f"The model knows no gene {few(unknown)}, so it cannot be told that it was perturbed. Use a current symbol or an "
+            "Ensembl id, or fine-tune on data in which the gene is measured or perturbed."
+        )
+        raise DataError(msg)
+
+
+def predict_outputs(
+    network: CellNetwork,
+    tokenizer: FlagTokenizer,
+    expression: NDArray[np.float32],
+    targets: Sequence[Targets],
+    *,
+    batch_cells: int,
+    device: torch.device,
+) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """Run a perturbation network over cells with flags.
+
+    Parameters
+    ----------
+    network
+        The network.
+    tokenizer
+        Makes tokens.
+    expression
+        Expression in the tokenizer's columns, float32 ``(b, n_columns)``.
+    targets
+        Genes to flag in each cell.
+    batch_cells
+        Cells in a batch.
+    device
+        Where to compute.
+
+    Returns
+    -------
+    The network's output for each column, float32 ``(b, n_columns)``, and cell embeddings with unit norm, ``(b, d)``.
+    """
+    network.eval().to(device)
+    columns = tokenizer.columns
+    outputs = np.empty((len(expression), len(columns)), dtype=np.float32)
+    cells = np.empty((len(expression), network.config.d_model), dtype=np.float32)
+    try:
+        for start in range(0, len(expression), batch_cells):
+            rows = slice(start, min(start + batch_cells, len(expression)))
+            batch = tokenizer.batch(
+                expression[rows], targets[rows], columns=columns, cells=np.arange(rows.start, rows.stop)
+            ).to(device)
+            with torch.inference_mode():
+                encoded = network.encode(batch.genes, batch.values, batch.padding_if_any, **batch.conditions)
+                output: Tensor = network.expression(encoded, batch.values)[0]
+                outputs[rows] = output[:, 1 : 1 + len(columns)].float().cpu().numpy()
+                cells[rows] = torch.nn.functional.normalize(encoded.cell.float(), dim=1).cpu().numpy()
+    finally:
+        network.cpu()
+    return outputs, cells

@@ -1,0 +1,209 @@
+"""Predicted means and effects of perturbations, as they are written to an AnnData."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+
+from scgalore import __version__
+from scgalore.data.results import Results
+from scgalore.errors import MissingKeyError, OptionError
+from scgalore.perturb.labels.conditions import canonical_name
+from scgalore.perturb.labels.profiles import row_label
+from scgalore.perturb.labels.screen import Screen
+from scgalore.perturb.predictions.plane import embed_in_plane
+from scgalore.perturb.predictions.ranking import ranked_genes
+from scgalore.tasks.perturbation.effects import perturbed_embeddings, predict_effects
+from scgalore.tasks.perturbation.networks import gene_vectors
+from scgalore.tasks.perturbation.reading import genes_of, perturbed_genes, trained_on, training_profiles
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    import torch
+    from anndata import AnnData
+
+    from scgalore._keys import PerturbationKeys
+    from scgalore.perturb.labels.profiles import Profiles
+    from scgalore.tasks.base import TaskModel
+
+__all__ = ["Wanted", "predict_wanted"]
+
+
+class Wanted:
+    """Which perturbations to predict, read from an AnnData; refuses what cannot be predicted before any work.
+
+    Parameters
+    ----------
+    adata
+        Cells by genes.
+    perturbations
+        Labels to predict; ``None`` takes those of the test split, or all without a split.
+    read
+        From :func:`~scgalore.tasks.perturbation.reading.read_params`.
+    per_cell
+        Column of ``adata.obs`` that names a perturbation for every cell.
+    """
+
+    def __init__(
+        self,
+        adata: AnnData,
+        perturbations: str | Sequence[str] | None,
+        read: dict[str, Any],
+        *,
+        per_cell: str | None = None,
+    ) -> None:
+        self.adata, self.read, self.per_cell = adata, read, per_cell
+        self.screen = Screen.from_adata(adata, **read)
+        names = _names(perturbations, read)
+        self.by_cell = None if per_cell is None else _per_cell(adata, per_cell, read)
+        if names is None and self.by_cell is not None:
+            names = sorted(set(map(canonical_name, self.by_cell)) - {"control"})
+        self.controls = self.screen.profiles()
+        #: One row per prediction: perturbation, context and genes.
+        self.rows = _rows(names, self.screen, self.controls)
+
+
+def predict_wanted(
+    wanted: Wanted,
+    model: TaskModel,
+    keys: PerturbationKeys,
+    *,
+    device: torch.device,
+    n_controls: int = 100,
+    batch_tokens: int | None = None,
+    seed: int = 0,
+) -> Results:
+    """Predict, and put the results into the form that :func:`scgalore.tl.predict_perturbation` documents.
+
+    Parameters
+    ----------
+    wanted
+        What to predict.
+    model
+        Fine-tuned on a screen, or an upstream checkpoint of this kind.
+    keys
+        Names of the slots.
+    device
+        Where to compute.
+    n_controls
+        Control cells of a context that a prediction is averaged over.
+    batch_tokens
+        Maximum number of tokens per batch.
+    seed
+        Seed of the choice of control cells.
+    """
+    rows, screen, read = wanted.rows, wanted.screen, wanted.read
+    pairs = list(zip(rows["context_code"], rows["genes"], strict=True))
+    effects = predict_effects(
+        model,
+        screen,
+        pairs,
+        wanted.controls,
+        n_controls=n_controls,
+        device=device,
+        batch_tokens=batch_tokens,
+        seed=seed,
+    )
+    content = _content(wanted.adata, model, screen, wanted.controls, rows, effects, read)
+    content["params"] |= {"n_controls": n_controls, "rng": seed, "per_cell": wanted.per_cell}
+    record = ranked_genes(content["effects"], content["means"], groupby=read["pert_key"])
+    results = Results(
+        uns={
+            keys.prediction: (content, "means, effects, parameters, provenance"),
+            keys.ranked: (record, "genes ranked by predicted effect, for scanpy's plots"),
+        }
+    )
+    if wanted.by_cell is not None:
+        cells = perturbed_embeddings(model, screen, wanted.by_cell, device=device, batch_tokens=batch_tokens)
+        results.obsm[keys.embedding] = (cells, "embeddings of perturbed cells")
+    return results
+
+
+def _names(perturbations: str | Sequence[str] | None, read: dict[str, Any]) -> list[str] | None:
+    if perturbations is None:
+        return None
+    labels = [perturbations] if isinstance(perturbations, str) else list(perturbations)
+    if not labels:
+        msg = "perturbations is empty. Name some, such as 'KLF1+MAP2K6', or pass None for those of the test split."
+        raise OptionError(msg)
+    return list(map(canonical_name, perturbed_genes(labels, read)))
+
+
+def _per_cell(adata: AnnData, key: str, read: dict[str, Any]) -> list[tuple[str, ...]]:
+    if key not in adata.obs:
+        msg = f"per_cell={key!r} is not a column of adata.obs, which has {list(adata.obs.columns)}."
+        raise MissingKeyError(msg)
+    return [genes_of(label, read) for label in adata.obs[key]]
+
+
+def _rows(names: list[str] | None, screen: Screen, controls: Profiles) -> pd.DataFrame:
+    """Perturbation, context and genes of each row to predict."""
+    contexts = controls.context_names
+    if names is None:
+        found = controls if screen.parts is None or "test" not in screen.parts else screen.profiles("test")
+        pairs = list(zip(found.contexts.tolist(), found.perturbations, strict=True))
+    else:
+        pairs = [(code, name) for code in range(len(contexts)) if controls.n_controls[code] for name in names]
+    if not pairs:
+        msg = "No perturbation is there to predict. Name some: perturbations=['KLF1+MAP2K6']."
+        raise OptionError(msg)
+    table = pd.DataFrame(pairs, columns=["context_code", "perturbation"])
+    table["context"] = [contexts[code] for code in table["context_code"]]
+    table["genes"] = [() if name == "control" else tuple(name.split("+")) for name in table["perturbation"]]
+    table.index = [
+        row_label(name, context) for name, context in zip(table["perturbation"], table["context"], strict=True)
+    ]
+    return table
+
+
+def _content(
+    adata: AnnData,
+    model: TaskModel,
+    screen: Screen,
+    controls: Profiles,
+    rows: pd.DataFrame,
+    effects: np.ndarray,
+    read: dict[str, Any],
+) -> dict[str, Any]:
+    control_means = controls.control_means[rows["context_code"]]
+    genes, columns = pd.Index(screen.genes), pd.Index(rows.index)
+    seen = trained_on(model)
+    groups = adata.uns.get(read["split_key"], {}).get("groups", {}) if read["split_key"] else {}
+    group_of = {str(name): group for group, names in groups.items() for name in names}
+    table = pd.DataFrame(
+        {
+            "perturbation": rows["perturbation"],
+            "context": rows["context"],
+            "n_genes_perturbed": [len(genes) for genes in rows["genes"]],
+            "group": [group_of.get(name, "") for name in rows["perturbation"]],
+            "measured": [name in seen for name in rows["perturbation"]],
+        },
+        index=rows.index,
+    )
+    return {
+        "means": pd.DataFrame((control_means + effects).T.astype(np.float32), genes, columns),
+        "effects": pd.DataFrame(effects.T.astype(np.float32), genes, columns),
+        "control_means": pd.DataFrame(
+            controls.control_means.T.astype(np.float32), index=list(screen.genes), columns=_context_columns(controls)
+        ),
+        "rows": table,
+        "gene_vectors": _gene_vectors(model, screen, rows),
+        **embed_in_plane(training_profiles(screen, model, controls), table, effects),
+        "params": {**read, "control": screen.conditions.control},
+        "weights": dict(model.provenance),
+        "version": __version__,
+    }
+
+
+def _gene_vectors(model: TaskModel, screen: Screen, rows: pd.DataFrame) -> pd.DataFrame:
+    """The model's embeddings of perturbed genes, which the linear baseline is given too."""
+    genes = sorted({gene for part in (*screen.conditions.genes, *rows["genes"]) for gene in part})
+    vectors = gene_vectors(model.network, model.vocab, genes)
+    return vectors.set_axis([f"d{i}" for i in range(vectors.shape[1])], axis=1)
+
+
+def _context_columns(controls: Profiles) -> list[str]:
+    return [name or "control" for name in controls.context_names]

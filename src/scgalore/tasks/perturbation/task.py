@@ -1,0 +1,315 @@
+"""Predict expression after genetic perturbations, those that were not measured included."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+from anndata import AnnData
+
+from scgalore import _logging as logg
+from scgalore import pl
+from scgalore._keys import PerturbationKeys
+from scgalore._options import COUNT, TEXT, Option, choice
+from scgalore.data.results import Results
+from scgalore.data.split import PARTS
+from scgalore.errors import OptionError
+from scgalore.nn.device import pick_device
+from scgalore.objectives import Perturbation as PerturbationObjective
+from scgalore.perturb.baselines.effects import BASELINES, PRIORS
+from scgalore.perturb.labels.conditions import Conditions
+from scgalore.perturb.labels.screen import Screen
+from scgalore.perturb.scores.evaluation import choose_metrics
+from scgalore.perturb.splits.split import split_conditions
+from scgalore.pp import split_perturbations
+from scgalore.tasks.base import Task
+from scgalore.tasks.cells import refuse_empty
+from scgalore.tasks.figures import on_axes, panels
+from scgalore.tasks.findings import Findings, markdown_table
+from scgalore.tasks.perturbation.evaluation import read_prediction, score_prediction
+from scgalore.tasks.perturbation.fitting import NO_PRIOR, prepare_screen, remember_screen
+from scgalore.tasks.perturbation.memory import read_memory
+from scgalore.tasks.perturbation.prediction import Wanted, predict_wanted
+from scgalore.tasks.perturbation.reading import READ, read_params
+from scgalore.train.processes import training_processes
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from pathlib import Path
+
+    from numpy.typing import NDArray
+
+    from scgalore._keys import CellKeys
+    from scgalore.nn.base import CellNetwork
+    from scgalore.objectives import Objective
+    from scgalore.tasks.base import Prepared, TaskMemory, TaskModel
+    from scgalore.tasks.call import TrainingCall
+    from scgalore.train.result import TrainResult
+
+__all__ = ["Perturbation"]
+
+KEYS = PerturbationKeys()
+SPLIT_SEED = 42
+SPLIT = KEYS.split
+
+SHOWN = {"pearson_delta": "Pearson of effects", "mse": "squared error", "pds_cosine": "discrimination (cosine)"}
+"""What report and figure show, of all that ``metrics.json`` holds."""
+
+PRIOR = "mixed"
+"""Rule that the network corrects, scored by itself: it shows what the network adds."""
+
+
+@dataclass(frozen=True)
+class ScreenReading:
+    """A screen with a split.
+
+    Attributes
+    ----------
+    screen
+        The cells.
+    ranks
+        Rank of each gene for a curriculum.
+    title
+        What is trained on.
+    """
+
+    screen: Screen
+    ranks: NDArray[np.float64] | None = field(repr=False)
+    title: str
+
+
+class Perturbation(Task):
+    """A network that reads perturbation flags corrects a prior of additive effects."""
+
+    name = "perturbation"
+    summary = "to predict expression after perturbations"
+    key = "pert_key"
+    arguments = (
+        Option(
+            "pert_key",
+            TEXT,
+            "Column of obs with the perturbation of each cell: KLF1, KLF1+ctrl or KLF1+MAP2K6.",
+            column="obs",
+        ),
+        Option("control", TEXT, "Label of control cells in that column. Detected if it is one of the usual ones."),
+        Option(
+            "context_key",
+            TEXT,
+            "Column of obs with the cell type or line, within which cells are compared with control.",
+            column="obs",
+        ),
+        Option(
+            "batch_key",
+            TEXT,
+            "Column of obs with batches: perturbed cells are paired with control cells of their own batch.",
+            column="obs",
+        ),
+        Option("separator", TEXT, "Separator between the genes of a label. Detected if not given."),
+        Option(
+            "prior",
+            choice(*PRIORS, NO_PRIOR),
+            "Rule that the network corrects; none: it predicts expression itself.",
+            PRIOR,
+        ),
+        Option(
+            "genes_per_step",
+            COUNT,
+            "Genes of a training step, drawn anew for each; perturbed genes are always among them.",
+            shown_default="all",
+        ),
+    )
+    training = {"dropout": 0.0, "patience": 3, "batch_size": 64, "lr": 1e-3}
+    needs = frozenset({"flags"})
+    gene_strategy = "perturbation"
+    split_note = "by perturbation, as `sg.pp.split_perturbations` draws them"
+    next_steps = (
+        '`sg.tl.predict_perturbation(adata, ["A", "A+B"], model=model)` predicts other perturbations; '
+        "`sg.tl.evaluate_perturbation(adata, de=True)` adds scores of differential expression, with the extra `eval`."
+    )
+
+    def check(self, arguments: Mapping[str, Any]) -> dict[str, Any]:
+        """The column of the perturbations has a usual name."""
+        return super().check({"pert_key": "perturbation", **{k: v for k, v in arguments.items() if v is not None}})
+
+    # Training ---------------------------------------------------------------------------------------------------------
+
+    def read(self, data: AnnData, call: TrainingCall) -> ScreenReading:
+        """The screen with its split, which is made where there is none, and the ranking of the genes."""
+        if not isinstance(data, AnnData) or call.validation is not None or call.split is not None:
+            msg = "Perturbations are read from one AnnData with a split in obs. Pass that, with sg.pp.split_perturbations(adata)."
+            raise OptionError(msg)
+        n_processes = training_processes(call.config).size
+        if n_processes > 1:
+            msg = f"{n_processes} processes were asked for, and perturbations are trained by one. Leave out devices=, num_nodes= and the launcher."
+            raise OptionError(msg)
+        read = {name: call.arguments[name] for name in ("pert_key", "control", "context_key", "batch_key", "separator")}
+        split_key = call.split_key or self.own_split_key(data.obs)
+        screen = Screen.from_adata(data, **read, split_key=split_key, layer=call.layer, gene_symbols=call.gene_symbols)
+        if screen.parts is None:  # the one that sg.pp.split_perturbations makes by default
+            labels = split_conditions(screen.conditions, "simulation", seed=SPLIT_SEED).cell_labels(screen.conditions)
+            screen = screen.with_parts(labels, SPLIT)
+        of_screen = {name: screen.params[name] for name in ("pert_key", "control", "separator", "context_key")}
+        seen = (screen.parts == "train") | (screen.conditions.codes == 0)
+        ranks = call.ranks_of(data, seen, gene_strategy=self.gene_strategy, **of_screen)
+        return ScreenReading(screen, ranks, f"{len(screen.conditions.perturbations):,} perturbations")
+
+    def prepare(self, reading: ScreenReading, model: TaskModel, call: TrainingCall) -> Prepared:
+        """A network that reads flags, its cells, and the prior that it corrects."""
+        options = {name: call.arguments[name] for name in ("prior", "genes_per_step")}
+        return prepare_screen(self, model, reading.screen, call.config, ranks=reading.ranks, **options)
+
+    def remember(self, prepared: Prepared, result: TrainResult) -> TaskMemory:
+        """Genes, prior, perturbations and statistics."""
+        return remember_screen(prepared, result)
+
+    def load(self, folder: Path, config: Mapping[str, Any]) -> TaskMemory | None:
+        """Read the files of the screen."""
+        return read_memory(folder)
+
+    def results(
+        self, adata: AnnData, model: TaskModel, prepared: Prepared, call: TrainingCall, keys: CellKeys
+    ) -> Results:
+        """Statistics and the perturbations of each part of the split; the split itself where it was made now."""
+        memory = model.memory
+        _log(memory.stats)
+        content = {"params": dict(memory.params), "stats": memory.stats, "perturbations": memory.perturbations}
+        results = Results(uns={keys.uns: (content, "parameters, history, statistics, provenance")})
+        labels = prepared.state.screen.parts
+        if memory.params["split_key"] not in adata.obs:
+            results.obs[SPLIT] = (pd.Categorical(labels, categories=list(PARTS)), "split of the cells")
+        return results
+
+    # Memory estimate --------------------------------------------------------------------------------------------------
+
+    def network_for(self, network: CellNetwork) -> CellNetwork:
+        """The network with flags and another decoder."""
+        n_tokens = network.config.n_tokens
+        return network.perturbation_variant(n_tokens, n_tokens, seed=0)
+
+    def objective_for(self, network: CellNetwork, sizes: Mapping[str, Any]) -> Objective:
+        """Squared error of the expression of all genes."""
+        return PerturbationObjective()
+
+    # Pipeline ---------------------------------------------------------------------------------------------------------
+
+    def goal(self, arguments: Mapping[str, Any]) -> str:
+        """Which column is learned."""
+        return f"to predict expression after the perturbations of `obs['{arguments['pert_key']}']`"
+
+    def settle(self, obs: pd.DataFrame, arguments: Mapping[str, Any]) -> dict[str, Any]:
+        """Control and separator, as the labels have them."""
+        labels = obs[arguments["pert_key"]].tolist()
+        found = Conditions.from_labels(labels, control=arguments["control"], separator=arguments["separator"])
+        return {"control": found.control, "separator": found.separator}
+
+    def own_split_key(self, obs: pd.DataFrame) -> str | None:
+        """The column that :func:`scgalore.pp.split_perturbations` writes."""
+        return SPLIT if SPLIT in obs else None
+
+    def draw_keys(self, arguments: Mapping[str, Any]) -> list[str]:
+        """Cells are drawn within perturbations and contexts; those without a label are left out."""
+        return [key for key in (arguments["pert_key"], arguments["context_key"]) if key is not None]
+
+    def split(self, adata: AnnData, call: TrainingCall, key: str) -> None:
+        """Hold out perturbations, unless that was done."""
+        read = {name: call.arguments[name] for name in ("pert_key", "control", "context_key", "separator")}
+        if call.split_key is None:
+            split_perturbations(adata, **read, rng=call.seed, key_added=key)
+        labels = adata.obs[read["pert_key"]].tolist()
+        conditions = Conditions.from_labels(labels, control=read["control"], separator=read["separator"])
+        parts, is_perturbed = adata.obs[key].astype(str).to_numpy(), conditions.codes > 0
+        sizes = {part: len(np.unique(conditions.codes[is_perturbed & (parts == part)])) for part in PARTS}
+        refuse_empty(sizes, "perturbation")
+
+    def predict(self, adata: AnnData, model: TaskModel, call: TrainingCall) -> str:
+        """Write the effects of the held-out perturbations."""
+        wanted = Wanted(adata, None, read_params(adata, model, dict.fromkeys(READ), None))
+        device = pick_device(call.config.accelerator)
+        predict_wanted(wanted, model, KEYS, device=device, seed=call.seed).write(adata, adata)
+        return f"effects of {wanted.rows['perturbation'].nunique():,} held-out perturbations"
+
+    def evaluate(self, adata: AnnData, model: TaskModel, call: TrainingCall, *, name: str) -> Findings:
+        """Score the effects with baselines and the ceiling of the data."""
+        prediction, origin = read_prediction(adata, KEYS.prediction)
+        # Tests of differential expression need packages that not everybody has, and the numbers must not depend on that.
+        options = {"baselines": [*BASELINES, PRIOR], "n_bootstrap": 1000, "max_cells": None}
+        metrics = list(choose_metrics(None, de=False))
+        score_prediction(
+            adata, prediction, origin, KEYS, key=KEYS.prediction, metrics=metrics, seed=call.seed, **options
+        ).write(adata, adata)
+        summary = adata.uns[KEYS.evaluation]["summary"]
+        everything = summary[summary["group"].astype(str) == "all"]
+        of_model = everything[everything["method"].astype(str) == "model"].set_index("metric")
+        n = int(adata.uns[KEYS.prediction]["rows"]["perturbation"].nunique())
+        shown = [metric for metric in SHOWN if metric in set(everything["metric"])]
+        groups = {str(group): _scores(part) for group, part in summary.groupby("group", observed=True, sort=False)}
+        headline = [f"{SHOWN[metric]} {of_model.loc[metric, 'mean']:.3f}" for metric in shown[:1]]
+        assert model.result is not None
+        return Findings(
+            {"test": {"n_perturbations": n}, "groups": groups},
+            f"{', '.join(headline)} on {n} held-out perturbations",
+            [_section(everything, shown, n, is_prior=model.result.best_epoch < 0)],
+            {
+                "perturbation_scores.png": (
+                    "Mean scores with 95 % intervals over perturbations; the line is the ceiling of the data.",
+                    panels(lambda adata, name, ax: pl.perturbation_scores(adata, name, ax=ax, show=False), shown),
+                ),
+                "perturbation_embedding.png": (
+                    "Training perturbations and predicted ones in the plane of the largest effects.",
+                    on_axes(lambda adata, ax: pl.perturbation_embedding(adata, ax=ax, show=False), size=(6, 5)),
+                ),
+            },
+        )
+
+
+def _log(stats: Mapping[str, Any]) -> None:
+    scores = stats["validation_pearson_delta"]
+    if not scores:
+        return
+    best = max((name for name in scores if name != "model"), key=lambda name: scores[name])
+    logg.info(
+        f"    Pearson delta on {stats['validation_perturbations']} validation perturbations: "
+        f"{scores['model']:.3f}, best baseline {scores[best]:.3f} ({best})"
+    )
+    if stats["best_epoch"] < 0:
+        logg.info("    no epoch did better than the prior alone: predictions are the prior's")
+
+
+def _section(table: pd.DataFrame, shown: list[str], n: int, *, is_prior: bool) -> str:
+    methods = list(dict.fromkeys(table["method"].astype(str)))
+    by_place = table.assign(method=table["method"].astype(str)).set_index(["method", "metric"])
+    rows = [(method, *(_interval(by_place, method, metric) for metric in shown), str(n)) for method in methods]
+    parts = [
+        "## Held-out perturbations",
+        markdown_table(("method", *(SHOWN[name] for name in shown), "perturbations"), rows),
+        "Mean with a 95 % interval over samples of the perturbations. All methods know the same: everything but the test "
+        "cells. The ceiling is how well one half of the real cells predicts the other, corrected to the full number of cells. Interval "
+        "and ceiling say what these perturbations and cells can tell; another seed of training is not in them. "
+        "`results.h5ad` has every score of every perturbation in `uns['evaluate_perturbation']`.",
+    ]
+    if is_prior:
+        parts.append(
+            "**No epoch did better on the validation perturbations than the prior alone**, so the predictions are those of "
+            f"the prior, the method `{PRIOR}`."
+        )
+    return "\n\n".join(parts)
+
+
+def _scores(table: pd.DataFrame) -> dict[str, dict[str, dict[str, float | None]]]:
+    """Mean and interval of each metric by method; what is undefined is ``None``, since JSON knows no NaN."""
+    found: dict[str, dict[str, dict[str, float | None]]] = {}
+    columns = ("mean", "low", "high", "n", "n_nan")
+    for row in table.to_dict("records"):
+        numbers = {name: None if math.isnan(row[name]) else float(row[name]) for name in columns}
+        found.setdefault(str(row["metric"]), {})[str(row["method"])] = numbers
+    return found
+
+
+def _interval(table: pd.DataFrame, method: str, metric: str) -> str:
+    if (method, metric) not in table.index:
+        return ""
+    mean, low, high = table[["mean", "low", "high"]].loc[[(method, metric)]].to_numpy(float)[0]
+    return "undefined" if math.isnan(mean) else f"{mean:.3f} [{low:.3f}, {high:.3f}]"

@@ -1,0 +1,229 @@
+"""Predict a number for each cell, such as age, pseudotime or a score."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+
+from scgalore._options import TEXT, Option
+from scgalore.data.results import Results
+from scgalore.errors import DataError, MissingKeyError
+from scgalore.objectives import Regression as Objective
+from scgalore.tasks.baselines import ridge, seen_genes
+from scgalore.tasks.cells import CellTargets, CellTask
+from scgalore.tasks.figures import on_axes, umap
+from scgalore.tasks.findings import Findings, markdown_table, with_error
+from scgalore.tasks.value_scores import METRICS, ValueScores, score_values
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from pathlib import Path
+
+    from anndata import AnnData
+    from numpy.typing import NDArray
+
+    from scgalore._keys import CellKeys
+    from scgalore.nn.base import CellNetwork, CellOutput
+    from scgalore.tasks.base import Prepared, TaskMemory, TaskModel
+    from scgalore.tasks.call import TrainingCall
+
+__all__ = ["Regression", "RegressionMemory"]
+
+HEAD = "regression"
+TITLES = {"r2": "R2", "spearman": "Spearman", "mae": "mean absolute error"}
+RIDGE, MEAN = "ridge regression", "mean of the training cells"
+
+
+@dataclass(frozen=True)
+class RegressionMemory:
+    """What was predicted, and the scale of it.
+
+    Attributes
+    ----------
+    column
+        Column of ``obs`` that the values came from.
+    mean, std
+        Of the training cells: outputs of the head are ``(value - mean) / std``.
+    """
+
+    column: str
+    mean: float
+    std: float
+    task: str = "regression"
+    outlives_training: bool = True
+
+    def to_config(self) -> dict[str, Any]:
+        """Column and scale."""
+        return {"column": self.column, "mean": self.mean, "std": self.std}
+
+    def files(self, provenance: Mapping[str, Any], evaluation: Mapping[str, Any] | None) -> dict[str, str | bytes]:
+        """No further files."""
+        return {}
+
+    def values(self, output: CellOutput) -> NDArray[np.float32]:
+        """Predicted values on the original scale, float32 ``(n_obs,)``."""
+        return (output.heads[HEAD][:, 0] * self.std + self.mean).astype(np.float32)
+
+    def table(self, output: CellOutput) -> dict[str, NDArray[np.float32]]:
+        """The values, under the name of their column."""
+        return {self.column: self.values(output)}
+
+
+class Regression(CellTask):
+    """Squared error on a numeric column of ``obs``, standardised with the training cells."""
+
+    name = "regression"
+    summary = "to predict a number for each cell"
+    key = "values_key"
+    heads_at_zero = True  # the mean of the training cells
+    arguments = (
+        Option(
+            "values_key",
+            TEXT,
+            "Column of obs with a number for each cell to learn, such as age or a score.",
+            column="obs",
+        ),
+    )
+    next_steps = "`sg.tl.annotate(other_cells, model)` predicts the values of other cells; `sg.tl.embed(other_cells, model)` embeds them."
+
+    def targets(self, adata: AnnData, call: TrainingCall) -> CellTargets:
+        """Standardised values; the scale is that of the training cells."""
+        column = call.arguments["values_key"]
+        values = read_values(adata, column)
+        split = call.split_of(adata)
+        mean, std = float(values[split.train].mean()), float(values[split.train].std())
+        if not std > 0:
+            msg = f"adata.obs[{column!r}] is {mean:g} in all training cells; there is nothing to learn."
+            raise DataError(msg)
+        return CellTargets(
+            split, {"values": ((values - mean) / std).astype(np.float32)}, RegressionMemory(column, mean, std)
+        )
+
+    def objective(self, network: CellNetwork, memory: RegressionMemory | None) -> Objective:
+        """Squared error."""
+        return Objective()
+
+    def load(self, folder: Path, config: Mapping[str, Any]) -> TaskMemory | None:
+        """Column and scale."""
+        memory = config.get("memory", {})
+        return RegressionMemory(memory["column"], memory["mean"], memory["std"]) if "column" in memory else None
+
+    def predictions(self, output: CellOutput, memory: RegressionMemory, keys: CellKeys) -> Results:
+        """The predicted value."""
+        return Results(obs={keys.value: (memory.values(output), f"predicted {memory.column}")})
+
+    def scores(
+        self, adata: AnnData, output: CellOutput, prepared: Prepared, call: TrainingCall, keys: CellKeys
+    ) -> Results:
+        """R2, Spearman correlation and mean absolute error of each part of the split."""
+        memory = prepared.memory
+        assert isinstance(memory, RegressionMemory)
+        assert prepared.split is not None
+        truth, predicted = read_values(adata, memory.column), memory.values(output)
+        rows = {
+            part: {"n": n, **score_values(predicted[cells], truth[cells])}
+            for part, n in prepared.split.sizes().items()
+            if len(cells := getattr(prepared.split, part))
+        }
+        scale = {"column": memory.column, "mean": memory.mean, "std": memory.std}
+        return Results(uns={keys.uns: ({"metrics": pd.DataFrame.from_dict(rows, orient="index"), "scale": scale}, "")})
+
+    # Pipeline ---------------------------------------------------------------------------------------------------------
+
+    def goal(self, arguments: Mapping[str, Any]) -> str:
+        """Which column is predicted."""
+        return f"to predict `obs['{arguments['values_key']}']`"
+
+    def draw_keys(self, arguments: Mapping[str, Any]) -> list[str]:
+        """Cells are drawn at random."""
+        return []
+
+    def predict(self, adata: AnnData, model: TaskModel, call: TrainingCall) -> str:
+        """Fine-tuning has written values and embeddings."""
+        return f"values and embeddings of {adata.n_obs:,} cells, written by fine-tuning"
+
+    def evaluate(self, adata: AnnData, model: TaskModel, call: TrainingCall, *, name: str) -> Findings:
+        """Compare the values of test cells with those of a ridge regression on the same genes and cells."""
+        keys, column = model.keys("finetune"), call.arguments["values_key"]
+        truth, split = read_values(adata, column), self.split_in(adata, keys.split)
+        predicted = {
+            name: adata.obs[keys.value].to_numpy(np.float64),
+            RIDGE: ridge(seen_genes(adata, keys.uns), truth, split),
+            MEAN: np.full(adata.n_obs, truth[split.train].mean()),
+        }
+        scores = ValueScores.of({key: x[split.test] for key, x in predicted.items()}, truth[split.test], seed=call.seed)
+        difference = scores.difference(name, RIDGE)
+        mine, theirs = scores.row(name), scores.row(RIDGE)
+        metrics = {
+            "test": {"n": scores.n, **mine},
+            "baselines": {method: scores.row(method) for method in (RIDGE, MEAN)},
+            "difference": {"to": RIDGE, **difference},
+        }
+        headline = [f"{TITLES[key]} {mine[key]:.3f} ({RIDGE} {theirs[key]:.3f})" for key in METRICS[:2]]
+
+        def scatter(adata: AnnData, ax: Any) -> None:
+            ax.plot(truth[split.test], predicted[name][split.test], ".", ms=3, alpha=0.5)
+            ends = [truth[split.test].min(), truth[split.test].max()]
+            ax.plot(ends, ends, color="0.6", lw=1)
+            ax.set(xlabel=f"true {column}", ylabel=f"predicted {column}")
+            ax.spines[["top", "right"]].set_visible(False)
+
+        return Findings(
+            metrics,
+            f"{', '.join(headline)} on {scores.n:,} test cells",
+            [_section(scores, name, difference)],
+            {
+                "values.png": ("Held-out cells by true and predicted value.", on_axes(scatter, size=(5, 4.5))),
+                **umap([column, keys.value], ["true value", "predicted value"], adata.n_obs, use_rep=keys.embedding),
+            },
+        )
+
+
+def read_values(adata: AnnData, column: str) -> NDArray[np.float64]:
+    """A numeric column of ``adata.obs``, float64 ``(n_obs,)``.
+
+    Raises
+    ------
+    MissingKeyError
+        If the column does not exist.
+    DataError
+        If it does not hold a finite number for each cell.
+    """
+    if column not in adata.obs:
+        msg = f"No column {column!r} in adata.obs; it has {list(adata.obs.columns)}."
+        raise MissingKeyError(msg)
+    found = adata.obs[column]
+    if not pd.api.types.is_numeric_dtype(found) or pd.api.types.is_bool_dtype(found):
+        msg = f"adata.obs[{column!r}] holds {found.dtype}, not numbers. For classes, pass the column as labels_key=."
+        raise DataError(msg)
+    values = found.to_numpy(dtype=np.float64)
+    n_missing = int((~np.isfinite(values)).sum())
+    if n_missing:
+        msg = (
+            f"{n_missing:,} of {len(values):,} cells have no finite value in adata.obs[{column!r}]. Train on the others, "
+            f"adata[adata.obs[{column!r}].notna()], and predict all of them with sg.tl.annotate."
+        )
+        raise DataError(msg)
+    return values
+
+
+def _section(scores: ValueScores, name: str, difference: dict[str, float]) -> str:
+    rows = [
+        (method, *(with_error(row[key], row[f"{key}_se"]) for key in METRICS), str(scores.n))
+        for method in scores.samples
+        for row in [scores.row(method)]
+    ]
+    lines = [f"- {TITLES[key]}: {with_error(difference[key], difference[f'{key}_se'], sign='+')}" for key in METRICS]
+    return "\n\n".join(
+        [
+            "## Held-out cells",
+            markdown_table(("method", *(TITLES[key] for key in METRICS), "test cells"), rows),
+            "Value ± standard error, over samples of the test cells; another seed of training is not in it. The ridge regression "
+            "was fitted to the same genes of the same training cells, with its penalty chosen by leave-one-out.",
+            f"{name} minus {RIDGE}:",
+            "\n".join(lines),
+        ]
+    )

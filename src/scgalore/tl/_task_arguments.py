@@ -1,0 +1,50 @@
+"""Arguments of tasks in the signature and the docstring of a function that passes them on as ``**options``."""
+
+from __future__ import annotations
+
+import re
+from inspect import Parameter, signature
+from textwrap import indent
+from typing import TYPE_CHECKING, TypeVar
+
+from scgalore.tasks.registry import TASKS
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+__all__ = ["with_task_arguments"]
+
+F = TypeVar("F", bound="Callable[..., object]")
+
+
+def with_task_arguments(function: F) -> F:
+    """Add the arguments of all tasks to a function's signature, and their help in place of ``{task_arguments}``.
+
+    Parameters
+    ----------
+    function
+        Takes them among its ``**options``.
+    """
+    options = {option.name: option for task in TASKS.values() for option in task.arguments}
+    owners = {
+        name: [task.name for task in TASKS.values() if option in task.arguments] for name, option in options.items()
+    }
+    own = signature(function)
+    *fixed, rest = own.parameters.values()
+    added = [
+        Parameter(name, Parameter.KEYWORD_ONLY, default=None, annotation="Any")
+        for name in options
+        if name not in own.parameters
+    ]
+    function.__signature__ = own.replace(parameters=[*fixed, *added, rest])  # type: ignore[attr-defined]
+    entries = [
+        f"{name}\n{indent(f'{option.help} For task={owners[name][0]!r}.', '    ')}" for name, option in options.items()
+    ]
+    if function.__doc__:  # absent under python -OO
+        function.__doc__ = re.sub(
+            r"^([ \t]*)\{task_arguments\}$",
+            lambda match: indent("\n".join(entries), match[1]),
+            function.__doc__,
+            flags=re.MULTILINE,
+        )
+    return function

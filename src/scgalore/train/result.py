@@ -1,0 +1,54 @@
+"""What a training run leaves in addition to the weights."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from scgalore.data.split import Split
+
+__all__ = ["TrainResult"]
+
+
+@dataclass(frozen=True)
+class TrainResult:
+    """What a training run leaves in addition to the weights; ``None`` where a file of an earlier version does not tell.
+
+    Attributes
+    ----------
+    history
+        One row per epoch: ``lr``, ``seconds``, ``train_loss`` and, with validation cells, ``validation_loss`` and more.
+    best_epoch
+        Epoch whose weights were kept; the last one when there are no validation cells, -1 where no epoch did better than
+        the weights training started from.
+    optimizer_bytes
+        Bytes of optimizer state at the end, counted from its storages; with several processes, of the one that keeps most.
+    steps
+        Steps that the optimizer took, those before an interruption included.
+    split
+        Training, validation and test cells; ``None`` for a source without numbered cells.
+    batch_size, accumulate
+        Cells in a batch and batches in a step, as they were chosen.
+    adapter
+        What an adapter has learnt, if it can be saved alone.
+    memory
+        What the task keeps in addition to the weights.
+    """
+
+    history: pd.DataFrame = field(repr=False)
+    best_epoch: int | None = None
+    optimizer_bytes: int | None = None
+    steps: int | None = None
+    split: Split | None = field(default=None, repr=False)
+    batch_size: int | None = None
+    accumulate: int | None = None
+    adapter: Any = field(default=None, repr=False)
+    memory: Any = None
+
+    def summary(self) -> dict[str, int | None]:
+        """Best epoch, bytes of optimizer state, steps, cells in a batch and batches in a step."""
+        names = ("best_epoch", "optimizer_bytes", "steps", "batch_size", "accumulate")
+        return {name: getattr(self, name) for name in names}

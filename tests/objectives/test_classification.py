@@ -65,7 +65,7 @@ def test_batches_stay_as_they_are(original):
 
 
 def test_labels_are_needed(original):
-    with pytest.raises(ValueError, match="without them"):
+    with pytest.raises(ValueError, match="labels=codes"):
         Classification(5)(original.network(), replace(original.batch(), targets={}))
 
 

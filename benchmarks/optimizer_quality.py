@@ -45,10 +45,10 @@ from scgalore.data.sampler import BatchRequest, sorted_batches
 from scgalore.data.split import Split, random_split
 from scgalore.errors import DataError, OptionError
 from scgalore.model import SCGPT
-from scgalore.model.inference import class_probabilities
 from scgalore.objectives import MaskedExpression
 from scgalore.optim import OPTIMIZERS
 from scgalore.pipeline.measure import versions
+from scgalore.tasks.classes import probabilities as class_probabilities
 from scgalore.train import TrainConfig
 
 if TYPE_CHECKING:

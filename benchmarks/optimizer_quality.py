@@ -48,7 +48,7 @@ from scgalore.model import SCGPT
 from scgalore.objectives import MaskedExpression
 from scgalore.optim import OPTIMIZERS
 from scgalore.pipeline.measure import versions
-from scgalore.tasks import TASKS, Prepared
+from scgalore.tasks import Prepared, task_named
 from scgalore.tasks.classes import ClassesMemory
 from scgalore.tasks.classes import probabilities as class_probabilities
 from scgalore.train import TrainConfig
@@ -262,7 +262,7 @@ def run_job(job: Json, data: str | None) -> Json:
             max_length=task.max_length,
             accelerator=job["accelerator"],
         )
-        learnt = TASKS["expression" if task.labels_key is None else "classes"]
+        learnt = task_named("expression" if task.labels_key is None else "classes")
         memory = None if task.labels_key is None else ClassesMemory(encode_labels(adata, task.labels_key)[1])
         objective = learnt.objective(model.network, memory)
         model.fit(Prepared(learnt, cells, split, objective, config, memory=memory))

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from benchmarks import flops
+from benchmarks.fitting import fit
 from benchmarks.harness import begin, parser, results_folder
 
 if TYPE_CHECKING:
@@ -114,7 +115,7 @@ def run(plan: Plan) -> dict[str, dict[str, float]]:
         config = sg.train.TrainConfig(
             max_epochs=epochs, lr=1e-3, optimizer_options={"rank": 32}, seed=plan.seed, accelerator="cpu", **options
         )
-        model.fit(cells, split, config, classes=classes if plan.task == "classes" else ())
+        fit(model, cells, split, config, classes if plan.task == "classes" else ())
         found[name] = {
             "epochs": epochs,
             "steps": model.result.steps,

@@ -45,10 +45,12 @@ from scgalore.data.sampler import BatchRequest, sorted_batches
 from scgalore.data.split import Split, random_split
 from scgalore.errors import DataError, OptionError
 from scgalore.model import SCGPT
-from scgalore.model.inference import class_probabilities
 from scgalore.objectives import MaskedExpression
 from scgalore.optim import OPTIMIZERS
 from scgalore.pipeline.measure import versions
+from scgalore.tasks import Prepared, task_named
+from scgalore.tasks.classes import ClassesMemory
+from scgalore.tasks.classes import probabilities as class_probabilities
 from scgalore.train import TrainConfig
 
 if TYPE_CHECKING:
@@ -260,8 +262,10 @@ def run_job(job: Json, data: str | None) -> Json:
             max_length=task.max_length,
             accelerator=job["accelerator"],
         )
-        classes = () if task.labels_key is None else encode_labels(adata, task.labels_key)[1]
-        model.fit(cells, split, config, classes=classes)
+        learnt = task_named("expression" if task.labels_key is None else "classes")
+        memory = None if task.labels_key is None else ClassesMemory(encode_labels(adata, task.labels_key)[1])
+        objective = learnt.objective(model.network, memory)
+        model.fit(Prepared(learnt, cells, split, objective, config, memory=memory))
     except (OptionError, ImportError) as error:
         return {"unavailable": str(error)}
     except DataError as error:  # a loss that is not finite

@@ -17,6 +17,7 @@ import numpy as np
 import scanpy as sc
 import torch
 from anndata import AnnData
+from benchmarks.fitting import fit
 
 import scgalore as sg
 from scgalore.data.split import Split
@@ -43,7 +44,7 @@ def main(folder: Path, n_embed: int, n_steps: int, cells_a_step: int) -> None:
     )
     nothing = np.empty(0, dtype=np.int64)
     begin = time.perf_counter()
-    model.fit(model.cells(adata[:n_train].copy()), Split(np.arange(n_train), nothing, nothing), config)
+    fit(model, model.cells(adata[:n_train].copy()), Split(np.arange(n_train), nothing, nothing), config)
     train_s = time.perf_counter() - begin
 
     weights = {name: tensor.numpy() for name, tensor in model.network.state_dict().items()}

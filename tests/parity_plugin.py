@@ -15,13 +15,22 @@ import pytest
 import torch
 
 MANIFEST = Path(__file__).parent / "data" / "scgpt" / "manifest.json"
-TOLERANCE = 1e-5
-"""Largest difference relative to the largest magnitude of the compared array, or to 1 where that is smaller."""
+
+#: Two arrays of floating-point numbers agree if they differ by this share of the largest magnitude at most. The processor
+#: decides in which order a sum is added, so a bound that does not grow with the numbers holds on some processors only.
+RTOL = 1e-5
+
+#: Arrays of smaller numbers are compared as if this were their largest magnitude.
+SMALLEST = 0.1
+
+#: Comparisons that differ by more than this have a table of their own, with the rounding of the original.
+LARGE = 1e-5
 
 #: Arrays of the original that nothing of ours computes, by the start of their name.
 NOT_COMPARED = {
     "styles/mvc_decoder/concat query": "not built: upstream's own forward pass fails with this decoder (IndexError)",
     "styles/mvc_decoder/sum query": "not built: upstream's own forward pass fails with this decoder (IndexError)",
+    "base/loss_cce": "the contrastive loss is not built: no objective of ours uses it",
     "multiomic/": "the multi-omic network is not built yet",
     "perturb_metrics/": "perturbation metrics are not built yet",
 }
@@ -48,23 +57,25 @@ CHOICES = (
 
 
 LARGER_VALUES = """\
-Arrays that differ by more than 1e-5 in absolute terms. The spacing of float32 numbers is 2e-6 at 20 and 6e-5 at 800, and sums
-are added in an order that depends on the processor, so numbers of this size can agree to a fraction of their size only.
-*Rounding* is how far the original itself is from our result in float64, where that was computed. The gradients are those before
-clipping; clipped to norm 1, as the optimizer gets them, they agree to better than 1e-5 (`train_step/grad (clipped)`)."""
+The spacing of float32 numbers is 2e-6 at 20 and 3e-5 at 300, so sums of such numbers agree to 1e-5 only where they are added
+in the same order. Our attention adds in another order than upstream's, and every kind of processor in its own. *Rounding* is
+how far the original itself is from our result in float64, where that was computed. The gradients are those before clipping;
+clipped to norm 1, as the optimizer gets them, they agree to better than 1e-5 (`train_step/grad (clipped)`)."""
 
 
 @dataclass(frozen=True)
 class Agreement:
     """One comparison: name of the array, shape, its largest magnitude, the largest absolute difference, and remarks.
 
-    ``rounding`` is the distance of the original's float32 array from ours in float64, where that was asked for.
+    ``tolerance`` is how large the difference may be. ``rounding`` is the distance of the original's float32 array from ours in
+    float64, where that was asked for.
     """
 
     name: str
     shape: list[int]
     largest: float
     difference: float
+    tolerance: float
     rounding: float | None
     instead: str
 
@@ -76,34 +87,39 @@ class Agreement:
     @property
     def holds(self) -> bool:
         """Whether the difference is within tolerance; NaN is not."""
-        return np.isfinite(self.difference) and self.difference <= TOLERANCE * max(1.0, self.largest)
+        return self.difference <= self.tolerance
 
 
 def compare(name: str, ours: Any, theirs: Any, *, exact: Any = None, instead: str = "") -> Agreement:
-    """Compare two arrays of the same shape; text and integers differ by 1 at least where they differ."""
+    """Compare two arrays of the same shape; text, integers and booleans have to be equal."""
     a, b = _array(ours), _array(theirs)
     assert a.shape == b.shape, f"{name}: shape {a.shape}, expected {b.shape}"
+    floats = b.dtype.kind == "f"
     if b.dtype.kind in "US":
         difference, largest = float((a != b).any()), 0.0
     else:
         a, b = a.astype(np.float64), b.astype(np.float64)
         difference, largest = float(np.abs(a - b).max(initial=0)), float(np.abs(b).max(initial=0))
+    tolerance = RTOL * max(largest, SMALLEST) if floats and np.isfinite(largest) else 0.0
     rounding = None if exact is None else float(np.abs(_array(exact) - b).max())
-    return Agreement(name, list(b.shape), largest, difference, rounding, instead)
+    return Agreement(name, list(b.shape), largest, difference, tolerance, rounding, instead)
 
 
 @pytest.fixture
 def agree(request: pytest.FixtureRequest) -> Callable[..., None]:
     """Assert that an array is the original's, and record the comparison for the documentation.
 
-    Differences may reach 1e-5 of the largest value of the array, or 1e-5 where that is below 1: the order in which a processor
-    adds float32 numbers changes the last bits of a sum. Pass what ours gives in float64 as ``exact``, and the page shows how far
-    the original itself is from it. ``instead`` is what was compared where the arrays differ on purpose.
+    Differences may reach 1e-5 of the largest magnitude. Pass what ours gives in float64 as ``exact`` where values are
+    large (beyond about 10): the page then shows how far the original itself is from it.
+    ``instead`` tells what was compared where the arrays differ on purpose.
     """
 
     def agree(name: str, ours: Any, theirs: Any, *, exact: Any = None, instead: str = "") -> None:
         result = compare(name, ours, theirs, exact=exact, instead=instead)
-        assert result.holds, f"{name} differs by {result.difference:.2e}, {result.relative:.1e} of its largest value"
+        assert result.holds, (
+            f"{name} differs by {result.difference:.2e}, {result.relative:.1e} of its largest value; "
+            f"{result.tolerance:.1e} is allowed"
+        )
         request.node.user_properties.append(("parity", asdict(result)))
 
     return agree
@@ -126,7 +142,8 @@ class Table:
             for key, value in report.user_properties:
                 if key == "parity":
                     row = Agreement(**value)  # type: ignore[arg-type]
-                    self.rows[row.name] = max(self.rows.get(row.name, row), row, key=lambda row: row.difference)
+                    known = self.rows.get(row.name, row)
+                    self.rows[row.name] = max(known, row, key=lambda row: (row.difference, row.rounding is not None))
 
     @pytest.hookimpl(tryfirst=True)
     def pytest_sessionfinish(self, session: pytest.Session, exitstatus: int) -> None:
@@ -162,7 +179,7 @@ def page(rows: Iterable[Agreement]) -> str:
     lines = [*_introduction(rows), "", "## Larger values", "", LARGER_VALUES, ""]
     lines += ["| array | largest | difference | relative | rounding of the original |", "|---|---|---|---|---|"]
     for row in rows:
-        if row.difference > TOLERANCE:
+        if row.difference > LARGE:
             rounding = "" if row.rounding is None else f"{row.rounding:.1e}"
             numbers = f"{row.largest:.4g} | {row.difference:.1e} | {row.relative:.1e} | {rounding}"
             lines.append(f"| `{row.name}` | {numbers} |")
@@ -185,7 +202,7 @@ def page(rows: Iterable[Agreement]) -> str:
 
 def _introduction(rows: list[Agreement]) -> list[str]:
     manifest = json.loads(MANIFEST.read_text())
-    large = [row for row in rows if row.difference > TOLERANCE]
+    large = [row for row in rows if row.difference > LARGE]
     n_equal = sum(row.difference == 0 for row in rows)
     worst = max((row.relative for row in large), default=0)
     return [
@@ -198,7 +215,8 @@ def _introduction(rows: list[Agreement]) -> list[str]:
         f"- ours: torch {torch.__version__}, NumPy {np.__version__}",
         f"- {len(rows) - len(large)} of {len(rows)} arrays agree to 1e-5 or better, {n_equal} of them to the last bit",
         f"- the other {len(large)} hold larger values and agree to {worst:.1e} of the largest",
-        "- tests accept 1e-5 of the largest value of an array, or 1e-5 where that is below 1, so that they pass on any processor",
+        "- a test fails where floating-point numbers differ by more than 1e-5 of the largest magnitude in their array (taken as",
+        f"  {SMALLEST} if it is smaller), or where integers, booleans or text differ at all",
         "- every test run makes these comparisons; `pytest --parity-table docs/parity.md` writes this page",
         "",
         "*Difference* is the largest absolute difference, *relative* the same divided by the largest value. A star marks arrays",

@@ -46,16 +46,19 @@ OTHER_NAMES = {
 }
 
 
-def functions_of(*rooms: str) -> list[Any]:
-    members = [
-        (f"{room}.{name}", getattr(getattr(sg, room), name)) for room in rooms for name in getattr(sg, room).__all__
-    ]
-    return [pytest.param(member, id=name) for name, member in members if inspect.isfunction(member)]
+Functions = dict[str, Callable[..., Any]]
 
 
-def methods() -> list[Any]:
+def functions_of(*rooms: str) -> Functions:
+    members = {
+        f"{room}.{name}": getattr(getattr(sg, room), name) for room in rooms for name in getattr(sg, room).__all__
+    }
+    return {name: member for name, member in members.items() if inspect.isfunction(member)}
+
+
+def methods() -> Functions:
     members = [(name, member) for name, member in inspect.getmembers(SCGPT, callable) if not name.startswith("_")]
-    return [pytest.param(getattr(member, "__func__", member), id=f"SCGPT.{name}") for name, member in members]
+    return {f"SCGPT.{name}": getattr(member, "__func__", member) for name, member in members}
 
 
 def parameters_of(function: Callable[..., Any]) -> dict[str, inspect.Parameter]:
@@ -76,82 +79,96 @@ def documented(function: Callable[..., Any]) -> list[str]:
     return [name.strip().lstrip("*") for entry in entries for name in entry.split(",")]
 
 
-@pytest.mark.parametrize("function", functions_of("tl", "pl"))
 class TestSignature:
-    def test_data_come_first(self, function: Callable[..., Any]) -> None:
-        first = next(iter(parameters_of(function).values()))
-        assert first.name in {"adata", "data", "query"}
-        assert first.default is first.empty
+    @pytest.fixture
+    def functions(self) -> Functions:
+        return functions_of("tl", "pl")
 
-    def test_at_most_three_are_positional(self, function: Callable[..., Any]) -> None:
-        positional = [p for p in parameters_of(function).values() if p.kind is p.POSITIONAL_OR_KEYWORD]
-        assert len(positional) <= 3
-        assert not [p.name for p in positional if isinstance(p.default, bool)], "what does f(adata, True) mean?"
+    def test_data_come_first(self, functions: Functions, subtests: pytest.Subtests) -> None:
+        for name, function in functions.items():
+            with subtests.test(name):
+                first = next(iter(parameters_of(function).values()))
+                assert first.name in {"adata", "data", "query"}
+                assert first.default is first.empty
 
-    def test_everything_is_annotated(self, function: Callable[..., Any]) -> None:
-        signature = inspect.signature(function)
-        assert signature.return_annotation is not signature.empty
-        assert [p.name for p in signature.parameters.values() if p.annotation is p.empty] == []
+    def test_at_most_three_are_positional(self, functions: Functions, subtests: pytest.Subtests) -> None:
+        for name, function in functions.items():
+            with subtests.test(name):
+                positional = [p for p in parameters_of(function).values() if p.kind is p.POSITIONAL_OR_KEYWORD]
+                assert len(positional) <= 3
+                assert not [p.name for p in positional if isinstance(p.default, bool)], "what does f(adata, True) mean?"
 
-    def test_names_are_the_fields(self, function: Callable[..., Any]) -> None:
-        names = parameters_of(function).keys()
-        # ``key`` names results that are read, which plots do, and the scores of a prediction.
-        reads = function.__module__.startswith("scgalore.pl") or function.__name__ == "evaluate_perturbation"
-        other = OTHER_NAMES - ({"key"} if reads else set())
-        assert names & other == set()
+    def test_everything_is_annotated(self, functions: Functions, subtests: pytest.Subtests) -> None:
+        for name, function in functions.items():
+            with subtests.test(name):
+                signature = inspect.signature(function)
+                assert signature.return_annotation is not signature.empty
+                assert [p.name for p in signature.parameters.values() if p.annotation is p.empty] == []
 
-    def test_shared_parameters_have_one_default(self, function: Callable[..., Any]) -> None:
-        defaults = {"copy": False, "key_added": None, "layer": None, "gene_symbols": None, "mod": "rna", "rng": 0}
-        defaults |= {"ax": None, "show": None}
-        if function.__name__ == "select_genes":
-            # The key is a column of its own, which scripts read by name, as scanpy's highly_variable.
-            defaults["key_added"] = "selected"
-        found = {name: p.default for name, p in parameters_of(function).items() if name in defaults}
-        assert found == {name: defaults[name] for name in found}
+    def test_names_are_the_fields(self, functions: Functions, subtests: pytest.Subtests) -> None:
+        for name, function in functions.items():
+            with subtests.test(name):
+                # ``key`` names results that are read, which plots do, and the scores of a prediction.
+                reads = name.startswith("pl.") or name == "tl.evaluate_perturbation"
+                other = OTHER_NAMES - ({"key"} if reads else set())
+                assert parameters_of(function).keys() & other == set()
 
-    def test_copy_returns_or_changes_in_place(self, function: Callable[..., Any]) -> None:
-        if "copy" in parameters_of(function):
-            assert str(inspect.signature(function).return_annotation).endswith("| None")
-            assert "copy=True" in sections(function)["Returns"]
+    def test_shared_parameters_have_one_default(self, functions: Functions, subtests: pytest.Subtests) -> None:
+        shared = {"copy": False, "key_added": None, "layer": None, "gene_symbols": None, "mod": "rna", "rng": 0}
+        shared |= {"ax": None, "show": None}
+        for name, function in functions.items():
+            # The key of select_genes is a column of its own, which scripts read by name, as scanpy's highly_variable.
+            defaults = {**shared, "key_added": "selected"} if name == "tl.select_genes" else shared
+            with subtests.test(name):
+                found = {name: p.default for name, p in parameters_of(function).items() if name in defaults}
+                assert found == {name: defaults[name] for name in found}
 
+    def test_copy_returns_or_changes_in_place(self, functions: Functions, subtests: pytest.Subtests) -> None:
+        copying = {name: function for name, function in functions.items() if "copy" in parameters_of(function)}
+        assert copying
+        for name, function in copying.items():
+            with subtests.test(name):
+                assert str(inspect.signature(function).return_annotation).endswith("| None")
+                assert "copy=True" in sections(function)["Returns"]
 
-@pytest.mark.parametrize("function", functions_of("pl"))
-def test_plots_draw_on_given_axes(function: Callable[..., Any]) -> None:
-    assert {"ax", "show"} <= parameters_of(function).keys()
-    assert "Axes" in str(inspect.signature(function).return_annotation)
-
-
-@pytest.mark.parametrize("function", functions_of("tl"))
-def test_tools_name_the_keys_they_write(function: Callable[..., Any]) -> None:
-    returns = sections(function)["Returns"]
-    assert "key_added" in parameters_of(function)
-    assert re.search(r"adata\.(obs|obsm|var|layers|uns)\['", returns), "which slots does it write?"
-
-
-@pytest.mark.parametrize("function", functions_of("tl", "pl"))
-def test_docstring_has_all_parts(function: Callable[..., Any]) -> None:
-    parts = sections(function)
-    assert parts[""].strip().splitlines()[0].endswith(".")
-    assert {"Parameters", "Returns", "Examples"} <= parts.keys()
-
-
-@pytest.mark.parametrize("function", [*functions_of(*ROOMS), *methods()])
-class TestDocstring:
-    def test_every_parameter_is_described(self, function: Callable[..., Any]) -> None:
-        assert inspect.getdoc(function)
-        assert documented(function) == list(parameters_of(function))
-
-    def test_types_are_left_to_the_signature(self, function: Callable[..., Any]) -> None:
-        assert [name for name in documented(function) if " : " in name] == []
-
-    def test_no_placeholder_is_left(self, function: Callable[..., Any]) -> None:
-        assert re.findall(r"^ *\{\w+\}$", inspect.getdoc(function) or "", flags=re.MULTILINE) == []
+    def test_docstring_has_all_parts(self, functions: Functions, subtests: pytest.Subtests) -> None:
+        for name, function in functions.items():
+            with subtests.test(name):
+                parts = sections(function)
+                assert parts[""].strip().splitlines()[0].endswith(".")
+                assert {"Parameters", "Returns", "Examples"} <= parts.keys()
 
 
-@pytest.mark.parametrize("room", ROOMS)
-def test_every_public_name_has_documentation(room: str) -> None:
-    module = getattr(sg, room)
-    assert module.__doc__
-    assert [name for name in module.__all__ if not getattr(module, name).__doc__] == []
+def test_plots_draw_on_given_axes(subtests: pytest.Subtests) -> None:
+    for name, function in functions_of("pl").items():
+        with subtests.test(name):
+            assert {"ax", "show"} <= parameters_of(function).keys()
+            assert "Axes" in str(inspect.signature(function).return_annotation)
+
+
+def test_tools_name_the_keys_they_write(subtests: pytest.Subtests) -> None:
+    for name, function in functions_of("tl").items():
+        with subtests.test(name):
+            returns = sections(function)["Returns"]
+            assert "key_added" in parameters_of(function)
+            assert re.search(r"adata\.(obs|obsm|var|layers|uns)\['", returns), "which slots does it write?"
+
+
+def test_docstrings_describe_every_parameter_and_leave_types_to_the_signature(subtests: pytest.Subtests) -> None:
+    for name, function in {**functions_of(*ROOMS), **methods()}.items():
+        with subtests.test(name):
+            text = inspect.getdoc(function)
+            assert text
+            assert documented(function) == list(parameters_of(function))
+            assert [name for name in documented(function) if " : " in name] == []
+            assert re.findall(r"^ *\{\w+\}$", text, flags=re.MULTILINE) == [], "a placeholder is left"
+
+
+def test_every_public_name_has_documentation(subtests: pytest.Subtests) -> None:
     pages = "\n".join(page.read_text(encoding="utf-8") for page in API_PAGES.glob("*.md"))
-    assert [name for name in module.__all__ if not re.search(rf"\b{room}\.{name}\b", pages)] == []
+    for room in ROOMS:
+        with subtests.test(room):
+            module = getattr(sg, room)
+            assert module.__doc__
+            assert [name for name in module.__all__ if not getattr(module, name).__doc__] == []
+            assert [name for name in module.__all__ if not re.search(rf"\b{room}\.{name}\b", pages)] == []

@@ -38,19 +38,25 @@ def test_shapes_must_be_the_same():
         compare("x", np.ones(3), np.ones((1, 3)))
 
 
-def test_tolerance_is_relative_to_the_largest_value():
-    assert compare("x", [800.0, 1e-3], [800.005, 1e-3]).holds
-    assert not compare("x", [800.0, 1e-3], [800.01, 1e-3]).holds
-    assert not compare("x", [1e-3], [1.02e-3]).holds
-    exact = compare("x", [300.0], [300.0002], exact=[300.0001])
-    assert exact.rounding == pytest.approx(1e-4)
+def test_tolerance_grows_with_the_numbers():
+    assert compare("x", [800.004, 1e-3], [800.0, 1e-3]).holds
+    assert not compare("x", [800.01, 1e-3], [800.0, 1e-3]).holds
+    assert compare("x", [0.1 + 8e-7, 0], [0.1, 0]).holds
+    assert not compare("x", [0.1 + 2e-6, 0], [0.1, 0]).holds
+    assert compare("x", [8e-7], [0.0]).holds
+    assert not compare("x", [2e-6], [0.0]).holds
+    assert not compare("x", [1_000_001], [1_000_000]).holds
+
+
+def test_rounding_is_the_distance_from_double_precision():
+    assert compare("x", [300.0], [300.0002], exact=[300.0001]).rounding == pytest.approx(1e-4)
 
 
 def test_a_page_from_comparisons():
     rows = [
-        Agreement("base/cell_emb", [6, 32], 2.5, 1.4e-6, None, ""),
-        Agreement("base/mlm_output", [6, 24], 1.5, 0.0, None, "ours does more"),
-        Agreement("train_step/grad_norm", [], 2118.0, 2.4e-4, 3.2e-4, ""),
+        Agreement("base/cell_emb", [6, 32], 2.5, 1.4e-6, 2.5e-5, None, ""),
+        Agreement("base/mlm_output", [6, 24], 1.5, 0.0, 1.5e-5, None, "ours does more"),
+        Agreement("train_step/grad_norm", [], 2118.0, 2.4e-4, 2e-2, 3.2e-4, ""),
     ]
     lines = page(reversed(rows)).splitlines()
     assert "| `cell_emb` | 6 x 32 | 2.5 | 1.4e-06 | 5.6e-07 |" in lines

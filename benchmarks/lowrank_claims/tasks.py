@@ -197,19 +197,24 @@ class Cells(Task):
         return "scGPT, cell types" if self.labels else "scGPT, masked genes"
 
     @property
+    def n_classes(self) -> int:
+        """Cell types of the blood cells."""
+        return int(blood_cells(self.max_length)[1].targets["labels"].max()) + 1
+
+    @property
     def objective(self) -> Classification | MaskedExpression:
         """Objective of the package."""
         if self.labels:
-            return Classification(len(blood_cells(self.max_length)[1].classes))
+            return Classification(self.n_classes)
         return MaskedExpression()
 
     def network(self, seed: int, base: dict[str, Tensor] | None) -> nn.Module:
         """Give the bundled network, with a fresh head where classes are learnt."""
-        model, cells, _ = blood_cells(self.max_length)
+        model, _, _ = blood_cells(self.max_length)
         network = copy.deepcopy(model.network).float()
         torch.manual_seed(seed)
         if self.labels:
-            network.put_heads(network.fresh_heads({"classes": int(cells.targets["labels"].max()) + 1}))
+            network.put_heads(network.fresh_heads({"classes": self.n_classes}))
         return network
 
     def batches(self, seed: int, size: int) -> Iterator[TokenBatch]:

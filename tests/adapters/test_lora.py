@@ -98,7 +98,8 @@ def same(a: dict[str, Tensor], b: dict[str, Tensor]) -> bool:
 
 
 def assert_close(ours: Tensor, expected: Tensor, atol: float = 1e-6) -> None:
-    torch.testing.assert_close(ours, expected, rtol=0, atol=atol)
+    # Relative to the largest value: processors add up in different orders.
+    torch.testing.assert_close(ours, expected, rtol=0, atol=atol * max(1.0, float(expected.abs().max())))
 
 
 # What is applied --------------------------------------------------------------------------------------------------

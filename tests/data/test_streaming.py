@@ -281,7 +281,6 @@ def test_workers_share_the_batches(paths: list[Path]) -> None:
     assert len(loader) == len(alone)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("context", ["fork", "spawn"])
 def test_workers_that_stay_learn_of_the_next_epoch(paths: list[Path], context: str) -> None:
     stream = streamed([*paths[:2], ADATAS[2]])

@@ -45,7 +45,7 @@ def test_cells_are_those_that_the_network_gives_one_by_one(style, levels):
     ours = CellEncoder(network, torch.arange(20), levels=levels)(torch.cat(genes), torch.cat(values), LENGTHS)
     with torch.no_grad():
         one_by_one = [network.encode(g[None], v[None]).cell for g, v in zip(genes, values, strict=True)]
-    torch.testing.assert_close(ours, torch.cat(one_by_one), rtol=0, atol=2e-6 if style != "w-pool" else 5e-6)
+    torch.testing.assert_close(ours, torch.cat(one_by_one), rtol=1e-6, atol=2e-6 if style != "w-pool" else 5e-6)
     assert not ours.requires_grad
 
 

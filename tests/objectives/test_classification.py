@@ -65,8 +65,8 @@ def test_batches_stay_as_they_are(original):
 
 
 def test_labels_are_needed(original):
-    with pytest.raises(ValueError, match="without them"):
-        Classification(5)(original.network(), replace(original.batch(), labels=None))
+    with pytest.raises(ValueError, match="labels=codes"):
+        Classification(5)(original.network(), replace(original.batch(), targets={}))
 
 
 def test_loss_at_its_own_labels_estimates_the_curvature(original):

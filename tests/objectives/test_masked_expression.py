@@ -113,9 +113,9 @@ def test_a_mask_belongs_to_the_cell(random, seed, ratio):
 def test_draws_seeds_and_cells_differ(batch):
     objective = MaskedExpression()
     masks = [objective.corrupt(batch, seed=seed, draw=draw) for seed, draw in [(0, 0), (0, 0), (0, 1), (1, 0)]]
-    assert torch.equal(masks[0].masked, masks[1].masked)
-    assert not torch.equal(masks[0].masked, masks[2].masked)
-    assert not torch.equal(masks[0].masked, masks[3].masked)
+    assert torch.equal(masks[0].targets["masked"], masks[1].targets["masked"])
+    assert not torch.equal(masks[0].targets["masked"], masks[2].targets["masked"])
+    assert not torch.equal(masks[0].targets["masked"], masks[3].targets["masked"])
     same_genes = batch_of(np.arange(1, 41) * np.ones((2, 1)) + [[0], [1]])
     first, second = masked_genes(objective.corrupt(same_genes, seed=0, draw=0))
     assert first != second
@@ -135,7 +135,7 @@ def test_each_gene_is_masked_equally_often():
 def test_each_cell_draws_one_of_several_ratios():
     rng = np.random.default_rng(0)
     batch = batch_of(rng.random((300, PAD)) + 1)
-    counts = MaskedExpression(mask_ratio=(0.25, 0.5, 0.75)).corrupt(batch, seed=0, draw=0).masked.sum(dim=1)
+    counts = MaskedExpression(mask_ratio=(0.25, 0.5, 0.75)).corrupt(batch, seed=0, draw=0).targets["masked"].sum(dim=1)
     values, n = counts.unique(return_counts=True)
     assert values.tolist() == [10, 20, 30]
     assert n.min() > 60
@@ -200,7 +200,7 @@ def test_ratios_that_make_no_sense(ratio):
 
 def test_corruption_is_needed(original):
     with pytest.raises(ValueError, match="corrupt"):
-        MaskedExpression()(original.network(), replace(original.batch(), masked=None))
+        MaskedExpression()(original.network(), replace(original.batch(), targets={}))
 
 
 def test_loss_at_its_own_values_estimates_the_curvature(original):

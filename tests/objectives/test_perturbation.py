@@ -1,6 +1,5 @@
 import math
 from dataclasses import replace
-from typing import Any
 
 import numpy as np
 import pytest
@@ -91,11 +90,12 @@ class TestLoss:
         batch = training_batch()
         assert Perturbation().corrupt(batch, seed=0, draw=0) is batch
 
-    @pytest.mark.parametrize("name", ["targets", "masked", "controls"])
+    @pytest.mark.parametrize("name", ["expression", "masked", "controls"])
     def test_what_it_reads_is_needed(self, name: str) -> None:
-        nothing: dict[str, Any] = {name: None}
+        batch = training_batch()
+        rest = {key: target for key, target in batch.targets.items() if key != name}
         with pytest.raises(ValueError, match="PerturbationCells"):
-            Perturbation()(flag_network(), replace(training_batch(), **nothing))
+            Perturbation()(flag_network(), replace(batch, targets=rest))
 
 
 class TestDeltaError:

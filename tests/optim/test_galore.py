@@ -151,7 +151,7 @@ def test_signs_and_order_of_directions_do_not_matter(basis: Any, proj_type: Proj
     # The QR of a warm start is that of ordered directions: in another order it gives others in the same subspace.
     draw = flip if basis == "warm" else flip_and_permute
     options: dict[str, Any] = {"basis": basis, "proj_type": proj_type}
-    torch.testing.assert_close(run_turned(draw, **options), run_turned(None, **options), rtol=0, atol=1e-5)
+    torch.testing.assert_close(run_turned(draw, **options), run_turned(None, **options), rtol=0, atol=3e-5)
 
 
 def test_signs_matter_when_moments_are_kept() -> None:

@@ -34,7 +34,6 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("name", OPTIMIZERS)
 class TestResumed:
     def test_weights_and_state_are_those_of_the_whole_run(self, runs: Path, name: str) -> None:

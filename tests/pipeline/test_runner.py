@@ -57,7 +57,6 @@ def snapshot(folder: Path) -> dict[str, tuple[int, int]]:
     return {str(path.relative_to(folder)): (path.stat().st_mtime_ns, path.stat().st_size) for path in files}
 
 
-@pytest.mark.slow
 class TestFinishedRun:
     def test_every_file_is_there_and_no_other(self, finished: Path) -> None:
         names = {path.name for path in finished.iterdir()}
@@ -150,7 +149,6 @@ class TestFinishedRun:
         assert snapshot(finished) == before
 
 
-@pytest.mark.slow
 class TestNumbers:
     @pytest.mark.parametrize("finished", ["classes"], indirect=True)
     def test_accuracy_is_that_of_the_labels_in_the_results(self, finished: Path) -> None:
@@ -197,7 +195,6 @@ class TestNumbers:
         assert "This is a loss and not a task" in (finished / "report.md").read_text(encoding="utf-8")
 
 
-@pytest.mark.slow
 def test_genes_are_selected_from_training_cells_only(pbmc: AnnData, tmp_path: Path) -> None:
     pbmc.obs["part"] = np.where(
         np.arange(pbmc.n_obs) % 5 < 3, "train", np.where(np.arange(pbmc.n_obs) % 5 < 4, "val", "test")

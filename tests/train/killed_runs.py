@@ -25,8 +25,6 @@ from scgalore.objectives import Classification, MaskedExpression
 
 RUNS: dict[str, dict[str, Any]] = {
     "galore-classes": {"optimizer": "galore", "labels_key": "bulk_labels"},
-    "adamw-classes": {"optimizer": "adamw", "labels_key": "bulk_labels"},
-    "galore-masked": {"optimizer": "galore", "labels_key": None},
     "adamw-masked": {"optimizer": "adamw", "labels_key": None},
 }
 TRAINING: dict[str, Any] = {

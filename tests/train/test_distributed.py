@@ -45,6 +45,20 @@ def distance(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> float:
     return math.sqrt(sum(float((a[name] - b[name]).square().sum()) for name in a))
 
 
+def test_two_processes_train_resume_and_share_the_optimizers_state(tmp_path: Path) -> None:
+    """A part of what the slow tests below find out with every optimizer and adapter."""
+    names = ("whole_galore", "sharded_galore", "resumed_sharded_galore", "diverging")
+    done = torchrun("tests.train.distributed_runs", tmp_path, *names)
+    assert done.returncode == 0, done.stderr[-3000:]
+    for name in names:
+        assert differences(*ranks(tmp_path, name)) == [], name
+    whole, sharded, resumed, diverging = (ranks(tmp_path, name)[0] for name in names)
+    assert differences(whole["weights"], sharded["weights"]) == []
+    assert differences(sharded, resumed, besides=("seconds",)) == []
+    assert 0.4 < sharded["training"]["optimizer_bytes"] / whole["training"]["optimizer_bytes"] < 0.75
+    assert "train_loss became nan in epoch 0" in diverging["error"]
+
+
 @pytest.mark.slow
 class TestTwoProcesses:
     @pytest.mark.parametrize("name", RUNS)

@@ -27,7 +27,7 @@ from scgalore.optim import OPTIMIZERS
 from scgalore.train.checkpoint import last_checkpoint
 
 SCRIPT = Path(__file__).with_name("killed_runs.py")
-RUN: dict[str, Any] = {"labels_key": "bulk_labels", "max_epochs": 4, "batch_size": 16, "lr": 2e-3, "rng": 1}
+RUN: dict[str, Any] = {"labels_key": "bulk_labels", "max_epochs": 3, "batch_size": 16, "lr": 2e-3, "rng": 1}
 
 
 @pytest.fixture(scope="session")
@@ -42,8 +42,7 @@ def killed(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="the runs are forked")
-@pytest.mark.parametrize("optimizer", ["galore", "adamw"])
-@pytest.mark.parametrize("task", ["classes", "masked"])
+@pytest.mark.parametrize(("optimizer", "task"), [("galore", "classes"), ("adamw", "masked")])
 class TestKilled:
     """A process gets SIGKILL in the middle of an epoch, the next one while it saves; a third finishes."""
 

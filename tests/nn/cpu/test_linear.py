@@ -14,9 +14,19 @@ def layer(d_out, d_in, bias=True, dtype=torch.float32):
     return weight, torch.randn(d_out, generator=generator, dtype=dtype).requires_grad_() if bias else None
 
 
-@pytest.mark.parametrize("shape", [(7,), (1,), (3, 5), (2, 3, 4), (300,)], ids=str)
-@pytest.mark.parametrize("sizes", [WIDE, (12, 8)], ids=["wide", "narrow"])
-@pytest.mark.parametrize("bias", [True, False])
+SHAPES = [(7,), (1,), (3, 5), (2, 3, 4), (300,)]
+SIZES = {"wide": WIDE, "narrow": (12, 8)}
+
+
+# Any two of shape, width and bias meet once.
+@pytest.mark.parametrize(
+    ("shape", "sizes", "bias"),
+    [
+        pytest.param(shape, sizes, (i + j) % 2 == 0, id=f"{shape}-{width}")
+        for i, shape in enumerate(SHAPES)
+        for j, (width, sizes) in enumerate(SIZES.items())
+    ],
+)
 def test_values_and_gradients_are_those_of_the_product(shape, sizes, bias):
     weight, b = layer(*sizes, bias=bias)
     x = torch.randn(*shape, sizes[1]).requires_grad_()

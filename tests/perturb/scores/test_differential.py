@@ -95,7 +95,6 @@ def found(cells: AnnData) -> Evaluation:
 
 
 @needs_extra
-@pytest.mark.slow
 class TestCells:
     def test_equal_to_cell_eval(self, cells: AnnData, tmp_path: Path) -> None:
         import cell_eval

@@ -51,14 +51,11 @@ def test_the_fixture_has_eighty_splits() -> None:
     assert {case["split"].removesuffix("(DataSplitter)") for case in CASES} == set(OF_NAMES)
 
 
-@pytest.mark.parametrize("case", CASES, ids=case_id)
-class TestGears:
-    def test_label_by_label(self, case: dict[str, Any]) -> None:
-        labels = GEARS["lists"][case["list"]]
+def test_splits_of_gears_label_by_label(subtests: pytest.Subtests) -> None:
+    for case in CASES:
+        kind, labels = case["split"].removesuffix("(DataSplitter)"), GEARS["lists"][case["list"]]
         conditions = Conditions.from_labels(labels)
-        found = split_conditions(
-            conditions, case["split"].removesuffix("(DataSplitter)"), seed=case["seed"], **options_of(case)
-        )
+        found = split_conditions(conditions, kind, seed=case["seed"], **options_of(case))
         expected: dict[str, str] = {}
         for label, letter in zip(labels, case["parts"], strict=True):
             if parse_condition(label):
@@ -66,24 +63,28 @@ class TestGears:
                 # Where GEARS draws two labels of one perturbation apart, the stricter part holds for both.
                 expected[name] = min(expected.get(name, letter), letter, key="evtd".index)
         of_name = {name: part for part, names in parts_of(found).items() for name in names}
-        assert of_name == {name: PART_OF_LETTER[letter] for name, letter in expected.items()}
-        # Only where labels are drawn can two labels of one perturbation be drawn apart.
-        assert not found.moved or case["split"] in {"no_test", "combo_seen2"}
-        assert found.cell_labels(conditions).tolist() == [
-            None if part == "dropped" else part
-            for part in (of_name.get(name, "train") for name in map(canonical_name, map(parse_condition, labels)))
-        ]
+        with subtests.test(case_id(case)):
+            assert of_name == {name: PART_OF_LETTER[letter] for name, letter in expected.items()}
+            # Only where labels are drawn can two labels of one perturbation be drawn apart.
+            assert not found.moved or case["split"] in {"no_test", "combo_seen2"}
+            assert found.cell_labels(conditions).tolist() == [
+                None if part == "dropped" else part
+                for part in (of_name.get(name, "train") for name in map(canonical_name, map(parse_condition, labels)))
+            ]
 
-    def test_groups(self, case: dict[str, Any]) -> None:
+
+def test_groups_of_gears(subtests: pytest.Subtests) -> None:
+    for case in CASES:
         labels = GEARS["lists"][case["list"]]
         found = split(labels, case["split"].removesuffix("(DataSplitter)"), seed=case["seed"], **options_of(case))
-        if "groups" in case:
-            theirs: dict[str, set[str]] = {group: set() for group in GROUPS}
-            for label, letter in zip(labels, case["groups"], strict=True):
-                if letter != "-":
-                    theirs[GROUP_OF_LETTER[letter]].add(canonical_name(parse_condition(label)))
-            assert {group: set(names) for group, names in found.groups.items()} == theirs
-        assert sorted(name for names in found.groups.values() for name in names) == sorted(found.test)
+        with subtests.test(case_id(case)):
+            if "groups" in case:
+                theirs: dict[str, set[str]] = {group: set() for group in GROUPS}
+                for label, letter in zip(labels, case["groups"], strict=True):
+                    if letter != "-":
+                        theirs[GROUP_OF_LETTER[letter]].add(canonical_name(parse_condition(label)))
+                assert {group: set(names) for group, names in found.groups.items()} == theirs
+            assert sorted(name for names in found.groups.values() for name in names) == sorted(found.test)
 
 
 class TestNorman:

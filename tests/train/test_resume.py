@@ -5,7 +5,7 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -30,27 +30,26 @@ SCRIPT = Path(__file__).with_name("killed_runs.py")
 RUN: dict[str, Any] = {"labels_key": "bulk_labels", "max_epochs": 4, "batch_size": 16, "lr": 2e-3, "rng": 1}
 
 
-@pytest.fixture(scope="session")
-def killed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+@pytest.fixture(
+    scope="module",
+    params=[
+        "galore-classes",
+        *(pytest.param(name, marks=pytest.mark.slow) for name in ("galore-masked", "adamw-classes", "adamw-masked")),
+    ],
+)
+def parts(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """Folders of the run that was killed and of the one that was not."""
     folder = tmp_path_factory.mktemp("killed")
     environment = {**os.environ, "SCGALORE_PROGRESS": "0"}
-    done = subprocess.run(
-        [sys.executable, SCRIPT, folder], cwd=folder, env=environment, capture_output=True, text=True, check=False
-    )
+    command = [sys.executable, SCRIPT, folder, request.param]
+    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-3000:]
-    return folder
+    return folder / "resumed", folder / "whole"
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="the runs are forked")
-@pytest.mark.parametrize("optimizer", ["galore", "adamw"])
-@pytest.mark.parametrize("task", ["classes", "masked"])
 class TestKilled:
     """A process gets SIGKILL in the middle of an epoch, the next one while it saves; a third finishes."""
-
-    @pytest.fixture
-    def parts(self, killed: Path, optimizer: str, task: str) -> tuple[Path, Path]:
-        folder = killed / f"{optimizer}-{task}"
-        return folder / "resumed", folder / "whole"
 
     def test_weights_are_those_of_the_whole_run(self, parts: tuple[Path, Path]) -> None:
         resumed, whole = (torch.load(part / "weights.pt", weights_only=True) for part in parts)
@@ -128,6 +127,14 @@ def make(few: AnnData, make_model: Callable[..., SCGPT]) -> Callable[[], SCGPT]:
     return lambda: make_model(few.var_names)
 
 
+def each(option: str, names: Iterable[str], *, quick: str) -> list[Any]:
+    """A run for each name, of which all but one are slow."""
+    return [
+        pytest.param(9, {option: name}, id=f"{option}_{name}", marks=[pytest.mark.slow] * (name != quick))
+        for name in names
+    ]
+
+
 @pytest.mark.parametrize(
     ("step", "options"),
     [
@@ -135,15 +142,15 @@ def make(few: AnnData, make_model: Callable[..., SCGPT]) -> Callable[[], SCGPT]:
         pytest.param(9, {}, id="middle_of_the_second_epoch"),
         pytest.param(13, {"validation_size": 0.0}, id="without_validation_cells"),
         pytest.param(12, {"accumulate": 3}, id="gradient_accumulation"),
-        pytest.param(25, {"batch_tokens": 250, "batch_size": 99}, id="cap_on_tokens"),
+        pytest.param(25, {"batch_tokens": 250, "batch_size": 99}, id="cap_on_tokens", marks=pytest.mark.slow),
         pytest.param(25, {"batch_tokens": 250, "batch_size": 99, "num_workers": 2}, id="cap_on_tokens_and_workers"),
         pytest.param(9, {"precision": "bf16-mixed"}, id="mixed_precision"),
         pytest.param(9, {"labels_key": None, "max_length": 20}, id="masked_expression_of_sampled_cells"),
         pytest.param(9, {"weight_decay": 0.1, "clip_norm": 0.1, "warmup": 0.5}, id="decay_clipping_long_warmup"),
         pytest.param(9, {"per_layer_update": True, "clip_norm": math.inf}, id="per_layer_update"),
-        *(pytest.param(9, {"optimizer": name}, id=f"optimizer_{name}") for name in OPTIMIZERS),
-        *(pytest.param(9, {"adapter": name}, id=f"adapter_{name}") for name in ADAPTERS),
-        *(pytest.param(9, {"embedding": name}, id=f"embedding_{name}") for name in EMBEDDINGS),
+        *each("optimizer", OPTIMIZERS, quick="sophia"),
+        *each("adapter", ADAPTERS, quick="lora"),
+        *each("embedding", EMBEDDINGS, quick="rows"),
     ],
 )
 def test_resumed_run_is_the_whole_run(

@@ -65,23 +65,16 @@ def home(tmp_path: Path) -> Path:
     return folder
 
 
-def test_nothing_heavy_is_loaded(home: Path) -> None:
-    loaded = run("import scgalore, sys, json; print(json.dumps(sorted(sys.modules)))", home)
-    assert [name for name in HEAVY if name in loaded] == []
-
-
-def test_settings_load_nothing_heavy_either(home: Path) -> None:
-    loaded = run("import scgalore, sys, json; scgalore.settings; print(json.dumps(sorted(sys.modules)))", home)
-    assert [name for name in HEAVY if name in loaded] == []
-
-
 @pytest.mark.parametrize("code", ["import scgalore", "import scgalore; scgalore.settings"])
-def test_global_state_is_left_alone(home: Path, code: str) -> None:
-    before, after = run(f"{STATE}\nbefore = state()\n{code}\nprint(json.dumps([before, state()]))", home)
+def test_nothing_heavy_is_loaded_and_no_trace_left(home: Path, code: str) -> None:
+    show = "print(json.dumps([before, state(), sorted(sys.modules)]))"
+    before, after, loaded = run(f"{STATE}\nbefore = state()\n{code}\n{show}", home)
+    assert [name for name in HEAVY if name in loaded] == []
     assert after == before
+    assert sorted(home.rglob("*")) == []
 
 
-def test_random_state_and_plot_style_are_left_alone(home: Path) -> None:
+def test_everything_leaves_random_state_plot_style_and_files_alone(home: Path) -> None:
     before, after = run(
         f"""
 import json, random
@@ -104,16 +97,19 @@ print(json.dumps([before, state()]))
         home,
     )
     assert after == before
-
-
-@pytest.mark.parametrize("code", ["import scgalore", EVERYTHING])
-def test_nothing_is_written(home: Path, code: str) -> None:
-    run(code, home)
     assert sorted(home.rglob("*")) == []
 
 
 def test_names_are_listed_and_unknown_ones_refused(home: Path) -> None:
-    listed = run("import scgalore as sg, json; print(json.dumps(dir(sg)))", home)
+    code = """
+import json, scgalore as sg
+
+listed = dir(sg)
+try:
+    sg.tools
+except AttributeError as error:
+    print(json.dumps([listed, str(error)]))
+"""
+    listed, message = run(code, home)
     assert {"tl", "pl", "model", "settings", "__version__"} <= set(listed)
-    code = "import scgalore as sg, json\ntry: sg.tools\nexcept AttributeError as error: print(json.dumps(str(error)))"
-    assert "tools" in run(code, home)
+    assert "tools" in message

@@ -204,7 +204,7 @@ tables = st.integers(0, 3).flatmap(
 )
 
 
-@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(value=st.one_of(nested, tables))
 def test_anything_survives(value: Any, tmp_path: Path) -> None:
     converted = to_uns(value)

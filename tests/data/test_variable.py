@@ -57,8 +57,7 @@ def assert_like_scanpys(adata: ad.AnnData, key: str | None) -> None:
     np.testing.assert_array_equal(median_rank(scores)[alone], expected["highly_variable_rank"].to_numpy()[alone])
 
 
-@pytest.mark.parametrize("key", [None, "batch"])
-@pytest.mark.parametrize("dense", [False, True])
+@pytest.mark.parametrize(("key", "dense"), [(None, False), ("batch", False), ("batch", True)])
 def test_standardised_variances_of_random_counts_are_scanpys(key: str | None, dense: bool) -> None:
     adata = random_counts()
     if dense:

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from scgalore.data.match import match_genes
@@ -37,6 +37,7 @@ def test_order_of_the_file_does_not_matter(tmp_path: Path) -> None:
     assert GeneVocab.from_file(tmp_path / "vocab.json") == GeneVocab.from_file(FIXTURE)
 
 
+@settings(max_examples=25)
 @given(tokens_lists)
 def test_ids_and_tokens_are_inverse(genes: list[str]) -> None:
     vocab = GeneVocab.from_genes(genes)
@@ -45,6 +46,7 @@ def test_ids_and_tokens_are_inverse(genes: list[str]) -> None:
     assert GeneVocab.from_dict(dict(reversed(vocab.to_dict().items()))) == vocab
 
 
+@settings(max_examples=25)
 @given(tokens_lists)
 def test_written_file_reads_back(tmp_path_factory: pytest.TempPathFactory, genes: list[str]) -> None:
     path = tmp_path_factory.mktemp("vocab") / "vocab.json"

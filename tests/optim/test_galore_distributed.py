@@ -69,6 +69,7 @@ def parallel_runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("basis", BASIS_METHODS)
 def test_two_processes_train_like_one_with_the_whole_batch(parallel_runs: Path, basis: str) -> None:
     ranks = [torch.load(parallel_runs / f"{basis}-{rank}.pt", weights_only=True) for rank in range(N_RANKS)]

@@ -1,6 +1,6 @@
-"""Runs that are killed and resumed, for ``test_resume.py``: ``python killed_runs.py FOLDER``.
+"""Runs that are killed and resumed, for ``test_resume.py``: ``python killed_runs.py FOLDER RUN``.
 
-Every run is a process of its own, forked before anything is computed, so that the imports are paid for once.
+Every attempt is a process of its own, forked before anything is computed, so that the imports are paid for once.
 """
 
 import os
@@ -37,17 +37,16 @@ TRAINING: dict[str, Any] = {
 }
 
 
-def main(folder: Path) -> None:
-    """Train each run without interruption, and once more killed twice and resumed."""
-    for name, run in RUNS.items():
-        # Frequent refreshes, so that bases change on both sides of the interruption.
-        options = {"update_proj_gap": 3, "rank": 4} if run["optimizer"] == "galore" else {}
-        run = {**TRAINING, **run, "optimizer_options": options}
-        for attempt, die in (("killed", in_epoch(1)), ("killed again", while_saving), ("resumed", unharmed)):
-            code = in_child(folder / name / "resumed", run, die)
-            expected = 0 if attempt == "resumed" else -signal.SIGKILL
-            assert code == expected, (name, attempt, code)
-        assert in_child(folder / name / "whole", run, unharmed) == 0
+def main(folder: Path, name: str) -> None:
+    """Train a run without interruption, and once more killed twice and resumed."""
+    # Frequent refreshes, so that bases change on both sides of the interruption.
+    options = {"update_proj_gap": 3, "rank": 4} if RUNS[name]["optimizer"] == "galore" else {}
+    run = {**TRAINING, **RUNS[name], "optimizer_options": options}
+    for attempt, die in (("killed", in_epoch(1)), ("killed again", while_saving), ("resumed", unharmed)):
+        code = in_child(folder / "resumed", run, die)
+        expected = 0 if attempt == "resumed" else -signal.SIGKILL
+        assert code == expected, (attempt, code)
+    assert in_child(folder / "whole", run, unharmed) == 0
 
 
 def in_child(folder: Path, run: dict[str, Any], die: Callable[[], Any]) -> int:
@@ -135,4 +134,4 @@ def while_saving() -> Iterator[None]:
 
 if __name__ == "__main__":
     assert scgalore.train.runner  # imported before the first fork
-    main(Path(sys.argv[1]))
+    main(Path(sys.argv[1]), sys.argv[2])

@@ -6,7 +6,7 @@ put in on purpose.
 
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
@@ -17,12 +17,14 @@ from numpy.typing import NDArray
 from tests.trained_screens import GENES, TRAINING, counts, log_normalised, screen_of, untrained
 
 import scgalore as sg
-from scgalore.model import SCGPT
 from scgalore.perturb.baselines.effects import Effects
 from scgalore.perturb.labels.profiles import Profiles
 from scgalore.perturb.labels.screen import Screen
 from scgalore.tasks.perturbation import fitting
 from scgalore.tasks.perturbation.networks import RowsOfCells
+
+if TYPE_CHECKING:
+    from scgalore.model import SCGPT
 
 RUN: dict[str, Any] = {"task": "perturbation", **TRAINING, "batch_key": "batch", "max_epochs": 3}
 NAMES = ["G05", "G01+G04", "X2", "G00", "G00+G01"]

@@ -411,7 +411,8 @@ class CellModel:
         run = {"checkpoint_dir": checkpoint_dir, "resume": resume}
         try:
             if objective.heads:
-                self._put_heads(network, objective.heads, keep=prepared.memory == self.memory, seed=config.seed)
+                keep = prepared.memory == self.memory
+                self._put_heads(network, objective.heads, keep=keep, at_zero=prepared.heads_at_zero, seed=config.seed)
             config = settle_memory(network, source, split, objective, config, **run)
             validation = prepared.validation
             identity = None
@@ -449,16 +450,21 @@ class CellModel:
         seed
             Seed of their weights.
         """
-        self._put_heads(self.network, sizes, keep=False, seed=seed)
+        self._put_heads(self.network, sizes, keep=False, at_zero=False, seed=seed)
 
     @staticmethod
-    def _put_heads(network: CellNetwork, sizes: Mapping[str, int], *, keep: bool, seed: int) -> None:
+    def _put_heads(network: CellNetwork, sizes: Mapping[str, int], *, keep: bool, at_zero: bool, seed: int) -> None:
         """Give a network exactly these heads: its own of these names and sizes if they are to be kept, else fresh ones."""
         own = network.cell_heads if keep else {}
         kept = {name: head for name, head in own.items() if network.config.heads[name] == sizes.get(name)}
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            network.put_heads({name: kept[name] if name in kept else network.make_head(n) for name, n in sizes.items()})
+            fresh = {name: network.make_head(n) for name, n in sizes.items() if name not in kept}
+        if at_zero:
+            for head in fresh.values():
+                for parameter in list(head.parameters())[-2:]:  # weight and bias of the last layer
+                    torch.nn.init.zeros_(parameter)
+        network.put_heads({name: kept[name] if name in kept else fresh[name] for name in sizes})
 
     # Files ------------------------------------------------------------------------------------------------------------
 

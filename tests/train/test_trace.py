@@ -31,9 +31,8 @@ OBJECTIVES: dict[str, tuple[Objective, dict[str, Any]]] = {
     "masked, zeros": (MaskedExpression(), {"zero_probabilities": True}),
     "masked, bins": (MaskedExpression(), {"value_style": "category", "n_value_bins": 60}),
     "masked, scaling": (MaskedExpression(), {"value_style": "scaling"}),
-    "masked, batches": (MaskedExpression(), {"batch_labels": True, "n_batches": 3}),
-    "classes": (Classification(), {"n_classes": 5}),
-    "classes, pooled": (Classification(), {"n_classes": 5, "cell_style": "avg-pool"}),
+    "classes": (Classification(5), {"heads": {"classes": 5}}),
+    "classes, pooled": (Classification(5), {"heads": {"classes": 5}, "cell_style": "avg-pool"}),
     "perturbation": (Perturbation(), {"perturbation": True, "pert_pad_id": 0, "zero_probabilities": True}),
 }
 
@@ -99,7 +98,7 @@ def test_kept_bytes_with_a_batch_norm() -> None:
 @pytest.mark.parametrize("name", OBJECTIVES)
 def test_weights_that_a_loss_reaches(name: str) -> None:
     objective, parts = OBJECTIVES[name]
-    network = made({"n_classes": 4, "adversary": True, "n_batches": 3} | parts)
+    network = made({"heads": {"classes": 4}, "adversary": True, "n_batches": 3} | parts)
     network.get_parameter("transformer_encoder.layers.0.linear1.weight").requires_grad = False
     shape = Shape(2, 20)
     loss = forward(network, objective, shape)

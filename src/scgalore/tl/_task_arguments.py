@@ -23,20 +23,17 @@ def with_task_arguments(function: F) -> F:
     Parameters
     ----------
     function
-        Takes them among its ``**options``.
+        Takes them among its ``**options``; they are shown after its ``task``.
     """
     options = {option.name: option for task in TASKS.values() for option in task.arguments}
     owners = {
         name: [task.name for task in TASKS.values() if option in task.arguments] for name, option in options.items()
     }
     own = signature(function)
-    *fixed, rest = own.parameters.values()
-    added = [
-        Parameter(name, Parameter.KEYWORD_ONLY, default=None, annotation="Any")
-        for name in options
-        if name not in own.parameters
-    ]
-    function.__signature__ = own.replace(parameters=[*fixed, *added, rest])  # type: ignore[attr-defined]
+    parameters = list(own.parameters.values())
+    place = list(own.parameters).index("task") + 1
+    parameters[place:place] = [Parameter(name, Parameter.KEYWORD_ONLY, default=None, annotation="Any") for name in options]
+    function.__signature__ = own.replace(parameters=parameters)  # type: ignore[attr-defined]
     entries = [
         f"{name}\n{indent(f'{option.help} For task={owners[name][0]!r}.', '    ')}" for name, option in options.items()
     ]

@@ -510,7 +510,11 @@ def patience_without_validation(world: World) -> None:
     world.finetune(patience=2, validation_size=0.0)
 
 
-@wrong(OptionError, "'random' was not trained to predict anything for cells", r"sg\.tl\.finetune\(adata, labels_key=\.\.\.\)")
+@wrong(
+    OptionError,
+    "'random' was not trained to predict anything for cells",
+    r"sg\.tl\.finetune\(adata, labels_key=\.\.\.\)",
+)
 def annotate_without_classes(world: World) -> None:
     world.call(sg.tl.annotate, world.adata, world.model)
 
@@ -587,12 +591,14 @@ def perturbations_missing(world: World) -> None:
     world.finetune_screen()
 
 
-@wrong(OptionError, "task='perturbations': choose one of 'classes', 'regression', 'expression', 'perturbation', or None")
+@wrong(
+    OptionError, "task='perturbations': choose one of 'classes', 'regression', 'expression', 'perturbation', or None"
+)
 def task_unknown(world: World) -> None:
     world.finetune_screen(model="never looked at", task="perturbations")
 
 
-@wrong(OptionError, "task='perturbation' with labels_key='bulk_labels'", "classes, and they alone, need labels_key")
+@wrong(OptionError, "labels_key='bulk_labels' belongs to task='classes', and this is task='perturbation'")
 def perturbations_with_labels(world: World) -> None:
     with pytest.raises(OptionError, match="task='classes' needs labels_key="):
         world.finetune_screen(model="never looked at", task="classes")
@@ -757,7 +763,7 @@ def control_of_no_cell(world: World) -> None:
     choose(world, gene_strategy="perturbation", pert_key="perturbation", control="none")
 
 
-@wrong(MissingKeyError, "pert_key='guide' is no column")
+@wrong(MissingKeyError, "pert_key='guide' is not a column")
 def perturbations_of_no_column(world: World) -> None:
     choose(world, gene_strategy="perturbation", pert_key="guide")
 

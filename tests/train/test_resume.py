@@ -30,9 +30,7 @@ SCRIPT = Path(__file__).with_name("killed_runs.py")
 RUN: dict[str, Any] = {"labels_key": "bulk_labels", "max_epochs": 3, "batch_size": 16, "lr": 2e-3, "rng": 1}
 
 
-@pytest.fixture(
-    scope="module", params=["galore-classes", pytest.param("adamw-masked", marks=pytest.mark.slow)]
-)
+@pytest.fixture(scope="module", params=["galore-classes", pytest.param("adamw-masked", marks=pytest.mark.slow)])
 def parts(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     """Folders of the run that was killed and of the one that was not."""
     folder = tmp_path_factory.mktemp("killed")

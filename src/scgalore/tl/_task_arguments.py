@@ -32,7 +32,9 @@ def with_task_arguments(function: F) -> F:
     own = signature(function)
     parameters = list(own.parameters.values())
     place = list(own.parameters).index("task") + 1
-    parameters[place:place] = [Parameter(name, Parameter.KEYWORD_ONLY, default=None, annotation="Any") for name in options]
+    parameters[place:place] = [
+        Parameter(name, Parameter.KEYWORD_ONLY, default=None, annotation="Any") for name in options
+    ]
     function.__signature__ = own.replace(parameters=parameters)  # type: ignore[attr-defined]
     entries = [
         f"{name}\n{indent(f'{option.help} For task={owners[name][0]!r}.', '    ')}" for name, option in options.items()

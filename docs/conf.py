@@ -110,7 +110,9 @@ _INNER = (
     "optim.state.OwnPrecision",
     "data.buffers.FileBuffers",
     "data.loaders.LoaderBuffers",
-    "perturb.screen.Pools",
+    "perturb.labels.screen.Pools",
+    "weights.load.Loadable",
+    "_keys.CellKeys",
     "_fetch.RemoteFile",
 )
 nitpick_ignore = [("py:class", f"scgalore.{name}") for name in _INNER]

@@ -8,6 +8,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from difflib import get_close_matches
+from inspect import cleandoc
 from numbers import Integral, Real
 from textwrap import dedent, indent
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -139,7 +140,7 @@ def documented(cls: C) -> C:
     """Add the options that a dataclass declares to its docstring."""
     entries = [f"{option.name}\n{indent(dedent(option.help).strip(), '    ')}" for option in options_of(cls)]
     if cls.__doc__:  # absent under python -OO
-        cls.__doc__ = f"{dedent(cls.__doc__).rstrip()}\n\nAttributes\n----------\n" + "\n".join(entries) + "\n"
+        cls.__doc__ = f"{cleandoc(cls.__doc__)}\n\nAttributes\n----------\n" + "\n".join(entries) + "\n"
     return cls
 
 

@@ -40,8 +40,6 @@ class Adapter(ABC):
 
     Attributes
     ----------
-    name, options
-        As given.
     layer_names
         Names of the linear layers to wrap, those of packed layers ending in ``.q``, ``.k`` and ``.v``.
 

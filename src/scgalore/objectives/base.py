@@ -51,7 +51,7 @@ class Objective(Protocol):
     def example(self, batch: TokenBatch) -> TokenBatch:
         """Add the targets and conditions that this objective reads, filled with zeros of the right shapes.
 
-        Tracing a step (:mod:`scgalore.train.trace`) needs shapes and types, and no data.
+        Memory is estimated by tracing a step, which needs shapes and types, and no data.
         """
         ...
 

@@ -364,7 +364,7 @@ class TrainConfig:
     def from_call(cls, options: Mapping[str, Any], *, seed: int, function: Callable[..., Any]) -> Self:
         """Build from the further keyword arguments of a user's function.
 
-        Whether the options go with the processes there are is for :func:`~scgalore.train.processes.training_processes` to
+        Whether the options go with the processes there are is for ``scgalore.train.processes.training_processes`` to
         say, which such a function calls before it reads anything.
 
         Parameters

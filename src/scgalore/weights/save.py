@@ -42,7 +42,7 @@ def write_checkpoint(
     folder
         Folder to make; a checkpoint that is there already survives a failure.
     config
-        Hyperparameters, as :meth:`~scgalore.nn.SCGPTConfig.to_dict` gives them.
+        Hyperparameters, as ``to_dict`` of :class:`~scgalore.nn.NetworkConfig` gives them.
     vocab
         Token id of every token.
     tensors

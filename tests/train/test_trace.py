@@ -25,15 +25,24 @@ BF16 = "bf16-mixed"
 # Of a norm of bfloat16 with float32 weights, torch's fake kernel gives the statistics in bfloat16, the real one in float32: 4
 # bytes a token, of the ten thousand that a small network keeps.
 CLOSE = 2e-3
+
+
+class MaskedInBatches(MaskedExpression):
+    """Of cells that come with the sequencing batch that some networks read."""
+
+    def example(self, batch: TokenBatch) -> TokenBatch:
+        return super().example(batch).with_conditions(batches=torch.zeros_like(batch.cells))
+
+
 OBJECTIVES: dict[str, tuple[Objective, dict[str, Any]]] = {
     "masked": (MaskedExpression(), {}),
     "masked, no cell head, no dropout": (MaskedExpression(), {"mvc": False, "dropout": 0.0}),
     "masked, zeros": (MaskedExpression(), {"zero_probabilities": True}),
     "masked, bins": (MaskedExpression(), {"value_style": "category", "n_value_bins": 60}),
     "masked, scaling": (MaskedExpression(), {"value_style": "scaling"}),
-    "masked, batches": (MaskedExpression(), {"batch_labels": True, "n_batches": 3}),
-    "classes": (Classification(), {"n_classes": 5}),
-    "classes, pooled": (Classification(), {"n_classes": 5, "cell_style": "avg-pool"}),
+    "masked, batches": (MaskedInBatches(), {"batch_labels": True, "n_batches": 3}),
+    "classes": (Classification(5), {"heads": {"classes": 5}}),
+    "classes, pooled": (Classification(5), {"heads": {"classes": 5}, "cell_style": "avg-pool"}),
     "perturbation": (Perturbation(), {"perturbation": True, "pert_pad_id": 0, "zero_probabilities": True}),
 }
 
@@ -99,7 +108,7 @@ def test_kept_bytes_with_a_batch_norm() -> None:
 @pytest.mark.parametrize("name", OBJECTIVES)
 def test_weights_that_a_loss_reaches(name: str) -> None:
     objective, parts = OBJECTIVES[name]
-    network = made({"n_classes": 4, "adversary": True, "n_batches": 3} | parts)
+    network = made({"heads": {"classes": 4}, "adversary": True, "n_batches": 3} | parts)
     network.get_parameter("transformer_encoder.layers.0.linear1.weight").requires_grad = False
     shape = Shape(2, 20)
     loss = forward(network, objective, shape)

@@ -415,10 +415,19 @@ class TestGoingOn:
         assert all(torch.allclose(after[name], before[name], atol=1e-6) for name in before)
         assert equal(state(learnt), before)
 
-    def test_other_training_forgets_the_screen(self, adata: AnnData) -> None:
-        model = trained(adata)
+    def test_other_training_forgets_the_screen(self, adata: AnnData, learnt: SCGPT) -> None:
+        model = untrained()
+        model.result = learnt.result
         model.train(adata, max_epochs=1, accelerator="cpu")
         assert model.memory is None
+
+    def test_network_that_reads_flags_is_not_trained_for_another_task(self, adata: AnnData, learnt: SCGPT) -> None:
+        before, memory = state(learnt), learnt.memory
+        for options in ({}, {"labels_key": "batch"}):
+            with pytest.raises(OptionError, match="reads `flags`"):
+                learnt.train(adata, **options, max_epochs=1, accelerator="cpu")
+            assert learnt.memory is memory
+            assert equal(state(learnt), before)
 
 
 FAILURES: dict[str, tuple[type[BaseException], str | None]] = {

@@ -258,7 +258,7 @@ class TestBestEpoch:
     ) -> None:
         labels_key = "bulk_labels" if isinstance(objective, Classification) else None
         # Steps that grow until they do harm: the best epoch is not the last.
-        options = {**RUN, "labels_key": labels_key, "objective": objective, "max_epochs": 6, "lr": 3.0, "warmup": 1.0}
+        options = {**RUN, "labels_key": labels_key, "max_epochs": 6, "lr": 3.0, "warmup": 1.0}
         model.train(few, **options, optimizer="adamw", validation_size=0.3)
         losses = model.history["validation_loss"]
         best = model.result.best_epoch

@@ -36,7 +36,7 @@ def fingerprint(value: Any) -> Any:
         return {"view": value.is_view, **{slot: fingerprint(getattr(value, slot)) for slot in slots}}
     if isinstance(value, SCGPT):
         weights = {name: fingerprint(tensor.numpy()) for name, tensor in value.network.state_dict().items()}
-        return [weights, value.classes, value.is_trained, value.network.result.summary(), fingerprint(value.history)]
+        return [weights, value.classes, value.is_trained, value.network.training, fingerprint(value.history)]
     if isinstance(value, pd.DataFrame):
         return [(name, str(column.dtype), repr(column.tolist())) for name, column in value.items()], list(value.index)
     if sp.issparse(value):
@@ -272,7 +272,7 @@ def model_unknown(world: World) -> None:
     world.finetune(model="scgtp")
 
 
-@wrong(OptionError, "model is a Linear; pass a name, a folder, or a scgalore.model.SCGPT")
+@wrong(OptionError, "model is a Linear; pass a name, a folder, or a model such as scgalore.model.SCGPT")
 def model_of_wrong_type(world: World) -> None:
     world.embed(model=torch.nn.Linear(2, 2))
 
@@ -488,12 +488,12 @@ def split_missing(world: World) -> None:
     world.finetune(split_key="split")
 
 
-@wrong(DataError, r"adata\.obs\['bulk_labels'\] is no split", "must be 'train', 'validation' or 'test'")
+@wrong(DataError, r"adata\.obs\['bulk_labels'\] is not a split", "must be 'train', 'validation' or 'test'")
 def split_with_strange_values(world: World) -> None:
     world.finetune(split_key="bulk_labels")
 
 
-@wrong(DataError, r"adata\.obs\['split'\] is no split", "holds", "None|nan")
+@wrong(DataError, r"adata\.obs\['split'\] is not a split", "holds", "None|nan")
 def split_with_gaps(world: World) -> None:
     world.adata.obs["split"] = ["train", None] * 45
     world.finetune(split_key="split")
@@ -510,7 +510,11 @@ def patience_without_validation(world: World) -> None:
     world.finetune(patience=2, validation_size=0.0)
 
 
-@wrong(OptionError, "'random' has not learnt any classes", r"sg\.tl\.finetune\(adata, labels_key=\.\.\.\)")
+@wrong(
+    OptionError,
+    "'random' was not trained to predict anything for cells",
+    r"sg\.tl\.finetune\(adata, labels_key=\.\.\.\)",
+)
 def annotate_without_classes(world: World) -> None:
     world.call(sg.tl.annotate, world.adata, world.model)
 
@@ -582,19 +586,21 @@ def folder_taken(world: World) -> None:
     world.call(world.model.save, world.saved())
 
 
-@wrong(MissingKeyError, r"pert_key='perturbation' is no column of adata\.obs, which has \['bulk_labels'")
+@wrong(MissingKeyError, r"pert_key='perturbation' is not a column of adata\.obs, which has \['bulk_labels'")
 def perturbations_missing(world: World) -> None:
     world.finetune_screen()
 
 
-@wrong(OptionError, "task='perturbations': choose one of 'classes', 'expression', 'perturbation', or None")
+@wrong(
+    OptionError, "task='perturbations': choose one of 'classes', 'regression', 'expression', 'perturbation', or None"
+)
 def task_unknown(world: World) -> None:
     world.finetune_screen(model="never looked at", task="perturbations")
 
 
 @wrong(OptionError, "task='perturbation' with labels_key='bulk_labels'", "classes, and they alone, need labels_key")
 def perturbations_with_labels(world: World) -> None:
-    with pytest.raises(OptionError, match="task='classes' with labels_key=None"):
+    with pytest.raises(OptionError, match="task='classes' needs labels_key="):
         world.finetune_screen(model="never looked at", task="classes")
     world.finetune_screen(model="never looked at", labels_key="bulk_labels")
 
@@ -609,9 +615,9 @@ def prior_unknown(world: World) -> None:
     world.finetune_screen(model="never looked at", prior="mean")
 
 
-@wrong(OptionError, "n_genes=0: it must be a whole number, at least 1")
+@wrong(OptionError, "genes_per_step=0: it must be a whole number, at least 1")
 def steps_without_genes(world: World) -> None:
-    world.finetune_screen(model="never looked at", n_genes=0)
+    world.finetune_screen(model="never looked at", genes_per_step=0)
 
 
 @wrong(OptionError, "save_dir=.* is there already and not empty", "Name a new folder")
@@ -677,7 +683,7 @@ def gene_that_no_model_knows(world: World) -> None:
     world.predict(world.perturbed(), perturbations=["NOSUCH"])
 
 
-@wrong(OptionError, "perturbations is empty. Name some", "None for those of the test part")
+@wrong(OptionError, "perturbations is empty. Name some", "None for those of the test split")
 def nothing_to_predict(world: World) -> None:
     world.predict(world.perturbed(), perturbations=[])
 
@@ -694,7 +700,7 @@ def no_model_recorded(world: World) -> None:
     world.predict()
 
 
-@wrong(MissingKeyError, "per_cell='wanted' is no column of adata")
+@wrong(MissingKeyError, "per_cell='wanted' is not a column of adata")
 def perturbation_of_each_cell_missing(world: World) -> None:
     world.predict(world.perturbed(), per_cell="wanted")
 
@@ -713,7 +719,7 @@ def choose(world: World, data: Any = None, **options: Any) -> None:
 
 @wrong(OptionError, "did you mean 'biological'", "'hvg'")
 def unknown_strategy(world: World) -> None:
-    choose(world, strategy="biologic")
+    choose(world, gene_strategy="biologic")
 
 
 @wrong(OptionError, "n_genes=0", "at least 1")
@@ -739,27 +745,27 @@ def more_genes_than_expressed(world: World) -> None:
     choose(world, n_genes=world.adata.n_vars)
 
 
-@wrong(OptionError, "strategy='perturbation' needs pert_key=")
+@wrong(OptionError, "gene_strategy='perturbation' needs pert_key=")
 def responses_without_perturbations(world: World) -> None:
-    choose(world, strategy="perturbation")
+    choose(world, gene_strategy="perturbation")
 
 
 @wrong(DataError, "No label of control", "control=")
 def responses_without_control(world: World) -> None:
     world.perturbed()
     world.adata.obs["perturbation"] = "CD3D"
-    choose(world, strategy="perturbation", pert_key="perturbation")
+    choose(world, gene_strategy="perturbation", pert_key="perturbation")
 
 
 @wrong(OptionError, "control='none' is none of the")
 def control_of_no_cell(world: World) -> None:
     world.perturbed()
-    choose(world, strategy="perturbation", pert_key="perturbation", control="none")
+    choose(world, gene_strategy="perturbation", pert_key="perturbation", control="none")
 
 
 @wrong(MissingKeyError, "pert_key='guide' is no column")
 def perturbations_of_no_column(world: World) -> None:
-    choose(world, strategy="perturbation", pert_key="guide")
+    choose(world, gene_strategy="perturbation", pert_key="guide")
 
 
 @wrong(MissingKeyError, "adata.layers has no 'counts'")

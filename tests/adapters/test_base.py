@@ -142,7 +142,7 @@ class TestSplitAndJoin:
     def test_is_undone_bit_for_bit(self, bias: bool, training: bool, frozen: bool, dtype: torch.dtype) -> None:
         network = OwnNetwork(bias=bias).to(dtype).train(training)
         network.layers[0].Wqkv.weight.requires_grad = not frozen  # type: ignore[union-attr]
-        modules = {name: (type(part), part.result.summary()) for name, part in network.named_modules()}
+        modules = {name: (type(part), part.training) for name, part in network.named_modules()}
         before = {name: tensor.clone() for name, tensor in network.state_dict().items()}
         generator = torch.get_rng_state()
         split = split_packed(network, "layers.0.Wqkv")
@@ -155,7 +155,7 @@ class TestSplitAndJoin:
         after = network.state_dict()
         assert list(after) == list(before)
         assert all(torch.equal(after[name], before[name]) for name in before)
-        assert {name: (type(part), part.result.summary()) for name, part in network.named_modules()} == modules
+        assert {name: (type(part), part.training) for name, part in network.named_modules()} == modules
         assert joined.weight.requires_grad is not frozen
         assert torch.equal(torch.get_rng_state(), generator)
 

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from anndata import AnnData
+from tests.prepared import prepared as fit_to
 from tests.trained_screens import counts, trained
 
 from scgalore.data.cells import TokenCells
@@ -309,7 +310,7 @@ def test_a_resumed_run_keeps_the_batches_it_began_with(
 ) -> None:
     cells, split = prepared(model, few)
     begun = TrainConfig(accelerator="cpu", batch_size=4, accumulate=8, max_epochs=1)
-    model.fit(cells, split, begun, checkpoint_dir=tmp_path)
+    model.fit(fit_to(cells, split, begun), checkpoint_dir=tmp_path)
     with_free(10**12)
     again = settle(model, few, batch_size="auto", max_epochs=1, checkpoint_dir=tmp_path, resume=True)
     assert again == begun

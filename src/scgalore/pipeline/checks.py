@@ -163,10 +163,11 @@ def _check_file(config: RunConfig, file: CellFile) -> None:
     if not len(file.obs) or not len(file.var):
         msg = f"{file.path} is empty: {len(file.obs)} cells x {len(file.var)} genes."
         raise DataError(msg)
-    key = None if task.key is None else given[task.key]
-    if key is not None and not file.obs[key].notna().any():
-        msg = f"No cell of {file.path} has a value in obs[{key!r}]."
-        raise DataError(msg)
+    for option in task.arguments:
+        key = given[option.name]
+        if option.name == task.key and option.column == "obs" and key is not None and not file.obs[key].notna().any():
+            msg = f"No cell of {file.path} has a value in obs[{key!r}]."
+            raise DataError(msg)
 
 
 def _model_name(name: str) -> str:

@@ -18,22 +18,24 @@ F = TypeVar("F", bound="Callable[..., object]")
 
 
 def with_task_arguments(function: F) -> F:
-    """Add the arguments of all tasks to a function's signature, after ``task``, and their help to its docstring.
+    """Add the arguments of all tasks to a function's signature, and their help in place of ``{task_arguments}``.
 
     Parameters
     ----------
     function
-        Takes them among its ``**options``; their help stands in place of ``{task_arguments}``.
+        Takes them among its ``**options``; they are shown after its ``task``.
     """
     options = {option.name: option for task in TASKS.values() for option in task.arguments}
     owners = {
         name: [task.name for task in TASKS.values() if option in task.arguments] for name, option in options.items()
     }
     own = signature(function)
-    added = [Parameter(name, Parameter.KEYWORD_ONLY, default=None, annotation="Any") for name in options]
     parameters = list(own.parameters.values())
     place = list(own.parameters).index("task") + 1
-    function.__signature__ = own.replace(parameters=[*parameters[:place], *added, *parameters[place:]])  # type: ignore[attr-defined]
+    parameters[place:place] = [
+        Parameter(name, Parameter.KEYWORD_ONLY, default=None, annotation="Any") for name in options
+    ]
+    function.__signature__ = own.replace(parameters=parameters)  # type: ignore[attr-defined]
     entries = [
         f"{name}\n{indent(f'{option.help} For task={owners[name][0]!r}.', '    ')}" for name, option in options.items()
     ]

@@ -9,6 +9,7 @@ import scipy.sparse as sp
 import torch
 from anndata import AnnData
 from numpy.typing import NDArray
+from tests.steps import is_step
 from tests.tiny_plugin import tiny_model
 from tests.trained_screens import (
     GENES,
@@ -273,7 +274,7 @@ class TestFit:
         loss = Perturbation.__call__
 
         def watched(self: Perturbation, network: Any, batch: Any) -> Any:
-            if network.training:
+            if is_step(network, batch):
                 lengths.add(int(batch.targets["masked"][0].sum()))
             return loss(self, network, batch)
 
@@ -415,9 +416,9 @@ class TestGoingOn:
         assert all(torch.allclose(after[name], before[name], atol=1e-6) for name in before)
         assert equal(state(learnt), before)
 
-    def test_other_training_forgets_the_screen(self, adata: AnnData, learnt: SCGPT) -> None:
+    def test_other_training_forgets_the_screen(self, adata: AnnData) -> None:
         model = untrained()
-        model.result = learnt.result
+        model.result = trained(adata).result
         model.train(adata, max_epochs=1, accelerator="cpu")
         assert model.memory is None
 

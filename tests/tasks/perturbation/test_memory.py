@@ -92,14 +92,14 @@ class TestRoundTrip:
         assert not {"screen.json", "README.md", "training_stats.json"} & {
             p.name for p in (tmp_path / "model").iterdir()
         }
-        assert SCGPT.load(tmp_path / "model").screen is None
+        assert SCGPT.load(tmp_path / "model").memory is None
 
 
 PREDICT = """
 import sys
 import anndata, numpy as np, torch
 from scgalore.model import SCGPT
-from scgalore.tasks.perturbation.fitting import predict_effects
+from scgalore.tasks.perturbation.effects import predict_effects
 from scgalore.perturb.labels.screen import Screen
 
 torch.set_num_threads(1)

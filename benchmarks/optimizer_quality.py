@@ -48,7 +48,7 @@ from scgalore.model import SCGPT
 from scgalore.objectives import MaskedExpression
 from scgalore.optim import OPTIMIZERS
 from scgalore.pipeline.measure import versions
-from scgalore.tasks import Prepared, task_named
+from scgalore.tasks import CellTask, Prepared, task_named
 from scgalore.tasks.classes import ClassesMemory
 from scgalore.tasks.classes import probabilities as class_probabilities
 from scgalore.train import TrainConfig
@@ -263,6 +263,7 @@ def run_job(job: Json, data: str | None) -> Json:
             accelerator=job["accelerator"],
         )
         learnt = task_named("expression" if task.labels_key is None else "classes")
+        assert isinstance(learnt, CellTask)
         memory = None if task.labels_key is None else ClassesMemory(encode_labels(adata, task.labels_key)[1])
         objective = learnt.objective(model.network, memory)
         model.fit(Prepared(learnt, cells, split, objective, config, memory=memory))
@@ -270,6 +271,7 @@ def run_job(job: Json, data: str | None) -> Json:
         return {"unavailable": str(error)}
     except DataError as error:  # a loss that is not finite
         return {"failed": str(error), "seconds": time.process_time() - started}
+    assert model.result is not None
     n_steps = len(model.history) * -(-len(split.train) // task.batch_size)
     seconds = time.process_time() - started
     return {

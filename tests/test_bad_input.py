@@ -598,7 +598,7 @@ def task_unknown(world: World) -> None:
     world.finetune_screen(model="never looked at", task="perturbations")
 
 
-@wrong(OptionError, "task='perturbation' with labels_key='bulk_labels'", "classes, and they alone, need labels_key")
+@wrong(OptionError, "labels_key='bulk_labels' belongs to task='classes', and this is task='perturbation'")
 def perturbations_with_labels(world: World) -> None:
     with pytest.raises(OptionError, match="task='classes' needs labels_key="):
         world.finetune_screen(model="never looked at", task="classes")
@@ -763,7 +763,7 @@ def control_of_no_cell(world: World) -> None:
     choose(world, gene_strategy="perturbation", pert_key="perturbation", control="none")
 
 
-@wrong(MissingKeyError, "pert_key='guide' is no column")
+@wrong(MissingKeyError, "pert_key='guide' is not a column")
 def perturbations_of_no_column(world: World) -> None:
     choose(world, gene_strategy="perturbation", pert_key="guide")
 

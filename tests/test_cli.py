@@ -327,7 +327,7 @@ def test_no_two_places_give_different_defaults() -> None:
     assert {name: of for name, of in found.items() if len(set(map(repr, of.values()))) > 1} == {}
     run_help = " ".join(scgalore("run", "--help").output.split())
     assert "[default: (0.1)]" in run_help
-    assert random_split.__kwdefaults__["test_size"] == 0.1, "as the help of a run shows"
+    assert inspect.signature(random_split).parameters["test_size"].default == 0.1, "as the help of a run shows"
 
 
 def _defaults_of(function: Any) -> dict[str, object]:

@@ -79,7 +79,7 @@ class Trainable:
     adapter: Adapter | None
 
 
-def prepare(network: nn.Module, arm: Arm, seed: int) -> Trainable:
+def prepare(network: Any, arm: Arm, seed: int) -> Trainable:
     """Attach what the arm attaches, and freeze what it freezes."""
     if arm.method in ("lora", "lte"):
         adapter = attach_adapter(arm.method, network, seed=seed, **arm.options)

@@ -141,7 +141,7 @@ class TestSplitAndJoin:
     )
     def test_is_undone_bit_for_bit(self, bias: bool, training: bool, frozen: bool, dtype: torch.dtype) -> None:
         network = OwnNetwork(bias=bias).to(dtype).train(training)
-        network.layers[0].Wqkv.weight.requires_grad = not frozen  # type: ignore[union-attr]
+        network.layers[0].Wqkv.weight.requires_grad = not frozen
         modules = {name: (type(part), part.training) for name, part in network.named_modules()}
         before = {name: tensor.clone() for name, tensor in network.state_dict().items()}
         generator = torch.get_rng_state()

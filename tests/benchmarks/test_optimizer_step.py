@@ -47,7 +47,7 @@ def test_counter_moved_forward_makes_the_package_refresh_once() -> None:
     side = bench.Side(PACKAGE, network, bench.package_optimizer(network, rank=4))
     gradients = bench.Gradients(network)
     gradients.give_to(network)
-    state = side.optimizer.state[network.mvc_decoder.W.weight]  # type: ignore[union-attr]
+    state = side.optimizer.state[network.mvc_decoder.W.weight]
     changed = []
     for number in range(6):
         gradients.turn_to(number)

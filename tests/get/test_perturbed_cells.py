@@ -198,5 +198,5 @@ def test_what_cannot_be_drawn_is_refused(predicted: AnnData, lines: AnnData) -> 
     with pytest.raises(DataError, match="no control cell of context 'RPE1'"):
         sg.get.perturbed_cells(gone, "RPE1 | G05")
     del predicted.obs["perturbation"]
-    with pytest.raises(MissingKeyError, match="pert_key='perturbation' is no column"):
+    with pytest.raises(MissingKeyError, match="pert_key='perturbation' is not a column"):
         sg.get.perturbed_cells(predicted)

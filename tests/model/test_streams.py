@@ -96,7 +96,8 @@ class TestValidationOnAStream:
         streamed: Callable[..., TokenStream],
         held: Callable[..., TokenStream],
     ) -> None:
-        histories, labels = [], {"labels_key": "bulk_labels"}
+        histories = []
+        labels: dict[str, Any] = {"labels_key": "bulk_labels"}
         same = {**labels, "classes": tuple(few.obs["bulk_labels"].cat.categories)}
         for validation in (held(**same), held(**same, shuffle=False), few[60:].copy()):
             one = make_model(few.var_names)

@@ -146,6 +146,8 @@ class TestAdapters:
         truth = few.obs["bulk_labels"].cat.codes.to_numpy()[model.split.validation]
         probabilities = model.predict(few).to_numpy()[model.split.validation]
         loss = torch.nn.functional.nll_loss(torch.tensor(probabilities).log(), torch.tensor(truth, dtype=torch.int64))
+        assert model.result is not None
+        assert model.result.best_epoch is not None
         best = model.history.loc[model.result.best_epoch, "validation_loss"]
         assert loss.item() == pytest.approx(best, abs=1e-5)
 

@@ -1,6 +1,7 @@
 """What every network has from its base class."""
 
 import copy
+from typing import Any
 
 import pytest
 import torch
@@ -10,7 +11,7 @@ from torch import nn
 from scgalore.errors import OptionError
 from scgalore.nn import CellNetwork, NetworkConfig, PaddedEncoder, SCGPTConfig, SCGPTNetwork
 
-SIZES = {"n_tokens": 20, "pad_id": 19, "d_model": 8}
+SIZES: dict[str, Any] = {"n_tokens": 20, "pad_id": 19, "d_model": 8}
 
 
 def scgpt(**heads: int) -> CellNetwork:

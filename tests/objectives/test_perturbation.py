@@ -200,7 +200,7 @@ class TestOwnValues:
 
     def test_estimate_the_curvature(self) -> None:
         network, batch = flag_network(dropout=0.0).eval(), training_batch()
-        bias = network.decoder.bias_decoder.fc[-1].bias  # type: ignore[union-attr, index]
+        bias = network.decoder.bias_decoder.fc[-1].bias  # type: ignore[index]
         generator = torch.Generator().manual_seed(0)
         draws = []
         for _ in range(150):

@@ -27,7 +27,7 @@ def test_figure_is_shown_or_its_axes_returned(
     tuned: AnnData, shown: list[int], plot: object, show: bool | None, given: bool, is_shown: bool
 ) -> None:
     ax = plt.subplots()[1] if given else None
-    result = plot(tuned, ax=ax, show=show)  # type: ignore[operator]
+    result = plot(tuned, ax=ax, show=show)
     assert (len(shown), result is None) == (is_shown, is_shown)
     assert len(plt.get_fignums()) == 1
 

@@ -138,7 +138,7 @@ def test_numbers_stand_out_from_their_squares(tuned: AnnData) -> None:
     ],
 )
 def test_what_is_missing_is_named(tuned: AnnData, change: object, error: type[Exception], match: str) -> None:
-    change(tuned)  # type: ignore[operator]
+    change(tuned)
     with pytest.raises(error, match=match):
         sg.pl.confusion_matrix(tuned)
 

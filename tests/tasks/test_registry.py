@@ -1,6 +1,6 @@
 """Which task a call is for, and what its options are."""
 
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
@@ -26,6 +26,7 @@ def call(task: str | None = None, **options: Any) -> Any:
 @pytest.mark.parametrize("name", [name for name, task in TASKS.items() if task.key is not None])
 def test_key_argument_chooses_the_task(name: str) -> None:
     task = TASKS[name]
+    assert task.key is not None
     assert choose_task(None, {task.key: "column"}) is task
 
 
@@ -67,7 +68,7 @@ def test_argument_of_another_task_is_refused_and_that_task_named(
 )
 def test_unknown_option_is_refused_with_what_may_have_been_meant(name: str, meant: str) -> None:
     with pytest.raises(OptionError, match=f"{name!r}. Did you mean {meant!r}"):
-        call(**{name: 3})
+        call(None, **{name: 3})
 
 
 def test_task_without_its_key_is_refused() -> None:
@@ -109,7 +110,7 @@ def test_option_has_help_and_refuses_a_wrong_value(option: Option) -> None:
     assert option.check(option.default) == option.default
     if option.name in CHECKED_AS_A_WHOLE:
         with pytest.raises(OptionError, match=option.name):
-            TrainConfig(**{option.name: object()})
+            TrainConfig(**{option.name: cast("Any", object())})
         return
     with pytest.raises(OptionError, match=option.name):
         option.check(object())

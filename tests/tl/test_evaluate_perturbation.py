@@ -131,7 +131,7 @@ class TestRefused:
     @pytest.mark.parametrize("column", ["perturbation", "split"])
     def test_without_the_columns_it_was_made_from(self, predicted: AnnData, column: str) -> None:
         del predicted.obs[column]
-        with pytest.raises(MissingKeyError, match=f"='{column}' is no column of adata.obs"):
+        with pytest.raises(MissingKeyError, match=f"='{column}' is not a column of adata.obs"):
             sg.tl.evaluate_perturbation(predicted)
 
     def test_genes_that_are_gone(self, predicted: AnnData) -> None:

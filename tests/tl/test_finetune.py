@@ -177,10 +177,10 @@ class TestContent:
 
 class TestModel:
     def test_given_model_is_trained_in_place_and_returned(self, few: AnnData, model: SCGPT) -> None:
-        before = model.network.encoder.embedding.weight.clone()
+        before = model.network.gene_table.weight.clone()
         assert sg.tl.finetune(few, model, **RUN) is model
         assert model.is_trained
-        assert not torch.equal(model.network.encoder.embedding.weight, before)
+        assert not torch.equal(model.network.gene_table.weight, before)
 
     def test_folder_and_path_are_read(self, few: AnnData, model: SCGPT, tmp_path: Path) -> None:
         model.save(tmp_path / "model")
@@ -196,12 +196,12 @@ class TestModel:
     def test_failing_training_leaves_model_and_data(
         self, few: AnnData, model: SCGPT, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        before, weight = keys(few), model.network.encoder.embedding.weight.clone()
+        before, weight = keys(few), model.network.gene_table.weight.clone()
         monkeypatch.setattr(Classification, "__call__", lambda *_: 1 / 0)
         with pytest.raises(ZeroDivisionError):
             sg.tl.finetune(few, model, **RUN)
         assert added(few, before) == {}
-        assert torch.equal(model.network.encoder.embedding.weight, weight)
+        assert torch.equal(model.network.gene_table.weight, weight)
         assert not model.is_trained
 
     def test_interrupted_run_is_resumed(

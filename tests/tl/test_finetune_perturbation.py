@@ -153,10 +153,14 @@ class TestSaving:
 
 
 REFUSED: dict[str, tuple[dict[str, Any], type[Exception], str]] = {
-    "column of perturbations": ({"pert_key": "guide"}, MissingKeyError, r"pert_key='guide' is no column of adata\.obs"),
-    "context": ({"context_key": "line"}, MissingKeyError, "context_key='line' is no column"),
-    "batch": ({"batch_key": "plate"}, MissingKeyError, "batch_key='plate' is no column"),
-    "split": ({"split_key": "parts"}, MissingKeyError, "split_key='parts' is no column"),
+    "column of perturbations": (
+        {"pert_key": "guide"},
+        MissingKeyError,
+        r"pert_key='guide' is not a column of adata\.obs",
+    ),
+    "context": ({"context_key": "line"}, MissingKeyError, "context_key='line' is not a column"),
+    "batch": ({"batch_key": "plate"}, MissingKeyError, "batch_key='plate' is not a column"),
+    "split": ({"split_key": "parts"}, MissingKeyError, "split_key='parts' is not a column"),
     "control": ({"control": "NT"}, OptionError, "control='NT' is none of the 12 labels"),
     "labels": (
         {"labels_key": "cell_line"},

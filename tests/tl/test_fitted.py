@@ -33,11 +33,11 @@ class TestRecordedModel:
         model = untrained(rng=5)
         model.save(tmp_path / "model")
         record = record_model(model, str(tmp_path / "model"))
-        weights = model.network.encoder.embedding.weight.detach().clone()
+        weights = model.network.gene_table.weight.detach().clone()
         assert recorded_model(with_record(record), TASK) is model
         del model
         gc.collect()
-        assert torch.equal(recorded_model(with_record(record), TASK).network.encoder.embedding.weight, weights)
+        assert torch.equal(recorded_model(with_record(record), TASK).network.gene_table.weight, weights)
 
     def test_folder_that_has_gone_is_named(self, tmp_path: Path) -> None:
         record = record_model(untrained(), str(tmp_path / "gone"))

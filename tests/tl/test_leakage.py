@@ -24,7 +24,7 @@ from scgalore.tasks.perturbation import fitting
 from scgalore.tasks.perturbation.networks import RowsOfCells
 
 if TYPE_CHECKING:
-    from scgalore.model import SCGPT
+    from scgalore.model import CellModel
 
 RUN: dict[str, Any] = {"task": "perturbation", **TRAINING, "batch_key": "batch", "max_epochs": 3}
 NAMES = ["G05", "G01+G04", "X2", "G00", "G00+G01"]
@@ -101,7 +101,7 @@ def assert_nothing_changes(original: AnnData, changed: AnnData, *, prior: str = 
     rows = held_out(original)
     others = np.setdiff1d(np.arange(original.n_obs), rows)
     assert (original.X[others] != changed.X[others]).nnz == 0
-    models: list[SCGPT] = []
+    models: list[CellModel] = []
     for adata in (original, changed):
         models.append(sg.tl.finetune(adata, untrained(), **RUN, prior=prior, **read))
         sg.tl.predict_perturbation(adata, NAMES, model=models[-1])

@@ -17,14 +17,14 @@ from tests.trained_screens import GENES, PARTS, TRAINING, counts, log_normalised
 
 import scgalore as sg
 from scgalore.errors import DataError, MissingKeyError, OptionError
-from scgalore.model import SCGPT
+from scgalore.model import SCGPT, CellModel
 
 KEY = "predict_perturbation"
 TWO_LINES: dict[str, Any] = {"context_key": "cell_line"}
 
 
 @pytest.fixture(scope="module")
-def trained_once() -> tuple[AnnData, SCGPT]:
+def trained_once() -> tuple[AnnData, CellModel]:
     """A screen of one context, and a model without validation, so that its network says something."""
     adata = log_normalised(counts())
     adata.obs["split"] = np.where(adata.obs["split"] == "test", "test", "train")
@@ -34,12 +34,12 @@ def trained_once() -> tuple[AnnData, SCGPT]:
 
 
 @pytest.fixture
-def adata(trained_once: tuple[AnnData, SCGPT]) -> AnnData:
+def adata(trained_once: tuple[AnnData, CellModel]) -> AnnData:
     return trained_once[0].copy()
 
 
 @pytest.fixture
-def model(trained_once: tuple[AnnData, SCGPT]) -> SCGPT:
+def model(trained_once: tuple[AnnData, CellModel]) -> CellModel:
     return trained_once[1]
 
 
@@ -54,7 +54,7 @@ def effects(adata: AnnData, key: str = KEY) -> pd.DataFrame:
 
 
 class TestContent:
-    def test_genes_are_rows_and_perturbations_are_columns(self, adata: AnnData, model: SCGPT) -> None:
+    def test_genes_are_rows_and_perturbations_are_columns(self, adata: AnnData, model: CellModel) -> None:
         before = slots(adata)
         assert sg.tl.predict_perturbation(adata, ["G05", "G00+G01"], model=model) is None
         assert slots(adata) == before | {"uns": before["uns"] | {KEY, f"{KEY}_rank_genes_groups"}}
@@ -67,7 +67,7 @@ class TestContent:
         assert content["weights"] == model.provenance
         assert content["version"] == sg.__version__
 
-    def test_means_are_control_means_and_effects(self, adata: AnnData, model: SCGPT) -> None:
+    def test_means_are_control_means_and_effects(self, adata: AnnData, model: CellModel) -> None:
         sg.tl.predict_perturbation(adata, ["G05", "X1+X2"], model=model)
         content = adata.uns[KEY]
         control = adata.X[(adata.obs["perturbation"] == "control").to_numpy()].toarray().mean(axis=0)
@@ -76,7 +76,7 @@ class TestContent:
             np.testing.assert_allclose(content["means"][name], control + content["effects"][name], rtol=1e-6, atol=1e-6)
             assert (content["means"][name] >= -1e-6).all()
 
-    def test_rows_say_what_is_known_of_each(self, adata: AnnData, model: SCGPT) -> None:
+    def test_rows_say_what_is_known_of_each(self, adata: AnnData, model: CellModel) -> None:
         sg.pp.split_perturbations(adata, "custom", parts={"test": ["G05", "G01+G04", "X2"]})
         sg.tl.predict_perturbation(adata, ["G05", "X1", "X2+G00+G01"], model=model)
         rows = adata.uns[KEY]["rows"]
@@ -85,14 +85,14 @@ class TestContent:
         assert rows["measured"].tolist() == [False, True, False]
         assert set(rows["context"]) == {""}
 
-    def test_without_names_the_test_part_is_predicted(self, adata: AnnData, model: SCGPT) -> None:
+    def test_without_names_the_test_part_is_predicted(self, adata: AnnData, model: CellModel) -> None:
         sg.tl.predict_perturbation(adata, model=model)
         assert set(effects(adata)) == set(PARTS["test"])
         del adata.obs["split"]
         sg.tl.predict_perturbation(adata, model=model)
         assert set(effects(adata)) == {name for part in PARTS.values() for name in part}
 
-    def test_scanpy_reads_the_ranked_genes(self, adata: AnnData, model: SCGPT) -> None:
+    def test_scanpy_reads_the_ranked_genes(self, adata: AnnData, model: CellModel) -> None:
         sc = pytest.importorskip("scanpy")
         sg.tl.predict_perturbation(adata, ["G05", "G01+G04"], model=model, key_added="mine")
         table = sc.get.rank_genes_groups_df(adata, "G01+G04", key="mine_rank_genes_groups")
@@ -100,7 +100,7 @@ class TestContent:
         ours = effects(adata, "mine")["G01+G04"]
         np.testing.assert_allclose(table["scores"], ours.loc[table["names"]], rtol=0, atol=1e-6)
 
-    def test_everything_survives_h5ad(self, adata: AnnData, model: SCGPT, tmp_path: Path) -> None:
+    def test_everything_survives_h5ad(self, adata: AnnData, model: CellModel, tmp_path: Path) -> None:
         sg.tl.predict_perturbation(adata, model=model)
         adata.write_h5ad(tmp_path / "screen.h5ad")
         read = anndata.read_h5ad(tmp_path / "screen.h5ad")
@@ -111,7 +111,7 @@ class TestContent:
 
 
 class TestWhatIsPredicted:
-    def test_gene_that_is_not_measured(self, adata: AnnData, model: SCGPT) -> None:
+    def test_gene_that_is_not_measured(self, adata: AnnData, model: CellModel) -> None:
         assert "X2" not in adata.var_names
         fewer = adata[:, [gene for gene in GENES if gene != "G05"]].copy()
         sg.tl.predict_perturbation(fewer, ["X2", "G05", "G06"], model=model)
@@ -120,12 +120,12 @@ class TestWhatIsPredicted:
         # The prior says the same of the three: the difference is the network's, which sees their flags.
         assert all((table[one] - table[other]).abs().max() > 1e-6 for one, other in (("X2", "G05"), ("X2", "G06")))
 
-    def test_names_of_one_perturbation_are_merged(self, adata: AnnData, model: SCGPT) -> None:
+    def test_names_of_one_perturbation_are_merged(self, adata: AnnData, model: CellModel) -> None:
         names = ["G00+G01", "G05", "G01+G00", "G05", "G05+control", " G00 + G01"]
         sg.tl.predict_perturbation(adata, names, model=model)
         assert list(effects(adata)) == ["G00+G01", "G05"]
 
-    def test_single_name_is_a_list_of_one(self, adata: AnnData, model: SCGPT) -> None:
+    def test_single_name_is_a_list_of_one(self, adata: AnnData, model: CellModel) -> None:
         sg.tl.predict_perturbation(adata, "G01+G00", model=model)
         assert list(effects(adata)) == ["G00+G01"]
 
@@ -140,13 +140,13 @@ class TestWhatIsPredicted:
         sg.tl.predict_perturbation(adata, model=model)
         assert np.isfinite(effects(adata).to_numpy()).all()
 
-    def test_object_with_control_cells_alone(self, adata: AnnData, model: SCGPT) -> None:
+    def test_object_with_control_cells_alone(self, adata: AnnData, model: CellModel) -> None:
         controls = adata[adata.obs["perturbation"] == "control"].copy()
         sg.tl.predict_perturbation(adata, ["G05"], model=model)
         sg.tl.predict_perturbation(controls, ["G05"], model=model)
         pd.testing.assert_frame_equal(effects(controls), effects(adata), atol=1e-6, rtol=0)
 
-    def test_control_may_be_spelt_otherwise_in_other_data(self, adata: AnnData, model: SCGPT) -> None:
+    def test_control_may_be_spelt_otherwise_in_other_data(self, adata: AnnData, model: CellModel) -> None:
         other = adata.copy()
         other.obs["perturbation"] = other.obs["perturbation"].cat.rename_categories({"control": "non-targeting"})
         for x in (adata, other):
@@ -165,7 +165,7 @@ class TestWhatIsPredicted:
         sg.tl.predict_perturbation(only_b, ["G00"], model=model)
         np.testing.assert_allclose(effects(only_b)["B | G00"], effects(adata)["B | G00"], rtol=0, atol=1e-6)
 
-    def test_fewer_control_cells_are_drawn_by_seed(self, adata: AnnData, model: SCGPT) -> None:
+    def test_fewer_control_cells_are_drawn_by_seed(self, adata: AnnData, model: CellModel) -> None:
         tables = []
         for rng in (0, 0, 1):
             sg.tl.predict_perturbation(adata, ["G05"], model=model, n_controls=4, rng=rng)
@@ -175,7 +175,7 @@ class TestWhatIsPredicted:
 
 
 class TestPerCell:
-    def test_writes_an_embedding_of_each_cell(self, adata: AnnData, model: SCGPT) -> None:
+    def test_writes_an_embedding_of_each_cell(self, adata: AnnData, model: CellModel) -> None:
         adata.obs["wanted"] = ["control", "G05", "X2+G01"] * (adata.n_obs // 3)
         sg.tl.predict_perturbation(adata, model=model, per_cell="wanted")
         cells = adata.obsm["X_scGPT_perturbed"]
@@ -187,7 +187,7 @@ class TestPerCell:
         same = np.abs(adata.obsm["none_perturbed"] - cells).max(axis=1) < 1e-5
         assert same.tolist() == [True, False, False] * (adata.n_obs // 3)
 
-    def test_column_must_be_there(self, adata: AnnData, model: SCGPT) -> None:
+    def test_column_must_be_there(self, adata: AnnData, model: CellModel) -> None:
         before = slots(adata)
         with pytest.raises(MissingKeyError, match="per_cell='wanted' is not a column"):
             sg.tl.predict_perturbation(adata, model=model, per_cell="wanted")
@@ -199,11 +199,11 @@ class TestPerCell:
 
 class TestModel:
     @pytest.fixture
-    def own(self) -> tuple[AnnData, SCGPT]:
+    def own(self) -> tuple[AnnData, CellModel]:
         adata = counts()
         return adata, sg.tl.finetune(adata, untrained(), task="perturbation", **TRAINING)
 
-    def test_is_found_in_memory_while_somebody_holds_it(self, own: tuple[AnnData, SCGPT]) -> None:
+    def test_is_found_in_memory_while_somebody_holds_it(self, own: tuple[AnnData, CellModel]) -> None:
         adata, model = own
         other = adata.copy()
         sg.tl.predict_perturbation(adata)
@@ -272,9 +272,9 @@ REFUSED: dict[str, tuple[dict[str, Any], type[Exception], str]] = {
     "empty part": ({"perturbations": ["G05+"]}, DataError, r"'G05\+' has an empty part"),
     "gene twice": ({"perturbations": ["G05+G05"]}, DataError, "names a gene twice"),
     "control": ({"control": "NT"}, OptionError, "control='NT' is none of"),
-    "column": ({"pert_key": "guide"}, MissingKeyError, "pert_key='guide' is no column"),
-    "context": ({"context_key": "line"}, MissingKeyError, "context_key='line' is no column"),
-    "split": ({"split_key": "parts"}, MissingKeyError, "split_key='parts' is no column"),
+    "column": ({"pert_key": "guide"}, MissingKeyError, "pert_key='guide' is not a column"),
+    "context": ({"context_key": "line"}, MissingKeyError, "context_key='line' is not a column"),
+    "split": ({"split_key": "parts"}, MissingKeyError, "split_key='parts' is not a column"),
     "no control cell asked for": ({"n_controls": 0}, OptionError, "n_controls=0"),
     "tokens": ({"batch_tokens": 0}, OptionError, "batch_tokens=0"),
     "key": ({"key_added": "a/b"}, OptionError, "'/'"),
@@ -284,14 +284,14 @@ REFUSED: dict[str, tuple[dict[str, Any], type[Exception], str]] = {
 
 class TestRefusals:
     @pytest.mark.parametrize("case", REFUSED)
-    def test_nothing_is_written(self, adata: AnnData, model: SCGPT, case: str) -> None:
+    def test_nothing_is_written(self, adata: AnnData, model: CellModel, case: str) -> None:
         options, error, message = REFUSED[case]
         before = slots(adata)
         with pytest.raises(error, match=message):
             sg.tl.predict_perturbation(adata, **{"model": model, **options})
         assert slots(adata) == before
 
-    def test_data_without_control_cells(self, adata: AnnData, model: SCGPT) -> None:
+    def test_data_without_control_cells(self, adata: AnnData, model: CellModel) -> None:
         perturbed = adata[adata.obs["perturbation"] != "control"].copy()
         with pytest.raises(DataError, match="No label of control among"):
             sg.tl.predict_perturbation(perturbed, ["G05"], model=model)
@@ -305,14 +305,14 @@ class TestRefusals:
 
 
 class TestContainers:
-    def test_copy_leaves_the_original(self, adata: AnnData, model: SCGPT) -> None:
+    def test_copy_leaves_the_original(self, adata: AnnData, model: CellModel) -> None:
         before = slots(adata)
         copied = sg.tl.predict_perturbation(adata, ["G05"], model=model, copy=True)
         assert isinstance(copied, AnnData)
         assert KEY in copied.uns
         assert slots(adata) == before
 
-    def test_modality(self, adata: AnnData, model: SCGPT) -> None:
+    def test_modality(self, adata: AnnData, model: CellModel) -> None:
         protein = AnnData(np.ones((adata.n_obs, 2)), pd.DataFrame(index=adata.obs_names))
         mdata = MuData({"gex": adata, "prot": protein})
         sg.tl.predict_perturbation(mdata, ["G05"], model=model, mod="gex")
@@ -322,7 +322,7 @@ class TestContainers:
 
 def test_random_states_are_the_users(
     adata: AnnData,
-    model: SCGPT,
+    model: CellModel,
     random_states: Callable[[], tuple[object, ...]],
     in_empty_folder: Callable[[], None],
 ) -> None:

@@ -180,7 +180,7 @@ class TestPerturbationRuns:
         network = flag_network(at_zero=True)
         result = self.train(network, 2.5, monitor="validation_score")
         assert result.best_epoch == result.history["validation_score"].idxmin()
-        assert any(bool(p.any()) for p in network.decoder.coeff_decoder.fc[-1].parameters())  # type: ignore[union-attr, index]
+        assert any(bool(p.any()) for p in network.decoder.coeff_decoder.fc[-1].parameters())  # type: ignore[index]
 
     def test_a_resumed_run_ends_with_the_weights_of_the_first_start(self, tmp_path: Path) -> None:
         network, other = flag_network(at_zero=True), flag_network(seed=5)

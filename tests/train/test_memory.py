@@ -62,6 +62,8 @@ def of_run(model: SCGPT, adata: AnnData, **options: Any) -> tuple[MemoryEstimate
         n_rows=len(cells.tokens()),
     )
     model.train(adata, accelerator="cpu", max_epochs=1, batch_size=64, **options)
+    assert model.result is not None
+    assert model.result.optimizer_bytes is not None
     return said, model.result.optimizer_bytes
 
 

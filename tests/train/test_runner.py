@@ -262,6 +262,7 @@ class TestBestEpoch:
         model.train(few, **options, optimizer="adamw", validation_size=0.3)
         losses = model.history["validation_loss"]
         best = model.result.best_epoch
+        assert best is not None
         assert best == losses.idxmin()
         assert best < 5
         assert self.validation_loss(model, few, objective, labels_key) == pytest.approx(losses[best], rel=1e-6)

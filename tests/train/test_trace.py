@@ -3,7 +3,7 @@
 import weakref
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
@@ -145,7 +145,7 @@ def test_kept_bytes_of_whole_human_blocks(length: int, precision: str, recompute
 
 
 def test_kept_bytes_of_the_bundled_network() -> None:
-    network = SCGPT.from_pretrained("scgpt-mini").network.train()
+    network = cast("SCGPTNetwork", SCGPT.from_pretrained("scgpt-mini").network.train())
     for precision in ("32-true", BF16):
         shape = Shape(4, 300, precision)
         check(network, MaskedExpression(), shape)

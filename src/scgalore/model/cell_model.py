@@ -408,7 +408,7 @@ class CellModel:
             split.check(source.n_obs)
         network = self.network if prepared.network is None else prepared.network
         heads = network.cell_heads
-        run = {"checkpoint_dir": checkpoint_dir, "resume": resume}
+        run: dict[str, Any] = {"checkpoint_dir": checkpoint_dir, "resume": resume}
         try:
             if objective.heads:
                 keep = prepared.memory == self.memory
@@ -421,8 +421,8 @@ class CellModel:
                 identity |= memory_config(prepared.memory)  # names of classes, which codes do not tell
             tokens = source.tokens() if validation is None else np.union1d(source.tokens(), validation.tokens())
             with trainable(network, config, tokens) as ready:
-                how = {"validation": validation, "adapter": ready.adapter, "identity": identity, **run}
-                result = fit(network, source, split, objective, config, **how)
+                run |= {"validation": validation, "adapter": ready.adapter, "identity": identity}
+                result = fit(network, source, split, objective, config, **run)
                 learned = ready.adapter_weights()
         except BaseException:
             network.put_heads(heads)

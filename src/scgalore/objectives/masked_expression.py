@@ -108,7 +108,7 @@ class MaskedExpression:
 
 
 def _predictions(network: CellNetwork, batch: TokenBatch) -> dict[str, tuple[Tensor, Tensor | None]]:
-    encoded = network.encode(batch.genes, batch.values, batch.padding_if_any, **batch.conditions)
+    encoded = network.encode(batch.genes, batch.values, batch.padding_if_any, cell_only=False, **batch.conditions)
     return network.expressions(encoded, batch.values, **batch.conditions)
 
 

@@ -100,7 +100,7 @@ def check_columns(adata: AnnData, columns: Mapping[str, str | None]) -> None:
     """Refuse columns that ``adata.obs`` does not have."""
     for name, key in columns.items():
         if key is not None and key not in adata.obs:
-            msg = f"{name}={key!r} is no column of adata.obs, which has {list(adata.obs.columns)}."
+            msg = f"{name}={key!r} is not a column of adata.obs, which has {list(adata.obs.columns)}."
             raise MissingKeyError(msg)
 
 

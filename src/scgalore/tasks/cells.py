@@ -148,7 +148,7 @@ class CellTask(Task):
 
     def prepare(self, reading: CellReading, model: TaskModel, call: TrainingCall) -> Prepared:
         """Tokens with targets, and the objective."""
-        read = {"layer": call.layer, "gene_symbols": call.gene_symbols, "rng": call.seed}
+        read: dict[str, Any] = {"layer": call.layer, "gene_symbols": call.gene_symbols, "rng": call.seed}
         objective = self.objective(model.network, reading.memory)
         known: dict[str, Any] = {"memory": reading.memory, "heads_at_zero": self.heads_at_zero}
         arrays = {} if reading.targets is None else reading.targets.arrays

@@ -145,7 +145,7 @@ class Classes(CellTask):
         memory = prepared.memory
         assert isinstance(memory, ClassesMemory)
         assert prepared.split is not None
-        codes = prepared.source.targets["labels"]
+        codes, _ = encode_labels(adata, call.arguments["labels_key"])
         metrics = label_metrics(probabilities(output).argmax(axis=1), codes, prepared.split)
         results = Results(uns={keys.uns: ({"classes": list(memory.classes), "metrics": metrics}, "")})
         colors = adata.uns.get(f"{call.arguments['labels_key']}_colors", ())

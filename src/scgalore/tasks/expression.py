@@ -117,7 +117,9 @@ def _errors(
             )
             here = batch.to(device)
             with torch.inference_mode():
-                encoded = network.encode(here.genes, here.values, here.padding_if_any, **here.conditions)
+                encoded = network.encode(
+                    here.genes, here.values, here.padding_if_any, cell_only=False, **here.conditions
+                )
                 predicted = network.expression(encoded, here.values, **here.conditions)[0].float().cpu().numpy()
             visible = ~masked & ~batch.padding.numpy()
             visible[:, 0] = False  # <cls>

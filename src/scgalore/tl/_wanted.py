@@ -90,7 +90,7 @@ class Wanted:
                 msg = f"No cell is labelled {target!r} in adata.obs[{target_key!r}], which has {few(labels, 5)}."
                 raise MissingKeyError(msg)
         else:
-            msg = f"target_key={target_key!r} is no column of adata.obs, which has {list(adata.obs.columns)}."
+            msg = f"target_key={target_key!r} is not a column of adata.obs, which has {list(adata.obs.columns)}."
             raise MissingKeyError(msg)
         context = controls.context_names[code]
         inside = is_target if screen.contexts is None else is_target & (screen.contexts == context)

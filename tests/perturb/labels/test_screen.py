@@ -57,7 +57,7 @@ class TestReading:
 
     @pytest.mark.parametrize("name", KEYS)
     def test_columns_that_are_not_there_are_named(self, name: str) -> None:
-        with pytest.raises(MissingKeyError, match=f"{name}='nowhere' is no column.*'condition', 'line'"):
+        with pytest.raises(MissingKeyError, match=f"{name}='nowhere' is not a column.*'condition', 'line'"):
             Screen.from_adata(screen_data(), **{**KEYS, name: "nowhere"})
 
     @pytest.mark.parametrize("column", ["line", "lane"])

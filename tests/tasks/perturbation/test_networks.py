@@ -12,7 +12,7 @@ from tests.trained_screens import GENES, PARTS, counts, log_normalised, screen_o
 from scgalore.data.vocab import GeneVocab
 from scgalore.errors import DataError
 from scgalore.model import SCGPT
-from scgalore.nn import SCGPTNetwork
+from scgalore.nn import CellNetwork, SCGPTNetwork
 from scgalore.tasks.perturbation.networks import (
     RowsOfCells,
     flag_tokenizer,
@@ -81,7 +81,7 @@ class TestTargetTokens:
             refuse_unknown(["NEW-B", "KLF1", "NEW-A", "NEW-B"], vocab)
 
 
-def copy_of(model: SCGPT, n_new: int = 0, *, seed: int = 0) -> SCGPTNetwork:
+def copy_of(model: SCGPT, n_new: int = 0, *, seed: int = 0) -> CellNetwork:
     vocab = know_genes(model.vocab, GENES, [f"new{i}" for i in range(n_new)])[0]
     return model.network.perturbation_variant(len(vocab), len(model.vocab), seed=seed)
 
@@ -97,8 +97,7 @@ class TestPerturbationNetwork:
 
     def test_flag_of_unperturbed_genes_has_no_vector(self) -> None:
         network = copy_of(untrained())
-        assert network.pert_encoder is not None
-        flags = network.pert_encoder.weight
+        flags = network.get_parameter("pert_encoder.weight")
         assert not flags[0].any()
         assert flags[1].abs().min() > 0
         # So that a cell in which nothing is perturbed is read as before.

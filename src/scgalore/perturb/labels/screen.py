@@ -113,7 +113,7 @@ class Screen:
         columns = {"pert_key": pert_key, "context_key": context_key, "batch_key": batch_key, "split_key": split_key}
         for name, key in columns.items():
             if key is not None and key not in adata.obs:
-                msg = f"{name}={key!r} is no column of adata.obs, which has {list(adata.obs.columns)}."
+                msg = f"{name}={key!r} is not a column of adata.obs, which has {list(adata.obs.columns)}."
                 raise MissingKeyError(msg)
         conditions = Conditions.from_labels(adata.obs[pert_key].tolist(), control=control, separator=separator)
         contexts, batches = (None if key is None else texts_of(adata, key) for key in (context_key, batch_key))

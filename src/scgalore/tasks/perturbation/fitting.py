@@ -230,6 +230,7 @@ def _by_part(screen: Screen) -> dict[str, list[str]]:
 def _stats(fitting: Fitting, config: TrainConfig, result: TrainResult) -> dict[str, Any]:
     rows, best, epochs = fitting.rows, result.best_epoch, len(result.history)
     assert result.split is not None
+    assert best is not None
     n_train = int((rows.of_cell[result.split.train] >= 0).sum())
     reached = None
     if len(rows.validation):

@@ -312,7 +312,9 @@ def predict_outputs(
                 expression[rows], targets[rows], columns=columns, cells=np.arange(rows.start, rows.stop)
             ).to(device)
             with torch.inference_mode():
-                encoded = network.encode(batch.genes, batch.values, batch.padding_if_any, **batch.conditions)
+                encoded = network.encode(
+                    batch.genes, batch.values, batch.padding_if_any, cell_only=False, **batch.conditions
+                )
                 output: Tensor = network.expression(encoded, batch.values)[0]
                 outputs[rows] = output[:, 1 : 1 + len(columns)].float().cpu().numpy()
                 cells[rows] = torch.nn.functional.normalize(encoded.cell.float(), dim=1).cpu().numpy()

@@ -248,6 +248,7 @@ class Perturbation(Task):
         groups = {str(group): _scores(part) for group, part in summary.groupby("group", observed=True, sort=False)}
         headline = [f"{SHOWN[metric]} {of_model.loc[metric, 'mean']:.3f}" for metric in shown[:1]]
         assert model.result is not None
+        assert model.result.best_epoch is not None
         return Findings(
             {"test": {"n_perturbations": n}, "groups": groups},
             f"{', '.join(headline)} on {n} held-out perturbations",

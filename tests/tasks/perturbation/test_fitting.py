@@ -424,9 +424,9 @@ class TestGoingOn:
 
     def test_network_that_reads_flags_is_not_trained_for_another_task(self, adata: AnnData, learnt: SCGPT) -> None:
         before, memory = state(learnt), learnt.memory
-        for options in ({}, {"labels_key": "batch"}):
+        for labels_key in (None, "batch"):
             with pytest.raises(OptionError, match="reads `flags`"):
-                learnt.train(adata, **options, max_epochs=1, accelerator="cpu")
+                learnt.train(adata, labels_key=labels_key, max_epochs=1, accelerator="cpu")
             assert learnt.memory is memory
             assert equal(state(learnt), before)
 

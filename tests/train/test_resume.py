@@ -16,14 +16,17 @@ import pytest
 import torch
 from anndata import AnnData
 from tests.bitwise import differences
+from tests.prepared import prepared
 from tests.steps import is_step
 
 from scgalore.adapters import ADAPTERS
+from scgalore.data.split import random_split
 from scgalore.errors import OptionError, WeightsError
 from scgalore.model import SCGPT
 from scgalore.nn import EMBEDDINGS
 from scgalore.objectives import Classification, MaskedExpression
 from scgalore.optim import OPTIMIZERS
+from scgalore.train import TrainConfig
 from scgalore.train.checkpoint import last_checkpoint
 
 SCRIPT = Path(__file__).with_name("killed_runs.py")
@@ -263,6 +266,15 @@ class TestCheckpoint:
         few.obs["bulk_labels"] = few.obs["bulk_labels"].cat.rename_categories([f"{name} cell" for name in names])
         with pytest.raises(OptionError, match="another run: memory was"):
             train(make, few, max_epochs=1, checkpoint_dir=folder, resume=True)
+
+    def test_of_another_objective_is_refused(self, few: AnnData, make: Callable[[], SCGPT], tmp_path: Path) -> None:
+        model = make()
+        cells = model.cells(few)
+        split, config = random_split(few.n_obs, seed=0), TrainConfig(max_epochs=1)
+        model.fit(prepared(cells, split, config), checkpoint_dir=tmp_path)
+        other = prepared(cells, split, config, objective=MaskedExpression(mask_ratio=0.2))
+        with pytest.raises(OptionError, match="another run: objective was"):
+            make().fit(other, checkpoint_dir=tmp_path, resume=True)
 
     def test_of_another_container_is_accepted(self, few: AnnData, make: Callable[[], SCGPT], folder: Path) -> None:
         few.X = few.X.toarray().astype(np.float64)

@@ -25,12 +25,22 @@ BF16 = "bf16-mixed"
 # Of a norm of bfloat16 with float32 weights, torch's fake kernel gives the statistics in bfloat16, the real one in float32: 4
 # bytes a token, of the ten thousand that a small network keeps.
 CLOSE = 2e-3
+
+
+class MaskedInBatches(MaskedExpression):
+    """Of cells that come with the sequencing batch that some networks read."""
+
+    def example(self, batch: TokenBatch) -> TokenBatch:
+        return super().example(batch).with_conditions(batches=torch.zeros_like(batch.cells))
+
+
 OBJECTIVES: dict[str, tuple[Objective, dict[str, Any]]] = {
     "masked": (MaskedExpression(), {}),
     "masked, no cell head, no dropout": (MaskedExpression(), {"mvc": False, "dropout": 0.0}),
     "masked, zeros": (MaskedExpression(), {"zero_probabilities": True}),
     "masked, bins": (MaskedExpression(), {"value_style": "category", "n_value_bins": 60}),
     "masked, scaling": (MaskedExpression(), {"value_style": "scaling"}),
+    "masked, batches": (MaskedInBatches(), {"batch_labels": True, "n_batches": 3}),
     "classes": (Classification(5), {"heads": {"classes": 5}}),
     "classes, pooled": (Classification(5), {"heads": {"classes": 5}, "cell_style": "avg-pool"}),
     "perturbation": (Perturbation(), {"perturbation": True, "pert_pad_id": 0, "zero_probabilities": True}),

@@ -422,6 +422,14 @@ class TestGoingOn:
         model.train(adata, max_epochs=1, accelerator="cpu")
         assert model.memory is None
 
+    def test_network_that_reads_flags_is_not_trained_for_another_task(self, adata: AnnData, learnt: SCGPT) -> None:
+        before, memory = state(learnt), learnt.memory
+        for labels_key in (None, "batch"):
+            with pytest.raises(OptionError, match="reads `flags`"):
+                learnt.train(adata, labels_key=labels_key, max_epochs=1, accelerator="cpu")
+            assert learnt.memory is memory
+            assert equal(state(learnt), before)
+
 
 FAILURES: dict[str, tuple[type[BaseException], str | None]] = {
     "prior": (OptionError, "no rule 'mix'"),

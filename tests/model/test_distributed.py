@@ -94,7 +94,6 @@ class TestAlone:
             refuse_devices(2)
 
 
-@pytest.mark.slow
 @pytest.mark.skipif(not (dist.is_available() and dist.is_gloo_available()), reason="this build of torch has no gloo")
 def test_two_processes_get_all_rows_in_order_and_share_an_optimizers_state(tmp_path: Path) -> None:
     done = torchrun("tests.model.gathering", tmp_path)

@@ -1,6 +1,8 @@
 """A family that is registered from outside is loaded, saved, trained and run as scGPT is."""
 
 import json
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +13,9 @@ from anndata import AnnData
 from tests.toy_family import BagOfGenes, bag, bag_of  # noqa: F401 -- a fixture
 
 import scgalore as sg
-from scgalore.errors import OptionError
+from scgalore.errors import OptionError, WeightsError
 from scgalore.model import FAMILIES, SCGPT, CellModel, Family
+from scgalore.weights.checkpoint import read_checkpoint
 
 LABELS: dict[str, Any] = {"labels_key": "bulk_labels", "max_epochs": 2, "batch_size": 32, "lr": 2e-2}
 
@@ -127,3 +130,37 @@ def test_configuration_of_version_0_5_0_is_read(few: AnnData, model: SCGPT, tmp_
     loaded = sg.model.load(tmp_path / "model")
     assert loaded.classes == model.classes
     assert loaded.predict(few).equals(model.predict(few))
+
+
+@pytest.mark.parametrize(
+    ("change", "match"),
+    [
+        (lambda config: config.pop("network"), r"lacks \['network'\]. Save the model again"),
+        (lambda config: config["network"].update(depth=3), "depth"),
+    ],
+)
+def test_configuration_that_lacks_or_adds_something_is_refused(
+    few: AnnData, toy: CellModel, tmp_path: Path, change: Callable[[dict[str, Any]], Any], match: str
+) -> None:
+    toy.save(tmp_path / "toy")
+    path = tmp_path / "toy" / "config.json"
+    config = json.loads(path.read_text())
+    change(config)
+    path.write_text(json.dumps(config))
+    with pytest.raises(WeightsError, match=match):
+        sg.model.load(tmp_path / "toy")
+
+
+def test_folder_of_another_program_needs_a_reader_of_the_family(toy: CellModel, tmp_path: Path) -> None:
+    toy.save(tmp_path / "toy")
+    checkpoint = replace(read_checkpoint(tmp_path / "toy"), layout="scgpt")
+    with pytest.raises(WeightsError, match="was not written by scgalore"):
+        FAMILIES["bag"].config_of(checkpoint, toy.vocab)
+
+
+def test_nothing_left_to_train_is_refused(few: AnnData, toy: CellModel) -> None:
+    toy.train(few, **LABELS)
+    for parameter in toy.network.parameters():
+        parameter.requires_grad = False
+    with pytest.raises(OptionError, match="Nothing is left to train"):
+        toy.train(few, **LABELS)

@@ -234,6 +234,8 @@ def test_workers_change_nothing_that_an_epoch_reads(
         ({"max_length": 9}, OptionError, "max_length=9: a stream"),
         ({"labels_key": "bulk_labels"}, OptionError, "the stream reads no labels"),
         ({"patience": 2}, OptionError, "patience needs validation cells"),
+        ({"values_key": "score"}, OptionError, "task='regression' cannot train on a stream"),
+        ({"pert_key": "perturbation"}, OptionError, "Perturbations are read from one AnnData"),
     ],
 )
 def test_what_a_stream_decides_is_refused(

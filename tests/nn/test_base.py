@@ -65,6 +65,19 @@ class TestAnyNetwork:
         assert network.gene_table.weight.any()
 
 
+def test_what_a_family_does_not_do_is_refused_by_name() -> None:
+    network, tokens = bag_of_genes(), torch.arange(4)[None]
+    encoded = network.encode(tokens, torch.ones(1, 4))
+    with pytest.raises(OptionError, match="BagOfGenes predicts no expression"):
+        network.expressions(encoded, torch.ones(1, 4))
+    with pytest.raises(OptionError, match="BagOfGenes cannot learn perturbations"):
+        network.perturbation_variant(22, 20, seed=0)
+    assert not network.reads_flags
+    assert not network.starts_at_zero
+    assert network.blocks == ()
+    assert torch.equal(network.gene_embeddings(tokens), encoded.genes)
+
+
 def test_the_head_of_the_classes_has_the_name_of_released_files_and_others_have_not() -> None:
     heads = {name.rpartition(".out_layer")[0] for name in scgpt(classes=3, age=1).state_dict() if "out_layer" in name}
     assert heads == {"cls_decoder", "heads.age"}

@@ -41,3 +41,18 @@ def test_an_optimizer_that_knows_nothing_of_needs_has_none() -> None:
     sharded = ShardedOptimizer(build_optimizer("adamw", nn.Linear(4, 4)))
     needs_of(sharded).refresh()
     assert not needs_of(sharded).needs_curvature()
+
+
+def test_an_optimizer_that_has_begun_is_refused() -> None:
+    layer = nn.Linear(4, 4)
+    optimizer = build_optimizer("adamw", layer)
+    layer(torch.randn(2, 4)).sum().backward()
+    optimizer.step()
+    with pytest.raises(OptionError, match="has state already"):
+        ShardedOptimizer(optimizer)
+
+
+def test_without_a_process_group_there_is_nobody_to_share_with(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(distributed, "is_initialized", lambda: False)
+    with pytest.raises(OptionError, match="no process group"):
+        ShardedOptimizer(build_optimizer("adamw", nn.Linear(4, 4)))

@@ -2,6 +2,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import anndata as ad
+import h5py
 import numpy as np
 import pandas as pd
 import pytest
@@ -82,6 +83,15 @@ def test_missing_entries_are_named(tmp_path: Path) -> None:
 def test_files_of_other_kinds_are_refused(tmp_path: Path) -> None:
     (tmp_path / "broken.h5ad").write_bytes(b"not HDF5")
     (tmp_path / "cells.csv").touch()
+    with h5py.File(tmp_path / "other.h5ad", "w") as other:
+        other["x"] = 1
+    with pytest.raises(DataError, match="no obs and var"):
+        CellFile.of(tmp_path / "other.h5ad")
+    adata = counts()
+    adata.X = None
+    adata.write_h5ad(tmp_path / "without.h5ad")
+    with pytest.raises(MissingKeyError, match=r"has no X. Pass layer= with one of \['doubled'\]"):
+        CellFile.of(tmp_path / "without.h5ad").read(np.arange(2), None)
     for name, match in (("broken.h5ad", "cannot be opened"), ("cells.csv", "neither"), ("x.h5ad", "does not exist")):
         with pytest.raises(DataError, match=match):
             CellFile.of(tmp_path / name)

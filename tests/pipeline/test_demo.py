@@ -112,7 +112,6 @@ def rows_of(report: str, first_column: str) -> pd.DataFrame:
     return pd.DataFrame(cells[1:], columns=cells[0]).set_index(first_column)
 
 
-@pytest.mark.slow
 class TestFinishedDemo:
     def test_folder_holds_the_promised_files_and_a_run_for_each_seed(self, finished: Finished) -> None:
         names = sorted(path.name for path in finished.folder.iterdir())

@@ -111,3 +111,19 @@ def test_beginning_anew_leaves_nothing_of_the_old_run(folder: RunFolder) -> None
     assert list(snapshot(folder.path)) == ["config.json"]
     assert Path(folder.config().data).name == "b.h5ad"
     assert [path.name for path in folder.path.parent.iterdir()] == ["x"]
+
+
+def test_an_empty_folder_may_be_used_and_a_run_can_be_removed(tmp_path: Path, folder: RunFolder) -> None:
+    (tmp_path / "empty").mkdir()
+    RunFolder(tmp_path / "empty").check(force=False, resume=False)
+    folder.remove()
+    assert not folder.path.exists()
+
+
+def test_a_run_that_cannot_be_replaced_stays(folder: RunFolder, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = snapshot(folder.path)
+    monkeypatch.setattr(RunConfig, "to_json", lambda self: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        folder.begin(RunConfig("b.h5ad", folder.path))
+    assert snapshot(folder.path) == before
+    assert [path.name for path in folder.path.parent.iterdir()] == [folder.path.name]

@@ -9,6 +9,7 @@ import pytest
 import scipy.sparse as sp
 from anndata import AnnData
 from mudata import MuData
+from tests.trained_screens import counts, trained
 
 import scgalore as sg
 from scgalore.errors import DataError, OptionError
@@ -140,6 +141,16 @@ def test_model_without_classes_is_refused(few: AnnData, make_model: Callable[...
     with pytest.raises(OptionError, match="was not trained to predict anything for cells"):
         sg.tl.annotate(few, make_model(few.var_names))
     assert added(few, before) == {}
+
+
+def test_model_of_a_screen_has_nothing_to_annotate_with() -> None:
+    adata = counts()
+    model = trained(adata)
+    before = keys(adata)
+    for call in (lambda: sg.tl.annotate(adata, model), lambda: model.predict(adata)):
+        with pytest.raises(OptionError, match=r"task='perturbation'.*Use sg\.tl\.embed"):
+            call()
+    assert added(adata, before) == {}
 
 
 def test_copy_of_a_backed_file_is_refused(few: AnnData, fitted: SCGPT, tmp_path: Path) -> None:

@@ -179,3 +179,13 @@ def test_what_cannot_be_is_refused(options: dict[str, Any], error: type[Exceptio
         sg.tl.select_genes(adata, **{"n_genes": 20, **options})
     assert list(adata.var) == []
     assert dict(adata.uns) == {}
+
+
+def test_genes_of_a_mouse_are_told_from_those_of_a_human() -> None:
+    adata = counts()
+    adata.var_names = [f"Gene{i}" for i in range(adata.n_vars)]
+    with pytest.raises(DataError, match=r"look like those of a mouse.*species='mouse'.*gene_strategy='hvg'"):
+        sg.tl.select_genes(adata, 20)
+    adata.var_names = [f"ENSMUSG{i:011d}" for i in range(adata.n_vars)]
+    with pytest.raises(DataError, match="mouse Ensembl ids"):
+        sg.tl.select_genes(adata, 20, species="mouse")

@@ -131,6 +131,7 @@ class TestSharded:
         assert 0.4 < sharded["optimizer_bytes"] / whole["optimizer_bytes"] < 0.75
 
 
+@pytest.mark.slow
 def test_script_that_asks_for_two_devices(tmp_path: Path) -> None:
     done = run([sys.executable, str(SCRIPT), str(tmp_path)])
     assert done.returncode == 0, done.stderr[-3000:]

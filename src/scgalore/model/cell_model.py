@@ -251,7 +251,7 @@ class CellModel:
         """
         memory = self.require_memory()
         if not hasattr(memory, "table"):
-            msg = f"A model that was trained for task={memory.task!r} predicts nothing for single cells. Use sg.tl."
+            msg = f"A model that was trained for task={memory.task!r} predicts nothing for single cells. Use sg.tl.embed(adata, model)."
             raise OptionError(msg)
         cells = self.cells(adata, layer=layer, gene_symbols=gene_symbols, max_length=max_length, rng=rng)
         return pd.DataFrame(memory.table(self.run(cells, batch_size=batch_size)), index=adata.obs_names)

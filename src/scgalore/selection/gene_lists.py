@@ -127,7 +127,7 @@ def _check_species(columns: Sequence[str], species: str) -> None:
     if mouse and species == "human":
         msg = (
             f"The genes of the data ({shown}, ...) look like those of a mouse, and the gene sets are of human. Pass "
-            "species='mouse', which compares them through their orthologs, or strategy='hvg', which needs no gene set."
+            "species='mouse', which compares them through their orthologs, or gene_strategy='hvg', which needs no gene set."
         )
         raise DataError(msg)
     if not mouse and species == "mouse":

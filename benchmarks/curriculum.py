@@ -168,7 +168,7 @@ def on_test(model: Any, cells: Any, test: np.ndarray, plan: Plan) -> dict[str, f
     from scgalore.objectives import Classification, MaskedExpression
 
     masked = MaskedExpression(mask_value=model.network.config.mask_value)
-    objective = Classification(len(cells.classes)) if plan.task == "classes" else masked
+    objective = Classification(model.network.config.heads["classes"]) if plan.task == "classes" else masked
     sums: dict[str, float] = {}
     model.network.eval()
     with torch.inference_mode():

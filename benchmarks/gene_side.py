@@ -74,12 +74,12 @@ def scanpy(adata: AnnData | None = None) -> int:
 
 def biological(adata: AnnData | None = None) -> int:
     """All sources of biology."""
-    return _select(adata, strategy="biological")
+    return _select(adata, gene_strategy="biological")
 
 
 def perturbation(adata: AnnData | None = None) -> int:
     """Response to perturbations and the rest."""
-    return _select(adata, strategy="perturbation", pert_key="perturbation", control=STATE["control"])
+    return _select(adata, gene_strategy="perturbation", pert_key="perturbation", control=STATE["control"])
 
 
 def _select(adata: AnnData | None, **options: Any) -> int:

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import argparse
 import hashlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -27,6 +27,7 @@ from scgalore.data.sampler import BatchRequest
 from scgalore.data.vocab import GeneVocab
 from scgalore.nn import SCGPTConfig
 from scgalore.objectives import MaskedExpression
+from scgalore.tasks.registry import resolve_call
 
 if TYPE_CHECKING:
     from pandas import DataFrame
@@ -187,15 +188,11 @@ def main() -> None:
     model = sg.model.SCGPT.from_config(
         SCGPTConfig(n_tokens=len(vocab), pad_id=vocab.pad_id, max_length=LENGTH, **SIZES), vocab, rng=SEED
     )
-    model.train(
-        cells,
-        objective=OBJECTIVE,
-        validation_size=0.05,
-        rng=SEED,
-        checkpoint_dir=arguments.checkpoints,
-        resume=True,
-        **TRAIN,
+    task, call = resolve_call(
+        TRAIN, task="expression", seed=SEED, function=model.train, validation_size=0.05, test_size=0.0
     )
+    prepared = replace(task.prepare(task.read(cells, call), model, call), objective=OBJECTIVE)
+    model.fit(prepared, checkpoint_dir=arguments.checkpoints, resume=True)
     model.provenance = {"name": "scgpt-mini", "sha256": "", "layout": "scgalore"}
     baseline = gene_mean_error(model.cells(cells, rng=SEED), model.split)
     # Tokens have no positions, so a network trained on short cells reads long ones.

@@ -1,0 +1,100 @@
+"""Labels as text, in the one form in which they are compared.
+
+The same label reaches us as ``1``, ``1.0``, ``"1"``, ``np.int64(1)`` or a category: pandas makes floats of whole numbers as
+soon as one is missing, files keep categories of numbers, and users type what they see. Wherever labels are read or compared,
+these functions make text of them first.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from numbers import Integral, Real
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pandas as pd
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from numpy.typing import NDArray
+
+__all__ = ["looks_missing", "same_label", "text_of", "texts_of"]
+
+_WHOLE = re.compile(r"[+-]?\d+\.0+")
+_MISSING = frozenset({"", "nan", "na", "n/a", "<na>", "none", "null", "nat"})
+
+
+def text_of(label: object) -> str | None:
+    """Text of one label; ``None`` for a missing one.
+
+    Parameters
+    ----------
+    label
+        Text, bytes, a number, a truth value, or anything that ``str`` makes a name of. Whole numbers have no decimal point.
+
+    Examples
+    --------
+    >>> text_of(1.0), text_of(np.int64(1)), text_of("1"), text_of(0.5), text_of(True), text_of(float("nan"))
+    ('1', '1', '1', '0.5', 'True', None)
+    """
+    if isinstance(label, str):
+        return str(label)
+    if isinstance(label, bytes):
+        return label.decode(errors="replace")
+    if label is None or label is pd.NA or label is pd.NaT:
+        return None
+    if isinstance(label, bool | np.bool_):
+        return str(bool(label))
+    if isinstance(label, Integral):
+        return str(int(label))
+    if isinstance(label, Real):
+        if math.isnan(label):
+            return None
+        return f"{float(label):.0f}" if float(label).is_integer() else str(label)
+    return str(label)
+
+
+def texts_of(labels: Iterable[object] | pd.Series) -> NDArray[np.object_]:
+    """Text of each label, object ``(n_obs,)``; ``None`` where one is missing.
+
+    Parameters
+    ----------
+    labels
+        A column of ``obs``, or any sequence of labels. Text such as ``"1.0"`` loses its decimals where every label of the
+        column is a whole number written so, since such a column is one of numbers that was made text.
+    """
+    codes, found = pd.factorize(pd.Series(labels, dtype=getattr(labels, "dtype", object)))
+    texts = [text_of(label) for label in found]
+    if texts and all(text is not None and _WHOLE.fullmatch(text) for text in texts):
+        texts = [text.partition(".")[0] for text in texts if text is not None]
+    return np.array([*texts, None], dtype=object)[codes]  # the code of a missing label is -1
+
+
+def same_label(label: object, labels: Iterable[str]) -> str | None:
+    """Which of the labels of a column is meant, in their own spelling; ``None`` if it is none of them.
+
+    Parameters
+    ----------
+    label
+        What the user passed, such as ``0`` or ``"0.0"``.
+    labels
+        Labels of a column, from :func:`texts_of`.
+    """
+    text, among = text_of(label), set(labels)
+    if text is None or text in among:
+        return text
+    whole = text.partition(".")[0]
+    return whole if _WHOLE.fullmatch(text) and whole in among else None
+
+
+def looks_missing(text: str) -> bool:
+    """Whether a label is what other programs write for a missing value, such as ``"nan"``.
+
+    Parameters
+    ----------
+    text
+        The label.
+    """
+    return text.strip().lower() in _MISSING

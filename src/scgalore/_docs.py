@@ -19,6 +19,15 @@ PARAMETERS = {
     ),
     "layer": "Layer to read the expression from; ``None`` is ``adata.X``.",
     "gene_symbols": "Column of ``adata.var`` that holds the gene names; ``None`` is ``adata.var_names``.",
+    "data_type": (
+        'What the matrix holds: ``"counts"`` (fractional ones, too) or ``"log1p"``, logarithms of normalised counts; ``None``\n'
+        "decides by its values."
+    ),
+    "depth_key": "Column of ``adata.obs`` with the counts of each cell over all of its genes, where not all are in the matrix.",
+    "species": (
+        'Species of the genes: ``"human"``, or ``"mouse"``, whose genes are read as their one-to-one human orthologs.'
+    ),
+    "min_matched": "Share of the expressed counts that the vocabulary must know, below which an error is raised.",
     "labels_key": "Column of ``adata.obs`` that holds the labels.",
     "pert_key": 'Column of ``adata.obs`` with the perturbation of each cell: ``"KLF1"``, ``"KLF1+ctrl"`` or ``"KLF1+MAP2K6"``.',
     "control": "Label of control in that column; ``None`` finds it if it is one of the usual ones.",

@@ -13,6 +13,7 @@ from anndata import AnnData
 from scgalore.data.cells import TokenCells, gene_ranks, ranked_tokens
 from scgalore.data.hashing import cell_keys
 from scgalore.data.matrix import CellMatrix
+from scgalore.data.reading import Reading
 from scgalore.data.sampler import BatchRequest
 from scgalore.data.tokens import TokenizerConfig
 from scgalore.data.vocab import GeneVocab
@@ -167,18 +168,18 @@ class TestNames:
     def test_from_a_column(self, adata: AnnData, vocab: GeneVocab) -> None:
         adata.var["symbol"] = adata.var_names
         adata.var_names = [f"row{i}" for i in range(5)]
-        cells = TokenCells.from_adata(adata, vocab, config=CONFIG, gene_symbols="symbol")
+        cells = TokenCells.from_adata(adata, vocab, config=CONFIG, reading=Reading(gene_symbols="symbol"))
         assert cells.match.matched == 4
 
     def test_missing_column_lists_the_others(self, adata: AnnData, vocab: GeneVocab) -> None:
         adata.var["symbol"] = adata.var_names
         with pytest.raises(MissingKeyError, match=r"No column 'symbols' in adata\.var; it has \['symbol'\]"):
-            TokenCells.from_adata(adata, vocab, config=CONFIG, gene_symbols="symbols")
+            TokenCells.from_adata(adata, vocab, config=CONFIG, reading=Reading(gene_symbols="symbols"))
 
     def test_categories_and_gaps(self, adata: AnnData, vocab: GeneVocab) -> None:
         adata.var["symbol"] = adata.var_names.astype("category")
         adata.var.loc["CD3E", "symbol"] = np.nan
-        cells = TokenCells.from_adata(adata, vocab, config=CONFIG, gene_symbols="symbol")
+        cells = TokenCells.from_adata(adata, vocab, config=CONFIG, reading=Reading(gene_symbols="symbol"))
         assert cells.match.matched == 3
 
 
@@ -234,7 +235,7 @@ class TestRefusals:
 
     def test_layer(self, adata: AnnData, vocab: GeneVocab) -> None:
         with pytest.raises(MissingKeyError, match="'counts'"):
-            TokenCells.from_adata(adata, vocab, config=CONFIG, layer="counts")
+            TokenCells.from_adata(adata, vocab, config=CONFIG, reading=Reading("counts"))
 
     @pytest.mark.parametrize("shape", [(0, 5), (4, 0)])
     def test_nothing_at_all(self, adata: AnnData, vocab: GeneVocab, shape: tuple[int, int]) -> None:

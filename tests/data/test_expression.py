@@ -13,6 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from scgalore.data.expression import TARGET_SUM, LogExpression
+from scgalore.data.reading import Reading
 from scgalore.errors import DataError, MissingKeyError
 
 N_OBS, N_VARS = 37, 19
@@ -79,7 +80,7 @@ def test_view_and_layer() -> None:
     adata.layers["counts"] = sp.csc_matrix(counts())
     part = adata[[3, 1, 30], 2:9]
     assert not LogExpression.from_adata(part).from_counts
-    found = LogExpression.from_adata(part, layer="counts")
+    found = LogExpression.from_adata(part, Reading("counts"))
     assert found.from_counts
     np.testing.assert_allclose(found.rows([0, 1, 2]).toarray(), normalised(counts()[[3, 1, 30], 2:9]), rtol=1e-6)
 
@@ -114,4 +115,4 @@ def test_what_is_neither_is_refused(change: Callable[[np.ndarray], np.ndarray], 
 
 def test_layer_that_is_not_there() -> None:
     with pytest.raises(MissingKeyError, match="raw_counts"):
-        LogExpression.from_adata(ad.AnnData(counts()), layer="raw_counts")
+        LogExpression.from_adata(ad.AnnData(counts()), Reading("raw_counts"))

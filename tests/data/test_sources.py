@@ -8,6 +8,7 @@ import pytest
 import scipy.sparse as sp
 from anndata import AnnData
 
+from scgalore.data.reading import Reading
 from scgalore.data.sources import OpenSources, Source
 from scgalore.errors import DataError
 
@@ -34,7 +35,7 @@ class TestFiles:
 
     def test_only_what_is_asked_for_is_there(self, tmp_path: Path, suffix: str) -> None:
         path = self.write(made(), tmp_path / f"the{suffix}")
-        opened = Source.of(path, 0, labels_key="depth", gene_symbols="symbol").open()
+        opened = Source.of(path, 0, labels_key="depth", reading=Reading(gene_symbols="symbol")).open()
         np.testing.assert_array_equal(opened.matrix.rows([3, 1]).toarray(), made().X[[3, 1]].toarray())
         assert pd.Series(opened.labels).tolist() == [1, 2, 3, 4]
         assert opened.genes() == ["B", "C", "nan"]
@@ -53,14 +54,14 @@ class TestFiles:
         path = self.write(AnnData(obs=made().obs, layers={"counts": made().X}), tmp_path / f"the{suffix}")
         with pytest.raises(KeyError, match=r"no X; it has the layers \['counts'\]"):
             Source.of(path, 0).open()
-        assert Source.of(path, 0, layer="counts").open().matrix.n_obs == 4
+        assert Source.of(path, 0, reading=Reading("counts")).open().matrix.n_obs == 4
 
     def test_words_are_no_expression(self, tmp_path: Path, suffix: str) -> None:
         adata = made()
         adata.layers["words"] = np.full((4, 3), "word")
         path = self.write(adata, tmp_path / f"the{suffix}")
         with pytest.raises(DataError, match="layer 'words' of .* expected numbers"):
-            Source.of(path, 0, layer="words").open()
+            Source.of(path, 0, reading=Reading("words")).open()
 
 
 def test_backed_columns_are_refused(tmp_path: Path) -> None:

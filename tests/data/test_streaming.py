@@ -19,6 +19,7 @@ from torch.utils.data import DataLoader
 
 import scgalore as sg
 from scgalore.data.cells import TokenCells
+from scgalore.data.reading import Reading
 from scgalore.data.streaming import TokenStream
 from scgalore.data.tokens import TokenBatch, TokenizerConfig
 from scgalore.data.vocab import GeneVocab
@@ -181,7 +182,7 @@ def test_tokens_are_those_of_each_file_alone(paths: list[Path]) -> None:
     found = tokens_of(streamed(paths, layer="counts"))
     first = 0
     for adata in ADATAS:
-        cells = TokenCells.from_adata(adata, VOCAB, config=CONFIG, layer="counts", gene_symbols="symbol")
+        cells = TokenCells.from_adata(adata, VOCAB, config=CONFIG, reading=Reading("counts", "symbol"))
         (ragged,) = cells.windows()
         alone = tokens_of([cells.tokenizer.pad(ragged)])
         assert alone == {cell: found[first + cell] for cell in range(adata.n_obs)}

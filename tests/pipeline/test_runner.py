@@ -15,6 +15,7 @@ from tests import screens
 from tests.pipeline.conftest import quick
 
 from scgalore._settings import settings
+from scgalore.data.reading import READING
 from scgalore.errors import DownloadError, OptionError
 from scgalore.model import load
 from scgalore.pipeline import RunConfig, run
@@ -78,7 +79,7 @@ class TestFinishedRun:
         left = {name for name, value in config.flat().items() if value is None}
         wanted = {"context_key", "batch_key", "genes_per_step", "split_key", "validation_size", "test_size"}
         limits = {"batch_tokens", "max_length", "adapter", "patience", "dropout"}
-        assert left <= {*wanted, *limits, "layer", "gene_symbols"}
+        assert left <= {*wanted, *limits, *READING}
         assert {option.name for option in training_options()} <= config.flat().keys()
         assert config.training["optimizer_options"]["update_proj_gap"] > 0
 

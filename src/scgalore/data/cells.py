@@ -15,6 +15,7 @@ from scgalore.data.batches import ListedBatches, SampledBatches, largest_batch
 from scgalore.data.hashing import cell_keys, digest
 from scgalore.data.match import GeneMatch, match_genes
 from scgalore.data.matrix import CellMatrix
+from scgalore.data.reading import AS_IT_IS
 from scgalore.data.sampler import sorted_batches
 from scgalore.data.tokenizer import Tokenizer
 from scgalore.errors import DataError, MissingKeyError
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from scgalore.data.batches import Batches, BatchPlan
+    from scgalore.data.reading import Reading
     from scgalore.data.sampler import BatchRequest
     from scgalore.data.tokens import RaggedTokens, TokenBatch, TokenizerConfig
     from scgalore.data.vocab import GeneVocab
@@ -68,8 +70,7 @@ class TokenCells:
         vocab: GeneVocab,
         *,
         config: TokenizerConfig,
-        layer: str | None = None,
-        gene_symbols: str | None = None,
+        reading: Reading = AS_IT_IS,
     ) -> TokenCells:
         """Check the matrix, match its genes and count the tokens of its cells.
 
@@ -81,10 +82,8 @@ class TokenCells:
             Tokens of the network.
         config
             How cells become tokens.
-        layer
-            Layer to read; ``X`` when left out.
-        gene_symbols
-            Column of ``adata.var`` that holds gene names; ``var_names`` when left out.
+        reading
+            Which matrix to read, and what its genes are called.
 
         Raises
         ------
@@ -94,8 +93,8 @@ class TokenCells:
         MissingKeyError
             If the layer or the column does not exist.
         """
-        names = gene_names(adata, gene_symbols)
-        matrix = CellMatrix.from_adata(adata, layer=layer)
+        names = gene_names(adata, reading.gene_symbols)
+        matrix = CellMatrix.from_adata(adata, layer=reading.layer)
         try:
             match = match_genes(names, vocab)
         except DataError:

@@ -10,6 +10,7 @@ import scipy.sparse as sp
 
 from scgalore import _logging as logg
 from scgalore.data.matrix import CellMatrix
+from scgalore.data.reading import AS_IT_IS
 from scgalore.errors import DataError
 
 if TYPE_CHECKING:
@@ -17,6 +18,8 @@ if TYPE_CHECKING:
 
     from anndata import AnnData
     from numpy.typing import ArrayLike
+
+    from scgalore.data.reading import Reading
 
 __all__ = ["TARGET_SUM", "LogExpression"]
 
@@ -40,15 +43,15 @@ class LogExpression:
     from_counts: bool
 
     @classmethod
-    def from_adata(cls, adata: AnnData, layer: str | None = None) -> LogExpression:
+    def from_adata(cls, adata: AnnData, reading: Reading = AS_IT_IS) -> LogExpression:
         """Check a matrix and find out which of the two it is.
 
         Parameters
         ----------
         adata
             Cells by genes; counts or log-normalised.
-        layer
-            Layer to read; ``X`` when left out.
+        reading
+            Which matrix to read, and what it holds.
 
         Raises
         ------
@@ -57,7 +60,7 @@ class LogExpression:
         MissingKeyError
             If the layer does not exist.
         """
-        matrix = CellMatrix.from_adata(adata, layer=layer)
+        matrix = CellMatrix.from_adata(adata, layer=reading.layer)
         matrix.check("nonnegative")
         values = matrix.summary()
         if not (values.is_counts or values.is_logged):

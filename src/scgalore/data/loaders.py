@@ -12,6 +12,7 @@ from scgalore.data.buffers import Part, Share, refuse_unknown
 from scgalore.data.labels import class_codes, classes_of
 from scgalore.data.match import match_genes
 from scgalore.data.matrix import canonical
+from scgalore.data.reading import AS_IT_IS
 from scgalore.data.tokenizer import Tokenizer
 from scgalore.errors import DataError, MissingKeyError, OptionError
 
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     import pandas as pd
     from numpy.typing import NDArray
 
+    from scgalore.data.reading import Reading
     from scgalore.data.tokens import TokenizerConfig
     from scgalore.data.vocab import GeneVocab
 
@@ -42,6 +44,8 @@ class LoaderBuffers:
         Column of ``obs`` with labels.
     classes
         Names of the classes.
+    reading
+        What its genes are called.
     """
 
     name = "the loader"
@@ -55,6 +59,7 @@ class LoaderBuffers:
         *,
         labels_key: str | None,
         classes: Sequence[str] | None,
+        reading: Reading = AS_IT_IS,
     ) -> None:
         if loader.var is None:
             msg = "The loader knows no gene names: its var is None. Add AnnData objects that have var to it."
@@ -62,7 +67,7 @@ class LoaderBuffers:
         if labels_key is not None and classes is None:
             msg = "A loader shows its labels only while it is read: pass classes=, the names of all of them."
             raise OptionError(msg)
-        self._loader, self._labels_key = loader, labels_key
+        self._loader, self._labels_key, self.reading = loader, labels_key, reading
         self.classes = tuple(classes or ())
         match = match_genes(loader.var.index.astype(str).tolist(), vocab)
         #: Makes the tokens.

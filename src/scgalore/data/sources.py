@@ -16,6 +16,7 @@ from anndata.io import read_elem, sparse_dataset
 from scgalore.data.cells import gene_names
 from scgalore.data.matrix import CellMatrix
 from scgalore.data.readers import open_matrix
+from scgalore.data.reading import AS_IT_IS
 from scgalore.errors import DataError, MissingKeyError
 
 if TYPE_CHECKING:
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from types import TracebackType
 
     from scgalore._typing import PathLike
+    from scgalore.data.reading import Reading
 
 __all__ = ["OpenSource", "OpenSources", "Source", "open_file"]
 
@@ -59,18 +61,19 @@ class Source:
         Path, or the object.
     name
         What to call it in messages.
-    layer, gene_symbols, labels_key
-        Layer, column of ``var`` and column of ``obs`` to read; ``X``, the names of ``var`` and nothing when ``None``.
+    reading
+        Which matrix and names of genes to read.
+    labels_key
+        Column of ``obs`` to read; nothing when ``None``.
     """
 
     what: Path | AnnData
     name: str
-    layer: str | None = None
-    gene_symbols: str | None = None
+    reading: Reading = AS_IT_IS
     labels_key: str | None = None
 
     @classmethod
-    def of(cls, what: PathLike | AnnData, number: int, **options: str | None) -> Self:
+    def of(cls, what: PathLike | AnnData, number: int, **options: Any) -> Self:
         """Name a source.
 
         Parameters
@@ -80,7 +83,7 @@ class Source:
         number
             Its position among the sources, which names an AnnData.
         options
-            Layer and columns.
+            Attributes of the source.
         """
         if isinstance(what, AnnData):
             return cls(what, f"AnnData number {number}", **options)
@@ -109,8 +112,8 @@ class Source:
             raise
 
     def _of_adata(self, adata: AnnData) -> OpenSource:
-        matrix = CellMatrix.from_adata(adata, layer=self.layer)
-        if adata.isbacked and not adata.is_view and self.layer is None and isinstance(adata.X, CSCDataset):
+        matrix = CellMatrix.from_adata(adata, layer=self.reading.layer)
+        if adata.isbacked and not adata.is_view and self.reading.layer is None and isinstance(adata.X, CSCDataset):
             raise DataError(self._by_columns())
         labels = None
         if self.labels_key is not None:
@@ -118,10 +121,14 @@ class Source:
                 msg = f"{self.name} has no column {self.labels_key!r} in obs; it has {list(adata.obs.columns)}."
                 raise MissingKeyError(msg)
             labels = adata.obs[self.labels_key]
-        return OpenSource(matrix, partial(gene_names, adata, self.gene_symbols), labels, lambda: None)
+        return OpenSource(matrix, partial(gene_names, adata, self.reading.gene_symbols), labels, lambda: None)
 
     def _of_file(self, root: Any, close: Callable[[], None]) -> OpenSource:
-        slot, what = ("X", "X") if self.layer is None else (f"layers/{self.layer}", f"layer {self.layer!r}")
+        slot, what = (
+            ("X", "X")
+            if self.reading.layer is None
+            else (f"layers/{self.reading.layer}", f"layer {self.reading.layer!r}")
+        )
         if slot not in root or root[slot].attrs.get("encoding-type") == "null":
             found = sorted(root["layers"]) if "layers" in root else []
             msg = f"{self.name} has no {what}; it has the layers {found}. Pass one of them as layer=, or None for X."
@@ -136,7 +143,7 @@ class Source:
         return OpenSource(matrix, lambda: self._names(root["var"]), labels, close)
 
     def _names(self, var: Any) -> list[str]:
-        return self._column(var, "var", self.gene_symbols).astype(str).tolist()
+        return self._column(var, "var", self.reading.gene_symbols).astype(str).tolist()
 
     def _column(self, frame: Any, slot: str, key: str | None) -> pd.Series:
         """Read one column of ``obs`` or ``var``, or its index, without the others."""

@@ -19,6 +19,7 @@ from scgalore.data.batches import Batches, Drawn
 from scgalore.data.buffers import FileBuffers, Share
 from scgalore.data.hashing import digest
 from scgalore.data.loaders import LoaderBuffers
+from scgalore.data.reading import Reading
 from scgalore.data.sources import Source
 from scgalore.data.tokens import RaggedTokens, TokenBatch, TokenizerConfig
 from scgalore.errors import DataError, OptionError
@@ -51,6 +52,9 @@ def stream(
     rng: Rng = 0,
     layer: str | None = None,
     gene_symbols: str | None = None,
+    data_type: str | None = None,
+    species: str = "human",
+    min_matched: float | None = None,
     labels_key: str | None = None,
     classes: Sequence[str] | None = None,
     rank: int | None = None,
@@ -88,6 +92,8 @@ def stream(
         Layer to read; ``X`` when left out.
     gene_symbols
         Column of ``var`` that holds gene names; the names of ``var`` when left out.
+    data_type, species, min_matched
+        As for :func:`scgalore.tl.embed`.
     labels_key
         Column of ``obs`` with class labels.
     classes
@@ -120,6 +126,7 @@ def stream(
     """
     seed = seed_from(rng)
     config = TokenizerConfig(seed=seed) if config is None else config
+    reading = Reading(layer, gene_symbols, data_type, None, species, min_matched)
     _check_sizes(batch_size, block_size, buffer_size)
     _check_rank(rank, world_size)
     buffers: FileBuffers | LoaderBuffers
@@ -127,11 +134,12 @@ def stream(
         if layer is not None or gene_symbols is not None:
             msg = "layer= and gene_symbols= do not apply to a loader, which reads its files itself."
             raise OptionError(msg)
-        buffers = LoaderBuffers(sources, vocab, config, labels_key=labels_key, classes=classes)
+        buffers = LoaderBuffers(sources, vocab, config, labels_key=labels_key, classes=classes, reading=reading)
     else:
-        columns = {"layer": layer, "gene_symbols": gene_symbols, "labels_key": labels_key}
         listed = [sources] if isinstance(sources, str | os.PathLike | AnnData) else list(sources)
-        named = [Source.of(source, number, **columns) for number, source in enumerate(listed)]
+        named = [
+            Source.of(source, number, reading=reading, labels_key=labels_key) for number, source in enumerate(listed)
+        ]
         if not named:
             msg = "There are no sources; pass paths of .h5ad files or .zarr folders, or AnnData objects."
             raise DataError(msg)

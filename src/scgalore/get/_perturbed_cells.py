@@ -14,6 +14,7 @@ from scgalore._docs import shared_parameters
 from scgalore._keys import PerturbationKeys
 from scgalore._rng import seed_from
 from scgalore.data.hashing import fold_seed
+from scgalore.data.reading import READING
 from scgalore.errors import DataError, MissingKeyError, OptionError
 from scgalore.get._prediction import read_prediction
 from scgalore.perturb.labels.conditions import CONTROL, canonical_name, parse_condition
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
 
     from scgalore._typing import Rng
 
-READ = ("pert_key", "control", "context_key", "separator", "layer", "gene_symbols")
+READ = ("pert_key", "control", "context_key", "separator", *READING)
 
 
 @shared_parameters

@@ -14,6 +14,7 @@ from scgalore import _logging as logg
 from scgalore._keys import CellKeys
 from scgalore._rng import seed_from
 from scgalore.data.cells import TokenCells
+from scgalore.data.reading import Reading
 from scgalore.errors import OptionError, WeightsError
 from scgalore.model.adapter_files import write_adapter
 from scgalore.model.distributed import gather, process_group, share
@@ -173,6 +174,9 @@ class CellModel:
         *,
         layer: str | None = None,
         gene_symbols: str | None = None,
+        data_type: str | None = None,
+        species: str = "human",
+        min_matched: float | None = None,
         max_length: int | None = None,
         rng: Rng = 0,
     ) -> TokenCells:
@@ -186,13 +190,16 @@ class CellModel:
             Layer to read; ``X`` when left out.
         gene_symbols
             Column of ``adata.var`` with gene names; ``var_names`` when left out.
+        data_type, species, min_matched
+            As for :func:`scgalore.tl.embed`.
         max_length
             Most tokens of a cell; what the weights were trained with when left out.
         rng
             Seed of the sampling of longer cells.
         """
+        reading = Reading(layer, gene_symbols, data_type, None, species, min_matched)
         tokens = self.tokenizer_config(max_length=max_length, rng=rng)
-        cells = TokenCells.from_adata(adata, self.vocab, config=tokens, layer=layer, gene_symbols=gene_symbols)
+        cells = TokenCells.from_adata(adata, self.vocab, config=tokens, reading=reading)
         logg.info(f"    {cells.match.summary()}")
         return cells
 
@@ -202,6 +209,9 @@ class CellModel:
         *,
         layer: str | None = None,
         gene_symbols: str | None = None,
+        data_type: str | None = None,
+        species: str = "human",
+        min_matched: float | None = None,
         max_length: int | None = None,
         rng: Rng = 0,
         batch_size: int | None = None,
@@ -213,14 +223,15 @@ class CellModel:
         adata
             Cells by genes; counts or log-normalised. Or many files, as a :func:`scgalore.data.stream` with
             ``shuffle=False`` and ``config=model.tokenizer_config()``; the other parameters are then the stream's own.
-        layer, gene_symbols, max_length, rng
+        layer, gene_symbols, data_type, species, min_matched, max_length, rng
             As for :meth:`cells`.
         batch_size
             Cells in a batch; it changes speed and memory, not the numbers.
         """
         if not isinstance(adata, AnnData):
             return self.run(adata, batch_size=batch_size).embedding
-        cells = self.cells(adata, layer=layer, gene_symbols=gene_symbols, max_length=max_length, rng=rng)
+        reading = Reading(layer, gene_symbols, data_type, None, species, min_matched)
+        cells = self.cells(adata, **reading.of_tokens(), max_length=max_length, rng=rng)
         return self.run(cells, batch_size=batch_size).embedding
 
     def predict(
@@ -229,6 +240,9 @@ class CellModel:
         *,
         layer: str | None = None,
         gene_symbols: str | None = None,
+        data_type: str | None = None,
+        species: str = "human",
+        min_matched: float | None = None,
         max_length: int | None = None,
         rng: Rng = 0,
         batch_size: int | None = None,
@@ -239,7 +253,7 @@ class CellModel:
         ----------
         adata
             Cells by genes; counts or log-normalised. Its genes need not be those of the training data.
-        layer, gene_symbols, max_length, rng
+        layer, gene_symbols, data_type, species, min_matched, max_length, rng
             As for :meth:`cells`.
         batch_size
             Maximum number of cells per batch.
@@ -253,7 +267,8 @@ class CellModel:
         if not hasattr(memory, "table"):
             msg = f"A model that was trained for task={memory.task!r} predicts nothing for single cells. Use sg.tl.embed(adata, model)."
             raise OptionError(msg)
-        cells = self.cells(adata, layer=layer, gene_symbols=gene_symbols, max_length=max_length, rng=rng)
+        reading = Reading(layer, gene_symbols, data_type, None, species, min_matched)
+        cells = self.cells(adata, **reading.of_tokens(), max_length=max_length, rng=rng)
         return pd.DataFrame(memory.table(self.run(cells, batch_size=batch_size)), index=adata.obs_names)
 
     def run(
@@ -323,6 +338,10 @@ class CellModel:
         task: str | None = None,
         layer: str | None = None,
         gene_symbols: str | None = None,
+        data_type: str | None = None,
+        depth_key: str | None = None,
+        species: str = "human",
+        min_matched: float | None = None,
         validation: AnnData | CellSource | None = None,
         split: Split | None = None,
         split_key: str | None = None,
@@ -344,8 +363,8 @@ class CellModel:
         task
             Entry of :data:`scgalore.tasks.TASKS`; by default the task whose key argument is given (``labels_key=`` for
             classes), else masked expression. A stream has its own labels.
-        layer, gene_symbols
-            As for :meth:`cells`; of ``validation`` with a stream.
+        layer, gene_symbols, data_type, depth_key, species, min_matched
+            As for :func:`scgalore.tl.finetune`; of ``validation`` with a stream.
         validation
             For a stream: cells that choose the best epoch, or another stream. Otherwise they are part of ``adata``.
         split
@@ -372,8 +391,7 @@ class CellModel:
             task=task,
             seed=seed_from(rng),
             function=self.train,
-            layer=layer,
-            gene_symbols=gene_symbols,
+            reading=Reading(layer, gene_symbols, data_type, depth_key, species, min_matched),
             validation=validation,
             split=split,
             split_key=split_key,

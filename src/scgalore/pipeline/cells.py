@@ -15,6 +15,7 @@ from scgalore._files import file_digest
 from scgalore.data.expression import LogExpression
 from scgalore.data.matrix import CellMatrix
 from scgalore.data.readers import open_matrix
+from scgalore.data.reading import AS_IT_IS
 from scgalore.data.sources import open_file
 from scgalore.errors import DataError, MissingKeyError
 
@@ -24,6 +25,8 @@ if TYPE_CHECKING:
 
     import pandas as pd
     from numpy.typing import NDArray
+
+    from scgalore.data.reading import Reading
 
 __all__ = ["CellFile", "data_digest", "draw_rows", "on_selected_genes"]
 
@@ -147,7 +150,7 @@ def draw_rows(obs: pd.DataFrame, keys: Sequence[str], *, most: int | None, seed:
     return np.sort(by_group[np.arange(len(rows)) - first < np.repeat(np.minimum(taken, sizes), sizes)])
 
 
-def on_selected_genes(adata: AnnData, selected: NDArray[np.bool_]) -> tuple[AnnData, int]:
+def on_selected_genes(adata: AnnData, selected: NDArray[np.bool_], reading: Reading = AS_IT_IS) -> tuple[AnnData, int]:
     """Log-normalise cells over all their genes, then keep the selected ones.
 
     Parameters
@@ -156,12 +159,14 @@ def on_selected_genes(adata: AnnData, selected: NDArray[np.bool_]) -> tuple[AnnD
         Cells with all genes, counts or log-normalised.
     selected
         Genes to keep, shape ``(n_vars,)``.
+    reading
+        What the matrix holds.
 
     Returns
     -------
     New AnnData of the cells that express one of them, and the number of cells that do not.
     """
-    expression = LogExpression.from_adata(adata)
+    expression = LogExpression.from_adata(adata, reading)
     columns = np.flatnonzero(selected)
     x = sp.vstack([chunk[:, columns] for _, chunk in expression.chunks()], format="csr")
     expressed = np.diff(x.indptr) > 0

@@ -115,7 +115,7 @@ def training_call(config: RunConfig) -> TrainingCall:
         config.arguments,
         _training(config),
         dict(config.training),
-        gene_symbols=config.gene_symbols,
+        reading=config.reading,
         split_key=config.split_key,
         validation_size=config.validation_size or 0.0,
         test_size=config.test_size or 0.0,

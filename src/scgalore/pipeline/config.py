@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 from scgalore._options import COUNT, FRACTION, INDEX, NAMES, TEXT, declare, documented, options_of, suggestion, whole
+from scgalore.data.reading import DATA_TYPE, MATCHED, SPECIES, Reading
 from scgalore.errors import OptionError
 from scgalore.tasks.registry import TASKS, argument_names, choose_task
 from scgalore.train.config import TrainConfig
@@ -78,6 +79,15 @@ class RunConfig:
     )
     layer: str | None = declare(TEXT, "Layer that holds the expression, instead of X.", column="layers")
     gene_symbols: str | None = declare(TEXT, "Column of var with gene names, instead of its index.", column="var")
+    data_type: str | None = declare(
+        DATA_TYPE, "What the expression is: counts or log1p.", shown_default="decided by its values"
+    )
+    depth_key: str | None = declare(
+        TEXT, "Column of obs with the counts of each cell over all of its genes.", column="obs"
+    )
+    min_matched: float | None = declare(
+        MATCHED, "Share of the expressed counts that the vocabulary must know.", shown_default="the package's own"
+    )
     max_cells: int | str = declare(
         whole(1, others=("all",)),
         """
@@ -108,7 +118,7 @@ class RunConfig:
         TEXT, "Column of obs with batches, within which variable genes are ranked.", column="obs"
     )
     must_include: list[str] = declare(NAMES, "Genes to select regardless of their rank, as in SOX2,POU5F1.", default=())
-    species: str = declare(TEXT, "Species of the gene sets: human or mouse.", default="human")
+    species: str = declare(SPECIES, "Species of the genes: human or mouse.", default="human")
     rng: int = declare(INDEX, "Seed of everything random.", default=0, aliases=("seed",))
     version: str | None = None
     data_sha256: str | None = None
@@ -162,6 +172,11 @@ class RunConfig:
     def name(self) -> str:
         """What tables call the fitted model."""
         return f"{self.model_name} + {self.training.get('optimizer', TrainConfig.optimizer)}"
+
+    @property
+    def reading(self) -> Reading:
+        """How to read the cells once they have been read: the layer of the file is their ``X``."""
+        return replace(Reading.of(self.flat()), layer=None)
 
     def flat(self) -> dict[str, Any]:
         """All options by name, those of the task and of training included."""

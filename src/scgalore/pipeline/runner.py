@@ -151,7 +151,9 @@ class _Run:
             self._select(adata)
             genes = adata.var[[f"{KEY}_rank", f"{KEY}_source", KEY]]
             self.ranked = AnnData(obs=adata.obs[:0], var=adata.var, uns=dict(adata.uns))  # all genes, for a picture
-            adata, self.sizes["without a selected gene"] = on_selected_genes(adata, adata.var[KEY].to_numpy(bool))
+            adata, self.sizes["without a selected gene"] = on_selected_genes(
+                adata, adata.var[KEY].to_numpy(bool), config.reading
+            )
             note(f"{adata.n_vars:,} ({config.gene_strategy}), from training cells")
         counts = adata.obs[self.split_key].value_counts()
         self.sizes |= {part: int(counts.get(part, 0)) for part in PARTS}
@@ -170,15 +172,16 @@ class _Run:
             config.gene_strategy,
             split_key=self.split_key,
             must_include=config.must_include or None,
-            species=config.species,
-            gene_symbols=config.gene_symbols,
+            **{name: value for name, value in config.reading.params().items() if name in known},
             key_added=KEY,
             **{"batch_key": config.batch_key, **{k: v for k, v in config.arguments.items() if k in known}},
         )
 
     def _call(self) -> TrainingCall:
         """The call as it is for the cells that were read, which have their split in a column."""
-        return replace(training_call(self.config), split_key=self.split_key)
+        call = training_call(self.config)
+        # What the stage of genes has left is logarithms, whatever the file holds.
+        return replace(call, split_key=self.split_key, reading=replace(call.reading, data_type="log1p", depth_key=None))
 
     def _begin(self, adata: AnnData, genes: pd.DataFrame) -> None:
         """Write what is known before training."""
@@ -204,7 +207,7 @@ class _Run:
                 task=config.task,
                 **config.arguments,
                 split_key=self.split_key,
-                gene_symbols=config.gene_symbols,
+                **self._call().reading.params(),
                 genes_key=KEY if config.training.get("curriculum") else None,
                 checkpoint_dir=folder.checkpoints,
                 resume=True,

@@ -10,6 +10,7 @@ import pandas as pd
 
 from scgalore.data.cells import gene_names
 from scgalore.data.expression import LogExpression
+from scgalore.data.reading import Reading
 from scgalore.errors import DataError, MissingKeyError, OptionError
 from scgalore.genes.ranking import MUST_INCLUDE, TARGETS, get_strategy, merge
 from scgalore.genes.sets import GeneColumns
@@ -108,7 +109,6 @@ def rank_adata(
     adata: AnnData,
     gene_strategy: str = "biological",
     *,
-    layer: str | None = None,
     batch_key: str | None = None,
     pert_key: str | None = None,
     control: str | None = None,
@@ -116,9 +116,8 @@ def rank_adata(
     context_key: str | None = None,
     must_include: Any = None,
     gene_sets: Any = None,
-    species: str = "human",
-    gene_symbols: str | None = None,
     train: NDArray[np.bool_] | None = None,
+    **read: Any,
 ) -> Ranking:
     """Rank the genes that training cells express.
 
@@ -126,17 +125,19 @@ def rank_adata(
     ----------
     adata
         Cells by genes; counts or log-normalised, sparse, dense, backed or a view. Nothing is changed.
-    gene_strategy, layer, batch_key, pert_key, control, separator, context_key, must_include, gene_sets, species, gene_symbols
+    gene_strategy, batch_key, pert_key, control, separator, context_key, must_include, gene_sets
         As for :func:`scgalore.tl.select_genes`.
     train
         Cells that may be looked at, bool ``(n_obs,)``; all when left out.
+    **read
+        Attributes of :class:`~scgalore.data.reading.Reading`.
 
     Raises
     ------
     OptionError, DataError, MissingKeyError
         As for :func:`scgalore.tl.select_genes`.
     """
-    plan = get_strategy(gene_strategy)
+    plan, reading = get_strategy(gene_strategy), Reading(**read)
     columns = {"batch_key": batch_key, "pert_key": pert_key, "context_key": context_key}
     check_columns(adata, columns)
     train = np.ones(adata.n_obs, dtype=bool) if train is None else np.asarray(train, dtype=bool)
@@ -148,9 +149,9 @@ def rank_adata(
         conditions = Conditions.from_labels(adata.obs[pert_key].tolist(), control=control, separator=separator)
     cells = Cells(train, _codes(adata, batch_key, train), _codes(adata, context_key, train), conditions)
     lists = GeneLists.of(plan, must_include, gene_sets)
-    names = gene_names(adata, gene_symbols)
-    lists.check(names, species)
-    expression = LogExpression.from_adata(adata, layer=layer)
+    names = gene_names(adata, reading.gene_symbols)
+    lists.check(names, reading.species)
+    expression = LogExpression.from_adata(adata, reading)
     log_base = adata.uns.get("log1p", {}).get("base")
     scores = GeneScores.of(expression, cells, names, log_base=log_base)
     params = {
@@ -159,14 +160,12 @@ def rank_adata(
         **columns,
         "control": None if conditions is None else conditions.control,
         "separator": None if conditions is None else conditions.separator,
-        "species": species,
-        "layer": layer,
-        "gene_symbols": gene_symbols,
+        **reading.params(),
         "must_include": list(lists.must_include),
         "gene_sets": [name for name in lists.genes if name not in plan.weights],
     }
     targets = None if conditions is None else cells.targets()
-    return _ranked(scores, lists, targets, GeneColumns(names, species, scores.mean), params)
+    return _ranked(scores, lists, targets, GeneColumns(names, reading.species, scores.mean), params)
 
 
 def _ranked(

@@ -98,6 +98,9 @@ class TaskModel(Protocol):
         *,
         layer: str | None = None,
         gene_symbols: str | None = None,
+        data_type: str | None = None,
+        species: str = "human",
+        min_matched: float | None = None,
         max_length: int | None = None,
         rng: Any = 0,
     ) -> TokenCells:

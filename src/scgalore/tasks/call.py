@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from scgalore.data.reading import AS_IT_IS, Reading
 from scgalore.data.split import Split, random_split, split_from_labels
 from scgalore.errors import DataError, MissingKeyError
 from scgalore.selection.curriculum import curriculum_ranks, ranked_key
@@ -31,7 +32,7 @@ class TrainingCall:
         How to train.
     given
         Training options that were given or are the task's own, for ``uns``.
-    layer, gene_symbols
+    reading
         How to read the expression.
     split
         The split, where it is passed as such.
@@ -48,8 +49,7 @@ class TrainingCall:
     arguments: dict[str, Any]
     config: TrainConfig
     given: dict[str, Any]
-    layer: str | None = None
-    gene_symbols: str | None = None
+    reading: Reading = AS_IT_IS
     split: Split | None = None
     split_key: str | None = None
     validation_size: float = 0.1
@@ -108,5 +108,5 @@ class TrainingCall:
         **how
             ``gene_strategy`` and further parameters of :func:`scgalore.tl.select_genes`.
         """
-        read = {"layer": self.layer, "gene_symbols": self.gene_symbols, **how}
+        read = {**self.reading.params(), **how}
         return curriculum_ranks(adata, self.config, self.ranking_key(adata), train=train, **read)

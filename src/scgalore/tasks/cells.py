@@ -148,7 +148,7 @@ class CellTask(Task):
 
     def prepare(self, reading: CellReading, model: TaskModel, call: TrainingCall) -> Prepared:
         """Tokens with targets, and the objective."""
-        read: dict[str, Any] = {"layer": call.layer, "gene_symbols": call.gene_symbols, "rng": call.seed}
+        read: dict[str, Any] = {**call.reading.of_tokens(), "rng": call.seed}
         objective = self.objective(model.network, reading.memory)
         known: dict[str, Any] = {"memory": reading.memory, "heads_at_zero": self.heads_at_zero}
         arrays = {} if reading.targets is None else reading.targets.arrays
@@ -201,7 +201,7 @@ class CellTask(Task):
 
     def check_cells(self, adata: AnnData, model: TaskModel, call: TrainingCall) -> None:
         """Read the cells once as training will."""
-        model.cells(adata, layer=call.layer, gene_symbols=call.gene_symbols, rng=call.seed)
+        model.cells(adata, **call.reading.of_tokens(), rng=call.seed)
 
     @staticmethod
     def split_in(adata: AnnData, key: str) -> Split:

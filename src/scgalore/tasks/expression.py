@@ -59,7 +59,7 @@ class Expression(CellTask):
         """Mask test cells once, and compare the network with rules that know the training cells only."""
         keys = model.keys("finetune")
         split = self.split_in(adata, keys.split)
-        cells = model.cells(adata, layer=call.layer, gene_symbols=call.gene_symbols, rng=call.seed)
+        cells = model.cells(adata, **call.reading.of_tokens(), rng=call.seed)
         means, overall = _mean_bins(cells, split.train)
         errors = _errors(model, cells, split.test, means, overall, call)
         n = len(split.test)

@@ -8,6 +8,7 @@ from scgalore import _logging as logg
 from scgalore._docs import shared_parameters
 from scgalore._keys import check_key
 from scgalore._rng import seed_from
+from scgalore.data.reading import Reading
 from scgalore.model.inference import RunOptions
 from scgalore.tasks.registry import task_named
 from scgalore.tl._shared import as_model, copied, provenance, writable_adata
@@ -24,6 +25,9 @@ def annotate(
     *,
     layer: str | None = None,
     gene_symbols: str | None = None,
+    data_type: str | None = None,
+    species: str = "human",
+    min_matched: float | None = None,
     mod: str = "rna",
     max_length: int | None = None,
     precision: str | None = None,
@@ -46,6 +50,9 @@ def annotate(
         What :func:`scgalore.tl.finetune` returned, or a folder it was saved to.
     {layer}
     {gene_symbols}
+    {data_type}
+    {species}
+    {min_matched}
     {mod}
     max_length
         Most tokens of a cell; longer cells are sampled, with ``rng``. ``None`` is what the weights were trained with.
@@ -91,6 +98,7 @@ def annotate(
     """
     check_key(key_added)
     seed = seed_from(rng)
+    reading = Reading(layer, gene_symbols, data_type, None, species, min_matched)
     how: dict[str, Any] = {
         "precision": precision,
         "batch_size": batch_size,
@@ -105,13 +113,12 @@ def annotate(
     memory = fitted.require_memory()
     keys = fitted.keys("annotate", key_added)
     with logg.step(f"annotating {adata.n_obs:,} cells with {fitted.provenance['name']}") as step:
-        cells = fitted.cells(adata, layer=layer, gene_symbols=gene_symbols, max_length=max_length, rng=seed)
+        cells = fitted.cells(adata, **reading.of_tokens(), max_length=max_length, rng=seed)
         output = fitted.run(cells, **how)
         results = task_named(memory.task).predictions(output, memory, keys)
         results.obsm[keys.embedding] = (output.embedding, "cell embeddings")
         params = {
-            "layer": layer,
-            "gene_symbols": gene_symbols,
+            **reading.of_tokens(),
             "max_length": max_length,
             "precision": output.precision,
             "rng": seed,

@@ -8,6 +8,7 @@ from scgalore import _logging as logg
 from scgalore._docs import shared_parameters
 from scgalore._keys import check_key
 from scgalore._rng import seed_from
+from scgalore.data.reading import Reading
 from scgalore.data.results import Results
 from scgalore.model.inference import RunOptions
 from scgalore.tl._shared import as_model, copied, provenance, writable_adata
@@ -24,6 +25,9 @@ def embed(
     *,
     layer: str | None = None,
     gene_symbols: str | None = None,
+    data_type: str | None = None,
+    species: str = "human",
+    min_matched: float | None = None,
     mod: str = "rna",
     max_length: int | None = None,
     precision: str | None = None,
@@ -47,6 +51,9 @@ def embed(
     {model}
     {layer}
     {gene_symbols}
+    {data_type}
+    {species}
+    {min_matched}
     {mod}
     max_length
         Most tokens of a cell; longer cells are sampled, with ``rng``. ``None`` is what the weights were trained with.
@@ -84,6 +91,7 @@ def embed(
     """
     check_key(key_added)
     seed = seed_from(rng)
+    reading = Reading(layer, gene_symbols, data_type, None, species, min_matched)
     how: dict[str, Any] = {
         "precision": precision,
         "batch_size": batch_size,
@@ -97,11 +105,10 @@ def embed(
     fitted = as_model(model)
     keys = fitted.keys("embed", key_added)
     with logg.step(f"embedding {adata.n_obs:,} cells with {fitted.provenance['name']}") as step:
-        cells = fitted.cells(adata, layer=layer, gene_symbols=gene_symbols, max_length=max_length, rng=seed)
+        cells = fitted.cells(adata, **reading.of_tokens(), max_length=max_length, rng=seed)
         output = fitted.run(cells, **how)
         params = {
-            "layer": layer,
-            "gene_symbols": gene_symbols,
+            **reading.of_tokens(),
             "max_length": max_length,
             "precision": output.precision,
             "rng": seed,

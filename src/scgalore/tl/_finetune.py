@@ -9,6 +9,7 @@ from scgalore import _logging as logg
 from scgalore._docs import shared_parameters
 from scgalore._keys import check_key
 from scgalore._rng import seed_from
+from scgalore.data.reading import Reading
 from scgalore.tasks.registry import resolve_call
 from scgalore.tl._fitted import free_folder, record_model
 from scgalore.tl._shared import as_model, writable_adata
@@ -32,6 +33,10 @@ def finetune(
     embedding: str = "rows",
     layer: str | None = None,
     gene_symbols: str | None = None,
+    data_type: str | None = None,
+    depth_key: str | None = None,
+    species: str = "human",
+    min_matched: float | None = None,
     mod: str = "rna",
     split_key: str | None = None,
     validation_size: float = 0.1,
@@ -74,6 +79,10 @@ def finetune(
         whole table, ``"frozen"`` none.
     {layer}
     {gene_symbols}
+    {data_type}
+    {depth_key}
+    {species}
+    {min_matched}
     {mod}
     split_key
         Column of ``adata.obs`` with ``"train"``, ``"validation"`` or ``"test"`` for each cell; by default a random split,
@@ -144,8 +153,7 @@ def finetune(
         task=task,
         seed=seed_from(rng),
         function=finetune,
-        layer=layer,
-        gene_symbols=gene_symbols,
+        reading=Reading(layer, gene_symbols, data_type, depth_key, species, min_matched),
         split_key=split_key,
         validation_size=validation_size,
         test_size=test_size,
@@ -164,7 +172,7 @@ def finetune(
         if folder is not None:
             fitted.save(folder)
         content, what = results.uns[keys.uns]
-        read = {"layer": layer, "gene_symbols": gene_symbols, "rng": call.seed, **call.given}
+        read = {**call.reading.params(), "rng": call.seed, **call.given}
         if call.config.curriculum is not None:
             read["genes_key"] = call.ranking_key(adata)
         params = {"task": chosen.name, **call.arguments, **content.pop("params"), **read}

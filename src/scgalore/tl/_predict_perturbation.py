@@ -35,6 +35,10 @@ def predict_perturbation(
     split_key: str | None = None,
     layer: str | None = None,
     gene_symbols: str | None = None,
+    data_type: str | None = None,
+    depth_key: str | None = None,
+    species: str | None = None,
+    min_matched: float | None = None,
     mod: str = "rna",
     per_cell: str | None = None,
     n_controls: int = 100,
@@ -67,6 +71,10 @@ def predict_perturbation(
         Column of ``adata.obs`` with the part of each cell.
     {layer}
     {gene_symbols}
+    {data_type}
+    {depth_key}
+    {species}
+    {min_matched}
 
         All of these are by default what the model was fine-tuned with.
     {mod}
@@ -124,8 +132,9 @@ def predict_perturbation(
     fitted = recorded_model(adata, "perturbation") if model is None else as_model(model)
     require_flags(fitted)
     keys = PerturbationKeys.from_key_added(key_added, embedding=fitted.keys("predict_perturbation").embedding)
-    given = (pert_key, control, context_key, None, separator, layer, gene_symbols)
-    read = read_params(adata, fitted, dict(zip(READ, given, strict=True)), split_key)
+    given = (pert_key, control, context_key, None, separator)
+    how = (layer, gene_symbols, data_type, depth_key, species, min_matched)
+    read = read_params(adata, fitted, dict(zip(READ, (*given, *how), strict=True)), split_key)
     wanted = Wanted(adata, perturbations, read, per_cell=per_cell)
     with logg.step(f"predicting {len(wanted.rows):,} perturbations with {fitted.provenance['name']}") as step:
         results = predict_wanted(

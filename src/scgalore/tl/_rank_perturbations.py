@@ -52,6 +52,10 @@ def rank_perturbations(
     split_key: str | None = None,
     layer: str | None = None,
     gene_symbols: str | None = None,
+    data_type: str | None = None,
+    depth_key: str | None = None,
+    species: str | None = None,
+    min_matched: float | None = None,
     mod: str = "rna",
     n_controls: int = 100,
     batch_tokens: int | None = None,
@@ -96,6 +100,10 @@ def rank_perturbations(
         Column of ``adata.obs`` with the part of each cell.
     {layer}
     {gene_symbols}
+    {data_type}
+    {depth_key}
+    {species}
+    {min_matched}
 
         All of these are by default what the model was fine-tuned with.
     {mod}
@@ -145,8 +153,9 @@ def rank_perturbations(
     adata = writable_adata(data, mod=mod)
     fitted = recorded_model(adata, "perturbation") if model is None else as_model(model)
     require_flags(fitted)
-    given = (pert_key, control, context_key, None, separator, layer, gene_symbols)
-    read = read_params(adata, fitted, dict(zip(READ, given, strict=True)), split_key)
+    given = (pert_key, control, context_key, None, separator)
+    how = (layer, gene_symbols, data_type, depth_key, species, min_matched)
+    read = read_params(adata, fitted, dict(zip(READ, (*given, *how), strict=True)), split_key)
     screen = Screen.from_adata(adata, **read)
     controls = screen.profiles()
     run = {"device": options.device, "n_controls": n_controls, "batch_tokens": options.batch_tokens, "seed": seed}

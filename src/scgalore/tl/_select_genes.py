@@ -11,6 +11,7 @@ from scgalore import __version__
 from scgalore import _logging as logg
 from scgalore._docs import shared_parameters
 from scgalore._keys import GeneKeys, PerturbationKeys
+from scgalore.data.reading import Reading
 from scgalore.data.results import Results
 from scgalore.errors import OptionError
 from scgalore.genes.ranking import get_strategy
@@ -32,6 +33,8 @@ def select_genes(
     gene_strategy: str = "biological",
     *,
     layer: str | None = None,
+    data_type: str | None = None,
+    depth_key: str | None = None,
     batch_key: str | None = None,
     pert_key: str | None = None,
     control: str | None = None,
@@ -62,6 +65,8 @@ def select_genes(
         variable genes. ``"perturbation"``: perturbed genes first, then those that respond to perturbations, transcription
         factors, cell cycle, stress and variable genes. ``"expressed"``: by mean expression.
     {layer}
+    {data_type}
+    {depth_key}
     batch_key
         Column of ``adata.obs`` with the batch of each cell, within which variable genes are ranked before the ranks are combined.
     {pert_key}
@@ -76,8 +81,7 @@ def select_genes(
     gene_sets
         Further lists that take turns: a dictionary of lists, the path of a GMT file, or names of
         :func:`scgalore.genes.list_gene_sets`.
-    species
-        ``"human"``, or ``"mouse"`` to find lists of human genes among mouse symbols by their one-to-one orthologs.
+    {species}
     {gene_symbols}
     {mod}
     key_added
@@ -119,6 +123,7 @@ def select_genes(
     500
     """
     keys = GeneKeys.from_key_added(key_added)
+    reading = Reading(layer, gene_symbols, data_type, depth_key, species)
     get_strategy(gene_strategy)  # refuses before anything is read
     data = copied(data, mod=mod) if copy else data
     adata = writable_adata(data, mod=mod)
@@ -131,7 +136,6 @@ def select_genes(
         ranking = rank_adata(
             adata,
             gene_strategy,
-            layer=layer,
             batch_key=batch_key,
             pert_key=pert_key,
             control=control,
@@ -139,9 +143,8 @@ def select_genes(
             context_key=context_key,
             must_include=must_include,
             gene_sets=gene_sets,
-            species=species,
-            gene_symbols=gene_symbols,
             train=train,
+            **reading.params(),
         )
         _check_ranked(n_genes, ranking)
         content: dict[str, Any] = ranking.summary(n_genes)

@@ -5,6 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from scgalore.data.reading import AS_IT_IS
 from scgalore.errors import DataError, MissingKeyError
 from scgalore.perturb.labels.screen import Screen
 
@@ -42,7 +43,7 @@ class TestReading:
         assert screen.contexts.tolist() == adata.obs["line"].tolist()
         assert screen.batches.tolist() == [str(lane) for lane in adata.obs["lane"]]
         assert screen.parts.tolist() == adata.obs["split"].tolist()
-        assert screen.params == {**KEYS, "control": "ctrl", "separator": None, "layer": None, "gene_symbols": None}
+        assert screen.params == {**KEYS, "control": "ctrl", "separator": None, **AS_IT_IS.params()}
 
     def test_recognised_control_is_recorded(self) -> None:
         assert Screen.from_adata(screen_data(), pert_key="condition").params["control"] == "ctrl"

@@ -12,6 +12,7 @@ from anndata.utils import make_index_unique
 from scgalore import _logging as logg
 from scgalore.data.cells import gene_names
 from scgalore.data.expression import LogExpression
+from scgalore.data.reading import AS_IT_IS, Reading
 from scgalore.data.split import PARTS
 from scgalore.errors import DataError, MissingKeyError
 from scgalore.perturb.labels.conditions import Conditions
@@ -62,6 +63,8 @@ class Screen:
         ``"train"``, ``"validation"``, ``"test"`` or ``""`` (left out) for each cell; ``None`` without a split.
     params
         How it was read, for ``uns``.
+    reading
+        The part of it that concerns expression and genes.
     """
 
     expression: LogExpression = field(repr=False)
@@ -71,6 +74,7 @@ class Screen:
     batches: NDArray[Any] | None = field(repr=False)
     parts: NDArray[Any] | None = field(repr=False)
     params: dict[str, Any]
+    reading: Reading = AS_IT_IS
 
     @classmethod
     def from_adata(
@@ -83,8 +87,7 @@ class Screen:
         batch_key: str | None = None,
         separator: str | None = None,
         split_key: str | None = None,
-        layer: str | None = None,
-        gene_symbols: str | None = None,
+        **read: Any,
     ) -> Screen:
         """Read and check everything that is not the model's business.
 
@@ -98,10 +101,9 @@ class Screen:
             Label of control; the usual ones are recognised.
         separator
             What stands between genes in the labels.
-        layer
-            Layer to read; ``X`` when left out.
-        gene_symbols
-            Column of ``adata.var`` with gene names; ``var_names`` when left out.
+        **read
+            How to read the expression: ``layer``, ``gene_symbols``, ``data_type``, ``depth_key``, ``species`` and
+            ``min_matched``, as for :func:`scgalore.tl.finetune`.
 
         Raises
         ------
@@ -110,6 +112,7 @@ class Screen:
         DataError
             If a column has gaps where it must not, labels do not parse, there is no control, or the matrix cannot be used.
         """
+        reading = Reading(**read)
         columns = {"pert_key": pert_key, "context_key": context_key, "batch_key": batch_key, "split_key": split_key}
         for name, key in columns.items():
             if key is not None and key not in adata.obs:
@@ -118,16 +121,15 @@ class Screen:
         conditions = Conditions.from_labels(adata.obs[pert_key].tolist(), control=control, separator=separator)
         contexts, batches = (None if key is None else texts_of(adata, key) for key in (context_key, batch_key))
         parts = None if split_key is None else parts_of(adata, split_key)
-        genes = _unique(gene_names(adata, gene_symbols))
-        expression = LogExpression.from_adata(adata, layer=layer)
+        genes = _unique(gene_names(adata, reading.gene_symbols))
+        expression = LogExpression.from_adata(adata, reading)
         params = {
             **columns,
             "control": conditions.control,
             "separator": separator,
-            "layer": layer,
-            "gene_symbols": gene_symbols,
+            **reading.params(),
         }
-        return cls(expression, genes, conditions, contexts, batches, parts, params)
+        return cls(expression, genes, conditions, contexts, batches, parts, params, reading)
 
     def with_parts(self, labels: NDArray[np.object_], key: str) -> Screen:
         """The same screen with parts of a split, ``None`` for cells that are left out, which will stand under ``key``."""

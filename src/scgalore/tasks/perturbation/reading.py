@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from scgalore.data.reading import READING
 from scgalore.errors import OptionError
 from scgalore.perturb.labels.conditions import CONTROL_LABELS, genes_as_written
 from scgalore.tasks.perturbation.memory import memory_of
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
 
 __all__ = ["READ", "genes_of", "perturbed_genes", "read_params", "require_flags", "trained_on", "training_profiles"]
 
-READ = ("pert_key", "control", "context_key", "batch_key", "separator", "layer", "gene_symbols")
+READ = ("pert_key", "control", "context_key", "batch_key", "separator", *READING)
 
 
 def read_params(adata: AnnData, model: TaskModel, given: dict[str, Any], split_key: str | None) -> dict[str, Any]:

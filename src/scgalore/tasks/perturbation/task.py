@@ -147,7 +147,7 @@ class Perturbation(Task):
             raise OptionError(msg)
         read = {name: call.arguments[name] for name in ("pert_key", "control", "context_key", "batch_key", "separator")}
         split_key = call.split_key or self.own_split_key(data.obs)
-        screen = Screen.from_adata(data, **read, split_key=split_key, layer=call.layer, gene_symbols=call.gene_symbols)
+        screen = Screen.from_adata(data, **read, split_key=split_key, **call.reading.params())
         if screen.parts is None:  # the one that sg.pp.split_perturbations makes by default
             labels = split_conditions(screen.conditions, "simulation", seed=SPLIT_SEED).cell_labels(screen.conditions)
             screen = screen.with_parts(labels, SPLIT)

@@ -206,7 +206,7 @@ class CellTask(Task):
     @staticmethod
     def split_in(adata: AnnData, key: str) -> Split:
         """The split in a column of ``obs``."""
-        return split_from_labels(adata.obs[key].astype(str).tolist())
+        return split_from_labels(adata.obs[key])
 
 
 def refuse_empty(sizes: Mapping[str, int], what: str) -> None:

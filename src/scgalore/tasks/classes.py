@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from scgalore._keys import CellKeys
+    from scgalore.data.results import Read
     from scgalore.data.split import Split
     from scgalore.data.streaming import TokenStream
     from scgalore.nn.base import CellNetwork, CellOutput
@@ -87,6 +88,10 @@ class Classes(CellTask):
         """Class codes; a random split is drawn within the classes."""
         codes, classes = encode_labels(adata, call.arguments["labels_key"])
         return CellTargets(call.split_of(adata, codes), {"labels": codes}, ClassesMemory(classes))
+
+    def reads(self, call: TrainingCall) -> list[Read]:
+        """Labels, and their colours."""
+        return [*super().reads(call), ("uns", "colours of the labels", f"{call.arguments['labels_key']}_colors")]
 
     def objective(self, network: CellNetwork, memory: ClassesMemory) -> Objective:
         """Cross entropy."""

@@ -12,7 +12,7 @@ import torch
 from scgalore import pl
 from scgalore._options import COUNT, TEXT, Option
 from scgalore.data.buffers import refuse_unknown
-from scgalore.data.labels import class_codes, classes_of, encode_labels
+from scgalore.data.labels import class_codes, class_colors, classes_of, encode_labels
 from scgalore.data.results import Results
 from scgalore.errors import MissingKeyError, OptionError
 from scgalore.objectives import Classification
@@ -153,8 +153,8 @@ class Classes(CellTask):
         codes, _ = encode_labels(adata, call.arguments["labels_key"])
         metrics = label_metrics(probabilities(output).argmax(axis=1), codes, prepared.split)
         results = Results(uns={keys.uns: ({"classes": list(memory.classes), "metrics": metrics}, "")})
-        colors = adata.uns.get(f"{call.arguments['labels_key']}_colors", ())
-        if len(colors) == len(memory.classes):  # scanpy's, so that a class has one colour in both plots
+        colors = class_colors(adata, call.arguments["labels_key"], memory.classes)
+        if colors is not None:  # scanpy's, so that a class has one colour in both plots
             results.uns[keys.colors] = (colors, "their colours")
         return results
 

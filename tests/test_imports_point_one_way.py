@@ -28,7 +28,7 @@ ALLOWED = {
     "get": BASE | {"data", "genes", "perturb"},
     "train": WORKSHOP,
     "selection": BASE | {"data", "genes", "perturb"},
-    "pl": {"_docs", "_keys", "_typing", "errors"},
+    "pl": BASE | {"data"},
     "tasks": WORKSHOP | {"train", "pl", "pp", "selection"},
     "model": WORKSHOP | {"train", "tasks"},
     "tl": WORKSHOP | {"train", "selection", "tasks", "model"},

@@ -63,6 +63,15 @@ class CellKeys:
         """Split that each cell belongs to, in ``obs``: train, validation or test."""
         return f"{self.stem}_split"
 
+    @property
+    def slots(self) -> dict[str, tuple[str, ...]]:
+        """Every name above, by slot: what a call may write."""
+        return {
+            "obs": (self.label, self.score, self.value, self.split),
+            "obsm": (self.embedding, self.probabilities),
+            "uns": (self.uns, self.colors),
+        }
+
     @classmethod
     def from_key_added(cls, key_added: str | None, *, uns: str, embedding: str = EMBEDDING, stem: str = STEM) -> Self:
         """Names for a ``key_added``.
@@ -137,6 +146,11 @@ class GeneKeys:
     def source(self) -> str:
         """What placed a gene there, in ``var``."""
         return f"{self.selected}_source"
+
+    @property
+    def slots(self) -> dict[str, tuple[str, ...]]:
+        """Every name above, by slot."""
+        return {"var": (self.selected, self.rank, self.source), "uns": (self.uns,)}
 
     @classmethod
     def from_key_added(cls, key_added: str) -> Self:

@@ -102,6 +102,18 @@ def test_labels_follow_their_cells() -> None:
         assert [stream.classes[code] for code in batch.targets["labels"]] == KINDS[batch.cells].tolist()
 
 
+def test_labels_may_be_numbers() -> None:
+    class Numbered(Loader):
+        def __iter__(self) -> Iterator[dict[str, Any]]:
+            for item in super().__iter__():
+                yield {**item, "obs": pd.DataFrame({"kind": (item["obs"]["kind"] == "b").astype(float)})}
+
+    stream = streamed(Numbered(), labels_key="kind", classes=[0, 1])
+    assert (stream.classes, stream.class_counts) == (("0", "1"), None)
+    for batch in stream:
+        assert batch.targets["labels"].tolist() == (KINDS[batch.cells] == "b").astype(int).tolist()
+
+
 def test_cells_are_counted_where_the_loader_does_not_number_them() -> None:
     cells = [cell for batch in streamed(Loader(index=False), shuffle=False) for cell in batch.cells.tolist()]
     assert cells == list(range(70))

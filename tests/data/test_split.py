@@ -1,4 +1,7 @@
+from typing import Any
+
 import numpy as np
+import pandas as pd
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -102,6 +105,23 @@ class TestSplit:
     def test_strange_labels_are_refused(self, labels: list[str]) -> None:
         with pytest.raises(DataError, match="must be 'train', 'validation' or 'test'"):
             split_from_labels(labels)
+
+    @pytest.mark.parametrize(
+        "column",
+        [
+            ["train", "test", "val"],
+            np.array([b"train", b"test", b"val"], dtype=object),
+            pd.Series(["train", "test", "val"], dtype="category"),
+            pd.Series(["train", "test", "val"], dtype="string"),
+        ],
+    )
+    def test_columns_of_any_type(self, column: Any) -> None:
+        assert codes(split_from_labels(column)).tolist() == [0, 2, 1]
+
+    @pytest.mark.parametrize("missing", [None, np.nan, pd.NA])
+    def test_cells_of_no_part_are_counted(self, missing: Any) -> None:
+        with pytest.raises(DataError, match=r"holds \['a'\] and nothing for 2 cells; each cell must be"):
+            split_from_labels(["train", missing, "a", missing])
 
     @pytest.mark.parametrize("labels", [["test", "validation"], []])
     def test_nothing_to_train_on(self, labels: list[str]) -> None:

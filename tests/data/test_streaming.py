@@ -260,6 +260,68 @@ def test_labels_belong_to_their_cells(paths: list[Path], key: str) -> None:
         assert [stream.classes[code] for code in batch.targets["labels"]] == names[batch.cells].tolist()
 
 
+TYPES: dict[str, Callable[[pd.Series], Any]] = {
+    "int": lambda x: x,
+    "float": lambda x: x.astype(float),
+    "text": lambda x: x.astype(str),
+    "decimals": lambda x: x.astype(float).astype(str),
+    "int categories": lambda x: x.astype("category"),
+    "float categories": lambda x: x.astype(float).astype("category"),
+    "beside text": lambda x: x.astype(float).astype(str).where(x != 10, "B"),
+}
+
+
+@pytest.mark.parametrize("held", ["memory", "h5ad"])
+@given(types=st.lists(st.sampled_from(list(TYPES)), min_size=2, max_size=3))
+@settings(max_examples=12)
+def test_numbers_are_one_class_in_all_sources(
+    tmp_path_factory: pytest.TempPathFactory, held: str, types: list[str]
+) -> None:
+    numbers = [np.random.default_rng(number).permutation([0, 1, 2, 10, *([2] * 16)]) for number in range(len(types))]
+    sources: list[Any] = []
+    expected = []
+    for number, (kind, values) in enumerate(zip(types, numbers, strict=True)):
+        adata = sample(number, len(values))
+        adata.obs["leiden"] = TYPES[kind](pd.Series(values, index=adata.obs_names))
+        expected += ["B" if kind == "beside text" and value == 10 else str(value) for value in values]
+        sources.append(adata)
+        if held == "h5ad":
+            sources[-1] = tmp_path_factory.mktemp("typed") / "cells.h5ad"
+            adata.write_h5ad(sources[-1])
+    stream = streamed(sources, labels_key="leiden", block_size=1)
+    # A source of its own type alone may keep its decimals; all of them agree on one name.
+    names = {one: one if one in stream.classes else f"{one}.0" for one in expected}
+    assert set(stream.classes) == set(names.values())
+    for batch in stream:
+        assert [stream.classes[code] for code in batch.targets["labels"]] == [
+            names[expected[cell]] for cell in batch.cells
+        ]
+    counts = pd.Series(expected).map(names).value_counts()
+    assert stream.class_counts is not None
+    assert dict(zip(stream.classes, stream.class_counts.tolist(), strict=True)) == counts.to_dict()
+    if "beside text" not in types:
+        assert stream.classes == ("0", "1", "2", "10")
+
+
+def test_listed_classes_may_be_numbers() -> None:
+    sources = [sample(0, 20), sample(1, 20)]
+    sources[0].obs["l"], sources[1].obs["l"] = [0, 1] * 10, [1.0, 0.0] * 10
+    stream = streamed(sources, labels_key="l", classes=[1.0, 0, 2])
+    assert stream.classes == ("1", "0", "2")
+    assert stream.class_counts is not None
+    assert stream.class_counts.tolist() == [20, 20, 0]
+    with pytest.raises(DataError, match=r"labels \['1'\], which are none of the 2"):
+        streamed(sources, labels_key="l", classes=["0", "2"])
+
+
+@pytest.mark.parametrize("word", ["nan", "", "None"])
+def test_words_for_missing_are_refused(word: str) -> None:
+    sources = [sample(0, 20), sample(1, 20)]
+    sources[1].obs["kind"] = ["a", "b", word, "c"] * 5
+    with pytest.raises(DataError, match="5 of 20 cells have no label in obs"):
+        streamed(sources, labels_key="kind")
+
+
 def test_classes_of_sources_that_differ() -> None:
     mixed = [sample(0, 20, labels=("z", "b")), sample(1, 20, labels=("b", "a"))]
     assert streamed(mixed, labels_key="kind").classes == ("a", "b", "z")

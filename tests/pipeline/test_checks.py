@@ -10,6 +10,7 @@ from tests.pipeline.conftest import quick
 from scgalore.adapters import ADAPTERS
 from scgalore.errors import DataError, OptionError
 from scgalore.optim import OPTIMIZERS
+from scgalore.pipeline import RunConfig
 from scgalore.pipeline.checks import settle, with_genes
 
 
@@ -65,3 +66,34 @@ def test_several_processes_are_refused(pbmc_file: Path, tmp_path: Path, monkeypa
         monkeypatch.setenv(name, value)
     with pytest.raises(OptionError, match="made by one process"):
         settle(quick(pbmc_file, tmp_path / "run", labels_key="bulk_labels"))
+
+
+@pytest.mark.parametrize(
+    ("column", "slot", "options"),
+    [
+        ("run_split", "obs", {"labels_key": "run_split"}),
+        ("scgpt_label", "obs", {"labels_key": "scgpt_label"}),
+        ("scgpt_value", "obs", {"values_key": "scgpt_value"}),
+        ("run_split", "obs", {"labels_key": "bulk_labels", "batch_key": "run_split"}),
+        ("selected_source", "var", {"labels_key": "bulk_labels", "gene_symbols": "selected_source"}),
+    ],
+)
+def test_columns_that_the_run_would_write_over(
+    pbmc: AnnData, tmp_path: Path, column: str, slot: str, options: dict[str, str]
+) -> None:
+    adata = pbmc[:60, :50].copy()
+    getattr(adata, slot)[column] = [str(i % 2) for i in range(len(getattr(adata, slot)))]
+    adata.write_h5ad(tmp_path / "cells.h5ad")
+    with pytest.raises(OptionError, match=f"'{column}'.*is read by this call"):
+        settle(RunConfig(tmp_path / "cells.h5ad", tmp_path / "run", model="scgpt-mini", **options))
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_split_that_an_earlier_run_made_can_be_used_again(pbmc: AnnData, tmp_path: Path) -> None:
+    adata = pbmc[:60, :50].copy()
+    adata.obs["run_split"] = adata.obs["scgpt_split"] = ["train", "test", "validation"] * 20
+    adata.write_h5ad(tmp_path / "cells.h5ad")
+    for split_key in ("run_split", "scgpt_split"):
+        options = {"labels_key": "bulk_labels", "split_key": split_key, "model": "scgpt-mini"}
+        settled, _ = settle(RunConfig(tmp_path / "cells.h5ad", tmp_path / "run", **options))
+        assert settled.split_key == split_key

@@ -5,12 +5,25 @@ import numpy as np
 import pandas as pd
 import pytest
 from anndata import AnnData
+from hypothesis import given
+from hypothesis import strategies as st
+from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 
 import scgalore as sg
 from scgalore.errors import DataError, MissingKeyError, OptionError
+
+TYPES = {
+    "int": lambda x: x,
+    "float": lambda x: x.astype(float),
+    "text": lambda x: x.astype(str),
+    "decimals": lambda x: x.astype(float).astype(str),
+    "int categories": lambda x: x.astype("category"),
+    "float categories": lambda x: x.astype(float).astype("category"),
+    "nullable": lambda x: x.astype("Int64"),
+}
 
 
 def drawn(adata: AnnData, **options: object) -> Axes:
@@ -81,6 +94,39 @@ def test_annotation_beside_labels_of_its_own(tuned: AnnData) -> None:
     assert written(ax).loc["Platelet (1)", "B"] == "100"
     with pytest.raises(OptionError, match="labels_key="):
         sg.pl.confusion_matrix(tuned, key="annotate")
+
+
+@given(
+    truth=st.sampled_from(list(TYPES)), predicted=st.sampled_from(list(TYPES)), classes=st.sampled_from(["{}", "{}.0"])
+)
+def test_numbers_are_one_class_in_every_type(truth: str, predicted: str, classes: str) -> None:
+    adata = AnnData(np.zeros((6, 1), dtype=np.float32))
+    adata.obs["l"] = TYPES[truth](pd.Series([0, 1, 2, 10, 10, 1], index=adata.obs_names))
+    adata.obs["scgpt_label"] = TYPES[predicted](pd.Series([0, 1, 2, 2, 10, 2], index=adata.obs_names))
+    names = [classes.format(n) for n in (10, 2, 1, 0)]
+    adata.uns["annotate"] = {"params": {}, "classes": names, "weights": {}}
+    ax = drawn(adata, key="annotate", labels_key="l", part="all")
+    assert ax.get_title() == "6 cells, accuracy 0.667"
+    assert list(written(ax).columns) == ["10", "2", "1", "0"]
+    plt.close("all")
+
+
+def test_a_column_with_gaps_counts_its_labelled_cells(tuned: AnnData) -> None:
+    tuned.uns["annotate"] = {"params": {}, "classes": ["0", "1"], "weights": {}}
+    tuned.obs["scgpt_label"] = pd.Categorical(["0"] * 5 + ["1"] * 5)
+    for gap in (np.nan, None):
+        tuned.obs["l"] = pd.Series([0, 1, gap, 0, 0, 1, 1, 1, 1, 1], index=tuned.obs_names)
+        assert drawn(tuned, key="annotate", labels_key="l", part="all").get_title() == "9 cells, accuracy 0.889"
+    tuned.obs["l"] = ["0", "1", "nan", "0", "0", "1", "", "1", "1", "1"]
+    assert drawn(tuned, key="annotate", labels_key="l", part="all").get_title() == "8 cells, accuracy 0.875"
+
+
+def test_clusters_can_be_compared_and_have_no_accuracy(tuned: AnnData, caplog: pytest.LogCaptureFixture) -> None:
+    tuned.obs["leiden"] = pd.Categorical([0, 1] * 5)
+    ax = drawn(tuned, labels_key="leiden", part="all")
+    assert ax.get_title() == "10 cells, no label in common"
+    assert "there is no accuracy: it has '0', '1', and the model 'B'" in caplog.text
+    assert [row.rpartition(" (")[0] for row in written(ax).index][-2:] == ["0", "1"]
 
 
 def test_key_added_names_all_slots(tuned: AnnData) -> None:

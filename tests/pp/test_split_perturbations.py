@@ -157,7 +157,7 @@ def test_the_log_tells_what_a_reader_of_scores_must_know(caplog: pytest.LogCaptu
         ({"kind": "simulations"}, OptionError, "kind='simulations'; expected one of"),
         ({"kind": "context"}, OptionError, "context_key="),
         ({"test_size": 0.1}, OptionError, "cannot be used with kind='simulation'"),
-        ({"key_added": "perturbation"}, OptionError, "other than the columns that are read"),
+        ({"key_added": "perturbation"}, OptionError, r"obs\['perturbation'\] is read by this call \(pert_key=\)"),
         ({"key_added": "a/b"}, OptionError, "without '/'"),
         ({"rng": -1}, OptionError, "rng is -1"),
         ({"kind": "custom", "parts": {"test": ["Z"]}}, MissingKeyError, "No perturbation 'Z'"),

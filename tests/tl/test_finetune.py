@@ -58,6 +58,14 @@ class TestKeys:
         assert list(few.obs["scgpt_label"].cat.categories) == order == list(few.uns["finetune"]["classes"])
         np.testing.assert_array_equal(few.uns["scgpt_label_colors"], few.uns["bulk_labels_colors"])
 
+    def test_colours_stay_with_their_classes_where_categories_are_unused(self, few: AnnData, model: SCGPT) -> None:
+        few.obs["bulk_labels"] = few.obs["bulk_labels"].cat.add_categories("none of these").cat.as_unordered()
+        names = ["none of these", *few.obs["bulk_labels"].cat.categories[:-1]]
+        few.obs["bulk_labels"] = few.obs["bulk_labels"].cat.reorder_categories(names)
+        few.uns["bulk_labels_colors"] = ["#ffffff", "#000001", "#000002", "#000003"]
+        sg.tl.finetune(few, model, **RUN)
+        assert list(few.uns["scgpt_label_colors"]) == ["#000001", "#000002", "#000003"]
+
     def test_without_labels(self, few: AnnData, model: SCGPT) -> None:
         before = keys(few)
         sg.tl.finetune(few, model, **{**RUN, "labels_key": None})

@@ -11,16 +11,18 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from scgalore._logging import info
-from scgalore.data.labels import class_codes, classes_of, refuse_measurement
+from scgalore.data.labels import class_codes, class_names, classes_of, in_order, refuse_measurement
 from scgalore.data.match import match_genes
 from scgalore.data.ragged import starts
 from scgalore.data.sources import OpenSources
+from scgalore.data.texts import same_label, texts_of
 from scgalore.data.tokenizer import Tokenizer
 from scgalore.errors import DataError
 
 if TYPE_CHECKING:
     from collections.abc import Generator, Iterable, Sequence
 
+    import pandas as pd
     import scipy.sparse as sp
     from numpy.typing import NDArray
 
@@ -121,7 +123,7 @@ class FileBuffers:
         *,
         block_size: int,
         labelled: bool,
-        classes: Sequence[str] | None,
+        classes: Sequence[object] | None,
     ) -> None:
         self._sources, self._config = sources, config
         self._special = {"cls_id": vocab.cls_id, "pad_id": vocab.pad_id}
@@ -130,16 +132,23 @@ class FileBuffers:
         found: list[tuple[str, ...]] = []
         sizes: list[int] = []
         numbers: dict[bytes, int] = {}
+        known = None if classes is None else class_names(classes)
+        counted: list[pd.Series] = []
         for source in sources:
             opened = source.open()
             try:
                 sizes.append(_n_obs(opened))
                 self._table_of.append(self._match(opened, source.name, vocab, numbers))
-                if labelled:
-                    found.append(_classes(opened, source.name, classes))
+                if labelled and opened.labels is not None:
+                    found.append(_classes(opened.labels, source.name, known))
+                    counted.append(opened.labels.value_counts())
             finally:
                 opened.close()
-        self.classes = () if not labelled else _common(found) if classes is None else tuple(classes)
+        self.classes = () if not labelled else _common(found) if known is None else known
+        #: Cells of each class, int64.
+        self.class_counts = np.zeros(len(self.classes), dtype=np.int64)
+        for counts in counted:
+            np.add.at(self.class_counts, class_codes(counts.index.to_series(), self.classes), counts.to_numpy(np.int64))
         self._labelled = labelled
         #: Makes the tokens of the first source; all pad alike.
         self.tokenizer = self._tokenizer(0)
@@ -249,12 +258,10 @@ def _n_obs(opened: OpenSource) -> int:
     return matrix.n_obs
 
 
-def _classes(opened: OpenSource, name: str, known: Sequence[str] | None) -> tuple[str, ...]:
-    if opened.labels is None:
-        return ()
-    where = f"obs[{str(opened.labels.name)!r}] of {name}"
-    found = classes_of(opened.labels, where)
-    refuse_measurement(opened.labels, where, n_classes=len(found))
+def _classes(labels: pd.Series, name: str, known: Sequence[str] | None) -> tuple[str, ...]:
+    where = f"obs[{str(labels.name)!r}] of {name}"
+    found = classes_of(labels, where)
+    refuse_measurement(labels, where, n_classes=len(found))
     if known is not None:
         refuse_unknown(found, known, name)
     return found
@@ -262,15 +269,16 @@ def _classes(opened: OpenSource, name: str, known: Sequence[str] | None) -> tupl
 
 def refuse_unknown(found: Iterable[str], known: Sequence[str], name: str) -> None:
     """Raise :class:`~scgalore.errors.DataError` if a source has other labels than the known classes."""
-    unknown = sorted(set(found) - set(known))
+    unknown = sorted(label for label in set(found) if same_label(label, known) is None)
     if unknown:
         msg = f"{name} has the labels {unknown[:5]}, which are none of the {len(known)} classes: {list(known)[:10]}."
         raise DataError(msg)
 
 
 def _common(found: Sequence[tuple[str, ...]]) -> tuple[str, ...]:
-    """Classes of all sources: in their order where they agree, otherwise sorted."""
-    classes = found[0] if len(set(found)) == 1 else tuple(sorted(set().union(*found)))
+    """Classes of all sources: in their order where they agree, otherwise sorted, numbers as numbers."""
+    # One source may have spelled as text what is a number in another.
+    classes = found[0] if len(set(found)) == 1 else in_order(texts_of([name for names in found for name in names]))
     if len(classes) < 2:
         msg = f"All sources together hold one class only, {classes[0]!r}; there is nothing to tell apart."
         raise DataError(msg)

@@ -2,23 +2,41 @@
 
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
 
-from scgalore.errors import DataError, MissingKeyError
+from scgalore._words import few
+from scgalore.data.texts import looks_missing, same_label, texts_of
+from scgalore.errors import DataError, MissingKeyError, OptionError
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Sequence
 
     from anndata import AnnData
     from numpy.typing import NDArray
 
-__all__ = ["class_codes", "classes_of", "encode_labels", "refuse_measurement"]
+__all__ = [
+    "class_codes",
+    "class_colors",
+    "class_names",
+    "classes_of",
+    "doubtful_labels",
+    "encode_labels",
+    "in_order",
+    "refuse_measurement",
+]
 
 MOST_IN_FEW_CELLS = 20
 """Classes that any column may have, however few cells there are."""
+
+NO_TYPE = frozenset(
+    {"?", "", "unknown", "unk", "unassigned", "unclassified", "undefined", "unlabeled", "unlabelled", "unspecified"}
+    | {"not assigned", "not available", "no label", "undetermined", "unannotated"}
+)
+"""What people call cells whose type they do not know, without dashes and underscores."""
 
 
 def encode_labels(adata: AnnData, key: str) -> tuple[NDArray[np.int64], tuple[str, ...]]:
@@ -34,7 +52,7 @@ def encode_labels(adata: AnnData, key: str) -> tuple[NDArray[np.int64], tuple[st
     Returns
     -------
     Codes, int64 ``(n_obs,)``, and the name of each class, in the order of the codes: that of a
-    categorical column, otherwise sorted.
+    categorical column, otherwise sorted, numbers as numbers.
 
     Raises
     ------
@@ -49,39 +67,89 @@ def encode_labels(adata: AnnData, key: str) -> tuple[NDArray[np.int64], tuple[st
     column, where = adata.obs[key], f"adata.obs[{key!r}]"
     classes = classes_of(column, where)
     if len(classes) < 2:
-        msg = f"{where} holds one class only, {str(classes[0])!r}; there is nothing to tell apart."
+        found = f"one class only, {classes[0]!r}" if classes else "no label"
+        msg = f"{where} holds {found}; there is nothing to tell apart."
         raise DataError(msg)
     refuse_measurement(column, where, n_classes=len(classes))
     return class_codes(column, classes), classes
 
 
 def classes_of(column: pd.Series, where: str) -> tuple[str, ...]:
-    """Names of the classes in a column: in the order of a categorical column, otherwise sorted.
+    """Names of the classes in a column: in the order of a categorical column, otherwise as :func:`in_order` has them.
 
     Parameters
     ----------
     column
-        One label for each cell.
+        One label for each cell, of any type: 1, 1.0 and "1" are one label.
     where
         What to call the column in messages.
 
     Raises
     ------
     DataError
-        If a label is missing.
+        If a label is missing, or is a word for missing such as ``"nan"``.
     """
-    n_missing = int(column.isna().sum())
+    texts = texts_of(column)
+    words = sorted({text for text in texts if text is not None and looks_missing(text)})
+    n_missing = int(np.isin(texts, words).sum() + pd.isna(texts).sum())
     if n_missing:
-        msg = (
-            f"{n_missing:,} of {len(column):,} cells have no label in {where}. Train on the labelled ones, "
-            f"adata[adata.obs[{str(column.name)!r}].notna()], and label the others with sg.tl.annotate."
-        )
-        raise DataError(msg)
+        _refuse_missing(n_missing, words, column, where)
     # A categorical's own order is kept, so that plots of labels and predictions use the same colours.
     if isinstance(column.dtype, pd.CategoricalDtype):
-        used = np.unique(column.cat.codes)
-        return tuple(dict.fromkeys(column.cat.categories[used].astype(str)))
-    return tuple(sorted(set(column.astype(str))))
+        first = np.unique(column.cat.codes, return_index=True)[1]
+        return tuple(dict.fromkeys(texts[first]))
+    return in_order(texts)
+
+
+def _refuse_missing(n_missing: int, words: Sequence[str], column: pd.Series, where: str) -> None:
+    labels = f"adata.obs[{str(column.name)!r}]"
+    chosen, hint, called = f"{labels}.notna()", "", ""
+    if words:
+        chosen += f" & ~{labels}.isin({words})"
+        called = f" ({few(words)} counts as none)"
+        hint = f" If {words[0]!r} is a class of yours, give it another name."
+    msg = (
+        f"{n_missing:,} of {len(column):,} cells have no label in {where}{called}. Train on the labelled ones, "
+        f"adata[{chosen}], and label the others with sg.tl.annotate.{hint}"
+    )
+    raise DataError(msg)
+
+
+def in_order(names: Iterable[str]) -> tuple[str, ...]:
+    """Each name once, sorted; as numbers where all of them are numbers, so that 2 comes before 10.
+
+    Parameters
+    ----------
+    names
+        Texts of labels.
+    """
+    once = set(names)
+    try:
+        return tuple(sorted(once, key=lambda name: (float(name), name)))
+    except ValueError:
+        return tuple(sorted(once))
+
+
+def class_names(classes: Iterable[object]) -> tuple[str, ...]:
+    """Names of classes that a user lists, as text.
+
+    Parameters
+    ----------
+    classes
+        Names of any type, in the order of their codes.
+
+    Raises
+    ------
+    OptionError
+        If one is missing or comes twice.
+    """
+    listed = list(classes)
+    names = texts_of(listed)
+    once = tuple(dict.fromkeys(name for name in names if name is not None))
+    if len(once) < len(names):
+        msg = f"classes={listed}: each must be the name of a class, and none may come twice (1, 1.0 and '1' are one name)."
+        raise OptionError(msg)
+    return once
 
 
 def class_codes(column: pd.Series, classes: Sequence[str]) -> NDArray[np.int64]:
@@ -90,15 +158,86 @@ def class_codes(column: pd.Series, classes: Sequence[str]) -> NDArray[np.int64]:
     Parameters
     ----------
     column
-        One label for each cell.
+        One label for each cell, of any type.
     classes
         Names of the classes.
     """
-    names = pd.Index(list(classes))
-    if isinstance(column.dtype, pd.CategoricalDtype):
-        of_category = names.get_indexer(pd.Index(column.cat.categories.astype(str)))
-        return np.append(of_category, -1)[column.cat.codes].astype(np.int64)  # the code of a missing label is -1
-    return names.get_indexer(pd.Index(column.astype(str))).astype(np.int64)
+    place: dict[str | None, int] = {name: code for code, name in enumerate(classes)}
+    codes, found = pd.factorize(pd.Series(column))
+    # Label by label: some rows of a column do not tell whether all of it is whole numbers, as texts_of asks.
+    of_label = [place.get(same_label(label, classes), -1) for label in found]
+    return np.array([*of_label, -1], dtype=np.int64)[codes]  # the code of a missing label is -1
+
+
+def class_colors(adata: AnnData, key: str, classes: Sequence[str]) -> NDArray[np.str_] | None:
+    """Colour of each class, where scanpy has given colours to the categories of the labels.
+
+    Parameters
+    ----------
+    adata
+        Cells.
+    key
+        Column of ``obs`` with their labels.
+    classes
+        Names of the classes.
+    """
+    column, colors = adata.obs[key], adata.uns.get(f"{key}_colors")
+    if not isinstance(column.dtype, pd.CategoricalDtype) or not isinstance(colors, np.ndarray | list | tuple):
+        return None
+    of_category = class_codes(column.cat.categories.to_series(), classes)
+    places = {code: place for place, code in reversed(list(enumerate(of_category.tolist())))}
+    if len(colors) < len(of_category) or not places.keys() >= set(range(len(classes))):
+        return None
+    return np.array([str(colors[places[code]]) for code in range(len(classes))])
+
+
+def doubtful_labels(classes: Sequence[str], counts: NDArray[np.int64], where: str) -> list[str]:
+    """Warnings of classes that are probably none: each says how many cells there are, and what to do.
+
+    Parameters
+    ----------
+    classes
+        Names of the classes.
+    counts
+        Cells of each class, int64 ``(n_classes,)``.
+    where
+        What to call the labels.
+    """
+    n_of = dict(zip(classes, counts.tolist(), strict=True))
+    of_form: dict[str, list[str]] = {}
+    for name in classes:
+        of_form.setdefault(" ".join(name.lower().split()), []).append(name)
+    alike = [names for names in of_form.values() if len(names) > 1]
+    blank = [name for (name, *others) in of_form.values() if not others and name != name.strip()]
+    untyped = [name for name in classes if " ".join(re.split(r"[\s_-]+", name.lower())).strip() in NO_TYPE]
+    single = [name for name, n in n_of.items() if n == 1]
+    found = []
+    if untyped:
+        found.append(
+            f"{where} has the class {_counted(untyped, n_of)}, which would be learned like a type of cells. Leave these cells "
+            "out, and label them with sg.tl.annotate(adata, model)."
+        )
+    if alike:
+        groups = "; ".join(" and ".join(_counted([name], n_of) for name in names) for names in alike[:3])
+        found.append(
+            f"{where} has classes that differ in nothing but case and blanks: {groups}. They are learned as different classes; "
+            "write them alike if they are one."
+        )
+    if blank:
+        found.append(
+            f"{where} has labels that begin or end with a blank: {_counted(blank, n_of)}. Strip them, .str.strip()."
+        )
+    if single:
+        found.append(
+            f"{where} has {len(single):,} classes of one cell, which is too few to learn from and to test on: {few(single)}. Join "
+            "them with others, or leave them out."
+        )
+    return found
+
+
+def _counted(names: Sequence[str], n_of: dict[str, int]) -> str:
+    shown = [f"{name!r} ({n_of[name]:,} {'cell' if n_of[name] == 1 else 'cells'})" for name in names[:5]]
+    return ", ".join(shown) + (", ..." if len(names) > 5 else "")
 
 
 def refuse_measurement(column: pd.Series, where: str, *, n_classes: int) -> None:

@@ -9,7 +9,7 @@ import scipy.sparse as sp
 import torch
 
 from scgalore.data.buffers import Part, Share, refuse_unknown
-from scgalore.data.labels import class_codes, classes_of
+from scgalore.data.labels import class_codes, class_names, classes_of
 from scgalore.data.match import match_genes
 from scgalore.data.matrix import canonical
 from scgalore.data.reading import AS_IT_IS
@@ -50,6 +50,7 @@ class LoaderBuffers:
 
     name = "the loader"
     block_size = 0  # the loader's own
+    class_counts = None  # the labels are not known before they are read
 
     def __init__(
         self,
@@ -58,7 +59,7 @@ class LoaderBuffers:
         config: TokenizerConfig,
         *,
         labels_key: str | None,
-        classes: Sequence[str] | None,
+        classes: Sequence[object] | None,
         reading: Reading = AS_IT_IS,
     ) -> None:
         if loader.var is None:
@@ -68,7 +69,7 @@ class LoaderBuffers:
             msg = "A loader shows its labels only while it is read: pass classes=, the names of all of them."
             raise OptionError(msg)
         self._loader, self._labels_key, self.reading = loader, labels_key, reading
-        self.classes = tuple(classes or ())
+        self.classes = class_names(classes or ())
         match = match_genes(loader.var.index.astype(str).tolist(), vocab)
         #: Makes the tokens.
         self.tokenizer = Tokenizer(match.token_ids, cls_id=vocab.cls_id, pad_id=vocab.pad_id, config=config)

@@ -10,6 +10,8 @@ from scgalore._options import TEXT, choice, declare, documented, number, options
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from scgalore.data.results import Read
+
 __all__ = ["AS_IT_IS", "DATA_TYPE", "MATCHED", "READING", "SPECIES", "Reading"]
 
 DATA_TYPE = choice("counts", "log1p")
@@ -53,6 +55,15 @@ class Reading:
         """Take what a mapping has of these, such as recorded parameters; what is missing or ``None`` is the default."""
         found: dict[str, Any] = {name: given.get(name) for name in READING}
         return cls(**found)
+
+    def reads(self) -> list[Read]:
+        """Slots that are read, for :func:`scgalore.data.results.refuse_overwrite`."""
+        return [
+            ("layers", "layer=", self.layer),
+            ("var", "gene_symbols=", self.gene_symbols),
+            ("obs", "depth_key=", self.depth_key),
+            ("uns", "the base of the logarithm", "log1p"),
+        ]
 
     def params(self) -> dict[str, Any]:
         """All of them by name, for ``uns`` and for functions that have them as parameters."""

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from mudata import MuData
     from numpy.typing import NDArray
 
-__all__ = ["resolve_adata", "write_obs", "write_var"]
+__all__ = ["resolve_adata", "shown_keys", "write_obs", "write_var"]
 
 
 def resolve_adata(data: AnnData | MuData, *, mod: str = "rna") -> AnnData:
@@ -79,6 +79,23 @@ def write_var(data: AnnData | MuData, adata: AnnData, keys: Iterable[str], mod: 
         _show(data, "var", adata.var, place, keys, mod)
 
 
+def shown_keys(data: Any, slot: str, keys: Iterable[str], mod: str = "rna") -> list[str]:
+    """Names under which a MuData shows columns of a modality in its own ``obs`` or ``var``; none for an AnnData.
+
+    Parameters
+    ----------
+    data
+        What the user holds.
+    slot
+        Where the columns are.
+    keys
+        Their names in the modality.
+    mod
+        Name of the modality.
+    """
+    return [f"{mod}:{key}" for key in keys] if slot in ("obs", "var") and _is_mudata(data) else []
+
+
 def _show(data: MuData, slot: str, own: pd.DataFrame, place: NDArray[np.int64], keys: Iterable[str], mod: str) -> None:
     """Bring columns to other rows, of which each has its place among the own ones; -1 becomes a missing value."""
     with warnings.catch_warnings():
@@ -92,7 +109,8 @@ def _show(data: MuData, slot: str, own: pd.DataFrame, place: NDArray[np.int64], 
                 # Plain bool with holes becomes an object column, which no h5mu file can hold.
                 column = column.astype("boolean")
             table = getattr(data, slot)  # another one after a view was written to
-            table[f"{mod}:{key}"] = column.reindex(place).set_axis(table.index)
+            (shown,) = shown_keys(data, slot, [key], mod)
+            table[shown] = column.reindex(place).set_axis(table.index)
 
 
 def _is_mudata(data: Any) -> bool:

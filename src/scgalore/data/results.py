@@ -3,20 +3,26 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import pandas as pd
 
 from scgalore._uns import to_uns
-from scgalore.data.resolve import write_obs, write_var
+from scgalore.data.resolve import shown_keys, write_obs, write_var
+from scgalore.errors import OptionError
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+
     from anndata import AnnData
 
     from scgalore import _logging as logg
     from scgalore._typing import Data
 
-__all__ = ["Results"]
+__all__ = ["Read", "Results", "refuse_overwrite"]
+
+Read: TypeAlias = "tuple[str, str, str | None]"
+"""A slot, the argument that names a key in it, and the key; ``None`` where nothing is read."""
 
 
 @dataclass
@@ -64,3 +70,30 @@ class Results:
         for slot in ("obs", "var", "obsm", "uns"):
             for key, (_, what) in getattr(self, slot).items():
                 step.added(slot, key, what)
+
+
+def refuse_overwrite(
+    writes: Mapping[str, Iterable[str]], reads: Iterable[Read], *, data: Data | None = None, mod: str = "rna"
+) -> None:
+    """Raise :class:`~scgalore.errors.OptionError` if a call would write over what it reads.
+
+    Called before any work, so that labels and records of the user are never replaced by what was made of them. A second call
+    may replace the results of the first.
+
+    Parameters
+    ----------
+    writes
+        Names that the call may write, by slot.
+    reads
+        What it reads.
+    data, mod
+        What the user holds; a MuData shows the columns of its modality in its own tables, too.
+    """
+    taken = {slot: {*keys, *shown_keys(data, slot, keys, mod)} for slot, keys in writes.items()}
+    for slot, argument, key in reads:
+        if key is not None and key in taken.get(slot, ()):
+            msg = (
+                f"adata.{slot}[{key!r}] is read by this call ({argument}), and its results would be written over it. Pass another "
+                f"key_added=, or read a copy: adata.{slot}['my_{key}'] = adata.{slot}[{key!r}]."
+            )
+            raise OptionError(msg)

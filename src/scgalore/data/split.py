@@ -7,11 +7,13 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from scgalore.data.texts import texts_of
 from scgalore.errors import DataError, OptionError
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable
 
+    import pandas as pd
     from numpy.typing import NDArray
 
 __all__ = ["PARTS", "Split", "random_split", "split_from_labels"]
@@ -99,7 +101,7 @@ def random_split(
     return _from_codes(part)
 
 
-def split_from_labels(labels: Sequence[str]) -> Split:
+def split_from_labels(labels: Iterable[object] | pd.Series) -> Split:
     """Read a split from the name of each cell's part.
 
     Parameters
@@ -110,13 +112,15 @@ def split_from_labels(labels: Sequence[str]) -> Split:
     Raises
     ------
     DataError
-        If another name occurs or no cell is for training.
+        If another name occurs, a cell has none, or no cell is for training.
     """
     codes = {"train": 0, "validation": 1, "val": 1, "valid": 1, "test": 2}
-    names = [str(label) for label in labels]
-    unknown = sorted(set(names) - set(codes))
-    if unknown:
-        msg = f"The split holds {unknown[:5]}; each cell must be 'train', 'validation' or 'test'."
+    names = texts_of(labels)
+    unknown = sorted({name for name in names if name is not None} - set(codes))
+    n_missing = int(sum(name is None for name in names))
+    if unknown or n_missing:
+        found = [*([f"{unknown[:5]}"] if unknown else []), *([f"nothing for {n_missing:,} cells"] if n_missing else [])]
+        msg = f"The split holds {' and '.join(found)}; each cell must be 'train', 'validation' or 'test'."
         raise DataError(msg)
     return _from_codes(np.array([codes[name] for name in names], dtype=np.int64))
 

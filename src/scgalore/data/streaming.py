@@ -56,7 +56,7 @@ def stream(
     species: str = "human",
     min_matched: float | None = None,
     labels_key: str | None = None,
-    classes: Sequence[str] | None = None,
+    classes: Sequence[object] | None = None,
     rank: int | None = None,
     world_size: int | None = None,
 ) -> TokenStream:
@@ -98,7 +98,7 @@ def stream(
         Column of ``obs`` with class labels.
     classes
         Names of the classes, in the order of their codes. When left out: those found, in the order of the categories where all
-        sources agree on it, otherwise sorted.
+        sources agree on it, otherwise sorted, numbers as numbers.
     rank, world_size
         This process and how many there are; asked of :mod:`torch.distributed` when left out.
 
@@ -217,6 +217,11 @@ class TokenStream(IterableDataset[TokenBatch]):
     def classes(self) -> tuple[str, ...]:
         """Names of the classes, in the order of their codes; empty without labels."""
         return self._buffers.classes
+
+    @property
+    def class_counts(self) -> NDArray[np.int64] | None:
+        """Cells of each class, int64 ``(n_classes,)``; ``None`` for a loader, which shows its labels only while it is read."""
+        return self._buffers.class_counts
 
     @property
     def epoch(self) -> int:

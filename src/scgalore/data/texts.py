@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 __all__ = ["looks_missing", "same_label", "text_of", "texts_of"]
 
-_WHOLE = re.compile(r"[+-]?\d+\.0+")
+_WHOLE = re.compile(r"([+-]?\d+)(\.0+)?")
 _MISSING = frozenset({"", "nan", "na", "n/a", "<na>", "none", "null", "nat"})
 
 
@@ -62,13 +62,15 @@ def texts_of(labels: Iterable[object] | pd.Series) -> NDArray[np.object_]:
     Parameters
     ----------
     labels
-        A column of ``obs``, or any sequence of labels. Text such as ``"1.0"`` loses its decimals where every label of the
-        column is a whole number written so, since such a column is one of numbers that was made text.
+        A column of ``obs``, or any sequence of labels. Text such as ``"1.0"`` loses its decimals where the column has the same
+        number without them, or has nothing but whole numbers and words for missing: it is one of numbers that was made text.
     """
     codes, found = pd.factorize(pd.Series(labels, dtype=getattr(labels, "dtype", object)))
     texts = [text_of(label) for label in found]
-    if texts and all(text is not None and _WHOLE.fullmatch(text) for text in texts):
-        texts = [text.partition(".")[0] for text in texts if text is not None]
+    named = {text for text in texts if text is not None and not looks_missing(text)}
+    if all(map(_WHOLE.fullmatch, named)):
+        texts = [text and _without_decimals(text) for text in texts]
+    texts = [whole if text and (whole := _without_decimals(text)) in named else text for text in texts]
     return np.array([*texts, None], dtype=object)[codes]  # the code of a missing label is -1
 
 
@@ -80,13 +82,18 @@ def same_label(label: object, labels: Iterable[str]) -> str | None:
     label
         What the user passed, such as ``0`` or ``"0.0"``.
     labels
-        Labels of a column, from :func:`texts_of`.
+        Labels of a column, from :func:`texts_of`, or names of classes.
     """
-    text, among = text_of(label), set(labels)
+    text, among = text_of(label), set(labels) - {None}
     if text is None or text in among:
         return text
-    whole = text.partition(".")[0]
-    return whole if _WHOLE.fullmatch(text) and whole in among else None
+    found = [one for one in among if _without_decimals(one) == _without_decimals(text)]
+    return found[0] if len(found) == 1 else None
+
+
+def _without_decimals(text: str) -> str:
+    match = _WHOLE.fullmatch(text)
+    return text if match is None else match[1]
 
 
 def looks_missing(text: str) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from scgalore._keys import CellKeys
 from scgalore.model.loading import load_model
 from scgalore.model.scgpt import SCGPT_FAMILY
 
@@ -12,7 +13,7 @@ if TYPE_CHECKING:
     from scgalore.model.cell_model import CellModel
     from scgalore.model.family import Family
 
-__all__ = ["FAMILIES", "load"]
+__all__ = ["FAMILIES", "known_keys", "load"]
 
 FAMILIES: dict[str, Family] = {family.name: family for family in (SCGPT_FAMILY,)}
 
@@ -48,3 +49,19 @@ def load(model: PathLike = "scgpt", *, base: PathLike | None = None) -> CellMode
     'SCGPT'
     """
     return load_model(model, base=base, families=FAMILIES)
+
+
+def known_keys(model: PathLike | CellModel, uns: str, key_added: str | None = None) -> CellKeys | None:
+    """Names of the slots of a model's results, without loading it; ``None`` if they depend on which family it is of.
+
+    Parameters
+    ----------
+    model
+        Name, folder or model.
+    uns, key_added
+        As for :meth:`scgalore.model.CellModel.keys`.
+    """
+    families = [model.family] if hasattr(model, "family") else list(FAMILIES.values())
+    if key_added is None and len(families) > 1:
+        return None
+    return CellKeys.from_key_added(key_added, uns=uns, embedding=families[0].embedding, stem=families[0].stem)

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
+import pandas as pd
 import scipy.sparse as sp
 from anndata import AnnData
 from anndata.io import read_elem, sparse_dataset
@@ -17,13 +18,13 @@ from scgalore.data.matrix import CellMatrix
 from scgalore.data.readers import open_matrix
 from scgalore.data.reading import AS_IT_IS
 from scgalore.data.sources import open_file
+from scgalore.data.texts import texts_of
 from scgalore.errors import DataError, MissingKeyError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
-    import pandas as pd
     from numpy.typing import NDArray
 
     from scgalore.data.reading import Reading
@@ -137,7 +138,8 @@ def draw_rows(obs: pd.DataFrame, keys: Sequence[str], *, most: int | None, seed:
     rows = all_rows[np.random.default_rng(seed).permutation(len(all_rows))]
     groups: NDArray[Any] = np.zeros(len(rows), dtype=np.int64)
     if keys:
-        groups = obs.iloc[rows].groupby(list(keys), observed=True, dropna=False, sort=False).ngroup().to_numpy()
+        values = pd.DataFrame({place: texts_of(obs[key])[rows] for place, key in enumerate(keys)})
+        groups = values.groupby(list(values), dropna=False, sort=False).ngroup().to_numpy()
     by_group = rows[np.argsort(groups, kind="stable")]
     sizes = np.bincount(groups)
     # Largest remainders: the shares of the groups, in whole cells.

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from inspect import signature
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from scgalore import __version__
 from scgalore import _logging as logg
+from scgalore._keys import GeneKeys
 from scgalore._options import options_of
 from scgalore.adapters import ADAPTERS
+from scgalore.data.results import refuse_overwrite
 from scgalore.data.split import random_split
 from scgalore.errors import DataError, DownloadError, OptionError
+from scgalore.model.families import known_keys
 from scgalore.optim import OPTIMIZERS
 from scgalore.pipeline.cells import CellFile, data_digest
 from scgalore.pipeline.config import RunConfig, training_options
@@ -24,9 +28,13 @@ from scgalore.weights import list_weights, resolve_model_folder
 if TYPE_CHECKING:
     from scgalore.model import CellModel
 
-__all__ = ["at_most_genes", "load_model", "settle", "training_call", "with_genes"]
+__all__ = ["OWN_SPLIT", "SELECTED", "at_most_genes", "load_model", "settle", "training_call", "with_genes"]
 
 GENES = 3000
+SELECTED = GeneKeys().selected
+"""Key of the gene selection that a run writes."""
+OWN_SPLIT = "run_split"
+"""Column with the split that a run makes."""
 
 
 def settle(config: RunConfig) -> tuple[RunConfig, CellFile]:
@@ -160,6 +168,7 @@ def _check_file(config: RunConfig, file: CellFile) -> None:
     for option in (*task.arguments, *options_of(RunConfig)):
         if option.column is not None:
             file.require(option.column, option.name, given[option.name])
+    _refuse_overwrite(config)
     if not len(file.obs) or not len(file.var):
         msg = f"{file.path} is empty: {len(file.obs)} cells x {len(file.var)} genes."
         raise DataError(msg)
@@ -168,6 +177,17 @@ def _check_file(config: RunConfig, file: CellFile) -> None:
         if option.name == task.key and option.column == "obs" and key is not None and not file.obs[key].notna().any():
             msg = f"No cell of {file.path} has a value in obs[{key!r}]."
             raise DataError(msg)
+
+
+def _refuse_overwrite(config: RunConfig) -> None:
+    """Refuse columns that the run would write over: its own, and those of the functions that it calls."""
+    assert config.task is not None
+    task, call, keys = task_named(config.task), training_call(config), known_keys(config.model, "finetune")
+    reads = [*task.reads(call), ("obs", "batch_key=", config.batch_key)]
+    split = () if config.split_key is not None else (OWN_SPLIT,)
+    refuse_overwrite({**GeneKeys(SELECTED).slots, "obs": split}, reads)
+    if keys is not None:
+        refuse_overwrite(task.writes(keys, replace(call, split_key=config.split_key or OWN_SPLIT)), reads)
 
 
 def _model_name(name: str) -> str:

@@ -15,7 +15,7 @@ from scgalore import errors
 from scgalore.data.split import PARTS
 from scgalore.errors import OptionError
 from scgalore.pipeline.cells import draw_rows, on_selected_genes
-from scgalore.pipeline.checks import load_model, settle, training_call, with_genes
+from scgalore.pipeline.checks import OWN_SPLIT, SELECTED, load_model, settle, training_call, with_genes
 from scgalore.pipeline.folder import RunFolder
 from scgalore.pipeline.measure import Stopwatch, circumstances, peak_memory, versions
 from scgalore.pipeline.progress import Stages
@@ -39,8 +39,7 @@ if TYPE_CHECKING:
 __all__ = ["run"]
 
 OURS = tuple(getattr(errors, name) for name in errors.__all__)
-KEY = "selected"
-OWN_SPLIT = "run_split"
+KEY = SELECTED
 N_STAGES = 7
 
 

@@ -7,7 +7,11 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 import numpy as np
 import pandas as pd
 
+from scgalore import _logging as logg
 from scgalore._docs import shared_parameters
+from scgalore._words import few
+from scgalore.data.labels import in_order
+from scgalore.data.texts import looks_missing, same_label, texts_of
 from scgalore.errors import DataError, MissingKeyError, OptionError
 from scgalore.pl._axes import axes_or_new, show_or_return
 from scgalore.pl._results import label_keys, read_result
@@ -41,7 +45,7 @@ def confusion_matrix(
     {key}
     labels_key
         Column of ``adata.obs`` with the true labels; ``None`` is the one the model was fine-tuned on. Cells without a
-        label are left out.
+        label are left out. Labels are compared as text: 1, 1.0 and ``"1"`` are one class.
     part
         Cells to count: those held out (``"test"``), those of another part of the split, or ``"all"``.
     normalize
@@ -54,7 +58,7 @@ def confusion_matrix(
     Returns
     -------
     The axes, or ``None`` if the figure was shown. Numbers of cells stand beside the names of the rows; squares without
-    cells are left blank.
+    cells are left blank. The title has the accuracy, unless no true label is a class of the model.
 
     Raises
     ------
@@ -73,13 +77,22 @@ def confusion_matrix(
     >>> ax = sg.pl.confusion_matrix(adata, show=False)
     """
     result = read_result(adata, key)
-    truth, predicted = _labels(adata, key, _labels_key(result, labels_key, key), part)
-    counts = _count(truth, predicted, order=[str(name) for name in result.get("classes", [])])
+    labels_key, classes = _labels_key(result, labels_key, key), texts_of(list(result.get("classes", ()))).tolist()
+    truth, predicted = _labels(adata, key, labels_key, part, classes)
+    counts = _count(truth, predicted, order=classes)
     size = _figure_size(list(counts.index))
     drawn = axes_or_new(ax, size)
     _draw(drawn, counts, normalize=normalize)
     cells = f"{len(truth):,} {'' if part == 'all' else part + ' '}cell{'s' if len(truth) > 1 else ''}"
-    drawn.set_title(f"{cells}, accuracy {np.mean(truth == predicted):.3f}")
+    if np.isin(truth, [*classes, *predicted]).any():
+        accuracy = f"accuracy {np.mean(truth == predicted):.3f}"
+    else:  # clusters, say, which can be compared with classes and not be scored
+        accuracy = "no label in common"
+        logg.warning(
+            f"No label of adata.obs[{labels_key!r}] is a class of the model, so there is no accuracy: it has "
+            f"{few(in_order(truth))}, and the model {few(classes or in_order(predicted))}."
+        )
+    drawn.set_title(f"{cells}, {accuracy}")
     return show_or_return(drawn, show=show, own_figure=ax is None)
 
 
@@ -91,8 +104,10 @@ def _labels_key(result: Mapping[str, Any], labels_key: str | None, key: str) -> 
     return labels_key
 
 
-def _labels(adata: AnnData, key: str, labels_key: str, part: str) -> tuple[NDArray[np.str_], NDArray[np.str_]]:
-    """True and predicted labels of the labelled cells of a part, as text."""
+def _labels(
+    adata: AnnData, key: str, labels_key: str, part: str, classes: list[str]
+) -> tuple[NDArray[np.object_], NDArray[np.object_]]:
+    """True and predicted labels of the labelled cells of a part, as text; classes of the model in its spelling."""
     if part not in get_args(Part):
         msg = f"part={part!r}: choose one of {', '.join(map(repr, get_args(Part)))}."
         raise OptionError(msg)
@@ -106,7 +121,8 @@ def _labels(adata: AnnData, key: str, labels_key: str, part: str) -> tuple[NDArr
         if column not in adata.obs:
             msg = f"No column {column!r} in adata.obs; it has {list(adata.obs.columns)}. {advice[column]}"
             raise MissingKeyError(msg)
-    chosen = (adata.obs[labels_key].notna() & adata.obs[keys.label].notna()).to_numpy()
+    truth, predicted = (_spelled(texts_of(adata.obs[column]), classes) for column in (labels_key, keys.label))
+    chosen = np.array([text is not None and not looks_missing(text) for text in truth]) & ~pd.isna(predicted)
     if part != "all":
         chosen &= (adata.obs[keys.split] == part).to_numpy()
     if not chosen.any():
@@ -114,14 +130,19 @@ def _labels(adata: AnnData, key: str, labels_key: str, part: str) -> tuple[NDArr
         sizes = ", ".join(f"{name!r}: {n}" for name, n in parts.items())
         msg = f"No labelled cell belongs to part={part!r}; adata.obs[{keys.split!r}] has {{{sizes}}}."
         raise DataError(msg)
-    return tuple(adata.obs.loc[chosen, column].astype(str).to_numpy(dtype=str) for column in (labels_key, keys.label))
+    return truth[chosen], predicted[chosen]
 
 
-def _count(truth: NDArray[np.str_], predicted: NDArray[np.str_], *, order: list[str]) -> pd.DataFrame:
+def _spelled(texts: NDArray[np.object_], classes: list[str]) -> NDArray[np.object_]:
+    codes, found = pd.factorize(texts)
+    return np.array([*(same_label(text, classes) or text for text in found), None], dtype=object)[codes]
+
+
+def _count(truth: NDArray[np.object_], predicted: NDArray[np.object_], *, order: list[str]) -> pd.DataFrame:
     """Cells of each true (row) and predicted (column) class, over the classes that occur, in the model's order."""
     seen = {*truth.tolist(), *predicted.tolist()}
     names = [name for name in order if name in seen]
-    names += sorted(seen.difference(names))
+    names += in_order(seen.difference(names))
     return pd.crosstab(truth, predicted).reindex(index=names, columns=names, fill_value=0)
 
 

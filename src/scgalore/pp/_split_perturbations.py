@@ -13,7 +13,9 @@ from scgalore import _logging as logg
 from scgalore._docs import shared_parameters
 from scgalore._rng import seed_from
 from scgalore._uns import to_uns
+from scgalore.data.reading import AS_IT_IS
 from scgalore.data.resolve import resolve_adata, write_obs
+from scgalore.data.results import refuse_overwrite
 from scgalore.data.split import PARTS
 from scgalore.errors import DataError, MissingKeyError, OptionError
 from scgalore.perturb.labels.conditions import Conditions
@@ -168,9 +170,12 @@ def _checked(data: Data, *, mod: str, key_added: str, columns: tuple[str, str | 
     if adata.isbacked and (adata.is_view or copy):
         msg = "This needs a copy of a file-backed AnnData; call it on adata.to_memory(), without copy=True."
         raise DataError(msg)
-    if not isinstance(key_added, str) or not key_added or "/" in key_added or key_added in columns:
-        msg = f"key_added={key_added!r}: expected a string without '/', other than the columns that are read."
+    if not isinstance(key_added, str) or not key_added or "/" in key_added:
+        msg = f"key_added={key_added!r}: expected a string without '/'."
         raise OptionError(msg)
+    reads = [("obs", name, key) for name, key in zip(("pert_key=", "context_key="), columns, strict=True)]
+    writes = {"obs": (key_added,), "uns": (key_added,)}
+    refuse_overwrite(writes, [*reads, *AS_IT_IS.reads()], data=data, mod=mod)
     for column in columns:
         if column is not None and column not in adata.obs:
             msg = (

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 from scgalore.errors import OptionError
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
     from pathlib import Path
 
     import pandas as pd
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from scgalore._keys import CellKeys
     from scgalore._options import Option
     from scgalore.data.cells import TokenCells
-    from scgalore.data.results import Results
+    from scgalore.data.results import Read, Results
     from scgalore.data.source import CellSource
     from scgalore.data.split import Split
     from scgalore.data.vocab import GeneVocab
@@ -282,6 +282,23 @@ class Task(ABC):
         keys
             Names of the slots.
         """
+
+    def reads(self, call: TrainingCall) -> list[Read]:
+        """Slots that training reads: what no result may be written over."""
+        named = [(one.column, f"{one.name}=", call.arguments[one.name]) for one in self.arguments if one.column]
+        return [*call.reading.reads(), *named, ("obs", "split_key=", call.split_key)]
+
+    def writes(self, keys: CellKeys, call: TrainingCall) -> Mapping[str, Sequence[str]]:
+        """Names that :meth:`results` may write, by slot.
+
+        Parameters
+        ----------
+        keys
+            Names of the slots.
+        call
+            As for :meth:`read`.
+        """
+        return keys.slots
 
     # Memory estimate --------------------------------------------------------------------------------------------------
 

@@ -87,7 +87,7 @@ class TrainingCall:
             msg = f"No column {self.split_key!r} in adata.obs; it has {list(adata.obs.columns)}."
             raise MissingKeyError(msg)
         try:
-            return split_from_labels(adata.obs[self.split_key].astype(str).tolist())
+            return split_from_labels(adata.obs[self.split_key])
         except DataError as error:
             msg = f"adata.obs[{self.split_key!r}] is not a split. {error}"
             raise DataError(msg) from error

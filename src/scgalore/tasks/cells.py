@@ -16,7 +16,7 @@ from scgalore.errors import DataError, OptionError
 from scgalore.tasks.base import Prepared, Task
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
     from numpy.typing import NDArray
 
@@ -164,6 +164,11 @@ class CellTask(Task):
         split = reading.targets.split
         return Prepared(self, cells, split, objective, call.config, state=cells.match, **known)
 
+    def writes(self, keys: CellKeys, call: TrainingCall) -> Mapping[str, Sequence[str]]:
+        """All slots of cells; the split of an earlier run may be used again, and stays as it is."""
+        slots = super().writes(keys, call)
+        return {**slots, "obs": [key for key in slots["obs"] if key != keys.split or call.split_key != keys.split]}
+
     def results(
         self, adata: AnnData, model: TaskModel, prepared: Prepared, call: TrainingCall, keys: CellKeys
     ) -> Results:
@@ -206,7 +211,7 @@ class CellTask(Task):
     @staticmethod
     def split_in(adata: AnnData, key: str) -> Split:
         """The split in a column of ``obs``."""
-        return split_from_labels(adata.obs[key].astype(str).tolist())
+        return split_from_labels(adata.obs[key])
 
 
 def refuse_empty(sizes: Mapping[str, int], what: str) -> None:

@@ -12,7 +12,7 @@ import torch
 from scgalore import pl
 from scgalore._options import COUNT, TEXT, Option
 from scgalore.data.buffers import refuse_unknown
-from scgalore.data.labels import class_codes, classes_of, encode_labels
+from scgalore.data.labels import class_codes, class_colors, classes_of, encode_labels
 from scgalore.data.results import Results
 from scgalore.errors import MissingKeyError, OptionError
 from scgalore.objectives import Classification
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from scgalore._keys import CellKeys
+    from scgalore.data.results import Read
     from scgalore.data.split import Split
     from scgalore.data.streaming import TokenStream
     from scgalore.nn.base import CellNetwork, CellOutput
@@ -87,6 +88,10 @@ class Classes(CellTask):
         """Class codes; a random split is drawn within the classes."""
         codes, classes = encode_labels(adata, call.arguments["labels_key"])
         return CellTargets(call.split_of(adata, codes), {"labels": codes}, ClassesMemory(classes))
+
+    def reads(self, call: TrainingCall) -> list[Read]:
+        """Labels, and their colours."""
+        return [*super().reads(call), ("uns", "colours of the labels", f"{call.arguments['labels_key']}_colors")]
 
     def objective(self, network: CellNetwork, memory: ClassesMemory) -> Objective:
         """Cross entropy."""
@@ -148,8 +153,8 @@ class Classes(CellTask):
         codes, _ = encode_labels(adata, call.arguments["labels_key"])
         metrics = label_metrics(probabilities(output).argmax(axis=1), codes, prepared.split)
         results = Results(uns={keys.uns: ({"classes": list(memory.classes), "metrics": metrics}, "")})
-        colors = adata.uns.get(f"{call.arguments['labels_key']}_colors", ())
-        if len(colors) == len(memory.classes):  # scanpy's, so that a class has one colour in both plots
+        colors = class_colors(adata, call.arguments["labels_key"], memory.classes)
+        if colors is not None:  # scanpy's, so that a class has one colour in both plots
             results.uns[keys.colors] = (colors, "their colours")
         return results
 

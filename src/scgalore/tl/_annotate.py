@@ -6,9 +6,10 @@ from typing import TYPE_CHECKING, Any
 
 from scgalore import _logging as logg
 from scgalore._docs import shared_parameters
-from scgalore._keys import check_key
+from scgalore._keys import CellKeys
 from scgalore._rng import seed_from
 from scgalore.data.reading import Reading
+from scgalore.data.results import refuse_overwrite
 from scgalore.model.inference import RunOptions
 from scgalore.tasks.registry import task_named
 from scgalore.tl._shared import as_model, copied, provenance, writable_adata
@@ -96,9 +97,9 @@ def annotate(
     >>> model = sg.tl.finetune(adata, "scgpt-mini", labels_key="bulk_labels", max_epochs=1)
     >>> sg.tl.annotate(adata, model)
     """
-    check_key(key_added)
     seed = seed_from(rng)
     reading = Reading(layer, gene_symbols, data_type, None, species, min_matched)
+    refuse_overwrite(CellKeys.from_key_added(key_added, uns="annotate").slots, reading.reads())
     how: dict[str, Any] = {
         "precision": precision,
         "batch_size": batch_size,

@@ -6,10 +6,10 @@ from typing import TYPE_CHECKING, Any
 
 from scgalore import _logging as logg
 from scgalore._docs import shared_parameters
-from scgalore._keys import check_key
+from scgalore._keys import CellKeys
 from scgalore._rng import seed_from
 from scgalore.data.reading import Reading
-from scgalore.data.results import Results
+from scgalore.data.results import Results, refuse_overwrite
 from scgalore.model.inference import RunOptions
 from scgalore.tl._shared import as_model, copied, provenance, writable_adata
 
@@ -89,9 +89,9 @@ def embed(
     >>> sg.tl.embed(adata, "scgpt-mini")
     >>> sc.pp.neighbors(adata, use_rep="X_scGPT")
     """
-    check_key(key_added)
     seed = seed_from(rng)
     reading = Reading(layer, gene_symbols, data_type, None, species, min_matched)
+    refuse_overwrite(CellKeys.from_key_added(key_added, uns="embed").slots, reading.reads())
     how: dict[str, Any] = {
         "precision": precision,
         "batch_size": batch_size,

@@ -8,6 +8,8 @@ from scgalore import _logging as logg
 from scgalore._docs import shared_parameters
 from scgalore._keys import PerturbationKeys
 from scgalore._rng import seed_from
+from scgalore.data.reading import Reading
+from scgalore.data.results import refuse_overwrite
 from scgalore.perturb.baselines.effects import BASELINES
 from scgalore.perturb.scores.evaluation import choose_metrics
 from scgalore.tasks.perturbation.evaluation import read_prediction, score_prediction
@@ -91,6 +93,8 @@ def evaluate_perturbation(
     keys, seed = PerturbationKeys.from_key_added(key_added), seed_from(rng)
     chosen = choose_metrics(metrics, de=de)
     prediction, origin = read_prediction(writable_adata(data, mod=mod), key)
+    reads = [("uns", "key=", key), ("uns", "the split", origin.get("split_key")), *Reading.of(origin).reads()]
+    refuse_overwrite({"uns": (keys.evaluation,)}, reads)
     data = copied(data, mod=mod) if copy else data
     adata = writable_adata(data, mod=mod)
     with logg.step(f"scoring {len(prediction.rows):,} predicted perturbations") as step:

@@ -10,6 +10,8 @@ from scgalore._docs import shared_parameters
 from scgalore._keys import check_key
 from scgalore._rng import seed_from
 from scgalore.data.reading import Reading
+from scgalore.data.results import refuse_overwrite
+from scgalore.model.families import known_keys
 from scgalore.tasks.registry import resolve_call
 from scgalore.tl._fitted import free_folder, record_model
 from scgalore.tl._shared import as_model, writable_adata
@@ -135,8 +137,9 @@ def finetune(
     MissingKeyError
         If a named column, layer or modality does not exist.
     OptionError
-        If an option does not exist, is out of range or belongs to another task. In all three cases nothing has been
-        trained or written.
+        If an option does not exist, is out of range or belongs to another task, or if results would be written over what is
+        read, such as ``labels_key="scgpt_label"`` without a ``key_added``. In all three cases nothing has been trained or
+        written.
 
     Examples
     --------
@@ -159,11 +162,15 @@ def finetune(
         test_size=test_size,
         genes_key=genes_key,
     )
+    known, reads = known_keys(model, "finetune", key_added), chosen.reads(call)
+    if known is not None:  # before the weights are loaded
+        refuse_overwrite(chosen.writes(known, call), reads, data=data, mod=mod)
     folder = None if save_dir is None else free_folder(save_dir)
     reading = chosen.read(adata, call)
     fitted = as_model(model)
     chosen.require(fitted)
     start, keys = dict(fitted.provenance), fitted.keys("finetune", key_added)
+    refuse_overwrite(chosen.writes(keys, call), reads, data=data, mod=mod)
     with logg.step(f"fine-tuning {start['name']} on {reading.title}") as step:
         prepared = chosen.prepare(reading, fitted, call)
         fitted.fit(prepared, checkpoint_dir=checkpoint_dir, resume=resume)

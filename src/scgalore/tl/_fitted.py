@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
     from scgalore._typing import PathLike
 
-__all__ = ["free_folder", "record_model", "recorded_model"]
+__all__ = ["free_folder", "record_model", "recorded_model", "records_of"]
 
 # Models that somebody else holds: an AnnData has no place for weights, and must not keep them alive.
 _ALIVE: WeakValueDictionary[str, CellModel] = WeakValueDictionary()
@@ -55,6 +55,15 @@ def record_model(model: CellModel, folder: str | None) -> dict[str, str]:
     return {"run": run} if folder is None else {"run": run, "folder": folder}
 
 
+def records_of(adata: AnnData, task: str) -> dict[str, dict[str, str]]:
+    """What :func:`record_model` gave for the runs of a task whose results are in ``adata.uns``, by their key."""
+    return {
+        key: content["model"]
+        for key, content in adata.uns.items()
+        if isinstance(content, dict) and "model" in content and content.get("params", {}).get("task") == task
+    }
+
+
 def recorded_model(adata: AnnData, task: str) -> CellModel:
     """Find the model whose results are in ``adata.uns``.
 
@@ -70,11 +79,7 @@ def recorded_model(adata: AnnData, task: str) -> CellModel:
     MissingKeyError
         If there are none or several, or the model is neither in memory any more nor in a folder.
     """
-    found = {
-        key: content["model"]
-        for key, content in adata.uns.items()
-        if isinstance(content, dict) and "model" in content and content.get("params", {}).get("task") == task
-    }
+    found = records_of(adata, task)
     if len(found) != 1:
         records = f"the runs under {', '.join(map(repr, found))} were recorded" if found else "adata.uns records none"
         msg = f"No model is given, and {records}. Call sg.tl.finetune(adata, task={task!r}, ...) first, or pass model=."

@@ -8,11 +8,12 @@ from scgalore import _logging as logg
 from scgalore._docs import shared_parameters
 from scgalore._keys import PerturbationKeys, check_key
 from scgalore._rng import seed_from
+from scgalore.data.results import refuse_overwrite
 from scgalore.errors import OptionError
 from scgalore.model.inference import RunOptions
 from scgalore.tasks.perturbation.prediction import Wanted, predict_wanted
-from scgalore.tasks.perturbation.reading import READ, read_params, require_flags
-from scgalore.tl._fitted import recorded_model
+from scgalore.tasks.perturbation.reading import READ, read_params, require_flags, slots_read
+from scgalore.tl._fitted import recorded_model, records_of
 from scgalore.tl._shared import as_model, copied, writable_adata
 
 if TYPE_CHECKING:
@@ -135,6 +136,10 @@ def predict_perturbation(
     given = (pert_key, control, context_key, None, separator)
     how = (layer, gene_symbols, data_type, depth_key, species, min_matched)
     read = read_params(adata, fitted, dict(zip(READ, (*given, *how), strict=True)), split_key)
+    records = records_of(adata, "perturbation") if model is None else {}
+    refuse_overwrite(
+        {"uns": (keys.prediction, keys.ranked), "obsm": (keys.embedding,)}, slots_read(read, records=records)
+    )
     wanted = Wanted(adata, perturbations, read, per_cell=per_cell)
     with logg.step(f"predicting {len(wanted.rows):,} perturbations with {fitted.provenance['name']}") as step:
         results = predict_wanted(

@@ -9,14 +9,21 @@ from scgalore import _logging as logg
 from scgalore._docs import shared_parameters
 from scgalore._keys import PerturbationKeys
 from scgalore._rng import seed_from
-from scgalore.data.results import Results
+from scgalore.data.results import Results, refuse_overwrite
 from scgalore.errors import OptionError
 from scgalore.model.inference import RunOptions
 from scgalore.perturb.labels.screen import Screen
 from scgalore.perturb.predictions import retrieval
 from scgalore.tasks.perturbation.networks import refuse_unknown
-from scgalore.tasks.perturbation.reading import READ, perturbed_genes, read_params, require_flags, trained_on
-from scgalore.tl._fitted import recorded_model
+from scgalore.tasks.perturbation.reading import (
+    READ,
+    perturbed_genes,
+    read_params,
+    require_flags,
+    slots_read,
+    trained_on,
+)
+from scgalore.tl._fitted import recorded_model, records_of
 from scgalore.tl._search import Search
 from scgalore.tl._shared import as_model, copied, writable_adata
 from scgalore.tl._wanted import Wanted, context_code
@@ -156,6 +163,8 @@ def rank_perturbations(
     given = (pert_key, control, context_key, None, separator)
     how = (layer, gene_symbols, data_type, depth_key, species, min_matched)
     read = read_params(adata, fitted, dict(zip(READ, (*given, *how), strict=True)), split_key)
+    records = records_of(adata, "perturbation") if model is None else {}
+    refuse_overwrite({"uns": (key,)}, slots_read(read, records=records))
     screen = Screen.from_adata(adata, **read)
     controls = screen.profiles()
     run = {"device": options.device, "n_controls": n_controls, "batch_tokens": options.batch_tokens, "seed": seed}

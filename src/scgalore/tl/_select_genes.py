@@ -12,7 +12,7 @@ from scgalore import _logging as logg
 from scgalore._docs import shared_parameters
 from scgalore._keys import GeneKeys, PerturbationKeys
 from scgalore.data.reading import Reading
-from scgalore.data.results import Results
+from scgalore.data.results import Results, refuse_overwrite
 from scgalore.errors import OptionError
 from scgalore.genes.ranking import get_strategy
 from scgalore.selection.ranking import rank_adata, training_cells
@@ -130,6 +130,7 @@ def select_genes(
     _check_number(n_genes, adata.n_vars)
     if split_key is None and pert_key is not None and PerturbationKeys().split in adata.obs:
         split_key = PerturbationKeys().split
+    refuse_overwrite(keys.slots, [*reading.reads(), ("uns", "the split", split_key)], data=data, mod=mod)
     train = training_cells(adata, split_key)
     n_cells = adata.n_obs if train is None else int(train.sum())
     with logg.step(f"selecting {n_genes:,} of {adata.n_vars:,} genes ({gene_strategy}) from {n_cells:,} cells") as step:

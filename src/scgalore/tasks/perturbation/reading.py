@@ -6,21 +6,31 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from scgalore.data.reading import READING
+from scgalore.data.reading import READING, Reading
 from scgalore.errors import OptionError
 from scgalore.perturb.labels.conditions import CONTROL_LABELS, genes_as_written
 from scgalore.tasks.perturbation.memory import memory_of
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Mapping, Sequence
 
     from anndata import AnnData
 
+    from scgalore.data.results import Read
     from scgalore.perturb.labels.profiles import Profiles
     from scgalore.perturb.labels.screen import Screen
     from scgalore.tasks.base import TaskModel
 
-__all__ = ["READ", "genes_of", "perturbed_genes", "read_params", "require_flags", "trained_on", "training_profiles"]
+__all__ = [
+    "READ",
+    "genes_of",
+    "perturbed_genes",
+    "read_params",
+    "require_flags",
+    "slots_read",
+    "trained_on",
+    "training_profiles",
+]
 
 READ = ("pert_key", "control", "context_key", "batch_key", "separator", *READING)
 
@@ -39,6 +49,20 @@ def read_params(adata: AnnData, model: TaskModel, given: dict[str, Any], split_k
     if split_key is None and own.get("split_key") in adata.obs:
         split_key = own["split_key"]
     return {**read, "split_key": split_key}
+
+
+def slots_read(read: Mapping[str, Any], *, records: Iterable[str]) -> list[Read]:
+    """Slots that predicting reads, for :func:`scgalore.data.results.refuse_overwrite`.
+
+    Parameters
+    ----------
+    read
+        From :func:`read_params`.
+    records
+        Keys in ``uns`` of the runs that the model was looked for in.
+    """
+    in_uns = {"the split": read["split_key"], **{f"the model of {key!r}": key for key in records}}
+    return [*Reading.of(read).reads(), *(("uns", what, key) for what, key in in_uns.items())]
 
 
 def require_flags(model: TaskModel) -> None:

@@ -37,12 +37,13 @@ from scgalore.tasks.perturbation.reading import READ, read_params
 from scgalore.train.processes import training_processes
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
     from pathlib import Path
 
     from numpy.typing import NDArray
 
     from scgalore._keys import CellKeys
+    from scgalore.data.results import Read
     from scgalore.nn.base import CellNetwork
     from scgalore.objectives import Objective
     from scgalore.tasks.base import Prepared, TaskMemory, TaskModel
@@ -181,6 +182,14 @@ class Perturbation(Task):
         if memory.params["split_key"] not in adata.obs:
             results.obs[SPLIT] = (pd.Categorical(labels, categories=list(PARTS)), "split of the cells")
         return results
+
+    def reads(self, call: TrainingCall) -> list[Read]:
+        """Columns of the screen, and the record of its split."""
+        return [*super().reads(call), ("uns", "the split", call.split_key or SPLIT)]
+
+    def writes(self, keys: CellKeys, call: TrainingCall) -> Mapping[str, Sequence[str]]:
+        """No slots of cells; a split where there is none yet."""
+        return {"uns": (keys.uns,), "obs": (SPLIT,) if call.split_key is None else ()}
 
     # Memory estimate --------------------------------------------------------------------------------------------------
 

@@ -26,7 +26,7 @@ def cells(few: AnnData, model: SCGPT) -> dict[str, Any]:
     return {"adata": few, "model": model}
 
 
-CELLS: dict[str, Callable[[AnnData, Any], Any]] = {
+CELLS: dict[str, Callable[..., Any]] = {
     "draw a selection": lambda adata, model: sg.pl.gene_selection(adata, show=False),
     "draw a selection by its key": lambda adata, model: sg.pl.gene_selection(adata, key="mine", show=False),
     "follow a ranking": lambda adata, model: sg.tl.finetune(
@@ -40,7 +40,7 @@ def test_of_cells(wanted: str, cells: dict[str, Any]) -> None:
     run_after_the_call(lambda: CELLS[wanted](**cells), cells["adata"])
 
 
-@pytest.mark.parametrize("wanted", [sg.pl.perturbation_scores, sg.get.perturbation_scores])
+@pytest.mark.parametrize("wanted", [sg.pl.perturbation_scores, sg.get.perturbation_scores], ids=["pl", "get"])
 def test_of_a_screen(wanted: Callable[..., Any]) -> None:
     adata = screen()
     write_prediction(adata)

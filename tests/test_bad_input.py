@@ -732,19 +732,6 @@ def fewer_genes_than_none(world: World) -> None:
     choose(world, n_genes=-3)
 
 
-@wrong(OptionError, r"n_genes=100,000, and the data have")
-def more_genes_than_there_are(world: World) -> None:
-    choose(world, n_genes=100_000)
-
-
-@wrong(OptionError, "genes are expressed in the", "Pass a number up to")
-def more_genes_than_expressed(world: World) -> None:
-    x = np.asarray(world.adata.X.todense() if sp.issparse(world.adata.X) else world.adata.X).copy()
-    x[:, :3] = 0
-    world.adata.X = x
-    choose(world, n_genes=world.adata.n_vars)
-
-
 @wrong(OptionError, "gene_strategy='perturbation' needs pert_key=")
 def responses_without_perturbations(world: World) -> None:
     choose(world, gene_strategy="perturbation")

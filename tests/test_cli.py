@@ -268,7 +268,9 @@ def test_dry_run_says_what_would_be_done_and_writes_nothing(pbmc: AnnData, tmp_p
     for part in ("700 cells and 765 genes", "bulk_labels", "biological", "galore", "Nothing was written"):
         assert part in text
     assert [path.name for path in tmp_path.iterdir()] == ["pbmc.h5ad"]
-    scgalore("run", str(path), *options, "--genes", "5000", code=2)
+    more = scgalore("run", str(path), *options, "--n-genes", "5000").stdout
+    assert "cells that express all of 765 genes" in more, "more cannot be selected than there are"
+    scgalore("run", str(path), *options, "--n-genes", "0", code=2)
 
 
 def test_help_of_run_lists_options_under_headings() -> None:

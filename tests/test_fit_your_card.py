@@ -1,12 +1,12 @@
 """The page about memory: its code runs, and its numbers are those that the code gives."""
 
 import re
-from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.pages import blocks_of, read, run_blocks
 
-PAGE = (Path(__file__).parents[1] / "docs" / "fit-your-card.md").read_text(encoding="utf-8")
+PAGE = read("docs/fit-your-card.md")
 CARDS = (8, 12, 16, 24)
 SETTINGS: dict[str, dict[str, Any]] = {
     "AdamW, float32, whole table": {"optimizer": "adamw", "embedding": "full"},
@@ -16,21 +16,12 @@ SETTINGS: dict[str, dict[str, Any]] = {
 }
 
 
-def blocks(language: str) -> list[str]:
-    return re.findall(rf"^```{language}\n(.*?)^```$", PAGE, flags=re.MULTILINE | re.DOTALL)
-
-
 @pytest.fixture(scope="module")
 def names() -> dict[str, Any]:
-    """What the page's code has defined once all of it has run."""
+    """What the page's code has defined once all of it has run; the table that it shows is what it prints."""
     made: dict[str, Any] = {}
-    for code in blocks("python"):
-        exec(compile(code, "fit-your-card.md", "exec"), made)
+    run_blocks("docs/fit-your-card.md", blocks_of(PAGE), made)
     return made
-
-
-def test_the_table_is_that_of_the_first_estimate(names: dict[str, Any]) -> None:
-    assert blocks("text") == [f"{names['estimate']}\n"]
 
 
 @pytest.mark.parametrize("genes", [1200, 5000])

@@ -24,7 +24,8 @@ def test_what_was_left_open_is_decided_and_recorded(pbmc_file: Path, tmp_path: P
 
 
 @pytest.mark.parametrize(
-    ("n_genes", "max_epochs", "phases"), [(700, 3, [500, 700]), (700, 1, [700]), (None, 9, [500, 650])]
+    ("n_genes", "max_epochs", "phases"),
+    [(700, 3, [500, 700]), (700, 1, [700]), (None, 9, [500, 650]), (4000, 9, [500, 4000]), (600, 9, [500, 600])],
 )
 def test_phases_of_a_curriculum_end_with_all_genes_and_have_an_epoch_each(
     pbmc_file: Path, tmp_path: Path, n_genes: int | None, max_epochs: int, phases: list[int]

@@ -225,8 +225,6 @@ def test_genes_are_selected_from_training_cells_only(pbmc: AnnData, tmp_path: Pa
         pytest.param({"labels_key": "nope"}, "labels_key='nope'", id="no_column"),
         pytest.param({"layer": "counts"}, "layer='counts'", id="no_layer"),
         pytest.param({"gene_symbols": "symbol"}, "gene_symbols='symbol'", id="no_symbols"),
-        pytest.param({"n_genes": 100_000}, "n_genes=100000", id="more_genes_than_there_are"),
-        pytest.param({"curriculum": [40, 500]}, "goes beyond n_genes=120", id="curriculum_beyond_genes"),
         pytest.param({"curriculum": [40, 20]}, "rise", id="curriculum_falls"),
         pytest.param({"curriculum": [10, 20, 120]}, "3 phases", id="more_phases_than_epochs"),
         pytest.param({"optimizer": "gallore"}, "Did you mean 'galore'", id="optimizer"),
@@ -248,6 +246,26 @@ def test_bad_input_leaves_nothing_on_disk(pbmc_file: Path, tmp_path: Path, chang
     with pytest.raises(ERRORS, match=match):
         run(config.changed(**changed))
     assert list(tmp_path.iterdir()) == []
+
+
+def test_all_expressed_genes_are_taken_where_more_are_asked_for(
+    pbmc: AnnData, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    few = pbmc[:120, :90].copy()
+    few.X[:, :4] = 0
+    few.write_h5ad(tmp_path / "few.h5ad")
+    options = {"labels_key": "bulk_labels", "n_genes": 5000, "curriculum": [40, 2000, 5000], "max_epochs": 3}
+    with caplog.at_level("INFO", logger="scgalore"):
+        folder = run(quick(tmp_path / "few.h5ad", tmp_path / "run", **options))
+    n_selected = int(pd.read_csv(folder / "selected_genes.csv")["selected"].sum())
+    assert n_selected == metrics(folder)["genes"] == ad.read_h5ad(folder / "results.h5ad").n_vars <= 86
+    assert sum("n_genes=5,000" in record.getMessage() for record in caplog.records) == 1
+    assert f"{n_selected} of its 90 genes" in (folder / "report.md").read_text(encoding="utf-8")
+    assert pd.read_csv(folder / "history.csv")["n_genes"].tolist()[0] == 40
+    assert pd.read_csv(folder / "history.csv")["n_genes"].nunique() == 2, "the phases beyond all genes are one"
+    # The configuration holds what was asked for, so that the run is continued and repeated by the same call.
+    assert RunConfig.from_json(folder / "config.json").n_genes == 5000
+    assert run(quick(tmp_path / "few.h5ad", tmp_path / "run", **options), resume=True) == folder
 
 
 def test_scaled_data_leave_nothing_on_disk(pbmc: AnnData, tmp_path: Path) -> None:

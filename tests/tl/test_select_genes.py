@@ -29,6 +29,39 @@ def test_exactly_so_many_are_selected_and_they_are_the_best(n_genes: int) -> Non
     assert adata.uns["select_genes"]["sources"]["n_selected"].sum() == n_genes
 
 
+@pytest.mark.parametrize("n_genes", [60, 61, 3000, np.int64(10**12)])
+@pytest.mark.parametrize("split", [False, True])
+def test_all_expressed_genes_are_selected_where_more_are_asked_for(
+    n_genes: int, split: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    adata = counts()  # of 60 genes, one is never expressed
+    expressed = np.asarray((adata.X > 0).sum(axis=0)).ravel() > 0
+    if split:
+        adata.obs["part"] = np.where(np.arange(adata.n_obs) < 5, "train", "test")
+        expressed = np.asarray((adata.X[:5] > 0).sum(axis=0)).ravel() > 0
+    with caplog.at_level(logging.WARNING, logger="scgalore"):
+        sg.tl.select_genes(adata, n_genes, split_key="part" if split else None)
+    assert adata.var["selected"].tolist() == expressed.tolist()
+    assert adata.uns["select_genes"]["n_selected"] == expressed.sum()
+    assert adata.uns["select_genes"]["params"]["n_genes"] == n_genes
+    [record] = caplog.records
+    assert f"n_genes={n_genes:,}" in record.getMessage()
+    assert f"all {expressed.sum()} ranked genes" in record.getMessage()
+
+
+def test_as_many_as_are_expressed_need_no_message(caplog: pytest.LogCaptureFixture) -> None:
+    adata = counts()
+    with caplog.at_level(logging.WARNING, logger="scgalore"):
+        sg.tl.select_genes(adata, 59)
+    assert adata.var["selected"].sum() == 59
+    assert caplog.records == []
+
+
+def test_the_default_call_runs_on_data_of_few_genes(pbmc: AnnData) -> None:
+    sg.tl.select_genes(pbmc)
+    assert pbmc.var["selected"].sum() == (pbmc.X.getnnz(axis=0) > 0).sum()
+
+
 def test_selections_are_nested_whatever_their_size() -> None:
     adata = counts()
     for n_genes in (10, 25, 50):
@@ -151,8 +184,10 @@ def test_it_says_what_it_found_and_what_it_did_not(caplog: pytest.LogCaptureFixt
 @pytest.mark.parametrize(
     ("options", "error", "message"),
     [
-        ({"n_genes": 60}, OptionError, "59 genes are expressed"),
-        ({"n_genes": 61}, OptionError, "the data have 60 genes"),
+        ({"n_genes": 0}, OptionError, "at least 1"),
+        ({"n_genes": -1}, OptionError, "at least 1"),
+        ({"n_genes": "3000"}, OptionError, "whole number"),
+        ({"n_genes": None}, OptionError, "whole number"),
         ({"n_genes": True}, OptionError, "whole number"),
         ({"n_genes": 20.0}, OptionError, "whole number"),
         ({"n_genes": 1, "must_include": ["GENE1", "GENE2"]}, OptionError, "must_include names 2 genes"),

@@ -266,15 +266,13 @@ def gene_names(adata: AnnData, gene_symbols: str | None) -> list[str]:
 def gene_ranks(adata: AnnData, key: str) -> NDArray[np.float64]:
     """Ranks that :func:`scgalore.tl.select_genes` wrote under ``key``: 0 the best, NaN for genes without, ``(n_vars,)``."""
     column = GeneKeys.from_key_added(key).rank
+    call = f"sg.tl.select_genes(adata{'' if key == GeneKeys().selected else f', key_added={key!r}'})"
     if column not in adata.var:
-        msg = (
-            f"No column {column!r} in adata.var; it has {list(adata.var.columns)}. Rank the genes first: "
-            f"sg.tl.select_genes(adata{'' if key == GeneKeys().selected else f', key_added={key!r}'})."
-        )
+        msg = f"No column {column!r} in adata.var; it has {list(adata.var.columns)}. Rank the genes first: {call}."
         raise MissingKeyError(msg)
     ranks = pd.to_numeric(adata.var[column], errors="coerce").to_numpy(dtype=np.float64)
     if not np.isfinite(ranks).any():
-        msg = f"adata.var[{column!r}] ranks no gene. Write it with sg.tl.select_genes(adata)."
+        msg = f"adata.var[{column!r}] ranks no gene. Write it with {call}."
         raise DataError(msg)
     return ranks
 

@@ -37,8 +37,8 @@ class SCGPT(CellModel):
     >>> import scanpy as sc, scgalore as sg
     >>> adata = sc.datasets.pbmc68k_reduced().raw.to_adata()
     >>> model = sg.model.SCGPT.from_pretrained("scgpt-mini")
-    >>> model.get_latent_representation(adata).shape[0]
-    700
+    >>> model.get_latent_representation(adata).shape[1]
+    64
     """
 
     def __init__(self, network: CellNetwork, vocab: GeneVocab, *, family: Family | None = None, **known: Any) -> None:

@@ -59,13 +59,7 @@ def settle(config: RunConfig) -> tuple[RunConfig, CellFile]:
     training = _training(config)
     file = CellFile.of(Path(config.data))
     _check_file(config, file)
-    if config.n_genes is not None and config.n_genes > len(file.var):
-        msg = f"n_genes={config.n_genes}: {file.path} has {len(file.var):,}. Ask for fewer, or leave n_genes out."
-        raise OptionError(msg)
     curriculum = config.training.get("curriculum")
-    if curriculum and curriculum is not True and config.n_genes is not None and max(curriculum) > config.n_genes:
-        msg = f"curriculum={curriculum} goes beyond n_genes={config.n_genes}. Select more, or end the curriculum there."
-        raise OptionError(msg)
     sizes = {}
     if task.splits_cells and config.split_key is None:
         defaults = signature(random_split).parameters
@@ -90,7 +84,7 @@ def settle(config: RunConfig) -> tuple[RunConfig, CellFile]:
 
 def at_most_genes(config: RunConfig, file: CellFile) -> int:
     """How many genes would be selected if training cells expressed all of them."""
-    return config.n_genes or min(GENES, len(file.var))
+    return min(config.n_genes or GENES, len(file.var))
 
 
 def with_genes(config: RunConfig, n_expressed: int) -> RunConfig:
@@ -103,12 +97,14 @@ def with_genes(config: RunConfig, n_expressed: int) -> RunConfig:
     n_expressed
         Genes that a training cell expresses: no others can be ranked.
     """
-    n_genes = config.n_genes or min(GENES, n_expressed)
+    if config.n_genes is None:
+        config = config.changed(n_genes=min(GENES, n_expressed))
     if config.training.get("curriculum") is not True:
-        return config.changed(n_genes=n_genes)
-    # Each phase needs an epoch.
-    phases = [*(n for n in DEFAULT_GENES if n < n_genes), n_genes][-config.training["max_epochs"] :]
-    return config.changed(n_genes=n_genes, curriculum=phases)
+        return config
+    assert config.n_genes is not None
+    fewer = [n for n in DEFAULT_GENES if n < min(config.n_genes, n_expressed)]
+    # Each phase needs an epoch; the last one admits all genes.
+    return config.changed(curriculum=[*fewer, config.n_genes][-config.training["max_epochs"] :])
 
 
 def training_call(config: RunConfig) -> TrainingCall:

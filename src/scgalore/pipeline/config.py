@@ -107,7 +107,10 @@ class RunConfig:
         FRACTION, "Fraction of the cells that are held out. Not for perturbations.", shown_default="0.1"
     )
     n_genes: int | None = declare(
-        COUNT, "Number of genes to select.", shown_default="3000, or all expressed", aliases=("genes",)
+        COUNT,
+        "Number of genes to select; all that are expressed, if these are fewer.",
+        shown_default="3000",
+        aliases=("genes",),
     )
     gene_strategy: str | None = declare(
         TEXT,

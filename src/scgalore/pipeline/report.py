@@ -41,6 +41,8 @@ class Report:
         ``cells in the file``, ``cells chosen``, ``without a selected gene`` and the cells of each part.
     sources
         Number of selected genes by why they were selected.
+    n_genes
+        Genes that were selected.
     n_vars
         Genes in the file.
     n_known
@@ -67,6 +69,7 @@ class Report:
     captions: Mapping[str, str]
     sizes: Mapping[str, int]
     sources: Mapping[str, int]
+    n_genes: int
     n_vars: int
     n_known: int | None
     history: pd.DataFrame = field(repr=False)
@@ -92,7 +95,7 @@ class Report:
         return (
             f"# scgalore run: {Path(config.data).name}\n\n"
             f"**{config.model_name}** was fine-tuned with **{config.training['optimizer']}** {self.goal}, on {chosen} of "
-            f"`{Path(config.data).name}` and {config.n_genes:,} of its {self.n_vars:,} genes.{without} The split, {how}: {parts} "
+            f"`{Path(config.data).name}` and {self.n_genes:,} of its {self.n_vars:,} genes.{without} The split, {how}: {parts} "
             "cells. The split was made first, so that selecting genes and training saw training cells only; test cells "
             "were looked at once, for the numbers below."
         )

@@ -117,7 +117,7 @@ class _Run:
         with self._stage("evaluate") as note:
             findings = self.task.evaluate(adata, fitted, self._call(), name=self.config.name)
             note(findings.headline)
-            self._write_metrics(findings, fitted)
+            self._write_metrics(findings, fitted, adata.n_vars)
         with self._stage("report") as note:
             captions = self._draw(adata, findings)
             with self.folder.writing("results.h5ad") as draft:
@@ -233,12 +233,12 @@ class _Run:
         with self.folder.writing(name) as draft:
             table.to_csv(draft)
 
-    def _write_metrics(self, findings: Findings, model: CellModel) -> None:
+    def _write_metrics(self, findings: Findings, model: CellModel, n_genes: int) -> None:
         assert model.result is not None
         content = {
             "task": self.config.task,
             "cells": self.sizes,
-            "genes": self.config.n_genes,
+            "genes": n_genes,
             **findings.metrics,
             "training": {"epochs": len(model.history), **model.result.summary()},
         }
@@ -264,6 +264,7 @@ class _Run:
             captions=captions,
             sizes=self.sizes,
             sources={str(name): int(n) for name, n in adata.var[f"{KEY}_source"].value_counts().items() if n},
+            n_genes=adata.n_vars,
             n_vars=len(self.file.var),
             n_known=adata.uns["finetune"].get("genes", {}).get("matched"),
             history=model.history,

@@ -57,8 +57,8 @@ def gene_selection(
     >>> ax = sg.pl.gene_selection(adata, show=False)
     """
     result, sources = _read(adata, key)
-    n_genes = int(result["params"]["n_genes"])
     selected = result["sources"]["n_selected"]
+    n_genes = int(selected.sum())
     names = [name for name in result["sources"].index if (sources == name).any()]
     place = np.arange(1, len(sources) + 1)
     counts = np.array([np.cumsum(sources == name) for name in names])

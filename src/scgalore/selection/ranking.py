@@ -92,7 +92,7 @@ def training_cells(adata: AnnData, split_key: str | None) -> NDArray[np.bool_] |
     check_columns(adata, {"split_key": split_key})
     train = parts_of(adata, split_key) == "train"
     if not train.any():
-        msg = f"adata.obs[{split_key!r}] has no cell in the part 'train'. Make the split with sg.pp.split_perturbations(adata)."
+        msg = f"adata.obs[{split_key!r}] has no cell in the part 'train'. Write 'train' for the cells to look at, or leave split_key out."
         raise DataError(msg)
     return train
 

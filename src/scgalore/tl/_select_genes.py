@@ -59,7 +59,7 @@ def select_genes(
     ----------
     {data}
     n_genes
-        Number of genes to select.
+        Number of genes to select. If fewer are expressed, all of them are selected, and a warning says how many they are.
     gene_strategy
         ``"biological"``: variable genes, transcription factors, cell cycle, metabolism, pluripotency and stress. ``"hvg"``:
         variable genes. ``"perturbation"``: perturbed genes first, then those that respond to perturbations, transcription
@@ -99,15 +99,15 @@ def select_genes(
     `adata.var['selected_source' | f'{key_added}_source']` : :class:`pandas.Series` (dtype `category`)
         What placed a gene there.
     `adata.uns['select_genes' | key_added]` : :class:`dict`
-        ``params``; ``sources``, a table of the genes each source lists (``n_listed``), has in the data (``n_matched``), could
+        ``params``; ``n_selected``, the number of genes selected; ``sources``, a table of the genes each source lists (``n_listed``), has in the data (``n_matched``), could
         place (``n_expressed``) and has among the selected (``n_selected``); ``absent``, names of genes that were asked for and
         are not in the data; ``n_expressed`` genes in ``n_cells`` training cells; ``version``.
 
     Raises
     ------
     OptionError
-        If the strategy or species is unknown, ``n_genes`` is not a whole number from 1 to the number of expressed genes,
-        more genes must be included than selected, or ``gene_strategy="perturbation"`` has no ``pert_key``.
+        If the strategy or species is unknown, ``n_genes`` is not a whole number of at least 1, more genes must be
+        included than selected, or ``gene_strategy="perturbation"`` has no ``pert_key``.
     DataError
         If the matrix holds negative, NaN or infinite values, a list of yours has no gene in the data, lists and data are of
         different species, or there is no control.
@@ -118,22 +118,24 @@ def select_genes(
     --------
     >>> import scanpy as sc, scgalore as sg
     >>> adata = sc.datasets.pbmc68k_reduced().raw.to_adata()
-    >>> sg.tl.select_genes(adata, 500, must_include=["CD3D", "CD8A"])
+    >>> sg.tl.select_genes(adata, 100, must_include=["CD3D", "CD8A"])
     >>> int(adata.var["selected"].sum())
-    500
+    100
     """
     keys = GeneKeys.from_key_added(key_added)
     reading = Reading(layer, gene_symbols, data_type, depth_key, species)
     get_strategy(gene_strategy)  # refuses before anything is read
     data = copied(data, mod=mod) if copy else data
     adata = writable_adata(data, mod=mod)
-    _check_number(n_genes, adata.n_vars)
+    _check_number(n_genes)
     if split_key is None and pert_key is not None and PerturbationKeys().split in adata.obs:
         split_key = PerturbationKeys().split
     refuse_overwrite(keys.slots, [*reading.reads(), ("uns", "the split", split_key)], data=data, mod=mod)
     train = training_cells(adata, split_key)
     n_cells = adata.n_obs if train is None else int(train.sum())
-    with logg.step(f"selecting {n_genes:,} of {adata.n_vars:,} genes ({gene_strategy}) from {n_cells:,} cells") as step:
+    with logg.step(
+        f"selecting {min(n_genes, adata.n_vars):,} of {adata.n_vars:,} genes ({gene_strategy}) from {n_cells:,} cells"
+    ) as step:
         ranking = rank_adata(
             adata,
             gene_strategy,
@@ -147,8 +149,9 @@ def select_genes(
             train=train,
             **reading.params(),
         )
-        _check_ranked(n_genes, ranking)
+        n_selected = _n_selected(n_genes, ranking)
         content: dict[str, Any] = ranking.summary(n_genes)
+        content["n_selected"] = n_selected
         content["params"]["split_key"] = split_key
         content["version"] = __version__
         _say(content)
@@ -156,7 +159,7 @@ def select_genes(
         order = [name for name in content["sources"].index if name in set(present)]
         Results(
             var={
-                keys.selected: (ranking.best(n_genes), "selected genes"),
+                keys.selected: (ranking.best(n_selected), "selected genes"),
                 keys.rank: (ranking.rank, "place in the ranked list"),
                 keys.source: (pd.Categorical(ranking.source, categories=order), "what placed a gene there"),
             },
@@ -165,31 +168,28 @@ def select_genes(
     return data if copy else None
 
 
-def _check_number(n_genes: Any, n_vars: int) -> None:
+def _check_number(n_genes: Any) -> None:
     whole = isinstance(n_genes, int | np.integer) and not isinstance(n_genes, bool)
     if not whole or n_genes < 1:
         msg = f"n_genes={n_genes!r}: expected a whole number, at least 1."
         raise OptionError(msg)
-    if n_genes > n_vars:
-        msg = f"n_genes={n_genes:,}, and the data have {n_vars:,} genes. Pass a smaller number."
-        raise OptionError(msg)
 
 
-def _check_ranked(n_genes: int, ranking: Ranking) -> None:
+def _n_selected(n_genes: int, ranking: Ranking) -> int:
+    """Number of genes to select: all that are ranked, if more are asked for."""
     if ranking.n_must_include > n_genes:
         msg = f"must_include names {ranking.n_must_include:,} genes of the data, and n_genes={n_genes:,}. Pass a larger n_genes."
         raise OptionError(msg)
     n_ranked = int(np.isfinite(ranking.rank).sum())
     if n_genes > n_ranked:
-        msg = (
-            f"n_genes={n_genes:,}, and {ranking.n_expressed:,} genes are expressed in the {ranking.n_cells:,} training cells. "
-            f"Pass a number up to {n_ranked:,}."
+        logg.warning(
+            f"n_genes={n_genes:,}, and the {ranking.n_cells:,} cells that were looked at express {ranking.n_expressed:,} of "
+            f"{len(ranking.rank):,} genes: all {n_ranked:,} ranked genes are selected."
         )
-        raise OptionError(msg)
+    return min(n_genes, n_ranked)
 
 
 def _say(content: dict[str, Any]) -> None:
     counts = content["sources"]["n_selected"]
     shown = ", ".join(f"{n:,} {name}" for name, n in counts.items() if n)
-    n_genes, n_expressed = content["params"]["n_genes"], content["n_expressed"]
-    logg.info(f"    {n_genes:,} of {n_expressed:,} expressed genes: {shown}")
+    logg.info(f"    {content['n_selected']:,} of {content['n_expressed']:,} expressed genes: {shown}")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import warnings
+from collections.abc import Mapping
 from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -21,7 +22,7 @@ from scgalore.nn.adapter import SCGPTModule
 from scgalore.optim import state_bytes
 from scgalore.train.callbacks import BestWeights, History, ProgressBar, SameBuffers, StopEarly, UpdateInBackward
 from scgalore.train.checkpoint import WholeFiles, checkpoint_callback, checkpoint_to_resume
-from scgalore.train.config import TrainConfig
+from scgalore.train.config import ALL, TrainConfig
 from scgalore.train.curriculum import batch_plan
 from scgalore.train.datamodule import CellDataModule
 from scgalore.train.modes import compiled, deterministic, dropping, recomputing
@@ -31,7 +32,7 @@ from scgalore.train.result import TrainResult
 from scgalore.train.trace import unreached
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Iterator
 
     from lightning.pytorch import Callback, Trainer
 
@@ -192,16 +193,23 @@ def _check_curriculum(source: CellSource, config: TrainConfig, phases: tuple[Pha
     """Report the phases of a curriculum; refuse one without a ranking."""
     if config.curriculum is None:
         return
+    assert isinstance(config.curriculum, Mapping)  # a configuration turns every form into one
     if source.ranked is None:
         msg = "curriculum= needs a ranking of the genes. Call sg.tl.select_genes(adata) first."
         raise OptionError(msg)
-    said = [f"{'all' if phase.n_genes is None else phase.n_genes} ({phase.stop - phase.start})" for phase in phases]
-    logg.info(f"    curriculum, genes (epochs): {', '.join(said)}")
+    said = [f"{_shown_genes(source, phase)} ({phase.stop - phase.start})" for phase in phases]
+    beyond = [f"{n:,}" for n in config.curriculum if source.n_matched < n < ALL]
+    more = f"; a phase of {' or '.join(beyond)} trains on all that there are" if beyond else ""
+    logg.info(f"    curriculum, genes (epochs): {', '.join(said)}{more}")
     if phases[-1].n_genes is not None:
         logg.warning(
             f"the last phase of the curriculum trains on {phases[-1].n_genes:,} of {source.n_matched:,} genes, and validation and "
             "all that follows use the others as well. End with more genes, or pass adata[:, adata.var['selected']]."
         )
+
+
+def _shown_genes(source: CellSource, phase: Phase) -> str:
+    return f"all {source.n_matched:,}" if phase.n_genes is None else f"{phase.n_genes:,}"
 
 
 def _genes_by_epoch(source: CellSource, phases: tuple[Phase, ...]) -> list[int]:

@@ -1,0 +1,217 @@
+"""The code of the README and of every page of the documentation runs, in order, with what a reader has.
+
+The Python blocks of a page share their names, as a reader's session does. What a page takes for granted, such as "your" ``adata``, is
+in :data:`READERS`: small stand-ins for the reader's data, and for weights that they have downloaded, nothing else. Commands of scgalore
+run as they are typed. A block that cannot run here says why in a comment above it, ``<!-- not run: needs a connection -->``; the reasons
+are those of ``tests/pages.py``, and are checked. ``<!-- takes minutes -->`` leaves a block to the slow tests. A block of text is what the
+Python block above it prints. Whatever else a page shows is a fault.
+"""
+
+import doctest
+import importlib
+import re
+import shutil
+from collections.abc import Callable, Iterator
+from io import StringIO
+from pathlib import Path
+from typing import Any
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+import pytest
+import scanpy as sc
+import scipy.sparse as sp
+from anndata import AnnData
+from tests.pages import REPOSITORY, Block, blocks_of, read, run_blocks
+from tests.tiny_plugin import few_cells
+from tests.toy_task import MarkerTask
+
+import scgalore as sg
+from scgalore.weights.fetch import BUNDLED
+from scgalore.weights.registry import _registry
+
+GENERATED = {"_build", "_generated", "generated", "tutorials"}
+PAGES = [
+    page
+    for path in sorted({*REPOSITORY.glob("*.md"), *REPOSITORY.glob("docs/**/*.md"), *REPOSITORY.glob("src/**/*.md")})
+    if not GENERATED & set(path.parts) and blocks_of(read(page := path.relative_to(REPOSITORY).as_posix()))
+]
+SLOW = [page for page in PAGES if any(block.comment == "takes minutes" for block in blocks_of(read(page)))]
+MODULES = [
+    ".".join(path.relative_to(REPOSITORY / "src").with_suffix("").parts)
+    for path in sorted(REPOSITORY.glob("src/**/*.py"))
+    if re.search(r"^ *>>> ", path.read_text(encoding="utf-8"), flags=re.MULTILINE)
+]
+ELSEWHERE = {"docs/fit-your-card.md"}  # is run by its own test, which reads what it defines
+
+# What a reader has -------------------------------------------------------------------------------------------------------
+
+_whole = sc.datasets.pbmc68k_reduced
+
+
+def reduced() -> AnnData:
+    """``sc.datasets.pbmc68k_reduced()`` with fewer cells and genes, so that training takes seconds."""
+    adata = _whole()
+    few = few_cells(adata, n_obs=60, n_vars=100)
+    genes = adata.raw.var_names[::5].union(["CD3D", "CD8A"])
+    few.raw = adata.raw.to_adata()[few.obs_names, genes].copy()
+    return few
+
+
+def cells(rows: slice = slice(0, 40)) -> AnnData:
+    """Blood cells with the columns that pages name."""
+    adata = reduced().raw.to_adata()[rows].copy()
+    adata.obs["cell_type"] = adata.obs["bulk_labels"]
+    return adata
+
+
+def screen(pert_key: str = "perturbation") -> AnnData:
+    """Log-normalised cells with genes perturbed one and two at a time, among them KLF1 and MAP2K6."""
+    rng = np.random.default_rng(0)
+    genes = ["KLF1", "MAP2K6", *_whole().raw.var_names[:58]]
+    singles = [*genes[:2], *genes[40:48]]
+    doubles = [f"{a}+{b}" for a, b in zip(singles[:-1], singles[1:], strict=True)]
+    effect = {gene: rng.normal(0, 0.8, len(genes)) * (rng.random(len(genes)) < 0.4) for gene in singles}
+    names, rows = [], []
+    for name in ["control"] * 4 + singles + doubles:
+        shift = sum((effect[gene] for gene in name.split("+") if gene in effect), np.zeros(len(genes)))
+        rows.append(rng.poisson(4 * np.exp(shift), (6, len(genes))))
+        names += [name] * 6
+    obs = pd.DataFrame({pert_key: names}, index=[f"cell{i}" for i in range(len(names))])
+    adata = AnnData(sp.csr_matrix(np.concatenate(rows), dtype=np.float32), obs=obs, var=pd.DataFrame(index=genes))
+    sc.pp.normalize_total(adata)
+    sc.pp.log1p(adata)
+    return adata
+
+
+def split_screen() -> AnnData:
+    adata = screen()
+    sg.pp.split_perturbations(adata, "custom", parts={"test": ["KLF1+MAP2K6"]})
+    return adata
+
+
+def annotated() -> AnnData:
+    adata = cells()
+    sg.tl.annotate(adata, sg.tl.finetune(adata, "scgpt-mini", labels_key="cell_type", max_epochs=1))
+    return adata
+
+
+def small() -> sg.model.SCGPT:
+    return sg.model.SCGPT.from_pretrained("scgpt-mini")
+
+
+def in_files(*names: str) -> dict[str, Any]:
+    """Write cells to files of the working directory; no name stands for them."""
+    for name in names:
+        (cells().write_zarr if name.endswith(".zarr") else cells().write_h5ad)(name)
+    return {}
+
+
+READERS: dict[str, Callable[[], dict[str, Any]]] = {
+    "README.md": lambda: {"query": cells(slice(40, 60))[:, 30:].copy(), "screen": screen(), **in_files("cells.h5ad")},
+    "docs/api/data.md": lambda: {"model": small(), **in_files("lung.h5ad", "blood.zarr")},
+    "docs/api/perturb.md": lambda: {"adata": split_screen()},
+    "docs/api/tasks.md": lambda: {"adata": cells(), "MarkerTask": MarkerTask},
+    "docs/concepts/curriculum.md": lambda: {"adata": cells()},
+    "docs/concepts/galore.md": lambda: {"adata": cells(), "network": small().network},
+    "docs/concepts/gene-selection.md": lambda: {"adata": screen()},
+    "docs/concepts/keys.md": lambda: {"adata": annotated()},
+    "docs/concepts/large-data.md": lambda: {
+        "held_out": cells(slice(40, 60)),
+        **in_files("atlas.h5ad", "lung.h5ad", "blood.h5ad", "brain.zarr"),
+    },
+    "docs/concepts/perturbation-splits.md": lambda: {"adata": screen("condition")},
+    "docs/concepts/weights.md": lambda: {
+        "adata": cells(),
+        "folder": shutil.copytree(BUNDLED / "scgpt-mini", "path/to/folder"),
+    },
+    "docs/distributed.md": lambda: in_files("cells.h5ad"),
+    "docs/optimizers.md": lambda: {"adata": cells(), "network": small().network},
+    "docs/pipeline.md": lambda: in_files("cells.h5ad", "data.h5ad"),
+}
+"""What the reader of a page has before its first block, besides scanpy and scgalore; by page."""
+
+
+@pytest.fixture
+def session(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str], dict[str, Any]]]:
+    """Begin a session in an empty folder, where small weights and cells stand in for large ones."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sc.datasets, "pbmc68k_reduced", reduced)
+    monkeypatch.setitem(_registry(), "scgpt", _registry()["scgpt-mini"])
+    monkeypatch.setitem(sg.tasks.TASKS, "markers", MarkerTask())  # so that one that a page adds is taken out again
+    yield lambda page: {"sc": sc, "sg": sg, "__name__": "__main__", **READERS.get(page, dict)()}
+    plt.close("all")
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if page not in ELSEWHERE])
+def test_a_page_runs_as_it_is_read(page: str, session: Callable[[str], dict[str, Any]]) -> None:
+    run_blocks(page, blocks_of(read(page)), session(page))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("page", SLOW)
+def test_a_page_runs_with_what_takes_minutes(page: str, session: Callable[[str], dict[str, Any]]) -> None:
+    run_blocks(page, blocks_of(read(page)), session(page), slow=True)
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_examples_of_docstrings_run(module: str, session: Callable[[str], dict[str, Any]]) -> None:
+    names = session(module)
+    loaded = importlib.import_module(module)
+    report, runner = StringIO(), doctest.DocTestRunner(optionflags=doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE)
+    for test in doctest.DocTestFinder().find(loaded, globs={**names, **vars(loaded)}):
+        runner.run(test, out=report.write)
+    assert not runner.failures, report.getvalue()
+
+
+def test_every_reader_has_a_page() -> None:
+    assert {*READERS, *ELSEWHERE} <= {*PAGES}
+    assert {"README.md", "docs/pipeline.md", "docs/fit-your-card.md"} <= {*PAGES}
+
+
+class TestWhatAPageMayNotDo:
+    """The rules above can fail."""
+
+    @staticmethod
+    def run(text: str) -> None:
+        run_blocks("a page", blocks_of(text), {"sg": sg})
+
+    def test_names_are_those_of_blocks_above(self) -> None:
+        self.run("```python\na = 1\n```\ntext\n```python\nassert a == 1\n```")
+        with pytest.raises(NameError):
+            self.run("```python\nb = a\n```\n```python\na = 1\n```")
+
+    def test_what_is_shown_is_what_is_printed(self) -> None:
+        self.run("```python\nprint(1 + 1)\n```\n```text\n2\n```")
+        with pytest.raises(AssertionError, match="line 5: this is not what"):
+            self.run("```python\nprint(1 + 1)\n```\n```text\n3\n```")
+        with pytest.raises(AssertionError):
+            self.run("```text\n3\n```")
+
+    @pytest.mark.parametrize(
+        ("text", "message"),
+        [
+            ("```\nls\n```", "no language"),
+            ("    ls\n", "no language"),
+            ("```r\nlibrary(Seurat)\n```", "'r'"),
+            ("```bash\nls -l\n```", "no command of scgalore"),
+            ("```bash\nscgalore run\n```", "Name the data"),
+            ("<!-- not run: no wish to -->\n```bash\nls\n```", "none of the reasons"),
+            ("<!-- not run: installs packages -->\n```bash\nls\n```", "nothing in the block"),
+            ("<!-- not run: needs several processes -->\n```python\n1 / 0\n```", "nothing in the block"),
+            ("<!-- not run: no code -->\n```bash\nls -l\n```", "is code"),
+            ("<!-- not run: no code -->\n```\na = 1\n```", "DID NOT RAISE"),
+            ("<!-- not run: needs a connection -->\n```python\na = 1\n```", "DID NOT RAISE"),
+            ("<!-- a comment on the text -->\n```bash\nls\n```", "no command of scgalore"),
+        ],
+    )
+    def test_is_refused(self, text: str, message: str) -> None:
+        with pytest.raises((AssertionError, pytest.fail.Exception), match=message):
+            self.run(text)
+
+    def test_a_reason_is_of_the_block_below_it(self) -> None:
+        assert blocks_of("<!-- takes minutes -->\n\n```bash\na\n```\n```bash\nb\n```") == [
+            Block("bash", "a\n", 4, "takes minutes"),
+            Block("bash", "b\n", 7, ""),
+        ]

@@ -130,7 +130,8 @@ def test_a_file_can_be_used_for_another_task(tmp_path: Path) -> None:
 def test_batches_are_an_argument_of_the_tasks_that_read_them() -> None:
     assert RunConfig("a.h5ad", "x", pert_key="gene", batch_key="plate").arguments["batch_key"] == "plate"
     config = RunConfig("a.h5ad", "x", labels_key="type", batch_key="plate")
-    assert (config.batch_key, config.arguments) == ("plate", {"labels_key": "type"})
+    assert (config.batch_key, config.arguments["labels_key"]) == ("plate", "type")
+    assert "batch_key" not in config.arguments
 
 
 class Toy(Expression):

@@ -30,7 +30,8 @@ class Classification:
     n_classes
         How many classes there are.
     class_weights
-        Weight of each class in the loss; ``None`` weighs every cell alike.
+        Weight of each class in the loss, which is a weighted mean over the cells of the batch; ``None`` weighs every cell
+        alike.
     label_smoothing
         Share of the target probability spread over all classes.
     """

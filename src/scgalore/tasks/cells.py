@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 from anndata import AnnData
 
+from scgalore import _logging as logg
 from scgalore.data.results import Results
 from scgalore.data.split import PARTS, Split, split_from_labels
 from scgalore.errors import DataError, OptionError
@@ -123,6 +124,7 @@ class CellTask(Task):
             msg = "validation= goes with a stream. Validation cells of an AnnData are a part of it: see validation_size and split_key."
             raise OptionError(msg)
         targets = self.targets(data, call)
+        _warn_empty(targets.split.sizes(), call)
         train = np.isin(np.arange(data.n_obs), targets.split.train)
         ranks = call.ranks_of(data, train, gene_strategy=self.gene_strategy)
         title = f"{len(targets.split.train):,} of {data.n_obs:,} cells"
@@ -212,6 +214,19 @@ class CellTask(Task):
     def split_in(adata: AnnData, key: str) -> Split:
         """The split in a column of ``obs``."""
         return split_from_labels(adata.obs[key])
+
+
+def _warn_empty(sizes: Mapping[str, int], call: TrainingCall) -> None:
+    """Warn of a split without validation or test cells, unless that was asked for."""
+    missed = {"validation": "the last epoch is kept, and not the best", "test": "nothing says how good the model is"}
+    asked = {"validation": call.validation_size, "test": call.test_size}
+    empty = {part: lost for part, lost in missed.items() if not sizes[part] and (call.split_key or asked[part])}
+    if not empty or call.split is not None:
+        return
+    where, hint = "The split", "Use more cells, or larger fractions."
+    if call.split_key:
+        where, hint = f"adata.obs[{call.split_key!r}]", "Set some cells to these, which are then not trained on."
+    logg.warning(f"{where} has no {' and no '.join(empty)} cells, so {', and '.join(empty.values())}. {hint}")
 
 
 def refuse_empty(sizes: Mapping[str, int], what: str) -> None:

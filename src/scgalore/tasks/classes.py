@@ -2,22 +2,25 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
 import torch
+from anndata import AnnData
 
+from scgalore import _logging as logg
 from scgalore import pl
 from scgalore._options import COUNT, TEXT, Option
 from scgalore.data.buffers import refuse_unknown
-from scgalore.data.labels import class_codes, class_colors, classes_of, encode_labels
+from scgalore.data.labels import class_codes, class_colors, classes_of, doubtful_labels, encode_labels
 from scgalore.data.results import Results
-from scgalore.errors import MissingKeyError, OptionError
+from scgalore.errors import DataError, MissingKeyError, OptionError
 from scgalore.objectives import Classification
 from scgalore.tasks.baselines import BASELINES, LOGISTIC, seen_genes
-from scgalore.tasks.cells import CellTargets, CellTask
+from scgalore.tasks.cells import CellReading, CellTargets, CellTask
+from scgalore.tasks.class_weights import CLASS_WEIGHT, class_weights, untrained_classes
 from scgalore.tasks.figures import on_axes, umap
 from scgalore.tasks.findings import Findings, markdown_table, with_error
 from scgalore.tasks.label_scores import LabelScores
@@ -26,7 +29,6 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
 
-    from anndata import AnnData
     from numpy.typing import NDArray
 
     from scgalore._keys import CellKeys
@@ -72,6 +74,13 @@ class ClassesMemory:
         return {name: found[:, i] for i, name in enumerate(self.classes)}
 
 
+@dataclass(frozen=True)
+class ClassesReading(CellReading):
+    """What :meth:`Classes.read` found: also ``weights``, of each class in the loss."""
+
+    weights: tuple[float, ...] | None
+
+
 class Classes(CellTask):
     """Cross entropy on a column of ``obs`` with one label for each cell."""
 
@@ -80,6 +89,12 @@ class Classes(CellTask):
     key = "labels_key"
     arguments = (
         Option("labels_key", TEXT, "Column of obs with the classes to learn, such as cell types.", column="obs"),
+        Option(
+            "class_weight",
+            CLASS_WEIGHT,
+            "Weights of the classes in the loss: balanced gives every class the same share of it, however rare; or a dict of "
+            "weights, the others being 1. Validation weighs alike, so the epoch is chosen by the loss that is trained.",
+        ),
     )
     sizes = (Option("n_classes", COUNT, "Number of classes."),)
     next_steps = "`sg.tl.annotate(other_cells, model)` predicts the classes of other cells; `sg.tl.embed(other_cells, model)` embeds them."
@@ -87,13 +102,36 @@ class Classes(CellTask):
     def targets(self, adata: AnnData, call: TrainingCall) -> CellTargets:
         """Class codes; a random split is drawn within the classes."""
         codes, classes = encode_labels(adata, call.arguments["labels_key"])
-        return CellTargets(call.split_of(adata, codes), {"labels": codes}, ClassesMemory(classes))
+        split = call.split_of(adata, codes)
+        if len(found := np.unique(codes[split.train])) < 2:
+            msg = f"All training cells are of one class, {classes[found[0]]!r}; there is nothing to tell apart. Put others into 'train'."
+            raise DataError(msg)
+        return CellTargets(split, {"labels": codes}, ClassesMemory(classes))
+
+    def read(self, data: AnnData | TokenStream, call: TrainingCall) -> ClassesReading:
+        """Labels, split, ranking of the genes, and weights; doubtful labels are warned of."""
+        reading = super().read(data, call)
+        assert isinstance(reading.memory, ClassesMemory)
+        classes, labels_key = reading.memory.classes, call.arguments["labels_key"]
+        counts, trained, where = _counts(data, reading, labels_key)
+        weights = class_weights(call.arguments["class_weight"], classes, trained)
+        if counts is not None and trained is not None:
+            for message in (untrained_classes(classes, counts, trained), *doubtful_labels(classes, counts, where)):
+                if message is not None:
+                    logg.warning(message)
+        return ClassesReading(**vars(reading), weights=weights)
+
+    def prepare(self, reading: CellReading, model: TaskModel, call: TrainingCall) -> Prepared:
+        """Tokens with labels, and cross entropy with the weights of the classes."""
+        prepared, objective = super().prepare(reading, model, call), self.objective(model.network, reading.memory)
+        assert isinstance(reading, ClassesReading)
+        return replace(prepared, objective=replace(objective, class_weights=reading.weights))
 
     def reads(self, call: TrainingCall) -> list[Read]:
         """Labels, and their colours."""
         return [*super().reads(call), ("uns", "colours of the labels", f"{call.arguments['labels_key']}_colors")]
 
-    def objective(self, network: CellNetwork, memory: ClassesMemory) -> Objective:
+    def objective(self, network: CellNetwork, memory: Any) -> Classification:
         """Cross entropy."""
         return Classification(len(memory.classes))
 
@@ -152,7 +190,11 @@ class Classes(CellTask):
         assert prepared.split is not None
         codes, _ = encode_labels(adata, call.arguments["labels_key"])
         metrics = label_metrics(probabilities(output).argmax(axis=1), codes, prepared.split)
-        results = Results(uns={keys.uns: ({"classes": list(memory.classes), "metrics": metrics}, "")})
+        assert isinstance(prepared.objective, Classification)
+        weights = prepared.objective.class_weights
+        content = {"classes": list(memory.classes), "metrics": metrics}
+        content |= {} if weights is None else {"class_weights": np.array(weights)}
+        results = Results(uns={keys.uns: (content, "")})
         colors = class_colors(adata, call.arguments["labels_key"], memory.classes)
         if colors is not None:  # scanpy's, so that a class has one colour in both plots
             results.uns[keys.colors] = (colors, "their colours")
@@ -214,6 +256,19 @@ class Classes(CellTask):
                 ),
             },
         )
+
+
+def _counts(
+    data: AnnData | TokenStream, reading: CellReading, labels_key: str
+) -> tuple[NDArray[np.int64] | None, NDArray[np.int64] | None, str]:
+    """Cells and training cells of each class, where they are known, and what to call the labels."""
+    if not isinstance(data, AnnData):
+        return data.class_counts, data.class_counts, f"obs[{labels_key!r}] of the stream"
+    assert reading.targets is not None
+    assert isinstance(reading.memory, ClassesMemory)
+    codes, n = reading.targets.arrays["labels"], len(reading.memory.classes)
+    counts, trained = (np.bincount(some, minlength=n) for some in (codes, codes[reading.targets.split.train]))
+    return counts.astype(np.int64), trained.astype(np.int64), f"adata.obs[{labels_key!r}]"
 
 
 def probabilities(output: CellOutput) -> NDArray[np.float32]:

@@ -126,7 +126,8 @@ def finetune(
         ``params``, ``history`` (one row per epoch), ``training`` (best epoch, bytes of optimizer state, steps, batch size),
         ``weights`` (name and sha256 of those it started from) and ``version``; ``split`` (sizes), ``genes``, and ``metrics``
         (one row per part of the split: accuracy with its standard error, macro F1, majority baseline, number of cells; or
-        R2, Spearman correlation and mean absolute error); ``classes``; for perturbations ``stats`` and ``perturbations``.
+        R2, Spearman correlation and mean absolute error); ``classes``, and ``class_weights`` in their order, if the loss
+        weighed them; for perturbations ``stats`` and ``perturbations``.
     `adata.uns['scgpt_label_colors' | key_added + '_label_colors']` : :class:`numpy.ndarray`
         Colours of the classes, if the labels have some.
 

@@ -1,0 +1,105 @@
+"""What is said of labels and splits before a model of classes is trained."""
+
+import re
+from typing import Any
+
+import numpy as np
+import pytest
+from anndata import AnnData
+
+import scgalore as sg
+from scgalore.errors import DataError
+from scgalore.tasks.registry import resolve_call
+
+
+def said(adata: AnnData, caplog: pytest.LogCaptureFixture, **options: Any) -> list[str]:
+    """Warnings of reading, which comes before anything is loaded."""
+    arguments = {name: options.pop(name) for name in ("labels_key", "values_key") if name in options}
+    task, call = resolve_call(arguments, task=None, seed=0, function=sg.tl.finetune, **options)
+    task.read(adata, call)
+    return [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+
+
+@pytest.fixture
+def typed(few: AnnData) -> AnnData:
+    few.obs["l"] = np.tile(["T", "B", "NK"], 30)
+    few.obs["part"] = np.repeat(["train", "validation", "test"], [60, 15, 15])
+    return few
+
+
+def test_usual_labels_give_no_warning(typed: AnnData, caplog: pytest.LogCaptureFixture) -> None:
+    assert said(typed, caplog, labels_key="l") == []
+    assert said(typed, caplog, labels_key="l", split_key="part") == []
+
+
+@pytest.mark.parametrize(
+    ("label", "says"),
+    [
+        ("Unknown", r"'Unknown' \(15 cells\), which would be learned"),
+        ("T ", r"'T' \(\d+ cells\) and 'T ' \(15 cells\)"),
+        ("nk", r"'NK' \(\d+ cells\) and 'nk' \(15 cells\)"),
+        (" Mono", r"begin or end with a blank: ' Mono' \(15 cells\)"),
+    ],
+)
+@pytest.mark.parametrize("dtype", ["object", "category"])
+def test_doubtful_labels(typed: AnnData, caplog: pytest.LogCaptureFixture, label: str, says: str, dtype: str) -> None:
+    typed.obs["l"] = np.where(np.arange(90) % 6 == 0, label, typed.obs["l"])
+    typed.obs["l"] = typed.obs["l"].astype(dtype)
+    (message,) = said(typed, caplog, labels_key="l")
+    assert message.startswith("adata.obs['l'] has ")
+    assert re.search(says, message)
+
+
+def test_a_class_without_training_cells(typed: AnnData, caplog: pytest.LogCaptureFixture) -> None:
+    typed.obs.loc[typed.obs["part"] == "test", "l"] = "Mono"
+    (message,) = said(typed, caplog, labels_key="l", split_key="part")
+    assert "1 of 4 classes have no training cell and cannot be learned: 'Mono' (15 cells)" in message
+
+
+def test_a_class_of_one_cell(typed: AnnData, caplog: pytest.LogCaptureFixture) -> None:
+    typed.obs["l"] = ["Mono", *typed.obs["l"][1:]]
+    (message,) = said(typed, caplog, labels_key="l")
+    assert "1 classes of one cell" in message
+
+
+@pytest.mark.parametrize("task", [{"labels_key": "l"}, {"values_key": "n_genes"}, {}])
+@pytest.mark.parametrize("part", ["validation", "test"])
+def test_an_empty_part(typed: AnnData, caplog: pytest.LogCaptureFixture, task: dict[str, str], part: str) -> None:
+    typed.obs["part"] = typed.obs["part"].replace(part, "train")
+    (message,) = said(typed, caplog, split_key="part", **task)
+    assert f"adata.obs['part'] has no {part} cells" in message
+    assert {"validation": "last epoch is kept", "test": "nothing says how good"}[part] in message
+
+
+def test_a_part_that_was_not_wanted_is_not_missed(typed: AnnData, caplog: pytest.LogCaptureFixture) -> None:
+    assert said(typed, caplog, labels_key="l", validation_size=0.0, test_size=0.0) == []
+    (message,) = said(typed, caplog, labels_key="l", validation_size=0.001, test_size=0.0)
+    assert "The split has no validation cells, so the last epoch is kept" in message
+
+
+def test_a_stream_is_looked_at_too(typed: AnnData, model: Any, caplog: pytest.LogCaptureFixture) -> None:
+    typed.obs["l"] = np.tile(["T", "Unassigned", "NK"], 30)
+    batches = sg.data.stream([typed], model.vocab, labels_key="l", classes=["T", "Unassigned", "NK", "B"])
+    untrained, untyped = said(batches, caplog, labels_key="l")
+    assert "'B' (0 cells)" in untrained
+    assert "'Unassigned' (30 cells)" in untyped
+
+
+def test_training_cells_of_one_class(typed: AnnData) -> None:
+    typed.obs.loc[typed.obs["part"] == "train", "l"] = "T"
+    with pytest.raises(DataError, match="All training cells are of one class, 'T'"):
+        sg.tl.finetune(typed, "not-loaded", labels_key="l", split_key="part")
+
+
+@pytest.mark.parametrize("word", ["nan", "", "NA"])
+def test_words_for_missing_are_no_class(typed: AnnData, word: str) -> None:
+    typed.obs["l"] = [word, *typed.obs["l"][1:]]
+    with pytest.raises(DataError, match="1 of 90 cells have no label"):
+        sg.tl.finetune(typed, "not-loaded", labels_key="l")
+
+
+def test_each_warning_comes_once(typed: AnnData, model: Any, caplog: pytest.LogCaptureFixture) -> None:
+    typed.obs["l"] = ["Mono", *np.tile(["T", "Unknown", "NK"], 30)[1:]]
+    sg.tl.finetune(typed, model, labels_key="l", max_epochs=1, batch_size=32)
+    warnings = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+    assert len(warnings) == len(set(warnings)) == 2

@@ -415,6 +415,7 @@ class CellModel:
         checkpoint_dir, resume
             As for :meth:`train`.
         """
+        from scgalore.train.checkpoint import saved_run
         from scgalore.train.extension import extended_config
         from scgalore.train.memory import settle_memory
         from scgalore.train.processes import training_processes
@@ -432,7 +433,7 @@ class CellModel:
             if objective.heads:
                 keep = prepared.memory == self.memory
                 self._put_heads(network, objective.heads, keep=keep, at_zero=prepared.heads_at_zero, seed=config.seed)
-            config = extended_config(config, **run)
+            config = extended_config(config, saved_run(checkpoint_dir, resume=resume))
             config = settle_memory(network, source, split, objective, config, **run)
             validation = prepared.validation
             identity = None

@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from scgalore._typing import PathLike
     from scgalore.train.config import TrainConfig
 
 __all__ = ["extended", "extended_config"]
@@ -47,19 +46,16 @@ def extended(saved: Mapping[str, Any], wanted: Mapping[str, Any]) -> dict[str, A
     return result
 
 
-def extended_config(config: TrainConfig, checkpoint_dir: PathLike | None, *, resume: bool) -> TrainConfig:
+def extended_config(config: TrainConfig, saved: Mapping[str, Any] | None) -> TrainConfig:
     """Give a run that is continued for more epochs the phases that it was begun with.
 
     Parameters
     ----------
     config
         How to train. Rising numbers of genes share the epochs of one run out evenly, which those of a begun one are no longer.
-    checkpoint_dir, resume
-        As for :func:`scgalore.train.fit`.
+    saved
+        Settings that the run was begun with; ``None`` for a new one.
     """
-    from scgalore.train.checkpoint import saved_run  # brings Lightning
-
-    saved = saved_run(checkpoint_dir, resume=resume)
     if config.curriculum is None or saved is None or saved.get("curriculum") is None:
         return config
     phases = extended(saved, config.to_dict())["curriculum"]

@@ -376,7 +376,8 @@ class CellModel:
         checkpoint_dir
             Folder for a checkpoint after each epoch.
         resume
-            Whether to continue from the checkpoint there, if any.
+            Whether to continue from the checkpoint there, if any; with a larger ``max_epochs``, as for
+            :func:`scgalore.tl.finetune`.
         **options
             Arguments of the task, and fields of :class:`~scgalore.train.TrainConfig`.
 

@@ -14,7 +14,10 @@ if TYPE_CHECKING:
 
     from scgalore.train.config import TrainConfig
 
-__all__ = ["extended", "extended_config"]
+__all__ = ["GROWING", "extended", "extended_config"]
+
+GROWING = ("max_epochs", "patience")
+"""Settings that may grow when a run is continued."""
 
 
 def extended(saved: Mapping[str, Any], wanted: Mapping[str, Any]) -> dict[str, Any]:

@@ -221,6 +221,10 @@ def _run(**given: Any) -> None:
 
         scgalore run --resume --out runs/x
 
+    Finished, and more epochs are wanted?
+
+        scgalore run --resume --out runs/x --epochs 20
+
     The same again, in another folder, gives the same numbers:
 
         scgalore run --config runs/x/config.json --out runs/y

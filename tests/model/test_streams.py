@@ -256,9 +256,9 @@ def test_labels_to_validate_on_must_be_the_streams(
 ) -> None:
     held = few[60:].copy()
     batches = streamed(labels_key="bulk_labels")
-    with pytest.raises(MissingKeyError, match=r"validation\.obs has no column 'bulk_labels'"):
+    with pytest.raises(MissingKeyError, match=r"No column 'bulk_labels' in validation\.obs"):
         model.train(batches, validation=AnnData(held.X, var=held.var))
-    with pytest.raises(MissingKeyError, match=r"validation\.obs has no column 'cell_type'"):
+    with pytest.raises(MissingKeyError, match=r"No column 'cell_type' in validation\.obs"):
         model.train(batches, validation=held, labels_key="cell_type")
     held.obs["bulk_labels"] = "something else"
     with pytest.raises(DataError, match="something else"):

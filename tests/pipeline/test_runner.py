@@ -150,6 +150,34 @@ class TestFinishedRun:
         assert snapshot(finished) == before
 
 
+class TestMoreEpochs:
+    STEADY: dict[str, Any] = {"labels_key": "bulk_labels", "curriculum": None, "lr_schedule": "constant", "warmup": 0.0}
+
+    def test_a_finished_run_becomes_the_longer_one(
+        self, pbmc_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        whole = run(quick(pbmc_file, tmp_path / "whole", **self.STEADY))
+        short = run(quick(pbmc_file, tmp_path / "short", **self.STEADY, max_epochs=1))
+        longer = run(RunConfig.from_json(short / "config.json", max_epochs=2), resume=True)
+        assert "is extended: max_epochs 1 to 2" in capsys.readouterr().err
+        for name in ("metrics.json", "selected_genes.csv", "split.csv"):
+            assert (longer / name).read_bytes() == (whole / name).read_bytes(), name
+        assert {path.name for path in longer.iterdir()} == {path.name for path in whole.iterdir()}
+        assert RunConfig.from_json(longer / "config.json").training["max_epochs"] == 2
+        before = snapshot(longer)
+        for changed, message in (
+            ({"max_epochs": 1}, "max_epochs was 2, now 1"),
+            ({"max_epochs": 3, "rng": 1}, "rng was"),
+        ):
+            with pytest.raises(OptionError, match=message):
+                run(RunConfig.from_json(longer / "config.json", **changed), resume=True)
+        assert snapshot(longer) == before
+        (longer / "checkpoints" / "last.ckpt").unlink()
+        with pytest.raises(OptionError, match=r"no last\.ckpt any more"):
+            run(RunConfig.from_json(longer / "config.json", max_epochs=3), resume=True)
+        assert (longer / "report.md").exists()
+
+
 class TestNumbers:
     @pytest.mark.parametrize("finished", ["classes"], indirect=True)
     def test_accuracy_is_that_of_the_labels_in_the_results(self, finished: Path) -> None:

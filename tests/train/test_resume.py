@@ -2,6 +2,7 @@
 
 import math
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -171,6 +172,101 @@ class TestRunThatHasEnded:
         assert_same_run(again, first)
 
 
+STEADY: dict[str, Any] = {"lr_schedule": "constant", "warmup": 0.0}
+
+
+class TestMoreEpochs:
+    """A run that has ended goes on with a larger max_epochs, and nothing that is past changes."""
+
+    @pytest.mark.parametrize(
+        "options",
+        [
+            pytest.param({**STEADY, "optimizer": "galore"}, id="galore"),
+            pytest.param({**STEADY, "optimizer": "adamw", "patience": 5}, id="adamw"),
+            pytest.param({**STEADY, "adapter": "lora", "labels_key": None}, id="lora"),
+        ],
+    )
+    def test_with_a_constant_rate_it_is_the_longer_run(
+        self, few: AnnData, make: Callable[[], SCGPT], tmp_path: Path, options: dict[str, Any]
+    ) -> None:
+        whole = train(make, few, **options, max_epochs=4)
+        train(make, few, **options, max_epochs=1, checkpoint_dir=tmp_path)
+        train(make, few, **options, max_epochs=3, checkpoint_dir=tmp_path, resume=True)
+        longer = train(make, few, **options, max_epochs=4, checkpoint_dir=tmp_path, resume=True)
+        assert_same_run(longer, whole)
+
+    def test_it_says_so_and_the_rate_follows_the_longer_schedule(
+        self, few: AnnData, make: Callable[[], SCGPT], tmp_path: Path, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        first = train(make, few, checkpoint_dir=tmp_path)
+        caplog.set_level("INFO", logger="scgalore")
+        longer = train(make, few, max_epochs=5, checkpoint_dir=tmp_path, resume=True)
+        assert re.search(
+            r"extended from 3 to 5 epochs, of which .*last\.ckpt has 3: the learning rate follows", caplog.text
+        )
+        assert longer.history.index.tolist() == [0, 1, 2, 3, 4]
+        pd.testing.assert_frame_equal(longer.history.iloc[:3], first.history, check_exact=True)
+        rates = train(make, few, max_epochs=5).history["lr"]
+        assert longer.history["lr"].iloc[3:].tolist() == rates.iloc[3:].tolist()
+        assert longer.history["lr"].iloc[3] > first.history["lr"].iloc[2]
+
+    def test_it_goes_on_from_an_interruption_too(self, few: AnnData, make: Callable[[], SCGPT], tmp_path: Path) -> None:
+        whole = train(make, few, **STEADY, max_epochs=4)
+        with stopping_at(9), pytest.raises(Stop):
+            train(make, few, **STEADY, max_epochs=3, checkpoint_dir=tmp_path)
+        assert_same_run(train(make, few, **STEADY, max_epochs=4, checkpoint_dir=tmp_path, resume=True), whole)
+
+    def test_fewer_epochs_are_refused(self, few: AnnData, make: Callable[[], SCGPT], tmp_path: Path) -> None:
+        train(make, few, max_epochs=2, checkpoint_dir=tmp_path)
+        before = last_checkpoint(tmp_path).read_bytes()
+        with pytest.raises(OptionError, match="max_epochs was 2, now 1"):
+            train(make, few, max_epochs=1, checkpoint_dir=tmp_path, resume=True)
+        assert last_checkpoint(tmp_path).read_bytes() == before
+
+    def test_what_else_changes_is_refused(self, few: AnnData, make: Callable[[], SCGPT], tmp_path: Path) -> None:
+        train(make, few, max_epochs=1, checkpoint_dir=tmp_path)
+        with pytest.raises(OptionError, match="another run: batch_size was 16, now 8; ") as refused:
+            train(make, few, max_epochs=2, batch_size=8, lr=1.0, checkpoint_dir=tmp_path, resume=True)
+        assert "max_epochs" not in str(refused.value)
+
+    @pytest.mark.parametrize("patience", [4, None])
+    def test_an_early_stop_holds_until_there_is_more_patience(
+        self,
+        few: AnnData,
+        make: Callable[[], SCGPT],
+        tmp_path: Path,
+        caplog: pytest.LogCaptureFixture,
+        patience: int | None,
+    ) -> None:
+        options = {"lr": 0.5, **STEADY, "optimizer": "adamw"}
+        first = train(make, few, **options, max_epochs=30, patience=2, checkpoint_dir=tmp_path)
+        assert len(first.history) < 20
+        caplog.set_level("INFO", logger="scgalore")
+        again = train(make, few, **options, max_epochs=40, patience=2, checkpoint_dir=tmp_path, resume=True)
+        assert_same_run(again, first)
+        assert "has stopped early: 2 epochs without a better" in caplog.text
+        n = len(first.history) + 2
+        more = train(make, few, **options, max_epochs=n, patience=2, checkpoint_dir=tmp_path / "n")
+        assert_same_run(more, first)
+        more = train(make, few, **options, max_epochs=n, patience=patience, checkpoint_dir=tmp_path / "n", resume=True)
+        assert_same_run(more, train(make, few, **options, max_epochs=n, patience=patience))
+        assert len(more.history) > len(first.history)
+
+    def test_the_last_phase_of_a_curriculum_takes_them(
+        self, few: AnnData, make: Callable[[], SCGPT], tmp_path: Path, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        few.var["selected_rank"] = np.arange(few.n_vars, dtype=float)
+        genes = [few.n_vars // 2, few.n_vars]
+        train(make, few, **STEADY, max_epochs=2, curriculum=genes, checkpoint_dir=tmp_path)
+        caplog.set_level("INFO", logger="scgalore")
+        longer = train(make, few, **STEADY, max_epochs=6, curriculum=genes, checkpoint_dir=tmp_path, resume=True)
+        assert "the last phase of the curriculum takes the further epochs" in caplog.text
+        assert longer.history["n_genes"].nunique() == 2
+        assert longer.history["n_genes"].iloc[1:].nunique() == 1
+        whole = train(make, few, **STEADY, max_epochs=6, curriculum={genes[0]: 1, genes[1]: 5})
+        assert_same_run(longer, whole)
+
+
 class TestCheckpoint:
     @pytest.fixture
     def folder(self, few: AnnData, make: Callable[[], SCGPT], tmp_path: Path) -> Path:
@@ -217,7 +313,8 @@ class TestCheckpoint:
             pytest.param({"optimizer": "adamw"}, "optimizer was", id="optimizer"),
             pytest.param({"optimizer_options": {"rank": 2}}, "optimizer_options was", id="optimizer_options"),
             pytest.param({"batch_size": 8}, "batch_size was", id="batch_size"),
-            pytest.param({"max_epochs": 9}, "max_epochs was", id="max_epochs"),
+            pytest.param({"patience": 3}, "patience was None, now 3", id="patience"),
+            pytest.param({"lr_schedule": "constant"}, "lr_schedule was", id="lr_schedule"),
             pytest.param({"rng": 2}, "seed was", id="seed"),
             pytest.param({"validation_size": 0.3}, "split was", id="split"),
             pytest.param({"max_length": 32}, "max_length was", id="max_length"),

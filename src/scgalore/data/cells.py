@@ -12,6 +12,7 @@ import torch
 
 from scgalore._keys import GeneKeys
 from scgalore.data.batches import ListedBatches, SampledBatches, largest_batch
+from scgalore.data.columns import read_column
 from scgalore.data.hashing import cell_keys, digest
 from scgalore.data.match import GeneMatch, match_genes
 from scgalore.data.matrix import CellMatrix
@@ -257,10 +258,8 @@ def gene_names(adata: AnnData, gene_symbols: str | None) -> list[str]:
     """Names of the genes: ``adata.var_names``, or a column of ``adata.var``."""
     if gene_symbols is None:
         return adata.var_names.astype(str).tolist()
-    if gene_symbols not in adata.var:
-        msg = f"No column {gene_symbols!r} in adata.var; it has {list(adata.var.columns)}. Leave gene_symbols out to use var_names."
-        raise MissingKeyError(msg)
-    return adata.var[gene_symbols].astype(str).tolist()
+    hint = "Leave gene_symbols out to use var_names."
+    return read_column(adata.var, gene_symbols, slot="adata.var", hint=hint).astype(str).tolist()
 
 
 def gene_ranks(adata: AnnData, key: str) -> NDArray[np.float64]:

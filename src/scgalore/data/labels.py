@@ -9,8 +9,9 @@ import numpy as np
 import pandas as pd
 
 from scgalore._words import few
+from scgalore.data.columns import read_column
 from scgalore.data.texts import looks_missing, same_label, texts_of
-from scgalore.errors import DataError, MissingKeyError, OptionError
+from scgalore.errors import DataError, OptionError
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -61,10 +62,7 @@ def encode_labels(adata: AnnData, key: str) -> tuple[NDArray[np.int64], tuple[st
     DataError
         If a label is missing, if there is only one class, or if the column looks like a measurement or a name of cells.
     """
-    if key not in adata.obs:
-        msg = f"No column {key!r} in adata.obs; it has {list(adata.obs.columns)}."
-        raise MissingKeyError(msg)
-    column, where = adata.obs[key], f"adata.obs[{key!r}]"
+    column, where = read_column(adata.obs, key), f"adata.obs[{key!r}]"
     classes = classes_of(column, where)
     if len(classes) < 2:
         found = f"one class only, {classes[0]!r}" if classes else "no label"

@@ -14,6 +14,7 @@ from anndata.abc import CSCDataset
 from anndata.io import read_elem, sparse_dataset
 
 from scgalore.data.cells import gene_names
+from scgalore.data.columns import read_column
 from scgalore.data.matrix import CellMatrix
 from scgalore.data.readers import open_matrix
 from scgalore.data.reading import AS_IT_IS
@@ -117,10 +118,7 @@ class Source:
             raise DataError(self._by_columns())
         labels = None
         if self.labels_key is not None:
-            if self.labels_key not in adata.obs:
-                msg = f"{self.name} has no column {self.labels_key!r} in obs; it has {list(adata.obs.columns)}."
-                raise MissingKeyError(msg)
-            labels = adata.obs[self.labels_key]
+            labels = read_column(adata.obs, self.labels_key, slot=f"obs of {self.name}")
         return OpenSource(matrix, partial(gene_names, adata, self.reading.gene_symbols), labels, lambda: None)
 
     def _of_file(self, root: Any, close: Callable[[], None]) -> OpenSource:

@@ -376,7 +376,8 @@ class CellModel:
         checkpoint_dir
             Folder for a checkpoint after each epoch.
         resume
-            Whether to continue from the checkpoint there, if any.
+            Whether to continue from the checkpoint there, if any; with a larger ``max_epochs``, as for
+            :func:`scgalore.tl.finetune`.
         **options
             Arguments of the task, and fields of :class:`~scgalore.train.TrainConfig`.
 
@@ -415,6 +416,8 @@ class CellModel:
         checkpoint_dir, resume
             As for :meth:`train`.
         """
+        from scgalore.train.checkpoint import saved_run
+        from scgalore.train.extension import extended_config
         from scgalore.train.memory import settle_memory
         from scgalore.train.processes import training_processes
         from scgalore.train.runner import fit
@@ -431,6 +434,7 @@ class CellModel:
             if objective.heads:
                 keep = prepared.memory == self.memory
                 self._put_heads(network, objective.heads, keep=keep, at_zero=prepared.heads_at_zero, seed=config.seed)
+            config = extended_config(config, saved_run(checkpoint_dir, resume=resume))
             config = settle_memory(network, source, split, objective, config, **run)
             validation = prepared.validation
             identity = None

@@ -13,6 +13,7 @@ from scgalore.data.reading import DATA_TYPE, MATCHED, SPECIES, Reading
 from scgalore.errors import OptionError
 from scgalore.tasks.registry import TASKS, argument_names, choose_task
 from scgalore.train.config import TrainConfig
+from scgalore.train.extension import extended
 
 if TYPE_CHECKING:
     from scgalore._options import Option
@@ -241,14 +242,15 @@ class RunConfig:
             raise OptionError(msg) from error
 
     def differences(self, other: RunConfig) -> list[str]:
-        """In which options another configuration is of another run, as texts.
+        """In which options another configuration is of another run, as texts; more epochs are no other run.
 
         Parameters
         ----------
         other
             What is wanted now.
         """
-        mine, theirs = self.flat(), other.flat()
+        theirs = other.flat()
+        mine = extended(self.flat(), theirs)
         # What is left to the run until cells have been read.
         if theirs["n_genes"] is None:
             theirs["n_genes"] = mine["n_genes"]

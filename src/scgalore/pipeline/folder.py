@@ -132,6 +132,13 @@ class RunFolder:
         if old is not None:
             shutil.rmtree(old, ignore_errors=True)
 
+    def go_on(self, config: RunConfig) -> None:
+        """Let the run be an unfinished one with this configuration, which may have more epochs."""
+        # In this order: a run that is killed in between is unfinished, and can be extended again.
+        (self.path / FILES[-1]).unlink(missing_ok=True)
+        with self.writing(FILES[0]) as draft:
+            draft.write_text(config.to_json(), encoding="utf-8")
+
     @contextmanager
     def writing(self, name: str) -> Iterator[Path]:
         """Give a path to write to, for a file that appears whole or not at all."""

@@ -24,6 +24,7 @@ from scgalore.tasks.figures import HISTORY, SELECTION
 from scgalore.tasks.registry import TASKS
 from scgalore.tl import finetune, select_genes
 from scgalore.train.checkpoint import last_checkpoint
+from scgalore.train.extension import GROWING
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -59,7 +60,9 @@ def run(config: RunConfig, *, force: bool = False, resume: bool = False) -> Path
         Whether a run that is in the folder already is replaced. Folders that hold anything else are never touched.
     resume
         Whether a run that was interrupted there is continued, with the same configuration; the numbers are those of a run
-        that was not interrupted. Without such a run it starts from the beginning, and a finished run stays as it is.
+        that was not interrupted. Without such a run it starts from the beginning, and a finished run stays as it is. With a
+        larger ``max_epochs`` also a finished run is continued, from its last epoch; the learning rate follows the schedule of
+        the longer run from there on.
 
     Returns
     -------
@@ -82,8 +85,13 @@ def run(config: RunConfig, *, force: bool = False, resume: bool = False) -> Path
     stages = Stages(N_STAGES)
     resumed = resume and folder.is_begun
     if resumed:
-        _refuse_other_run(folder, config)
-        if folder.is_finished:
+        begun = _begun(folder, config)
+        grown = [name for name in GROWING if begun.training.get(name) != config.training.get(name)]
+        if grown:
+            config = _extended(folder, begun, config)
+            shown = ", ".join(f"{name} {begun.training.get(name)} to {config.training.get(name)}" for name in grown)
+            stages.say(f"The run in {folder.path} is extended: {shown}.")
+        elif folder.is_finished:
             stages.say(f"The run in {folder.path} is finished; nothing was changed.")
             return folder.path
     _Run(config, file, folder, stages, resumed=resumed).make()
@@ -187,6 +195,7 @@ class _Run:
         environment = ""
         if self.resumed:
             self.folder.remove_drafts()
+            self.folder.go_on(self.config)
             path = self.folder.path / "environment.txt"
             environment = path.read_text(encoding="utf-8") + "\n" if path.exists() else ""
         else:
@@ -281,11 +290,27 @@ def _plain(value: Any) -> Any:
     return value.item()
 
 
-def _refuse_other_run(folder: RunFolder, config: RunConfig) -> None:
-    changed = folder.config().differences(config)
+def _begun(folder: RunFolder, config: RunConfig) -> RunConfig:
+    """Configuration of the run in the folder, of which what is wanted now must be a continuation."""
+    begun = folder.config()
+    changed = begun.differences(config)
     if changed:
         msg = (
             f"{folder.path} belongs to another run: {'; '.join(changed[:4])}. Continue it with its own configuration, "
             f"--config {folder.path / 'config.json'}, or give another folder."
         )
         raise OptionError(msg)
+    return begun
+
+
+def _extended(folder: RunFolder, begun: RunConfig, config: RunConfig) -> RunConfig:
+    """The configuration with what the run has decided when it was begun."""
+    if folder.is_finished and not last_checkpoint(folder.checkpoints).exists():
+        msg = (
+            f"{folder.path} holds no {last_checkpoint(folder.checkpoints).name} any more that training could go on from. Leave "
+            "max_epochs as it was, or replace the run with force=True (--force)."
+        )
+        raise OptionError(msg)
+    if config.training.get("curriculum") is True:
+        config = config.changed(curriculum=begun.training["curriculum"])
+    return config.changed(n_genes=begun.n_genes)

@@ -10,9 +10,10 @@ import pandas as pd
 from scgalore import _logging as logg
 from scgalore._docs import shared_parameters
 from scgalore._words import few
+from scgalore.data.columns import read_column
 from scgalore.data.labels import in_order
 from scgalore.data.texts import looks_missing, same_label, texts_of
-from scgalore.errors import DataError, MissingKeyError, OptionError
+from scgalore.errors import DataError, OptionError
 from scgalore.pl._axes import axes_or_new, show_or_return
 from scgalore.pl._results import label_keys, read_result
 
@@ -118,9 +119,7 @@ def _labels(
         keys.split: "Pass part='all' to count all cells.",
     }
     for column in [labels_key, keys.label] + [keys.split] * (part != "all"):
-        if column not in adata.obs:
-            msg = f"No column {column!r} in adata.obs; it has {list(adata.obs.columns)}. {advice[column]}"
-            raise MissingKeyError(msg)
+        read_column(adata.obs, column, hint=advice[column])
     truth, predicted = (_spelled(texts_of(adata.obs[column]), classes) for column in (labels_key, keys.label))
     chosen = np.array([text is not None and not looks_missing(text) for text in truth]) & ~pd.isna(predicted)
     if part != "all":

@@ -13,11 +13,12 @@ from scgalore import _logging as logg
 from scgalore._docs import shared_parameters
 from scgalore._rng import seed_from
 from scgalore._uns import to_uns
+from scgalore.data.columns import read_column
 from scgalore.data.reading import AS_IT_IS
 from scgalore.data.resolve import resolve_adata, write_obs
 from scgalore.data.results import refuse_overwrite
 from scgalore.data.split import PARTS
-from scgalore.errors import DataError, MissingKeyError, OptionError
+from scgalore.errors import DataError, OptionError
 from scgalore.perturb.labels.conditions import Conditions
 from scgalore.perturb.splits.split import split_conditions
 
@@ -177,11 +178,8 @@ def _checked(data: Data, *, mod: str, key_added: str, columns: tuple[str, str | 
     writes = {"obs": (key_added,), "uns": (key_added,)}
     refuse_overwrite(writes, [*reads, *AS_IT_IS.reads()], data=data, mod=mod)
     for column in columns:
-        if column is not None and column not in adata.obs:
-            msg = (
-                f"No column {column!r} in adata.obs; it has {list(adata.obs.columns)}. Pass pert_key= or context_key=."
-            )
-            raise MissingKeyError(msg)
+        if column is not None:
+            read_column(adata.obs, column, hint="Pass pert_key= or context_key=.")
     return adata
 
 

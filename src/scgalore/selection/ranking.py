@@ -9,9 +9,10 @@ import numpy as np
 import pandas as pd
 
 from scgalore.data.cells import gene_names
+from scgalore.data.columns import read_column
 from scgalore.data.expression import LogExpression
 from scgalore.data.reading import Reading
-from scgalore.errors import DataError, MissingKeyError, OptionError
+from scgalore.errors import DataError, OptionError
 from scgalore.genes.ranking import MUST_INCLUDE, TARGETS, get_strategy, merge
 from scgalore.genes.sets import GeneColumns
 from scgalore.perturb.labels.conditions import Conditions
@@ -98,11 +99,10 @@ def training_cells(adata: AnnData, split_key: str | None) -> NDArray[np.bool_] |
 
 
 def check_columns(adata: AnnData, columns: Mapping[str, str | None]) -> None:
-    """Refuse columns that ``adata.obs`` does not have."""
+    """Refuse columns that ``adata.obs`` does not have, or has several times."""
     for name, key in columns.items():
-        if key is not None and key not in adata.obs:
-            msg = f"{name}={key!r} is not a column of adata.obs, which has {list(adata.obs.columns)}."
-            raise MissingKeyError(msg)
+        if key is not None:
+            read_column(adata.obs, key, asked=name)
 
 
 def rank_adata(

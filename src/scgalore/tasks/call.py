@@ -5,9 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from scgalore.data.columns import read_column
 from scgalore.data.reading import AS_IT_IS, Reading
 from scgalore.data.split import Split, random_split, split_from_labels
-from scgalore.errors import DataError, MissingKeyError
+from scgalore.errors import DataError
 from scgalore.selection.curriculum import curriculum_ranks, ranked_key
 
 if TYPE_CHECKING:
@@ -83,11 +84,9 @@ class TrainingCall:
         if self.split_key is None:
             sizes = {"validation_size": self.validation_size, "test_size": self.test_size}
             return random_split(adata.n_obs, strata=strata, seed=self.seed, **sizes)
-        if self.split_key not in adata.obs:
-            msg = f"No column {self.split_key!r} in adata.obs; it has {list(adata.obs.columns)}."
-            raise MissingKeyError(msg)
+        column = read_column(adata.obs, self.split_key)
         try:
-            return split_from_labels(adata.obs[self.split_key])
+            return split_from_labels(column)
         except DataError as error:
             msg = f"adata.obs[{self.split_key!r}] is not a split. {error}"
             raise DataError(msg) from error

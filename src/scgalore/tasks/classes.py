@@ -14,9 +14,10 @@ from scgalore import _logging as logg
 from scgalore import pl
 from scgalore._options import COUNT, TEXT, Option
 from scgalore.data.buffers import refuse_unknown
+from scgalore.data.columns import read_column
 from scgalore.data.labels import class_codes, class_colors, classes_of, doubtful_labels, encode_labels
 from scgalore.data.results import Results
-from scgalore.errors import DataError, MissingKeyError, OptionError
+from scgalore.errors import DataError, OptionError
 from scgalore.objectives import Classification
 from scgalore.tasks.baselines import BASELINES, LOGISTIC, seen_genes
 from scgalore.tasks.cells import CellReading, CellTargets, CellTask
@@ -157,10 +158,7 @@ class Classes(CellTask):
     def validation_arrays(self, adata: AnnData, memory: ClassesMemory, call: TrainingCall) -> dict[str, NDArray[Any]]:
         """Codes that the classes of the stream have."""
         labels_key = call.arguments["labels_key"]
-        if labels_key not in adata.obs:
-            msg = f"validation.obs has no column {labels_key!r}; it has {list(adata.obs.columns)}."
-            raise MissingKeyError(msg)
-        labels, where = adata.obs[labels_key], f"validation.obs[{labels_key!r}]"
+        labels, where = read_column(adata.obs, labels_key, slot="validation.obs"), f"validation.obs[{labels_key!r}]"
         refuse_unknown(classes_of(labels, where), memory.classes, where)
         return {"labels": class_codes(labels, memory.classes)}
 

@@ -9,8 +9,9 @@ import numpy as np
 import pandas as pd
 
 from scgalore._options import TEXT, Option
+from scgalore.data.columns import read_column
 from scgalore.data.results import Results
-from scgalore.errors import DataError, MissingKeyError
+from scgalore.errors import DataError
 from scgalore.objectives import Regression as Objective
 from scgalore.tasks.baselines import ridge, seen_genes
 from scgalore.tasks.cells import CellTargets, CellTask
@@ -192,10 +193,7 @@ def read_values(adata: AnnData, column: str) -> NDArray[np.float64]:
     DataError
         If it does not hold a finite number for each cell.
     """
-    if column not in adata.obs:
-        msg = f"No column {column!r} in adata.obs; it has {list(adata.obs.columns)}."
-        raise MissingKeyError(msg)
-    found = adata.obs[column]
+    found = read_column(adata.obs, column)
     if not pd.api.types.is_numeric_dtype(found) or pd.api.types.is_bool_dtype(found):
         msg = f"adata.obs[{column!r}] holds {found.dtype}, not numbers. For classes, pass the column as labels_key=."
         raise DataError(msg)

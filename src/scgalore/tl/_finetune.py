@@ -96,7 +96,11 @@ def finetune(
     checkpoint_dir
         Folder for a checkpoint after each epoch.
     resume
-        Whether to continue from the checkpoint there, if any. The result is, bit for bit, that of an uninterrupted run.
+        Whether to continue from the checkpoint there, if any. The result is, bit for bit, that of an uninterrupted run. With a
+        larger ``max_epochs`` also a finished run goes on, from its last epoch: the learning rate follows the schedule of the
+        longer run from there on (with ``lr_schedule="constant"`` and ``warmup=0`` nothing differs from a run that was begun
+        with as many), and the last phase of a curriculum takes the further epochs. A larger ``patience``, or none, lets a run
+        go on that stopped early. Everything else must be as it was.
     save_dir
         Folder that the model is saved to, made by this call.
     {rng}

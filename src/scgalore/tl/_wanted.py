@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 
 from scgalore._words import few
+from scgalore.data.columns import read_column
 from scgalore.data.split import PARTS
 from scgalore.errors import DataError, MissingKeyError, OptionError
 from scgalore.perturb.labels.conditions import CONTROL, canonical_name, parse_condition
@@ -83,15 +84,13 @@ class Wanted:
         if target_key is None:
             perturbed, is_target = _perturbation(target, screen)
             target = canonical_name(perturbed)
-        elif target_key in adata.obs:
-            is_target = (adata.obs[target_key].astype(str) == str(target)).to_numpy()
+        else:
+            column = read_column(adata.obs, target_key, asked="target_key")
+            is_target = (column.notna() & (column.astype(str) == str(target))).to_numpy()
             if not is_target.any():
-                labels = adata.obs[target_key].dropna().astype(str).unique()
+                labels = column.dropna().astype(str).unique()
                 msg = f"No cell is labelled {target!r} in adata.obs[{target_key!r}], which has {few(labels, 5)}."
                 raise MissingKeyError(msg)
-        else:
-            msg = f"target_key={target_key!r} is not a column of adata.obs, which has {list(adata.obs.columns)}."
-            raise MissingKeyError(msg)
         context = controls.context_names[code]
         inside = is_target if screen.contexts is None else is_target & (screen.contexts == context)
         if not inside.any():

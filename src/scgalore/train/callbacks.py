@@ -159,6 +159,15 @@ class StopEarly(EarlyStopping):
         """End at once where the checkpoint's run ended."""
         if self.wait_count >= self.patience:
             trainer.should_stop = True
+            if trainer.is_global_zero:
+                logg.info(
+                    f"    this run has stopped early: {self.wait_count} epochs without a better {self.monitor}. A larger "
+                    "patience= lets it go on."
+                )
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Continue the count of a checkpoint, with the patience of now."""
+        super().load_state_dict({**state_dict, "patience": self.patience})
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Check the metric, and say so if it ends training."""

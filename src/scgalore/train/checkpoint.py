@@ -11,13 +11,21 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 
 from scgalore import _logging as logg
 from scgalore.errors import OptionError, WeightsError
+from scgalore.train.extension import extended
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from scgalore._typing import PathLike
 
-__all__ = ["CHECKPOINT_KEY", "WholeFiles", "checkpoint_callback", "checkpoint_to_resume", "last_checkpoint"]
+__all__ = [
+    "CHECKPOINT_KEY",
+    "WholeFiles",
+    "checkpoint_callback",
+    "checkpoint_to_resume",
+    "last_checkpoint",
+    "saved_run",
+]
 
 CHECKPOINT_KEY = "scgalore_run"
 """Where a checkpoint says which run it belongs to."""
@@ -88,6 +96,19 @@ def read_checkpoint(path: PathLike, *, map_location: Any = "cpu", mmap: bool = F
     return checkpoint
 
 
+def saved_run(folder: PathLike | None, *, resume: bool) -> dict[str, Any] | None:
+    """What makes the run this run that is to be continued; ``None`` where there is none.
+
+    Parameters
+    ----------
+    folder, resume
+        As for :func:`checkpoint_to_resume`.
+    """
+    if not resume or folder is None or not last_checkpoint(folder).is_file():
+        return None
+    return read_checkpoint(last_checkpoint(folder), mmap=True)[CHECKPOINT_KEY]
+
+
 def checkpoint_to_resume(folder: PathLike | None, *, resume: bool, identity: Mapping[str, Any]) -> Path | None:
     """Find the checkpoint to continue from, if any.
 
@@ -102,7 +123,8 @@ def checkpoint_to_resume(folder: PathLike | None, *, resume: bool, identity: Map
 
     Returns
     -------
-    Its path, or ``None`` to start from the beginning. Nothing is created.
+    Its path, or ``None`` to start from the beginning. Nothing is created. The run may have been begun with fewer epochs or
+    less patience; see :mod:`scgalore.train.extension`.
 
     Raises
     ------
@@ -127,12 +149,29 @@ def checkpoint_to_resume(folder: PathLike | None, *, resume: bool, identity: Map
     if not resume:
         msg = f"{path} exists. Pass resume=True to continue that run, or another checkpoint_dir to start a new one."
         raise OptionError(msg)
-    _refuse_other_run(path, identity)
+    checkpoint = read_checkpoint(path, mmap=True)
+    begun = checkpoint[CHECKPOINT_KEY]
+    saved = extended(begun, identity)
+    _refuse_other_run(path, saved, identity)
+    if saved.get("max_epochs") != begun.get("max_epochs"):
+        _report_extension(path, checkpoint, begun, identity)
     return path
 
 
-def _refuse_other_run(path: Path, identity: Mapping[str, Any]) -> None:
-    saved = read_checkpoint(path, mmap=True)[CHECKPOINT_KEY]
+def _report_extension(
+    path: Path, checkpoint: Mapping[str, Any], begun: Mapping[str, Any], identity: Mapping[str, Any]
+) -> None:
+    done = len(checkpoint["callbacks"]["History"]["rows"])
+    n = identity["max_epochs"]
+    rate = "stays" if identity.get("lr_schedule") == "constant" else f"follows the schedule of {n} epochs from here on"
+    phases = "" if identity.get("curriculum") is None else "; the last phase of the curriculum takes the further epochs"
+    logg.info(
+        f"    the schedule is extended from {begun['max_epochs']} to {n} epochs, of which {path} has {done}: the learning "
+        f"rate {rate}{phases}"
+    )
+
+
+def _refuse_other_run(path: Path, saved: Mapping[str, Any], identity: Mapping[str, Any]) -> None:
     changed = [
         f"{key} was {saved.get(key)!r}, now {identity.get(key)!r}"
         for key in sorted({*saved, *identity})

@@ -195,8 +195,16 @@ class TrainConfig:
     )
     warmup: float = declare(
         number("it is a fraction of all steps and must lie in [0, 1]", lambda part: 0 <= part <= 1),
-        "Share of all steps over which the learning rate rises linearly; it falls along a half cosine after that.",
+        "Share of all steps over which the learning rate rises linearly.",
         default=0.1,
+    )
+    lr_schedule: Literal["cosine", "constant"] = declare(
+        choice("cosine", "constant"),
+        """
+        How the learning rate goes on after the warm-up: ``"cosine"`` falls along a half cosine to a hundredth of the peak in
+        the last step, ``"constant"`` stays, so that a run does not depend on how many epochs follow.
+        """,
+        default="cosine",
     )
     clip_norm: float = declare(
         number("it must be a positive number; float('inf') does not clip", lambda norm: norm > 0),

@@ -98,12 +98,11 @@ def _begun(config: TrainConfig, checkpoint_dir: PathLike | None, *, resume: bool
     """The batch size of the run that is continued, or the default to start from; and whether it is the former."""
     if config.batch_size != "auto":
         return config, False
-    from scgalore.train.checkpoint import CHECKPOINT_KEY, last_checkpoint, read_checkpoint  # brings Lightning
+    from scgalore.train.checkpoint import saved_run  # brings Lightning
 
-    if resume and checkpoint_dir is not None and last_checkpoint(checkpoint_dir).is_file():
-        saved = read_checkpoint(last_checkpoint(checkpoint_dir), mmap=True)[CHECKPOINT_KEY]
-        if {"batch_size", "accumulate"} <= saved.keys():
-            return replace(config, batch_size=saved["batch_size"], accumulate=saved["accumulate"]), True
+    saved = saved_run(checkpoint_dir, resume=resume)
+    if saved is not None and {"batch_size", "accumulate"} <= saved.keys():
+        return replace(config, batch_size=saved["batch_size"], accumulate=saved["accumulate"]), True
     return replace(config, batch_size=DEFAULT_BATCH_SIZE), False
 
 

@@ -149,8 +149,26 @@ class ObjectiveTrainingPlan(TrainingPlan):
             optimizer = ShardedOptimizer(optimizer)
         ends = self._steps_by_epoch()
         switches = {ends[start]: ends[stop] - ends[start] for start, stop in self._switches.items()}
-        schedule = warmup_cosine(optimizer, n_steps=ends[-1], warmup=config.warmup, switches=switches)
+        schedule = warmup_cosine(
+            optimizer,
+            n_steps=ends[-1],
+            warmup=config.warmup,
+            switches=switches,
+            falls=config.lr_schedule == "cosine",
+        )
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def on_train_start(self) -> None:
+        """Take the learning rate from the schedule: a checkpoint holds that of the epochs which were asked for then."""
+        super().on_train_start()
+        for config in self.trainer.lr_scheduler_configs:
+            schedule = config.scheduler
+            rates = [
+                base * rate(schedule.last_epoch)
+                for base, rate in zip(schedule.base_lrs, schedule.lr_lambdas, strict=True)
+            ]
+            for group, lr in zip(schedule.optimizer.param_groups, rates, strict=True):
+                group["lr"] = lr
 
     def _steps_by_epoch(self) -> list[int]:
         """Steps before each epoch, and those of the whole run."""
@@ -199,7 +217,12 @@ class ObjectiveTrainingPlan(TrainingPlan):
 
 
 def warmup_cosine(
-    optimizer: torch.optim.Optimizer, *, n_steps: int, warmup: float, switches: Mapping[int, int] | None = None
+    optimizer: torch.optim.Optimizer,
+    *,
+    n_steps: int,
+    warmup: float,
+    switches: Mapping[int, int] | None = None,
+    falls: bool = True,
 ) -> torch.optim.lr_scheduler.LambdaLR:
     """Linear warm-up, then a half cosine down to a hundredth; after a switch of phases, warm-up to that cosine.
 
@@ -213,6 +236,8 @@ def warmup_cosine(
         Share of them that warms up.
     switches
         Steps of each phase of a curriculum after the first, by its first step.
+    falls
+        Whether the learning rate falls after the warm-up; it stays otherwise.
     """
     n_warmup = max(1, round(n_steps * warmup))
     floor = 0.01
@@ -221,6 +246,8 @@ def warmup_cosine(
         again = rewarmed(step, switches or {}, warmup)
         if step < n_warmup:
             return again * (step + 1) / n_warmup
+        if not falls:
+            return again
         progress = min(1.0, (step - n_warmup) / max(1, n_steps - n_warmup))
         return again * (floor + (1 - floor) * 0.5 * (1 + math.cos(math.pi * progress)))
 

@@ -58,6 +58,7 @@ IDLE_ADVICE = (
     ".*ended before the epoch ended.*",
     ".*IterableDataset. has .__len__. defined.*",  # workers of a stream share its buffers out
     ".*early_stopping was automatically disabled.*",  # scvi's own, which is not used
+    ".*callbacks used to create the checkpoint.*",  # patience may be given up when a run is continued
 )
 
 
@@ -107,7 +108,8 @@ def fit(
     checkpoint_dir
         Folder that gets ``last.ckpt`` after each epoch: weights, optimizer, schedule, history and best weights.
     resume
-        Whether to continue from that file if it exists.
+        Whether to continue from that file if it exists; with more epochs than it was begun with, see
+        :mod:`scgalore.train.extension`.
     identity
         What makes this run this run; resuming another one is refused.
 

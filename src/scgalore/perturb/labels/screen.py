@@ -11,10 +11,11 @@ from anndata.utils import make_index_unique
 
 from scgalore import _logging as logg
 from scgalore.data.cells import gene_names
+from scgalore.data.columns import read_column
 from scgalore.data.expression import LogExpression
 from scgalore.data.reading import AS_IT_IS, Reading
 from scgalore.data.split import PARTS
-from scgalore.errors import DataError, MissingKeyError
+from scgalore.errors import DataError
 from scgalore.perturb.labels.conditions import Conditions
 from scgalore.perturb.labels.profiles import Profiles
 
@@ -115,9 +116,8 @@ class Screen:
         reading = Reading(**read)
         columns = {"pert_key": pert_key, "context_key": context_key, "batch_key": batch_key, "split_key": split_key}
         for name, key in columns.items():
-            if key is not None and key not in adata.obs:
-                msg = f"{name}={key!r} is not a column of adata.obs, which has {list(adata.obs.columns)}."
-                raise MissingKeyError(msg)
+            if key is not None:
+                read_column(adata.obs, key, asked=name, gaps=name in ("pert_key", "split_key"))
         conditions = Conditions.from_labels(adata.obs[pert_key].tolist(), control=control, separator=separator)
         contexts, batches = (None if key is None else texts_of(adata, key) for key in (context_key, batch_key))
         parts = None if split_key is None else parts_of(adata, split_key)
@@ -183,16 +183,12 @@ def _codes(values: NDArray[np.str_] | None, n: int) -> tuple[NDArray[np.str_], N
 
 def texts_of(adata: AnnData, key: str) -> NDArray[np.str_]:
     """Read a column of ``adata.obs`` that must have a value for each cell."""
-    column = adata.obs[key]
-    if column.isna().any():
-        msg = f"adata.obs[{key!r}] is empty for {int(column.isna().sum()):,} of {len(column):,} cells. Fill or remove them."
-        raise DataError(msg)
-    return column.astype(str).to_numpy(dtype=str)
+    return read_column(adata.obs, key, gaps=False).astype(str).to_numpy(dtype=str)
 
 
 def parts_of(adata: AnnData, key: str) -> NDArray[np.str_]:
     """Read the part of the split of each cell from ``adata.obs``; ``""`` where it is missing."""
-    column = adata.obs[key]
+    column = read_column(adata.obs, key)
     names = np.where(column.isna(), "", column.astype(str)).astype(str)
     unknown = sorted(set(names.tolist()) - {"", *PARTS})
     if unknown:

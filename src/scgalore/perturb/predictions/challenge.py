@@ -18,8 +18,9 @@ import numpy as np
 
 from scgalore import _logging as logg
 from scgalore._files import whole_file
+from scgalore.data.columns import read_column
 from scgalore.data.matrix import CellMatrix
-from scgalore.errors import DataError, MissingKeyError, OptionError
+from scgalore.errors import DataError, OptionError
 from scgalore.perturb.labels.conditions import Conditions
 
 if TYPE_CHECKING:
@@ -129,14 +130,11 @@ def _check_programs() -> None:
 
 
 def _labels(adata: AnnData, pert_key: str, control: str | None) -> NDArray[np.object_]:
-    if pert_key not in adata.obs:
-        found = ", ".join(map(repr, adata.obs.columns)) or "no columns"
-        msg = f"obs has no {pert_key!r}; it has {found}. Pass the column of perturbed genes as pert_key=."
-        raise MissingKeyError(msg)
+    labels = read_column(adata.obs, pert_key, hint="Pass the column of perturbed genes as pert_key=.")
     if adata.n_obs > MAX_CELLS:
         msg = f"{adata.n_obs:,} cells; a submission has at most {MAX_CELLS:,}. Draw fewer cells for each perturbation."
         raise DataError(msg)
-    conditions = Conditions.from_labels(adata.obs[pert_key].astype(object).to_numpy(), control=control)
+    conditions = Conditions.from_labels(labels.astype(object).to_numpy(), control=control)
     if n_missing := int((conditions.codes < 0).sum()):
         msg = f"{n_missing:,} cells have no label in obs[{pert_key!r}]. Take them out."
         raise DataError(msg)

@@ -8,8 +8,9 @@ import numpy as np
 import pandas as pd
 
 from scgalore import __version__
+from scgalore.data.columns import read_column
 from scgalore.data.results import Results
-from scgalore.errors import MissingKeyError, OptionError
+from scgalore.errors import OptionError
 from scgalore.perturb.labels.conditions import canonical_name
 from scgalore.perturb.labels.profiles import row_label
 from scgalore.perturb.labels.screen import Screen
@@ -133,10 +134,7 @@ def _names(perturbations: str | Sequence[str] | None, read: dict[str, Any]) -> l
 
 
 def _per_cell(adata: AnnData, key: str, read: dict[str, Any]) -> list[tuple[str, ...]]:
-    if key not in adata.obs:
-        msg = f"per_cell={key!r} is not a column of adata.obs, which has {list(adata.obs.columns)}."
-        raise MissingKeyError(msg)
-    return [genes_of(label, read) for label in adata.obs[key]]
+    return [genes_of(label, read) for label in read_column(adata.obs, key, asked="per_cell", gaps=False)]
 
 
 def _rows(names: list[str] | None, screen: Screen, controls: Profiles) -> pd.DataFrame:

@@ -77,7 +77,15 @@ class TestFinishedRun:
     def test_configuration_is_complete(self, finished: Path) -> None:
         config = RunConfig.from_json(finished / "config.json")
         left = {name for name, value in config.flat().items() if value is None}
-        wanted = {"context_key", "batch_key", "genes_per_step", "split_key", "validation_size", "test_size"}
+        wanted = {
+            "context_key",
+            "batch_key",
+            "genes_per_step",
+            "class_weight",
+            "split_key",
+            "validation_size",
+            "test_size",
+        }
         limits = {"batch_tokens", "max_length", "adapter", "patience", "dropout"}
         assert left <= {*wanted, *limits, *READING}
         assert {option.name for option in training_options()} <= config.flat().keys()

@@ -4,11 +4,15 @@ import re
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 from anndata import AnnData
+from hypothesis import given
+from hypothesis import strategies as st
 
 import scgalore as sg
 from scgalore.errors import DataError
+from scgalore.pipeline.cells import draw_rows
 from scgalore.tasks.registry import resolve_call
 
 
@@ -103,3 +107,25 @@ def test_each_warning_comes_once(typed: AnnData, model: Any, caplog: pytest.LogC
     sg.tl.finetune(typed, model, labels_key="l", max_epochs=1, batch_size=32)
     warnings = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
     assert len(warnings) == len(set(warnings)) == 2
+
+
+@pytest.mark.parametrize("dtype", [float, "Int64", "category", object])
+def test_a_run_draws_and_splits_numbers_by_their_names(typed: AnnData, dtype: Any) -> None:
+    """As the pipeline does it: cells without a label are left out, and the others keep whole-number names."""
+    typed.obs["l"] = pd.Series([0, 1, 10, None] * 22 + [0, 1], dtype="Int64", index=typed.obs_names).astype(dtype)
+    task, call = resolve_call({"labels_key": "l"}, task=None, seed=0, function=sg.tl.finetune)
+    drawn = typed[draw_rows(typed.obs, task.draw_keys(call.arguments), most=30, seed=0)].copy()
+    task.split(drawn, call, "part")
+    assert drawn.obs["l"].cat.categories.tolist() == ["0", "1", "10"]
+    assert drawn.obs["l"].value_counts().to_dict() == {"0": 10, "1": 10, "10": 10}
+
+
+@given(st.lists(st.sampled_from([0, 1, 10, "B"]), min_size=40, max_size=60), st.randoms(use_true_random=False))
+def test_cells_are_drawn_within_labels_of_any_type(labels: list[Any], random: Any) -> None:
+    """1, 1.0 and "1" are one group, so a column that mixes them is drawn like one that does not."""
+    mixed = [random.choice([x, float(x), str(x)]) if isinstance(x, int) else x for x in labels]
+    rows = [
+        draw_rows(pd.DataFrame({"l": pd.Series(column, dtype=object)}), ["l"], most=20, seed=0).tolist()
+        for column in (labels, mixed, list(map(str, labels)))
+    ]
+    assert rows[0] == rows[1] == rows[2]

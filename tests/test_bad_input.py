@@ -18,7 +18,6 @@ from anndata import AnnData
 from mudata import MuData
 
 import scgalore as sg
-from scgalore.data.matrix import CellMatrix
 from scgalore.errors import DataError, MissingKeyError, OptionError, WeightsError
 from scgalore.model import SCGPT
 from scgalore.train import runner
@@ -574,11 +573,6 @@ def key_added_is_a_number(world: World) -> None:
 @wrong(OptionError, "key_added='a/b'", "'/'")
 def key_added_is_a_path(world: World) -> None:
     world.finetune(model="never looked at", key_added="a/b")
-
-
-@wrong(DataError, r"adata\.X looks log-normalised", "expected raw counts", "layer=")
-def counts_required(world: World) -> None:
-    world.call(CellMatrix.from_adata(world.adata).check, "counts")
 
 
 @wrong(OptionError, "holds a checkpoint already", "overwrite=True")

@@ -10,6 +10,7 @@ logger (warnings, by default).
 import logging
 import sys
 import time
+import weakref
 from contextlib import contextmanager
 from datetime import timedelta
 from typing import TYPE_CHECKING, TextIO
@@ -20,7 +21,7 @@ from scgalore._world import is_first_process
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-__all__ = ["HINT", "Step", "debug", "hint", "info", "logger", "step", "warning"]
+__all__ = ["HINT", "Step", "debug", "hint", "info", "is_news", "logger", "step", "warning"]
 
 HINT = 15
 """Level between information and debugging, the same number as scanpy's."""
@@ -87,6 +88,28 @@ def hint(message: str) -> None:
 def debug(message: str) -> None:
     """Say what helps to find a fault (verbosity 4)."""
     _emit(logging.DEBUG, message)
+
+
+_SAID: dict[int, set[str]] = {}
+
+
+def is_news(owner: object, message: str) -> bool:
+    """Whether something is said of an object for the first time; later calls with the same object give ``False``.
+
+    Parameters
+    ----------
+    owner
+        What it is said of. It is not kept alive, nor changed.
+    message
+        What is said.
+    """
+    known = _SAID.get(id(owner))
+    if known is None:
+        known = _SAID[id(owner)] = set()
+        weakref.finalize(owner, _SAID.pop, id(owner), None)
+    new = message not in known
+    known.add(message)
+    return new
 
 
 class Step:

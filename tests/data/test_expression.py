@@ -1,5 +1,6 @@
 """Expression on one scale, against scanpy's own normalisation."""
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -104,13 +105,82 @@ def test_a_cell_without_counts_stays_without() -> None:
     [
         (lambda x: x - 1.5, "negative values"),
         (lambda x: np.where(x == 3, np.nan, x), "NaN"),
-        (lambda x: x * 20.5, r"neither counts nor their logarithms.*sc\.pp\.log1p"),
+        (np.sqrt, "neither counts nor logarithms of them.*square roots"),
         (lambda x: x[:0], "is empty"),
     ],
 )
 def test_what_is_neither_is_refused(change: Callable[[np.ndarray], np.ndarray], match: str) -> None:
     with pytest.raises(DataError, match=match):
         LogExpression.from_adata(ad.AnnData(change(counts())))
+
+
+# Fractional counts and bases -----------------------------------------------------------------------------------------------
+
+
+@given(factor=st.floats(1e-3, 1e3), per_cell=st.booleans())
+def test_a_scaled_cell_is_the_same_cell(factor: float, per_cell: bool) -> None:
+    scaled = counts() * factor
+    if per_cell:
+        scaled *= np.random.default_rng(1).uniform(0.3, 1, (N_OBS, 1))
+    rows = [LogExpression.from_adata(ad.AnnData(x)).rows(np.arange(N_OBS)).toarray() for x in (counts(), scaled)]
+    np.testing.assert_allclose(rows[1], rows[0], rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("target_sum", [1e4, 1e6])
+def test_normalised_counts_become_the_logarithms_of_the_counts(target_sum: float) -> None:
+    adata = ad.AnnData(counts())
+    sc.pp.normalize_total(adata, target_sum=target_sum)
+    found = LogExpression.from_adata(adata).rows(np.arange(N_OBS)).toarray()
+    np.testing.assert_allclose(found, normalised(counts()), rtol=1e-5)
+
+
+@given(base=st.floats(1.5, 20), other=st.floats(1.5, 20))
+def test_logarithms_to_any_base_are_given_to_any_other(base: float, other: float) -> None:
+    adata = ad.AnnData(normalised(counts()) / np.log(base))
+    adata.uns["log1p"] = {"base": base}
+    own = LogExpression.from_adata(adata)
+    assert own.log_base == base
+    np.testing.assert_allclose(own.rows(np.arange(N_OBS)).toarray(), adata.X, rtol=1e-6)
+    given_to = LogExpression.from_adata(adata, log_base=other)
+    assert given_to.log_base == other
+    np.testing.assert_allclose(
+        given_to.rows(np.arange(N_OBS)).toarray(), normalised(counts()) / np.log(other), rtol=1e-5
+    )
+    linear = own.linear(own.matrix.rows(np.arange(N_OBS))).toarray()
+    np.testing.assert_allclose(linear, np.expm1(normalised(counts())), rtol=1e-4)
+
+
+def test_counts_are_given_to_a_base_that_is_asked_for() -> None:
+    found = LogExpression.from_adata(ad.AnnData(counts()), log_base=2).rows(np.arange(N_OBS))
+    np.testing.assert_allclose(found.toarray(), normalised(counts()) / np.log(2), rtol=1e-5)
+
+
+def test_what_was_decided_is_said_once_for_each_object(caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level("INFO", logger="scgalore"):
+        for adata in (ad.AnnData(counts() * 0.97), ad.AnnData(normalised(counts()))):
+            for _ in range(3):
+                LogExpression.from_adata(adata)
+    assert caplog.text.count("adata.X holds counts, since the values of a cell are multiples of its smallest") == 1
+    assert caplog.text.count("adata.X holds natural logarithms, since once the logarithm is undone") == 1
+
+
+@pytest.mark.parametrize(
+    ("x", "data_type", "match"),
+    [
+        (
+            np.random.default_rng(0).uniform(0.5, 3, (10, 6)),
+            None,
+            "may hold counts or logarithms.*data_type='counts' or",
+        ),
+        (normalised(counts()), "counts", "but it looks as if it held logarithms.*data_type="),
+        (counts(), "log1p", "but it looks as if it held counts.*data_type="),
+    ],
+    ids=["no sign", "not counts", "not logarithms"],
+)
+def test_doubts_are_said(x: np.ndarray, data_type: str | None, match: str, caplog: pytest.LogCaptureFixture) -> None:
+    LogExpression.from_adata(ad.AnnData(x), Reading(data_type=data_type))
+    (text,) = [record.getMessage() for record in caplog.records if "choice of genes" not in record.getMessage()]
+    assert re.search(match, text)
 
 
 def test_layer_that_is_not_there() -> None:

@@ -330,3 +330,97 @@ def test_random_states_are_the_users(
     sg.tl.predict_perturbation(adata, ["G05"], model=model, n_controls=5)
     assert random_states() == before
     in_empty_folder()
+
+
+def to_base(adata: AnnData, base: float) -> AnnData:
+    """The same logarithms to another base, with the record that scanpy writes of it."""
+    adata.X = adata.X / np.float32(np.log(base))
+    adata.uns["log1p"] = {"base": None if base == np.e else base}
+    return adata
+
+
+@pytest.fixture(scope="module")
+def predicted() -> tuple[AnnData, CellModel]:
+    """A screen in logarithms to base 2 with a prediction, and the model that made it."""
+    adata = to_base(log_normalised(counts()), 2.0)
+    model = sg.tl.finetune(adata, untrained(), task="perturbation", prior="additive", **TRAINING)
+    sg.tl.predict_perturbation(adata, ["G00"], model=model)
+    return adata, model
+
+
+class TestScaleOfTheLogarithm:
+    """Screens in logarithms to base 2, and what is made of predictions for them."""
+
+    def test_means_are_on_the_scale_of_the_data(self, predicted: tuple[AnnData, CellModel]) -> None:
+        content = predicted[0].uns[KEY]
+        control = predicted[0].X[(predicted[0].obs["perturbation"] == "control").to_numpy()].toarray().mean(axis=0)
+        np.testing.assert_allclose(content["control_means"].iloc[:, 0], control, rtol=1e-5)
+        assert content["params"]["log_base"] == 2
+
+    def test_fold_changes_undo_the_logarithm(self, predicted: tuple[AnnData, CellModel]) -> None:
+        adata = predicted[0]
+        sc = pytest.importorskip("scanpy")
+        table = sc.get.rank_genes_groups_df(adata, "G00", key=f"{KEY}_rank_genes_groups").set_index("names")
+        means, control = adata.uns[KEY]["means"]["G00"], adata.uns[KEY]["control_means"].iloc[:, 0]
+        expected = np.log2((2**means - 1 + 1e-9) / (2**control - 1 + 1e-9))
+        np.testing.assert_allclose(table["logfoldchanges"].loc[list(GENES)], expected, rtol=1e-3, atol=1e-3)
+
+    def test_drawn_cells_say_what_they_are(self, predicted: tuple[AnnData, CellModel]) -> None:
+        cells = sg.get.perturbed_cells(predicted[0], n_cells=5)
+        assert cells.uns["log1p"] == {"base": 2}
+        own = predicted[0][cells.obs_names[~cells.obs["predicted"]]].X.toarray()
+        np.testing.assert_allclose(cells[~cells.obs["predicted"]].X.toarray(), own, rtol=1e-6)
+
+    @pytest.mark.parametrize("base", [np.e, 10.0, None], ids=["natural", "ten", "counts"])
+    def test_other_cells_are_brought_to_the_scale_of_the_model(
+        self, predicted: tuple[AnnData, CellModel], base: float | None
+    ) -> None:
+        adata, model = predicted
+        other = counts() if base is None else to_base(log_normalised(counts()), base)
+        sg.tl.predict_perturbation(other, ["G00"], model=model)
+        for name in ("means", "effects", "control_means"):
+            np.testing.assert_allclose(other.uns[KEY][name], adata.uns[KEY][name], rtol=1e-3, atol=2e-4)
+
+    def test_scores_are_of_the_same_scale(self, predicted: tuple[AnnData, CellModel]) -> None:
+        adata, model = predicted
+        natural = log_normalised(counts())
+        for cells in (adata := adata.copy(), natural):
+            sg.tl.predict_perturbation(cells, model=model)
+            sg.tl.evaluate_perturbation(cells, de=False, n_bootstrap=5)
+        tables = [sg.get.perturbation_scores(cells)["value"] for cells in (adata, natural)]
+        np.testing.assert_allclose(tables[1], tables[0], rtol=1e-2, atol=1e-3)
+
+    def test_a_saved_model_remembers(self, predicted: tuple[AnnData, CellModel], tmp_path: Path) -> None:
+        predicted[1].save(tmp_path / "model")
+        read = sg.model.load(tmp_path / "model")
+        assert read.memory.params["log_base"] == 2
+
+
+class TestReading:
+    def test_it_is_read_as_for_training_unless_told_otherwise(self, adata: AnnData) -> None:
+        screen = counts()
+        sums = np.asarray(screen.X.sum(axis=1)).ravel()
+        screen.obs["depth"] = 2 * sums
+        model = sg.tl.finetune(
+            screen, untrained(), task="perturbation", data_type="counts", depth_key="depth", **TRAINING
+        )
+        sg.tl.predict_perturbation(screen, ["G00"], model=model)
+        read = screen.uns[KEY]["params"]
+        assert (read["data_type"], read["depth_key"]) == ("counts", "depth")
+        control = (screen.obs["perturbation"] == "control").to_numpy()
+        expected = np.log1p(screen.X.toarray() / sums[:, None] * 5e3)[control].mean(axis=0)
+        np.testing.assert_allclose(screen.uns[KEY]["control_means"].iloc[:, 0], expected, rtol=1e-5)
+        sg.tl.predict_perturbation(screen, ["G00"], model=model, data_type="log1p")
+        assert screen.uns[KEY]["params"]["data_type"] == "log1p"
+
+    def test_genes_that_were_cut_are_predicted_as_in_whole_cells(self) -> None:
+        sc = pytest.importorskip("scanpy")
+        whole, kept = counts(), list(GENES[:20])
+        sc.pp.calculate_qc_metrics(whole, inplace=True, percent_top=None)
+        part = whole[:, kept].copy()
+        for cells in (whole, part):
+            model = sg.tl.finetune(cells, untrained(), task="perturbation", prior="additive", **TRAINING)
+            sg.tl.predict_perturbation(cells, ["G00"], model=model)
+        for name in ("control_means", "means"):
+            found, expected = part.uns[KEY][name], whole.uns[KEY][name].loc[kept]
+            np.testing.assert_allclose(found, expected, rtol=0, atol=1e-5 if name == "control_means" else 0.5)

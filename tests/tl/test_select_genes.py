@@ -8,6 +8,7 @@ import anndata as ad
 import numpy as np
 import pandas as pd
 import pytest
+import scanpy as sc
 from anndata import AnnData
 from mudata import MuData
 from tests.selection.test_ranking import NAMES, counts
@@ -18,6 +19,12 @@ from scgalore.errors import DataError, MissingKeyError, OptionError
 
 def selected(adata: AnnData, key: str = "selected") -> set[str]:
     return set(adata.var_names[adata.var[key]])
+
+
+def complete(adata: AnnData) -> AnnData:
+    """The same cells with a record that no gene was left out, without which so few are warned of."""
+    adata.obs["total_counts"] = np.asarray(adata.X.sum(axis=1)).ravel()
+    return adata
 
 
 @pytest.mark.parametrize("n_genes", [1, 7, 30, 59])
@@ -34,7 +41,7 @@ def test_exactly_so_many_are_selected_and_they_are_the_best(n_genes: int) -> Non
 def test_all_expressed_genes_are_selected_where_more_are_asked_for(
     n_genes: int, split: bool, caplog: pytest.LogCaptureFixture
 ) -> None:
-    adata = counts()  # of 60 genes, one is never expressed
+    adata = complete(counts())  # of 60 genes, one is never expressed
     expressed = np.asarray((adata.X > 0).sum(axis=0)).ravel() > 0
     if split:
         adata.obs["part"] = np.where(np.arange(adata.n_obs) < 5, "train", "test")
@@ -50,7 +57,7 @@ def test_all_expressed_genes_are_selected_where_more_are_asked_for(
 
 
 def test_as_many_as_are_expressed_need_no_message(caplog: pytest.LogCaptureFixture) -> None:
-    adata = counts()
+    adata = complete(counts())
     with caplog.at_level(logging.WARNING, logger="scgalore"):
         sg.tl.select_genes(adata, 59)
     assert adata.var["selected"].sum() == 59
@@ -224,3 +231,59 @@ def test_genes_of_a_mouse_are_told_from_those_of_a_human() -> None:
     adata.var_names = [f"ENSMUSG{i:011d}" for i in range(adata.n_vars)]
     with pytest.raises(DataError, match="mouse Ensembl ids"):
         sg.tl.select_genes(adata, 20, species="mouse")
+
+
+class TestWhatTheMatrixHolds:
+    @pytest.mark.parametrize("strategy", ["hvg", "biological", "expressed"])
+    @pytest.mark.parametrize("factor", [0.97, 0.5, 40.0])
+    def test_scaled_counts_select_the_same_genes(self, strategy: str, factor: float) -> None:
+        adata, scaled = counts(), counts()
+        scaled.X = scaled.X.astype(np.float32) * np.float32(factor)
+        for cells in (adata, scaled):
+            sg.tl.select_genes(cells, 20, strategy)
+        pd.testing.assert_series_equal(scaled.var["selected_rank"], adata.var["selected_rank"])
+
+    @pytest.mark.parametrize("base", [2.0, 10.0])
+    @pytest.mark.parametrize("recorded", [True, False])
+    def test_logarithms_to_another_base_select_the_same_genes(self, base: float, recorded: bool) -> None:
+        adata = counts()
+        sc.pp.normalize_total(adata, target_sum=1e4)
+        other = adata.copy()
+        sc.pp.log1p(adata)
+        sc.pp.log1p(other, base=base)
+        if not recorded:
+            del other.uns["log1p"]
+        for cells in (adata, other):
+            sg.tl.select_genes(cells, 20, "hvg")
+        assert selected(other) == selected(adata)
+
+    @pytest.mark.parametrize("record", [None, True, np.array([1.0]), [], {}, {"base": None}, "log1p"], ids=repr)
+    def test_any_record_of_logarithms(self, record: Any) -> None:
+        adata, plain = counts(), counts()
+        adata.uns["log1p"] = record
+        for cells in (adata, plain):
+            sg.tl.select_genes(cells, 20)
+        assert selected(adata) == selected(plain)
+
+    def test_a_record_that_is_damaged_names_the_slot(self) -> None:
+        adata = counts()
+        adata.uns["log1p"] = {"base": "ten"}
+        with pytest.raises(DataError, match=r"adata\.uns\['log1p'\]"):
+            sg.tl.select_genes(adata, 20)
+
+    def test_what_was_said_is_believed_and_recorded(self) -> None:
+        adata = counts()
+        sg.tl.select_genes(adata, 20, data_type="log1p")
+        assert adata.uns["select_genes"]["params"]["data_type"] == "log1p"
+        with pytest.raises(OptionError, match="data_type='logs': choose one of 'counts', 'log1p'"):
+            sg.tl.select_genes(adata, 20, data_type="logs")
+
+    def test_cells_that_were_cut_rank_genes_as_whole_ones(self) -> None:
+        adata = counts()
+        sc.pp.calculate_qc_metrics(adata, inplace=True, percent_top=None)
+        kept = [name for i, name in enumerate(NAMES) if i % 3]
+        part = adata[:, kept].copy()
+        for cells in (adata, part):
+            sg.tl.select_genes(cells, 20, "expressed")
+        order = adata.var.loc[kept, "selected_rank"].dropna().sort_values().index
+        assert part.var["selected_rank"].dropna().sort_values().index.tolist() == order.tolist()

@@ -99,11 +99,11 @@ class TokenCells:
         try:
             match = match_genes(names, vocab)
         except DataError:
-            matrix.check("nonnegative")  # what is wrong with the values is said before what is wrong with the names
+            matrix.check()  # what is wrong with the values is said before what is wrong with the names
             raise
         tokenizer = Tokenizer(match.token_ids, cls_id=vocab.cls_id, pad_id=vocab.pad_id, config=config)
         lengths = matrix.count(tokenizer.lengths)
-        matrix.check("nonnegative")
+        matrix.check()
         _refuse_empty_cells(adata, matrix, lengths, config)
         return cls(matrix, tokenizer, match, lengths)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -9,15 +10,16 @@ import numpy as np
 import scipy.sparse as sp
 
 from scgalore import _logging as logg
+from scgalore.data.depth import depth_of
 from scgalore.data.matrix import CellMatrix
 from scgalore.data.reading import AS_IT_IS
-from scgalore.errors import DataError
+from scgalore.data.scale import Scale, scale_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from anndata import AnnData
-    from numpy.typing import ArrayLike
+    from numpy.typing import ArrayLike, NDArray
 
     from scgalore.data.reading import Reading
 
@@ -35,16 +37,22 @@ class LogExpression:
     ----------
     matrix
         What is read.
-    from_counts
-        Whether it holds counts, which are then scaled to :data:`TARGET_SUM` a cell and logged while they are read.
+    scale
+        What it holds. Counts are scaled to :data:`TARGET_SUM` a cell and logged while they are read.
+    log_base
+        Base of the logarithms that are given: that of the matrix, unless another one was asked for.
+    depth
+        Counts of each cell over all of its genes, float64 ``(n_obs,)``; ``None`` takes the sum of its row.
     """
 
     matrix: CellMatrix = field(repr=False)
-    from_counts: bool
+    scale: Scale
+    log_base: float = math.e
+    depth: NDArray[np.float64] | None = field(default=None, repr=False)
 
     @classmethod
-    def from_adata(cls, adata: AnnData, reading: Reading = AS_IT_IS) -> LogExpression:
-        """Check a matrix and find out which of the two it is.
+    def from_adata(cls, adata: AnnData, reading: Reading = AS_IT_IS, *, log_base: float | None = None) -> LogExpression:
+        """Check a matrix and find out what it holds, which is said once for each object.
 
         Parameters
         ----------
@@ -52,26 +60,28 @@ class LogExpression:
             Cells by genes; counts or log-normalised.
         reading
             Which matrix to read, and what it holds.
+        log_base
+            Base of the logarithms to give, where they are to be compared with others; that of the matrix when left out.
 
         Raises
         ------
         DataError
-            If the matrix is empty, holds negative, NaN or infinite values, or is neither counts nor logarithms.
+            If the matrix is empty, holds negative, NaN or infinite values, is neither counts nor logarithms, or the depth of its
+            cells cannot be right.
         MissingKeyError
-            If the layer does not exist.
+            If the layer or the column of depths does not exist.
         """
         matrix = CellMatrix.from_adata(adata, layer=reading.layer)
-        matrix.check("nonnegative")
-        values = matrix.summary()
-        if not (values.is_counts or values.is_logged):
-            msg = (
-                f"{matrix.name} holds fractions up to {values.max:.4g}: neither counts nor their logarithms. Call "
-                "sc.pp.log1p(adata) first, or pass the layer= that holds counts."
-            )
-            raise DataError(msg)
-        if values.is_counts:
-            logg.info(f"    {matrix.name} holds counts: read as log(1 + counts scaled to {TARGET_SUM:g} a cell)")
-        return cls(matrix, values.is_counts)
+        matrix.check()
+        scale = scale_of(matrix, uns=adata.uns, layer=reading.layer, data_type=reading.data_type)
+        _say(adata, matrix.name, scale)
+        depth = depth_of(adata, matrix, scale, reading)
+        return cls(matrix, scale, scale.base if log_base is None else log_base, depth)
+
+    @property
+    def from_counts(self) -> bool:
+        """Whether the matrix holds counts, whole or not."""
+        return self.scale.kind == "counts"
 
     @property
     def n_obs(self) -> int:
@@ -85,20 +95,61 @@ class LogExpression:
 
     def rows(self, indices: ArrayLike) -> sp.csr_matrix:
         """Rows in the order asked for, float32, in canonical form."""
-        return self.logged(self.matrix.rows(indices))
+        return self.logged(self.matrix.rows(indices), np.asarray(indices, dtype=np.int64))
 
     def chunks(self, size: int = 512) -> Iterator[tuple[int, sp.csr_matrix]]:
         """Walk through all rows, as :meth:`scgalore.data.matrix.CellMatrix.chunks`."""
         for start, rows in self.matrix.chunks(size):
-            yield start, self.logged(rows)
+            yield start, self.logged(rows, np.arange(start, start + rows.shape[0]))
 
-    def logged(self, rows: sp.csr_matrix) -> sp.csr_matrix:
-        """Bring rows of :attr:`matrix` to the scale; they stay as they are."""
+    def logged(self, rows: sp.csr_matrix, cells: NDArray[np.int64]) -> sp.csr_matrix:
+        """Bring rows of :attr:`matrix` to the scale; they stay as they are.
+
+        Parameters
+        ----------
+        rows
+            As the matrix gives them.
+        cells
+            Their numbers.
+        """
+        factor = math.log(self.scale.base) / math.log(self.log_base)
         if not self.from_counts:
-            return rows
-        depth = np.asarray(rows.sum(axis=1), dtype=np.float64).ravel()
-        scale = TARGET_SUM / np.maximum(depth, 1)
-        values = np.repeat(scale, np.diff(rows.indptr))
+            return rows if factor == 1 else _with(rows, rows.data * np.float32(factor))
+        depth = np.asarray(rows.sum(axis=1), dtype=np.float64).ravel() if self.depth is None else self.depth[cells]
+        values = np.repeat(TARGET_SUM / np.where(depth > 0, depth, 1), np.diff(rows.indptr))
         values *= rows.data
         np.log1p(values, out=values)
-        return sp.csr_matrix((values.astype(np.float32), rows.indices, rows.indptr), shape=rows.shape)
+        return _with(rows, values if factor == 1 else values * factor)
+
+    def linear(self, rows: sp.csr_matrix) -> sp.csr_matrix:
+        """Rows of :attr:`matrix` without the logarithm; they stay as they are."""
+        if self.from_counts:
+            return rows
+        return _with(
+            rows,
+            np.expm1(rows.data if self.scale.base == math.e else rows.data * np.float32(math.log(self.scale.base))),
+        )
+
+
+def _with(rows: sp.csr_matrix, values: NDArray[np.floating]) -> sp.csr_matrix:
+    return sp.csr_matrix((values.astype(np.float32, copy=False), rows.indices, rows.indptr), shape=rows.shape)
+
+
+def _say(adata: AnnData, name: str, scale: Scale) -> None:
+    """Say what a matrix was taken for, once; with a warning if it may be something else."""
+    if scale.kind == "counts":
+        what = f"{'counts scaled to one sum' if scale.normalised else 'counts'}, since {scale.reason}"
+        how = f"read as log(1 + counts scaled to {TARGET_SUM:g} a cell)"
+    else:
+        base = "natural logarithms" if scale.base == math.e else f"logarithms to base {scale.base:g}"
+        what, how = f"{base}, since {scale.reason}", "read as they are"
+    if scale.doubt:
+        message = f"{name} holds {what}; but {scale.doubt}. It is {how}. Pass data_type= to say what it holds."
+    elif not scale.sure:
+        message = f"{name} may hold counts or logarithms of them. It seems to hold {what}, and is {how}. Pass data_type='counts' or data_type='log1p' to be sure."
+    else:
+        if logg.is_news(adata, message := f"    {name} holds {what}: {how}"):
+            logg.info(message)
+        return
+    if logg.is_news(adata, message):
+        logg.warning(message)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 import numpy as np
 import scipy.sparse as sp
@@ -20,9 +20,6 @@ if TYPE_CHECKING:
     from scgalore.data.readers import Read
 
 __all__ = ["CellMatrix", "MatrixSummary", "canonical"]
-
-# No cell has a gene with e**30 counts, and almost every unlogged one has a value above 30.
-_LOGGED_MAX = 30
 
 
 @dataclass(frozen=True)
@@ -48,14 +45,9 @@ class MatrixSummary:
     n_empty: int
 
     @property
-    def is_counts(self) -> bool:
-        """Whether all values are whole and none is negative."""
+    def is_whole(self) -> bool:
+        """Whether all values are whole numbers and none is negative; counts may be others, see :mod:`scgalore.data.scale`."""
         return not (self.n_nan or self.n_inf or self.n_negative or self.n_fractional)
-
-    @property
-    def is_logged(self) -> bool:
-        """Whether the values look like logarithms: not whole, none negative, none large."""
-        return bool(self.n_fractional) and not self.n_negative and self.max < _LOGGED_MAX
 
 
 class CellMatrix:
@@ -99,6 +91,11 @@ class CellMatrix:
         if layer is None and adata.isbacked and adata.is_view:
             return cls(open_backed_view(adata, name), shape, name=name)
         return cls(open_matrix(adata.X if layer is None else adata.layers[layer], name), shape, name=name)
+
+    @classmethod
+    def from_raw(cls, adata: AnnData) -> CellMatrix:
+        """Take ``adata.raw.X``, which must be there."""
+        return cls(open_matrix(adata.raw.X, "adata.raw.X"), adata.raw.shape, name="adata.raw.X")
 
     def rows(self, indices: ArrayLike) -> sp.csr_matrix:
         """Rows in the order asked for.
@@ -158,24 +155,14 @@ class CellMatrix:
         self._summary = _summary_of(counted())
         return np.concatenate(counts)
 
-    def check(self, require: Literal["nonnegative", "counts"] = "nonnegative") -> None:
-        """Refuse a matrix that cannot be used.
-
-        Parameters
-        ----------
-        require
-            ``"nonnegative"`` refuses empty matrices, NaN, infinite and negative values; ``"counts"`` also values
-            that are not whole.
-        """
-        if require not in ("nonnegative", "counts"):
-            msg = f"require={require!r} is not one of 'nonnegative', 'counts'."
-            raise OptionError(msg)
-        problem = self._problem(require)
+    def check(self) -> None:
+        """Raise :class:`~scgalore.errors.DataError` for an empty matrix, and for NaN, infinite and negative values."""
+        problem = self._problem()
         if problem:
             msg = f"{self.name} {problem}"
             raise DataError(msg)
 
-    def _problem(self, require: str) -> str | None:
+    def _problem(self) -> str | None:
         if not (self.n_obs and self.n_vars):
             return f"is empty: {self.n_obs} cells x {self.n_vars} genes. Check the filters applied before."
         found = self.summary()
@@ -188,12 +175,6 @@ class CellMatrix:
             return (
                 f"holds {found.n_negative:,} negative values (smallest {found.min:.3g}), so it looks scaled; "
                 "expected counts or log-normalised expression. Pass layer=, or adata.raw.to_adata()."
-            )
-        if require == "counts" and not found.is_counts:
-            kind = "looks log-normalised" if found.is_logged else "is not counts"
-            return (
-                f"{kind}: {found.n_fractional:,} values are not whole (largest {found.max:.3g}); expected raw counts. "
-                "Pass the layer= that holds them, or adata.raw.to_adata()."
             )
         return None
 

@@ -12,8 +12,9 @@ import pandas as pd
 from scgalore import _logging as logg
 from scgalore._uns import to_uns
 from scgalore.data.matrix import CellMatrix
+from scgalore.data.scale import scale_of
 from scgalore.datasets.registry import SOURCES
-from scgalore.errors import MissingKeyError, OptionError
+from scgalore.errors import DataError, MissingKeyError, OptionError
 from scgalore.genes import ensembl_id, standardise
 from scgalore.perturb.labels.conditions import CONTROL, Conditions
 
@@ -150,8 +151,7 @@ def make_canonical(adata: AnnData, *, source: Source, cell_type: str | None = No
     types = _cell_types(adata, layout, cell_type, source, notes)
     batches = _batches(adata, layout, notes)
     names, ids = _gene_names(adata, layout, source)
-    values = CellMatrix.from_adata(adata).summary()
-    expression = "counts" if values.is_counts else "log-normalised" if values.is_logged else "other"
+    expression = _expression(adata)
 
     outdated = [key for key in layout.outdated_uns if key in adata.uns]
     if outdated:
@@ -171,6 +171,16 @@ def make_canonical(adata: AnnData, *, source: Source, cell_type: str | None = No
     adata.uns[UNS_KEY] = to_uns({"source": source, "expression": expression, "notes": notes})
     for note in notes:
         logg.info(f"    {note}")
+
+
+def _expression(adata: AnnData) -> str:
+    """What ``X`` holds."""
+    matrix = CellMatrix.from_adata(adata)
+    try:
+        matrix.check()
+        return {"counts": "counts", "log1p": "log-normalised"}[scale_of(matrix, uns=adata.uns).kind]
+    except DataError:
+        return "other"
 
 
 def _as_written(conditions: Conditions) -> list[str]:

@@ -15,6 +15,7 @@ from scgalore._keys import PerturbationKeys
 from scgalore._rng import seed_from
 from scgalore.data.hashing import fold_seed
 from scgalore.data.reading import READING
+from scgalore.data.scale import to_log1p
 from scgalore.errors import DataError, MissingKeyError, OptionError
 from scgalore.get._prediction import read_prediction
 from scgalore.perturb.labels.conditions import CONTROL, canonical_name, parse_condition
@@ -30,7 +31,7 @@ if TYPE_CHECKING:
 
     from scgalore._typing import Rng
 
-READ = ("pert_key", "control", "context_key", "separator", *READING)
+READ = ("pert_key", "control", "context_key", "separator", "log_base", *READING)
 
 
 @shared_parameters
@@ -112,7 +113,13 @@ def perturbed_cells(
             blocks.append(expression[context])
             names = adata.obs_names[cells].astype(str).tolist()
             obs.append(_described(names, CONTROL, context, row_label(CONTROL, context), predicted=False))
-    return _assembled(adata, blocks, obs, _ranked(result, rows, places, adata.var_names))
+    return _assembled(
+        adata,
+        blocks,
+        obs,
+        _ranked(result, rows, places, adata.var_names, screen.expression.log_base),
+        screen.expression.log_base,
+    )
 
 
 def _chosen(
@@ -183,23 +190,25 @@ def _described(names: list[str], perturbation: str, context: str, condition: str
 
 
 def _ranked(
-    result: Mapping[str, Any], rows: pd.DataFrame, places: NDArray[np.int64], genes: pd.Index
+    result: Mapping[str, Any], rows: pd.DataFrame, places: NDArray[np.int64], genes: pd.Index, log_base: float
 ) -> dict[str, Any]:
     """Record of ranked genes as the prediction wrote it, with names of the genes that scanpy finds in ``var``."""
     effects, means = (
         pd.DataFrame(result[name].to_numpy()[:, places], index=genes, columns=rows.index)
         for name in ("effects", "means")
     )
-    return ranked_genes(effects, means, groupby="condition")
+    return ranked_genes(effects, means, groupby="condition", log_base=log_base)
 
 
-def _assembled(adata: AnnData, blocks: list[sp.csr_matrix], obs: list[pd.DataFrame], ranked: dict[str, Any]) -> AnnData:
+def _assembled(
+    adata: AnnData, blocks: list[sp.csr_matrix], obs: list[pd.DataFrame], ranked: dict[str, Any], log_base: float
+) -> AnnData:
     table = pd.concat(obs)
     for column in ("perturbation", "context", "condition"):
         # In the order of the rows, which is that of the record, as scanpy's plots expect.
         table[column] = pd.Categorical(table[column], categories=list(dict.fromkeys(table[column])))
     cells = AnnData(sp.vstack(blocks, format="csr", dtype=np.float32), obs=table, var=adata.var.copy())
     cells.obs_names_make_unique()
-    cells.uns["log1p"] = {"base": None}
+    cells.uns["log1p"] = to_log1p(log_base)
     cells.uns["rank_genes_groups"] = ranked
     return cells

@@ -17,6 +17,7 @@ from scgalore.data.expression import LogExpression
 from scgalore.data.matrix import CellMatrix
 from scgalore.data.readers import open_matrix
 from scgalore.data.reading import AS_IT_IS
+from scgalore.data.scale import to_log1p
 from scgalore.data.sources import open_file
 from scgalore.data.texts import texts_of
 from scgalore.errors import DataError, MissingKeyError
@@ -169,13 +170,14 @@ def on_selected_genes(adata: AnnData, selected: NDArray[np.bool_], reading: Read
     New AnnData of the cells that express one of them, and the number of cells that do not.
     """
     expression = LogExpression.from_adata(adata, reading)
+    uns = {**adata.uns, "log1p": to_log1p(expression.log_base)}
     columns = np.flatnonzero(selected)
     x = sp.vstack([chunk[:, columns] for _, chunk in expression.chunks()], format="csr")
     expressed = np.diff(x.indptr) > 0
     if not expressed.any():
         msg = f"No cell expresses one of the {len(columns):,} selected genes. Select more, with genes=."
         raise DataError(msg)
-    kept = AnnData(x[expressed], obs=adata.obs[expressed].copy(), var=adata.var[selected].copy(), uns=dict(adata.uns))
+    kept = AnnData(x[expressed], obs=adata.obs[expressed].copy(), var=adata.var[selected].copy(), uns=uns)
     return kept, int((~expressed).sum())
 
 

@@ -147,7 +147,9 @@ class _Run:
             keys = [*task.draw_keys(config.arguments), *([] if config.split_key is None else [config.split_key])]
             most = None if isinstance(config.max_cells, str) else config.max_cells
             rows = draw_rows(self.file.obs, keys, most=most, seed=config.rng)
-            adata = self.file.read(rows, config.layer, uns=[] if config.split_key is None else [config.split_key])
+            adata = self.file.read(
+                rows, config.layer, uns=["log1p", *([] if config.split_key is None else [config.split_key])]
+            )
             self.sizes["cells chosen"] = adata.n_obs
             note(f"{adata.n_obs:,} of {len(self.file.obs):,} cells, {adata.n_vars:,} genes")
         with self._stage("split") as note:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -95,7 +95,7 @@ class GeneScores:
     responsiveness: NDArray[np.float64] | None = field(repr=False)
 
     @classmethod
-    def of(cls, expression: LogExpression, cells: Cells, names: Sequence[str], *, log_base: float | None) -> GeneScores:
+    def of(cls, expression: LogExpression, cells: Cells, names: Sequence[str]) -> GeneScores:
         """Read the matrix, twice if it holds counts.
 
         Parameters
@@ -106,8 +106,6 @@ class GeneScores:
             Which cells count.
         names
             Names of the genes.
-        log_base
-            Base of the logarithm, where the matrix holds logarithms; e when left out.
 
         Raises
         ------
@@ -123,9 +121,9 @@ class GeneScores:
         linear = Moments.empty(cells.batch.max(initial=0) + 1, expression.n_vars)
         for start, rows in expression.matrix.chunks():
             here = slice(start, start + rows.shape[0])
-            logged.add(expression.logged(rows), groups[here])
-            linear.add(rows if expression.from_counts else _undone(rows, log_base), cells.batch[here])
-        if expression.from_counts:
+            logged.add(expression.logged(rows, np.arange(start, start + rows.shape[0])), groups[here])
+            linear.add(expression.linear(rows), cells.batch[here])
+        if not expression.scale.normalised:
             scores = standardised_variances(expression.matrix, cells.batch, linear)
             variability = scores[0] if len(scores) == 1 else -median_rank(scores)
         else:
@@ -157,9 +155,3 @@ class GeneScores:
             assert self.responsiveness is not None
             return best_first(self.responsiveness, self.names, among[self.responsiveness[among] > 0])
         return best_first({VARIABLE: self.variability, EXPRESSED: self.mean}[source], self.names, among)
-
-
-def _undone(rows: Any, base: float | None) -> Any:
-    rows = rows.copy()
-    rows.data = np.expm1(rows.data if base is None else rows.data * np.float32(np.log(base)))
-    return rows

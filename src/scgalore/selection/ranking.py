@@ -152,8 +152,7 @@ def rank_adata(
     names = gene_names(adata, reading.gene_symbols)
     lists.check(names, reading.species)
     expression = LogExpression.from_adata(adata, reading)
-    log_base = adata.uns.get("log1p", {}).get("base")
-    scores = GeneScores.of(expression, cells, names, log_base=log_base)
+    scores = GeneScores.of(expression, cells, names)
     params = {
         "gene_strategy": gene_strategy,
         "weights": dict(lists.weights),

@@ -6,7 +6,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
-from scipy import sparse
+
+from scgalore.data.cells import gene_names
+from scgalore.data.expression import LogExpression
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -14,6 +16,7 @@ if TYPE_CHECKING:
     from anndata import AnnData
     from numpy.typing import NDArray
 
+    from scgalore.data.reading import Reading
     from scgalore.data.split import Split
 
     Classifier = Callable[[NDArray[np.float32], NDArray[np.int64], Split], NDArray[np.int64]]
@@ -69,8 +72,8 @@ BASELINES: dict[str, Classifier] = {
 """Baseline by the name it has in the report."""
 
 
-def seen_genes(adata: AnnData, key: str) -> NDArray[np.float32]:
-    """Expression of the genes that the model has tokens for, so that baselines see what the model saw.
+def seen_genes(adata: AnnData, key: str, reading: Reading) -> NDArray[np.float32]:
+    """Log-normalised expression of the genes that the model has tokens for, so that baselines see what the model saw.
 
     Parameters
     ----------
@@ -78,14 +81,17 @@ def seen_genes(adata: AnnData, key: str) -> NDArray[np.float32]:
         Cells with results of :func:`scgalore.tl.finetune`.
     key
         Key of these results in ``uns``.
+    reading
+        How the cells were read for the model.
 
     Returns
     -------
     float32 ``(n_obs, n_genes)``.
     """
     dropped = pd.Index(list(adata.uns[key]["genes"]["dropped"]))
-    x = adata.X[:, ~adata.var_names.isin(dropped)]
-    return np.asarray(x.toarray() if sparse.issparse(x) else x, dtype=np.float32)
+    seen = np.flatnonzero(~pd.Index(gene_names(adata, reading.gene_symbols)).isin(dropped))
+    expression = LogExpression.from_adata(adata, reading)
+    return expression.rows(np.arange(adata.n_obs))[:, seen].toarray()
 
 
 def ridge(x: NDArray[np.float32], values: NDArray[np.float64], split: Split) -> NDArray[np.float64]:

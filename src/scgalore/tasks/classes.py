@@ -225,7 +225,7 @@ class Classes(CellTask):
         keys, labels_key = model.keys("finetune"), call.arguments["labels_key"]
         codes, classes = encode_labels(adata, labels_key)
         split = self.split_in(adata, keys.split)
-        x = seen_genes(adata, keys.uns)
+        x = seen_genes(adata, keys.uns, call.reading)
         predicted = {name: class_codes(adata.obs[keys.label], classes)}
         predicted |= {method: classify(x, codes, split) for method, classify in BASELINES.items()}
         on_test = {method: found[split.test] for method, found in predicted.items()}

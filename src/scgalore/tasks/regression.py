@@ -152,7 +152,7 @@ class Regression(CellTask):
         truth, split = read_values(adata, column), self.split_in(adata, keys.split)
         predicted = {
             name: adata.obs[keys.value].to_numpy(np.float64),
-            RIDGE: ridge(seen_genes(adata, keys.uns), truth, split),
+            RIDGE: ridge(seen_genes(adata, keys.uns, call.reading), truth, split),
             MEAN: np.full(adata.n_obs, truth[split.train].mean()),
         }
         scores = ValueScores.of({key: x[split.test] for key, x in predicted.items()}, truth[split.test], seed=call.seed)

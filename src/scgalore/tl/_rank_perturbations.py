@@ -178,7 +178,13 @@ def rank_perturbations(
             "ranking": search.ranking(chosen, wanted, max_pairs=max_pairs if pairs else 0),
             **({} if found is None else {"recovery": found, "recovery_summary": retrieval.summary(found)}),
             "params": {
-                **{**read, "control": screen.conditions.control, "context": search.context, "metric": metric},
+                **{
+                    **read,
+                    "control": screen.conditions.control,
+                    "log_base": screen.params["log_base"],
+                    "context": search.context,
+                    "metric": metric,
+                },
                 **{"target": wanted.name, "target_key": target_key, "target_trained_on": wanted.trained_on},
                 **{"n_genes_compared": int(wanted.compared.sum()), "pairs": pairs, "max_pairs": max_pairs},
                 **{"n_controls": n_controls, "rng": seed},

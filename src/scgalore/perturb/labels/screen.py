@@ -88,6 +88,7 @@ class Screen:
         batch_key: str | None = None,
         separator: str | None = None,
         split_key: str | None = None,
+        log_base: float | None = None,
         **read: Any,
     ) -> Screen:
         """Read and check everything that is not the model's business.
@@ -102,6 +103,8 @@ class Screen:
             Label of control; the usual ones are recognised.
         separator
             What stands between genes in the labels.
+        log_base
+            Base of the logarithms to give; that of the matrix when left out.
         **read
             How to read the expression: ``layer``, ``gene_symbols``, ``data_type``, ``depth_key``, ``species`` and
             ``min_matched``, as for :func:`scgalore.tl.finetune`.
@@ -122,12 +125,13 @@ class Screen:
         contexts, batches = (None if key is None else texts_of(adata, key) for key in (context_key, batch_key))
         parts = None if split_key is None else parts_of(adata, split_key)
         genes = _unique(gene_names(adata, reading.gene_symbols))
-        expression = LogExpression.from_adata(adata, reading)
+        expression = LogExpression.from_adata(adata, reading, log_base=log_base)
         params = {
             **columns,
             "control": conditions.control,
             "separator": separator,
             **reading.params(),
+            "log_base": expression.log_base,
         }
         return cls(expression, genes, conditions, contexts, batches, parts, params, reading)
 

@@ -179,9 +179,9 @@ def _gene_order(own: list[str], wanted: list[str]) -> NDArray[np.int64]:
 
 def _checked_matrix(adata: AnnData, layer: str | None) -> CellMatrix:
     matrix = CellMatrix.from_adata(adata, layer=layer)
-    matrix.check("nonnegative")
+    matrix.check()
     values = matrix.summary()
-    if not values.is_counts and values.max >= MAX_LOGGED:
+    if not values.is_whole and values.max >= MAX_LOGGED:
         msg = (
             f"{matrix.name} holds fractions and values up to {values.max:.4g}: logarithms end below {MAX_LOGGED}, and "
             "counts are whole. Are predicted and control cells on the same scale?"

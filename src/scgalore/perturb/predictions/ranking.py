@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -12,7 +13,9 @@ if TYPE_CHECKING:
 __all__ = ["ranked_genes"]
 
 
-def ranked_genes(effects: pd.DataFrame, means: pd.DataFrame, *, groupby: str) -> dict[str, Any]:
+def ranked_genes(
+    effects: pd.DataFrame, means: pd.DataFrame, *, groupby: str, log_base: float = math.e
+) -> dict[str, Any]:
     """Rank the genes of each perturbation by effect.
 
     Parameters
@@ -21,17 +24,20 @@ def ranked_genes(effects: pd.DataFrame, means: pd.DataFrame, *, groupby: str) ->
         Effect on and mean of log-normalised expression, genes in rows, perturbations in columns.
     groupby
         Column of ``adata.obs`` with perturbations.
+    log_base
+        Base of the logarithms.
 
     Returns
     -------
     What :func:`scanpy.tl.rank_genes_groups` writes: ``names``, ``scores`` (effects) and ``logfoldchanges`` (log2 of the
-    ratio of ``expm1`` of the means, with ``1e-9`` added as scanpy does). ``pvals`` and ``pvals_adj`` are NaN, since nothing
+    ratio of the means without the logarithm, with ``1e-9`` added as scanpy does). ``pvals`` and ``pvals_adj`` are NaN, since nothing
     was tested.
     """
     groups = list(effects.columns)
     values, after = effects.to_numpy(np.float64), means.to_numpy(np.float64)
     order = np.argsort(-values, axis=0, kind="stable")
-    change = np.log2((np.expm1(after) + 1e-9) / (np.expm1(np.maximum(after - values, 0)) + 1e-9))
+    linear = [np.expm1(means * math.log(log_base)) for means in (after, np.maximum(after - values, 0))]
+    change = np.log2((linear[0] + 1e-9) / (linear[1] + 1e-9))
     genes = effects.index.to_numpy(dtype=str)
 
     def record(columns: np.ndarray, dtype: str) -> np.ndarray:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -91,7 +92,7 @@ def recovery_scores(
         labels = {real.perturbations[row]: real.labels[row] for row in rows}
         control = cells.read(cells.controls[context])
         measured = [cells.read(cells.rows[row]) for row in rows]
-        truth = _table(control, names, measured, real.genes)
+        truth = _table(control, names, measured, real.genes, cells.expression.log_base)
         for name, means in predicted.items():
             imagined = [
                 synthesise(
@@ -99,7 +100,11 @@ def recovery_scores(
                 )
                 for row, own in zip(rows, measured, strict=True)
             ]
-            parts[name].append(de_scores(truth, _table(control, names, imagined, real.genes)).rename(index=labels))
+            parts[name].append(
+                de_scores(truth, _table(control, names, imagined, real.genes, cells.expression.log_base)).rename(
+                    index=labels
+                )
+            )
     return {name: pd.concat(tables).reindex(real.labels) for name, tables in parts.items()}
 
 
@@ -133,6 +138,7 @@ def half_scores(cells: RowCells, real: Profiles, halves: Sequence[NDArray[np.boo
                 names,
                 [cells.read(cells.rows[row], half) for row in rows],
                 real.genes,
+                cells.expression.log_base,
             )
             for half in halves
         ]
@@ -141,9 +147,12 @@ def half_scores(cells: RowCells, real: Profiles, halves: Sequence[NDArray[np.boo
 
 
 def _table(
-    control: sp.csr_matrix, names: Sequence[str], cells: Sequence[sp.csr_matrix], genes: Sequence[str]
+    control: sp.csr_matrix, names: Sequence[str], cells: Sequence[sp.csr_matrix], genes: Sequence[str], log_base: float
 ) -> polars.DataFrame:
     labels = [CONTROL] * control.shape[0]
     for name, own in zip(names, cells, strict=True):
         labels += [name] * own.shape[0]
-    return differential_expression(sp.vstack([control, *cells], format="csr"), labels, genes, control=CONTROL)
+    every = sp.vstack([control, *cells], format="csr")
+    if log_base != math.e:  # fold changes are made of natural logarithms
+        every = every * np.float32(math.log(log_base))
+    return differential_expression(every, labels, genes, control=CONTROL)

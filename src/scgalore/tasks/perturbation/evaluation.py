@@ -82,5 +82,5 @@ def read_prediction(adata: AnnData, key: str) -> tuple[Prediction, Mapping[str, 
 
 def _screen(adata: AnnData, params: Mapping[str, Any]) -> Screen:
     """The cells the prediction is compared with, read as they were for it."""
-    read: dict[str, Any] = {name: params.get(name) for name in (*READ, "split_key")}
+    read: dict[str, Any] = {name: params.get(name) for name in (*READ, "split_key", "log_base")}
     return Screen.from_adata(adata, **read)

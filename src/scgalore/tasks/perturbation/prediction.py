@@ -110,7 +110,9 @@ def predict_wanted(
     )
     content = _content(wanted.adata, model, screen, wanted.controls, rows, effects, read)
     content["params"] |= {"n_controls": n_controls, "rng": seed, "per_cell": wanted.per_cell}
-    record = ranked_genes(content["effects"], content["means"], groupby=read["pert_key"])
+    record = ranked_genes(
+        content["effects"], content["means"], groupby=read["pert_key"], log_base=screen.expression.log_base
+    )
     results = Results(
         uns={
             keys.prediction: (content, "means, effects, parameters, provenance"),
@@ -190,7 +192,7 @@ def _content(
         "rows": table,
         "gene_vectors": _gene_vectors(model, screen, rows),
         **embed_in_plane(training_profiles(screen, model, controls), table, effects),
-        "params": {**read, "control": screen.conditions.control},
+        "params": {**read, "control": screen.conditions.control, "log_base": screen.expression.log_base},
         "weights": dict(model.provenance),
         "version": __version__,
     }

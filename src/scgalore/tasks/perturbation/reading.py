@@ -48,7 +48,8 @@ def read_params(adata: AnnData, model: TaskModel, given: dict[str, Any], split_k
             read[name] = None
     if split_key is None and own.get("split_key") in adata.obs:
         split_key = own["split_key"]
-    return {**read, "split_key": split_key}
+    # What is predicted and what it is compared with are logarithms to the base that the model was trained on.
+    return {**read, "split_key": split_key, "log_base": own.get("log_base")}
 
 
 def slots_read(read: Mapping[str, Any], *, records: Iterable[str]) -> list[Read]:

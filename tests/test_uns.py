@@ -15,7 +15,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from scgalore._uns import to_uns
+from scgalore._uns import table_in, to_uns
 
 
 class Colour(Enum):
@@ -210,3 +210,22 @@ def test_anything_survives(value: Any, tmp_path: Path) -> None:
     converted = to_uns(value)
     assert same(converted, to_uns(converted)), "a second conversion changes the first"
     assert same(converted, through_file(converted, tmp_path))
+
+
+names_of_columns = st.lists(st.text("a/_. |", max_size=4), min_size=1, max_size=5, unique=True)
+
+
+@settings(deadline=None, max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(names=names_of_columns, twice=st.booleans())
+def test_names_of_columns_come_back_whatever_they_hold(names: list[str], twice: bool, tmp_path: Path) -> None:
+    table = pd.DataFrame(np.arange(2.0 * len(names)).reshape(2, -1), columns=names)
+    record = to_uns({"effects": table})
+    if twice:
+        assert to_uns(record).keys() == record.keys()
+        record = to_uns(record)
+    for found in (record, through_file(record, tmp_path)):
+        restored = table_in(found, "effects")
+        assert restored.columns.tolist() == names
+        np.testing.assert_array_equal(restored.to_numpy(), table.to_numpy())
+        assert not any("/" in column for column in found["effects"].columns)
+    assert ("effects_columns" in record) == (record["effects"].columns.tolist() != names)

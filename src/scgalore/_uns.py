@@ -11,11 +11,13 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-__all__ = ["to_uns"]
+__all__ = ["table_in", "to_uns"]
 
 _INT64 = np.iinfo(np.int64)
 # anndata keeps the index of a table under this name.
 _RESERVED_COLUMN = "_index"
+# Where a dictionary keeps the names of a table's columns that are no names in HDF5.
+_TRUE_NAMES = "{}_columns"
 # Nullable types that anndata writes; it refuses nullable floats and Arrow's types.
 _MASKED = {"boolean", *(f"{sign}Int{bits}" for sign in ("", "U") for bits in (8, 16, 32, 64))}
 
@@ -24,8 +26,10 @@ def to_uns(obj: Any) -> Any:
     """Make an object safe for ``adata.uns``.
 
     The result consists of ``None``, booleans, integers, floats, strings, lists of one of these, NumPy arrays, tables and
-    dictionaries with string keys. Names that HDF5 would split into groups have ``/`` replaced by ``_``. A list of mixed or nested
-    items, which anndata would refuse or silently turn into strings, becomes a dictionary keyed by position.
+    dictionaries with string keys. Names that HDF5 would split into groups have ``/`` replaced by ``_``; a dictionary that holds
+    a table of such columns gets their true names, as a list under the key of the table with ``_columns`` at its end, from which
+    :func:`table_in` restores them. A list of mixed or nested items, which anndata would refuse or silently turn into strings,
+    becomes a dictionary keyed by position.
     Applying the function twice changes nothing more.
 
     Parameters
@@ -119,8 +123,28 @@ def _array(array: np.ndarray) -> Any:
 
 
 def _mapping(mapping: Mapping[Any, Any]) -> dict[str, Any]:
-    names = _names(mapping.keys())
-    return {name: to_uns(value) for name, value in zip(names, mapping.values(), strict=True)}
+    result: dict[str, Any] = {}
+    for name, value in zip(_names(mapping.keys()), mapping.values(), strict=True):
+        result[name] = to_uns(value)
+        if isinstance(value, pd.DataFrame):
+            written = [_plain_name(column) for column in value.columns]
+            if written != list(result[name].columns):
+                result[_TRUE_NAMES.format(name)] = written
+    return result
+
+
+def table_in(record: Mapping[str, Any], key: str) -> pd.DataFrame:
+    """A table of a dictionary that :func:`to_uns` made, with the true names of its columns.
+
+    Parameters
+    ----------
+    record
+        From ``adata.uns``, in memory or read from a file.
+    key
+        Of the table.
+    """
+    names = record.get(_TRUE_NAMES.format(key))
+    return record[key] if names is None else record[key].set_axis(list(map(str, names)), axis=1)
 
 
 def _names(keys: Iterable[Any]) -> list[str]:
@@ -128,8 +152,7 @@ def _names(keys: Iterable[Any]) -> list[str]:
     names: list[str] = []
     taken: set[str] = set()
     for key in keys:
-        plain = to_uns(key)
-        base = (plain if isinstance(plain, str) else str(plain)).replace("/", "_")
+        base = _plain_name(key).replace("/", "_")
         if base in ("", ".", "..", _RESERVED_COLUMN):
             base = f"{base.replace('.', '_')}_"
         name, repeat = base, 1
@@ -141,8 +164,16 @@ def _names(keys: Iterable[Any]) -> list[str]:
     return names
 
 
+def _plain_name(key: Any) -> str:
+    """A name as text, before anything in it is replaced."""
+    if isinstance(key, tuple) and not hasattr(key, "_asdict"):
+        return "_".join(map(str, key))
+    plain = to_uns(key)
+    return plain if isinstance(plain, str) else str(plain)
+
+
 def _table(table: pd.DataFrame) -> pd.DataFrame:
-    columns = _names("_".join(map(str, column)) if isinstance(column, tuple) else column for column in table.columns)
+    columns = _names(table.columns)
     index = table.index.to_flat_index() if isinstance(table.index, pd.MultiIndex) else table.index
     if not pd.api.types.is_numeric_dtype(index):
         index = pd.Index(

@@ -89,5 +89,5 @@ def test_what_is_not_there_is_named(scored: AnnData) -> None:
         sg.pl.perturbation_scores(scored, group="combo_seen0")
     with pytest.raises(MissingKeyError, match="Call sg.tl.evaluate_perturbation"):
         sg.pl.perturbation_scores(scored, key="mine")
-    with pytest.raises(DataError, match="Plots read an AnnData"):
+    with pytest.raises(DataError, match="Expected an AnnData"):
         sg.pl.perturbation_scores(scored.X)

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from scgalore._docs import shared_parameters
 from scgalore._keys import PerturbationKeys
-from scgalore.get._prediction import read_prediction
+from scgalore.data.records import read_prediction_record
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -28,7 +28,7 @@ def perturbation_effects(adata: AnnData, *, key: str = PerturbationKeys().predic
     Returns
     -------
     float32, perturbations by genes: differences of mean log-normalised expression from the control mean. Where there are
-    several contexts, rows are named like ``"K562 | KLF1"``. A copy.
+    several contexts, rows are named like ``"K562 | KLF1"``, whatever characters the names hold. A copy.
 
     Raises
     ------
@@ -42,4 +42,4 @@ def perturbation_effects(adata: AnnData, *, key: str = PerturbationKeys().predic
     >>> import scgalore as sg
     >>> sg.get.perturbation_effects(adata).loc["KLF1"].nlargest(5)  # doctest: +SKIP
     """
-    return read_prediction(adata, key)["effects"].T.copy()
+    return read_prediction_record(adata, key)["effects"].T.copy()

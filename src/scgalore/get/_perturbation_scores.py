@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from anndata import AnnData
-
 from scgalore._docs import shared_parameters
 from scgalore._keys import PerturbationKeys
-from scgalore.errors import DataError, MissingKeyError
+from scgalore.data.records import read_scores_record
 
 if TYPE_CHECKING:
     import pandas as pd
+    from anndata import AnnData
 
 
 @shared_parameters
@@ -46,11 +45,4 @@ def perturbation_scores(
     >>> import scgalore as sg
     >>> sg.get.perturbation_scores(adata, summary=True)  # doctest: +SKIP
     """
-    if not isinstance(adata, AnnData):
-        msg = f"Expected an AnnData, not a {type(adata).__name__}. Pass the modality of a MuData: mdata['rna']."
-        raise DataError(msg)
-    result = adata.uns.get(key)
-    if not isinstance(result, dict) or not {"scores", "summary"} <= set(result):
-        msg = f"There are no scores in adata.uns[{key!r}]. Call sg.tl.evaluate_perturbation(adata) first, or pass its key_added as key=."
-        raise MissingKeyError(msg)
-    return result["summary" if summary else "scores"].copy()
+    return read_scores_record(adata, key)["summary" if summary else "scores"].copy()

@@ -15,9 +15,9 @@ from scgalore._keys import PerturbationKeys
 from scgalore._rng import seed_from
 from scgalore.data.hashing import fold_seed
 from scgalore.data.reading import READING
+from scgalore.data.records import read_prediction_record
 from scgalore.data.scale import to_log1p
 from scgalore.errors import DataError, MissingKeyError, OptionError
-from scgalore.get._prediction import read_prediction
 from scgalore.perturb.labels.conditions import CONTROL, canonical_name, parse_condition
 from scgalore.perturb.labels.profiles import row_label
 from scgalore.perturb.labels.screen import Screen
@@ -91,7 +91,7 @@ def perturbed_cells(
     if n_cells is not None and n_cells < 1:
         msg = f"n_cells={n_cells}: expected 1 or more, or None for as many as were measured."
         raise OptionError(msg)
-    result = read_prediction(adata, key)
+    result = read_prediction_record(adata, key)
     seed = seed_from(result["params"].get("rng", 0) if rng is None else rng)
     rows, places = _chosen(result, perturbations, key)
     screen = Screen.from_adata(adata, **{name: result["params"].get(name) for name in READ})

@@ -5,16 +5,17 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from anndata import AnnData
 
 from scgalore._docs import shared_parameters
 from scgalore._keys import GeneKeys
-from scgalore.errors import DataError, MissingKeyError
+from scgalore.data.records import read_record
+from scgalore.errors import MissingKeyError
 from scgalore.pl._axes import axes_or_new, show_or_return
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from anndata import AnnData
     from matplotlib.axes import Axes
     from numpy.typing import NDArray
 
@@ -92,19 +93,12 @@ def gene_selection(
 
 def _read(adata: AnnData, key: str) -> tuple[Mapping[str, Any], NDArray[np.object_]]:
     """Results, and source of each ranked gene, best first."""
-    if not isinstance(adata, AnnData):
-        msg = f"Plots read an AnnData, not a {type(adata).__name__}. Pass the modality of a MuData: mdata['rna']."
-        raise DataError(msg)
     keys = GeneKeys.from_key_added(key)
-    result = adata.uns.get(keys.uns)
-    if not (isinstance(result, dict) and "sources" in result and {keys.rank, keys.source} <= set(adata.var)):
-        call = (
-            "sg.tl.select_genes(adata)"
-            if key == GeneKeys().selected
-            else f"sg.tl.select_genes(adata, key_added={key!r})"
-        )
-        msg = f"There is no selection in adata.var[{keys.rank!r}] and adata.uns[{keys.uns!r}]. Call {call} first."
-        raise MissingKeyError(msg)
+    call = f"sg.tl.select_genes(adata{'' if key == GeneKeys().selected else f', key_added={key!r}'})"
+    missing = f"There is no selection in adata.var[{keys.rank!r}] and adata.uns[{keys.uns!r}]. Call {call} first."
+    result = read_record(adata, keys.uns, tables=("sources",), missing=missing)
+    if not {keys.rank, keys.source} <= set(adata.var):
+        raise MissingKeyError(missing)
     ranked = adata.var[[keys.rank, keys.source]].dropna(subset=keys.rank).sort_values(keys.rank)
     return result, ranked[keys.source].astype(str).to_numpy(dtype=object)
 

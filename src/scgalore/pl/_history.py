@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+import pandas as pd
 from matplotlib.ticker import MaxNLocator
 
 from scgalore._docs import shared_parameters
@@ -12,7 +13,6 @@ from scgalore.pl._axes import axes_or_new, show_or_return
 from scgalore.pl._results import read_result
 
 if TYPE_CHECKING:
-    import pandas as pd
     from anndata import AnnData
     from matplotlib.axes import Axes
 
@@ -98,8 +98,8 @@ def _mark_phases(drawn: Axes, table: pd.DataFrame) -> None:
         drawn.annotate(f"{n_genes:,.0f} genes", (max(at, 0), 1), **where, ha="left", fontsize="x-small", color="0.4")
 
 
-def _table(table: pd.DataFrame | None, key: str) -> pd.DataFrame:
-    if table is None or len(table) == 0:
+def _table(table: Any, key: str) -> pd.DataFrame:
+    if not isinstance(table, pd.DataFrame) or len(table) == 0:
         msg = f"adata.uns[{key!r}] holds no history of a training. Pass the key that sg.tl.finetune wrote under."
         raise MissingKeyError(msg)
     return table

@@ -10,9 +10,9 @@ from matplotlib.transforms import Bbox
 
 from scgalore._docs import shared_parameters
 from scgalore._keys import PerturbationKeys
+from scgalore.data.records import read_prediction_record, read_scores_record
 from scgalore.errors import MissingKeyError, OptionError
 from scgalore.pl._axes import axes_or_new, show_or_return
-from scgalore.pl._results import read_evaluation
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -71,7 +71,7 @@ def perturbation_effect(
     if n_labels < 0:
         msg = f"n_labels={n_labels}: expected 0 or more."
         raise OptionError(msg)
-    result = read_evaluation(adata, key)
+    result = read_scores_record(adata, key)
     observed, predicted = _effects(adata, result, perturbation, context)
     drawn = axes_or_new(ax, (4.6, 4.4))
     largest = observed.abs().combine(predicted.abs(), max)
@@ -99,18 +99,17 @@ def _effects(
     observed, source = result["observed"], result["params"]["key"]
     name = "+".join(sorted(perturbation.split("+")))
     wanted = [f"{context} | {name}"] if context is not None else [perturbation, name]
-    wanted = [label.replace("/", "_") for label in wanted]  # as names of columns are written
     row = next((label for label in wanted if label in observed), None)
     if row is None:
         labels = [str(label) for label in observed]
         close = get_close_matches(wanted[-1], labels, n=5, cutoff=0.4) or labels[:5]
         msg = f"{wanted[-1]!r} is not among the {len(labels)} perturbations that were scored; similar ones: {', '.join(close)}."
         raise MissingKeyError(msg)
-    prediction = adata.uns.get(source)
-    if not isinstance(prediction, dict) or row not in prediction.get("effects", {}):
+    effects = read_prediction_record(adata, source)["effects"] if source in adata.uns else None
+    if effects is None or row not in effects:
         msg = f"adata.uns[{source!r}] no longer holds the prediction that was scored. Call sg.tl.predict_perturbation(adata) again."
         raise MissingKeyError(msg)
-    return observed[row], prediction["effects"].loc[observed.index, row]
+    return observed[row], effects.loc[observed.index, row]
 
 
 def _score(result: Mapping[str, Any], label: str) -> str:

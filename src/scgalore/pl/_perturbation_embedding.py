@@ -6,17 +6,18 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
-from anndata import AnnData
 from matplotlib.transforms import Bbox
 
 from scgalore._docs import shared_parameters
 from scgalore._keys import PerturbationKeys
-from scgalore.errors import DataError, MissingKeyError, OptionError
+from scgalore.data.records import read_prediction_record, read_scores_record
+from scgalore.errors import MissingKeyError, OptionError
 from scgalore.pl._axes import axes_or_new, show_or_return
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from anndata import AnnData
     from matplotlib.axes import Axes
 
 # Where a label is tried beside its point, in points.
@@ -103,14 +104,12 @@ def perturbation_embedding(
 
 
 def _read(adata: AnnData, key: str) -> Mapping[str, Any]:
-    if not isinstance(adata, AnnData):
-        msg = f"Plots read an AnnData, not a {type(adata).__name__}. Pass the modality of a MuData: mdata['rna']."
-        raise DataError(msg)
-    result = adata.uns.get(key)
-    if isinstance(result, dict) and {"embedding", "explained", "directions", "rows"} <= set(result):
-        return result
-    msg = f"There is no prediction in adata.uns[{key!r}]. Call sg.tl.predict_perturbation(adata) first, or pass its key_added as key=."
-    raise MissingKeyError(msg)
+    result = read_prediction_record(adata, key)
+    absent = sorted({"embedding", "explained", "directions"} - set(result))
+    if absent:
+        msg = f"adata.uns[{key!r}] has no {absent[0]!r}. Call sg.tl.predict_perturbation(adata) again."
+        raise MissingKeyError(msg)
+    return result
 
 
 def _points(result: Mapping[str, Any], context: str | None) -> tuple[pd.DataFrame, pd.DataFrame]:
@@ -131,8 +130,8 @@ def _points(result: Mapping[str, Any], context: str | None) -> tuple[pd.DataFram
 
 def _observed(adata: AnnData, evaluation_key: str, key: str, directions: pd.DataFrame, rows: pd.Index) -> pd.DataFrame:
     """Where predicted perturbations were observed, as far as this prediction was scored."""
-    result = adata.uns.get(evaluation_key)
-    if not isinstance(result, dict) or "observed" not in result or result["params"].get("key") != key:
+    result = read_scores_record(adata, evaluation_key) if evaluation_key in adata.uns else None
+    if result is None or result["params"].get("key") != key:
         return pd.DataFrame(columns=["x", "y"])
     effects = result["observed"]
     known = directions.index.intersection(effects.index)

@@ -9,9 +9,9 @@ from matplotlib.ticker import MaxNLocator
 
 from scgalore._docs import shared_parameters
 from scgalore._keys import PerturbationKeys
+from scgalore.data.records import read_scores_record
 from scgalore.errors import MissingKeyError, OptionError
 from scgalore.pl._axes import axes_or_new, show_or_return
-from scgalore.pl._results import read_evaluation
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -66,7 +66,7 @@ def perturbation_scores(
     >>> import scgalore as sg
     >>> sg.pl.perturbation_scores(adata, "pearson_delta", group="combo_seen2")  # doctest: +SKIP
     """
-    table = read_evaluation(adata, key)["summary"]
+    table = read_scores_record(adata, key)["summary"]
     table = _rows(table, "group", group)
     found = list(dict.fromkeys(table["metric"]))
     names = [metrics] if isinstance(metrics, str) else [name for name in metrics or CHOICE if metrics or name in found]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 from uuid import uuid4
@@ -60,7 +61,10 @@ def records_of(adata: AnnData, task: str) -> dict[str, dict[str, str]]:
     return {
         key: content["model"]
         for key, content in adata.uns.items()
-        if isinstance(content, dict) and "model" in content and content.get("params", {}).get("task") == task
+        if isinstance(content, Mapping)
+        and all(isinstance(content.get(name), Mapping) for name in ("model", "params"))
+        and "run" in content["model"]
+        and content["params"].get("task") == task
     }
 
 

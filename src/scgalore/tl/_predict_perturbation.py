@@ -101,7 +101,9 @@ def predict_perturbation(
         ``rows`` (one row a column of these: ``perturbation``, ``context``, ``n_genes_perturbed``, ``group``, and ``measured``,
         whether training saw it), ``gene_vectors`` (the model's embeddings of the perturbed genes), ``embedding`` (places of training and predicted perturbations in the plane through control
         that holds most of the training effects), ``explained`` (share of their sum of squares in each direction), ``directions``
-        (genes by two), ``params``, ``weights``, ``version``.
+        (genes by two), ``params``, ``weights``, ``version``. Where names hold a ``/``, which files cannot have in names of
+        columns, the columns have ``_`` there, and their true names are a list (``effects_columns``);
+        :func:`scgalore.get.perturbation_effects` has them.
     `adata.uns['predict_perturbation_rank_genes_groups' | key_added + '_rank_genes_groups']` : :class:`dict`
         Genes ranked by effect, in the form of :func:`scanpy.tl.rank_genes_groups`, for scanpy's plots:
         ``sc.pl.rank_genes_groups(adata, key=...)``. Scores are effects; p-values are NaN, since nothing was tested.

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from scgalore import __version__
+from scgalore.data.records import read_prediction_record
 from scgalore.data.results import Results
-from scgalore.errors import MissingKeyError
 from scgalore.perturb.labels.screen import Screen
 from scgalore.perturb.predictions.prediction import Prediction
 from scgalore.perturb.scores.evaluation import evaluate
@@ -65,10 +65,7 @@ def score_prediction(
 
 def read_prediction(adata: AnnData, key: str) -> tuple[Prediction, Mapping[str, Any]]:
     """What was predicted, with genes by the names they have in the data, and the parameters of that call."""
-    result = adata.uns.get(key)
-    if not isinstance(result, dict) or not {"params", "means", "effects", "rows"} <= set(result):
-        msg = f"There is no prediction in adata.uns[{key!r}]. Call sg.tl.predict_perturbation(adata) first, or pass its key_added as key=."
-        raise MissingKeyError(msg)
+    result = read_prediction_record(adata, key)
     params, means, effects = result["params"], result["means"], result["effects"]
     prediction = Prediction(
         genes=tuple(map(str, means.index)),

@@ -131,8 +131,8 @@ def _chosen(
     texts = result["rows"].astype({"perturbation": str, "context": str})
     if perturbations is None:
         return texts, np.arange(len(texts))
-    several = isinstance(perturbations, Iterable) and not isinstance(perturbations, str)
-    wanted = list(perturbations) if several else [perturbations]
+    one = isinstance(perturbations, str) or not isinstance(perturbations, Iterable)
+    wanted: list[Label] = [perturbations] if one else list(perturbations)  # type: ignore[arg-type, list-item]
     places: list[int] = []
     for label in wanted:
         found = np.flatnonzero(texts.index == label)

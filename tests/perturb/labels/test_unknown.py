@@ -27,7 +27,7 @@ def test_text_that_is_no_gene_is_named_with_its_cells(text: str) -> None:
     [
         ("KLF1,TP53", "separator=','"),
         ("KLF1|TP53", r"separator='\|'"),
-        ("KLF1_sg1", "Map guides to genes with sg.pp.collapse_guides"),
+        ("SPI1_sg1", "Map guides to genes with sg.pp.collapse_guides"),
         ("safe-targeting", r"control=\[\.\.\.\]"),
     ],
 )

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
     from typing import Self
 
-    from numpy.typing import ArrayLike, NDArray
+    from numpy.typing import NDArray
 
     from scgalore._typing import Control
 
@@ -172,7 +172,7 @@ class Conditions:
     @classmethod
     def from_labels(
         cls,
-        labels: Sequence[object] | ArrayLike | pd.Series,
+        labels: Iterable[object] | pd.Series,
         *,
         control: Control = None,
         separator: str | None = None,
@@ -213,19 +213,19 @@ class Conditions:
         targets = [tuple(dict.fromkeys(guides.get(gene, gene) for gene in of_label)) for of_label in written]
         naming = _Naming.of([gene for of_label in targets for gene in of_label], gene_names)
         spelled: dict[tuple[str, ...], list[str]] = {(): []}
-        for text, of_label in zip(texts, targets, strict=True):
-            spelled.setdefault(tuple(sorted({naming.name(gene) for gene in of_label})), []).append(text)
+        for text, target in zip(texts, targets, strict=True):
+            spelled.setdefault(tuple(sorted({naming.name(gene) for gene in target})), []).append(text)
         position = {text: i for i, group in enumerate(spelled.values()) for text in group}
-        of_label = np.array(
+        place_of = np.array(
             [*(position.get(text, -1) for text in counts), -1], dtype=np.int64
         )  # code -1 takes the last
         return cls(
-            codes=of_label[by_label],
+            codes=place_of[by_label],
             names=tuple(canonical_name(genes) for genes in spelled),
             genes=tuple(spelled),
             spellings=tuple(tuple(group) for group in spelled.values()),
             labels=texts,
-            written=tuple(tuple(dict.fromkeys(map(naming.drawn, of_label))) for of_label in targets),
+            written=tuple(tuple(dict.fromkeys(map(naming.drawn, target))) for target in targets),
             controls=controls,
             separator=reader.separator,
             n_cells=tuple(int(counts[text]) for text in texts),

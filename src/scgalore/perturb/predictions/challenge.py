@@ -29,6 +29,8 @@ if TYPE_CHECKING:
     from anndata import AnnData
     from numpy.typing import NDArray
 
+    from scgalore._typing import Control
+
 __all__ = ["write_vcc"]
 
 # The form of a submission, as the program that packs it (cell-eval prep) and the challenge's own data have it.

@@ -134,8 +134,8 @@ def predict_wanted(
 def _names(perturbations: Label | Sequence[Label] | None, screen: Screen, model: TaskModel) -> list[str] | None:
     if perturbations is None:
         return None
-    several = isinstance(perturbations, Iterable) and not isinstance(perturbations, str)
-    labels = list(perturbations) if several else [perturbations]
+    one = isinstance(perturbations, str) or not isinstance(perturbations, Iterable)
+    labels: list[Label] = [perturbations] if one else list(perturbations)  # type: ignore[arg-type, list-item]
     if not labels:
         msg = "perturbations is empty. Name some, such as 'KLF1+MAP2K6', or pass None for those of the test split."
         raise OptionError(msg)

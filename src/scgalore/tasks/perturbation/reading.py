@@ -17,7 +17,7 @@ from scgalore.perturb.labels.control import asked_controls
 from scgalore.tasks.perturbation.memory import memory_of
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Sequence
 
     from anndata import AnnData
 

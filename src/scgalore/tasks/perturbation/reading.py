@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from scgalore._options import Kind, as_json, comma_separated
+from scgalore.data.columns import read_column
 from scgalore.data.reading import READING, Reading
 from scgalore.data.texts import same_label, text_of, texts_of
 from scgalore.errors import OptionError
@@ -72,7 +73,7 @@ def read_params(adata: AnnData, model: TaskModel, given: dict[str, Any], split_k
     own = {} if memory is None else memory.params
     read = {name: own.get(name) if value is None else value for name, value in given.items()}
     read["pert_key"] = read["pert_key"] or "perturbation"
-    labels = set(texts_of(adata.obs.get(read["pert_key"], ()))) - {None}
+    labels = set(texts_of(read_column(adata.obs, read["pert_key"], asked="pert_key"))) - {None}
     # Other data may spell control and the joint of genes otherwise.
     if given["control"] is None:
         read["control"] = [

@@ -30,7 +30,11 @@ PARAMETERS = {
     "min_matched": "Share of the expressed counts that the vocabulary must know, below which an error is raised.",
     "labels_key": "Column of ``adata.obs`` that holds the labels.",
     "pert_key": 'Column of ``adata.obs`` with the perturbation of each cell: ``"KLF1"``, ``"KLF1+ctrl"`` or ``"KLF1+MAP2K6"``.',
-    "control": "Label of control in that column; ``None`` finds it if it is one of the usual ones.",
+    "control": (
+        "Label of control in that column, as text or number: that label and no other. A list pools several\n"
+        '(``["NT_1", "NT_2"]``), and so does a pattern in which ``*`` stands for any text (``"NT_*"``). ``None`` finds it if it\n'
+        "is one of the usual words."
+    ),
     "context_key": (
         "Column of ``adata.obs`` with the cell type or line, within which cells are compared with control; ``None`` if there is\n"
         "one only."

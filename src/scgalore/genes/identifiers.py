@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Literal
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-__all__ = ["NameKind", "OtherNames", "ensembl_id", "looks_like_mouse", "other_names", "standardise"]
+__all__ = ["NameKind", "OtherNames", "ensembl_id", "is_gene", "looks_like_mouse", "other_names", "standardise"]
 
 NameKind = Literal["id", "current", "previous", "alias"]
 """What a name is: an Ensembl id, a current symbol (or a name without an entry), a previous symbol, an alias."""
@@ -136,6 +136,23 @@ def standardise(names: Iterable[str]) -> list[str]:
         return current.get(name, name) if gene_id is None else symbol.get(gene_id, name)
 
     return [of_id(name) if "ENSG" in name else current.get(name, name) for name in names]
+
+
+def is_gene(name: str) -> bool:
+    """Whether a name is a human gene's: a symbol that it has or had, an alias, or an Ensembl id.
+
+    Parameters
+    ----------
+    name
+        Any text, compared as it is written.
+    """
+    return ensembl_id(name) is not None or name in _tables().current or name in _symbols()
+
+
+@cache
+def _symbols() -> frozenset[str]:
+    tables = _tables()
+    return frozenset({*tables.gene_id, *tables.current.values()})
 
 
 @cache

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from difflib import get_close_matches
 from typing import TYPE_CHECKING, Any
 
@@ -18,7 +19,7 @@ from scgalore.data.reading import READING
 from scgalore.data.records import read_prediction_record
 from scgalore.data.scale import to_log1p
 from scgalore.errors import DataError, MissingKeyError, OptionError
-from scgalore.perturb.labels.conditions import CONTROL, canonical_name, parse_condition
+from scgalore.perturb.labels.conditions import CONTROL, canonical_name
 from scgalore.perturb.labels.profiles import row_label
 from scgalore.perturb.labels.screen import Screen
 from scgalore.perturb.predictions.ranking import ranked_genes
@@ -29,7 +30,8 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from scgalore._typing import Rng
+    from scgalore._typing import Label, Rng
+    from scgalore.perturb.labels.conditions import Conditions
 
 READ = ("pert_key", "control", "context_key", "separator", "log_base", *READING)
 
@@ -37,7 +39,7 @@ READ = ("pert_key", "control", "context_key", "separator", "log_base", *READING)
 @shared_parameters
 def perturbed_cells(
     adata: AnnData,
-    perturbations: str | Sequence[str] | None = None,
+    perturbations: Label | Sequence[Label] | None = None,
     *,
     n_cells: int | None = None,
     key: str = PerturbationKeys().prediction,
@@ -54,8 +56,8 @@ def perturbed_cells(
     adata
         Annotated data matrix with the prediction and the control cells it was made from.
     perturbations
-        Which of the predicted ones: ``"KLF1"``, ``"KLF1+MAP2K6"``, ``"K562 | KLF1"``, or a list of such; without a context
-        each of them. ``None`` takes all.
+        Which of the predicted ones: ``"KLF1"``, ``"KLF1+MAP2K6"``, ``"K562 | KLF1"``, or a list of such, also in the spelling
+        of the data; without a context each of them. ``None`` takes all.
     n_cells
         Cells of each perturbation. ``None`` takes as many as were measured of it, else the median over all that were measured,
         else as many as there are control cells.
@@ -93,8 +95,8 @@ def perturbed_cells(
         raise OptionError(msg)
     result = read_prediction_record(adata, key)
     seed = seed_from(result["params"].get("rng", 0) if rng is None else rng)
-    rows, places = _chosen(result, perturbations, key)
     screen = Screen.from_adata(adata, **{name: result["params"].get(name) for name in READ})
+    rows, places = _chosen(result, perturbations, key, screen.conditions)
     _check_genes(result["means"].index, screen)
     pools = _pools(screen, rows["context"])
     sizes = _sizes(screen, rows, n_cells, {context: len(cells) for context, cells in pools.items()})
@@ -123,18 +125,23 @@ def perturbed_cells(
 
 
 def _chosen(
-    result: Mapping[str, Any], perturbations: str | Sequence[str] | None, key: str
+    result: Mapping[str, Any], perturbations: Label | Sequence[Label] | None, key: str, conditions: Conditions
 ) -> tuple[pd.DataFrame, NDArray[np.int64]]:
     """Rows that were asked for, with their positions in the tables."""
     texts = result["rows"].astype({"perturbation": str, "context": str})
-    control, separator = (result["params"].get(name) for name in ("control", "separator"))
     if perturbations is None:
         return texts, np.arange(len(texts))
-    wanted = [perturbations] if isinstance(perturbations, str) else list(perturbations)
+    one = isinstance(perturbations, str) or not isinstance(perturbations, Iterable)
+    wanted: list[Label] = [perturbations] if one else list(perturbations)  # type: ignore[arg-type, list-item]
     places: list[int] = []
     for label in wanted:
-        name = canonical_name(parse_condition(str(label), control=control, separator=separator))
-        found = np.flatnonzero((texts.index == label) | (texts["perturbation"] == name))
+        found = np.flatnonzero(texts.index == label)
+        name = str(label)
+        if len(found) == 0:  # written otherwise, and perhaps behind a context
+            context, _, rest = name.rpartition(" | ")
+            name = canonical_name(conditions.genes_of(rest))
+            here = (texts["context"] == context) if context else True
+            found = np.flatnonzero((texts["perturbation"] == name) & here)
         if len(found) == 0:
             similar = get_close_matches(name, [*texts["perturbation"], *texts.index], n=5) or list(texts.index[:5])
             msg = (

@@ -87,6 +87,10 @@ class CellFile:
             msg = f"{name}={key!r}: {self.path} has no such entry in {slot}, which has {list(found)}."
             raise MissingKeyError(msg)
 
+    def genes(self, gene_symbols: str | None) -> list[str]:
+        """Names of the genes: the index of ``var``, or a column of it."""
+        return (self.var.index if gene_symbols is None else self.var[gene_symbols]).astype(str).tolist()
+
     def read(self, rows: NDArray[np.int64], layer: str | None, *, uns: Sequence[str] = ()) -> AnnData:
         """Read some cells, with all genes, as a sparse float32 matrix.
 

@@ -66,7 +66,7 @@ def settle(config: RunConfig) -> tuple[RunConfig, CellFile]:
         sizes = {name: getattr(config, name) for name in ("validation_size", "test_size")}
         sizes = {name: defaults[name].default if size is None else size for name, size in sizes.items()}
     settled = config.changed(
-        **task.settle(file.obs, config.arguments),
+        **task.settle(file.obs, file.genes(config.gene_symbols), config.arguments),
         **sizes,
         **_complete(training, curriculum),
         split_key=config.split_key or task.own_split_key(file.obs),

@@ -13,13 +13,16 @@ from scgalore import _logging as logg
 from scgalore._docs import shared_parameters
 from scgalore._rng import seed_from
 from scgalore._uns import to_uns
+from scgalore.data.cells import gene_names
 from scgalore.data.columns import read_column
 from scgalore.data.reading import AS_IT_IS
 from scgalore.data.resolve import resolve_adata, write_obs
 from scgalore.data.results import refuse_overwrite
 from scgalore.data.split import PARTS
+from scgalore.data.texts import texts_of
 from scgalore.errors import DataError, OptionError
 from scgalore.perturb.labels.conditions import Conditions
+from scgalore.perturb.labels.unknown import check_genes
 from scgalore.perturb.splits.split import split_conditions
 
 if TYPE_CHECKING:
@@ -27,7 +30,7 @@ if TYPE_CHECKING:
 
     from anndata import AnnData
 
-    from scgalore._typing import Data, Rng
+    from scgalore._typing import Control, Data, Label, Rng
     from scgalore.perturb.splits.split import PerturbationSplit
 
 
@@ -37,18 +40,19 @@ def split_perturbations(
     kind: str = "simulation",
     *,
     pert_key: str = "perturbation",
-    control: str | None = None,
+    control: Control = None,
     separator: str | None = None,
     context_key: str | None = None,
     train_gene_set_size: float | None = None,
     combo_seen2_train_frac: float | None = None,
     validation_size: float | None = None,
     test_size: float | None = None,
-    test_perts: Sequence[str] | None = None,
+    test_perts: Sequence[Label] | None = None,
     only_test_set_perts: bool | None = None,
-    validation_contexts: Sequence[str] | None = None,
-    test_contexts: Sequence[str] | None = None,
-    parts: Mapping[str, Any] | None = None,
+    validation_contexts: Sequence[Label] | None = None,
+    test_contexts: Sequence[Label] | None = None,
+    parts: Mapping[Any, Any] | None = None,
+    gene_symbols: str | None = None,
     mod: str = "rna",
     rng: Rng = 42,
     key_added: str = "split",
@@ -58,7 +62,9 @@ def split_perturbations(
 
     The kinds of GEARS :cite:p:`Roohani2024` are drawn as GEARS draws them, so that published splits can be used with the
     same seed; :doc:`/concepts/perturbation-splits` says what each kind means. Labels of the same genes (``"A+ctrl"`` and
-    ``"ctrl+A"``) are one perturbation and stay together. Control cells always train.
+    ``"ctrl+A"``, a symbol and an alias or Ensembl id of it) are one perturbation and stay together. Control cells always
+    train. Cells whose label is no condition are in no part: missing values, texts such as ``"nan"``, and words for control
+    other than the one that is named. A warning says which labels are no gene that the data or the tables of genes know.
 
     Parameters
     ----------
@@ -70,10 +76,9 @@ def split_perturbations(
     pert_key
         Column of ``adata.obs`` with the perturbation of each cell: ``"A"``, ``"A+ctrl"`` or ``"A+B"``. Cells without a
         label are in no part.
-    control
-        Label of control cells in that column; ``None`` finds it if it is one of the usual ones.
+    {control}
     separator
-        What stands between the genes of a label; ``None`` finds ``"+"``, or ``"_"`` if labels are made of other labels.
+        What stands between the genes of a label; ``None`` finds ``"+"``, or ``"_"`` if labels are made of genes or other labels.
     context_key
         Column of ``adata.obs`` with the cell type or line: what ``kind="context"`` holds out, and within which
         ``kind="cell"`` draws.
@@ -94,6 +99,7 @@ def split_perturbations(
     parts
         For ``custom``: ``{"test": ["A", "A+B"], ...}`` or ``{"A": "test", ...}``, with ``"train"``, ``"validation"``,
         ``"test"`` and ``"dropped"``. If none is named for training, all others train.
+    {gene_symbols}
     {mod}
     {rng}
     key_added
@@ -143,7 +149,10 @@ def split_perturbations(
     }
     seed = seed_from(rng)
     adata = _checked(data, mod=mod, key_added=key_added, columns=(pert_key, context_key), copy=copy)
-    conditions = Conditions.from_labels(adata.obs[pert_key], control=control, separator=separator)
+    genes = gene_names(adata, gene_symbols)
+    conditions = Conditions.from_labels(adata.obs[pert_key], control=control, separator=separator, genes=genes)
+    conditions.report()
+    check_genes(conditions, refuse=False)
     contexts = None if context_key is None else _contexts(adata, context_key, conditions)
     with logg.step(f"splitting {len(conditions.perturbations):,} perturbations ({kind})") as step:
         split = split_conditions(conditions, kind, seed=seed, contexts=contexts, **options)
@@ -189,7 +198,7 @@ def _contexts(adata: AnnData, key: str, conditions: Conditions) -> list[str]:
     if n_missing:
         msg = f"{n_missing:,} cells with a perturbation have no value in adata.obs[{key!r}]; fill it in or leave them out."
         raise DataError(msg)
-    return [str(value) for value in column]
+    return [text or "" for text in texts_of(column)]
 
 
 def _report(split: PerturbationSplit, conditions: Conditions) -> None:

@@ -26,6 +26,8 @@ if TYPE_CHECKING:
     from anndata import AnnData
     from numpy.typing import NDArray
 
+    from scgalore._typing import Control
+
 __all__ = ["Ranking", "rank_adata", "training_cells"]
 
 MIN_EXPRESSED = 0.01  # share of the training cells that must express a gene of a list
@@ -111,7 +113,7 @@ def rank_adata(
     *,
     batch_key: str | None = None,
     pert_key: str | None = None,
-    control: str | None = None,
+    control: Control = None,
     separator: str | None = None,
     context_key: str | None = None,
     must_include: Any = None,
@@ -141,15 +143,16 @@ def rank_adata(
     columns = {"batch_key": batch_key, "pert_key": pert_key, "context_key": context_key}
     check_columns(adata, columns)
     train = np.ones(adata.n_obs, dtype=bool) if train is None else np.asarray(train, dtype=bool)
+    names = gene_names(adata, reading.gene_symbols)
     conditions = None
     if plan.targets:
         if pert_key is None:
             msg = f"gene_strategy={gene_strategy!r} needs pert_key=, the column of adata.obs with the perturbation of each cell; it has {list(adata.obs.columns)}."
             raise OptionError(msg)
-        conditions = Conditions.from_labels(adata.obs[pert_key].tolist(), control=control, separator=separator)
+        conditions = Conditions.from_labels(adata.obs[pert_key], control=control, separator=separator, genes=names)
+        conditions.report()
     cells = Cells(train, _codes(adata, batch_key, train), _codes(adata, context_key, train), conditions)
     lists = GeneLists.of(plan, must_include, gene_sets)
-    names = gene_names(adata, reading.gene_symbols)
     lists.check(names, reading.species)
     expression = LogExpression.from_adata(adata, reading)
     scores = GeneScores.of(expression, cells, names)

@@ -327,8 +327,8 @@ class Task(ABC):
         """:attr:`summary` with the names of the columns, for the report."""
         return self.summary
 
-    def settle(self, obs: pd.DataFrame, arguments: Mapping[str, Any]) -> dict[str, Any]:
-        """Arguments that were left open and that ``obs`` decides."""
+    def settle(self, obs: pd.DataFrame, genes: Sequence[str], arguments: Mapping[str, Any]) -> dict[str, Any]:
+        """Arguments that were left open and that ``obs`` and the names of the genes decide."""
         return {}
 
     def own_split_key(self, obs: pd.DataFrame) -> str | None:

@@ -19,18 +19,18 @@ from scgalore.tl._shared import as_model, copied, writable_adata
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from scgalore._typing import Data, PathLike, Rng
+    from scgalore._typing import Control, Data, Label, PathLike, Rng
     from scgalore.model import CellModel
 
 
 @shared_parameters
 def predict_perturbation(
     data: Data,
-    perturbations: str | Sequence[str] | None = None,
+    perturbations: Label | Sequence[Label] | None = None,
     *,
     model: PathLike | CellModel | None = None,
     pert_key: str | None = None,
-    control: str | None = None,
+    control: Control = None,
     context_key: str | None = None,
     separator: str | None = None,
     split_key: str | None = None,
@@ -59,7 +59,8 @@ def predict_perturbation(
     ----------
     {data}
     perturbations
-        What to predict: ``"KLF1"``, ``"KLF1+MAP2K6"``, or a list of such; each in every context that has control cells.
+        What to predict: ``"KLF1"``, ``"KLF1+MAP2K6"``, or a list of such; each in every context that has control cells. A
+        label of the data, or one written like it (``"KLF1_MAP2K6"``), names the same, and so does any name of a gene.
         ``None`` predicts the test perturbations of the split, and without a split all that occur.
     model
         Fine-tuned with ``task="perturbation"``; a folder it was saved to; an upstream perturbation checkpoint. ``None`` is the
@@ -142,7 +143,7 @@ def predict_perturbation(
     refuse_overwrite(
         {"uns": (keys.prediction, keys.ranked), "obsm": (keys.embedding,)}, slots_read(read, records=records)
     )
-    wanted = Wanted(adata, perturbations, read, per_cell=per_cell)
+    wanted = Wanted(adata, perturbations, read, fitted, per_cell=per_cell)
     with logg.step(f"predicting {len(wanted.rows):,} perturbations with {fitted.provenance['name']}") as step:
         results = predict_wanted(
             wanted,

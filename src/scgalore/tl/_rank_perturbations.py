@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
     import pandas as pd
 
-    from scgalore._typing import Data, PathLike, Rng
+    from scgalore._typing import Control, Data, Label, PathLike, Rng
     from scgalore.model import CellModel
 
 KEY = "rank_perturbations"
@@ -42,18 +42,18 @@ KEY = "rank_perturbations"
 @shared_parameters
 def rank_perturbations(
     data: Data,
-    target: str | Mapping[str, float] | pd.Series,
+    target: Label | Mapping[str, float] | pd.Series,
     *,
     target_key: str | None = None,
     model: PathLike | CellModel | None = None,
-    candidates: Sequence[str] | None = None,
+    candidates: Sequence[Label] | None = None,
     pairs: bool = False,
     max_pairs: int = 300,
     metric: str = "cosine",
     recovery: bool = True,
-    context: str | None = None,
+    context: Label | None = None,
     pert_key: str | None = None,
-    control: str | None = None,
+    control: Control = None,
     context_key: str | None = None,
     separator: str | None = None,
     split_key: str | None = None,
@@ -169,8 +169,8 @@ def rank_perturbations(
     controls = screen.profiles()
     run = {"device": options.device, "n_controls": n_controls, "batch_tokens": options.batch_tokens, "seed": seed}
     search = Search(fitted, screen, controls, context_code(context, controls), metric, run)
-    wanted = Wanted.of(target, target_key, adata, screen, controls, search.code, trained_on(fitted))
-    chosen = search.candidates(perturbed_genes(candidates or [], read))
+    wanted = Wanted.of(target, target_key, adata, screen, controls, search.code, trained_on(fitted, screen.conditions))
+    chosen = search.candidates(perturbed_genes(candidates or [], screen, fitted))
     refuse_unknown([gene for genes in chosen for gene in genes], fitted.vocab)
     with logg.step(f"ranking {len(chosen):,} perturbations by their likeness to {wanted.name}") as step:
         found = search.recovery(chosen) if recovery else None
@@ -178,13 +178,8 @@ def rank_perturbations(
             "ranking": search.ranking(chosen, wanted, max_pairs=max_pairs if pairs else 0),
             **({} if found is None else {"recovery": found, "recovery_summary": retrieval.summary(found)}),
             "params": {
-                **{
-                    **read,
-                    "control": screen.conditions.control,
-                    "log_base": screen.params["log_base"],
-                    "context": search.context,
-                    "metric": metric,
-                },
+                **(read | {name: screen.params[name] for name in ("control", "separator", "log_base")}),
+                **{"context": search.context, "metric": metric},
                 **{"target": wanted.name, "target_key": target_key, "target_trained_on": wanted.trained_on},
                 **{"n_genes_compared": int(wanted.compared.sum()), "pairs": pairs, "max_pairs": max_pairs},
                 **{"n_controls": n_controls, "rng": seed},

@@ -66,6 +66,11 @@ class Search:
         return self.controls.context_names[self.code]
 
     @cached_property
+    def seen(self) -> set[str]:
+        """Perturbations of training, by their names in this screen."""
+        return trained_on(self.model, self.screen.conditions)
+
+    @cached_property
     def training(self) -> Profiles:
         """What was measured in this context and is no secret."""
         known = training_profiles(self.screen, self.model, self.controls)
@@ -87,7 +92,7 @@ class Search:
 
     def candidates(self, given: Sequence[Genes]) -> list[Genes]:
         """Genes that were perturbed in training, and those given, without control."""
-        genes = {gene for name in trained_on(self.model) for gene in name.split("+")}
+        genes = {gene for name in self.seen for gene in name.split("+")}
         found = sorted({(gene,) for gene in genes} | set(given) - {()})
         if not found:
             msg = "The model does not say which genes were perturbed in its training, and none is given. Name some: candidates=[...]."
@@ -123,7 +128,7 @@ class Search:
             values = scored(self.effects(singles))
             found = retrieval.best_pairs([gene for (gene,) in singles], values, self.metric, max_pairs)
             candidates = list(dict.fromkeys([*candidates, *found]))
-        seen = None if memory_of(self.model) is None else trained_on(self.model)
+        seen = None if memory_of(self.model) is None else self.seen
         prior = self.prior_effects(candidates)
         measured = dict(zip(self.training.perturbed, scored(self.training.effects), strict=True))
         table = pd.DataFrame(
@@ -143,7 +148,7 @@ class Search:
         """Ranks of held-out perturbations among the candidates, all of training and each other."""
         observed = self.held_out
         # Doubles of training stand beside those to be found, or their number of genes alone would narrow the choice.
-        names = {tuple(name.split("+")) for name in trained_on(self.model)} | {*self.training.perturbed}
+        names = {tuple(name.split("+")) for name in self.seen} | {*self.training.perturbed}
         names = {genes for genes in names if self.knows(genes)}
         pool = sorted({*candidates, *names, *observed.perturbed}) if len(observed) else []
         effects = {"model": self.effects(pool)} if pool else {}

@@ -21,7 +21,7 @@ from scgalore.tl._shared import copied, writable_adata
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
-    from scgalore._typing import Data, PathLike
+    from scgalore._typing import Control, Data, PathLike
     from scgalore.genes.sets import GeneSet
     from scgalore.selection.ranking import Ranking
 
@@ -37,7 +37,7 @@ def select_genes(
     depth_key: str | None = None,
     batch_key: str | None = None,
     pert_key: str | None = None,
-    control: str | None = None,
+    control: Control = None,
     separator: str | None = None,
     context_key: str | None = None,
     split_key: str | None = None,

@@ -12,8 +12,9 @@ import pandas as pd
 from scgalore._words import few
 from scgalore.data.columns import read_column
 from scgalore.data.split import PARTS
+from scgalore.data.texts import same_label, texts_of
 from scgalore.errors import DataError, MissingKeyError, OptionError
-from scgalore.perturb.labels.conditions import CONTROL, canonical_name, parse_condition
+from scgalore.perturb.labels.conditions import CONTROL, canonical_name
 from scgalore.perturb.predictions.retrieval import mean_of
 
 if TYPE_CHECKING:
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from anndata import AnnData
     from numpy.typing import NDArray
 
+    from scgalore._typing import Label
     from scgalore.perturb.labels.profiles import Profiles
     from scgalore.perturb.labels.screen import Screen
 
@@ -52,7 +54,7 @@ class Wanted:
     @classmethod
     def of(
         cls,
-        target: str | Mapping[str, float] | pd.Series,
+        target: Label | Mapping[str, float] | pd.Series,
         target_key: str | None,
         adata: AnnData,
         screen: Screen,
@@ -85,10 +87,10 @@ class Wanted:
             perturbed, is_target = _perturbation(target, screen)
             target = canonical_name(perturbed)
         else:
-            column = read_column(adata.obs, target_key, asked="target_key")
-            is_target = (column.notna() & (column.astype(str) == str(target))).to_numpy()
+            column = texts_of(read_column(adata.obs, target_key, asked="target_key"))
+            labels = [label for label in dict.fromkeys(column) if label is not None]
+            is_target = column == (same_label(target, labels) or str(target))
             if not is_target.any():
-                labels = column.dropna().astype(str).unique()
                 msg = f"No cell is labelled {target!r} in adata.obs[{target_key!r}], which has {few(labels, 5)}."
                 raise MissingKeyError(msg)
         context = controls.context_names[code]
@@ -118,7 +120,7 @@ class Wanted:
 
 
 def _perturbation(target: Any, screen: Screen) -> tuple[tuple[str, ...], NDArray[np.bool_]]:
-    perturbed = parse_condition(str(target), control=screen.conditions.control, separator=screen.conditions.separator)
+    perturbed = screen.conditions.genes_of(target)
     if not perturbed:
         msg = f"target={target!r} is control, where the search starts. Name a perturbation, or another column as target_key=."
         raise OptionError(msg)
@@ -133,7 +135,7 @@ def _was_trained_on(screen: Screen, cells: NDArray[np.bool_], seen: AbstractSet[
     return used or not seen.isdisjoint(names)
 
 
-def context_code(context: str | None, controls: Profiles) -> int:
+def context_code(context: Label | None, controls: Profiles) -> int:
     """Number of the context to work in.
 
     Raises
@@ -144,11 +146,12 @@ def context_code(context: str | None, controls: Profiles) -> int:
         If it has no control cell.
     """
     names = controls.context_names
-    if context is None and len(names) > 1 or context is not None and context not in names:
+    found = None if context is None else same_label(context, names)
+    if context is None and len(names) > 1 or context is not None and found not in names:
         given = "" if context is None else f"context={context!r}: "
         msg = f"{given}choose one of {few(names, 10)} as context=, since effects differ between contexts."
         raise OptionError(msg)
-    code = 0 if context is None else names.index(context)
+    code = 0 if found is None else names.index(found)
     if controls.n_controls[code] == 0:
         msg = f"Context {names[code]!r} has no {CONTROL} cell to start from. Choose another context=."
         raise DataError(msg)

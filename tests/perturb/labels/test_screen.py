@@ -45,7 +45,7 @@ class TestReading:
         assert screen.contexts.tolist() == adata.obs["line"].tolist()
         assert screen.batches.tolist() == [str(lane) for lane in adata.obs["lane"]]
         assert screen.parts.tolist() == adata.obs["split"].tolist()
-        assert screen.params == {**KEYS, "control": "ctrl", "separator": None, **AS_IT_IS.params(), "log_base": math.e}
+        assert screen.params == {**KEYS, "control": "ctrl", "separator": "+", **AS_IT_IS.params(), "log_base": math.e}
 
     def test_recognised_control_is_recorded(self) -> None:
         assert Screen.from_adata(screen_data(), pert_key="condition").params["control"] == "ctrl"

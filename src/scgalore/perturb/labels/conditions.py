@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from dataclasses import dataclass, field
 from difflib import get_close_matches
 from functools import cached_property
@@ -10,37 +11,30 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 
+from scgalore import _logging as logg
+from scgalore.data.texts import looks_missing, same_label, text_of, texts_of
 from scgalore.errors import DataError, MissingKeyError, OptionError
+from scgalore.perturb.labels.control import CONTROL, CONTROL_LABELS, asked_controls, find_controls
+from scgalore.perturb.labels.genes import GeneNames, guide_target, is_guide_number
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
     from typing import Self
 
-    from numpy.typing import ArrayLike, NDArray
+    from numpy.typing import NDArray
 
-__all__ = ["CONTROL", "CONTROL_LABELS", "Conditions", "canonical_name", "genes_as_written", "parse_condition"]
+    from scgalore._typing import Control
 
-CONTROL = "control"
-"""Name of the unperturbed state in results, whatever its label in the data."""
-
-# Case matters: CTRL (chymotrypsin like) is a human gene.
-CONTROL_LABELS = (
-    CONTROL,
-    "Control",
-    "ctrl",
-    "Ctrl",
-    "non-targeting",
-    "Non-targeting",
-    "Non-Targeting",
-    "nontargeting",
-    "non_targeting",
-    "NT",
-    "negctrl",
-    "NegCtrl",
-    "neg_ctrl",
-    "unperturbed",
-)
-"""Labels taken for control where the user names none."""
+__all__ = [
+    "CONTROL",
+    "CONTROL_LABELS",
+    "JOINT",
+    "Conditions",
+    "canonical_name",
+    "genes_as_written",
+    "labels_with_counts",
+    "parse_condition",
+]
 
 JOINT = "+"
 """Stands between the genes of a canonical name."""
@@ -57,7 +51,7 @@ def canonical_name(genes: Iterable[str]) -> str:
     return JOINT.join(sorted(genes)) or CONTROL
 
 
-def parse_condition(text: str, *, control: str | None = None, separator: str | None = None) -> tuple[str, ...]:
+def parse_condition(text: str, *, control: Control = None, separator: str | None = None) -> tuple[str, ...]:
     """Genes of one label, sorted; ``()`` for control.
 
     Parameters
@@ -65,7 +59,8 @@ def parse_condition(text: str, *, control: str | None = None, separator: str | N
     text
         ``"A"``, ``"A+ctrl"``, ``"ctrl+A"``, ``"A+B"``, or the same with another separator.
     control
-        Label of control; ``None`` takes each of :data:`CONTROL_LABELS` for control.
+        Label of control, or several. Each of :data:`CONTROL_LABELS` stands for it beside a gene, and by itself where this is
+        ``None``.
     separator
         What stands between genes; ``"+"`` when left out.
 
@@ -81,7 +76,8 @@ def parse_condition(text: str, *, control: str | None = None, separator: str | N
     >>> parse_condition("MAP2K6+KLF1"), parse_condition("ctrl+KLF1"), parse_condition("ctrl")
     (('KLF1', 'MAP2K6'), ('KLF1',), ())
     """
-    controls = CONTROL_LABELS if control is None else (control,)
+    named = asked_controls(control) or CONTROL_LABELS
+    controls = named if text.strip() in CONTROL_LABELS else (*named, *CONTROL_LABELS)
     return tuple(sorted(genes_as_written(text, controls=controls, separator=_joint(separator))))
 
 
@@ -127,21 +123,35 @@ class Conditions:
     Attributes
     ----------
     codes
-        Position in ``names`` for each cell, int64 ``(n_obs,)``; -1 where the label is missing.
+        Position in ``names`` for each cell, int64 ``(n_obs,)``; -1 where the label is missing or left out.
     names
-        Canonical names: :data:`CONTROL`, then the perturbations by first appearance.
+        Canonical names: :data:`CONTROL`, then the perturbations by first appearance. A gene has one name whatever the labels
+        call it: that of the measured genes, else the only one in the labels, else its current symbol.
     genes
         Genes of each name, sorted; ``()`` for control.
     spellings
         Labels found for each name, by first appearance.
     labels
-        All labels found, by first appearance in the data.
+        All labels found, by first appearance in the data, but for those left out.
     written
-        Genes of each of ``labels``, in its own order.
-    control
-        Label of control in the data.
+        Genes of each of ``labels``, in its own order, each gene by one name.
+    controls
+        Labels of control in the data.
     separator
         What stands between the genes in the labels.
+    n_cells
+        Cells of each of ``labels``.
+    left_out
+        Labels that are no condition, with their cells: words for control other than the named one, and texts such as
+        ``"nan"``.
+    guides
+        Target of each label part that is read as a guide of a gene.
+    joined
+        Names of each gene that has several, by the one it gets.
+    renamed
+        Name of each gene that the labels call otherwise than the measured genes.
+    gene_names
+        Names of the measured genes.
     """
 
     codes: NDArray[np.int64] = field(repr=False)
@@ -150,28 +160,39 @@ class Conditions:
     spellings: tuple[tuple[str, ...], ...] = field(repr=False)
     labels: tuple[str, ...] = field(repr=False)
     written: tuple[tuple[str, ...], ...] = field(repr=False)
-    control: str
+    controls: tuple[str, ...]
     separator: str
+    n_cells: tuple[int, ...] = field(repr=False, default=())
+    left_out: Mapping[str, int] = field(repr=False, default_factory=dict)
+    guides: Mapping[str, str] = field(repr=False, default_factory=dict)
+    joined: Mapping[str, tuple[str, ...]] = field(repr=False, default_factory=dict)
+    renamed: Mapping[str, str] = field(repr=False, default_factory=dict)
+    gene_names: GeneNames = field(repr=False, default_factory=GeneNames)
 
     @classmethod
     def from_labels(
         cls,
-        labels: Sequence[str | float | None] | ArrayLike,
+        labels: Iterable[object] | pd.Series,
         *,
-        control: str | None = None,
+        control: Control = None,
         separator: str | None = None,
+        genes: Iterable[str] = (),
     ) -> Self:
         """Read the label of each cell.
 
         Parameters
         ----------
         labels
-            One label for each cell, ``(n_obs,)``; NaN and None are cells without one.
+            One label for each cell, ``(n_obs,)``; NaN, None and texts such as ``"nan"`` are cells without one.
         control
-            Label of control; ``None`` finds the one of :data:`CONTROL_LABELS` that occurs.
+            Label of control, a pattern such as ``"NT_*"``, or a list of these: what is named and no other label.
+            ``None`` finds the one of :data:`CONTROL_LABELS` that occurs. Beside a gene (``"A+ctrl"``) each of these words
+            stands for control; alone it is left out where another label is named.
         separator
             What stands between genes. ``None`` finds it: ``"+"`` where a label holds one; ``"_"`` where most labels that
-            hold one are made of other labels.
+            hold one are made of genes or other labels. Numbers of guides (``"A_1"``) are no genes.
+        genes
+            Names of the measured genes, which tell genes from other text, and which names of one gene to prefer.
 
         Raises
         ------
@@ -180,41 +201,58 @@ class Conditions:
         OptionError
             If ``control`` is not among the labels, or the separator is empty.
         """
-        by_label, found = pd.factorize(pd.Series(np.asarray(labels, dtype=object)))
-        texts = tuple(str(label) for label in found)
-        named = _control_label(texts, control)
-        between = _separator(texts, named) if separator is None else _joint(separator)
-        # Labels such as "A+ctrl" name control by a word of their own, which need not be the label of control cells.
-        controls = tuple(dict.fromkeys((named, *CONTROL_LABELS)))
-        written = tuple(genes_as_written(text, controls=controls, separator=between) for text in texts)
+        by_label, found = pd.factorize(texts_of(labels))
+        counts = dict(zip(found.tolist(), np.bincount(by_label[by_label >= 0], minlength=len(found)), strict=True))
+        controls = find_controls(counts, control)
+        left_out = {text: int(n) for text, n in counts.items() if _is_left_out(text, controls, separator)}
+        texts = tuple(text for text in counts if text not in left_out)
+        gene_names = GeneNames(genes)
+        reader = _Reader.of(texts, controls, separator, gene_names)
+        written = [reader.read(text) for text in texts]
+        guides = _guides(written, gene_names)
+        targets = [tuple(dict.fromkeys(guides.get(gene, gene) for gene in of_label)) for of_label in written]
+        naming = _Naming.of([gene for of_label in targets for gene in of_label], gene_names)
         spelled: dict[tuple[str, ...], list[str]] = {(): []}
-        for text, genes in zip(texts, written, strict=True):
-            spelled.setdefault(tuple(sorted(genes)), []).append(text)
+        for text, target in zip(texts, targets, strict=True):
+            spelled.setdefault(tuple(sorted({naming.name(gene) for gene in target})), []).append(text)
         position = {text: i for i, group in enumerate(spelled.values()) for text in group}
-        of_label = np.array([*(position[text] for text in texts), -1], dtype=np.int64)  # code -1 takes the last
+        place_of = np.array(
+            [*(position.get(text, -1) for text in counts), -1], dtype=np.int64
+        )  # code -1 takes the last
         return cls(
-            codes=of_label[by_label],
+            codes=place_of[by_label],
             names=tuple(canonical_name(genes) for genes in spelled),
             genes=tuple(spelled),
             spellings=tuple(tuple(group) for group in spelled.values()),
             labels=texts,
-            written=written,
-            control=named,
-            separator=between,
+            written=tuple(tuple(dict.fromkeys(map(naming.drawn, target))) for target in targets),
+            controls=controls,
+            separator=reader.separator,
+            n_cells=tuple(int(counts[text]) for text in texts),
+            left_out=left_out,
+            guides=guides,
+            joined=naming.joined(),
+            renamed=naming.renamed(),
+            gene_names=gene_names,
         )
+
+    @property
+    def control(self) -> str | list[str]:
+        """Label of control in the data, or the list of them where there are several."""
+        return self.controls[0] if len(self.controls) == 1 else list(self.controls)
 
     @property
     def perturbations(self) -> tuple[str, ...]:
         """Names without control."""
         return self.names[1:]
 
-    def rows(self, name: str) -> NDArray[np.int64]:
+    def rows(self, name: object) -> NDArray[np.int64]:
         """Cells of a perturbation, or of control, sorted.
 
         Parameters
         ----------
         name
-            Canonical name, or any of the labels found.
+            As for :meth:`genes_of`.
 
         Raises
         ------
@@ -223,29 +261,249 @@ class Conditions:
         """
         return np.flatnonzero(self.codes == self.index(name)).astype(np.int64)
 
-    def index(self, name: str) -> int:
+    def index(self, name: object) -> int:
         """Position of a perturbation in ``names``.
 
         Parameters
         ----------
         name
-            Canonical name, or any of the labels found.
+            As for :meth:`genes_of`.
 
         Raises
         ------
         MissingKeyError
             If there is none of that name; the message has similar ones.
         """
-        if name not in self._index:
+        place = self._index.get(canonical_name(self.genes_of(name)))
+        if place is None:
             close = get_close_matches(str(name), self.names, n=5) or list(self.names[:5])
             msg = f"No perturbation {name!r} among {len(self.names) - 1:,}; similar names: {', '.join(close)}."
             raise MissingKeyError(msg)
-        return self._index[name]
+        return place
+
+    def genes_of(self, label: object, *, separator: str | None = None) -> tuple[str, ...]:
+        """Genes that a label means, by the names they have here, sorted; ``()`` for control.
+
+        The label need not occur: it may be one of the data, a canonical name (``"A+B"``), or written like either, with any
+        name of a gene.
+
+        Parameters
+        ----------
+        label
+            Text or number.
+        separator
+            What else may stand between genes: ``"+"`` and the separator of the data always may.
+
+        Raises
+        ------
+        MissingKeyError
+            If the label is one of those left out, or missing.
+        DataError
+            If it does not parse.
+        """
+        text = text_of(label)
+        if text is not None and text not in self._texts:
+            text = same_label(text, self._texts) or text
+        if text is None or text in self.left_out and text != CONTROL:
+            why = "is missing" if text is None else "was left out of these data, since it is no perturbation"
+            msg = f"The label {label!r} {why}. Name a perturbation, such as {self.names[-1]!r}, or control."
+            raise MissingKeyError(msg)
+        if text in self._of_label:
+            return self.genes[self._of_label[text]]
+        if text in self._index:
+            return self.genes[self._index[text]]
+        controls = (*self.controls, *CONTROL_LABELS)
+        between = JOINT if JOINT in text else self.separator
+        if between == JOINT and JOINT not in text and separator is not None:
+            between = separator
+        genes = _Reader(between, controls, self._singles, self.gene_names).read(text)
+        return tuple(sorted({self.name_of(gene) for gene in genes}))
+
+    def name_of(self, gene: str) -> str:
+        """Name that a gene has here, from any of its names.
+
+        Parameters
+        ----------
+        gene
+            Symbol, earlier symbol, alias or Ensembl id, of a gene that need not occur.
+        """
+        identity = self.gene_names.identity(gene)
+        return self._name_of.get(identity) or self.gene_names.measured_as(identity) or gene
+
+    def unknown(self, known: Callable[[str], bool] = lambda gene: False) -> dict[str, int]:
+        """Labels with a part that is no gene that the data or the tables of genes know, with their cells.
+
+        Parameters
+        ----------
+        known
+            Whether a text is known as a gene elsewhere, such as in a vocabulary.
+        """
+        return {
+            text: n
+            for text, genes, n in zip(self.labels, self.written, self.n_cells, strict=True)
+            if not all(self.gene_names.knows(gene) or known(gene) for gene in genes)
+        }
+
+    def report(self) -> None:
+        """Say what is not to be seen in the labels: cells left out, labels pooled, and names of one gene."""
+        if self.left_out:
+            logg.warning(
+                f"{sum(self.left_out.values()):,} cells are left out: {labels_with_counts(self.left_out)}. Control is "
+                f"{self.control!r} and no other label, and missing values are no perturbation. Pool several controls with "
+                "control=[...]."
+            )
+        if len(self.controls) > 1:
+            counts = dict(zip(self.labels, self.n_cells, strict=True))
+            logg.info(f"    control: {labels_with_counts({text: counts[text] for text in self.controls}, most=20)}")
+        if self.guides:
+            pairs = ", ".join(f"{guide!r} of {gene}" for guide, gene in list(self.guides.items())[:5])
+            logg.warning(
+                f"{len(self.guides)} labels are read as guides of a gene that is a label of its own, and pooled with it: "
+                f"{pairs}{', ...' if len(self.guides) > 5 else ''}. sg.pp.collapse_guides(adata) maps guides as you say."
+            )
+        if self.joined:
+            pairs = "; ".join(
+                f"{' and '.join(map(repr, names))} are called {gene}" for gene, names in self.joined.items()
+            )
+            logg.warning(f"Several names of one gene are one perturbation: {pairs}.")
+        if self.renamed:
+            pairs = ", ".join(f"{old} is {new}" for old, new in list(self.renamed.items())[:5])
+            logg.info(f"    {len(self.renamed)} perturbed genes get the name of their column: {pairs}")
 
     @cached_property
     def _index(self) -> dict[str, int]:
-        of_spelling = {text: i for i, group in enumerate(self.spellings) for text in group}
-        return of_spelling | {name: i for i, name in enumerate(self.names)}
+        return {name: i for i, name in enumerate(self.names)}
+
+    @cached_property
+    def _of_label(self) -> dict[str, int]:
+        return {text: i for i, group in enumerate(self.spellings) for text in group}
+
+    @cached_property
+    def _texts(self) -> frozenset[str]:
+        return frozenset((*self._of_label, *self.names, *self.left_out))
+
+    @cached_property
+    def _name_of(self) -> dict[str, str]:
+        return {self.gene_names.identity(gene): gene for genes in self.genes for gene in genes}
+
+    @cached_property
+    def _singles(self) -> frozenset[str]:
+        return frozenset(gene for genes in self.genes for gene in genes)
+
+
+def labels_with_counts(counts: Mapping[str, int], most: int = 8) -> str:
+    """Labels and their numbers of cells, for a message.
+
+    Parameters
+    ----------
+    counts
+        Cells of each label.
+    most
+        How many to show.
+    """
+    shown = [f"{text!r} ({n:,} cells)" for text, n in list(counts.items())[:most]]
+    return ", ".join(shown) + (f" and {len(counts) - most} more" if len(counts) > most else "")
+
+
+@dataclass(frozen=True)
+class _Reader:
+    """Takes labels apart."""
+
+    separator: str
+    controls: tuple[str, ...]
+    alone: Collection[str]
+    gene_names: GeneNames
+
+    @classmethod
+    def of(
+        cls, labels: tuple[str, ...], controls: tuple[str, ...], separator: str | None, gene_names: GeneNames
+    ) -> _Reader:
+        """Find what stands between genes, if it is not given."""
+        # Labels such as "A+ctrl" name control by a word of their own, which need not be the label of control cells.
+        words = tuple(dict.fromkeys((*controls, *CONTROL_LABELS)))
+        joint = _joint(separator)
+        if separator is None and not any(JOINT in text for text in labels if text not in words):
+            reader = cls("_", words, {text for text in labels if "_" not in text}, gene_names)
+            if reader.separates([text for text in labels if "_" in text and text not in words]):
+                return reader
+        return cls(joint, words, {text for text in labels if joint not in text}, gene_names)
+
+    def read(self, text: str) -> tuple[str, ...]:
+        """Genes of a label in its order."""
+        if text not in self.controls and self._is_one(text):
+            return (text.strip(),)
+        return genes_as_written(text, controls=self.controls, separator=self.separator)
+
+    def _is_one(self, text: str) -> bool:
+        """Whether a label that holds the separator is one name all the same: of a gene (``HLA-A``), or of a guide."""
+        if self.separator == JOINT or self.separator not in text:
+            return False
+        return self.gene_names.knows(text) or any(
+            is_guide_number(part) and not self._is_name(part) for part in _parts(text, self.controls, self.separator)
+        )
+
+    def _is_name(self, part: str) -> bool:
+        return part in self.alone or part in self.controls or self.gene_names.knows(part)
+
+    def separates(self, labels: list[str]) -> bool:
+        """Whether most of the labels that may be pairs are made of names."""
+        pairs = [_parts(text, self.controls, self.separator) for text in labels if not self._is_one(text)]
+        n_made_of_names = sum(all(map(self._is_name, parts)) for parts in pairs)
+        return bool(pairs) and 2 * n_made_of_names >= len(pairs)
+
+
+@dataclass(frozen=True)
+class _Naming:
+    """One name for each gene."""
+
+    of_gene: dict[str, str]
+    spelled: dict[str, tuple[str, ...]]
+    measured: dict[str, str | None]
+
+    @classmethod
+    def of(cls, genes: Iterable[str], gene_names: GeneNames) -> _Naming:
+        spelled: dict[str, dict[str, None]] = defaultdict(dict)
+        of_gene = {gene: gene_names.identity(gene) for gene in dict.fromkeys(genes)}
+        for gene, identity in of_gene.items():
+            spelled[identity][gene] = None
+        measured = {identity: gene_names.measured_as(identity) for identity in spelled}
+        return cls(of_gene, {identity: tuple(names) for identity, names in spelled.items()}, measured)
+
+    def name(self, gene: str) -> str:
+        """Name in results."""
+        identity = self.of_gene[gene]
+        return self.measured[identity] or self.drawn(gene)
+
+    def drawn(self, gene: str) -> str:
+        """Name in draws of splits, which follow the order of names: that of the labels, unless they have several."""
+        identity = self.of_gene[gene]
+        spelled = self.spelled[identity]
+        return spelled[0] if len(spelled) == 1 else self.measured[identity] or identity
+
+    def joined(self) -> dict[str, tuple[str, ...]]:
+        return {self.name(names[0]): names for names in self.spelled.values() if len(names) > 1}
+
+    def renamed(self) -> dict[str, str]:
+        alone = [names[0] for names in self.spelled.values() if len(names) == 1]
+        return {gene: self.name(gene) for gene in alone if self.name(gene) != gene}
+
+
+def _is_left_out(text: str, controls: tuple[str, ...], separator: str | None) -> bool:
+    """Whether a label is neither control nor a perturbation."""
+    if text in controls:
+        return False
+    words = (*controls, *CONTROL_LABELS)
+    parts = _parts(text.strip(), words, _joint(separator))
+    return looks_missing(text) or (set(words).issuperset(parts) and set(controls).isdisjoint(parts))
+
+
+def _guides(written: Iterable[tuple[str, ...]], gene_names: GeneNames) -> dict[str, str]:
+    """Guides of genes that are labels of their own, such as ``A_1`` and ``A_g2`` where there is ``A``."""
+    written = list(written)
+    targets = {genes[0] for genes in written if len(genes) == 1 and gene_names.knows(genes[0])}
+    parts = dict.fromkeys(gene for genes in written for gene in genes if not gene_names.knows(gene))
+    found = {part: guide_target(part, targets.__contains__) for part in parts}
+    return {part: target for part, target in found.items() if target is not None}
 
 
 def _joint(separator: str | None) -> str:
@@ -265,35 +523,3 @@ def _parts(text: str, controls: Sequence[str], separator: str) -> list[str]:
         if text.startswith(control + separator):
             return [control, *_parts(text[len(control + separator) :], controls, separator)]
     return [part.strip() for part in text.split(separator)]
-
-
-def _control_label(labels: tuple[str, ...], control: str | None) -> str:
-    if control is not None:
-        if control in labels:
-            return control
-        close = get_close_matches(str(control), labels, n=5) or list(labels[:5])
-        msg = f"control={control!r} is none of the {len(labels):,} labels; similar ones: {', '.join(close)}."
-        raise OptionError(msg)
-    found = [label for label in labels if label in CONTROL_LABELS]
-    if len(found) == 1:
-        return found[0]
-    if not found:
-        msg = (
-            f"No label of control among {', '.join(labels[:5])}{', ...' if labels[5:] else ''}: looked for "
-            f"{', '.join(CONTROL_LABELS)}. Name it with control=."
-        )
-    else:
-        msg = (
-            f"Several labels look like control: {', '.join(found)}. Give them one name, or name the one with control=."
-        )
-    raise DataError(msg)
-
-
-def _separator(labels: tuple[str, ...], control: str) -> str:
-    if any(JOINT in label for label in labels):
-        return JOINT
-    # "KLF1_guide1" must stay one name, so a pair counts only if one of its parts is a label of its own.
-    alone = {label for label in labels if "_" not in label} | {control}
-    pairs = [label for label in labels if "_" in label and label not in (control, *CONTROL_LABELS)]
-    n_made_of_labels = sum(not alone.isdisjoint(_parts(label, (control,), "_")) for label in pairs)
-    return "_" if pairs and 2 * n_made_of_labels >= len(pairs) else JOINT

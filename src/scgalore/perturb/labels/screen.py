@@ -10,6 +10,7 @@ import pandas as pd
 from anndata.utils import make_index_unique
 
 from scgalore import _logging as logg
+from scgalore.data import texts
 from scgalore.data.cells import gene_names
 from scgalore.data.columns import read_column
 from scgalore.data.expression import LogExpression
@@ -22,6 +23,8 @@ from scgalore.perturb.labels.profiles import Profiles
 if TYPE_CHECKING:
     from anndata import AnnData
     from numpy.typing import NDArray
+
+    from scgalore._typing import Control
 
 __all__ = ["Pools", "Screen", "parts_of", "texts_of"]
 
@@ -83,7 +86,7 @@ class Screen:
         adata: AnnData,
         *,
         pert_key: str,
-        control: str | None = None,
+        control: Control = None,
         context_key: str | None = None,
         batch_key: str | None = None,
         separator: str | None = None,
@@ -100,7 +103,7 @@ class Screen:
         pert_key, context_key, batch_key, split_key
             Columns of ``adata.obs``: perturbation, cell type or line, batch, part of the split.
         control
-            Label of control; the usual ones are recognised.
+            Label of control, a pattern, or several; the usual ones are recognised.
         separator
             What stands between genes in the labels.
         log_base
@@ -121,15 +124,17 @@ class Screen:
         for name, key in columns.items():
             if key is not None:
                 read_column(adata.obs, key, asked=name, gaps=name in ("pert_key", "split_key"))
-        conditions = Conditions.from_labels(adata.obs[pert_key].tolist(), control=control, separator=separator)
+        names = gene_names(adata, reading.gene_symbols)
+        conditions = Conditions.from_labels(adata.obs[pert_key], control=control, separator=separator, genes=names)
+        conditions.report()
         contexts, batches = (None if key is None else texts_of(adata, key) for key in (context_key, batch_key))
         parts = None if split_key is None else parts_of(adata, split_key)
-        genes = _unique(gene_names(adata, reading.gene_symbols))
+        genes = _unique(names)
         expression = LogExpression.from_adata(adata, reading, log_base=log_base)
         params = {
             **columns,
             "control": conditions.control,
-            "separator": separator,
+            "separator": conditions.separator,
             **reading.params(),
             "log_base": expression.log_base,
         }
@@ -187,13 +192,13 @@ def _codes(values: NDArray[np.str_] | None, n: int) -> tuple[NDArray[np.str_], N
 
 def texts_of(adata: AnnData, key: str) -> NDArray[np.str_]:
     """Read a column of ``adata.obs`` that must have a value for each cell."""
-    return read_column(adata.obs, key, gaps=False).astype(str).to_numpy(dtype=str)
+    return texts.texts_of(read_column(adata.obs, key, gaps=False)).astype(str)
 
 
 def parts_of(adata: AnnData, key: str) -> NDArray[np.str_]:
     """Read the part of the split of each cell from ``adata.obs``; ``""`` where it is missing."""
     column = read_column(adata.obs, key)
-    names = np.where(column.isna(), "", column.astype(str)).astype(str)
+    names = np.array([text or "" for text in texts.texts_of(column)], dtype=str)
     unknown = sorted(set(names.tolist()) - {"", *PARTS})
     if unknown:
         msg = (

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
     import pandas as pd
 
@@ -46,7 +46,7 @@ def model_card(
         f"| started from | {weights.get('base') or weights['name']} |",
         f"| prior that the network corrects | {params['prior']} |",
         f"| perturbations | {sizes} |",
-        f"| control | {params['control']} |",
+        f"| control | {_listed(params['control'])} |",
         f"| context | {params['context_key'] or 'one'} |",
         f"| genes new to the vocabulary | {len(params['added_genes']):,} |",
         "",
@@ -146,6 +146,10 @@ def score_table(summary: pd.DataFrame, metrics: tuple[str, ...] = CARD_METRICS) 
     for method, row in zip(table.index, table.to_numpy(float), strict=True):
         lines.append(f"| {method} | " + " | ".join("" if value != value else f"{value:.4g}" for value in row) + " |")
     return "\n".join(lines) + "\n"
+
+
+def _listed(labels: str | Sequence[str]) -> str:
+    return labels if isinstance(labels, str) else ", ".join(labels)
 
 
 def _text(value: object) -> str:

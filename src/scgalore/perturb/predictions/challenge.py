@@ -29,6 +29,8 @@ if TYPE_CHECKING:
     from anndata import AnnData
     from numpy.typing import NDArray
 
+    from scgalore._typing import Control
+
 __all__ = ["write_vcc"]
 
 # The form of a submission, as the program that packs it (cell-eval prep) and the challenge's own data have it.
@@ -44,7 +46,7 @@ def write_vcc(
     *,
     genes: Sequence[str] | str | os.PathLike[str] | None = None,
     pert_key: str = "perturbation",
-    control: str | None = None,
+    control: Control = None,
     layer: str | None = None,
     overwrite: bool = False,
 ) -> None:
@@ -67,7 +69,7 @@ def write_vcc(
         Column of ``adata.obs`` with the perturbed gene of each cell. It is written as ``obs["target_gene"]``, and
         control as ``"non-targeting"``.
     control
-        Label of control in that column; ``None`` finds it.
+        Label of control in that column, or several; ``None`` finds it.
     layer
         Layer to write; ``None`` is ``adata.X``.
     overwrite
@@ -129,14 +131,15 @@ def _check_programs() -> None:
         raise OptionError(msg)
 
 
-def _labels(adata: AnnData, pert_key: str, control: str | None) -> NDArray[np.object_]:
+def _labels(adata: AnnData, pert_key: str, control: Control) -> NDArray[np.object_]:
     labels = read_column(adata.obs, pert_key, hint="Pass the column of perturbed genes as pert_key=.")
     if adata.n_obs > MAX_CELLS:
         msg = f"{adata.n_obs:,} cells; a submission has at most {MAX_CELLS:,}. Draw fewer cells for each perturbation."
         raise DataError(msg)
-    conditions = Conditions.from_labels(labels.astype(object).to_numpy(), control=control)
+    conditions = Conditions.from_labels(labels, control=control)
     if n_missing := int((conditions.codes < 0).sum()):
-        msg = f"{n_missing:,} cells have no label in obs[{pert_key!r}]. Take them out."
+        left_out = f" ({', '.join(map(repr, conditions.left_out))})" if conditions.left_out else ""
+        msg = f"{n_missing:,} cells have no label of a perturbation or control in obs[{pert_key!r}]{left_out}. Take them out."
         raise DataError(msg)
     several = [name for name, genes in zip(conditions.names, conditions.genes, strict=True) if len(genes) > 1]
     if several:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from scgalore.data.split import PARTS, random_split
+from scgalore.data.texts import same_label
 from scgalore.errors import OptionError
 
 if TYPE_CHECKING:
@@ -14,6 +15,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
+    from scgalore._typing import Label
     from scgalore.perturb.labels.conditions import Conditions
 
 __all__ = ["rows_at_random", "rows_by_context"]
@@ -51,8 +53,8 @@ def rows_by_context(
     contexts: Sequence[str],
     validation_size: float,
     test_size: float,
-    validation_contexts: Sequence[str],
-    test_contexts: Sequence[str],
+    validation_contexts: Sequence[Label],
+    test_contexts: Sequence[Label],
 ) -> dict[str, NDArray[np.int64]]:
     """Perturbed cells of each part; a context is in one part only.
 
@@ -78,7 +80,7 @@ def rows_by_context(
     of_cell = np.asarray(contexts, dtype=str)
     perturbed = conditions.codes > 0
     existing = [str(name) for name in np.unique(of_cell[perturbed])]
-    _check_contexts(existing, validation_contexts, test_contexts)
+    validation_contexts, test_contexts = _named_contexts(existing, validation_contexts, test_contexts)
     named = {*validation_contexts, *test_contexts}
     drawn = np.random.default_rng(seed).permutation([name for name in existing if name not in named]).tolist()
     held: dict[str, list[str]] = {}
@@ -94,10 +96,13 @@ def rows_by_context(
     return {"train": np.flatnonzero(perturbed & ~others)} | rows
 
 
-def _check_contexts(existing: list[str], validation_contexts: Sequence[str], test_contexts: Sequence[str]) -> None:
-    unknown = sorted({*validation_contexts, *test_contexts} - set(existing))
-    both = sorted(set(validation_contexts) & set(test_contexts))
+def _named_contexts(existing: list[str], *named: Sequence[Label]) -> list[list[str]]:
+    """Contexts as the data have them, of two parts."""
+    found = [[same_label(context, existing) or str(context) for context in of_part] for of_part in named]
+    unknown = sorted({context for of_part in found for context in of_part} - set(existing))
+    both = sorted(set(found[0]) & set(found[1]))
     if unknown or both:
         fault = f"no perturbed cell is in {', '.join(unknown)}" if unknown else f"{', '.join(both)} cannot be in both"
         msg = f"validation_contexts, test_contexts: {fault}; the contexts are {', '.join(existing[:10])}."
         raise OptionError(msg)
+    return found

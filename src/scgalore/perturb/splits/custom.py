@@ -25,8 +25,8 @@ def parts_by_name(conditions: Conditions, parts: Mapping[str, Any] | None) -> di
     conditions
         The perturbations there are.
     parts
-        Part to perturbations, or perturbation to part; perturbations in any spelling that occurs in the data. Those that
-        are not named train, if none is named for training.
+        Part to perturbations, or perturbation to part; perturbations as labels of the data or as their genes, by any name.
+        Those that are not named train, if none is named for training.
 
     Raises
     ------
@@ -55,7 +55,7 @@ def parts_by_name(conditions: Conditions, parts: Mapping[str, Any] | None) -> di
     return dict.fromkeys(missing, "train") | part_of
 
 
-def _pairs(parts: Mapping[str, Any] | None) -> list[tuple[str, str]]:
+def _pairs(parts: Mapping[Any, Any] | None) -> list[tuple[Any, str]]:
     """Perturbation and part, from a mapping in either direction."""
     if not isinstance(parts, Mapping) or not parts:
         msg = (

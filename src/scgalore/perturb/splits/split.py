@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -9,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from scgalore.data.split import PARTS, Split
+from scgalore.data.texts import text_of
 from scgalore.errors import DataError, OptionError
 from scgalore.perturb.labels.conditions import CONTROL
 from scgalore.perturb.splits.cells import rows_at_random, rows_by_context
@@ -142,10 +144,19 @@ def _checked(kind: str, defaults: dict[str, Any], given: dict[str, Any]) -> dict
         if isinstance(defaults[name], float) and not (isinstance(value, int | float | np.number) and 0 <= value <= 1):
             msg = f"{name}={value!r}: expected a share from 0 to 1."
             raise OptionError(msg)
-        if isinstance(defaults[name], tuple) and (isinstance(value, str) or not all(isinstance(v, str) for v in value)):
-            msg = f"{name}={value!r}: expected a list of names."
-            raise OptionError(msg)
+        if isinstance(defaults[name], tuple):
+            used[name] = _names(name, value)
     return used
+
+
+def _names(option: str, given: Any) -> tuple[str, ...]:
+    several = isinstance(given, Iterable) and not isinstance(given, str | bytes)
+    texts = [text_of(name) for name in given] if several else [None]
+    names = tuple(text for text in texts if text is not None)
+    if len(names) < len(texts):
+        msg = f"{option}={given!r}: expected a list of names."
+        raise OptionError(msg)
+    return names
 
 
 def _groups(split: PerturbationSplit, conditions: Conditions) -> dict[str, tuple[str, ...]]:
@@ -168,7 +179,8 @@ def _of_labels(
     perturbed = [i for i, genes in enumerate(conditions.written) if genes]
     genes = [conditions.written[i] for i in perturbed]
     check_labels(genes)
-    _check_test_perts(options, {gene for of_label in genes for gene in of_label})
+    if "test_perts" in options:
+        options["test_perts"] = _test_genes(options, conditions)
     partition = algorithm(genes, seed=seed, **options)
     names = [conditions.names[conditions.index(conditions.labels[i])] for i in perturbed]
     part_of: dict[str, str] = {}
@@ -186,14 +198,18 @@ def _of_labels(
     )
 
 
-def _check_test_perts(options: dict[str, Any], genes: set[str]) -> None:
-    unknown = sorted(set(options.get("test_perts", ())) - genes)
+def _test_genes(options: dict[str, Any], conditions: Conditions) -> tuple[str, ...]:
+    """Genes of ``test_perts`` by the names that are drawn from."""
+    drawn = {conditions.name_of(gene): gene for of_label in conditions.written for gene in of_label}
+    named = {gene: drawn.get(conditions.name_of(gene)) for gene in options["test_perts"]}
+    unknown = sorted(gene for gene, found in named.items() if found is None)
     if unknown:
         msg = f"test_perts names {', '.join(unknown)}, which no perturbation of these data has; pass genes, one by one."
         raise OptionError(msg)
     if options.get("only_test_set_perts") and not options["test_perts"]:
         msg = "only_test_set_perts=True holds out the genes of test_perts and nothing else; pass test_perts=[...]."
         raise OptionError(msg)
+    return tuple(gene for gene in named.values() if gene is not None)
 
 
 def _from_names(conditions: Conditions, part_of: Mapping[str, str]) -> PerturbationSplit:

@@ -13,6 +13,7 @@ from scgalore import _logging as logg
 from scgalore.data.split import Split
 from scgalore.objectives import Perturbation as PerturbationObjective
 from scgalore.perturb.baselines.effects import BASELINES, fit_effects
+from scgalore.perturb.labels.unknown import check_genes
 from scgalore.tasks.base import Prepared
 from scgalore.tasks.perturbation.memory import PerturbationMemory, memory_of
 from scgalore.tasks.perturbation.networks import (
@@ -21,6 +22,7 @@ from scgalore.tasks.perturbation.networks import (
     gene_vectors,
     know_genes,
     predicted_effects,
+    target_tokens,
     training_cells,
 )
 
@@ -109,6 +111,7 @@ def prepare_screen(
         Whether perturbed genes that are not measured are tokens. This and the two before are for ablations.
     """
     started = time.perf_counter()
+    check_genes(screen.conditions, lambda gene: target_tokens([gene], model.vocab)[0] >= 0)
     rows = RowsOfCells.of(screen)
     perturbed = sorted({gene for genes in screen.conditions.genes for gene in genes})
     vocab, added = know_genes(model.vocab, screen.genes, perturbed)

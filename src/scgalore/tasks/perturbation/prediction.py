@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -10,6 +11,7 @@ import pandas as pd
 from scgalore import __version__
 from scgalore.data.columns import read_column
 from scgalore.data.results import Results
+from scgalore.data.texts import texts_of
 from scgalore.errors import OptionError
 from scgalore.perturb.labels.conditions import canonical_name
 from scgalore.perturb.labels.profiles import row_label
@@ -18,7 +20,7 @@ from scgalore.perturb.predictions.plane import embed_in_plane
 from scgalore.perturb.predictions.ranking import ranked_genes
 from scgalore.tasks.perturbation.effects import perturbed_embeddings, predict_effects
 from scgalore.tasks.perturbation.networks import gene_vectors
-from scgalore.tasks.perturbation.reading import genes_of, perturbed_genes, trained_on, training_profiles
+from scgalore.tasks.perturbation.reading import perturbed_genes, trained_on, training_profiles
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -27,6 +29,7 @@ if TYPE_CHECKING:
     from anndata import AnnData
 
     from scgalore._keys import PerturbationKeys
+    from scgalore._typing import Label
     from scgalore.perturb.labels.profiles import Profiles
     from scgalore.tasks.base import TaskModel
 
@@ -44,6 +47,8 @@ class Wanted:
         Labels to predict; ``None`` takes those of the test split, or all without a split.
     read
         From :func:`~scgalore.tasks.perturbation.reading.read_params`.
+    model
+        That is to predict, and may write labels otherwise than the data.
     per_cell
         Column of ``adata.obs`` that names a perturbation for every cell.
     """
@@ -51,15 +56,16 @@ class Wanted:
     def __init__(
         self,
         adata: AnnData,
-        perturbations: str | Sequence[str] | None,
+        perturbations: Label | Sequence[Label] | None,
         read: dict[str, Any],
+        model: TaskModel,
         *,
         per_cell: str | None = None,
     ) -> None:
         self.adata, self.read, self.per_cell = adata, read, per_cell
         self.screen = Screen.from_adata(adata, **read)
-        names = _names(perturbations, read)
-        self.by_cell = None if per_cell is None else _per_cell(adata, per_cell, read)
+        names = _names(perturbations, self.screen, model)
+        self.by_cell = None if per_cell is None else _per_cell(adata, per_cell, self.screen, model)
         if names is None and self.by_cell is not None:
             names = sorted(set(map(canonical_name, self.by_cell)) - {"control"})
         self.controls = self.screen.profiles()
@@ -125,18 +131,21 @@ def predict_wanted(
     return results
 
 
-def _names(perturbations: str | Sequence[str] | None, read: dict[str, Any]) -> list[str] | None:
+def _names(perturbations: Label | Sequence[Label] | None, screen: Screen, model: TaskModel) -> list[str] | None:
     if perturbations is None:
         return None
-    labels = [perturbations] if isinstance(perturbations, str) else list(perturbations)
+    one = isinstance(perturbations, str) or not isinstance(perturbations, Iterable)
+    labels: list[Label] = [perturbations] if one else list(perturbations)  # type: ignore[arg-type, list-item]
     if not labels:
         msg = "perturbations is empty. Name some, such as 'KLF1+MAP2K6', or pass None for those of the test split."
         raise OptionError(msg)
-    return list(map(canonical_name, perturbed_genes(labels, read)))
+    return list(map(canonical_name, perturbed_genes(labels, screen, model)))
 
 
-def _per_cell(adata: AnnData, key: str, read: dict[str, Any]) -> list[tuple[str, ...]]:
-    return [genes_of(label, read) for label in read_column(adata.obs, key, asked="per_cell", gaps=False)]
+def _per_cell(adata: AnnData, key: str, screen: Screen, model: TaskModel) -> list[tuple[str, ...]]:
+    labels = texts_of(read_column(adata.obs, key, asked="per_cell", gaps=False))
+    genes = {label: perturbed_genes([label], screen, model)[0] for label in dict.fromkeys(labels)}
+    return [genes[label] for label in labels]
 
 
 def _rows(names: list[str] | None, screen: Screen, controls: Profiles) -> pd.DataFrame:
@@ -170,7 +179,7 @@ def _content(
 ) -> dict[str, Any]:
     control_means = controls.control_means[rows["context_code"]]
     genes, columns = pd.Index(screen.genes), pd.Index(rows.index)
-    seen = trained_on(model)
+    seen = trained_on(model, screen.conditions)
     groups = adata.uns.get(read["split_key"], {}).get("groups", {}) if read["split_key"] else {}
     group_of = {str(name): group for group, names in groups.items() for name in names}
     table = pd.DataFrame(
@@ -192,7 +201,7 @@ def _content(
         "rows": table,
         "gene_vectors": _gene_vectors(model, screen, rows),
         **embed_in_plane(training_profiles(screen, model, controls), table, effects),
-        "params": {**read, "control": screen.conditions.control, "log_base": screen.expression.log_base},
+        "params": read | {name: screen.params[name] for name in ("control", "separator", "log_base")},
         "weights": dict(model.provenance),
         "version": __version__,
     }

@@ -2,28 +2,35 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
+from numbers import Real
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from scgalore._options import Kind, as_json, comma_separated
+from scgalore.data.columns import read_column
 from scgalore.data.reading import READING, Reading
+from scgalore.data.texts import same_label, text_of, texts_of
 from scgalore.errors import OptionError
-from scgalore.perturb.labels.conditions import CONTROL_LABELS, genes_as_written
+from scgalore.perturb.labels.conditions import JOINT, canonical_name
+from scgalore.perturb.labels.control import asked_controls
 from scgalore.tasks.perturbation.memory import memory_of
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Sequence
 
     from anndata import AnnData
 
     from scgalore.data.results import Read
+    from scgalore.perturb.labels.conditions import Conditions
     from scgalore.perturb.labels.profiles import Profiles
     from scgalore.perturb.labels.screen import Screen
     from scgalore.tasks.base import TaskModel
 
 __all__ = [
+    "CONTROL",
     "READ",
-    "genes_of",
     "perturbed_genes",
     "read_params",
     "require_flags",
@@ -31,6 +38,31 @@ __all__ = [
     "trained_on",
     "training_profiles",
 ]
+
+
+def _is_control(value: object) -> bool:
+    """Whether it is a label, or a sequence of labels, as text or numbers."""
+    several = isinstance(value, Iterable) and not isinstance(value, str | bytes | Mapping)
+    labels = list(value) if several else [value]  # type: ignore[call-overload]
+    return bool(labels) and all(
+        isinstance(label, str | Real) and not isinstance(label, bool) and text_of(label) for label in labels
+    )
+
+
+def _control_of(text: str) -> Any:
+    """Control from a command line: a label, labels between commas, or a list in JSON for labels that hold commas."""
+    found = as_json(text) if text.startswith("[") else text
+    return comma_separated(found) if isinstance(found, str) and "," in found else found
+
+
+def _plain_control(value: Any) -> str | list[str]:
+    named = asked_controls(value)
+    return named[0] if len(named) == 1 else list(named)
+
+
+CONTROL = Kind(
+    "it must be a label, a pattern such as 'NT_*', or a list of these", _is_control, _control_of, _plain_control
+)
 
 READ = ("pert_key", "control", "context_key", "batch_key", "separator", *READING)
 
@@ -41,8 +73,14 @@ def read_params(adata: AnnData, model: TaskModel, given: dict[str, Any], split_k
     own = {} if memory is None else memory.params
     read = {name: own.get(name) if value is None else value for name, value in given.items()}
     read["pert_key"] = read["pert_key"] or "perturbation"
-    if given["control"] is None and read["control"] not in set(adata.obs.get(read["pert_key"], ())):
-        read["control"] = None  # other data may spell it otherwise
+    labels = set(texts_of(read_column(adata.obs, read["pert_key"], asked="pert_key"))) - {None}
+    # Other data may spell control and the joint of genes otherwise.
+    if given["control"] is None:
+        read["control"] = [
+            name for name in asked_controls(read["control"]) if same_label(name, labels) in labels
+        ] or None
+    if given["separator"] is None and (read["separator"] == JOINT or any(JOINT in label for label in labels)):
+        read["separator"] = None
     for name in ("context_key", "batch_key"):
         if given[name] is None and read[name] not in adata.obs:
             read[name] = None
@@ -76,24 +114,38 @@ def require_flags(model: TaskModel) -> None:
         raise OptionError(msg)
 
 
-def perturbed_genes(labels: Sequence[str], read: dict[str, Any]) -> list[tuple[str, ...]]:
-    """Genes of perturbations that a user names, each once."""
-    return list(dict.fromkeys(genes_of(label, read) for label in labels))
+def perturbed_genes(labels: Sequence[object], screen: Screen, model: TaskModel) -> list[tuple[str, ...]]:
+    """Genes of perturbations that a user names, each once, by their names in a screen.
+
+    Parameters
+    ----------
+    labels
+        Labels, written as in the screen, as in the training data of the model, or as canonical names.
+    screen
+        As it was read.
+    model
+        Fine-tuned.
+    """
+    memory = memory_of(model)
+    separator = None if memory is None else memory.params["separator"]
+    return list(dict.fromkeys(screen.conditions.genes_of(label, separator=separator) for label in labels))
 
 
-def genes_of(label: object, read: dict[str, Any]) -> tuple[str, ...]:
-    """Genes of one label, sorted; the usual words for control stand for it beside the data's own."""
-    text, own = str(label), () if read["control"] is None else (str(read["control"]),)
-    separator = "+" if "+" in text else read["separator"] or "+"
-    return tuple(sorted(genes_as_written(text, controls=(*own, *CONTROL_LABELS), separator=separator)))
+def trained_on(model: TaskModel, conditions: Conditions) -> set[str]:
+    """Perturbations of the training and validation parts, by their names in some data; none for upstream checkpoints.
 
-
-def trained_on(model: TaskModel) -> set[str]:
-    """Canonical names of the perturbations of the training and validation parts; none for upstream checkpoints."""
+    Parameters
+    ----------
+    model
+        Fine-tuned.
+    conditions
+        Of the data, which may call a gene otherwise than the training data did.
+    """
     memory = memory_of(model)
     if memory is None:
         return set()
-    return {*memory.perturbations["train"], *memory.perturbations["validation"]}
+    names = {*memory.perturbations["train"], *memory.perturbations["validation"]}
+    return {canonical_name({conditions.name_of(gene) for gene in name.split(JOINT)}) for name in names}
 
 
 def training_profiles(screen: Screen, model: TaskModel, everything: Profiles) -> Profiles:
@@ -110,5 +162,5 @@ def training_profiles(screen: Screen, model: TaskModel, everything: Profiles) ->
     """
     if screen.parts is not None:
         return screen.profiles("train", "validation")
-    seen = trained_on(model)
+    seen = trained_on(model, screen.conditions)
     return everything.take(np.flatnonzero([name in seen for name in everything.perturbations]))

@@ -14,6 +14,7 @@ from scgalore import _logging as logg
 from scgalore import pl
 from scgalore._keys import PerturbationKeys
 from scgalore._options import COUNT, TEXT, Option, choice
+from scgalore.data.cells import gene_names
 from scgalore.data.results import Results
 from scgalore.data.split import PARTS
 from scgalore.errors import OptionError
@@ -33,7 +34,7 @@ from scgalore.tasks.perturbation.evaluation import read_prediction, score_predic
 from scgalore.tasks.perturbation.fitting import NO_PRIOR, prepare_screen, remember_screen
 from scgalore.tasks.perturbation.memory import read_memory
 from scgalore.tasks.perturbation.prediction import Wanted, predict_wanted
-from scgalore.tasks.perturbation.reading import READ, read_params
+from scgalore.tasks.perturbation.reading import CONTROL, READ, read_params
 from scgalore.train.processes import training_processes
 
 if TYPE_CHECKING:
@@ -95,7 +96,12 @@ class Perturbation(Task):
             "Column of obs with the perturbation of each cell: KLF1, KLF1+ctrl or KLF1+MAP2K6.",
             column="obs",
         ),
-        Option("control", TEXT, "Label of control cells in that column. Detected if it is one of the usual ones."),
+        Option(
+            "control",
+            CONTROL,
+            "Label of control cells in that column: that label and no other. A pattern such as NT_* or a list, as in "
+            "NT_1,NT_2, pools several. Detected if it is one of the usual words.",
+        ),
         Option(
             "context_key",
             TEXT,
@@ -208,10 +214,12 @@ class Perturbation(Task):
         """Which column is learned."""
         return f"to predict expression after the perturbations of `obs['{arguments['pert_key']}']`"
 
-    def settle(self, obs: pd.DataFrame, arguments: Mapping[str, Any]) -> dict[str, Any]:
+    def settle(self, obs: pd.DataFrame, genes: Sequence[str], arguments: Mapping[str, Any]) -> dict[str, Any]:
         """Control and separator, as the labels have them."""
-        labels = obs[arguments["pert_key"]].tolist()
-        found = Conditions.from_labels(labels, control=arguments["control"], separator=arguments["separator"])
+        labels = obs[arguments["pert_key"]]
+        found = Conditions.from_labels(
+            labels, control=arguments["control"], separator=arguments["separator"], genes=genes
+        )
         return {"control": found.control, "separator": found.separator}
 
     def own_split_key(self, obs: pd.DataFrame) -> str | None:
@@ -226,16 +234,20 @@ class Perturbation(Task):
         """Hold out perturbations, unless that was done."""
         read = {name: call.arguments[name] for name in ("pert_key", "control", "context_key", "separator")}
         if call.split_key is None:
-            split_perturbations(adata, **read, rng=call.seed, key_added=key)
-        labels = adata.obs[read["pert_key"]].tolist()
-        conditions = Conditions.from_labels(labels, control=read["control"], separator=read["separator"])
+            split_perturbations(adata, **read, gene_symbols=call.reading.gene_symbols, rng=call.seed, key_added=key)
+        conditions = Conditions.from_labels(
+            adata.obs[read["pert_key"]],
+            control=read["control"],
+            separator=read["separator"],
+            genes=gene_names(adata, call.reading.gene_symbols),
+        )
         parts, is_perturbed = adata.obs[key].astype(str).to_numpy(), conditions.codes > 0
         sizes = {part: len(np.unique(conditions.codes[is_perturbed & (parts == part)])) for part in PARTS}
         refuse_empty(sizes, "perturbation")
 
     def predict(self, adata: AnnData, model: TaskModel, call: TrainingCall) -> str:
         """Write the effects of the held-out perturbations."""
-        wanted = Wanted(adata, None, read_params(adata, model, dict.fromkeys(READ), None))
+        wanted = Wanted(adata, None, read_params(adata, model, dict.fromkeys(READ), None), model)
         device = pick_device(call.config.accelerator)
         predict_wanted(wanted, model, KEYS, device=device, seed=call.seed).write(adata, adata)
         return f"effects of {wanted.rows['perturbation'].nunique():,} held-out perturbations"

@@ -1,0 +1,115 @@
+"""Which gene a part of a label means: a symbol, an earlier symbol, an alias, an Ensembl id, or a guide of it."""
+
+from __future__ import annotations
+
+import re
+from functools import cached_property
+from typing import TYPE_CHECKING
+
+from scgalore.genes.identifiers import is_gene, looks_like_mouse, standardise
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+
+__all__ = ["GeneNames", "guide_target", "is_guide_number"]
+
+_WORD = r"(?:sg|g|sgRNA|gRNA|guide|Guide|crRNA|cr|sh|shRNA|si|siRNA|oligo|rep)"
+_NUMBER = re.compile(rf"{_WORD}?[-_.]?\d+[a-z]?|P1P2|P1|P2")
+
+# What is left of a guide's name is its gene, if it is one. The most particular spellings come first.
+_GUIDES = tuple(
+    re.compile(pattern)
+    for pattern in (
+        # Weissman's libraries: AAAS_+_53715438.23-P1P2
+        r"(?P<gene>.+?)_[+-]_\d+(?:\.\d+)?(?:-[\w,.]+)?",
+        rf"(?P<gene>.+?)[-_.:| ]{_WORD}?[-_.]?\d+[a-z]?",
+        r"(?P<gene>.+?)[-_.:| ](?:P1P2|P1|P2)",
+        # The guide itself: KLF1_GACCTGTGCCCTGACAGGTT
+        r"(?P<gene>.+?)[-_.:| ][ACGTU]{15,}",
+        r"(?P<gene>.+?)(?:sg|g)\d+",
+        # sgKLF1, sgKLF1-2, sgRNA_KLF1
+        rf"(?:sg|sgRNA[-_.]?|sh|gRNA[-_.]?)(?P<gene>[A-Z].*?)(?:[-_.]{_WORD}?\d+[a-z]?)?",
+        # A number for the gene and one for the guide: KLF1_1_2
+        rf"(?P<gene>.+?)(?:[-_.:|]{_WORD}?\d+){{2}}",
+    )
+)
+
+
+def is_guide_number(part: str) -> bool:
+    """Whether a part of a label numbers a guide or a promoter, such as ``"1"``, ``"sg3"`` or ``"P1P2"``."""
+    return _NUMBER.fullmatch(part) is not None
+
+
+def guide_target(name: str, is_target: Callable[[str], bool]) -> str | None:
+    """What a guide targets, by the usual spellings of guides: ``"KLF1_2"``, ``"KLF1_g2"``, ``"sgKLF1-2"``.
+
+    Parameters
+    ----------
+    name
+        Name of a guide. A name that is a target itself, such as ``"NKX2-5"``, is no guide.
+    is_target
+        Whether a text is a gene, or another target that is known.
+
+    Returns
+    -------
+    The target; ``None`` where no spelling leaves one.
+    """
+    if is_target(name):
+        return None
+    for pattern in _GUIDES:
+        found = pattern.fullmatch(name)
+        if found is not None and is_target(found["gene"]):
+            return found["gene"]
+    return None
+
+
+class GeneNames:
+    """Names of the genes of some data.
+
+    Parameters
+    ----------
+    measured
+        Names of the measured genes, as the data have them.
+    """
+
+    def __init__(self, measured: Iterable[str] = ()) -> None:
+        self.measured = tuple(map(str, measured))
+
+    @cached_property
+    def _measured(self) -> frozenset[str]:
+        return frozenset(self.measured)
+
+    @cached_property
+    def _by_identity(self) -> dict[str, str]:
+        """Name that the data have for a gene. Of several columns that are one gene the current symbol counts."""
+        identities = standardise(self.measured)
+        found: dict[str, str] = {}
+        for identity, name in zip(identities, self.measured, strict=True):
+            found.setdefault(identity, name)
+        return found | {name: name for name in self.measured if name in found}
+
+    @cached_property
+    def _is_mouse(self) -> bool:
+        return 2 * sum(map(looks_like_mouse, self.measured)) > len(self.measured)
+
+    def identity(self, name: str) -> str:
+        """What all names of a gene have in common: its current symbol, or the name itself where that is unknown."""
+        return standardise([name])[0]
+
+    def measured_as(self, identity: str) -> str | None:
+        """Name under which the data measure a gene; ``None`` if they do not.
+
+        Parameters
+        ----------
+        identity
+            From :meth:`identity`.
+        """
+        return self._by_identity.get(identity)
+
+    def knows(self, name: str) -> bool:
+        """Whether a text is a gene of the data or of the tables of genes."""
+        if name in self._measured:
+            return True
+        if name.count("ENSG") > 1:  # a pair of ids, which is no id
+            return False
+        return is_gene(name) or (self._is_mouse and looks_like_mouse(name) and is_gene(name.upper()))

@@ -1,0 +1,78 @@
+"""Labels of perturbations that are no gene: separators, guides, controls and missing values far more often than genes."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from scgalore import _logging as logg
+from scgalore.errors import DataError
+from scgalore.perturb.labels.conditions import labels_with_counts
+from scgalore.perturb.labels.genes import guide_target
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+
+    from scgalore.perturb.labels.conditions import Conditions
+
+__all__ = ["check_genes"]
+
+SEPARATORS = (",", ";", "|", "/", "&", ":", "_", "-", " ")
+"""What may stand between genes and was not recognised."""
+
+
+def check_genes(
+    conditions: Conditions, known: Callable[[str], bool] = lambda gene: False, *, refuse: bool = True
+) -> None:
+    """Warn of perturbations that nobody knows as genes, before anything is made of them.
+
+    Parameters
+    ----------
+    conditions
+        Perturbation of each cell.
+    known
+        Whether a text is known as a gene to a vocabulary. What the data measure and what the tables of genes hold is known.
+    refuse
+        Whether it is an error if more than half of the perturbations are unknown. Whole numbers do not count towards it:
+        they are codes that somebody chose, and no misread genes.
+
+    Raises
+    ------
+    DataError
+        If so.
+    """
+    found = conditions.unknown(known)
+    if not found:
+        return
+    names = {conditions.names[conditions.index(text)] for text in found}
+    n, n_coded = len(conditions.perturbations), sum(name.isdecimal() for name in names)
+    what = (
+        f"{len(names):,} of {n:,} perturbations have a part that is no gene which the data, the vocabulary or the tables of "
+        f"genes know: {labels_with_counts(found)}."
+    )
+    cures = " ".join(_cures(conditions, found, known))
+    if refuse and 2 * (len(names) - n_coded) > n:
+        msg = f"{what} Expected genes, by symbol or Ensembl id. {cures}"
+        raise DataError(msg)
+    logg.warning(f"{what} They are taken for genes as they are. {cures}")
+
+
+def _cures(conditions: Conditions, found: Iterable[str], known: Callable[[str], bool]) -> list[str]:
+    """What to do, the most probable first."""
+
+    def is_gene(text: str) -> bool:
+        return conditions.gene_names.knows(text) or known(text)
+
+    cures = []
+    separators = [
+        mark
+        for mark in SEPARATORS
+        if mark != conditions.separator
+        and any(mark in text and all(is_gene(part.strip()) for part in text.split(mark)) for text in found)
+    ]
+    if separators:
+        cures.append(f"Say what stands between genes with separator={separators[0]!r}.")
+    guides = "Map guides to genes with sg.pp.collapse_guides(adata)."
+    if any(guide_target(text, is_gene) for text in found):
+        cures.insert(0, guides)
+    cures.append("Leave out cells without a known perturbation; name controls with control=[...].")
+    return cures if guides in cures else [*cures, guides]

@@ -1,5 +1,6 @@
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import anndata as ad
 import h5py
@@ -12,6 +13,7 @@ from anndata import AnnData
 from hypothesis import given
 from hypothesis import strategies as st
 
+from scgalore.data.reading import Reading
 from scgalore.errors import DataError, MissingKeyError
 from scgalore.pipeline.cells import CellFile, data_digest, draw_rows, on_selected_genes
 
@@ -117,6 +119,29 @@ def test_cells_that_express_no_selected_gene_are_left_out() -> None:
     assert (kept.obs_names.tolist(), n_without) == (["0", "2"], 1)
     with pytest.raises(DataError, match="Select more"):
         on_selected_genes(AnnData(sp.csr_matrix(x[:1])), np.array([False, True, False]))
+
+
+@pytest.mark.parametrize(("base", "record"), [(None, {"base": None}), (2, {"base": 2})])
+def test_what_is_kept_says_to_which_base_its_logarithms_are(base: float | None, record: dict[str, Any]) -> None:
+    selected = np.arange(12) < 6
+    kept, _ = on_selected_genes(counts(), selected)
+    assert kept.uns["log1p"] == {"base": None}
+    adata = counts()
+    sc.pp.normalize_total(adata, target_sum=1e4)
+    sc.pp.log1p(adata, base=base)
+    del adata.uns["log1p"]
+    kept, _ = on_selected_genes(adata, selected)
+    assert kept.uns["log1p"] == record
+
+
+def test_scaled_counts_are_log_normalised_like_counts() -> None:
+    selected, scaled = np.arange(12) < 6, counts()
+    scaled.X = scaled.X * np.float32(0.97)
+    found, expected = (on_selected_genes(adata, selected)[0].X.toarray() for adata in (scaled, counts()))
+    np.testing.assert_allclose(found, expected, rtol=1e-5)
+    told, n_without = on_selected_genes(scaled, selected, Reading(data_type="log1p"))
+    assert n_without == 0
+    np.testing.assert_array_equal(told.X.toarray(), scaled.X[:, :6].toarray())
 
 
 def test_hash_of_a_folder_sees_names_and_contents(tmp_path: Path) -> None:

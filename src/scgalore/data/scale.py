@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
     from scgalore.data.matrix import CellMatrix
 
-__all__ = ["LARGEST_SHARE", "Scale", "recorded_base", "scale_of", "to_log1p"]
+__all__ = ["LARGEST_SHARE", "Scale", "is_called_counts", "recorded_base", "scale_of", "to_log1p"]
 
 LARGEST_SHARE = 1e6
 """Largest sum that cells are usually normalised to: counts per million."""
@@ -114,6 +114,11 @@ def recorded_base(uns: Mapping[str, Any]) -> float | None:
         )
         raise DataError(msg)
     return float(number)
+
+
+def is_called_counts(layer: str | None) -> bool:
+    """Whether the name of a layer says that it holds counts, as ``"counts"`` and ``"soupX"`` do and ``"logcounts"`` does not."""
+    return layer is not None and not _LOGS.search(layer) and bool(_COUNTS.search(layer))
 
 
 def to_log1p(base: float) -> dict[str, float | None]:
@@ -314,11 +319,10 @@ def _by_size(signs: _Signs, base: float | None) -> Scale | None:
 
 
 def _by_records(signs: _Signs, base: float | None, layer: str | None) -> Scale:
-    name = layer or ""
-    if _LOGS.search(name):
-        return Scale("log1p", f"the layer is called {name!r}", base or math.e, normalised=True)
-    if _COUNTS.search(name):
-        return Scale("counts", f"the layer is called {name!r}")
+    if layer is not None and _LOGS.search(layer):
+        return Scale("log1p", f"the layer is called {layer!r}", base or math.e, normalised=True)
+    if is_called_counts(layer):
+        return Scale("counts", f"the layer is called {layer!r}")
     if base is not None:
         return Scale("log1p", "adata.uns['log1p'] records them", base, normalised=True)
     return _by_depth(signs)

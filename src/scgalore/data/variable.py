@@ -44,7 +44,10 @@ def standardised_variances(counts: Chunked, batch: NDArray[np.int64], moments: M
     """
     used = np.flatnonzero(moments.n_cells > 1)
     n, mean = moments.n_cells[used, None], moments.means[used]
-    spread = np.array([_expected_deviation(*pair) for pair in zip(mean, moments.variances[used], strict=True)])
+    # The fit jumps where equal means differ in their last digits, as those of scaled counts do.
+    is_whole = bool((moments.sums == np.rint(moments.sums)).all())
+    pairs = zip(mean, moments.variances[used], strict=True)
+    spread = np.array([_expected_deviation(*pair, is_whole=is_whole) for pair in pairs])
     spread = spread.reshape(mean.shape)
     sums, squares = moments.sums[used], moments.squares[used]
     _clip(counts, batch, used, spread * np.sqrt(n) + mean, sums, squares)
@@ -109,14 +112,17 @@ def normalised_dispersions(moments: Moments) -> NDArray[np.float64]:
     return np.where(found.any(axis=0), total / np.maximum(found.sum(axis=0), 1), np.nan)
 
 
-def _expected_deviation(mean: NDArray[np.float64], variance: NDArray[np.float64]) -> NDArray[np.float64]:
+def _expected_deviation(
+    mean: NDArray[np.float64], variance: NDArray[np.float64], *, is_whole: bool
+) -> NDArray[np.float64]:
     """Standard deviation that a curve through all genes has at each mean; 1 for genes without variance."""
     fitted = np.zeros(len(mean))
     varies = np.flatnonzero(variance > 0)
     # Sorted, so that the last digits of the fit do not depend on the order of the columns.
     varies = varies[np.lexsort((variance[varies], mean[varies]))]
     if len(varies):
-        fitted[varies] = _curve(np.log10(mean[varies]), np.log10(variance[varies]))
+        x = np.log10(mean[varies])
+        fitted[varies] = _curve(x if is_whole else x.round(6), np.log10(variance[varies]))
     return np.sqrt(10**fitted)
 
 

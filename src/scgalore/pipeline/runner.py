@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from anndata import AnnData
 
 from scgalore import errors
+from scgalore.data.scale import is_called_counts
 from scgalore.data.split import PARTS
 from scgalore.errors import OptionError
 from scgalore.pipeline.cells import draw_rows, on_selected_genes
@@ -147,9 +148,10 @@ class _Run:
             keys = [*task.draw_keys(config.arguments), *([] if config.split_key is None else [config.split_key])]
             most = None if isinstance(config.max_cells, str) else config.max_cells
             rows = draw_rows(self.file.obs, keys, most=most, seed=config.rng)
-            adata = self.file.read(
-                rows, config.layer, uns=["log1p", *([] if config.split_key is None else [config.split_key])]
-            )
+            kept = [] if config.split_key is None else [config.split_key]
+            if not is_called_counts(config.layer):  # else what is recorded of logarithms is of another matrix
+                kept.append("log1p")
+            adata = self.file.read(rows, config.layer, uns=kept)
             self.sizes["cells chosen"] = adata.n_obs
             note(f"{adata.n_obs:,} of {len(self.file.obs):,} cells, {adata.n_vars:,} genes")
         with self._stage("split") as note:

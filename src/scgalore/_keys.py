@@ -104,7 +104,9 @@ class PerturbationKeys:
     embedding
         Embeddings of perturbed cells, in ``obsm``.
     split
-        Split that :func:`scgalore.pp.split_perturbations` writes, in ``obs``.
+        Split that :func:`scgalore.pp.split_perturbations` writes, in ``obs`` and ``uns``.
+    genes
+        Targets of guides that :func:`scgalore.pp.collapse_guides` writes, in ``obs`` and ``uns``.
     """
 
     prediction: str = "predict_perturbation"
@@ -112,6 +114,7 @@ class PerturbationKeys:
     ranked: str = "predict_perturbation_rank_genes_groups"
     embedding: str = f"{EMBEDDING}_perturbed"
     split: str = "split"
+    genes: str = "perturbed_gene"
 
     @classmethod
     def from_key_added(cls, key_added: str | None, *, embedding: str = EMBEDDING) -> Self:

@@ -1,5 +1,6 @@
 """Preprocessing: what is decided about the cells before a model sees them."""
 
+from scgalore.pp._collapse_guides import collapse_guides
 from scgalore.pp._split_perturbations import split_perturbations
 
-__all__ = ["split_perturbations"]
+__all__ = ["collapse_guides", "split_perturbations"]

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 __all__ = ["GeneNames", "guide_target", "is_guide_number"]
 
 _WORD = r"(?:sg|g|sgRNA|gRNA|guide|Guide|crRNA|cr|sh|shRNA|si|siRNA|oligo|rep)"
+_PREFIX = r"(?:(?:sgRNA|gRNA)[-_.]?(?=[A-Z])|(?:sg|sh|g)[-_.]?(?!RNA))"
 _NUMBER = re.compile(rf"{_WORD}?[-_.]?\d+[a-z]?|P1P2|P1|P2")
 
 # What is left of a guide's name is its gene, if it is one. The most particular spellings come first.
@@ -28,7 +29,8 @@ _GUIDES = tuple(
         r"(?P<gene>.+?)[-_.:| ][ACGTU]{15,}",
         r"(?P<gene>.+?)(?:sg|g)\d+",
         # sgKLF1, sgKLF1-2, sgRNA_KLF1
-        rf"(?:sg|sgRNA[-_.]?|sh|gRNA[-_.]?)(?P<gene>[A-Z].*?)(?:[-_.]{_WORD}?\d+[a-z]?)?",
+        rf"{_PREFIX}(?P<gene>[A-Z].*)",
+        rf"{_PREFIX}(?P<gene>[A-Z].*?)[-_.]{_WORD}?\d+[a-z]?",
         # A number for the gene and one for the guide: KLF1_1_2
         rf"(?P<gene>.+?)(?:[-_.:|]{_WORD}?\d+){{2}}",
     )
@@ -108,8 +110,9 @@ class GeneNames:
 
     def knows(self, name: str) -> bool:
         """Whether a text is a gene of the data or of the tables of genes."""
+        # Numbers are rows of var that nobody named, and a pair of ids is no id.
+        if name.isdecimal() or name.count("ENSG") > 1:
+            return False
         if name in self._measured:
             return True
-        if name.count("ENSG") > 1:  # a pair of ids, which is no id
-            return False
         return is_gene(name) or (self._is_mouse and looks_like_mouse(name) and is_gene(name.upper()))

@@ -327,7 +327,7 @@ def weights_with_code(world: World) -> None:
     world.embed(model=path.parent)
 
 
-@wrong(WeightsError, "would stay random", "encoder")
+@wrong(WeightsError, r"args\.json says n_layers=2.*best_model\.pt have n_layers=1", "do not belong together")
 def weights_of_another_network(world: World) -> None:
     path = world.exported() / "best_model.pt"
     tensors = torch.load(path, weights_only=True)

@@ -84,6 +84,72 @@ def test_sha256_counts_where_both_are_known(server: Server, tmp_path: Path) -> N
     fetch(file_of(server, md5="0" * 32), tmp_path)
 
 
+@pytest.mark.parametrize(
+    ("manner", "cause"),
+    [
+        ("circle", "the server sent from one address to the next without an end"),
+        ("long", r"the server sends 25,6\d\d bytes or more, and the file has 25,600|sends 65,536 bytes or more"),
+        ("long, and says so", "the server sends 1,000,000,000,000 bytes or more, and the file has 25,600"),
+        ("short", "the server sent 25,590 bytes, and the file has 25,600"),
+        ("drip", r"the server was too slow: \d+ bytes in 0.2 seconds; sg.settings.download_timeout gives it more time"),
+        ("drip in the headers", "the server was too slow: 0 bytes in 0.2 seconds"),
+        ("packed", "the server sends .* bytes or more, and the file has 25,600"),
+    ],
+)
+class TestMischief:
+    """Servers that would go on for ever, or send more than there is room for."""
+
+    def test_ends_and_leaves_nothing(self, server: Server, tmp_path: Path, manner: str, cause: str) -> None:
+        server.manners |= {"first": [manner], "second": [404]}
+        with settings.override(download_timeout=0.2), pytest.raises(DownloadError, match=cause):
+            fetch(file_of(server), tmp_path / "cache")
+        assert not (tmp_path / "cache").exists()
+        assert server.asked.count("second") == 1
+        assert server.sent < 2000 * len(CONTENT)  # what buffers hold, of five times as much
+
+    def test_next_address_is_tried(self, server: Server, tmp_path: Path, manner: str, cause: str) -> None:
+        server.manners["first"] = [manner]
+        with settings.override(download_timeout=0.2):
+            assert fetch(file_of(server), tmp_path)
+        assert (tmp_path / "data").read_bytes() == CONTENT
+
+    def test_good_file_stays(self, server: Server, tmp_path: Path, manner: str, cause: str) -> None:
+        (tmp_path / "data").write_bytes(b"of before")
+        server.manners |= {"first": [manner], "second": [404]}
+        with settings.override(download_timeout=0.2), pytest.raises(DownloadError):
+            fetch(file_of(server), tmp_path)
+        assert (tmp_path / "data").read_bytes() == b"of before"
+        assert [path.name for path in tmp_path.iterdir()] == ["data"]
+
+
+def test_silence_is_a_timeout_and_may_pass(server: Server, tmp_path: Path) -> None:
+    server.manners["first"] = ["silent", "good"]
+    with settings.override(download_timeout=0.3):
+        fetch(file_of(server), tmp_path)
+    assert server.asked[-1] in ("first", "second")
+    assert (tmp_path / "data").read_bytes() == CONTENT
+
+
+def test_place_of_the_file_that_is_a_folder(server: Server, tmp_path: Path) -> None:
+    (tmp_path / "data" / "mine").mkdir(parents=True)
+    with pytest.raises(DownloadError, match="data"):
+        fetch(file_of(server), tmp_path)
+    assert (tmp_path / "data" / "mine").is_dir()
+
+
+def test_interruption_ends_the_download(server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import scgalore._fetch as module
+
+    def interrupted(self: object, thread: object, bar: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(module._Transfer, "_watch", interrupted)
+    server.manners["first"] = ["drip"]
+    with pytest.raises(KeyboardInterrupt):
+        fetch(file_of(server), tmp_path / "cache")
+    assert not (tmp_path / "cache").exists()
+
+
 def test_refusal() -> None:
     urls = ("https://host/a",)
     assert refusal_of([RemoteFile("a", urls, md5=MD5), RemoteFile("b", urls, sha256=SHA256)]) is None

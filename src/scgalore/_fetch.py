@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import threading
 import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -15,13 +17,15 @@ from scgalore.errors import DownloadError
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
-    from typing import Any
+    from typing import Any, BinaryIO
 
     from requests.exceptions import RequestException
 
 __all__ = ["RemoteFile", "fetch_files", "refusal_of"]
 
 RETRY_WAITS = (1.0, 4.0)  # seconds before the second and the third attempt
+MIN_RATE = 10_000  # bytes a second below which a connection is as good as none
+CHUNK = 1 << 16
 TRANSIENT = frozenset({408, 425, 429, *range(500, 600)})  # answers of a server that may change its mind
 
 
@@ -116,8 +120,8 @@ class _NoAddressWorked(Exception):
     """Every address failed; the message says how each of them did."""
 
 
-class _WebPage(ValueError):
-    """A page for readers came where a file was asked for."""
+class _WrongAnswerError(ValueError):
+    """The server sends something else than the file, or too slowly; the message says what, and another try would not help."""
 
 
 def _from_any_address(file: RemoteFile, folder: Path, *, progress: bool) -> None:
@@ -141,15 +145,19 @@ def _download(file: RemoteFile, url: str, folder: Path, *, progress: bool) -> No
     import pooch
     from requests.exceptions import RequestException
 
-    download = pooch.HTTPDownloader(progressbar=progress, chunk_size=1 << 16, timeout=30)
-
     def downloader(url: str, output: Any, pup: Any) -> None:
-        download(url, output, pup)
-        with open(output, "rb") as received:  # noqa: PTH123 (pooch gives a string)
+        with open(output, "wb") as target:  # noqa: PTH123 (pooch gives a string)
+            _Transfer(file, url, target).run(progress=progress)
+        with open(output, "rb") as received:  # noqa: PTH123
             start = received.read(512).lstrip().lower()
+            n = received.seek(0, os.SEEK_END)
         if start.startswith((b"<!doctype html", b"<html")):
-            msg = "a web page came instead of the file"
-            raise _WebPage(msg)
+            # Harvard Dataverse was seen to answer programs in this way in 2026, with a status that says success.
+            msg = "the server sent a web page instead of the file, as some do to programs; a browser may get the file"
+            raise _WrongAnswerError(msg)
+        if file.size is not None and n != file.size:
+            msg = f"the server sent {n:,} bytes, and the file has {file.size:,}"
+            raise _WrongAnswerError(msg)
 
     # Pooch writes to a temporary file and renames it once its hash is right, so neither a broken download nor a wrong
     # file ever takes the place of a good one. Its own retries would also repeat a 404 and a wrong hash.
@@ -167,24 +175,104 @@ def _download(file: RemoteFile, url: str, folder: Path, *, progress: bool) -> No
     (folder / file.name).chmod(0o644)
 
 
+class _Transfer:
+    """One download, on a thread of its own, so that nothing a server does can hold up the one that waits for it.
+
+    A limit on the time between two bytes, which is all that sockets know, lets a server that sends one byte a second go on
+    for as long as it likes, in the headers too.
+    """
+
+    def __init__(self, file: RemoteFile, url: str, target: BinaryIO) -> None:
+        self.file, self.url, self.target = file, url, target
+        self.n_received = 0
+        self.given_up = False
+        self.error: BaseException | None = None
+
+    def run(self, *, progress: bool) -> None:
+        """Wait for the end of the download as long as it brings enough.
+
+        Raises
+        ------
+        _WrongAnswerError
+            If the server is too slow, or sends more than the file has.
+        """
+        thread = threading.Thread(target=self._receive, kwargs={"patience": settings.download_timeout}, daemon=True)
+        thread.start()
+        try:
+            with _bar(self.file, shown=progress) as bar:
+                self._watch(thread, bar)
+        finally:
+            self.given_up = True  # tells a thread that is still at it, also after Ctrl-C
+        if self.error is not None:
+            raise self.error
+
+    def _watch(self, thread: threading.Thread, bar: Any) -> None:
+        patience = settings.download_timeout
+        due, before = time.monotonic() + patience, 0
+        while thread.is_alive():
+            thread.join(min(0.1, patience / 4))
+            bar.update(self.n_received - bar.n)
+            if time.monotonic() >= due and thread.is_alive():
+                if self.n_received - before < MIN_RATE * patience:
+                    got = f"{self.n_received - before:,} bytes in {patience:g} seconds"
+                    msg = f"the server was too slow: {got}; sg.settings.download_timeout gives it more time"
+                    raise _WrongAnswerError(msg)
+                due, before = time.monotonic() + patience, self.n_received
+        bar.update(self.n_received - bar.n)
+
+    def _receive(self, *, patience: float) -> None:
+        import requests
+
+        try:
+            # Packed bytes could be few and unpack into many.
+            headers = {"Accept-Encoding": "identity"}
+            with requests.get(self.url, stream=True, timeout=patience, headers=headers) as response:
+                response.raise_for_status()
+                self._refuse_longer(int(response.headers.get("Content-Length", "0")))
+                for chunk in response.iter_content(CHUNK):
+                    if self.given_up:
+                        return
+                    self._refuse_longer(self.n_received + len(chunk))
+                    self.target.write(chunk)
+                    self.n_received += len(chunk)
+        except BaseException as error:  # noqa: BLE001 -- raised where the download is waited for
+            self.error = error
+
+    def _refuse_longer(self, n: int) -> None:
+        if self.file.size is not None and n > self.file.size:
+            msg = f"the server sends {n:,} bytes or more, and the file has {self.file.size:,}"
+            raise _WrongAnswerError(msg)
+
+
+def _bar(file: RemoteFile, *, shown: bool) -> Any:
+    from tqdm.auto import tqdm
+
+    return tqdm(total=file.size, desc=file.name, unit="B", unit_scale=True, disable=not shown, leave=True)
+
+
 def _is_transient(error: RequestException) -> bool:
+    from requests.exceptions import TooManyRedirects
+
+    if isinstance(error, TooManyRedirects):
+        return False
     return error.response is None or error.response.status_code in TRANSIENT
 
 
 def _cause(error: Exception, file: RemoteFile) -> str:
-    from requests.exceptions import ChunkedEncodingError, HTTPError, RequestException, Timeout
+    from requests.exceptions import ChunkedEncodingError, HTTPError, RequestException, Timeout, TooManyRedirects
 
     if isinstance(error, HTTPError) and error.response is not None:
         return f"the server answered {error.response.status_code} {error.response.reason}"
     if isinstance(error, ChunkedEncodingError):
         return "the connection broke in the middle of the file"
+    if isinstance(error, TooManyRedirects):
+        return "the server sent from one address to the next without an end"
     if isinstance(error, Timeout):
         return "the server did not answer in time"
     if isinstance(error, RequestException):
         return "there is no connection to the server"
-    if isinstance(error, _WebPage):
-        # Harvard Dataverse was seen to answer programs in this way in 2026, with a status that says success.
-        return "the server sent a web page instead of the file, as some do to programs; a browser may get the file"
+    if isinstance(error, _WrongAnswerError):
+        return str(error)
     return f"the server sent other bytes than the recorded {file.algorithm} asks for"
 
 

@@ -8,7 +8,7 @@ from functools import lru_cache
 from typing import TYPE_CHECKING
 from uuid import uuid4
 
-from scgalore._folders import no_empty_folders
+from scgalore._folders import no_empty_folders, writing
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -49,10 +49,15 @@ def whole_file(target: Path) -> Iterator[Path]:
     ----------
     target
         Where the file shall be found afterwards; one that is there already is replaced.
+
+    Raises
+    ------
+    DiskError
+        If the disk takes no more.
     """
     # Beside the target, since a rename is atomic only inside one file system. The suffix stays: writers look at it.
     draft = target.with_name(f".{target.stem}.{uuid4().hex[:8]}.draft{target.suffix}")
-    with no_empty_folders(target.parent):
+    with no_empty_folders(target.parent), writing(target):
         target.parent.mkdir(parents=True, exist_ok=True)
         try:
             yield draft

@@ -1,5 +1,8 @@
 """Folders that appear whole or not at all."""
 
+import errno
+import os
+import re
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -7,9 +10,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from uuid import uuid4
 
-from scgalore.errors import OptionError
+from scgalore.errors import DiskError, OptionError
 
-__all__ = ["FolderKind", "no_empty_folders", "whole_folder"]
+__all__ = ["FolderKind", "no_empty_folders", "recover_folder", "refuse_unwritable", "whole_folder", "writing"]
+
+UNWRITABLE = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO, errno.EACCES, errno.EPERM})
+"""What the system says where it takes no more bytes."""
 
 
 @dataclass(frozen=True)
@@ -45,6 +51,75 @@ def no_empty_folders(folder: Path) -> Iterator[None]:
 
 
 @contextmanager
+def writing(target: Path, *foreign: type[Exception]) -> Iterator[None]:
+    """Say what is to be done where a block cannot write its file.
+
+    Parameters
+    ----------
+    target
+        What is written, for the message.
+    foreign
+        Errors of other libraries that mean nothing else in this block.
+
+    Raises
+    ------
+    DiskError
+        If the disk is full, a quota or limit is reached, or the place is not writable.
+    """
+    kinds: tuple[type[Exception], ...] = (OSError, *foreign)
+    try:
+        yield
+    except kinds as error:
+        if isinstance(error, DiskError) or (isinstance(error, OSError) and error.errno not in UNWRITABLE):
+            raise
+        cause = error.strerror if isinstance(error, OSError) else str(error).strip().partition("\n")[0]
+        free = next(shutil.disk_usage(path).free for path in target.absolute().parents if path.exists())
+        msg = (
+            f"{target} could not be written ({cause}; {free:,} bytes are free there). What was there before is untouched. Free "
+            "some space, or give another path."
+        )
+        raise DiskError(msg) from error
+
+
+def refuse_unwritable(folder: Path, name: str) -> None:
+    """Raise :class:`~scgalore.errors.DiskError` if nothing can be written to a folder, or it cannot be made.
+
+    Parameters
+    ----------
+    folder
+        Need not be there.
+    name
+        Argument that it was given as.
+    """
+    there = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
+    if not (there.is_dir() and os.access(there, os.W_OK | os.X_OK)):
+        msg = f"{name}={str(folder)!r}: nothing can be written to {there}. Give the path of a folder that is yours."
+        raise DiskError(msg)
+
+
+def recover_folder(folder: Path) -> None:
+    """Put a folder in its place that a killed process was about to put there in place of another one.
+
+    :func:`whole_folder` replaces a folder in two steps. Between them there is none at its place, but both are whole beside it.
+    """
+    with suppress(OSError, RuntimeError):  # another process may do the same; a link may lead in a circle
+        target = folder.expanduser().resolve()
+        if target.exists() or not target.parent.is_dir():
+            return
+        for old in _beside(target, "old"):
+            draft = old.with_suffix(".draft")
+            (draft if draft.is_dir() else old).rename(target)
+            shutil.rmtree(old, ignore_errors=True)
+            return
+
+
+def _beside(target: Path, state: str) -> list[Path]:
+    """Folders that :func:`whole_folder` has left beside their place."""
+    name = re.compile(rf"\.{re.escape(target.name)}\.[0-9a-f]{{8}}\.{state}")
+    return [path for path in target.parent.iterdir() if name.fullmatch(path.name)]
+
+
+@contextmanager
 def whole_folder(folder: Path, kind: FolderKind, *, overwrite: bool) -> Iterator[Path]:
     """Give an empty folder that takes the place of ``folder`` when the block ends, and vanishes if the block fails.
 
@@ -61,8 +136,11 @@ def whole_folder(folder: Path, kind: FolderKind, *, overwrite: bool) -> Iterator
     ------
     OptionError
         If ``folder`` is taken, or cannot be made. Nothing has been written then.
+    DiskError
+        If the disk takes no more.
     """
     target = folder.expanduser().resolve()
+    recover_folder(target)
     _check_free(target, kind, overwrite=overwrite)
     # Beside the target, since a rename is atomic only inside one file system.
     draft = target.with_name(f".{target.name}.{uuid4().hex[:8]}.draft")
@@ -73,7 +151,8 @@ def whole_folder(folder: Path, kind: FolderKind, *, overwrite: bool) -> Iterator
             msg = f"Cannot make the folder {target}: {error.strerror}. Give another path."
             raise OptionError(msg) from error
         try:
-            yield draft
+            with writing(target):
+                yield draft
             _check_free(target, kind, overwrite=overwrite)  # the block may have taken minutes
             _swap(draft, target)
         except BaseException:
@@ -105,6 +184,8 @@ def _swap(draft: Path, target: Path) -> None:
     if not target.exists():
         draft.rename(target)
         return
+    for left in _beside(target, "old"):  # of a process that was killed while it removed it
+        shutil.rmtree(left, ignore_errors=True)
     old = draft.with_suffix(".old")
     target.rename(old)
     try:

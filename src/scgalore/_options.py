@@ -156,8 +156,11 @@ def is_whole(value: Any, least: int) -> bool:
 
 
 def is_number(value: Any) -> bool:
-    """Whether a value is a number; ``True``, ``False`` and NaN are not."""
-    return isinstance(value, Real) and not isinstance(value, bool) and not math.isnan(float(value))
+    """Whether a value is a number; ``True``, ``False``, NaN and whole numbers beyond all floats are not."""
+    try:
+        return isinstance(value, Real) and not isinstance(value, bool) and not math.isnan(float(value))
+    except OverflowError:
+        return False
 
 
 def is_text(value: Any) -> bool:
@@ -175,12 +178,13 @@ def choice(*values: str) -> Kind:
     return Kind(f"choose one of {', '.join(map(repr, values))}", lambda value: value in values)
 
 
-def whole(least: int, *, others: tuple[Any, ...] = ()) -> Kind:
-    """A whole number of at least ``least``, or one of some other values."""
+def whole(least: int, most: float = math.inf, *, others: tuple[Any, ...] = ()) -> Kind:
+    """A whole number of at least ``least`` and at most ``most``, or one of some other values."""
     listed = "".join(f", or {other!r}" for other in others)
+    limit = "" if most == math.inf else f" and at most {most:,}"
     return Kind(
-        f"it must be a whole number, at least {least}{listed}",
-        lambda value: value in others if isinstance(value, str) else is_whole(value, least),
+        f"it must be a whole number, at least {least}{limit}{listed}",
+        lambda value: value in others if isinstance(value, str) else is_whole(value, least) and value <= most,
         as_json,
         lambda value: value if isinstance(value, str) else int(value),
     )

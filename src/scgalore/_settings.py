@@ -51,6 +51,9 @@ class Settings(BaseSettings):
     verbosity: int | None = Field(default=None, ge=0, le=4)
     """Errors (0), warnings (1), information (2), hints (3) or everything (4); ``None`` follows scanpy's setting."""
 
+    download_timeout: float = Field(default=30.0, gt=0)
+    """Seconds after which a download is given up that has not brought 10,000 bytes for each of them."""
+
     progress: bool = True
     """Whether long work shows a progress bar."""
 

@@ -1,10 +1,10 @@
 """The errors scgalore raises on purpose.
 
 Each says what was found, what was expected and what to call. All of them subclass the built-in error a scanpy user
-would catch: :class:`ValueError`, :class:`KeyError` or :class:`ConnectionError`.
+would catch: :class:`ValueError`, :class:`KeyError`, :class:`OSError` or :class:`ConnectionError`.
 """
 
-__all__ = ["DataError", "DownloadError", "MissingKeyError", "OptionError", "WeightsError"]
+__all__ = ["DataError", "DiskError", "DownloadError", "MissingKeyError", "OptionError", "WeightsError"]
 
 
 class DataError(ValueError):
@@ -13,6 +13,10 @@ class DataError(ValueError):
 
 class OptionError(ValueError):
     """An argument has a value outside its choices or range."""
+
+
+class DiskError(OptionError, OSError):
+    """Files cannot be written where they were asked for: the disk is full, or the place is not writable."""
 
 
 class MissingKeyError(KeyError):

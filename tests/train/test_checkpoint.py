@@ -1,10 +1,14 @@
+import copy
+import math
 import os
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
-from scgalore.errors import OptionError, WeightsError
+from scgalore.errors import DiskError, OptionError, WeightsError
 from scgalore.train.checkpoint import (
     CHECKPOINT_KEY,
     WholeFiles,
@@ -14,12 +18,21 @@ from scgalore.train.checkpoint import (
     read_checkpoint,
 )
 
+STATE: dict[str, Any] = {
+    CHECKPOINT_KEY: {"lr": 1, "seed": 0},
+    "state_dict": {"layer.weight": torch.zeros(3)},
+    "optimizer_states": [{"state": {0: {"step": torch.tensor(3.0), "exp_avg": torch.zeros(3)}}}],
+    "lr_schedulers": [{"last_epoch": 3}],
+    "callbacks": {"BestWeights": {"best": math.inf, "weights": {"layer.weight": torch.zeros(3)}}},
+    "loops": {},
+    "epoch": 0,
+    "global_step": 3,
+}
+
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    WholeFiles().save_checkpoint(
-        {CHECKPOINT_KEY: {"lr": 1, "seed": 0}, "x": torch.arange(4)}, last_checkpoint(tmp_path)
-    )
+    WholeFiles().save_checkpoint({**STATE, "x": torch.arange(4)}, last_checkpoint(tmp_path))
     return tmp_path
 
 
@@ -68,6 +81,51 @@ class TestToResume:
             OptionError, match=r"belongs to another run: lr was 1, now 2; patience was None, now 3\. Use"
         ):
             checkpoint_to_resume(folder, resume=True, identity={"lr": 2, "seed": 0, "patience": 3})
+
+    @pytest.mark.parametrize("worst", [math.nan, math.inf, -math.inf])
+    @pytest.mark.parametrize(
+        ("change", "name"),
+        [
+            (lambda state: state["state_dict"]["layer.weight"], "'weights.layer.weight'"),
+            (lambda state: state["optimizer_states"][0]["state"][0]["exp_avg"], "'optimizer.0.state.0.exp_avg'"),
+            (
+                lambda state: state["callbacks"]["BestWeights"]["weights"]["layer.weight"],
+                "'best.BestWeights.layer.weight'",
+            ),
+        ],
+        ids=["weights", "optimizer", "best weights"],
+    )
+    def test_state_that_is_not_finite(
+        self, tmp_path: Path, change: Callable[[dict[str, Any]], torch.Tensor], name: str, worst: float
+    ) -> None:
+        state = copy.deepcopy(STATE)
+        change(state)[1] = worst
+        WholeFiles().save_checkpoint(state, last_checkpoint(tmp_path))
+        before = last_checkpoint(tmp_path).read_bytes()
+        with pytest.raises(WeightsError, match=rf"last\.ckpt holds .*{name} \(1 "):
+            checkpoint_to_resume(tmp_path, resume=True, identity=STATE[CHECKPOINT_KEY])
+        assert last_checkpoint(tmp_path).read_bytes() == before
+
+    @pytest.mark.parametrize("name", [name for name in STATE if name != CHECKPOINT_KEY])
+    @pytest.mark.parametrize("value", ["absent", None, "3"])
+    def test_parts_that_are_missing_or_of_another_kind(self, tmp_path: Path, name: str, value: str | None) -> None:
+        state = {key: part for key, part in STATE.items() if key != name}
+        if value != "absent":
+            state[name] = value
+        WholeFiles().save_checkpoint(state, last_checkpoint(tmp_path))
+        with pytest.raises(WeightsError, match=rf"last\.ckpt(: | lacks ){name}"):
+            checkpoint_to_resume(tmp_path, resume=True, identity=STATE[CHECKPOINT_KEY])
+
+    def test_identity_of_another_kind(self, tmp_path: Path) -> None:
+        WholeFiles().save_checkpoint({**STATE, CHECKPOINT_KEY: 3}, last_checkpoint(tmp_path))
+        with pytest.raises(WeightsError, match=rf"{CHECKPOINT_KEY} is 3; it must be an object"):
+            checkpoint_to_resume(tmp_path, resume=True, identity={})
+
+    @pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
+    def test_folder_that_is_not_writable(self, tmp_path: Path) -> None:
+        tmp_path.chmod(0o500)
+        with pytest.raises(DiskError, match="nothing can be written to"):
+            checkpoint_to_resume(tmp_path / "run", resume=False, identity={})
 
     @pytest.mark.parametrize("content", [b"", b"no checkpoint", b"PK\x03\x04 not really"])
     def test_damaged_file(self, folder: Path, content: bytes) -> None:

@@ -2,6 +2,7 @@ import json
 import pickle
 import random
 import shutil
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -260,3 +261,130 @@ def test_counters_of_batch_norms_are_whole_numbers(make_folder: MakeFolder) -> N
     tensors = {**upstream(folder), "bn.num_batches_tracked": torch.tensor(7)}
     torch.save(tensors, folder / "best_model.pt")
     assert_same(read_scgpt(folder).tensors, tensors)
+
+
+def repacked(path: Path, *, compression: int = zipfile.ZIP_STORED, **changed: bytes) -> None:
+    """Write an archive again, packed or with other members, which are named by their ends."""
+    with zipfile.ZipFile(path) as archive:
+        members = {name: archive.read(name) for name in archive.namelist()}
+    path.unlink()
+    with zipfile.ZipFile(path, "w", compression) as archive:
+        for name, content in members.items():
+            archive.writestr(name, changed.get(name.rpartition("/")[2].replace(".", "_"), content))
+
+
+class TestArchives:
+    def test_torchscript(self, make_folder: MakeFolder, recwarn: pytest.WarningsRecorder) -> None:
+        folder = make_folder()
+        with zipfile.ZipFile(folder / "best_model.pt", "a") as archive:
+            archive.writestr("best_model/constants.pkl", b"\x80\x02).")
+        with pytest.raises(WeightsError, match=r"best_model\.pt is a TorchScript archive.*state_dict"):
+            read_scgpt(folder)
+        assert not recwarn.list  # torch would say that it loads it
+
+    def test_bomb(self, make_folder: MakeFolder) -> None:
+        folder = make_folder()
+        repacked(folder / "best_model.pt", compression=zipfile.ZIP_DEFLATED, data_pkl=bytes(1 << 26))
+        assert (folder / "best_model.pt").stat().st_size < 1 << 20
+        with pytest.raises(WeightsError, match=r"best_model\.pt holds '.*' compressed; expected"):
+            read_scgpt(folder)
+
+    def test_index_of_absurd_size(self, make_folder: MakeFolder) -> None:
+        folder = make_folder()
+        repacked(folder / "best_model.pt", data_pkl=bytes((1 << 24) + 1))
+        with pytest.raises(WeightsError, match=r"unpacks into .* 16,777,217 of names"):
+            read_scgpt(folder)
+
+    def test_members_that_lie_over_each_other(self, make_folder: MakeFolder) -> None:
+        folder = make_folder()
+        path = folder / "best_model.pt"
+        with zipfile.ZipFile(path, "a") as archive:
+            info = archive.getinfo(next(name for name in archive.namelist() if name.endswith("/data/0")))
+            archive.filelist += [info] * 1000
+            archive._didModify = True
+        with pytest.raises(WeightsError, match="unpacks into"):
+            read_scgpt(folder)
+
+    @pytest.mark.parametrize("protocol", ["tar", "zip of other files", "old torch"])
+    def test_other_formats(self, make_folder: MakeFolder, protocol: str) -> None:
+        folder = make_folder()
+        path = folder / "best_model.pt"
+        tensors = upstream(folder)
+        if protocol == "old torch":
+            torch.save(tensors, path, _use_new_zipfile_serialization=False)
+        elif protocol == "tar":
+            shutil.make_archive(str(folder / "packed"), "tar", folder, "args.json")
+            (folder / "packed.tar").rename(path)
+        else:
+            path.unlink()
+            with zipfile.ZipFile(path, "w") as archive:
+                archive.writestr("readme.txt", "hello")
+        with pytest.raises(WeightsError, match=r"best_model\.pt is (not a PyTorch archive|damaged)"):
+            read_scgpt(folder)
+
+    @pytest.mark.parametrize(
+        ("tensor", "says"),
+        [
+            pytest.param(
+                torch.zeros(1).expand(10**6, 10**6), r"shape \(1000000, 1000000\)", id="one number many times"
+            ),
+            pytest.param(torch.zeros(10**6, 10**6, device="meta"), "on meta", id="no numbers"),
+            pytest.param(torch.zeros(3, 4).to_sparse(), "sparse", id="sparse"),
+            pytest.param(torch.zeros(4, dtype=torch.float8_e4m3fn), "float8", id="eight bits"),
+            pytest.param(torch.zeros(4, dtype=torch.complex64), "complex64", id="complex"),
+        ],
+    )
+    def test_tensors_that_no_file_of_this_size_holds(self, make_folder: MakeFolder, tensor: Tensor, says: str) -> None:
+        folder = make_folder()
+        torch.save({**upstream(folder), "encoder.embedding.weight": tensor}, folder / "best_model.pt")
+        with pytest.raises(WeightsError, match=rf"best_model\.pt: 'encoder.embedding.weight'.*{says}"):
+            read_scgpt(folder)
+
+    def test_tensors_that_share_memory_many_times(self, make_folder: MakeFolder) -> None:
+        folder = make_folder()
+        tensors = upstream(folder)
+        table = tensors["encoder.embedding.weight"]
+        torch.save({**tensors, "tied": table}, folder / "best_model.pt")
+        assert "tied" in read_scgpt(folder).tensors
+        torch.save({**tensors, **{f"tied.{i}": table for i in range(1000)}}, folder / "best_model.pt")
+        with pytest.raises(WeightsError, match="share memory"):
+            read_scgpt(folder)
+
+
+class TestPlaces:
+    def test_links_are_followed(self, make_folder: MakeFolder, tmp_path: Path) -> None:
+        # As caches of model hubs have them.
+        folder = make_folder()
+        (tmp_path / "links").mkdir()
+        for path in folder.iterdir():
+            (tmp_path / "links" / path.name).symlink_to(path)
+        assert_same(read_scgpt(tmp_path / "links").tensors, upstream(folder))
+        (folder / "best_model.pt").unlink()
+        with pytest.raises(WeightsError, match="best_model.pt"):
+            read_scgpt(tmp_path / "links")
+
+    @pytest.mark.parametrize("name", ["args.json", "vocab.json", "best_model.pt"])
+    @pytest.mark.parametrize("what", ["folder", "circle"])
+    def test_no_files(self, make_folder: MakeFolder, name: str, what: str) -> None:
+        folder = make_folder()
+        (folder / name).unlink()
+        if what == "folder":
+            (folder / name).mkdir()
+        else:
+            (folder / name).symlink_to(folder / name)
+        with pytest.raises(WeightsError, match=name):
+            read_scgpt(folder)
+
+    def test_safetensors_that_is_a_folder(self, make_folder: MakeFolder) -> None:
+        folder = make_folder()
+        (folder / "model.safetensors").mkdir()
+        with pytest.raises(WeightsError, match=r"model\.safetensors is a folder"):
+            read_scgpt(folder)
+
+
+@pytest.mark.parametrize("name", ["args.json", "vocab.json"])
+def test_deep_json(make_folder: MakeFolder, name: str) -> None:
+    folder = make_folder()
+    (folder / name).write_text("[" * 100_000)
+    with pytest.raises(WeightsError, match=rf"{name} is nested too deeply"):
+        read_scgpt(folder)

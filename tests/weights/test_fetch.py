@@ -108,6 +108,7 @@ def test_message_says_how_to_do_without_network(entry: WeightsEntry, cache: Path
         assert file.sha256 in message
         assert str(cache / "tiny" / file.name) in message
     assert 'model="/path/to/folder"' in message
+    assert 'model="scgpt-mini" is small, ships with the package and needs no connection' in message
     assert not cache.exists()
 
 

@@ -8,13 +8,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 
 from scgalore import __version__
-from scgalore._folders import FolderKind, whole_folder
+from scgalore._folders import FolderKind, recover_folder, whole_folder, writing
+from scgalore._json import OBJECT, check_fields, read_json
+from scgalore._options import NAMES, TEXT
 from scgalore.errors import OptionError, WeightsError
-from scgalore.model.files import memory_config, read_memory
+from scgalore.model.files import PROVENANCE, memory_config, read_memory
 from scgalore.model.training import AdapterWeights
+from scgalore.nn.base import HEADS
+from scgalore.weights.checkpoint import read_safetensors
+from scgalore.weights.finite import refuse_not_finite
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -29,6 +34,10 @@ __all__ = ["StoredAdapter", "is_adapter_folder", "read_adapter", "write_adapter"
 
 CONFIG, TENSORS = "adapter.json", "adapter.safetensors"
 ADAPTER = FolderKind("an adapter", is_one=lambda names: TENSORS in names)
+
+
+CONTENT = {"adapter": TEXT, "options": OBJECT, "base": OBJECT, "heads": HEADS, "memory": OBJECT}
+"""What ``adapter.json`` must hold, the last not in version 0.5.0."""
 
 
 @dataclass(frozen=True)
@@ -55,6 +64,7 @@ class StoredAdapter:
 
 def is_adapter_folder(path: PathLike) -> bool:
     """Whether :func:`write_adapter` made this folder."""
+    recover_folder(Path(path))
     return (Path(path).expanduser() / CONFIG).is_file()
 
 
@@ -90,7 +100,8 @@ def write_adapter(
     with whole_folder(Path(folder), ADAPTER, overwrite=overwrite) as draft:
         text = json.dumps(content, indent=1, ensure_ascii=False, sort_keys=True)
         (draft / CONFIG).write_text(text + "\n", encoding="utf-8")
-        save_file(dict(sorted(tensors.items())), draft / TENSORS)
+        with writing(Path(folder) / TENSORS, SafetensorError):
+            save_file(dict(sorted(tensors.items())), draft / TENSORS)
 
 
 def read_adapter(folder: PathLike) -> StoredAdapter:
@@ -103,17 +114,29 @@ def read_adapter(folder: PathLike) -> StoredAdapter:
     """
     folder = Path(folder).expanduser()
     try:
-        content = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
-        tensors = load_file(folder / TENSORS)
-        groups: dict[str, dict[str, Tensor]] = {"adapter": {}, "network": {}}
-        for key, tensor in tensors.items():
-            group, _, name = key.partition(":")
-            groups[group][name] = tensor
-        weights = AdapterWeights(content["adapter"], content["options"], groups["adapter"], groups["network"])
-        # Version 0.5.0 names the classes in place of the heads.
-        heads = content["heads"] if "heads" in content else {"classes": len(content["classes"])}
-        heads = {name: n for name, n in heads.items() if n}
-        return StoredAdapter(weights, content["base"], heads, read_memory(folder, content))
-    except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
-        msg = f"{folder} does not hold an adapter that scgalore wrote ({type(error).__name__}: {error}). Save it again."
+        return _read(folder)
+    except WeightsError as error:
+        msg = f"{folder} does not hold an adapter that scgalore wrote: {error} Save the adapter again."
         raise WeightsError(msg) from error
+
+
+def _read(folder: Path) -> StoredAdapter:
+    content = read_json(folder / CONFIG)
+    # Version 0.5.0 names the classes in place of the heads.
+    if "heads" not in content and NAMES.fits(content.get("classes")):
+        content["heads"] = {"classes": len(content["classes"])}
+    if OBJECT.fits(content.get("heads")):
+        content["heads"] = {name: n for name, n in content["heads"].items() if n != 0}
+    check_fields(content, CONTENT, where=folder / CONFIG, missing=["memory"])
+    check_fields(content["base"], PROVENANCE, where=f"{folder / CONFIG}: base")
+    tensors = read_safetensors(folder / TENSORS)
+    refuse_not_finite(tensors, where=folder / TENSORS)
+    groups: dict[str, dict[str, Tensor]] = {"adapter": {}, "network": {}}
+    for key, tensor in tensors.items():
+        group, _, name = key.partition(":")
+        if group not in groups:
+            msg = f"{folder / TENSORS} holds {key!r}; expected names that begin with {' or '.join(f'{one}:' for one in groups)}."
+            raise WeightsError(msg)
+        groups[group][name] = tensor
+    weights = AdapterWeights(content["adapter"], content["options"], groups["adapter"], groups["network"])
+    return StoredAdapter(weights, content["base"], content["heads"], read_memory(folder, content))

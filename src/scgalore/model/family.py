@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from scgalore._json import named
 from scgalore.data.tokens import TokenizerConfig
 from scgalore.errors import WeightsError
 from scgalore.nn import PaddedEncoder
@@ -108,16 +109,25 @@ class Family:
         Raises
         ------
         WeightsError
-            If the checkpoint does not describe a network of this family.
+            If the checkpoint does not describe a network of this family, or states sizes that its tensors do not have.
         """
+        where, shapes = checkpoint.args_file, checkpoint.shapes
+        seen = self.config.seen_in(shapes)
         if checkpoint.layout != "scgalore":
-            return self.foreign_config(checkpoint, vocab)
-        where = f"{checkpoint.folder}/config.json is not one that scgalore wrote"
-        if missing := [entry for entry in ("scgalore", "network") if entry not in checkpoint.args]:
-            msg = f"{where}: it lacks {missing}. Save the model again."
-            raise WeightsError(msg)
-        try:
-            return self.config.from_dict(checkpoint.args["network"])
-        except TypeError as error:
-            msg = f"{where}: {error}. Save the model again."
-            raise WeightsError(msg) from error
+            config = self.foreign_config(checkpoint, vocab)
+        else:
+            try:
+                config = self.config.from_dict(checkpoint.args["network"])
+            except WeightsError as error:
+                msg = f"{where} does not describe a network of the family {self.name!r}: {error} Save the model again."
+                raise WeightsError(msg) from error
+            seen |= self.config.heads_in(shapes)
+        # Before a network is built: this bounds what a file can ask for by what it brings.
+        for name, value in seen.items():
+            if (stated := getattr(config, name)) != value:
+                msg = (
+                    f"{where} says {name}={named(stated)}, and the tensors in {checkpoint.weights_file} have {name}={named(value)}: they do "
+                    "not belong together. Take both from the same folder."
+                )
+                raise WeightsError(msg)
+        return config

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from io import StringIO
 from typing import TYPE_CHECKING, Any, TypedDict
@@ -12,11 +11,14 @@ import torch
 
 from scgalore import __version__
 from scgalore import _logging as logg
+from scgalore._json import OBJECT, STRING, check_fields, named, nullable, read_json
+from scgalore._options import INDEX, TEXT, whole
 from scgalore.data.vocab import GeneVocab
-from scgalore.errors import OptionError, WeightsError
+from scgalore.errors import DataError, OptionError, WeightsError
 from scgalore.tasks.registry import TASKS
 from scgalore.train.result import TrainResult
 from scgalore.weights import load_tensors, resolve_model_folder, write_checkpoint
+from scgalore.weights.load import compare_tensors
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -26,11 +28,30 @@ if TYPE_CHECKING:
     from scgalore.model.family import Family
     from scgalore.nn.base import CellNetwork
     from scgalore.tasks.base import TaskMemory
-    from scgalore.weights import LoadReport
+    from scgalore.weights import Checkpoint, LoadReport
 
 __all__ = ["Provenance", "StoredModel", "read_memory", "read_model", "write_model"]
 
 HISTORY = "history.csv"
+HISTORY_BYTES = 1 << 24
+
+CONFIG = {
+    "scgalore": TEXT,
+    "network": OBJECT,
+    "family": TEXT,
+    "weights": OBJECT,
+    "task": nullable(TEXT),
+    "memory": OBJECT,
+    "training": nullable(OBJECT),
+}
+"""What ``config.json`` of a saved model must hold; those of version 0.5.0 may end after the first two."""
+
+TRAINING = {
+    "best_epoch": nullable(whole(-1)),
+    **dict.fromkeys(("optimizer_bytes", "steps", "batch_size", "accumulate"), nullable(INDEX)),
+}
+PROVENANCE = dict.fromkeys(("name", "sha256", "layout", "base"), STRING)
+PARTS = {"weights": PROVENANCE, "training": TRAINING}
 
 
 class Provenance(TypedDict):
@@ -76,8 +97,24 @@ def read_model(model: PathLike, families: Mapping[str, Family]) -> StoredModel:
     folder, entry = resolve_model_folder(model)
     family = _family_of(folder, families)
     checkpoint = family.read(folder, args=None if entry is None else entry.args)
-    vocab = GeneVocab.from_dict(checkpoint.vocab)
+    own = checkpoint.layout == "scgalore"
+    if own:
+        try:
+            check_fields(checkpoint.args, CONFIG, where=checkpoint.args_file, missing=list(CONFIG)[2:])
+            for part, kinds in PARTS.items():
+                content, where = checkpoint.args.get(part) or {}, f"{checkpoint.args_file}: {part}"
+                check_fields(content, kinds, where=where, missing=kinds)
+        except WeightsError as error:
+            msg = f"{folder}/config.json is not one that scgalore wrote: {error} Save the model again."
+            raise WeightsError(msg) from error
+    try:
+        vocab = GeneVocab.from_dict(checkpoint.vocab)
+    except (DataError, WeightsError) as error:
+        msg = f"{folder / 'vocab.json'}: {error}"
+        raise WeightsError(msg) from error
     config = family.config_of(checkpoint, vocab)
+    with torch.device("meta"):
+        _refuse_random(family.network(config), checkpoint)
     # Heads that the file lacks stay random: the same in every process, and at no cost to the user's generator.
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
@@ -85,10 +122,23 @@ def read_model(model: PathLike, families: Mapping[str, Family]) -> StoredModel:
     report = load_tensors(network, checkpoint)
     name = entry.name if entry is not None else str(folder)
     logg.info(f"loaded {name}: {report.summary()}")
-    base = checkpoint.args["weights"]["name"] if "weights" in checkpoint.args else ""
+    base = checkpoint.args.get("weights", {}).get("name", "") if own else ""
     provenance = Provenance(name=name, sha256=checkpoint.sha256, layout=checkpoint.layout, base=base)
-    result = _read_result(folder, checkpoint.args) if checkpoint.layout == "scgalore" else None
+    result = _read_result(folder, checkpoint.args) if own else None
     return StoredModel(family, network.eval(), vocab, provenance, report, result)
+
+
+def _refuse_random(network: CellNetwork, checkpoint: Checkpoint) -> None:
+    """Refuse a configuration that asks for more random weights than the file brings, before memory is taken for them."""
+    report, sizes = compare_tensors(network, checkpoint), network.state_dict()
+    lacking, found = (sum(sizes[name].numel() for name in names) for names in (report.random, report.loaded))
+    if lacking > found:
+        largest = max(report.random, key=lambda name: sizes[name].numel())
+        msg = (
+            f"{checkpoint.args_file} describes a network with {lacking:,} weights that {checkpoint.weights_file} lacks, and {found:,} "
+            f"that it holds; most of them are {named(largest)}, {tuple(sizes[largest].shape)}. Take both from the same folder."
+        )
+        raise WeightsError(msg)
 
 
 def write_model(
@@ -144,35 +194,43 @@ def read_memory(folder: Path, config: Mapping[str, Any]) -> TaskMemory | None:
     WeightsError
         If the task is not registered, or files are damaged.
     """
-    if "task" not in config:
-        found = (task.load(folder, config) for task in TASKS.values())
-        return next((memory for memory in found if memory is not None), None)
-    name = config["task"]
-    if name is None:
+    name = config.get("task")
+    if "task" in config and name is None:
         return None
-    if name not in TASKS:
-        msg = f"{folder} was trained for task={name!r}, which is not registered. Import the package that adds it to sg.tasks.TASKS."
+    if name is not None and name not in TASKS:
+        msg = f"{folder} was trained for task={named(name)}, which is not registered. Import the package that adds it to sg.tasks.TASKS."
         raise WeightsError(msg)
     try:
-        return TASKS[name].load(folder, config)
-    except (KeyError, TypeError, ValueError) as error:
-        msg = f"{folder}/config.json holds no memory of task={name!r}: {error!r}. Save the model again."
+        found = (task.load(folder, config) for task in (TASKS.values() if name is None else [TASKS[name]]))
+        return next((memory for memory in found if memory is not None), None)
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        msg = f"{folder} holds no memory of task={name!r}: {error}. Save the model again."
         raise WeightsError(msg) from error
 
 
 def _read_result(folder: Path, config: Mapping[str, Any]) -> TrainResult | None:
+    training = config.get("training") or {}
     history, memory = _read_history(folder / HISTORY), read_memory(folder, config)
     if history.empty and memory is None:
         return None
-    return TrainResult(history=history, memory=memory, **(config.get("training") or {}))
+    return TrainResult(history=history, memory=memory, **{name: training.get(name) for name in TRAINING})
 
 
 def _read_history(path: Path) -> pd.DataFrame:
     if not path.exists():
         return pd.DataFrame()
     try:
-        return pd.read_csv(path, index_col="epoch", float_precision="round_trip")
-    except ValueError as error:  # all that pandas raises for a file it cannot parse
+        if path.stat().st_size > HISTORY_BYTES:
+            msg = f"it has {path.stat().st_size:,} bytes, at most {HISTORY_BYTES:,} are read"
+            raise ValueError(msg)
+        table = pd.read_csv(path, index_col="epoch", float_precision="round_trip")
+        return table.set_axis(pd.Index(table.index.astype(int), name="epoch")).astype(float, errors="raise")
+    except (
+        ValueError,
+        TypeError,
+        OverflowError,
+        OSError,
+    ) as error:  # all that pandas raises for a file it cannot parse
         msg = f"{path} is not a history of a training ({error}). Delete it, or save the model again."
         raise WeightsError(msg) from error
 
@@ -181,13 +239,13 @@ def _family_of(folder: Path, families: Mapping[str, Family]) -> Family:
     first = next(iter(families.values()))
     found = [family for family in families.values() if family.recognises(folder)]
     try:
-        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        config = {}
-    if not isinstance(config, dict) or "scgalore" not in config:
+        config = read_json(folder / "config.json")
+    except WeightsError:
+        config = {}  # of others, or damaged, which whoever reads it says
+    if "scgalore" not in config:
         return (found or [first])[0]
     name = config.get("family", "scgpt")  # version 0.5.0 had one
-    if name not in families:
-        msg = f"{folder} holds a model of the family {name!r}; known here: {', '.join(map(repr, families))}. Use sg.model.load."
+    if not isinstance(name, str) or name not in families:
+        msg = f"{folder / 'config.json'} names a model of the family {named(name)}; known here: {', '.join(map(repr, families))}. Use sg.model.load."
         raise OptionError(msg)
     return families[name]

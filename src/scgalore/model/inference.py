@@ -16,6 +16,7 @@ from scgalore.errors import OptionError
 from scgalore.model.distributed import refuse_devices
 from scgalore.nn import CellOutput
 from scgalore.nn.device import pick_device
+from scgalore.nn.finite import refuse_not_finite_outputs
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
@@ -141,6 +142,11 @@ def run_network(
         Arithmetic of the blocks.
     label
         Words in front of the progress bar.
+
+    Raises
+    ------
+    DataError
+        If an embedding or the output of a head is not finite.
     """
     network.eval().to(device)  # outside of inference mode, in which moved weights could never be trained again
     config, n_obs = network.config, cells.n_obs if rows is None else len(rows)
@@ -160,6 +166,10 @@ def run_network(
             embedding[at] = F.normalize(cell, dim=1).cpu().numpy()
             for name, outputs in heads.items():
                 outputs[at] = network.read_head(name, cell).cpu().numpy()
+            # A length beyond all floats would make an embedding of zeros.
+            norms = torch.linalg.vector_norm(cell, dim=1).cpu().numpy()
+        named = {"the embedding": norms, **{f"head {name!r}": outputs[at] for name, outputs in heads.items()}}
+        refuse_not_finite_outputs(named, at, precision=dtype)
     return CellOutput(embedding, heads, "bf16-true" if dtype == torch.bfloat16 else "32-true")
 
 

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from scgalore._typing import PathLike
+    from scgalore.model.adapter_files import StoredAdapter
     from scgalore.model.family import Family
 
 __all__ = ["load_model"]
@@ -52,7 +53,11 @@ def load_model(model: PathLike, *, base: PathLike | None, families: Mapping[str,
 
 def _with_adapter(folder: PathLike, base: PathLike | None, families: Mapping[str, Family]) -> Any:
     stored = read_adapter(folder)
-    loaded = load_model(stored.base["name"] if base is None else base, base=None, families=families)
+    name = stored.base["name"] if base is None else base
+    if is_adapter_folder(name):
+        msg = f"The adapter in {folder} names {str(name)!r} as its weights, which is an adapter too. Name whole weights with base=."
+        raise WeightsError(msg)
+    loaded = load_model(name, base=None, families=families)
     if loaded.provenance["sha256"] != stored.base["sha256"]:
         msg = (
             f"The adapter in {folder} was trained on {stored.base['name']} (sha256 {stored.base['sha256'][:12]}), and "
@@ -61,9 +66,23 @@ def _with_adapter(folder: PathLike, base: PathLike | None, families: Mapping[str
         )
         raise WeightsError(msg)
     if stored.memory != loaded.memory:
+        _check_heads(folder, stored, loaded.network.config.heads)
         loaded.put_heads(stored.heads, seed=0)
-    apply_adapter(loaded.network, stored.weights)
+    try:
+        apply_adapter(loaded.network, stored.weights)
+    except OptionError as error:
+        msg = f"The adapter in {folder} does not fit {loaded.provenance['name']}: {error}"
+        raise WeightsError(msg) from error
     loaded.result = TrainResult(history=pd.DataFrame(), adapter=(stored.weights, stored.base), memory=stored.memory)
     loaded.provenance = {**loaded.provenance, "name": str(folder), "sha256": "", "layout": "adapter"}
     loaded.provenance["base"] = stored.base["name"]
     return loaded
+
+
+def _check_heads(folder: PathLike, stored: StoredAdapter, own: Mapping[str, int]) -> None:
+    """Refuse heads that neither the adapter nor its base has tensors for, before memory is taken for them."""
+    rows = {len(tensor) for tensor in stored.weights.heads.values() if tensor.ndim}
+    for name, n in stored.heads.items():
+        if own.get(name) != n and n not in rows:
+            msg = f"The adapter in {folder} states a head {name!r} with {n:,} outputs and holds no such tensor. Save it again."
+            raise WeightsError(msg)

@@ -128,10 +128,10 @@ def _recognises(folder: Path) -> bool:
 
 
 def _released_config(checkpoint: Checkpoint, vocab: GeneVocab) -> SCGPTConfig:
-    shapes = {name: tuple(tensor.shape) for name, tensor in checkpoint.tensors.items()}
     # The original keeps the names of the classes elsewhere, so its classification head cannot name what it predicts.
-    shapes = {name: shape for name, shape in shapes.items() if not name.startswith("cls_decoder.")}
-    config = SCGPTConfig.from_args(checkpoint.args, shapes=shapes, pad_id=vocab.pad_id)
+    shapes = {name: shape for name, shape in checkpoint.shapes.items() if not name.startswith("cls_decoder.")}
+    where = checkpoint.args_file
+    config = SCGPTConfig.from_args(checkpoint.args, shapes=shapes, pad_id=vocab.pad_id, where=where)
     if checkpoint.args.get("MVC") and not config.mvc:
         logg.info(
             "    the head that predicts expression from the cell embedding (MVC) is not in the file, and left out"

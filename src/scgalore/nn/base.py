@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Self, cast
 import torch
 from torch import Tensor, nn
 
+from scgalore._json import check_fields, named
+from scgalore._options import FRACTION, Kind, number, whole
 from scgalore.errors import OptionError, WeightsError
 
 if TYPE_CHECKING:
@@ -20,6 +22,19 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 __all__ = ["CellNetwork", "CellOutput", "Encoded", "NetworkConfig", "PaddedEncoder"]
+
+
+WIDTH = whole(1, 1 << 16)
+OUTPUTS = whole(1, 1 << 20)
+VALUE = number("it must be a number within 10,000 of zero", lambda value: abs(value) <= 10_000)
+
+
+def _are_heads(value: Any) -> bool:
+    names = hasattr(value, "keys") and all(isinstance(name, str) and name and "." not in name for name in value)
+    return names and len(value) <= 1024 and all(map(OUTPUTS.fits, value.values()))
+
+
+HEADS = Kind("it must give the number of outputs of each head, at least 1, by its name", _are_heads)
 
 
 class Encoded(NamedTuple):
@@ -76,7 +91,22 @@ class NetworkConfig:
         What stands for a masked value.
     pad_value
         What stands at padding and at ``<cls>``.
+    kinds
+        What each field must be. The numbers come from files of others, and the bounds lie far beyond any network: nothing
+        that they let pass takes long to refuse.
     """
+
+    kinds: ClassVar[Mapping[str, Kind]] = {
+        "n_tokens": whole(1, 1 << 24),
+        "pad_id": whole(0, 1 << 24),
+        "d_model": WIDTH,
+        "dropout": FRACTION,
+        "heads": HEADS,
+        "n_bins": whole(2, 1 << 16),
+        "max_length": whole(2, 1 << 24),
+        "mask_value": VALUE,
+        "pad_value": VALUE,
+    }
 
     n_tokens: int
     pad_id: int
@@ -89,12 +119,9 @@ class NetworkConfig:
     pad_value: float = -2.0
 
     def __post_init__(self) -> None:
-        for name in ("n_tokens", "d_model"):
-            if getattr(self, name) < 1:
-                msg = f"{type(self).__name__}.{name} is {getattr(self, name)}; it must be at least 1."
-                raise WeightsError(msg)
-        if not 0 <= self.dropout < 1:
-            msg = f"{type(self).__name__}.dropout is {self.dropout}; it must lie in [0, 1)."
+        check_fields(vars(self), self.kinds, where=type(self).__name__)
+        if self.pad_id >= self.n_tokens:
+            msg = f"pad_id={self.pad_id} is no row of a table of n_tokens={self.n_tokens}."
             raise WeightsError(msg)
 
     def to_dict(self) -> dict[str, Any]:
@@ -103,14 +130,31 @@ class NetworkConfig:
 
     @classmethod
     def from_dict(cls, content: Mapping[str, Any]) -> Self:
-        """Rebuild from :meth:`to_dict`; unknown fields raise :class:`~scgalore.errors.WeightsError`."""
-        unknown = sorted(set(content) - {field.name for field in fields(cls)})
-        if unknown:
-            msg = (
-                f"config.json holds the unknown fields {unknown}; it was written by a newer scgalore. Update scgalore."
-            )
+        """Rebuild from :meth:`to_dict`; fields that are unknown or absent raise :class:`~scgalore.errors.WeightsError`."""
+        own = {field.name: field for field in fields(cls)}
+        if unknown := sorted(set(content) - set(own)):
+            msg = f"it holds the unknown fields {named(unknown)}; it was written by a newer scgalore. Update scgalore."
+            raise WeightsError(msg)
+        if absent := [name for name in ("n_tokens", "pad_id") if name not in content]:
+            msg = f"it lacks {', '.join(absent)}."
             raise WeightsError(msg)
         return cls(**content)
+
+    @classmethod
+    def seen_in(cls, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
+        """Fields that the tensors of a file show, whatever the file beside it states.
+
+        Parameters
+        ----------
+        shapes
+            Shape of every tensor by its name.
+        """
+        return {}
+
+    @classmethod
+    def heads_in(cls, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
+        """The same, for fields of the heads on the cell embedding, which only scgalore's own files must keep to."""
+        return {}
 
     def replace(self, **changes: Any) -> Self:
         """Copy with some fields changed."""

@@ -3,17 +3,40 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self, get_args
 
+from scgalore._json import check_fields, named, nullable
+from scgalore._options import SWITCH, choice, whole
 from scgalore.errors import WeightsError
-from scgalore.nn.base import NetworkConfig
+from scgalore.nn.base import WIDTH, NetworkConfig
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from scgalore._options import Kind
+
 ValueStyle = Literal["continuous", "category", "scaling"]
 CellStyle = Literal["cls", "avg-pool", "w-pool"]
 BatchNorm = Literal["none", "shared", "per-batch"]
+# Modules of torch.nn that are made without arguments and take any shape.
+Activation = Literal[
+    "CELU", "ELU", "GELU", "Hardsigmoid", "Hardswish", "Hardtanh", "Identity", "LeakyReLU", "LogSigmoid", "Mish", "ReLU",
+    "ReLU6", "SELU", "SiLU", "Sigmoid", "Softplus", "Softshrink", "Softsign", "Tanh", "Tanhshrink",
+]  # fmt: skip
+
+ARGS = {
+    "embsize": "d_model",
+    "nheads": "n_heads",
+    "d_hid": "d_hid",
+    "nlayers": "n_layers",
+    "dropout": "dropout",
+    "n_layers_cls": "n_layers_cls",
+    "n_bins": "n_bins",
+    "max_seq_len": "max_length",
+    "mask_value": "mask_value",
+    "pad_value": "pad_value",
+}
+"""Fields by the names that the original's ``args.json`` has for them; the first four are always there."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,6 +101,27 @@ class SCGPTConfig(NetworkConfig):
         What stands at padding and at ``<cls>``.
     """
 
+    kinds: ClassVar[Mapping[str, Kind]] = {
+        **NetworkConfig.kinds,
+        "n_heads": whole(1, 1 << 12),
+        "d_hid": WIDTH,
+        "n_layers": whole(1, 1 << 10),
+        "n_layers_cls": whole(1, 64),
+        "mvc": SWITCH,
+        "value_style": choice(*get_args(ValueStyle)),
+        "n_value_bins": whole(0, 1 << 16),
+        "cell_style": choice(*get_args(CellStyle)),
+        "n_batches": whole(0, 1 << 16),
+        "batch_labels": SWITCH,
+        "batch_norm": choice(*get_args(BatchNorm)),
+        "adversary": SWITCH,
+        "zero_probabilities": SWITCH,
+        "perturbation": SWITCH,
+        "pert_pad_id": whole(0, 2),
+        "decoder_activation": nullable(choice(*get_args(Activation))),
+        "adaptive_bias": SWITCH,
+    }
+
     n_heads: int = 8
     d_hid: int = 512
     n_layers: int = 12
@@ -98,10 +142,6 @@ class SCGPTConfig(NetworkConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name in ("n_heads", "d_hid", "n_layers"):
-            if getattr(self, name) < 1:
-                msg = f"SCGPTConfig.{name} is {getattr(self, name)}; it must be at least 1."
-                raise WeightsError(msg)
         if self.d_model % self.n_heads:
             msg = f"The width d_model={self.d_model} is not a multiple of n_heads={self.n_heads}."
             raise WeightsError(msg)
@@ -113,6 +153,7 @@ class SCGPTConfig(NetworkConfig):
         *,
         shapes: Mapping[str, tuple[int, ...]],
         pad_id: int,
+        where: str = "args.json",
         **overrides: Any,
     ) -> Self:
         """Read an upstream checkpoint: hyperparameters from its ``args.json``, parts from its tensors.
@@ -127,34 +168,70 @@ class SCGPTConfig(NetworkConfig):
             Shape of every tensor by its canonical name.
         pad_id
             Token id of ``<pad>``.
+        where
+            What the hyperparameters were read from, for messages.
         overrides
             Fields that neither source tells, such as ``cell_style`` or ``decoder_activation``.
 
         Raises
         ------
         WeightsError
-            If a size is missing from ``args`` or the gene embedding from ``shapes``.
+            If a size is missing from ``args``, is no number in its range, or ``shapes`` lacks the gene embedding.
         """
-        missing = [key for key in ("embsize", "nheads", "d_hid", "nlayers") if key not in args]
-        if missing:
-            msg = f"args.json lacks {missing}; an upstream scGPT folder states embsize, nheads, d_hid and nlayers."
+        if len(shapes.get("encoder.embedding.weight", ())) != 2:
+            msg = (
+                f"The weights hold no table 'encoder.embedding.weight' (tokens, width); found {named(sorted(shapes))}."
+            )
             raise WeightsError(msg)
-        if "encoder.embedding.weight" not in shapes:
-            msg = f"The weights hold no 'encoder.embedding.weight'; found {sorted(shapes)[:5]} ..."
-            raise WeightsError(msg)
-        stated = {
-            "d_model": args["embsize"],
-            "n_heads": args["nheads"],
-            "d_hid": args["d_hid"],
-            "n_layers": args["nlayers"],
-            "dropout": args.get("dropout", 0.2),
-            "n_layers_cls": args.get("n_layers_cls", 3),
-            "n_bins": args.get("n_bins", 51),
-            "max_length": args.get("max_seq_len", 1200),
-            "mask_value": float(args.get("mask_value", -1)),
-            "pad_value": float(args.get("pad_value", -2)),
+        kinds = {key: cls.kinds[name] for key, name in ARGS.items()}
+        check_fields(args, kinds, where=where, missing=list(ARGS)[4:])
+        stated = {name: kinds[key].plain(args[key]) for key, name in ARGS.items() if key in args}
+        seen = {name: value for name, value in cls.seen_in(shapes).items() if name not in stated}
+        heads = cls.heads_in(shapes)["heads"]
+        return cls(**{"pad_id": pad_id, "heads": heads, **seen, **stated, **overrides})
+
+    @classmethod
+    def seen_in(cls, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
+        """Sizes and parts, of which names and shapes of the tensors tell."""
+        per_batch = sum(name.startswith("dsbn.bns.") and name.endswith("running_mean") for name in shapes)
+        table = shapes.get("encoder.embedding.weight", ())
+        hidden = shapes.get("transformer_encoder.layers.0.linear1.weight", ())
+        category = shapes.get("value_encoder.embedding.weight")
+        batches = shapes.get("batch_encoder.embedding.weight") or shapes.get(
+            "grad_reverse_discriminator.out_layer.weight"
+        )
+        sizes = {"n_tokens": table[:1], "d_model": table[1:2], "d_hid": hidden[:1]}
+        return {
+            **{name: size[0] for name, size in sizes.items() if size},
+            "n_layers": len({name.split(".")[2] for name in shapes if name.startswith("transformer_encoder.layers.")}),
+            "mvc": "mvc_decoder.gene2query.weight" in shapes,
+            "value_style": "category"
+            if category
+            else ("continuous" if "value_encoder.linear1.weight" in shapes else "scaling"),
+            "n_value_bins": category[0] if category else 0,
+            "n_batches": batches[0] if batches else per_batch,
+            "batch_labels": "batch_encoder.embedding.weight" in shapes,
+            "batch_norm": "per-batch" if per_batch else ("shared" if "bn.running_mean" in shapes else "none"),
+            "adversary": "grad_reverse_discriminator.out_layer.weight" in shapes,
+            "zero_probabilities": any(
+                ".zero_logit." in name or name.startswith("mvc_decoder.W_zero") for name in shapes
+            ),
+            "perturbation": "pert_encoder.weight" in shapes,
         }
-        return cls(**{"pad_id": pad_id, **stated, **_parts(shapes), **overrides})
+
+    @classmethod
+    def heads_in(cls, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
+        """Outputs and depth of the heads; that of the classes has the name of released files."""
+        last = ".out_layer.weight"
+        paths = [name.removesuffix(last) for name in shapes if name.endswith(last) and len(shapes[name]) == 2]
+        paths = [path for path in paths if path == "cls_decoder" or path.startswith("heads.")]
+        outputs = {"classes" if path == "cls_decoder" else path[6:]: shapes[path + last][0] for path in paths}
+        if not paths:
+            return {"heads": {}}
+        before = (
+            name for name, shape in shapes.items() if name.startswith(f"{paths[0]}._decoder.") and len(shape) == 2
+        )
+        return {"heads": outputs, "n_layers_cls": 1 + len(list(before))}
 
     def to_args(self) -> dict[str, Any]:
         """Spell the sizes as upstream's ``args.json`` does, for :func:`~scgalore.weights.export_scgpt`."""
@@ -180,28 +257,6 @@ class SCGPTConfig(NetworkConfig):
         """Rebuild from :meth:`to_dict`; unknown fields raise :class:`~scgalore.errors.WeightsError`."""
         content = dict(content)
         n_classes = content.pop("n_classes", 0)  # scgalore 0.5.0 knew no other head
-        if n_classes:
+        if n_classes:  # checked as all heads are
             content["heads"] = {"classes": n_classes}
         return super().from_dict(content)
-
-
-def _parts(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
-    per_batch = sum(name.startswith("dsbn.bns.") and name.endswith("running_mean") for name in shapes)
-    head = shapes.get("cls_decoder.out_layer.weight")
-    category = shapes.get("value_encoder.embedding.weight")
-    batches = shapes.get("batch_encoder.embedding.weight")
-    return {
-        "n_tokens": shapes["encoder.embedding.weight"][0],
-        "heads": {"classes": head[0]} if head else {},
-        "mvc": "mvc_decoder.gene2query.weight" in shapes,
-        "value_style": "category"
-        if category
-        else ("continuous" if "value_encoder.linear1.weight" in shapes else "scaling"),
-        "n_value_bins": category[0] if category else 0,
-        "n_batches": batches[0] if batches else per_batch,
-        "batch_labels": batches is not None,
-        "batch_norm": "per-batch" if per_batch else ("shared" if "bn.running_mean" in shapes else "none"),
-        "adversary": "grad_reverse_discriminator.out_layer.weight" in shapes,
-        "zero_probabilities": any(".zero_logit." in name or name.startswith("mvc_decoder.W_zero") for name in shapes),
-        "perturbation": "pert_encoder.weight" in shapes,
-    }

@@ -12,8 +12,8 @@ from lightning.pytorch.callbacks import EarlyStopping, TQDMProgressBar
 from torch import distributed
 
 from scgalore import _logging as logg
-from scgalore.errors import DataError
 from scgalore.optim.layerwise import LayerwiseUpdate
+from scgalore.train.divergence import end_run
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -68,11 +68,7 @@ class History(Callback):
         self.rows.append(row)
         # Raised here, before a checkpoint of such weights takes the place of the last good one.
         if bad := [name for name, value in row.items() if name.endswith("_loss") and not math.isfinite(value)]:
-            msg = (
-                f"{bad[0]} became {row[bad[0]]} in epoch {trainer.current_epoch}, so training cannot go on. Lower lr, or "
-                "train with precision='32-true'."
-            )
-            raise DataError(msg)
+            end_run(f"{bad[0]} became {row[bad[0]]}", f"epoch {trainer.current_epoch}")
 
     def state_dict(self) -> dict[str, Any]:
         """Rows so far."""

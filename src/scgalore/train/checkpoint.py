@@ -10,8 +10,13 @@ from lightning.fabric.plugins import TorchCheckpointIO
 from lightning.pytorch.callbacks import ModelCheckpoint
 
 from scgalore import _logging as logg
+from scgalore._folders import refuse_unwritable, writing
+from scgalore._json import OBJECT, check_fields
+from scgalore._options import INDEX, Kind
 from scgalore.errors import OptionError, WeightsError
 from scgalore.train.extension import extended
+from scgalore.weights.checkpoint import check_archive
+from scgalore.weights.finite import refuse_not_finite, tensors_in
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -32,6 +37,15 @@ CHECKPOINT_KEY = "scgalore_run"
 
 STEM = "last"
 
+LIST = Kind("it must be a list", lambda value: isinstance(value, list))
+
+STATE = {
+    **dict.fromkeys(("state_dict", "callbacks", "loops"), OBJECT),
+    **dict.fromkeys(("optimizer_states", "lr_schedulers"), LIST),
+    **dict.fromkeys(("epoch", "global_step"), INDEX),
+}
+"""What a checkpoint must hold to go on from."""
+
 
 class WholeFiles(TorchCheckpointIO):
     """Write a checkpoint beside its place and move it there in one step; read tensors and numbers only.
@@ -43,11 +57,12 @@ class WholeFiles(TorchCheckpointIO):
     def save_checkpoint(self, checkpoint: dict[str, Any], path: PathLike, storage_options: Any | None = None) -> None:
         """Replace the file at ``path``, or leave it as it is."""
         path = Path(path)
-        path.parent.mkdir(parents=True, exist_ok=True)
         unfinished = path.with_name(f".{path.name}.part")
         try:
-            torch.save(checkpoint, unfinished)
-            unfinished.replace(path)
+            with writing(path, RuntimeError):  # all that torch says of a disk
+                path.parent.mkdir(parents=True, exist_ok=True)
+                torch.save(checkpoint, unfinished)
+                unfinished.replace(path)
         finally:
             unfinished.unlink(missing_ok=True)
 
@@ -85,6 +100,7 @@ def read_checkpoint(path: PathLike, *, map_location: Any = "cpu", mmap: bool = F
     WeightsError
         If the file is damaged or was not written by a run.
     """
+    check_archive(Path(path))
     try:
         checkpoint = torch.load(path, map_location=map_location, weights_only=True, mmap=mmap)
     except Exception as error:  # damaged bytes raise whatever the unpickler stumbles over
@@ -93,6 +109,7 @@ def read_checkpoint(path: PathLike, *, map_location: Any = "cpu", mmap: bool = F
     if not isinstance(checkpoint, dict) or CHECKPOINT_KEY not in checkpoint:
         msg = f"{path} was not written by scgalore's training. Use another checkpoint_dir."
         raise WeightsError(msg)
+    check_fields(checkpoint, {CHECKPOINT_KEY: OBJECT}, where=path)
     return checkpoint
 
 
@@ -107,6 +124,20 @@ def saved_run(folder: PathLike | None, *, resume: bool) -> dict[str, Any] | None
     if not resume or folder is None or not last_checkpoint(folder).is_file():
         return None
     return read_checkpoint(last_checkpoint(folder), mmap=True)[CHECKPOINT_KEY]
+
+
+def check_state(path: PathLike, checkpoint: Mapping[str, Any]) -> None:
+    """Refuse a checkpoint to go on from whose weights or optimizer state are not finite, or are not there.
+
+    Raises
+    ------
+    WeightsError
+        With the names of the tensors.
+    """
+    check_fields(checkpoint, STATE, where=path)
+    best = {name: state.get("weights") for name, state in checkpoint["callbacks"].items() if OBJECT.fits(state)}
+    state = {"weights": checkpoint["state_dict"], "optimizer": checkpoint["optimizer_states"], "best": best}
+    refuse_not_finite(dict(tensors_in(state)), where=path)
 
 
 def checkpoint_to_resume(folder: PathLike | None, *, resume: bool, identity: Mapping[str, Any]) -> Path | None:
@@ -130,8 +161,10 @@ def checkpoint_to_resume(folder: PathLike | None, *, resume: bool, identity: Map
     ------
     OptionError
         If there is one and ``resume`` is off, or if it belongs to another run.
+    DiskError
+        If a checkpoint could not be written there.
     WeightsError
-        If it is damaged.
+        If it is damaged, or its weights or optimizer state are not finite.
     """
     if folder is None:
         if resume:
@@ -141,6 +174,7 @@ def checkpoint_to_resume(folder: PathLike | None, *, resume: bool, identity: Map
     if Path(folder).is_file():
         msg = f"checkpoint_dir={str(folder)!r} is a file; give the path of a folder."
         raise OptionError(msg)
+    refuse_unwritable(Path(folder), "checkpoint_dir")
     path = last_checkpoint(folder)
     if not path.exists():
         if resume:
@@ -153,6 +187,7 @@ def checkpoint_to_resume(folder: PathLike | None, *, resume: bool, identity: Map
     begun = checkpoint[CHECKPOINT_KEY]
     saved = extended(begun, identity)
     _refuse_other_run(path, saved, identity)
+    check_state(path, checkpoint)
     if saved.get("max_epochs") != begun.get("max_epochs"):
         _report_extension(path, checkpoint, begun, identity)
     return path

@@ -17,6 +17,7 @@ from scgalore.train.checkpoint import CHECKPOINT_KEY
 from scgalore.train.clipping import clip_by_norm_
 from scgalore.train.curriculum import rewarmed
 from scgalore.train.datamodule import CellDataModule, Share
+from scgalore.train.divergence import refuse_diverged
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -95,7 +96,7 @@ class ObjectiveTrainingPlan(TrainingPlan):
         """One step, with dropout drawn from the seed and the position in the run."""
         position = (self.current_epoch, batch_idx, self.global_rank)
         torch.manual_seed(fold_seed(self.config.seed, *position))
-        loss, cells = self._measure(batch, "train")
+        loss, cells = self._measure(batch, "train", batch_idx)
         self._last = cells, position
         if isinstance(batch, Share):
             # DDP averages over processes, of which one may have fewer cells than the others.
@@ -108,7 +109,7 @@ class ObjectiveTrainingPlan(TrainingPlan):
 
     def validation_step(self, batch: TokenBatch | Share, batch_idx: int) -> None:
         """Loss of one validation batch."""
-        self._measure(batch, "validation")
+        self._measure(batch, "validation", batch_idx)
 
     def on_validation_epoch_end(self) -> None:
         """Log what the objective says of the epoch as a whole."""
@@ -116,9 +117,10 @@ class ObjectiveTrainingPlan(TrainingPlan):
         for name, value in self.module.objective.over_epoch(self._validated).items():
             self.log(f"validation_{name}", value)
 
-    def _measure(self, batch: TokenBatch | Share, mode: str) -> tuple[Tensor, TokenBatch]:
+    def _measure(self, batch: TokenBatch | Share, mode: str, batch_idx: int) -> tuple[Tensor, TokenBatch]:
         cells = batch.batch if isinstance(batch, Share) else batch
         _, _, output = self(cells)
+        refuse_diverged(output.loss, f"{mode}_loss", self.trainer, batch_idx)
         if isinstance(batch, Share):
             output.n_obs_minibatch = batch.n
         # scvi leaves the batch size out here, so a short last batch would weigh as much as a full one.

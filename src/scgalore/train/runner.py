@@ -25,6 +25,7 @@ from scgalore.train.checkpoint import WholeFiles, checkpoint_callback, checkpoin
 from scgalore.train.config import ALL, TrainConfig
 from scgalore.train.curriculum import batch_plan
 from scgalore.train.datamodule import CellDataModule
+from scgalore.train.divergence import SoundWeights
 from scgalore.train.modes import compiled, deterministic, dropping, recomputing
 from scgalore.train.plan import ObjectiveTrainingPlan
 from scgalore.train.processes import training_processes
@@ -120,7 +121,9 @@ def fit(
         is set and there are no validation cells, if an option is set that the source decides itself, or if options do not
         go with the number of processes.
     DataError
-        If the loss became NaN or infinite.
+        If the loss or a weight became NaN or infinite.
+    DiskError
+        If a checkpoint cannot be written; the one before is kept.
     WeightsError
         If the checkpoint is damaged.
     """
@@ -222,7 +225,7 @@ def _genes_by_epoch(source: CellSource, phases: tuple[Phase, ...]) -> list[int]:
 
 
 def _callbacks(config: TrainConfig, history: History, best: BestWeights, *, first_epoch: int) -> list[Callback]:
-    callbacks: list[Callback] = [history, best]
+    callbacks: list[Callback] = [history, SoundWeights(), best]
     if config.patience is not None:
         callbacks.append(StopEarly(best.monitor, patience=config.patience, start=best.best, first_epoch=first_epoch))
     if config.per_layer_update:

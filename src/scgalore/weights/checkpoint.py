@@ -1,9 +1,9 @@
 """Read a checkpoint folder, whoever wrote it."""
 
-import json
 import os
 import pickle
 import re
+import zipfile
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,9 +14,11 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from scgalore._files import file_digest
+from scgalore._folders import recover_folder
+from scgalore._json import named, read_json
 from scgalore.errors import WeightsError
 
-__all__ = ["Checkpoint", "read_checkpoint"]
+__all__ = ["Checkpoint", "check_archive", "read_checkpoint", "read_safetensors"]
 
 FORMAT_KEY = "scgalore_format"  # in the safetensors header: tells our own files from other people's copies
 
@@ -28,6 +30,11 @@ _ARGS_FILES: Mapping[Layout, tuple[str, ...]] = {
     "scgpt": ("args.json",),
     "safetensors": ("args.json", "config.json"),
 }
+VOCAB_BYTES = 1 << 26  # fifty times the released vocabularies
+INDEX_BYTES = 1 << 24  # names and shapes of a hundred thousand tensors
+SHARED = 4  # names under which a file may hold the same numbers, such as a table that a decoder shares
+DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
+
 _LAYOUTS = "args.json, vocab.json and best_model.pt, or config.json, vocab.json and model.safetensors"
 
 
@@ -49,6 +56,8 @@ class Checkpoint:
         Where it was read.
     sha256
         Hash of the file that holds the weights.
+    weights_file, args_file
+        Where weights and hyperparameters were read, for messages.
     """
 
     args: dict[str, Any] = field(repr=False)
@@ -57,6 +66,13 @@ class Checkpoint:
     layout: Layout
     folder: Path
     sha256: str
+    weights_file: str = "the weights"
+    args_file: str = "args.json"
+
+    @property
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Shape of every tensor by its name."""
+        return {name: tuple(tensor.shape) for name, tensor in self.tensors.items()}
 
 
 def read_checkpoint(
@@ -64,7 +80,9 @@ def read_checkpoint(
 ) -> Checkpoint:
     """Read a checkpoint folder in our layout, upstream's, or that of a safetensors copy.
 
-    No code in the files is ever run: a pickle that asks for it is refused.
+    No code in the files is ever run: a pickle that asks for it is refused. Neither does a small file take much time or
+    memory: sizes are held against those of the files before anything is unpacked. Files may be symbolic links, as in the
+    caches of model hubs, wherever they lead.
 
     Parameters
     ----------
@@ -82,21 +100,29 @@ def read_checkpoint(
         If a file is missing, damaged, does not belong to the others, or holds more than tensors.
     """
     folder = Path(folder).expanduser()
+    recover_folder(folder)
     if not folder.is_dir():
         msg = f"{folder} is not a folder. A checkpoint is a folder with {_LAYOUTS}."
         raise WeightsError(msg)
     path = _weights_file(folder)
-    layout = _layout(path)
-    args = _read_args(folder, layout, args)
-    vocab = _read_vocab(folder)
-    found = _read_pickle(path) if layout == "scgpt" else _read_safetensors(path)
-    _check_tensors(path, found)
+    try:
+        layout = _layout(path)
+        stated, args_file = _read_args(folder, layout, args)
+        vocab = _read_vocab(folder)
+        found = _read_pickle(path) if layout == "scgpt" else read_safetensors(path)
+        sha256 = file_digest(path)
+    except OSError as error:
+        msg = f"{error.filename or path} cannot be read: {error.strerror}. Fetch or save it again."
+        raise WeightsError(msg) from error
     tensors = found if names is None else {own: found[name] for name, own in names(found).items()}
-    return Checkpoint(args, vocab, tensors, layout, folder, file_digest(path))
+    return Checkpoint(stated, vocab, tensors, layout, folder, sha256, str(path), args_file)
 
 
 def _weights_file(folder: Path) -> Path:
     for name in ("model.safetensors", "best_model.pt"):
+        if (folder / name).is_dir():
+            msg = f"{folder / name} is a folder; expected a file with weights. Fetch or save it again."
+            raise WeightsError(msg)
         if (folder / name).is_file():
             return folder / name
     pickles = sorted(folder.glob("*.pt"))
@@ -115,12 +141,12 @@ def _layout(path: Path) -> Layout:
     return "scgalore" if FORMAT_KEY in _header(path) else "safetensors"
 
 
-def _read_args(folder: Path, layout: Layout, args: Mapping[str, Any] | None) -> dict[str, Any]:
+def _read_args(folder: Path, layout: Layout, args: Mapping[str, Any] | None) -> tuple[dict[str, Any], str]:
     for name in _ARGS_FILES[layout]:
-        if (folder / name).is_file():
-            return _read_json(folder / name)
+        if (folder / name).exists():
+            return read_json(folder / name), str(folder / name)
     if args is not None:
-        return dict(args)
+        return dict(args), "the registry"
     names = " or ".join(_ARGS_FILES[layout])
     msg = f"{folder} lacks {names}, which states the sizes of the network; it holds {_names_in(folder)}. Add the file."
     raise WeightsError(msg)
@@ -128,35 +154,27 @@ def _read_args(folder: Path, layout: Layout, args: Mapping[str, Any] | None) -> 
 
 def _read_vocab(folder: Path) -> dict[str, int]:
     path = folder / "vocab.json"
-    if not path.is_file():
+    if not path.exists():
         msg = f"{folder} lacks vocab.json, which gives each gene its token; it holds {_names_in(folder)}. Add the file."
         raise WeightsError(msg)
-    vocab = _read_json(path)
+    vocab = read_json(path, max_bytes=VOCAB_BYTES)
     if not vocab or any(type(index) is not int or index < 0 for index in vocab.values()):
         msg = f"{path} is no vocabulary: expected {{token: id}} with ids from 0 on."
         raise WeightsError(msg)
     return vocab
 
 
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        msg = f"{path} is not valid JSON ({error}). Fetch or save it again."
-        raise WeightsError(msg) from error
-    if not isinstance(content, dict):
-        msg = f"{path} holds a {type(content).__name__}; expected a JSON object."
-        raise WeightsError(msg)
-    return content
-
-
 def _read_pickle(path: Path) -> dict[str, Tensor]:
     with path.open("rb") as file:
         start = file.read(16)
     if not start.startswith(b"PK"):
-        # Also keeps bare pickles away from the unpickler.
-        msg = f"{path} is not a PyTorch archive (it starts with {start!r}). Fetch or save it again."
+        # Also keeps bare pickles, and the formats of PyTorch before 1.6, away from the unpickler.
+        msg = (
+            f"{path} is not a PyTorch archive (it starts with {start!r}). Fetch it again; where an old PyTorch wrote it, load "
+            "it there and save `model.state_dict()` with PyTorch 1.6 or later."
+        )
         raise WeightsError(msg)
+    check_archive(path)
     try:
         content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except Exception as error:  # damaged bytes raise whatever the unpickler stumbles over
@@ -172,7 +190,41 @@ def _read_pickle(path: Path) -> dict[str, Tensor]:
     if not isinstance(content, dict):
         msg = f"{path} holds a {type(content).__name__}; expected a state_dict, that is a dict of tensors."
         raise WeightsError(msg)
-    return content
+    return _checked(path, content)
+
+
+def check_archive(path: Path) -> None:
+    """Refuse an archive of PyTorch that would unpack into more than it holds, or that is a program.
+
+    Raises
+    ------
+    WeightsError
+        If it is one, or is damaged.
+    """
+    try:
+        with zipfile.ZipFile(path) as archive:
+            members = archive.infolist()
+    except (zipfile.BadZipFile, ValueError, NotImplementedError, OverflowError) as error:
+        msg = f"{path} is damaged or incomplete ({type(error).__name__}: {error}). Fetch or save it again."
+        raise WeightsError(msg) from error
+    names = {member.filename.partition("/")[2] for member in members}
+    if "constants.pkl" in names:
+        msg = (
+            f"{path} is a TorchScript archive, a program with its weights; expected weights alone. Load it with "
+            "torch.jit.load where you trust it, and save its state_dict()."
+        )
+        raise WeightsError(msg)
+    packed = [member for member in members if member.compress_type != zipfile.ZIP_STORED]
+    whole = sum(member.file_size for member in members)
+    index = sum(member.file_size for member in members if member.filename.endswith("data.pkl"))
+    if packed or whole > path.stat().st_size or index > INDEX_BYTES:
+        what = (
+            f"holds {packed[0].filename!r} compressed"
+            if packed
+            else f"unpacks into {whole:,} bytes, {index:,} of names"
+        )
+        msg = f"{path} {what}; expected an archive as torch.save writes it, uncompressed. Fetch or save it again."
+        raise WeightsError(msg)
 
 
 def _header(path: Path) -> dict[str, str]:
@@ -184,23 +236,50 @@ def _header(path: Path) -> dict[str, str]:
         raise WeightsError(msg) from error
 
 
-def _read_safetensors(path: Path) -> dict[str, Tensor]:
-    with safe_open(path, framework="pt") as file:
-        return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+def read_safetensors(path: Path) -> dict[str, Tensor]:
+    """Read the tensors of a safetensors file, mapped from disk.
+
+    Raises
+    ------
+    WeightsError
+        If the file is damaged, or holds anything but tensors of floating point.
+    """
+    try:
+        with safe_open(path, framework="pt") as file:
+            found = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except Exception as error:  # damaged bytes, and types that torch has not
+        msg = f"{path} is damaged or incomplete ({type(error).__name__}: {error}). Fetch or save it again."
+        raise WeightsError(msg) from error
+    return _checked(path, found)
 
 
-def _check_tensors(path: Path, found: Mapping[Any, Any]) -> None:
+def _checked(path: Path, found: Mapping[Any, Any]) -> dict[str, Tensor]:
+    """Tensors that are what a file of this size can hold."""
+    size, total = path.stat().st_size, 0
     for name, tensor in found.items():
         if not isinstance(name, str) or not isinstance(tensor, Tensor):
             kind = type(tensor).__name__
-            msg = (
-                f"{path} holds {name!r}, a {kind}; expected tensors only. Save `model.state_dict()`, nothing around it."
-            )
+            msg = f"{path} holds {named(name)}, a {kind}; expected tensors only. Save `model.state_dict()`, nothing around it."
             raise WeightsError(msg)
         # The counter of a batch norm is the only tensor of a network without a fraction.
-        if not tensor.is_floating_point() and not name.endswith(".num_batches_tracked"):
-            msg = f"{path}: {name} has dtype {tensor.dtype}; expected floating point, quantised weights do not load."
+        if tensor.dtype not in DTYPES and not (name.endswith(".num_batches_tracked") and tensor.dtype == torch.int64):
+            msg = f"{path}: {named(name)} has dtype {tensor.dtype}; expected floating point, quantised weights do not load."
             raise WeightsError(msg)
+        if tensor.layout != torch.strided or tensor.device.type != "cpu" or _nbytes(tensor) > size:
+            msg = (
+                f"{path}: {named(name)} of shape {tuple(tensor.shape)} ({tensor.layout}, on {tensor.device}) is not what a "
+                f"file of {size:,} bytes holds; expected plain tensors. Fetch or save it again."
+            )
+            raise WeightsError(msg)
+        total += _nbytes(tensor)
+    if total > SHARED * size:
+        msg = f"{path} has {size:,} bytes and names tensors of {total:,}, which share memory. Fetch or save it again."
+        raise WeightsError(msg)
+    return dict(found)
+
+
+def _nbytes(tensor: Tensor) -> int:
+    return tensor.numel() * tensor.element_size()  # `nbytes` is that of the memory behind some kinds of tensors
 
 
 def _names_in(folder: Path) -> list[str]:

@@ -4,6 +4,7 @@ import os
 from pathlib import Path
 
 from scgalore._fetch import fetch_files
+from scgalore._folders import recover_folder
 from scgalore._settings import settings
 from scgalore.errors import DownloadError, OptionError, WeightsError
 from scgalore.weights.registry import WeightsEntry, get_entry, list_weights, suggestion
@@ -58,6 +59,7 @@ def resolve_model_folder(model: str | os.PathLike[str]) -> tuple[Path, WeightsEn
     if isinstance(model, str) and model in list_weights():
         return fetch_weights(model), get_entry(model)
     folder = Path(model).expanduser()
+    recover_folder(folder)
     if folder.is_dir():
         return folder, None
     if folder.is_file():
@@ -84,4 +86,8 @@ def fetch_entry(entry: WeightsEntry, *, progress: bool | None = None) -> Path:
 
 def _by_hand(entry: WeightsEntry) -> str:
     names = [file.name for file in entry.files] + (["args.json"] if entry.args else [])
-    return f'pass a folder of your own with {", ".join(names)}: model="/path/to/folder" (source: {entry.homepage}).'
+    shipped = next(name for name in list_weights() if get_entry(name).bundled)
+    return (
+        f'pass a folder of your own with {", ".join(names)}: model="/path/to/folder" (source: {entry.homepage}). For a first try, '
+        f'model="{shipped}" is small, ships with the package and needs no connection.'
+    )

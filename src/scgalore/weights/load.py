@@ -9,8 +9,9 @@ import torch
 
 from scgalore.errors import WeightsError
 from scgalore.weights.checkpoint import Checkpoint
+from scgalore.weights.finite import refuse_not_finite
 
-__all__ = ["LoadReport", "load_tensors"]
+__all__ = ["LoadReport", "compare_tensors", "load_tensors"]
 
 
 class Loadable(Protocol):
@@ -80,6 +81,32 @@ def load_tensors(
     Raises
     ------
     WeightsError
+        If shapes differ, a tensor would stay random that may not, or one that is used holds NaN or infinity.
+    """
+    report = compare_tensors(network, checkpoint, allow_random=allow_random)
+    own = network.state_dict()
+    used = {name: checkpoint.tensors[name] for name in report.loaded}
+    dtypes = {name: own[name].dtype for name in used}
+    refuse_not_finite(used, where=checkpoint.weights_file, dtypes=dtypes)
+    with torch.no_grad():
+        for name, tensor in used.items():
+            own[name].copy_(tensor)
+    return report
+
+
+def compare_tensors(
+    network: Loadable, checkpoint: Checkpoint, *, allow_random: tuple[str, ...] | None = None
+) -> LoadReport:
+    """Say what :func:`load_tensors` would do, for a network that needs no memory, on torch's "meta" device, as well.
+
+    Parameters
+    ----------
+    network, checkpoint, allow_random
+        As for :func:`load_tensors`.
+
+    Raises
+    ------
+    WeightsError
         If shapes differ, or a tensor would stay random that may not.
     """
     own = network.state_dict()
@@ -97,9 +124,6 @@ def load_tensors(
         ignored=tuple(name for name in checkpoint.tensors if name not in own or name in misfits),
     )
     _check(report, checkpoint, network.required, allow_random)
-    with torch.no_grad():
-        for name in report.loaded:
-            own[name].copy_(checkpoint.tensors[name])
     return report
 
 

@@ -8,10 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
-from scgalore._folders import FolderKind, whole_folder
+from scgalore._folders import FolderKind, whole_folder, writing
 from scgalore.errors import OptionError
 from scgalore.weights.checkpoint import FORMAT_KEY
 
@@ -56,6 +57,8 @@ def write_checkpoint(
     ------
     OptionError
         If ``folder`` is taken or a name in ``extra`` is.
+    DiskError
+        If the disk takes no more.
     """
     extra = extra or {}
     for name in extra:
@@ -66,7 +69,8 @@ def write_checkpoint(
         _write_json(draft / "config.json", config)
         _write_json(draft / "vocab.json", _by_id(vocab), sort_keys=False)
         # One key: safetensors writes several in no fixed order.
-        save_file(_packed(tensors), draft / "model.safetensors", metadata={FORMAT_KEY: "1"})
+        with writing(Path(folder) / "model.safetensors", SafetensorError):
+            save_file(_packed(tensors), draft / "model.safetensors", metadata={FORMAT_KEY: "1"})
         # It comes out private to its owner; a folder on a shared disk is read by others.
         shutil.copymode(draft / "vocab.json", draft / "model.safetensors")
         for name, content in extra.items():
@@ -99,7 +103,9 @@ def export_scgpt(
     with whole_folder(Path(folder), CHECKPOINT, overwrite=overwrite) as draft:
         _write_json(draft / "args.json", args)
         _write_json(draft / "vocab.json", _by_id(vocab), sort_keys=False)
-        torch.save(_packed(tensors), draft / "best_model.pt")
+        packed = _packed(tensors)
+        with writing(Path(folder) / "best_model.pt", RuntimeError):  # all that torch says of a disk
+            torch.save(packed, draft / "best_model.pt")
 
 
 def _write_json(path: Path, content: Mapping[str, Any], *, sort_keys: bool = True) -> None:

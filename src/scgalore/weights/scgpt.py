@@ -41,7 +41,7 @@ def read_scgpt(folder: str | os.PathLike[str], *, args: Mapping[str, Any] | None
     """
     checkpoint = read_checkpoint(folder, args=args, names=canonical_names)
     table, last = checkpoint.tensors.get(TABLE), max(checkpoint.vocab.values())
-    if table is not None and last >= len(table):
+    if table is not None and table.ndim == 2 and last >= len(table):
         msg = (
             f"vocab.json has ids up to {last:,}, but {checkpoint.folder} embeds {len(table):,} tokens: vocabulary and "
             "weights do not belong together. Take both from the same folder."

@@ -8,6 +8,7 @@ import numpy as np
 
 from scgalore._progress import progress
 from scgalore.data.match import match_genes
+from scgalore.errors import DataError
 from scgalore.tasks.perturbation.memory import memory_of
 from scgalore.tasks.perturbation.networks import (
     flag_tokenizer,
@@ -170,6 +171,11 @@ def prior_effects(
     Returns
     -------
     float64 ``(len(wanted), n_genes)``; ``None`` without a prior.
+
+    Raises
+    ------
+    DataError
+        If the prior is not finite.
     """
     memory = memory_of(model)
     if memory is None or memory.prior is None:
@@ -187,6 +193,10 @@ def prior_effects(
     for i, (context, genes) in enumerate(wanted):
         effect = memory.prior.predict(tuple(names[gene] for gene in genes), controls.context_names[context])
         out[i, here >= 0] = effect[here[here >= 0]]
+    if not np.isfinite(out).all():
+        bad = wanted[int(np.flatnonzero(~np.isfinite(out).all(axis=1))[0])][1]
+        msg = f"The prior of the model predicts NaN or infinity for {'+'.join(bad) or 'control'}. Fine-tune the model again."
+        raise DataError(msg)
     return out
 
 

@@ -7,13 +7,16 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from safetensors import SafetensorError
-from safetensors.numpy import load, save
+from safetensors.numpy import save
 
+from scgalore._json import OBJECT, STRING, check_fields, nullable, read_json
+from scgalore._options import NAMES, Kind, are
 from scgalore._uns import to_uns
 from scgalore.errors import WeightsError
 from scgalore.perturb.baselines.effects import Effects, GeneEffects
 from scgalore.perturb.predictions.card import model_card
+from scgalore.weights.checkpoint import read_safetensors
+from scgalore.weights.finite import refuse_not_finite
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -24,6 +27,19 @@ if TYPE_CHECKING:
 __all__ = ["PerturbationMemory", "memory_of", "read_memory"]
 
 SCREEN, EFFECTS, STATS, CARD = "screen.json", "screen.safetensors", "training_stats.json", "README.md"
+SCREEN_BYTES = 1 << 28  # names of genes and perturbations, for every context
+
+CONTENT = {
+    "genes": NAMES,
+    "perturbations": Kind(
+        "it must give a list of names for each part of the split",
+        lambda value: OBJECT.fits(value) and all(map(are(STRING.fits), value.values())),
+    ),
+    "params": OBJECT,
+    "stats": OBJECT,
+    "prior": nullable(STRING),
+}
+"""What ``screen.json`` must hold."""
 
 
 @dataclass(frozen=True)
@@ -113,8 +129,11 @@ def read_memory(folder: Path) -> PerturbationMemory | None:
     if not (folder / SCREEN).exists():
         return None
     try:
-        content = json.loads((folder / SCREEN).read_text(encoding="utf-8"))
-        arrays = load((folder / EFFECTS).read_bytes())
+        content = read_json(folder / SCREEN, max_bytes=SCREEN_BYTES)
+        check_fields(content, CONTENT, where=folder / SCREEN)
+        tensors = read_safetensors(folder / EFFECTS)
+        refuse_not_finite(tensors, where=folder / EFFECTS)
+        arrays = {name: tensor.numpy().copy() for name, tensor in tensors.items()}
         genes = tuple(content["genes"])
         return PerturbationMemory(
             genes=genes,
@@ -123,7 +142,7 @@ def read_memory(folder: Path) -> PerturbationMemory | None:
             params=content["params"],
             stats=content["stats"],
         )
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, SafetensorError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         msg = f"{folder / SCREEN} and {EFFECTS} are damaged or do not belong together ({error}). Save the model again."
         raise WeightsError(msg) from error
 

@@ -15,6 +15,7 @@ from scgalore.data.match import match_genes
 from scgalore.data.perturbations import FlagTokenizer, HeldOutPrior, PerturbationCells, Targets
 from scgalore.data.vocab import GeneVocab
 from scgalore.errors import DataError
+from scgalore.nn.finite import refuse_not_finite_outputs
 from scgalore.perturb.baselines.effects import Effects, fit_effects, held_out_effects
 
 if TYPE_CHECKING:
@@ -300,6 +301,11 @@ def predict_outputs(
     Returns
     -------
     The network's output for each column, float32 ``(b, n_columns)``, and cell embeddings with unit norm, ``(b, d)``.
+
+    Raises
+    ------
+    DataError
+        If there is NaN or infinity in them.
     """
     network.eval().to(device)
     columns = tokenizer.columns
@@ -318,6 +324,8 @@ def predict_outputs(
                 output: Tensor = network.expression(encoded, batch.values)[0]
                 outputs[rows] = output[:, 1 : 1 + len(columns)].float().cpu().numpy()
                 cells[rows] = torch.nn.functional.normalize(encoded.cell.float(), dim=1).cpu().numpy()
+            found = {"the expression": outputs[rows], "the embedding": cells[rows]}
+            refuse_not_finite_outputs(found, np.arange(rows.start, rows.stop))
     finally:
         network.cpu()
     return outputs, cells

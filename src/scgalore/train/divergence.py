@@ -1,0 +1,54 @@
+"""A run that has left the numbers: stopped where it happens, before anything is written."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, NoReturn
+
+from lightning.pytorch import Callback
+
+from scgalore.errors import DataError, WeightsError
+from scgalore.weights.finite import refuse_not_finite
+
+if TYPE_CHECKING:
+    from lightning.pytorch import LightningModule, Trainer
+    from torch import Tensor
+
+__all__ = ["SoundWeights", "end_run", "refuse_diverged"]
+
+
+def end_run(what: str, when: str) -> NoReturn:
+    """Raise :class:`~scgalore.errors.DataError` for a run that cannot go on.
+
+    Parameters
+    ----------
+    what
+        What became what, such as ``"train_loss became nan"``.
+    when
+        Epoch and batch.
+    """
+    msg = (
+        f"{what} in {when}, so training cannot go on. Lower lr, train with precision='32-true', or clip gradients more (a "
+        "smaller clip_norm). The model is as it was before training, and a checkpoint is that of the last good epoch."
+    )
+    raise DataError(msg)
+
+
+def refuse_diverged(loss: Tensor, name: str, trainer: Trainer, batch: int) -> None:
+    """Raise :class:`~scgalore.errors.DataError` if the loss of a batch is not finite.
+
+    Several processes must end together: there the end of the epoch says it, when the losses have been averaged.
+    """
+    if trainer.world_size == 1 and not math.isfinite(value := float(loss.detach())):
+        end_run(f"{name} became {value}", f"epoch {trainer.current_epoch}, batch {batch + 1}")
+
+
+class SoundWeights(Callback):
+    """Refuse weights that are not finite at the end of an epoch: its last step may have made them so, unseen by any loss."""
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Look at all of them, before they are kept as the best or in a checkpoint."""
+        try:
+            refuse_not_finite(dict(pl_module.state_dict()), where="The network")
+        except WeightsError as error:
+            end_run(str(error).partition(". The run that wrote")[0], f"epoch {trainer.current_epoch}")

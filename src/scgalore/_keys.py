@@ -44,6 +44,11 @@ class CellKeys:
         return f"{self.stem}_label_score"
 
     @property
+    def novelty(self) -> str:
+        """How unlike the training cells a cell is, in ``obs``."""
+        return f"{self.stem}_novelty"
+
+    @property
     def probabilities(self) -> str:
         """Probability of every class, in ``obsm``; ``uns[...]["classes"]`` names its columns."""
         return f"{self.stem}_probabilities"

@@ -90,6 +90,8 @@ def write_adapter(
     with whole_folder(Path(folder), ADAPTER, overwrite=overwrite) as draft:
         text = json.dumps(content, indent=1, ensure_ascii=False, sort_keys=True)
         (draft / CONFIG).write_text(text + "\n", encoding="utf-8")
+        for name, more in ({} if memory is None else memory.files(base, None)).items():
+            (draft / name).write_bytes(more if isinstance(more, bytes) else more.encode())
         save_file(dict(sorted(tensors.items())), draft / TENSORS)
 
 

@@ -69,7 +69,9 @@ def distance(embedding: NDArray[np.float32], of: NDArray[np.float32], types: NDA
     return np.einsum("ijk,kl,ijl->ij", apart, np.linalg.inv(covariance), apart).min(axis=1)
 
 
-def one_left_out(adata: AnnData, left: str, seed: int, training: dict[str, Any]) -> tuple[dict[str, float], dict[str, float]]:
+def one_left_out(
+    adata: AnnData, left: str, seed: int, training: dict[str, Any]
+) -> tuple[dict[str, float], dict[str, float]]:
     """Area under the ROC curve of each score, and what ``unknown=`` did."""
     from scipy.special import logsumexp
     from sklearn.linear_model import LogisticRegression
@@ -93,7 +95,9 @@ def one_left_out(adata: AnnData, left: str, seed: int, training: dict[str, Any])
     sg.tl.annotate(query, model, unknown=ERROR_RATE, accelerator="cpu", rng=seed)
     train = model.split.train
     truth, learned = query.obs["type"].to_numpy(dtype=str), reference.obs["type"].to_numpy(dtype=str)[train]
-    both = {name: seen_genes(cells, key) for name, cells, key in (("fit", reference, "finetune"), ("of", query, "annotate"))}
+    both = {
+        name: seen_genes(cells, key) for name, cells, key in (("fit", reference, "finetune"), ("of", query, "annotate"))
+    }
     logits = model.run(model.cells(query, rng=seed), accelerator="cpu").heads["classes"]
     embedding = reference.obsm["X_scGPT"][train]
     classifiers = {

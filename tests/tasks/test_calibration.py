@@ -19,7 +19,9 @@ from scgalore.tasks.calibration import (
 )
 
 
-def drawn(n: int, *, sharpness: float = 1.0, n_classes: int = 4, scale: float = 2.0, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+def drawn(
+    n: int, *, sharpness: float = 1.0, n_classes: int = 4, scale: float = 2.0, seed: int = 0
+) -> tuple[np.ndarray, np.ndarray]:
     """Logits, and classes drawn with the probabilities that the logits have when divided by ``sharpness``."""
     rng = np.random.default_rng(seed)
     logits = rng.normal(scale=scale, size=(n, n_classes))
@@ -154,7 +156,8 @@ def test_calibration_survives_json() -> None:
 
 
 @pytest.mark.parametrize(
-    "change", [{"temperature": 0}, {"temperature": float("nan")}, {"curve": {"thresholds": [1], "labelled": [], "wrong": []}}]
+    "change",
+    [{"temperature": 0}, {"temperature": float("nan")}, {"curve": {"thresholds": [1], "labelled": [], "wrong": []}}],
 )
 def test_damaged_calibration_is_refused(change: dict[str, object]) -> None:
     content = Calibration.fit(*drawn(100)).to_config()

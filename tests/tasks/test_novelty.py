@@ -6,7 +6,6 @@ import pandas as pd
 import pytest
 import scipy.sparse as sp
 from anndata import AnnData
-from safetensors import SafetensorError
 from safetensors.numpy import load, save
 from sklearn.metrics import roc_auc_score
 
@@ -24,7 +23,10 @@ def blood(n_obs: int, *, seed: int, depth: float = 300.0) -> AnnData:
     for number in range(N_TYPES):
         rates[number, number * 10 : number * 10 + 10] = 6
     mean = rates[types] / rates[types].sum(axis=1, keepdims=True) * depth
-    adata = AnnData(sp.csr_matrix(rng.poisson(mean).astype(np.float32)), obs=pd.DataFrame({"type": types.astype(str)}, index=[f"C{i}" for i in range(n_obs)]))
+    adata = AnnData(
+        sp.csr_matrix(rng.poisson(mean).astype(np.float32)),
+        obs=pd.DataFrame({"type": types.astype(str)}, index=[f"C{i}" for i in range(n_obs)]),
+    )
     adata.var_names = [f"G{i:02}" for i in range(N_GENES)]
     return adata
 
@@ -83,7 +85,9 @@ def test_form_of_the_query_changes_nothing(model: SCGPT, fitted: Novelty, form: 
         other = query[:, np.random.default_rng(0).permutation(N_GENES)].copy()
     elif form == "more genes":
         more = sp.hstack([query.X, sp.csr_matrix(np.full((50, 5), 7.0))]).tocsr()
-        other = AnnData(more, obs=query.obs, var=pd.DataFrame(index=[*query.var_names, *(f"unheard-of-{i}" for i in range(5))]))
+        other = AnnData(
+            more, obs=query.obs, var=pd.DataFrame(index=[*query.var_names, *(f"unheard-of-{i}" for i in range(5))])
+        )
     elif form == "rows":
         rows = np.array([7, 3, 3, 40])
         expected = expected[rows]
@@ -155,5 +159,5 @@ def test_damaged_bytes_are_refused(fitted: Novelty) -> None:
         save({**arrays, "mean": np.full_like(arrays["mean"], np.nan)}),
         save({**arrays, "compared": arrays["compared"] + N_GENES}),
     ):
-        with pytest.raises((ValueError, KeyError, SafetensorError)):
+        with pytest.raises(ValueError, match=r"statistics|fit each other"):
             Novelty.from_bytes(damaged)

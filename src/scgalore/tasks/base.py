@@ -110,9 +110,7 @@ class TaskModel(Protocol):
         """Cells of an AnnData as tokens of this model."""
         ...
 
-    def run(
-        self, cells: Any, *, rows: NDArray[np.int64] | None = None, accelerator: str | None = None
-    ) -> CellOutput:
+    def run(self, cells: Any, *, rows: NDArray[np.int64] | None = None, accelerator: str | None = None) -> CellOutput:
         """Embed cells and read the cell heads."""
         ...
 
@@ -299,7 +297,9 @@ class Task(ABC):
         OptionError
             If the task has no labels, or the model cannot tell.
         """
-        msg = f"unknown={unknown!r}: a model that was trained for task={self.name!r} gives no labels. Leave unknown out."
+        msg = (
+            f"unknown={unknown!r}: a model that was trained for task={self.name!r} gives no labels. Leave unknown out."
+        )
         raise OptionError(msg)
 
     @abstractmethod

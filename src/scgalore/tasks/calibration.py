@@ -47,7 +47,7 @@ def softmax(logits: NDArray[np.float32], temperature: float = 1.0) -> NDArray[np
 def fit_temperature(logits: NDArray[np.float32], codes: NDArray[np.int64]) -> float:
     """Temperature with the lowest negative log-likelihood :cite:p:`Guo2017`; 1 for fewer than ``MIN_CELLS`` cells.
 
-    The targets are smoothed as Platt's are, by one cell of each other class among ``n``: without it, cells that are all
+    The targets are smoothed as for Platt scaling: one further cell is counted for each class. Without it, cells that are all
     labelled correctly would ask for probabilities of 1.
 
     Parameters
@@ -193,11 +193,11 @@ class Calibration:
         temperature = fit_temperature(logits, codes)
         correct = logits.argmax(axis=1) == codes
         before, after = (softmax(logits, t).max(axis=1) for t in (1.0, temperature))
-        errors = calibration_error(before, correct), calibration_error(after, correct)
+        errors = tuple(calibration_error(confidence, correct) for confidence in (before, after))
         threshold = None if novelty is None else _exceeded_by(np.asarray(novelty, np.float64), NOVEL_SHARE)
-        kept = np.full(len(codes), True) if threshold is None or novelty is None else novelty <= threshold
+        kept = np.ones(len(codes), dtype=bool) if threshold is None or novelty is None else novelty <= threshold
         curve = ErrorCurve.of(after[kept], correct[kept])
-        return cls(temperature, len(codes), *errors, curve, threshold)
+        return cls(temperature, len(codes), errors[0], errors[1], curve, threshold)
 
     def table(self, logits: NDArray[np.float32], codes: NDArray[np.int64], parts: Mapping[str, Any]) -> pd.DataFrame:
         """Expected calibration error of each part of a split.
@@ -246,7 +246,7 @@ class Calibration:
     def from_config(cls, content: Mapping[str, Any]) -> Self:
         """Rebuild from :meth:`to_config`."""
         curve = ErrorCurve(*(tuple(content["curve"][name]) for name in ("thresholds", "labelled", "wrong")))
-        names = ("n_validation", "ece_uncalibrated", "ece")
+        n, before, after = (content[name] for name in ("n_validation", "ece_uncalibrated", "ece"))
         temperature, novelty = float(content["temperature"]), content["novelty_threshold"]
         if not (np.isfinite(temperature) and temperature > 0):
             msg = f"temperature={temperature}: it must be a positive number"
@@ -254,7 +254,7 @@ class Calibration:
         if len({len(curve.thresholds), len(curve.labelled), len(curve.wrong)}) > 1:
             msg = "the lists of the curve have different lengths"
             raise ValueError(msg)
-        return cls(temperature, *(content[name] for name in names), curve, None if novelty is None else float(novelty))
+        return cls(temperature, n, before, after, curve, None if novelty is None else float(novelty))
 
 
 def _exceeded_by(values: NDArray[np.float64], share: float) -> float | None:

@@ -199,7 +199,9 @@ class Classes(CellTask):
             return replace(plain, novelty=novelty)
         logits = model.run(held, rows=rows, accelerator=prepared.config.accelerator).heads[HEAD]
         values = None if novelty is None else novelty.of(held, rows)
-        return replace(plain, calibration=Calibration.fit(logits, held.targets["labels"][rows], values), novelty=novelty)
+        return replace(
+            plain, calibration=Calibration.fit(logits, held.targets["labels"][rows], values), novelty=novelty
+        )
 
     def load(self, folder: Path, config: Mapping[str, Any]) -> TaskMemory | None:
         """Names of the classes; files of version 0.5.0 have them at the top."""
@@ -209,7 +211,13 @@ class Classes(CellTask):
         memory, path = ClassesMemory(tuple(stored["classes"])), folder / NOVELTY_FILE
         if "calibration" in stored:  # version 0.6.0 and later
             memory = replace(memory, calibration=Calibration.from_config(stored["calibration"]))
-        return replace(memory, novelty=Novelty.from_bytes(path.read_bytes())) if path.is_file() else memory
+        if not path.is_file():
+            return memory
+        try:
+            return replace(memory, novelty=Novelty.from_bytes(path.read_bytes()))
+        except ValueError as error:
+            msg = f"{path} is damaged: {error}. Save the model again."
+            raise WeightsError(msg) from error
 
     def predictions(self, output: CellOutput, memory: ClassesMemory, keys: CellKeys) -> Results:
         """The most probable class, its probability, and those of all classes."""
@@ -294,11 +302,14 @@ class Classes(CellTask):
             "baselines": {method: scores.row(method) for method in BASELINES},
             "difference": {"to": rival, **difference},
         }
+        calibration = adata.uns[keys.uns].get("calibration")
+        if calibration is not None:
+            metrics["calibration"] = {**calibration, "parts": calibration["parts"].to_dict("index")}
         numbers = [f"{title} {mine[key]:.3f} ({rival} {theirs[key]:.3f})" for key, title in METRICS.items()]
         return Findings(
             metrics,
             f"{', '.join(numbers)} on {scores.n:,} test cells",
-            [_section(scores, name, rival, difference)],
+            [_section(scores, name, rival, difference), *_calibration_section(calibration)],
             {
                 "confusion_matrix.png": (
                     "Held-out cells by true and predicted class.",
@@ -382,6 +393,38 @@ def _section(scores: LabelScores, name: str, rival: str, difference: dict[str, f
             "\n".join(verdicts),
         ]
     )
+
+
+def _calibration_section(calibration: Mapping[str, Any] | None) -> list[str]:
+    if calibration is None:
+        return []
+    columns = {
+        "n": "cells",
+        "accuracy": "accuracy",
+        "confidence": "mean probability",
+        "ece_uncalibrated": "error before",
+    }
+    columns["ece"] = "error after"
+    rows = [
+        (part, str(int(row["n"])), *(f"{row[name]:.3f}" for name in list(columns)[1:]))
+        for part, row in calibration["parts"].iterrows()
+        if part != "train"  # which the network has learned by heart
+    ]
+    n = calibration["n_validation"]
+    how = f"Logits were divided by {calibration['temperature']:.2f}, chosen on {n:,} validation cells."
+    if calibration["temperature"] == 1:
+        how = f"{n:,} validation cells are too few to calibrate with, so the probabilities are those of the network."
+    return [
+        "\n\n".join(
+            [
+                "## Calibration",
+                markdown_table(("cells of the split", *columns.values()), rows),
+                f"The expected calibration error is the mean distance between probability and accuracy, before and after "
+                f"calibration. {how} `sg.tl.annotate(other_cells, model, unknown=0.05)` leaves out the labels that are too "
+                "uncertain for an error rate of 5 %.",
+            ]
+        )
+    ]
 
 
 def _verdict(metric: str, difference: float, error: float) -> str:

@@ -2,15 +2,16 @@
 
 The probabilities of a classifier do not tell: a cell of a type that was left out of training is often given one of the others
 with a probability near 1. The distance to the training cells does, and it is taken in the space of expression, since
-fine-tuning keeps in an embedding what tells the classes apart and little else (:doc:`/benchmarks/unknown-types`).
+fine-tuning keeps in an embedding what tells the classes apart and little else (benchmarks/unknown_types.py).
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from typing import TYPE_CHECKING, Self
 
 import numpy as np
+from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
 from scgalore.data.expression import TARGET_SUM
@@ -117,15 +118,17 @@ class Novelty:
         variances, axes = np.linalg.eigh(covariance)
         whitening = axes / np.sqrt(variances.clip(0) + SHRINKAGE * variances.mean() + 1e-12)
         found = cls(
-            cells.match.token_ids[columns].astype(np.int64),
-            share.astype(np.float32),
-            compared,
-            # Contiguous, as from a file: sums are then rounded the same before and after.
-            *(np.ascontiguousarray(x, dtype=np.float32) for x in (mean, std, components, whitening, centres @ whitening)),
-            np.ones(2, np.float32),
+            tokens=cells.match.token_ids[columns].astype(np.int64),
+            share=_float32(share),
+            compared=compared,
+            mean=_float32(mean),
+            std=_float32(std),
+            components=_float32(components),
+            whitening=_float32(whitening),
+            centroids=_float32(centres @ whitening),
+            scale=np.ones(2, dtype=np.float32),
         )
-        scale = found._terms(z).mean(axis=0)
-        return cls(**{**{one.name: getattr(found, one.name) for one in fields(cls)}, "scale": np.maximum(scale, 1e-6)})
+        return replace(found, scale=_float32(np.maximum(found._terms(z).mean(axis=0), 1e-6)))
 
     def present(self, cells: TokenCells) -> float:
         """Share of the training cells' counts in genes that these cells have measured."""
@@ -173,9 +176,13 @@ class Novelty:
 
     @classmethod
     def from_bytes(cls, content: bytes) -> Self:
-        """Rebuild from :meth:`to_bytes`; raises ``ValueError``, ``KeyError`` or ``SafetensorError`` for anything else."""
-        arrays = load(content)
-        found = cls(**{one.name: arrays[one.name] for one in fields(cls)})
+        """Rebuild from :meth:`to_bytes`; raises ``ValueError`` for anything else."""
+        try:
+            arrays = {one.name: load(content)[one.name] for one in fields(cls)}
+        except (KeyError, SafetensorError) as error:
+            msg = f"it holds no statistics of training cells: {error!r}"
+            raise ValueError(msg) from error
+        found = cls(**arrays)
         n, d = len(found.compared), len(found.whitening)
         shapes = {"share": found.tokens.shape, "mean": (n,), "std": (n,), "components": (d, n), "whitening": (d, d)}
         shapes |= {"centroids": (len(found.centroids), d), "scale": (2,)}
@@ -185,6 +192,11 @@ class Novelty:
             msg = f"its arrays do not fit each other or are not finite: {wrong}"
             raise ValueError(msg)
         return found
+
+
+def _float32(x: NDArray[np.floating]) -> NDArray[np.float32]:
+    """Contiguous, as from a file: sums are then rounded the same before a model is saved and after."""
+    return np.ascontiguousarray(x, dtype=np.float32)
 
 
 def _shares(cells: TokenCells, rows: NDArray[np.int64], columns: NDArray[np.int64]) -> sp.csr_matrix:

@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 
 from scgalore import _logging as logg
+from scgalore._keys import UNKNOWN
 from scgalore._options import is_number
 from scgalore.errors import OptionError
 from scgalore.tasks.calibration import CONFIDENCE
@@ -22,10 +23,8 @@ if TYPE_CHECKING:
     from scgalore.tasks.calibration import Calibration, ErrorCurve
     from scgalore.tasks.novelty import Novelty
 
-__all__ = ["UNKNOWN", "UnknownRule"]
+__all__ = ["UnknownRule"]
 
-UNKNOWN = "unknown"
-"""Label of cells without one."""
 LEAST_PRESENT = 0.5
 """Share of the training cells' counts in genes that were measured, below which novelty is not judged."""
 

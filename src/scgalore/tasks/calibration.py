@@ -47,8 +47,8 @@ def softmax(logits: NDArray[np.float32], temperature: float = 1.0) -> NDArray[np
 def fit_temperature(logits: NDArray[np.float32], codes: NDArray[np.int64]) -> float:
     """Temperature with the lowest negative log-likelihood :cite:p:`Guo2017`; 1 for fewer than ``MIN_CELLS`` cells.
 
-    The targets are smoothed as for Platt scaling: one further cell is counted for each class. Without it, cells that are all
-    labelled correctly would ask for probabilities of 1.
+    The targets are smoothed as for Platt scaling, by one wrong cell in ``n + 2``. Without it, cells that are all labelled correctly
+    would ask for probabilities of 1.
 
     Parameters
     ----------
@@ -63,8 +63,8 @@ def fit_temperature(logits: NDArray[np.float32], codes: NDArray[np.int64]) -> fl
     n, n_classes = logits.shape
     if n < MIN_CELLS:
         return 1.0
-    targets = np.full((n, n_classes), 1.0 / (n + n_classes))
-    targets[np.arange(n), codes] = (n + 1.0) / (n + n_classes)
+    targets = np.full((n, n_classes), 1.0 / (n + 2) / (n_classes - 1))
+    targets[np.arange(n), codes] = (n + 1.0) / (n + 2)
 
     def loss(log_temperature: float) -> float:
         return -float((targets * log_softmax(logits / np.exp(log_temperature), axis=1)).sum() / n)

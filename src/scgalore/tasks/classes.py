@@ -188,7 +188,7 @@ class Classes(CellTask):
         held, rows = (source, None) if split is None else (source, split.validation)
         if prepared.validation is not None:
             held = prepared.validation
-        plain = ClassesMemory(memory.classes)
+        plain = replace(memory, calibration=None, novelty=None)
         if prepared.task is not self or not isinstance(held, TokenCells) or "labels" not in held.targets:
             return plain
         novelty = None

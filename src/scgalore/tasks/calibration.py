@@ -63,7 +63,7 @@ def fit_temperature(logits: NDArray[np.float32], codes: NDArray[np.int64]) -> fl
     n, n_classes = logits.shape
     if n < MIN_CELLS:
         return 1.0
-    targets = np.full((n, n_classes), 1.0 / (n + 2) / (n_classes - 1))
+    targets = np.full((n, n_classes), 1.0 / (n + 2) / max(n_classes - 1, 1))
     targets[np.arange(n), codes] = (n + 1.0) / (n + 2)
 
     def loss(log_temperature: float) -> float:

@@ -27,6 +27,7 @@ SCRIPTS = {
     "perturbation_priors": "rules that a perturbation model may start from, on other data",
     "perturbation_ablation": "one decision of a perturbation model turned back at a time",
     "regression": "a number for each cell, next to ridge regression",
+    "unknown_types": "cells of a type that training had none of: are they found?",
     "memory_estimate": "what sg.estimate_memory says beside what is measured",
     "long_cells": "one cell of 5,000 tokens: attention that keeps its maps against our best settings",
     "curriculum": "few genes first against all genes from the start: losses, accuracy, time",

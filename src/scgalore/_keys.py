@@ -9,9 +9,11 @@ from typing import Self
 
 from scgalore.errors import OptionError
 
-__all__ = ["CellKeys", "GeneKeys", "PerturbationKeys", "check_key"]
+__all__ = ["UNKNOWN", "CellKeys", "GeneKeys", "PerturbationKeys", "check_key"]
 
 EMBEDDING = "X_scGPT"
+UNKNOWN = "unknown"
+"""Label of cells that get none of the model's."""
 STEM = "scgpt"
 
 
@@ -44,6 +46,11 @@ class CellKeys:
         return f"{self.stem}_label_score"
 
     @property
+    def novelty(self) -> str:
+        """How unlike the training cells a cell is, in ``obs``."""
+        return f"{self.stem}_novelty"
+
+    @property
     def probabilities(self) -> str:
         """Probability of every class, in ``obsm``; ``uns[...]["classes"]`` names its columns."""
         return f"{self.stem}_probabilities"
@@ -67,7 +74,7 @@ class CellKeys:
     def slots(self) -> dict[str, tuple[str, ...]]:
         """Every name above, by slot: what a call may write."""
         return {
-            "obs": (self.label, self.score, self.value, self.split),
+            "obs": (self.label, self.score, self.novelty, self.value, self.split),
             "obsm": (self.embedding, self.probabilities),
             "uns": (self.uns, self.colors),
         }

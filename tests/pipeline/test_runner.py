@@ -98,6 +98,21 @@ class TestFinishedRun:
         assert history["n_genes"].nunique() == 2
         assert metrics(finished)["training"]["epochs"] == 2
 
+    def test_calibration_is_reported_for_validation_and_test_cells(self, finished: Path) -> None:
+        if "calibration" not in metrics(finished):
+            assert finished.name != "classes"
+            return
+        found = metrics(finished)["calibration"]
+        adata = ad.read_h5ad(finished / "results.h5ad")
+        assert found["temperature"] == adata.uns["finetune"]["calibration"]["temperature"]
+        report = (finished / "report.md").read_text(encoding="utf-8")
+        section = report.partition("## Calibration")[2]
+        for part in ("validation", "test"):
+            row, cells = found["parts"][part], adata.obs[adata.obs["scgpt_split"] == part]
+            assert row["n"] == len(cells)
+            assert row["confidence"] == pytest.approx(cells["scgpt_label_score"].mean(), abs=1e-5)
+            assert f"| {part} | {len(cells)} | {row['accuracy']:.3f} | {row['confidence']:.3f} |" in section
+
     def test_selected_genes_are_the_best_ranked_and_those_of_the_results(self, finished: Path) -> None:
         config = RunConfig.from_json(finished / "config.json")
         table = pd.read_csv(finished / "selected_genes.csv", index_col="gene")

@@ -61,6 +61,35 @@ def test_percentages_of_the_held_out_cells(tuned: AnnData) -> None:
     assert shares[0, 3] == pytest.approx(100 / 3)
 
 
+def test_unknown_cells_are_the_last_column_and_neither_right_nor_wrong(tuned: AnnData) -> None:
+    tuned.obs["scgpt_label"] = tuned.obs["scgpt_label"].cat.add_categories("unknown")
+    tuned.obs.loc[tuned.obs_names[[2, 3]], "scgpt_label"] = "unknown"  # one that was wrong, one that was right
+    tuned.uns["finetune"]["unknown"] = {"error_rate": 0.1}
+    ax = drawn(tuned, normalize=False)
+    table = written(ax)
+    assert list(table.columns) == ["B", MEMORY, "Dendritic", "unknown"]
+    assert list(table.index) == ["B (3)", f"{MEMORY} (2)", "Dendritic (2)"]
+    assert table["unknown"].tolist() == ["1", "", "1"]
+    assert ax.get_title() == "7 test cells, 2 unknown, of the others accuracy 0.800"
+
+
+def test_a_class_of_that_name_is_a_class(tuned: AnnData) -> None:
+    for column in ("cell_type", "scgpt_label"):
+        tuned.obs[column] = tuned.obs[column].cat.rename_categories({"Dendritic": "unknown"})
+    tuned.uns["finetune"]["classes"] = ["B", MEMORY, "unknown", "NK"]
+    ax = drawn(tuned)
+    assert ax.get_title() == "7 test cells, accuracy 0.714"
+    assert list(written(ax).columns) == ["B", MEMORY, "unknown", "NK"]
+
+
+def test_all_unknown_has_no_accuracy(tuned: AnnData) -> None:
+    tuned.obs["scgpt_label"] = pd.Categorical(["unknown"] * 10)
+    tuned.uns["finetune"]["unknown"] = {"error_rate": 0.1}
+    ax = drawn(tuned)
+    assert written(ax)["unknown"].tolist() == ["100", "100", "100"]
+    assert ax.get_title() == "7 test cells, all unknown"
+
+
 @pytest.mark.parametrize("part", ["all", "train", "test"])
 def test_numbers_of_cells_are_those_of_a_crosstab(tuned: AnnData, part: str) -> None:
     obs = tuned.obs if part == "all" else tuned.obs[tuned.obs["scgpt_split"] == part]

@@ -160,3 +160,178 @@ def test_copy_of_a_backed_file_is_refused(few: AnnData, fitted: SCGPT, tmp_path:
         sg.tl.annotate(backed, fitted, copy=True)
     sg.tl.annotate(backed, fitted)
     assert backed.obsm["scgpt_probabilities"].shape == (90, 3)
+
+
+UNKNOWN_RUN: dict[str, Any] = {"labels_key": "bulk_labels", "max_epochs": 1, "batch_size": 32, "lr": 2e-3}
+
+
+@pytest.fixture
+def many(pbmc: AnnData) -> AnnData:
+    """All cells of the four most frequent labels x 150 genes."""
+    frequent = pbmc.obs["bulk_labels"].value_counts().index[:4]
+    some = pbmc[pbmc.obs["bulk_labels"].isin(frequent), :150].copy()
+    some.obs["bulk_labels"] = some.obs["bulk_labels"].astype(str)
+    return some
+
+
+@pytest.fixture
+def careful(many: AnnData, make_model: Callable[..., SCGPT]) -> SCGPT:
+    model = make_model(many.var_names)
+    model.train(many, validation_size=0.4, **UNKNOWN_RUN)
+    return model
+
+
+class TestUnknown:
+    def test_labels_below_the_thresholds_are_unknown_and_nothing_else_changes(
+        self, many: AnnData, careful: SCGPT
+    ) -> None:
+        plain, before = many.copy(), keys(many)
+        sg.tl.annotate(plain, careful)
+        with_rule = many.copy()
+        sg.tl.annotate(with_rule, careful, unknown=0.7)
+        assert added(with_rule, before) == {**KEYS, "obs": {*KEYS["obs"], "scgpt_novelty"}}
+        for slot, key in (("obs", "scgpt_label_score"), ("obsm", "scgpt_probabilities"), ("obsm", "X_scGPT")):
+            np.testing.assert_array_equal(getattr(with_rule, slot)[key], getattr(plain, slot)[key])
+        rule = with_rule.uns["annotate"]["unknown"]
+        uncertain = with_rule.obs["scgpt_label_score"] < rule["threshold"]
+        novel = with_rule.obs["scgpt_novelty"] > rule["novelty_threshold"]
+        unknown = with_rule.obs["scgpt_label"] == "unknown"
+        assert unknown.tolist() == (uncertain | novel).tolist()
+        assert 0 < unknown.sum() < len(unknown)
+        assert with_rule.obs["scgpt_label"][~unknown].tolist() == plain.obs["scgpt_label"][~unknown].tolist()
+        assert with_rule.obs["scgpt_label"].cat.categories.tolist() == [*careful.classes, "unknown"]
+        counts = {"n_unknown": unknown.sum(), "n_uncertain": uncertain.sum(), "n_novel": novel.sum()}
+        assert {name: rule[name] for name in counts} == counts
+        assert with_rule.uns["annotate"]["params"]["unknown"] == 0.7
+
+    @pytest.mark.parametrize("rate", [0.55, 0.7, 0.9])
+    def test_validation_cells_keep_the_promise(self, many: AnnData, careful: SCGPT, rate: float) -> None:
+        sg.tl.annotate(many, careful, unknown=rate)
+        promise = many.uns["annotate"]["unknown"]["validation"]
+        validation = many[careful.split.validation].obs
+        labelled = validation["scgpt_label"] != "unknown"
+        wrong = labelled & (validation["scgpt_label"].astype(str) != validation["bulk_labels"])
+        assert promise["n"] == len(validation)
+        assert abs(labelled.sum() - promise["labelled"]) <= 1  # batches round probabilities otherwise
+        assert abs(wrong.sum() - promise["wrong"]) <= 1
+        assert promise["promised"] == (promise["error_bound"] <= rate)
+
+    def test_cells_of_a_type_without_training_cells_are_found(self, pbmc: AnnData, make_model: Any) -> None:
+        is_new = (pbmc.obs["bulk_labels"] == "CD19+ B").to_numpy()
+        rng = np.random.default_rng(0)
+        held = rng.random(pbmc.n_obs) < 0.3
+        model = make_model(pbmc.var_names)
+        model.train(pbmc[~is_new & ~held].copy(), validation_size=0.2, **UNKNOWN_RUN)
+        query = pbmc[is_new | held].copy()
+        sg.tl.annotate(query, model, unknown=0.9)
+        new = is_new[is_new | held]
+        unknown = (query.obs["scgpt_label"] == "unknown").to_numpy()
+        assert unknown[new].mean() > 0.5
+        assert unknown[~new].mean() < 0.25
+        assert "CD19+ B" not in model.classes
+
+    def test_a_saved_model_does_the_same(self, many: AnnData, careful: SCGPT, tmp_path: Path) -> None:
+        careful.save(tmp_path / "model")
+        mine = sg.tl.annotate(many, careful, unknown=0.7, copy=True)
+        theirs = sg.tl.annotate(many, tmp_path / "model", unknown=0.7, copy=True)
+        pd.testing.assert_frame_equal(mine.obs, theirs.obs)
+        assert mine.uns["annotate"]["unknown"] == theirs.uns["annotate"]["unknown"]
+        assert mine.uns["annotate"]["calibration"] == theirs.uns["annotate"]["calibration"]
+
+    def test_an_adapter_alone_does_the_same(self, pbmc: AnnData, tmp_path: Path) -> None:
+        some = pbmc[:200, :150].copy()
+        model = sg.tl.finetune(some, "scgpt-mini", adapter="lora", validation_size=0.3, test_size=0, **UNKNOWN_RUN)
+        model.save_adapter(tmp_path / "adapter")
+        mine = sg.tl.annotate(some, model, unknown=0.9, copy=True)
+        theirs = sg.tl.annotate(some, tmp_path / "adapter", unknown=0.9, copy=True)
+        np.testing.assert_allclose(mine.obs["scgpt_novelty"], theirs.obs["scgpt_novelty"])
+        assert mine.obs["scgpt_label"].tolist() == theirs.obs["scgpt_label"].tolist()
+
+    def test_results_survive_h5ad(self, many: AnnData, careful: SCGPT, tmp_path: Path) -> None:
+        sg.tl.annotate(many, careful, unknown=0.7)
+        many.write_h5ad(tmp_path / "many.h5ad")
+        read = anndata.read_h5ad(tmp_path / "many.h5ad")
+        assert read.uns["annotate"]["unknown"]["n_unknown"] == many.uns["annotate"]["unknown"]["n_unknown"]
+        assert read.obs["scgpt_label"].tolist() == many.obs["scgpt_label"].tolist()
+
+    @pytest.mark.parametrize("rate", [0, 1, -0.1, 1.5, float("nan"), True, "0.05", [0.05]])
+    def test_what_is_no_rate_is_refused(self, many: AnnData, careful: SCGPT, rate: Any) -> None:
+        before = keys(many)
+        with pytest.raises(OptionError, match=r"unknown=.*between 0 and 1"):
+            sg.tl.annotate(many, careful, unknown=rate)
+        assert added(many, before) == {}
+
+    def test_few_validation_cells_promise_less_and_say_so(
+        self, few: AnnData, fitted: SCGPT, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        sg.tl.annotate(few, fitted, unknown=0.05)
+        assert "9 validation cells are too few, at least 59 are needed" in caplog.text
+        assert few.uns["annotate"]["unknown"]["validation"]["promised"] is False
+        assert few.uns["annotate"]["calibration"]["temperature"] == 1
+        assert "scgpt_novelty" not in few.obs  # no novelty threshold from so few cells
+
+    def test_model_of_version_0_5_0_has_no_threshold(self, few: AnnData) -> None:
+        before = keys(few)
+        folder = Path(__file__).parents[1] / "data" / "v0.5.0" / "classes"
+        with pytest.raises(OptionError, match=r"unknown=0\.05: the model keeps no scores of validation cells"):
+            sg.tl.annotate(few, folder, unknown=0.05)
+        assert added(few, before) == {}
+
+    def test_model_without_validation_cells_has_no_threshold(self, few: AnnData, model: SCGPT) -> None:
+        model.train(few, validation_size=0, **RUN)
+        with pytest.raises(OptionError, match="keeps no scores of validation cells"):
+            sg.tl.annotate(few, model, unknown=0.5)
+
+    def test_model_of_a_number_has_no_labels(self, few: AnnData, model: SCGPT) -> None:
+        few.obs["depth"] = np.asarray(few.X.sum(axis=1)).ravel()
+        model.train(few, values_key="depth", max_epochs=1, batch_size=32)
+        with pytest.raises(OptionError, match=r"task='regression' gives no labels"):
+            sg.tl.annotate(few, model, unknown=0.5)
+
+    def test_a_class_named_unknown_is_refused(self, few: AnnData, model: SCGPT) -> None:
+        few.obs["bulk_labels"] = few.obs["bulk_labels"].cat.rename_categories(["a", "b", "unknown"])
+        model.train(few, **RUN)
+        with pytest.raises(OptionError, match="has a class of the name 'unknown'"):
+            sg.tl.annotate(few, model, unknown=0.5)
+
+    def test_further_training_for_something_else_forgets_the_calibration(self, many: AnnData, careful: SCGPT) -> None:
+        careful.train(many, task="expression", max_epochs=1, batch_size=32)
+        assert careful.classes
+        assert careful.memory.calibration is None
+        with pytest.raises(OptionError, match="trained further for something else"):
+            sg.tl.annotate(many, careful, unknown=0.5)
+
+    def test_query_with_few_of_the_genes_is_not_judged_by_novelty(
+        self, many: AnnData, careful: SCGPT, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        share = np.asarray(many.X.expm1().sum(axis=0)).ravel()
+        fewer = many[:, np.sort(np.argsort(share)[:110])].copy()
+        fewer = fewer[np.asarray(fewer.X.sum(axis=1)).ravel() > 0].copy()
+        sg.tl.annotate(fewer, careful, unknown=0.7)
+        assert "it cannot be said which cells are unlike them" in caplog.text
+        assert fewer.uns["annotate"]["unknown"]["n_novel"] == 0
+        assert "scgpt_novelty" not in fewer.obs
+
+
+def test_probabilities_are_those_of_the_calibrated_logits(many: AnnData, careful: SCGPT) -> None:
+    from scipy.special import softmax
+
+    sg.tl.annotate(many, careful)
+    logits = careful.run(careful.cells(many)).heads["classes"]
+    temperature = many.uns["annotate"]["calibration"]["temperature"]
+    assert temperature != 1
+    np.testing.assert_allclose(many.obsm["scgpt_probabilities"], softmax(logits / temperature, axis=1), atol=1e-5)
+    assert many.obs["scgpt_label"].cat.codes.tolist() == logits.argmax(axis=1).tolist()
+
+
+def test_finetune_says_how_well_probabilities_are_calibrated(many: AnnData, make_model: Callable[..., SCGPT]) -> None:
+    model = make_model(many.var_names)
+    sg.tl.finetune(many, model, validation_size=0.3, test_size=0.3, **UNKNOWN_RUN)
+    found = many.uns["finetune"]["calibration"]
+    assert found["temperature"] == model.memory.calibration.temperature
+    assert list(found["parts"].index) == ["train", "validation", "test"]
+    for part in ("validation", "test"):
+        cells = getattr(model.split, part)
+        assert found["parts"].loc[part, "n"] == len(cells)
+        assert found["parts"].loc[part, "confidence"] == pytest.approx(many.obs["scgpt_label_score"].iloc[cells].mean())
+    assert found["parts"].loc["validation", "ece"] == pytest.approx(found["ece"], abs=1e-6)

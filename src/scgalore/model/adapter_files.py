@@ -101,6 +101,8 @@ def write_adapter(
         text = json.dumps(content, indent=1, ensure_ascii=False, sort_keys=True)
         (draft / CONFIG).write_text(text + "\n", encoding="utf-8")
         with writing(Path(folder) / TENSORS, SafetensorError):
+            for name, more in ({} if memory is None else memory.files(base, None)).items():
+                (draft / name).write_bytes(more if isinstance(more, bytes) else more.encode())
             save_file(dict(sorted(tensors.items())), draft / TENSORS)
 
 

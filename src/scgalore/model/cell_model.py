@@ -24,7 +24,7 @@ from scgalore.model.inference import RunOptions, run_network
 from scgalore.model.training import trainable
 from scgalore.nn.base import CellOutput
 from scgalore.nn.device import pick_device
-from scgalore.tasks.registry import resolve_call
+from scgalore.tasks.registry import resolve_call, task_named
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -275,6 +275,7 @@ class CellModel:
         self,
         cells: TokenSource,
         *,
+        rows: NDArray[np.int64] | None = None,
         precision: str | None = None,
         batch_size: int | None = None,
         batch_tokens: int | None = None,
@@ -290,6 +291,8 @@ class CellModel:
         ----------
         cells
             From :meth:`cells`, or a stream of many files that does not shuffle.
+        rows
+            Row numbers of the cells to run; all when left out.
         precision
             ``"32-true"``, ``"bf16-true"`` or ``"auto"``.
         batch_size, batch_tokens
@@ -310,9 +313,9 @@ class CellModel:
         )
         device = options.device
         with process_group() as world:
-            rows = None
             if world.size > 1:
-                rows = np.arange(cells.n_obs)[share(cells.n_obs, world)]
+                every = np.arange(cells.n_obs) if rows is None else rows
+                rows = every[share(len(every), world)]
             if device.type == "cuda" and world.size > 1:
                 device = torch.device("cuda", world.local_rank)
             output = run_network(
@@ -461,6 +464,9 @@ class CellModel:
         # No file holds these weights yet, and those they started from did not make what comes next.
         base = self.provenance["base"] if self.provenance["layout"] == "memory" else self.provenance["name"]
         self.provenance = {"name": f"fine-tuned {base}", "sha256": "", "layout": "memory", "base": base}
+        if memory is not None:
+            owner = prepared.task if prepared.task.name == memory.task else task_named(memory.task)
+            self.result = replace(self.result, memory=owner.measured(memory, self, prepared))
 
     def put_heads(self, sizes: Mapping[str, int], *, seed: int) -> None:
         """Give the network exactly these cell heads, with fresh weights.

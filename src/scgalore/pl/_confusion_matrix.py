@@ -9,6 +9,7 @@ import pandas as pd
 
 from scgalore import _logging as logg
 from scgalore._docs import shared_parameters
+from scgalore._keys import UNKNOWN
 from scgalore._words import few
 from scgalore.data.columns import read_column
 from scgalore.data.labels import in_order
@@ -59,7 +60,8 @@ def confusion_matrix(
     Returns
     -------
     The axes, or ``None`` if the figure was shown. Numbers of cells stand beside the names of the rows; squares without
-    cells are left blank. The title has the accuracy, unless no true label is a class of the model.
+    cells are left blank. The title has the accuracy, unless no true label is a class of the model. Cells that
+    :func:`scgalore.tl.annotate` called unknown are the last column; they count neither as right nor as wrong.
 
     Raises
     ------
@@ -80,13 +82,17 @@ def confusion_matrix(
     result = read_result(adata, key)
     labels_key, classes = _labels_key(result, labels_key, key), texts_of(list(result.get("classes", ()))).tolist()
     truth, predicted = _labels(adata, key, labels_key, part, classes)
-    counts = _count(truth, predicted, order=classes)
-    size = _figure_size(list(counts.index))
+    labelled = predicted != UNKNOWN if "unknown" in result else np.ones(len(predicted), dtype=bool)
+    counts = _count(truth, predicted, order=classes, labelled=labelled)
+    size = _figure_size(list(counts.columns))
     drawn = axes_or_new(ax, size)
     _draw(drawn, counts, normalize=normalize)
     cells = f"{len(truth):,} {'' if part == 'all' else part + ' '}cell{'s' if len(truth) > 1 else ''}"
-    if np.isin(truth, [*classes, *predicted]).any():
-        accuracy = f"accuracy {np.mean(truth == predicted):.3f}"
+    if not labelled.any():
+        accuracy = "all unknown"
+    elif np.isin(truth, [*classes, *predicted]).any():
+        others = "" if labelled.all() else f"{np.sum(~labelled):,} unknown, of the others "
+        accuracy = f"{others}accuracy {np.mean((truth == predicted)[labelled]):.3f}"
     else:  # clusters, say, which can be compared with classes and not be scored
         accuracy = "no label in common"
         logg.warning(
@@ -137,12 +143,21 @@ def _spelled(texts: NDArray[np.object_], classes: list[str]) -> NDArray[np.objec
     return np.array([*(same_label(text, classes) or text for text in found), None], dtype=object)[codes]
 
 
-def _count(truth: NDArray[np.object_], predicted: NDArray[np.object_], *, order: list[str]) -> pd.DataFrame:
-    """Cells of each true (row) and predicted (column) class, over the classes that occur, in the model's order."""
-    seen = {*truth.tolist(), *predicted.tolist()}
+def _count(
+    truth: NDArray[np.object_], predicted: NDArray[np.object_], *, order: list[str], labelled: NDArray[np.bool_]
+) -> pd.DataFrame:
+    """Cells of each true (row) and predicted (column) class, over the classes that occur, in the model's order.
+
+    Cells without a label of the model are in a column of their own, the last.
+    """
+    seen = {*truth.tolist(), *predicted[labelled].tolist()}
     names = [name for name in order if name in seen]
     names += in_order(seen.difference(names))
-    return pd.crosstab(truth, predicted).reindex(index=names, columns=names, fill_value=0)
+    table = pd.crosstab(truth[labelled], predicted[labelled]).reindex(index=names, columns=names, fill_value=0)
+    if not labelled.all():
+        counts = pd.Series(truth[~labelled]).value_counts().reindex(names, fill_value=0)
+        table.insert(len(names), UNKNOWN, counts.to_numpy(), allow_duplicates=True)
+    return table.astype(np.int64)
 
 
 def _figure_size(names: list[str]) -> tuple[float, float]:
@@ -156,11 +171,12 @@ def _draw(ax: Axes, counts: pd.DataFrame, *, normalize: bool) -> None:
     n_row = numbers.sum(axis=1)
     shown = 100 * numbers / np.maximum(n_row, 1)[:, None] if normalize else numbers
     ax.imshow(shown, cmap="Blues", vmin=0, vmax=100 if normalize else None)
-    ticks = range(len(counts))
-    ax.set_xticks(ticks, labels=list(counts.columns), rotation=45, ha="right", rotation_mode="anchor")
-    ax.set_yticks(ticks, labels=[f"{name} ({n:,})" for name, n in zip(counts.index, n_row, strict=True)])
+    ax.set_xticks(
+        range(len(counts.columns)), labels=list(counts.columns), rotation=45, ha="right", rotation_mode="anchor"
+    )
+    ax.set_yticks(range(len(counts)), labels=[f"{name} ({n:,})" for name, n in zip(counts.index, n_row, strict=True)])
     ax.set(xlabel="predicted" + (" (% of the true class)" if normalize else " (cells)"), ylabel="true (cells)")
-    ax.set_xticks(np.arange(-0.5, len(counts)), minor=True)
+    ax.set_xticks(np.arange(-0.5, len(counts.columns)), minor=True)
     ax.set_yticks(np.arange(-0.5, len(counts)), minor=True)
     ax.grid(visible=False, which="major")  # which scanpy's figure settings turn on, through the numbers
     ax.grid(which="minor", color="0.9", linewidth=0.5)
@@ -171,7 +187,7 @@ def _draw(ax: Axes, counts: pd.DataFrame, *, normalize: bool) -> None:
 
 def _write(ax: Axes, shown: NDArray[np.floating], numbers: NDArray[np.integer], *, normalize: bool) -> None:
     box = ax.get_window_extent()
-    square = min(box.width, box.height) / len(numbers) * 72 / ax.figure.dpi  # points
+    square = min(box.width, box.height) / max(numbers.shape) * 72 / ax.figure.dpi  # points
     fontsize = float(np.clip(0.36 * square, 3, 9))
     for row, column in np.argwhere(numbers):
         value = shown[row, column]

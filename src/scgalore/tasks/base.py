@@ -16,8 +16,10 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from pathlib import Path
 
+    import numpy as np
     import pandas as pd
     from anndata import AnnData
+    from numpy.typing import NDArray
 
     from scgalore._keys import CellKeys
     from scgalore._options import Option
@@ -30,6 +32,7 @@ if TYPE_CHECKING:
     from scgalore.objectives import Objective
     from scgalore.tasks.call import TrainingCall
     from scgalore.tasks.findings import Findings
+    from scgalore.tasks.unknown import UnknownRule
     from scgalore.train.config import TrainConfig
     from scgalore.train.result import TrainResult
 
@@ -107,7 +110,7 @@ class TaskModel(Protocol):
         """Cells of an AnnData as tokens of this model."""
         ...
 
-    def run(self, cells: Any, *, accelerator: str | None = None) -> CellOutput:
+    def run(self, cells: Any, *, rows: NDArray[np.int64] | None = None, accelerator: str | None = None) -> CellOutput:
         """Embed cells and read the cell heads."""
         ...
 
@@ -236,6 +239,20 @@ class Task(ABC):
         """What the model keeps of this run in addition to the weights."""
         return prepared.memory
 
+    def measured(self, memory: Any, model: TaskModel, prepared: Prepared) -> TaskMemory | None:
+        """What the model keeps of this task, with what the network says once it is trained.
+
+        Parameters
+        ----------
+        memory
+            From :meth:`remember`; or of an earlier run for this task, after one for a task that keeps nothing itself.
+        model
+            Trained.
+        prepared
+            Of the run.
+        """
+        return memory
+
     def load(self, folder: Path, config: Mapping[str, Any]) -> TaskMemory | None:
         """Read what a saved model keeps of this task; ``None`` if it was not trained for it.
 
@@ -263,6 +280,26 @@ class Task(ABC):
             Names of the slots.
         """
         msg = f"A model that was trained for task={self.name!r} has nothing to annotate cells with. Use sg.tl.embed(adata, model)."
+        raise OptionError(msg)
+
+    def unknown_rule(self, memory: Any, unknown: float) -> UnknownRule:
+        """When a cell gets no label; :func:`scgalore.tl.annotate` asks before it reads anything.
+
+        Parameters
+        ----------
+        memory
+            What the model keeps of this task.
+        unknown
+            Wanted share of wrong labels.
+
+        Raises
+        ------
+        OptionError
+            If the task has no labels, or the model cannot tell.
+        """
+        msg = (
+            f"unknown={unknown!r}: a model that was trained for task={self.name!r} gives no labels. Leave unknown out."
+        )
         raise OptionError(msg)
 
     @abstractmethod

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
@@ -179,13 +179,15 @@ class CellTask(Task):
         output = model.run(prepared.source, accelerator=call.config.accelerator)
         is_own = model.memory is not None and model.memory.task == self.name  # heads of an earlier task may be left
         found = self.predictions(output, model.memory, keys) if is_own else Results()
-        scores = self.scores(adata, output, prepared, call, keys)
+        known = replace(prepared, memory=model.memory) if is_own else prepared  # with what the trained network added
+        scores = self.scores(adata, output, known, call, keys)
         split = pd.Categorical(prepared.split.labels(), categories=list(PARTS))
         sizes = {} if call.split_key else {"validation_size": call.validation_size, "test_size": call.test_size}
         content = {
             "params": {"split_key": call.split_key} if call.split_key else sizes,
             "split": prepared.split.sizes(),
             "genes": prepared.state.report(),
+            **found.uns.pop(keys.uns, ({}, ""))[0],
             **scores.uns.pop(keys.uns, ({}, ""))[0],
         }
         return Results(

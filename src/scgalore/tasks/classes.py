@@ -2,29 +2,33 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
-import torch
 from anndata import AnnData
 
 from scgalore import _logging as logg
 from scgalore import pl
 from scgalore._options import COUNT, TEXT, Option
 from scgalore.data.buffers import refuse_unknown
+from scgalore.data.cells import TokenCells
 from scgalore.data.columns import read_column
 from scgalore.data.labels import class_codes, class_colors, classes_of, doubtful_labels, encode_labels
 from scgalore.data.results import Results
-from scgalore.errors import DataError, OptionError
+from scgalore.data.split import PARTS
+from scgalore.errors import DataError, OptionError, WeightsError
 from scgalore.objectives import Classification
 from scgalore.tasks.baselines import BASELINES, LOGISTIC, seen_genes
+from scgalore.tasks.calibration import Calibration, softmax
 from scgalore.tasks.cells import CellReading, CellTargets, CellTask
 from scgalore.tasks.class_weights import CLASS_WEIGHT, class_weights, untrained_classes
 from scgalore.tasks.figures import on_axes, umap
 from scgalore.tasks.findings import Findings, markdown_table, with_error
 from scgalore.tasks.label_scores import LabelScores
+from scgalore.tasks.novelty import Novelty
+from scgalore.tasks.unknown import UnknownRule
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -41,37 +45,50 @@ if TYPE_CHECKING:
     from scgalore.tasks.base import Prepared, TaskMemory, TaskModel
     from scgalore.tasks.call import TrainingCall
 
-__all__ = ["Classes", "ClassesMemory", "label_metrics", "probabilities"]
+__all__ = ["Classes", "ClassesMemory", "label_metrics"]
 
 METRICS = {"accuracy": "accuracy", "macro_f1": "macro F1"}
 HEAD = "classes"
+NOVELTY_FILE = "novelty.safetensors"
 
 
 @dataclass(frozen=True)
 class ClassesMemory:
-    """Names of the classes that a model predicts.
+    """Names of the classes that a model predicts, and how far its predictions can be trusted.
 
     Attributes
     ----------
     classes
         In the order of the outputs of the head.
+    calibration
+        What validation cells say about the probabilities; ``None`` without such cells.
+    novelty
+        What training cells look like; ``None`` where they are a stream, or few.
     """
 
     classes: tuple[str, ...]
     task: str = "classes"
     outlives_training: bool = True
+    # Of the weights and not of the task: two runs have the same task without it.
+    calibration: Calibration | None = field(default=None, compare=False, repr=False)
+    novelty: Novelty | None = field(default=None, compare=False, repr=False)
 
     def to_config(self) -> dict[str, Any]:
-        """Names of the classes."""
-        return {"classes": list(self.classes)}
+        """Names of the classes, and the calibration if there is one."""
+        calibrated = {} if self.calibration is None else {"calibration": self.calibration.to_config()}
+        return {"classes": list(self.classes), **calibrated}
 
     def files(self, provenance: Mapping[str, Any], evaluation: Mapping[str, Any] | None) -> dict[str, str | bytes]:
-        """No further files."""
-        return {}
+        """What training cells look like, if that is known."""
+        return {} if self.novelty is None else {NOVELTY_FILE: self.novelty.to_bytes()}
+
+    def probabilities(self, output: CellOutput) -> NDArray[np.float32]:
+        """Calibrated probability of each class, float32 ``(n_obs, n_classes)``."""
+        return softmax(output.heads[HEAD], 1.0 if self.calibration is None else self.calibration.temperature)
 
     def table(self, output: CellOutput) -> dict[str, NDArray[np.float32]]:
         """Probability of each class, float32 ``(n_obs,)``, by name."""
-        found = probabilities(output)
+        found = self.probabilities(output)
         return {name: found[:, i] for i, name in enumerate(self.classes)}
 
 
@@ -162,22 +179,64 @@ class Classes(CellTask):
         refuse_unknown(classes_of(labels, where), memory.classes, where)
         return {"labels": class_codes(labels, memory.classes)}
 
+    def measured(self, memory: ClassesMemory, model: TaskModel, prepared: Prepared) -> ClassesMemory:
+        """Calibrate on the validation cells, and keep what training cells look like.
+
+        After a run for another task the network says something else of the same cells, and nothing is known of it.
+        """
+        source, split = prepared.source, prepared.split
+        held, rows = (source, None) if split is None else (source, split.validation)
+        if prepared.validation is not None:
+            held = prepared.validation
+        plain = replace(memory, calibration=None, novelty=None)
+        if prepared.task is not self or not isinstance(held, TokenCells) or "labels" not in held.targets:
+            return plain
+        novelty = None
+        if isinstance(source, TokenCells) and split is not None:
+            novelty = Novelty.fit(source, split.train, source.targets["labels"])
+        rows = np.arange(held.n_obs) if rows is None else rows
+        if len(rows) == 0:
+            return replace(plain, novelty=novelty)
+        logits = model.run(held, rows=rows, accelerator=prepared.config.accelerator).heads[HEAD]
+        values = None if novelty is None else novelty.of(held, rows)
+        return replace(
+            plain, calibration=Calibration.fit(logits, held.targets["labels"][rows], values), novelty=novelty
+        )
+
     def load(self, folder: Path, config: Mapping[str, Any]) -> TaskMemory | None:
         """Names of the classes; files of version 0.5.0 have them at the top."""
-        classes = config.get("memory", config).get("classes", ())
-        return ClassesMemory(tuple(classes)) if classes else None
+        stored = config.get("memory", config)
+        if not stored.get("classes"):
+            return None
+        memory, path = ClassesMemory(tuple(stored["classes"])), folder / NOVELTY_FILE
+        if "calibration" in stored:  # version 0.6.0 and later
+            memory = replace(memory, calibration=Calibration.from_config(stored["calibration"]))
+        if not path.is_file():
+            return memory
+        try:
+            return replace(memory, novelty=Novelty.from_bytes(path.read_bytes()))
+        except ValueError as error:
+            msg = f"{path} is damaged: {error}. Save the model again."
+            raise WeightsError(msg) from error
 
     def predictions(self, output: CellOutput, memory: ClassesMemory, keys: CellKeys) -> Results:
         """The most probable class, its probability, and those of all classes."""
-        found = probabilities(output)
-        labels = pd.Categorical.from_codes(found.argmax(axis=1), categories=pd.Index(memory.classes))
+        found = memory.probabilities(output)
+        codes = output.heads[HEAD].argmax(axis=1)  # of the logits, which no rounding of a probability can tie
+        labels = pd.Categorical.from_codes(codes, categories=pd.Index(memory.classes))
+        calibration = {} if memory.calibration is None else {"calibration": memory.calibration.summary()}
         return Results(
             obs={
                 keys.label: (labels, "predicted labels"),
                 keys.score: (found.max(axis=1), "their probabilities"),
             },
             obsm={keys.probabilities: (found, "probabilities of all classes")},
+            uns={keys.uns: (calibration, "")},
         )
+
+    def unknown_rule(self, memory: ClassesMemory, unknown: float) -> UnknownRule:
+        """Thresholds from the validation cells of training."""
+        return UnknownRule.of(unknown, memory.classes, memory.calibration, memory.novelty)
 
     def scores(
         self, adata: AnnData, output: CellOutput, prepared: Prepared, call: TrainingCall, keys: CellKeys
@@ -187,11 +246,15 @@ class Classes(CellTask):
         assert isinstance(memory, ClassesMemory)
         assert prepared.split is not None
         codes, _ = encode_labels(adata, call.arguments["labels_key"])
-        metrics = label_metrics(probabilities(output).argmax(axis=1), codes, prepared.split)
+        calibration = memory.calibration
+        logits, parts = output.heads[HEAD], {part: getattr(prepared.split, part) for part in PARTS}
+        metrics = label_metrics(logits.argmax(axis=1), codes, prepared.split)
         assert isinstance(prepared.objective, Classification)
         weights = prepared.objective.class_weights
-        content = {"classes": list(memory.classes), "metrics": metrics}
+        content: dict[str, Any] = {"classes": list(memory.classes), "metrics": metrics}
         content |= {} if weights is None else {"class_weights": np.array(weights)}
+        if calibration is not None:
+            content["calibration"] = {**calibration.summary(), "parts": calibration.table(logits, codes, parts)}
         results = Results(uns={keys.uns: (content, "")})
         colors = class_colors(adata, call.arguments["labels_key"], memory.classes)
         if colors is not None:  # scanpy's, so that a class has one colour in both plots
@@ -239,11 +302,14 @@ class Classes(CellTask):
             "baselines": {method: scores.row(method) for method in BASELINES},
             "difference": {"to": rival, **difference},
         }
+        calibration = adata.uns[keys.uns].get("calibration")
+        if calibration is not None:
+            metrics["calibration"] = {**calibration, "parts": calibration["parts"].to_dict("index")}
         numbers = [f"{title} {mine[key]:.3f} ({rival} {theirs[key]:.3f})" for key, title in METRICS.items()]
         return Findings(
             metrics,
             f"{', '.join(numbers)} on {scores.n:,} test cells",
-            [_section(scores, name, rival, difference)],
+            [_section(scores, name, rival, difference), *_calibration_section(calibration)],
             {
                 "confusion_matrix.png": (
                     "Held-out cells by true and predicted class.",
@@ -267,11 +333,6 @@ def _counts(
     codes, n = reading.targets.arrays["labels"], len(reading.memory.classes)
     counts, trained = (np.bincount(some, minlength=n) for some in (codes, codes[reading.targets.split.train]))
     return counts.astype(np.int64), trained.astype(np.int64), f"adata.obs[{labels_key!r}]"
-
-
-def probabilities(output: CellOutput) -> NDArray[np.float32]:
-    """Probability of each class, float32 ``(n_obs, n_classes)``, from the outputs of the head."""
-    return torch.from_numpy(output.heads[HEAD]).softmax(dim=1).numpy()
 
 
 def label_metrics(predicted: NDArray[np.int64], truth: NDArray[np.int64], split: Split) -> pd.DataFrame:
@@ -332,6 +393,38 @@ def _section(scores: LabelScores, name: str, rival: str, difference: dict[str, f
             "\n".join(verdicts),
         ]
     )
+
+
+def _calibration_section(calibration: Mapping[str, Any] | None) -> list[str]:
+    if calibration is None:
+        return []
+    columns = {
+        "n": "cells",
+        "accuracy": "accuracy",
+        "confidence": "mean probability",
+        "ece_uncalibrated": "error before",
+    }
+    columns["ece"] = "error after"
+    rows = [
+        (part, str(int(row["n"])), *(f"{row[name]:.3f}" for name in list(columns)[1:]))
+        for part, row in calibration["parts"].iterrows()
+        if part != "train"  # which the network has learned by heart
+    ]
+    n = calibration["n_validation"]
+    how = f"Logits were divided by {calibration['temperature']:.2f}, chosen on {n:,} validation cells."
+    if calibration["temperature"] == 1:
+        how = f"{n:,} validation cells are too few to calibrate with, so the probabilities are those of the network."
+    return [
+        "\n\n".join(
+            [
+                "## Calibration",
+                markdown_table(("cells of the split", *columns.values()), rows),
+                f"The expected calibration error is the mean distance between probability and accuracy, before and after "
+                f"calibration. {how} `sg.tl.annotate(other_cells, model, unknown=0.05)` leaves out the labels that are too "
+                "uncertain for an error rate of 5 %.",
+            ]
+        )
+    ]
 
 
 def _verdict(metric: str, difference: float, error: float) -> str:

@@ -24,6 +24,7 @@ def annotate(
     query: Data,
     model: PathLike | CellModel,
     *,
+    unknown: float | None = None,
     layer: str | None = None,
     gene_symbols: str | None = None,
     data_type: str | None = None,
@@ -49,6 +50,14 @@ def annotate(
     {query}
     model
         What :func:`scgalore.tl.finetune` returned, or a folder it was saved to.
+    unknown
+        Share of wrong labels to accept among the labelled cells, such as 0.05; the label of the other cells is ``"unknown"``.
+        A cell is unknown if the probability of its label is below a threshold: the lowest one at which, on the validation
+        cells of training, the upper 95 % confidence bound on the share of wrong labels is at most ``unknown``; where they are too
+        few for that, a warning says so, and the threshold with the lowest bound is taken. It is also
+        unknown if it is less like the training cells than 95 % of the validation cells are, as cells of a type that training
+        had none of often are. The rate holds for cells of the classes and data like those of training; it cannot be promised for
+        new types. ``None`` labels every cell. See :doc:`/concepts/unknown-cells`.
     {layer}
     {gene_symbols}
     {data_type}
@@ -71,9 +80,11 @@ def annotate(
     ``None``, or with ``copy=True`` the container it was given, with these keys set:
 
     `adata.obs['scgpt_label' | key_added + '_label']` : :class:`pandas.Categorical`
-        Most probable class.
+        Most probable class; with ``unknown``, ``"unknown"`` where no label is given.
     `adata.obs['scgpt_label_score' | key_added + '_label_score']` : :class:`numpy.ndarray` (dtype `float32`)
-        Its probability.
+        Probability of the most probable class, calibrated on the validation cells of training.
+    `adata.obs['scgpt_novelty' | key_added + '_novelty']` : :class:`numpy.ndarray` (dtype `float32`)
+        How unlike the training cells each cell is, about 1 for those that are alike; with ``unknown`` only.
     `adata.obsm['scgpt_probabilities' | key_added + '_probabilities']` : :class:`numpy.ndarray` (shape `(n_obs, n_classes)`, dtype `float32`)
         Probability of each class, in the order of ``uns[...]['classes']``.
     `adata.obsm['X_scGPT' | key_added]` : :class:`numpy.ndarray` (shape `(n_obs, d_model)`, dtype `float32`)
@@ -81,12 +92,14 @@ def annotate(
     `adata.obs['scgpt_value' | key_added + '_value']` : :class:`numpy.ndarray` (dtype `float32`)
         Predicted number, in place of the first three, for a model that was fine-tuned with ``values_key``.
     `adata.uns['annotate' | key_added]` : :class:`dict`
-        ``params``, ``classes`` (or ``column``, ``mean`` and ``std`` of the values), ``weights``, ``genes`` and ``version``.
+        ``params``, ``calibration`` (temperature, number of validation cells, and their expected calibration error with it and
+        without it), ``unknown`` (thresholds, how many cells are unknown, and why), ``classes`` (or ``column``, ``mean`` and ``std`` of the values), ``weights``, ``genes`` and ``version``.
 
     Raises
     ------
     OptionError
-        If the model was not fine-tuned to predict classes or values.
+        If the model was not fine-tuned to predict classes or values, or if ``unknown`` is given and the model keeps nothing of
+        validation cells: it was trained without, or saved by version 0.5.0.
     DataError
         If the matrix holds negative, NaN or infinite values, no gene matches, or a cell expresses none that does.
 
@@ -112,19 +125,24 @@ def annotate(
     adata = writable_adata(data, mod=mod)
     fitted = as_model(model)
     memory = fitted.require_memory()
-    keys = fitted.keys("annotate", key_added)
+    task, keys = task_named(memory.task), fitted.keys("annotate", key_added)
+    rule = None if unknown is None else task.unknown_rule(memory, unknown)
     with logg.step(f"annotating {adata.n_obs:,} cells with {fitted.provenance['name']}") as step:
         cells = fitted.cells(adata, **reading.of_tokens(), max_length=max_length, rng=seed)
         output = fitted.run(cells, **how)
-        results = task_named(memory.task).predictions(output, memory, keys)
+        results = task.predictions(output, memory, keys)
+        found = results.uns.pop(keys.uns, ({}, ""))[0]
+        if rule is not None:
+            found["unknown"] = rule.apply(results, cells, keys)
         results.obsm[keys.embedding] = (output.embedding, "cell embeddings")
         params = {
+            "unknown": unknown,
             **reading.of_tokens(),
             "max_length": max_length,
             "precision": output.precision,
             "rng": seed,
         }
-        content = {"params": params, **memory.to_config(), **provenance(fitted, cells)}
+        content = {"params": params, **memory.to_config(), **found, **provenance(fitted, cells)}
         results.uns[keys.uns] = (content, "parameters and provenance")
         results.write(data, adata, mod=mod, step=step)
     return data if copy else None

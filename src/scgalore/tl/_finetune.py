@@ -121,7 +121,7 @@ def finetune(
     `adata.obs['scgpt_label' | key_added + '_label']` : :class:`pandas.Categorical`
         Most probable class.
     `adata.obs['scgpt_label_score' | key_added + '_label_score']` : :class:`numpy.ndarray` (dtype `float32`)
-        Its probability.
+        Its probability, calibrated on the validation cells if there are at least 50.
     `adata.obsm['scgpt_probabilities' | key_added + '_probabilities']` : :class:`numpy.ndarray` (shape `(n_obs, n_classes)`, dtype `float32`)
         Probability of each class, in the order of ``uns[...]['classes']``.
     `adata.obs['scgpt_value' | key_added + '_value']` : :class:`numpy.ndarray` (dtype `float32`)
@@ -131,7 +131,8 @@ def finetune(
         ``weights`` (name and sha256 of those it started from) and ``version``; ``split`` (sizes), ``genes``, and ``metrics``
         (one row per part of the split: accuracy with its standard error, macro F1, majority baseline, number of cells; or
         R2, Spearman correlation and mean absolute error); ``classes``, and ``class_weights`` in their order, if the loss
-        weighed them; for perturbations ``stats`` and ``perturbations``.
+        weighed them; ``calibration`` of their probabilities (temperature, and the expected calibration error of each split);
+        for perturbations ``stats`` and ``perturbations``.
     `adata.uns['scgpt_label_colors' | key_added + '_label_colors']` : :class:`numpy.ndarray`
         Colours of the classes, if the labels have some.
 

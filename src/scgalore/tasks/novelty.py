@@ -1,0 +1,227 @@
+"""How unlike the training cells a cell is, from its expression.
+
+The probabilities of a classifier do not tell: a cell of a type that was left out of training is often given one of the others
+with a probability near 1. The distance to the training cells does, and it is taken in the space of expression, since
+fine-tuning keeps in an embedding what tells the classes apart and little else (benchmarks/unknown_types.py).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, fields, replace
+from typing import TYPE_CHECKING, Self
+
+import numpy as np
+from safetensors import SafetensorError
+from safetensors.numpy import load, save
+
+from scgalore.data.expression import TARGET_SUM
+
+if TYPE_CHECKING:
+    import scipy.sparse as sp
+    from numpy.typing import NDArray
+
+    from scgalore.data.cells import TokenCells
+
+__all__ = ["Novelty"]
+
+N_GENES = 2000
+"""Most genes that are compared: those of the highest variance."""
+N_COMPONENTS = 30
+MOST_CELLS = 4096
+"""Most training cells that are looked at."""
+CHUNK = 512
+MOST_DEVIATIONS = 10.0
+"""A gene counts no more than this number of standard deviations."""
+SHRINKAGE = 1e-3
+"""Share of the mean variance that is added to each, so that the covariance can be inverted."""
+
+
+@dataclass(frozen=True)
+class Novelty:
+    """Statistics of training cells that a new cell is compared with.
+
+    Expression is scaled to 10,000 counts over the genes that model and data have in common and logged; genes are brought to
+    mean 0 and variance 1. The novelty is the mean of two terms, each divided by its mean over the training cells: the squared
+    Mahalanobis distance to the nearest class, among 30 principal components and with the covariance that the classes share
+    :cite:p:`Lee2018`, and the squared length of what the components leave.
+
+    Attributes
+    ----------
+    tokens
+        Token ids of the genes of the training data, int64 ``(n_genes,)``.
+    share
+        Mean share of a training cell's counts, float32 ``(n_genes,)``.
+    compared
+        Positions of the genes that are compared, int64 ``(n_compared,)``.
+    mean, std
+        Of their log-normalised expression, float32 ``(n_compared,)``.
+    components
+        Orthonormal, float32 ``(n_components, n_compared)``.
+    whitening
+        Brings the shared covariance of the components to the identity, float32 ``(n_components, n_components)``.
+    centroids
+        Mean of each class after it, float32 ``(n_classes, n_components)``.
+    scale
+        Means of the two terms over the training cells, float32 ``(2,)``.
+    """
+
+    tokens: NDArray[np.int64] = field(repr=False)
+    share: NDArray[np.float32] = field(repr=False)
+    compared: NDArray[np.int64] = field(repr=False)
+    mean: NDArray[np.float32] = field(repr=False)
+    std: NDArray[np.float32] = field(repr=False)
+    components: NDArray[np.float32] = field(repr=False)
+    whitening: NDArray[np.float32] = field(repr=False)
+    centroids: NDArray[np.float32] = field(repr=False)
+    scale: NDArray[np.float32] = field(repr=False)
+
+    @classmethod
+    def fit(cls, cells: TokenCells, rows: NDArray[np.int64], codes: NDArray[np.int64]) -> Self | None:
+        """Learn what training cells look like.
+
+        Parameters
+        ----------
+        cells
+            Which the cells are among.
+        rows
+            Row numbers of the training cells; of more than 4,096, evenly spaced ones are taken.
+        codes
+            Class of each cell, int64 ``(n_obs,)``.
+
+        Returns
+        -------
+        ``None`` where the cells are too few, less than twenty in addition to one for each class.
+        """
+        if len(rows) > MOST_CELLS:
+            rows = rows[np.linspace(0, len(rows) - 1, MOST_CELLS).round().astype(np.int64)]
+        _, classes = np.unique(codes[rows], return_inverse=True)
+        n_classes = int(classes.max(initial=-1)) + 1
+        if len(rows) < 20 + n_classes:
+            return None
+        columns = np.flatnonzero(cells.match.token_ids >= 0)
+        shares = _shares(cells, rows, columns)
+        share = np.asarray(shares.mean(axis=0), dtype=np.float64).ravel()
+        logged = _logged(shares)
+        mean = np.asarray(logged.mean(axis=0), dtype=np.float64).ravel()
+        variance = np.asarray(logged.multiply(logged).mean(axis=0), dtype=np.float64).ravel() - mean**2
+        compared = np.sort(np.argsort(-variance, kind="stable")[:N_GENES])
+        compared = compared[variance[compared] > 0]
+        if len(compared) < 2:
+            return None
+        mean, std = mean[compared], np.sqrt(variance[compared])
+        z = _standardised(logged[:, compared].toarray(), mean, std)
+        components = _components(z, min(N_COMPONENTS, len(compared) - 1, (len(rows) - n_classes) // 2))
+        inside = z @ components.T
+        centres = np.stack([inside[classes == code].mean(axis=0) for code in range(n_classes)])
+        within = inside - centres[classes]
+        covariance = within.T @ within / (len(rows) - n_classes)
+        variances, axes = np.linalg.eigh(covariance)
+        whitening = axes / np.sqrt(variances.clip(0) + SHRINKAGE * variances.mean() + 1e-12)
+        found = cls(
+            tokens=cells.match.token_ids[columns].astype(np.int64),
+            share=_float32(share),
+            compared=compared,
+            mean=_float32(mean),
+            std=_float32(std),
+            components=_float32(components),
+            whitening=_float32(whitening),
+            centroids=_float32(centres @ whitening),
+            scale=np.ones(2, dtype=np.float32),
+        )
+        return replace(found, scale=_float32(np.maximum(found._terms(z).mean(axis=0), 1e-6)))
+
+    def present(self, cells: TokenCells) -> float:
+        """Share of the training cells' counts in genes that these cells have measured."""
+        return float(self.share[np.isin(self.tokens, cells.match.token_ids)].sum())
+
+    def of(self, cells: TokenCells, rows: NDArray[np.int64] | None = None) -> NDArray[np.float32]:
+        """Novelty of cells, float32 ``(n,)``: about 1 for a cell like those of training, more for others.
+
+        Parameters
+        ----------
+        cells
+            With the vocabulary of the training cells. Genes that they lack count as average.
+        rows
+            Row numbers; all cells when left out.
+        """
+        rows = np.arange(cells.n_obs) if rows is None else rows
+        position = {int(token): column for column, token in enumerate(cells.match.token_ids) if token >= 0}
+        columns = np.array([position.get(int(token), -1) for token in self.tokens])
+        measured = columns >= 0
+        total = float(self.share[measured].sum())
+        place = np.cumsum(measured) - 1
+        kept = measured[self.compared]
+        found = np.empty(len(rows), dtype=np.float32)
+        for start in range(0, len(rows), CHUNK):
+            chunk = rows[start : start + CHUNK]
+            # Fewer genes hold fewer counts: those of the training cells in the same genes.
+            logged = _logged(_shares(cells, chunk, columns[measured]), total)
+            z = np.zeros((len(chunk), len(self.compared)), dtype=np.float32)
+            dense = logged[:, place[self.compared[kept]]].toarray()
+            z[:, kept] = _standardised(dense, self.mean[kept], self.std[kept])
+            found[start : start + CHUNK] = (self._terms(z) / self.scale).mean(axis=1)
+        return found
+
+    def _terms(self, z: NDArray[np.floating]) -> NDArray[np.float32]:
+        """Squared distance to the nearest class, and squared length of the rest, float32 ``(n, 2)``."""
+        inside = z @ self.components.T
+        at = inside @ self.whitening
+        distance = ((at[:, None] - self.centroids[None]) ** 2).sum(axis=2).min(axis=1)
+        rest = (z**2).sum(axis=1) - (inside**2).sum(axis=1)
+        return np.stack([distance, rest.clip(0)], axis=1).astype(np.float32)
+
+    def to_bytes(self) -> bytes:
+        """Content of a safetensors file: at most about 0.3 MB, and 12 bytes for each gene of the training data."""
+        return save({one.name: np.ascontiguousarray(getattr(self, one.name)) for one in fields(self)})
+
+    @classmethod
+    def from_bytes(cls, content: bytes) -> Self:
+        """Rebuild from :meth:`to_bytes`; raises ``ValueError`` for anything else."""
+        try:
+            arrays = {one.name: load(content)[one.name] for one in fields(cls)}
+        except (KeyError, SafetensorError) as error:
+            msg = f"it holds no statistics of training cells: {error!r}"
+            raise ValueError(msg) from error
+        found = cls(**arrays)
+        n, d = len(found.compared), len(found.whitening)
+        shapes = {"share": found.tokens.shape, "mean": (n,), "std": (n,), "components": (d, n), "whitening": (d, d)}
+        shapes |= {"centroids": (len(found.centroids), d), "scale": (2,)}
+        wrong = [name for name, shape in shapes.items() if arrays[name].shape != shape]
+        inside = ((found.compared >= 0) & (found.compared < len(found.tokens))).all()
+        if wrong or not inside or not all(np.isfinite(array).all() for array in arrays.values()):
+            msg = f"its arrays do not fit each other or are not finite: {wrong}"
+            raise ValueError(msg)
+        return found
+
+
+def _float32(x: NDArray[np.floating]) -> NDArray[np.float32]:
+    """Contiguous, as from a file: sums are then rounded the same before a model is saved and after."""
+    return np.ascontiguousarray(x, dtype=np.float32)
+
+
+def _shares(cells: TokenCells, rows: NDArray[np.int64], columns: NDArray[np.int64]) -> sp.csr_matrix:
+    """Share of each cell's counts in each of some columns, float64 CSR ``(n, n_columns)``."""
+    counts = cells.matrix.rows(rows)[:, columns].astype(np.float64)
+    if cells.matrix.summary().is_logged:
+        counts.data = np.expm1(counts.data)
+    depth = np.asarray(counts.sum(axis=1)).ravel()
+    counts.data /= np.repeat(np.where(depth > 0, depth, 1), np.diff(counts.indptr))
+    return counts
+
+
+def _logged(shares: sp.csr_matrix, total: float = 1.0) -> sp.csr_matrix:
+    logged = shares.copy()
+    logged.data = np.log1p(logged.data * (TARGET_SUM * total))
+    return logged
+
+
+def _standardised(
+    x: NDArray[np.floating], mean: NDArray[np.floating], std: NDArray[np.floating]
+) -> NDArray[np.float32]:
+    return np.clip((x - mean) / std, -MOST_DEVIATIONS, MOST_DEVIATIONS).astype(np.float32)
+
+
+def _components(z: NDArray[np.float32], n: int) -> NDArray[np.float64]:
+    from sklearn.decomposition import PCA
+
+    return PCA(n_components=n, random_state=0).fit(z).components_

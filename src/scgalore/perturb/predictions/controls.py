@@ -11,19 +11,22 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import numpy as np
+import pandas as pd
 
+from scgalore.data.records import read_prediction_record
 from scgalore.errors import DataError
 from scgalore.perturb.predictions.retrieval import mean_of
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from anndata import AnnData
     from numpy.typing import NDArray
 
     from scgalore.perturb.labels.profiles import Profiles
     from scgalore.perturb.labels.screen import Screen
 
-__all__ = ["ControlMeans", "most_allowed"]
+__all__ = ["ControlMeans", "most_allowed", "refuse_other_scale"]
 
 _SLOPE, _NOISE = 1.15, 0.5
 _FEWEST_GENES = 10
@@ -77,7 +80,9 @@ class ControlMeans:
         means = [mean_of(screen.expression, pool) if len(pool) else np.zeros(len(screen.genes)) for pool in pools]
         return cls(screen.genes, contexts, np.array(means), np.array([len(pool) for pool in pools], dtype=np.int64))
 
-    def slope_to(self, other: ControlMeans, columns: Sequence[int] | NDArray[np.int64] | None = None) -> tuple[float, float]:
+    def slope_to(
+        self, other: ControlMeans, columns: Sequence[int] | NDArray[np.int64] | None = None
+    ) -> tuple[float, float]:
         """By how much other data differ from these, and from how many control cells that is known.
 
         Parameters
@@ -96,7 +101,10 @@ class ControlMeans:
             place = {gene: i for i, gene in enumerate(self.genes)}
             columns = [place.get(gene, -1) for gene in other.genes]
         found = np.asarray(columns, dtype=np.int64)
-        theirs, mine = other.means[:, found >= 0].astype(np.float64), self.means[:, found[found >= 0]].astype(np.float64)
+        theirs, mine = (
+            other.means[:, found >= 0].astype(np.float64),
+            self.means[:, found[found >= 0]].astype(np.float64),
+        )
         if theirs.shape[1] < _FEWEST_GENES:
             return 1.0, 0.0
         shared = [name for name in self.contexts if name in other.contexts]
@@ -105,7 +113,9 @@ class ControlMeans:
             weights = np.minimum(self.n_cells[rows], other.n_cells[others]).astype(np.float64)
             mine, theirs = mine[rows], theirs[others]
         elif self.n_cells.sum() and other.n_cells.sum():  # other cells altogether, which have no context in common
-            mine, theirs = (np.average(means, axis=0, weights=of.n_cells)[None] for means, of in ((mine, self), (theirs, other)))
+            mine, theirs = (
+                np.average(means, axis=0, weights=of.n_cells)[None] for means, of in ((mine, self), (theirs, other))
+            )
             weights = np.array([min(self.n_cells.sum(), other.n_cells.sum())], dtype=np.float64)
         else:
             return 1.0, 0.0
@@ -144,3 +154,32 @@ class ControlMeans:
             f"gene. Another target sum, another base of the logarithm, scaled values, or counts that were cut to some genes do that. {advice}"
         )
         raise DataError(msg)
+
+
+def refuse_other_scale(adata: AnnData, key: str, screen: Screen) -> None:
+    """Raise :class:`~scgalore.errors.DataError` if a screen is on another scale than the prediction that was made from it.
+
+    Parameters
+    ----------
+    adata
+        Holds the prediction.
+    key
+        Where it is, in ``uns``.
+    screen
+        The cells as they are now.
+    """
+    record = read_prediction_record(adata, key)
+    table = record.get("control_means")
+    if not isinstance(table, pd.DataFrame):
+        return
+    now = ControlMeans.of_screen(screen)
+    contexts = tuple(map(str, table.columns)) if screen.contexts is not None else ("",)
+    n_cells = np.asarray(record.get("control_cells", [now.n_cells.sum()] * len(contexts)), dtype=np.int64)
+    if table.shape[1] != len(contexts) or len(n_cells) != len(contexts):
+        return  # contexts are read otherwise than they were, which does not concern the scale
+    before = ControlMeans(tuple(map(str, table.index)), contexts, table.to_numpy(np.float64).T, n_cells)
+    before.refuse_other_scale(
+        now,
+        what=f"that of the cells the prediction in adata.uns[{key!r}] was made from",
+        advice="Bring back the values it was made from, or call sg.tl.predict_perturbation(adata) again.",
+    )

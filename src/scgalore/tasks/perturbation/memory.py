@@ -15,6 +15,7 @@ from scgalore._uns import to_uns
 from scgalore.errors import WeightsError
 from scgalore.perturb.baselines.effects import Effects, GeneEffects
 from scgalore.perturb.predictions.card import model_card
+from scgalore.perturb.predictions.controls import ControlMeans
 from scgalore.weights.checkpoint import read_safetensors
 from scgalore.weights.finite import refuse_not_finite
 
@@ -40,6 +41,7 @@ CONTENT = {
     "prior": nullable(STRING),
 }
 """What ``screen.json`` must hold."""
+CONTROL_MEANS = "control_means"
 
 
 @dataclass(frozen=True)
@@ -58,6 +60,8 @@ class PerturbationMemory:
         How the screen was read and the model was made.
     stats
         What the training run took and why it ended.
+    controls
+        Means of the control cells, which tell whether other data are on the same scale; ``None`` in models of version 0.5.0.
     """
 
     genes: tuple[str, ...] = field(repr=False)
@@ -65,6 +69,7 @@ class PerturbationMemory:
     perturbations: dict[str, list[str]] = field(repr=False)
     params: dict[str, Any]
     stats: dict[str, Any]
+    controls: ControlMeans | None = field(default=None, repr=False, compare=False)
     task: str = "perturbation"
     outlives_training: bool = False
 
@@ -92,6 +97,12 @@ class PerturbationMemory:
             "prior": None if self.prior is None else self.prior.name,
         }
         arrays: dict[str, np.ndarray] = {}
+        if self.controls is not None:
+            content["controls"] = {
+                "contexts": list(self.controls.contexts),
+                "n_cells": self.controls.n_cells.tolist(),
+            }
+            arrays[CONTROL_MEANS] = np.ascontiguousarray(self.controls.means, dtype=np.float32)
         if self.prior is not None:
             parts = {"": self.prior.pooled, **{f"/{name}": part for name, part in self.prior.by_context.items()}}
             content["effects"] = {}
@@ -141,10 +152,22 @@ def read_memory(folder: Path) -> PerturbationMemory | None:
             perturbations=content["perturbations"],
             params=content["params"],
             stats=content["stats"],
+            controls=_controls(content, arrays, genes),
         )
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         msg = f"{folder / SCREEN} and {EFFECTS} are damaged or do not belong together ({error}). Save the model again."
         raise WeightsError(msg) from error
+
+
+def _controls(content: dict[str, Any], arrays: dict[str, np.ndarray], genes: tuple[str, ...]) -> ControlMeans | None:
+    if "controls" not in content:
+        return None
+    contexts, n_cells = tuple(content["controls"]["contexts"]), np.array(content["controls"]["n_cells"], dtype=np.int64)
+    means = arrays[CONTROL_MEANS]
+    if means.shape != (len(contexts), len(genes)) or n_cells.shape != (len(contexts),):
+        msg = f"control means of shape {means.shape} for {len(contexts)} contexts and {len(genes)} genes"
+        raise ValueError(msg)
+    return ControlMeans(genes, contexts, means, n_cells)
 
 
 def _effects(content: dict[str, Any], arrays: dict[str, np.ndarray], genes: tuple[str, ...]) -> Effects:

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 import scgalore as sg
 from scgalore.errors import DataError, OptionError
-from scgalore.genes.sets import COLLECTIONS, GeneColumns, _orthologs, get_gene_set, list_gene_sets, read_gmt
+from scgalore.genes.sets import COLLECTIONS, GeneColumns, get_gene_set, list_gene_sets, read_gmt
 
 
 def test_every_set_says_where_it_comes_from() -> None:

@@ -14,10 +14,12 @@ from scgalore._keys import GeneKeys
 from scgalore.data.batches import ListedBatches, SampledBatches, largest_batch
 from scgalore.data.columns import read_column
 from scgalore.data.hashing import cell_keys, digest
-from scgalore.data.match import GeneMatch, match_genes
+from scgalore.data.match import GeneMatch, advice_for, match_genes
 from scgalore.data.matrix import CellMatrix
+from scgalore.data.names import as_names, other_columns
 from scgalore.data.reading import AS_IT_IS
 from scgalore.data.sampler import sorted_batches
+from scgalore.data.seen import Seen, sums_of
 from scgalore.data.tokenizer import Tokenizer
 from scgalore.errors import DataError, MissingKeyError
 
@@ -50,6 +52,8 @@ class TokenCells:
         Which column became which token.
     lengths
         Tokens of each cell, ``<cls>`` included, int64, shape ``(n_obs,)``.
+    seen
+        Share of the expression that lies in genes with a token.
     targets
         What each cell has that an objective reads, arrays ``(n_obs, ...)`` by their names in
         :attr:`TokenBatch.targets <scgalore.data.tokens.TokenBatch>`.
@@ -61,6 +65,7 @@ class TokenCells:
     tokenizer: Tokenizer
     match: GeneMatch
     lengths: NDArray[np.int64] = field(repr=False)
+    seen: Seen
     targets: Mapping[str, NDArray[Any]] = field(default_factory=dict, repr=False)
     ranked: NDArray[np.int64] | None = field(default=None, repr=False)
 
@@ -89,23 +94,27 @@ class TokenCells:
         Raises
         ------
         DataError
-            If the matrix is empty or holds negative, NaN or infinite values, if no gene matches, or if a cell expresses
-            no gene of the vocabulary.
+            If the matrix is empty or holds negative, NaN or infinite values, if no gene matches or those that do have too
+            small a share of the expression, or if a cell expresses no gene of the vocabulary.
         MissingKeyError
             If the layer or the column does not exist.
         """
         names = gene_names(adata, reading.gene_symbols)
+        columns = partial(other_columns, adata.var, reading.gene_symbols)
         matrix = CellMatrix.from_adata(adata, layer=reading.layer)
         try:
-            match = match_genes(names, vocab)
+            match = match_genes(names, vocab, species=reading.species, columns=columns)
         except DataError:
             matrix.check()  # what is wrong with the values is said before what is wrong with the names
             raise
         tokenizer = Tokenizer(match.token_ids, cls_id=vocab.cls_id, pad_id=vocab.pad_id, config=config)
-        lengths = matrix.count(tokenizer.lengths)
+        found = matrix.count(lambda rows: np.column_stack([tokenizer.lengths(rows), *sums_of(rows, match.token_ids).T]))
         matrix.check()
+        seen, lengths = Seen.of(found[:, 1], found[:, 2]), found[:, 0].astype(np.int64)
+        advice = partial(advice_for, names, vocab, species=reading.species, columns=columns)
+        seen.check(match, reading.min_matched, advice, what="counts" if matrix.summary().is_counts else "expression")
         _refuse_empty_cells(adata, matrix, lengths, config)
-        return cls(matrix, tokenizer, match, lengths)
+        return cls(matrix, tokenizer, match, lengths, seen)
 
     @property
     def n_obs(self) -> int:
@@ -116,6 +125,10 @@ class TokenCells:
     def n_matched(self) -> int:
         """Number of genes that are tokens of the network."""
         return int((self.tokenizer.token_ids >= 0).sum())
+
+    def genes_report(self) -> dict[str, Any]:
+        """Which genes the network sees, and with which share of the expression, for ``uns``."""
+        return {**self.match.report(), **self.seen.report()}
 
     @property
     def limits(self) -> Mapping[str, str]:
@@ -255,11 +268,11 @@ def ranked_tokens(token_ids: NDArray[np.int64], ranks: NDArray[np.floating]) -> 
 
 
 def gene_names(adata: AnnData, gene_symbols: str | None) -> list[str]:
-    """Names of the genes: ``adata.var_names``, or a column of ``adata.var``."""
+    """Names of the genes: ``adata.var_names``, or a column of ``adata.var``, as :func:`~scgalore.data.names.as_names` reads them."""
     if gene_symbols is None:
-        return adata.var_names.astype(str).tolist()
+        return as_names(adata.var_names)
     hint = "Leave gene_symbols out to use var_names."
-    return read_column(adata.var, gene_symbols, slot="adata.var", hint=hint).astype(str).tolist()
+    return as_names(read_column(adata.var, gene_symbols, slot="adata.var", hint=hint))
 
 
 def gene_ranks(adata: AnnData, key: str) -> NDArray[np.float64]:

@@ -1,6 +1,6 @@
 """Genes by name: identifiers and how they translate into one another, and gene sets."""
 
-from scgalore.genes.identifiers import OtherNames, ensembl_id, looks_like_mouse, other_names, standardise
+from scgalore.genes.identifiers import OtherNames, ensembl_id, looks_like_mouse, ortholog, other_names, standardise
 from scgalore.genes.sets import GeneSet, get_gene_set, list_gene_sets, read_gmt
 
 __all__ = [
@@ -10,6 +10,7 @@ __all__ = [
     "get_gene_set",
     "list_gene_sets",
     "looks_like_mouse",
+    "ortholog",
     "other_names",
     "read_gmt",
     "standardise",

@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 from scgalore import _logging as logg
 from scgalore.errors import DataError, OptionError
+from scgalore.genes.identifiers import mostly_mouse
 from scgalore.genes.ranking import EXPRESSED, MUST_INCLUDE, RESPONSIVE, TARGETS, USER_WEIGHT, VARIABLE
-from scgalore.genes.sets import SPECIES, GeneColumns, get_gene_set, list_gene_sets, mostly_mouse, read_gmt
+from scgalore.genes.sets import GeneColumns, get_gene_set, list_gene_sets, read_gmt
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -82,18 +83,13 @@ class GeneLists:
         columns
             Names of the genes in the data.
         species
-            What the user says they are of.
+            Whose genes the data's are.
 
         Raises
         ------
-        OptionError
-            If the species is unknown.
         DataError
             If lists and data are of different species, or no gene of a list of the user is in the data.
         """
-        if species not in SPECIES:
-            msg = f"species={species!r}: choose one of {', '.join(map(repr, SPECIES))}."
-            raise OptionError(msg)
         if self.genes:
             _check_species(columns, species)
         named = {"must_include": self.must_include} if self.must_include else {}
@@ -127,14 +123,11 @@ def _check_species(columns: Sequence[str], species: str) -> None:
     if mouse and species == "human":
         msg = (
             f"The genes of the data ({shown}, ...) look like those of a mouse, and the gene sets are of human. Pass "
-            "species='mouse', which compares them through their orthologs, or gene_strategy='hvg', which needs no gene set."
+            "species='mouse', which reads them as their human orthologs, or gene_strategy='hvg', which needs no gene set."
         )
         raise DataError(msg)
     if not mouse and species == "mouse":
         msg = f"species='mouse', and the genes of the data ({shown}, ...) do not look like those of a mouse. Leave species out."
-        raise DataError(msg)
-    if mouse and 2 * sum(name.startswith("ENSMUSG") for name in columns) > len(columns):
-        msg = f"The genes of the data are mouse Ensembl ids ({shown}, ...), and gene sets are found by symbols. Pass gene_symbols=."
         raise DataError(msg)
 
 

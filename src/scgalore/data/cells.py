@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 import torch
 
+from scgalore import _logging as logg
 from scgalore._keys import GeneKeys
 from scgalore.data.batches import ListedBatches, SampledBatches, largest_batch
 from scgalore.data.columns import read_column
@@ -113,7 +114,8 @@ class TokenCells:
         seen, lengths = Seen.of(found[:, 1], found[:, 2]), found[:, 0].astype(np.int64)
         advice = partial(advice_for, names, vocab, species=reading.species, columns=columns)
         seen.check(match, reading.min_matched, advice, what="counts" if matrix.summary().is_counts else "expression")
-        _refuse_empty_cells(adata, matrix, lengths, config)
+        empty = np.flatnonzero(lengths <= config.append_cls)
+        _refuse_empty_cells(adata, matrix, empty, allowed=reading.min_matched == 0)
         return cls(matrix, tokenizer, match, lengths, seen)
 
     @property
@@ -289,18 +291,25 @@ def gene_ranks(adata: AnnData, key: str) -> NDArray[np.float64]:
     return ranks
 
 
-def _refuse_empty_cells(
-    adata: AnnData, matrix: CellMatrix, lengths: NDArray[np.int64], config: TokenizerConfig
-) -> None:
-    empty = np.flatnonzero(lengths <= config.append_cls)
+def _refuse_empty_cells(adata: AnnData, matrix: CellMatrix, empty: NDArray[np.int64], *, allowed: bool) -> None:
+    """Refuse cells of which the model sees nothing, unless they are allowed and only their genes are unknown."""
     if len(empty) == 0:
         return
-    how = f"{len(empty):,} of {len(lengths):,} cells (for example {adata.obs_names[empty[:3]].tolist()})"
+    shown = adata.obs_names[empty[:3]].tolist()
+    how = f"{len(empty):,} of {matrix.n_obs:,} cells (for example {shown})"
     if matrix.summary().n_empty == len(empty):
         msg = f"{how} are empty in {matrix.name}. Remove them: sc.pp.filter_cells(adata, min_genes=1)."
-    else:
-        msg = (
-            f"{how} express no gene that the model knows, so there is nothing to embed. Remove cells with few genes, for "
-            "example with sc.pp.filter_cells(adata, min_genes=200), or choose a model with more of your genes."
-        )
+        raise DataError(msg)
+    if allowed:
+        logg.warning(f"{how} express no gene that the model knows; what is computed for them says nothing about them.")
+        return
+    if len(empty) <= len(shown):
+        call = f"adata = adata[~adata.obs_names.isin({shown})].copy()"
+    else:  # cells with so many genes all express a known one
+        least = int(matrix.count(lambda rows: np.diff(rows.indptr))[empty].max()) + 1
+        call = f"sc.pp.filter_cells(adata, min_genes={least})"
+    msg = (
+        f"{how} express no gene that the model knows, so there is nothing to embed. Remove them: {call}, "
+        "pass min_matched=0 to keep them all the same, or choose a model with more of your genes."
+    )
     raise DataError(msg)

@@ -109,11 +109,11 @@ class Seen:
             return
         low, middle, high = (f"{100 * share:.3g}" for share in self.quartiles)
         text = (
-            f"{where}The model sees {middle} % of a cell's {what} (median; quartiles {low} and {high} %; {100 * self.share:.3g} % "
-            f"of all cells' together), with {match.matched:,} of {match.n_vars:,} genes matched."
+            f"{where}{match.matched:,} of {match.n_vars:,} genes matched, in which the model sees {middle} % of a cell's {what} "
+            f"(median; quartiles {low} and {high} %; {100 * self.share:.3g} % of all cells' together)."
         )
-        if self.share < LITTLE:
-            text = f"{text} {advice()}".rstrip()
+        hint = advice() if self.share < LITTLE else "So few genes say little about a cell."
+        text = f"{text} {hint}".rstrip()
         if self.share < least:
             msg = f"{text} Expected are {100 * least:.3g} % at least; min_matched= sets another share, and min_matched=0 allows any."
             raise DataError(msg)

@@ -8,13 +8,14 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from scgalore import _logging as logg
+from scgalore.data.names import advice
 from scgalore.errors import DataError, OptionError
 from scgalore.genes.identifiers import mostly_mouse
 from scgalore.genes.ranking import EXPRESSED, MUST_INCLUDE, RESPONSIVE, TARGETS, USER_WEIGHT, VARIABLE
 from scgalore.genes.sets import GeneColumns, get_gene_set, list_gene_sets, read_gmt
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from scgalore.genes.ranking import Strategy
 
@@ -75,7 +76,12 @@ class GeneLists:
             weights[name] = weights.get(name, 0) + USER_WEIGHT
         return cls(_names(must_include, "must_include"), genes, weights, tuple(own))
 
-    def check(self, columns: Sequence[str], species: str) -> None:
+    def check(
+        self,
+        columns: Sequence[str],
+        species: str,
+        elsewhere: Callable[[], dict[str | None, list[str]]] | None = None,
+    ) -> None:
         """Refuse lists that cannot be those of the data.
 
         Parameters
@@ -84,6 +90,8 @@ class GeneLists:
             Names of the genes in the data.
         species
             Whose genes the data's are.
+        elsewhere
+            Reads the names that stand elsewhere, for advice.
 
         Raises
         ------
@@ -91,6 +99,7 @@ class GeneLists:
             If lists and data are of different species, or no gene of a list of the user is in the data.
         """
         if self.genes:
+            self._refuse_other_names(columns, species, elsewhere)
             _check_species(columns, species)
         named = {"must_include": self.must_include} if self.must_include else {}
         if not (named or self.asked):
@@ -115,6 +124,25 @@ class GeneLists:
                     "Pass the human ones."
                 )
                 raise DataError(msg)
+
+    def _refuse_other_names(
+        self,
+        columns: Sequence[str],
+        species: str,
+        elsewhere: Callable[[], dict[str | None, list[str]]] | None,
+    ) -> None:
+        """Refuse names of which no list has one, where names that the lists do have stand elsewhere."""
+        listed = {gene for genes in self.genes.values() for gene in genes}
+
+        def count(names: Sequence[str], species: str) -> int:
+            return len(GeneColumns(names, species).find(listed)[0])
+
+        if count(columns, species):
+            return
+        hint = advice(columns, species, count, elsewhere)
+        if hint:
+            msg = f"The genes of the data ({', '.join(columns[:3])}, ...) are in none of the gene sets. {hint}"
+            raise DataError(msg)
 
 
 def _check_species(columns: Sequence[str], species: str) -> None:

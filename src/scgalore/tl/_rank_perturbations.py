@@ -14,7 +14,7 @@ from scgalore.errors import OptionError
 from scgalore.model.inference import RunOptions
 from scgalore.perturb.labels.screen import Screen
 from scgalore.perturb.predictions import retrieval
-from scgalore.tasks.perturbation.networks import refuse_unknown
+from scgalore.tasks.perturbation.networks import genes_seen, refuse_unknown
 from scgalore.tasks.perturbation.reading import (
     READ,
     perturbed_genes,
@@ -171,7 +171,8 @@ def rank_perturbations(
     search = Search(fitted, screen, controls, context_code(context, controls), metric, run)
     wanted = Wanted.of(target, target_key, adata, screen, controls, search.code, trained_on(fitted))
     chosen = search.candidates(perturbed_genes(candidates or [], read))
-    refuse_unknown([gene for genes in chosen for gene in genes], fitted.vocab)
+    refuse_unknown([gene for genes in chosen for gene in genes], fitted.vocab, species=screen.reading.species)
+    seen = genes_seen(screen, fitted.vocab)
     with logg.step(f"ranking {len(chosen):,} perturbations by their likeness to {wanted.name}") as step:
         found = search.recovery(chosen) if recovery else None
         content = {
@@ -190,6 +191,7 @@ def rank_perturbations(
                 **{"n_controls": n_controls, "rng": seed},
             },
             "weights": dict(fitted.provenance),
+            "genes": seen,
             "version": __version__,
         }
         _report(content, wanted)

@@ -19,6 +19,7 @@ from scgalore.tasks.perturbation.networks import (
     RowsOfCells,
     flag_tokenizer,
     gene_vectors,
+    genes_seen,
     know_genes,
     predicted_effects,
     training_cells,
@@ -49,6 +50,8 @@ class Fitting:
         The cells.
     rows
         Its training and validation perturbations.
+    genes
+        Which genes the weights knew before, and with which share of the expression.
     prior
         Rule that the network corrects, fitted to everything but test cells; ``None`` without one.
     params
@@ -63,6 +66,7 @@ class Fitting:
 
     screen: Screen
     rows: RowsOfCells
+    genes: dict[str, Any]
     prior: Effects | None
     params: dict[str, Any]
     scores: dict[str, float]
@@ -111,15 +115,17 @@ def prepare_screen(
     started = time.perf_counter()
     rows = RowsOfCells.of(screen)
     perturbed = sorted({gene for genes in screen.conditions.genes for gene in genes})
-    vocab, added = know_genes(model.vocab, screen.genes, perturbed)
+    species, genes = screen.reading.species, genes_seen(screen, model.vocab)
+    vocab, added = know_genes(model.vocab, screen.genes, perturbed, species=species)
     network = model.network.perturbation_variant(len(vocab), len(model.vocab), seed=config.seed)
-    vectors = gene_vectors(network, vocab, [*screen.genes, *perturbed]) if prior == "linear" else None
+    named = [*screen.genes, *perturbed]
+    vectors = gene_vectors(network, vocab, named, species=species) if prior == "linear" else None
     expected = None if prior == NO_PRIOR else rows.prior(prior, vectors)
     before = memory_of(model)
     corrects = before is not None and before.prior is not None
     if expected is not None and not corrects:  # what another decoder predicts is not a correction
         network.start_at_zero()
-    tokenizer = flag_tokenizer(network, vocab, screen.genes, flag_unmeasured=flag_unmeasured)
+    tokenizer = flag_tokenizer(network, vocab, screen.genes, species=species, flag_unmeasured=flag_unmeasured)
     cells = training_cells(
         screen,
         rows,
@@ -152,7 +158,7 @@ def prepare_screen(
         "flag_unmeasured": flag_unmeasured,
         "added_genes": added,
     }
-    fitting = Fitting(screen, rows, fitted, params, scores, start, started)
+    fitting = Fitting(screen, rows, genes, fitted, params, scores, start, started)
     objective = _objective(start, monitor)
     return Prepared(task, cells, _split(screen), objective, config, network=network, vocab=vocab, state=fitting)
 

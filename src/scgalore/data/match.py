@@ -151,7 +151,7 @@ def match_genes(
     read = _Names(vocab, species, columns)
     exact = {name for name in names if read.is_gene(name)}
     unknown = set(names) - exact
-    if unknown:
+    if unknown or species != "human":
         _refuse_species(names, exact, read)
     renamed, lost = _rename(unknown, exact, read)
     _refuse_repeated(names, exact | renamed.keys())

@@ -130,5 +130,4 @@ def sums_of(rows: sp.csr_matrix, token_ids: NDArray[np.int64]) -> NDArray[np.flo
     token_ids
         Token of each column, -1 for columns without.
     """
-    matched = (token_ids >= 0).astype(np.float64)
-    return np.stack([rows @ matched, np.asarray(rows.sum(axis=1, dtype=np.float64)).ravel()], axis=1)
+    return np.asarray(rows @ np.stack([token_ids >= 0, np.ones(len(token_ids))], axis=1), dtype=np.float64)

@@ -172,7 +172,9 @@ def rank_adata(
         "gene_sets": [name for name in lists.genes if name not in plan.weights],
     }
     targets = None if conditions is None else cells.targets()
-    return _ranked(scores, lists, targets, GeneColumns(names, reading.species, scores.mean), params)
+    found = GeneColumns(names, reading.species, scores.mean)
+    orthologs = _orthologs_of(names) if reading.species == "mouse" else {}
+    return _ranked(scores, lists, targets, found, orthologs, params)
 
 
 def _ranked(
@@ -180,6 +182,7 @@ def _ranked(
     lists: GeneLists,
     targets: list[str] | None,
     found: GeneColumns,
+    orthologs: dict[str, int],
     params: dict[str, Any],
 ) -> Ranking:
     n_vars = len(scores.names)
@@ -211,7 +214,7 @@ def _ranked(
         n_must_include=len(first.get(MUST_INCLUDE, ())),
         n_expressed=int(scores.is_expressed.sum()),
         n_cells=scores.n_cells,
-        genes=_orthologs_of(scores.names.tolist()) if params["species"] == "mouse" else {},
+        genes=orthologs,
         params=params,
     )
 

@@ -43,7 +43,7 @@ def proposed(adata: AnnData, **read: str) -> TokenCells:
     passed = dict(re.findall(r"(gene_symbols|species)='([^']*)'", text.rpartition(": ")[2]))
     kept = {key: value for key, value in read.items() if key != "gene_symbols" or "leave gene_symbols out" not in text}
     if "Leave species out" in text:
-        del kept["species"]
+        del kept["species"], passed["species"]
     return cells_of(adata, **{**kept, **passed})
 
 

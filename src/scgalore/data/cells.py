@@ -113,7 +113,8 @@ class TokenCells:
         matrix.check()
         seen, lengths = Seen.of(found[:, 1], found[:, 2]), found[:, 0].astype(np.int64)
         advice = partial(advice_for, names, vocab, species=reading.species, columns=columns)
-        seen.check(match, reading.min_matched, advice, what="counts" if matrix.summary().is_counts else "expression")
+        counts = reading.data_type == "counts" or reading.data_type is None and matrix.summary().is_whole
+        seen.check(match, reading.min_matched, advice, what="counts" if counts else "expression")
         empty = np.flatnonzero(lengths <= config.append_cls)
         _refuse_empty_cells(adata, matrix, empty, allowed=reading.min_matched == 0)
         return cls(matrix, tokenizer, match, lengths, seen)

@@ -9,6 +9,7 @@ from scgalore import _logging as logg
 from scgalore._docs import shared_parameters
 from scgalore._keys import PerturbationKeys
 from scgalore._rng import seed_from
+from scgalore.data.resolve import refuse_elsewhere
 from scgalore.data.results import Results, refuse_overwrite
 from scgalore.errors import OptionError
 from scgalore.model.inference import RunOptions
@@ -158,6 +159,14 @@ def rank_perturbations(
     seed, options = seed_from(rng), RunOptions.of(batch_tokens=batch_tokens, accelerator=accelerator)
     data = copied(data, mod=mod) if copy else data
     adata = writable_adata(data, mod=mod)
+    columns = {
+        "pert_key": pert_key,
+        "context_key": context_key,
+        "split_key": split_key,
+        "depth_key": depth_key,
+        "target_key": target_key,
+    }
+    refuse_elsewhere(data, mod=mod, obs=columns, gene_symbols=gene_symbols)
     fitted = recorded_model(adata, "perturbation") if model is None else as_model(model)
     require_flags(fitted)
     given = (pert_key, control, context_key, None, separator)

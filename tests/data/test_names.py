@@ -147,3 +147,11 @@ def test_columns_of_few_values_and_numbers_hold_no_names() -> None:
     )
     assert list(other_columns(adata.var, None)) == ["symbol"]
     assert list(other_columns(adata.var, "symbol")) == [None]
+
+
+def test_mouse_names_are_never_proposed_to_be_written_in_upper_case() -> None:
+    rat = [*MOUSE, *(f"Olr{i}" for i in range(30))]
+    assert "upper" not in advice_for(rat, VOCAB)
+    with pytest.raises(DataError, match=r"Replace those of a rat") as refused:
+        match_genes(rat, VOCAB)
+    assert ".str." not in str(refused.value)

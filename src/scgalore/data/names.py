@@ -127,11 +127,10 @@ def _ways(names: Sequence[str], species: str, columns: dict[str | None, list[str
             else:
                 call = f"pass gene_symbols={key!r}" + (f", {passed[of]}" if passed[of] else "")
                 ways.append(_Way(columns[key], of, f"from adata.var[{key!r}]{as_other[of]}", call))
-    changes = {
-        "without blanks around them": ("strip()", [name.strip() for name in names]),
-        "in upper case": ("upper()", [name.upper() for name in names]),
-        "with a capital": ("capitalize()", [name.capitalize() for name in names]),
-    }
+    changes = {"without blanks around them": ("strip()", [name.strip() for name in names])}
+    if not mostly_mouse(names):  # whose genes are not made human ones by their case
+        changes["in upper case"] = "upper()", [name.upper() for name in names]
+        changes["with a capital"] = "capitalize()", [name.capitalize() for name in names]
     for prefix in (*_beginnings(names), *count_prefixes(names)):
         changes[f"without {prefix!r}"] = f"removeprefix({prefix!r})", [name.removeprefix(prefix) for name in names]
     for how, (method, changed) in changes.items():

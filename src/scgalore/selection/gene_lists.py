@@ -137,7 +137,7 @@ class GeneLists:
         def count(names: Sequence[str], species: str) -> int:
             return len(GeneColumns(names, species).find(listed)[0])
 
-        if count(columns, species):
+        if mostly_mouse(columns) or count(columns, species):
             return
         hint = advice(columns, species, count, elsewhere)
         if hint:

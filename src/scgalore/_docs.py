@@ -25,9 +25,13 @@ PARAMETERS = {
     ),
     "depth_key": "Column of ``adata.obs`` with the counts of each cell over all of its genes, where not all are in the matrix.",
     "species": (
-        'Species of the genes: ``"human"``, or ``"mouse"``, whose genes are read as their one-to-one human orthologs.'
+        'Species of the genes in the data: ``"human"``, or ``"mouse"``, whose symbols and Ensembl ids are read as those of their\n'
+        "human orthologs."
     ),
-    "min_matched": "Share of the expressed counts that the vocabulary must know, below which an error is raised.",
+    "min_matched": (
+        "Share of the expressed counts that must lie in genes the model knows; a smaller one is an error. ``None`` is 0.05, and\n"
+        "0 allows any."
+    ),
     "labels_key": "Column of ``adata.obs`` that holds the labels.",
     "pert_key": 'Column of ``adata.obs`` with the perturbation of each cell: ``"KLF1"``, ``"KLF1+ctrl"`` or ``"KLF1+MAP2K6"``.',
     "control": (

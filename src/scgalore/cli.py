@@ -150,7 +150,7 @@ def _declared() -> list[tuple[Option, str]]:
     from scgalore.pipeline.config import RunConfig, training_options
     from scgalore.tasks.registry import TASKS
 
-    genes = ("n_genes", "gene_strategy", "batch_key", "must_include", "species")
+    genes = ("n_genes", "gene_strategy", "batch_key", "must_include")
     own = [(option, "Genes" if option.name in genes else "Cells and model") for option in options_of(RunConfig)]
     known = {option.name for option, _ in own}
     of_tasks: dict[str, tuple[Option, str]] = {}

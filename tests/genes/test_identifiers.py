@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from scgalore.genes import ensembl_id, looks_like_mouse, other_names, standardise
-from scgalore.genes.identifiers import _tables
+from scgalore.genes import ensembl_id, looks_like_mouse, ortholog, other_names, standardise
+from scgalore.genes.identifiers import _orthologs, _tables
 
 
 @pytest.mark.parametrize(
@@ -126,3 +126,66 @@ def test_import_is_light_and_reads_no_table() -> None:
         "assert not {'numpy', 'pandas', 'torch', 'scanpy'} & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("TP53|ENSG00000141510", "ENSG00000141510"),
+        ("ENSG00000141510.18|TP53", "ENSG00000141510"),
+        ("ENSG00000141510_TP53", "ENSG00000141510"),
+        ("TP53 (ENSG00000141510)", "ENSG00000141510"),
+        ("ENSG00000002586.20_PAR_Y", None),
+        ("ENSG00000141510;ENSG00000136997", None),
+        ("ENSG00000141510A", None),
+        ("XENSG00000141510", None),
+    ],
+)
+def test_ensembl_id_beside_other_names(name: str, expected: str | None) -> None:
+    assert ensembl_id(name) == expected
+
+
+# Mouse -------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("name", "human"),
+    [
+        ("Trp53", "TP53"),
+        ("ENSMUSG00000059552", "TP53"),
+        ("ENSMUSG00000059552.14", "TP53"),
+        ("Trp53|ENSMUSG00000059552", "TP53"),
+        ("Pou5f1", "POU5F1"),  # beside the retrocopy POU5F1B
+        ("Cd8b1", "CD8B"),
+        ("Gapdh", "GAPDH"),  # lost among pseudogenes in the comparison of trees
+        ("mt-Nd1", "MT-ND1"),
+        ("Gm1992", None),
+        ("Ifit1", "IFIT1B"),  # and not its namesake
+        ("Tp53", None),
+        ("TP53", None),
+        ("trp53", None),
+        ("", None),
+    ],
+)
+def test_ortholog(name: str, human: str | None) -> None:
+    assert ortholog(name) == human
+
+
+def test_each_human_gene_is_the_ortholog_of_one_mouse_gene() -> None:
+    pairs = _orthologs()
+    ids = {name: human for name, human in pairs.items() if name.startswith("ENSMUSG")}
+    symbols = {name: human for name, human in pairs.items() if name not in ids}
+    assert len(set(ids.values())) == len(ids) > 18_000
+    assert len(set(symbols.values())) == len(symbols) > 18_000
+    assert set(symbols.values()) <= set(ids.values())
+    # A human symbol that is also a mouse's is its ortholog, so a list of human genes means the same in either species.
+    assert all(symbols[human] == human for human in ids.values() if human in symbols)
+
+
+@given(st.deferred(lambda: st.sampled_from(sorted(_orthologs()))))
+def test_mouse_names_are_the_names_of_their_ortholog(name: str) -> None:
+    human = ortholog(name)
+    assert human is not None
+    assert other_names(name, "mouse").steps[0] == (human,)
+    assert standardise([name], "mouse") == standardise([human])
+    assert other_names("Gm1992", "mouse").steps == ()

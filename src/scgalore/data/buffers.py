@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from hashlib import blake2b
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
@@ -12,8 +12,9 @@ import numpy as np
 
 from scgalore._logging import info
 from scgalore.data.labels import class_codes, class_names, classes_of, in_order, refuse_measurement
-from scgalore.data.match import match_genes
+from scgalore.data.match import advice_for, match_genes
 from scgalore.data.ragged import starts
+from scgalore.data.seen import Seen, sums_of
 from scgalore.data.sources import OpenSources
 from scgalore.data.texts import same_label, texts_of
 from scgalore.data.tokenizer import Tokenizer
@@ -31,6 +32,10 @@ if TYPE_CHECKING:
     from scgalore.data.vocab import GeneVocab
 
 __all__ = ["FileBuffers", "Part", "Share", "refuse_unknown"]
+
+
+SAMPLED = 256
+"""Cells of a file that are looked at before it is read."""
 
 
 @dataclass(frozen=True)
@@ -138,7 +143,7 @@ class FileBuffers:
             opened = source.open()
             try:
                 sizes.append(_n_obs(opened))
-                self._table_of.append(self._match(opened, source.name, vocab, numbers))
+                self._table_of.append(self._match(opened, source, vocab, numbers))
                 if labelled and opened.labels is not None:
                     found.append(_classes(opened.labels, source.name, known))
                     counted.append(opened.labels.value_counts())
@@ -226,17 +231,22 @@ class FileBuffers:
     def _tokenizer(self, table: int) -> Tokenizer:
         return Tokenizer(self._tables[table], config=self._config, **self._special)
 
-    def _match(self, opened: OpenSource, name: str, vocab: GeneVocab, numbers: dict[bytes, int]) -> int:
+    def _match(self, opened: OpenSource, source: Source, vocab: GeneVocab, numbers: dict[bytes, int]) -> int:
         """Number of the table for a source's list of genes; files with the same list share one."""
-        genes = opened.genes()
+        genes, reading, where = opened.genes(), source.reading, f"{source.name}: "
         digest = blake2b("\n".join(genes).encode(), digest_size=16).digest()
         if digest not in numbers:
             try:
-                match = match_genes(genes, vocab)
+                match = match_genes(genes, vocab, species=reading.species, columns=opened.columns)
             except DataError as error:
-                msg = f"{name}: {error}"
+                msg = f"{where}{error}"
                 raise DataError(msg) from error
-            info(f"{name}: {match.summary()}")
+            info(f"{where}{match.summary()}")
+            # The whole file is not read before its turn; what share the matched genes have, its first cells tell.
+            rows = opened.matrix.rows(np.arange(min(SAMPLED, opened.matrix.n_obs)))
+            advice = partial(advice_for, genes, vocab, species=reading.species, columns=opened.columns)
+            seen = Seen.of(*sums_of(rows, match.token_ids).T)
+            seen.check(match, reading.min_matched, advice, where=f"{where}in its first {rows.shape[0]:,} cells: ")
             numbers[digest] = len(self._tables)
             self._tables.append(match.token_ids.astype(np.int32))
         return numbers[digest]

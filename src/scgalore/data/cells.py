@@ -10,19 +10,23 @@ import numpy as np
 import pandas as pd
 import torch
 
+from scgalore import _logging as logg
 from scgalore._keys import GeneKeys
 from scgalore.data.batches import ListedBatches, SampledBatches, largest_batch
 from scgalore.data.columns import read_column
 from scgalore.data.hashing import cell_keys, digest
-from scgalore.data.match import GeneMatch, match_genes
+from scgalore.data.match import GeneMatch, advice_for, match_genes
 from scgalore.data.matrix import CellMatrix
+from scgalore.data.names import as_names, other_columns
 from scgalore.data.reading import AS_IT_IS
 from scgalore.data.sampler import sorted_batches
+from scgalore.data.scale import scale_of
+from scgalore.data.seen import Seen, sums_of
 from scgalore.data.tokenizer import Tokenizer
 from scgalore.errors import DataError, MissingKeyError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Callable, Iterator, Mapping
 
     from anndata import AnnData
     from numpy.typing import NDArray
@@ -30,6 +34,7 @@ if TYPE_CHECKING:
     from scgalore.data.batches import Batches, BatchPlan
     from scgalore.data.reading import Reading
     from scgalore.data.sampler import BatchRequest
+    from scgalore.data.scale import Scale
     from scgalore.data.tokens import RaggedTokens, TokenBatch, TokenizerConfig
     from scgalore.data.vocab import GeneVocab
 
@@ -50,19 +55,25 @@ class TokenCells:
         Which column became which token.
     lengths
         Tokens of each cell, ``<cls>`` included, int64, shape ``(n_obs,)``.
+    seen
+        Share of the expression that lies in genes with a token.
     targets
         What each cell has that an objective reads, arrays ``(n_obs, ...)`` by their names in
         :attr:`TokenBatch.targets <scgalore.data.tokens.TokenBatch>`.
     ranked
         Token ids of the genes from best to worst, int64, for a curriculum; ``None`` without a ranking.
+    find_scale
+        Tells counts from logarithms, which tokens do not depend on; see :func:`scgalore.data.scale.scale_of`.
     """
 
     matrix: CellMatrix
     tokenizer: Tokenizer
     match: GeneMatch
     lengths: NDArray[np.int64] = field(repr=False)
+    seen: Seen
     targets: Mapping[str, NDArray[Any]] = field(default_factory=dict, repr=False)
     ranked: NDArray[np.int64] | None = field(default=None, repr=False)
+    find_scale: Callable[[], Scale] | None = field(default=None, repr=False, compare=False)
 
     @classmethod
     def from_adata(
@@ -89,33 +100,54 @@ class TokenCells:
         Raises
         ------
         DataError
-            If the matrix is empty or holds negative, NaN or infinite values, if no gene matches, or if a cell expresses
-            no gene of the vocabulary.
+            If the matrix is empty or holds negative, NaN or infinite values, if no gene matches or those that do have too
+            small a share of the expression, or if a cell expresses no gene of the vocabulary.
         MissingKeyError
             If the layer or the column does not exist.
         """
         names = gene_names(adata, reading.gene_symbols)
+        columns = partial(other_columns, adata.var, reading.gene_symbols)
         matrix = CellMatrix.from_adata(adata, layer=reading.layer)
         try:
-            match = match_genes(names, vocab)
+            match = match_genes(names, vocab, species=reading.species, columns=columns)
         except DataError:
             matrix.check()  # what is wrong with the values is said before what is wrong with the names
             raise
         tokenizer = Tokenizer(match.token_ids, cls_id=vocab.cls_id, pad_id=vocab.pad_id, config=config)
-        lengths = matrix.count(tokenizer.lengths)
+        found = matrix.count(lambda rows: np.column_stack([tokenizer.lengths(rows), *sums_of(rows, match.token_ids).T]))
         matrix.check()
-        _refuse_empty_cells(adata, matrix, lengths, config)
-        return cls(matrix, tokenizer, match, lengths)
+        seen, lengths = Seen.of(found[:, 1], found[:, 2]), found[:, 0].astype(np.int64)
+        advice = partial(advice_for, names, vocab, species=reading.species, columns=columns)
+        counts = reading.data_type == "counts" or reading.data_type is None and matrix.summary().is_whole
+        seen.check(match, reading.min_matched, advice, what="counts" if counts else "expression")
+        empty = np.flatnonzero(lengths <= config.append_cls)
+        _refuse_empty_cells(adata, matrix, empty, allowed=reading.min_matched == 0)
+        find_scale = partial(scale_of, matrix, uns=adata.uns, layer=reading.layer, data_type=reading.data_type)
+        return cls(matrix, tokenizer, match, lengths, seen, find_scale=find_scale)
 
     @property
     def n_obs(self) -> int:
         """Number of cells."""
         return self.matrix.n_obs
 
+    def scale(self) -> Scale:
+        """Counts or logarithms, and to which base; some cells are read.
+
+        Raises
+        ------
+        DataError
+            If the values are neither.
+        """
+        return scale_of(self.matrix) if self.find_scale is None else self.find_scale()
+
     @property
     def n_matched(self) -> int:
         """Number of genes that are tokens of the network."""
         return int((self.tokenizer.token_ids >= 0).sum())
+
+    def genes_report(self) -> dict[str, Any]:
+        """Which genes the network sees, and with which share of the expression, for ``uns``."""
+        return {**self.match.report(), **self.seen.report()}
 
     @property
     def limits(self) -> Mapping[str, str]:
@@ -255,11 +287,11 @@ def ranked_tokens(token_ids: NDArray[np.int64], ranks: NDArray[np.floating]) -> 
 
 
 def gene_names(adata: AnnData, gene_symbols: str | None) -> list[str]:
-    """Names of the genes: ``adata.var_names``, or a column of ``adata.var``."""
+    """Names of the genes: ``adata.var_names``, or a column of ``adata.var``, as :func:`~scgalore.data.names.as_names` reads them."""
     if gene_symbols is None:
-        return adata.var_names.astype(str).tolist()
+        return as_names(adata.var_names)
     hint = "Leave gene_symbols out to use var_names."
-    return read_column(adata.var, gene_symbols, slot="adata.var", hint=hint).astype(str).tolist()
+    return as_names(read_column(adata.var, gene_symbols, slot="adata.var", hint=hint))
 
 
 def gene_ranks(adata: AnnData, key: str) -> NDArray[np.float64]:
@@ -276,18 +308,25 @@ def gene_ranks(adata: AnnData, key: str) -> NDArray[np.float64]:
     return ranks
 
 
-def _refuse_empty_cells(
-    adata: AnnData, matrix: CellMatrix, lengths: NDArray[np.int64], config: TokenizerConfig
-) -> None:
-    empty = np.flatnonzero(lengths <= config.append_cls)
+def _refuse_empty_cells(adata: AnnData, matrix: CellMatrix, empty: NDArray[np.int64], *, allowed: bool) -> None:
+    """Refuse cells of which the model sees nothing, unless they are allowed and only their genes are unknown."""
     if len(empty) == 0:
         return
-    how = f"{len(empty):,} of {len(lengths):,} cells (for example {adata.obs_names[empty[:3]].tolist()})"
+    shown = adata.obs_names[empty[:3]].tolist()
+    how = f"{len(empty):,} of {matrix.n_obs:,} cells (for example {shown})"
     if matrix.summary().n_empty == len(empty):
         msg = f"{how} are empty in {matrix.name}. Remove them: sc.pp.filter_cells(adata, min_genes=1)."
-    else:
-        msg = (
-            f"{how} express no gene that the model knows, so there is nothing to embed. Remove cells with few genes, for "
-            "example with sc.pp.filter_cells(adata, min_genes=200), or choose a model with more of your genes."
-        )
+        raise DataError(msg)
+    if allowed:
+        logg.warning(f"{how} express no gene that the model knows; what is computed for them says nothing about them.")
+        return
+    if len(empty) <= len(shown):
+        call = f"adata = adata[~adata.obs_names.isin({shown})].copy()"
+    else:  # cells with so many genes all express a known one
+        least = int(matrix.count(lambda rows: np.diff(rows.indptr))[empty].max()) + 1
+        call = f"sc.pp.filter_cells(adata, min_genes={least})"
+    msg = (
+        f"{how} express no gene that the model knows, so there is nothing to embed. Remove them: {call}, "
+        "pass min_matched=0 to keep them all the same, or choose a model with more of your genes."
+    )
     raise DataError(msg)

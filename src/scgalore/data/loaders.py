@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -10,9 +11,11 @@ import torch
 
 from scgalore.data.buffers import Part, Share, refuse_unknown
 from scgalore.data.labels import class_codes, class_names, classes_of
-from scgalore.data.match import match_genes
+from scgalore.data.match import advice_for, match_genes
 from scgalore.data.matrix import canonical
+from scgalore.data.names import as_names
 from scgalore.data.reading import AS_IT_IS
+from scgalore.data.seen import Seen, sums_of
 from scgalore.data.tokenizer import Tokenizer
 from scgalore.errors import DataError, MissingKeyError, OptionError
 
@@ -70,9 +73,11 @@ class LoaderBuffers:
             raise OptionError(msg)
         self._loader, self._labels_key, self.reading = loader, labels_key, reading
         self.classes = class_names(classes or ())
-        match = match_genes(loader.var.index.astype(str).tolist(), vocab)
+        self._genes = as_names(loader.var.index)
+        self._match = match_genes(self._genes, vocab, species=reading.species)
+        self._vocab, self._checked = vocab, False
         #: Makes the tokens.
-        self.tokenizer = Tokenizer(match.token_ids, cls_id=vocab.cls_id, pad_id=vocab.pad_id, config=config)
+        self.tokenizer = Tokenizer(self._match.token_ids, cls_id=vocab.cls_id, pad_id=vocab.pad_id, config=config)
 
     @property
     def n_obs(self) -> int:
@@ -118,7 +123,18 @@ class LoaderBuffers:
         cells = np.arange(seen, seen + rows.shape[0]) if index is None else np.asarray(index, dtype=np.int64)
         part = Part(rows, cells, self._labels(item.get("obs")), self.tokenizer, self.name)
         part.check()
+        if not self._checked:
+            self._check(rows)
         return part
+
+    def _check(self, rows: sp.csr_matrix) -> None:
+        """Look at the first cells that come: which genes they express is not known before."""
+        advice = partial(advice_for, self._genes, self._vocab, species=self.reading.species)
+        seen = Seen.of(*sums_of(rows, self._match.token_ids).T)
+        seen.check(
+            self._match, self.reading.min_matched, advice, where=f"{self.name}, in its first {rows.shape[0]:,} cells: "
+        )
+        self._checked = True
 
     def _labels(self, obs: pd.DataFrame | None) -> NDArray[np.int64] | None:
         if self._labels_key is None:

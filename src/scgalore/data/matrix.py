@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import scipy.sparse as sp
@@ -133,19 +133,19 @@ class CellMatrix:
             self._summary = _summary_of(rows for _, rows in self.chunks())
         return self._summary
 
-    def count(self, count: Callable[[sp.csr_matrix], NDArray[np.int64]]) -> NDArray[np.int64]:
+    def count(self, count: Callable[[sp.csr_matrix], NDArray[Any]]) -> NDArray[Any]:
         """Count something in every cell; the same reading of the matrix serves :meth:`summary` and :meth:`check`.
 
         Parameters
         ----------
         count
-            Takes some rows, as from :meth:`rows`, and gives one number for each.
+            Takes some rows, as from :meth:`rows`, and gives one number for each, or several.
 
         Returns
         -------
-        int64 array, one number a cell.
+        Array of these, ``(n_obs, ...)``.
         """
-        counts = [np.zeros(0, dtype=np.int64)]
+        counts = [count(self.rows([]))]
 
         def counted() -> Iterator[sp.csr_matrix]:
             for _, rows in self.chunks():

@@ -11,13 +11,13 @@ from anndata import AnnData, ImplicitModificationWarning
 from scgalore.errors import DataError, MissingKeyError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Mapping
 
     import pandas as pd
     from mudata import MuData
     from numpy.typing import NDArray
 
-__all__ = ["resolve_adata", "shown_keys", "write_obs", "write_var"]
+__all__ = ["refuse_elsewhere", "resolve_adata", "shown_keys", "write_obs", "write_var"]
 
 
 def resolve_adata(data: AnnData | MuData, *, mod: str = "rna") -> AnnData:
@@ -51,6 +51,46 @@ def resolve_adata(data: AnnData | MuData, *, mod: str = "rna") -> AnnData:
         msg = f"Modality {mod!r} has repeated obs_names; make them unique before the MuData is made."
         raise DataError(msg)
     return adata
+
+
+def refuse_elsewhere(data: AnnData | MuData, *, mod: str = "rna", obs: Mapping[str, Any], **var: Any) -> None:
+    """Say where a column is that the modality does not have and the MuData around it has.
+
+    Parameters
+    ----------
+    data
+        What the user holds; nothing is done for an AnnData.
+    mod
+        Modality that is read.
+    obs
+        Columns of ``obs`` that a call reads, by the name of its argument; ``None`` where nothing is read.
+    **var
+        The same for columns of ``var``.
+
+    Raises
+    ------
+    MissingKeyError
+        If one stands in the tables of the MuData only.
+    """
+    if not _is_mudata(data):
+        return
+    for slot, keys in (("obs", obs), ("var", var)):
+        own, whole = getattr(data.mod[mod], slot), getattr(data, slot)
+        for argument, key in keys.items():
+            if not isinstance(key, str) or key in own or key not in whole:
+                continue
+            bare = key.removeprefix(f"{mod}:")
+            table = f"mdata.mod[{mod!r}].{slot}"
+            call = (
+                f"pass {argument}={bare!r}"
+                if bare in own
+                else f"{table}[{key!r}] = mdata.{slot}[{key!r}].reindex({table}.index)"
+            )
+            msg = (
+                f"{argument}={key!r} is a column of the MuData's {slot}, and {slot} of its modality {mod!r} has none of that name; "
+                f"it has {list(own.columns)}. Read it there: {call}."
+            )
+            raise MissingKeyError(msg)
 
 
 def write_obs(data: AnnData | MuData, adata: AnnData, keys: Iterable[str], mod: str = "rna") -> None:

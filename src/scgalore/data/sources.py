@@ -16,6 +16,7 @@ from anndata.io import read_elem, sparse_dataset
 from scgalore.data.cells import gene_names
 from scgalore.data.columns import read_column
 from scgalore.data.matrix import CellMatrix
+from scgalore.data.names import as_names, other_columns
 from scgalore.data.readers import open_matrix
 from scgalore.data.reading import AS_IT_IS
 from scgalore.errors import DataError, MissingKeyError
@@ -40,6 +41,8 @@ class OpenSource:
         Rows of expression.
     genes
         Reads the name of each column.
+    columns
+        Reads the names that stand elsewhere, for advice.
     labels
         Label of each cell, or ``None``.
     close
@@ -48,6 +51,7 @@ class OpenSource:
 
     matrix: CellMatrix
     genes: Callable[[], list[str]]
+    columns: Callable[[], dict[str | None, list[str]]]
     labels: pd.Series | None
     close: Callable[[], None]
 
@@ -119,7 +123,9 @@ class Source:
         labels = None
         if self.labels_key is not None:
             labels = read_column(adata.obs, self.labels_key, slot=f"obs of {self.name}")
-        return OpenSource(matrix, partial(gene_names, adata, self.reading.gene_symbols), labels, lambda: None)
+        used = self.reading.gene_symbols
+        names, columns = partial(gene_names, adata, used), partial(other_columns, adata.var, used)
+        return OpenSource(matrix, names, columns, labels, lambda: None)
 
     def _of_file(self, root: Any, close: Callable[[], None]) -> OpenSource:
         slot, what = (
@@ -138,10 +144,12 @@ class Source:
             raise DataError(self._by_columns())
         matrix = CellMatrix(open_matrix(x, name), x.shape, name=name)
         labels = None if self.labels_key is None else self._column(root["obs"], "obs", self.labels_key)
-        return OpenSource(matrix, lambda: self._names(root["var"]), labels, close)
+        used = self.reading.gene_symbols
 
-    def _names(self, var: Any) -> list[str]:
-        return self._column(var, "var", self.reading.gene_symbols).astype(str).tolist()
+        def names() -> list[str]:
+            return as_names(self._column(root["var"], "var", used))
+
+        return OpenSource(matrix, names, lambda: other_columns(read_elem(root["var"]), used), labels, close)
 
     def _column(self, frame: Any, slot: str, key: str | None) -> pd.Series:
         """Read one column of ``obs`` or ``var``, or its index, without the others."""

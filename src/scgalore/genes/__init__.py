@@ -1,6 +1,14 @@
 """Genes by name: identifiers and how they translate into one another, and gene sets."""
 
-from scgalore.genes.identifiers import OtherNames, ensembl_id, is_gene, looks_like_mouse, other_names, standardise
+from scgalore.genes.identifiers import (
+    OtherNames,
+    ensembl_id,
+    is_gene,
+    looks_like_mouse,
+    ortholog,
+    other_names,
+    standardise,
+)
 from scgalore.genes.sets import GeneSet, get_gene_set, list_gene_sets, read_gmt
 
 __all__ = [
@@ -11,6 +19,7 @@ __all__ = [
     "is_gene",
     "list_gene_sets",
     "looks_like_mouse",
+    "ortholog",
     "other_names",
     "read_gmt",
     "standardise",

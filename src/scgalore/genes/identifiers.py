@@ -1,7 +1,8 @@
-"""What else a human gene is called: Ensembl ids, previous symbols and aliases, from tables that ship with the package.
+"""What else a gene is called: Ensembl ids, previous symbols, aliases, and human orthologs of mouse genes.
 
-Names are compared as they are written, case included: a mouse's ``Actb`` is not ``ACTB``. A name that could mean two
-genes means none here. The tables load on first use, once.
+Names are compared as they are written, case included: a mouse's ``Actb`` is not ``ACTB``, and is read as its ortholog where
+the user says that the genes are a mouse's. A name that could mean two genes means none here. The tables ship with the
+package and load on first use, once.
 """
 
 from __future__ import annotations
@@ -16,18 +17,31 @@ from typing import TYPE_CHECKING, Literal
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-__all__ = ["NameKind", "OtherNames", "ensembl_id", "is_gene", "looks_like_mouse", "other_names", "standardise"]
+__all__ = [
+    "NameKind",
+    "OtherNames",
+    "ensembl_id",
+    "is_gene",
+    "looks_like_mouse",
+    "mostly_mouse",
+    "ortholog",
+    "other_names",
+    "standardise",
+]
 
 NameKind = Literal["id", "current", "previous", "alias"]
 """What a name is: an Ensembl id, a current symbol (or a name without an entry), a previous symbol, an alias."""
 
-# Bare, with a version, or behind a symbol as CELLxGENE writes genes that share one. The Y copy of a pseudoautosomal
-# gene ("ENSG00000002586.20_PAR_Y") is left out on purpose: its X copy is the gene that every vocabulary means.
-_ENSEMBL = re.compile(r"(?:.+_)?(ENSG\d{11})(?:\.\d+)?")
+# Bare, with a version, or beside a symbol: CELLxGENE writes genes that share one as SYMBOL_ENSG..., other programs write
+# SYMBOL|ENSG... or ENSG..._SYMBOL. The Y copy of a pseudoautosomal gene ("ENSG00000002586.20_PAR_Y") is left out on purpose:
+# its X copy is the gene that every vocabulary means.
+_ID = r"(?:.*[^A-Za-z0-9])?({}\d{{11}})(?:\.\d+)?(?:[^A-Za-z0-9.](?!PAR_Y).*)?"
+_ENSEMBL, _ENSEMBL_MOUSE = re.compile(_ID.format("ENSG")), re.compile(_ID.format("ENSMUSG"))
 
 # Title case, clone names and the mitochondrial and MHC prefixes; C10orf11 and its kind are human.
 _MOUSE = re.compile(
-    r"ENSMUSG\d|mt-[A-Z]|\w+Rik\d*$|D[\dXY]+Ertd|H2-[A-Z]+[a-z\d]|(?!C\d+orf\d)[A-Z][a-z\d]*[a-z][a-z\d]*(?:[-.]|$)"
+    r"(?:.*[^A-Za-z0-9])?ENSMUSG\d|mt-[A-Z]|\w+Rik\d*$|D[\dXY]+Ertd|H2-[A-Z]+[a-z\d]|"
+    r"(?!C\d+orf\d)[A-Z][a-z\d]*[a-z][a-z\d]*(?:[-.|]|$)"
 )
 
 
@@ -64,14 +78,18 @@ def ensembl_id(name: str) -> str | None:
     Parameters
     ----------
     name
-        For example ``"ENSG00000141510.18"``, or ``"SIGLEC5_ENSG00000105501"``.
+        For example ``"ENSG00000141510.18"``, ``"SIGLEC5_ENSG00000105501"`` or ``"TP53|ENSG00000141510"``.
 
     Returns
     -------
-    The id, or ``None`` for a name without one.
+    The id, or ``None`` for a name without one, or with several.
     """
+    return _id_in(name, "ENSG", _ENSEMBL)
+
+
+def _id_in(name: str, start: str, pattern: re.Pattern[str]) -> str | None:
     # The substring test spares symbols the regular expression, which is most of the time on 30,000 names.
-    found = _ENSEMBL.fullmatch(name) if "ENSG" in name else None
+    found = pattern.fullmatch(name) if start in name and name.count(start) == 1 else None
     return found[1] if found else None
 
 
@@ -86,18 +104,51 @@ def looks_like_mouse(name: str) -> bool:
     return _MOUSE.match(name) is not None
 
 
-def other_names(name: str) -> OtherNames:
+def mostly_mouse(names: Iterable[str]) -> bool:
+    """Whether more than half of some gene names are written like those of a mouse."""
+    # Human symbols are in upper case, and mouse ids alone are, too: the others need no regular expression.
+    found = [(not name.isupper() or "ENSMUSG" in name) and looks_like_mouse(name) for name in names]
+    return 2 * sum(found) > len(found)
+
+
+def ortholog(name: str) -> str | None:
+    """Symbol of the human gene that a mouse gene is the ortholog of; each human gene is that of one mouse gene.
+
+    Parameters
+    ----------
+    name
+        Symbol of a mouse gene, or its Ensembl id, with or without version.
+
+    Returns
+    -------
+    The human symbol, or ``None`` for a gene without an ortholog.
+
+    Examples
+    --------
+    >>> ortholog("Trp53"), ortholog("ENSMUSG00000059552.14"), ortholog("Gm1992")
+    ('TP53', 'TP53', None)
+    """
+    return _orthologs().get(_id_in(name, "ENSMUSG", _ENSEMBL_MOUSE) or _bare(name))
+
+
+def other_names(name: str, species: str = "human") -> OtherNames:
     """List what else the gene behind a name may be called.
 
     Parameters
     ----------
     name
-        Symbol or Ensembl id of a human gene.
+        Symbol or Ensembl id of a gene.
+    species
+        Whose gene it is: ``"human"``, or ``"mouse"`` for the names of its human ortholog.
 
     Returns
     -------
     The kind of the name, and the other names in the order in which they should be tried.
     """
+    if species == "mouse":
+        human = ortholog(name)
+        steps = () if human is None else ((human,), *other_names(human).steps)
+        return OtherNames("id" if "ENSMUSG" in name else "current", steps)
     tables = _tables()
     gene_id = ensembl_id(name)
     if gene_id is not None:
@@ -106,36 +157,47 @@ def other_names(name: str) -> OtherNames:
         by_symbol, renames = ((symbol,), tables.previous.get(symbol, ())) if symbol else ((), ())
         return OtherNames("id", tuple(filter(None, (own, by_symbol, (f"_{gene_id}",), renames))))
 
+    written, name = name, _bare(name)
     kind: NameKind = "previous" if name in tables.replaced else "alias" if name in tables.alias else "current"
     symbol = tables.replaced.get(name) or tables.alias.get(name) or name
     renames = tuple(old for old in tables.previous.get(symbol, ()) if old != name)
-    current = (symbol,) if symbol != name else ()
+    own, current = (name,) if name != written else (), (symbol,) if symbol != name else ()
     gene_id = tables.gene_id.get(symbol)
     # An id is surer than an old name. CELLxGENE has RGS5 only as RGS5_ENSG00000143248, for another gene was called so.
     by_id = ((gene_id,), (f"_{gene_id}",)) if gene_id else ()
-    return OtherNames(kind, tuple(filter(None, (current, *by_id, renames))))
+    return OtherNames(kind, tuple(filter(None, (own, current, *by_id, renames))))
 
 
-def standardise(names: Iterable[str]) -> list[str]:
+def standardise(names: Iterable[str], species: str = "human") -> list[str]:
     """Write gene names as current symbols.
 
     Parameters
     ----------
     names
         Symbols, aliases or Ensembl ids, with or without version.
+    species
+        Whose genes they are: ``"human"``, or ``"mouse"`` to write those that have a human ortholog as its symbol.
 
     Returns
     -------
-    One name for each given: the current symbol where there is exactly one, otherwise the name as it was.
+    One name for each given: the current human symbol where there is exactly one, otherwise the name as it was.
     """
+    if species == "mouse":
+        names = [ortholog(name) or name for name in names]
     tables = _tables()
     current, symbol = tables.current, tables.symbol
 
     def of_id(name: str) -> str:
         gene_id = ensembl_id(name)
-        return current.get(name, name) if gene_id is None else symbol.get(gene_id, name)
+        return current.get(_bare(name), name) if gene_id is None else symbol.get(gene_id, name)
 
-    return [of_id(name) if "ENSG" in name else current.get(name, name) for name in names]
+    return [of_id(name) if "ENSG" in name or "|" in name else current.get(name, name) for name in names]
+
+
+def _bare(name: str) -> str:
+    """The symbol in a name such as ``"TP53|7157"``, where numbers are ids of other databases."""
+    parts = [part for part in name.split("|") if part and not part.isdecimal()] if "|" in name else []
+    return parts[0] if len(parts) == 1 else name
 
 
 def is_gene(name: str) -> bool:
@@ -169,6 +231,12 @@ def _tables() -> _Tables:
             alias.update(dict.fromkeys(others.split("|"), current))
     gene_id = {current: number for number, current in symbol.items()}
     return _Tables(symbol, gene_id, previous, replaced, alias, {**alias, **replaced})
+
+
+@cache
+def _orthologs() -> dict[str, str]:
+    """Human symbol of each mouse symbol and each mouse Ensembl id."""
+    return {name: human for *names, human in _rows("mouse_orthologs.tsv.gz") for name in names if name}
 
 
 def _rows(name: str) -> Iterable[list[str]]:

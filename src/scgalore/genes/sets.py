@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from scgalore.errors import DataError, OptionError
-from scgalore.genes.identifiers import ensembl_id, looks_like_mouse, standardise
+from scgalore.genes.identifiers import ensembl_id, standardise
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -23,16 +23,12 @@ if TYPE_CHECKING:
 
 __all__ = [
     "COLLECTIONS",
-    "SPECIES",
     "GeneColumns",
     "GeneSet",
     "get_gene_set",
     "list_gene_sets",
-    "mostly_mouse",
     "read_gmt",
 ]
-
-SPECIES = ("human", "mouse")
 
 COLLECTIONS: Mapping[str, tuple[str, ...]] = {
     "transcription_factors": ("human_tf_lambert2018",),
@@ -167,13 +163,6 @@ def read_gmt(path: PathLike) -> dict[str, GeneSet]:
     return sets
 
 
-def mostly_mouse(names: Iterable[str]) -> bool:
-    """Whether more than half of some gene names are written like those of a mouse."""
-    # Human symbols are in upper case, and mouse ids alone are, too: the others need no regular expression.
-    found = [(not name.isupper() or name.startswith("ENSMUSG")) and looks_like_mouse(name) for name in names]
-    return 2 * sum(found) > len(found)
-
-
 class GeneColumns:
     """Columns of a matrix, found by the names of genes.
 
@@ -185,8 +174,7 @@ class GeneColumns:
     names
         Names of the columns.
     species
-        ``"human"``, or ``"mouse"`` to compare symbols through their human one-to-one orthologs; those without one
-        (Pou5f1 and Nanog, which have copies in man) by their letters, whatever the case.
+        Whose genes the columns are: ``"human"``, or ``"mouse"`` to compare them as their human orthologs.
     weights
         What decides between columns of one gene, such as their mean expression, ``(n_columns,)``; the larger wins, then the
         name. By name alone when left out.
@@ -195,7 +183,7 @@ class GeneColumns:
     def __init__(
         self, names: Sequence[str], species: str = "human", weights: NDArray[np.floating] | None = None
     ) -> None:
-        self._orthologs = _orthologs() if species == "mouse" else {}
+        self._species = species
         weight = [0.0] * len(names) if weights is None else weights.astype("float32").tolist()
 
         def heaviest(columns: list[int]) -> int:
@@ -222,19 +210,9 @@ class GeneColumns:
         absent = tuple(gene for gene, column in zip(wanted, found, strict=True) if column is None)
         return np.fromiter(columns, dtype=np.int64, count=len(columns)), absent
 
-    def _human(self, name: str) -> str:
-        upper = name.upper()
-        return self._orthologs.get(name) or (name if upper in _with_orthologs() else upper)
-
     def _keys(self, names: Sequence[str]) -> list[str]:
-        translated = [self._human(name) for name in names] if self._orthologs else list(names)
         # An id without a symbol must still be found whatever its version.
-        return [(ensembl_id(name) or name) if "ENSG" in name else name for name in standardise(translated)]
-
-
-@cache
-def _with_orthologs() -> frozenset[str]:
-    return frozenset(_orthologs().values())
+        return [(ensembl_id(name) or name) if "ENSG" in name else name for name in standardise(names, self._species)]
 
 
 def _one_of_each(texts: Sequence[str], choose: Callable[[list[int]], int]) -> dict[str, int]:
@@ -270,12 +248,6 @@ def _shipped() -> dict[str, GeneSet]:
         name: GeneSet(name, tuple(genes.split(" ")), title, source, licence, citation)
         for name, title, source, licence, citation, genes in rows
     }
-
-
-@cache
-def _orthologs() -> dict[str, str]:
-    """Human symbol of each mouse symbol."""
-    return dict(line.split("\t") for line in _lines("mouse_orthologs.tsv.gz"))
 
 
 def _lines(table: str) -> list[str]:

@@ -11,7 +11,7 @@ from scgalore._uns import to_uns
 from scgalore.data.cells import gene_names
 from scgalore.data.columns import read_column
 from scgalore.data.reading import AS_IT_IS
-from scgalore.data.resolve import resolve_adata, write_obs
+from scgalore.data.resolve import refuse_elsewhere, resolve_adata, write_obs
 from scgalore.data.results import refuse_overwrite
 from scgalore.data.split import PARTS
 from scgalore.data.texts import texts_of
@@ -182,6 +182,7 @@ def _checked(data: Data, *, mod: str, key_added: str, columns: tuple[str, str | 
         raise OptionError(msg)
     reads = [("obs", name, key) for name, key in zip(("pert_key=", "context_key="), columns, strict=True)]
     writes = {"obs": (key_added,), "uns": (key_added,)}
+    refuse_elsewhere(data, mod=mod, obs=dict(zip(("pert_key", "context_key"), columns, strict=True)))
     refuse_overwrite(writes, [*reads, *AS_IT_IS.reads()], data=data, mod=mod)
     for column in columns:
         if column is not None:

@@ -8,12 +8,14 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from scgalore import _logging as logg
+from scgalore.data.names import advice
 from scgalore.errors import DataError, OptionError
+from scgalore.genes.identifiers import mostly_mouse
 from scgalore.genes.ranking import EXPRESSED, MUST_INCLUDE, RESPONSIVE, TARGETS, USER_WEIGHT, VARIABLE
-from scgalore.genes.sets import SPECIES, GeneColumns, get_gene_set, list_gene_sets, mostly_mouse, read_gmt
+from scgalore.genes.sets import GeneColumns, get_gene_set, list_gene_sets, read_gmt
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from scgalore.genes.ranking import Strategy
 
@@ -74,7 +76,12 @@ class GeneLists:
             weights[name] = weights.get(name, 0) + USER_WEIGHT
         return cls(_names(must_include, "must_include"), genes, weights, tuple(own))
 
-    def check(self, columns: Sequence[str], species: str) -> None:
+    def check(
+        self,
+        columns: Sequence[str],
+        species: str,
+        elsewhere: Callable[[], dict[str | None, list[str]]] | None = None,
+    ) -> None:
         """Refuse lists that cannot be those of the data.
 
         Parameters
@@ -82,19 +89,17 @@ class GeneLists:
         columns
             Names of the genes in the data.
         species
-            What the user says they are of.
+            Whose genes the data's are.
+        elsewhere
+            Reads the names that stand elsewhere, for advice.
 
         Raises
         ------
-        OptionError
-            If the species is unknown.
         DataError
             If lists and data are of different species, or no gene of a list of the user is in the data.
         """
-        if species not in SPECIES:
-            msg = f"species={species!r}: choose one of {', '.join(map(repr, SPECIES))}."
-            raise OptionError(msg)
         if self.genes:
+            self._refuse_other_names(columns, species, elsewhere)
             _check_species(columns, species)
         named = {"must_include": self.must_include} if self.must_include else {}
         if not (named or self.asked):
@@ -120,6 +125,25 @@ class GeneLists:
                 )
                 raise DataError(msg)
 
+    def _refuse_other_names(
+        self,
+        columns: Sequence[str],
+        species: str,
+        elsewhere: Callable[[], dict[str | None, list[str]]] | None,
+    ) -> None:
+        """Refuse names of which no list has one, where names that the lists do have stand elsewhere."""
+        listed = {gene for genes in self.genes.values() for gene in genes}
+
+        def count(names: Sequence[str], species: str) -> int:
+            return len(GeneColumns(names, species).find(listed)[0])
+
+        if mostly_mouse(columns) or count(columns, species):
+            return
+        hint = advice(columns, species, count, elsewhere)
+        if hint:
+            msg = f"The genes of the data ({', '.join(columns[:3])}, ...) are in none of the gene sets. {hint}"
+            raise DataError(msg)
+
 
 def _check_species(columns: Sequence[str], species: str) -> None:
     mouse = mostly_mouse(columns[:: max(1, len(columns) // SAMPLE)])
@@ -127,14 +151,11 @@ def _check_species(columns: Sequence[str], species: str) -> None:
     if mouse and species == "human":
         msg = (
             f"The genes of the data ({shown}, ...) look like those of a mouse, and the gene sets are of human. Pass "
-            "species='mouse', which compares them through their orthologs, or gene_strategy='hvg', which needs no gene set."
+            "species='mouse', which reads them as their human orthologs, or gene_strategy='hvg', which needs no gene set."
         )
         raise DataError(msg)
     if not mouse and species == "mouse":
         msg = f"species='mouse', and the genes of the data ({shown}, ...) do not look like those of a mouse. Leave species out."
-        raise DataError(msg)
-    if mouse and 2 * sum(name.startswith("ENSMUSG") for name in columns) > len(columns):
-        msg = f"The genes of the data are mouse Ensembl ids ({shown}, ...), and gene sets are found by symbols. Pass gene_symbols=."
         raise DataError(msg)
 
 

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
 
+from scgalore import _logging as logg
 from scgalore.data.cells import gene_names
 from scgalore.data.columns import read_column
 from scgalore.data.expression import LogExpression
+from scgalore.data.names import other_columns
 from scgalore.data.reading import Reading
 from scgalore.errors import DataError, OptionError
+from scgalore.genes.identifiers import ortholog
 from scgalore.genes.ranking import MUST_INCLUDE, TARGETS, get_strategy, merge
 from scgalore.genes.sets import GeneColumns
 from scgalore.perturb.labels.conditions import Conditions
@@ -21,7 +25,7 @@ from scgalore.selection.gene_lists import GeneLists, warn_absent
 from scgalore.selection.gene_scores import Cells, GeneScores
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
     from anndata import AnnData
     from numpy.typing import NDArray
@@ -51,6 +55,8 @@ class Ranking:
         Number of genes that come first because they were asked for.
     n_expressed, n_cells
         Genes that are expressed in training cells, and number of these cells.
+    genes
+        How many genes of a mouse have a human ortholog, by which lists find them; empty for human genes.
     params
         How it was made.
     """
@@ -62,6 +68,7 @@ class Ranking:
     n_must_include: int
     n_expressed: int
     n_cells: int
+    genes: dict[str, int]
     params: dict[str, Any]
 
     def best(self, n_genes: int) -> NDArray[np.bool_]:
@@ -85,6 +92,7 @@ class Ranking:
             "absent": {name: list(names) for name, names in self.absent.items()},
             "n_expressed": self.n_expressed,
             "n_cells": self.n_cells,
+            "genes": self.genes,
         }
 
 
@@ -153,7 +161,7 @@ def rank_adata(
         conditions.report()
     cells = Cells(train, _codes(adata, batch_key, train), _codes(adata, context_key, train), conditions)
     lists = GeneLists.of(plan, must_include, gene_sets)
-    lists.check(names, reading.species)
+    lists.check(names, reading.species, partial(other_columns, adata.var, reading.gene_symbols))
     expression = LogExpression.from_adata(adata, reading)
     scores = GeneScores.of(expression, cells, names)
     params = {
@@ -167,7 +175,9 @@ def rank_adata(
         "gene_sets": [name for name in lists.genes if name not in plan.weights],
     }
     targets = None if conditions is None else cells.targets()
-    return _ranked(scores, lists, targets, GeneColumns(names, reading.species, scores.mean), params)
+    found = GeneColumns(names, reading.species, scores.mean)
+    orthologs = _orthologs_of(names) if reading.species == "mouse" else {}
+    return _ranked(scores, lists, targets, found, orthologs, params)
 
 
 def _ranked(
@@ -175,6 +185,7 @@ def _ranked(
     lists: GeneLists,
     targets: list[str] | None,
     found: GeneColumns,
+    orthologs: dict[str, int],
     params: dict[str, Any],
 ) -> Ranking:
     n_vars = len(scores.names)
@@ -206,8 +217,15 @@ def _ranked(
         n_must_include=len(first.get(MUST_INCLUDE, ())),
         n_expressed=int(scores.is_expressed.sum()),
         n_cells=scores.n_cells,
+        genes=orthologs,
         params=params,
     )
+
+
+def _orthologs_of(names: Sequence[str]) -> dict[str, int]:
+    n = sum(ortholog(name) is not None for name in names)
+    logg.info(f"    {n:,} of {len(names):,} mouse genes have a human ortholog, by which the lists find them")
+    return {"with_ortholog": n, "without_ortholog": len(names) - n}
 
 
 def _codes(adata: AnnData, key: str | None, train: NDArray[np.bool_]) -> NDArray[np.int64]:

@@ -164,7 +164,7 @@ class CellTask(Task):
         if reading.ranks is not None:
             cells = cells.with_ranks(reading.ranks)
         split = reading.targets.split
-        return Prepared(self, cells, split, objective, call.config, state=cells.match, **known)
+        return Prepared(self, cells, split, objective, call.config, state=cells.genes_report(), **known)
 
     def writes(self, keys: CellKeys, call: TrainingCall) -> Mapping[str, Sequence[str]]:
         """All slots of cells; the split of an earlier run may be used again, and stays as it is."""
@@ -186,7 +186,7 @@ class CellTask(Task):
         content = {
             "params": {"split_key": call.split_key} if call.split_key else sizes,
             "split": prepared.split.sizes(),
-            "genes": prepared.state.report(),
+            "genes": prepared.state,
             **found.uns.pop(keys.uns, ({}, ""))[0],
             **scores.uns.pop(keys.uns, ({}, ""))[0],
         }

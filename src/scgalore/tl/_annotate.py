@@ -9,6 +9,7 @@ from scgalore._docs import shared_parameters
 from scgalore._keys import CellKeys
 from scgalore._rng import seed_from
 from scgalore.data.reading import Reading
+from scgalore.data.resolve import refuse_elsewhere
 from scgalore.data.results import refuse_overwrite
 from scgalore.model.inference import RunOptions
 from scgalore.tasks.registry import task_named
@@ -123,6 +124,7 @@ def annotate(
     RunOptions.of(**how)  # refuses before anything is read
     data = copied(query, mod=mod) if copy else query
     adata = writable_adata(data, mod=mod)
+    refuse_elsewhere(data, mod=mod, obs={}, gene_symbols=gene_symbols)
     fitted = as_model(model)
     memory = fitted.require_memory()
     task, keys = task_named(memory.task), fitted.keys("annotate", key_added)

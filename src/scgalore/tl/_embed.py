@@ -9,6 +9,7 @@ from scgalore._docs import shared_parameters
 from scgalore._keys import CellKeys
 from scgalore._rng import seed_from
 from scgalore.data.reading import Reading
+from scgalore.data.resolve import refuse_elsewhere
 from scgalore.data.results import Results, refuse_overwrite
 from scgalore.model.inference import RunOptions
 from scgalore.tl._shared import as_model, copied, provenance, writable_adata
@@ -102,6 +103,7 @@ def embed(
     RunOptions.of(**how)  # refuses before anything is read
     data = copied(data, mod=mod) if copy else data
     adata = writable_adata(data, mod=mod)
+    refuse_elsewhere(data, mod=mod, obs={}, gene_symbols=gene_symbols)
     fitted = as_model(model)
     keys = fitted.keys("embed", key_added)
     with logg.step(f"embedding {adata.n_obs:,} cells with {fitted.provenance['name']}") as step:

@@ -10,6 +10,7 @@ from scgalore._docs import shared_parameters
 from scgalore._keys import check_key
 from scgalore._rng import seed_from
 from scgalore.data.reading import Reading
+from scgalore.data.resolve import refuse_elsewhere
 from scgalore.data.results import refuse_overwrite
 from scgalore.model.families import known_keys
 from scgalore.tasks.registry import resolve_call
@@ -169,6 +170,9 @@ def finetune(
         test_size=test_size,
         genes_key=genes_key,
     )
+    columns = {option.name: call.arguments.get(option.name) for option in chosen.arguments if option.column == "obs"}
+    columns |= {"split_key": split_key, "depth_key": depth_key}
+    refuse_elsewhere(data, mod=mod, obs=columns, gene_symbols=gene_symbols)
     known, reads = known_keys(model, "finetune", key_added), chosen.reads(call)
     if known is not None:  # before the weights are loaded
         refuse_overwrite(chosen.writes(known, call), reads, data=data, mod=mod)

@@ -8,6 +8,7 @@ from scgalore import _logging as logg
 from scgalore._docs import shared_parameters
 from scgalore._keys import PerturbationKeys, check_key
 from scgalore._rng import seed_from
+from scgalore.data.resolve import refuse_elsewhere
 from scgalore.data.results import refuse_overwrite
 from scgalore.errors import OptionError
 from scgalore.model.inference import RunOptions
@@ -134,6 +135,14 @@ def predict_perturbation(
         raise OptionError(msg)
     data = copied(data, mod=mod) if copy else data
     adata = writable_adata(data, mod=mod)
+    columns = {
+        "pert_key": pert_key,
+        "context_key": context_key,
+        "split_key": split_key,
+        "depth_key": depth_key,
+        "per_cell": per_cell,
+    }
+    refuse_elsewhere(data, mod=mod, obs=columns, gene_symbols=gene_symbols)
     fitted = recorded_model(adata, "perturbation") if model is None else as_model(model)
     require_flags(fitted)
     keys = PerturbationKeys.from_key_added(key_added, embedding=fitted.keys("predict_perturbation").embedding)

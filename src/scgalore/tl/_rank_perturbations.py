@@ -9,13 +9,14 @@ from scgalore import _logging as logg
 from scgalore._docs import shared_parameters
 from scgalore._keys import PerturbationKeys
 from scgalore._rng import seed_from
+from scgalore.data.resolve import refuse_elsewhere
 from scgalore.data.results import Results, refuse_overwrite
 from scgalore.errors import OptionError
 from scgalore.model.inference import RunOptions
 from scgalore.perturb.labels.screen import Screen
 from scgalore.perturb.predictions import retrieval
 from scgalore.tasks.perturbation.effects import refuse_other_scale
-from scgalore.tasks.perturbation.networks import refuse_unknown
+from scgalore.tasks.perturbation.networks import genes_seen, refuse_unknown
 from scgalore.tasks.perturbation.reading import (
     READ,
     perturbed_genes,
@@ -160,6 +161,14 @@ def rank_perturbations(
     seed, options = seed_from(rng), RunOptions.of(batch_tokens=batch_tokens, accelerator=accelerator)
     data = copied(data, mod=mod) if copy else data
     adata = writable_adata(data, mod=mod)
+    columns = {
+        "pert_key": pert_key,
+        "context_key": context_key,
+        "split_key": split_key,
+        "depth_key": depth_key,
+        "target_key": target_key,
+    }
+    refuse_elsewhere(data, mod=mod, obs=columns, gene_symbols=gene_symbols)
     fitted = recorded_model(adata, "perturbation") if model is None else as_model(model)
     require_flags(fitted)
     given = (pert_key, control, context_key, None, separator)
@@ -174,7 +183,8 @@ def rank_perturbations(
     search = Search(fitted, screen, controls, context_code(context, controls), metric, run)
     wanted = Wanted.of(target, target_key, adata, screen, controls, search.code, trained_on(fitted, screen.conditions))
     chosen = search.candidates(perturbed_genes(candidates or [], screen, fitted))
-    refuse_unknown([gene for genes in chosen for gene in genes], fitted.vocab)
+    refuse_unknown([gene for genes in chosen for gene in genes], fitted.vocab, species=screen.reading.species)
+    seen = genes_seen(screen, fitted.vocab)
     with logg.step(f"ranking {len(chosen):,} perturbations by their likeness to {wanted.name}") as step:
         found = search.recovery(chosen) if recovery else None
         content = {
@@ -188,6 +198,7 @@ def rank_perturbations(
                 **{"n_controls": n_controls, "rng": seed},
             },
             "weights": dict(fitted.provenance),
+            "genes": seen,
             "version": __version__,
         }
         _report(content, wanted)

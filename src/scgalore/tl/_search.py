@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
+from scgalore.data.match import tokens_of_each
 from scgalore.errors import OptionError
 from scgalore.perturb.baselines.effects import fit_effects
 from scgalore.perturb.predictions import retrieval
 from scgalore.tasks.perturbation.effects import predict_effects, prior_effects
 from scgalore.tasks.perturbation.memory import memory_of
-from scgalore.tasks.perturbation.networks import target_tokens
 from scgalore.tasks.perturbation.reading import trained_on, training_profiles
 
 if TYPE_CHECKING:
@@ -88,7 +88,7 @@ class Search:
 
     def knows(self, genes: Genes) -> bool:
         """Whether the model has a token for each gene."""
-        return min(target_tokens(genes, self.model.vocab)) >= 0
+        return min(tokens_of_each(genes, self.model.vocab, species=self.screen.reading.species)) >= 0
 
     def candidates(self, given: Sequence[Genes]) -> list[Genes]:
         """Genes that were perturbed in training, and those given, without control."""

@@ -12,6 +12,7 @@ from scgalore import _logging as logg
 from scgalore._docs import shared_parameters
 from scgalore._keys import GeneKeys
 from scgalore.data.reading import Reading
+from scgalore.data.resolve import refuse_elsewhere
 from scgalore.data.results import Results, refuse_overwrite
 from scgalore.errors import OptionError
 from scgalore.genes.ranking import get_strategy
@@ -102,7 +103,8 @@ def select_genes(
     `adata.uns['select_genes' | key_added]` : :class:`dict`
         ``params``; ``n_selected``, the number of genes selected; ``sources``, a table of the genes each source lists (``n_listed``), has in the data (``n_matched``), could
         place (``n_expressed``) and has among the selected (``n_selected``); ``absent``, names of genes that were asked for and
-        are not in the data; ``n_expressed`` genes in ``n_cells`` training cells; ``version``.
+        are not in the data; ``n_expressed`` genes in ``n_cells`` training cells; ``genes``, how many of a mouse have a human
+        ortholog; ``version``.
 
     Raises
     ------
@@ -128,6 +130,8 @@ def select_genes(
     get_strategy(gene_strategy)  # refuses before anything is read
     data = copied(data, mod=mod) if copy else data
     adata = writable_adata(data, mod=mod)
+    columns = {"batch_key": batch_key, "pert_key": pert_key, "context_key": context_key, "split_key": split_key}
+    refuse_elsewhere(data, mod=mod, obs={**columns, "depth_key": depth_key}, gene_symbols=gene_symbols)
     _check_number(n_genes)
     if split_key is None and pert_key is not None:
         split_key = own_split(adata, pert_key=pert_key, context_key=context_key)

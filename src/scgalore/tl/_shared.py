@@ -49,4 +49,4 @@ def copied(data: Data, *, mod: str) -> Data:
 
 def provenance(model: CellModel, cells: TokenCells) -> dict[str, Any]:
     """Weights, version and genes that made a result, for ``uns``."""
-    return {"weights": dict(model.provenance), "version": __version__, "genes": cells.match.report()}
+    return {"weights": dict(model.provenance), "version": __version__, "genes": cells.genes_report()}

@@ -25,6 +25,7 @@ from tests.trained_screens import (
 )
 from torch._subclasses.fake_tensor import FakeTensor
 
+from scgalore.data.match import tokens_of_each
 from scgalore.errors import DataError, OptionError
 from scgalore.genes.identifiers import other_names
 from scgalore.model import SCGPT
@@ -35,7 +36,6 @@ from scgalore.tasks.perturbation.effects import perturbed_embeddings, predict_ef
 from scgalore.tasks.perturbation.networks import (
     flag_tokenizer,
     predict_outputs,
-    target_tokens,
     targets_of,
 )
 from scgalore.train.config import TrainConfig
@@ -243,7 +243,7 @@ class TestFit:
         np.testing.assert_array_equal(memory.prior.pooled.rows, expected.pooled.rows)
         assert memory.genes == GENES
         assert memory.params["added_genes"] == ["X1", "X2"]
-        assert set(target_tokens([*GENES, "X1", "X2"], model.vocab)) == set(range(30)) | {33, 34}
+        assert set(tokens_of_each([*GENES, "X1", "X2"], model.vocab)) == set(range(30)) | {33, 34}
 
     def test_without_prior_the_network_predicts_expression(self, adata: AnnData) -> None:
         model = trained(adata, fit={"prior": "none"})

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from tests.tiny_plugin import tiny_model
 from tests.trained_screens import GENES, PARTS, counts, log_normalised, screen_of, untrained
 
+from scgalore.data.match import tokens_of_each
 from scgalore.data.vocab import GeneVocab
 from scgalore.errors import DataError
 from scgalore.model import SCGPT
@@ -20,7 +21,6 @@ from scgalore.tasks.perturbation.networks import (
     know_genes,
     predict_outputs,
     refuse_unknown,
-    target_tokens,
     targets_of,
     training_cells,
 )
@@ -48,13 +48,13 @@ class TestKnowGenes:
     def test_aliases_and_ensembl_ids_are_the_gene_they_name(self, vocab: GeneVocab) -> None:
         larger, added = know_genes(vocab, ["KLF1", "MLL"], [TP53_ID, "MLL", "BAK1"])
         assert added == []
-        assert target_tokens([f"{TP53_ID}.18", "MLL"], larger) == [vocab["TP53"], vocab["KMT2A"]]
+        assert tokens_of_each([f"{TP53_ID}.18", "MLL"], larger) == [vocab["TP53"], vocab["KMT2A"]]
 
     def test_perturbed_gene_is_the_measured_one_whatever_it_is_called(self, vocab: GeneVocab) -> None:
         smaller = GeneVocab.from_genes(["KLF1", "BAK1"])
         larger, added = know_genes(smaller, ["KLF1", "KMT2A"], ["MLL"])
         assert added == ["KMT2A"]
-        assert target_tokens(["MLL"], larger) == [larger["KMT2A"]]
+        assert tokens_of_each(["MLL"], larger) == [larger["KMT2A"]]
 
     def test_data_without_any_known_gene_are_refused(self, vocab: GeneVocab) -> None:
         with pytest.raises(DataError, match="None of the 2 gene names is in the vocabulary"):
@@ -70,10 +70,10 @@ class TestTargetTokens:
             TP53_ID: vocab["TP53"],
             "no such gene": -1,
         }
-        assert target_tokens(genes, vocab) == [token[gene] for gene in genes]
+        assert tokens_of_each(genes, vocab) == [token[gene] for gene in genes]
 
     def test_special_tokens_are_no_genes(self, vocab: GeneVocab) -> None:
-        assert target_tokens(["<cls>", "KLF1", "<pad>"], vocab) == [-1, vocab["KLF1"], -1]
+        assert tokens_of_each(["<cls>", "KLF1", "<pad>"], vocab) == [-1, vocab["KLF1"], -1]
 
     def test_only_unknown_genes_are_refused(self, vocab: GeneVocab) -> None:
         refuse_unknown(["KMT2A", "MLL", TP53_ID, "TP53"], vocab)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -14,6 +15,7 @@ from scgalore.data import texts
 from scgalore.data.cells import gene_names
 from scgalore.data.columns import read_column
 from scgalore.data.expression import LogExpression
+from scgalore.data.names import other_columns
 from scgalore.data.reading import AS_IT_IS, Reading
 from scgalore.data.split import PARTS
 from scgalore.errors import DataError
@@ -21,6 +23,8 @@ from scgalore.perturb.labels.conditions import Conditions
 from scgalore.perturb.labels.profiles import Profiles
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from anndata import AnnData
     from numpy.typing import NDArray
 
@@ -69,6 +73,8 @@ class Screen:
         How it was read, for ``uns``.
     reading
         The part of it that concerns expression and genes.
+    columns
+        Reads the names of genes that stand elsewhere in ``var``, for advice.
     """
 
     expression: LogExpression = field(repr=False)
@@ -79,6 +85,7 @@ class Screen:
     parts: NDArray[Any] | None = field(repr=False)
     params: dict[str, Any]
     reading: Reading = AS_IT_IS
+    columns: Callable[[], dict[str | None, list[str]]] | None = field(default=None, repr=False)
 
     @classmethod
     def from_adata(
@@ -138,7 +145,8 @@ class Screen:
             **reading.params(),
             "log_base": expression.log_base,
         }
-        return cls(expression, genes, conditions, contexts, batches, parts, params, reading)
+        elsewhere = partial(other_columns, adata.var, reading.gene_symbols)
+        return cls(expression, genes, conditions, contexts, batches, parts, params, reading, elsewhere)
 
     def with_parts(self, labels: NDArray[np.object_], key: str) -> Screen:
         """The same screen with parts of a split, ``None`` for cells that are left out, which will stand under ``key``."""

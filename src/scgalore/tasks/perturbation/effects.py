@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from scgalore._progress import progress
-from scgalore.data.match import match_genes
+from scgalore.data.match import match_genes, tokens_of_each
+from scgalore.data.reading import Reading
 from scgalore.errors import DataError
 from scgalore.perturb.predictions.controls import ControlMeans
 from scgalore.tasks.perturbation.memory import memory_of
@@ -15,7 +16,6 @@ from scgalore.tasks.perturbation.networks import (
     flag_tokenizer,
     predict_outputs,
     refuse_unknown,
-    target_tokens,
     targets_of,
 )
 
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     import torch
     from numpy.typing import NDArray
 
-    from scgalore.data.perturbations import FlagTokenizer
+    from scgalore.data.perturbations import FlagTokenizer, Targets
     from scgalore.perturb.labels.profiles import Profiles
     from scgalore.perturb.labels.screen import Screen
     from scgalore.tasks.base import TaskModel
@@ -73,8 +73,9 @@ def predict_effects(
     -------
     float64 ``(len(wanted), n_genes)``; means are never negative.
     """
-    refuse_unknown([gene for _, genes in wanted for gene in genes], model.vocab)
-    names = _own_names(model, {gene for _, genes in wanted for gene in genes})
+    species = screen.reading.species
+    refuse_unknown([gene for _, genes in wanted for gene in genes], model.vocab, species=species)
+    names = _own_names(model, {gene for _, genes in wanted for gene in genes}, species)
     wanted = [(context, tuple(names[gene] for gene in genes)) for context, genes in wanted]
     tokenizer = _tokenizer(model, screen)
     pools = screen.pools().of_context
@@ -109,13 +110,14 @@ def perturbed_embeddings(
     wanted
         Genes to perturb in each cell; ``()`` leaves it as it is.
     """
-    refuse_unknown([gene for genes in wanted for gene in genes], model.vocab)
-    names = _own_names(model, {gene for genes in wanted for gene in genes})
+    species = screen.reading.species
+    refuse_unknown([gene for genes in wanted for gene in genes], model.vocab, species=species)
+    names = _own_names(model, {gene for genes in wanted for gene in genes}, species)
     wanted = [tuple(names[gene] for gene in genes) for genes in wanted]
     tokenizer = _tokenizer(model, screen)
     contexts = [""] * len(wanted) if screen.contexts is None else screen.contexts.tolist()
     pairs = list(zip(contexts, wanted, strict=True))
-    targets_by = {(c, genes): targets_of(genes, model.vocab, _known(model, c)) for c, genes in set(pairs)}
+    targets_by = {(c, genes): _targets(model, genes, c) for c, genes in set(pairs)}
     batch_cells = _batch_cells(tokenizer, batch_tokens)
     embeddings = np.empty((screen.expression.n_obs, model.network.config.d_model), dtype=np.float32)
     for start, rows in progress(
@@ -133,7 +135,20 @@ def perturbed_embeddings(
 def _tokenizer(model: TaskModel, screen: Screen) -> FlagTokenizer:
     memory = memory_of(model)
     flag_unmeasured = memory is None or memory.params["flag_unmeasured"]
-    return flag_tokenizer(model.network, model.vocab, screen.genes, flag_unmeasured=flag_unmeasured)
+    return flag_tokenizer(
+        model.network, model.vocab, screen.genes, species=screen.reading.species, flag_unmeasured=flag_unmeasured
+    )
+
+
+def _targets(model: TaskModel, genes: tuple[str, ...], context: str) -> Targets:
+    """Tokens of genes that are named as in the model's training data."""
+    return targets_of(genes, model.vocab, _known(model, context), species=_own_species(model))
+
+
+def _own_species(model: TaskModel) -> str:
+    """Whose genes the model was trained on."""
+    memory = memory_of(model)
+    return Reading.of({} if memory is None else memory.params).species
 
 
 def _known(model: TaskModel, context: str) -> frozenset[str]:
@@ -142,15 +157,16 @@ def _known(model: TaskModel, context: str) -> frozenset[str]:
     return frozenset() if memory is None or memory.prior is None else memory.prior.known(context)
 
 
-def _own_names(model: TaskModel, genes: Collection[str]) -> dict[str, str]:
-    """What the training data of the model call each of these genes, which may be asked for by an alias or an Ensembl id."""
+def _own_names(model: TaskModel, genes: Collection[str], species: str) -> dict[str, str]:
+    """What the training data of the model call each of these genes of a species, asked for by an alias or an Ensembl id."""
     memory = memory_of(model)
     if memory is None:
         return {gene: gene for gene in genes}
     perturbed = {gene for names in memory.perturbations.values() for name in names for gene in name.split("+")}
     own = dict.fromkeys([*sorted(perturbed), *memory.genes])
-    name = dict(zip(reversed(target_tokens(own, model.vocab)), reversed(own), strict=True))
-    tokens = target_tokens(genes, model.vocab)
+    own_tokens = tokens_of_each(own, model.vocab, species=_own_species(model))
+    name = dict(zip(reversed(own_tokens), reversed(own), strict=True))
+    tokens = tokens_of_each(genes, model.vocab, species=species)
     return {
         gene: gene if gene in perturbed else name.get(token, gene) for gene, token in zip(genes, tokens, strict=True)
     }
@@ -182,7 +198,7 @@ def prior_effects(
     memory = memory_of(model)
     if memory is None or memory.prior is None:
         return None
-    names = _own_names(model, {gene for _, genes in wanted for gene in genes})
+    names = _own_names(model, {gene for _, genes in wanted for gene in genes}, screen.reading.species)
     here = _own_columns(model, memory, screen)
     out = np.zeros((len(wanted), len(here)))
     for i, (context, genes) in enumerate(wanted):
@@ -217,9 +233,10 @@ def _own_columns(model: TaskModel, memory: PerturbationMemory, screen: Screen) -
     """Position of each gene of the screen among the genes of the training data, -1 where it is none of them."""
     place = {gene: i for i, gene in enumerate(memory.genes)}
     # Other data may name a gene otherwise.
-    by_token = {token: i for i, token in enumerate(match_genes(memory.genes, model.vocab).token_ids.tolist())}
+    own = match_genes(memory.genes, model.vocab, species=_own_species(model)).token_ids.tolist()
+    by_token = {token: i for i, token in enumerate(own)}
     by_token[-1] = -1
-    tokens = match_genes(screen.genes, model.vocab).token_ids.tolist()
+    tokens = match_genes(screen.genes, model.vocab, species=screen.reading.species).token_ids.tolist()
     return np.array(
         [place.get(gene, by_token.get(token, -1)) for gene, token in zip(screen.genes, tokens, strict=True)],
         dtype=np.int64,
@@ -249,7 +266,7 @@ def _mean_outputs(
     cells_of = {context: screen.expression.rows(cells)[:, columns].toarray() for context, cells in enumerate(picked)}
     for i, (context, genes) in enumerate(progress(wanted, label="perturbations", total=len(wanted))):
         x = cells_of[context]
-        targets = [targets_of(genes, model.vocab, _known(model, names[context]))] * len(x)
+        targets = [_targets(model, genes, names[context])] * len(x)
         output, _ = predict_outputs(model.network, tokenizer, x, targets, batch_cells=batch_cells, device=device)
         out[i] = output.mean(axis=0)
     return out

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from scgalore import _logging as logg
+from scgalore.data.match import tokens_of_each
 from scgalore.data.split import Split
 from scgalore.objectives import Perturbation as PerturbationObjective
 from scgalore.perturb.baselines.effects import BASELINES, fit_effects
@@ -21,9 +22,9 @@ from scgalore.tasks.perturbation.networks import (
     RowsOfCells,
     flag_tokenizer,
     gene_vectors,
+    genes_seen,
     know_genes,
     predicted_effects,
-    target_tokens,
     training_cells,
 )
 
@@ -52,6 +53,8 @@ class Fitting:
         The cells.
     rows
         Its training and validation perturbations.
+    genes
+        Which genes the weights knew before, and with which share of the expression.
     prior
         Rule that the network corrects, fitted to everything but test cells; ``None`` without one.
     params
@@ -68,6 +71,7 @@ class Fitting:
 
     screen: Screen
     rows: RowsOfCells
+    genes: dict[str, Any]
     prior: Effects | None
     params: dict[str, Any]
     scores: dict[str, float]
@@ -115,18 +119,21 @@ def prepare_screen(
         Whether perturbed genes that are not measured are tokens. This and the two before are for ablations.
     """
     started = time.perf_counter()
-    check_genes(screen.conditions, lambda gene: target_tokens([gene], model.vocab)[0] >= 0)
     rows = RowsOfCells.of(screen)
     perturbed = sorted({gene for genes in screen.conditions.genes for gene in genes})
-    vocab, added = know_genes(model.vocab, screen.genes, perturbed)
+    species = screen.reading.species
+    check_genes(screen.conditions, lambda gene: tokens_of_each([gene], model.vocab, species=species)[0] >= 0)
+    genes = genes_seen(screen, model.vocab)
+    vocab, added = know_genes(model.vocab, screen.genes, perturbed, species=species)
     network = model.network.perturbation_variant(len(vocab), len(model.vocab), seed=config.seed)
-    vectors = gene_vectors(network, vocab, [*screen.genes, *perturbed]) if prior == "linear" else None
+    named = [*screen.genes, *perturbed]
+    vectors = gene_vectors(network, vocab, named, species=species) if prior == "linear" else None
     expected = None if prior == NO_PRIOR else rows.prior(prior, vectors)
     before = memory_of(model)
     corrects = before is not None and before.prior is not None
     if expected is not None and not corrects:  # what another decoder predicts is not a correction
         network.start_at_zero()
-    tokenizer = flag_tokenizer(network, vocab, screen.genes, flag_unmeasured=flag_unmeasured)
+    tokenizer = flag_tokenizer(network, vocab, screen.genes, species=species, flag_unmeasured=flag_unmeasured)
     cells = training_cells(
         screen,
         rows,
@@ -159,7 +166,7 @@ def prepare_screen(
         "flag_unmeasured": flag_unmeasured,
         "added_genes": added,
     }
-    fitting = Fitting(screen, rows, fitted, params, scores, start, started, ControlMeans.of(known))
+    fitting = Fitting(screen, rows, genes, fitted, params, scores, start, started, ControlMeans.of(known))
     objective = _objective(start, monitor)
     return Prepared(task, cells, _split(screen), objective, config, network=network, vocab=vocab, state=fitting)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -11,8 +12,9 @@ import pandas as pd
 import torch
 
 from scgalore._words import few
-from scgalore.data.match import match_genes
+from scgalore.data.match import advice_for, match_genes, tokens_of_each
 from scgalore.data.perturbations import FlagTokenizer, HeldOutPrior, PerturbationCells, Targets
+from scgalore.data.seen import Seen, sums_of
 from scgalore.data.vocab import GeneVocab
 from scgalore.errors import DataError
 from scgalore.nn.finite import refuse_not_finite_outputs
@@ -32,17 +34,42 @@ __all__ = [
     "RowsOfCells",
     "flag_tokenizer",
     "gene_vectors",
+    "genes_seen",
     "know_genes",
     "predict_outputs",
     "predicted_effects",
     "refuse_unknown",
-    "target_tokens",
     "targets_of",
     "training_cells",
 ]
 
 
-def know_genes(vocab: GeneVocab, measured: Sequence[str], perturbed: Iterable[str]) -> tuple[GeneVocab, list[str]]:
+def genes_seen(screen: Screen, vocab: GeneVocab) -> dict[str, Any]:
+    """Say which measured genes a vocabulary knows, and with which share of the expression; for ``uns``.
+
+    Parameters
+    ----------
+    screen
+        The cells.
+    vocab
+        Of the weights, before genes are added to it.
+
+    Raises
+    ------
+    DataError
+        If no measured gene is in the vocabulary, or the share is smaller than ``min_matched``.
+    """
+    reading, matrix = screen.reading, screen.expression.matrix
+    match = match_genes(screen.genes, vocab, species=reading.species, columns=screen.columns)
+    seen = Seen.of(*matrix.count(partial(sums_of, token_ids=match.token_ids)).T)
+    advice = partial(advice_for, screen.genes, vocab, species=reading.species, columns=screen.columns)
+    seen.check(match, reading.min_matched, advice)
+    return {**match.report(), **seen.report()}
+
+
+def know_genes(
+    vocab: GeneVocab, measured: Sequence[str], perturbed: Iterable[str], *, species: str = "human"
+) -> tuple[GeneVocab, list[str]]:
     """Add the genes a vocabulary lacks, so that each measured and each perturbed gene is a token of its own.
 
     Parameters
@@ -51,6 +78,8 @@ def know_genes(vocab: GeneVocab, measured: Sequence[str], perturbed: Iterable[st
         Of the weights training starts from.
     measured, perturbed
         Names of genes.
+    species
+        Whose genes they are.
 
     Returns
     -------
@@ -61,38 +90,23 @@ def know_genes(vocab: GeneVocab, measured: Sequence[str], perturbed: Iterable[st
     DataError
         If no measured gene is in the vocabulary.
     """
-    lacking = list(dict.fromkeys(match_genes(measured, vocab).dropped))
+    lacking = list(dict.fromkeys(match_genes(measured, vocab, species=species).dropped))
     larger = GeneVocab.from_dict(_appended(vocab, lacking), specials=())
-    unknown = [gene for gene, token in zip(perturbed, target_tokens(perturbed, larger), strict=True) if token < 0]
+    tokens = tokens_of_each(perturbed, larger, species=species)
+    unknown = [gene for gene, token in zip(perturbed, tokens, strict=True) if token < 0]
     return GeneVocab.from_dict(_appended(larger, unknown), specials=()), lacking + unknown
-
-
-def target_tokens(genes: Iterable[str], vocab: GeneVocab) -> list[int]:
-    """Token of each gene, by symbol, alias or Ensembl id; -1 for those the vocabulary lacks.
-
-    Each is looked up for itself: two names of one gene, which no matrix may have as columns, are one token.
-    """
-    genes = list(genes)
-    if all(gene in vocab and not gene.startswith("<") for gene in genes):
-        return [vocab[gene] for gene in genes]
-    names = list(dict.fromkeys(genes))
-    try:
-        match = match_genes(names, vocab)
-    except DataError:  # not one of them
-        return [-1] * len(genes)
-    token = dict(zip(names, match.token_ids.tolist(), strict=True))
-    token |= {name: int(match_genes([name], vocab).token_ids[0]) for name in match.duplicates}
-    return [token[gene] for gene in genes]
 
 
 def _appended(vocab: GeneVocab, names: Sequence[str]) -> dict[str, int]:
     return vocab.to_dict() | {name: len(vocab) + i for i, name in enumerate(names)}
 
 
-def gene_vectors(network: CellNetwork, vocab: GeneVocab, genes: Iterable[str]) -> pd.DataFrame:
+def gene_vectors(
+    network: CellNetwork, vocab: GeneVocab, genes: Iterable[str], *, species: str = "human"
+) -> pd.DataFrame:
     """Embeddings of genes, one row a gene that the vocabulary has, float32."""
     genes = list(dict.fromkeys(genes))
-    tokens = np.array(target_tokens(genes, vocab))
+    tokens = np.array(tokens_of_each(genes, vocab, species=species))
     known = np.flatnonzero(tokens >= 0)
     with torch.inference_mode():
         vectors = network.gene_embeddings(torch.from_numpy(tokens[known]))
@@ -109,11 +123,14 @@ class RowsOfCells:
         Measured profiles.
     of_cell
         Row of each cell among training rows followed by validation rows, int64 ``(n_obs,)``; -1 for other cells.
+    species
+        Whose genes are measured and perturbed.
     """
 
     train: Profiles
     validation: Profiles
     of_cell: NDArray[np.int64]
+    species: str = "human"
 
     @classmethod
     def of(cls, screen: Screen) -> RowsOfCells:
@@ -138,7 +155,7 @@ class RowsOfCells:
             }
             for cell in np.flatnonzero((screen.parts == part) & (screen.conditions.codes > 0)):
                 of_cell[cell] = place[str(contexts[cell]), screen.conditions.names[screen.conditions.codes[cell]]]
-        return cls(train, validation, of_cell)
+        return cls(train, validation, of_cell, screen.reading.species)
 
     def prior(self, name: str, embeddings: pd.DataFrame | None) -> NDArray[np.float64]:
         """What a rule that is fitted to the training rows says of every row."""
@@ -174,13 +191,13 @@ class RowsOfCells:
             own = held_out and row < len(train)
             where = {contexts[row]} & fitted or fitted
             seen = {gene for gene in genes if sum(counts[c, gene] for c in where) > own}
-            out.append(targets_of(genes, vocab, seen if known else ()))
+            out.append(targets_of(genes, vocab, seen if known else (), species=self.species))
         return tuple(out)
 
 
-def targets_of(genes: Sequence[str], vocab: GeneVocab, known: Collection[str]) -> Targets:
+def targets_of(genes: Sequence[str], vocab: GeneVocab, known: Collection[str], *, species: str = "human") -> Targets:
     """Tokens of perturbed genes, and which of them a prior knows."""
-    tokens = np.array(target_tokens(genes, vocab), dtype=np.int64)
+    tokens = np.array(tokens_of_each(genes, vocab, species=species), dtype=np.int64)
     return Targets(tokens, np.array([gene in known for gene in genes], dtype=bool))
 
 
@@ -246,11 +263,13 @@ def training_cells(
     )
 
 
-def flag_tokenizer(network: CellNetwork, vocab: GeneVocab, genes: Sequence[str], **options: Any) -> FlagTokenizer:
+def flag_tokenizer(
+    network: CellNetwork, vocab: GeneVocab, genes: Sequence[str], *, species: str = "human", **options: Any
+) -> FlagTokenizer:
     """Tokens for these measured genes, as this network reads them."""
     config = network.config
     return FlagTokenizer(
-        match_genes(genes, vocab).token_ids,
+        match_genes(genes, vocab, species=species).token_ids,
         cls_id=vocab.cls_id,
         pad_id=vocab.pad_id,
         cls_value=config.pad_value,
@@ -260,10 +279,12 @@ def flag_tokenizer(network: CellNetwork, vocab: GeneVocab, genes: Sequence[str],
     )
 
 
-def refuse_unknown(genes: Iterable[str], vocab: GeneVocab) -> None:
+def refuse_unknown(genes: Iterable[str], vocab: GeneVocab, *, species: str = "human") -> None:
     """Raise :class:`~scgalore.errors.DataError` for genes a model has no token for."""
     genes = sorted(set(genes))
-    unknown = [gene for gene, token in zip(genes, target_tokens(genes, vocab), strict=True) if token < 0]
+    unknown = [
+        gene for gene, token in zip(genes, tokens_of_each(genes, vocab, species=species), strict=True) if token < 0
+    ]
     if unknown:
         msg = (
             f"The model knows no gene {few(unknown)}, so it cannot be told that it was perturbed. Use a current symbol or an "

@@ -20,7 +20,7 @@ from scgalore.perturb.predictions.plane import embed_in_plane
 from scgalore.perturb.predictions.ranking import ranked_genes
 from scgalore.perturb.splits.own import groups_in
 from scgalore.tasks.perturbation.effects import perturbed_embeddings, predict_effects, refuse_other_scale
-from scgalore.tasks.perturbation.networks import gene_vectors
+from scgalore.tasks.perturbation.networks import gene_vectors, genes_seen
 from scgalore.tasks.perturbation.reading import perturbed_genes, trained_on, training_profiles
 
 if TYPE_CHECKING:
@@ -106,6 +106,7 @@ def predict_wanted(
     rows, screen, read = wanted.rows, wanted.screen, wanted.read
     refuse_other_scale(model, screen, wanted.controls)
     pairs = list(zip(rows["context_code"], rows["genes"], strict=True))
+    seen = genes_seen(screen, model.vocab)
     effects = predict_effects(
         model,
         screen,
@@ -117,6 +118,7 @@ def predict_wanted(
         seed=seed,
     )
     content = _content(wanted.adata, model, screen, wanted.controls, rows, effects, read)
+    content["genes"] = seen
     content["params"] |= {"n_controls": n_controls, "rng": seed, "per_cell": wanted.per_cell}
     record = ranked_genes(
         content["effects"], content["means"], groupby=read["pert_key"], log_base=screen.expression.log_base
@@ -212,7 +214,7 @@ def _content(
 def _gene_vectors(model: TaskModel, screen: Screen, rows: pd.DataFrame) -> pd.DataFrame:
     """The model's embeddings of perturbed genes, which the linear baseline is given too."""
     genes = sorted({gene for part in (*screen.conditions.genes, *rows["genes"]) for gene in part})
-    vectors = gene_vectors(model.network, model.vocab, genes)
+    vectors = gene_vectors(model.network, model.vocab, genes, species=screen.reading.species)
     return vectors.set_axis([f"d{i}" for i in range(vectors.shape[1])], axis=1)
 
 

@@ -187,7 +187,12 @@ class Perturbation(Task):
         """Statistics and the perturbations of each part of the split; the split itself where it was made now."""
         memory = model.memory
         _log(memory.stats)
-        content = {"params": dict(memory.params), "stats": memory.stats, "perturbations": memory.perturbations}
+        content = {
+            "params": dict(memory.params),
+            "stats": memory.stats,
+            "perturbations": memory.perturbations,
+            "genes": prepared.state.genes,
+        }
         results = Results(uns={keys.uns: (content, "parameters, history, statistics, provenance")})
         key = memory.params["split_key"]
         if key not in adata.obs:

@@ -18,7 +18,7 @@ from scgalore.perturb.labels.profiles import row_label
 from scgalore.perturb.labels.screen import Screen
 from scgalore.perturb.predictions.plane import embed_in_plane
 from scgalore.perturb.predictions.ranking import ranked_genes
-from scgalore.tasks.perturbation.effects import perturbed_embeddings, predict_effects
+from scgalore.tasks.perturbation.effects import perturbed_embeddings, predict_effects, refuse_other_scale
 from scgalore.tasks.perturbation.networks import gene_vectors
 from scgalore.tasks.perturbation.reading import perturbed_genes, trained_on, training_profiles
 
@@ -103,6 +103,7 @@ def predict_wanted(
         Seed of the choice of control cells.
     """
     rows, screen, read = wanted.rows, wanted.screen, wanted.read
+    refuse_other_scale(model, screen, wanted.controls)
     pairs = list(zip(rows["context_code"], rows["genes"], strict=True))
     effects = predict_effects(
         model,
@@ -198,6 +199,7 @@ def _content(
         "control_means": pd.DataFrame(
             controls.control_means.T.astype(np.float32), index=list(screen.genes), columns=_context_columns(controls)
         ),
+        "control_cells": [int(n) for n in controls.n_controls],
         "rows": table,
         "gene_vectors": _gene_vectors(model, screen, rows),
         **embed_in_plane(training_profiles(screen, model, controls), table, effects),

@@ -94,8 +94,8 @@ class ControlMeans:
 
         Returns
         -------
-        Slope of the others on these: above 1 if they are on a larger scale, below it if on a smaller one. It is 1 where
-        nothing can be said. And the number of cells.
+        Slope of the others on these if that is above 1, and one over the slope of these on the others if that is; 1 where neither
+        is, or nothing can be said. And the number of cells.
         """
         if columns is None:
             place = {gene: i for i, gene in enumerate(self.genes)}
@@ -125,7 +125,8 @@ class ControlMeans:
         if both <= 0:
             return 1.0, 0.0
         up, down = both / before, both / now
-        return (up if up >= down else 1 / down), float(weights.sum())
+        slope = up if up >= down else 1 / down
+        return (slope if max(up, down) > 1 else 1.0), float(weights.sum())
 
     def refuse_other_scale(
         self,

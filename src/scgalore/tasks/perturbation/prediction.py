@@ -18,6 +18,7 @@ from scgalore.perturb.labels.profiles import row_label
 from scgalore.perturb.labels.screen import Screen
 from scgalore.perturb.predictions.plane import embed_in_plane
 from scgalore.perturb.predictions.ranking import ranked_genes
+from scgalore.perturb.splits.own import groups_in
 from scgalore.tasks.perturbation.effects import perturbed_embeddings, predict_effects, refuse_other_scale
 from scgalore.tasks.perturbation.networks import gene_vectors
 from scgalore.tasks.perturbation.reading import perturbed_genes, trained_on, training_profiles
@@ -181,8 +182,7 @@ def _content(
     control_means = controls.control_means[rows["context_code"]]
     genes, columns = pd.Index(screen.genes), pd.Index(rows.index)
     seen = trained_on(model, screen.conditions)
-    groups = adata.uns.get(read["split_key"], {}).get("groups", {}) if read["split_key"] else {}
-    group_of = {str(name): group for group, names in groups.items() for name in names}
+    group_of = groups_in(adata.uns, read["split_key"])
     table = pd.DataFrame(
         {
             "perturbation": rows["perturbation"],

@@ -22,6 +22,7 @@ from scgalore.errors import DataError, MissingKeyError, OptionError
 from scgalore.perturb.labels.conditions import CONTROL, canonical_name
 from scgalore.perturb.labels.profiles import row_label
 from scgalore.perturb.labels.screen import Screen
+from scgalore.perturb.predictions.controls import refuse_other_scale
 from scgalore.perturb.predictions.ranking import ranked_genes
 from scgalore.perturb.predictions.synthesis import synthesise
 
@@ -78,7 +79,8 @@ def perturbed_cells(
     Raises
     ------
     DataError
-        If ``adata`` is no AnnData, or its genes or control cells are no longer those of the prediction.
+        If ``adata`` is no AnnData, its genes or control cells are no longer those of the prediction, or they are on another
+        scale.
     MissingKeyError
         If there is no prediction under ``key``, or a perturbation or column does not exist.
     OptionError
@@ -99,6 +101,7 @@ def perturbed_cells(
     rows, places = _chosen(result, perturbations, key, screen.conditions)
     _check_genes(result["means"].index, screen)
     pools = _pools(screen, rows["context"])
+    refuse_other_scale(adata, key, screen)
     sizes = _sizes(screen, rows, n_cells, {context: len(cells) for context, cells in pools.items()})
     means = result["means"].to_numpy(np.float64)
     expression = {context: screen.expression.rows(cells) for context, cells in pools.items()}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Self
 
@@ -23,7 +24,7 @@ from scgalore.data.texts import texts_of
 from scgalore.errors import DataError, MissingKeyError
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
     from pathlib import Path
 
     from numpy.typing import NDArray
@@ -69,6 +70,11 @@ class CellFile:
             return cls(path, read_elem(root["obs"]), read_elem(root["var"]), tuple(root.get("layers", ())))
         finally:
             _close(root)
+
+    @property
+    def uns(self) -> Mapping[str, Any]:
+        """Its records, each read when it is asked for."""
+        return _Records(self.path)
 
     def require(self, slot: str, name: str, key: str | None) -> None:
         """Raise :class:`~scgalore.errors.MissingKeyError` unless a column or layer exists.
@@ -116,6 +122,33 @@ class CellFile:
         finally:
             _close(root)
         return AnnData(matrix, obs=self.obs.iloc[rows].copy(), var=self.var.copy(), uns=kept)
+
+
+class _Records(Mapping[str, Any]):
+    """``uns`` of a file."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __getitem__(self, key: str) -> Any:
+        root = open_file(self.path)
+        try:
+            return read_elem(root["uns"][key])
+        finally:
+            _close(root)
+
+    def __iter__(self) -> Iterator[str]:
+        root = open_file(self.path)
+        try:
+            return iter(list(root.get("uns", ())))
+        finally:
+            _close(root)
+
+    def __len__(self) -> int:
+        return len(list(iter(self)))
+
+    def __contains__(self, key: object) -> bool:
+        return key in list(self)
 
 
 def draw_rows(obs: pd.DataFrame, keys: Sequence[str], *, most: int | None, seed: int) -> NDArray[np.int64]:

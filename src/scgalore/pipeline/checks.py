@@ -69,7 +69,7 @@ def settle(config: RunConfig) -> tuple[RunConfig, CellFile]:
         **task.settle(file.obs, file.genes(config.gene_symbols), config.arguments),
         **sizes,
         **_complete(training, curriculum),
-        split_key=config.split_key or task.own_split_key(file.obs),
+        split_key=config.split_key or task.own_split_key(file, config.arguments),
         model=_model_name(config.model),
         gene_strategy=config.gene_strategy or task.gene_strategy,
         version=__version__,

@@ -2,13 +2,8 @@
 
 from __future__ import annotations
 
-import hashlib
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-import pandas as pd
-
-from scgalore import __version__
 from scgalore import _logging as logg
 from scgalore._docs import shared_parameters
 from scgalore._rng import seed_from
@@ -23,6 +18,7 @@ from scgalore.data.texts import texts_of
 from scgalore.errors import DataError, OptionError
 from scgalore.perturb.labels.conditions import Conditions
 from scgalore.perturb.labels.unknown import check_genes
+from scgalore.perturb.splits.own import record_split
 from scgalore.perturb.splits.split import split_conditions
 
 if TYPE_CHECKING:
@@ -115,7 +111,8 @@ def split_perturbations(
     `adata.uns['split' | key_added]` : :class:`dict`
         ``params``; canonical names of the perturbations in ``train``, ``validation``, ``test`` and ``dropped``; ``groups``
         of the test perturbations (``combo_seen0``, ``combo_seen1``, ``combo_seen2``, ``unseen_single``);
-        ``labels_sha256`` of the sorted labels, one a line; ``version``.
+        ``cells``, a table of the cells of each label in each part; ``labels_sha256`` of the sorted labels, one a line;
+        ``version``. By this record the other functions know the column for a split of these perturbations.
 
     Raises
     ------
@@ -233,21 +230,14 @@ def _write(
     key_added: str,
     mod: str,
 ) -> None:
-    names = {part: list(getattr(split, part)) for part in (*PARTS, "dropped")}
-    digest = hashlib.sha256("\n".join(sorted(conditions.labels)).encode()).hexdigest()
-    record = to_uns(
-        {
-            "params": params,
-            **names,
-            "groups": {group: list(members) for group, members in split.groups.items()},
-            "labels_sha256": digest,
-            "version": __version__,
-        }
-    )
-    labels = pd.Categorical(np.asarray(split.cell_labels(conditions), dtype=object), categories=list(PARTS))
+    labels, record = record_split(split, conditions, adata.obs[params["pert_key"]], params)
+    if key_added in adata.obs and key_added not in adata.uns:
+        logg.warning(
+            f"adata.obs[{key_added!r}] was there, without a record of a split, and is replaced. key_added= writes elsewhere."
+        )
     if adata.is_view:
         # As scanpy does: writing to a view would copy it anyway, with a warning that points here and not at the user.
         adata._init_as_actual(adata.copy())
     adata.obs[key_added] = labels
-    adata.uns[key_added] = record
+    adata.uns[key_added] = to_uns(record)
     write_obs(data, adata, [key_added], mod=mod)

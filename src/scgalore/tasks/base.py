@@ -331,8 +331,16 @@ class Task(ABC):
         """Arguments that were left open and that ``obs`` and the names of the genes decide."""
         return {}
 
-    def own_split_key(self, obs: pd.DataFrame) -> str | None:
-        """Column with a split that was made for this task, if there is one."""
+    def own_split_key(self, data: Any, arguments: Mapping[str, Any]) -> str | None:
+        """Column with a split that was made for this task, if there is one.
+
+        Parameters
+        ----------
+        data
+            Cells, with ``obs`` and ``uns``.
+        arguments
+            Of the task.
+        """
         return None
 
     def draw_keys(self, arguments: Mapping[str, Any]) -> list[str]:

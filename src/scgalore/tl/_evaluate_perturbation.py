@@ -79,7 +79,8 @@ def evaluate_perturbation(
     MissingKeyError
         If there is no prediction under ``key``, or a column it was made from is no longer there.
     DataError
-        If none of the predicted perturbations was measured and held out, or the prediction does not fit the data.
+        If none of the predicted perturbations was measured and held out, or the prediction does not fit the data: it is of
+        other genes, or was made on another scale, such as another target sum.
     OptionError
         If an option is outside its choices, or ``de=True`` and the extra ``eval`` is not installed.
 

@@ -89,7 +89,8 @@ def finetune(
     split_key
         Column of ``adata.obs`` with ``"train"``, ``"validation"`` or ``"test"`` for each cell; by default a random split,
         within the classes if there are some. Perturbations: ``"split"`` if :func:`scgalore.pp.split_perturbations` has
-        written it, else a simulation split.
+        written it for this ``pert_key``, as its record in ``uns`` says, else a simulation split, which is made and written to
+        ``"split"``, or to ``"perturbation_split"`` where somebody else's column has that name.
     validation_size, test_size
         Fractions of the cells used for validation (selecting the epoch) and testing, for the random split of cells;
         perturbations are split by :func:`scgalore.pp.split_perturbations`.
@@ -117,7 +118,7 @@ def finetune(
     `adata.obsm['X_scGPT' | key_added]` : :class:`numpy.ndarray` (shape `(n_obs, d_model)`, dtype `float32`)
         Embeddings with unit norm; not for perturbations.
     `adata.obs['scgpt_split' | key_added + '_split']` : :class:`pandas.Categorical`
-        Split of each cell: train, validation or test; perturbations have theirs in ``"split"``.
+        Split of each cell: train, validation or test; perturbations have theirs in ``"split"``, see ``split_key``.
     `adata.obs['scgpt_label' | key_added + '_label']` : :class:`pandas.Categorical`
         Most probable class.
     `adata.obs['scgpt_label_score' | key_added + '_label_score']` : :class:`numpy.ndarray` (dtype `float32`)

@@ -98,7 +98,7 @@ def predict_perturbation(
 
     `adata.uns['predict_perturbation' | key_added]` : :class:`dict`
         ``means`` and ``effects`` (:class:`pandas.DataFrame`, genes in rows, perturbations in columns; mean of
-        log-normalised expression, and its difference from the control mean), ``control_means`` (genes by contexts),
+        log-normalised expression, and its difference from the control mean), ``control_means`` (genes by contexts), ``control_cells`` (their number),
         ``rows`` (one row a column of these: ``perturbation``, ``context``, ``n_genes_perturbed``, ``group``, and ``measured``,
         whether training saw it), ``gene_vectors`` (the model's embeddings of the perturbed genes), ``embedding`` (places of training and predicted perturbations in the plane through control
         that holds most of the training effects), ``explained`` (share of their sum of squares in each direction), ``directions``
@@ -114,7 +114,8 @@ def predict_perturbation(
     Raises
     ------
     DataError
-        If the model knows no such gene, a label does not parse, or there is no control cell.
+        If the model knows no such gene, a label does not parse, there is no control cell, or the data are on another scale
+        than those the model was trained on.
     MissingKeyError
         If a column does not exist, or no model is given and none recorded.
     OptionError

@@ -14,6 +14,7 @@ from scgalore.errors import OptionError
 from scgalore.model.inference import RunOptions
 from scgalore.perturb.labels.screen import Screen
 from scgalore.perturb.predictions import retrieval
+from scgalore.tasks.perturbation.effects import refuse_other_scale
 from scgalore.tasks.perturbation.networks import refuse_unknown
 from scgalore.tasks.perturbation.reading import (
     READ,
@@ -141,7 +142,8 @@ def rank_perturbations(
     Raises
     ------
     DataError
-        If the model knows no such gene, a label does not parse, or there is no control cell.
+        If the model knows no such gene, a label does not parse, there is no control cell, or the data are on another scale
+        than those the model was trained on.
     MissingKeyError
         If the target or a column does not exist, or no model is given and none recorded.
     OptionError
@@ -167,6 +169,7 @@ def rank_perturbations(
     refuse_overwrite({"uns": (key,)}, slots_read(read, records=records))
     screen = Screen.from_adata(adata, **read)
     controls = screen.profiles()
+    refuse_other_scale(fitted, screen, controls)
     run = {"device": options.device, "n_controls": n_controls, "batch_tokens": options.batch_tokens, "seed": seed}
     search = Search(fitted, screen, controls, context_code(context, controls), metric, run)
     wanted = Wanted.of(target, target_key, adata, screen, controls, search.code, trained_on(fitted, screen.conditions))

@@ -10,11 +10,12 @@ import pandas as pd
 from scgalore import __version__
 from scgalore import _logging as logg
 from scgalore._docs import shared_parameters
-from scgalore._keys import GeneKeys, PerturbationKeys
+from scgalore._keys import GeneKeys
 from scgalore.data.reading import Reading
 from scgalore.data.results import Results, refuse_overwrite
 from scgalore.errors import OptionError
 from scgalore.genes.ranking import get_strategy
+from scgalore.perturb.splits.own import own_split
 from scgalore.selection.ranking import rank_adata, training_cells
 from scgalore.tl._shared import copied, writable_adata
 
@@ -75,7 +76,7 @@ def select_genes(
     {context_key}
     split_key
         Column of ``adata.obs`` with the part of each cell: only those in ``"train"`` are looked at. ``None`` looks at all, but
-        with ``pert_key`` takes the column ``"split"`` of :func:`scgalore.pp.split_perturbations` if there is one.
+        with ``pert_key`` takes the column ``"split"`` if :func:`scgalore.pp.split_perturbations` has written it for that key.
     must_include
         Genes that are selected whatever the data say, if they are there.
     gene_sets
@@ -128,8 +129,8 @@ def select_genes(
     data = copied(data, mod=mod) if copy else data
     adata = writable_adata(data, mod=mod)
     _check_number(n_genes)
-    if split_key is None and pert_key is not None and PerturbationKeys().split in adata.obs:
-        split_key = PerturbationKeys().split
+    if split_key is None and pert_key is not None:
+        split_key = own_split(adata, pert_key=pert_key, context_key=context_key)
     refuse_overwrite(keys.slots, [*reading.reads(), ("uns", "the split", split_key)], data=data, mod=mod)
     train = training_cells(adata, split_key)
     n_cells = adata.n_obs if train is None else int(train.sum())

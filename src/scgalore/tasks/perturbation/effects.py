@@ -8,6 +8,7 @@ import numpy as np
 
 from scgalore._progress import progress
 from scgalore.data.match import match_genes
+from scgalore.perturb.predictions.controls import ControlMeans
 from scgalore.tasks.perturbation.memory import memory_of
 from scgalore.tasks.perturbation.networks import (
     flag_tokenizer,
@@ -27,8 +28,9 @@ if TYPE_CHECKING:
     from scgalore.perturb.labels.profiles import Profiles
     from scgalore.perturb.labels.screen import Screen
     from scgalore.tasks.base import TaskModel
+    from scgalore.tasks.perturbation.memory import PerturbationMemory
 
-__all__ = ["perturbed_embeddings", "predict_effects", "prior_effects"]
+__all__ = ["perturbed_embeddings", "predict_effects", "prior_effects", "refuse_other_scale"]
 
 CELL_TOKENS = 1 << 14
 """Tokens that a batch of a prediction holds at most, unless a single cell has more."""
@@ -175,19 +177,43 @@ def prior_effects(
     if memory is None or memory.prior is None:
         return None
     names = _own_names(model, {gene for _, genes in wanted for gene in genes})
-    place = {gene: i for i, gene in enumerate(memory.genes)}
-    # Other data may name a gene otherwise.
-    by_token = {token: i for i, token in enumerate(match_genes(memory.genes, model.vocab).token_ids.tolist())}
-    by_token[-1] = -1
-    tokens = match_genes(screen.genes, model.vocab).token_ids.tolist()
-    here = np.array(
-        [place.get(gene, by_token.get(token, -1)) for gene, token in zip(screen.genes, tokens, strict=True)]
-    )
+    here = _own_columns(model, memory, screen)
     out = np.zeros((len(wanted), len(here)))
     for i, (context, genes) in enumerate(wanted):
         effect = memory.prior.predict(tuple(names[gene] for gene in genes), controls.context_names[context])
         out[i, here >= 0] = effect[here[here >= 0]]
     return out
+
+
+def refuse_other_scale(model: TaskModel, screen: Screen, controls: Profiles) -> None:
+    """Raise :class:`~scgalore.errors.DataError` if the screen is on another scale than the model's training data.
+
+    Parameters
+    ----------
+    model, screen, controls
+        As for :func:`predict_effects`.
+    """
+    memory = memory_of(model)
+    if memory is not None and memory.controls is not None:
+        memory.controls.refuse_other_scale(
+            ControlMeans.of(controls),
+            columns=_own_columns(model, memory, screen),
+            what="that of the data the model was trained on",
+            advice="Normalise them as those were, or pass counts: layer=, data_type= and depth_key= say how they are read.",
+        )
+
+
+def _own_columns(model: TaskModel, memory: PerturbationMemory, screen: Screen) -> NDArray[np.int64]:
+    """Position of each gene of the screen among the genes of the training data, -1 where it is none of them."""
+    place = {gene: i for i, gene in enumerate(memory.genes)}
+    # Other data may name a gene otherwise.
+    by_token = {token: i for i, token in enumerate(match_genes(memory.genes, model.vocab).token_ids.tolist())}
+    by_token[-1] = -1
+    tokens = match_genes(screen.genes, model.vocab).token_ids.tolist()
+    return np.array(
+        [place.get(gene, by_token.get(token, -1)) for gene, token in zip(screen.genes, tokens, strict=True)],
+        dtype=np.int64,
+    )
 
 
 def _pick(pool: NDArray[np.int64], n: int, seed: list[int]) -> NDArray[np.int64]:

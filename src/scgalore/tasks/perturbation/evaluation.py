@@ -10,6 +10,7 @@ from scgalore import __version__
 from scgalore.data.records import read_prediction_record
 from scgalore.data.results import Results
 from scgalore.perturb.labels.screen import Screen
+from scgalore.perturb.predictions.controls import refuse_other_scale
 from scgalore.perturb.predictions.prediction import Prediction
 from scgalore.perturb.scores.evaluation import evaluate
 from scgalore.tasks.perturbation.reading import READ
@@ -54,7 +55,9 @@ def score_prediction(
     **options
         ``baselines``, ``n_bootstrap`` and ``max_cells`` of :func:`scgalore.perturb.scores.evaluation.evaluate`.
     """
-    found = evaluate(_screen(adata, origin), prediction, metrics=list(metrics), seed=seed, **options)
+    screen = _screen(adata, origin)
+    refuse_other_scale(adata, key, screen)
+    found = evaluate(screen, prediction, metrics=list(metrics), seed=seed, **options)
     params = {"key": key, "metrics": list(metrics), **options, "rng": seed}
     # Genes in rows, as in the prediction: HDF5 refuses tables with thousands of columns.
     observed = found.observed.T.set_axis(adata.uns[key]["effects"].index, axis=0)

@@ -14,6 +14,7 @@ from scgalore.data.split import Split
 from scgalore.objectives import Perturbation as PerturbationObjective
 from scgalore.perturb.baselines.effects import BASELINES, fit_effects
 from scgalore.perturb.labels.unknown import check_genes
+from scgalore.perturb.predictions.controls import ControlMeans
 from scgalore.tasks.base import Prepared
 from scgalore.tasks.perturbation.memory import PerturbationMemory, memory_of
 from scgalore.tasks.perturbation.networks import (
@@ -61,6 +62,8 @@ class Fitting:
         Score of the prior alone; infinity where the network does not start from it.
     started
         Time at which the run began.
+    controls
+        Means of the control cells.
     """
 
     screen: Screen
@@ -70,6 +73,7 @@ class Fitting:
     scores: dict[str, float]
     start: float
     started: float
+    controls: ControlMeans
 
 
 def prepare_screen(
@@ -155,7 +159,7 @@ def prepare_screen(
         "flag_unmeasured": flag_unmeasured,
         "added_genes": added,
     }
-    fitting = Fitting(screen, rows, fitted, params, scores, start, started)
+    fitting = Fitting(screen, rows, fitted, params, scores, start, started, ControlMeans.of(known))
     objective = _objective(start, monitor)
     return Prepared(task, cells, _split(screen), objective, config, network=network, vocab=vocab, state=fitting)
 
@@ -177,6 +181,7 @@ def remember_screen(prepared: Prepared, result: TrainResult) -> PerturbationMemo
         perturbations=_by_part(fitting.screen),
         params=fitting.params,
         stats=_stats(fitting, prepared.config, result),
+        controls=fitting.controls,
     )
 
 

@@ -14,6 +14,7 @@ from scgalore._uns import to_uns
 from scgalore.errors import WeightsError
 from scgalore.perturb.baselines.effects import Effects, GeneEffects
 from scgalore.perturb.predictions.card import model_card
+from scgalore.perturb.predictions.controls import ControlMeans
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 __all__ = ["PerturbationMemory", "memory_of", "read_memory"]
 
 SCREEN, EFFECTS, STATS, CARD = "screen.json", "screen.safetensors", "training_stats.json", "README.md"
+CONTROL_MEANS = "control_means"
 
 
 @dataclass(frozen=True)
@@ -42,6 +44,8 @@ class PerturbationMemory:
         How the screen was read and the model was made.
     stats
         What the training run took and why it ended.
+    controls
+        Means of the control cells, which tell whether other data are on the same scale; ``None`` in models of version 0.5.0.
     """
 
     genes: tuple[str, ...] = field(repr=False)
@@ -49,6 +53,7 @@ class PerturbationMemory:
     perturbations: dict[str, list[str]] = field(repr=False)
     params: dict[str, Any]
     stats: dict[str, Any]
+    controls: ControlMeans | None = field(default=None, repr=False, compare=False)
     task: str = "perturbation"
     outlives_training: bool = False
 
@@ -76,6 +81,12 @@ class PerturbationMemory:
             "prior": None if self.prior is None else self.prior.name,
         }
         arrays: dict[str, np.ndarray] = {}
+        if self.controls is not None:
+            content["controls"] = {
+                "contexts": list(self.controls.contexts),
+                "n_cells": self.controls.n_cells.tolist(),
+            }
+            arrays[CONTROL_MEANS] = np.ascontiguousarray(self.controls.means, dtype=np.float32)
         if self.prior is not None:
             parts = {"": self.prior.pooled, **{f"/{name}": part for name, part in self.prior.by_context.items()}}
             content["effects"] = {}
@@ -122,10 +133,22 @@ def read_memory(folder: Path) -> PerturbationMemory | None:
             perturbations=content["perturbations"],
             params=content["params"],
             stats=content["stats"],
+            controls=_controls(content, arrays, genes),
         )
     except (OSError, ValueError, KeyError, TypeError, AttributeError, SafetensorError) as error:
         msg = f"{folder / SCREEN} and {EFFECTS} are damaged or do not belong together ({error}). Save the model again."
         raise WeightsError(msg) from error
+
+
+def _controls(content: dict[str, Any], arrays: dict[str, np.ndarray], genes: tuple[str, ...]) -> ControlMeans | None:
+    if "controls" not in content:
+        return None
+    contexts, n_cells = tuple(content["controls"]["contexts"]), np.array(content["controls"]["n_cells"], dtype=np.int64)
+    means = arrays[CONTROL_MEANS]
+    if means.shape != (len(contexts), len(genes)) or n_cells.shape != (len(contexts),):
+        msg = f"control means of shape {means.shape} for {len(contexts)} contexts and {len(genes)} genes"
+        raise ValueError(msg)
+    return ControlMeans(genes, contexts, means, n_cells)
 
 
 def _effects(content: dict[str, Any], arrays: dict[str, np.ndarray], genes: tuple[str, ...]) -> Effects:

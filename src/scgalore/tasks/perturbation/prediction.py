@@ -18,7 +18,8 @@ from scgalore.perturb.labels.profiles import row_label
 from scgalore.perturb.labels.screen import Screen
 from scgalore.perturb.predictions.plane import embed_in_plane
 from scgalore.perturb.predictions.ranking import ranked_genes
-from scgalore.tasks.perturbation.effects import perturbed_embeddings, predict_effects
+from scgalore.perturb.splits.own import groups_in
+from scgalore.tasks.perturbation.effects import perturbed_embeddings, predict_effects, refuse_other_scale
 from scgalore.tasks.perturbation.networks import gene_vectors
 from scgalore.tasks.perturbation.reading import perturbed_genes, trained_on, training_profiles
 
@@ -103,6 +104,7 @@ def predict_wanted(
         Seed of the choice of control cells.
     """
     rows, screen, read = wanted.rows, wanted.screen, wanted.read
+    refuse_other_scale(model, screen, wanted.controls)
     pairs = list(zip(rows["context_code"], rows["genes"], strict=True))
     effects = predict_effects(
         model,
@@ -180,8 +182,7 @@ def _content(
     control_means = controls.control_means[rows["context_code"]]
     genes, columns = pd.Index(screen.genes), pd.Index(rows.index)
     seen = trained_on(model, screen.conditions)
-    groups = adata.uns.get(read["split_key"], {}).get("groups", {}) if read["split_key"] else {}
-    group_of = {str(name): group for group, names in groups.items() for name in names}
+    group_of = groups_in(adata.uns, read["split_key"])
     table = pd.DataFrame(
         {
             "perturbation": rows["perturbation"],
@@ -198,6 +199,7 @@ def _content(
         "control_means": pd.DataFrame(
             controls.control_means.T.astype(np.float32), index=list(screen.genes), columns=_context_columns(controls)
         ),
+        "control_cells": [int(n) for n in controls.n_controls],
         "rows": table,
         "gene_vectors": _gene_vectors(model, screen, rows),
         **embed_in_plane(training_profiles(screen, model, controls), table, effects),

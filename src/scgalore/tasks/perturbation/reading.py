@@ -8,14 +8,18 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from scgalore import _logging as logg
 from scgalore._options import Kind, as_json, comma_separated
+from scgalore.data.cells import gene_names
 from scgalore.data.columns import read_column
 from scgalore.data.reading import READING, Reading
+from scgalore.data.split import PARTS
 from scgalore.data.texts import same_label, text_of, texts_of
 from scgalore.errors import OptionError
-from scgalore.perturb.labels.conditions import JOINT, canonical_name
+from scgalore.perturb.labels.conditions import JOINT, Conditions, canonical_name
 from scgalore.perturb.labels.control import asked_controls
-from scgalore.tasks.perturbation.memory import memory_of
+from scgalore.perturb.splits.own import SPLIT_KEYS, own_split
+from scgalore.tasks.perturbation.memory import PerturbationMemory, memory_of
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -23,7 +27,6 @@ if TYPE_CHECKING:
     from anndata import AnnData
 
     from scgalore.data.results import Read
-    from scgalore.perturb.labels.conditions import Conditions
     from scgalore.perturb.labels.profiles import Profiles
     from scgalore.perturb.labels.screen import Screen
     from scgalore.tasks.base import TaskModel
@@ -84,10 +87,41 @@ def read_params(adata: AnnData, model: TaskModel, given: dict[str, Any], split_k
     for name in ("context_key", "batch_key"):
         if given[name] is None and read[name] not in adata.obs:
             read[name] = None
-    if split_key is None and own.get("split_key") in adata.obs:
-        split_key = own["split_key"]
+    if split_key is None:
+        split_key = _split_key(adata, memory, read)
     # What is predicted and what it is compared with are logarithms to the base that the model was trained on.
     return {**read, "split_key": split_key, "log_base": own.get("log_base")}
+
+
+def _split_key(adata: AnnData, memory: PerturbationMemory | None, read: Mapping[str, Any]) -> str | None:
+    """Column with the split that the model was trained with, or with one that was made for these perturbations."""
+    where = {name: read[name] for name in ("pert_key", "context_key")}
+    key = None if memory is None else memory.params.get("split_key")
+    if memory is not None and key is not None and key in adata.obs.columns:
+        if _is_split_of(memory, adata, key, read):
+            return key
+        message = f"    adata.obs[{key!r}] is not the split that the model was trained with, and is not used. split_key={key!r} uses it."
+        if key not in SPLIT_KEYS and logg.is_news(adata, message):
+            logg.info(message)
+    return own_split(adata, **where)
+
+
+def _is_split_of(memory: PerturbationMemory, adata: AnnData, key: str, read: Mapping[str, Any]) -> bool:
+    """Whether the perturbations of the data are where they were in training; new ones must be in one part each."""
+    genes = gene_names(adata, read["gene_symbols"])
+    labels = read_column(adata.obs, read["pert_key"], asked="pert_key")
+    conditions = Conditions.from_labels(labels, control=read["control"], separator=read["separator"], genes=genes)
+    was: dict[str, set[str]] = {}
+    for part in PARTS:
+        for name in memory.perturbations[part]:
+            genes_of_name = {conditions.name_of(gene) for gene in name.split(JOINT)}
+            was.setdefault(canonical_name(genes_of_name), set()).add(part)
+    parts = texts_of(read_column(adata.obs, key, asked="split_key"))
+    now: dict[str, set[str]] = {}
+    for code, part in set(zip(conditions.codes.tolist(), parts, strict=True)):
+        if code > 0 and part is not None:
+            now.setdefault(conditions.names[code], set()).add(part)
+    return all(found <= was[name] if name in was else len(found) == 1 for name, found in now.items())
 
 
 def slots_read(read: Mapping[str, Any], *, records: Iterable[str]) -> list[Read]:

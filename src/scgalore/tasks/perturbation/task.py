@@ -7,7 +7,6 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import pandas as pd
 from anndata import AnnData
 
 from scgalore import _logging as logg
@@ -24,6 +23,7 @@ from scgalore.perturb.baselines.effects import BASELINES, PRIORS
 from scgalore.perturb.labels.conditions import Conditions
 from scgalore.perturb.labels.screen import Screen
 from scgalore.perturb.scores.evaluation import choose_metrics
+from scgalore.perturb.splits.own import SPLIT_KEYS, free_split_key, own_split, record_split
 from scgalore.perturb.splits.split import split_conditions
 from scgalore.pp import split_perturbations
 from scgalore.tasks.base import Task
@@ -41,12 +41,15 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from pathlib import Path
 
+    import pandas as pd
     from numpy.typing import NDArray
 
     from scgalore._keys import CellKeys
     from scgalore.data.results import Read
     from scgalore.nn.base import CellNetwork
     from scgalore.objectives import Objective
+    from scgalore.perturb.splits.own import Tables
+    from scgalore.perturb.splits.split import PerturbationSplit
     from scgalore.tasks.base import Prepared, TaskMemory, TaskModel
     from scgalore.tasks.call import TrainingCall
     from scgalore.train.result import TrainResult
@@ -55,7 +58,6 @@ __all__ = ["Perturbation"]
 
 KEYS = PerturbationKeys()
 SPLIT_SEED = 42
-SPLIT = KEYS.split
 
 SHOWN = {"pearson_delta": "Pearson of effects", "mse": "squared error", "pds_cosine": "discrimination (cosine)"}
 """What report and figure show, of all that ``metrics.json`` holds."""
@@ -153,11 +155,14 @@ class Perturbation(Task):
             msg = f"{n_processes} processes were asked for, and perturbations are trained by one. Leave out devices=, num_nodes= and the launcher."
             raise OptionError(msg)
         read = {name: call.arguments[name] for name in ("pert_key", "control", "context_key", "batch_key", "separator")}
-        split_key = call.split_key or self.own_split_key(data.obs)
+        split_key = call.split_key or self.own_split_key(data, call.arguments)
         screen = Screen.from_adata(data, **read, split_key=split_key, **call.reading.params())
-        if screen.parts is None:  # the one that sg.pp.split_perturbations makes by default
-            labels = split_conditions(screen.conditions, "simulation", seed=SPLIT_SEED).cell_labels(screen.conditions)
-            screen = screen.with_parts(labels, SPLIT)
+        if screen.parts is None:
+            labels, key = _default_split(screen).cell_labels(screen.conditions), free_split_key(data)
+            logg.info(
+                f"    no split is named or recorded: one is made as sg.pp.split_perturbations does, for adata.obs[{key!r}]"
+            )
+            screen = screen.with_parts(labels, key)
         of_screen = {name: screen.params[name] for name in ("pert_key", "control", "separator", "context_key")}
         seen = (screen.parts == "train") | (screen.conditions.codes == 0)
         ranks = call.ranks_of(data, seen, gene_strategy=self.gene_strategy, **of_screen)
@@ -184,18 +189,20 @@ class Perturbation(Task):
         _log(memory.stats)
         content = {"params": dict(memory.params), "stats": memory.stats, "perturbations": memory.perturbations}
         results = Results(uns={keys.uns: (content, "parameters, history, statistics, provenance")})
-        labels = prepared.state.screen.parts
-        if memory.params["split_key"] not in adata.obs:
-            results.obs[SPLIT] = (pd.Categorical(labels, categories=list(PARTS)), "split of the cells")
+        key = memory.params["split_key"]
+        if key not in adata.obs:
+            labels, record = _recorded(prepared.state.screen, adata.obs[memory.params["pert_key"]])
+            results.obs[key] = (labels, "split of the cells")
+            results.uns[key] = (record, "perturbations of each part")
         return results
 
     def reads(self, call: TrainingCall) -> list[Read]:
         """Columns of the screen, and the record of its split."""
-        return [*super().reads(call), ("uns", "the split", call.split_key or SPLIT)]
+        return [*super().reads(call), *(("uns", "the split", key) for key in (call.split_key, *SPLIT_KEYS))]
 
     def writes(self, keys: CellKeys, call: TrainingCall) -> Mapping[str, Sequence[str]]:
-        """No slots of cells; a split where there is none yet."""
-        return {"uns": (keys.uns,), "obs": (SPLIT,) if call.split_key is None else ()}
+        """No slots of cells. A split that is made is written where nothing is."""
+        return {"uns": (keys.uns,)}
 
     # Memory estimate --------------------------------------------------------------------------------------------------
 
@@ -222,9 +229,9 @@ class Perturbation(Task):
         )
         return {"control": found.control, "separator": found.separator}
 
-    def own_split_key(self, obs: pd.DataFrame) -> str | None:
-        """The column that :func:`scgalore.pp.split_perturbations` writes."""
-        return SPLIT if SPLIT in obs else None
+    def own_split_key(self, data: Tables, arguments: Mapping[str, Any]) -> str | None:
+        """The column that :func:`scgalore.pp.split_perturbations` has written for these perturbations."""
+        return own_split(data, pert_key=arguments["pert_key"], context_key=arguments["context_key"])
 
     def draw_keys(self, arguments: Mapping[str, Any]) -> list[str]:
         """Cells are drawn within perturbations and contexts; those without a label are left out."""
@@ -285,6 +292,19 @@ class Perturbation(Task):
                 ),
             },
         )
+
+
+def _default_split(screen: Screen) -> PerturbationSplit:
+    """The split that :func:`scgalore.pp.split_perturbations` makes by default."""
+    return split_conditions(screen.conditions, "simulation", seed=SPLIT_SEED)
+
+
+def _recorded(screen: Screen, labels: pd.Series) -> tuple[pd.Categorical[Any], dict[str, Any]]:
+    """That split as it is written."""
+    split = _default_split(screen)
+    read = {name: screen.params[name] for name in ("pert_key", "control", "separator", "context_key")}
+    params = {"kind": "simulation", **read, "rng": SPLIT_SEED, **split.options}
+    return record_split(split, screen.conditions, labels, params)
 
 
 def _log(stats: Mapping[str, Any]) -> None:

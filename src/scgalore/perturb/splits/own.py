@@ -1,0 +1,213 @@
+"""Which column of ``obs`` is a split of the perturbations at hand: one that was written here for them, or one that is named.
+
+A column called ``"split"`` is usual, and may be anybody's: of cells, of another column, of other data. It is used without being
+named only if ``uns`` holds the record that is written with such a split, for the same column of perturbations.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+import pandas as pd
+
+from scgalore import __version__
+from scgalore import _logging as logg
+from scgalore._keys import PerturbationKeys
+from scgalore._words import few
+from scgalore.data.columns import read_column
+from scgalore.data.split import PARTS
+from scgalore.data.texts import texts_of
+from scgalore.errors import DataError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from scgalore.perturb.labels.conditions import Conditions
+    from scgalore.perturb.splits.split import PerturbationSplit
+
+__all__ = ["SPLIT_KEYS", "free_split_key", "groups_in", "is_own_split", "own_split", "record_split", "refuse_changed"]
+
+SPLIT_KEYS = (PerturbationKeys().split, "perturbation_split")
+"""Where a split is written that nobody names: the second where the first is somebody else's."""
+
+DROPPED = "dropped"
+
+
+class Tables(Protocol):
+    """What is asked of an AnnData, or of a file of one."""
+
+    @property
+    def obs(self) -> pd.DataFrame:
+        """Columns of cells."""
+        ...
+
+    @property
+    def uns(self) -> Mapping[str, Any]:
+        """Records."""
+        ...
+
+
+def record_split(
+    split: PerturbationSplit, conditions: Conditions, labels: Iterable[object] | pd.Series, params: Mapping[str, Any]
+) -> tuple[pd.Categorical[Any], dict[str, Any]]:
+    """A split in the form in which it is written to ``obs`` and ``uns``.
+
+    Parameters
+    ----------
+    split
+        The split.
+    conditions
+        Perturbation of each cell.
+    labels
+        The column they were read from.
+    params
+        How the split was made, with ``kind``, ``pert_key`` and ``context_key``.
+    """
+    parts = np.asarray(split.cell_labels(conditions), dtype=object)
+    record = {
+        "params": dict(params),
+        **{part: list(getattr(split, part)) for part in (*PARTS, DROPPED)},
+        "groups": {group: list(members) for group, members in split.groups.items()},
+        "cells": _cells(texts_of(labels), parts),
+        "labels_sha256": hashlib.sha256("\n".join(sorted(conditions.labels)).encode()).hexdigest(),
+        "version": __version__,
+    }
+    return pd.Categorical(parts, categories=list(PARTS)), record
+
+
+def own_split(data: Tables, *, pert_key: str, context_key: str | None = None) -> str | None:
+    """Column with a split that was made for these perturbations; ``None`` if there is none, which is said where one seems to be.
+
+    Parameters
+    ----------
+    data
+        Cells.
+    pert_key
+        Column of perturbations.
+    context_key
+        Column of contexts, which concerns splits that hold out whole contexts.
+
+    Raises
+    ------
+    DataError
+        If the column is no longer what was written.
+    """
+    for key in SPLIT_KEYS:
+        if key in data.obs.columns and is_own_split(data, key, pert_key=pert_key, context_key=context_key):
+            return key
+    return None
+
+
+def is_own_split(data: Tables, key: str, *, pert_key: str, context_key: str | None = None) -> bool:
+    """Whether a column holds a split that was made for these perturbations; what speaks against it is said once.
+
+    Parameters
+    ----------
+    data, pert_key, context_key
+        As for :func:`own_split`.
+    key
+        Column of ``obs``.
+
+    Raises
+    ------
+    DataError
+        If the column is no longer what was written.
+    """
+    params = _params(data.uns.get(key))
+    use = f"split_key={key!r} uses it."
+    if params is None:
+        _say(
+            data, logg.info, f"    adata.obs[{key!r}] is not used: sg.pp.split_perturbations has not written it. {use}"
+        )
+    elif params.get("pert_key") != pert_key:
+        was = f"was made for pert_key={params.get('pert_key')!r}"
+        _say(data, logg.warning, f"adata.obs[{key!r}] {was} and is not used for {pert_key!r}. {use}")
+    elif params.get("kind") == "context" and params.get("context_key") != context_key:
+        was = f"holds out values of context_key={params.get('context_key')!r}"
+        _say(data, logg.warning, f"adata.obs[{key!r}] {was} and is not used for context_key={context_key!r}. {use}")
+    else:
+        refuse_changed(data, key)
+        return True
+    return False
+
+
+def refuse_changed(data: Tables, key: str) -> None:
+    """Raise :class:`~scgalore.errors.DataError` if a column contradicts the record that was written with it, if one was.
+
+    Parameters
+    ----------
+    data
+        Cells. They may be fewer than were split.
+    key
+        Column of ``obs``.
+    """
+    record = data.uns.get(key)
+    params = _params(record)
+    if params is None or params.get("pert_key") not in data.obs.columns:
+        return
+    assert isinstance(record, Mapping)
+    before = record.get("cells")
+    if not isinstance(before, pd.DataFrame):
+        return  # version 0.5.0 did not write it
+    labels = texts_of(read_column(data.obs, params["pert_key"], asked="pert_key"))
+    now = _cells(labels, texts_of(read_column(data.obs, key, asked="split_key")))
+    before = before.set_axis(before.index.astype(str), axis=0)
+    new = now.index.difference(before.index, sort=False)
+    known = now.index.intersection(before.index, sort=False)
+    moved = known[((now.loc[known] > 0) & (before.loc[known, list(now.columns)] == 0)).any(axis=1).to_numpy()]
+    if len(new) == len(moved) == 0:
+        return
+    faults = {f"{len(new)} labels are new ({few(list(new), 5)})": len(new)}
+    faults |= {f"{len(moved)} are in other parts than it says ({few(list(moved), 5)})": len(moved)}
+    msg = (
+        f"adata.obs[{key!r}] is no longer the split that adata.uns[{key!r}] records: "
+        f"{' and '.join(text for text, n in faults.items() if n)}. Cells were added, or the column was changed. Call "
+        f"sg.pp.split_perturbations(adata) again, or pass split_key={key!r} to use it as it is."
+    )
+    raise DataError(msg)
+
+
+def free_split_key(data: Tables) -> str:
+    """Key under which a split can be written without replacing anything."""
+    taken = {*data.obs.columns, *data.uns}
+    numbered = (f"{SPLIT_KEYS[-1]}_{i}" for i in range(2, len(taken) + 3))
+    return next(key for key in (*SPLIT_KEYS, *numbered) if key not in taken)
+
+
+def groups_in(uns: Mapping[str, Any], key: str | None) -> dict[str, str]:
+    """Group of each test perturbation of a split, from its record; nothing where there is none.
+
+    Parameters
+    ----------
+    uns
+        Of an AnnData.
+    key
+        Of the split.
+    """
+    record = None if key is None else uns.get(key)
+    groups = record.get("groups") if _params(record) is not None and isinstance(record, Mapping) else None
+    if not isinstance(groups, Mapping):
+        return {}
+    return {str(name): str(group) for group, names in groups.items() for name in names}
+
+
+def _params(record: Any) -> Mapping[str, Any] | None:
+    """How a split was made, if this is the record of one."""
+    params = record.get("params") if isinstance(record, Mapping) else None
+    return params if isinstance(params, Mapping) and {"kind", "pert_key"} <= set(params) else None
+
+
+def _cells(labels: Iterable[str | None], parts: Iterable[str | None]) -> pd.DataFrame:
+    """Cells of each label in each part."""
+    table = pd.DataFrame({"label": list(labels), "part": [part or DROPPED for part in parts]}).dropna()
+    counts = table.groupby(["label", "part"], sort=False).size().unstack(fill_value=0)
+    counts = counts.reindex(columns=[*PARTS, DROPPED], fill_value=0).astype(np.int64)
+    return counts.rename_axis(index=None, columns=None)
+
+
+def _say(data: Tables, say: Any, message: str) -> None:
+    if logg.is_news(data, message):
+        say(message)

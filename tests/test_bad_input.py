@@ -648,7 +648,7 @@ def split_of_perturbations_with_strange_values(world: World) -> None:
 def no_perturbation_to_train_on(world: World) -> None:
     world.perturbed()
     world.adata.obs["split"] = "test"
-    world.finetune_screen()
+    world.finetune_screen(split_key="split")
 
 
 @wrong(DataError, r"adata\.obs\['line'\] is empty for 1 of 90 cells", "Fill or remove")

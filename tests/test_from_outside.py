@@ -132,4 +132,4 @@ def test_a_family_without_flags_refuses_perturbations(few: AnnData) -> None:
     few.obs["perturbation"] = np.where(np.arange(few.n_obs) % 2 == 0, "control", few.var_names[0])
     few.obs["split"] = "train"
     with pytest.raises(OptionError, match="task='perturbation' needs a network with flags"):
-        sg.tl.finetune(few, bag_of(few.var_names), pert_key="perturbation")
+        sg.tl.finetune(few, bag_of(few.var_names), pert_key="perturbation", split_key="split")

@@ -223,7 +223,7 @@ def _run(**given: Any) -> None:
 
     Finished, and more epochs are wanted?
 
-        scgalore run --resume --out runs/x --epochs 20
+        scgalore run --resume --out runs/x --epochs 40
 
     The same again, in another folder, gives the same numbers:
 

@@ -14,6 +14,7 @@ from sklearn.metrics import accuracy_score, f1_score
 from tests import screens
 from tests.pipeline.conftest import quick
 
+import scgalore as sg
 from scgalore._settings import settings
 from scgalore.data.reading import READING
 from scgalore.errors import DownloadError, OptionError
@@ -29,7 +30,9 @@ ERRORS = (ValueError, KeyError, ConnectionError)
 def screen_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Singles and doubles with additive effects; the split is part of the file."""
     path = tmp_path_factory.mktemp("data") / "screen.h5ad"
-    screens.screen(n_cells=12, n_control=24).write_h5ad(path)
+    adata = screens.screen(n_cells=12, n_control=24)
+    sg.pp.split_perturbations(adata, "custom", parts={"test": list(screens.TEST)})
+    adata.write_h5ad(path)
     return path
 
 

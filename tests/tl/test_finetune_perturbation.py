@@ -18,7 +18,8 @@ from scgalore.errors import DataError, MissingKeyError, OptionError
 from scgalore.model import SCGPT
 from scgalore.objectives import Perturbation
 
-RUN: dict[str, Any] = {"task": "perturbation", **TRAINING}
+RUN: dict[str, Any] = {"task": "perturbation", **TRAINING, "split_key": "split"}
+NO_SPLIT: dict[str, Any] = {**RUN, "split_key": None}
 
 
 @pytest.fixture
@@ -79,7 +80,7 @@ class TestKeys:
         assert adata.uns["finetune"]["params"].items() >= {"patience": 3, "dropout": 0.0, "batch_size": 64}.items()
 
     def test_everything_survives_h5ad(self, adata: AnnData, tmp_path: Path) -> None:
-        sg.tl.finetune(without_split(adata), untrained(), **RUN, save_dir=tmp_path / "model")
+        sg.tl.finetune(without_split(adata), untrained(), **NO_SPLIT, save_dir=tmp_path / "model")
         adata.write_h5ad(tmp_path / "screen.h5ad")
         read = anndata.read_h5ad(tmp_path / "screen.h5ad")
         pd.testing.assert_frame_equal(read.obs, adata.obs)
@@ -110,14 +111,14 @@ class TestSplit:
 
     def test_other_column_can_be_named(self, adata: AnnData) -> None:
         adata.obs["mine"] = np.where(adata.obs["perturbation"].isin(["G00", "X1"]), "validation", "train")
-        sg.tl.finetune(adata, untrained(), **RUN, split_key="mine")
+        sg.tl.finetune(adata, untrained(), **{**RUN, "split_key": "mine"})
         assert set(adata.uns["finetune"]["perturbations"]["validation"]) == {"G00", "X1"}
         assert adata.uns["finetune"]["params"]["split_key"] == "mine"
 
     def test_where_there_is_none_it_is_that_of_split_perturbations(self, adata: AnnData) -> None:
         expected = without_split(adata).copy()
         sg.pp.split_perturbations(expected)
-        sg.tl.finetune(adata, untrained(), **RUN)
+        sg.tl.finetune(adata, untrained(), **NO_SPLIT)
         assert adata.obs["split"].tolist() == expected.obs["split"].tolist()
         assert {"train", "test"} <= set(adata.obs["split"])
         assert adata.uns["finetune"]["params"]["split_key"] == "split"
@@ -272,8 +273,8 @@ class TestContainers:
         protein = AnnData(np.ones((50, 3)), obs=pd.DataFrame(index=adata.obs_names[:50]))
         mdata = MuData({"gex": without_split(adata), "prot": protein})
         with pytest.raises(MissingKeyError, match="no modality 'rna'; it has 'gex'"):
-            sg.tl.finetune(mdata, untrained(), **RUN)
-        sg.tl.finetune(mdata, untrained(), **RUN, mod="gex")
+            sg.tl.finetune(mdata, untrained(), **NO_SPLIT)
+        sg.tl.finetune(mdata, untrained(), **NO_SPLIT, mod="gex")
         assert "finetune" in mdata["gex"].uns
         mirrored = mdata.obs["gex:split"].loc[mdata["gex"].obs_names]
         assert mirrored.tolist() == mdata["gex"].obs["split"].tolist()

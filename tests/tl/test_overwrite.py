@@ -21,7 +21,9 @@ NOT_LOADED = "weights-that-do-not-exist"  # a call that came to loading would sa
 @pytest.fixture(scope="module")
 def screen_once() -> tuple[AnnData, CellModel]:
     adata = log_normalised(counts())
-    model = sg.tl.finetune(adata, untrained(), task="perturbation", **{**TRAINING, "max_epochs": 1}, patience=None)
+    model = sg.tl.finetune(
+        adata, untrained(), task="perturbation", split_key="split", **{**TRAINING, "max_epochs": 1}, patience=None
+    )
     sg.tl.predict_perturbation(adata, model=model, key_added="p")
     return adata, model
 
@@ -49,7 +51,6 @@ def refused(function: Callable[..., Any], adata: AnnData, *args: Any, **options:
         ("m_value", {"values_key": "m_value", "key_added": "m"}),
         ("scgpt_label", {"labels_key": "bulk_labels", "split_key": "scgpt_label"}),
         ("scgpt_value", {"labels_key": "bulk_labels", "depth_key": "scgpt_value"}),
-        ("split", {"pert_key": "split"}),
         ("own", {"labels_key": "own", "key_added": "own_colors"}),
         ("own", {"labels_key": "own", "key_added": "log1p"}),
         ("perturbation", {"pert_key": "perturbation", "key_added": "split"}),

@@ -28,7 +28,7 @@ def trained_once() -> tuple[AnnData, CellModel]:
     """A screen of one context, and a model without validation, so that its network says something."""
     adata = log_normalised(counts())
     adata.obs["split"] = np.where(adata.obs["split"] == "test", "test", "train")
-    model = sg.tl.finetune(adata, untrained(), task="perturbation", **TRAINING, patience=None)
+    model = sg.tl.finetune(adata, untrained(), task="perturbation", split_key="split", **TRAINING, patience=None)
     assert not model.network.starts_at_zero
     return adata, model
 
@@ -134,7 +134,7 @@ class TestWhatIsPredicted:
         names = adata.obs["perturbation"]
         kept = (names == "control") | ~names.duplicated()
         adata = adata[kept].copy()
-        model = sg.tl.finetune(adata, untrained(), task="perturbation", **TRAINING)
+        model = sg.tl.finetune(adata, untrained(), task="perturbation", split_key="split", **TRAINING)
         assert model.memory is not None
         assert model.memory.stats["training_cells"] == len(PARTS["train"])
         sg.tl.predict_perturbation(adata, model=model)
@@ -156,7 +156,7 @@ class TestWhatIsPredicted:
 
     def test_each_context_with_control_cells(self) -> None:
         adata = log_normalised(counts(contexts=("A", "B")))
-        model = sg.tl.finetune(adata, untrained(), task="perturbation", **TRAINING, **TWO_LINES)
+        model = sg.tl.finetune(adata, untrained(), task="perturbation", split_key="split", **TRAINING, **TWO_LINES)
         sg.tl.predict_perturbation(adata, ["G05", "G00"], model=model)
         assert list(effects(adata)) == ["A | G05", "A | G00", "B | G05", "B | G00"]
         assert adata.uns[KEY]["rows"]["context"].tolist() == ["A", "A", "B", "B"]
@@ -201,7 +201,7 @@ class TestModel:
     @pytest.fixture
     def own(self) -> tuple[AnnData, CellModel]:
         adata = counts()
-        return adata, sg.tl.finetune(adata, untrained(), task="perturbation", **TRAINING)
+        return adata, sg.tl.finetune(adata, untrained(), task="perturbation", split_key="split", **TRAINING)
 
     def test_is_found_in_memory_while_somebody_holds_it(self, own: tuple[AnnData, CellModel]) -> None:
         adata, model = own
@@ -212,7 +212,7 @@ class TestModel:
 
     def test_that_nobody_holds_and_no_folder_has_is_missed(self) -> None:
         adata = counts()
-        model = sg.tl.finetune(adata, untrained(), task="perturbation", **TRAINING)
+        model = sg.tl.finetune(adata, untrained(), task="perturbation", split_key="split", **TRAINING)
         del model
         gc.collect()
         before = slots(adata)
@@ -222,7 +222,9 @@ class TestModel:
 
     def test_is_read_from_its_folder_after_that(self, tmp_path: Path) -> None:
         adata = counts()
-        model = sg.tl.finetune(adata, untrained(), task="perturbation", **TRAINING, save_dir=tmp_path / "model")
+        model = sg.tl.finetune(
+            adata, untrained(), task="perturbation", split_key="split", **TRAINING, save_dir=tmp_path / "model"
+        )
         sg.tl.predict_perturbation(adata, key_added="first")
         del model
         gc.collect()
@@ -298,7 +300,7 @@ class TestRefusals:
 
     def test_context_without_control_cells(self) -> None:
         adata = log_normalised(counts(contexts=("A", "B")))
-        model = sg.tl.finetune(adata, untrained(), task="perturbation", **TRAINING, **TWO_LINES)
+        model = sg.tl.finetune(adata, untrained(), task="perturbation", split_key="split", **TRAINING, **TWO_LINES)
         lacking = adata[(adata.obs["perturbation"] != "control") | (adata.obs["cell_line"] == "A")].copy()
         with pytest.raises(DataError, match="No control cell of context 'B' is there"):
             sg.tl.predict_perturbation(lacking, ["G05"], model=model)
@@ -343,7 +345,7 @@ def to_base(adata: AnnData, base: float) -> AnnData:
 def predicted() -> tuple[AnnData, CellModel]:
     """A screen in logarithms to base 2 with a prediction, and the model that made it."""
     adata = to_base(log_normalised(counts()), 2.0)
-    model = sg.tl.finetune(adata, untrained(), task="perturbation", prior="additive", **TRAINING)
+    model = sg.tl.finetune(adata, untrained(), task="perturbation", split_key="split", prior="additive", **TRAINING)
     sg.tl.predict_perturbation(adata, ["G00"], model=model)
     return adata, model
 
@@ -402,7 +404,13 @@ class TestReading:
         sums = np.asarray(screen.X.sum(axis=1)).ravel()
         screen.obs["depth"] = 2 * sums
         model = sg.tl.finetune(
-            screen, untrained(), task="perturbation", data_type="counts", depth_key="depth", **TRAINING
+            screen,
+            untrained(),
+            task="perturbation",
+            split_key="split",
+            data_type="counts",
+            depth_key="depth",
+            **TRAINING,
         )
         sg.tl.predict_perturbation(screen, ["G00"], model=model)
         read = screen.uns[KEY]["params"]
@@ -419,7 +427,9 @@ class TestReading:
         sc.pp.calculate_qc_metrics(whole, inplace=True, percent_top=None)
         part = whole[:, kept].copy()
         for cells in (whole, part):
-            model = sg.tl.finetune(cells, untrained(), task="perturbation", prior="additive", **TRAINING)
+            model = sg.tl.finetune(
+                cells, untrained(), task="perturbation", split_key="split", prior="additive", **TRAINING
+            )
             sg.tl.predict_perturbation(cells, ["G00"], model=model)
         for name in ("control_means", "means"):
             found, expected = part.uns[KEY][name], whole.uns[KEY][name].loc[kept]

@@ -23,7 +23,7 @@ SINGLES = sorted({gene for name in TRAINED for gene in name.split("+")})
 @pytest.fixture(scope="module")
 def trained_once() -> tuple[AnnData, CellModel]:
     adata = log_normalised(counts())
-    return adata, sg.tl.finetune(adata, untrained(), task="perturbation", **TRAINING)
+    return adata, sg.tl.finetune(adata, untrained(), task="perturbation", split_key="split", **TRAINING)
 
 
 @pytest.fixture
@@ -128,7 +128,7 @@ class TestHonesty:
 
     def test_other_cells_of_a_trained_perturbation_count_as_trained(self, adata: AnnData, model: CellModel) -> None:
         adata.obs["split"] = "test"
-        assert ranked(adata, "G02", model, recovery=False)["params"]["target_trained_on"]
+        assert ranked(adata, "G02", model, recovery=False, split_key="split")["params"]["target_trained_on"]
 
     def test_recovery_ranks_each_held_out_perturbation(self, adata: AnnData, model: CellModel) -> None:
         content = ranked(adata, "G05", model)
@@ -162,7 +162,7 @@ class TestHonesty:
 
     def test_without_held_out_cells_nothing_is_recovered(self, adata: AnnData, model: CellModel) -> None:
         adata.obs["split"] = "train"
-        content = ranked(adata, "G05", model)
+        content = ranked(adata, "G05", model, split_key="split")
         assert content["recovery"].empty
         assert content["recovery_summary"].empty
 
@@ -178,7 +178,7 @@ class TestHonesty:
 def lines() -> tuple[AnnData, CellModel]:
     adata = log_normalised(counts(contexts=("K562", "RPE1")))
     options: dict[str, Any] = {**TRAINING, "max_epochs": 1, "context_key": "cell_line"}
-    return adata, sg.tl.finetune(adata, untrained(), task="perturbation", **options)
+    return adata, sg.tl.finetune(adata, untrained(), task="perturbation", split_key="split", **options)
 
 
 class TestContexts:

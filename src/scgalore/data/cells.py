@@ -13,11 +13,13 @@ import torch
 from scgalore._keys import GeneKeys
 from scgalore.data.batches import ListedBatches, SampledBatches, largest_batch
 from scgalore.data.columns import read_column
+from scgalore.data.expression import LogExpression
 from scgalore.data.hashing import cell_keys, digest
 from scgalore.data.match import GeneMatch, match_genes
 from scgalore.data.matrix import CellMatrix
 from scgalore.data.reading import AS_IT_IS
 from scgalore.data.sampler import sorted_batches
+from scgalore.data.scale import scale_of
 from scgalore.data.tokenizer import Tokenizer
 from scgalore.errors import DataError, MissingKeyError
 
@@ -55,6 +57,8 @@ class TokenCells:
         :attr:`TokenBatch.targets <scgalore.data.tokens.TokenBatch>`.
     ranked
         Token ids of the genes from best to worst, int64, for a curriculum; ``None`` without a ranking.
+    signs
+        What else than the values says what the matrix holds, as :func:`scgalore.data.scale.scale_of` reads it.
     """
 
     matrix: CellMatrix
@@ -63,6 +67,7 @@ class TokenCells:
     lengths: NDArray[np.int64] = field(repr=False)
     targets: Mapping[str, NDArray[Any]] = field(default_factory=dict, repr=False)
     ranked: NDArray[np.int64] | None = field(default=None, repr=False)
+    signs: Mapping[str, Any] = field(default_factory=dict, repr=False)
 
     @classmethod
     def from_adata(
@@ -105,7 +110,18 @@ class TokenCells:
         lengths = matrix.count(tokenizer.lengths)
         matrix.check()
         _refuse_empty_cells(adata, matrix, lengths, config)
-        return cls(matrix, tokenizer, match, lengths)
+        signs = {"uns": {key: adata.uns[key] for key in adata.uns if key == "log1p"}, "layer": reading.layer}
+        return cls(matrix, tokenizer, match, lengths, signs={**signs, "data_type": reading.data_type})
+
+    def expression(self) -> LogExpression:
+        """The matrix with what its values are, which tokens do not depend on.
+
+        Raises
+        ------
+        DataError
+            If they are neither counts nor logarithms.
+        """
+        return LogExpression(self.matrix, scale_of(self.matrix, **self.signs))
 
     @property
     def n_obs(self) -> int:

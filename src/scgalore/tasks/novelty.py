@@ -15,12 +15,14 @@ from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
 from scgalore.data.expression import TARGET_SUM
+from scgalore.errors import DataError
 
 if TYPE_CHECKING:
     import scipy.sparse as sp
     from numpy.typing import NDArray
 
     from scgalore.data.cells import TokenCells
+    from scgalore.data.expression import LogExpression
 
 __all__ = ["Novelty"]
 
@@ -90,7 +92,8 @@ class Novelty:
 
         Returns
         -------
-        ``None`` where the cells are too few, less than twenty in addition to one for each class.
+        ``None`` where the cells are too few, less than twenty in addition to one for each class, or their matrix holds neither
+        counts nor logarithms.
         """
         if len(rows) > MOST_CELLS:
             rows = rows[np.linspace(0, len(rows) - 1, MOST_CELLS).round().astype(np.int64)]
@@ -99,7 +102,10 @@ class Novelty:
         if len(rows) < 20 + n_classes:
             return None
         columns = np.flatnonzero(cells.match.token_ids >= 0)
-        shares = _shares(cells, rows, columns)
+        try:
+            shares = _shares(cells.expression(), rows, columns)
+        except DataError:
+            return None
         share = np.asarray(shares.mean(axis=0), dtype=np.float64).ravel()
         logged = _logged(shares)
         mean = np.asarray(logged.mean(axis=0), dtype=np.float64).ravel()
@@ -143,7 +149,13 @@ class Novelty:
             With the vocabulary of the training cells. Genes that they lack count as average.
         rows
             Row numbers; all cells when left out.
+
+        Raises
+        ------
+        DataError
+            If their matrix holds neither counts nor logarithms.
         """
+        expression = cells.expression()
         rows = np.arange(cells.n_obs) if rows is None else rows
         position = {int(token): column for column, token in enumerate(cells.match.token_ids) if token >= 0}
         columns = np.array([position.get(int(token), -1) for token in self.tokens])
@@ -155,7 +167,7 @@ class Novelty:
         for start in range(0, len(rows), CHUNK):
             chunk = rows[start : start + CHUNK]
             # Fewer genes hold fewer counts: those of the training cells in the same genes.
-            logged = _logged(_shares(cells, chunk, columns[measured]), total)
+            logged = _logged(_shares(expression, chunk, columns[measured]), total)
             z = np.zeros((len(chunk), len(self.compared)), dtype=np.float32)
             dense = logged[:, place[self.compared[kept]]].toarray()
             z[:, kept] = _standardised(dense, self.mean[kept], self.std[kept])
@@ -199,11 +211,9 @@ def _float32(x: NDArray[np.floating]) -> NDArray[np.float32]:
     return np.ascontiguousarray(x, dtype=np.float32)
 
 
-def _shares(cells: TokenCells, rows: NDArray[np.int64], columns: NDArray[np.int64]) -> sp.csr_matrix:
+def _shares(expression: LogExpression, rows: NDArray[np.int64], columns: NDArray[np.int64]) -> sp.csr_matrix:
     """Share of each cell's counts in each of some columns, float64 CSR ``(n, n_columns)``."""
-    counts = cells.matrix.rows(rows)[:, columns].astype(np.float64)
-    if cells.matrix.summary().is_logged:
-        counts.data = np.expm1(counts.data)
+    counts = expression.linear(expression.matrix.rows(rows))[:, columns].astype(np.float64)
     depth = np.asarray(counts.sum(axis=1)).ravel()
     counts.data /= np.repeat(np.where(depth > 0, depth, 1), np.diff(counts.indptr))
     return counts

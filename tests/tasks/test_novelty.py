@@ -72,6 +72,24 @@ def test_counts_and_their_logarithms_are_the_same_cells(model: SCGPT, fitted: No
     np.testing.assert_allclose(fitted.of(model.cells(logged)), fitted.of(model.cells(query)), rtol=1e-3)
 
 
+@pytest.mark.parametrize("base", [2.0, 10.0])
+def test_base_of_logarithms_is_respected(model: SCGPT, fitted: Novelty, base: float) -> None:
+    query = blood(60, seed=2)
+    logged, x = query.copy(), query.X.toarray()
+    natural = np.log1p(x / x.sum(axis=1, keepdims=True) * 1e4)
+    logged.X = sp.csr_matrix((natural / np.log(base)).astype(np.float32))
+    logged.uns["log1p"] = {"base": base}
+    np.testing.assert_allclose(fitted.of(model.cells(logged)), fitted.of(model.cells(query)), rtol=2e-3)
+
+
+def test_what_was_said_of_the_matrix_is_respected(model: SCGPT, fitted: Novelty) -> None:
+    query = blood(60, seed=2)
+    scaled = query.copy()
+    scaled.X = query.X * np.float32(0.013)  # counts after a correction, small enough to be taken for logarithms
+    found = fitted.of(model.cells(scaled, data_type="counts"))
+    np.testing.assert_allclose(found, fitted.of(model.cells(query)), rtol=1e-3)
+
+
 @pytest.mark.parametrize("form", ["dense", "csc", "reordered", "more genes", "rows", "symbols"])
 def test_form_of_the_query_changes_nothing(model: SCGPT, fitted: Novelty, form: str) -> None:
     query = blood(50, seed=3)

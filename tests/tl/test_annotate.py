@@ -308,7 +308,7 @@ class TestUnknown:
         fewer = many[:, np.sort(np.argsort(share)[:110])].copy()
         fewer = fewer[np.asarray(fewer.X.sum(axis=1)).ravel() > 0].copy()
         sg.tl.annotate(fewer, careful, unknown=0.7)
-        assert "it cannot be said which cells are unlike them" in caplog.text
+        assert "It cannot be said which cells are unlike the training cells" in caplog.text
         assert fewer.uns["annotate"]["unknown"]["n_novel"] == 0
         assert "scgpt_novelty" not in fewer.obs
 

@@ -14,6 +14,7 @@ from scgalore import _logging as logg
 from scgalore._keys import GeneKeys
 from scgalore.data.batches import ListedBatches, SampledBatches, largest_batch
 from scgalore.data.columns import read_column
+from scgalore.data.expression import LogExpression
 from scgalore.data.hashing import cell_keys, digest
 from scgalore.data.match import GeneMatch, advice_for, match_genes
 from scgalore.data.matrix import CellMatrix
@@ -26,7 +27,7 @@ from scgalore.data.tokenizer import Tokenizer
 from scgalore.errors import DataError, MissingKeyError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping
+    from collections.abc import Iterator, Mapping
 
     from anndata import AnnData
     from numpy.typing import NDArray
@@ -34,7 +35,6 @@ if TYPE_CHECKING:
     from scgalore.data.batches import Batches, BatchPlan
     from scgalore.data.reading import Reading
     from scgalore.data.sampler import BatchRequest
-    from scgalore.data.scale import Scale
     from scgalore.data.tokens import RaggedTokens, TokenBatch, TokenizerConfig
     from scgalore.data.vocab import GeneVocab
 
@@ -62,8 +62,8 @@ class TokenCells:
         :attr:`TokenBatch.targets <scgalore.data.tokens.TokenBatch>`.
     ranked
         Token ids of the genes from best to worst, int64, for a curriculum; ``None`` without a ranking.
-    find_scale
-        Tells counts from logarithms, which tokens do not depend on; see :func:`scgalore.data.scale.scale_of`.
+    signs
+        What else than the values says what the matrix holds, as :func:`scgalore.data.scale.scale_of` reads it.
     """
 
     matrix: CellMatrix
@@ -73,7 +73,7 @@ class TokenCells:
     seen: Seen
     targets: Mapping[str, NDArray[Any]] = field(default_factory=dict, repr=False)
     ranked: NDArray[np.int64] | None = field(default=None, repr=False)
-    find_scale: Callable[[], Scale] | None = field(default=None, repr=False, compare=False)
+    signs: Mapping[str, Any] = field(default_factory=dict, repr=False)
 
     @classmethod
     def from_adata(
@@ -122,23 +122,23 @@ class TokenCells:
         seen.check(match, reading.min_matched, advice, what="counts" if counts else "expression")
         empty = np.flatnonzero(lengths <= config.append_cls)
         _refuse_empty_cells(adata, matrix, empty, allowed=reading.min_matched == 0)
-        find_scale = partial(scale_of, matrix, uns=adata.uns, layer=reading.layer, data_type=reading.data_type)
-        return cls(matrix, tokenizer, match, lengths, seen, find_scale=find_scale)
+        signs = {"uns": {key: adata.uns[key] for key in adata.uns if key == "log1p"}, "layer": reading.layer}
+        return cls(matrix, tokenizer, match, lengths, seen, signs={**signs, "data_type": reading.data_type})
+
+    def expression(self) -> LogExpression:
+        """The matrix with what its values are, which tokens do not depend on.
+
+        Raises
+        ------
+        DataError
+            If they are neither counts nor logarithms.
+        """
+        return LogExpression(self.matrix, scale_of(self.matrix, **self.signs))
 
     @property
     def n_obs(self) -> int:
         """Number of cells."""
         return self.matrix.n_obs
-
-    def scale(self) -> Scale:
-        """Counts or logarithms, and to which base; some cells are read.
-
-        Raises
-        ------
-        DataError
-            If the values are neither.
-        """
-        return scale_of(self.matrix) if self.find_scale is None else self.find_scale()
 
     @property
     def n_matched(self) -> int:

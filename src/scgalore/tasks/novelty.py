@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from scgalore.data.cells import TokenCells
-    from scgalore.data.scale import Scale
+    from scgalore.data.expression import LogExpression
 
 __all__ = ["Novelty"]
 
@@ -92,7 +92,7 @@ class Novelty:
 
         Returns
         -------
-        ``None`` where the cells are too few, less than twenty in addition to one for each class, or their values are neither
+        ``None`` where the cells are too few, less than twenty in addition to one for each class, or their matrix holds neither
         counts nor logarithms.
         """
         if len(rows) > MOST_CELLS:
@@ -101,12 +101,11 @@ class Novelty:
         n_classes = int(classes.max(initial=-1)) + 1
         if len(rows) < 20 + n_classes:
             return None
-        try:
-            scale = cells.scale()
-        except DataError:  # values that are neither counts nor logarithms, which tokens do not mind
-            return None
         columns = np.flatnonzero(cells.match.token_ids >= 0)
-        shares = _shares(cells, rows, columns, scale)
+        try:
+            shares = _shares(cells.expression(), rows, columns)
+        except DataError:
+            return None
         share = np.asarray(shares.mean(axis=0), dtype=np.float64).ravel()
         logged = _logged(shares)
         mean = np.asarray(logged.mean(axis=0), dtype=np.float64).ravel()
@@ -150,7 +149,13 @@ class Novelty:
             With the vocabulary of the training cells. Genes that they lack count as average.
         rows
             Row numbers; all cells when left out.
+
+        Raises
+        ------
+        DataError
+            If their matrix holds neither counts nor logarithms.
         """
+        expression = cells.expression()
         rows = np.arange(cells.n_obs) if rows is None else rows
         position = {int(token): column for column, token in enumerate(cells.match.token_ids) if token >= 0}
         columns = np.array([position.get(int(token), -1) for token in self.tokens])
@@ -158,11 +163,11 @@ class Novelty:
         total = float(self.share[measured].sum())
         place = np.cumsum(measured) - 1
         kept = measured[self.compared]
-        found, scale = np.empty(len(rows), dtype=np.float32), cells.scale()
+        found = np.empty(len(rows), dtype=np.float32)
         for start in range(0, len(rows), CHUNK):
             chunk = rows[start : start + CHUNK]
             # Fewer genes hold fewer counts: those of the training cells in the same genes.
-            logged = _logged(_shares(cells, chunk, columns[measured], scale), total)
+            logged = _logged(_shares(expression, chunk, columns[measured]), total)
             z = np.zeros((len(chunk), len(self.compared)), dtype=np.float32)
             dense = logged[:, place[self.compared[kept]]].toarray()
             z[:, kept] = _standardised(dense, self.mean[kept], self.std[kept])
@@ -206,11 +211,9 @@ def _float32(x: NDArray[np.floating]) -> NDArray[np.float32]:
     return np.ascontiguousarray(x, dtype=np.float32)
 
 
-def _shares(cells: TokenCells, rows: NDArray[np.int64], columns: NDArray[np.int64], scale: Scale) -> sp.csr_matrix:
+def _shares(expression: LogExpression, rows: NDArray[np.int64], columns: NDArray[np.int64]) -> sp.csr_matrix:
     """Share of each cell's counts in each of some columns, float64 CSR ``(n, n_columns)``."""
-    counts = cells.matrix.rows(rows)[:, columns].astype(np.float64)
-    if scale.kind == "log1p":
-        counts.data = np.expm1(counts.data * np.log(scale.base))
+    counts = expression.linear(expression.matrix.rows(rows))[:, columns].astype(np.float64)
     depth = np.asarray(counts.sum(axis=1)).ravel()
     counts.data /= np.repeat(np.where(depth > 0, depth, 1), np.diff(counts.indptr))
     return counts

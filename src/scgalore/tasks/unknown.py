@@ -11,11 +11,13 @@ import pandas as pd
 from scgalore import _logging as logg
 from scgalore._keys import UNKNOWN
 from scgalore._options import is_number
-from scgalore.errors import OptionError
+from scgalore.errors import DataError, OptionError
 from scgalore.tasks.calibration import CONFIDENCE
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+
+    from numpy.typing import NDArray
 
     from scgalore._keys import CellKeys
     from scgalore.data.cells import TokenCells
@@ -126,19 +128,10 @@ class UnknownRule:
         """
         labels, what = results.obs[keys.label]
         uncertain = np.asarray(results.obs[keys.score][0]) < self.threshold
-        novel, judged = np.zeros(len(labels), dtype=bool), False
-        if self.novelty is not None and self.novelty_threshold is not None:
-            present = self.novelty.present(cells)
-            judged = present >= LEAST_PRESENT
-            if judged:
-                values = self.novelty.of(cells)
-                novel = values > self.novelty_threshold
-                results.obs[keys.novelty] = (values, "how unlike the training cells they are")
-            else:
-                logg.warning(
-                    f"The genes of these cells hold {100 * present:.0f} % of the counts of the training cells, so it cannot be "
-                    "said which cells are unlike them: only uncertain labels become 'unknown'."
-                )
+        novel, values = np.zeros(len(labels), dtype=bool), self._novelties(cells)
+        if values is not None and self.novelty_threshold is not None:
+            novel = values > self.novelty_threshold
+            results.obs[keys.novelty] = (values, "how unlike the training cells they are")
         unknown = uncertain | novel
         codes = np.where(unknown, len(labels.categories), labels.codes)
         categories = labels.categories.append(pd.Index([UNKNOWN]))
@@ -156,12 +149,31 @@ class UnknownRule:
         return {
             "error_rate": self.error_rate,
             "threshold": self.threshold,
-            "novelty_threshold": self.novelty_threshold if judged else None,
+            "novelty_threshold": None if values is None else self.novelty_threshold,
             "n_unknown": int(unknown.sum()),
             "n_uncertain": int(uncertain.sum()),
             "n_novel": int(novel.sum()),
             "validation": self.promise,
         }
+
+    def _novelties(self, cells: TokenCells) -> NDArray[np.float32] | None:
+        """Novelty of each cell; ``None``, with a warning, where it cannot be judged."""
+        if self.novelty is None or self.novelty_threshold is None:
+            logg.info(
+                "    the model cannot tell cells that are unlike its training cells: only uncertain labels become 'unknown'"
+            )
+            return None
+        present = self.novelty.present(cells)
+        reason = f"the genes of these cells hold {100 * present:.0f} % of the counts of the training cells"
+        if present >= LEAST_PRESENT:
+            try:
+                return self.novelty.of(cells)
+            except DataError as error:
+                reason = str(error)
+        logg.warning(
+            f"It cannot be said which cells are unlike the training cells, and only uncertain labels become 'unknown': {reason}"
+        )
+        return None
 
 
 def _warn(rate: float, curve: ErrorCurve, at: int) -> None:

@@ -19,9 +19,11 @@ if TYPE_CHECKING:
 
     import pandas as pd
 
+    import pandas as pd
+
     from scgalore.genes.ranking import Strategy
 
-__all__ = ["GeneLists", "warn_absent"]
+__all__ = ["GeneLists", "warn_absent", "warn_unmatched"]
 
 FROM_DATA = (VARIABLE, EXPRESSED, RESPONSIVE)
 SAMPLE = 1000  # names that tell the species

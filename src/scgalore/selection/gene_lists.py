@@ -19,8 +19,6 @@ if TYPE_CHECKING:
 
     import pandas as pd
 
-    import pandas as pd
-
     from scgalore.genes.ranking import Strategy
 
 __all__ = ["GeneLists", "warn_absent", "warn_unmatched"]

@@ -1,4 +1,5 @@
 import logging
+import pickle
 import tracemalloc
 
 import anndata as ad
@@ -8,9 +9,11 @@ import pandas as pd
 import pytest
 import scipy.sparse as sp
 from anndata.abc import CSRDataset
+from anndata.io import sparse_dataset
 
 from scgalore.data.matrix import CellMatrix
 from scgalore.data.readers import open_matrix
+from scgalore.data.sources import open_file
 from scgalore.errors import DataError
 
 # That each reader returns the right rows is tested in test_matrix.py; here, what it costs and says.
@@ -71,6 +74,28 @@ def test_backed_csc_says_that_it_is_read_into_memory(tmp_path, caplog):
     with caplog.at_level(logging.INFO, logger="scgalore"):
         CellMatrix.from_adata(ad.read_h5ad(path, backed="r"))
     assert "read into memory once" in caplog.text
+
+
+@pytest.mark.parametrize(
+    "held", ["csr", "csc", "dense", "view", "file", "dense_file", "view_of_a_file", "zarr", "dense_zarr"]
+)
+def test_readers_can_be_sent_to_another_process(tmp_path, held):
+    x = DENSE if "dense" in held else sp.csc_matrix(DENSE) if held == "csc" else sp.csr_matrix(DENSE)
+    adata = ad.AnnData(x)
+    rows = np.array([1, 4, 5, 39])
+    if "zarr" in held:
+        adata.write_zarr(tmp_path / "x.zarr")
+        group = open_file(tmp_path / "x.zarr")["X"]
+        read = open_matrix(group if "dense" in held else sparse_dataset(group), "X")
+    else:
+        if "file" in held:
+            adata.write_h5ad(tmp_path / "x.h5ad")
+            adata = ad.read_h5ad(tmp_path / "x.h5ad", backed="r")
+        read = CellMatrix.from_adata(adata[OBS, VAR] if "view" in held else adata)._read
+    sent = pickle.loads(pickle.dumps(read))
+    expected = DENSE[np.ix_(OBS, VAR)] if "view" in held else DENSE
+    np.testing.assert_array_equal(sent(rows).toarray(), expected[rows])
+    np.testing.assert_array_equal(read(rows).toarray(), expected[rows])  # and the original reads on
 
 
 def test_a_closed_file_is_opened_again(tmp_path):

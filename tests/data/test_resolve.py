@@ -111,6 +111,17 @@ def test_raw_is_refused_with_the_call_that_helps():
         resolve_adata(adata.raw)
 
 
+@pytest.mark.parametrize("slot", ["obs", "var"])
+def test_tables_that_are_not_in_memory_are_refused(slot, monkeypatch):
+    class Dataset2D:  # what anndata.experimental.read_lazy has in the place of a table
+        pass
+
+    adata = modality(["a", "b"])
+    monkeypatch.setattr(ad.AnnData, slot, Dataset2D())
+    with pytest.raises(DataError, match=rf"adata.{slot} is a Dataset2D.*adata.to_memory\(\)"):
+        resolve_adata(adata)
+
+
 def test_repeated_names_are_found_before_any_work():
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")

@@ -64,6 +64,35 @@ def test_as_many_as_are_expressed_need_no_message(caplog: pytest.LogCaptureFixtu
     assert caplog.records == []
 
 
+@pytest.mark.parametrize(
+    ("named", "strategy", "warned"),
+    [
+        ("barcodes", "biological", True),
+        ("barcodes", "hvg", False),
+        ("numbers", "biological", True),
+        ("genes", "biological", False),
+    ],
+)
+def test_names_that_no_list_knows_are_warned_of(
+    named: str, strategy: str, warned: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    adata = counts()
+    adata.var["symbol"] = adata.var_names
+    names = {"barcodes": "AAACCTGAGA-", "numbers": ""}
+    if named != "genes":
+        adata.var_names = [f"{names[named]}{i}" for i in range(adata.n_vars)]
+    with caplog.at_level(logging.WARNING, logger="scgalore"):
+        sg.tl.select_genes(adata, 20, strategy)
+    found = [record.getMessage() for record in caplog.records if "gene_symbols=" in record.getMessage()]
+    assert bool(found) == warned
+    if warned:
+        assert adata.var_names[0] in found[0]
+        assert "['symbol']" in found[0]
+        caplog.clear()
+        sg.tl.select_genes(adata, 20, strategy, gene_symbols="symbol")
+        assert caplog.records == []
+
+
 def test_the_default_call_runs_on_data_of_few_genes(pbmc: AnnData) -> None:
     sg.tl.select_genes(pbmc)
     assert pbmc.var["selected"].sum() == (pbmc.X.getnnz(axis=0) > 0).sum()

@@ -1,3 +1,4 @@
+import pickle
 from collections.abc import Callable
 from typing import Any
 
@@ -99,6 +100,22 @@ def test_without_validation_cells_there_is_no_loader(make: Callable[..., CellDat
     assert make(validation_size=0.0).val_dataloader() == []
 
 
+def test_cells_can_be_sent_to_workers_that_are_not_forked(make: Callable[..., CellDataModule]) -> None:
+    check_sent(make())
+
+
+def check_sent(data: CellDataModule) -> None:
+    """A dataset as a worker gets it where processes are not forked makes the same batches."""
+    for loader in (data.train_dataloader(), data.val_dataloader()):
+        assert isinstance(loader, DataLoader)
+        sent, collate = pickle.loads(pickle.dumps((loader.dataset, loader.collate_fn)))
+        for request in list(loader.sampler)[:3]:
+            one, other = loader.collate_fn(loader.dataset[request]), collate(sent[request])
+            assert torch.equal(one.cells, other.cells)
+            assert torch.equal(one.genes, other.genes)
+            assert torch.equal(one.values, other.values)
+
+
 class TestMaxLength:
     """Training cells are sampled, validation cells are not."""
 
@@ -187,6 +204,9 @@ class TestPerturbations:
         for one, other in zip(alone, helped, strict=True):
             assert torch.equal(one.cells, other.cells)
             assert torch.equal(one.values, other.values)
+
+    def test_can_be_sent_to_workers_that_are_not_forked(self) -> None:
+        check_sent(self.module())
 
     def test_without_validation_perturbations_there_is_no_loader(self) -> None:
         split = flagged_split()

@@ -2,6 +2,7 @@ import math
 import sys
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from anndata import AnnData
@@ -34,10 +35,18 @@ def test_one_process_unless_more_are_asked_for() -> None:
 
 @pytest.mark.usefixtures("in_a_script")
 @pytest.mark.parametrize(
-    ("devices", "size"), ids=repr, argvalues=[(2, 2), ("2", 2), ([0, 1, 2], 3), ("0,1", 2), (1, 1), ([4], 1)]
+    ("devices", "size"),
+    ids=repr,
+    argvalues=[(2, 2), ("2", 2), ([0, 1, 2], 3), ("0,1", 2), (1, 1), ([4], 1), (np.int64(2), 2), ([np.int32(4)], 1)],
 )
 def test_devices_are_counted(devices: Any, size: int) -> None:
     assert training_processes(TrainConfig(devices=devices)).size == size
+
+
+@pytest.mark.parametrize("devices", [-1, "-1", [0], [3], "1", 1, np.int64(1)], ids=repr)
+def test_a_cpu_trains_whatever_gpus_are_named(few: AnnData, model: SCGPT, devices: Any) -> None:
+    model.train(few, labels_key="bulk_labels", max_epochs=1, accelerator="cpu", devices=devices)
+    assert len(model.history) == 1
 
 
 @pytest.mark.usefixtures("launched")

@@ -2,12 +2,16 @@
 
 A reader takes strictly increasing row numbers, at least one, and returns these rows as CSR. A sparse matrix is never
 made dense, and a dense one is read a block of rows at a time, so memory follows the rows asked for and not the matrix.
+
+Readers can be pickled, since worker processes get them so wherever processes are not forked: on macOS, on Windows, and on Linux
+from Python 3.14. One of a file opens the file anew there.
 """
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from functools import partial
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import h5py
@@ -55,14 +59,16 @@ def open_matrix(x: Any, name: str) -> Read:
         msg = f"{name} holds values of type {x.dtype}; expected numbers."
         raise DataError(msg)
     if isinstance(x, CSRDataset):
-        return _sparse_file_reader(x)
+        group = x.group
+        return partial(_sparse_file_rows, _Held(group["data"]), _Held(group["indices"]), group["indptr"][:], x.shape[1])
     if isinstance(x, CSCDataset):
         logger.info("%s is backed by columns (CSC): it is read into memory once, as a sparse matrix.", name)
         x = x.to_memory()
     if sp.issparse(x):
         csr = sp.csr_matrix(x)  # shares memory with a CSR matrix; converts any other form, once
-        return lambda rows: csr[rows]
-    return _dense_file_reader(x) if on_disk else _dense_reader(np.asarray(x))
+        return partial(_rows, csr)
+    read = partial(_dense_file_rows, _Held(x)) if on_disk else partial(_rows, np.asarray(x))
+    return partial(_in_blocks, read, max(1, _BLOCK_VALUES // max(1, x.shape[1])))
 
 
 def open_backed_view(adata: AnnData, name: str) -> Read:
@@ -79,35 +85,44 @@ def open_backed_view(adata: AnnData, name: str) -> Read:
     # are taken from the file instead. anndata has no public name for where a view looks.
     parent, obs, var = adata._adata_ref, adata._oidx, adata._vidx
     read = open_matrix(parent.X, name)
-    in_file, columns = np.arange(parent.n_obs)[obs], np.arange(parent.n_vars)[var]
-
-    def view(rows: NDArray[np.int64]) -> sp.csr_matrix:
-        unique, inverse = np.unique(in_file[rows], return_inverse=True)
-        return read(unique)[inverse][:, columns]
-
-    return view
+    return partial(_rows_of_view, read, np.arange(parent.n_obs)[obs], np.arange(parent.n_vars)[var])
 
 
-def _dense_reader(x: NDArray[Any]) -> Read:
-    return _in_blocks(lambda rows: x[rows], x.shape[1])
+class _Held:
+    """A dataset in a file. A process that it is sent to opens the file itself, since HDF5's handles cannot be sent."""
+
+    def __init__(self, values: Any) -> None:
+        self.values = values
+
+    def __reduce__(self) -> Any:
+        if isinstance(self.values, h5py.Dataset):
+            return _opened, (self.values.file.filename, self.values.name)
+        return _Held, (self.values,)
 
 
-def _dense_file_reader(x: Any) -> Read:
-    def read(rows: NDArray[np.int64]) -> NDArray[Any]:
-        bounds = [(first, stop, *np.searchsorted(rows, (first, stop))) for first, stop in _spans(rows, len(rows))]
-        return np.concatenate([x[first:stop][rows[start:end] - first] for first, stop, start, end in bounds])
-
-    return _in_blocks(read, x.shape[1])
+def _opened(path: str, name: str) -> _Held:
+    return _Held(h5py.File(path, "r")[name])
 
 
-def _in_blocks(read: Callable[[NDArray[np.int64]], NDArray[Any]], n_vars: int) -> Read:
-    size = max(1, _BLOCK_VALUES // max(1, n_vars))
+def _rows(x: Any, rows: NDArray[np.int64]) -> Any:
+    return x[rows]
 
-    def read_sparse(rows: NDArray[np.int64]) -> sp.csr_matrix:
-        blocks = [_from_dense(read(rows[start : start + size])) for start in range(0, len(rows), size)]
-        return sp.vstack(blocks, format="csr")
 
-    return read_sparse
+def _rows_of_view(
+    read: Read, in_file: NDArray[np.int64], columns: NDArray[np.int64], rows: NDArray[np.int64]
+) -> sp.csr_matrix:
+    unique, inverse = np.unique(in_file[rows], return_inverse=True)
+    return read(unique)[inverse][:, columns]
+
+
+def _dense_file_rows(held: _Held, rows: NDArray[np.int64]) -> NDArray[Any]:
+    bounds = [(first, stop, *np.searchsorted(rows, (first, stop))) for first, stop in _spans(rows, len(rows))]
+    return np.concatenate([held.values[first:stop][rows[start:end] - first] for first, stop, start, end in bounds])
+
+
+def _in_blocks(read: Callable[[NDArray[np.int64]], NDArray[Any]], size: int, rows: NDArray[np.int64]) -> sp.csr_matrix:
+    blocks = [_from_dense(read(rows[start : start + size])) for start in range(0, len(rows), size)]
+    return sp.vstack(blocks, format="csr")
 
 
 def _from_dense(block: NDArray[Any]) -> sp.csr_matrix:
@@ -115,20 +130,16 @@ def _from_dense(block: NDArray[Any]) -> sp.csr_matrix:
         return sp.csr_matrix(block.astype(np.float32))  # cast first: SciPy has no sparse float16
 
 
-def _sparse_file_reader(x: CSRDataset) -> Read:
-    data, indices, indptr = x.group["data"], x.group["indices"], x.group["indptr"][:]
-    n_vars = x.shape[1]
-
-    def read(rows: NDArray[np.int64]) -> sp.csr_matrix:
-        spans = _spans(rows)
-        held = np.concatenate([np.arange(first, stop) for first, stop in spans])
-        parts = [slice(indptr[first], indptr[stop]) for first, stop in spans]
-        starts = np.concatenate(([0], np.cumsum(indptr[held + 1] - indptr[held])))
-        arrays = (np.concatenate([data[p] for p in parts]), np.concatenate([indices[p] for p in parts]), starts)
-        csr = sp.csr_matrix(arrays, shape=(len(held), n_vars))
-        return csr if len(held) == len(rows) else csr[np.searchsorted(held, rows)]
-
-    return read
+def _sparse_file_rows(
+    data: _Held, indices: _Held, indptr: NDArray[np.int64], n_vars: int, rows: NDArray[np.int64]
+) -> sp.csr_matrix:
+    spans = _spans(rows)
+    held = np.concatenate([np.arange(first, stop) for first, stop in spans])
+    parts = [slice(indptr[first], indptr[stop]) for first, stop in spans]
+    starts = np.concatenate(([0], np.cumsum(indptr[held + 1] - indptr[held])))
+    arrays = [np.concatenate([x.values[part] for part in parts]) for x in (data, indices)]
+    csr = sp.csr_matrix((*arrays, starts), shape=(len(held), n_vars))
+    return csr if len(held) == len(rows) else csr[np.searchsorted(held, rows)]
 
 
 def _spans(rows: NDArray[np.int64], longest: int | None = None) -> list[tuple[int, int]]:

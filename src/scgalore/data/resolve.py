@@ -6,6 +6,7 @@ import warnings
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import pandas as pd
 from anndata import AnnData, ImplicitModificationWarning
 
 from scgalore.errors import DataError, MissingKeyError
@@ -13,7 +14,6 @@ from scgalore.errors import DataError, MissingKeyError
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    import pandas as pd
     from mudata import MuData
     from numpy.typing import NDArray
 
@@ -35,6 +35,7 @@ def resolve_adata(data: AnnData | MuData, *, mod: str = "rna") -> AnnData:
     The object itself, or the modality it holds (not a copy: what is written there lands in ``data``).
     """
     if isinstance(data, AnnData):
+        _refuse_lazy(data)
         return data
     if not _is_mudata(data):
         msg = f"Expected an AnnData or a MuData, found {type(data).__name__}{_HINTS.get(type(data).__name__, '')}."
@@ -50,7 +51,20 @@ def resolve_adata(data: AnnData | MuData, *, mod: str = "rna") -> AnnData:
         # Found here, before any work: results could not be brought to the MuData's own obs.
         msg = f"Modality {mod!r} has repeated obs_names; make them unique before the MuData is made."
         raise DataError(msg)
+    _refuse_lazy(adata)
     return adata
+
+
+def _refuse_lazy(adata: AnnData) -> None:
+    """Refuse tables that are not in memory, as those of :func:`anndata.experimental.read_lazy`."""
+    for slot in ("obs", "var"):
+        table = getattr(adata, slot)
+        if not isinstance(table, pd.DataFrame):
+            msg = (
+                f"adata.{slot} is a {type(table).__name__}, expected a pandas.DataFrame. Bring the AnnData into memory with "
+                "adata = adata.to_memory(), or open the file with anndata.read_h5ad(path, backed='r')."
+            )
+            raise DataError(msg)
 
 
 def write_obs(data: AnnData | MuData, adata: AnnData, keys: Iterable[str], mod: str = "rna") -> None:

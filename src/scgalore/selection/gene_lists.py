@@ -15,9 +15,11 @@ from scgalore.genes.sets import SPECIES, GeneColumns, get_gene_set, list_gene_se
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    import pandas as pd
+
     from scgalore.genes.ranking import Strategy
 
-__all__ = ["GeneLists", "warn_absent"]
+__all__ = ["GeneLists", "warn_absent", "warn_unmatched"]
 
 FROM_DATA = (VARIABLE, EXPRESSED, RESPONSIVE)
 SAMPLE = 1000  # names that tell the species
@@ -173,3 +175,23 @@ def warn_absent(absent: Mapping[str, tuple[str, ...]]) -> None:
             shown = ", ".join(names[:5]) + (", ..." if names[5:] else "")
             say = logg.info if source == TARGETS else logg.warning
             say(f"{'    ' if source == TARGETS else ''}not in the data, of {source}: {shown} ({len(names):,} in all)")
+
+
+def warn_unmatched(lists: GeneLists, n_matched: pd.Series, names: Sequence[str], columns: Sequence[str]) -> None:
+    """Say that no list of a strategy has a gene in the data: names are probably of something else.
+
+    Parameters
+    ----------
+    lists
+        All lists.
+    n_matched
+        Genes of each source that are in the data.
+    names, columns
+        Names of the genes in the data, and columns of ``adata.var``, which may hold better ones.
+    """
+    own = [name for name in lists.weights if name in lists.genes and name not in lists.asked]
+    if own and not n_matched[own].any():
+        logg.warning(
+            f"no gene of the lists {', '.join(own)} is in the data, whose genes are named {', '.join(names[:3])}, ...: only what "
+            f"the data say of them counts. Pass gene_symbols= if a column of adata.var has their symbols ({list(columns)})."
+        )

@@ -17,7 +17,7 @@ from scgalore.genes.ranking import MUST_INCLUDE, TARGETS, get_strategy, merge
 from scgalore.genes.sets import GeneColumns
 from scgalore.perturb.labels.conditions import Conditions
 from scgalore.perturb.labels.screen import parts_of, texts_of
-from scgalore.selection.gene_lists import GeneLists, warn_absent
+from scgalore.selection.gene_lists import GeneLists, warn_absent, warn_unmatched
 from scgalore.selection.gene_scores import Cells, GeneScores
 
 if TYPE_CHECKING:
@@ -167,7 +167,9 @@ def rank_adata(
         "gene_sets": [name for name in lists.genes if name not in plan.weights],
     }
     targets = None if conditions is None else cells.targets()
-    return _ranked(scores, lists, targets, GeneColumns(names, reading.species, scores.mean), params)
+    ranking = _ranked(scores, lists, targets, GeneColumns(names, reading.species, scores.mean), params)
+    warn_unmatched(lists, ranking.sources["n_matched"], names, list(adata.var.columns))
+    return ranking
 
 
 def _ranked(

@@ -66,10 +66,17 @@ Strategy = Literal["auto", "ddp", "ddp_find_unused_parameters_true"]
 
 def _are_devices(value: Any) -> bool:
     if isinstance(value, str):
-        return value == "auto" or all(part.strip().removeprefix("-").isdigit() for part in value.split(","))
+        parts = [part.strip() for part in value.split(",")]
+        return value in ("auto", "-1") or (all(map(str.isdigit, parts)) and parts != ["0"])
     if isinstance(value, list):
-        return len(value) > 0 and all(isinstance(number, int) and number >= 0 for number in value)
-    return isinstance(value, int) and not isinstance(value, bool) and (value >= 1 or value == -1)
+        return len(value) > 0 and all(is_whole(number, 0) for number in value)
+    return is_whole(value, -1) and value != 0
+
+
+def _plain_devices(value: Any) -> Any:
+    if isinstance(value, str):
+        return value
+    return [int(number) for number in value] if isinstance(value, list) else int(value)
 
 
 _SHORT = {"progressive": True, "standard": False}
@@ -94,7 +101,9 @@ CURRICULUM = Kind(
     # JSON has no numbers as names.
     lambda value: {int(n): epochs for n, epochs in value.items()} if _are_digits(value) else value,
 )
-DEVICES = Kind("give a number of devices, a list of their numbers, -1 for all, or 'auto'", _are_devices, as_json)
+DEVICES = Kind(
+    "give a number of devices, a list of their numbers, -1 for all, or 'auto'", _are_devices, as_json, _plain_devices
+)
 OPTIMIZER = Kind("it must be the name of an optimizer", lambda value: isinstance(value, str))
 
 

@@ -60,7 +60,7 @@ def training_processes(config: TrainConfig) -> Processes:
         processes = _of_launcher(config, world.local_size, world.n_nodes)
     else:
         n_devices = _n_devices(config)
-        processes = Processes(config.devices, config.num_nodes, n_devices * config.num_nodes)
+        processes = Processes(_devices(config, n_devices), config.num_nodes, n_devices * config.num_nodes)
         if processes.size > 1 and "LOCAL_RANK" not in os.environ:
             _check_script(config, n_devices)
     _check_options(config, processes.size)
@@ -75,8 +75,17 @@ def _of_launcher(config: TrainConfig, n_devices: int, num_nodes: int) -> Process
             f"each of {num_nodes} machines. Leave both out, or give these numbers."
         )
         raise OptionError(msg)
-    devices = config.devices if isinstance(config.devices, list) else n_devices
+    devices = _devices(config, n_devices) if isinstance(config.devices, list) else n_devices
     return Processes(devices, num_nodes, n_devices * num_nodes)
+
+
+def _on_cuda(config: TrainConfig) -> bool:
+    return config.accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available()
+
+
+def _devices(config: TrainConfig, n_devices: int) -> int | list[int] | str:
+    """What Lightning is asked for: outside CUDA devices have no numbers, and ``-1`` and lists of them are refused there."""
+    return config.devices if config.devices == "auto" or _on_cuda(config) else n_devices
 
 
 def _n_devices(config: TrainConfig) -> int:
@@ -86,8 +95,7 @@ def _n_devices(config: TrainConfig) -> int:
     if isinstance(devices, list):
         return len(devices)
     if devices in ("-1", -1):
-        on_gpu = config.accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available()
-        return torch.cuda.device_count() if on_gpu else 1
+        return torch.cuda.device_count() if _on_cuda(config) else 1
     return devices if isinstance(devices, int) else 1
 
 

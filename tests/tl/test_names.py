@@ -170,3 +170,36 @@ class TestRepeated:
             sg.tl.finetune(adata, "scgpt-mini", labels_key="bulk_labels", max_epochs=1)
         np.testing.assert_array_equal(few.obsm["X_scGPT"], expected.obsm["X_scGPT"])
         assert few.obs["scgpt_label"].tolist() == expected.obs["scgpt_label"].tolist()
+
+
+@pytest.mark.parametrize("value", [None, True, 3, "text", ["a"], np.arange(3), pd.DataFrame({"a": [1]}), {}], ids=str)
+def test_odd_records_are_left_alone_and_disturb_nothing(value: Any) -> None:
+    adata = counts(n_cells=3, n_control=6)
+    keys = ("log1p", "split", "finetune_2", "select_genes", "perturbation_colors", "predict_perturbation_2")
+    adata.uns |= dict.fromkeys(keys, value)
+    model = sg.tl.finetune(adata, tiny_model(GENES), task="perturbation", max_epochs=1, batch_size=32)
+    sg.tl.predict_perturbation(adata, ["G05"], model=model)
+    sg.tl.select_genes(adata, 5, "hvg", pert_key="perturbation", key_added="mine")
+    assert all(adata.uns[key] is value for key in keys)
+
+
+@pytest.mark.parametrize("column", ["cell_line", "batch", "per"])
+def test_missing_labels_are_named(column: str) -> None:
+    adata = counts(n_cells=3, n_control=6, contexts=("A", "B"))
+    adata.obs["per"] = adata.obs["perturbation"]
+    model = sg.tl.finetune(
+        adata, tiny_model(GENES), task="perturbation", split_key="split", max_epochs=1, batch_size=32
+    )
+    adata.obs[column] = adata.obs[column].astype(object)
+    adata.obs.loc[["cell3", "cell40"], column] = [None, np.nan]
+    read: dict[str, Any] = {"cell_line": {"context_key": column}, "per": {"per_cell": column}, "batch": {}}[column]
+    calls = [lambda: sg.tl.predict_perturbation(adata, ["G00"], model=model, **read)] if read else []
+    if column != "per":
+        asked = {"context_key" if column == "cell_line" else "batch_key": column}
+        calls += [
+            lambda: sg.tl.finetune(adata, "never looked at", task="perturbation", split_key="split", **asked),
+            lambda: sg.tl.select_genes(adata, 5, "perturbation", pert_key="perturbation", split_key="split", **asked),
+        ]
+    for call in calls:
+        with pytest.raises(sg.errors.DataError, match=rf"adata\.obs\['{column}'\] is empty for 2 of "):
+            call()

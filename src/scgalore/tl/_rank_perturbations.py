@@ -106,7 +106,9 @@ def rank_perturbations(
     {context_key}
     {separator}
     split_key
-        Column of ``adata.obs`` with the part of each cell.
+        Column of ``adata.obs`` with the part of each cell. ``None`` takes the one the model was trained with, where the
+        perturbations here are in the parts they were in then, else one that :func:`scgalore.pp.split_perturbations` has made
+        for these data.
     {layer}
     {gene_symbols}
     {data_type}

@@ -143,14 +143,19 @@ class TestChanged:
         sg.pp.split_perturbations(adata, pert_key="gene", rng=1)
         cell = data.draw(st.integers(0, 27))
         part = data.draw(
-            st.sampled_from(
-                [part for part in ("train", "validation", "test", None) if part != adata.obs["split"].iloc[cell]]
-            )
+            st.sampled_from([part for part in ("train", "validation", "test") if part != adata.obs["split"].iloc[cell]])
         )
         adata.obs["split"] = adata.obs["split"].astype(object)
         adata.obs.loc[adata.obs_names[cell], "split"] = part
         with pytest.raises(DataError, match="1 are in other parts"):
             refuse_changed(adata, "split")
+
+    @given(st.sets(st.integers(0, 27)))
+    def test_cells_may_be_left_out(self, cells: set[int]) -> None:
+        adata = screen()
+        sg.pp.split_perturbations(adata, pert_key="gene", rng=1)
+        adata.obs.loc[adata.obs_names[sorted(cells)], "split"] = None
+        assert own_split(adata, pert_key="gene") == "split"
 
     def test_records_of_version_0_5_0_have_no_table(self, split: AnnData) -> None:
         del split.uns["split"]["cells"]

@@ -140,7 +140,7 @@ def refuse_changed(data: Tables, key: str) -> None:
     Parameters
     ----------
     data
-        Cells. They may be fewer than were split.
+        Cells. They may be fewer than were split, and some may be in no part any more.
     key
         Column of ``obs``.
     """
@@ -157,7 +157,8 @@ def refuse_changed(data: Tables, key: str) -> None:
     before = before.set_axis(before.index.astype(str), axis=0)
     new = now.index.difference(before.index, sort=False)
     known = now.index.intersection(before.index, sort=False)
-    moved = known[((now.loc[known] > 0) & (before.loc[known, list(now.columns)] == 0)).any(axis=1).to_numpy()]
+    held = list(PARTS)  # cells may be left out: they are neither trained on nor scored
+    moved = known[((now.loc[known, held] > 0) & (before.loc[known, held] == 0)).any(axis=1).to_numpy()]
     if len(new) == len(moved) == 0:
         return
     faults = {f"{len(new)} labels are new ({few(list(new), 5)})": len(new)}

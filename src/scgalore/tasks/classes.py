@@ -209,7 +209,7 @@ class Classes(CellTask):
         if not stored.get("classes"):
             return None
         memory, path = ClassesMemory(tuple(stored["classes"])), folder / NOVELTY_FILE
-        if "calibration" in stored:  # version 0.6.0 and later
+        if "calibration" in stored:  # version 0.7.0 and later
             memory = replace(memory, calibration=Calibration.from_config(stored["calibration"]))
         if not path.is_file():
             return memory

@@ -109,6 +109,7 @@ nitpick_ignore_regex = [(r"py:.*", r"(?!scgalore).*"), (r"py:attr", r".*")]
 _INNER = (
     "optim.state.OwnPrecision",
     "data.buffers.FileBuffers",
+    "data.expression.LogExpression",
     "data.loaders.LoaderBuffers",
     "perturb.labels.screen.Pools",
     "weights.load.Loadable",

@@ -63,7 +63,7 @@ class TokenCells:
     ranked
         Token ids of the genes from best to worst, int64, for a curriculum; ``None`` without a ranking.
     signs
-        What else than the values says what the matrix holds, as :func:`scgalore.data.scale.scale_of` reads it.
+        What else than the values says what the matrix holds, as ``scale_of`` reads it.
     """
 
     matrix: CellMatrix

@@ -175,6 +175,11 @@ class TestConfig:
         with pytest.raises(WeightsError, match=rf"config\.json says {field}=.*model\.safetensors have {field}="):
             SCGPT.from_pretrained(folder)
 
+    def test_padding_is_that_of_the_vocabulary(self, folders: dict[str, Path], tmp_path: Path) -> None:
+        folder = changed(folders["ours"], tmp_path / "m", "config.json", lambda c: c["network"].update(pad_id=0))
+        with pytest.raises(WeightsError, match=rf"{folder} do not belong together.*pad_id is 0"):
+            SCGPT.from_pretrained(folder)
+
     def test_heads_are_those_of_the_tensors(self, folders: dict[str, Path], tmp_path: Path) -> None:
         heads = {"classes": 10**6, "regression": 10**6}
         folder = changed(folders["ours"], tmp_path / "m", "config.json", lambda c: c["network"].update(heads=heads))

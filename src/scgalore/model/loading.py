@@ -44,9 +44,12 @@ def load_model(model: PathLike, *, base: PathLike | None, families: Mapping[str,
         msg = f"base={str(base)!r} belongs to an adapter, and {str(model)!r} is not one. Leave base out."
         raise OptionError(msg)
     stored = read_model(model, families)
-    loaded = stored.family.model(
-        stored.network, stored.vocab, family=stored.family, provenance=stored.provenance, load_report=stored.report
-    )
+    known = {"family": stored.family, "provenance": stored.provenance, "load_report": stored.report}
+    try:
+        loaded = stored.family.model(stored.network, stored.vocab, **known)
+    except WeightsError as error:
+        msg = f"The vocabulary and the network of {stored.provenance['name']} do not belong together: {error}"
+        raise WeightsError(msg) from error
     loaded.result = stored.result
     return loaded
 

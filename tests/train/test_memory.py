@@ -246,7 +246,7 @@ def test_a_run_that_fits_is_left_alone(
         assert settle(model, few, batch_size=7, accumulate=3) == TrainConfig(
             accelerator="cpu", batch_size=7, accumulate=3
         )
-    assert caplog.records == []
+    assert not [record for record in caplog.records if "memory" in record.getMessage()]
 
 
 def test_a_run_that_may_not_fit_is_warned_of_with_what_helps_most(
@@ -256,7 +256,7 @@ def test_a_run_that_may_not_fit_is_warned_of_with_what_helps_most(
     with caplog.at_level(logging.WARNING, logger="scgalore"):
         config = settle(model, few, batch_size=16)
     assert config.batch_size == 16
-    (record,) = caplog.records
+    (record,) = [record for record in caplog.records if "memory" in record.getMessage()]
     text = record.getMessage()
     cells, split = prepared(model, few)
     longest = int(cells.lengths[split.train].max())

@@ -50,7 +50,6 @@ from scgalore.optim import OPTIMIZERS
 from scgalore.pipeline.measure import versions
 from scgalore.tasks import CellTask, Prepared, task_named
 from scgalore.tasks.classes import ClassesMemory
-from scgalore.tasks.classes import probabilities as class_probabilities
 from scgalore.train import TrainConfig
 
 if TYPE_CHECKING:
@@ -290,9 +289,7 @@ def held_out(model: SCGPT, adata: ad.AnnData, cells: TokenCells, split: Split) -
         return masked_errors(model, cells, split.test)
     rows, truth = split.test, cells.targets["labels"][split.test]
     test = model.cells(adata[rows], max_length=cells.tokenizer.config.max_length)
-    probabilities = class_probabilities(model.run(test, accelerator="cpu"))
-    assert probabilities is not None
-    return label_scores(probabilities, truth)
+    return label_scores(model.memory.probabilities(model.run(test, accelerator="cpu")), truth)
 
 
 def label_scores(probabilities: np.ndarray, truth: np.ndarray) -> dict[str, float]:

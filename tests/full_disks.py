@@ -23,7 +23,7 @@ from scgalore.model.training import AdapterWeights
 
 def main(folder: Path) -> None:
     """Write each kind of folder and file within a limit that it exceeds."""
-    model = sg.model.load("scgpt-mini")
+    model = sg.model.SCGPT.from_pretrained("scgpt-mini")
     genes = list(model.vocab.to_dict())[:60]
     adata = AnnData(
         np.random.default_rng(0).poisson(2, (12, 60)).astype("float32"),

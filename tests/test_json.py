@@ -1,7 +1,7 @@
 import json
 import math
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 from hypothesis import given
@@ -88,8 +88,11 @@ class TestFields:
     @pytest.mark.parametrize(
         ("name", "value"),
         [
-            *(("n", value) for value in (0, 11, 10**12, -1, "3", None, True, 2.0, [3], {"n": 3}, math.nan)),
-            *(("p", value) for value in (0, -1, math.inf, math.nan, "1", None, True, 10**400)),
+            *(
+                ("n", value)
+                for value in cast("list[Any]", [0, 11, 10**12, -1, "3", None, True, 2.0, [3], {"n": 3}, math.nan])
+            ),
+            *(("p", value) for value in cast("list[Any]", [0, -1, math.inf, math.nan, "1", None, True, 10**400])),
             *(("s", value) for value in (1, [], {})),
             *(("o", value) for value in (None, [], "x", 1)),
             *(("l", value) for value in ("a", [1], [""], None, {"a": 1})),

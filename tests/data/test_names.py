@@ -1,6 +1,7 @@
 """Names as they are read, and the call that a message proposes where they do not match."""
 
 import re
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -47,7 +48,7 @@ def proposed(adata: AnnData, **read: str) -> TokenCells:
     return cells_of(adata, **{**kept, **passed})
 
 
-def cells_of(adata: AnnData, **read: str) -> TokenCells:
+def cells_of(adata: AnnData, **read: Any) -> TokenCells:
     return TokenCells.from_adata(adata, VOCAB, config=TokenizerConfig(), reading=Reading(**read))
 
 

@@ -1,6 +1,6 @@
 """How an AnnData is read, as one object."""
 
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
@@ -9,7 +9,7 @@ from scgalore.errors import OptionError
 
 
 def test_none_is_the_default() -> None:
-    assert Reading(**dict.fromkeys(READING)) == AS_IT_IS
+    assert Reading(**cast("dict[str, Any]", dict.fromkeys(READING))) == AS_IT_IS
     assert AS_IT_IS.species == "human"
 
 

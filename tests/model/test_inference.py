@@ -12,7 +12,7 @@ from scgalore.model import SCGPT
 from scgalore.model.inference import pick_dtype, run_network
 from scgalore.nn import CellEncoder
 from scgalore.nn.device import pick_device
-from scgalore.tasks.classes import probabilities as class_probabilities
+from scgalore.tasks.classes import ClassesMemory
 
 CPU = torch.device("cpu")
 
@@ -57,7 +57,7 @@ class TestRunNetwork:
     def test_probabilities_sum_to_one(self, few: AnnData, model: SCGPT) -> None:
         model.network.put_heads(model.network.fresh_heads({"classes": 4}))
         output = run_network(model.network, model.cells(few), batch_size=32, encoder=CellEncoder, device=CPU, label="")
-        probabilities = class_probabilities(output)
+        probabilities = ClassesMemory(("a", "b", "c", "d")).probabilities(output)
         assert probabilities.shape == (90, 4)
         np.testing.assert_allclose(probabilities.sum(axis=1), 1, atol=1e-6)
 

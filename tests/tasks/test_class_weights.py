@@ -19,6 +19,7 @@ import scgalore as sg
 from scgalore.data import stream
 from scgalore.errors import OptionError
 from scgalore.model import SCGPT
+from scgalore.objectives import Classification
 from scgalore.pipeline import RunConfig
 from scgalore.pipeline.checks import training_call
 from scgalore.tasks.class_weights import CLASS_WEIGHT, class_weights, untrained_classes
@@ -33,6 +34,7 @@ def test_balanced_is_scikit_learns(codes: list[int]) -> None:
     present = np.unique(codes)
     expected = np.ones(4)
     expected[present] = compute_class_weight("balanced", classes=present, y=np.array(codes))
+    assert found is not None
     np.testing.assert_allclose(found, expected)
 
 
@@ -136,6 +138,8 @@ def test_streams_count_their_cells(few: AnnData, model: SCGPT) -> None:
     )
     objective = task.prepare(task.read(batches, call), model, call).objective
     classes, labels = np.array(batches.classes), few.obs["bulk_labels"].to_numpy(str)
+    assert isinstance(objective, Classification)
+    assert objective.class_weights is not None
     np.testing.assert_allclose(objective.class_weights, compute_class_weight("balanced", classes=classes, y=labels))
     model.train(batches, class_weight="balanced", max_epochs=1)
 

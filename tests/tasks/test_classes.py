@@ -18,7 +18,7 @@ from scgalore.tasks.registry import resolve_call
 
 def said(adata: AnnData, caplog: pytest.LogCaptureFixture, **options: Any) -> list[str]:
     """Warnings of reading, which comes before anything is loaded."""
-    arguments = {name: options.pop(name) for name in ("labels_key", "values_key") if name in options}
+    arguments: dict[str, Any] = {name: options.pop(name) for name in ("labels_key", "values_key") if name in options}
     task, call = resolve_call(arguments, task=None, seed=0, function=sg.tl.finetune, **options)
     task.read(adata, call)
     return _of_labels(caplog)

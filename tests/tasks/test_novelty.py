@@ -1,5 +1,6 @@
 from collections.abc import Callable
 from dataclasses import fields
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -94,7 +95,8 @@ def test_what_was_said_of_the_matrix_is_respected(model: SCGPT, fitted: Novelty)
 def test_form_of_the_query_changes_nothing(model: SCGPT, fitted: Novelty, form: str) -> None:
     query = blood(50, seed=3)
     expected = fitted.of(model.cells(query))
-    other, rows, read = query.copy(), None, {}
+    other, rows = query.copy(), None
+    read: dict[str, Any] = {}
     if form == "dense":
         other.X = query.X.toarray()
     elif form == "csc":
@@ -112,7 +114,7 @@ def test_form_of_the_query_changes_nothing(model: SCGPT, fitted: Novelty, form: 
     else:
         other.var = pd.DataFrame({"symbol": query.var_names}, index=[str(i) for i in range(N_GENES)])
         read = {"gene_symbols": "symbol"}
-    np.testing.assert_allclose(fitted.of(model.cells(other, **read), rows), expected, rtol=1e-5)
+    np.testing.assert_allclose(np.asarray(fitted.of(model.cells(other, **read), rows)), np.asarray(expected), rtol=1e-5)
 
 
 def test_genes_that_are_not_measured_make_no_cell_new(model: SCGPT, fitted: Novelty) -> None:

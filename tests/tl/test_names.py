@@ -68,7 +68,7 @@ def test_every_table_has_the_true_names(read: AnnData) -> None:
     scores = sg.get.perturbation_scores(read)
     assert set(scores["context"].astype(str)) == set(CONTEXTS)
     assert set(scores["perturbation"].astype(str)) == {renamed(name) for name in ("G01+G04", "G05", "X2")}
-    assert np.isfinite(effects.loc["CD4/CD8 | G05/1", "HLA/A"])
+    assert np.isfinite(effects["HLA/A"]["CD4/CD8 | G05/1"])
 
 
 @pytest.mark.filterwarnings("ignore:Writing zarr v2")
@@ -159,7 +159,9 @@ class TestRepeated:
         few.obs["part"], few.obs["n"] = "train", np.arange(float(few.n_obs))
         column = {"labels_key": "bulk_labels", "values_key": "n", "split_key": "part"}[key]
         few.obs = pd.concat([few.obs, few.obs[[column]]], axis=1)
-        asked = {key: column} if key != "split_key" else {"labels_key": "bulk_labels", "split_key": "part"}
+        asked: dict[str, Any] = (
+            {key: column} if key != "split_key" else {"labels_key": "bulk_labels", "split_key": "part"}
+        )
         with pytest.raises(sg.errors.DataError, match=rf"adata\.obs has 2 columns named '{column}'"):
             sg.tl.finetune(few, "never looked at", **asked)
 
@@ -195,7 +197,7 @@ def test_missing_labels_are_named(column: str) -> None:
     read: dict[str, Any] = {"cell_line": {"context_key": column}, "per": {"per_cell": column}, "batch": {}}[column]
     calls = [lambda: sg.tl.predict_perturbation(adata, ["G00"], model=model, **read)] if read else []
     if column != "per":
-        asked = {"context_key" if column == "cell_line" else "batch_key": column}
+        asked: dict[str, Any] = {"context_key" if column == "cell_line" else "batch_key": column}
         calls += [
             lambda: sg.tl.finetune(adata, "never looked at", task="perturbation", split_key="split", **asked),
             lambda: sg.tl.select_genes(adata, 5, "perturbation", pert_key="perturbation", split_key="split", **asked),

@@ -26,7 +26,7 @@ def with_split_of_cells() -> AnnData:
 
 
 @pytest.fixture(scope="module")
-def foreign() -> tuple[AnnData, SCGPT]:
+def foreign() -> tuple[AnnData, Any]:
     adata = with_split_of_cells()
     return adata, sg.tl.finetune(adata, tiny_model(GENES), **RUN)
 

@@ -13,7 +13,6 @@ from scgalore import _logging as logg
 from scgalore import pl
 from scgalore._options import COUNT, TEXT, Option
 from scgalore.data.buffers import refuse_unknown
-from scgalore.data.cells import TokenCells
 from scgalore.data.columns import read_column
 from scgalore.data.labels import class_codes, class_colors, classes_of, doubtful_labels, encode_labels
 from scgalore.data.results import Results
@@ -184,15 +183,16 @@ class Classes(CellTask):
 
         After a run for another task the network says something else of the same cells, and nothing is known of it.
         """
-        source, split = prepared.source, prepared.split
+        source: Any = prepared.source
+        split = prepared.split
         held, rows = (source, None) if split is None else (source, split.validation)
         if prepared.validation is not None:
             held = prepared.validation
         plain = replace(memory, calibration=None, novelty=None)
-        if prepared.task is not self or not isinstance(held, TokenCells) or "labels" not in held.targets:
+        if prepared.task is not self or "labels" not in getattr(held, "targets", {}):  # a stream keeps none
             return plain
         novelty = None
-        if isinstance(source, TokenCells) and split is not None:
+        if split is not None:
             novelty = Novelty.fit(source, split.train, source.targets["labels"])
         rows = np.arange(held.n_obs) if rows is None else rows
         if len(rows) == 0:

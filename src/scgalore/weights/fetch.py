@@ -86,8 +86,10 @@ def fetch_entry(entry: WeightsEntry, *, progress: bool | None = None) -> Path:
 
 def _by_hand(entry: WeightsEntry) -> str:
     names = [file.name for file in entry.files] + (["args.json"] if entry.args else [])
-    shipped = next(name for name in list_weights() if get_entry(name).bundled)
-    return (
-        f'pass a folder of your own with {", ".join(names)}: model="/path/to/folder" (source: {entry.homepage}). For a first try, '
-        f'model="{shipped}" is small, ships with the package and needs no connection.'
-    )
+    shipped = [
+        f' For a first try, model="{name}" is small, ships with the package and needs no connection.'
+        for name in list_weights()
+        if get_entry(name).bundled
+    ]
+    folder = f'pass a folder of your own with {", ".join(names)}: model="/path/to/folder" (source: {entry.homepage}).'
+    return folder + "".join(shipped[:1])

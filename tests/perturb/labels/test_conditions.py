@@ -1,3 +1,5 @@
+from typing import Any
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -156,7 +158,7 @@ class TestNamedControl:
         ],
         ids=str,
     )
-    def test_several_are_pooled_on_purpose(self, control: object, caplog: pytest.LogCaptureFixture) -> None:
+    def test_several_are_pooled_on_purpose(self, control: Any, caplog: pytest.LogCaptureFixture) -> None:
         found = Conditions.from_labels(["NT_1", "KLF1", "NT_2", "NT_1", "NT"], control=control)
         assert found.codes.tolist() == [0, 1, 0, 0, -1]
         assert found.control == ["NT_1", "NT_2"]
@@ -168,7 +170,7 @@ class TestNamedControl:
         assert Conditions.from_labels(["*", "A", "B"], control="*").control == "*"
 
     @pytest.mark.parametrize("control", [[], [None], ["NT", None], float("nan")], ids=str)
-    def test_nothing_named_is_refused(self, control: object) -> None:
+    def test_nothing_named_is_refused(self, control: Any) -> None:
         with pytest.raises(OptionError, match="control="):
             Conditions.from_labels(["NT", "A"], control=control)
 
@@ -188,7 +190,7 @@ class TestNamedControl:
             found.genes_of("unperturbed")
 
 
-FORMS = {
+FORMS: dict[str, Any] = {
     "int": np.array([0, 1, 2, 1]),
     "float": np.array([0.0, 1.0, 2.0, 1.0]),
     "gap": np.array([0, 1, 2, np.nan]),
@@ -204,7 +206,7 @@ FORMS = {
 class TestOneForm:
     @pytest.mark.parametrize("control", [0, 0.0, "0", np.int8(0), np.float32(0), b"0", "0.0", [0]], ids=repr)
     @pytest.mark.parametrize("form", FORMS)
-    def test_numbers_are_what_they_look_like(self, form: str, control: object) -> None:
+    def test_numbers_are_what_they_look_like(self, form: str, control: Any) -> None:
         found = Conditions.from_labels(FORMS[form], control=control)
         assert found.names == (CONTROL, "1", "2")
         assert found.codes[:3].tolist() == [0, 1, 2]

@@ -1,4 +1,5 @@
 import math
+from typing import Any
 
 import anndata as ad
 import numpy as np
@@ -12,7 +13,7 @@ from scgalore.errors import DataError, MissingKeyError
 from scgalore.perturb.labels.screen import Screen
 
 LABELS = ["ctrl", "A+ctrl", "A+B", "C"]
-KEYS = {"pert_key": "condition", "context_key": "line", "batch_key": "lane", "split_key": "split"}
+KEYS: dict[str, Any] = {"pert_key": "condition", "context_key": "line", "batch_key": "lane", "split_key": "split"}
 
 
 def screen_data(n: int = 60, *, seed: int = 0) -> ad.AnnData:

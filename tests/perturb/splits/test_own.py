@@ -70,9 +70,11 @@ class TestRecord:
     def test_of_every_kind(self, kind: str) -> None:
         adata = screen()
         adata.obs.loc[adata.obs_names[5], "gene"] = None
-        options: dict[str, Any] = {"custom": {"parts": {"test": ["KLF1"]}}, "context": {"test_contexts": ["b"]}}.get(
-            kind, {}
-        )
+        of_kind: dict[str, dict[str, Any]] = {
+            "custom": {"parts": {"test": ["KLF1"]}},
+            "context": {"test_contexts": ["b"]},
+        }
+        options = of_kind.get(kind, {})
         sg.pp.split_perturbations(adata, kind, pert_key="gene", context_key="line", **options)
         assert own_split(adata, pert_key="gene", context_key="line") == "split"
         other = own_split(adata, pert_key="gene", context_key=None)

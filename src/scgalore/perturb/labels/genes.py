@@ -113,6 +113,9 @@ class GeneNames:
         # Numbers are rows of var that nobody named, and a pair of ids is no id.
         if name.isdecimal() or name.count("ENSG") > 1:
             return False
+        head, _, tail = name.rpartition("_")
+        if "ENSG" in head and is_guide_number(tail):  # a guide of a gene that is named by its id
+            return False
         if name in self._measured:
             return True
         return is_gene(name) or (self._is_mouse and looks_like_mouse(name) and is_gene(name.upper()))

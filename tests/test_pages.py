@@ -66,6 +66,14 @@ def cells(rows: slice = slice(0, 40)) -> AnnData:
     return adata
 
 
+def mouse() -> AnnData:
+    """Cells whose genes have names of a mouse."""
+    adata = cells()
+    adata.var_names = adata.var_names.str.capitalize()
+    adata.var["feature_name"] = adata.var_names
+    return adata
+
+
 def screen(pert_key: str = "perturbation") -> AnnData:
     """Log-normalised cells with genes perturbed one and two at a time, among them KLF1 and MAP2K6."""
     rng = np.random.default_rng(0)
@@ -122,6 +130,7 @@ READERS: dict[str, Callable[[], dict[str, Any]]] = {
         **in_files("atlas.h5ad", "lung.h5ad", "blood.h5ad", "brain.zarr"),
     },
     "docs/concepts/perturbation-splits.md": lambda: {"adata": screen("condition")},
+    "docs/concepts/tokens.md": lambda: {"adata": mouse()},
     "docs/concepts/weights.md": lambda: {
         "adata": cells(),
         "folder": shutil.copytree(BUNDLED / "scgpt-mini", "path/to/folder"),

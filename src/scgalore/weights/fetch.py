@@ -86,8 +86,10 @@ def fetch_entry(entry: WeightsEntry, *, progress: bool | None = None) -> Path:
 
 def _by_hand(entry: WeightsEntry) -> str:
     names = [file.name for file in entry.files] + (["args.json"] if entry.args else [])
-    shipped = next(name for name in list_weights() if get_entry(name).bundled)
+    shipped = [f'model="{name}"' for name in list_weights() if get_entry(name).bundled]
+    small = (
+        f" For a first try, {shipped[0]} is small, ships with the package and needs no connection." if shipped else ""
+    )
     return (
-        f'pass a folder of your own with {", ".join(names)}: model="/path/to/folder" (source: {entry.homepage}). For a first try, '
-        f'model="{shipped}" is small, ships with the package and needs no connection.'
+        f'pass a folder of your own with {", ".join(names)}: model="/path/to/folder" (source: {entry.homepage}).{small}'
     )

@@ -67,12 +67,9 @@ def cells(rows: slice = slice(0, 40)) -> AnnData:
 
 
 def mouse() -> AnnData:
-    """The same cells with the symbols of a mouse."""
+    """Cells whose genes have names of a mouse."""
     adata = cells()
-    symbols = [name.capitalize() for name in adata.var_names]
-    adata.var_names = [
-        own if sg.genes.ortholog(own) else name for own, name in zip(symbols, adata.var_names, strict=True)
-    ]
+    adata.var_names = adata.var_names.str.capitalize()
     adata.var["feature_name"] = adata.var_names
     return adata
 

@@ -17,11 +17,9 @@ from scgalore.genes.sets import GeneColumns, get_gene_set, list_gene_sets, read_
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    import pandas as pd
-
     from scgalore.genes.ranking import Strategy
 
-__all__ = ["GeneLists", "warn_absent", "warn_unmatched"]
+__all__ = ["GeneLists", "warn_absent"]
 
 FROM_DATA = (VARIABLE, EXPRESSED, RESPONSIVE)
 SAMPLE = 1000  # names that tell the species
@@ -133,7 +131,7 @@ class GeneLists:
         species: str,
         elsewhere: Callable[[], dict[str | None, list[str]]] | None,
     ) -> None:
-        """Refuse names of which no list has one, where names that the lists do have stand elsewhere."""
+        """Refuse names of which no list has one, where names that the lists do have stand elsewhere; warn where none do."""
         listed = {gene for genes in self.genes.values() for gene in genes}
 
         def count(names: Sequence[str], species: str) -> int:
@@ -145,6 +143,10 @@ class GeneLists:
         if hint:
             msg = f"The genes of the data ({', '.join(columns[:3])}, ...) are in none of the gene sets. {hint}"
             raise DataError(msg)
+        logg.warning(
+            f"the genes of the data ({', '.join(columns[:3])}, ...) are in none of the gene sets: only what the data say of them "
+            "counts. Are cells in rows, and genes in columns?"
+        )
 
 
 def _check_species(columns: Sequence[str], species: str) -> None:
@@ -196,23 +198,3 @@ def warn_absent(absent: Mapping[str, tuple[str, ...]]) -> None:
             shown = ", ".join(names[:5]) + (", ..." if names[5:] else "")
             say = logg.info if source == TARGETS else logg.warning
             say(f"{'    ' if source == TARGETS else ''}not in the data, of {source}: {shown} ({len(names):,} in all)")
-
-
-def warn_unmatched(lists: GeneLists, n_matched: pd.Series, names: Sequence[str], columns: Sequence[str]) -> None:
-    """Say that no list of a strategy has a gene in the data: names are probably of something else.
-
-    Parameters
-    ----------
-    lists
-        All lists.
-    n_matched
-        Genes of each source that are in the data.
-    names, columns
-        Names of the genes in the data, and columns of ``adata.var``, which may hold better ones.
-    """
-    own = [name for name in lists.weights if name in lists.genes and name not in lists.asked]
-    if own and not n_matched[own].any():
-        logg.warning(
-            f"no gene of the lists {', '.join(own)} is in the data, whose genes are named {', '.join(names[:3])}, ...: only what "
-            f"the data say of them counts. Pass gene_symbols= if a column of adata.var has their symbols ({list(columns)})."
-        )

@@ -21,7 +21,7 @@ from scgalore.genes.ranking import MUST_INCLUDE, TARGETS, get_strategy, merge
 from scgalore.genes.sets import GeneColumns
 from scgalore.perturb.labels.conditions import Conditions
 from scgalore.perturb.labels.screen import parts_of, texts_of
-from scgalore.selection.gene_lists import GeneLists, warn_absent, warn_unmatched
+from scgalore.selection.gene_lists import GeneLists, warn_absent
 from scgalore.selection.gene_scores import Cells, GeneScores
 
 if TYPE_CHECKING:
@@ -177,9 +177,7 @@ def rank_adata(
     targets = None if conditions is None else cells.targets()
     found = GeneColumns(names, reading.species, scores.mean)
     orthologs = _orthologs_of(names) if reading.species == "mouse" else {}
-    ranking = _ranked(scores, lists, targets, found, orthologs, params)
-    warn_unmatched(lists, ranking.sources["n_matched"], names, list(adata.var.columns))
-    return ranking
+    return _ranked(scores, lists, targets, found, orthologs, params)
 
 
 def _ranked(

@@ -86,10 +86,10 @@ def fetch_entry(entry: WeightsEntry, *, progress: bool | None = None) -> Path:
 
 def _by_hand(entry: WeightsEntry) -> str:
     names = [file.name for file in entry.files] + (["args.json"] if entry.args else [])
-    shipped = [
-        f' For a first try, model="{name}" is small, ships with the package and needs no connection.'
-        for name in list_weights()
-        if get_entry(name).bundled
-    ]
-    folder = f'pass a folder of your own with {", ".join(names)}: model="/path/to/folder" (source: {entry.homepage}).'
-    return folder + "".join(shipped[:1])
+    shipped = [f'model="{name}"' for name in list_weights() if get_entry(name).bundled]
+    small = (
+        f" For a first try, {shipped[0]} is small, ships with the package and needs no connection." if shipped else ""
+    )
+    return (
+        f'pass a folder of your own with {", ".join(names)}: model="/path/to/folder" (source: {entry.homepage}).{small}'
+    )

@@ -49,7 +49,8 @@ from scgalore.objectives import MaskedExpression
 from scgalore.optim import OPTIMIZERS
 from scgalore.pipeline.measure import versions
 from scgalore.tasks import CellTask, Prepared, task_named
-from scgalore.tasks.classes import ClassesMemory
+from scgalore.tasks.calibration import softmax
+from scgalore.tasks.classes import HEAD, ClassesMemory
 from scgalore.train import TrainConfig
 
 if TYPE_CHECKING:
@@ -289,7 +290,8 @@ def held_out(model: SCGPT, adata: ad.AnnData, cells: TokenCells, split: Split) -
         return masked_errors(model, cells, split.test)
     rows, truth = split.test, cells.targets["labels"][split.test]
     test = model.cells(adata[rows], max_length=cells.tokenizer.config.max_length)
-    return label_scores(model.memory.probabilities(model.run(test, accelerator="cpu")), truth)
+    logits = model.run(test, accelerator="cpu").heads[HEAD]
+    return label_scores(softmax(logits), truth)  # not calibrated: what the optimizer itself has reached
 
 
 def label_scores(probabilities: np.ndarray, truth: np.ndarray) -> dict[str, float]:

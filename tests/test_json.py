@@ -1,7 +1,7 @@
 import json
 import math
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -78,6 +78,16 @@ class TestRead:
         assert isinstance(found, dict) or str(path) in str(found)
 
 
+BAD: dict[str, list[Any]] = {
+    "n": [0, 11, 10**12, -1, "3", None, True, 2.0, [3], {"n": 3}, math.nan],
+    "p": [0, -1, math.inf, math.nan, "1", None, True, 10**400],
+    "s": [1, [], {}],
+    "o": [None, [], "x", 1],
+    "l": ["a", [1], [""], None, {"a": 1}],
+    "b": [0, 1, "true", None],
+}
+
+
 class TestFields:
     KINDS = {"n": whole(1, 10), "p": POSITIVE, "s": nullable(STRING), "o": OBJECT, "l": NAMES, "b": SWITCH}
     GOOD: dict[str, Any] = {"n": 3, "p": 0.5, "s": None, "o": {}, "l": ["a"], "b": True}
@@ -87,17 +97,7 @@ class TestFields:
 
     @pytest.mark.parametrize(
         ("name", "value"),
-        [
-            *(
-                ("n", value)
-                for value in cast("list[Any]", [0, 11, 10**12, -1, "3", None, True, 2.0, [3], {"n": 3}, math.nan])
-            ),
-            *(("p", value) for value in cast("list[Any]", [0, -1, math.inf, math.nan, "1", None, True, 10**400])),
-            *(("s", value) for value in (1, [], {})),
-            *(("o", value) for value in (None, [], "x", 1)),
-            *(("l", value) for value in ("a", [1], [""], None, {"a": 1})),
-            *(("b", value) for value in (0, 1, "true", None)),
-        ],
+        [(name, value) for name, values in BAD.items() for value in values],
     )
     def test_others_are_named(self, name: str, value: Any) -> None:
         with pytest.raises(WeightsError) as caught:

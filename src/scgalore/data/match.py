@@ -132,7 +132,7 @@ def match_genes(
     species
         Whose genes they are: ``"human"`` or ``"mouse"``.
     columns
-        Reads the names that stand elsewhere (:func:`~scgalore.data.names.other_columns`), for advice where these do not match.
+        Reads the names that stand elsewhere (``scgalore.data.names.other_columns``), for advice where these do not match.
 
     Returns
     -------

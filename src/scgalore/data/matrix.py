@@ -46,7 +46,7 @@ class MatrixSummary:
 
     @property
     def is_whole(self) -> bool:
-        """Whether all values are whole numbers and none is negative; counts may be others, see :mod:`scgalore.data.scale`."""
+        """Whether all values are whole numbers and none is negative; counts may be others, see ``scgalore.data.scale``."""
         return not (self.n_nan or self.n_inf or self.n_negative or self.n_fractional)
 
 

@@ -57,7 +57,7 @@ class Reading:
         return cls(**found)
 
     def reads(self) -> list[Read]:
-        """Slots that are read, for :func:`scgalore.data.results.refuse_overwrite`."""
+        """Slots that are read, for ``scgalore.data.results.refuse_overwrite``."""
         return [
             ("layers", "layer=", self.layer),
             ("var", "gene_symbols=", self.gene_symbols),

@@ -155,7 +155,7 @@ def checkpoint_to_resume(folder: PathLike | None, *, resume: bool, identity: Map
     Returns
     -------
     Its path, or ``None`` to start from the beginning. Nothing is created. The run may have been begun with fewer epochs or
-    less patience; see :mod:`scgalore.train.extension`.
+    less patience; see ``scgalore.train.extension``.
 
     Raises
     ------

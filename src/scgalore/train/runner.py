@@ -110,7 +110,7 @@ def fit(
         Folder that gets ``last.ckpt`` after each epoch: weights, optimizer, schedule, history and best weights.
     resume
         Whether to continue from that file if it exists; with more epochs than it was begun with, see
-        :mod:`scgalore.train.extension`.
+        ``scgalore.train.extension``.
     identity
         What makes this run this run; resuming another one is refused.
 

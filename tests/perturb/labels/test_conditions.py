@@ -361,6 +361,15 @@ class TestOneGene:
         assert Conditions.from_labels(["ctrl", "C11ORF67", "AAMDC"]).names == (CONTROL, "AAMDC")
         assert Conditions.from_labels(["ctrl", "AAMDC"], genes=["C11ORF67"]).names == (CONTROL, "C11ORF67")
 
+    @pytest.mark.parametrize(
+        ("measured", "name"), [("Trp53", "Trp53"), ("ENSMUSG00000059552", "ENSMUSG00000059552"), ("Cd4", "Trp53")]
+    )
+    def test_names_of_a_mouse(self, measured: str, name: str) -> None:
+        genes = ["Actb", "Gata1", measured]
+        found = Conditions.from_labels(["ctrl", "ENSMUSG00000059552.14", "Trp53", "Klf1"], genes=genes)
+        assert found.names == (CONTROL, name, "Klf1")
+        assert found.unknown() == {}
+
     def test_a_pair_of_two_names_is_the_single(self) -> None:
         assert Conditions.from_labels(["ctrl", "AAMDC+C11ORF67"]).names == (CONTROL, "AAMDC")
 

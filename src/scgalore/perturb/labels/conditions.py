@@ -464,6 +464,7 @@ class _Naming:
     of_gene: dict[str, str]
     spelled: dict[str, tuple[str, ...]]
     measured: dict[str, str | None]
+    gene_names: GeneNames
 
     @classmethod
     def of(cls, genes: Iterable[str], gene_names: GeneNames) -> _Naming:
@@ -472,7 +473,7 @@ class _Naming:
         for gene, identity in of_gene.items():
             spelled[identity][gene] = None
         measured = {identity: gene_names.measured_as(identity) for identity in spelled}
-        return cls(of_gene, {identity: tuple(names) for identity, names in spelled.items()}, measured)
+        return cls(of_gene, {identity: tuple(names) for identity, names in spelled.items()}, measured, gene_names)
 
     def name(self, gene: str) -> str:
         """Name in results."""
@@ -483,7 +484,9 @@ class _Naming:
         """Name in draws of splits, which follow the order of names: that of the labels, unless they have several."""
         identity = self.of_gene[gene]
         spelled = self.spelled[identity]
-        return spelled[0] if len(spelled) == 1 else self.measured[identity] or identity
+        if len(spelled) == 1:
+            return spelled[0]
+        return self.measured[identity] or self.gene_names.common_name(identity, spelled)
 
     def joined(self) -> dict[str, tuple[str, ...]]:
         return {self.name(names[0]): names for names in self.spelled.values() if len(names) > 1}

@@ -3,6 +3,7 @@ import math
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from scgalore._options import TEXT, Option, options_of
@@ -148,3 +149,30 @@ def test_a_task_from_outside_brings_its_arguments(monkeypatch: pytest.MonkeyPatc
     assert (config.task, config.arguments) == ("toy", {"toy_key": "t"})
     with pytest.raises(OptionError, match="toy_key='t' belongs to task='toy'"):
         RunConfig("a.h5ad", "x", task="expression", toy_key="t")
+
+
+@pytest.mark.parametrize(
+    ("control", "kept"),
+    [
+        ("NT", "NT"),
+        (0, "0"),
+        (np.int64(0), "0"),
+        (["NT_1", "NT_2"], ["NT_1", "NT_2"]),
+        (("NT_1", 2.0), ["NT_1", "2"]),
+        (np.array(["NT_1", "NT_2"]), ["NT_1", "NT_2"]),
+        (["NT"], "NT"),
+        ("NT_*", "NT_*"),
+    ],
+    ids=repr,
+)
+def test_control_is_a_label_or_several(control: Any, kept: Any, tmp_path: Path) -> None:
+    config = RunConfig("a.h5ad", "x", pert_key="gene", control=control)
+    assert config.arguments["control"] == kept
+    (tmp_path / "config.json").write_text(config.to_json(), encoding="utf-8")
+    assert RunConfig.from_json(tmp_path / "config.json") == config
+
+
+@pytest.mark.parametrize("control", [[], True, "", ["NT", None], {"a": 1}], ids=str)
+def test_what_is_no_control_is_refused(control: Any) -> None:
+    with pytest.raises(OptionError, match="control="):
+        RunConfig("a.h5ad", "x", pert_key="gene", control=control)

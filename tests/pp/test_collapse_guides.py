@@ -68,7 +68,8 @@ def test_guides_of_several_genes_in_a_cell(pairs: list[tuple[str, str]]) -> None
 
 
 @pytest.mark.parametrize(
-    "name", ["HLA-A", "NKX2-5", "KRTAP5-1", "A1BG-AS1", "H2BC12", "RGS5_ENSG00000143248", "SGK1", "G6PC1"]
+    "name",
+    ["HLA-A", "NKX2-5", "KRTAP5-1", "A1BG-AS1", "H2BC12", "RGS5_ENSG00000143248", "ENSG00000141510", "SGK1", "G6PC1"],
 )
 def test_symbols_are_left_whole(name: str) -> None:
     assert collapsed([name, f"{name}_1"]) == [name, name]

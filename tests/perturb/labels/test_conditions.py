@@ -183,6 +183,20 @@ class TestNamedControl:
         assert found.spellings[0] == ("NT", "NT+NT", "NT+ctrl")
         assert list(found.left_out) == ["ctrl+ctrl"]
 
+    def test_also_with_underscores(self) -> None:
+        found = Conditions.from_labels(["ctrl", "KLF1", "TP53", "KLF1_TP53", "NT_NT", "KLF1_NT"], control="ctrl")
+        assert found.separator == "_"
+        assert found.spellings == (("ctrl",), ("KLF1", "KLF1_NT"), ("TP53",), ("KLF1_TP53",))
+        assert list(found.left_out) == ["NT_NT"]
+
+    def test_a_control_of_the_same_guide_twice(self) -> None:
+        labels = ["NegCtrl0_NegCtrl0", "KLF1_NegCtrl0", "NegCtrl0_TP53", "KLF1_TP53"]
+        found = Conditions.from_labels(labels, control="NegCtrl0_NegCtrl0")
+        assert (found.names, found.separator) == ((CONTROL, "KLF1", "TP53", "KLF1+TP53"), "_")
+
+    def test_blanks_around_the_usual_word(self) -> None:
+        assert Conditions.from_labels([" ctrl", "KLF1", "ctrl "]).codes.tolist() == [0, 1, 0]
+
     def test_a_label_left_out_is_not_control_when_asked_for(self) -> None:
         found = Conditions.from_labels(["ctrl", "unperturbed", "KLF1"], control="ctrl")
         assert found.genes_of("control") == found.genes_of("ctrl") == ()
@@ -346,6 +360,15 @@ class TestOneGene:
         assert Conditions.from_labels(["ctrl", "C11ORF67"]).names == (CONTROL, "C11ORF67")
         assert Conditions.from_labels(["ctrl", "C11ORF67", "AAMDC"]).names == (CONTROL, "AAMDC")
         assert Conditions.from_labels(["ctrl", "AAMDC"], genes=["C11ORF67"]).names == (CONTROL, "C11ORF67")
+
+    @pytest.mark.parametrize(
+        ("measured", "name"), [("Trp53", "Trp53"), ("ENSMUSG00000059552", "ENSMUSG00000059552"), ("Cd4", "Trp53")]
+    )
+    def test_names_of_a_mouse(self, measured: str, name: str) -> None:
+        genes = ["Actb", "Gata1", measured]
+        found = Conditions.from_labels(["ctrl", "ENSMUSG00000059552.14", "Trp53", "Klf1"], genes=genes)
+        assert found.names == (CONTROL, name, "Klf1")
+        assert found.unknown() == {}
 
     def test_a_pair_of_two_names_is_the_single(self) -> None:
         assert Conditions.from_labels(["ctrl", "AAMDC+C11ORF67"]).names == (CONTROL, "AAMDC")

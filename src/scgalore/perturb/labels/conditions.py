@@ -204,11 +204,13 @@ class Conditions:
         by_label, found = pd.factorize(texts_of(labels))
         counts = dict(zip(found.tolist(), np.bincount(by_label[by_label >= 0], minlength=len(found)), strict=True))
         controls = find_controls(counts, control)
-        left_out = {text: int(n) for text, n in counts.items() if _is_left_out(text, controls, separator)}
-        texts = tuple(text for text in counts if text not in left_out)
         gene_names = GeneNames(genes)
-        reader = _Reader.of(texts, controls, separator, gene_names)
-        written = [reader.read(text) for text in texts]
+        reader = _Reader.of(tuple(text for text in counts if not looks_missing(text)), controls, separator, gene_names)
+        of_text = {text: reader.read(text) for text in counts if text in controls or not looks_missing(text)}
+        # A word for control is control beside a gene, or beside the named label, and alone it is neither.
+        texts = tuple(text for text, genes in of_text.items() if genes or not reader.parts(text).isdisjoint(controls))
+        left_out = {text: int(n) for text, n in counts.items() if text not in set(texts)}
+        written = [of_text[text] for text in texts]
         guides = _guides(written, gene_names)
         targets = [tuple(dict.fromkeys(guides.get(gene, gene) for gene in of_label)) for of_label in written]
         naming = _Naming.of([gene for of_label in targets for gene in of_label], gene_names)
@@ -312,11 +314,11 @@ class Conditions:
             return self.genes[self._of_label[text]]
         if text in self._index:
             return self.genes[self._index[text]]
-        controls = (*self.controls, *CONTROL_LABELS)
         between = JOINT if JOINT in text else self.separator
         if between == JOINT and JOINT not in text and separator is not None:
             between = separator
-        genes = _Reader(between, controls, self._singles, self.gene_names).read(text)
+        words = _words(self.controls, between)
+        genes = _Reader(between, words, self._singles, self.gene_names).read(text)
         return tuple(sorted({self.name_of(gene) for gene in genes}))
 
     def name_of(self, gene: str) -> str:
@@ -419,14 +421,17 @@ class _Reader:
         cls, labels: tuple[str, ...], controls: tuple[str, ...], separator: str | None, gene_names: GeneNames
     ) -> _Reader:
         """Find what stands between genes, if it is not given."""
-        # Labels such as "A+ctrl" name control by a word of their own, which need not be the label of control cells.
-        words = tuple(dict.fromkeys((*controls, *CONTROL_LABELS)))
         joint = _joint(separator)
-        if separator is None and not any(JOINT in text for text in labels if text not in words):
+        if separator is None and not any(JOINT in text for text in labels if text not in controls):
+            words = _words(controls, "_")
             reader = cls("_", words, {text for text in labels if "_" not in text}, gene_names)
             if reader.separates([text for text in labels if "_" in text and text not in words]):
                 return reader
-        return cls(joint, words, {text for text in labels if joint not in text}, gene_names)
+        return cls(joint, _words(controls, joint), {text for text in labels if joint not in text}, gene_names)
+
+    def parts(self, text: str) -> frozenset[str]:
+        """What a label consists of; a label of control is itself, too."""
+        return frozenset((text, text.strip(), *_parts(text.strip(), self.controls, self.separator)))
 
     def read(self, text: str) -> tuple[str, ...]:
         """Genes of a label in its order."""
@@ -459,6 +464,7 @@ class _Naming:
     of_gene: dict[str, str]
     spelled: dict[str, tuple[str, ...]]
     measured: dict[str, str | None]
+    gene_names: GeneNames
 
     @classmethod
     def of(cls, genes: Iterable[str], gene_names: GeneNames) -> _Naming:
@@ -467,7 +473,7 @@ class _Naming:
         for gene, identity in of_gene.items():
             spelled[identity][gene] = None
         measured = {identity: gene_names.measured_as(identity) for identity in spelled}
-        return cls(of_gene, {identity: tuple(names) for identity, names in spelled.items()}, measured)
+        return cls(of_gene, {identity: tuple(names) for identity, names in spelled.items()}, measured, gene_names)
 
     def name(self, gene: str) -> str:
         """Name in results."""
@@ -478,7 +484,9 @@ class _Naming:
         """Name in draws of splits, which follow the order of names: that of the labels, unless they have several."""
         identity = self.of_gene[gene]
         spelled = self.spelled[identity]
-        return spelled[0] if len(spelled) == 1 else self.measured[identity] or identity
+        if len(spelled) == 1:
+            return spelled[0]
+        return self.measured[identity] or self.gene_names.common_name(identity, spelled)
 
     def joined(self) -> dict[str, tuple[str, ...]]:
         return {self.name(names[0]): names for names in self.spelled.values() if len(names) > 1}
@@ -488,13 +496,14 @@ class _Naming:
         return {gene: self.name(gene) for gene in alone if self.name(gene) != gene}
 
 
-def _is_left_out(text: str, controls: tuple[str, ...], separator: str | None) -> bool:
-    """Whether a label is neither control nor a perturbation."""
-    if text in controls:
-        return False
-    words = (*controls, *CONTROL_LABELS)
-    parts = _parts(text.strip(), words, _joint(separator))
-    return looks_missing(text) or (set(words).issuperset(parts) and set(controls).isdisjoint(parts))
+def _words(controls: tuple[str, ...], separator: str) -> tuple[str, ...]:
+    """What stands for control beside a gene, which need not be the label of control cells: ``"A+ctrl"``.
+
+    Where control cells have the same guide twice (``"NegCtrl0_NegCtrl0"``), the guide stands for control as well.
+    """
+    twice = [label.split(separator) for label in controls]
+    guides = [parts[0] for parts in twice if len(parts) > 1 and len(set(parts)) == 1]
+    return tuple(dict.fromkeys((*controls, *guides, *CONTROL_LABELS)))
 
 
 def _guides(written: Iterable[tuple[str, ...]], gene_names: GeneNames) -> dict[str, str]:

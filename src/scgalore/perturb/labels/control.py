@@ -79,7 +79,7 @@ def find_controls(labels: Iterable[str], control: object = None) -> tuple[str, .
     """
     labels = tuple(labels)
     if control is None:
-        return (_usual_word(labels),)
+        return _usual_word(labels)
     found: list[str] = []
     for name in asked_controls(control):
         own = same_label(name, labels)
@@ -92,10 +92,10 @@ def find_controls(labels: Iterable[str], control: object = None) -> tuple[str, .
     return tuple(dict.fromkeys(found))
 
 
-def _usual_word(labels: tuple[str, ...]) -> str:
-    found = [label for label in labels if label in CONTROL_LABELS]
-    if len(found) == 1:
-        return found[0]
+def _usual_word(labels: tuple[str, ...]) -> tuple[str, ...]:
+    found = [label for label in labels if label.strip() in CONTROL_LABELS]
+    if len({label.strip() for label in found}) == 1:
+        return tuple(found)
     if not found:
         msg = (
             f"No label of control among {', '.join(labels[:5])}{', ...' if labels[5:] else ''}: looked for "

@@ -6,16 +6,18 @@ import re
 from functools import cached_property
 from typing import TYPE_CHECKING
 
-from scgalore.genes.identifiers import is_gene, looks_like_mouse, standardise
+from scgalore.genes.identifiers import is_gene, looks_like_mouse, mostly_mouse, ortholog, standardise
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Iterable, Sequence
 
 __all__ = ["GeneNames", "guide_target", "is_guide_number"]
 
 _WORD = r"(?:sg|g|sgRNA|gRNA|guide|Guide|crRNA|cr|sh|shRNA|si|siRNA|oligo|rep)"
 _PREFIX = r"(?:(?:sgRNA|gRNA)[-_.]?(?=[A-Z])|(?:sg|sh|g)[-_.]?(?!RNA))"
 _NUMBER = re.compile(rf"{_WORD}?[-_.]?\d+[a-z]?|P1P2|P1|P2")
+
+_BEHIND_ID = re.compile(r"ENSG\d{11}(?:\.\d+)?[^A-Za-z0-9.](.+)")
 
 # What is left of a guide's name is its gene, if it is one. The most particular spellings come first.
 _GUIDES = tuple(
@@ -84,19 +86,40 @@ class GeneNames:
     @cached_property
     def _by_identity(self) -> dict[str, str]:
         """Name that the data have for a gene. Of several columns that are one gene the current symbol counts."""
-        identities = standardise(self.measured)
         found: dict[str, str] = {}
-        for identity, name in zip(identities, self.measured, strict=True):
+        for identity, name in zip(self._identities(self.measured), self.measured, strict=True):
             found.setdefault(identity, name)
         return found | {name: name for name in self.measured if name in found}
 
     @cached_property
     def _is_mouse(self) -> bool:
-        return 2 * sum(map(looks_like_mouse, self.measured)) > len(self.measured)
+        return mostly_mouse(self.measured)
+
+    def _identities(self, names: Sequence[str]) -> list[str]:
+        current = standardise(names)
+        if not self._is_mouse:
+            return current
+        return [ortholog(name) or other for name, other in zip(names, current, strict=True)]
 
     def identity(self, name: str) -> str:
-        """What all names of a gene have in common: its current symbol, or the name itself where that is unknown."""
-        return standardise([name])[0]
+        """What all names of a gene have in common: its current symbol, or the name itself where that is unknown.
+
+        Of a mouse's gene, where the data are a mouse's, it is the symbol of the human ortholog.
+        """
+        return self._identities([name])[0]
+
+    def common_name(self, identity: str, names: Sequence[str]) -> str:
+        """Name of a gene that the data do not measure and that has several names.
+
+        Parameters
+        ----------
+        identity
+            From :meth:`identity`.
+        names
+            What it is called.
+        """
+        symbols = [name for name in names if not name.startswith("ENSMUSG")]
+        return (symbols or names)[0] if self._is_mouse else identity
 
     def measured_as(self, identity: str) -> str | None:
         """Name under which the data measure a gene; ``None`` if they do not.
@@ -110,12 +133,18 @@ class GeneNames:
 
     def knows(self, name: str) -> bool:
         """Whether a text is a gene of the data or of the tables of genes."""
-        # Numbers are rows of var that nobody named, and a pair of ids is no id.
-        if name.isdecimal() or name.count("ENSG") > 1:
+        # Numbers are rows of var that nobody named; a pair of ids is no id, and neither is a guide of one.
+        behind = _BEHIND_ID.search(name) if "ENSG" in name else None
+        if name.isdecimal() or name.count("ENSG") > 1 or (behind is not None and is_guide_number(behind[1])):
             return False
         head, _, tail = name.rpartition("_")
         if "ENSG" in head and is_guide_number(tail):  # a guide of a gene that is named by its id
             return False
         if name in self._measured:
             return True
-        return is_gene(name) or (self._is_mouse and looks_like_mouse(name) and is_gene(name.upper()))
+        return is_gene(name) or (self._is_mouse and (ortholog(name) is not None or _is_mouse_gene(name)))
+
+
+def _is_mouse_gene(name: str) -> bool:
+    """Whether a name is a mouse's spelling of a human symbol, such as a gene with several orthologs."""
+    return looks_like_mouse(name) and is_gene(name.upper())

@@ -136,6 +136,8 @@ class Screen:
         conditions.report()
         contexts, batches = (None if key is None else texts_of(adata, key) for key in (context_key, batch_key))
         parts = None if split_key is None else parts_of(adata, split_key)
+        if parts is not None:
+            _warn_of_sides(conditions, texts.texts_of(adata.obs[pert_key]), parts)
         genes = _unique(names)
         expression = LogExpression.from_adata(adata, reading, log_base=log_base)
         params = {
@@ -180,6 +182,29 @@ class Screen:
             if len(members) == 0:
                 cells[pool] = by_context[of_context[np.argmax(finest == pool)]]
         return Pools(finest, tuple(cells), by_context)
+
+
+def _warn_of_sides(conditions: Conditions, labels: NDArray[np.object_], parts: NDArray[np.str_]) -> None:
+    """Say which perturbations a split has in training by one label and in the test by another."""
+    several = {text for group in conditions.spellings[1:] if len(group) > 1 for text in group}
+    if not several:
+        return
+    rows = np.flatnonzero([text in several for text in labels])
+    found = pd.DataFrame({"label": labels[rows], "part": parts[rows]}).groupby("label")["part"].agg(frozenset)
+    apart = [
+        group
+        for group in conditions.spellings[1:]
+        if len(group) > 1
+        and len({found[text] for text in group}) > 1
+        and (union := frozenset().union(*(found[text] for text in group))) & {"test"}
+        and union & {"train", "validation"}
+    ]
+    if apart:
+        shown = " and ".join(f"{text!r} ({', '.join(sorted(found[text]))})" for text in apart[0])
+        logg.warning(
+            f"Labels of {len(apart)} perturbations are in training and in the test: {shown} are one perturbation, which is not "
+            "held out. Make the split with sg.pp.split_perturbations(adata), which keeps them together."
+        )
 
 
 def _unique(names: list[str]) -> tuple[str, ...]:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from scgalore import _logging as logg
 from scgalore.errors import DataError
-from scgalore.perturb.labels.conditions import labels_with_counts
+from scgalore.perturb.labels.conditions import JOINT, labels_with_counts
 from scgalore.perturb.labels.genes import guide_target
 
 if TYPE_CHECKING:
@@ -32,8 +32,8 @@ def check_genes(
     known
         Whether a text is known as a gene to a vocabulary. What the data measure and what the tables of genes hold is known.
     refuse
-        Whether it is an error if more than half of the perturbations are unknown. Whole numbers do not count towards it:
-        they are codes that somebody chose, and no misread genes.
+        Whether it is an error if more than half of the perturbations have no known gene at all. Whole numbers do not count
+        towards it: they are codes that somebody chose, and no misread genes.
 
     Raises
     ------
@@ -43,25 +43,26 @@ def check_genes(
     found = conditions.unknown(known)
     if not found:
         return
+
+    def is_gene(text: str) -> bool:
+        return conditions.gene_names.knows(text) or known(text)
+
     names = {conditions.names[conditions.index(text)] for text in found}
-    n, n_coded = len(conditions.perturbations), sum(name.isdecimal() for name in names)
+    n = len(conditions.perturbations)
+    n_strange = sum(not any(is_gene(part) or part.isdecimal() for part in name.split(JOINT)) for name in names)
     what = (
         f"{len(names):,} of {n:,} perturbations have a part that is no gene which the data, the vocabulary or the tables of "
         f"genes know: {labels_with_counts(found)}."
     )
-    cures = " ".join(_cures(conditions, found, known))
-    if refuse and 2 * (len(names) - n_coded) > n:
+    cures = " ".join(_cures(conditions, found, is_gene))
+    if refuse and 2 * n_strange > n:
         msg = f"{what} Expected genes, by symbol or Ensembl id. {cures}"
         raise DataError(msg)
     logg.warning(f"{what} They are taken for genes as they are. {cures}")
 
 
-def _cures(conditions: Conditions, found: Iterable[str], known: Callable[[str], bool]) -> list[str]:
+def _cures(conditions: Conditions, found: Iterable[str], is_gene: Callable[[str], bool]) -> list[str]:
     """What to do, the most probable first."""
-
-    def is_gene(text: str) -> bool:
-        return conditions.gene_names.knows(text) or known(text)
-
     cures = []
     separators = [
         mark

@@ -30,7 +30,7 @@ def screen(labels: Sequence[Any], n: int = 6, **obs: Any) -> AnnData:
     return AnnData(sp.csr_matrix(x), table, pd.DataFrame(index=GENES))
 
 
-def finetuned(adata: AnnData, **options: Any) -> SCGPT:
+def finetuned(adata: AnnData, **options: Any) -> Any:
     return sg.tl.finetune(adata, tiny_model(GENES), **{**RUN, **options})
 
 
@@ -38,7 +38,7 @@ def warnings_of(caplog: pytest.LogCaptureFixture) -> str:
     return "\n".join(record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING)
 
 
-CODES = {
+CODES: dict[str, Any] = {
     "int": [0, 1, 2, 3, 4],
     "float with a gap": [0.0, 1.0, 2.0, 3.0, 4.0, np.nan],
     "category of int": pd.Categorical([0, 1, 2, 3, 4]),

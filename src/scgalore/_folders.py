@@ -98,23 +98,24 @@ def refuse_unwritable(folder: Path, name: str) -> None:
 
 
 def recover_folder(folder: Path) -> None:
-    """Put a folder in its place that a killed process was about to put there in place of another one.
+    """Finish the replacement of a folder that a killed process had begun.
 
-    :func:`whole_folder` replaces a folder in two steps. Between them there is none at its place, but both are whole beside it.
+    :func:`whole_folder` replaces a folder by two renames. Between them the path does not exist, and both folders are complete,
+    under hidden names in the same parent folder.
     """
     with suppress(OSError, RuntimeError):  # another process may do the same; a link may lead in a circle
         target = folder.expanduser().resolve()
         if target.exists() or not target.parent.is_dir():
             return
-        for old in _beside(target, "old"):
+        for old in _leftovers(target, "old"):
             draft = old.with_suffix(".draft")
             (draft if draft.is_dir() else old).rename(target)
             shutil.rmtree(old, ignore_errors=True)
             return
 
 
-def _beside(target: Path, state: str) -> list[Path]:
-    """Folders that :func:`whole_folder` has left beside their place."""
+def _leftovers(target: Path, state: str) -> list[Path]:
+    """Hidden folders that an interrupted :func:`whole_folder` left in the parent folder."""
     name = re.compile(rf"\.{re.escape(target.name)}\.[0-9a-f]{{8}}\.{state}")
     return [path for path in target.parent.iterdir() if name.fullmatch(path.name)]
 
@@ -184,7 +185,7 @@ def _swap(draft: Path, target: Path) -> None:
     if not target.exists():
         draft.rename(target)
         return
-    for left in _beside(target, "old"):  # of a process that was killed while it removed it
+    for left in _leftovers(target, "old"):  # of a process that was killed while it removed it
         shutil.rmtree(left, ignore_errors=True)
     old = draft.with_suffix(".old")
     target.rename(old)

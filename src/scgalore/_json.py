@@ -1,4 +1,4 @@
-"""JSON files that anyone may have written: read within limits, and held against the fields that are expected."""
+"""JSON files of unknown origin: read within limits of size, and checked against the expected fields."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def read_json(path: Path, *, max_bytes: int = MAX_BYTES) -> dict[str, Any]:
 
 
 def check_fields(content: Any, kinds: Mapping[str, Kind], *, where: Any, missing: Iterable[str] = ()) -> None:
-    """Hold an object of a file against the kinds that its fields are declared to have.
+    """Check the fields of an object from a file against their declared types and ranges.
 
     Parameters
     ----------

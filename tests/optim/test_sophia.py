@@ -393,6 +393,7 @@ def _estimate_on_rank(rank: int, folder: str) -> None:
     torch.distributed.destroy_process_group()
 
 
+@pytest.mark.slow
 def test_ranks_share_the_average_of_their_estimates(tmp_path: Path) -> None:
     torch.multiprocessing.spawn(_estimate_on_rank, args=(str(tmp_path),), nprocs=2)
     first, second = (torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in (0, 1))

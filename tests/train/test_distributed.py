@@ -45,6 +45,7 @@ def distance(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> float:
     return math.sqrt(sum(float((a[name] - b[name]).square().sum()) for name in a))
 
 
+@pytest.mark.slow
 def test_two_processes_train_resume_and_share_the_optimizers_state(tmp_path: Path) -> None:
     """A part of what the slow tests below find out with every optimizer and adapter."""
     names = ("whole_galore", "sharded_galore", "resumed_sharded_galore", "diverging")

@@ -8,9 +8,10 @@ import numpy as np
 import pandas as pd
 
 from scgalore import _logging as logg
+from scgalore.data.columns import read_column
 from scgalore.data.matrix import CellMatrix
 from scgalore.data.scale import scale_of
-from scgalore.errors import DataError, MissingKeyError
+from scgalore.errors import DataError
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -33,8 +34,8 @@ NUMBERS_OF_GENES = ("n_genes_by_counts", "n_genes", "nFeature_RNA", "nGene", "ng
 SELECTIONS = ("highly_variable", "selected", "vst.variable", "hvg")
 """Columns of ``var`` that mark a choice of genes."""
 
-FEW_GENES = 2000
-"""Fewer genes are a panel or a choice; whole transcriptomes have more."""
+PANEL = 2000
+"""Number of genes below which a matrix holds a panel or a selection; whole transcriptomes have more."""
 
 ROUNDING = 1e-3
 
@@ -69,9 +70,8 @@ def depth_of(adata: AnnData, matrix: CellMatrix, scale: Scale, reading: Reading)
         If it does not exist.
     """
     key = reading.depth_key
-    if key is not None and key not in adata.obs:
-        msg = f"depth_key={key!r} is not a column of adata.obs, which has {list(adata.obs.columns)}."
-        raise MissingKeyError(msg)
+    if key is not None:
+        read_column(adata.obs, key, asked="depth_key")
     if scale.kind != "counts":
         return None
     if key is not None:
@@ -105,7 +105,7 @@ def _sums(matrix: CellMatrix) -> NDArray[np.float64]:
 
 def _column(adata: AnnData, key: str, sums: NDArray[np.float64]) -> tuple[NDArray[np.float64], str]:
     """The values of a column, and what is wrong with them."""
-    depth = pd.to_numeric(adata.obs[key], errors="coerce").to_numpy(dtype=np.float64, na_value=np.nan)
+    depth = pd.to_numeric(read_column(adata.obs, key), errors="coerce").to_numpy(dtype=np.float64, na_value=np.nan)
     return depth, _problem(depth, sums)
 
 
@@ -181,7 +181,7 @@ def _cut(adata: AnnData, matrix: CellMatrix) -> str:
             here = _n_genes(matrix) if here is None else here
             if np.median(adata.obs[key].to_numpy(dtype=np.float64, na_value=np.nan) - here) > 0.2 * np.median(here):
                 return f"adata.obs[{key!r}] counts more genes in a cell"
-    return f"there are {matrix.n_vars:,}" if matrix.n_vars < FEW_GENES else ""
+    return f"there are {matrix.n_vars:,}" if matrix.n_vars < PANEL else ""
 
 
 def _n_genes(matrix: CellMatrix) -> NDArray[np.int64]:

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from mudata import MuData
     from numpy.typing import NDArray
 
-__all__ = ["refuse_elsewhere", "resolve_adata", "shown_keys", "write_obs", "write_var"]
+__all__ = ["copied", "writable_adata", "refuse_elsewhere", "resolve_adata", "shown_keys", "write_obs", "write_var"]
 
 
 def resolve_adata(data: AnnData | MuData, *, mod: str = "rna") -> AnnData:
@@ -53,6 +53,24 @@ def resolve_adata(data: AnnData | MuData, *, mod: str = "rna") -> AnnData:
         raise DataError(msg)
     _refuse_lazy(adata)
     return adata
+
+
+def writable_adata(data: AnnData | MuData, *, mod: str = "rna") -> AnnData:
+    """Find the AnnData to work on and make sure that results can be written to it; nothing changes yet."""
+    adata = resolve_adata(data, mod=mod)
+    if adata.is_view and adata.isbacked:
+        msg = "This is a view of a backed file, which results cannot be written to. Use adata[...].to_memory()."
+        raise DataError(msg)
+    return adata
+
+
+def copied(data: AnnData | MuData, *, mod: str = "rna") -> AnnData | MuData:
+    """Copy what ``copy=True`` is to return."""
+    adata = writable_adata(data, mod=mod)
+    if adata.isbacked:
+        msg = "copy=True cannot copy an AnnData that is backed by a file. Leave copy out, or pass adata.to_memory()."
+        raise DataError(msg)
+    return data.copy()
 
 
 def refuse_elsewhere(data: AnnData | MuData, *, mod: str = "rna", obs: Mapping[str, Any], **var: Any) -> None:

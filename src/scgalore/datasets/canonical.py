@@ -16,7 +16,8 @@ from scgalore.data.scale import scale_of
 from scgalore.datasets.registry import SOURCES
 from scgalore.errors import DataError, MissingKeyError, OptionError
 from scgalore.genes import ensembl_id, standardise
-from scgalore.perturb.labels.conditions import CONTROL, Conditions
+from scgalore.perturb.labels.conditions import Conditions
+from scgalore.perturb.labels.control import CONTROL
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

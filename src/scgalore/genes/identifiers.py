@@ -32,7 +32,7 @@ __all__ = [
 NameKind = Literal["id", "current", "previous", "alias"]
 """What a name is: an Ensembl id, a current symbol (or a name without an entry), a previous symbol, an alias."""
 
-# Bare, with a version, or beside a symbol: CELLxGENE writes genes that share one as SYMBOL_ENSG..., other programs write
+# Bare, with a version, or next to a symbol: CELLxGENE writes genes that share one as SYMBOL_ENSG..., other programs write
 # SYMBOL|ENSG... or ENSG..._SYMBOL. The Y copy of a pseudoautosomal gene ("ENSG00000002586.20_PAR_Y") is left out on purpose:
 # its X copy is the gene that every vocabulary means.
 _ID = r"(?:.*[^A-Za-z0-9])?({}\d{{11}})(?:\.\d+)?(?:[^A-Za-z0-9.](?!PAR_Y).*)?"

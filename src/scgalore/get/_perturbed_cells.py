@@ -19,7 +19,8 @@ from scgalore.data.reading import READING
 from scgalore.data.records import read_prediction_record
 from scgalore.data.scale import to_log1p
 from scgalore.errors import DataError, MissingKeyError, OptionError
-from scgalore.perturb.labels.conditions import CONTROL, canonical_name
+from scgalore.perturb.labels.control import CONTROL
+from scgalore.perturb.labels.parsing import canonical_name
 from scgalore.perturb.labels.profiles import row_label
 from scgalore.perturb.labels.screen import Screen
 from scgalore.perturb.predictions.controls import refuse_other_scale

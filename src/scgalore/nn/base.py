@@ -142,7 +142,7 @@ class NetworkConfig:
 
     @classmethod
     def seen_in(cls, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
-        """Fields that the tensors of a file show, whatever the file beside it states.
+        """Fields that the tensors of a file show, whatever its configuration file states.
 
         Parameters
         ----------

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from scgalore.perturb.baselines.effects import BASELINES, PRIORS, fit_effects
-    from scgalore.perturb.labels.conditions import Conditions, parse_condition
+    from scgalore.perturb.labels.conditions import Conditions
+    from scgalore.perturb.labels.parsing import parse_condition
     from scgalore.perturb.labels.profiles import Profiles
     from scgalore.perturb.labels.screen import Screen
     from scgalore.perturb.predictions.card import model_card, score_table
@@ -38,7 +39,8 @@ __all__ = [
 _HOMES = {
     "predictions.card": ("model_card", "score_table"),
     "predictions.challenge": ("write_vcc",),
-    "labels.conditions": ("Conditions", "parse_condition"),
+    "labels.conditions": ("Conditions",),
+    "labels.parsing": ("parse_condition",),
     "baselines.effects": ("BASELINES", "PRIORS", "fit_effects"),
     "splits.gears": ("split_by_genes", "split_by_hits", "split_by_labels", "split_singles_by_genes"),
     "labels.profiles": ("Profiles",),
@@ -49,7 +51,7 @@ _HOMES = {
 
 
 def __getattr__(name: str) -> Any:
-    # Loaded on first use (PEP 562): most who import one module of this room need no other.
+    # Loaded on first use (PEP 562): most who import one module of this subpackage need no other.
     for module, names in _HOMES.items():
         if name in names:
             return getattr(import_module(f"scgalore.perturb.{module}"), name)

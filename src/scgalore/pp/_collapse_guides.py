@@ -14,10 +14,10 @@ from scgalore._keys import PerturbationKeys, check_key
 from scgalore.data.cells import gene_names
 from scgalore.data.columns import read_column
 from scgalore.data.reading import AS_IT_IS
-from scgalore.data.resolve import resolve_adata
+from scgalore.data.resolve import copied, writable_adata
 from scgalore.data.results import Results, refuse_overwrite
 from scgalore.data.texts import texts_of
-from scgalore.errors import DataError, OptionError
+from scgalore.errors import OptionError
 from scgalore.perturb.labels.collapse import Collapser, compiled, read_guide_table
 from scgalore.perturb.labels.conditions import labels_with_counts
 from scgalore.perturb.labels.control import find_controls
@@ -113,10 +113,8 @@ def collapse_guides(
     if pattern is not None and table is not None:
         msg = "pattern and table both say what a guide targets; pass one of them."
         raise OptionError(msg)
-    adata = resolve_adata(data, mod=mod)
-    if adata.isbacked and (adata.is_view or copy):
-        msg = "This needs a copy of a file-backed AnnData; call it on adata.to_memory(), without copy=True."
-        raise DataError(msg)
+    data = copied(data, mod=mod) if copy else data
+    adata = writable_adata(data, mod=mod)
     reads = [("obs", "pert_key=", pert_key), *AS_IT_IS.reads()]
     refuse_overwrite({"obs": (key_added,), "uns": (key_added,)}, reads, data=data, mod=mod)
     texts = texts_of(read_column(adata.obs, pert_key, asked="pert_key"))
@@ -156,9 +154,6 @@ def collapse_guides(
             "version": __version__,
         }
         _report(labels)
-        if copy:
-            data = data.copy()
-            adata = resolve_adata(data, mod=mod)
         of_label = {label: gene for label, (gene, _) in target.items()}
         genes = pd.Categorical(np.array([None if text is None else of_label[text] for text in texts], dtype=object))
         Results(

@@ -7,12 +7,11 @@ from typing import TYPE_CHECKING, Any
 from scgalore import _logging as logg
 from scgalore._docs import shared_parameters
 from scgalore._rng import seed_from
-from scgalore._uns import to_uns
 from scgalore.data.cells import gene_names
 from scgalore.data.columns import read_column
 from scgalore.data.reading import AS_IT_IS
-from scgalore.data.resolve import refuse_elsewhere, resolve_adata, write_obs
-from scgalore.data.results import refuse_overwrite
+from scgalore.data.resolve import copied, refuse_elsewhere, writable_adata
+from scgalore.data.results import Results, refuse_overwrite
 from scgalore.data.split import PARTS
 from scgalore.data.texts import texts_of
 from scgalore.errors import DataError, OptionError
@@ -145,7 +144,8 @@ def split_perturbations(
         "parts": parts,
     }
     seed = seed_from(rng)
-    adata = _checked(data, mod=mod, key_added=key_added, columns=(pert_key, context_key), copy=copy)
+    data = copied(data, mod=mod) if copy else data
+    adata = _checked(data, mod=mod, key_added=key_added, columns=(pert_key, context_key))
     genes = gene_names(adata, gene_symbols)
     conditions = Conditions.from_labels(adata.obs[pert_key], control=control, separator=separator, genes=genes)
     conditions.report()
@@ -163,20 +163,19 @@ def split_perturbations(
             "rng": seed,
             **{name: value for name, value in split.options.items() if name != "parts"},
         }
-        if copy:
-            data = data.copy()
-            adata = resolve_adata(data, mod=mod)
-        _write(data, adata, split, conditions, params, key_added=key_added, mod=mod)
-        step.added("obs", key_added, "part of each cell")
-        step.added("uns", key_added, "perturbations of each part")
+        labels, record = record_split(split, conditions, adata.obs[pert_key], params)
+        if key_added in adata.obs and key_added not in adata.uns:
+            logg.warning(
+                f"adata.obs[{key_added!r}] was there, without a record of a split, and is replaced. key_added= writes elsewhere."
+            )
+        Results(
+            obs={key_added: (labels, "part of each cell")}, uns={key_added: (record, "perturbations of each part")}
+        ).write(data, adata, mod=mod, step=step)
     return data if copy else None
 
 
-def _checked(data: Data, *, mod: str, key_added: str, columns: tuple[str, str | None], copy: bool) -> AnnData:
-    adata = resolve_adata(data, mod=mod)
-    if adata.isbacked and (adata.is_view or copy):
-        msg = "This needs a copy of a file-backed AnnData; call it on adata.to_memory(), without copy=True."
-        raise DataError(msg)
+def _checked(data: Data, *, mod: str, key_added: str, columns: tuple[str, str | None]) -> AnnData:
+    adata = writable_adata(data, mod=mod)
     if not isinstance(key_added, str) or not key_added or "/" in key_added:
         msg = f"key_added={key_added!r}: expected a string without '/'."
         raise OptionError(msg)
@@ -219,26 +218,3 @@ def _report(split: PerturbationSplit, conditions: Conditions) -> None:
     empty = [part for part in PARTS if not getattr(split, part)]
     if empty:
         logg.warning(f"No perturbation is in the part {' or '.join(map(repr, empty))}.")
-
-
-def _write(
-    data: Data,
-    adata: AnnData,
-    split: PerturbationSplit,
-    conditions: Conditions,
-    params: dict[str, Any],
-    *,
-    key_added: str,
-    mod: str,
-) -> None:
-    labels, record = record_split(split, conditions, adata.obs[params["pert_key"]], params)
-    if key_added in adata.obs and key_added not in adata.uns:
-        logg.warning(
-            f"adata.obs[{key_added!r}] was there, without a record of a split, and is replaced. key_added= writes elsewhere."
-        )
-    if adata.is_view:
-        # As scanpy does: writing to a view would copy it anyway, with a warning that points here and not at the user.
-        adata._init_as_actual(adata.copy())
-    adata.obs[key_added] = labels
-    adata.uns[key_added] = to_uns(record)
-    write_obs(data, adata, [key_added], mod=mod)

@@ -9,11 +9,11 @@ from scgalore._docs import shared_parameters
 from scgalore._keys import CellKeys
 from scgalore._rng import seed_from
 from scgalore.data.reading import Reading
-from scgalore.data.resolve import refuse_elsewhere
+from scgalore.data.resolve import copied, refuse_elsewhere, writable_adata
 from scgalore.data.results import refuse_overwrite
 from scgalore.model.inference import RunOptions
 from scgalore.tasks.registry import task_named
-from scgalore.tl._shared import as_model, copied, provenance, writable_adata
+from scgalore.tl._shared import as_model, provenance
 
 if TYPE_CHECKING:
     from scgalore._typing import Data, PathLike, Rng

@@ -9,11 +9,11 @@ from scgalore._docs import shared_parameters
 from scgalore._keys import PerturbationKeys
 from scgalore._rng import seed_from
 from scgalore.data.reading import Reading
+from scgalore.data.resolve import copied, writable_adata
 from scgalore.data.results import refuse_overwrite
 from scgalore.perturb.baselines.effects import BASELINES
 from scgalore.perturb.scores.evaluation import choose_metrics
 from scgalore.tasks.perturbation.evaluation import read_prediction, score_prediction
-from scgalore.tl._shared import copied, writable_adata
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

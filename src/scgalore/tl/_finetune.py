@@ -10,12 +10,12 @@ from scgalore._docs import shared_parameters
 from scgalore._keys import check_key
 from scgalore._rng import seed_from
 from scgalore.data.reading import Reading
-from scgalore.data.resolve import refuse_elsewhere
+from scgalore.data.resolve import refuse_elsewhere, writable_adata
 from scgalore.data.results import refuse_overwrite
 from scgalore.model.families import known_keys
 from scgalore.tasks.registry import resolve_call
 from scgalore.tl._fitted import free_folder, record_model
-from scgalore.tl._shared import as_model, writable_adata
+from scgalore.tl._shared import as_model
 from scgalore.tl._task_arguments import with_task_arguments
 
 if TYPE_CHECKING:

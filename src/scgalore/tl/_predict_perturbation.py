@@ -8,14 +8,14 @@ from scgalore import _logging as logg
 from scgalore._docs import shared_parameters
 from scgalore._keys import PerturbationKeys, check_key
 from scgalore._rng import seed_from
-from scgalore.data.resolve import refuse_elsewhere
+from scgalore.data.resolve import copied, refuse_elsewhere, writable_adata
 from scgalore.data.results import refuse_overwrite
 from scgalore.errors import OptionError
 from scgalore.model.inference import RunOptions
 from scgalore.tasks.perturbation.prediction import Wanted, predict_wanted
 from scgalore.tasks.perturbation.reading import READ, read_params, require_flags, slots_read
 from scgalore.tl._fitted import recorded_model, records_of
-from scgalore.tl._shared import as_model, copied, writable_adata
+from scgalore.tl._shared import as_model
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -9,7 +9,7 @@ from scgalore import _logging as logg
 from scgalore._docs import shared_parameters
 from scgalore._keys import PerturbationKeys
 from scgalore._rng import seed_from
-from scgalore.data.resolve import refuse_elsewhere
+from scgalore.data.resolve import copied, refuse_elsewhere, writable_adata
 from scgalore.data.results import Results, refuse_overwrite
 from scgalore.errors import OptionError
 from scgalore.model.inference import RunOptions
@@ -27,7 +27,7 @@ from scgalore.tasks.perturbation.reading import (
 )
 from scgalore.tl._fitted import recorded_model, records_of
 from scgalore.tl._search import Search
-from scgalore.tl._shared import as_model, copied, writable_adata
+from scgalore.tl._shared import as_model
 from scgalore.tl._wanted import Wanted, context_code
 
 if TYPE_CHECKING:

@@ -12,13 +12,12 @@ from scgalore import _logging as logg
 from scgalore._docs import shared_parameters
 from scgalore._keys import GeneKeys
 from scgalore.data.reading import Reading
-from scgalore.data.resolve import refuse_elsewhere
+from scgalore.data.resolve import copied, refuse_elsewhere, writable_adata
 from scgalore.data.results import Results, refuse_overwrite
 from scgalore.errors import OptionError
 from scgalore.genes.ranking import get_strategy
 from scgalore.perturb.splits.own import own_split
 from scgalore.selection.ranking import rank_adata, training_cells
-from scgalore.tl._shared import copied, writable_adata
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping

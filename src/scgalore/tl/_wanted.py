@@ -14,7 +14,8 @@ from scgalore.data.columns import read_column
 from scgalore.data.split import PARTS
 from scgalore.data.texts import same_label, texts_of
 from scgalore.errors import DataError, MissingKeyError, OptionError
-from scgalore.perturb.labels.conditions import CONTROL, canonical_name
+from scgalore.perturb.labels.control import CONTROL
+from scgalore.perturb.labels.parsing import canonical_name
 from scgalore.perturb.predictions.retrieval import mean_of
 
 if TYPE_CHECKING:

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from scgalore.errors import DataError, OptionError
 from scgalore.perturb.baselines.effects import BASELINES, PRIORS, RULES, fit_effects, held_out_effects
-from scgalore.perturb.labels.conditions import canonical_name
+from scgalore.perturb.labels.parsing import canonical_name
 from scgalore.perturb.labels.profiles import Profiles
 from scgalore.perturb.labels.screen import Screen
 

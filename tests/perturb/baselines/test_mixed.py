@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from scipy import linalg
 
 from scgalore.perturb.baselines.mixed import _Design, fit_mixed, mixed_held_out
-from scgalore.perturb.labels.conditions import canonical_name
+from scgalore.perturb.labels.parsing import canonical_name
 
 Perturbed = list[tuple[str, ...]]
 

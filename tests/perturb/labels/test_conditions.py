@@ -7,7 +7,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from scgalore.errors import DataError, MissingKeyError, OptionError
-from scgalore.perturb.labels.conditions import CONTROL, CONTROL_LABELS, Conditions, canonical_name, parse_condition
+from scgalore.perturb.labels.conditions import Conditions
+from scgalore.perturb.labels.control import CONTROL, CONTROL_LABELS
+from scgalore.perturb.labels.parsing import canonical_name, parse_condition
 from scgalore.perturb.splits.split import split_conditions
 
 genes = st.text("ABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-.", min_size=1, max_size=6).filter(lambda g: g != "NT")

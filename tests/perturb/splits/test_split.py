@@ -9,7 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from scgalore.errors import DataError, MissingKeyError, OptionError
-from scgalore.perturb.labels.conditions import Conditions, canonical_name, parse_condition
+from scgalore.perturb.labels.conditions import Conditions
+from scgalore.perturb.labels.parsing import canonical_name, parse_condition
 from scgalore.perturb.splits.gears import GROUPS, split_by_genes
 from scgalore.perturb.splits.split import KINDS, PerturbationSplit, split_conditions
 

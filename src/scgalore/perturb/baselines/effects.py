@@ -13,7 +13,7 @@ import numpy as np
 
 from scgalore.errors import DataError, OptionError
 from scgalore.perturb.baselines.mixed import fit_mixed, mixed_held_out
-from scgalore.perturb.labels.conditions import canonical_name
+from scgalore.perturb.labels.parsing import canonical_name
 
 if TYPE_CHECKING:
     import pandas as pd

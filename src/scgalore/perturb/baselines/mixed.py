@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from scipy import linalg, optimize
 
-from scgalore.perturb.labels.conditions import canonical_name
+from scgalore.perturb.labels.parsing import canonical_name
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
 from dataclasses import dataclass, field
 from difflib import get_close_matches
 from functools import cached_property
@@ -13,107 +12,21 @@ import pandas as pd
 
 from scgalore import _logging as logg
 from scgalore.data.texts import looks_missing, same_label, text_of, texts_of
-from scgalore.errors import DataError, MissingKeyError, OptionError
-from scgalore.perturb.labels.control import CONTROL, CONTROL_LABELS, asked_controls, find_controls
-from scgalore.perturb.labels.genes import GeneNames, guide_target, is_guide_number
+from scgalore.errors import MissingKeyError
+from scgalore.perturb.labels.control import CONTROL, find_controls
+from scgalore.perturb.labels.genes import GeneNames, guide_target
+from scgalore.perturb.labels.naming import GeneNaming
+from scgalore.perturb.labels.parsing import JOINT, LabelReader, canonical_name, control_words
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Mapping
     from typing import Self
 
     from numpy.typing import NDArray
 
     from scgalore._typing import Control
 
-__all__ = [
-    "CONTROL",
-    "CONTROL_LABELS",
-    "JOINT",
-    "Conditions",
-    "canonical_name",
-    "genes_as_written",
-    "labels_with_counts",
-    "parse_condition",
-]
-
-JOINT = "+"
-"""Stands between the genes of a canonical name."""
-
-
-def canonical_name(genes: Iterable[str]) -> str:
-    """Name of a perturbation: its genes, sorted and joined by ``+``; :data:`CONTROL` for none.
-
-    Parameters
-    ----------
-    genes
-        Symbols, in any order.
-    """
-    return JOINT.join(sorted(genes)) or CONTROL
-
-
-def parse_condition(text: str, *, control: Control = None, separator: str | None = None) -> tuple[str, ...]:
-    """Genes of one label, sorted; ``()`` for control.
-
-    Parameters
-    ----------
-    text
-        ``"A"``, ``"A+ctrl"``, ``"ctrl+A"``, ``"A+B"``, or the same with another separator.
-    control
-        Label of control, or several. Each of :data:`CONTROL_LABELS` stands for it beside a gene, and by itself where this is
-        ``None``.
-    separator
-        What stands between genes; ``"+"`` when left out.
-
-    Raises
-    ------
-    DataError
-        If a part is empty or a gene occurs twice.
-    OptionError
-        If the separator is empty.
-
-    Examples
-    --------
-    >>> parse_condition("MAP2K6+KLF1"), parse_condition("ctrl+KLF1"), parse_condition("ctrl")
-    (('KLF1', 'MAP2K6'), ('KLF1',), ())
-    """
-    named = asked_controls(control) or CONTROL_LABELS
-    controls = named if text.strip() in CONTROL_LABELS else (*named, *CONTROL_LABELS)
-    return tuple(sorted(genes_as_written(text, controls=controls, separator=_joint(separator))))
-
-
-def genes_as_written(text: str, *, controls: Sequence[str], separator: str) -> tuple[str, ...]:
-    """Genes of one label in the order of the label; ``()`` for control.
-
-    Parameters
-    ----------
-    text
-        The label.
-    controls
-        What stands for control, alone or as a part.
-    separator
-        What stands between the parts.
-
-    Raises
-    ------
-    DataError
-        If a part is empty, a gene occurs twice, or a gene holds a ``+`` that is not the separator.
-    """
-    parts = _parts(text.strip(), controls, separator)
-    genes = tuple(part for part in parts if part not in controls)
-    fault = ""
-    if not all(genes):
-        fault = "has an empty part"
-    elif len(set(genes)) < len(genes):
-        fault = "names a gene twice"
-    elif any(JOINT in gene for gene in genes):
-        fault = f"holds a {JOINT!r}, which the separator {separator!r} leaves inside a gene name"
-    if fault:
-        msg = (
-            f"The label {text!r} {fault}; expected a gene, genes joined by {separator!r}, or a label of control. "
-            "Correct the label, or pass control= or separator= if they were not recognised."
-        )
-        raise DataError(msg)
-    return genes
+__all__ = ["Conditions", "labels_with_counts"]
 
 
 @dataclass(frozen=True)
@@ -205,15 +118,17 @@ class Conditions:
         counts = dict(zip(found.tolist(), np.bincount(by_label[by_label >= 0], minlength=len(found)), strict=True))
         controls = find_controls(counts, control)
         gene_names = GeneNames(genes)
-        reader = _Reader.of(tuple(text for text in counts if not looks_missing(text)), controls, separator, gene_names)
+        reader = LabelReader.of(
+            tuple(text for text in counts if not looks_missing(text)), controls, separator, gene_names
+        )
         of_text = {text: reader.read(text) for text in counts if text in controls or not looks_missing(text)}
-        # A word for control is control beside a gene, or beside the named label, and alone it is neither.
+        # A word for control means control next to a gene or next to the named label; alone it is left out.
         texts = tuple(text for text, genes in of_text.items() if genes or not reader.parts(text).isdisjoint(controls))
         left_out = {text: int(n) for text, n in counts.items() if text not in set(texts)}
         written = [of_text[text] for text in texts]
         guides = _guides(written, gene_names)
         targets = [tuple(dict.fromkeys(guides.get(gene, gene) for gene in of_label)) for of_label in written]
-        naming = _Naming.of([gene for of_label in targets for gene in of_label], gene_names)
+        naming = GeneNaming.of([gene for of_label in targets for gene in of_label], gene_names)
         spelled: dict[tuple[str, ...], list[str]] = {(): []}
         for text, target in zip(texts, targets, strict=True):
             spelled.setdefault(tuple(sorted({naming.name(gene) for gene in target})), []).append(text)
@@ -317,8 +232,8 @@ class Conditions:
         between = JOINT if JOINT in text else self.separator
         if between == JOINT and JOINT not in text and separator is not None:
             between = separator
-        words = _words(self.controls, between)
-        genes = _Reader(between, words, self._singles, self.gene_names).read(text)
+        words = control_words(self.controls, between)
+        genes = LabelReader(between, words, self._singles, self.gene_names).read(text)
         return tuple(sorted({self.name_of(gene) for gene in genes}))
 
     def name_of(self, gene: str) -> str:
@@ -407,105 +322,6 @@ def labels_with_counts(counts: Mapping[str, int], most: int = 8) -> str:
     return ", ".join(shown) + (f" and {len(counts) - most} more" if len(counts) > most else "")
 
 
-@dataclass(frozen=True)
-class _Reader:
-    """Takes labels apart."""
-
-    separator: str
-    controls: tuple[str, ...]
-    alone: Collection[str]
-    gene_names: GeneNames
-
-    @classmethod
-    def of(
-        cls, labels: tuple[str, ...], controls: tuple[str, ...], separator: str | None, gene_names: GeneNames
-    ) -> _Reader:
-        """Find what stands between genes, if it is not given."""
-        joint = _joint(separator)
-        if separator is None and not any(JOINT in text for text in labels if text not in controls):
-            words = _words(controls, "_")
-            reader = cls("_", words, {text for text in labels if "_" not in text}, gene_names)
-            if reader.separates([text for text in labels if "_" in text and text not in words]):
-                return reader
-        return cls(joint, _words(controls, joint), {text for text in labels if joint not in text}, gene_names)
-
-    def parts(self, text: str) -> frozenset[str]:
-        """What a label consists of; a label of control is itself, too."""
-        return frozenset((text, text.strip(), *_parts(text.strip(), self.controls, self.separator)))
-
-    def read(self, text: str) -> tuple[str, ...]:
-        """Genes of a label in its order."""
-        if text not in self.controls and self._is_one(text):
-            return (text.strip(),)
-        return genes_as_written(text, controls=self.controls, separator=self.separator)
-
-    def _is_one(self, text: str) -> bool:
-        """Whether a label that holds the separator is one name all the same: of a gene (``HLA-A``), or of a guide."""
-        if self.separator == JOINT or self.separator not in text:
-            return False
-        return self.gene_names.knows(text) or any(
-            is_guide_number(part) and not self._is_name(part) for part in _parts(text, self.controls, self.separator)
-        )
-
-    def _is_name(self, part: str) -> bool:
-        return part in self.alone or part in self.controls or self.gene_names.knows(part)
-
-    def separates(self, labels: list[str]) -> bool:
-        """Whether most of the labels that may be pairs are made of names."""
-        pairs = [_parts(text, self.controls, self.separator) for text in labels if not self._is_one(text)]
-        n_made_of_names = sum(all(map(self._is_name, parts)) for parts in pairs)
-        return bool(pairs) and 2 * n_made_of_names >= len(pairs)
-
-
-@dataclass(frozen=True)
-class _Naming:
-    """One name for each gene."""
-
-    of_gene: dict[str, str]
-    spelled: dict[str, tuple[str, ...]]
-    measured: dict[str, str | None]
-    gene_names: GeneNames
-
-    @classmethod
-    def of(cls, genes: Iterable[str], gene_names: GeneNames) -> _Naming:
-        spelled: dict[str, dict[str, None]] = defaultdict(dict)
-        of_gene = {gene: gene_names.identity(gene) for gene in dict.fromkeys(genes)}
-        for gene, identity in of_gene.items():
-            spelled[identity][gene] = None
-        measured = {identity: gene_names.measured_as(identity) for identity in spelled}
-        return cls(of_gene, {identity: tuple(names) for identity, names in spelled.items()}, measured, gene_names)
-
-    def name(self, gene: str) -> str:
-        """Name in results."""
-        identity = self.of_gene[gene]
-        return self.measured[identity] or self.drawn(gene)
-
-    def drawn(self, gene: str) -> str:
-        """Name in draws of splits, which follow the order of names: that of the labels, unless they have several."""
-        identity = self.of_gene[gene]
-        spelled = self.spelled[identity]
-        if len(spelled) == 1:
-            return spelled[0]
-        return self.measured[identity] or self.gene_names.common_name(identity, spelled)
-
-    def joined(self) -> dict[str, tuple[str, ...]]:
-        return {self.name(names[0]): names for names in self.spelled.values() if len(names) > 1}
-
-    def renamed(self) -> dict[str, str]:
-        alone = [names[0] for names in self.spelled.values() if len(names) == 1]
-        return {gene: self.name(gene) for gene in alone if self.name(gene) != gene}
-
-
-def _words(controls: tuple[str, ...], separator: str) -> tuple[str, ...]:
-    """What stands for control beside a gene, which need not be the label of control cells: ``"A+ctrl"``.
-
-    Where control cells have the same guide twice (``"NegCtrl0_NegCtrl0"``), the guide stands for control as well.
-    """
-    twice = [label.split(separator) for label in controls]
-    guides = [parts[0] for parts in twice if len(parts) > 1 and len(set(parts)) == 1]
-    return tuple(dict.fromkeys((*controls, *guides, *CONTROL_LABELS)))
-
-
 def _guides(written: Iterable[tuple[str, ...]], gene_names: GeneNames) -> dict[str, str]:
     """Guides of genes that are labels of their own, such as ``A_1`` and ``A_g2`` where there is ``A``."""
     written = list(written)
@@ -513,22 +329,3 @@ def _guides(written: Iterable[tuple[str, ...]], gene_names: GeneNames) -> dict[s
     parts = dict.fromkeys(gene for genes in written for gene in genes if not gene_names.knows(gene))
     found = {part: guide_target(part, targets.__contains__) for part in parts}
     return {part: target for part, target in found.items() if target is not None}
-
-
-def _joint(separator: str | None) -> str:
-    if separator == "":
-        msg = "separator is empty; expected what stands between the genes of a label, such as '+' or '_'."
-        raise OptionError(msg)
-    return JOINT if separator is None else separator
-
-
-def _parts(text: str, controls: Sequence[str], separator: str) -> list[str]:
-    """Pieces of a label; names of control are taken off first, since they may hold the separator ("non_targeting")."""
-    if text in controls:
-        return [text]
-    for control in controls:
-        if text.endswith(separator + control):
-            return [*_parts(text[: -len(separator + control)], controls, separator), control]
-        if text.startswith(control + separator):
-            return [control, *_parts(text[len(control + separator) :], controls, separator)]
-    return [part.strip() for part in text.split(separator)]

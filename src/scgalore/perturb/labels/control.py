@@ -32,7 +32,7 @@ CONTROL_LABELS = (
     "neg_ctrl",
     "unperturbed",
 )
-"""Labels taken for control where the user names none, and words that stand for it beside a gene: ``"KLF1+ctrl"``."""
+"""Labels taken for control where the user names none, and words that mean control next to a gene: ``"KLF1+ctrl"``."""
 
 
 def asked_controls(control: object) -> tuple[str, ...]:

@@ -6,8 +6,9 @@ from typing import TYPE_CHECKING
 
 from scgalore import _logging as logg
 from scgalore.errors import DataError
-from scgalore.perturb.labels.conditions import JOINT, labels_with_counts
+from scgalore.perturb.labels.conditions import labels_with_counts
 from scgalore.perturb.labels.genes import guide_target
+from scgalore.perturb.labels.parsing import JOINT
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable

@@ -11,7 +11,7 @@ import pandas as pd
 import scipy.sparse as sp
 
 from scgalore.data.hashing import fold_seed
-from scgalore.perturb.labels.conditions import CONTROL
+from scgalore.perturb.labels.control import CONTROL
 from scgalore.perturb.predictions.synthesis import synthesise
 from scgalore.perturb.scores.differential import METRICS, de_scores, differential_expression
 from scgalore.perturb.scores.halves import in_drawn_order

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from scgalore.data.split import PARTS
 from scgalore.errors import OptionError
-from scgalore.perturb.labels.conditions import CONTROL
+from scgalore.perturb.labels.control import CONTROL
 
 if TYPE_CHECKING:
     from scgalore.perturb.labels.conditions import Conditions

@@ -12,7 +12,7 @@ import numpy as np
 from scgalore.data.split import PARTS, Split
 from scgalore.data.texts import text_of
 from scgalore.errors import DataError, OptionError
-from scgalore.perturb.labels.conditions import CONTROL
+from scgalore.perturb.labels.control import CONTROL
 from scgalore.perturb.splits.cells import rows_at_random, rows_by_context
 from scgalore.perturb.splits.custom import parts_by_name
 from scgalore.perturb.splits.gears import (

@@ -13,7 +13,7 @@ from scgalore.data.columns import read_column
 from scgalore.data.results import Results
 from scgalore.data.texts import texts_of
 from scgalore.errors import OptionError
-from scgalore.perturb.labels.conditions import canonical_name
+from scgalore.perturb.labels.parsing import canonical_name
 from scgalore.perturb.labels.profiles import row_label
 from scgalore.perturb.labels.screen import Screen
 from scgalore.perturb.predictions.plane import embed_in_plane

@@ -16,8 +16,9 @@ from scgalore.data.reading import READING, Reading
 from scgalore.data.split import PARTS
 from scgalore.data.texts import same_label, text_of, texts_of
 from scgalore.errors import OptionError
-from scgalore.perturb.labels.conditions import JOINT, Conditions, canonical_name
+from scgalore.perturb.labels.conditions import Conditions
 from scgalore.perturb.labels.control import asked_controls
+from scgalore.perturb.labels.parsing import JOINT, canonical_name
 from scgalore.perturb.splits.own import SPLIT_KEYS, own_split
 from scgalore.tasks.perturbation.memory import PerturbationMemory, memory_of
 

@@ -1,0 +1,182 @@
+"""Labels of perturbations taken apart: control, genes, and what stands between them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from scgalore.errors import DataError, OptionError
+from scgalore.perturb.labels.control import CONTROL, CONTROL_LABELS, asked_controls
+from scgalore.perturb.labels.genes import GeneNames, is_guide_number
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, Iterable, Sequence
+
+    from scgalore._typing import Control
+
+__all__ = ["JOINT", "LabelReader", "canonical_name", "control_words", "genes_as_written", "parse_condition"]
+
+JOINT = "+"
+"""Stands between the genes of a canonical name."""
+
+
+def canonical_name(genes: Iterable[str]) -> str:
+    """Name of a perturbation: its genes, sorted and joined by ``+``; :data:`CONTROL` for none.
+
+    Parameters
+    ----------
+    genes
+        Symbols, in any order.
+    """
+    return JOINT.join(sorted(genes)) or CONTROL
+
+
+def parse_condition(text: str, *, control: Control = None, separator: str | None = None) -> tuple[str, ...]:
+    """Genes of one label, sorted; ``()`` for control.
+
+    Parameters
+    ----------
+    text
+        ``"A"``, ``"A+ctrl"``, ``"ctrl+A"``, ``"A+B"``, or the same with another separator.
+    control
+        Label of control, or several. Each of :data:`CONTROL_LABELS` means control next to a gene, and alone where this is
+        ``None``.
+    separator
+        What stands between genes; ``"+"`` when left out.
+
+    Raises
+    ------
+    DataError
+        If a part is empty or a gene occurs twice.
+    OptionError
+        If the separator is empty.
+
+    Examples
+    --------
+    >>> parse_condition("MAP2K6+KLF1"), parse_condition("ctrl+KLF1"), parse_condition("ctrl")
+    (('KLF1', 'MAP2K6'), ('KLF1',), ())
+    """
+    named = asked_controls(control) or CONTROL_LABELS
+    controls = named if text.strip() in CONTROL_LABELS else (*named, *CONTROL_LABELS)
+    return tuple(sorted(genes_as_written(text, controls=controls, separator=_joint(separator))))
+
+
+def genes_as_written(text: str, *, controls: Sequence[str], separator: str) -> tuple[str, ...]:
+    """Genes of one label in the order of the label; ``()`` for control.
+
+    Parameters
+    ----------
+    text
+        The label.
+    controls
+        What stands for control, alone or as a part.
+    separator
+        What stands between the parts.
+
+    Raises
+    ------
+    DataError
+        If a part is empty, a gene occurs twice, or a gene holds a ``+`` that is not the separator.
+    """
+    parts = _parts(text.strip(), controls, separator)
+    genes = tuple(part for part in parts if part not in controls)
+    fault = ""
+    if not all(genes):
+        fault = "has an empty part"
+    elif len(set(genes)) < len(genes):
+        fault = "names a gene twice"
+    elif any(JOINT in gene for gene in genes):
+        fault = f"holds a {JOINT!r}, which the separator {separator!r} leaves inside a gene name"
+    if fault:
+        msg = (
+            f"The label {text!r} {fault}; expected a gene, genes joined by {separator!r}, or a label of control. "
+            "Correct the label, or pass control= or separator= if they were not recognised."
+        )
+        raise DataError(msg)
+    return genes
+
+
+@dataclass(frozen=True)
+class LabelReader:
+    """Takes labels apart."""
+
+    separator: str
+    controls: tuple[str, ...]
+    alone: Collection[str]
+    gene_names: GeneNames
+
+    @classmethod
+    def of(
+        cls, labels: tuple[str, ...], controls: tuple[str, ...], separator: str | None, gene_names: GeneNames
+    ) -> LabelReader:
+        """Find what stands between genes, if it is not given."""
+        joint = _joint(separator)
+        if separator is None and not any(JOINT in text for text in labels if text not in controls):
+            words = control_words(controls, "_")
+            reader = cls("_", words, {text for text in labels if "_" not in text}, gene_names)
+            if reader.separates([text for text in labels if "_" in text and text not in words]):
+                return reader
+        return cls(joint, control_words(controls, joint), {text for text in labels if joint not in text}, gene_names)
+
+    def parts(self, text: str) -> frozenset[str]:
+        """What a label consists of; a label of control is itself, too."""
+        return frozenset((text, text.strip(), *_parts(text.strip(), self.controls, self.separator)))
+
+    def read(self, text: str) -> tuple[str, ...]:
+        """Genes of a label in its order."""
+        if text not in self.controls and self._is_one(text):
+            return (text.strip(),)
+        return genes_as_written(text, controls=self.controls, separator=self.separator)
+
+    def _is_one(self, text: str) -> bool:
+        """Whether a label that holds the separator is one name all the same: of a gene (``HLA-A``), or of a guide."""
+        if self.separator == JOINT or self.separator not in text:
+            return False
+        return self.gene_names.knows(text) or any(
+            is_guide_number(part) and not self._is_name(part) for part in _parts(text, self.controls, self.separator)
+        )
+
+    def _is_name(self, part: str) -> bool:
+        return part in self.alone or part in self.controls or self.gene_names.knows(part)
+
+    def separates(self, labels: list[str]) -> bool:
+        """Whether most of the labels that may be pairs are made of names."""
+        pairs = [_parts(text, self.controls, self.separator) for text in labels if not self._is_one(text)]
+        n_made_of_names = sum(all(map(self._is_name, parts)) for parts in pairs)
+        return bool(pairs) and 2 * n_made_of_names >= len(pairs)
+
+
+def control_words(controls: tuple[str, ...], separator: str) -> tuple[str, ...]:
+    """Words that mean control next to a gene, which need not be the label of control cells: ``"A+ctrl"``.
+
+    Where control cells have the same guide twice (``"NegCtrl0_NegCtrl0"``), the guide means control as well.
+
+    Parameters
+    ----------
+    controls
+        Labels of control in the data.
+    separator
+        What stands between the parts of a label.
+    """
+    twice = [label.split(separator) for label in controls]
+    guides = [parts[0] for parts in twice if len(parts) > 1 and len(set(parts)) == 1]
+    return tuple(dict.fromkeys((*controls, *guides, *CONTROL_LABELS)))
+
+
+def _joint(separator: str | None) -> str:
+    if separator == "":
+        msg = "separator is empty; expected what stands between the genes of a label, such as '+' or '_'."
+        raise OptionError(msg)
+    return JOINT if separator is None else separator
+
+
+def _parts(text: str, controls: Sequence[str], separator: str) -> list[str]:
+    """Pieces of a label; names of control are taken off first, since they may hold the separator ("non_targeting")."""
+    if text in controls:
+        return [text]
+    for control in controls:
+        if text.endswith(separator + control):
+            return [*_parts(text[: -len(separator + control)], controls, separator), control]
+        if text.startswith(control + separator):
+            return [control, *_parts(text[len(control + separator) :], controls, separator)]
+    return [part.strip() for part in text.split(separator)]

@@ -11,12 +11,11 @@ import doctest
 import importlib
 import re
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from io import StringIO
 from pathlib import Path
 from typing import Any
 
-import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import pytest
@@ -143,14 +142,13 @@ READERS: dict[str, Callable[[], dict[str, Any]]] = {
 
 
 @pytest.fixture
-def session(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str], dict[str, Any]]]:
+def session(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], dict[str, Any]]:
     """Begin a session in an empty folder, where small weights and cells stand in for large ones."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sc.datasets, "pbmc68k_reduced", reduced)
     monkeypatch.setitem(_registry(), "scgpt", _registry()["scgpt-mini"])
     monkeypatch.setitem(sg.tasks.TASKS, "markers", MarkerTask())  # so that one that a page adds is taken out again
-    yield lambda page: {"sc": sc, "sg": sg, "__name__": "__main__", **READERS.get(page, dict)()}
-    plt.close("all")
+    return lambda page: {"sc": sc, "sg": sg, "__name__": "__main__", **READERS.get(page, dict)()}
 
 
 @pytest.mark.parametrize("page", [page for page in PAGES if page not in ELSEWHERE])

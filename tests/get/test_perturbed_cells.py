@@ -7,7 +7,6 @@ import pandas as pd
 import pytest
 import scanpy as sc
 from anndata import AnnData
-from matplotlib import pyplot as plt
 from tests.screens import TEST, screen, write_prediction
 
 import scgalore as sg
@@ -170,7 +169,6 @@ def test_plots_of_scanpy_work(predicted: AnnData, lines: AnnData, case: str, tmp
     effects = adata.uns["predict_perturbation"]["effects"][first]
     assert table["scores"].iloc[0] == pytest.approx(effects.max())
     assert table["names"].iloc[0] == cells.var_names[effects.argmax()]
-    plt.close("all")
 
 
 def test_object_is_left_alone(predicted: AnnData) -> None:

@@ -1,18 +1,9 @@
-from collections.abc import Iterator
-
 import numpy as np
 import pandas as pd
 import pytest
 from anndata import AnnData
-from matplotlib import pyplot as plt
 
 CLASSES = ["B", "CD4+/CD45RO+ Memory", "Dendritic", "NK"]
-
-
-@pytest.fixture(autouse=True)
-def _no_figures_left() -> Iterator[None]:
-    yield
-    plt.close("all")
 
 
 @pytest.fixture

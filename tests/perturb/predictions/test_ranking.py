@@ -7,7 +7,6 @@ import numpy as np
 import pandas as pd
 import pytest
 import scanpy as sc
-from matplotlib import pyplot as plt
 
 from scgalore.perturb.predictions.ranking import ranked_genes
 
@@ -73,11 +72,8 @@ def test_scanpy_plots_it_and_a_file_keeps_it(ranked: ad.AnnData, tmp_path: Path)
     again = ad.read_h5ad(tmp_path / "ranked.h5ad")
     for adata in (ranked, again):
         axes = sc.pl.rank_genes_groups(adata, key="ranks", n_genes=4, show=False)
-        try:
-            titles = [axis.get_title() for axis in axes]
-            drawn = [text.get_text() for axis in axes for text in axis.texts]
-        finally:
-            plt.close("all")
+        titles = [axis.get_title() for axis in axes]
+        drawn = [text.get_text() for axis in axes for text in axis.texts]
         assert titles == [f"{group} vs. control" for group in GROUPS]
         best = [sc.get.rank_genes_groups_df(adata, group, key="ranks")["names"][:4].tolist() for group in GROUPS]
         assert drawn == [name for names in best for name in names]

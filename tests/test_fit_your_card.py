@@ -24,7 +24,8 @@ def names() -> dict[str, Any]:
     return made
 
 
-@pytest.mark.parametrize("genes", [1200, pytest.param(5000, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("genes", [1200, 5000])
+@pytest.mark.slow
 def test_what_fits_is_what_the_code_says(names: dict[str, Any], genes: int) -> None:
     rows = re.findall(rf"^\| {genes:,} \| (.+?) \| (.+?) \|$", PAGE, flags=re.MULTILINE)
     assert [name for name, _ in rows] == list(SETTINGS)

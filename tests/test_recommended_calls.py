@@ -40,6 +40,7 @@ def test_of_cells(wanted: str, cells: dict[str, Any]) -> None:
     run_after_the_call(lambda: CELLS[wanted](**cells), cells["adata"])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("wanted", [sg.pl.perturbation_scores, sg.get.perturbation_scores], ids=["pl", "get"])
 def test_of_a_screen(wanted: Callable[..., Any]) -> None:
     adata = screen()

@@ -171,7 +171,7 @@ class TestDoubts:
 
     def test_a_class_of_one_cell(self) -> None:
         (found,) = self.doubts(["T"] * 5 + ["B", "NK"])
-        assert "2 classes of one cell" in found
+        assert "classes of one cell (2 in all)" in found
         assert "'B', 'NK'" in found
 
     def test_usual_labels_are_beyond_doubt(self) -> None:

@@ -1,6 +1,7 @@
 """The share of the expression that a model sees: warned of, refused, reported."""
 
 import logging
+import re
 from pathlib import Path
 
 import numpy as np
@@ -118,6 +119,27 @@ def test_cells_without_a_known_gene_are_removed_by_the_call_that_the_message_pro
         exec(call, found)
         assert cells_of(found["adata"]).n_obs <= 30 - n_empty
         assert cells_of(adata, 0).n_obs == 30
+
+
+@pytest.mark.parametrize(("n_unseen", "refused"), [(3, False), (4, True)])
+def test_few_cells_without_a_known_gene_are_warned_of(
+    n_unseen: int, refused: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    adata = adata_of(250, 20, n_obs=300)
+    x = adata.X.toarray()
+    x[:n_unseen, :250] = 0
+    adata.X = x
+    says = f"{n_unseen} of 300 cells .* express no gene that the model knows"
+    if refused:
+        with pytest.raises(DataError, match=says):
+            cells_of(adata)
+        return
+    assert cells_of(adata).n_obs == 300
+    assert re.search(says, caplog.text)
+    x[0] = 0
+    adata.X = x
+    with pytest.raises(DataError, match=r"1 of 300 cells .*'0'.* are empty in adata.X"):
+        cells_of(adata)
 
 
 def test_numbered_copies_are_said_to_be_left_out(caplog: pytest.LogCaptureFixture) -> None:

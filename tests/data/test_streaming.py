@@ -344,7 +344,7 @@ def test_workers_share_the_batches(paths: list[Path]) -> None:
     assert len(loader) == len(alone)
 
 
-@pytest.mark.parametrize("context", ["fork", "spawn"])
+@pytest.mark.parametrize("context", ["fork", pytest.param("spawn", marks=pytest.mark.slow)])
 def test_workers_that_stay_learn_of_the_next_epoch(paths: list[Path], context: str) -> None:
     stream = streamed([*paths[:2], ADATAS[2]])
     loader = DataLoader(
@@ -471,6 +471,13 @@ def test_cells_are_refused_while_they_are_read(adata: Callable[[], AnnData], err
         list(streamed([adata()], shuffle=False))
     with pytest.raises(error, match=r"number 1.*"):
         list(streamed([ADATAS[1], adata()]))
+
+
+def test_cells_without_a_known_gene_are_kept_where_that_is_allowed() -> None:
+    adata = spoil(5, [0] * 25 + [3, 1])
+    lengths = np.concatenate([(~b.padding).sum(dim=1) for b in streamed([adata], min_matched=0)])
+    assert len(lengths) == adata.n_obs
+    assert (lengths == 1).sum() == 1  # <cls> alone
 
 
 @pytest.mark.parametrize(

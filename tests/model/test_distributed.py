@@ -95,6 +95,7 @@ class TestAlone:
 
 
 @pytest.mark.skipif(not (dist.is_available() and dist.is_gloo_available()), reason="this build of torch has no gloo")
+@pytest.mark.slow
 def test_two_processes_get_all_rows_in_order_and_share_an_optimizers_state(tmp_path: Path) -> None:
     done = torchrun("tests.model.gathering", tmp_path)
     assert done.returncode == 0, done.stderr[-3000:]

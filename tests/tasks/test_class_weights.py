@@ -98,6 +98,7 @@ def test_the_loss_is_torchs(pbmc: AnnData) -> None:
     assert model.history["validation_loss"].iloc[best] == pytest.approx(float(expected), rel=1e-4)
 
 
+@pytest.mark.slow
 def test_rare_classes_are_found(pbmc: AnnData) -> None:
     """Weights do what they are for: rare blood cells are recognised that are never named without."""
     adata = pbmc[:, :300].copy()

@@ -69,7 +69,7 @@ def test_a_class_without_training_cells(typed: AnnData, caplog: pytest.LogCaptur
 def test_a_class_of_one_cell(typed: AnnData, caplog: pytest.LogCaptureFixture) -> None:
     typed.obs["l"] = ["Mono", *typed.obs["l"][1:]]
     (message,) = said(typed, caplog, labels_key="l")
-    assert "1 classes of one cell" in message
+    assert "classes of one cell (1 in all)" in message
 
 
 @pytest.mark.parametrize("task", [{"labels_key": "l"}, {"values_key": "n_genes"}, {}])

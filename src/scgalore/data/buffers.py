@@ -56,6 +56,8 @@ class Part:
         What to call the source in messages.
     first
         Number of the source's first cell; ``cells - first`` are rows of the source.
+    allow_unseen
+        Whether cells may express no gene of the vocabulary.
     """
 
     rows: sp.csr_matrix
@@ -64,6 +66,7 @@ class Part:
     tokenizer: Tokenizer
     name: str
     first: int = 0
+    allow_unseen: bool = False
 
     def check(self) -> None:
         """Refuse negative, NaN and infinite values; the message names the rows."""
@@ -224,6 +227,7 @@ class FileBuffers:
             tokenizer=tokenizer_of(self._table_of[source]),
             name=self._sources[source].name,
             first=first,
+            allow_unseen=self._sources[source].reading.min_matched == 0,
         )
         part.check()
         return part

@@ -22,7 +22,7 @@ from scgalore.data.names import as_names, other_columns
 from scgalore.data.reading import AS_IT_IS
 from scgalore.data.sampler import sorted_batches
 from scgalore.data.scale import scale_of
-from scgalore.data.seen import Seen, sums_of
+from scgalore.data.seen import FEW_UNSEEN, Seen, sums_of
 from scgalore.data.tokenizer import Tokenizer
 from scgalore.errors import DataError, MissingKeyError
 
@@ -101,7 +101,8 @@ class TokenCells:
         ------
         DataError
             If the matrix is empty or holds negative, NaN or infinite values, if no gene matches or those that do have too
-            small a share of the expression, or if a cell expresses no gene of the vocabulary.
+            small a share of the expression, if a cell expresses no gene at all, or if more than 1 % of the cells express no
+            gene of the vocabulary.
         MissingKeyError
             If the layer or the column does not exist.
         """
@@ -120,8 +121,8 @@ class TokenCells:
         advice = partial(advice_for, names, vocab, species=reading.species, columns=columns)
         counts = reading.data_type == "counts" or reading.data_type is None and matrix.summary().is_whole
         seen.check(match, reading.min_matched, advice, what="counts" if counts else "expression")
-        empty = np.flatnonzero(lengths <= config.append_cls)
-        _refuse_empty_cells(adata, matrix, empty, allowed=reading.min_matched == 0)
+        unseen = np.flatnonzero(lengths <= config.append_cls)
+        _check_unseen_cells(adata, matrix, unseen, allowed=reading.min_matched == 0)
         signs = {"uns": {key: adata.uns[key] for key in adata.uns if key == "log1p"}, "layer": reading.layer}
         return cls(matrix, tokenizer, match, lengths, seen, signs={**signs, "data_type": reading.data_type})
 
@@ -308,25 +309,29 @@ def gene_ranks(adata: AnnData, key: str) -> NDArray[np.float64]:
     return ranks
 
 
-def _refuse_empty_cells(adata: AnnData, matrix: CellMatrix, empty: NDArray[np.int64], *, allowed: bool) -> None:
-    """Refuse cells of which the model sees nothing, unless they are allowed and only their genes are unknown."""
-    if len(empty) == 0:
+def _check_unseen_cells(adata: AnnData, matrix: CellMatrix, unseen: NDArray[np.int64], *, allowed: bool) -> None:
+    """Refuse cells that express nothing; warn of few that express no gene of the vocabulary, and refuse many."""
+    if len(unseen) == 0:
         return
-    shown = adata.obs_names[empty[:3]].tolist()
-    how = f"{len(empty):,} of {matrix.n_obs:,} cells (for example {shown})"
-    if matrix.summary().n_empty == len(empty):
-        msg = f"{how} are empty in {matrix.name}. Remove them: sc.pp.filter_cells(adata, min_genes=1)."
+
+    def called(cells: NDArray[np.int64]) -> str:
+        return f"{len(cells):,} of {matrix.n_obs:,} cells (for example {adata.obs_names[cells[:3]].tolist()})"
+
+    n_genes = matrix.count(lambda rows: np.diff(rows.indptr))[unseen]
+    if not n_genes.all():
+        msg = f"{called(unseen[n_genes == 0])} are empty in {matrix.name}. Remove them: sc.pp.filter_cells(adata, min_genes=1)."
         raise DataError(msg)
-    if allowed:
-        logg.warning(f"{how} express no gene that the model knows; what is computed for them says nothing about them.")
+    says = f"{called(unseen)} express no gene that the model knows"
+    if allowed or len(unseen) <= FEW_UNSEEN * matrix.n_obs:
+        logg.warning(f"{says}; what is computed for them says nothing about them.")
         return
-    if len(empty) <= len(shown):
-        call = f"adata = adata[~adata.obs_names.isin({shown})].copy()"
-    else:  # cells with so many genes all express a known one
-        least = int(matrix.count(lambda rows: np.diff(rows.indptr))[empty].max()) + 1
-        call = f"sc.pp.filter_cells(adata, min_genes={least})"
+    call = (
+        f"sc.pp.filter_cells(adata, min_genes={n_genes.max() + 1})"  # cells with so many genes all express a known one
+    )
+    if len(unseen) <= 3:
+        call = f"adata = adata[~adata.obs_names.isin({adata.obs_names[unseen].tolist()})].copy()"
     msg = (
-        f"{how} express no gene that the model knows, so there is nothing to embed. Remove them: {call}, "
-        "pass min_matched=0 to keep them all the same, or choose a model with more of your genes."
+        f"{says}, so there is nothing to embed. Remove them: {call}, pass min_matched=0 to keep them all the same, or choose a "
+        "model with more of your genes."
     )
     raise DataError(msg)

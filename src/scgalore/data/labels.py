@@ -227,7 +227,7 @@ def doubtful_labels(classes: Sequence[str], counts: NDArray[np.int64], where: st
         )
     if single:
         found.append(
-            f"{where} has {len(single):,} classes of one cell, which is too few to learn from and to test on: {few(single)}. Join "
+            f"{where} has classes of one cell ({len(single):,} in all), which is too few to learn from and to test on: {few(single)}. Join "
             "them with others, or leave them out."
         )
     return found

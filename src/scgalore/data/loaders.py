@@ -121,7 +121,8 @@ class LoaderBuffers:
         rows = canonical(_as_csr(item["X"]))
         index = item.get("index")
         cells = np.arange(seen, seen + rows.shape[0]) if index is None else np.asarray(index, dtype=np.int64)
-        part = Part(rows, cells, self._labels(item.get("obs")), self.tokenizer, self.name)
+        labels, allowed = self._labels(item.get("obs")), self.reading.min_matched == 0
+        part = Part(rows, cells, labels, self.tokenizer, self.name, allow_unseen=allowed)
         part.check()
         if not self._checked:
             self._check(rows)

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from scgalore.data.match import GeneMatch
 
-__all__ = ["FEW_GENES", "LITTLE", "MIN_MATCHED", "Seen", "sums_of"]
+__all__ = ["FEW_GENES", "FEW_UNSEEN", "LITTLE", "MIN_MATCHED", "Seen", "sums_of"]
 
 FEW_GENES = 200
 """Fewer genes than these, and there is a warning."""
@@ -29,6 +29,9 @@ LITTLE = 0.5
 
 MIN_MATCHED = 0.05
 """A smaller share than this is an error, unless ``min_matched`` says otherwise."""
+
+FEW_UNSEEN = 0.01
+"""Share of cells in which no gene is known that is warned of; more are an error, unless ``min_matched`` is 0."""
 
 
 @dataclass(frozen=True)

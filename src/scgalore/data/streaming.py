@@ -436,10 +436,10 @@ def _encoded(buffers: Iterator[tuple[int, list[Part]]], epoch: int) -> Iterator[
 def _tokens(part: Part, epoch: int) -> Iterator[RaggedTokens]:
     for tokens in part.tokenizer.parts(part.rows, part.cells, draw=epoch):
         empty = tokens.lengths <= part.tokenizer.config.append_cls
-        if empty.any():
+        if empty.any() and not part.allow_unseen:
             msg = (
                 f"{part.name} has cells that express no gene that the model knows: {part.called(tokens.cells[empty])}. "
-                "Remove cells with few genes, for example with sc.pp.filter_cells(adata, min_genes=200)."
+                "Remove them, or pass min_matched=0 to keep them all the same."
             )
             raise DataError(msg)
         yield tokens

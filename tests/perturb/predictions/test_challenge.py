@@ -64,6 +64,7 @@ def test_submission_holds_the_cells_in_the_order_of_the_genes(tmp_path: Path) ->
 
 
 @needs_programs
+@pytest.mark.slow
 def test_counts_are_normalised_and_a_file_is_replaced_when_allowed(tmp_path: Path) -> None:
     target = tmp_path / "mine.vcc"
     target.write_text("older")
@@ -76,6 +77,7 @@ def test_counts_are_normalised_and_a_file_is_replaced_when_allowed(tmp_path: Pat
 
 
 @needs_programs
+@pytest.mark.slow
 def test_a_program_that_fails_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     # cell-eval takes no notice of it and packs what is there.
     broken = tmp_path / "bin" / "zstd"

@@ -80,6 +80,7 @@ def one_left_out(
     from sklearn.preprocessing import StandardScaler
 
     import scgalore as sg
+    from scgalore.data.reading import AS_IT_IS
     from scgalore.tasks.baselines import seen_genes
 
     rng = np.random.default_rng(seed)
@@ -96,7 +97,8 @@ def one_left_out(
     train = model.split.train
     truth, learned = query.obs["type"].to_numpy(dtype=str), reference.obs["type"].to_numpy(dtype=str)[train]
     both = {
-        name: seen_genes(cells, key) for name, cells, key in (("fit", reference, "finetune"), ("of", query, "annotate"))
+        name: seen_genes(cells, key, AS_IT_IS)
+        for name, cells, key in (("fit", reference, "finetune"), ("of", query, "annotate"))
     }
     logits = model.run(model.cells(query, rng=seed), accelerator="cpu").heads["classes"]
     embedding = reference.obsm["X_scGPT"][train]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -269,7 +270,9 @@ class CellModel:
             raise OptionError(msg)
         reading = Reading(layer, gene_symbols, data_type, None, species, min_matched)
         cells = self.cells(adata, **reading.of_tokens(), max_length=max_length, rng=rng)
-        return pd.DataFrame(memory.table(self.run(cells, batch_size=batch_size)), index=adata.obs_names)
+        output = self.run(cells, batch_size=batch_size)
+        output = task_named(memory.task).complete(output, memory, adata, reading)
+        return pd.DataFrame(memory.table(output), index=adata.obs_names)
 
     def run(
         self,
@@ -435,7 +438,8 @@ class CellModel:
         run: dict[str, Any] = {"checkpoint_dir": checkpoint_dir, "resume": resume}
         try:
             if objective.heads:
-                keep = prepared.memory == self.memory
+                # The score of the start is that of a prior alone.
+                keep = prepared.memory == self.memory and not math.isfinite(objective.start_score)
                 self._put_heads(network, objective.heads, keep=keep, at_zero=prepared.heads_at_zero, seed=config.seed)
             config = extended_config(config, saved_run(checkpoint_dir, resume=resume))
             config = settle_memory(network, source, split, objective, config, **run)

@@ -64,7 +64,13 @@ class Objective(Protocol):
         ...
 
     def over_epoch(self, parts: list[dict[str, Tensor]]) -> dict[str, float]:
-        """What a whole validation epoch says that is no mean over its batches, to be logged beside these."""
+        """Measures of a whole validation epoch that are not means over its batches.
+
+        Parameters
+        ----------
+        parts
+            Parts of the loss of each batch, with ``n``, its number of cells; of several processes, of all of them.
+        """
         ...
 
     def self_sampled(self, network: CellNetwork, batch: TokenBatch, generator: Generator) -> tuple[Tensor, int]:

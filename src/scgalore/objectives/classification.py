@@ -1,20 +1,23 @@
-"""Predict the class of a cell from its embedding."""
+"""Predict the class of a cell from its embedding, alone or as a correction of a prior."""
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, Self
 
 import torch
 import torch.nn.functional as F
 
 from scgalore.objectives.base import Loss
+from scgalore.objectives.gain import CHOICE, choice_by_gain, gains
 from scgalore.optim.sophia import sample_classes
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    import numpy as np
+    from numpy.typing import NDArray
     from torch import Generator, Tensor
 
     from scgalore.data.tokens import TokenBatch
@@ -23,7 +26,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Classification:
-    """Cross entropy of the class logits.
+    """Cross entropy of the class logits; with ``batch.targets["prior"]``, ``(b, n_classes)``, of their sum with these.
 
     Attributes
     ----------
@@ -34,14 +37,21 @@ class Classification:
         alike.
     label_smoothing
         Share of the target probability spread over all classes.
+    start_score
+        Validation loss of the prior alone; infinite without a prior. An epoch then counts only if the mean gain over the
+        validation cells exceeds one standard error.
     """
 
     n_classes: int
     class_weights: tuple[float, ...] | None = None
     label_smoothing: float = 0.0
-    name: str = "classification"
-    monitor: str = "validation_loss"
     start_score: float = math.inf
+    name: str = "classification"
+
+    @property
+    def monitor(self) -> str:
+        """The validation loss, or what a gain over the prior makes of it."""
+        return CHOICE if math.isfinite(self.start_score) else "validation_loss"
 
     @property
     def heads(self) -> Mapping[str, int]:
@@ -50,7 +60,10 @@ class Classification:
 
     def example(self, batch: TokenBatch) -> TokenBatch:
         """Add a label for each cell."""
-        return batch.with_targets(labels=batch.genes.new_zeros(len(batch)))
+        batch = batch.with_targets(labels=batch.genes.new_zeros(len(batch)))
+        if math.isfinite(self.start_score):
+            batch = batch.with_targets(prior=batch.values.new_zeros(len(batch), self.n_classes))
+        return batch
 
     def corrupt(self, batch: TokenBatch, *, seed: int, draw: int) -> TokenBatch:
         """Leave the batch as it is."""
@@ -62,14 +75,45 @@ class Classification:
             msg = 'Classification reads targets["labels"]: give cells.with_targets(labels=codes).'
             raise ValueError(msg)
         logits, labels = _logits(network, batch), batch.targets["labels"]
-        weight = None if self.class_weights is None else logits.new_tensor(self.class_weights)
-        loss = F.cross_entropy(logits, labels, weight=weight, label_smoothing=self.label_smoothing)
+        loss = self.loss(logits, labels)
         accuracy = (logits.argmax(dim=1) == labels).to(torch.float32).mean()
-        return Loss(loss, {"accuracy": accuracy.detach()}, len(batch))
+        parts = {"accuracy": accuracy.detach()}
+        if "prior" in batch.targets and not network.training:
+            of_prior, of_both = (self.loss(x, labels, reduction="none") for x in (batch.targets["prior"], logits))
+            parts |= gains(of_prior, of_both)
+        return Loss(loss, parts, len(batch))
+
+    def loss(self, logits: Tensor, labels: Tensor, *, reduction: str = "mean") -> Tensor:
+        """Weighted cross entropy, as :func:`torch.nn.functional.cross_entropy` reduces it.
+
+        Parameters
+        ----------
+        logits
+            ``(b, n_classes)``.
+        labels
+            int64 ``(b,)``.
+        reduction
+            ``"none"`` gives that of each cell.
+        """
+        weight = None if self.class_weights is None else logits.new_tensor(self.class_weights)
+        return F.cross_entropy(logits, labels, weight=weight, label_smoothing=self.label_smoothing, reduction=reduction)
+
+    def after_prior(self, targets: Mapping[str, NDArray[Any]], validation: NDArray[np.int64]) -> Self:
+        """The objective of a network that corrects a prior, whose validation loss an epoch has to beat.
+
+        Parameters
+        ----------
+        targets
+            ``prior`` and ``labels`` of all cells.
+        validation
+            Rows of the validation cells.
+        """
+        prior, labels = (torch.from_numpy(targets[name][validation]) for name in ("prior", "labels"))
+        return replace(self, start_score=float(self.loss(prior, labels)))
 
     def over_epoch(self, parts: list[dict[str, Tensor]]) -> dict[str, float]:
-        """Nothing beyond means."""
-        return {}
+        """Score that chooses the epoch, where there is a prior."""
+        return choice_by_gain(parts, self.start_score) if math.isfinite(self.start_score) else {}
 
     def self_sampled(self, network: CellNetwork, batch: TokenBatch, generator: Generator) -> tuple[Tensor, int]:
         """Cross entropy at classes drawn from the softmax; its terms are the cells."""
@@ -80,4 +124,5 @@ class Classification:
 
 def _logits(network: CellNetwork, batch: TokenBatch) -> Tensor:
     encoded = network.encode(batch.genes, batch.values, batch.padding_if_any, cell_only=True, **batch.conditions)
-    return network.read_head("classes", encoded.cell)  # (b, n_classes)
+    logits = network.read_head("classes", encoded.cell)  # (b, n_classes)
+    return logits + batch.targets["prior"] if "prior" in batch.targets else logits

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any, Self
 
 import torch.nn.functional as F
 
 from scgalore.objectives.base import Loss
+from scgalore.objectives.gain import CHOICE, choice_by_gain, gains
 from scgalore.optim.sophia import sample_values
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    import numpy as np
+    from numpy.typing import NDArray
     from torch import Generator, Tensor
 
     from scgalore.data.tokens import TokenBatch
@@ -24,12 +27,20 @@ HEAD = "regression"
 
 @dataclass(frozen=True)
 class Regression:
-    """Squared error of standardised values, ``batch.targets["values"]``, float32 ``(b,)``."""
+    """Squared error of standardised values, ``batch.targets["values"]``, float32 ``(b,)``.
 
-    name: str = "regression"
-    monitor: str = "validation_loss"
+    With ``batch.targets["prior"]``, float32 ``(b, 1)``, the head is added to it; ``start_score`` is then as for
+    :class:`~scgalore.objectives.Classification`.
+    """
+
     start_score: float = math.inf
+    name: str = "regression"
     heads: Mapping[str, int] = field(default_factory=lambda: {HEAD: 1})
+
+    @property
+    def monitor(self) -> str:
+        """The validation loss, or what a gain over the prior makes of it."""
+        return CHOICE if math.isfinite(self.start_score) else "validation_loss"
 
     def corrupt(self, batch: TokenBatch, *, seed: int, draw: int) -> TokenBatch:
         """Leave the batch as it is."""
@@ -37,18 +48,28 @@ class Regression:
 
     def example(self, batch: TokenBatch) -> TokenBatch:
         """The batch with a value of 0 for each cell."""
-        return batch.with_targets(values=batch.values.new_zeros(len(batch)))
+        batch = batch.with_targets(values=batch.values.new_zeros(len(batch)))
+        if math.isfinite(self.start_score):
+            batch = batch.with_targets(prior=batch.values.new_zeros(len(batch), 1))
+        return batch
 
     def __call__(self, network: CellNetwork, batch: TokenBatch) -> Loss:
         """Squared error of one batch, and the absolute error beside it."""
         values = batch.targets["values"]
         prediction = _prediction(network, batch)
-        error = (prediction - values).detach().abs().mean()
-        return Loss(F.mse_loss(prediction, values), {"absolute_error": error}, len(batch))
+        parts = {"absolute_error": (prediction - values).detach().abs().mean()}
+        if "prior" in batch.targets and not network.training:
+            parts |= gains((batch.targets["prior"][:, 0] - values).square(), (prediction - values).square())
+        return Loss(F.mse_loss(prediction, values), parts, len(batch))
+
+    def after_prior(self, targets: Mapping[str, NDArray[Any]], validation: NDArray[np.int64]) -> Self:
+        """The objective of a network that corrects a prior; see :class:`~scgalore.objectives.Classification`."""
+        error = targets["prior"][validation, 0] - targets["values"][validation]
+        return replace(self, start_score=float((error**2).mean()))
 
     def over_epoch(self, parts: list[dict[str, Tensor]]) -> dict[str, float]:
-        """Nothing beyond means."""
-        return {}
+        """Score that chooses the epoch, where there is a prior."""
+        return choice_by_gain(parts, self.start_score) if math.isfinite(self.start_score) else {}
 
     def self_sampled(self, network: CellNetwork, batch: TokenBatch, generator: Generator) -> tuple[Tensor, int]:
         """Squared error at values drawn around the predictions; its terms are the cells."""
@@ -58,4 +79,5 @@ class Regression:
 
 def _prediction(network: CellNetwork, batch: TokenBatch) -> Tensor:
     encoded = network.encode(batch.genes, batch.values, batch.padding_if_any, cell_only=True, **batch.conditions)
-    return network.read_head(HEAD, encoded.cell).squeeze(1)  # (b,)
+    values = network.read_head(HEAD, encoded.cell)  # (b, 1)
+    return (values + batch.targets["prior"] if "prior" in batch.targets else values).squeeze(1)

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from scgalore._keys import CellKeys
     from scgalore._options import Option
     from scgalore.data.cells import TokenCells
+    from scgalore.data.reading import Reading
     from scgalore.data.results import Read, Results
     from scgalore.data.source import CellSource
     from scgalore.data.split import Split
@@ -301,6 +302,20 @@ class Task(ABC):
             f"unknown={unknown!r}: a model that was trained for task={self.name!r} gives no labels. Leave unknown out."
         )
         raise OptionError(msg)
+
+    def complete(self, output: CellOutput, memory: Any, adata: AnnData, reading: Reading) -> CellOutput:
+        """Outputs of the network with what the model adds to them, such as a linear model that they correct.
+
+        Parameters
+        ----------
+        output
+            Of the network.
+        memory
+            What the model keeps of this task.
+        adata, reading
+            The same cells, and how to read them.
+        """
+        return output
 
     @abstractmethod
     def results(

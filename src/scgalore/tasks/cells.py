@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from scgalore.objectives import Objective
     from scgalore.tasks.base import TaskMemory, TaskModel
     from scgalore.tasks.call import TrainingCall
+    from scgalore.tasks.linear import LinearFit
 
 __all__ = ["CellTargets", "CellTask", "refuse_empty"]
 
@@ -99,10 +100,18 @@ class CellTask(Task):
     def objective(self, network: CellNetwork, memory: Any) -> Objective:
         """The loss, for a network and what the model is going to keep."""
 
+    def objective_of(self, reading: CellReading, network: CellNetwork) -> Any:
+        """:meth:`objective` of a training run."""
+        return self.objective(network, reading.memory)
+
     def stream_memory(self, stream: TokenStream, call: TrainingCall) -> TaskMemory | None:
         """What a fitted model keeps of a stream; raise :class:`~scgalore.errors.OptionError` if it has no such targets."""
         msg = f"task={self.name!r} cannot train on a stream of files. Pass an AnnData."
         raise OptionError(msg)
+
+    def fit_prior(self, reading: CellReading, call: TrainingCall) -> LinearFit | None:
+        """The linear model that the network is to correct, fitted to the training cells; ``None`` for none."""
+        return None
 
     def validation_arrays(self, adata: AnnData, memory: Any, call: TrainingCall) -> dict[str, NDArray[Any]]:
         """Targets of the cells that a stream is validated on."""
@@ -151,7 +160,7 @@ class CellTask(Task):
     def prepare(self, reading: CellReading, model: TaskModel, call: TrainingCall) -> Prepared:
         """Tokens with targets, and the objective."""
         read: dict[str, Any] = {**call.reading.of_tokens(), "rng": call.seed}
-        objective = self.objective(model.network, reading.memory)
+        objective = self.objective_of(reading, model.network)
         known: dict[str, Any] = {"memory": reading.memory, "heads_at_zero": self.heads_at_zero}
         arrays = {} if reading.targets is None else reading.targets.arrays
         if not isinstance(reading.data, AnnData):
@@ -164,7 +173,14 @@ class CellTask(Task):
         if reading.ranks is not None:
             cells = cells.with_ranks(reading.ranks)
         split = reading.targets.split
-        return Prepared(self, cells, split, objective, call.config, state=cells.genes_report(), **known)
+        state: dict[str, Any] = {"genes": cells.genes_report()}
+        fit = self.fit_prior(reading, call)
+        if fit is not None:
+            cells, state["prior"] = cells.with_targets(prior=fit.predicted), fit.table
+            known = {"memory": replace(known["memory"], prior=fit.model), "heads_at_zero": True}
+            if len(split.validation):
+                objective = objective.after_prior(cells.targets, split.validation)
+        return Prepared(self, cells, split, objective, call.config, state=state, **known)
 
     def writes(self, keys: CellKeys, call: TrainingCall) -> Mapping[str, Sequence[str]]:
         """All slots of cells; the split of an earlier run may be used again, and stays as it is."""
@@ -178,6 +194,13 @@ class CellTask(Task):
         assert prepared.split is not None
         output = model.run(prepared.source, accelerator=call.config.accelerator)
         is_own = model.memory is not None and model.memory.task == self.name  # heads of an earlier task may be left
+        if is_own:
+            output = self.complete(output, model.memory, adata, call.reading)
+        if model.result is not None and model.result.best_epoch == -1:
+            logg.info(
+                "    no epoch predicted the validation cells better than the linear model by more than a standard error: the "
+                "model is that linear model, and embeddings are those of the weights it started from"
+            )
         found = self.predictions(output, model.memory, keys) if is_own else Results()
         known = replace(prepared, memory=model.memory) if is_own else prepared  # with what the trained network added
         scores = self.scores(adata, output, known, call, keys)
@@ -186,7 +209,7 @@ class CellTask(Task):
         content = {
             "params": {"split_key": call.split_key} if call.split_key else sizes,
             "split": prepared.split.sizes(),
-            "genes": prepared.state,
+            "genes": prepared.state["genes"],
             **found.uns.pop(keys.uns, ({}, ""))[0],
             **scores.uns.pop(keys.uns, ({}, ""))[0],
         }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -17,15 +18,16 @@ from scgalore.data.columns import read_column
 from scgalore.data.labels import class_codes, class_colors, classes_of, doubtful_labels, encode_labels
 from scgalore.data.results import Results
 from scgalore.data.split import PARTS
-from scgalore.errors import DataError, OptionError, WeightsError
+from scgalore.errors import DataError, OptionError
 from scgalore.objectives import Classification
-from scgalore.tasks.baselines import BASELINES, LOGISTIC, seen_genes
+from scgalore.tasks.baselines import BASELINES, LOGISTIC, expression_of
 from scgalore.tasks.calibration import Calibration, softmax
 from scgalore.tasks.cells import CellReading, CellTargets, CellTask
 from scgalore.tasks.class_weights import CLASS_WEIGHT, class_weights, untrained_classes
 from scgalore.tasks.figures import on_axes, umap
 from scgalore.tasks.findings import Findings, markdown_table, with_error
 from scgalore.tasks.label_scores import LabelScores
+from scgalore.tasks.linear import PRIOR, PRIOR_FILE, LinearModel, fit_classes, read_part, with_prior
 from scgalore.tasks.novelty import Novelty
 from scgalore.tasks.unknown import UnknownRule
 
@@ -36,6 +38,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from scgalore._keys import CellKeys
+    from scgalore.data.reading import Reading
     from scgalore.data.results import Read
     from scgalore.data.split import Split
     from scgalore.data.streaming import TokenStream
@@ -43,11 +46,13 @@ if TYPE_CHECKING:
     from scgalore.objectives import Objective
     from scgalore.tasks.base import Prepared, TaskMemory, TaskModel
     from scgalore.tasks.call import TrainingCall
+    from scgalore.tasks.linear import LinearFit
 
 __all__ = ["Classes", "ClassesMemory", "label_metrics"]
 
 METRICS = {"accuracy": "accuracy", "macro_f1": "macro F1"}
 HEAD = "classes"
+PRIOR_ALONE = "its linear model alone"
 NOVELTY_FILE = "novelty.safetensors"
 
 
@@ -63,6 +68,8 @@ class ClassesMemory:
         What validation cells say about the probabilities; ``None`` without such cells.
     novelty
         What training cells look like; ``None`` where they are a stream, or few.
+    prior
+        The logistic regression that the network corrects; ``None`` without one.
     """
 
     classes: tuple[str, ...]
@@ -71,6 +78,7 @@ class ClassesMemory:
     # Of the weights and not of the task: two runs have the same task without it.
     calibration: Calibration | None = field(default=None, compare=False, repr=False)
     novelty: Novelty | None = field(default=None, compare=False, repr=False)
+    prior: LinearModel | None = field(default=None, repr=False)
 
     def to_config(self) -> dict[str, Any]:
         """Names of the classes, and the calibration if there is one."""
@@ -78,8 +86,9 @@ class ClassesMemory:
         return {"classes": list(self.classes), **calibrated}
 
     def files(self, provenance: Mapping[str, Any], evaluation: Mapping[str, Any] | None) -> dict[str, str | bytes]:
-        """What training cells look like, if that is known."""
-        return {} if self.novelty is None else {NOVELTY_FILE: self.novelty.to_bytes()}
+        """What training cells look like, and the logistic regression, as far as there are any."""
+        parts = {NOVELTY_FILE: self.novelty, PRIOR_FILE: self.prior}
+        return {name: part.to_bytes() for name, part in parts.items() if part is not None}
 
     def probabilities(self, output: CellOutput) -> NDArray[np.float32]:
         """Calibrated probability of each class, float32 ``(n_obs, n_classes)``."""
@@ -112,6 +121,7 @@ class Classes(CellTask):
             "Weights of the classes in the loss: balanced gives every class the same share of it, however rare; or a dict of "
             "weights, the others being 1. Validation weighs alike, so the epoch is chosen by the loss that is trained.",
         ),
+        PRIOR,
     )
     sizes = (Option("n_classes", COUNT, "Number of classes."),)
     next_steps = "`sg.tl.annotate(other_cells, model)` predicts the classes of other cells; `sg.tl.embed(other_cells, model)` embeds them."
@@ -138,11 +148,21 @@ class Classes(CellTask):
                     logg.warning(message)
         return ClassesReading(**vars(reading), weights=weights)
 
-    def prepare(self, reading: CellReading, model: TaskModel, call: TrainingCall) -> Prepared:
-        """Tokens with labels, and cross entropy with the weights of the classes."""
-        prepared, objective = super().prepare(reading, model, call), self.objective(model.network, reading.memory)
+    def fit_prior(self, reading: CellReading, call: TrainingCall) -> LinearFit | None:
+        """A logistic regression."""
+        if call.arguments["prior"] == "none":
+            return None
         assert isinstance(reading, ClassesReading)
-        return replace(prepared, objective=replace(objective, class_weights=reading.weights))
+        assert isinstance(reading.memory, ClassesMemory)
+        assert reading.targets is not None
+        codes, n_classes = reading.targets.arrays["labels"], len(reading.memory.classes)
+        how: dict[str, Any] = {"n_classes": n_classes, "weights": reading.weights, "seed": call.seed}
+        return fit_classes(reading.data, call.reading, codes, reading.targets.split.train, **how)
+
+    def objective_of(self, reading: CellReading, network: CellNetwork) -> Classification:
+        """Cross entropy with the weights of the classes."""
+        assert isinstance(reading, ClassesReading)
+        return replace(self.objective(network, reading.memory), class_weights=reading.weights)
 
     def reads(self, call: TrainingCall) -> list[Read]:
         """Labels, and their colours."""
@@ -198,6 +218,8 @@ class Classes(CellTask):
         if len(rows) == 0:
             return replace(plain, novelty=novelty)
         logits = model.run(held, rows=rows, accelerator=prepared.config.accelerator).heads[HEAD]
+        if "prior" in held.targets:
+            logits += held.targets["prior"][rows]
         values = None if novelty is None else novelty.of(held, rows)
         return replace(
             plain, calibration=Calibration.fit(logits, held.targets["labels"][rows], values), novelty=novelty
@@ -208,16 +230,16 @@ class Classes(CellTask):
         stored = config.get("memory", config)
         if not stored.get("classes"):
             return None
-        memory, path = ClassesMemory(tuple(stored["classes"])), folder / NOVELTY_FILE
+        memory = ClassesMemory(tuple(stored["classes"]))
         if "calibration" in stored:  # version 0.7.0 and later
             memory = replace(memory, calibration=Calibration.from_config(stored["calibration"]))
-        if not path.is_file():
-            return memory
-        try:
-            return replace(memory, novelty=Novelty.from_bytes(path.read_bytes()))
-        except ValueError as error:
-            msg = f"{path} is damaged: {error}. Save the model again."
-            raise WeightsError(msg) from error
+        novelty = read_part(folder / NOVELTY_FILE, Novelty.from_bytes)
+        prior = read_part(folder / PRIOR_FILE, partial(LinearModel.from_bytes, n_outputs=len(memory.classes)))
+        return replace(memory, novelty=novelty, prior=prior)
+
+    def complete(self, output: CellOutput, memory: ClassesMemory, adata: AnnData, reading: Reading) -> CellOutput:
+        """Logits of the network and of the logistic regression that it corrects."""
+        return with_prior(output, HEAD, memory.prior, adata, reading)
 
     def predictions(self, output: CellOutput, memory: ClassesMemory, keys: CellKeys) -> Results:
         """The most probable class, its probability, and those of all classes."""
@@ -255,6 +277,15 @@ class Classes(CellTask):
         content |= {} if weights is None else {"class_weights": np.array(weights)}
         if calibration is not None:
             content["calibration"] = {**calibration.summary(), "parts": calibration.table(logits, codes, parts)}
+        if memory.prior is not None:
+            source: Any = prepared.source
+            of_prior = source.targets["prior"].argmax(axis=1)
+            table = label_metrics(of_prior, codes, prepared.split)
+            for part in table.index:  # paired: of the same cells
+                cells = parts[part]
+                gain = (logits[cells].argmax(axis=1) == codes[cells]).astype(float) - (of_prior[cells] == codes[cells])
+                table.loc[part, ["gain", "gain_se"]] = gain.mean(), gain.std() / np.sqrt(len(cells))
+            content["prior"] = {"candidates": prepared.state["prior"], "metrics": table}
         results = Results(uns={keys.uns: (content, "")})
         colors = class_colors(adata, call.arguments["labels_key"], memory.classes)
         if colors is not None:  # scanpy's, so that a class has one colour in both plots
@@ -288,8 +319,11 @@ class Classes(CellTask):
         keys, labels_key = model.keys("finetune"), call.arguments["labels_key"]
         codes, classes = encode_labels(adata, labels_key)
         split = self.split_in(adata, keys.split)
-        x = seen_genes(adata, keys.uns, call.reading)
+        x = expression_of(adata, call.reading)
         predicted = {name: class_codes(adata.obs[keys.label], classes)}
+        prior = getattr(model.memory, "prior", None)
+        if prior is not None:
+            predicted[PRIOR_ALONE] = prior.predict(adata, call.reading).argmax(axis=1)
         predicted |= {method: classify(x, codes, split) for method, classify in BASELINES.items()}
         on_test = {method: found[split.test] for method, found in predicted.items()}
         scores = LabelScores.of(on_test, codes[split.test], seed=call.seed)
@@ -302,6 +336,10 @@ class Classes(CellTask):
             "baselines": {method: scores.row(method) for method in BASELINES},
             "difference": {"to": rival, **difference},
         }
+        differences = {rival: difference}
+        if prior is not None:
+            differences[PRIOR_ALONE] = scores.difference(name, PRIOR_ALONE)
+            metrics["prior"] = {**scores.row(PRIOR_ALONE), "difference": differences[PRIOR_ALONE]}
         calibration = adata.uns[keys.uns].get("calibration")
         if calibration is not None:
             metrics["calibration"] = {**calibration, "parts": calibration["parts"].to_dict("index")}
@@ -309,7 +347,7 @@ class Classes(CellTask):
         return Findings(
             metrics,
             f"{', '.join(numbers)} on {scores.n:,} test cells",
-            [_section(scores, name, rival, difference), *_calibration_section(calibration)],
+            [_section(scores, name, differences), *_calibration_section(calibration)],
             {
                 "confusion_matrix.png": (
                     "Held-out cells by true and predicted class.",
@@ -371,7 +409,7 @@ def label_metrics(predicted: NDArray[np.int64], truth: NDArray[np.int64], split:
     return pd.DataFrame.from_dict(rows, orient="index")
 
 
-def _section(scores: LabelScores, name: str, rival: str, difference: dict[str, float]) -> str:
+def _section(scores: LabelScores, name: str, differences: Mapping[str, dict[str, float]]) -> str:
     rows = [
         (
             method,
@@ -380,16 +418,21 @@ def _section(scores: LabelScores, name: str, rival: str, difference: dict[str, f
         )
         for method in scores.samples
     ]
-    verdicts = [f"- {_verdict(title, difference[key], difference[f'{key}_se'])}" for key, title in METRICS.items()]
+    verdicts = [
+        f"- compared with {rival}, {_verdict(title, found[key], found[f'{key}_se'])}"
+        for rival, found in differences.items()
+        for key, title in METRICS.items()
+    ]
     return "\n\n".join(
         [
             "## Held-out cells",
             markdown_table(("method", *METRICS.values(), "test cells"), rows),
             "Value ± standard error, over samples of the test cells. It shows how much the choice of test cells matters, and "
             "not how much another seed of training would: run the same configuration with another `rng` for that. In macro "
-            "F1 every class counts the same, however rare. All methods saw the same genes and were fitted to the same "
-            "training cells; validation cells chose the epoch of the network.",
-            f"{name} minus {rival}, the stronger of the two on these cells:",
+            "F1 every class counts the same, however rare. All methods were fitted to the same training cells; the logistic "
+            "regressions and the neighbours see all genes. Validation cells chose the epoch of the network, and whether it is "
+            "used.",
+            f"{name} minus others, of the two logistic regressions the stronger one on these cells:",
             "\n".join(verdicts),
         ]
     )

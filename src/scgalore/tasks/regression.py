@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -13,10 +14,11 @@ from scgalore.data.columns import read_column
 from scgalore.data.results import Results
 from scgalore.errors import DataError
 from scgalore.objectives import Regression as Objective
-from scgalore.tasks.baselines import ridge, seen_genes
+from scgalore.tasks.baselines import expression_of, ridge
 from scgalore.tasks.cells import CellTargets, CellTask
 from scgalore.tasks.figures import on_axes, umap
 from scgalore.tasks.findings import Findings, markdown_table, with_error
+from scgalore.tasks.linear import PRIOR, PRIOR_FILE, LinearModel, fit_values, read_part, with_prior
 from scgalore.tasks.value_scores import METRICS, ValueScores, score_values
 
 if TYPE_CHECKING:
@@ -27,9 +29,12 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from scgalore._keys import CellKeys
+    from scgalore.data.reading import Reading
     from scgalore.nn.base import CellNetwork, CellOutput
     from scgalore.tasks.base import Prepared, TaskMemory, TaskModel
     from scgalore.tasks.call import TrainingCall
+    from scgalore.tasks.cells import CellReading
+    from scgalore.tasks.linear import LinearFit
 
 __all__ = ["Regression", "RegressionMemory"]
 
@@ -48,6 +53,8 @@ class RegressionMemory:
         Column of ``obs`` that the values came from.
     mean, std
         Of the training cells: outputs of the head are ``(value - mean) / std``.
+    prior
+        The ridge regression that the network corrects; ``None`` without one.
     """
 
     column: str
@@ -55,14 +62,15 @@ class RegressionMemory:
     std: float
     task: str = "regression"
     outlives_training: bool = True
+    prior: LinearModel | None = field(default=None, repr=False)
 
     def to_config(self) -> dict[str, Any]:
         """Column and scale."""
         return {"column": self.column, "mean": self.mean, "std": self.std}
 
     def files(self, provenance: Mapping[str, Any], evaluation: Mapping[str, Any] | None) -> dict[str, str | bytes]:
-        """No further files."""
-        return {}
+        """The ridge regression, if there is one."""
+        return {} if self.prior is None else {PRIOR_FILE: self.prior.to_bytes()}
 
     def values(self, output: CellOutput) -> NDArray[np.float32]:
         """Predicted values on the original scale, float32 ``(n_obs,)``."""
@@ -87,6 +95,7 @@ class Regression(CellTask):
             "Column of obs with a number for each cell to learn, such as age or a score.",
             column="obs",
         ),
+        PRIOR,
     )
     next_steps = "`sg.tl.annotate(other_cells, model)` predicts the values of other cells; `sg.tl.embed(other_cells, model)` embeds them."
 
@@ -107,10 +116,25 @@ class Regression(CellTask):
         """Squared error."""
         return Objective()
 
+    def fit_prior(self, reading: CellReading, call: TrainingCall) -> LinearFit | None:
+        """A ridge regression."""
+        if call.arguments["prior"] == "none":
+            return None
+        assert reading.targets is not None
+        values, train = reading.targets.arrays["values"], reading.targets.split.train
+        return fit_values(reading.data, call.reading, values, train, seed=call.seed)
+
     def load(self, folder: Path, config: Mapping[str, Any]) -> TaskMemory | None:
-        """Column and scale."""
+        """Column, scale and ridge regression."""
         memory = config.get("memory", {})
-        return RegressionMemory(memory["column"], memory["mean"], memory["std"]) if "column" in memory else None
+        if "column" not in memory:
+            return None
+        prior = read_part(folder / PRIOR_FILE, partial(LinearModel.from_bytes, n_outputs=1))
+        return RegressionMemory(memory["column"], memory["mean"], memory["std"], prior=prior)
+
+    def complete(self, output: CellOutput, memory: RegressionMemory, adata: AnnData, reading: Reading) -> CellOutput:
+        """Values of the network and of the ridge regression that it corrects."""
+        return with_prior(output, HEAD, memory.prior, adata, reading)
 
     def predictions(self, output: CellOutput, memory: RegressionMemory, keys: CellKeys) -> Results:
         """The predicted value."""
@@ -152,7 +176,7 @@ class Regression(CellTask):
         truth, split = read_values(adata, column), self.split_in(adata, keys.split)
         predicted = {
             name: adata.obs[keys.value].to_numpy(np.float64),
-            RIDGE: ridge(seen_genes(adata, keys.uns, call.reading), truth, split),
+            RIDGE: ridge(expression_of(adata, call.reading), truth, split),
             MEAN: np.full(adata.n_obs, truth[split.train].mean()),
         }
         scores = ValueScores.of({key: x[split.test] for key, x in predicted.items()}, truth[split.test], seed=call.seed)
@@ -220,7 +244,7 @@ def _section(scores: ValueScores, name: str, difference: dict[str, float]) -> st
             "## Held-out cells",
             markdown_table(("method", *(TITLES[key] for key in METRICS), "test cells"), rows),
             "Value ± standard error, over samples of the test cells; another seed of training is not in it. The ridge regression "
-            "was fitted to the same genes of the same training cells, with its penalty chosen by leave-one-out.",
+            "was fitted to all genes of the same training cells, with its penalty chosen by leave-one-out.",
             f"{name} minus {RIDGE}:",
             "\n".join(lines),
         ]

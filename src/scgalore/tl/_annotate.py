@@ -131,7 +131,7 @@ def annotate(
     rule = None if unknown is None else task.unknown_rule(memory, unknown)
     with logg.step(f"annotating {adata.n_obs:,} cells with {fitted.provenance['name']}") as step:
         cells = fitted.cells(adata, **reading.of_tokens(), max_length=max_length, rng=seed)
-        output = fitted.run(cells, **how)
+        output = task.complete(fitted.run(cells, **how), memory, adata, reading)
         results = task.predictions(output, memory, keys)
         found = results.uns.pop(keys.uns, ({}, ""))[0]
         if rule is not None:

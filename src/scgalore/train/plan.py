@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from scvi.train import TrainingPlan
+from torch import distributed
 
 from scgalore.data.hashing import fold_seed
 from scgalore.optim import build_optimizer
@@ -114,7 +115,12 @@ class ObjectiveTrainingPlan(TrainingPlan):
     def on_validation_epoch_end(self) -> None:
         """Log what the objective says of the epoch as a whole."""
         super().on_validation_epoch_end()
-        for name, value in self.module.objective.over_epoch(self._validated).items():
+        parts = [{name: value.detach().cpu() for name, value in part.items()} for part in self._validated]
+        if self.trainer.world_size > 1:  # every process must choose the same epoch
+            shares: list[Any] = [None] * self.trainer.world_size
+            distributed.all_gather_object(shares, parts)
+            parts = [part for share in shares for part in share]
+        for name, value in self.module.objective.over_epoch(parts).items():
             self.log(f"validation_{name}", value)
 
     def _measure(self, batch: TokenBatch | Share, mode: str, batch_idx: int) -> tuple[Tensor, TokenBatch]:
@@ -126,7 +132,7 @@ class ObjectiveTrainingPlan(TrainingPlan):
         # scvi leaves the batch size out here, so a short last batch would weigh as much as a full one.
         self._log_mean(f"{mode}_loss", output.loss, output.n_obs_minibatch, progress=True)
         if mode == "validation":
-            self._validated.append(output.extra_metrics)
+            self._validated.append({**output.extra_metrics, "n": torch.tensor(output.n_obs_minibatch)})
         metrics = self.train_metrics if mode == "train" else self.val_metrics
         self.compute_and_log_metrics(output, metrics, mode)
         return output.loss, cells

@@ -1,0 +1,52 @@
+"""When a network that corrects a prior counts: held-out cells must be predicted better, by more than chance explains."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from torch import Tensor
+
+__all__ = ["CHOICE", "choice_by_gain", "gains"]
+
+CHOICE = "validation_choice"
+"""Column of the history that chooses the epoch where there is a prior."""
+
+
+def gains(of_prior: Tensor, of_both: Tensor) -> dict[str, Tensor]:
+    """Mean and mean square, over the cells of a batch, of how much the network lowers the loss of the prior.
+
+    Parameters
+    ----------
+    of_prior, of_both
+        Loss of each cell with the prior alone and with the network, ``(b,)``.
+    """
+    gain = (of_prior - of_both).detach().double()
+    return {"gain": gain.mean(), "gain_square": gain.square().mean()}
+
+
+def choice_by_gain(parts: Sequence[dict[str, Tensor]], start_score: float) -> dict[str, float]:
+    """Score of an epoch: that of the prior, less the mean gain if it exceeds one standard error.
+
+    Parameters
+    ----------
+    parts
+        :func:`gains` of each validation batch, with ``n``, its number of cells.
+    start_score
+        Of the prior alone.
+
+    Returns
+    -------
+    ``choice``, and ``gain_error``, the standard error of the mean gain over cells.
+    """
+    sizes = [float(part["n"]) for part in parts]
+    n = sum(sizes)
+    mean, square = (
+        sum(float(part[name]) * size for part, size in zip(parts, sizes, strict=True)) / n
+        for name in ("gain", "gain_square")
+    )
+    error = math.sqrt(max(square - mean**2, 0) / (n - 1)) if n > 1 else math.inf
+    return {"choice": start_score - mean if mean > error else start_score, "gain_error": error}

@@ -1,0 +1,429 @@
+"""The linear model that a network corrects: logistic or ridge regression on the log-normalised expression of all genes.
+
+Both are fitted to rotated expression. A penalised linear model depends on the cells through their inner products alone, so
+its coefficients are a combination of the training cells, and fitting the weights of that combination is exact, while its size
+is the number of cells and not that of genes. Above :data:`MAX_SPAN` cells, coefficients are combinations of so many of them.
+"""
+
+from __future__ import annotations
+
+import math
+import warnings
+from dataclasses import dataclass, field, fields, replace
+from typing import TYPE_CHECKING, Any, Self, TypeVar
+
+import numpy as np
+import pandas as pd
+from safetensors import SafetensorError
+from safetensors.numpy import load, save
+from scipy.special import log_softmax
+
+from scgalore import _logging as logg
+from scgalore._options import Option, choice
+from scgalore.data.cells import gene_names
+from scgalore.data.expression import LogExpression
+from scgalore.errors import WeightsError
+from scgalore.genes.identifiers import standardise
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+    import scipy.sparse as sp
+    from anndata import AnnData
+    from numpy.typing import NDArray
+
+    from scgalore.data.reading import Reading
+    from scgalore.nn.base import CellOutput
+
+    Array = NDArray[Any]
+    Part = TypeVar("Part")
+    Solve = Callable[[Array, Array, float], tuple[Array, Array]]
+
+__all__ = ["PRIOR", "PRIOR_FILE", "LinearFit", "LinearModel", "fit_classes", "fit_values", "read_part", "with_prior"]
+
+PRIOR = Option(
+    "prior",
+    choice("linear", "none"),
+    "Simple model that the network corrects: linear is a logistic or ridge regression on all genes, and the network is used "
+    "only if it predicts validation cells better; none trains the network alone. A stream of files has none.",
+    "linear",
+)
+PRIOR_FILE = "prior.safetensors"
+
+N_FOLDS = 5
+MAX_SPAN = 2_000
+"""Most cells whose combinations the coefficients may be."""
+MAX_CELLS = 20_000
+"""Most cells that are fitted to; of more, a sample within classes."""
+MAX_CHOICE = 4_000
+"""Most cells that scaling and penalty are chosen on."""
+# Inverse strength of the penalty, as scikit-learn's C; the search goes up and stops where it gets worse.
+PENALTIES = {False: (0.03, 0.1, 0.3, 1.0, 3.0, 10.0), True: (0.003, 0.01, 0.03, 0.1, 0.3, 1.0)}
+RARE = -5.0
+"""Logit of a class without training cells, relative to the least likely other one."""
+SAME_SCALE = (0.5, 2.0)
+"""Sum of the expression relative to that of the training data, within which other data count as on the same scale."""
+
+
+@dataclass(frozen=True, eq=False)
+class LinearModel:
+    """Coefficients on log-normalised expression.
+
+    Attributes
+    ----------
+    genes
+        Names of the genes, as current symbols where there is one.
+    coef
+        float32 ``(n_genes, n_outputs)``.
+    intercept
+        float32 ``(n_outputs,)``.
+    mean
+        Mean expression of the training cells, float32 ``(n_genes,)``: what a gene is taken to have that other data lack.
+    linear_mean
+        The same without the logarithm, float32 ``(n_genes,)``, which tells the scale of other data.
+    """
+
+    genes: tuple[str, ...] = field(repr=False)
+    coef: NDArray[np.float32] = field(repr=False)
+    intercept: NDArray[np.float32] = field(repr=False)
+    mean: NDArray[np.float32] = field(repr=False)
+    linear_mean: NDArray[np.float32] = field(repr=False)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, LinearModel) and self.to_bytes() == other.to_bytes()
+
+    def __hash__(self) -> int:
+        return hash(self.to_bytes())
+
+    def predict(self, adata: AnnData, reading: Reading) -> NDArray[np.float32]:
+        """Logits of the classes, or the predicted value, of each cell, float32 ``(n_obs, n_outputs)``.
+
+        Parameters
+        ----------
+        adata
+            Cells. Genes that they lack are taken to be as in the mean training cell, and others are not looked at.
+            Where the sum of the shared genes is less than half or more than twice that of the training data, the
+            expression is rescaled to it, with a warning.
+        reading
+            How to read them.
+
+        Raises
+        ------
+        DataError
+            If the expression is neither counts nor logarithms.
+        """
+        expression = LogExpression.from_adata(adata, reading, log_base=math.e)
+        return self.of_expression(expression, standardise(gene_names(adata, reading.gene_symbols), reading.species))
+
+    def of_expression(self, expression: LogExpression, genes: list[str]) -> NDArray[np.float32]:
+        """:meth:`predict` for expression whose columns have these names, as :func:`~scgalore.genes.standardise` writes them."""
+        place = {name: i for i, name in enumerate(self.genes)}
+        found = np.array([place.get(name, -1) for name in genes])
+        _, first = np.unique(found, return_index=True)
+        columns = first[found[first] >= 0]  # of columns of one name, the first
+        coef = np.zeros((len(found), len(self.intercept)), dtype=np.float32)
+        coef[columns] = self.coef[found[columns]]
+        absent = np.ones(len(self.genes), dtype=bool)
+        absent[found[columns]] = False
+        intercept = self.intercept + self.mean[absent] @ self.coef[absent]
+        factor = self._scale(expression, columns, found[columns])
+        parts = [np.zeros((0, len(self.intercept)), dtype=np.float32)]
+        for _, rows in expression.chunks():
+            if factor != 1:
+                rows.data = np.log1p(np.expm1(rows.data) / factor)
+            parts.append((rows @ coef + intercept).astype(np.float32))
+        return np.concatenate(parts)
+
+    def _scale(self, expression: LogExpression, columns: Array, places: Array) -> float:
+        """By what to divide expression to bring it to the scale of the training data; 1 if it seems to be on it."""
+        some = (
+            np.unique(np.linspace(0, expression.n_obs - 1, 1000).astype(np.int64)) if expression.n_obs else np.arange(0)
+        )
+        expected, rows = float(self.linear_mean[places].sum()), expression.rows(some)[:, columns]
+        factor = float(np.expm1(rows.data).sum()) / max(len(some), 1) / max(expected, 1e-12)
+        if factor == 0 or expected == 0 or SAME_SCALE[0] < factor < SAME_SCALE[1]:
+            return 1.0
+        logg.warning(
+            f"The expression of the genes of the linear model is {factor:.3g} times that of the training data, so it is divided by "
+            "that for the model. Normalise both alike, or pass counts."
+        )
+        return factor
+
+    def to_bytes(self) -> bytes:
+        """Content of a safetensors file."""
+        arrays = {one.name: np.ascontiguousarray(getattr(self, one.name)) for one in fields(self)[1:]}
+        return save({**arrays, "genes": np.frombuffer("\n".join(self.genes).encode(), dtype=np.uint8)})
+
+    @classmethod
+    def from_bytes(cls, content: bytes, n_outputs: int) -> Self:
+        """Rebuild from :meth:`to_bytes`; raises ``ValueError`` for anything else, or another number of outputs."""
+        try:
+            arrays = load(content)
+            genes = tuple(arrays["genes"].tobytes().decode().split("\n"))
+            found = cls(genes, *(arrays[one.name] for one in fields(cls)[1:]))
+        except (KeyError, SafetensorError, UnicodeDecodeError) as error:
+            msg = f"it holds no linear model: {error!r}"
+            raise ValueError(msg) from error
+        n = len(genes)
+        shapes = {"coef": (n, n_outputs), "intercept": (n_outputs,), "mean": (n,), "linear_mean": (n,)}
+        wrong = [name for name, shape in shapes.items() if arrays[name].shape != shape]
+        floats = all(arrays[name].dtype == np.float32 and np.isfinite(arrays[name]).all() for name in shapes)
+        if wrong or not floats or len(set(genes)) < n:
+            msg = f"its arrays do not fit each other or are not finite numbers: {wrong}"
+            raise ValueError(msg)
+        return found
+
+
+def read_part(path: Path, read: Callable[[bytes], Part]) -> Part | None:
+    """Read a file of a saved model that not every model has; ``None`` where there is none.
+
+    Parameters
+    ----------
+    path
+        The file.
+    read
+        Turns its content into what it holds, or raises ``ValueError``.
+
+    Raises
+    ------
+    WeightsError
+        If the file is damaged.
+    """
+    if not path.is_file():
+        return None
+    try:
+        return read(path.read_bytes())
+    except ValueError as error:
+        msg = f"{path} is damaged: {error}. Save the model again."
+        raise WeightsError(msg) from error
+
+
+def with_prior(
+    output: CellOutput, head: str, prior: LinearModel | None, adata: AnnData, reading: Reading
+) -> CellOutput:
+    """Add what the linear model predicts to the outputs of a head, which corrects it.
+
+    Parameters
+    ----------
+    output
+        Of the network.
+    head
+        Name of the head.
+    prior
+        The linear model; ``None`` adds nothing.
+    adata, reading
+        The same cells, and how to read them.
+    """
+    if prior is None:
+        return output
+    return replace(output, heads={**output.heads, head: output.heads[head] + prior.predict(adata, reading)})
+
+
+@dataclass(frozen=True)
+class LinearFit:
+    """A fitted model, and what it predicts for cells that it has not seen.
+
+    Attributes
+    ----------
+    model
+        Fitted to all training cells.
+    predicted
+        Its outputs for all cells, float32 ``(n_obs, n_outputs)``; those of training cells are from models that were
+        fitted without them.
+    table
+        One row per candidate: ``scaled``, ``penalty`` (inverse strength), ``loss`` on left-out training cells, ``chosen``.
+    """
+
+    model: LinearModel = field(repr=False)
+    predicted: NDArray[np.float32] = field(repr=False)
+    table: pd.DataFrame = field(repr=False)
+
+
+def fit_classes(
+    adata: AnnData,
+    reading: Reading,
+    codes: NDArray[np.integer],
+    train: NDArray[np.integer],
+    *,
+    n_classes: int,
+    weights: tuple[float, ...] | None = None,
+    seed: int = 0,
+) -> LinearFit:
+    """Fit a multinomial logistic regression; scaling of the genes and penalty are chosen by cross-validation.
+
+    Parameters
+    ----------
+    adata, reading
+        Cells, and how to read them; cells other than those of training are only predicted.
+    codes
+        Class of each cell, ``(n_obs,)``; only those of training cells are used.
+    train
+        Row numbers of the training cells.
+    n_classes
+        Number of classes. One that no training cell has gets a low logit.
+    weights
+        Weight of each class in the loss; ``None`` weighs all cells alike.
+    seed
+        Of the folds.
+    """
+    of_class = np.ones(n_classes) if weights is None else np.array(weights)
+
+    def solve(x: Array, y: Array, penalty: float) -> tuple[Array, Array]:
+        return _logistic(x, y, penalty, of_class)
+
+    def loss(outputs: Array, y: Array) -> float:
+        return float(np.average(-log_softmax(outputs, axis=1)[np.arange(len(y)), y], weights=of_class[y]))
+
+    return _fit(adata, reading, codes, codes, train, solve, loss, seed)
+
+
+def fit_values(
+    adata: AnnData,
+    reading: Reading,
+    values: NDArray[np.floating],
+    train: NDArray[np.integer],
+    *,
+    seed: int = 0,
+) -> LinearFit:
+    """Fit a ridge regression; parameters as for :func:`fit_classes`.
+
+    Parameters
+    ----------
+    adata, reading, train, seed
+        As for :func:`fit_classes`.
+    values
+        Number of each cell, ``(n_obs,)``, of about unit variance.
+    """
+
+    def loss(outputs: Array, y: Array) -> float:
+        return float(np.mean((outputs[:, 0] - y) ** 2))
+
+    return _fit(adata, reading, values, np.zeros(len(values), dtype=np.int64), train, _ridge, loss, seed)
+
+
+def _fit(
+    adata: AnnData,
+    reading: Reading,
+    target: Array,
+    strata: NDArray[np.integer],
+    train: NDArray[np.integer],
+    solve: Solve,
+    loss: Callable[[Array, Array], float],
+    seed: int,
+) -> LinearFit:
+    expression = LogExpression.from_adata(adata, reading, log_base=math.e)
+    names = standardise(gene_names(adata, reading.gene_symbols), reading.species)
+    _, unique = np.unique(names, return_index=True)  # of columns of one name, the first
+    rng = np.random.default_rng(seed)
+    cells = _sample(np.asarray(train, dtype=np.int64), strata, MAX_CELLS, rng)
+    y, folds = target[cells], _folds(strata[cells], rng)
+    x = expression.rows(cells)[:, unique]
+    mean = np.asarray(x.mean(axis=0), dtype=np.float64).ravel()
+    square = np.asarray(x.multiply(x).mean(axis=0), dtype=np.float64).ravel()
+    std = np.sqrt(np.maximum(square - mean**2, 0))
+    std[std < 1e-6] = np.inf  # a gene that does not vary says nothing, and must not blow up in other cells
+    span = _sample(np.arange(len(cells)), strata[cells], MAX_SPAN, rng)
+    judged = _sample(np.arange(len(cells)), strata[cells], MAX_CHOICE, rng)
+    rows: list[dict[str, float | bool]] = []
+    best: tuple[float, bool, float, Array, Array, Array] | None = None
+    for scaled in PENALTIES:
+        scale = std if scaled else np.where(np.isinf(std), np.inf, 1.0)
+        basis = _basis(x[span], mean, scale)
+        features = x @ basis - (mean @ basis).astype(np.float32)
+        lowest, worse = math.inf, 0
+        for penalty in PENALTIES[scaled]:
+            held_out = _left_out(features[judged], y[judged], folds[judged], solve, penalty)
+            found = loss(held_out, y[judged])
+            rows.append({"scaled": scaled, "penalty": penalty, "loss": found})
+            if best is None or found < best[0]:
+                best = (found, scaled, penalty, basis, features, held_out)
+            worse = 0 if found < lowest else worse + 1
+            lowest = min(lowest, found)
+            if worse == 2:
+                break
+    assert best is not None
+    _, scaled, penalty, basis, features, held_out = best
+    if len(judged) < len(cells):
+        held_out = _left_out(features, y, folds, solve, penalty)
+    weights, intercept = solve(features, y, penalty)
+    coef = basis @ weights
+    linear = x.copy()
+    linear.data = np.expm1(linear.data)
+    arrays = (coef, intercept - mean @ coef, mean, np.asarray(linear.mean(axis=0)).ravel())
+    model = LinearModel(tuple(names[i] for i in unique), *(array.astype(np.float32) for array in arrays))
+    predicted = model.of_expression(expression, names)
+    predicted[cells] = held_out
+    table = pd.DataFrame(rows)
+    table["chosen"] = (table["scaled"] == scaled) & (table["penalty"] == penalty)
+    return LinearFit(model, predicted, table)
+
+
+def _sample(
+    rows: NDArray[np.int64], strata: NDArray[np.integer], n: int, rng: np.random.Generator
+) -> NDArray[np.int64]:
+    """At most ``n`` of the rows, the same share of each stratum and at least two of each, sorted."""
+    if len(rows) <= n:
+        return rows
+    order = rng.permutation(len(rows))
+    order = order[np.argsort(strata[rows[order]], kind="stable")]
+    _, start, size = np.unique(strata[rows[order]], return_index=True, return_counts=True)
+    taken = np.maximum(np.minimum(size, 2), np.floor(size * n / len(rows))).astype(np.int64)
+    return np.sort(rows[np.concatenate([order[s : s + k] for s, k in zip(start, taken, strict=True)])])
+
+
+def _folds(strata: NDArray[np.integer], rng: np.random.Generator) -> NDArray[np.int64]:
+    """Fold of each cell, with equal shares of each stratum."""
+    order = rng.permutation(len(strata))
+    folds = np.empty(len(strata), dtype=np.int64)
+    folds[order[np.argsort(strata[order], kind="stable")]] = np.arange(len(strata)) % N_FOLDS
+    return folds
+
+
+def _basis(x: sp.csr_matrix, mean: NDArray[np.float64], scale: NDArray[np.float64]) -> NDArray[np.float32]:
+    """Directions of centred and scaled cells, float32 ``(n_genes, n_directions)``, on expression as it is."""
+    centred = ((x.toarray() - mean) / scale).astype(np.float32)
+    size, directions = np.linalg.eigh((centred @ centred.T).astype(np.float64))
+    kept = size > size.max(initial=0) * 1e-6
+    basis = centred.T @ (directions[:, kept] / np.sqrt(size[kept])).astype(np.float32)
+    return (basis / scale[:, None]).astype(np.float32)
+
+
+def _left_out(x: Array, y: Array, folds: NDArray[np.int64], solve: Solve, penalty: float) -> NDArray[np.float32]:
+    """Outputs for each cell of the model that was fitted without its fold, float32 ``(n, n_outputs)``."""
+    found, order = [], []
+    for fold in np.unique(folds):
+        inside = np.flatnonzero(folds == fold)
+        weights, intercept = solve(x[folds != fold], y[folds != fold], penalty)
+        found.append((x[inside] @ weights + intercept).astype(np.float32))
+        order.append(inside)
+    return np.concatenate(found)[np.argsort(np.concatenate(order))]
+
+
+def _logistic(x: Array, y: Array, penalty: float, of_class: NDArray[np.float64]) -> tuple[Array, Array]:
+    from sklearn.exceptions import ConvergenceWarning
+    from sklearn.linear_model import LogisticRegression
+
+    present, n_classes = np.unique(y), len(of_class)
+    weights, intercept = np.zeros((x.shape[1], n_classes)), np.zeros(n_classes)
+    if len(present) == 1:
+        intercept[:] = RARE
+        intercept[present] = 0.0
+        return weights, intercept
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConvergenceWarning)
+        found = LogisticRegression(C=penalty, max_iter=500, tol=1e-4).fit(x, y, sample_weight=of_class[y])
+    if len(present) == 2:  # one row of coefficients, for the second class
+        weights[:, present] = found.coef_.T * [-0.5, 0.5]
+        intercept[present] = found.intercept_[0] * np.array([-0.5, 0.5])
+    else:
+        weights[:, present], intercept[present] = found.coef_.T, found.intercept_
+    intercept[np.setdiff1d(np.arange(n_classes), present)] = intercept[present].min() + RARE
+    return weights, intercept
+
+
+def _ridge(x: Array, y: Array, penalty: float) -> tuple[Array, Array]:
+    from sklearn.linear_model import Ridge
+
+    found = Ridge(alpha=1 / penalty).fit(x.astype(np.float64), y)
+    return found.coef_[:, None], np.atleast_1d(found.intercept_)

@@ -17,7 +17,7 @@ from scgalore.errors import OptionError, WeightsError
 from scgalore.model import FAMILIES, SCGPT, CellModel, Family
 from scgalore.weights.checkpoint import read_checkpoint
 
-LABELS: dict[str, Any] = {"labels_key": "bulk_labels", "max_epochs": 2, "batch_size": 32, "lr": 2e-2}
+LABELS: dict[str, Any] = {"labels_key": "bulk_labels", "max_epochs": 2, "batch_size": 32, "lr": 2e-2, "prior": "none"}
 
 
 @pytest.fixture

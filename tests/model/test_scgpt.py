@@ -201,9 +201,9 @@ class TestTrain:
         assert model.predict(few).index.equals(few.obs_names)
 
     def test_other_labels_get_a_fresh_head_and_the_same_ones_keep_theirs(self, few: AnnData, model: SCGPT) -> None:
-        model.train(few, **LABELS)
+        model.train(few, **LABELS, prior="none")
         head = model.network.cls_decoder
-        model.train(few, **LABELS)
+        model.train(few, **LABELS, prior="none")
         assert model.network.cls_decoder is head
         model.train(few, **{**LABELS, "labels_key": "phase"})
         assert model.network.cls_decoder is not head

@@ -81,7 +81,7 @@ def test_the_loss_is_torchs(pbmc: AnnData) -> None:
     adata = pbmc[:120, :150].copy()
     adata.obs["bulk_labels"] = adata.obs["bulk_labels"].astype(str)
     model = tiny_model(adata.var_names, max_length=200)
-    options: dict[str, Any] = {"max_epochs": 2, "batch_size": 64, "lr": 2e-3, "validation_size": 0.3}
+    options: dict[str, Any] = {"max_epochs": 2, "batch_size": 64, "lr": 2e-3, "validation_size": 0.3, "prior": "none"}
     sg.tl.finetune(adata, model, labels_key="bulk_labels", class_weight="balanced", **options)
     classes, parts = np.array(adata.uns["finetune"]["classes"]), adata.obs["scgpt_split"].to_numpy()
     truth = adata.obs["bulk_labels"].to_numpy()

@@ -50,7 +50,7 @@ def test_two_keys_are_refused_and_both_tasks_named() -> None:
     [
         ("perturbation", {"labels_key": "x"}, "classes"),
         ("classes", {"values_key": "x"}, "regression"),
-        ("expression", {"prior": "mixed"}, "perturbation"),
+        ("expression", {"genes_per_step": 5}, "perturbation"),
         (None, {"control": "ctrl"}, "perturbation"),
     ],
 )

@@ -161,7 +161,7 @@ class TestContent:
         extra.var_names = ["unheard-of-1", "unheard-of-2"]
         adata = anndata.concat([few, extra], axis=1, merge="first")
         adata.obs = few.obs.copy()
-        sg.tl.finetune(adata, model, **RUN, optimizer="adamw", rng=7)
+        sg.tl.finetune(adata, model, **RUN, optimizer="adamw", rng=7, prior="none")
         content = adata.uns["finetune"]
         assert (
             content["params"].items()
@@ -186,7 +186,7 @@ class TestContent:
 class TestModel:
     def test_given_model_is_trained_in_place_and_returned(self, few: AnnData, model: SCGPT) -> None:
         before = model.network.gene_table.weight.clone()
-        assert sg.tl.finetune(few, model, **RUN) is model
+        assert sg.tl.finetune(few, model, **RUN, prior="none") is model
         assert model.is_trained
         assert not torch.equal(model.network.gene_table.weight, before)
 

@@ -24,7 +24,7 @@ from scgalore.nn import SCGPTConfig
 from scgalore.objectives import Classification, MaskedExpression
 
 RUNS: dict[str, dict[str, Any]] = {
-    "galore-classes": {"optimizer": "galore", "labels_key": "bulk_labels"},
+    "galore-classes": {"optimizer": "galore", "labels_key": "bulk_labels", "prior": "none"},
     "adamw-masked": {"optimizer": "adamw", "labels_key": None},
 }
 TRAINING: dict[str, Any] = {

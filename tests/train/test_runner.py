@@ -182,6 +182,7 @@ class TestOptions:
         rows = np.arange(few.n_obs)
         split = Split(rows[:32], rows[32:48], rows[48:])
         options = {**RUN, "max_epochs": 3, "optimizer": "adamw", "optimizer_options": {"eps": 1e-3}, "split": split}
+        options["prior"] = "none"
         models = []
         for batch_size, accumulate in ((32, 1), (8, 4), (8, 1)):
             model = make_model(few.var_names, dropout=0.0)
@@ -214,14 +215,16 @@ class TestOptions:
 
     def test_mixed_precision_trains_float32_weights(self, few: AnnData, model: SCGPT) -> None:
         before = weights(model)
-        model.train(few, **RUN, precision="bf16-mixed")
+        model.train(few, **RUN, prior="none", precision="bf16-mixed")
         after = weights(model)
         assert all(tensor.dtype == torch.float32 for tensor in after.values())
         assert any(not torch.equal(after[name], before[name]) for name in before)
         assert np.isfinite(model.history["validation_loss"]).all()
 
     def test_patience_ends_the_run(self, few: AnnData, model: SCGPT) -> None:
-        model.train(few, **{**RUN, "max_epochs": 40, "lr": 0.5}, warmup=0.0, optimizer="adamw", patience=3)
+        model.train(
+            few, **{**RUN, "max_epochs": 40, "lr": 0.5}, warmup=0.0, optimizer="adamw", patience=3, prior="none"
+        )
         losses = model.history["validation_loss"]
         assert len(losses) < 40
         assert model.result.best_epoch == losses.idxmin() == len(losses) - 4
@@ -259,6 +262,7 @@ class TestBestEpoch:
         labels_key = "bulk_labels" if isinstance(objective, Classification) else None
         # Steps that grow until they do harm: the best epoch is not the last.
         options = {**RUN, "labels_key": labels_key, "max_epochs": 6, "lr": 3.0, "warmup": 1.0}
+        options["prior"] = None if labels_key is None else "none"
         model.train(few, **options, optimizer="adamw", validation_size=0.3)
         losses = model.history["validation_loss"]
         best = model.result.best_epoch

@@ -38,6 +38,9 @@ if TYPE_CHECKING:
     from scgalore.data.tokens import RaggedTokens, TokenBatch, TokenizerConfig
     from scgalore.data.vocab import GeneVocab
 
+COMPUTED = ("prior",)
+"""Targets that follow from the cells and the others, but for rounding, which depends on the number of threads."""
+
 __all__ = ["TokenCells", "gene_names", "gene_ranks", "ranked_tokens"]
 
 
@@ -244,7 +247,7 @@ class TokenCells:
             "tokens": repr(self.tokenizer.config),
             "expression": digest(self.keys()),
             "ranking of genes": "none" if self.ranked is None else digest([self.ranked]),
-            **{name: digest([values]) for name, values in self.targets.items()},
+            **{name: digest([values]) for name, values in self.targets.items() if name not in COMPUTED},
         }
 
     def training_batches(self, rows: NDArray[np.int64] | None, plan: BatchPlan) -> Batches:

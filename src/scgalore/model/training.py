@@ -74,10 +74,13 @@ class Trainable:
         trained |= {name: p for name, p in self.network.named_parameters() if p.requires_grad and id(p) not in own}
         # Statistics of batch norms move in frozen layers too.
         trained |= {name: buffer for name, buffer in self.network.named_buffers() if name in self.before}
+        own_heads = {id(param) for head in self.network.cell_heads.values() for param in head.parameters()}
         heads = {
             name: tensor.detach().cpu().clone()
             for name, tensor in trained.items()
-            if name not in self.before or not torch.equal(tensor.detach().cpu(), self.before[name])
+            if name not in self.before
+            or id(tensor) in own_heads
+            or not torch.equal(tensor.detach().cpu(), self.before[name])
         }
         factors = {name: tensor.detach().cpu().clone() for name, tensor in adapter.tensors().items()}
         return AdapterWeights(adapter.name, dict(adapter.options), factors, heads)

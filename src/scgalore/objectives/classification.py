@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Self
 
 import torch
@@ -45,7 +45,7 @@ class Classification:
     n_classes: int
     class_weights: tuple[float, ...] | None = None
     label_smoothing: float = 0.0
-    start_score: float = math.inf
+    start_score: float = field(default=math.inf, repr=False)  # it follows from the cells
     name: str = "classification"
 
     @property

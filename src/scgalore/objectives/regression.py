@@ -33,7 +33,7 @@ class Regression:
     :class:`~scgalore.objectives.Classification`.
     """
 
-    start_score: float = math.inf
+    start_score: float = field(default=math.inf, repr=False)  # it follows from the cells
     name: str = "regression"
     heads: Mapping[str, int] = field(default_factory=lambda: {HEAD: 1})
 

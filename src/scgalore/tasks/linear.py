@@ -121,26 +121,27 @@ class LinearModel:
         place = {name: i for i, name in enumerate(self.genes)}
         found = np.array([place.get(name, -1) for name in genes])
         _, first = np.unique(found, return_index=True)
-        columns = first[found[first] >= 0]  # of columns of one name, the first
-        coef = np.zeros((len(found), len(self.intercept)), dtype=np.float32)
-        coef[columns] = self.coef[found[columns]]
+        columns = first[found[first] >= 0]  # of columns of one name, the first; all in the order of the model
+        coef = self.coef[found[columns]]
         absent = np.ones(len(self.genes), dtype=bool)
         absent[found[columns]] = False
         intercept = self.intercept + self.mean[absent] @ self.coef[absent]
-        factor = self._scale(expression, columns, found[columns])
+        factor = self._scale(expression, columns, float(self.linear_mean[found[columns]].sum()))
         parts = [np.zeros((0, len(self.intercept)), dtype=np.float32)]
         for _, rows in expression.chunks():
+            known = rows[:, columns]
             if factor != 1:
-                rows.data = np.log1p(np.expm1(rows.data) / factor)
-            parts.append((rows @ coef + intercept).astype(np.float32))
+                known.data = np.log1p(np.expm1(known.data) / factor)
+            parts.append((known @ coef + intercept).astype(np.float32))
         return np.concatenate(parts)
 
-    def _scale(self, expression: LogExpression, columns: Array, places: Array) -> float:
+    @staticmethod
+    def _scale(expression: LogExpression, columns: Array, expected: float) -> float:
         """By what to divide expression to bring it to the scale of the training data; 1 if it seems to be on it."""
         some = (
             np.unique(np.linspace(0, expression.n_obs - 1, 1000).astype(np.int64)) if expression.n_obs else np.arange(0)
         )
-        expected, rows = float(self.linear_mean[places].sum()), expression.rows(some)[:, columns]
+        rows = expression.rows(some)[:, columns]
         factor = float(np.expm1(rows.data).sum()) / max(len(some), 1) / max(expected, 1e-12)
         if factor == 0 or expected == 0 or SAME_SCALE[0] < factor < SAME_SCALE[1]:
             return 1.0

@@ -48,7 +48,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     report = begin("regression", "A number for each cell, next to ridge regression", arguments)
     import scgalore as sg
     from scgalore.data.reading import AS_IT_IS
-    from scgalore.tasks.baselines import ridge, seen_genes
+    from scgalore.tasks.baselines import expression_of, ridge
     from scgalore.tasks.value_scores import score_values
 
     path = None if arguments.data is None else arguments.data / FILE
@@ -63,7 +63,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         split = model.split
         predicted = {
             "scgpt-mini + galore": cells.obs["scgpt_value"].to_numpy(np.float64),
-            "ridge regression": ridge(seen_genes(cells, "finetune", AS_IT_IS), truth, split),
+            "ridge regression": ridge(expression_of(cells, AS_IT_IS), truth, split),
         }
         for method, values in predicted.items():
             scores = score_values(values[split.test], truth[split.test])

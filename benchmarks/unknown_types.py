@@ -81,7 +81,7 @@ def one_left_out(
 
     import scgalore as sg
     from scgalore.data.reading import AS_IT_IS
-    from scgalore.tasks.baselines import seen_genes
+    from scgalore.tasks.baselines import expression_of
 
     rng = np.random.default_rng(seed)
     types = adata.obs["type"].to_numpy(dtype=str)
@@ -96,11 +96,9 @@ def one_left_out(
     sg.tl.annotate(query, model, unknown=ERROR_RATE, accelerator="cpu", rng=seed)
     train = model.split.train
     truth, learned = query.obs["type"].to_numpy(dtype=str), reference.obs["type"].to_numpy(dtype=str)[train]
-    both = {
-        name: seen_genes(cells, key, AS_IT_IS)
-        for name, cells, key in (("fit", reference, "finetune"), ("of", query, "annotate"))
-    }
+    both = {name: expression_of(cells, AS_IT_IS) for name, cells in (("fit", reference), ("of", query))}
     logits = model.run(model.cells(query, rng=seed), accelerator="cpu").heads["classes"]
+    logits += model.memory.prior.predict(query, AS_IT_IS)
     embedding = reference.obsm["X_scGPT"][train]
     classifiers = {
         RIVALS[0]: LogisticRegression(C=1.0, max_iter=2000),

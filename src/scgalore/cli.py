@@ -6,6 +6,7 @@ command is first used.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from inspect import Parameter, Signature
 from itertools import groupby
 from pathlib import Path
@@ -157,7 +158,13 @@ def _declared() -> list[tuple[Option, str]]:
     for task in TASKS.values():
         for option in task.arguments:
             if option.name not in known:
-                of_tasks.setdefault(option.name, (option, f"Task {task.name}: {task.summary}"))
+                heading = f"Task {task.name}: {task.summary}"
+                if option.name in of_tasks:  # the first task's, with what the name is for this one
+                    first, heading = of_tasks[option.name]
+                    if first.help == option.help:
+                        continue
+                    option = replace(first, help=f"{first.short_help[:-1]}; for task {task.name}: {option.short_help}")
+                of_tasks[option.name] = (option, heading)
     own.sort(key=lambda pair: pair[1] == "Genes")
     return [*own, *of_tasks.values(), *((option, "Training") for option in training_options())]
 

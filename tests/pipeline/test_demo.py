@@ -115,7 +115,7 @@ def rows_of(report: str, first_column: str) -> pd.DataFrame:
 class TestFinishedDemo:
     def test_folder_holds_the_promised_files_and_a_run_for_each_seed(self, finished: Finished) -> None:
         names = sorted(path.name for path in finished.folder.iterdir())
-        assert names == sorted([*FILES, "cells.h5ad", "seed_0", "seed_1"])
+        assert names == sorted([*FILES, "cells.h5ad", "seed_0", "seed_0_network", "seed_1", "seed_1_network"])
         assert [path.name for path in finished.folder.parent.iterdir()] == ["out"], "a draft was left"
         for name in FILES:
             assert f"  {finished.folder / name}" in "\n".join(finished.lines)

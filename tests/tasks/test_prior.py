@@ -1,6 +1,7 @@
 """A network that corrects a linear model: used where it helps on cells that chose nothing else, and never where it does not."""
 
 import logging
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from scgalore.errors import OptionError, WeightsError
 from scgalore.model import SCGPT
 from scgalore.objectives.gain import choice_by_gain, gains
 from scgalore.tasks.linear import PRIOR_FILE
+from scgalore.tasks.registry import resolve_call
 
 RUN: dict[str, Any] = {"max_epochs": 2, "batch_size": 32, "lr": 2e-3, "validation_size": 0.3, "test_size": 0.2}
 KEYS: dict[str, dict[str, Any]] = {"classes": {"labels_key": "bulk_labels"}, "regression": {"values_key": "n_genes"}}
@@ -60,17 +62,19 @@ class TestStart:
 
 
 class TestGain:
+    @pytest.mark.slow
     def test_a_network_that_sees_what_the_linear_model_cannot_is_used(self, pbmc: AnnData) -> None:
         """One class has a gene at a middle level, the other a low or a high one, which no slope tells apart."""
         rng = np.random.default_rng(0)
+        level = rng.integers(0, 3, 400)
         adata = AnnData(rng.uniform(1, 2, (400, 12)).astype(np.float32))
         adata.var_names = pbmc.var_names[:12].tolist()
-        level = rng.integers(0, 3, 400)
         adata.X[:, 0] = np.array([0.5, 1.5, 3])[level]
         adata.obs["type"] = np.where(level == 1, "middle", "others")
-        model = tiny_model(adata.var_names, max_length=40)
-        run: dict[str, Any] = {"max_epochs": 60, "batch_size": 16, "lr": 2e-3, "optimizer": "adamw", "dropout": 0.0}
-        sg.tl.finetune(adata, model, labels_key="type", data_type="log1p", validation_size=0.2, test_size=0.3, **run)
+        run: dict[str, Any] = {"max_epochs": 30, "batch_size": 16, "lr": 1e-3, "optimizer": "adamw", "dropout": 0.0}
+        sg.tl.finetune(
+            adata, "scgpt-mini", labels_key="type", data_type="log1p", validation_size=0.2, test_size=0.3, **run
+        )
         found = adata.uns["finetune"]
         assert found["training"]["best_epoch"] >= 0
         of_test = found["prior"]["metrics"].loc["test"]
@@ -80,6 +84,22 @@ class TestGain:
         assert of_test["gain"] > 2 * of_test["gain_se"]
         history = found["history"]
         assert history["validation_choice"].idxmin() == found["training"]["best_epoch"]
+
+    def test_the_best_epoch_above_a_poor_prior_is_kept(self, few: AnnData, model: SCGPT) -> None:
+        """One that says nothing: every class is as likely as the others."""
+        options = {**KEYS["classes"], "max_epochs": 8, "batch_size": 16, "lr": 5e-3, "optimizer": "adamw"}
+        task, call = resolve_call(options, task=None, seed=0, function=sg.tl.finetune, validation_size=0.3)
+        prepared: Any = task.prepare(task.read(few, call), model, call)
+        source = prepared.source.with_targets(prior=np.zeros_like(prepared.source.targets["prior"]))
+        objective = prepared.objective.after_prior(source.targets, prepared.split.validation)
+        assert objective.start_score == pytest.approx(np.log(3), rel=1e-5)
+        model.fit(replace(prepared, source=source, objective=objective))
+        history = model.history
+        assert model.result is not None
+        assert model.result.best_epoch == history["validation_choice"].idxmin() >= 0
+        best = history.loc[model.result.best_epoch]
+        assert best["validation_choice"] == pytest.approx(np.log(3) - best["validation_gain"], rel=1e-4)
+        assert best["validation_choice"] == pytest.approx(best["validation_loss"], rel=1e-3)
 
     @pytest.mark.parametrize("noise", [0.0, 10.0])
     def test_an_epoch_counts_above_one_standard_error(self, noise: float) -> None:
@@ -104,8 +124,6 @@ class TestGain:
 def test_logits_of_training_cells_are_of_folds_that_have_not_seen_them(few: AnnData, model: SCGPT) -> None:
     """With labels by chance, a network sees in the logits that nothing can be learnt; those of a fit to them would say otherwise."""
     few.obs["bulk_labels"] = np.random.default_rng(0).permutation(few.obs["bulk_labels"].astype(str))
-    from scgalore.tasks.registry import resolve_call
-
     task, call = resolve_call({**KEYS["classes"], "max_epochs": 1}, task=None, seed=0, function=sg.tl.finetune)
     prepared: Any = task.prepare(task.read(few, call), model, call)
     train, labels = prepared.split.train, prepared.source.targets["labels"]

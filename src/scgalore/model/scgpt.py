@@ -107,6 +107,8 @@ class SCGPT(CellModel):
     def export_scgpt(self, folder: PathLike, *, overwrite: bool = False) -> None:
         """Write ``args.json, vocab.json, best_model.pt`` for the original program.
 
+        A linear model that the network corrects has no place there and is left behind, with a warning.
+
         Parameters
         ----------
         folder
@@ -114,6 +116,11 @@ class SCGPT(CellModel):
         overwrite
             Whether a checkpoint in the folder may be replaced.
         """
+        if getattr(self.memory, "prior", None) is not None and self.memory.task != "perturbation":
+            logg.warning(
+                "The network corrects a linear model, which the original layout has no place for: what is exported predicts the "
+                "correction alone. save() keeps both; fine-tune with prior='none' for a network that predicts by itself."
+            )
         export_scgpt(
             folder,
             args=self.network.config.to_args(),

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 
     from scgalore._keys import CellKeys
     from scgalore.data.reading import Reading
+    from scgalore.data.split import Split
     from scgalore.nn.base import CellNetwork, CellOutput
     from scgalore.tasks.base import Prepared, TaskMemory, TaskModel
     from scgalore.tasks.call import TrainingCall
@@ -40,7 +41,7 @@ __all__ = ["Regression", "RegressionMemory"]
 
 HEAD = "regression"
 TITLES = {"r2": "R2", "spearman": "Spearman", "mae": "mean absolute error"}
-RIDGE, MEAN = "ridge regression", "mean of the training cells"
+RIDGE, MEAN, PRIOR_ALONE = "ridge regression", "mean of the training cells", "its linear model alone"
 
 
 @dataclass(frozen=True)
@@ -74,7 +75,7 @@ class RegressionMemory:
 
     def values(self, output: CellOutput) -> NDArray[np.float32]:
         """Predicted values on the original scale, float32 ``(n_obs,)``."""
-        return (output.heads[HEAD][:, 0] * self.std + self.mean).astype(np.float32)
+        return _on_scale(output.heads[HEAD], self)
 
     def table(self, output: CellOutput) -> dict[str, NDArray[np.float32]]:
         """The values, under the name of their column."""
@@ -147,14 +148,14 @@ class Regression(CellTask):
         memory = prepared.memory
         assert isinstance(memory, RegressionMemory)
         assert prepared.split is not None
-        truth, predicted = read_values(adata, memory.column), memory.values(output)
-        rows = {
-            part: {"n": n, **score_values(predicted[cells], truth[cells])}
-            for part, n in prepared.split.sizes().items()
-            if len(cells := getattr(prepared.split, part))
-        }
+        truth = read_values(adata, memory.column)
         scale = {"column": memory.column, "mean": memory.mean, "std": memory.std}
-        return Results(uns={keys.uns: ({"metrics": pd.DataFrame.from_dict(rows, orient="index"), "scale": scale}, "")})
+        content: dict[str, Any] = {"metrics": _by_part(memory.values(output), truth, prepared.split), "scale": scale}
+        if memory.prior is not None:
+            source: Any = prepared.source
+            table = _by_part(_on_scale(source.targets["prior"], memory), truth, prepared.split)
+            content["prior"] = {"candidates": prepared.state["prior"], "metrics": table}
+        return Results(uns={keys.uns: (content, "")})
 
     # Pipeline ---------------------------------------------------------------------------------------------------------
 
@@ -174,8 +175,11 @@ class Regression(CellTask):
         """Compare the values of test cells with those of a ridge regression on the same genes and cells."""
         keys, column = model.keys("finetune"), call.arguments["values_key"]
         truth, split = read_values(adata, column), self.split_in(adata, keys.split)
+        prior = getattr(model.memory, "prior", None)
+        alone = {} if prior is None else {PRIOR_ALONE: _on_scale(prior.predict(adata, call.reading), model.memory)}
         predicted = {
             name: adata.obs[keys.value].to_numpy(np.float64),
+            **alone,
             RIDGE: ridge(expression_of(adata, call.reading), truth, split),
             MEAN: np.full(adata.n_obs, truth[split.train].mean()),
         }
@@ -187,6 +191,8 @@ class Regression(CellTask):
             "baselines": {method: scores.row(method) for method in (RIDGE, MEAN)},
             "difference": {"to": RIDGE, **difference},
         }
+        if alone:
+            metrics["prior"] = {**scores.row(PRIOR_ALONE), "difference": scores.difference(name, PRIOR_ALONE)}
         headline = [f"{TITLES[key]} {mine[key]:.3f} ({RIDGE} {theirs[key]:.3f})" for key in METRICS[:2]]
 
         def scatter(adata: AnnData, ax: Any) -> None:
@@ -205,6 +211,19 @@ class Regression(CellTask):
                 **umap([column, keys.value], ["true value", "predicted value"], adata.n_obs, use_rep=keys.embedding),
             },
         )
+
+
+def _on_scale(outputs: NDArray[np.floating], memory: RegressionMemory) -> NDArray[np.float32]:
+    return (outputs[:, 0] * memory.std + memory.mean).astype(np.float32)
+
+
+def _by_part(predicted: NDArray[np.floating], truth: NDArray[np.float64], split: Split) -> pd.DataFrame:
+    rows = {
+        part: {"n": n, **score_values(predicted[cells], truth[cells])}
+        for part, n in split.sizes().items()
+        if len(cells := getattr(split, part))
+    }
+    return pd.DataFrame.from_dict(rows, orient="index")
 
 
 def read_values(adata: AnnData, column: str) -> NDArray[np.float64]:

@@ -134,6 +134,8 @@ def finetune(
         (one row per part of the split: accuracy with its standard error, macro F1, majority baseline, number of cells; or
         R2, Spearman correlation and mean absolute error); ``classes``, and ``class_weights`` in their order, if the loss
         weighed them; ``calibration`` of their probabilities (temperature, and the expected calibration error of each split);
+        ``prior`` (scores of the linear model alone, in which training cells are predicted out of fold, with ``gain``, the accuracy
+        that the network adds, and the candidates that cross-validation chose from), see :doc:`/concepts/prior`;
         for perturbations ``stats`` and ``perturbations``.
     `adata.uns['scgpt_label_colors' | key_added + '_label_colors']` : :class:`numpy.ndarray`
         Colours of the classes, if the labels have some.

@@ -12,6 +12,8 @@ from scgalore.tasks.registry import TASKS
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from scgalore._options import Option
+
 __all__ = ["with_task_arguments"]
 
 F = TypeVar("F", bound="Callable[..., object]")
@@ -25,10 +27,10 @@ def with_task_arguments(function: F) -> F:
     function
         Takes them among its ``**options``; they are shown after its ``task``.
     """
-    options = {option.name: option for task in TASKS.values() for option in task.arguments}
-    owners = {
-        name: [task.name for task in TASKS.values() if option in task.arguments] for name, option in options.items()
-    }
+    options: dict[str, dict[Option, list[str]]] = {}  # a name may be that of several options, each of some tasks
+    for task in TASKS.values():
+        for option in task.arguments:
+            options.setdefault(option.name, {}).setdefault(option, []).append(repr(task.name))
     own = signature(function)
     parameters = list(own.parameters.values())
     place = list(own.parameters).index("task") + 1
@@ -36,9 +38,10 @@ def with_task_arguments(function: F) -> F:
         Parameter(name, Parameter.KEYWORD_ONLY, default=None, annotation="Any") for name in options
     ]
     function.__signature__ = own.replace(parameters=parameters)  # type: ignore[attr-defined]
-    entries = [
-        f"{name}\n{indent(f'{option.help} For task={owners[name][0]!r}.', '    ')}" for name, option in options.items()
-    ]
+    entries = []
+    for name, named in options.items():
+        help = " ".join(f"{option.help} For task={' or '.join(owners)}." for option, owners in named.items())
+        entries.append(f"{name}\n{indent(help, '    ')}")
     if function.__doc__:  # absent under python -OO
         function.__doc__ = re.sub(
             r"^([ \t]*)\{task_arguments\}$",

@@ -68,19 +68,19 @@ def main(argv: Sequence[str] | None = None) -> None:
         )
         report.finish(arguments.out)
         return
-    from scgalore.perturb.baselines.effects import RULES, fit_effects
+    from scgalore.perturb.baselines.effects import RECIPES, fit_rule
     from scgalore.perturb.splits.split import split_conditions
 
     conditions, profiles = screen(path)
     place = {name: i for i, name in enumerate(profiles.perturbations)}
-    found: dict[str, list[tuple[str, float, float, float]]] = {name: [] for name in RULES}
+    found: dict[str, list[tuple[str, float, float, float]]] = {name: [] for name in RECIPES}
     for seed in SEEDS[: 1 if arguments.quick else None]:
         split = split_conditions(conditions, "simulation", seed=seed)
         group = {name: key for key, names in split.groups.items() for name in names}
         train = profiles.take([place[name] for name in (*split.train, *split.validation)])
         centroid = train.effects.mean(axis=0)
-        for rule in RULES:
-            fitted = fit_effects(rule, train)
+        for rule in RECIPES:
+            fitted = fit_rule(rule, train)
             for name in split.test:
                 predicted, true = fitted.predict(profiles.perturbed[place[name]]), profiles.effects[place[name]]
                 squared = float(((predicted - true) ** 2).mean())

@@ -34,11 +34,11 @@ def screen(n_cells: int, n_genes: int) -> AnnData:
 
 def predict(adata: AnnData) -> None:
     """Write a baseline as a prediction."""
-    from scgalore.perturb.baselines.effects import fit_effects
+    from scgalore.perturb.baselines.effects import fit_rule
     from scgalore.perturb.labels.screen import Screen
 
     read = Screen.from_adata(adata, pert_key="perturbation", split_key="split")
-    test, rule = read.profiles("test"), fit_effects("matching mean", read.profiles("train"))
+    test, rule = read.profiles("test"), fit_rule("matching mean", read.profiles("train"))
     effects = np.array([rule.predict(genes) for genes in test.perturbed])
     columns = pd.Index(test.labels)
     rows = pd.DataFrame({"perturbation": test.perturbations, "context": "", "group": ""}, index=columns)

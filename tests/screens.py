@@ -7,7 +7,7 @@ import pandas as pd
 import scipy.sparse as sp
 from anndata import AnnData
 
-from scgalore.perturb.baselines.effects import fit_effects
+from scgalore.perturb.baselines.effects import fit_rule
 from scgalore.perturb.labels.profiles import Profiles
 from scgalore.perturb.labels.screen import Screen
 from scgalore.perturb.predictions.prediction import Prediction
@@ -58,7 +58,7 @@ def profiles_of(adata: AnnData, part: str, *, contexts: bool = False) -> Profile
 def prediction_of(adata: AnnData, rule: str = "ridge", *, contexts: bool = False) -> Prediction:
     """What a rule that saw the training cells says of the held-out perturbations."""
     real = profiles_of(adata, "test", contexts=contexts)
-    fitted = fit_effects(rule, profiles_of(adata, "train", contexts=contexts))
+    fitted = fit_rule(rule, profiles_of(adata, "train", contexts=contexts))
     pairs = zip(real.perturbed, real.contexts, strict=True)
     effects = np.array([fitted.predict(genes, real.context_names[c]) for genes, c in pairs])
     rows = pd.DataFrame(

@@ -250,7 +250,7 @@ class TestPerturbations:
         adata, model = fitted
         adata.uns.pop("predict_perturbation", None)
         if what == "prior":
-            model.memory.prior.pooled.intercept[0] = np.nan
+            model.memory.prior.pooled.rules[0].intercept[0] = np.nan
         else:
             decoder = model.network.decoder.coeff_decoder.fc
             torch.nn.init.ones_(decoder[-1].weight)

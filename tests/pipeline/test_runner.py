@@ -236,7 +236,9 @@ class TestNumbers:
         assert found["test"]["n_perturbations"] == len(screens.TEST)
         everything = summary[summary["group"] == "all"].set_index(["metric", "method"])["mean"]
         by_metric = found["groups"]["all"]
-        assert {"model", "mixed", "training mean", "ceiling"} <= by_metric["pearson_delta"].keys()
+        assert {"model", "prior", "training mean", "training mean + own gene", "ceiling"} <= by_metric[
+            "pearson_delta"
+        ].keys()
         for metric, method in (("pearson_delta", "model"), ("mse", "ceiling")):
             assert by_metric[metric][method]["mean"] == pytest.approx(everything[metric, method])
         report = (finished / "report.md").read_text(encoding="utf-8")

@@ -68,12 +68,25 @@ class TestKeys:
             "context_key": "cell_line",
             "split_key": "split",
             "control": "control",
-            "prior": "mixed",
+            "prior": "chosen",
             "rng": 3,
             "lr": RUN["lr"],
             "optimizer": "galore",
         }
         assert content["params"].items() >= expected.items()
+
+    def test_choice_of_the_prior_is_written_and_read_again(self, adata: AnnData, tmp_path: Path) -> None:
+        model = sg.tl.finetune(adata, untrained(), **RUN)
+        table = adata.uns["finetune"]["prior"]
+        assert model.memory is not None
+        pd.testing.assert_frame_equal(table, model.memory.choice)
+        assert table.groupby("question")["chosen"].sum().eq(1).all()
+        adata.write_h5ad(tmp_path / "screen.h5ad")
+        read = anndata.read_h5ad(tmp_path / "screen.h5ad").uns["finetune"]["prior"]
+        pd.testing.assert_frame_equal(read, table, check_dtype=False, check_index_type=False)
+        other = counts()
+        sg.tl.finetune(other, untrained(), **RUN, prior="mixed")
+        assert "prior" not in other.uns["finetune"]
 
     def test_defaults_are_those_of_perturbations(self, adata: AnnData) -> None:
         sg.tl.finetune(adata, untrained(), task="perturbation", max_epochs=1, accelerator="cpu")
@@ -176,7 +189,7 @@ REFUSED: dict[str, tuple[dict[str, Any], type[Exception], str]] = {
     "two devices": ({"devices": 2}, OptionError, "processes"),
     "no genes": ({"genes_per_step": 0}, OptionError, "genes_per_step=0: it must be a whole number, at least 1"),
     "half a gene": ({"genes_per_step": 0.5}, OptionError, "genes_per_step=0.5"),
-    "prior": ({"prior": "mean"}, OptionError, "prior='mean': choose one of 'mixed'"),
+    "prior": ({"prior": "mean"}, OptionError, "prior='mean': choose one of 'chosen'"),
     "layer": ({"layer": "counts"}, MissingKeyError, "counts"),
     "not trained on": ({"split_key": "none"}, DataError, "No perturbed cell belongs to the part 'train'"),
     "strange split": (

@@ -90,12 +90,15 @@ def effects_equal(one: Effects, other: Effects) -> None:
     for ours, theirs in zip(
         (one.pooled, *one.by_context.values()), (other.pooled, *other.by_context.values()), strict=True
     ):
-        assert ours.names == theirs.names
-        for name in ("intercept", "unknown", "rows"):
-            np.testing.assert_array_equal(getattr(ours, name), getattr(theirs, name))
+        assert ours.own == theirs.own
+        np.testing.assert_array_equal(ours.weights, theirs.weights)
+        for rule, other_rule in zip(ours.rules, theirs.rules, strict=True):
+            assert rule.names == other_rule.names
+            for name in ("intercept", "unknown", "rows"):
+                np.testing.assert_array_equal(getattr(rule, name), getattr(other_rule, name))
 
 
-def assert_nothing_changes(original: AnnData, changed: AnnData, *, prior: str = "mixed", **read: Any) -> None:
+def assert_nothing_changes(original: AnnData, changed: AnnData, *, prior: str = "chosen", **read: Any) -> None:
     """Train on both, predict with both, and compare all there is to the last bit."""
     assert (original.X != changed.X).nnz > 0
     rows = held_out(original)

@@ -79,7 +79,7 @@ def read_prediction_record(adata: AnnData, key: str) -> dict[str, Any]:
             "sg.tl.predict_perturbation(adata) again."
         )
         raise DataError(msg)
-    for name in ("control_means", "directions", "embedding"):
+    for name in ("control_means", "directions", "embedding", "prior"):
         if isinstance(record.get(name), pd.DataFrame):
             record[name] = table_in(record, name)
     return record

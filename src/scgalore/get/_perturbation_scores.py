@@ -28,7 +28,7 @@ def perturbation_scores(
 
     Returns
     -------
-    A copy of one of two tidy tables. Scores: columns ``method`` (``"model"``, the baselines, ``"ceiling"``), ``perturbation``,
+    A copy of one of two tidy tables. Scores: columns ``method`` (``"model"``, the baselines, ``"prior"``, ``"ceiling"``), ``perturbation``,
     ``context``, ``group``, ``metric`` and ``value``. Summary: one row for each method, metric and group, with ``mean``, ``low`` and
     ``high`` (95 % interval), ``n``, ``n_nan``, ``gap_closed`` with ``gap_low`` and ``gap_high``, and ``best``, the value of a
     perfect prediction.

@@ -6,7 +6,8 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from scgalore.perturb.baselines.effects import BASELINES, PRIORS, fit_effects
+    from scgalore.perturb.baselines.choice import choose_prior
+    from scgalore.perturb.baselines.effects import BASELINES, PRIORS, fit_rule
     from scgalore.perturb.labels.conditions import Conditions
     from scgalore.perturb.labels.parsing import parse_condition
     from scgalore.perturb.labels.profiles import Profiles
@@ -23,7 +24,8 @@ __all__ = [
     "Conditions",
     "Profiles",
     "Screen",
-    "fit_effects",
+    "choose_prior",
+    "fit_rule",
     "model_card",
     "parse_condition",
     "score_table",
@@ -41,7 +43,8 @@ _HOMES = {
     "predictions.challenge": ("write_vcc",),
     "labels.conditions": ("Conditions",),
     "labels.parsing": ("parse_condition",),
-    "baselines.effects": ("BASELINES", "PRIORS", "fit_effects"),
+    "baselines.effects": ("BASELINES", "PRIORS", "fit_rule"),
+    "baselines.choice": ("choose_prior",),
     "splits.gears": ("split_by_genes", "split_by_hits", "split_by_labels", "split_singles_by_genes"),
     "labels.profiles": ("Profiles",),
     "labels.screen": ("Screen",),

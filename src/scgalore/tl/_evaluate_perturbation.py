@@ -47,9 +47,9 @@ def evaluate_perturbation(
     {data}
     {key}
     baselines
-        Rules to compare with: ``"control mean"``, ``"training mean"``, ``"additive"``, ``"matching mean"``, ``"ridge"``,
-        ``"linear"`` and ``"mixed"``, which is the default prior alone; at least one. See
-        :func:`scgalore.perturb.fit_effects`.
+        Rules to compare with: ``"control mean"``, ``"training mean"``, ``"training mean + own gene"``, ``"additive"``,
+        ``"matching mean"``, ``"ridge"``, ``"linear"`` and ``"mixed"``; at least one. See :func:`scgalore.perturb.fit_rule`.
+        What the model's network corrects is scored as well, as the method ``"prior"``.
     metrics
         Names of metrics; ``None`` takes all.
     de

@@ -11,7 +11,7 @@ import pandas as pd
 
 from scgalore.data.match import tokens_of_each
 from scgalore.errors import OptionError
-from scgalore.perturb.baselines.effects import fit_effects
+from scgalore.perturb.baselines.effects import fit_rule
 from scgalore.perturb.predictions import retrieval
 from scgalore.tasks.perturbation.effects import predict_effects, prior_effects
 from scgalore.tasks.perturbation.memory import memory_of
@@ -155,6 +155,6 @@ class Search:
         if pool and (prior := self.prior_effects(pool)) is not None:
             effects["prior"] = prior
         if pool and len(self.training):
-            rule = fit_effects("training mean", self.training)
+            rule = fit_rule("training mean", self.training)
             effects["training mean"] = retrieval.rule_effects(rule, pool, self.context, self.screen.genes)
         return retrieval.recovery(observed.effects, observed.perturbed, pool, effects, self.screen.genes, self.metric)

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import linalg
 
-from scgalore.perturb.baselines.mixed import _Design, fit_mixed, mixed_held_out
+from scgalore.perturb.baselines.mixed import _Design, fit_mixed
 from scgalore.perturb.labels.parsing import canonical_name
 
 Perturbed = list[tuple[str, ...]]
@@ -104,25 +104,6 @@ class TestAgainstDenseFormulas:
         lowest = deviance(perturbed, effects, noise, best)
         for factor in (0.3, 0.9, 1.1, 3.0):
             assert deviance(perturbed, effects, noise, best * factor) > lowest
-
-
-@pytest.mark.parametrize(("n_perturbed", "n_doubles"), [(8, 12), (6, 0), (4, 2)])
-def test_held_out_rows_are_those_of_a_fit_to_the_others(n_perturbed: int, n_doubles: int) -> None:
-    perturbed = design(n_perturbed, n_doubles)
-    effects = simulated(perturbed)
-    noise = np.random.default_rng(1).uniform(0.05, 0.3, len(perturbed))
-    gene, residual, interaction = found_variances(perturbed, effects, noise)
-    genes = sorted({name for part in perturbed for name in part})
-    z = np.array([[float(name in part) for name in genes] for part in perturbed])
-    k = z.sum(axis=1)
-    found = mixed_held_out(perturbed, effects, noise)
-    for i in range(len(perturbed)):
-        rest = np.arange(len(perturbed)) != i
-        diagonal = noise + residual + interaction * (k > 1)
-        inverse = np.linalg.inv(gene * z[rest] @ z[rest].T + np.diag(diagonal[rest]))
-        mean = (k[rest] @ inverse @ effects[rest]) / (k[rest] @ inverse @ k[rest])
-        of_genes = gene * z[rest].T @ inverse @ (effects[rest] - np.outer(k[rest], mean))
-        np.testing.assert_allclose(found[i], k[i] * mean + z[i] @ of_genes, rtol=1e-6, atol=1e-8)
 
 
 def test_variances_are_found_again() -> None:

@@ -5,6 +5,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from scgalore.perturb.baselines.choice import COLUMNS
 from scgalore.perturb.predictions.card import model_card, score_table
 
 PARAMS: dict[str, Any] = {"prior": "mixed", "control": "ctrl", "context_key": "line", "added_genes": ["X"] * 1234}
@@ -102,6 +103,32 @@ class TestModelCard:
                 assert lines[i - 2] == ""
                 assert lines[i - 1].startswith("| ")
                 assert lines[i + 1].startswith("| ")
+
+
+class TestPrior:
+    CHOICE = pd.DataFrame(
+        [
+            ("unseen", "mixed", 14, 0.0123, 0.3, 0.2, 0.6, 0.0, 0.0, False, "mixed 0.61"),
+            ("unseen", "stack", 14, 0.0101, 0.4, 0.3, 0.7, -0.0022, 0.0005, True, "ridge 0.20, mixed 0.31"),
+        ],
+        columns=list(COLUMNS),
+    )
+
+    def test_table_of_the_choice_is_in_the_card(self) -> None:
+        rows = rows_of(model_card(PARAMS, STATS, PARTS, WEIGHTS, choice=self.CHOICE))
+        assert "mixed" not in rows
+        card = model_card(PARAMS, STATS, PARTS, WEIGHTS, choice=self.CHOICE)
+        assert "| unseen | mixed | 14 | 0.0123 | 0.3 | 0.2 | 0.6 | +0 ± 0 | mixed 0.61 |" in card
+        assert (
+            "| unseen | **stack** | 14 | 0.0101 | 0.4 | 0.3 | 0.7 | -0.0022 ± 0.0005 | ridge 0.20, mixed 0.31 |" in card
+        )
+        assert "## Prior" not in model_card(PARAMS, STATS, PARTS, WEIGHTS, choice=self.CHOICE.iloc[:0])
+
+    def test_line_of_perturbed_genes_is_in_the_card(self) -> None:
+        own = {"intercept": 0.1, "slope": -0.834, "n": 12}
+        card = model_card({**PARAMS, "own_gene": own}, STATS, PARTS, WEIGHTS)
+        assert "changes by 0.1 -0.834 times its control expression, as learnt from 12 measured targets" in card
+        assert "measured targets" not in model_card({**PARAMS, "own_gene": {**own, "n": 0}}, STATS, PARTS, WEIGHTS)
 
 
 class TestScoreTable:

@@ -8,7 +8,7 @@ from tests.screens import profiles_of, screen
 
 from scgalore.data.expression import LogExpression
 from scgalore.errors import OptionError
-from scgalore.perturb.baselines.effects import fit_effects
+from scgalore.perturb.baselines.effects import fit_rule
 from scgalore.perturb.predictions import retrieval
 
 
@@ -83,7 +83,7 @@ def test_mean_of_cells_does_not_depend_on_the_chunks(monkeypatch: pytest.MonkeyP
 
 
 def test_rules_are_read_by_the_names_of_genes() -> None:
-    rule = fit_effects("additive", profiles_of(screen(), "train"))
+    rule = fit_rule("additive", profiles_of(screen(), "train"))
     genes = [rule.genes[5], "elsewhere", rule.genes[0]]
     found = retrieval.rule_effects(rule, [("G00",), ("G00", "G01")], "", genes)
     whole = np.array([rule.predict(("G00",)), rule.predict(("G00", "G01"))])

@@ -176,6 +176,21 @@ class TestInvariance:
         assert (first["ceiling"] != second["ceiling"]).any()
 
 
+def test_prior_is_scored_where_the_prediction_has_one() -> None:
+    adata = screen()
+    made = prediction_of(adata)
+    without = scored(adata, made)
+    assert "prior" not in set(without.scores["method"])
+    prior = prediction_of(adata, "additive").effects
+    found = scored(adata, replace(made, prior=prior))
+    of = values(found)
+    same, additive = (of[name].reset_index(drop=True) for name in ("prior", "additive"))
+    pd.testing.assert_series_equal(same, additive, check_exact=False, rtol=1e-6)
+    # It is no baseline: the gap is that to rules which need no model.
+    gaps = [table.summary.set_index(["method", "metric"])["gap_closed"]["model"] for table in (without, found)]
+    pd.testing.assert_series_equal(gaps[0], gaps[1])
+
+
 class TestFewCells:
     def test_a_perturbation_with_one_cell_has_scores_and_no_ceiling(self) -> None:
         adata = screen()
@@ -220,8 +235,8 @@ class TestRows:
             found = scored(adata, made)
         assert set(found.scores["method"]) == {"model", "control mean", "ceiling"}
         assert "pearson_centroid" not in set(found.scores["metric"])
-        assert "training mean, additive" in caplog.text
-        assert "pearson_centroid is left out" in caplog.text
+        assert "training mean, training mean + own gene, additive" in caplog.text
+        assert "pearson_centroid, pearson_centroid_without_target are left out" in caplog.text
         with pytest.raises(DataError, match="No baseline can be fitted"):
             scored(adata, made, baselines=["ridge"])
 

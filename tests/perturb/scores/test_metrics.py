@@ -171,6 +171,50 @@ class TestNoEffect:
         np.testing.assert_allclose(scores("pearson_delta", tiny), 1, atol=1e-6)
         np.testing.assert_allclose(scores("pds_cosine", tiny), 1)
 
+    @pytest.mark.parametrize("away", [1e-5, 4e-4])
+    def test_nor_is_what_equals_it_to_three_decimals(self, away: float) -> None:
+        """What little is left has a direction, which may be any: minus the centroid's, for one that is shrunken a little."""
+        means = random_means()
+        assert means.centroid is not None
+        shift = np.random.default_rng(0).uniform(-away, away, means.real.shape)
+        near = replace(means, predicted=means.centroid + shift)
+        assert np.isnan(scores("pearson_centroid", near)).all()
+        far = replace(means, predicted=means.centroid + 1e-2 * (means.real - means.centroid))
+        np.testing.assert_allclose(scores("pearson_centroid", far), 1, atol=1e-9)
+
+    def test_no_effect_has_a_direction_from_the_centroid(self) -> None:
+        """Which is why the control mean does not score 0 there."""
+        means = random_means()
+        assert means.centroid is not None
+        nothing = replace(means, predicted=means.real_control)
+        expected = [
+            np.corrcoef(c - m, r - m)[0, 1]
+            for c, m, r in zip(means.real_control, means.centroid, means.real, strict=True)
+        ]
+        np.testing.assert_allclose(scores("pearson_centroid", nothing), expected)
+
+
+class TestWithoutTarget:
+    NAMES = ("pearson_delta", "pearson_centroid", "mse")
+
+    def test_perturbed_genes_of_the_row_do_not_count_and_others_do(self) -> None:
+        means = random_means()
+        for name in self.NAMES:
+            before = scores(f"{name}_without_target", means)
+            predicted = means.predicted.copy()
+            predicted[np.arange(8), np.arange(8)] += 5  # row i perturbs gene i
+            target = replace(means, predicted=predicted)
+            np.testing.assert_allclose(scores(f"{name}_without_target", target), before)
+            assert (scores(name, target) != scores(name, means)).all()
+            other = predicted.copy()
+            other[:, 20] += 5
+            assert (scores(f"{name}_without_target", replace(means, predicted=other)) != before).all()
+
+    def test_equal_to_the_score_where_no_target_is_measured(self) -> None:
+        means = replace(random_means(), perturbed=tuple(((f"X{i}",)) for i in range(8)))
+        for name in self.NAMES:
+            np.testing.assert_allclose(scores(f"{name}_without_target", means), scores(name, means), rtol=1e-12)
+
 
 class TestDiscrimination:
     def test_same_prediction_for_all_scores_one_half_on_average(self) -> None:

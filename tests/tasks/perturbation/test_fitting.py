@@ -30,7 +30,7 @@ from scgalore.errors import DataError, OptionError
 from scgalore.genes.identifiers import other_names
 from scgalore.model import SCGPT
 from scgalore.objectives import Perturbation
-from scgalore.perturb.baselines.effects import fit_effects
+from scgalore.perturb.baselines.effects import PRIORS, prior_of
 from scgalore.tasks import TASKS
 from scgalore.tasks.perturbation.effects import perturbed_embeddings, predict_effects
 from scgalore.tasks.perturbation.networks import (
@@ -83,7 +83,7 @@ def learnt(adata: AnnData) -> SCGPT:
 @pytest.fixture
 def silent(adata: AnnData) -> SCGPT:
     """Trained, with a decoder that was put back to zero."""
-    model = trained(without_validation(adata))
+    model = trained(without_validation(adata), fit={"prior": "mixed"})
     model.network.start_at_zero()
     return model
 
@@ -97,7 +97,7 @@ class TestWithASilentNetwork:
 
     def test_predictions_are_the_priors(self, adata: AnnData, silent: SCGPT) -> None:
         known = screen_of(without_validation(adata)).profiles("train")
-        rule = fit_effects("mixed", known)
+        rule = prior_of("mixed").fit(known)
         control = known.control_means[0]
         expected = [np.maximum(control + rule.predict(tuple(name.split("+"))), 0) - control for name in NAMES]
         np.testing.assert_array_equal(predict(silent, adata), expected)
@@ -119,7 +119,7 @@ class TestWithASilentNetwork:
     def test_no_mean_is_predicted_below_zero(self, adata: AnnData, silent: SCGPT) -> None:
         assert silent.memory is not None
         assert silent.memory.prior is not None
-        silent.memory.prior.by_context[""].rows[:] -= 100
+        silent.memory.prior.by_context[""].rules[0].rows[:] -= 100
         control = screen_of(adata).profiles().control_means[0]
         means = control + predict(silent, adata, ("G00", "G00+G01"))
         assert np.abs(means).max() < 1e-12
@@ -232,15 +232,15 @@ class TestFit:
         np.testing.assert_array_equal(predict(models[0], counts()), predict(models[1], adata))
 
     def test_memory_is_of_all_parts_but_the_test(self, adata: AnnData) -> None:
-        model = trained(adata)
+        model = trained(adata, fit={"prior": "mixed"})
         memory = model.memory
         assert memory is not None
         assert memory.prior is not None
         assert {part: set(names) for part, names in memory.perturbations.items()} == {
             part: set(names) for part, names in PARTS.items()
         }
-        expected = fit_effects("mixed", screen_of(adata).profiles("train", "validation"))
-        np.testing.assert_array_equal(memory.prior.pooled.rows, expected.pooled.rows)
+        expected = prior_of("mixed").fit(screen_of(adata).profiles("train", "validation"))
+        np.testing.assert_array_equal(memory.prior.pooled.rules[0].rows, expected.pooled.rules[0].rows)
         assert memory.genes == GENES
         assert memory.params["added_genes"] == ["X1", "X2"]
         assert set(tokens_of_each([*GENES, "X1", "X2"], model.vocab)) == set(range(30)) | {33, 34}
@@ -290,7 +290,7 @@ class TestFit:
         assert model.result.best_epoch == stats["best_epoch"] == -1
         assert model.network.starts_at_zero
         scores = stats["validation_pearson_delta"]
-        assert scores["model"] == pytest.approx(scores["prior (mixed)"])
+        assert scores["model"] == pytest.approx(scores["prior (chosen)"])
 
     def test_score_of_the_model_is_that_of_its_predictions(self, adata: AnnData) -> None:
         """The best epoch's score is Pearson's correlation on the validation perturbations, measured anew."""
@@ -335,7 +335,11 @@ class TestSplits:
         model.network.start_at_zero()
         assert set(model.memory.prior.by_context) == {"A", "B"}
         control = adata.X[((line == "C") & ~perturbed).to_numpy()].toarray().mean(axis=0, dtype=np.float64)
-        expected = np.maximum(control + model.memory.prior.pooled.predict(("G03",)), 0) - control
+        prior = model.memory.prior.predict(("G03",), "C", control=control)
+        np.testing.assert_array_equal(
+            model.memory.prior.of("C").predict(("X1",)), model.memory.prior.pooled.predict(("X1",))
+        )
+        expected = np.maximum(control + prior, 0) - control
         np.testing.assert_allclose(predict(model, adata, ("C | G03",), read=read)[0], expected, rtol=0, atol=1e-12)
 
     def test_contexts_have_effects_of_their_own(self) -> None:
@@ -346,16 +350,19 @@ class TestSplits:
         x[of_b] = x[~of_b][:, ::-1]
         adata.X = sp.csr_matrix(x)
         read = {"context_key": "cell_line"}
-        model = trained(adata, read=read)
+        fit = {"prior": "mixed"}
+        model = trained(adata, read=read, fit=fit)
         model.network.start_at_zero()
         names = ("G00", "G05", "G00+G01")
-        of_a = predict(model, adata, tuple(f"A | {name}" for name in names), read=read)
-        np.testing.assert_allclose(
-            predict(model, adata, tuple(f"B | {name}" for name in names), read=read), of_a[:, ::-1], rtol=0, atol=1e-12
-        )
-        alone = trained(adata[~of_b].copy())
-        alone.network.start_at_zero()
-        np.testing.assert_allclose(predict(alone, adata[~of_b].copy(), names), of_a, rtol=0, atol=1e-12)
+        for line, cells in (("A", ~of_b), ("B", of_b)):
+            alone = trained(adata[cells].copy(), fit=fit)
+            alone.network.start_at_zero()
+            np.testing.assert_allclose(
+                predict(model, adata, tuple(f"{line} | {name}" for name in names), read=read),
+                predict(alone, adata[cells].copy(), names),
+                rtol=0,
+                atol=1e-12,
+            )
 
 
 class TestStatistics:
@@ -475,7 +482,7 @@ def _interrupt(*_: Any) -> None:
 
 def test_prior_that_does_not_exist_is_refused() -> None:
     (option,) = (option for option in TASKS["perturbation"].arguments if option.name == "prior")
-    for prior in ("mixed", "additive", "ridge", "linear", "none"):
+    for prior in ("chosen", *PRIORS, "none"):
         assert option.check(prior) == prior
-    with pytest.raises(OptionError, match="prior='training mean': choose one of 'mixed'.*'none'"):
+    with pytest.raises(OptionError, match="prior='training mean': choose one of 'chosen', 'mixed'.*'none'"):
         option.check("training mean")

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from anndata import AnnData
@@ -13,7 +14,7 @@ from tests.trained_screens import counts, log_normalised, screen_of, trained, wi
 
 from scgalore.errors import WeightsError
 from scgalore.model import SCGPT
-from scgalore.perturb.baselines.effects import GeneEffects
+from scgalore.perturb.baselines.effects import PRIORS, Fitted
 from scgalore.tasks.perturbation.effects import predict_effects
 from scgalore.tasks.perturbation.memory import PerturbationMemory
 
@@ -41,18 +42,20 @@ def memory_of(model: SCGPT) -> PerturbationMemory:
     return model.memory
 
 
-def same_effects(one: GeneEffects, other: GeneEffects) -> bool:
-    arrays = ("intercept", "unknown", "rows")
-    own, theirs = ((part.names, part.average, part.perturbed) for part in (one, other))
-    return own == theirs and all(
-        np.array_equal(getattr(one, name), getattr(other, name))
-        and getattr(one, name).dtype == getattr(other, name).dtype
-        for name in arrays
-    )
+def same_effects(one: Fitted, other: Fitted) -> bool:
+    plain = [(part.perturbed, part.measured, part.own, part.several) for part in (one, other)]
+    rules = [[(rule.names, rule.average) for rule in part.rules] for part in (one, other)]
+    arrays = [
+        [part.weights, part.control, *(x for rule in part.rules for x in (rule.intercept, rule.unknown, rule.rows))]
+        for part in (one, other)
+    ]
+    assert plain[0] == plain[1]
+    assert rules[0] == rules[1]
+    return all(np.array_equal(x, y) and x.dtype == y.dtype for x, y in zip(*arrays, strict=True))  # type: ignore[union-attr]
 
 
 class TestRoundTrip:
-    @pytest.mark.parametrize("prior", ["mixed", "additive", "ridge", "linear", "none"])
+    @pytest.mark.parametrize("prior", ["chosen", *PRIORS, "none"])
     @pytest.mark.parametrize("contexts", [True, False])
     def test_memory_comes_back_to_the_bit(self, adata: AnnData, prior: str, contexts: bool, tmp_path: Path) -> None:
         one_line = adata[adata.obs["cell_line"] == "B"].copy()
@@ -68,6 +71,9 @@ class TestRoundTrip:
             return
         assert theirs.prior.name == prior
         assert theirs.prior.genes == ours.prior.genes
+        assert (theirs.choice is None) == (ours.choice is None) == (prior != "chosen")
+        if ours.choice is not None and theirs.choice is not None:
+            pd.testing.assert_frame_equal(theirs.choice, ours.choice, check_dtype=False)
         assert same_effects(theirs.prior.pooled, ours.prior.pooled)
         assert list(theirs.prior.by_context) == list(ours.prior.by_context) == (["B", "K562/a"] if contexts else [""])
         for context, part in ours.prior.by_context.items():

@@ -14,6 +14,7 @@ from scgalore.data.vocab import GeneVocab
 from scgalore.errors import DataError
 from scgalore.model import SCGPT
 from scgalore.nn import CellNetwork, SCGPTNetwork
+from scgalore.perturb.baselines.effects import RECIPES, prior_of
 from scgalore.tasks.perturbation.networks import (
     RowsOfCells,
     flag_tokenizer,
@@ -269,7 +270,11 @@ class TestRowsOfCells:
         rows = RowsOfCells.of(screen_of(counts()))
         effect = dict(zip(rows.train.perturbations, rows.train.effects, strict=True))
         prior = dict(
-            zip((*rows.train.perturbations, *rows.validation.perturbations), rows.prior("additive", None), strict=True)
+            zip(
+                (*rows.train.perturbations, *rows.validation.perturbations),
+                rows.prior(RECIPES["additive"], None),
+                strict=True,
+            )
         )
         for name in PARTS["train"]:
             np.testing.assert_allclose(prior[name], effect[name], atol=1e-12)
@@ -285,7 +290,7 @@ class TestRowsOfCells:
         adata.X = sp.csr_matrix(shuffled)
         second = RowsOfCells.of(screen_of(adata))
         row = first.train.perturbations.index("G02")
-        one, other = (rows.held_out_prior("ridge", None) for rows in (first, second))
+        one, other = (rows.held_out_prior(prior_of("ridge"), None) for rows in (first, second))
         np.testing.assert_array_equal(one[row], other[row])
         assert (np.abs(one - other).max(axis=1) > 1e-3).sum() == len(one) - 1
 

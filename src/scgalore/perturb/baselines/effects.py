@@ -1,184 +1,112 @@
-"""Effects of perturbations by simple rules: the baselines every model stands beside, and the priors it starts from.
+"""The baselines every model stands beside, and the priors it starts from: rules of :data:`RULES`, fitted and put together.
 
-All of them add or average one row a gene, so all of them become the same thing, a :class:`GeneEffects`.
+A :class:`Recipe` says which rules are added with which weights, and whether the perturbed gene itself is treated apart. Fitted
+to measured perturbations it is an :class:`Effects`, which predicts any perturbation.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from scgalore.errors import DataError, OptionError
-from scgalore.perturb.baselines.mixed import fit_mixed, mixed_held_out
+from scgalore.perturb.baselines.own import OwnGene, fit_own, target_columns
+from scgalore.perturb.baselines.rules import RULES, GeneEffects, Perturbed, target_vectors
 from scgalore.perturb.labels.parsing import canonical_name
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     import pandas as pd
     from numpy.typing import NDArray
 
     from scgalore.perturb.labels.profiles import Profiles
 
-__all__ = ["BASELINES", "PRIORS", "Effects", "GeneEffects", "fit_effects", "held_out_effects"]
+    Values = NDArray[np.float64]
 
-Perturbed = tuple[str, ...]
+__all__ = [
+    "BASELINES",
+    "NO_EFFECT",
+    "OWN_GENE",
+    "PRIORS",
+    "QUESTIONS",
+    "Effects",
+    "Fitted",
+    "Recipe",
+    "fit_rule",
+    "held_out_effects",
+    "prior_of",
+]
 
-N_COMPONENTS = 10
-RIDGE = 0.1
-"""Of the linear baseline, as its authors set them."""
+QUESTIONS = ("measured", "seen", "unseen")
+"""What is known of a perturbation that is asked for: it was measured; one of its genes was perturbed; none was."""
+
+SUB_ADDITIVE = 0.7
+"""Share of the sum of single effects that several perturbed genes have, where no such perturbation was measured. It was 0.57 to
+0.72 on three screens; see ``docs/benchmarks/perturbation.md``."""
+
+LEAVE_ONE_OUT, N_FOLDS = 40, 10
+"""With so many perturbations or fewer, each is a fold of its own; else there are ``N_FOLDS``."""
 
 
 @dataclass(frozen=True)
-class GeneEffects:
-    """Effect of a perturbation as a sum, or a mean, over its genes.
+class Fitted:
+    """A recipe, fitted to the rows of one context.
 
     Attributes
     ----------
-    intercept
-        Part of every effect, ``(n_genes,)``.
-    unknown
-        Row of a gene that has none, ``(n_genes,)``.
-    names
-        Names of the rows: genes, and perturbations of several genes that were measured as such.
-    rows
-        Their effects, ``(len(names), n_genes)``.
-    average
-        Whether the rows of a perturbation's genes are averaged.
+    rules
+        Fitted to effects without those on perturbed genes themselves, if ``own`` has any.
+    weights
+        Of each rule, for each of :data:`QUESTIONS`, float64 ``(3, len(rules))``.
     perturbed
         Genes of the perturbations it was fitted to.
+    measured
+        Canonical names of these perturbations.
+    own
+        Change of a perturbed gene itself.
+    control
+        Control mean of each measured gene, ``(n_genes,)``, for predictions that bring none.
+    several
+        Factor of perturbations of several genes that were not measured.
     """
 
-    intercept: NDArray[np.float64] = field(repr=False)
-    unknown: NDArray[np.float64] = field(repr=False)
-    names: tuple[str, ...] = ()
-    rows: NDArray[np.float64] = field(repr=False, default_factory=lambda: np.empty((0, 0)))
-    average: bool = False
+    rules: tuple[GeneEffects, ...]
+    weights: Values
     perturbed: frozenset[str] = field(repr=False, default=frozenset())
+    measured: frozenset[str] = field(repr=False, default=frozenset())
+    own: OwnGene = OwnGene()
+    control: Values | None = field(repr=False, default=None)
+    several: float = 1.0
 
-    def predict(self, genes: Perturbed) -> NDArray[np.float64]:
-        """Effect on mean log-normalised expression, ``(n_genes,)``; 0 for no gene."""
-        if not genes:
-            return np.zeros_like(self.intercept)
-        place = {name: i for i, name in enumerate(self.names)}
-        whole = place.get(canonical_name(genes))
-        if whole is not None:
-            return self.intercept + self.rows[whole]
-        parts = [self.rows[place[gene]] if gene in place else self.unknown for gene in genes]
-        total = np.sum(parts, axis=0)
-        return self.intercept + (total / len(parts) if self.average else total)
+    def question(self, genes: Perturbed) -> str:
+        """Which of :data:`QUESTIONS` a perturbation is."""
+        if canonical_name(genes) in self.measured:
+            return "measured"
+        return "unseen" if self.perturbed.isdisjoint(genes) else "seen"
 
+    def terms(self, genes: Perturbed) -> Values:
+        """What each rule says, ``(len(rules), n_genes)``."""
+        factor = self.several if len(genes) > 1 and self.question(genes) != "measured" else 1.0
+        return factor * np.array([rule.predict(genes) for rule in self.rules])
 
-Fit = Callable[[list[Perturbed], "NDArray[np.float64]", "NDArray[np.float64]", "pd.DataFrame | None"], GeneEffects]
-
-
-def _control_mean(
-    perturbed: list[Perturbed], effects: NDArray[np.float64], noise: NDArray[np.float64], table: pd.DataFrame | None
-) -> GeneEffects:
-    nothing = np.zeros(effects.shape[1])
-    return GeneEffects(nothing, nothing)
-
-
-def _training_mean(
-    perturbed: list[Perturbed], effects: NDArray[np.float64], noise: NDArray[np.float64], table: pd.DataFrame | None
-) -> GeneEffects:
-    return GeneEffects(effects.mean(axis=0), np.zeros(effects.shape[1]))
-
-
-def _additive(
-    perturbed: list[Perturbed], effects: NDArray[np.float64], noise: NDArray[np.float64], table: pd.DataFrame | None
-) -> GeneEffects:
-    nothing = np.zeros(effects.shape[1])
-    return GeneEffects(nothing, nothing, *_by_name(map(canonical_name, perturbed), effects))
-
-
-def _matching_mean(
-    perturbed: list[Perturbed], effects: NDArray[np.float64], noise: NDArray[np.float64], table: pd.DataFrame | None
-) -> GeneEffects:
-    names, rows = _by_name(map(canonical_name, perturbed), effects)
-    return GeneEffects(np.zeros(effects.shape[1]), effects.mean(axis=0), names, rows, average=True)
-
-
-def _ridge(
-    perturbed: list[Perturbed], effects: NDArray[np.float64], noise: NDArray[np.float64], table: pd.DataFrame | None
-) -> GeneEffects:
-    from sklearn.linear_model import RidgeCV
-
-    genes = sorted({gene for part in perturbed for gene in part})
-    present = np.array([[gene in part for gene in genes] for part in perturbed], dtype=np.float64)
-    nothing = np.zeros(effects.shape[1])
-    if len(perturbed) < 3:  # too few to leave one out
-        return _training_mean(perturbed, effects, noise, table)
-    penalties = np.geomspace(1e-2, 1e2, 13)
-    if present.sum(axis=0).max() == 1:
-        # Every penalty leaves the same error where no gene is perturbed twice, and rounding would choose.
-        penalties = penalties[:1]
-    model = RidgeCV(alphas=penalties).fit(present, effects)
-    weights = model.coef_.reshape(effects.shape[1], len(genes)).T
-    return GeneEffects(np.broadcast_to(model.intercept_, nothing.shape).copy(), nothing, tuple(genes), weights)
-
-
-def _linear(
-    perturbed: list[Perturbed], effects: NDArray[np.float64], noise: NDArray[np.float64], table: pd.DataFrame | None
-) -> GeneEffects:
-    mean, nothing = effects.mean(axis=0), np.zeros(effects.shape[1])
-    if table is None:
-        return GeneEffects(mean, nothing)
-    known = set(table.index)
-    taking_part = [i for i, part in enumerate(perturbed) if known.issuperset(part)]
-    if len(taking_part) < 2:
-        return GeneEffects(mean, nothing)
-    of_targets = table.to_numpy(np.float64)
-    place = {name: i for i, name in enumerate(table.index)}
-    p = np.array([sum(of_targets[place[gene]] for gene in perturbed[i]) for i in taking_part])  # (n, k)
-    y = (effects[taking_part] - mean).T  # (n_genes, n)
-    g = _principal_scores(effects.T, N_COMPONENTS)  # (n_genes, k')
-    left = np.linalg.solve(g.T @ g + RIDGE * np.eye(g.shape[1]), g.T @ y)  # (k', n)
-    weights = left @ p @ np.linalg.inv(p.T @ p + RIDGE * np.eye(p.shape[1]))  # (k', k)
-    return GeneEffects(mean, nothing, tuple(map(str, table.index)), of_targets @ weights.T @ g.T)
-
-
-def _mixed(
-    perturbed: list[Perturbed], effects: NDArray[np.float64], noise: NDArray[np.float64], table: pd.DataFrame | None
-) -> GeneEffects:
-    mean, names, rows = fit_mixed(perturbed, effects, noise)
-    return GeneEffects(np.zeros_like(mean), mean, *_by_name(names, rows))
-
-
-def _by_name(names: Iterable[str], rows: NDArray[np.float64]) -> tuple[tuple[str, ...], NDArray[np.float64]]:
-    """One row a name: a perturbation that was measured in several contexts counts with their mean."""
-    unique, place = np.unique(list(names), return_inverse=True)
-    sums = np.zeros((len(unique), rows.shape[1]))
-    np.add.at(sums, place, rows)
-    return tuple(map(str, unique)), sums / np.bincount(place)[:, None]
-
-
-RULES: Mapping[str, Fit] = {
-    "control mean": _control_mean,
-    "training mean": _training_mean,
-    "additive": _additive,
-    "matching mean": _matching_mean,
-    "ridge": _ridge,
-    "linear": _linear,
-    "mixed": _mixed,
-}
-
-BASELINES: tuple[str, ...] = ("control mean", "training mean", "additive", "matching mean", "ridge", "linear")
-"""Rules a model is scored beside."""
-
-PRIORS: tuple[str, ...] = ("mixed", "additive", "ridge", "linear")
-"""Rules a model can start from."""
+    def predict(self, genes: Perturbed) -> Values:
+        """Effect without the change of the perturbed genes themselves, ``(n_genes,)``."""
+        weights = self.weights[QUESTIONS.index(self.question(genes))]
+        return np.asarray(weights @ self.terms(genes))
 
 
 @dataclass(frozen=True)
 class Effects:
-    """A rule fitted within each context, and on all of them together for contexts without training perturbations.
+    """A recipe fitted within each context, and on all of them together for contexts without training perturbations.
 
     Attributes
     ----------
     name
-        Which rule.
+        Which recipe.
     genes
         Names of the measured genes, the columns of an effect.
     pooled
@@ -189,10 +117,10 @@ class Effects:
 
     name: str
     genes: tuple[str, ...] = field(repr=False)
-    pooled: GeneEffects
-    by_context: dict[str, GeneEffects] = field(default_factory=dict)
+    pooled: Fitted
+    by_context: dict[str, Fitted] = field(default_factory=dict)
 
-    def predict(self, genes: Perturbed, context: str = "") -> NDArray[np.float64]:
+    def predict(self, genes: Perturbed, context: str = "", *, control: Values | None = None) -> Values:
         """Effect of perturbing some genes on mean log-normalised expression.
 
         Parameters
@@ -201,25 +129,138 @@ class Effects:
             Perturbed genes; the order does not matter.
         context
             Cell type or line.
+        control
+            Mean expression of the control cells that the effect is on, float64 ``(n_genes,)``; that of the training data when
+            left out. The change of a perturbed gene's own expression hangs on it.
 
         Returns
         -------
         float64 ``(n_genes,)``.
         """
-        return self.by_context.get(context, self.pooled).predict(genes)
+        fitted = self.of(context)
+        effect = fitted.predict(genes)
+        columns = self.own_columns(genes)
+        control = fitted.control if control is None else control
+        if not columns or control is None:
+            return effect
+        return np.asarray(effect + fitted.own.effects([columns], control[None])[0])
+
+    def predict_rows(self, rows: Profiles) -> Values:
+        """The same for some rows, on the controls of their contexts, ``(n, n_genes)``."""
+        out = np.zeros_like(rows.means)
+        for i, (genes, context) in enumerate(zip(rows.perturbed, rows.contexts, strict=True)):
+            out[i] = self.predict(genes, rows.context_names[context], control=rows.control_means[context])
+        return out
+
+    def of(self, context: str) -> Fitted:
+        """What predicts for a context."""
+        return self.by_context.get(context, self.pooled)
 
     def known(self, context: str = "") -> frozenset[str]:
         """Genes it has learnt from, where it predicts for this context."""
-        return self.by_context.get(context, self.pooled).perturbed
+        return self.of(context).perturbed
+
+    def own_columns(self, genes: Perturbed) -> list[int]:
+        """Columns of the perturbed genes themselves."""
+        return [self._place[gene] for gene in genes if gene in self._place]
+
+    @cached_property
+    def _place(self) -> dict[str, int]:
+        return {gene: column for column, gene in enumerate(self.genes)}
 
 
-def fit_effects(name: str, train: Profiles, *, embeddings: pd.DataFrame | None = None) -> Effects:
+@dataclass(frozen=True)
+class Recipe:
+    """Rules to be fitted, and how they are put together.
+
+    Attributes
+    ----------
+    name
+        What it is called.
+    rules
+        Names of :data:`RULES`.
+    weights
+        Of each rule, for each of :data:`QUESTIONS`, float64 ``(3, len(rules))``; 1 for all when left out.
+    own
+        Whether the change of the perturbed gene itself is learnt apart: rules are fitted to what it leaves, and it is added to
+        what they predict.
+    sub_additive
+        Whether effects of several genes are taken to be smaller than their sum where none was measured.
+    """
+
+    name: str
+    rules: tuple[str, ...]
+    weights: Values | None = field(default=None, repr=False)
+    own: bool = False
+    sub_additive: bool = False
+
+    def fit(self, train: Profiles, *, embeddings: pd.DataFrame | None = None) -> Effects:
+        """Fit all rules.
+
+        Parameters
+        ----------
+        train
+            Rows to fit to.
+        embeddings
+            Vectors of genes for the linear rule, one row a gene.
+
+        Raises
+        ------
+        DataError
+            If there is nothing to fit to.
+        """
+        if len(train) == 0:
+            msg = "No perturbation is there to fit a baseline to. Check the split: adata.uns['split']['train']."
+            raise DataError(msg)
+        table = target_vectors(train, embeddings) if "linear" in self.rules else None
+        weights = np.ones((len(QUESTIONS), len(self.rules))) if self.weights is None else self.weights
+
+        def fitted(rows: NDArray[np.int64]) -> Fitted:
+            part = train.take(rows)
+            own = fit_own(part) if self.own else OwnGene()
+            columns = target_columns(part.perturbed, part.genes)
+            effects = part.effects - own.effects(columns, part.controls)
+            perturbed, noise = list(part.perturbed), _noise(part)
+            combined = any(len(genes) > 1 for genes in perturbed)
+            return Fitted(
+                rules=tuple(RULES[rule](perturbed, effects, noise, table) for rule in self.rules),
+                weights=weights,
+                perturbed=frozenset(gene for genes in perturbed for gene in genes),
+                measured=frozenset(part.perturbations),
+                own=own,
+                control=train.control_means[np.unique(part.contexts)].mean(axis=0),
+                several=1.0 if combined or not self.sub_additive else SUB_ADDITIVE,
+            )
+
+        present = np.unique(train.contexts)
+        by_context = {train.context_names[c]: fitted(np.flatnonzero(train.contexts == c)) for c in present}
+        pooled = next(iter(by_context.values())) if len(present) == 1 else fitted(np.arange(len(train)))
+        return Effects(self.name, train.genes, pooled, by_context)
+
+
+NO_EFFECT, OWN_GENE = "control mean", "training mean + own gene"
+
+BASELINES: tuple[str, ...] = (NO_EFFECT, "training mean", OWN_GENE, "additive", "matching mean", "ridge", "linear")
+"""Rules a model is scored beside."""
+
+PRIORS: tuple[str, ...] = ("mixed", "additive", "matching mean", "ridge", "linear")
+"""Rules a model can start from, each with the effect on the perturbed gene itself; ``"chosen"`` chooses among them."""
+
+RECIPES: Mapping[str, Recipe] = {
+    **{name: Recipe(name, (name,)) for name in RULES},
+    OWN_GENE: Recipe(OWN_GENE, ("training mean",), own=True),
+}
+
+
+def fit_rule(name: str, train: Profiles, *, embeddings: pd.DataFrame | None = None) -> Effects:
     """Fit a rule to measured perturbations.
 
     Parameters
     ----------
     name
         ``"control mean"``: no effect. ``"training mean"``: that of all training perturbations, each counting alike.
+        ``"training mean + own gene"``: the same, and what perturbations do to the perturbed gene itself, as a function of its
+        control expression, where it is measured.
         ``"additive"``: sum of the genes' single effects, 0 for genes that were not measured alone. ``"matching mean"``:
         their average, with the training mean for genes without (Systema, doi:10.1038/s41587-025-02777-8). ``"ridge"``:
         regression on indicators of the genes, its penalty chosen by leaving one perturbation out. ``"linear"``: the bilinear
@@ -239,69 +280,67 @@ def fit_effects(name: str, train: Profiles, *, embeddings: pd.DataFrame | None =
     DataError
         If there is nothing to fit to.
     """
-    if name not in RULES:
-        msg = f"There is no rule {name!r}; choose one of {', '.join(map(repr, RULES))}."
-        raise OptionError(msg)
-    if len(train) == 0:
-        msg = "No perturbation is there to fit a baseline to. Check the split: adata.uns['split']['train']."
-        raise DataError(msg)
-    table = _target_vectors(train, embeddings) if name == "linear" else None
-    fit = RULES[name]
-
-    def fitted(rows: NDArray[np.int64]) -> GeneEffects:
-        part = train.take(rows)
-        known = frozenset(gene for genes in part.perturbed for gene in genes)
-        return replace(fit(list(part.perturbed), part.effects, _noise(part), table), perturbed=known)
-
-    present = np.unique(train.contexts)
-    by_context = {train.context_names[c]: fitted(np.flatnonzero(train.contexts == c)) for c in present}
-    pooled = next(iter(by_context.values())) if len(present) == 1 else fitted(np.arange(len(train)))
-    return Effects(name, train.genes, pooled, by_context)
+    return _recipe(name).fit(train, embeddings=embeddings)
 
 
-def held_out_effects(name: str, train: Profiles, *, embeddings: pd.DataFrame | None = None) -> NDArray[np.float64]:
-    """What a rule says of each perturbation when it is fitted to the others of its context.
+def prior_of(name: str) -> Recipe:
+    """One of :data:`PRIORS`: a rule with the effect on the perturbed gene itself, and less than additive where nothing is known.
 
     Parameters
     ----------
-    name, train, embeddings
-        As for :func:`fit_effects`.
+    name
+        Of the rule.
+    """
+    return replace(_recipe(name), own=True, sub_additive=True)
+
+
+def _recipe(name: str) -> Recipe:
+    if name not in RECIPES:
+        msg = f"There is no rule {name!r}; choose one of {', '.join(map(repr, RECIPES))}."
+        raise OptionError(msg)
+    return RECIPES[name]
+
+
+def folds_of(names: tuple[str, ...], *, seed: int = 0) -> list[NDArray[np.int64]]:
+    """Positions to hold out together: those of one name always are, and few names are held out one by one.
+
+    Parameters
+    ----------
+    names
+        Name of each row.
+    seed
+        Seed of the draw.
+    """
+    unique, place = np.unique(names, return_inverse=True)
+    n = len(unique) if len(unique) <= LEAVE_ONE_OUT else N_FOLDS
+    fold = np.arange(len(unique)) % n
+    if n < len(unique):
+        fold = np.random.default_rng(seed).permutation(fold)
+    return [np.flatnonzero(fold[place] == i) for i in range(n)]
+
+
+def held_out_effects(recipe: Recipe, train: Profiles, *, embeddings: pd.DataFrame | None = None) -> Values:
+    """What a recipe says of each perturbation when it is fitted to others.
+
+    Parameters
+    ----------
+    recipe
+        With its weights.
+    train, embeddings
+        As for :meth:`Recipe.fit`.
 
     Returns
     -------
-    float64 ``(n, n_genes)``, in the order of ``train``; no effect where a context has one perturbation only.
+    float64 ``(n, n_genes)``, in the order of ``train``; no effect where there is nothing else to fit to.
     """
     out = np.zeros_like(train.means)
-    for context in np.unique(train.contexts):
-        rows = np.flatnonzero(train.contexts == context)
-        part = train.take(rows)
-        if len(rows) == 1:
-            continue
-        if name == "mixed":
-            out[rows] = mixed_held_out(list(part.perturbed), part.effects, _noise(part))
-            continue
-        for i in range(len(rows)):
-            others = np.delete(np.arange(len(rows)), i)
-            rule = fit_effects(name, part.take(others), embeddings=embeddings)
-            out[rows[i]] = rule.predict(part.perturbed[i], part.context_names[context])
+    for held in folds_of(train.perturbations):
+        others = np.setdiff1d(np.arange(len(train)), held)
+        if len(others):
+            out[held] = recipe.fit(train.take(others), embeddings=embeddings).predict_rows(train.take(held))
     return out
 
 
-def _noise(profiles: Profiles) -> NDArray[np.float64]:
+def _noise(profiles: Profiles) -> Values:
     """Sampling variance of each row's mean, averaged over genes."""
-    return (profiles.variances / profiles.n_cells[:, None]).mean(axis=1)
-
-
-def _target_vectors(train: Profiles, embeddings: pd.DataFrame | None) -> pd.DataFrame:
-    import pandas as pd
-
-    if embeddings is None:
-        scores = _principal_scores(train.effects.T, N_COMPONENTS)
-        return pd.DataFrame(scores, index=list(train.genes))
-    scores = _principal_scores(embeddings.to_numpy(np.float64), N_COMPONENTS)
-    return pd.DataFrame(scores, index=embeddings.index)
-
-
-def _principal_scores(x: NDArray[np.float64], n: int) -> NDArray[np.float64]:
-    u, s, _ = np.linalg.svd(x - x.mean(axis=0), full_matrices=False)
-    return u[:, :n] * s[:n]
+    return np.asarray((profiles.variances / profiles.n_cells[:, None]).mean(axis=1))

@@ -20,7 +20,7 @@ from scgalore.perturb.labels.parsing import canonical_name
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-__all__ = ["fit_mixed", "mixed_held_out"]
+__all__ = ["fit_mixed"]
 
 START = (0.4, 0.1, 0.4)  # variances of genes, residuals and interactions, as shares of the variance of all effects
 
@@ -121,19 +121,3 @@ def fit_mixed(
     of_several = design.present[several] @ of_genes + interaction * residual[several]
     names = design.genes + tuple(canonical_name(perturbed[i]) for i in several)
     return mean, names, np.concatenate((of_genes, of_several))
-
-
-def mixed_held_out(
-    perturbed: list[tuple[str, ...]], effects: NDArray[np.float64], noise: NDArray[np.float64]
-) -> NDArray[np.float64]:
-    """What the model says of each perturbation from all others, with the variances of all.
-
-    Parameters
-    ----------
-    perturbed, effects, noise
-        As for :func:`fit_mixed`.
-    """
-    design = _Design.of(perturbed, noise)
-    projected, _ = design.projection(design.variances(effects))
-    diagonal = np.maximum(np.diag(projected), 1e-300)
-    return effects - projected @ effects / diagonal[:, None]

@@ -18,6 +18,8 @@ def model_card(
     perturbations: Mapping[str, list[str]],
     weights: Mapping[str, str],
     evaluation: Mapping[str, Any] | None = None,
+    *,
+    choice: pd.DataFrame | None = None,
 ) -> str:
     """Write the card in Markdown.
 
@@ -33,6 +35,8 @@ def model_card(
         Provenance of the weights.
     evaluation
         What :func:`scgalore.tl.evaluate_perturbation` wrote, for the scores of test perturbations.
+    choice
+        Scores by which the prior was chosen, from :func:`scgalore.perturb.choose_prior`.
     """
     sizes = ", ".join(f"{len(names)} {part}" for part, names in perturbations.items())
     validation = stats.get("validation_pearson_delta") or {}
@@ -61,6 +65,7 @@ def model_card(
         ),
         "",
         *_chosen(stats),
+        *_prior(params, choice),
         "## Scores",
         "",
         *_scores(validation, stats),
@@ -84,6 +89,34 @@ def _chosen(stats: Mapping[str, Any]) -> list[str]:
         "are the prior's.",
         "",
     ]
+
+
+def _prior(params: Mapping[str, Any], choice: pd.DataFrame | None) -> list[str]:
+    own = params.get("own_gene") or {}
+    lines = []
+    if choice is not None and len(choice):
+        columns = [name for name in choice.columns if name not in ("difference", "standard_error", "chosen")]
+        columns.insert(columns.index("weights"), "mse - mixed")
+        lines += [
+            "Perturbations that the rules were not fitted to chose it; those of genes that were perturbed otherwise, and those "
+            "of genes that were not, apart. The difference has its standard error.",
+            "",
+            "| " + " | ".join(name.replace("_", " ") for name in columns) + " |",
+            "| --- |" + " --- |" * (len(columns) - 1),
+        ]
+        for row in choice.to_dict("records"):
+            row["mse - mixed"] = f"{row['difference']:+.3g} ± {row['standard_error']:.2g}"
+            row["candidate"] = f"**{row['candidate']}**" if row["chosen"] else row["candidate"]
+            values = (row[name] for name in columns)
+            lines.append("| " + " | ".join(f"{v:.3g}" if isinstance(v, float) else str(v) for v in values) + " |")
+        lines.append("")
+    if own.get("n"):
+        lines += [
+            f"A perturbed gene itself changes by {own['intercept']:.3g} {own['slope']:+.3g} times its control expression, as "
+            f"learnt from {own['n']} measured targets.",
+            "",
+        ]
+    return ["## Prior", "", *lines] if lines else []
 
 
 def _scores(validation: Mapping[str, float], stats: Mapping[str, Any]) -> list[str]:
@@ -120,6 +153,8 @@ CARD_METRICS = (
     "pearson_delta",
     "pearson_centroid",
     "mse",
+    "pearson_delta_without_target",
+    "mse_without_target",
     "discrimination_score_l1",
     "overlap_at_N",
     "de_direction_match",

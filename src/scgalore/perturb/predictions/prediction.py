@@ -41,6 +41,8 @@ class Prediction:
         The same minus the control mean the predictor started from.
     vectors
         The predictor's embeddings of perturbed genes, one row a gene, for the linear baseline; ``None`` without.
+    prior
+        Effects that the predictor started from, ``(n, n_genes)``; ``None`` without.
     """
 
     genes: tuple[str, ...] = field(repr=False)
@@ -48,6 +50,7 @@ class Prediction:
     means: Values = field(repr=False)
     effects: Values = field(repr=False)
     vectors: pd.DataFrame | None = field(default=None, repr=False)
+    prior: Values | None = field(default=None, repr=False)
 
 
 def columns_of(genes: Sequence[str], prediction: Prediction) -> NDArray[np.int64]:

@@ -10,7 +10,7 @@ import pandas as pd
 
 from scgalore import _logging as logg
 from scgalore.errors import DataError, OptionError
-from scgalore.perturb.baselines.effects import BASELINES, RULES, fit_effects
+from scgalore.perturb.baselines.effects import BASELINES, NO_EFFECT, RECIPES, fit_rule
 from scgalore.perturb.predictions.prediction import columns_of, held_out, matched_rows, profiles_of
 from scgalore.perturb.scores import differential
 from scgalore.perturb.scores.halves import cell_draws, disjoint_halves
@@ -33,8 +33,8 @@ if TYPE_CHECKING:
 
 __all__ = ["Evaluation", "choose_metrics", "evaluate"]
 
-NO_EFFECT = "control mean"
-"""The one baseline that needs nothing to be fitted to."""
+PRIOR = "prior"
+"""Method of what a prediction started from, before a network corrected it."""
 
 
 @dataclass(frozen=True)
@@ -161,7 +161,10 @@ def evaluate(
     rest = measured.take(np.setdiff1d(np.arange(len(measured)), rows))
     predicted = {MODEL: prediction.means[taken]}
     controls = {MODEL: prediction.means[taken] - prediction.effects[taken]}
-    for name, effects in _baseline_effects(baselines, train, real, prediction.vectors).items():
+    of_rules = _baseline_effects(baselines, train, real, prediction.vectors)
+    if prediction.prior is not None:
+        of_rules[PRIOR] = prediction.prior[taken]
+    for name, effects in of_rules.items():
         predicted[name] = real.controls + effects
         controls[name] = real.controls
     judge = _Judge.of(real, train, rest, chosen)
@@ -187,9 +190,9 @@ def evaluate(
 
 
 def _check_options(baselines: Sequence[str], n_bootstrap: int, max_cells: int | None) -> None:
-    unknown = [name for name in baselines if name not in RULES]
+    unknown = [name for name in baselines if name not in RECIPES]
     if unknown or isinstance(baselines, str) or len(set(baselines)) < len(baselines) or not baselines:
-        msg = f"baselines={baselines!r}: pass a list of some of {', '.join(map(repr, RULES))}; a score needs one."
+        msg = f"baselines={baselines!r}: pass a list of some of {', '.join(map(repr, RECIPES))}; a score needs one."
         raise OptionError(msg)
     for name, value in (("n_bootstrap", n_bootstrap), ("max_cells", max_cells)):
         if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
@@ -206,9 +209,8 @@ def _baseline_effects(
         if name == NO_EFFECT:
             effects[name] = np.zeros_like(real.means)
         elif len(train):
-            rule = fit_effects(name, train, embeddings=vectors if name == "linear" else None)
-            rows = zip(real.perturbed, real.contexts, strict=True)
-            effects[name] = np.array([rule.predict(genes, real.context_names[c]) for genes, c in rows])
+            rule = fit_rule(name, train, embeddings=vectors if name == "linear" else None)
+            effects[name] = rule.predict_rows(real)
     if len(effects) < len(baselines):
         left_out = ", ".join(name for name in baselines if name not in effects)
         logg.warning(f"No perturbation is left to fit baselines to: {left_out} are left out.")
@@ -232,9 +234,12 @@ class _Judge:
     def of(cls, real: Profiles, train: Profiles, rest: Profiles, metrics: Mapping[str, Metric]) -> _Judge:
         of_means = {name: metric for name, metric in metrics.items() if metric.compute is not None}
         centroid = centroids(train)
-        if centroid is None and "pearson_centroid" in of_means:
-            del of_means["pearson_centroid"]
-            logg.warning("pearson_centroid is left out: there are no training perturbations to take the mean of.")
+        if centroid is None and (of_centroid := [name for name in of_means if name.startswith("pearson_centroid")]):
+            of_means = {name: metric for name, metric in of_means.items() if name not in of_centroid}
+            logg.warning(
+                f"{', '.join(of_centroid)} {'is' if len(of_centroid) == 1 else 'are'} left out: there are no training "
+                "perturbations to take the mean of."
+            )
         return cls(real, of_means, centroid, pooled_means(real, rest, train), gene_weights(real, rest, train))
 
     def scores(self, predicted: Values, predicted_control: Values) -> pd.DataFrame:

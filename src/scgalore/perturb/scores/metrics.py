@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from scipy.spatial.distance import cdist
@@ -20,6 +20,10 @@ __all__ = ["METRICS", "Means", "Metric"]
 # Predictions are kept as float32: an effect this small against its profile is the rounding of no effect at all, and the
 # correlation of rounding errors is a random number.
 _ROUNDING = 4 * float(np.finfo(np.float32).eps)
+
+_SAME = 5e-4
+"""A profile that differs from the centroid by no more in any gene is the centroid, to three decimals: what is left would be
+compared by its direction alone, however small it is."""
 
 
 @dataclass(frozen=True)
@@ -60,6 +64,26 @@ class Means:
     centroid: Values | None = field(default=None, repr=False)
     pooled: Values | None = field(default=None, repr=False)
     weights: Values | None = field(default=None, repr=False)
+
+    def part(self, row: int, columns: NDArray[np.int64]) -> Means:
+        """One row, with some of the genes."""
+
+        def of(values: Values | None) -> Any:
+            return None if values is None else values[row : row + 1, columns]
+
+        return Means(
+            genes=tuple(self.genes[i] for i in columns),
+            perturbations=self.perturbations[row : row + 1],
+            perturbed=self.perturbed[row : row + 1],
+            contexts=self.contexts[row : row + 1],
+            predicted=of(self.predicted),
+            real=of(self.real),
+            predicted_control=of(self.predicted_control),
+            real_control=of(self.real_control),
+            centroid=of(self.centroid),
+            pooled=of(self.pooled),
+            weights=of(self.weights),
+        )
 
     @property
     def predicted_effect(self) -> Values:
@@ -125,8 +149,10 @@ def _pearson_delta(means: Means) -> Values:
 def _pearson_centroid(means: Means) -> Values:
     if means.centroid is None:
         return np.full(len(means.real), np.nan)
-    away = (side - means.centroid for side in (means.predicted, means.real))
-    return _pearson(*away, x_profile=means.predicted, y_profile=means.real)
+    away = [side - means.centroid for side in (means.predicted, means.real)]
+    r = _pearson(*away, x_profile=means.predicted, y_profile=means.real)
+    r[np.min([np.abs(side).max(axis=1) for side in away], axis=0) <= _SAME] = np.nan
+    return r
 
 
 def _mse(means: Means) -> Values:
@@ -170,6 +196,20 @@ def _r2w_delta(means: Means) -> Values:
 def _unit(x: Values) -> Values:
     norm = np.linalg.norm(x, axis=1, keepdims=True)
     return x / np.where(norm > 0, norm, 1)
+
+
+def _without_target(compute: Callable[[Means], Values]) -> Callable[[Means], Values]:
+    """The same score of each row, of all genes but those that are perturbed in it."""
+
+    def of_others(means: Means) -> Values:
+        scores = np.full(len(means.real), np.nan)
+        column = {gene: i for i, gene in enumerate(means.genes)}
+        for row, genes in enumerate(means.perturbed):
+            kept = np.setdiff1d(np.arange(len(means.genes)), [column[gene] for gene in genes if gene in column])
+            scores[row] = compute(means.part(row, kept))[0]
+        return scores
+
+    return of_others
 
 
 def _distances(metric: str, x: Values, y: Values) -> Values:
@@ -238,6 +278,11 @@ METRICS: dict[str, Metric] = {
         Metric("mae", 0.0, "means", None, None, "absolute", _mae),
         Metric("mse_delta", 0.0, "means", None, None, "square", _mse_delta),
         Metric("mae_delta", 0.0, "means", None, None, "absolute", _mae_delta),
+        Metric("pearson_delta_without_target", 1.0, "means", 0.0, 0.0, "reliability", _without_target(_pearson_delta)),
+        Metric(
+            "pearson_centroid_without_target", 1.0, "means", 0.0, 0.0, "reliability", _without_target(_pearson_centroid)
+        ),
+        Metric("mse_without_target", 0.0, "means", None, None, "square", _without_target(_mse)),
         Metric("wmse", 0.0, "means", None, None, "square", _wmse),
         Metric("r2w_delta", 1.0, "means", None, None, "residual", _r2w_delta),
         Metric("pds_cosine", 1.0, "means", 0.5, 0.5, "reliability", _pds_cosine),

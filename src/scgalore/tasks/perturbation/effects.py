@@ -202,7 +202,12 @@ def prior_effects(
     here = _own_columns(model, memory, screen)
     out = np.zeros((len(wanted), len(here)))
     for i, (context, genes) in enumerate(wanted):
-        effect = memory.prior.predict(tuple(names[gene] for gene in genes), controls.context_names[context])
+        name = controls.context_names[context]
+        control = memory.prior.of(name).control
+        if control is not None:
+            control = control.copy()
+            control[here[here >= 0]] = controls.control_means[context, here >= 0]
+        effect = memory.prior.predict(tuple(names[gene] for gene in genes), name, control=control)
         out[i, here >= 0] = effect[here[here >= 0]]
     if not np.isfinite(out).all():
         bad = wanted[int(np.flatnonzero(~np.isfinite(out).all(axis=1))[0])][1]

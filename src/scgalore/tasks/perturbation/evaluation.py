@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import pandas as pd
 
 from scgalore import __version__
 from scgalore.data.records import read_prediction_record
@@ -76,6 +77,7 @@ def read_prediction(adata: AnnData, key: str) -> tuple[Prediction, Mapping[str, 
         means=means.to_numpy(np.float64).T,
         effects=effects.to_numpy(np.float64).T,
         vectors=result.get("gene_vectors"),
+        prior=prior.to_numpy(np.float64).T if isinstance(prior := result.get("prior"), pd.DataFrame) else None,
     )
     return prediction, params
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -13,7 +13,8 @@ from scgalore import _logging as logg
 from scgalore.data.match import tokens_of_each
 from scgalore.data.split import Split
 from scgalore.objectives import Perturbation as PerturbationObjective
-from scgalore.perturb.baselines.effects import BASELINES, fit_effects
+from scgalore.perturb.baselines.choice import CHOSEN, Choice, choose_prior
+from scgalore.perturb.baselines.effects import BASELINES, fit_rule, prior_of
 from scgalore.perturb.labels.unknown import check_genes
 from scgalore.perturb.predictions.controls import ControlMeans
 from scgalore.tasks.base import Prepared
@@ -24,7 +25,6 @@ from scgalore.tasks.perturbation.networks import (
     gene_vectors,
     genes_seen,
     know_genes,
-    predicted_effects,
     training_cells,
 )
 
@@ -56,7 +56,9 @@ class Fitting:
     genes
         Which genes the weights knew before, and with which share of the expression.
     prior
-        Rule that the network corrects, fitted to everything but test cells; ``None`` without one.
+        What the network corrects, fitted to everything but test cells; ``None`` without one.
+    choice
+        Why it is that; ``None`` where it was named.
     params
         How the network was made.
     scores
@@ -73,6 +75,7 @@ class Fitting:
     rows: RowsOfCells
     genes: dict[str, Any]
     prior: Effects | None
+    choice: Choice | None
     params: dict[str, Any]
     scores: dict[str, float]
     start: float
@@ -86,7 +89,7 @@ def prepare_screen(
     screen: Screen,
     config: TrainConfig,
     *,
-    prior: str = "mixed",
+    prior: str = CHOSEN,
     genes_per_step: int | None = None,
     ranks: NDArray[np.floating] | None = None,
     monitor: str | None = None,
@@ -106,7 +109,8 @@ def prepare_screen(
     config
         How to train.
     prior
-        Rule that the network corrects, of :data:`scgalore.perturb.PRIORS`, or ``"none"``.
+        Rule that the network corrects, of :data:`scgalore.perturb.PRIORS`; ``"chosen"`` by the training perturbations, or
+        ``"none"``.
     genes_per_step
         Genes of a training step; ``None`` takes all.
     ranks
@@ -127,8 +131,10 @@ def prepare_screen(
     vocab, added = know_genes(model.vocab, screen.genes, perturbed, species=species)
     network = model.network.perturbation_variant(len(vocab), len(model.vocab), seed=config.seed)
     named = [*screen.genes, *perturbed]
-    vectors = gene_vectors(network, vocab, named, species=species) if prior == "linear" else None
-    expected = None if prior == NO_PRIOR else rows.prior(prior, vectors)
+    vectors = gene_vectors(network, vocab, named, species=species) if prior in ("linear", CHOSEN) else None
+    choice = choose_prior(rows.train, embeddings=vectors) if prior == CHOSEN else None
+    recipe = None if prior == NO_PRIOR else prior_of(prior) if choice is None else choice.recipe
+    expected = None if recipe is None else rows.prior(recipe, vectors)
     before = memory_of(model)
     corrects = before is not None and before.prior is not None
     if expected is not None and not corrects:  # what another decoder predicts is not a correction
@@ -140,7 +146,7 @@ def prepare_screen(
         vocab,
         tokenizer,
         prior=expected,
-        held_out=rows.held_out_prior(prior, vectors) if held_out and expected is not None else None,
+        held_out=rows.held_out_prior(recipe, vectors) if held_out and recipe is not None else None,
         n_genes=genes_per_step,
         seed=config.seed,
     )
@@ -158,15 +164,16 @@ def prepare_screen(
             start = float(np.float32(1 - of_prior))
     _report(rows, added, scores)
     known = screen.profiles("train", "validation")
-    fitted = None if prior == NO_PRIOR else fit_effects(prior, known, embeddings=vectors)
+    fitted = None if recipe is None else recipe.fit(known, embeddings=vectors)
     params = {
         **screen.params,
         "prior": prior,
         "genes_per_step": genes_per_step,
         "flag_unmeasured": flag_unmeasured,
         "added_genes": added,
+        "own_gene": None if fitted is None else asdict(fitted.pooled.own),
     }
-    fitting = Fitting(screen, rows, genes, fitted, params, scores, start, started, ControlMeans.of(known))
+    fitting = Fitting(screen, rows, genes, fitted, choice, params, scores, start, started, ControlMeans.of(known))
     objective = _objective(start, monitor)
     return Prepared(task, cells, _split(screen), objective, config, network=network, vocab=vocab, state=fitting)
 
@@ -185,6 +192,7 @@ def remember_screen(prepared: Prepared, result: TrainResult) -> PerturbationMemo
     return PerturbationMemory(
         genes=fitting.screen.genes,
         prior=fitting.prior,
+        choice=None if fitting.choice is None else fitting.choice.table,
         perturbations=_by_part(fitting.screen),
         params=fitting.params,
         stats=_stats(fitting, prepared.config, result),
@@ -211,9 +219,9 @@ def _validation_scores(rows: RowsOfCells, columns: NDArray[np.int64]) -> dict[st
     """Pearson delta of the baselines on the validation perturbations, fitted to the training ones."""
     if len(rows.validation) == 0:
         return {}
-    rules = {name: fit_effects(name, rows.train) for name in BASELINES}
+    rules = {name: fit_rule(name, rows.train) for name in BASELINES}
     return {
-        name: _mean_pearson(predicted_effects(rule, rows.validation), rows.validation, columns)
+        name: _mean_pearson(rule.predict_rows(rows.validation), rows.validation, columns)
         for name, rule in rules.items()
     }
 

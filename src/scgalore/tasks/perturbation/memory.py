@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import pandas as pd
 from safetensors.numpy import save
 
 from scgalore._json import OBJECT, STRING, check_fields, nullable, read_json
 from scgalore._options import NAMES, Kind, are
 from scgalore._uns import to_uns
 from scgalore.errors import WeightsError
-from scgalore.perturb.baselines.effects import Effects, GeneEffects
+from scgalore.perturb.baselines.choice import COLUMNS
+from scgalore.perturb.baselines.effects import QUESTIONS, Effects, Fitted
+from scgalore.perturb.baselines.own import OwnGene
+from scgalore.perturb.baselines.rules import GeneEffects
 from scgalore.perturb.predictions.card import model_card
 from scgalore.perturb.predictions.controls import ControlMeans
 from scgalore.weights.checkpoint import read_safetensors
@@ -60,6 +64,8 @@ class PerturbationMemory:
         How the screen was read and the model was made.
     stats
         What the training run took and why it ended.
+    choice
+        Scores by which the prior was chosen, on perturbations that it was not fitted to; ``None`` where it was named.
     controls
         Means of the control cells, which tell whether other data are on the same scale; ``None`` in models of version 0.5.0.
     """
@@ -69,6 +75,7 @@ class PerturbationMemory:
     perturbations: dict[str, list[str]] = field(repr=False)
     params: dict[str, Any]
     stats: dict[str, Any]
+    choice: pd.DataFrame | None = field(default=None, repr=False, compare=False)
     controls: ControlMeans | None = field(default=None, repr=False, compare=False)
     task: str = "perturbation"
     outlives_training: bool = False
@@ -95,6 +102,7 @@ class PerturbationMemory:
             "params": to_uns(self.params),
             "stats": self.stats,
             "prior": None if self.prior is None else self.prior.name,
+            "choice": None if self.choice is None else json.loads(self.choice.to_json(orient="records")),
         }
         arrays: dict[str, np.ndarray] = {}
         if self.controls is not None:
@@ -104,18 +112,15 @@ class PerturbationMemory:
             }
             arrays[CONTROL_MEANS] = np.ascontiguousarray(self.controls.means, dtype=np.float32)
         if self.prior is not None:
-            parts = {"": self.prior.pooled, **{f"/{name}": part for name, part in self.prior.by_context.items()}}
-            content["effects"] = {}
-            for number, (context, part) in enumerate(parts.items()):
-                content["effects"][context] = {"names": list(part.names), "average": part.average, "number": number}
-                content["effects"][context]["perturbed"] = sorted(part.perturbed)
-                for name in ("intercept", "unknown", "rows"):
-                    arrays[f"{number}.{name}"] = np.ascontiguousarray(getattr(part, name))
+            of_contexts = {"": self.prior.pooled, **{f"/{name}": part for name, part in self.prior.by_context.items()}}
+            content["effects"] = {context: _written(fitted, arrays) for context, fitted in of_contexts.items()}
         return {
             SCREEN: json.dumps(content, indent=1),
             EFFECTS: save(arrays),
             STATS: json.dumps(self.stats, indent=2) + "\n",
-            CARD: model_card(self.params, self.stats, self.perturbations, dict(provenance), evaluation),
+            CARD: model_card(
+                self.params, self.stats, self.perturbations, dict(provenance), evaluation, choice=self.choice
+            ),
         }
 
 
@@ -152,6 +157,7 @@ def read_memory(folder: Path) -> PerturbationMemory | None:
             perturbations=content["perturbations"],
             params=content["params"],
             stats=content["stats"],
+            choice=None if content.get("choice") is None else pd.DataFrame(content["choice"], columns=list(COLUMNS)),
             controls=_controls(content, arrays, genes),
         )
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
@@ -170,16 +176,58 @@ def _controls(content: dict[str, Any], arrays: dict[str, np.ndarray], genes: tup
     return ControlMeans(genes, contexts, means, n_cells)
 
 
+TABLES = ("intercept", "unknown", "rows")
+"""Arrays of a rule."""
+
+
+def _written(fitted: Fitted, arrays: dict[str, np.ndarray]) -> dict[str, Any]:
+    """What a recipe was fitted to, in JSON; what takes space is added to the arrays."""
+    rules = []
+    for weights, rule in zip(fitted.weights.T.tolist(), fitted.rules, strict=True):
+        number = len(arrays)
+        rules.append({"names": list(rule.names), "average": rule.average, "weights": weights, "number": number})
+        arrays |= {f"{number}.{name}": np.ascontiguousarray(getattr(rule, name)) for name in TABLES}
+    number = len(arrays)
+    if fitted.control is not None:
+        arrays[f"{number}.control"] = np.ascontiguousarray(fitted.control)
+    return {
+        "rules": rules,
+        "perturbed": sorted(fitted.perturbed),
+        "measured": sorted(fitted.measured),
+        "own": asdict(fitted.own),
+        "several": fitted.several,
+        "number": number,
+    }
+
+
 def _effects(content: dict[str, Any], arrays: dict[str, np.ndarray], genes: tuple[str, ...]) -> Effects:
-    parts = {}
-    for context, part in content["effects"].items():
-        intercept, unknown, rows = (arrays[f"{part['number']}.{name}"] for name in ("intercept", "unknown", "rows"))
-        shapes, n = (intercept.shape, unknown.shape, rows.shape), len(genes)
-        if part["names"] and shapes != ((n,), (n,), (len(part["names"]), n)):
-            msg = f"effects of shape {rows.shape} for {len(part['names'])} names and {n} genes"
-            raise ValueError(msg)
-        parts[context] = GeneEffects(
-            intercept, unknown, tuple(part["names"]), rows, part["average"], frozenset(part["perturbed"])
-        )
+    parts = {context: _fitted(part, arrays, len(genes)) for context, part in content["effects"].items()}
     pooled = parts.pop("")
     return Effects(content["prior"], genes, pooled, {context[1:]: part for context, part in parts.items()})
+
+
+def _fitted(part: dict[str, Any], arrays: dict[str, np.ndarray], n: int) -> Fitted:
+    # Until version 0.5.0 a prior was one rule, and its description stood where the list of rules is now.
+    written = part.get("rules", [part])
+    rules = []
+    for rule in written:
+        intercept, unknown, rows = (arrays[f"{rule['number']}.{name}"] for name in TABLES)
+        shapes = (intercept.shape, unknown.shape, rows.shape)
+        if rule["names"] and shapes != ((n,), (n,), (len(rule["names"]), n)):
+            msg = f"effects of shape {rows.shape} for {len(rule['names'])} names and {n} genes"
+            raise ValueError(msg)
+        rules.append(GeneEffects(intercept, unknown, tuple(rule["names"]), rows, rule["average"]))
+    weights = np.array([rule.get("weights", [1.0] * len(QUESTIONS)) for rule in written], dtype=np.float64)
+    control = arrays.get(f"{part['number']}.control")
+    if control is not None and control.shape != (n,):
+        msg = f"control means of shape {control.shape} for {n} genes"
+        raise ValueError(msg)
+    return Fitted(
+        tuple(rules),
+        weights.reshape(len(rules), len(QUESTIONS)).T,
+        frozenset(part["perturbed"]),
+        frozenset(part.get("measured", ())),
+        OwnGene(**part.get("own", {})),
+        control,
+        float(part.get("several", 1.0)),
+    )

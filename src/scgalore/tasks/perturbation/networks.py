@@ -18,7 +18,7 @@ from scgalore.data.seen import Seen, sums_of
 from scgalore.data.vocab import GeneVocab
 from scgalore.errors import DataError
 from scgalore.nn.finite import refuse_not_finite_outputs
-from scgalore.perturb.baselines.effects import Effects, fit_effects, held_out_effects
+from scgalore.perturb.baselines.effects import held_out_effects
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Sequence
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from scgalore.nn import CellNetwork
+    from scgalore.perturb.baselines.effects import Recipe
     from scgalore.perturb.labels.profiles import Profiles
     from scgalore.perturb.labels.screen import Screen
 
@@ -37,7 +38,6 @@ __all__ = [
     "genes_seen",
     "know_genes",
     "predict_outputs",
-    "predicted_effects",
     "refuse_unknown",
     "targets_of",
     "training_cells",
@@ -157,16 +157,16 @@ class RowsOfCells:
                 of_cell[cell] = place[str(contexts[cell]), screen.conditions.names[screen.conditions.codes[cell]]]
         return cls(train, validation, of_cell, screen.reading.species)
 
-    def prior(self, name: str, embeddings: pd.DataFrame | None) -> NDArray[np.float64]:
-        """What a rule that is fitted to the training rows says of every row."""
-        rule = fit_effects(name, self.train, embeddings=embeddings)
-        return np.concatenate([predicted_effects(rule, part) for part in (self.train, self.validation)])
+    def prior(self, recipe: Recipe, embeddings: pd.DataFrame | None) -> NDArray[np.float64]:
+        """What a recipe that is fitted to the training rows says of every row."""
+        fitted = recipe.fit(self.train, embeddings=embeddings)
+        return np.concatenate([fitted.predict_rows(part) for part in (self.train, self.validation)])
 
-    def held_out_prior(self, name: str, embeddings: pd.DataFrame | None) -> NDArray[np.float64]:
-        """The same, but of each training row what the rule says when it is fitted to the others."""
-        of_train = held_out_effects(name, self.train, embeddings=embeddings)
-        rule = fit_effects(name, self.train, embeddings=embeddings)
-        return np.concatenate([of_train, predicted_effects(rule, self.validation)])
+    def held_out_prior(self, recipe: Recipe, embeddings: pd.DataFrame | None) -> NDArray[np.float64]:
+        """The same, but of each training row what the recipe says when it is fitted to others."""
+        of_train = held_out_effects(recipe, self.train, embeddings=embeddings)
+        fitted = recipe.fit(self.train, embeddings=embeddings)
+        return np.concatenate([of_train, fitted.predict_rows(self.validation)])
 
     def targets(self, vocab: GeneVocab, *, known: bool, held_out: bool = False) -> tuple[Targets, ...]:
         """Perturbed genes of every row, with those marked that the training rows of its context hold.
@@ -199,14 +199,6 @@ def targets_of(genes: Sequence[str], vocab: GeneVocab, known: Collection[str], *
     """Tokens of perturbed genes, and which of them a prior knows."""
     tokens = np.array(tokens_of_each(genes, vocab, species=species), dtype=np.int64)
     return Targets(tokens, np.array([gene in known for gene in genes], dtype=bool))
-
-
-def predicted_effects(rule: Effects, rows: Profiles) -> NDArray[np.float64]:
-    """What a rule says of some rows, ``(n, n_genes)``."""
-    out = np.zeros_like(rows.means)
-    for i, (genes, context) in enumerate(zip(rows.perturbed, rows.contexts, strict=True)):
-        out[i] = rule.predict(genes, rows.context_names[context])
-    return out
 
 
 def training_cells(

@@ -19,7 +19,7 @@ from scgalore.perturb.labels.screen import Screen
 from scgalore.perturb.predictions.plane import embed_in_plane
 from scgalore.perturb.predictions.ranking import ranked_genes
 from scgalore.perturb.splits.own import groups_in
-from scgalore.tasks.perturbation.effects import perturbed_embeddings, predict_effects, refuse_other_scale
+from scgalore.tasks.perturbation.effects import perturbed_embeddings, predict_effects, prior_effects, refuse_other_scale
 from scgalore.tasks.perturbation.networks import gene_vectors, genes_seen
 from scgalore.tasks.perturbation.reading import perturbed_genes, trained_on, training_profiles
 
@@ -118,6 +118,11 @@ def predict_wanted(
         seed=seed,
     )
     content = _content(wanted.adata, model, screen, wanted.controls, rows, effects, read)
+    prior = prior_effects(model, screen, pairs, wanted.controls)
+    if prior is not None:
+        content["prior"] = pd.DataFrame(
+            prior.T.astype(np.float32), content["effects"].index, content["effects"].columns
+        )
     content["genes"] = seen
     content["params"] |= {"n_controls": n_controls, "rng": seed, "per_cell": wanted.per_cell}
     record = ranked_genes(

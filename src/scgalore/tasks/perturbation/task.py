@@ -19,10 +19,11 @@ from scgalore.data.split import PARTS
 from scgalore.errors import OptionError
 from scgalore.nn.device import pick_device
 from scgalore.objectives import Perturbation as PerturbationObjective
+from scgalore.perturb.baselines.choice import CHOSEN
 from scgalore.perturb.baselines.effects import BASELINES, PRIORS
 from scgalore.perturb.labels.conditions import Conditions
 from scgalore.perturb.labels.screen import Screen
-from scgalore.perturb.scores.evaluation import choose_metrics
+from scgalore.perturb.scores.evaluation import PRIOR, choose_metrics
 from scgalore.perturb.splits.own import SPLIT_KEYS, free_split_key, own_split, record_split
 from scgalore.perturb.splits.split import split_conditions
 from scgalore.pp import split_perturbations
@@ -62,9 +63,6 @@ SPLIT_SEED = 42
 SHOWN = {"pearson_delta": "Pearson of effects", "mse": "squared error", "pds_cosine": "discrimination (cosine)"}
 """What report and figure show, of all that ``metrics.json`` holds."""
 
-PRIOR = "mixed"
-"""Rule that the network corrects, scored by itself: it shows what the network adds."""
-
 
 @dataclass(frozen=True)
 class ScreenReading:
@@ -86,7 +84,7 @@ class ScreenReading:
 
 
 class Perturbation(Task):
-    """A network that reads perturbation flags corrects a prior of additive effects."""
+    """A network that reads perturbation flags corrects a prior of simple rules."""
 
     name = "perturbation"
     summary = "to predict expression after perturbations"
@@ -119,9 +117,10 @@ class Perturbation(Task):
         Option("separator", TEXT, "Separator between the genes of a label. Detected if not given."),
         Option(
             "prior",
-            choice(*PRIORS, NO_PRIOR),
-            "Rule that the network corrects; none: it predicts expression itself.",
-            PRIOR,
+            choice(CHOSEN, *PRIORS, NO_PRIOR),
+            "Rule that the network corrects; chosen: by perturbations that the rules were not fitted to; none: it predicts "
+            "expression itself.",
+            CHOSEN,
         ),
         Option(
             "genes_per_step",
@@ -193,6 +192,8 @@ class Perturbation(Task):
             "perturbations": memory.perturbations,
             "genes": prepared.state.genes,
         }
+        if memory.choice is not None:
+            content["prior"] = memory.choice
         results = Results(uns={keys.uns: (content, "parameters, history, statistics, provenance")})
         key = memory.params["split_key"]
         if key not in adata.obs:
@@ -268,7 +269,7 @@ class Perturbation(Task):
         """Score the effects with baselines and the ceiling of the data."""
         prediction, origin = read_prediction(adata, KEYS.prediction)
         # Tests of differential expression need packages that not everybody has, and the numbers must not depend on that.
-        options = {"baselines": [*BASELINES, PRIOR], "n_bootstrap": 1000, "max_cells": None}
+        options = {"baselines": list(BASELINES), "n_bootstrap": 1000, "max_cells": None}
         metrics = list(choose_metrics(None, de=False))
         score_prediction(
             adata, prediction, origin, KEYS, key=KEYS.prediction, metrics=metrics, seed=call.seed, **options

@@ -1,0 +1,328 @@
+"""Which rules a prior is made of: chosen by how well each predicts training perturbations that it was not fitted to.
+
+Perturbations are held out in two ways: one by one, and together with all others of one of their genes, as unknown genes are met
+later. Rules are judged apart for perturbations of genes that were perturbed otherwise (``"seen"``) and of genes that were not
+(``"unseen"``), since the one says nothing of the other: with singles alone any mean does for what is unseen, and no double is
+there to show that it does not for doubles. What decides is the squared error of the effect. The rule ``"mixed"`` gives way to
+another only where that is better by two standard errors, as a dozen of perturbations is soon predicted better by chance.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pandas as pd
+from scipy.optimize import nnls
+
+from scgalore.perturb.baselines.effects import NO_EFFECT, QUESTIONS, Fitted, Recipe, folds_of
+from scgalore.perturb.scores.metrics import METRICS, Means
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from numpy.typing import NDArray
+
+    from scgalore.perturb.labels.profiles import Profiles
+
+    Values = NDArray[np.float64]
+
+__all__ = ["CHOSEN", "COLUMNS", "Choice", "choose_prior"]
+
+CHOSEN = "chosen"
+
+RULES = ("training mean", "matching mean", "ridge", "linear", "mixed")
+"""What a stack is made of."""
+
+DEFAULT, STACK, OWN_ONLY = "mixed", "stack", "own gene"
+CANDIDATES: dict[str, tuple[str, ...]] = {OWN_ONLY: (), **{rule: (rule,) for rule in RULES}, STACK: RULES}
+"""Rules of each candidate, which all have the effect on the perturbed gene itself."""
+
+REFERENCES = (NO_EFFECT, "training mean without own gene")
+"""What stands in the table and is not chosen: candidates with a line of no slope and height 0 are the same."""
+
+FEWEST, CLEAR = 8, 2.0
+"""Perturbations that a choice needs, and standard errors by which another rule must be better than the default one."""
+
+PULL = 5.0
+"""Perturbations' worth of evidence for the default weights."""
+
+SHOWN = {
+    "mse": "mse",
+    "pearson_delta": "pearson_delta",
+    "pearson_centroid": "pearson_centroid",
+    "discrimination": "discrimination_score_l1",
+}
+MOST_SHOWN = 300
+"""Perturbations that scores of the table are means over; more take minutes."""
+
+COLUMNS = ("question", "candidate", "n", *SHOWN, "difference", "standard_error", "chosen", "weights")
+"""Of the table; ``difference`` is that of the squared error from the default's."""
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What a prior is made of, and why.
+
+    Attributes
+    ----------
+    recipe
+        To be fitted.
+    table
+        Scores of the candidates on perturbations that they were not fitted to, with columns :data:`COLUMNS`.
+    """
+
+    recipe: Recipe
+    table: pd.DataFrame = field(repr=False)
+
+
+@dataclass(frozen=True)
+class _Held:
+    """Perturbations that were held out.
+
+    Attributes
+    ----------
+    row
+        Which row of the training data each is, int64 ``(n,)``.
+    unseen
+        Whether none of its genes was perturbed in what rules were fitted to, bool ``(n,)``.
+    terms
+        What each of :data:`RULES` says, float32 ``(n, len(RULES), n_genes)``.
+    own
+        Change of the perturbed genes themselves, float32 ``(n, n_genes)``.
+    """
+
+    row: NDArray[np.int64]
+    unseen: NDArray[np.bool_]
+    terms: NDArray[np.float32]
+    own: NDArray[np.float32]
+
+    @classmethod
+    def of(cls, train: Profiles, embeddings: pd.DataFrame | None) -> _Held:
+        """Fit all rules to a part of the rows, and let them predict the others, in both ways of holding out."""
+        everything = Recipe("all", RULES, own=True, sub_additive=True)
+        rows, unseen, terms, own = [], [], [], []
+        for others, held in _parts(train):
+            fitted = everything.fit(train.take(others), embeddings=embeddings)
+            asked = train.take(held)
+            for i, genes in enumerate(asked.perturbed):
+                of_context: Fitted = fitted.of(train.context_names[asked.contexts[i]])
+                rows.append(held[i])
+                unseen.append(of_context.question(genes) == "unseen")
+                terms.append(of_context.terms(genes).astype(np.float32))
+                columns, control = fitted.own_columns(genes), asked.control_means[asked.contexts[i]]
+                own.append(of_context.own.effects([columns], control[None])[0].astype(np.float32))
+        return cls(np.array(rows), np.array(unseen), np.array(terms), np.array(own))
+
+
+def _parts(train: Profiles) -> Iterator[tuple[NDArray[np.int64], NDArray[np.int64]]]:
+    """Rows to fit to, and rows to ask for."""
+    everything = np.arange(len(train))
+    for held in folds_of(train.perturbations):
+        yield np.setdiff1d(everything, held), held
+    n_names: dict[str, set[str]] = {}
+    for name, genes in zip(train.perturbations, train.perturbed, strict=True):
+        for gene in genes:
+            n_names.setdefault(gene, set()).add(name)
+    shared = {gene for gene, names in n_names.items() if len(names) > 1}
+    if not shared:  # leaving out a gene is leaving out its perturbation
+        return
+    genes = tuple(n_names)
+    for of_fold in folds_of(genes):
+        fold = {genes[i] for i in of_fold}
+        out = np.array([not fold.isdisjoint(of_row) for of_row in train.perturbed])
+        asked = out & np.array([not (fold & shared).isdisjoint(of_row) for of_row in train.perturbed])
+        if asked.any() and not out.all():
+            yield everything[~out], everything[asked]
+
+
+def choose_prior(train: Profiles, *, embeddings: pd.DataFrame | None = None) -> Choice:
+    """Choose what a prior is made of.
+
+    Parameters
+    ----------
+    train
+        Measured perturbations.
+    embeddings
+        Vectors of genes for the linear rule, one row a gene.
+    """
+    weights = np.zeros((len(QUESTIONS), len(RULES)))
+    weights[:, RULES.index(DEFAULT)] = 1
+    tables = []
+    if len(set(train.perturbations)) > 1:
+        held = _Held.of(train, embeddings)
+        names = np.array(train.perturbations)[held.row]
+        for question in ("seen", "unseen"):
+            asked = np.flatnonzero(held.unseen == (question == "unseen"))
+            if len(asked) == 0:
+                continue
+            judge = _Judge.of(train, held, asked, names[asked], shrinks=question == "unseen")
+            table, found = judge.table(question)
+            tables.append(table)
+            weights[QUESTIONS.index(question)] = found
+    used = np.flatnonzero(weights.any(axis=0))
+    recipe = Recipe(CHOSEN, tuple(RULES[i] for i in used), weights[:, used], own=True, sub_additive=True)
+    empty = pd.DataFrame({name: [] for name in COLUMNS})
+    return Choice(recipe, pd.concat(tables, ignore_index=True) if tables else empty)
+
+
+@dataclass(frozen=True)
+class _Judge:
+    """Candidates for one question.
+
+    Attributes
+    ----------
+    train
+        Measured perturbations.
+    row
+        Row of each perturbation that is asked for, ``(n,)``.
+    names
+        Its name: what is known by the same name is never used for its weights.
+    terms, own
+        See :class:`_Held`.
+    grams, products
+        Products of the terms with each other ``(n, k, k)`` and with what is to be predicted ``(n, k)``.
+    shrinks
+        Whether single rules have a weight of their own, up to 1: effects of unseen genes are smaller than the mean of others.
+    """
+
+    train: Profiles
+    row: NDArray[np.int64]
+    names: NDArray[np.str_]
+    terms: NDArray[np.float32]
+    own: NDArray[np.float32]
+    grams: Values
+    products: Values
+    shrinks: bool
+
+    @classmethod
+    def of(
+        cls, train: Profiles, held: _Held, asked: NDArray[np.int64], names: NDArray[np.str_], *, shrinks: bool
+    ) -> _Judge:
+        row, terms, own = held.row[asked], held.terms[asked], held.own[asked]
+        grams, products = np.empty((len(asked), len(RULES), len(RULES))), np.empty((len(asked), len(RULES)))
+        for i, (x, y) in enumerate(zip(terms.astype(np.float64), train.effects[row] - own, strict=True)):
+            grams[i], products[i] = x @ x.T, x @ y
+        return cls(train, row, names, terms, own, grams, products, shrinks)
+
+    def table(self, question: str) -> tuple[pd.DataFrame, Values]:
+        """Scores of the candidates, and the weights of the best one, ``(len(RULES),)``."""
+        effects = {name: self._predicted(name) for name in CANDIDATES}
+        references = dict(zip(REFERENCES, self._references(), strict=True))
+        errors = {
+            name: ((effect - self.train.effects[self.row]) ** 2).mean(axis=1)
+            for name, effect in (references | effects).items()
+        }
+        differences = {name: error - errors[DEFAULT] for name, error in errors.items()}
+        # Rows of one perturbation, in several contexts or held out twice, are no independent evidence.
+        by_name = {name: pd.Series(x).groupby(self.names).mean() for name, x in differences.items()}
+        n = len(by_name[DEFAULT])
+        spread = {name: float(x.std(ddof=1) / np.sqrt(n)) if n > 1 else np.nan for name, x in by_name.items()}
+        clear = [name for name in CANDIDATES if n >= FEWEST and by_name[name].mean() < -CLEAR * spread[name]]
+        best = min([DEFAULT, *clear], key=lambda name: float(errors[name].mean()))
+        everyone = np.full(len(self.row), fill_value=True)
+        rows = []
+        for name, effect in (references | effects).items():
+            found = self._weights(name, everyone) if name in CANDIDATES else np.zeros(0)
+            told = ", ".join(
+                f"{rule} {weight:.2f}" for rule, weight in zip(RULES, found, strict=False) if weight > 0.005
+            )
+            rows.append(
+                {
+                    "question": question,
+                    "candidate": name,
+                    "n": n,
+                    **self._scores(effect),
+                    "difference": float(by_name[name].mean()),
+                    "standard_error": spread[name],
+                    "chosen": name == best,
+                    "weights": told,
+                }
+            )
+        return pd.DataFrame(rows)[list(COLUMNS)], self._weights(best, everyone)
+
+    def _weights(self, name: str, rows: NDArray[np.bool_]) -> Values:
+        """Weights of a candidate that some of the rows ask for, ``(len(RULES),)``."""
+        used = np.array([RULES.index(rule) for rule in CANDIDATES[name]], dtype=np.int64)
+        out = np.zeros(len(RULES))
+        start = np.array([float(len(used) == 1 or RULES[i] == DEFAULT) for i in used])
+        if len(used) and (self.shrinks or len(used) > 1):
+            gram = self.grams[rows][:, used][:, :, used].sum(axis=0)
+            out[used] = _shares(gram, self.products[rows][:, used].sum(axis=0), start, int(rows.sum()))
+        else:
+            out[used] = start
+        return out
+
+    def _predicted(self, name: str) -> NDArray[np.float32]:
+        """What a candidate says of each row, with weights that other perturbations ask for."""
+        out = self.own.copy()
+        for of_name in np.unique(self.names):
+            mine = self.names == of_name
+            weights = self._weights(name, ~mine).astype(np.float32)
+            out[mine] += np.einsum("k,nkg->ng", weights, self.terms[mine])
+        return out
+
+    def _references(self) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        """No effect, and the mean of the other perturbations of the context."""
+        return np.zeros_like(self.own), (self._centroids() - self.train.controls[self.row]).astype(np.float32)
+
+    def _centroids(self) -> Values:
+        """Mean profile of the perturbations of each row's context but for its own."""
+        train = self.train
+        out = train.controls[self.row].copy()
+        for i, row in enumerate(self.row):
+            others = (train.contexts == train.contexts[row]) & (np.arange(len(train)) != row)
+            if others.any():
+                out[i] = train.means[others].mean(axis=0)
+        return out
+
+    def _scores(self, effects: NDArray[np.float32]) -> dict[str, float]:
+        train, rows = self.train, np.arange(len(self.row))[:: -(-len(self.row) // MOST_SHOWN)]
+        at = self.row[rows]
+        means = Means(
+            genes=train.genes,
+            perturbations=tuple(train.perturbations[i] for i in at),
+            perturbed=tuple(train.perturbed[i] for i in at),
+            contexts=train.contexts[at],
+            predicted=train.controls[at] + effects[rows],
+            real=train.means[at],
+            predicted_control=train.controls[at],
+            real_control=train.controls[at],
+            centroid=self._centroids()[rows],
+        )
+        found = {}
+        for shown, name in SHOWN.items():
+            metric = METRICS[name]
+            assert metric.compute is not None
+            values = metric.compute(means)
+            found[shown] = float(
+                np.mean(values if metric.undefined is None else np.nan_to_num(values, nan=metric.undefined))
+            )
+        return found
+
+
+def _shares(gram: Values, product: Values, start: Values, n: int) -> Values:
+    """Weights of least squares, none below 0 and together at most 1, drawn to where they start.
+
+    Parameters
+    ----------
+    gram, product
+        Of the terms with each other ``(k, k)``, and with what is to be predicted ``(k,)``.
+    start
+        Weights without evidence.
+    n
+        Perturbations that the products are sums over.
+    """
+    if n == 0 or not gram.any():
+        return start
+    pull = PULL / n
+    # A ridge too small to matter, since rules may say the same.
+    matrix = (1 + pull) * gram + 1e-9 * np.trace(gram) * np.eye(len(gram))
+    factor = np.linalg.cholesky(matrix)
+    target = np.linalg.solve(factor, product + pull * gram @ start)
+    found = nnls(factor.T, target)[0]
+    if found.sum() > 1:
+        heavy = 1e3 * np.sqrt(np.trace(matrix))
+        found = nnls(np.vstack([factor.T, np.full(len(gram), heavy)]), np.append(target, heavy))[0]
+    return np.asarray(found)

@@ -171,14 +171,33 @@ class TestScore:
 
     @pytest.mark.parametrize(
         ("gains", "is_better"),
-        [([0.3, 0.2, 0.25], True), ([0.9, -0.1, -0.1], False), ([-0.2, -0.2, -0.21], False), ([0.5], False)],
+        [
+            ([0.3, 0.2, 0.25], True),
+            ([0.9, -0.1, -0.1], False),
+            ([-0.2, -0.2, -0.21], False),
+            ([0.5], False),
+            # Two perturbations that both gain are no rare chance; eight are.
+            ([0.1, 0.2], False),
+            ([0.1, 0.2, 0.1, 0.2], True),
+            # Less than two standard errors are enough for many, and not for few.
+            ([0.4, 0.0, 0.4, 0.0], False),
+            ([0.4, 0.0, 0.4, 0.0] * 2, True),
+        ],
     )
-    def test_an_epoch_counts_if_its_gain_exceeds_its_standard_error(self, gains: list[float], is_better: bool) -> None:
+    def test_an_epoch_counts_if_its_gains_are_beyond_chance(self, gains: list[float], is_better: bool) -> None:
         start = 0.6
         parts = [{"score": torch.tensor(start - gain), "gain": torch.tensor(gain)} for gain in gains]
         choice = Perturbation(start).over_epoch(parts)["choice"]
         assert (choice < start) == is_better
         assert choice == (pytest.approx(start - np.mean(gains)) if is_better else start)
+
+    @pytest.mark.parametrize(
+        ("gains", "hopeless"),
+        [([-0.2, -0.2, -0.21], True), ([-0.2, 0.1, -0.1], False), ([0.2, 0.2, 0.21], False), ([-0.5], False)],
+    )
+    def test_an_epoch_is_hopeless_if_its_losses_are_beyond_chance(self, gains: list[float], hopeless: bool) -> None:
+        parts = [{"score": torch.tensor(0.6 - gain), "gain": torch.tensor(gain)} for gain in gains]
+        assert Perturbation(0.6).over_epoch(parts)["hopeless"] == hopeless
 
     def test_without_a_prior_the_score_chooses(self) -> None:
         parts = [{"score": torch.tensor(0.25)}, {"score": torch.tensor(0.5)}]

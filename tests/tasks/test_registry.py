@@ -94,7 +94,7 @@ def test_arguments_are_complete_and_plain() -> None:
         "context_key": None,
         "batch_key": None,
         "separator": None,
-        "prior": "mixed",
+        "prior": "chosen",
         "genes_per_step": 12,
     }
 

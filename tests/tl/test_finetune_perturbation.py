@@ -1,4 +1,5 @@
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -317,6 +318,7 @@ class TestSideEffects:
         assert "2 genes are new to the vocabulary" in caplog.text
         assert "Pearson delta on validation perturbations to beat" in caplog.text
         assert "Pearson delta on 2 validation perturbations" in caplog.text
+        assert re.search(r"expected to take about \d+ s an epoch, of which there are at most 2,", caplog.text)
 
 
 def test_without_validation_perturbations_all_epochs_are_trained(adata: AnnData) -> None:

@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 import torch
+from lightning.pytorch.trainer.states import TrainerFn
 from tests.bitwise import differences
 from tests.flagged import flag_network, flagged_cells, flagged_split
 
@@ -93,6 +94,21 @@ def test_resumed_run_remembers_that_it_had_stopped(waited: int, stops: bool) -> 
     resumed.load_state_dict(state)
     resumed.on_train_start(run, plan())
     assert run.should_stop is stops
+
+
+@pytest.mark.parametrize(("hopeless", "epochs"), [([1.0] * 5, 2), ([0.0] * 5, 3), ([1.0, 0.0, 0.0, 0.0], 2)])
+def test_epochs_that_are_clearly_worse_than_the_start_count_twice(hopeless: list[float], epochs: int) -> None:
+    stop, ran = StopEarly("validation_loss", patience=3, start=0.5), 0
+    stop._check_on_train_epoch_end = True
+    for epoch, of_epoch in enumerate(hopeless):
+        run = trainer(epoch, validation_loss=0.5, validation_hopeless=of_epoch)
+        run.state, run.sanity_checking, run.fast_dev_run = SimpleNamespace(fn=TrainerFn.FITTING), False, False
+        run.strategy = SimpleNamespace(reduce_boolean_decision=lambda stop, all: stop)
+        stop.on_train_epoch_end(run, plan())
+        ran += 1
+        if run.should_stop:
+            break
+    assert ran == epochs
 
 
 class TestWeightsOfTheStartMayBeTheBest:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
+from scipy import stats
 
 from scgalore.objectives.base import Loss
 from scgalore.objectives.losses import masked_mse
@@ -20,6 +21,13 @@ if TYPE_CHECKING:
 
     from scgalore.data.tokens import TokenBatch
     from scgalore.nn import CellNetwork
+
+
+ENOUGH = 8
+"""Validation perturbations with which one standard error decides."""
+
+ONE_ERROR, TWO_ERRORS = 0.159, 0.023
+"""Probabilities that a normal number exceeds its mean by one and by two standard deviations."""
 
 
 @dataclass(frozen=True)
@@ -35,8 +43,10 @@ class Perturbation:
     is how much better the score is than the prior's. ``expression_error`` is one minus the correlation of expression itself,
     0.99 for any model, which chooses nothing.
 
-    What chooses an epoch is ``choice``: its score if its mean gain exceeds one standard error over the validation
-    perturbations, else that of the prior. A handful of perturbations is soon predicted better by chance.
+    What chooses an epoch is ``choice``: its score if its gains pass a paired t-test over the validation perturbations, else that
+    of the prior. With :data:`ENOUGH` perturbations the mean gain has to exceed about one standard error, with fewer about two:
+    a handful of perturbations is soon predicted better by chance, and some epoch of ten all the sooner. ``hopeless`` is 1
+    where the gains are below zero by two standard errors.
 
     Attributes
     ----------
@@ -85,13 +95,22 @@ class Perturbation:
         gains = [float(part["gain"]) for part in parts if "gain" in part]
         if not gains or not math.isfinite(self.start_score) or not all(map(math.isfinite, gains)):
             return {"choice": score}
-        error = statistics.stdev(gains) / math.sqrt(len(gains)) if len(gains) > 1 else math.inf
-        return {"choice": score if statistics.fmean(gains) > error else self.start_score}
+        n, gain = len(gains), statistics.fmean(gains)
+        error = statistics.stdev(gains) / math.sqrt(n) if n > 1 else math.inf
+        clear, enough = (
+            _deviations(share, n) * error for share in (TWO_ERRORS, ONE_ERROR if n >= ENOUGH else TWO_ERRORS)
+        )
+        return {"choice": score if gain > enough else self.start_score, "hopeless": float(gain < -clear)}
 
     def self_sampled(self, network: CellNetwork, batch: TokenBatch, generator: Generator) -> tuple[Tensor, int]:
         """Squared error at values drawn around the predictions; its terms are the measured genes of all cells."""
         prediction, _, counted = _prediction(network, batch)
         return masked_mse(prediction, sample_values(prediction, generator), counted), int(counted.sum())
+
+
+def _deviations(share: float, n: int) -> float:
+    """Standard errors that the mean of ``n`` numbers exceeds by chance with this probability."""
+    return float(stats.t.ppf(1 - share, n - 1)) if n > 1 else 1.0
 
 
 def _prediction(network: CellNetwork, batch: TokenBatch) -> tuple[Tensor, Tensor, Tensor]:

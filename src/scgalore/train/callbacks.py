@@ -27,6 +27,10 @@ if TYPE_CHECKING:
 __all__ = ["BestWeights", "History", "ProgressBar", "SameBuffers", "StopEarly", "UpdateInBackward"]
 
 
+HOPELESS = "validation_hopeless"
+"""Metric of an objective that can tell that an epoch is worse than the start, and not by chance."""
+
+
 class History(Callback):
     """One row an epoch; unlike a logger's, its rows survive an interruption.
 
@@ -166,13 +170,15 @@ class StopEarly(EarlyStopping):
         super().load_state_dict({**state_dict, "patience": self.patience})
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Check the metric, and say so if it ends training."""
+        """Check the metric, and say so if it ends training; an epoch that is clearly worse counts twice."""
         if trainer.current_epoch < self.first_epoch:
             return
+        if self.wait_count < self.patience and float(trainer.callback_metrics.get(HOPELESS, 0.0)):
+            self.wait_count += 1
         super().on_train_epoch_end(trainer, pl_module)
         if self.wait_count >= self.patience and trainer.is_global_zero:
             logg.info(
-                f"    stopped after epoch {trainer.current_epoch}: {self.patience} without a better {self.monitor}"
+                f"    stopped after epoch {trainer.current_epoch}: no better {self.monitor} for as long as patience={self.patience} allows"
             )
 
 

@@ -8,10 +8,13 @@ from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import torch
 
 from scgalore import _logging as logg
 from scgalore.data.match import tokens_of_each
+from scgalore.data.sampler import BatchRequest
 from scgalore.data.split import Split
+from scgalore.nn.device import pick_device
 from scgalore.objectives import Perturbation as PerturbationObjective
 from scgalore.perturb.baselines.choice import CHOSEN, Choice, choose_prior
 from scgalore.perturb.baselines.effects import BASELINES, fit_rule, prior_of
@@ -31,6 +34,8 @@ from scgalore.tasks.perturbation.networks import (
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
+    from scgalore.data.perturbations import PerturbationCells
+    from scgalore.nn import CellNetwork
     from scgalore.perturb.baselines.effects import Effects
     from scgalore.perturb.labels.profiles import Profiles
     from scgalore.perturb.labels.screen import Screen
@@ -41,6 +46,9 @@ if TYPE_CHECKING:
 __all__ = ["NO_PRIOR", "Fitting", "prepare_screen", "remember_screen"]
 
 NO_PRIOR = "none"
+
+PROBED = 4
+"""Cells of the step from which the time of an epoch is estimated."""
 
 
 @dataclass(frozen=True)
@@ -174,8 +182,12 @@ def prepare_screen(
         "own_gene": None if fitted is None else asdict(fitted.pooled.own),
     }
     fitting = Fitting(screen, rows, genes, fitted, choice, params, scores, start, started, ControlMeans.of(known))
-    objective = _objective(start, monitor)
-    return Prepared(task, cells, _split(screen), objective, config, network=network, vocab=vocab, state=fitting)
+    objective, split = _objective(start, monitor), _split(screen)
+    seconds = _expected_seconds(network, cells, split, pick_device(config.accelerator))
+    logg.info(
+        f"    expected to take about {seconds:,.0f} s an epoch, of which there are at most {config.max_epochs}{_end(config)}"
+    )
+    return Prepared(task, cells, split, objective, config, network=network, vocab=vocab, state=fitting)
 
 
 def remember_screen(prepared: Prepared, result: TrainResult) -> PerturbationMemory:
@@ -198,6 +210,33 @@ def remember_screen(prepared: Prepared, result: TrainResult) -> PerturbationMemo
         stats=_stats(fitting, prepared.config, result),
         controls=fitting.controls,
     )
+
+
+def _expected_seconds(network: CellNetwork, cells: PerturbationCells, split: Split, device: torch.device) -> float:
+    """How long an epoch will take, from one step of a few cells."""
+    train, validation = (rows[cells.rows[rows] >= 0] for rows in (split.train, split.validation))
+    few = train[np.linspace(0, len(train) - 1, min(PROBED, len(train))).astype(int)]
+    batch = cells.batch(BatchRequest(few)).to(device)
+    network.eval().to(device)
+    try:
+        for _ in range(2):  # the first of them finds out how to compute
+            started = time.perf_counter()
+            encoded = network.encode(
+                batch.genes, batch.values, batch.padding_if_any, cell_only=False, **batch.conditions
+            )
+            network.expression(encoded, batch.values)[0].square().mean().backward()
+            network.zero_grad(set_to_none=True)
+            if device.type == "cuda":
+                torch.cuda.synchronize(device)
+            seconds = time.perf_counter() - started
+    finally:
+        network.cpu()
+    n_validated = len(np.unique(cells.rows[validation])) * cells.n_controls
+    return seconds / len(few) * (len(train) + n_validated / 3)  # a step without gradients takes a third
+
+
+def _end(config: TrainConfig) -> str:
+    return "" if config.patience is None else f", and {config.patience} where none beats the prior"
 
 
 def _objective(start: float, monitor: str | None) -> PerturbationObjective:
@@ -258,7 +297,8 @@ def _stats(fitting: Fitting, config: TrainConfig, result: TrainResult) -> dict[s
     reached = None
     if len(rows.validation):
         reached = 1 - (fitting.start if best < 0 else float(result.history["validation_delta_error"].loc[best]))
-    patience = f"no better epoch in {config.patience}"
+    hopeless = epochs < (config.patience or 0)
+    patience = "clearly worse than the prior" if hopeless else f"no better epoch in {config.patience}"
     return {
         "wall_clock_seconds": round(time.perf_counter() - fitting.started, 1),
         "stopped_because": "max_epochs reached" if epochs == config.max_epochs else patience,

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from scgalore.perturb.baselines.choice import choose_prior
     from scgalore.perturb.baselines.effects import BASELINES, PRIORS, fit_rule
+    from scgalore.perturb.baselines.of_profiles import fit_effects
     from scgalore.perturb.labels.conditions import Conditions
     from scgalore.perturb.labels.parsing import parse_condition
     from scgalore.perturb.labels.profiles import Profiles
@@ -25,6 +26,7 @@ __all__ = [
     "Profiles",
     "Screen",
     "choose_prior",
+    "fit_effects",
     "fit_rule",
     "model_card",
     "parse_condition",
@@ -45,6 +47,7 @@ _HOMES = {
     "labels.parsing": ("parse_condition",),
     "baselines.effects": ("BASELINES", "PRIORS", "fit_rule"),
     "baselines.choice": ("choose_prior",),
+    "baselines.of_profiles": ("fit_effects",),
     "splits.gears": ("split_by_genes", "split_by_hits", "split_by_labels", "split_singles_by_genes"),
     "labels.profiles": ("Profiles",),
     "labels.screen": ("Screen",),

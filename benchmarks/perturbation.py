@@ -40,8 +40,8 @@ METRICS = {
     "de_nsig_counts_real": "real",
 }
 METRICS_OF_MEANS = [name for name in METRICS if name not in ("pr_auc", "roc_auc") and not name.startswith("de_")]
-MODEL, CEILING = "model", "ceiling"
-ROWS = {MODEL: "**model**", "mixed": "prior alone (mixed)", CEILING: "ceiling of the data"}
+MODEL, PRIOR, CEILING = "model", "prior", "ceiling"
+ROWS = {MODEL: "**model**", PRIOR: "prior alone", CEILING: "ceiling of the data"}
 
 
 @dataclass(frozen=True)
@@ -66,7 +66,7 @@ class Variant:
         Whether no score stops training early.
     """
 
-    prior: str = "mixed"
+    prior: str = "chosen"
     monitor: str | None = None
     flag_unmeasured: bool = True
     dropout: float = 0.0
@@ -135,7 +135,6 @@ def run(job: Task) -> dict[str, Any]:
     import torch
 
     import scgalore as sg
-    from scgalore.perturb.baselines.effects import BASELINES
     from scgalore.perturb.labels.screen import Screen
     from scgalore.tasks import TASKS
     from scgalore.tasks.perturbation.fitting import prepare_screen
@@ -163,9 +162,7 @@ def run(job: Task) -> dict[str, Any]:
     )
     model.fit(prepared)
     sg.tl.predict_perturbation(adata, model=model, split_key="split", rng=seed)
-    sg.tl.evaluate_perturbation(
-        adata, baselines=(*BASELINES, "mixed"), metrics=list(METRICS) if de else METRICS_OF_MEANS, n_bootstrap=200
-    )
+    sg.tl.evaluate_perturbation(adata, metrics=list(METRICS) if de else METRICS_OF_MEANS, n_bootstrap=200)
     found = adata.uns["evaluate_perturbation"]
     stats = model.memory.stats
     return {
@@ -256,7 +253,7 @@ def against_best(runs: Sequence[dict[str, Any]], metric: str) -> dict[str, Any]:
     if metric.startswith("pearson"):
         scores = scores.assign(value=scores["value"].fillna(0))
     table = scores.pivot_table(index="perturbation", columns="method", values="value", aggfunc="mean", dropna=False)
-    rules = [method for method in table.columns if method not in (MODEL, CEILING, "mixed")]
+    rules = [method for method in table.columns if method not in (MODEL, CEILING, PRIOR)]
     means = table.mean()
     lower = metric in ("mse", "wmse")
     best = (means[rules].idxmin if lower else means[rules].idxmax)()

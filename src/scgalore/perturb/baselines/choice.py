@@ -10,6 +10,7 @@ another only where that is better by two standard errors, as a dozen of perturba
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -265,17 +266,17 @@ class _Judge:
 
     def _references(self) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
         """No effect, and the mean of the other perturbations of the context."""
-        return np.zeros_like(self.own), (self._centroids() - self.train.controls[self.row]).astype(np.float32)
+        return np.zeros_like(self.own), (self._centroids - self.train.controls[self.row]).astype(np.float32)
 
+    @cached_property
     def _centroids(self) -> Values:
-        """Mean profile of the perturbations of each row's context but for its own."""
+        """Mean profile of the perturbations of each row's context but for its own; the control mean where there is no other."""
         train = self.train
-        out = train.controls[self.row].copy()
-        for i, row in enumerate(self.row):
-            others = (train.contexts == train.contexts[row]) & (np.arange(len(train)) != row)
-            if others.any():
-                out[i] = train.means[others].mean(axis=0)
-        return out
+        n = np.bincount(train.contexts, minlength=len(train.context_names))[train.contexts[self.row]][:, None]
+        sums = np.zeros_like(train.control_means)
+        np.add.at(sums, train.contexts, train.means)
+        others = (sums[train.contexts[self.row]] - train.means[self.row]) / np.maximum(n - 1, 1)
+        return np.where(n > 1, others, train.controls[self.row])
 
     def _scores(self, effects: NDArray[np.float32]) -> dict[str, float]:
         train, rows = self.train, np.arange(len(self.row))[:: -(-len(self.row) // MOST_SHOWN)]
@@ -289,7 +290,7 @@ class _Judge:
             real=train.means[at],
             predicted_control=train.controls[at],
             real_control=train.controls[at],
-            centroid=self._centroids()[rows],
+            centroid=self._centroids[rows],
         )
         found = {}
         for shown, name in SHOWN.items():

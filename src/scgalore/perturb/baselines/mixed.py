@@ -75,15 +75,18 @@ class _Design:
         """Twice the negative restricted log-likelihood for ``n`` measured genes with ``products`` summed over them."""
         covariance = self.covariance(variances)
         covariance[np.diag_indices_from(covariance)] += 1e-12 * np.trace(covariance)
-        try:
-            factor = linalg.cho_factor(covariance, lower=True)
-        except linalg.LinAlgError:
+        factor, failed = linalg.lapack.dpotrf(covariance, lower=1)
+        if failed:
             return np.inf
-        weighted = linalg.cho_solve(factor, self.n_genes)
+        # An inverse takes a third of the time of solving for all of the products.
+        lower = np.tril(linalg.lapack.dpotri(factor, lower=1)[0])
+        inverse = lower + lower.T
+        inverse[np.diag_indices_from(inverse)] /= 2
+        weighted = inverse @ self.n_genes
         information = float(self.n_genes @ weighted)
         explained = float(weighted @ products @ weighted) / information
-        quadratic = float(np.trace(linalg.cho_solve(factor, products))) - explained
-        return n * (2 * float(np.log(np.diag(factor[0])).sum()) + np.log(information)) + quadratic
+        quadratic = float(np.vdot(inverse, products)) - explained
+        return n * (2 * float(np.log(np.diag(factor)).sum()) + np.log(information)) + quadratic
 
     def projection(self, variances: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         """Inverse covariance with the mean taken out ``(n, n)``, and the weights that estimate the mean ``(n,)``."""

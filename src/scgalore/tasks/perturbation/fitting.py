@@ -170,7 +170,7 @@ def prepare_screen(
         if network.starts_at_zero:
             # Metrics are logged in single precision, in which the prior must not look better than itself.
             start = float(np.float32(1 - of_prior))
-    _report(rows, added, scores)
+    _report(rows, added, scores, choice)
     known = screen.profiles("train", "validation")
     fitted = None if recipe is None else recipe.fit(known, embeddings=vectors)
     params = {
@@ -273,10 +273,14 @@ def _mean_pearson(effects: NDArray[np.float64], rows: Profiles, columns: NDArray
     return float(np.divide(product, length, out=np.zeros_like(product), where=length > 1e-12).mean())
 
 
-def _report(rows: RowsOfCells, added: list[str], scores: dict[str, float]) -> None:
+def _report(rows: RowsOfCells, added: list[str], scores: dict[str, float], choice: Choice | None) -> None:
     logg.info(f"    {len(rows.train)} perturbations to train on, {len(rows.validation)} to validate on")
     if added:
         logg.info(f"    {len(added):,} genes are new to the vocabulary and start from random embeddings")
+    if choice is not None and choice.table["chosen"].any():
+        of_question = choice.table[choice.table["chosen"]].set_index("question")["weights"]
+        told = [f"{weights or 'own gene'} where a gene is {question}" for question, weights in of_question.items()]
+        logg.info(f"    the prior, chosen by training perturbations that were left out: {'; '.join(told)}")
     if scores:
         best = max(scores, key=lambda name: scores[name])
         logg.info(f"    Pearson delta on validation perturbations to beat: {scores[best]:.3f} ({best})")

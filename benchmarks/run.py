@@ -26,6 +26,7 @@ SCRIPTS = {
     "perturbation_scores": "how long scoring predicted perturbations takes",
     "perturbation_priors": "rules that a perturbation model may start from, on other data",
     "perturbation_floor": "models and priors against the best baseline, on all screens that are here",
+    "perturbation_choice": "other ways to choose the prior of a perturbation model",
     "perturbation_ablation": "one decision of a perturbation model turned back at a time",
     "regression": "a number for each cell, next to ridge regression",
     "unknown_types": "cells of a type that training had none of: are they found?",

@@ -207,7 +207,7 @@ def _effects(content: dict[str, Any], arrays: dict[str, np.ndarray], genes: tupl
 
 
 def _fitted(part: dict[str, Any], arrays: dict[str, np.ndarray], n: int) -> Fitted:
-    # Until version 0.5.0 a prior was one rule, and its description stood where the list of rules is now.
+    # Up to version 0.7.0 a prior was one rule, and its description stood where the list of rules is now.
     written = part.get("rules", [part])
     rules = []
     for rule in written:

@@ -120,6 +120,8 @@ def predict_wanted(
     content = _content(wanted.adata, model, screen, wanted.controls, rows, effects, read)
     prior = prior_effects(model, screen, pairs, wanted.controls)
     if prior is not None:
+        control = wanted.controls.control_means[rows["context_code"]]
+        prior = np.maximum(control + prior, 0) - control  # as in a prediction
         content["prior"] = pd.DataFrame(
             prior.T.astype(np.float32), content["effects"].index, content["effects"].columns
         )

@@ -321,11 +321,10 @@ class TestSideEffects:
         assert re.search(r"expected to take about \d+ s an epoch, of which there are at most 2,", caplog.text)
 
 
-def test_without_validation_perturbations_all_epochs_are_trained(adata: AnnData) -> None:
+def test_without_a_prior_and_validation_perturbations_all_epochs_are_trained(adata: AnnData) -> None:
     adata.obs["everything"] = "train"
-    sg.tl.finetune(
-        adata, untrained(), task="perturbation", split_key="everything", **{**TRAINING, "max_epochs": 3, "patience": 1}
-    )
+    run: dict[str, Any] = {"task": "perturbation", "split_key": "everything", "prior": "none"}
+    sg.tl.finetune(adata, untrained(), **run, **{**TRAINING, "max_epochs": 3, "patience": 1})
     stats = adata.uns["finetune"]["stats"]
     assert (stats["epochs"], stats["stopped_because"]) == (3, "max_epochs reached")
     assert stats["validation_pearson_delta"] == {}

@@ -75,7 +75,7 @@ def adata() -> AnnData:
 @pytest.fixture(scope="module")
 def learnt(adata: AnnData) -> SCGPT:
     """Trained without validation, so that its network says something; tests must leave it alone."""
-    model = trained(without_validation(adata))
+    model = trained(without_validation(adata), fit={"hold_out": False})
     assert not model.network.starts_at_zero
     return model
 
@@ -83,7 +83,7 @@ def learnt(adata: AnnData) -> SCGPT:
 @pytest.fixture
 def silent(adata: AnnData) -> SCGPT:
     """Trained, with a decoder that was put back to zero."""
-    model = trained(without_validation(adata), fit={"prior": "mixed"})
+    model = trained(without_validation(adata), fit={"prior": "mixed", "hold_out": False})
     model.network.start_at_zero()
     return model
 
@@ -146,7 +146,7 @@ class TestNames:
     @pytest.mark.parametrize("silence", [True, False])
     def test_predictions_do_not_depend_on_them(self, human: AnnData, silence: bool) -> None:
         model = tiny_model(human.var_names)
-        fit_screen(model, screen_of(human), TrainConfig(**TRAINING))
+        fit_screen(model, screen_of(human), TrainConfig(**TRAINING), hold_out=False)
         if silence:
             model.network.start_at_zero()
         by_id = self.renamed(human, tuple(other_names(symbol).steps[0][0] for symbol in SYMBOLS))
@@ -159,7 +159,7 @@ class TestNames:
     def test_measured_gene_may_be_perturbed_under_another_name(self, human: AnnData) -> None:
         human.obs["perturbation"] = human.obs["perturbation"].str.replace("KMT2A", "MLL")
         model = tiny_model(human.var_names)
-        fit_screen(model, screen_of(human), TrainConfig(**TRAINING))
+        fit_screen(model, screen_of(human), TrainConfig(**TRAINING), hold_out=False)
         assert model.memory is not None
         assert model.memory.params["added_genes"] == ["X1", "X2"]
         one, other = (predict(model, human, (name,)) for name in ("MLL", "KMT2A"))
@@ -291,6 +291,19 @@ class TestFit:
         assert model.network.starts_at_zero
         scores = stats["validation_pearson_delta"]
         assert scores["model"] == pytest.approx(scores["prior (chosen)"])
+
+    def test_without_validation_some_training_perturbations_choose_the_epoch(self, adata: AnnData) -> None:
+        everything = without_validation(adata)
+        model = trained(everything, lr=1.0, warmup=0.0, optimizer="adamw")
+        assert model.memory is not None
+        stats = model.memory.stats
+        assert (stats["training_perturbations"], stats["validation_perturbations"]) == (6, 2)
+        assert stats["best_epoch"] == -1
+        # The prior and what is written know nothing of it.
+        assert model.memory.prior is not None
+        known = {*PARTS["train"], *PARTS["validation"]}
+        assert set(model.memory.perturbations["train"]) == model.memory.prior.pooled.measured == known
+        assert model.memory.perturbations["validation"] == []
 
     def test_score_of_the_model_is_that_of_its_predictions(self, adata: AnnData) -> None:
         """The best epoch's score is Pearson's correlation on the validation perturbations, measured anew."""

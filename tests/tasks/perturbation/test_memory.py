@@ -28,7 +28,7 @@ def adata() -> AnnData:
 
 @pytest.fixture(scope="module")
 def model(adata: AnnData) -> SCGPT:
-    return trained(adata, read=CONTEXTS)
+    return trained(adata, read=CONTEXTS, fit={"hold_out": False})
 
 
 @pytest.fixture

@@ -47,6 +47,9 @@ __all__ = ["NO_PRIOR", "Fitting", "prepare_screen", "remember_screen"]
 
 NO_PRIOR = "none"
 
+FEWEST_TO_SHARE = 4
+"""Training perturbations of which some can be spared."""
+
 PROBED = 4
 """Cells of the step from which the time of an epoch is estimated."""
 
@@ -102,6 +105,7 @@ def prepare_screen(
     ranks: NDArray[np.floating] | None = None,
     monitor: str | None = None,
     held_out: bool = True,
+    hold_out: bool = True,
     flag_unmeasured: bool = True,
 ) -> Prepared:
     """Make a network that reads perturbation flags, its training cells, and the prior that it corrects.
@@ -127,11 +131,15 @@ def prepare_screen(
         What chooses the epoch; the effects on validation perturbations when left out.
     held_out
         Whether the network also sees what the prior predicts for perturbations it was not fitted to.
+    hold_out
+        Whether some training perturbations choose the epoch where there are no validation perturbations. The prior is fitted to
+        them all the same.
     flag_unmeasured
-        Whether perturbed genes that are not measured are tokens. This and the two before are for ablations.
+        Whether perturbed genes that are not measured are tokens. This and the three before are for ablations.
     """
     started = time.perf_counter()
-    rows = RowsOfCells.of(screen)
+    seen = _with_validation(screen) if hold_out and prior != NO_PRIOR else screen
+    rows = RowsOfCells.of(seen)
     perturbed = sorted({gene for genes in screen.conditions.genes for gene in genes})
     species = screen.reading.species
     check_genes(screen.conditions, lambda gene: tokens_of_each([gene], model.vocab, species=species)[0] >= 0)
@@ -140,7 +148,7 @@ def prepare_screen(
     network = model.network.perturbation_variant(len(vocab), len(model.vocab), seed=config.seed)
     named = [*screen.genes, *perturbed]
     vectors = gene_vectors(network, vocab, named, species=species) if prior in ("linear", CHOSEN) else None
-    choice = choose_prior(rows.train, embeddings=vectors) if prior == CHOSEN else None
+    choice = choose_prior(screen.profiles("train"), embeddings=vectors) if prior == CHOSEN else None
     recipe = None if prior == NO_PRIOR else prior_of(prior) if choice is None else choice.recipe
     expected = None if recipe is None else rows.prior(recipe, vectors)
     before = memory_of(model)
@@ -182,12 +190,30 @@ def prepare_screen(
         "own_gene": None if fitted is None else asdict(fitted.pooled.own),
     }
     fitting = Fitting(screen, rows, genes, fitted, choice, params, scores, start, started, ControlMeans.of(known))
-    objective, split = _objective(start, monitor), _split(screen)
+    objective, split = _objective(start, monitor), _split(seen)
     seconds = _expected_seconds(network, cells, split, pick_device(config.accelerator))
     logg.info(
         f"    expected to take about {seconds:,.0f} s an epoch, of which there are at most {config.max_epochs}{_end(config)}"
     )
     return Prepared(task, cells, split, objective, config, network=network, vocab=vocab, state=fitting)
+
+
+def _with_validation(screen: Screen) -> Screen:
+    """The screen with a quarter of its training perturbations in the validation part, if nothing is there.
+
+    Otherwise nothing would tell whether the network does better than its prior, and its last epoch would be used.
+    """
+    assert screen.parts is not None
+    codes, parts = screen.conditions.codes, screen.parts
+    names = np.unique(codes[(parts == "train") & (codes > 0)])
+    if ((parts == "validation") & (codes > 0)).any() or len(names) < FEWEST_TO_SHARE:
+        return screen
+    chosen = np.random.default_rng(0).permutation(names)[: max(2, len(names) // 4)]
+    logg.info(
+        f"    no perturbation is there to validate on: {len(chosen)} of {len(names)} to train on choose the epoch; the prior is fitted to all"
+    )
+    moved = np.where((parts == "train") & np.isin(codes, chosen), "validation", parts)
+    return replace(screen, parts=moved)
 
 
 def remember_screen(prepared: Prepared, result: TrainResult) -> PerturbationMemory:

@@ -6,9 +6,9 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from scgalore.perturb.baselines.choice import choose_prior
+    from scgalore.perturb.baselines.choice import Choice, choose_prior
     from scgalore.perturb.baselines.effects import BASELINES, PRIORS, fit_rule
-    from scgalore.perturb.baselines.of_profiles import fit_effects
+    from scgalore.perturb.baselines.of_profiles import ProfileModel, fit_effects
     from scgalore.perturb.labels.conditions import Conditions
     from scgalore.perturb.labels.parsing import parse_condition
     from scgalore.perturb.labels.profiles import Profiles
@@ -22,7 +22,9 @@ if TYPE_CHECKING:
 __all__ = [
     "BASELINES",
     "PRIORS",
+    "Choice",
     "Conditions",
+    "ProfileModel",
     "Profiles",
     "Screen",
     "choose_prior",
@@ -46,8 +48,8 @@ _HOMES = {
     "labels.conditions": ("Conditions",),
     "labels.parsing": ("parse_condition",),
     "baselines.effects": ("BASELINES", "PRIORS", "fit_rule"),
-    "baselines.choice": ("choose_prior",),
-    "baselines.of_profiles": ("fit_effects",),
+    "baselines.choice": ("Choice", "choose_prior"),
+    "baselines.of_profiles": ("ProfileModel", "fit_effects"),
     "splits.gears": ("split_by_genes", "split_by_hits", "split_by_labels", "split_singles_by_genes"),
     "labels.profiles": ("Profiles",),
     "labels.screen": ("Screen",),

@@ -13,7 +13,7 @@ import torch
 from anndata import AnnData
 from mudata import MuData
 from tests.original_plugin import Original
-from tests.trained_screens import GENES, PARTS, TRAINING, counts, log_normalised, untrained
+from tests.trained_screens import GENES, PARTS, TRAINING, counts, log_normalised, trained, untrained
 
 import scgalore as sg
 from scgalore.errors import DataError, MissingKeyError, OptionError
@@ -28,7 +28,7 @@ def trained_once() -> tuple[AnnData, CellModel]:
     """A screen of one context, and a model without validation, so that its network says something."""
     adata = log_normalised(counts())
     adata.obs["split"] = np.where(adata.obs["split"] == "test", "test", "train")
-    model = sg.tl.finetune(adata, untrained(), task="perturbation", split_key="split", **TRAINING, patience=None)
+    model = trained(adata, fit={"hold_out": False}, patience=None)
     assert not model.network.starts_at_zero
     return adata, model
 
@@ -237,7 +237,7 @@ class TestModel:
             sg.tl.predict_perturbation(read)
 
     def test_that_was_never_recorded_is_missed(self, adata: AnnData) -> None:
-        del adata.uns["finetune"]
+        adata.uns.pop("finetune", None)
         with pytest.raises(MissingKeyError, match=r"No model is given, and adata\.uns records none"):
             sg.tl.predict_perturbation(adata)
 

@@ -604,7 +604,9 @@ def option_of_another_task(world: World) -> None:
     world.finetune(model="never looked at", context_key="phase")
 
 
-@wrong(OptionError, "prior='mean': choose one of 'chosen', 'mixed', 'additive', 'matching mean', 'ridge', 'linear', 'none'")
+@wrong(
+    OptionError, "prior='mean': choose one of 'chosen', 'mixed', 'additive', 'matching mean', 'ridge', 'linear', 'none'"
+)
 def prior_unknown(world: World) -> None:
     world.finetune_screen(model="never looked at", prior="mean")
 

@@ -146,7 +146,7 @@ class TestRefusals:
 
     def test_name_of_a_rule_says_what_fits_it(self) -> None:
         with pytest.raises(DataError, match=r"AnnData of profiles, not a str.*sg\.perturb\.fit_rule"):
-            sg.perturb.fit_effects("additive", **LFC)  # type: ignore[arg-type]
+            sg.perturb.fit_effects("additive", **LFC)
 
     def test_no_perturbation_to_predict(self) -> None:
         with pytest.raises(OptionError, match="perturbations is empty"):

@@ -51,7 +51,7 @@ def same_effects(one: Fitted, other: Fitted) -> bool:
     ]
     assert plain[0] == plain[1]
     assert rules[0] == rules[1]
-    return all(np.array_equal(x, y) and x.dtype == y.dtype for x, y in zip(*arrays, strict=True))  # type: ignore[union-attr]
+    return all(np.array_equal(x, y) and x.dtype == y.dtype for x, y in zip(*arrays, strict=True))
 
 
 class TestRoundTrip:

@@ -28,6 +28,7 @@ SCRIPTS = {
     "perturbation_floor": "models and priors against the best baseline, on all screens that are here",
     "perturbation_choice": "other ways to choose the prior of a perturbation model",
     "perturbation_ablation": "one decision of a perturbation model turned back at a time",
+    "classes_floor": "cell types: the model and its linear model against the best simple baseline",
     "regression": "a number for each cell, next to ridge regression",
     "unknown_types": "cells of a type that training had none of: are they found?",
     "memory_estimate": "what sg.estimate_memory says beside what is measured",

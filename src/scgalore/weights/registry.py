@@ -61,6 +61,9 @@ class WeightsEntry:
         Whether the files are shipped inside the package.
     args
         Stands in for an ``args.json`` that the source lacks.
+    zero_shot
+        One sentence on what embeddings without fine-tuning are worth, which :func:`scgalore.tl.embed` reports; empty where
+        nothing was measured.
     """
 
     name: str
@@ -72,6 +75,7 @@ class WeightsEntry:
     revision: str | None = None
     bundled: bool = False
     args: Mapping[str, Any] | None = None
+    zero_shot: str = ""
 
     @property
     def refusal(self) -> str | None:

@@ -155,6 +155,8 @@ N_COEXPRESSION, N_KNOWLEDGE = 64, 56
 LOG_WEIGHT, VALUE = slice(120, 122), slice(122, 128)
 SIZES = {"d_model": 128, "n_heads": 4, "d_hid": 128, "n_layers": 2, "dropout": 0.1}
 BIOTYPES = ("protein_coding", "IG_C_gene", "TR_C_gene")
+GAIN = 12.0
+"""Of the cell in the state of its tokens, next to what is the same for all cells; what is added to the state must survive dropout."""
 COMMON = 0.02
 """Share of the cells of two data sets that must express a gene that codes for nothing."""
 SHARPNESS = 2.0
@@ -346,7 +348,9 @@ def put_in_place(
     rows[:, VALUE] = 0
     rows[:n_genes, : directions.shape[1]] = directions * size[:, None]
     rows[:n_genes, LOG_WEIGHT] = np.outer(0.5 * log_weight, (1, -1))
-    rows[n_genes:, LOG_WEIGHT] = (-5, 5)  # special tokens weigh nothing
+    # Special tokens weigh nothing, and have no direction: <cls> is then free for that of the cell.
+    rows[n_genes:] = 0
+    rows[n_genes:, LOG_WEIGHT] = np.sqrt(d / 2) * np.array((-1, 1))
     network.encoder.embedding.weight.copy_(torch.from_numpy(rows * SCALE))
 
     # The value encoder interpolates linearly between whole numbers, on a sphere, so that its norm changes nothing.
@@ -381,19 +385,14 @@ def put_in_place(
         k[head, VALUE.start] = per_value
     directed = torch.zeros(d)
     directed[: directions.shape[1]] = 1
-    attention.out_proj.weight.copy_(torch.diag(directed))
+    attention.out_proj.weight.copy_(GAIN * torch.diag(directed))
     for block in network.blocks:
         block.linear2.weight.zero_()
         block.linear2.bias.zero_()
     second_block.self_attn.out_proj.weight.zero_()
-    # The same for every cell: without it, what is predicted from the embedding of a mean cell would be zero.
-    second_block.linear2.bias[directions.shape[1] :] = torch.tensor([2.0, -2.0] * ((d - directions.shape[1]) // 2))
-
     centre = np.mean([mean_cell(cells, directions * size[:, None], np.exp(log_weight)) for cells in data], axis=0)
-    network.eval()
-    cls = network.encoder(torch.tensor(vocab.cls_id)) + network.value_encoder(torch.tensor(-2.0))
-    attention.out_proj.bias.copy_(-cls)
-    attention.out_proj.bias[: len(centre)] -= torch.from_numpy(centre).float()
+    attention.out_proj.bias.zero_()
+    attention.out_proj.bias[: len(centre)] = torch.from_numpy(-GAIN * centre).float()
 
 
 def mean_cell(cells: sp.csr_matrix, vectors: NDArray, weight: NDArray) -> NDArray[np.float64]:
@@ -448,7 +447,8 @@ def train(model: sg.model.SCGPT, cells: ad.AnnData, epochs: int) -> DataFrame:
     model.fit(replace(task.prepare(task.read(cells, call), model, call), objective=OBJECTIVE))
     model.network.config = model.network.config.replace(max_length=MAX_LENGTH)
     model.network.requires_grad_()
-    return model.history
+    history, model.result = model.history, None  # wall times do not belong into weights that are the same every time
+    return history
 
 
 def card(model: sg.model.SCGPT, history: DataFrame, n_cells: int) -> str:

@@ -38,7 +38,7 @@ class SCGPT(CellModel):
     >>> adata = sc.datasets.pbmc68k_reduced().raw.to_adata()
     >>> model = sg.model.SCGPT.from_pretrained("scgpt-mini")
     >>> model.get_latent_representation(adata).shape[1]
-    64
+    128
     """
 
     def __init__(self, network: CellNetwork, vocab: GeneVocab, *, family: Family | None = None, **known: Any) -> None:

@@ -13,8 +13,11 @@ from scgalore.data.resolve import copied, refuse_elsewhere, writable_adata
 from scgalore.data.results import Results, refuse_overwrite
 from scgalore.model.inference import RunOptions
 from scgalore.tl._shared import as_model, provenance
+from scgalore.weights import get_entry, list_weights
 
 if TYPE_CHECKING:
+    from anndata import AnnData
+
     from scgalore._typing import Data, PathLike, Rng
     from scgalore.model import CellModel
 
@@ -105,6 +108,7 @@ def embed(
     adata = writable_adata(data, mod=mod)
     refuse_elsewhere(data, mod=mod, obs={}, gene_symbols=gene_symbols)
     fitted = as_model(model)
+    _report_quality(fitted, adata)
     keys = fitted.keys("embed", key_added)
     with logg.step(f"embedding {adata.n_obs:,} cells with {fitted.provenance['name']}") as step:
         cells = fitted.cells(adata, **reading.of_tokens(), max_length=max_length, rng=seed)
@@ -120,3 +124,11 @@ def embed(
             uns={keys.uns: ({"params": params, **provenance(fitted, cells)}, "parameters and provenance")},
         ).write(data, adata, mod=mod, step=step)
     return data if copy else None
+
+
+def _report_quality(fitted: CellModel, adata: AnnData) -> None:
+    """Report, once per object, what is known of embeddings by released weights without fine-tuning."""
+    name = fitted.provenance["name"]
+    known = get_entry(name).zero_shot if name in list_weights() else ""
+    if known and logg.is_news(adata, known):
+        logg.info(f"{name}: {known}")

@@ -12,6 +12,7 @@ FOLDER of ``--data`` holds the files that ``scripts/pretrain_scgpt_mini.py`` lis
 from __future__ import annotations
 
 import importlib.util
+import sys
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -144,6 +145,7 @@ def script() -> ModuleType:
     """Load the script that makes the weights."""
     spec = importlib.util.spec_from_file_location("pretrain_scgpt_mini", SCRIPT)
     module = importlib.util.module_from_spec(spec)  # type: ignore[arg-type]
+    sys.modules[spec.name] = module  # type: ignore[union-attr]  # where its dataclasses look for their types
     spec.loader.exec_module(module)  # type: ignore[union-attr]
     return module
 

@@ -172,8 +172,8 @@ CARD = """# scgpt-mini
 A small scGPT for demos, documentation, tests and first looks: the architecture of the published model with a quarter of its
 width, a sixth of its layers and a few thousand cells. **It is not a foundation model**: use `model="scgpt"` for work that matters.
 
-Zero-shot, its embedding of blood cells from studies it has not seen is as good as PCA of these cells or better; cells
-of a kind that it has never seen are embedded worse than by PCA. The table is below.
+Zero-shot, its embedding of blood cells from studies it has not seen is as good as PCA of these cells; cells of a tissue that
+it has never seen (mouse brain) are embedded worse than by PCA. The table is below.
 
 | | |
 |---|---|
@@ -188,6 +188,24 @@ of a kind that it has never seen are embedded worse than by PCA. The table is be
 | kept | float16 |
 | software | scgalore {version}, torch {torch} |
 | licence | BSD-3-Clause, as the package |
+
+## Zero-shot
+
+Accuracy of 15 nearest neighbours (five folds, five seeds) and silhouette of the labels, each data set left out when the weights
+were made again for it. PCA: 50 components of these very cells, of unit norm, which is its better form on average. Earlier:
+`scgpt-mini` of scgalore 0.7, which was trained on the four sets from PBMC in three assays to 10k PBMC, without their labels.
+
+| cells | scgpt-mini | PCA | earlier |
+|---|---|---|---|
+| pbmc68k, 10 types (700) | 0.818 / 0.23 | 0.801 / 0.11 | 0.699 / 0.07 |
+| PBMC in three assays, 9 types (1,197) | 0.922 / 0.30 | 0.924 / 0.15 | 0.819 / 0.17 |
+| Kang, 5 types (1,556) | 0.916 / 0.11 | 0.915 / 0.10 | 0.807 / 0.06 |
+| Kang, interferon (1,556) | 0.980 / 0.13 | 0.981 / 0.12 | 0.909 / 0.06 |
+| CITE-seq, clusters of proteins (500) | 0.874 / 0.16 | 0.886 / 0.08 | 0.711 / 0.04 |
+| 10k PBMC, clusters of proteins (200) | 0.816 / 0.26 | 0.756 / 0.13 | 0.686 / 0.15 |
+| mouse brain, cell types (993) | 0.799 / -0.01 | 0.890 / 0.10 | 0.448 / -0.15 |
+| four cell lines (400) | 0.997 / 0.28 | 0.997 / 0.42 | 0.737 / 0.09 |
+| mean | 0.890 / 0.18 | 0.894 / 0.15 | 0.727 / 0.06 |
 
 ## Data
 

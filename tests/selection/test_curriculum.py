@@ -48,13 +48,13 @@ def test_a_ranking_that_was_written_is_followed(few: AnnData, make_model: Any) -
     fitted = []
     for key in (None, "selected"):
         model = make_model(few.var_names)
-        sg.tl.finetune(few, model, labels_key="bulk_labels", genes_key=key, **RUN)
+        sg.tl.finetune(few, model, labels_key="bulk_labels", genes_key=key, prior="none", **RUN)
         fitted.append(model)
     assert differences(*(model.network.state_dict() for model in fitted)) == []
     assert few.uns["finetune"]["params"]["genes_key"] == "selected"
     other = make_model(few.var_names)
     few.var["other_rank"] = few.var["selected_rank"].to_numpy()[::-1]
-    sg.tl.finetune(few, other, labels_key="bulk_labels", genes_key="other", **RUN)
+    sg.tl.finetune(few, other, labels_key="bulk_labels", genes_key="other", prior="none", **RUN)
     assert differences(other.network.state_dict(), fitted[0].network.state_dict())
 
 

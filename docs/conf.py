@@ -111,6 +111,7 @@ _INNER = (
     "data.buffers.FileBuffers",
     "data.expression.LogExpression",
     "data.loaders.LoaderBuffers",
+    "perturb.baselines.effects.Recipe",
     "perturb.labels.screen.Pools",
     "weights.load.Loadable",
     "_keys.CellKeys",

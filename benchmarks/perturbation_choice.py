@@ -1,4 +1,4 @@
-"""How the prior of a perturbation model is chosen, beside other ways to choose it.
+"""How the prior of a perturbation model is chosen, compared with other ways to choose it.
 
 Rules only, no network, so that many divisions can be measured: 60 % of the perturbations of K562 and of the glioma lines of
 PerturBench's devel data against the rest, and of the log fold changes of Norman et al. 30 perturbations against 80, and 60 singles

@@ -29,7 +29,7 @@ FOLDER = CACHE / "perturbation_floor"
 SIGNS = {"pearson_delta": 1, "pearson_centroid": 1, "mse": -1, "discrimination_score_l1": 1}
 """What is claimed, and which way is better."""
 MORE = {"pds_cosine": 1, "pearson_delta_without_target": 1, "mse_without_target": -1}
-"""What is told as well."""
+"""Metrics that are reported in addition."""
 SEEDS = 3
 LINES = ("a172", "t98g", "u87mg")
 GROUPS = ("unseen_single", "combo_seen0", "combo_seen1", "combo_seen2")

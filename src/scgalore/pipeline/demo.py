@@ -19,8 +19,8 @@ from scgalore.pipeline.folder import RunFolder
 from scgalore.pipeline.measure import Stopwatch, peak_memory, versions
 from scgalore.pipeline.runner import run
 from scgalore.tasks.baselines import LOGISTIC
-from scgalore.tasks.classes import PRIOR_ALONE
 from scgalore.tasks.findings import markdown_table
+from scgalore.tasks.linear import PRIOR_ALONE
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence

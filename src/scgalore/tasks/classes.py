@@ -27,7 +27,7 @@ from scgalore.tasks.class_weights import CLASS_WEIGHT, class_weights, untrained_
 from scgalore.tasks.figures import on_axes, umap
 from scgalore.tasks.findings import Findings, markdown_table, with_error
 from scgalore.tasks.label_scores import LabelScores
-from scgalore.tasks.linear import PRIOR, PRIOR_FILE, LinearModel, fit_classes, read_part, with_prior
+from scgalore.tasks.linear import PRIOR, PRIOR_ALONE, PRIOR_FILE, LinearModel, fit_classes, read_part, with_prior
 from scgalore.tasks.novelty import Novelty
 from scgalore.tasks.unknown import UnknownRule
 
@@ -52,7 +52,6 @@ __all__ = ["Classes", "ClassesMemory", "label_metrics"]
 
 METRICS = {"accuracy": "accuracy", "macro_f1": "macro F1"}
 HEAD = "classes"
-PRIOR_ALONE = "its linear model alone"
 NOVELTY_FILE = "novelty.safetensors"
 
 

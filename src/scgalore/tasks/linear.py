@@ -40,7 +40,17 @@ if TYPE_CHECKING:
     Part = TypeVar("Part")
     Solve = Callable[[Array, Array, float], tuple[Array, Array]]
 
-__all__ = ["PRIOR", "PRIOR_FILE", "LinearFit", "LinearModel", "fit_classes", "fit_values", "read_part", "with_prior"]
+__all__ = [
+    "PRIOR",
+    "PRIOR_ALONE",
+    "PRIOR_FILE",
+    "LinearFit",
+    "LinearModel",
+    "fit_classes",
+    "fit_values",
+    "read_part",
+    "with_prior",
+]
 
 PRIOR = Option(
     "prior",
@@ -50,6 +60,8 @@ PRIOR = Option(
     "linear",
 )
 PRIOR_FILE = "prior.safetensors"
+PRIOR_ALONE = "its linear model alone"
+"""Name of the linear model in reports."""
 
 N_FOLDS = 5
 MAX_SPAN = 2_000

@@ -18,7 +18,7 @@ from scgalore.tasks.baselines import expression_of, ridge
 from scgalore.tasks.cells import CellTargets, CellTask
 from scgalore.tasks.figures import on_axes, umap
 from scgalore.tasks.findings import Findings, markdown_table, with_error
-from scgalore.tasks.linear import PRIOR, PRIOR_FILE, LinearModel, fit_values, read_part, with_prior
+from scgalore.tasks.linear import PRIOR, PRIOR_ALONE, PRIOR_FILE, LinearModel, fit_values, read_part, with_prior
 from scgalore.tasks.value_scores import METRICS, ValueScores, score_values
 
 if TYPE_CHECKING:
@@ -41,7 +41,7 @@ __all__ = ["Regression", "RegressionMemory"]
 
 HEAD = "regression"
 TITLES = {"r2": "R2", "spearman": "Spearman", "mae": "mean absolute error"}
-RIDGE, MEAN, PRIOR_ALONE = "ridge regression", "mean of the training cells", "its linear model alone"
+RIDGE, MEAN = "ridge regression", "mean of the training cells"
 
 
 @dataclass(frozen=True)

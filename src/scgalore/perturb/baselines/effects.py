@@ -1,4 +1,4 @@
-"""The baselines every model stands beside, and the priors it starts from: rules of :data:`RULES`, fitted and put together.
+"""The baselines that every model is compared with, and the priors it starts from: rules of :data:`RULES`, fitted and put together.
 
 A :class:`Recipe` says which rules are added with which weights, and whether the perturbed gene itself is treated apart. Fitted
 to measured perturbations it is an :class:`Effects`, which predicts any perturbation.
@@ -131,7 +131,7 @@ class Effects:
             Cell type or line.
         control
             Mean expression of the control cells that the effect is on, float64 ``(n_genes,)``; that of the training data when
-            left out. The change of a perturbed gene's own expression hangs on it.
+            left out. The change of a perturbed gene's own expression depends on it.
 
         Returns
         -------
@@ -182,7 +182,7 @@ class Recipe:
     weights
         Of each rule, for each of :data:`QUESTIONS`, float64 ``(3, len(rules))``; 1 for all when left out.
     own
-        Whether the change of the perturbed gene itself is learnt apart: rules are fitted to what it leaves, and it is added to
+        Whether the change of the perturbed gene itself is learned separately: rules are fitted to what it leaves, and it is added to
         what they predict.
     sub_additive
         Whether effects of several genes are taken to be smaller than their sum where none was measured.
@@ -241,7 +241,7 @@ class Recipe:
 NO_EFFECT, OWN_GENE = "control mean", "training mean + own gene"
 
 BASELINES: tuple[str, ...] = (NO_EFFECT, "training mean", OWN_GENE, "additive", "matching mean", "ridge", "linear")
-"""Rules a model is scored beside."""
+"""Rules that a model is compared with."""
 
 PRIORS: tuple[str, ...] = ("mixed", "additive", "matching mean", "ridge", "linear")
 """Rules a model can start from, each with the effect on the perturbed gene itself; ``"chosen"`` chooses among them."""

@@ -183,7 +183,7 @@ def _log_fold_changes(
     """Profiles whose control is zero everywhere."""
     texts = texts_of(read_column(adata.obs, pert_key, asked="pert_key", gaps=True))
     genes = gene_names(adata, read["gene_symbols"])
-    # Labels are read beside one of control, and log fold changes need no profile of it.
+    # The parser of labels expects one of control, and log fold changes need no profile of it.
     is_there = labels["control"] is not None or any(
         text is not None and text.strip() in CONTROL_LABELS for text in texts
     )

@@ -1,4 +1,4 @@
-"""One name for each perturbed gene, whatever the labels call it."""
+"""Use one name for each perturbed gene, where labels have several."""
 
 from __future__ import annotations
 

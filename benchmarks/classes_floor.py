@@ -121,6 +121,7 @@ def one_case(
     """Whether each method names each test cell rightly, and whether the network is used."""
     import scgalore as sg
     from scgalore.data.reading import AS_IT_IS
+    from scgalore.data.split import split_from_labels
     from scgalore.tasks.linear import fit_classes
 
     types = adata.obs["type"].to_numpy(dtype=str)
@@ -133,7 +134,7 @@ def one_case(
     predicted = baselines(x, types, split)
     classes, codes = np.unique(types, return_inverse=True)
     if training is None:
-        fit = fit_classes(cells, AS_IT_IS, codes, np.flatnonzero(split == "train"), n_classes=len(classes), seed=seed)
+        fit = fit_classes(cells, AS_IT_IS, codes, split_from_labels(split), n_classes=len(classes), seed=seed)
         predicted[LINEAR] = classes[fit.model.predict(cells, AS_IT_IS)[test].argmax(axis=1)]
     else:
         model = sg.tl.finetune(cells, "scgpt-mini", labels_key="type", split_key="part", rng=seed, **training)

@@ -22,7 +22,7 @@ def test_classifiers_learn_from_the_training_cells_only(method: str) -> None:
     np.testing.assert_array_equal(BASELINES[method](x, spoilt, split), predicted)
 
 
-def test_majority_is_that_of_the_training_cells() -> None:
+def test_majority_is_that_of_the_known_cells() -> None:
     codes = np.array([0, 0, 0, 1, 1, 1, 1])
     split = random_split(7, test_size=0.3, validation_size=0.0, seed=1)
     split = type(split)(np.array([0, 1, 2, 3]), np.array([], dtype=np.int64), np.array([4, 5, 6]))

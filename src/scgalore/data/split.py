@@ -29,6 +29,11 @@ class Split:
     validation: NDArray[np.int64]
     test: NDArray[np.int64]
 
+    @property
+    def known(self) -> NDArray[np.int64]:
+        """Training and validation cells, whose targets may be used."""
+        return np.sort(np.concatenate([self.train, self.validation]))
+
     def labels(self) -> NDArray[np.str_]:
         """Name of the part of each cell, shape ``(n_obs,)``."""
         names = np.empty(len(self.train) + len(self.validation) + len(self.test), dtype="U10")

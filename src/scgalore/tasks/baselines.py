@@ -1,4 +1,4 @@
-"""Baselines for classes and numbers: simple models on the same genes and cells."""
+"""Baselines for classes and numbers: simple models on the same genes, fitted to training and validation cells."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def scaled_logistic(x: NDArray[np.float32], codes: NDArray[np.int64], split: Spl
     x
         Expression, shape ``(n_obs, n_genes)``.
     codes
-        Class of each cell, shape ``(n_obs,)``; only those of the training cells are looked at.
+        Class of each cell, shape ``(n_obs,)``; only those of training and validation cells are looked at.
     split
         Parts of the cells.
 
@@ -43,7 +43,7 @@ def scaled_logistic(x: NDArray[np.float32], codes: NDArray[np.int64], split: Spl
     from sklearn.preprocessing import StandardScaler
 
     classifier = make_pipeline(StandardScaler(), LogisticRegression(C=1.0, max_iter=2000))
-    return classifier.fit(x[split.train], codes[split.train]).predict(x)
+    return classifier.fit(x[split.known], codes[split.known]).predict(x)
 
 
 def plain_logistic(x: NDArray[np.float32], codes: NDArray[np.int64], split: Split) -> NDArray[np.int64]:
@@ -51,22 +51,22 @@ def plain_logistic(x: NDArray[np.float32], codes: NDArray[np.int64], split: Spli
     from sklearn.linear_model import LogisticRegression
 
     classifier = LogisticRegression(C=1.0, max_iter=2000)
-    return classifier.fit(x[split.train], codes[split.train]).predict(x)
+    return classifier.fit(x[split.known], codes[split.known]).predict(x)
 
 
 def majority(x: NDArray[np.float32], codes: NDArray[np.int64], split: Split) -> NDArray[np.int64]:
-    """Most frequent class of the training cells, for every cell."""
-    return np.full(len(x), np.bincount(codes[split.train]).argmax())
+    """Most frequent class of training and validation cells, for every cell."""
+    return np.full(len(x), np.bincount(codes[split.known]).argmax())
 
 
 def neighbours(x: NDArray[np.float32], codes: NDArray[np.int64], split: Split) -> NDArray[np.int64]:
-    """Vote of the 15 nearest training cells in 50 principal components; see :func:`scaled_logistic`."""
+    """Vote of the 15 nearest cells in 50 principal components; see :func:`scaled_logistic`."""
     from sklearn.decomposition import PCA
     from sklearn.neighbors import KNeighborsClassifier
 
-    train = x[split.train]
-    components = PCA(min(50, *(n - 1 for n in train.shape)) or 1, random_state=0).fit(train)
-    classifier = KNeighborsClassifier(min(15, len(train))).fit(components.transform(train), codes[split.train])
+    known = x[split.known]
+    components = PCA(min(50, *(n - 1 for n in known.shape)) or 1, random_state=0).fit(known)
+    classifier = KNeighborsClassifier(min(15, len(known))).fit(components.transform(known), codes[split.known])
     return classifier.predict(components.transform(x))
 
 
@@ -97,14 +97,14 @@ def expression_of(adata: AnnData, reading: Reading) -> NDArray[np.float32]:
 
 
 def ridge(x: NDArray[np.float32], values: NDArray[np.float64], split: Split) -> NDArray[np.float64]:
-    """Ridge regression on genes with mean 0 and variance 1, its penalty chosen by leave-one-out on the training cells.
+    """Ridge regression on genes with mean 0 and variance 1, its penalty chosen by leave-one-out.
 
     Parameters
     ----------
     x
         Expression, shape ``(n_obs, n_genes)``.
     values
-        Value of each cell, shape ``(n_obs,)``; only those of the training cells are used.
+        Value of each cell, shape ``(n_obs,)``; only those of training and validation cells are used.
     split
         Training, validation and test cells.
 
@@ -117,4 +117,4 @@ def ridge(x: NDArray[np.float32], values: NDArray[np.float64], split: Split) -> 
     from sklearn.preprocessing import StandardScaler
 
     model = make_pipeline(StandardScaler(), RidgeCV(alphas=np.logspace(-1, 6, 15)))
-    return model.fit(x[split.train], values[split.train]).predict(x)
+    return model.fit(x[split.known], values[split.known]).predict(x)

@@ -120,7 +120,10 @@ class CellTask(Task):
     def scores(
         self, adata: AnnData, output: CellOutput, prepared: Prepared, call: TrainingCall, keys: CellKeys
     ) -> Results:
-        """What is written in addition after training, such as metrics in the dictionary ``uns[keys.uns]``."""
+        """What is written in addition after training, such as metrics in the dictionary ``uns[keys.uns]``.
+
+        ``output`` is that of the network alone.
+        """
         return Results()
 
     # Training ---------------------------------------------------------------------------------------------------------
@@ -194,14 +197,14 @@ class CellTask(Task):
         assert prepared.split is not None
         output = model.run(prepared.source, accelerator=call.config.accelerator)
         is_own = model.memory is not None and model.memory.task == self.name  # heads of an earlier task may be left
-        if is_own:
-            output = self.complete(output, model.memory, adata, call.reading)
         if model.result is not None and model.result.best_epoch == -1:
             logg.info(
                 "    no epoch predicted the validation cells better than the linear model by more than a standard error: the "
                 "model is that linear model, and embeddings are those of the weights it started from"
             )
-        found = self.predictions(output, model.memory, keys) if is_own else Results()
+        found = Results()
+        if is_own:
+            found = self.predictions(self.complete(output, model.memory, adata, call.reading), model.memory, keys)
         known = replace(prepared, memory=model.memory) if is_own else prepared  # with what the trained network added
         scores = self.scores(adata, output, known, call, keys)
         split = pd.Categorical(prepared.split.labels(), categories=list(PARTS))

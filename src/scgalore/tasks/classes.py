@@ -27,7 +27,16 @@ from scgalore.tasks.class_weights import CLASS_WEIGHT, class_weights, untrained_
 from scgalore.tasks.figures import on_axes, umap
 from scgalore.tasks.findings import Findings, markdown_table, with_error
 from scgalore.tasks.label_scores import LabelScores
-from scgalore.tasks.linear import PRIOR, PRIOR_ALONE, PRIOR_FILE, LinearModel, fit_classes, read_part, with_prior
+from scgalore.tasks.linear import (
+    PRIOR,
+    PRIOR_ALONE,
+    PRIOR_FILE,
+    LinearModel,
+    fit_classes,
+    read_part,
+    with_held_out_prior,
+    with_prior,
+)
 from scgalore.tasks.novelty import Novelty
 from scgalore.tasks.unknown import UnknownRule
 
@@ -156,7 +165,7 @@ class Classes(CellTask):
         assert reading.targets is not None
         codes, n_classes = reading.targets.arrays["labels"], len(reading.memory.classes)
         how: dict[str, Any] = {"n_classes": n_classes, "weights": reading.weights, "seed": call.seed}
-        return fit_classes(reading.data, call.reading, codes, reading.targets.split.train, **how)
+        return fit_classes(reading.data, call.reading, codes, reading.targets.split, **how)
 
     def objective_of(self, reading: CellReading, network: CellNetwork) -> Classification:
         """Cross entropy with the weights of the classes."""
@@ -216,13 +225,11 @@ class Classes(CellTask):
         rows = np.arange(held.n_obs) if rows is None else rows
         if len(rows) == 0:
             return replace(plain, novelty=novelty)
-        logits = model.run(held, rows=rows, accelerator=prepared.config.accelerator).heads[HEAD]
-        if "prior" in held.targets:
-            logits += held.targets["prior"][rows]
+        output = model.run(held, rows=rows, accelerator=prepared.config.accelerator)
+        targets = {name: values[rows] for name, values in held.targets.items()}
+        logits = with_held_out_prior(output, HEAD, targets).heads[HEAD]
         values = None if novelty is None else novelty.of(held, rows)
-        return replace(
-            plain, calibration=Calibration.fit(logits, held.targets["labels"][rows], values), novelty=novelty
-        )
+        return replace(plain, calibration=Calibration.fit(logits, targets["labels"], values), novelty=novelty)
 
     def load(self, folder: Path, config: Mapping[str, Any]) -> TaskMemory | None:
         """Names of the classes; files of version 0.5.0 have them at the top."""
@@ -268,7 +275,9 @@ class Classes(CellTask):
         assert prepared.split is not None
         codes, _ = encode_labels(adata, call.arguments["labels_key"])
         calibration = memory.calibration
-        logits, parts = output.heads[HEAD], {part: getattr(prepared.split, part) for part in PARTS}
+        source: Any = prepared.source
+        logits = with_held_out_prior(output, HEAD, source.targets).heads[HEAD]
+        parts = {part: getattr(prepared.split, part) for part in PARTS}
         metrics = label_metrics(logits.argmax(axis=1), codes, prepared.split)
         assert isinstance(prepared.objective, Classification)
         weights = prepared.objective.class_weights
@@ -277,7 +286,6 @@ class Classes(CellTask):
         if calibration is not None:
             content["calibration"] = {**calibration.summary(), "parts": calibration.table(logits, codes, parts)}
         if memory.prior is not None:
-            source: Any = prepared.source
             of_prior = source.targets["prior"].argmax(axis=1)
             table = label_metrics(of_prior, codes, prepared.split)
             for part in table.index:  # paired: of the same cells
@@ -428,9 +436,8 @@ def _section(scores: LabelScores, name: str, differences: Mapping[str, dict[str,
             markdown_table(("method", *METRICS.values(), "test cells"), rows),
             "Value ± standard error, over samples of the test cells. It shows how much the choice of test cells matters, and "
             "not how much another seed of training would: run the same configuration with another `rng` for that. In macro "
-            "F1 every class counts the same, however rare. All methods were fitted to the same training cells; the logistic "
-            "regressions and the neighbours see all genes. Validation cells chose the epoch of the network, and whether it is "
-            "used.",
+            "F1 every class counts the same, however rare. All methods were fitted to the same cells; the logistic regressions and "
+            "the neighbours see all genes. The network was trained on training cells alone: validation cells chose its epoch, and whether it is used.",
             f"{name} minus others, of the two logistic regressions the stronger one on these cells:",
             "\n".join(verdicts),
         ]

@@ -26,7 +26,7 @@ from scgalore.errors import WeightsError
 from scgalore.genes.identifiers import standardise
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
     from pathlib import Path
 
     import scipy.sparse as sp
@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from scgalore.data.reading import Reading
+    from scgalore.data.split import Split
     from scgalore.nn.base import CellOutput
 
     Array = NDArray[Any]
@@ -49,6 +50,7 @@ __all__ = [
     "fit_classes",
     "fit_values",
     "read_part",
+    "with_held_out_prior",
     "with_prior",
 ]
 
@@ -64,6 +66,10 @@ PRIOR_ALONE = "its linear model alone"
 """Name of the linear model in reports."""
 
 N_FOLDS = 5
+VALIDATION = N_FOLDS
+"""Fold of validation cells: predicted by a model of all training cells, and no model that predicts another fold sees them."""
+ROUGH, EXACT = 1e-3, 1e-4
+"""Tolerances of the search and of what is kept."""
 MAX_SPAN = 2_000
 """Most cells whose combinations the coefficients may be."""
 MAX_CELLS = 20_000
@@ -71,7 +77,7 @@ MAX_CELLS = 20_000
 MAX_CHOICE = 4_000
 """Most cells that scaling and penalty are chosen on."""
 # Inverse strength of the penalty, as scikit-learn's C; the search goes up and stops where it gets worse.
-PENALTIES = {False: (0.03, 0.1, 0.3, 1.0, 3.0, 10.0), True: (0.003, 0.01, 0.03, 0.1, 0.3, 1.0)}
+PENALTIES = {False: (0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0), True: (0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0)}
 RARE = -5.0
 """Logit of a class without training cells, relative to the least likely other one."""
 SAME_SCALE = (0.5, 2.0)
@@ -228,9 +234,24 @@ def with_prior(
     adata, reading
         The same cells, and how to read them.
     """
-    if prior is None:
-        return output
-    return replace(output, heads={**output.heads, head: output.heads[head] + prior.predict(adata, reading)})
+    return output if prior is None else _add(output, head, prior.predict(adata, reading))
+
+
+def with_held_out_prior(output: CellOutput, head: str, targets: Mapping[str, Array]) -> CellOutput:
+    """Add ``targets["prior"]``, if it is there, to the outputs of a head: :attr:`LinearFit.predicted` of the cells of a training run.
+
+    Parameters
+    ----------
+    output, head
+        As for :func:`with_prior`.
+    targets
+        Arrays of the cells of the run.
+    """
+    return _add(output, head, targets["prior"]) if "prior" in targets else output
+
+
+def _add(output: CellOutput, head: str, of_prior: Array) -> CellOutput:
+    return replace(output, heads={**output.heads, head: output.heads[head] + of_prior})
 
 
 @dataclass(frozen=True)
@@ -240,10 +261,10 @@ class LinearFit:
     Attributes
     ----------
     model
-        Fitted to all training cells.
+        Fitted to all training and validation cells.
     predicted
-        Its outputs for all cells, float32 ``(n_obs, n_outputs)``; those of training cells are from models that were
-        fitted without them.
+        Outputs for all cells, float32 ``(n_obs, n_outputs)``, of models that have not seen the cell: those of training cells are
+        fitted to other training cells, and that of validation cells to all training cells.
     table
         One row per candidate: ``scaled``, ``penalty`` (inverse strength), ``loss`` on left-out training cells, ``chosen``.
     """
@@ -257,7 +278,7 @@ def fit_classes(
     adata: AnnData,
     reading: Reading,
     codes: NDArray[np.integer],
-    train: NDArray[np.integer],
+    split: Split,
     *,
     n_classes: int,
     weights: tuple[float, ...] | None = None,
@@ -268,13 +289,13 @@ def fit_classes(
     Parameters
     ----------
     adata, reading
-        Cells, and how to read them; cells other than those of training are only predicted.
+        Cells, and how to read them; cells other than those of training and validation are only predicted.
     codes
-        Class of each cell, ``(n_obs,)``; only those of training cells are used.
-    train
-        Row numbers of the training cells.
+        Class of each cell, ``(n_obs,)``; only those of training and validation cells are used.
+    split
+        Scaling and penalty are chosen on training cells alone.
     n_classes
-        Number of classes. One that no training cell has gets a low logit.
+        Number of classes. One that no cell has gets a low logit.
     weights
         Weight of each class in the loss; ``None`` weighs all cells alike.
     seed
@@ -282,20 +303,17 @@ def fit_classes(
     """
     of_class = np.ones(n_classes) if weights is None else np.array(weights)
 
-    def solve(x: Array, y: Array, penalty: float) -> tuple[Array, Array]:
-        return _logistic(x, y, penalty, of_class)
-
     def loss(outputs: Array, y: Array) -> float:
         return float(np.average(-log_softmax(outputs, axis=1)[np.arange(len(y)), y], weights=of_class[y]))
 
-    return _fit(adata, reading, codes, codes, train, solve, loss, seed)
+    return _fit(adata, reading, codes, codes, split, lambda tolerance: _Logistic(of_class, tolerance), loss, seed)
 
 
 def fit_values(
     adata: AnnData,
     reading: Reading,
     values: NDArray[np.floating],
-    train: NDArray[np.integer],
+    split: Split,
     *,
     seed: int = 0,
 ) -> LinearFit:
@@ -303,7 +321,7 @@ def fit_values(
 
     Parameters
     ----------
-    adata, reading, train, seed
+    adata, reading, split, seed
         As for :func:`fit_classes`.
     values
         Number of each cell, ``(n_obs,)``, of about unit variance.
@@ -312,7 +330,7 @@ def fit_values(
     def loss(outputs: Array, y: Array) -> float:
         return float(np.mean((outputs[:, 0] - y) ** 2))
 
-    return _fit(adata, reading, values, np.zeros(len(values), dtype=np.int64), train, _ridge, loss, seed)
+    return _fit(adata, reading, values, np.zeros(len(values), dtype=np.int64), split, lambda _: _ridge, loss, seed)
 
 
 def _fit(
@@ -320,8 +338,8 @@ def _fit(
     reading: Reading,
     target: Array,
     strata: NDArray[np.integer],
-    train: NDArray[np.integer],
-    solve: Solve,
+    split: Split,
+    solver: Callable[[float], Solve],
     loss: Callable[[Array, Array], float],
     seed: int,
 ) -> LinearFit:
@@ -329,44 +347,44 @@ def _fit(
     names = standardise(gene_names(adata, reading.gene_symbols), reading.species)
     _, unique = np.unique(names, return_index=True)  # of columns of one name, the first
     rng = np.random.default_rng(seed)
-    cells = _sample(np.asarray(train, dtype=np.int64), strata, MAX_CELLS, rng)
-    y, folds = target[cells], _folds(strata[cells], rng)
+    cells = _sample(split.known, strata, MAX_CELLS, rng)
+    y, train = target[cells], np.flatnonzero(np.isin(cells, split.train))
+    folds = np.full(len(cells), VALIDATION)
+    folds[train] = _folds(strata[cells[train]], rng)
     x = expression.rows(cells)[:, unique]
     mean = np.asarray(x.mean(axis=0), dtype=np.float64).ravel()
     square = np.asarray(x.multiply(x).mean(axis=0), dtype=np.float64).ravel()
     std = np.sqrt(np.maximum(square - mean**2, 0))
     std[std < 1e-6] = np.inf  # a gene that does not vary says nothing, and must not blow up in other cells
     span = _sample(np.arange(len(cells)), strata[cells], MAX_SPAN, rng)
-    judged = _sample(np.arange(len(cells)), strata[cells], MAX_CHOICE, rng)
+    judged = _sample(train, strata[cells], MAX_CHOICE, rng)
     rows: list[dict[str, float | bool]] = []
-    best: tuple[float, bool, float, Array, Array, Array] | None = None
+    best: tuple[float, bool, float, Array, Array] | None = None
     for scaled in PENALTIES:
         scale = std if scaled else np.where(np.isinf(std), np.inf, 1.0)
         basis = _basis(x[span], mean, scale)
         features = x @ basis - (mean @ basis).astype(np.float32)
+        solvers = [solver(ROUGH) for _ in range(N_FOLDS)]
         lowest, worse = math.inf, 0
         for penalty in PENALTIES[scaled]:
-            held_out = _left_out(features[judged], y[judged], folds[judged], solve, penalty)
-            found = loss(held_out, y[judged])
+            found = loss(_left_out(features[judged], y[judged], folds[judged], solvers, penalty), y[judged])
             rows.append({"scaled": scaled, "penalty": penalty, "loss": found})
             if best is None or found < best[0]:
-                best = (found, scaled, penalty, basis, features, held_out)
+                best = (found, scaled, penalty, basis, features)
             worse = 0 if found < lowest else worse + 1
             lowest = min(lowest, found)
             if worse == 2:
                 break
     assert best is not None
-    _, scaled, penalty, basis, features, held_out = best
-    if len(judged) < len(cells):
-        held_out = _left_out(features, y, folds, solve, penalty)
-    weights, intercept = solve(features, y, penalty)
+    _, scaled, penalty, basis, features = best
+    weights, intercept = solver(EXACT)(features, y, penalty)
     coef = basis @ weights
     linear = x.copy()
     linear.data = np.expm1(linear.data)
     arrays = (coef, intercept - mean @ coef, mean, np.asarray(linear.mean(axis=0)).ravel())
     model = LinearModel(tuple(names[i] for i in unique), *(array.astype(np.float32) for array in arrays))
     predicted = model.of_expression(expression, names)
-    predicted[cells] = held_out
+    predicted[cells] = _left_out(features, y, folds, [solver(EXACT) for _ in range(N_FOLDS + 1)], penalty)
     table = pd.DataFrame(rows)
     table["chosen"] = (table["scaled"] == scaled) & (table["penalty"] == penalty)
     return LinearFit(model, predicted, table)
@@ -402,37 +420,48 @@ def _basis(x: sp.csr_matrix, mean: NDArray[np.float64], scale: NDArray[np.float6
     return (basis / scale[:, None]).astype(np.float32)
 
 
-def _left_out(x: Array, y: Array, folds: NDArray[np.int64], solve: Solve, penalty: float) -> NDArray[np.float32]:
-    """Outputs for each cell of the model that was fitted without its fold, float32 ``(n, n_outputs)``."""
+def _left_out(
+    x: Array, y: Array, folds: NDArray[np.int64], solvers: list[Solve], penalty: float
+) -> NDArray[np.float32]:
+    """Outputs for each cell of the model that was fitted without its fold and without validation cells, float32 ``(n, n_outputs)``."""
     found, order = [], []
-    for fold in np.unique(folds):
-        inside = np.flatnonzero(folds == fold)
-        weights, intercept = solve(x[folds != fold], y[folds != fold], penalty)
-        found.append((x[inside] @ weights + intercept).astype(np.float32))
-        order.append(inside)
+    for fold, solve in enumerate(solvers):
+        inside, others = np.flatnonzero(folds == fold), (folds != fold) & (folds != VALIDATION)
+        if len(inside):
+            weights, intercept = solve(x[others], y[others], penalty)
+            found.append((x[inside] @ weights + intercept).astype(np.float32))
+            order.append(inside)
     return np.concatenate(found)[np.argsort(np.concatenate(order))]
 
 
-def _logistic(x: Array, y: Array, penalty: float, of_class: NDArray[np.float64]) -> tuple[Array, Array]:
-    from sklearn.exceptions import ConvergenceWarning
-    from sklearn.linear_model import LogisticRegression
+class _Logistic:
+    """Fits a logistic regression; a later fit, to the same cells with another penalty, starts from the earlier one."""
 
-    present, n_classes = np.unique(y), len(of_class)
-    weights, intercept = np.zeros((x.shape[1], n_classes)), np.zeros(n_classes)
-    if len(present) == 1:
-        intercept[:] = RARE
-        intercept[present] = 0.0
+    def __init__(self, of_class: NDArray[np.float64], tolerance: float) -> None:
+        from sklearn.linear_model import LogisticRegression
+
+        self.of_class = of_class
+        self.classifier = LogisticRegression(max_iter=500, tol=tolerance, warm_start=True)
+
+    def __call__(self, x: Array, y: Array, penalty: float) -> tuple[Array, Array]:
+        from sklearn.exceptions import ConvergenceWarning
+
+        present, n_classes = np.unique(y), len(self.of_class)
+        weights, intercept = np.zeros((x.shape[1], n_classes)), np.zeros(n_classes)
+        if len(present) == 1:
+            intercept[:] = RARE
+            intercept[present] = 0.0
+            return weights, intercept
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", ConvergenceWarning)
+            found = self.classifier.set_params(C=penalty).fit(x, y, sample_weight=self.of_class[y])
+        if len(present) == 2:  # one row of coefficients, for the second class
+            weights[:, present] = found.coef_.T * [-0.5, 0.5]
+            intercept[present] = found.intercept_[0] * np.array([-0.5, 0.5])
+        else:
+            weights[:, present], intercept[present] = found.coef_.T, found.intercept_
+        intercept[np.setdiff1d(np.arange(n_classes), present)] = intercept[present].min() + RARE
         return weights, intercept
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ConvergenceWarning)
-        found = LogisticRegression(C=penalty, max_iter=500, tol=1e-4).fit(x, y, sample_weight=of_class[y])
-    if len(present) == 2:  # one row of coefficients, for the second class
-        weights[:, present] = found.coef_.T * [-0.5, 0.5]
-        intercept[present] = found.intercept_[0] * np.array([-0.5, 0.5])
-    else:
-        weights[:, present], intercept[present] = found.coef_.T, found.intercept_
-    intercept[np.setdiff1d(np.arange(n_classes), present)] = intercept[present].min() + RARE
-    return weights, intercept
 
 
 def _ridge(x: Array, y: Array, penalty: float) -> tuple[Array, Array]:

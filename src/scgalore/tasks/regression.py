@@ -18,7 +18,16 @@ from scgalore.tasks.baselines import expression_of, ridge
 from scgalore.tasks.cells import CellTargets, CellTask
 from scgalore.tasks.figures import on_axes, umap
 from scgalore.tasks.findings import Findings, markdown_table, with_error
-from scgalore.tasks.linear import PRIOR, PRIOR_ALONE, PRIOR_FILE, LinearModel, fit_values, read_part, with_prior
+from scgalore.tasks.linear import (
+    PRIOR,
+    PRIOR_ALONE,
+    PRIOR_FILE,
+    LinearModel,
+    fit_values,
+    read_part,
+    with_held_out_prior,
+    with_prior,
+)
 from scgalore.tasks.value_scores import METRICS, ValueScores, score_values
 
 if TYPE_CHECKING:
@@ -122,8 +131,8 @@ class Regression(CellTask):
         if call.arguments["prior"] == "none":
             return None
         assert reading.targets is not None
-        values, train = reading.targets.arrays["values"], reading.targets.split.train
-        return fit_values(reading.data, call.reading, values, train, seed=call.seed)
+        targets = reading.targets
+        return fit_values(reading.data, call.reading, targets.arrays["values"], targets.split, seed=call.seed)
 
     def load(self, folder: Path, config: Mapping[str, Any]) -> TaskMemory | None:
         """Column, scale and ridge regression."""
@@ -150,9 +159,10 @@ class Regression(CellTask):
         assert prepared.split is not None
         truth = read_values(adata, memory.column)
         scale = {"column": memory.column, "mean": memory.mean, "std": memory.std}
-        content: dict[str, Any] = {"metrics": _by_part(memory.values(output), truth, prepared.split), "scale": scale}
+        source: Any = prepared.source
+        found = memory.values(with_held_out_prior(output, HEAD, source.targets))
+        content: dict[str, Any] = {"metrics": _by_part(found, truth, prepared.split), "scale": scale}
         if memory.prior is not None:
-            source: Any = prepared.source
             table = _by_part(_on_scale(source.targets["prior"], memory), truth, prepared.split)
             content["prior"] = {"candidates": prepared.state["prior"], "metrics": table}
         return Results(uns={keys.uns: (content, "")})
@@ -184,15 +194,15 @@ class Regression(CellTask):
             MEAN: np.full(adata.n_obs, truth[split.train].mean()),
         }
         scores = ValueScores.of({key: x[split.test] for key, x in predicted.items()}, truth[split.test], seed=call.seed)
-        difference = scores.difference(name, RIDGE)
+        differences = {rival: scores.difference(name, rival) for rival in (RIDGE, *alone)}
         mine, theirs = scores.row(name), scores.row(RIDGE)
         metrics = {
             "test": {"n": scores.n, **mine},
             "baselines": {method: scores.row(method) for method in (RIDGE, MEAN)},
-            "difference": {"to": RIDGE, **difference},
+            "difference": {"to": RIDGE, **differences[RIDGE]},
         }
         if alone:
-            metrics["prior"] = {**scores.row(PRIOR_ALONE), "difference": scores.difference(name, PRIOR_ALONE)}
+            metrics["prior"] = {**scores.row(PRIOR_ALONE), "difference": differences[PRIOR_ALONE]}
         headline = [f"{TITLES[key]} {mine[key]:.3f} ({RIDGE} {theirs[key]:.3f})" for key in METRICS[:2]]
 
         def scatter(adata: AnnData, ax: Any) -> None:
@@ -205,7 +215,7 @@ class Regression(CellTask):
         return Findings(
             metrics,
             f"{', '.join(headline)} on {scores.n:,} test cells",
-            [_section(scores, name, difference)],
+            [_section(scores, name, differences)],
             {
                 "values.png": ("Held-out cells by true and predicted value.", on_axes(scatter, size=(5, 4.5))),
                 **umap([column, keys.value], ["true value", "predicted value"], adata.n_obs, use_rep=keys.embedding),
@@ -251,20 +261,24 @@ def read_values(adata: AnnData, column: str) -> NDArray[np.float64]:
     return values
 
 
-def _section(scores: ValueScores, name: str, difference: dict[str, float]) -> str:
+def _section(scores: ValueScores, name: str, differences: dict[str, dict[str, float]]) -> str:
     rows = [
         (method, *(with_error(row[key], row[f"{key}_se"]) for key in METRICS), str(scores.n))
         for method in scores.samples
         for row in [scores.row(method)]
     ]
-    lines = [f"- {TITLES[key]}: {with_error(difference[key], difference[f'{key}_se'], sign='+')}" for key in METRICS]
+    lines = [
+        f"- {rival}, {TITLES[key]}: {with_error(found[key], found[f'{key}_se'], sign='+')}"
+        for rival, found in differences.items()
+        for key in METRICS
+    ]
     return "\n\n".join(
         [
             "## Held-out cells",
             markdown_table(("method", *(TITLES[key] for key in METRICS), "test cells"), rows),
             "Value ± standard error, over samples of the test cells; another seed of training is not in it. The ridge regression "
-            "was fitted to all genes of the same training cells, with its penalty chosen by leave-one-out.",
-            f"{name} minus {RIDGE}:",
+            "was fitted to all genes of training and validation cells, with its penalty chosen by leave-one-out.",
+            f"{name} minus:",
             "\n".join(lines),
         ]
     )

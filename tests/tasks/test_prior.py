@@ -41,7 +41,7 @@ class TestStart:
             sg.tl.finetune(few, model, **key, **{**RUN, "lr": 1e-12})
         assert model.result is not None
         assert model.result.best_epoch == -1
-        assert "the model is that linear model" in caplog.text
+        assert "than the linear model alone" in caplog.text
         after = model.network.state_dict()
         assert all(torch.equal(after[name], tensor) for name, tensor in before.items())
         expected = model.memory.prior.predict(few, AS_IT_IS)
@@ -90,10 +90,11 @@ class TestGain:
         options = {**KEYS["classes"], "max_epochs": 8, "batch_size": 16, "lr": 5e-3, "optimizer": "adamw"}
         task, call = resolve_call(options, task=None, seed=0, function=sg.tl.finetune, validation_size=0.3)
         prepared: Any = task.prepare(task.read(few, call), model, call)
-        source = prepared.source.with_targets(prior=np.zeros_like(prepared.source.targets["prior"]))
+        nothing = np.zeros_like(prepared.source.targets["prior"])
+        source = prepared.source.with_targets(prior=nothing, start=nothing)
         objective = prepared.objective.after_prior(source.targets, prepared.split.validation)
         assert objective.start_score == pytest.approx(np.log(3), rel=1e-5)
-        model.fit(replace(prepared, source=source, objective=objective))
+        model.fit(replace(prepared, source=source, objective=objective, start={}))
         history = model.history
         assert model.result is not None
         assert model.result.best_epoch == history["validation_choice"].idxmin() >= 0

@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from scgalore.data.tokens import RaggedTokens, TokenBatch, TokenizerConfig
     from scgalore.data.vocab import GeneVocab
 
-COMPUTED = ("prior",)
+COMPUTED = ("prior", "start")
 """Targets that follow from the cells and the others, but for rounding, which depends on the number of threads."""
 
 __all__ = ["TokenCells", "gene_names", "gene_ranks", "ranked_tokens"]

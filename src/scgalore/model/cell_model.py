@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -23,7 +22,7 @@ from scgalore.model.files import memory_config, write_model
 from scgalore.model.identity import run_identity
 from scgalore.model.inference import RunOptions, run_network
 from scgalore.model.training import trainable
-from scgalore.nn.base import CellOutput
+from scgalore.nn.base import CellOutput, set_last_layer
 from scgalore.nn.device import pick_device
 from scgalore.tasks.registry import resolve_call, task_named
 
@@ -438,9 +437,10 @@ class CellModel:
         run: dict[str, Any] = {"checkpoint_dir": checkpoint_dir, "resume": resume}
         try:
             if objective.heads:
-                # The score of the start is that of a prior alone.
-                keep = prepared.memory == self.memory and not math.isfinite(objective.start_score)
+                keep = prepared.memory == self.memory and not prepared.start
                 self._put_heads(network, objective.heads, keep=keep, at_zero=prepared.heads_at_zero, seed=config.seed)
+                for name, layer in prepared.start.items():
+                    set_last_layer(network.cell_heads[name], *layer)
             config = extended_config(config, saved_run(checkpoint_dir, resume=resume))
             config = settle_memory(network, source, split, objective, config, **run)
             validation = prepared.validation
@@ -489,13 +489,10 @@ class CellModel:
         """Give a network exactly these heads: its own of these names and sizes if they are to be kept, else fresh ones."""
         own = network.cell_heads if keep else {}
         kept = {name: head for name, head in own.items() if network.config.heads[name] == sizes.get(name)}
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
-            fresh = {name: network.make_head(n) for name, n in sizes.items() if name not in kept}
+        fresh = network.fresh_heads({name: n for name, n in sizes.items() if name not in kept}, seed=seed)
         if at_zero:
             for head in fresh.values():
-                for parameter in list(head.parameters())[-2:]:  # weight and bias of the last layer
-                    torch.nn.init.zeros_(parameter)
+                set_last_layer(head, 0.0, 0.0)
         network.put_heads({name: kept[name] if name in kept else fresh[name] for name in sizes})
 
     # Files ------------------------------------------------------------------------------------------------------------

@@ -70,7 +70,10 @@ def run_identity(
         "objective": repr(objective),
         "network": repr(network.config),
         "processes": training_processes(config).size,
-        "initial weights": digest(_bytes(tensor) for tensor in network.state_dict().values()),
+        # Heads are made from the seed, or kept from the run that made the other weights, or fitted to the cells.
+        "initial weights": digest(
+            _bytes(tensor) for name, tensor in network.state_dict().items() if not network.is_head_tensor(name)
+        ),
         **settings,
         "optimizer_options": json.dumps(config.optimizer_options, sort_keys=True, default=str),
     }

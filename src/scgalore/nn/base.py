@@ -67,6 +67,14 @@ class CellOutput:
     precision: str
 
 
+def set_last_layer(head: nn.Module, weight: Any, bias: Any) -> None:
+    """Fill the layer that a cell head ends with, with arrays ``(n_outputs, n_inputs)`` and ``(n_outputs,)``, or with one number."""
+    *_, own_weight, own_bias = head.parameters()
+    with torch.no_grad():
+        for own, new in ((own_weight, weight), (own_bias, bias)):
+            own.copy_(torch.as_tensor(new, dtype=own.dtype))
+
+
 @dataclass(frozen=True, kw_only=True)
 class NetworkConfig:
     """What training, inference and files read of any network's configuration; families add their own fields.
@@ -265,9 +273,12 @@ class CellNetwork(nn.Module):
         """Make a head with random weights: a module from ``(b, d)`` to ``(b, n_outputs)`` with ``out_features``."""
         return nn.Linear(self.config.d_model, n_outputs).to(self.gene_table.weight)
 
-    def fresh_heads(self, sizes: Mapping[str, int]) -> dict[str, nn.Module]:
-        """Make heads of these sizes, in this order."""
-        return {name: self.make_head(n_outputs) for name, n_outputs in sizes.items()}
+    def fresh_heads(self, sizes: Mapping[str, int], *, seed: int | None = None) -> dict[str, nn.Module]:
+        """Make heads of these sizes, in this order; with a seed, the same ones each time, and no other random numbers change."""
+        with torch.random.fork_rng(devices=[], enabled=seed is not None):
+            if seed is not None:
+                torch.manual_seed(seed)
+            return {name: self.make_head(n_outputs) for name, n_outputs in sizes.items()}
 
     def put_heads(self, heads: Mapping[str, nn.Module]) -> None:
         """Put exactly these heads in place, and their sizes into the configuration."""

@@ -62,7 +62,8 @@ class Classification:
         """Add a label for each cell."""
         batch = batch.with_targets(labels=batch.genes.new_zeros(len(batch)))
         if math.isfinite(self.start_score):
-            batch = batch.with_targets(prior=batch.values.new_zeros(len(batch), self.n_classes))
+            zeros = batch.values.new_zeros(len(batch), self.n_classes)
+            batch = batch.with_targets(prior=zeros, start=zeros)
         return batch
 
     def corrupt(self, batch: TokenBatch, *, seed: int, draw: int) -> TokenBatch:
@@ -78,9 +79,9 @@ class Classification:
         loss = self.loss(logits, labels)
         accuracy = (logits.argmax(dim=1) == labels).to(torch.float32).mean()
         parts = {"accuracy": accuracy.detach()}
-        if "prior" in batch.targets and not network.training:
-            of_prior, of_both = (self.loss(x, labels, reduction="none") for x in (batch.targets["prior"], logits))
-            parts |= gains(of_prior, of_both)
+        if "start" in batch.targets and not network.training:
+            of_start, of_both = (self.loss(x, labels, reduction="none") for x in (batch.targets["start"], logits))
+            parts |= gains(of_start, of_both)
         return Loss(loss, parts, len(batch))
 
     def loss(self, logits: Tensor, labels: Tensor, *, reduction: str = "mean") -> Tensor:
@@ -99,17 +100,17 @@ class Classification:
         return F.cross_entropy(logits, labels, weight=weight, label_smoothing=self.label_smoothing, reduction=reduction)
 
     def after_prior(self, targets: Mapping[str, NDArray[Any]], validation: NDArray[np.int64]) -> Self:
-        """The objective of a network that corrects a prior, whose validation loss an epoch has to beat.
+        """The objective of a network that corrects a prior; an epoch has to beat the validation loss that training starts from.
 
         Parameters
         ----------
         targets
-            ``prior`` and ``labels`` of all cells.
+            ``start`` and ``labels`` of all cells.
         validation
             Rows of the validation cells.
         """
-        prior, labels = (torch.from_numpy(targets[name][validation]) for name in ("prior", "labels"))
-        return replace(self, start_score=float(self.loss(prior, labels)))
+        start, labels = (torch.from_numpy(targets[name][validation]) for name in ("start", "labels"))
+        return replace(self, start_score=float(self.loss(start, labels)))
 
     def over_epoch(self, parts: list[dict[str, Tensor]]) -> dict[str, float]:
         """Score that chooses the epoch, where there is a prior."""

@@ -50,7 +50,8 @@ class Regression:
         """The batch with a value of 0 for each cell."""
         batch = batch.with_targets(values=batch.values.new_zeros(len(batch)))
         if math.isfinite(self.start_score):
-            batch = batch.with_targets(prior=batch.values.new_zeros(len(batch), 1))
+            zeros = batch.values.new_zeros(len(batch), 1)
+            batch = batch.with_targets(prior=zeros, start=zeros)
         return batch
 
     def __call__(self, network: CellNetwork, batch: TokenBatch) -> Loss:
@@ -58,13 +59,13 @@ class Regression:
         values = batch.targets["values"]
         prediction = _prediction(network, batch)
         parts = {"absolute_error": (prediction - values).detach().abs().mean()}
-        if "prior" in batch.targets and not network.training:
-            parts |= gains((batch.targets["prior"][:, 0] - values).square(), (prediction - values).square())
+        if "start" in batch.targets and not network.training:
+            parts |= gains((batch.targets["start"][:, 0] - values).square(), (prediction - values).square())
         return Loss(F.mse_loss(prediction, values), parts, len(batch))
 
     def after_prior(self, targets: Mapping[str, NDArray[Any]], validation: NDArray[np.int64]) -> Self:
         """The objective of a network that corrects a prior; see :class:`~scgalore.objectives.Classification`."""
-        error = targets["prior"][validation, 0] - targets["values"][validation]
+        error = targets["start"][validation, 0] - targets["values"][validation]
         return replace(self, start_score=float((error**2).mean()))
 
     def over_epoch(self, parts: list[dict[str, Tensor]]) -> dict[str, float]:

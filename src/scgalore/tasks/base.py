@@ -37,6 +37,8 @@ if TYPE_CHECKING:
     from scgalore.train.config import TrainConfig
     from scgalore.train.result import TrainResult
 
+    LastLayer = tuple[NDArray[np.float32], NDArray[np.float32]]
+
 __all__ = ["Prepared", "Task", "TaskMemory", "TaskModel"]
 
 
@@ -140,6 +142,8 @@ class Prepared:
         What is known before training of what the model will keep, for tasks whose memory does not depend on the run.
     heads_at_zero
         Whether fresh heads predict 0 for every cell until they are trained.
+    start
+        Weight and bias of the last layer of a head, by its name, that training starts from; such heads are always fresh.
     state
         What the task itself needs again after training.
     """
@@ -154,6 +158,7 @@ class Prepared:
     validation: CellSource | None = None
     memory: TaskMemory | None = None
     heads_at_zero: bool = False
+    start: Mapping[str, LastLayer] = field(default_factory=dict)
     state: Any = field(default=None, repr=False)
 
 

@@ -15,6 +15,7 @@ from scgalore.data.results import Results
 from scgalore.data.split import PARTS, Split, split_from_labels
 from scgalore.errors import DataError, OptionError
 from scgalore.tasks.base import Prepared, Task
+from scgalore.tasks.correction import last_inputs
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -22,11 +23,13 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from scgalore._keys import CellKeys
+    from scgalore.data.cells import TokenCells
     from scgalore.data.streaming import TokenStream
     from scgalore.nn.base import CellNetwork, CellOutput
     from scgalore.objectives import Objective
-    from scgalore.tasks.base import TaskMemory, TaskModel
+    from scgalore.tasks.base import LastLayer, TaskMemory, TaskModel
     from scgalore.tasks.call import TrainingCall
+    from scgalore.tasks.correction import Correction
     from scgalore.tasks.linear import LinearFit
 
 __all__ = ["CellTargets", "CellTask", "refuse_empty"]
@@ -81,6 +84,8 @@ class CellTask(Task):
 
     needs: ClassVar[frozenset[str]] = frozenset({"cell heads"})
     splits_cells: ClassVar[bool] = True
+    head: ClassVar[str]
+    """Name of the head that corrects a linear model, for tasks that have one."""
     heads_at_zero: ClassVar[bool] = False
     """Whether fresh heads predict 0 for every cell until they are trained."""
 
@@ -112,6 +117,27 @@ class CellTask(Task):
     def fit_prior(self, reading: CellReading, call: TrainingCall) -> LinearFit | None:
         """The linear model that the network is to correct, fitted to the training cells; ``None`` for none."""
         return None
+
+    @staticmethod
+    def prior_report(prepared: Prepared, metrics: pd.DataFrame) -> dict[str, Any]:
+        """What ``uns`` holds of the linear model: candidates, scores of it alone, and the correction that training started from."""
+        fit, correction = prepared.state["prior"]
+        shown = {"gain": correction.gain, "gain_se": correction.gain_error, "used": correction.helps}
+        return {"candidates": fit.table, "metrics": metrics, "correction": {**shown, "penalty": correction.penalty}}
+
+    def fit_correction(self, reading: CellReading, fit: LinearFit, features: NDArray[np.float32]) -> Correction:
+        """Fit the last layer of the head to what the linear model misses, for tasks that have one.
+
+        Parameters
+        ----------
+        reading
+            Targets of all cells.
+        fit
+            The linear model.
+        features
+            Inputs of the layer for ``fit.cells``, ``(n, n_features)``.
+        """
+        raise NotImplementedError
 
     def validation_arrays(self, adata: AnnData, memory: Any, call: TrainingCall) -> dict[str, NDArray[Any]]:
         """Targets of the cells that a stream is validated on."""
@@ -179,11 +205,43 @@ class CellTask(Task):
         state: dict[str, Any] = {"genes": cells.genes_report()}
         fit = self.fit_prior(reading, call)
         if fit is not None:
-            cells, state["prior"] = cells.with_targets(prior=fit.predicted), fit.table
-            known = {"memory": replace(known["memory"], prior=fit.model), "heads_at_zero": True}
+            cells, known["start"], correction = self._start(model, cells, reading, fit, call)
+            state["prior"] = fit, correction
+            known |= {"memory": replace(known["memory"], prior=fit.model), "heads_at_zero": True}
             if len(split.validation):
                 objective = objective.after_prior(cells.targets, split.validation)
         return Prepared(self, cells, split, objective, call.config, state=state, **known)
+
+    def _start(
+        self, model: TaskModel, cells: TokenCells, reading: CellReading, fit: LinearFit, call: TrainingCall
+    ) -> tuple[TokenCells, dict[str, LastLayer], Correction]:
+        """Fit the last layer of the head, and give each cell what the head is added to, and the outputs that training starts from.
+
+        The layer is fitted to training and validation cells. So that training starts from what is known of a cell without
+        it, what the layer gains by knowing the cell is taken from its prior.
+        """
+        assert reading.targets is not None
+        rows = np.union1d(
+            fit.cells, reading.targets.split.validation
+        )  # above some size, not all of these are fitted to
+        n_outputs = fit.predicted.shape[1]
+        features = last_inputs(model, cells, rows, self.head, n_outputs, call.config)
+        fitted = np.isin(rows, fit.cells)
+        correction = self.fit_correction(reading, fit, features[fitted])
+        logg.info(
+            f"    the embedding lowers the loss of the linear model on cells that it has not seen by {correction.gain:.3f} ± "
+            f"{correction.gain_error:.3f}, so the network starts from {'its correction' if correction.helps else 'no correction'}"
+        )
+        if not correction.helps:
+            zeros = (np.zeros_like(correction.weight), np.zeros_like(correction.bias))
+            return cells.with_targets(prior=fit.predicted, start=fit.predicted), {self.head: zeros}, correction
+        added = features @ correction.weight.T + correction.bias
+        start, prior = fit.predicted.copy(), fit.predicted.copy()
+        start[rows] += added
+        start[fit.cells] = fit.predicted[fit.cells] + correction.held_out
+        prior[rows] = start[rows] - added
+        layer = {self.head: (correction.weight, correction.bias)}
+        return cells.with_targets(prior=prior, start=start), layer, correction
 
     def writes(self, keys: CellKeys, call: TrainingCall) -> Mapping[str, Sequence[str]]:
         """All slots of cells; the split of an earlier run may be used again, and stays as it is."""
@@ -198,9 +256,12 @@ class CellTask(Task):
         output = model.run(prepared.source, accelerator=call.config.accelerator)
         is_own = model.memory is not None and model.memory.task == self.name  # heads of an earlier task may be left
         if model.result is not None and model.result.best_epoch == -1:
+            started = (
+                "linear model and its corrected head" if prepared.state["prior"][1].helps else "linear model alone"
+            )
             logg.info(
-                "    no epoch predicted the validation cells better than the linear model by more than a standard error: the "
-                "model is that linear model, and embeddings are those of the weights it started from"
+                f"    no epoch predicted the validation cells better than the {started} by more than a standard error: the "
+                "model is that, and embeddings are those of the weights it started from"
             )
         found = Results()
         if is_own:

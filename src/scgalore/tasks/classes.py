@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 from anndata import AnnData
+from scipy.special import log_softmax
 
 from scgalore import _logging as logg
 from scgalore import pl
@@ -24,6 +25,7 @@ from scgalore.tasks.baselines import BASELINES, LOGISTIC, expression_of
 from scgalore.tasks.calibration import Calibration, softmax
 from scgalore.tasks.cells import CellReading, CellTargets, CellTask
 from scgalore.tasks.class_weights import CLASS_WEIGHT, class_weights, untrained_classes
+from scgalore.tasks.correction import fit_correction, softmax_after
 from scgalore.tasks.figures import on_axes, umap
 from scgalore.tasks.findings import Findings, markdown_table, with_error
 from scgalore.tasks.label_scores import LabelScores
@@ -55,6 +57,7 @@ if TYPE_CHECKING:
     from scgalore.objectives import Objective
     from scgalore.tasks.base import Prepared, TaskMemory, TaskModel
     from scgalore.tasks.call import TrainingCall
+    from scgalore.tasks.correction import Correction
     from scgalore.tasks.linear import LinearFit
 
 __all__ = ["Classes", "ClassesMemory", "label_metrics"]
@@ -121,6 +124,7 @@ class Classes(CellTask):
     name = "classes"
     summary = "to predict the class of each cell"
     key = "labels_key"
+    head = HEAD
     arguments = (
         Option("labels_key", TEXT, "Column of obs with the classes to learn, such as cell types.", column="obs"),
         Option(
@@ -166,6 +170,18 @@ class Classes(CellTask):
         codes, n_classes = reading.targets.arrays["labels"], len(reading.memory.classes)
         how: dict[str, Any] = {"n_classes": n_classes, "weights": reading.weights, "seed": call.seed}
         return fit_classes(reading.data, call.reading, codes, reading.targets.split, **how)
+
+    def fit_correction(self, reading: CellReading, fit: LinearFit, features: NDArray[np.float32]) -> Correction:
+        """Multinomial logistic regression on top of the logits of the other."""
+        assert isinstance(reading, ClassesReading)
+        assert reading.targets is not None
+        predicted, codes = fit.predicted[fit.cells], reading.targets.arrays["labels"][fit.cells]
+        of_class = np.ones(predicted.shape[1]) if reading.weights is None else np.array(reading.weights)
+
+        def loss(outputs: NDArray[np.float64], y: NDArray[np.int64]) -> NDArray[np.float64]:
+            return -of_class[y] * log_softmax(outputs, axis=1)[np.arange(len(y)), y]
+
+        return fit_correction(features, predicted, codes, fit.folds, lambda: softmax_after(of_class), loss)
 
     def objective_of(self, reading: CellReading, network: CellNetwork) -> Classification:
         """Cross entropy with the weights of the classes."""
@@ -286,13 +302,13 @@ class Classes(CellTask):
         if calibration is not None:
             content["calibration"] = {**calibration.summary(), "parts": calibration.table(logits, codes, parts)}
         if memory.prior is not None:
-            of_prior = source.targets["prior"].argmax(axis=1)
+            of_prior = prepared.state["prior"][0].predicted.argmax(axis=1)
             table = label_metrics(of_prior, codes, prepared.split)
             for part in table.index:  # paired: of the same cells
                 cells = parts[part]
                 gain = (logits[cells].argmax(axis=1) == codes[cells]).astype(float) - (of_prior[cells] == codes[cells])
                 table.loc[part, ["gain", "gain_se"]] = gain.mean(), gain.std() / np.sqrt(len(cells))
-            content["prior"] = {"candidates": prepared.state["prior"], "metrics": table}
+            content["prior"] = self.prior_report(prepared, table)
         results = Results(uns={keys.uns: (content, "")})
         colors = class_colors(adata, call.arguments["labels_key"], memory.classes)
         if colors is not None:  # scanpy's, so that a class has one colour in both plots

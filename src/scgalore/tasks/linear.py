@@ -24,6 +24,7 @@ from scgalore.data.cells import gene_names
 from scgalore.data.expression import LogExpression
 from scgalore.errors import WeightsError
 from scgalore.genes.identifiers import standardise
+from scgalore.tasks.folds import N_FOLDS, left_out, make_folds, sample
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -65,9 +66,6 @@ PRIOR_FILE = "prior.safetensors"
 PRIOR_ALONE = "its linear model alone"
 """Name of the linear model in reports."""
 
-N_FOLDS = 5
-VALIDATION = N_FOLDS
-"""Fold of validation cells: predicted by a model of all training cells, and no model that predicts another fold sees them."""
 ROUGH, EXACT = 1e-3, 1e-4
 """Tolerances of the search and of what is kept."""
 MAX_SPAN = 2_000
@@ -267,11 +265,15 @@ class LinearFit:
         fitted to other training cells, and that of validation cells to all training cells.
     table
         One row per candidate: ``scaled``, ``penalty`` (inverse strength), ``loss`` on left-out training cells, ``chosen``.
+    cells, folds
+        Rows that the model was fitted to, int64 ``(n,)``, and the fold of each, from :func:`~scgalore.tasks.folds.make_folds`.
     """
 
     model: LinearModel = field(repr=False)
     predicted: NDArray[np.float32] = field(repr=False)
     table: pd.DataFrame = field(repr=False)
+    cells: NDArray[np.int64] = field(repr=False)
+    folds: NDArray[np.int64] = field(repr=False)
 
 
 def fit_classes(
@@ -347,27 +349,27 @@ def _fit(
     names = standardise(gene_names(adata, reading.gene_symbols), reading.species)
     _, unique = np.unique(names, return_index=True)  # of columns of one name, the first
     rng = np.random.default_rng(seed)
-    cells = _sample(split.known, strata, MAX_CELLS, rng)
-    y, train = target[cells], np.flatnonzero(np.isin(cells, split.train))
-    folds = np.full(len(cells), VALIDATION)
-    folds[train] = _folds(strata[cells[train]], rng)
+    cells = sample(split.known, strata, MAX_CELLS, rng)
+    y, train = target[cells], np.isin(cells, split.train)
+    folds = make_folds(train, strata[cells], rng)
     x = expression.rows(cells)[:, unique]
     mean = np.asarray(x.mean(axis=0), dtype=np.float64).ravel()
     square = np.asarray(x.multiply(x).mean(axis=0), dtype=np.float64).ravel()
     std = np.sqrt(np.maximum(square - mean**2, 0))
     std[std < 1e-6] = np.inf  # a gene that does not vary says nothing, and must not blow up in other cells
-    span = _sample(np.arange(len(cells)), strata[cells], MAX_SPAN, rng)
-    judged = _sample(train, strata[cells], MAX_CHOICE, rng)
+    span = sample(np.arange(len(cells)), strata[cells], MAX_SPAN, rng)
+    judged = sample(np.flatnonzero(train), strata[cells], MAX_CHOICE, rng)
     rows: list[dict[str, float | bool]] = []
     best: tuple[float, bool, float, Array, Array] | None = None
     for scaled in PENALTIES:
         scale = std if scaled else np.where(np.isinf(std), np.inf, 1.0)
         basis = _basis(x[span], mean, scale)
         features = x @ basis - (mean @ basis).astype(np.float32)
-        solvers = [solver(ROUGH) for _ in range(N_FOLDS)]
+        rough = [solver(ROUGH) for _ in range(N_FOLDS)]
         lowest, worse = math.inf, 0
         for penalty in PENALTIES[scaled]:
-            found = loss(_left_out(features[judged], y[judged], folds[judged], solvers, penalty), y[judged])
+            held_out = _left_out(features[judged], y[judged], folds[judged], rough, penalty)
+            found = loss(held_out, y[judged])
             rows.append({"scaled": scaled, "penalty": penalty, "loss": found})
             if best is None or found < best[0]:
                 best = (found, scaled, penalty, basis, features)
@@ -384,31 +386,11 @@ def _fit(
     arrays = (coef, intercept - mean @ coef, mean, np.asarray(linear.mean(axis=0)).ravel())
     model = LinearModel(tuple(names[i] for i in unique), *(array.astype(np.float32) for array in arrays))
     predicted = model.of_expression(expression, names)
-    predicted[cells] = _left_out(features, y, folds, [solver(EXACT) for _ in range(N_FOLDS + 1)], penalty)
+    exact = [solver(EXACT) for _ in range(N_FOLDS + 1)]
+    predicted[cells] = _left_out(features, y, folds, exact, penalty)
     table = pd.DataFrame(rows)
     table["chosen"] = (table["scaled"] == scaled) & (table["penalty"] == penalty)
-    return LinearFit(model, predicted, table)
-
-
-def _sample(
-    rows: NDArray[np.int64], strata: NDArray[np.integer], n: int, rng: np.random.Generator
-) -> NDArray[np.int64]:
-    """At most ``n`` of the rows, the same share of each stratum and at least two of each, sorted."""
-    if len(rows) <= n:
-        return rows
-    order = rng.permutation(len(rows))
-    order = order[np.argsort(strata[rows[order]], kind="stable")]
-    _, start, size = np.unique(strata[rows[order]], return_index=True, return_counts=True)
-    taken = np.maximum(np.minimum(size, 2), np.floor(size * n / len(rows))).astype(np.int64)
-    return np.sort(rows[np.concatenate([order[s : s + k] for s, k in zip(start, taken, strict=True)])])
-
-
-def _folds(strata: NDArray[np.integer], rng: np.random.Generator) -> NDArray[np.int64]:
-    """Fold of each cell, with equal shares of each stratum."""
-    order = rng.permutation(len(strata))
-    folds = np.empty(len(strata), dtype=np.int64)
-    folds[order[np.argsort(strata[order], kind="stable")]] = np.arange(len(strata)) % N_FOLDS
-    return folds
+    return LinearFit(model, predicted, table, cells, folds)
 
 
 def _basis(x: sp.csr_matrix, mean: NDArray[np.float64], scale: NDArray[np.float64]) -> NDArray[np.float32]:
@@ -423,15 +405,11 @@ def _basis(x: sp.csr_matrix, mean: NDArray[np.float64], scale: NDArray[np.float6
 def _left_out(
     x: Array, y: Array, folds: NDArray[np.int64], solvers: list[Solve], penalty: float
 ) -> NDArray[np.float32]:
-    """Outputs for each cell of the model that was fitted without its fold and without validation cells, float32 ``(n, n_outputs)``."""
-    found, order = [], []
-    for fold, solve in enumerate(solvers):
-        inside, others = np.flatnonzero(folds == fold), (folds != fold) & (folds != VALIDATION)
-        if len(inside):
-            weights, intercept = solve(x[others], y[others], penalty)
-            found.append((x[inside] @ weights + intercept).astype(np.float32))
-            order.append(inside)
-    return np.concatenate(found)[np.argsort(np.concatenate(order))]
+    def predict(fold: int, others: NDArray[np.bool_], inside: NDArray[np.int64]) -> Array:
+        weights, intercept = solvers[fold](x[others], y[others], penalty)
+        return x[inside] @ weights + intercept
+
+    return left_out(folds, predict)
 
 
 class _Logistic:

@@ -16,6 +16,7 @@ from scgalore.errors import DataError
 from scgalore.objectives import Regression as Objective
 from scgalore.tasks.baselines import expression_of, ridge
 from scgalore.tasks.cells import CellTargets, CellTask
+from scgalore.tasks.correction import fit_correction, ridge_after
 from scgalore.tasks.figures import on_axes, umap
 from scgalore.tasks.findings import Findings, markdown_table, with_error
 from scgalore.tasks.linear import (
@@ -44,6 +45,7 @@ if TYPE_CHECKING:
     from scgalore.tasks.base import Prepared, TaskMemory, TaskModel
     from scgalore.tasks.call import TrainingCall
     from scgalore.tasks.cells import CellReading
+    from scgalore.tasks.correction import Correction
     from scgalore.tasks.linear import LinearFit
 
 __all__ = ["Regression", "RegressionMemory"]
@@ -97,6 +99,7 @@ class Regression(CellTask):
     name = "regression"
     summary = "to predict a number for each cell"
     key = "values_key"
+    head = HEAD
     heads_at_zero = True  # the mean of the training cells
     arguments = (
         Option(
@@ -134,6 +137,16 @@ class Regression(CellTask):
         targets = reading.targets
         return fit_values(reading.data, call.reading, targets.arrays["values"], targets.split, seed=call.seed)
 
+    def fit_correction(self, reading: CellReading, fit: LinearFit, features: NDArray[np.float32]) -> Correction:
+        """Ridge regression on what the other leaves."""
+        assert reading.targets is not None
+        predicted, values = fit.predicted[fit.cells], reading.targets.arrays["values"][fit.cells]
+
+        def loss(outputs: NDArray[np.float64], y: NDArray[np.float64]) -> NDArray[np.float64]:
+            return (outputs[:, 0] - y) ** 2
+
+        return fit_correction(features, predicted, values, fit.folds, lambda: ridge_after, loss)
+
     def load(self, folder: Path, config: Mapping[str, Any]) -> TaskMemory | None:
         """Column, scale and ridge regression."""
         memory = config.get("memory", {})
@@ -163,8 +176,8 @@ class Regression(CellTask):
         found = memory.values(with_held_out_prior(output, HEAD, source.targets))
         content: dict[str, Any] = {"metrics": _by_part(found, truth, prepared.split), "scale": scale}
         if memory.prior is not None:
-            table = _by_part(_on_scale(source.targets["prior"], memory), truth, prepared.split)
-            content["prior"] = {"candidates": prepared.state["prior"], "metrics": table}
+            table = _by_part(_on_scale(prepared.state["prior"][0].predicted, memory), truth, prepared.split)
+            content["prior"] = self.prior_report(prepared, table)
         return Results(uns={keys.uns: (content, "")})
 
     # Pipeline ---------------------------------------------------------------------------------------------------------

@@ -116,6 +116,9 @@ class TestGain:
         assert found["gain_error"] == pytest.approx(float(error), rel=1e-3)
         assert found["choice"] == (pytest.approx(3.0 - float(gain.mean())) if gain.mean() > error else 3.0)
         assert (found["choice"] == 3.0) == bool(noise)
+        assert not found["hopeless"]
+        worse = [{**part, "gain": -part["gain"]} for part in parts]
+        assert choice_by_gain(worse, 3.0)["hopeless"] == (not noise)
 
     def test_one_validation_cell_decides_nothing(self) -> None:
         part = gains(torch.tensor([2.0]), torch.tensor([1.0]))

@@ -38,8 +38,8 @@ class Classification:
     label_smoothing
         Share of the target probability spread over all classes.
     start_score
-        Validation loss of the prior alone; infinite without a prior. An epoch then counts only if the mean gain over the
-        validation cells exceeds one standard error.
+        Validation loss that training starts from with a prior, that of ``batch.targets["start"]``; infinite without a prior. An
+        epoch then counts only if the mean gain over the validation cells exceeds one standard error.
     """
 
     n_classes: int

@@ -16,31 +16,32 @@ CHOICE = "validation_choice"
 """Column of the history that chooses the epoch where there is a prior."""
 
 
-def gains(of_prior: Tensor, of_both: Tensor) -> dict[str, Tensor]:
-    """Mean and mean square, over the cells of a batch, of how much the network lowers the loss of the prior.
+def gains(of_start: Tensor, of_both: Tensor) -> dict[str, Tensor]:
+    """Mean and mean square, over the cells of a batch, of how much training has lowered the loss.
 
     Parameters
     ----------
-    of_prior, of_both
-        Loss of each cell with the prior alone and with the network, ``(b,)``.
+    of_start, of_both
+        Loss of each cell before training and now, ``(b,)``.
     """
-    gain = (of_prior - of_both).detach().double()
+    gain = (of_start - of_both).detach().double()
     return {"gain": gain.mean(), "gain_square": gain.square().mean()}
 
 
 def choice_by_gain(parts: Sequence[dict[str, Tensor]], start_score: float) -> dict[str, float]:
-    """Score of an epoch: that of the prior, less the mean gain if it exceeds one standard error.
+    """Score of an epoch: that of the start, less the mean gain if it exceeds one standard error.
 
     Parameters
     ----------
     parts
         :func:`gains` of each validation batch, with ``n``, its number of cells.
     start_score
-        Of the prior alone.
+        Before training.
 
     Returns
     -------
-    ``choice``, and ``gain_error``, the standard error of the mean gain over cells.
+    ``choice``; ``gain_error``, the standard error of the mean gain over cells; and ``hopeless``, 1 if the loss is higher than
+    before training by more than two of them, and such an epoch counts twice for ``patience``.
     """
     sizes = [float(part["n"]) for part in parts]
     n = sum(sizes)
@@ -49,4 +50,8 @@ def choice_by_gain(parts: Sequence[dict[str, Tensor]], start_score: float) -> di
         for name in ("gain", "gain_square")
     )
     error = math.sqrt(max(square - mean**2, 0) / (n - 1)) if n > 1 else math.inf
-    return {"choice": start_score - mean if mean > error else start_score, "gain_error": error}
+    return {
+        "choice": start_score - mean if mean > error else start_score,
+        "gain_error": error,
+        "hopeless": float(mean < -2 * error),
+    }

@@ -134,8 +134,9 @@ def finetune(
         (one row per part of the split: accuracy with its standard error, macro F1, majority baseline, number of cells; or
         R2, Spearman correlation and mean absolute error); ``classes``, and ``class_weights`` in their order, if the loss
         weighed them; ``calibration`` of their probabilities (temperature, and the expected calibration error of each split);
-        ``prior`` (scores of the linear model alone, in which training cells are predicted out of fold, with ``gain``, the accuracy
-        that the network adds, and the candidates that cross-validation chose from), see :doc:`/concepts/prior`;
+        ``prior`` (scores of the linear model alone, with ``gain``, the accuracy that the network adds; the candidates that
+        cross-validation chose from; and what the ``correction`` that training starts from gains), see :doc:`/concepts/prior`; with a
+        prior, training and validation cells are scored by models that were not fitted to them;
         for perturbations ``stats`` and ``perturbations``.
     `adata.uns['scgpt_label_colors' | key_added + '_label_colors']` : :class:`numpy.ndarray`
         Colours of the classes, if the labels have some.

@@ -11,7 +11,7 @@ from scgalore.adapters import ADAPTERS
 from scgalore.errors import DataError, OptionError
 from scgalore.optim import OPTIMIZERS
 from scgalore.pipeline import RunConfig
-from scgalore.pipeline.checks import settle, with_genes
+from scgalore.pipeline.checks import settle, with_cells
 
 
 def test_what_was_left_open_is_decided_and_recorded(pbmc_file: Path, tmp_path: Path) -> None:
@@ -32,7 +32,7 @@ def test_phases_of_a_curriculum_end_with_all_genes_and_have_an_epoch_each(
 ) -> None:
     options = {"curriculum": True, "n_genes": n_genes, "max_epochs": max_epochs}
     settled, _ = settle(quick(pbmc_file, tmp_path / "run", labels_key="bulk_labels", **options))
-    decided = with_genes(settled, 650)
+    decided = with_cells(settled, 650, {"train": 500, "validation": 50})
     assert decided.training["curriculum"] == phases
     assert decided.n_genes == phases[-1]
 

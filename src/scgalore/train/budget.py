@@ -28,7 +28,7 @@ FEWEST_EPOCHS, MOST_EPOCHS = 10, 100
 PATIENCE = 5
 """Epochs without a better validation score that end a run whose budget is open."""
 
-STILL = 0.1
+STILL = 0.02
 """Share of all that a run has gained that its last half may have gained, if it is to count as converged."""
 
 

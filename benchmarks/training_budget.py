@@ -29,43 +29,36 @@ BATCH = 32
 
 @dataclass(frozen=True)
 class Budget:
-    """How long to train: so many steps at least, in whole epochs; ``None`` is the package's own."""
+    """How long to train: so many steps at least, in whole epochs."""
 
-    steps: int | None
-    lr: float | None = None
+    steps: int
+    lr: float
     patience: int | None = None
-    lr_schedule: str = "cosine"
 
     @property
     def title(self) -> str:
         """As it stands in the table."""
-        if self == OWN:
-            return "the defaults"
         patience = "" if self.patience is None else f", patience {self.patience}"
-        schedule = "" if self.lr_schedule == "cosine" else f", {self.lr_schedule} rate"
-        return f"{self.steps} steps, lr {self.lr:g}{patience}{schedule}"
+        return f"{self.steps} steps, lr {self.lr:g}{patience}"
 
     def options(self, n_train: int) -> dict[str, Any]:
         """Options of a run on so many cells."""
-        if self == OWN:
-            return {}
-        assert self.steps is not None
         epochs = -(-self.steps // -(-n_train // BATCH))
-        return {"max_epochs": epochs, "lr": self.lr, "patience": self.patience, "lr_schedule": self.lr_schedule}
+        return {"max_epochs": epochs, "lr": self.lr, "patience": self.patience}
 
 
-OWN, BEFORE = Budget(None), Budget(160, 1e-4)
+BEFORE = Budget(160, 1e-4)
 BUDGETS = {
     "none": (
         BEFORE,
-        Budget(160, 1e-3),
         Budget(500, 1e-4, 5),
-        Budget(500, 3e-4, 5),
+        Budget(1000, 1e-4, 5),
+        Budget(320, 3e-4, 5),
+        Budget(160, 1e-3),
+        Budget(320, 1e-3, 5),
         Budget(500, 1e-3, 5),
-        Budget(500, 3e-3, 5),
-        Budget(500, 1e-3, 5, "constant"),
     ),
-    "linear": (BEFORE, Budget(500, 1e-4, 5), Budget(500, 3e-4, 5), Budget(500, 1e-3, 5)),
+    "linear": (BEFORE, Budget(500, 1e-4, 5), Budget(500, 1e-3, 5)),
 }
 
 

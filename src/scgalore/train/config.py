@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from inspect import signature
 from itertools import pairwise
-from typing import TYPE_CHECKING, Any, Literal, Self, get_args
+from typing import TYPE_CHECKING, Any, Literal, Self, get_args, overload
 
 import torch
 
@@ -424,6 +424,10 @@ class TrainConfig:
         return asdict(self)
 
 
+@overload
+def check_curriculum(curriculum: Any, max_epochs: int) -> dict[int, int] | None: ...
+@overload
+def check_curriculum(curriculum: Any, max_epochs: int | None) -> dict[int, int] | list[int] | None: ...
 def check_curriculum(curriculum: Any, max_epochs: int | None) -> dict[int, int] | list[int] | None:
     """Say how many epochs each number of genes gets.
 

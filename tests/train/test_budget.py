@@ -50,8 +50,7 @@ class TestEpochs:
 
 class TestSettle:
     def test_what_is_given_stays(self) -> None:
-        for options in ({"max_epochs": 3}, {"max_epochs": 3, "patience": 2}):
-            config = TrainConfig(**options)
+        for config in (TrainConfig(max_epochs=3), TrainConfig(max_epochs=3, patience=2)):
             assert settle_budget(config, 100, validated=True) == config
 
     def test_what_is_open_gets_patience_if_there_is_something_to_be_patient_with(self) -> None:

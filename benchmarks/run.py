@@ -29,6 +29,7 @@ SCRIPTS = {
     "perturbation_choice": "other ways to choose the prior of a perturbation model",
     "perturbation_ablation": "one decision of a perturbation model turned back at a time",
     "classes_floor": "cell types: the model and its linear model against the best simple baseline",
+    "training_budget": "how long and how fast to train on few cells",
     "bundled_model": "zero-shot embeddings of the bundled model, next to PCA",
     "regression": "a number for each cell, next to ridge regression",
     "unknown_types": "cells of a type that training had none of: are they found?",

@@ -21,6 +21,7 @@ from scgalore.pipeline.checks import GENES
 from scgalore.pipeline.config import training_options
 from scgalore.tasks import TASKS
 from scgalore.train import TrainConfig
+from scgalore.train.budget import open_epochs
 from scgalore.weights import WeightsEntry, WeightsFile, list_weights, registry
 
 HEAVY = ("anndata", "lightning", "numpy", "pandas", "scanpy", "scvi", "torch")
@@ -265,9 +266,16 @@ def test_dry_run_says_what_would_be_done_and_writes_nothing(pbmc: AnnData, tmp_p
     pbmc.write_h5ad(path)
     options = ("--labels-key", "bulk_labels", "--model", "scgpt-mini", "--out", str(tmp_path / "x"), "--dry-run")
     text = scgalore("run", str(path), *options).stdout
-    for part in ("700 cells and 765 genes", "bulk_labels", "biological", "galore", "Nothing was written"):
+    for part in (
+        "700 cells and 765 genes",
+        "bulk_labels",
+        "biological",
+        "galore",
+        "Nothing was written",
+    ):
         assert part in text
     assert [path.name for path in tmp_path.iterdir()] == ["pbmc.h5ad"]
+    assert f"max_epochs about {open_epochs(560, TrainConfig())} " in " ".join(text.split())
     more = scgalore("run", str(path), *options, "--n-genes", "5000").stdout
     assert "cells that express all of 765 genes" in more, "more cannot be selected than there are"
     scgalore("run", str(path), *options, "--n-genes", "0", code=2)

@@ -27,6 +27,7 @@ from tests.tiny_plugin import few_cells
 from tests.toy_task import MarkerTask
 
 import scgalore as sg
+from scgalore.train import budget
 from scgalore.weights.fetch import BUNDLED
 from scgalore.weights.registry import _registry
 
@@ -146,6 +147,8 @@ def session(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], 
     """Begin a session in an empty folder, where small weights and cells stand in for large ones."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sc.datasets, "pbmc68k_reduced", reduced)
+    monkeypatch.setattr(budget, "STEPS", 1)
+    monkeypatch.setattr(budget, "FEWEST_EPOCHS", 2)
     monkeypatch.setitem(_registry(), "scgpt", _registry()["scgpt-mini"])
     monkeypatch.setitem(sg.tasks.TASKS, "markers", MarkerTask())  # so that one that a page adds is taken out again
     return lambda page: {"sc": sc, "sg": sg, "__name__": "__main__", **READERS.get(page, dict)()}

@@ -11,7 +11,9 @@ from scgalore.adapters import ADAPTERS
 from scgalore.errors import DataError, OptionError
 from scgalore.optim import OPTIMIZERS
 from scgalore.pipeline import RunConfig
-from scgalore.pipeline.checks import settle, with_genes
+from scgalore.pipeline.checks import expected_epochs, settle, with_cells
+from scgalore.train import TrainConfig
+from scgalore.train.budget import PATIENCE, open_epochs
 
 
 def test_what_was_left_open_is_decided_and_recorded(pbmc_file: Path, tmp_path: Path) -> None:
@@ -32,9 +34,22 @@ def test_phases_of_a_curriculum_end_with_all_genes_and_have_an_epoch_each(
 ) -> None:
     options = {"curriculum": True, "n_genes": n_genes, "max_epochs": max_epochs}
     settled, _ = settle(quick(pbmc_file, tmp_path / "run", labels_key="bulk_labels", **options))
-    decided = with_genes(settled, 650)
+    decided = with_cells(settled, 650, {"train": 500, "validation": 50})
     assert decided.training["curriculum"] == phases
     assert decided.n_genes == phases[-1]
+
+
+def test_an_open_budget_is_decided_by_training_cells(pbmc_file: Path, tmp_path: Path) -> None:
+    options = {"labels_key": "bulk_labels", "curriculum": True, "max_epochs": None, "max_cells": "all"}
+    settled, file = settle(quick(pbmc_file, tmp_path / "run", **options))
+    assert settled.training.get("max_epochs") is None
+    decided = with_cells(settled, 650, {"train": 560, "validation": 70}).training
+    epochs = open_epochs(560, TrainConfig(batch_size=decided["batch_size"]))
+    assert (decided["max_epochs"], decided["patience"]) == (epochs, PATIENCE)
+    assert expected_epochs(settled, file) == epochs
+    assert "patience" not in with_cells(settled, 650, {"train": 560, "validation": 0}).training
+    few, _ = settle(quick(pbmc_file, tmp_path / "run", **{**options, "max_cells": 70}))
+    assert expected_epochs(few, file) > epochs
 
 
 def test_another_version_is_warned_of(pbmc_file: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -22,6 +22,7 @@ from scgalore.model import load
 from scgalore.pipeline import RunConfig, run
 from scgalore.pipeline.config import training_options
 from scgalore.pipeline.folder import FILES
+from scgalore.train import budget
 
 ERRORS = (ValueError, KeyError, ConnectionError)
 
@@ -203,6 +204,31 @@ class TestMoreEpochs:
         with pytest.raises(OptionError, match=r"no last\.ckpt any more"):
             run(RunConfig.from_json(longer / "config.json", max_epochs=3), resume=True)
         assert (longer / "report.md").exists()
+
+
+class TestOpenBudget:
+    OPEN: dict[str, Any] = {"labels_key": "bulk_labels", "curriculum": None, "max_epochs": None, "prior": "none"}
+
+    def test_is_recorded_and_kept(
+        self, pbmc_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        monkeypatch.setattr(budget, "FEWEST_EPOCHS", 1)
+        monkeypatch.setattr(budget, "STEPS", 20)  # of ten steps an epoch
+        options = {**self.OPEN, "lr": 1e-5, "optimizer": "adamw", "lr_schedule": "constant"}
+        folder = run(quick(pbmc_file, tmp_path / "run", **options))
+        recorded = RunConfig.from_json(folder / "config.json").training
+        assert (recorded["max_epochs"], recorded["patience"]) == (2, budget.PATIENCE)
+        assert metrics(folder)["training"]["max_epochs"] == 2
+        monkeypatch.setattr(budget, "STEPS", 40)
+        before = snapshot(folder)
+        run(quick(pbmc_file, folder, **options), resume=True)
+        assert "is finished; nothing was changed" in capsys.readouterr().err
+        assert snapshot(folder) == before
+        run(quick(pbmc_file, folder, **{**options, "max_epochs": 3, "patience": budget.PATIENCE}), resume=True)
+        assert "max_epochs 2 to 3" in capsys.readouterr().err
+        assert metrics(folder)["training"]["converged"] is False
+        assert "had not converged" in (folder / "report.md").read_text()
+        assert "--max-epochs 6" in (folder / "report.md").read_text()
 
 
 class TestNumbers:

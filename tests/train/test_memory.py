@@ -219,7 +219,7 @@ def with_free(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
 def settle(model: SCGPT, adata: AnnData, **options: Any) -> TrainConfig:
     run = {key: options.pop(key) for key in ("checkpoint_dir", "resume") if key in options}
     cells, split = prepared(model, adata)
-    config = TrainConfig(accelerator="cpu", **options)
+    config = TrainConfig(**{"accelerator": "cpu", "max_epochs": 10, **options})
     return settle_memory(model.network, cells, split, MaskedExpression(), config, **run)
 
 
@@ -244,7 +244,7 @@ def test_a_run_that_fits_is_left_alone(
     with_free(10**12)
     with caplog.at_level(logging.WARNING, logger="scgalore"):
         assert settle(model, few, batch_size=7, accumulate=3) == TrainConfig(
-            accelerator="cpu", batch_size=7, accumulate=3
+            accelerator="cpu", max_epochs=10, batch_size=7, accumulate=3
         )
     assert not [record for record in caplog.records if "memory" in record.getMessage()]
 
@@ -336,7 +336,7 @@ def test_a_stream_keeps_its_own_batches(
     few.write_h5ad(tmp_path / "cells.h5ad")
     cells = stream([tmp_path / "cells.h5ad"], model.vocab, config=model.tokenizer_config(), batch_size=6)
     with_free(1)
-    config = TrainConfig(accelerator="cpu", batch_size="auto")
+    config = TrainConfig(accelerator="cpu", max_epochs=10, batch_size="auto")
     with caplog.at_level(logging.WARNING, logger="scgalore"):
         settled = settle_memory(model.network, cells, None, MaskedExpression(), config)
     assert settled == replace(config, batch_size=DEFAULT_BATCH_SIZE)
@@ -359,7 +359,7 @@ def test_an_objective_of_the_users_own_and_frozen_weights_are_no_error(
 ) -> None:
     with_free(10**12)
     cells, split = prepared(model, few)
-    config = TrainConfig(accelerator="cpu")
+    config = TrainConfig(accelerator="cpu", max_epochs=10)
     own = replace(MaskedExpression(), name="own")
     assert settle_memory(model.network, cells, split, own, config) == config
     model.network.requires_grad_(requires_grad=False)
@@ -409,7 +409,7 @@ class TestLargestBatch:
         cells = model.cells(few)
         split = Split(np.arange(5), np.arange(5, 8), np.arange(8, cells.n_obs))
         with caplog.at_level(logging.WARNING, logger="scgalore"):
-            config = TrainConfig(accelerator="cpu")
+            config = TrainConfig(accelerator="cpu", max_epochs=10)
             settle_memory(model.network, cells, split, MaskedExpression(), config)
         assert "A batch of 5 cells" in caplog.text
 

@@ -27,7 +27,7 @@ from scgalore.model import SCGPT
 from scgalore.nn import EMBEDDINGS
 from scgalore.objectives import Classification, MaskedExpression
 from scgalore.optim import OPTIMIZERS
-from scgalore.train import TrainConfig
+from scgalore.train import TrainConfig, budget
 from scgalore.train.checkpoint import last_checkpoint
 
 SCRIPT = Path(__file__).with_name("killed_runs.py")
@@ -123,6 +123,21 @@ def assert_same_run(model: SCGPT, expected: SCGPT) -> None:
 @pytest.fixture
 def make(few: AnnData, make_model: Callable[..., SCGPT]) -> Callable[[], SCGPT]:
     return lambda: make_model(few.var_names)
+
+
+def test_a_run_whose_length_was_open_keeps_its_length(
+    few: AnnData, make: Callable[[], SCGPT], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(budget, "FEWEST_EPOCHS", 1)
+    monkeypatch.setattr(budget, "STEPS", 18)  # three epochs
+    options: dict[str, Any] = {"max_epochs": None, "prior": "none"}
+    whole = train(make, few, **options)
+    with pytest.raises(Stop), stopping_at(9):
+        train(make, few, **options, checkpoint_dir=tmp_path)
+    monkeypatch.setattr(budget, "STEPS", 60)
+    resumed = train(make, few, **options, checkpoint_dir=tmp_path, resume=True)
+    assert len(resumed.history) == 3
+    assert_same_run(resumed, whole)
 
 
 @pytest.mark.parametrize(

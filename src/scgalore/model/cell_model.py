@@ -421,6 +421,7 @@ class CellModel:
         checkpoint_dir, resume
             As for :meth:`train`.
         """
+        from scgalore.train.budget import settle_budget
         from scgalore.train.checkpoint import saved_run
         from scgalore.train.extension import extended_config
         from scgalore.train.memory import settle_memory
@@ -441,7 +442,13 @@ class CellModel:
                 self._put_heads(network, objective.heads, keep=keep, at_zero=prepared.heads_at_zero, seed=config.seed)
                 for name, layer in prepared.start.items():
                     set_last_layer(network.cell_heads[name], *layer)
-            config = extended_config(config, saved_run(checkpoint_dir, resume=resume))
+            begun = saved_run(checkpoint_dir, resume=resume)
+            n_cells = source.n_obs if split is None else len(split.train)
+            validated = prepared.validation is not None or (split is not None and len(split.validation) > 0)
+            config = settle_budget(
+                config, None if source.lengths is None else n_cells, validated=validated, begun=begun
+            )
+            config = extended_config(config, begun)
             config = settle_memory(network, source, split, objective, config, **run)
             validation = prepared.validation
             identity = None

@@ -21,14 +21,26 @@ from scgalore.pipeline.cells import CellFile, data_digest
 from scgalore.pipeline.config import RunConfig, training_options
 from scgalore.tasks.call import TrainingCall
 from scgalore.tasks.registry import task_named
+from scgalore.train.budget import open_epochs, settle_budget
 from scgalore.train.config import DEFAULT_GENES, TrainConfig
 from scgalore.train.processes import training_processes
 from scgalore.weights import list_weights, resolve_model_folder
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from scgalore.model import CellModel
 
-__all__ = ["OWN_SPLIT", "SELECTED", "at_most_genes", "load_model", "settle", "training_call", "with_genes"]
+__all__ = [
+    "OWN_SPLIT",
+    "SELECTED",
+    "at_most_genes",
+    "expected_epochs",
+    "load_model",
+    "settle",
+    "training_call",
+    "with_cells",
+]
 
 GENES = 3000
 SELECTED = GeneKeys().selected
@@ -47,7 +59,7 @@ def settle(config: RunConfig) -> tuple[RunConfig, CellFile]:
 
     Returns
     -------
-    The configuration, complete but for what :func:`with_genes` decides, and what was read of the file: its tables.
+    The configuration, complete but for what :func:`with_cells` decides, and what was read of the file: its tables.
 
     Raises
     ------
@@ -87,8 +99,19 @@ def at_most_genes(config: RunConfig, file: CellFile) -> int:
     return min(config.n_genes or GENES, len(file.var))
 
 
-def with_genes(config: RunConfig, n_expressed: int) -> RunConfig:
-    """Decide how many genes are selected, and the phases of a curriculum, where that was left to the run.
+def expected_epochs(config: RunConfig, file: CellFile) -> int:
+    """About how many epochs an open budget takes, before cells are drawn and split."""
+    n_obs = len(file.obs)
+    if config.split_key is not None:
+        share = float((file.obs[config.split_key] == "train").mean())
+    else:
+        share = 1 - (config.validation_size or 0) - (config.test_size or 0)
+    n_cells = n_obs if isinstance(config.max_cells, str) else min(config.max_cells, n_obs)
+    return open_epochs(round(share * n_cells), _training(config))
+
+
+def with_cells(config: RunConfig, n_expressed: int, sizes: Mapping[str, int]) -> RunConfig:
+    """Decide how many genes are selected, how long to train, and the phases of a curriculum, where that was left to the run.
 
     Parameters
     ----------
@@ -96,9 +119,13 @@ def with_genes(config: RunConfig, n_expressed: int) -> RunConfig:
         From :func:`settle`.
     n_expressed
         Genes that a training cell expresses: no others can be ranked.
+    sizes
+        Cells of each part of the split.
     """
     if config.n_genes is None:
         config = config.changed(n_genes=min(GENES, n_expressed))
+    budget = settle_budget(_training(config), sizes["train"], validated=sizes["validation"] > 0)
+    config = config.changed(max_epochs=budget.max_epochs, patience=budget.patience)
     if config.training.get("curriculum") is not True:
         return config
     assert config.n_genes is not None

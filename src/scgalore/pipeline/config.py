@@ -13,7 +13,7 @@ from scgalore.data.reading import DATA_TYPE, MATCHED, SPECIES, Reading
 from scgalore.errors import OptionError
 from scgalore.tasks.registry import TASKS, argument_names, choose_task
 from scgalore.train.config import TrainConfig
-from scgalore.train.extension import extended
+from scgalore.train.extension import GROWING, extended
 
 if TYPE_CHECKING:
     from scgalore._options import Option
@@ -254,6 +254,8 @@ class RunConfig:
         # What is left to the run until cells have been read.
         if theirs["n_genes"] is None:
             theirs["n_genes"] = mine["n_genes"]
+        if theirs["max_epochs"] is None:
+            theirs |= {name: theirs[name] or mine[name] for name in GROWING}
         if theirs["curriculum"] is True and mine["curriculum"]:
             theirs["curriculum"] = mine["curriculum"]
         return [

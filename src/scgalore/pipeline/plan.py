@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from scgalore.model.memory import estimate_memory
-from scgalore.pipeline.checks import at_most_genes, settle
+from scgalore.pipeline.checks import at_most_genes, expected_epochs, settle
 from scgalore.pipeline.folder import FILES, RunFolder
 from scgalore.tasks.registry import task_named
 from scgalore.train.config import TrainConfig
@@ -29,7 +29,12 @@ def plan(config: RunConfig, *, force: bool = False, resume: bool = False) -> str
     folder = RunFolder(Path(config.out))
     folder.check(force=force, resume=resume)
     settled, file = settle(config)
-    chosen = {name: value for name, value in settled.flat().items() if value not in (None, [], {}, False)}
+    epochs = settled.training.get("max_epochs") or f"about {expected_epochs(settled, file)}"
+    chosen = {
+        name: value
+        for name, value in {**settled.flat(), "max_epochs": epochs}.items()
+        if value not in (None, [], {}, False)
+    }
     width = max(map(len, chosen))
     most = settled.max_cells if isinstance(settled.max_cells, str) else f"at most {settled.max_cells:,}"
     genes = at_most_genes(settled, file)

@@ -51,6 +51,8 @@ class Report:
         Of the training.
     kept
         Epoch whose weights were kept.
+    converged
+        Whether the validation score had stopped improving, where something tells.
     optimizer_bytes
         Optimizer state of the run.
     seconds
@@ -74,6 +76,7 @@ class Report:
     n_known: int | None
     history: pd.DataFrame = field(repr=False)
     kept: int
+    converged: bool | None
     optimizer_bytes: int
     seconds: Mapping[str, float]
     peak: int | None
@@ -119,6 +122,11 @@ class Report:
         if self.kept < 0:
             kept = "no epoch did better than the start, whose weights were kept"
         text = f"{epochs}; {kept}. `history.csv` has a row for each."
+        if self.converged is False:
+            text += (
+                " **Training had not converged**: the validation score was still improving in the last epoch. "
+                f"`scgalore run --resume --out {self.config.out} --max-epochs {2 * len(history)}` goes on."
+            )
         if self.config.training.get("curriculum") and "n_genes" in history:
             groups = history.groupby("n_genes", sort=False)
             rows = [

@@ -16,7 +16,7 @@ from scgalore.data.scale import is_called_counts
 from scgalore.data.split import PARTS
 from scgalore.errors import OptionError
 from scgalore.pipeline.cells import draw_rows, on_selected_genes
-from scgalore.pipeline.checks import OWN_SPLIT, SELECTED, load_model, settle, training_call, with_genes
+from scgalore.pipeline.checks import OWN_SPLIT, SELECTED, load_model, settle, training_call, with_cells
 from scgalore.pipeline.folder import RunFolder
 from scgalore.pipeline.measure import Stopwatch, circumstances, peak_memory, versions
 from scgalore.pipeline.progress import Stages
@@ -87,6 +87,8 @@ def run(config: RunConfig, *, force: bool = False, resume: bool = False) -> Path
     resumed = resume and folder.is_begun
     if resumed:
         begun = _begun(folder, config)
+        if config.training.get("max_epochs") is None:  # left to the run, which has decided it
+            config = config.changed(**{name: config.training.get(name) or begun.training.get(name) for name in GROWING})
         grown = [name for name in GROWING if begun.training.get(name) != config.training.get(name)]
         if grown:
             config = _extended(folder, begun, config)
@@ -171,9 +173,10 @@ class _Run:
         return adata, genes.set_axis(["rank", "source", "selected"], axis=1).rename_axis("gene")
 
     def _select(self, adata: AnnData) -> None:
-        is_train = (adata.obs[self.split_key] == "train").to_numpy()
-        n_expressed = int((adata.X[is_train].getnnz(axis=0) > 0).sum())
-        self.config = config = with_genes(self.config, n_expressed)
+        parts = adata.obs[self.split_key]
+        n_expressed = int((adata.X[(parts == "train").to_numpy()].getnnz(axis=0) > 0).sum())
+        sizes = {part: int((parts == part).sum()) for part in PARTS}
+        self.config = config = with_cells(self.config, n_expressed, sizes)
         assert config.n_genes is not None
         assert config.gene_strategy is not None
         known = signature(select_genes).parameters
@@ -282,6 +285,7 @@ class _Run:
             n_known=adata.uns["finetune"].get("genes", {}).get("matched"),
             history=model.history,
             kept=self._best_epoch(model),
+            converged=model.result.converged,
             optimizer_bytes=model.result.optimizer_bytes or 0,
             seconds=self.watch.seconds,
             peak=peak_memory(),

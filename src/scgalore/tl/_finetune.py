@@ -102,7 +102,7 @@ def finetune(
         larger ``max_epochs`` also a finished run goes on, from its last epoch: the learning rate follows the schedule of the
         longer run from there on (with ``lr_schedule="constant"`` and ``warmup=0`` nothing differs from a run that was begun
         with as many), and the last phase of a curriculum takes the further epochs. A larger ``patience``, or none, lets a run
-        go on that stopped early. Everything else must be as it was.
+        go on that stopped early. Without ``max_epochs`` a run keeps the one it was begun with. Everything else must be as it was.
     save_dir
         Folder that the model is saved to, made by this call.
     {rng}
@@ -129,7 +129,8 @@ def finetune(
     `adata.obs['scgpt_value' | key_added + '_value']` : :class:`numpy.ndarray` (dtype `float32`)
         Predicted number, on the scale of ``values_key``.
     `adata.uns['finetune' | key_added]` : :class:`dict`
-        ``params``, ``history`` (one row per epoch), ``training`` (best epoch, bytes of optimizer state, steps, batch size),
+        ``params``, ``history`` (one row per epoch), ``training`` (best epoch, bytes of optimizer state, steps, batch size,
+        ``max_epochs`` and ``patience`` as they were chosen, and ``converged``: whether the validation score had stopped improving),
         ``weights`` (name and sha256 of those it started from) and ``version``; ``split`` (sizes), ``genes``, and ``metrics``
         (one row per part of the split: accuracy with its standard error, macro F1, majority baseline, number of cells; or
         R2, Spearman correlation and mean absolute error); ``classes``, and ``class_weights`` in their order, if the loss

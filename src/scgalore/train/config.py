@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from inspect import signature
 from itertools import pairwise
-from typing import TYPE_CHECKING, Any, Literal, Self, get_args
+from typing import TYPE_CHECKING, Any, Literal, Self, get_args, overload
 
 import torch
 
@@ -112,7 +112,16 @@ OPTIMIZER = Kind("it must be the name of an optimizer", lambda value: isinstance
 class TrainConfig:
     """Settings of one training run."""
 
-    max_epochs: int = declare(COUNT, "Passes over the training cells.", default=10, aliases=("epochs",))
+    max_epochs: int | None = declare(
+        COUNT,
+        """
+        Passes over the training cells. ``None`` takes as many as give at least 500 steps of the optimizer, 10 at least and 100
+        at most, and sets ``patience`` to 5; a stream, whose cells are not counted, is passed over 10 times. A run that is
+        continued keeps its own.
+        """,
+        shown_default="as many as give 500 steps, 10 to 100",
+        aliases=("epochs",),
+    )
     batch_size: int | Literal["auto"] = declare(
         whole(1, others=("auto",)),
         """
@@ -272,8 +281,11 @@ class TrainConfig:
     )
     patience: int | None = declare(
         COUNT,
-        "Epochs without a better validation score before training stops; ``None`` never stops early. Needs validation cells.",
-        shown_default="never stops early",
+        """
+        Epochs without a better validation score before training stops. Needs validation cells. ``None`` is 5 where
+        ``max_epochs`` is left open and there are such cells, and else trains all epochs.
+        """,
+        shown_default="5, or all epochs where --max-epochs is given",
     )
     accelerator: Accelerator = declare(
         choice(*get_args(Accelerator)),
@@ -321,6 +333,8 @@ class TrainConfig:
         for option in options_of(type(self)):
             self._set(option.name, option.check(getattr(self, option.name)))
         self._set("curriculum", check_curriculum(self.curriculum, self.max_epochs))
+        if self.max_epochs is None and isinstance(self.curriculum, Mapping):
+            self._set("max_epochs", sum(self.curriculum.values()))
         check_options(self.optimizer, self.optimizer_options)
         if self.adapter is not None:
             check_adapter(self.adapter, self.adapter_options)
@@ -410,7 +424,11 @@ class TrainConfig:
         return asdict(self)
 
 
-def check_curriculum(curriculum: Any, max_epochs: int) -> dict[int, int] | None:
+@overload
+def check_curriculum(curriculum: Any, max_epochs: int) -> dict[int, int] | None: ...
+@overload
+def check_curriculum(curriculum: Any, max_epochs: int | None) -> dict[int, int] | list[int] | None: ...
+def check_curriculum(curriculum: Any, max_epochs: int | None) -> dict[int, int] | list[int] | None:
     """Say how many epochs each number of genes gets.
 
     Parameters
@@ -419,7 +437,7 @@ def check_curriculum(curriculum: Any, max_epochs: int) -> dict[int, int] | None:
         ``None`` or ``False``: none. ``True``: :data:`DEFAULT_GENES`. Increasing numbers of genes, which share the epochs out
         evenly, the last ones taking what is left over. Or a mapping of numbers of genes to epochs.
     max_epochs
-        Epochs of the run.
+        Epochs of the run; while they are open, rising numbers stay a list, and a mapping may have any epochs.
 
     Raises
     ------
@@ -438,14 +456,18 @@ def check_curriculum(curriculum: Any, max_epochs: int) -> dict[int, int] | None:
         msg = f"{shown}: numbers of genes must be whole, at least 1, and rise from phase to phase."
         raise OptionError(msg)
     if not isinstance(curriculum, Mapping):
+        if max_epochs is None:
+            return [int(n) for n in curriculum]
         if len(curriculum) > max_epochs:
             msg = f"{shown} has {len(curriculum)} phases, and max_epochs={max_epochs}. Each phase needs an epoch."
             raise OptionError(msg)
         each, more = divmod(max_epochs, len(curriculum))
         n_short = len(curriculum) - more
         return {int(n): each + (place >= n_short) for place, n in enumerate(curriculum)}
-    if not all(is_whole(n, 1) for n in curriculum.values()) or sum(curriculum.values()) != max_epochs:
-        msg = f"{shown}: epochs must be whole, at least 1 each, and add up to max_epochs={max_epochs}."
+    whole_epochs = all(is_whole(n, 1) for n in curriculum.values())
+    if not whole_epochs or max_epochs not in (None, sum(curriculum.values())):
+        total = "" if max_epochs is None else f", and add up to max_epochs={max_epochs}"
+        msg = f"{shown}: epochs must be whole, at least 1 each{total}."
         raise OptionError(msg)
     return {int(n): int(epochs) for n, epochs in curriculum.items()}
 

@@ -7,16 +7,14 @@ nothing over.)
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from scgalore.data.batches import BatchPlan, Phase
-from scgalore.train.config import check_curriculum
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-
     from numpy.typing import NDArray
 
     from scgalore.data.source import CellSource
@@ -42,10 +40,11 @@ def plan_phases(config: TrainConfig, n_ranked: int = 0) -> tuple[Phase, ...]:
     -------
     At least one phase; together they are all epochs.
     """
-    curriculum = check_curriculum(config.curriculum, config.max_epochs)
+    assert config.max_epochs is not None  # see scgalore.train.budget
+    assert config.curriculum is None or isinstance(config.curriculum, Mapping)  # so it is once it has been checked
     phases: list[Phase] = []
     start = 0
-    for n_genes, epochs in (curriculum or {n_ranked: config.max_epochs}).items():
+    for n_genes, epochs in (config.curriculum or {n_ranked: config.max_epochs}).items():
         if n_genes >= n_ranked:
             phases.append(Phase(start, config.max_epochs))
             break

@@ -51,7 +51,7 @@ def settle_memory(
     network
         As it is before training, on the CPU.
     source, split, objective, config
-        As for :func:`scgalore.train.fit`; ``config.batch_size`` may be ``"auto"``.
+        As for :func:`scgalore.train.fit`; ``config.batch_size`` may be ``"auto"``; its ``max_epochs`` is a number.
     checkpoint_dir, resume
         A run that is continued keeps the batch size it began with.
 

@@ -182,6 +182,7 @@ class ObjectiveTrainingPlan(TrainingPlan):
         """Steps before each epoch, and those of the whole run."""
         # Counted epoch by epoch: with a cap on tokens they differ, which Lightning's own estimate does not know.
         data: CellDataModule = self.trainer.datamodule
+        assert self.config.max_epochs is not None  # see scgalore.train.budget
         epochs = range(self.config.max_epochs)
         return [0, *accumulate(-(-data.n_batches(epoch) // self.config.accumulate) for epoch in epochs)]
 

@@ -32,6 +32,10 @@ class TrainResult:
         Training, validation and test cells; ``None`` for a source without numbered cells.
     batch_size, accumulate
         Cells in a batch and batches in a step, as they were chosen.
+    max_epochs, patience
+        Epochs that it was to take at most, and that may pass without a better validation score, as they were chosen.
+    converged
+        Whether the validation score had stopped improving; ``None`` where nothing tells, as without validation cells.
     adapter
         What an adapter has learnt, if it can be saved alone.
     memory
@@ -45,10 +49,14 @@ class TrainResult:
     split: Split | None = field(default=None, repr=False)
     batch_size: int | None = None
     accumulate: int | None = None
+    max_epochs: int | None = None
+    patience: int | None = None
+    converged: bool | None = None
     adapter: Any = field(default=None, repr=False)
     memory: Any = None
 
     def summary(self) -> dict[str, int | None]:
-        """Best epoch, bytes of optimizer state, steps, cells in a batch and batches in a step."""
+        """Best epoch, bytes of optimizer state, steps, cells in a batch and batches in a step; and, where known, the budget and whether training converged."""
         names = ("best_epoch", "optimizer_bytes", "steps", "batch_size", "accumulate")
-        return {name: getattr(self, name) for name in names}
+        known = {name: getattr(self, name) for name in ("max_epochs", "patience", "converged")}
+        return {name: getattr(self, name) for name in names} | {n: x for n, x in known.items() if x is not None}

@@ -20,6 +20,7 @@ from scgalore._progress import is_shown
 from scgalore.errors import OptionError
 from scgalore.nn.adapter import SCGPTModule
 from scgalore.optim import state_bytes
+from scgalore.train.budget import has_converged
 from scgalore.train.callbacks import BestWeights, History, ProgressBar, SameBuffers, StopEarly, UpdateInBackward
 from scgalore.train.checkpoint import WholeFiles, checkpoint_callback, checkpoint_to_resume
 from scgalore.train.config import ALL, TrainConfig
@@ -47,6 +48,8 @@ if TYPE_CHECKING:
     from scgalore.train.processes import Processes
 
 __all__ = ["fit"]
+
+NOT_CONVERGED = "training had not converged: the validation score was still improving in the last epoch"
 
 IDLE_ADVICE = (
     ".*does not have many workers.*",
@@ -174,6 +177,12 @@ def fit(
     table = pd.DataFrame(history.rows).astype({"epoch": int}).set_index("epoch")
     best_epoch = best.epoch if best.weights else int(table.index[-1])
     assert isinstance(config.batch_size, int)
+    converged = None
+    if best.weights and best_epoch >= 0:  # otherwise nothing tells, or the start was the best
+        start = [objective.start_score] if math.isfinite(objective.start_score) else []
+        converged = has_converged([*start, *table[objective.monitor]])
+        if converged is False:
+            logg.warning(f"{NOT_CONVERGED}. Pass max_epochs={2 * len(table)}, or a higher lr=.")
     return TrainResult(
         history=table,
         best_epoch=best_epoch,
@@ -182,6 +191,9 @@ def fit(
         split=split,
         batch_size=config.batch_size,
         accumulate=config.accumulate,
+        max_epochs=config.max_epochs,
+        patience=config.patience,
+        converged=converged,
     )
 
 

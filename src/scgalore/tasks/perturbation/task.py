@@ -129,7 +129,7 @@ class Perturbation(Task):
             shown_default="all",
         ),
     )
-    training = {"dropout": 0.0, "patience": 3, "batch_size": 64, "lr": 1e-3}
+    training = {"dropout": 0.0, "max_epochs": 10, "patience": 3, "batch_size": 64, "lr": 1e-3}
     needs = frozenset({"flags"})
     gene_strategy = "perturbation"
     split_note = "by perturbation, as `sg.pp.split_perturbations` draws them"

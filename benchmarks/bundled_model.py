@@ -157,12 +157,13 @@ def main(argv: Sequence[str] | None = None) -> None:
     arguments = own.parse_args(argv)
     report = begin("bundled_model", "Zero-shot embeddings of the bundled model, next to PCA", arguments)
     make = script().make
-    rows, found = [], {}
+    rows: list[tuple[str, ...]] = []
+    found: dict[str, list[tuple[float, float]]] = {}
     for scored in SETS[:1] if arguments.quick or arguments.data is None else SETS:
         adata = labelled(scored, arguments.data)
         labels = adata.obs[scored.label].to_numpy()
         with tempfile.TemporaryDirectory() as folder:
-            model = "scgpt-mini"
+            model: str | Path = "scgpt-mini"
             if scored.files:
                 model = Path(folder) / "model"
                 make(arguments.data, without=scored.files)[0].save(model)

@@ -141,7 +141,7 @@ def last_inputs(
     network = model.network
     heads = network.cell_heads
     *below, weight, _ = network.fresh_heads({name: n_outputs}, seed=config.seed)[name].parameters()
-    probe = network.make_head(weight.shape[1])
+    probe = network.fresh_heads({name: weight.shape[1]}, seed=config.seed)[name]
     with torch.no_grad():
         for own, new in zip(probe.parameters(), below, strict=False):
             own.copy_(new)

@@ -15,7 +15,14 @@ from scgalore.model import SCGPT
 from scgalore.objectives import Classification
 from scgalore.train.modes import compiled, deterministic, dropping, recomputing
 
-RUN: dict[str, Any] = {"labels_key": "bulk_labels", "max_epochs": 2, "batch_size": 16, "lr": 2e-3, "rng": 1}
+RUN: dict[str, Any] = {
+    "labels_key": "bulk_labels",
+    "max_epochs": 2,
+    "batch_size": 16,
+    "lr": 2e-3,
+    "rng": 1,
+    "prior": "none",
+}
 
 
 @pytest.fixture

@@ -105,8 +105,12 @@ def stopping_at(step: int) -> Iterator[None]:
 
 
 def train(make: Callable[[], SCGPT], adata: AnnData, **options: Any) -> SCGPT:
+    """Train the network alone, unless a linear model is asked for, which is fitted anew each time."""
+    options = {**RUN, **options}
+    if options["labels_key"] is not None:
+        options.setdefault("prior", "none")
     model = make()
-    model.train(adata, **{**RUN, **options})
+    model.train(adata, **options)
     return model
 
 
@@ -145,6 +149,7 @@ def test_a_run_whose_length_was_open_keeps_its_length(
     [
         pytest.param(2, {}, id="before_the_first_checkpoint"),
         pytest.param(9, {}, id="middle_of_the_second_epoch"),
+        pytest.param(9, {"prior": "linear"}, id="corrects_a_linear_model"),
         pytest.param(13, {"validation_size": 0.0}, id="without_validation_cells"),
         pytest.param(12, {"accumulate": 3}, id="gradient_accumulation"),
         pytest.param(25, {"batch_tokens": 250, "batch_size": 99}, id="cap_on_tokens"),

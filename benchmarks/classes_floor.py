@@ -262,7 +262,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         "correction used",
         "training used",
     )
-    report.table(f"Accuracy, means over {len(seeds)} seeds.", header, rows)
+    scored = "the models that training starts from" if arguments.untrained else "the trained models"
+    report.table(f"Accuracy of {scored}, means over {len(seeds)} seeds.", header, rows)
     for method, differences_of in gains.items():
         report.measured[f"mean difference of {method}"] = float(np.mean(differences_of))
     report.claim(

@@ -34,6 +34,7 @@ def test_what_fits_is_what_the_code_says(names: dict[str, Any], genes: int) -> N
         assert cells.split(" | ") == [str(number) for number in fits]
 
 
+@pytest.mark.slow
 def test_the_drawing_ends_with_the_last_setting(names: dict[str, Any]) -> None:
     assert [label.get_text() for label in names["axes"].get_yticklabels()] == list(names["table"].index)
     assert names["table"]["peak"].is_monotonic_decreasing

@@ -57,6 +57,7 @@ def test_few_labelled_images_are_as_many_of_each_class() -> None:
     assert images.classes.bincount().tolist() == [10, 10, 10]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("task", TASKS, ids=id_of)
 def test_networks_learn(task: Task) -> None:
     arm = Arm("", task, "", "full", steps=25, batch=16, lr=2e-3, decay=False)

@@ -240,6 +240,7 @@ def test_timed_steps_have_the_gradients_of_training(study: Study) -> None:
     assert set(times) == {"galore", "adamw"}
 
 
+@pytest.mark.slow
 def test_quick_run_writes_table_and_numbers(
     tmp_path: Path, weights: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

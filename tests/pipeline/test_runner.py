@@ -179,6 +179,7 @@ class TestFinishedRun:
         assert snapshot(finished) == before
 
 
+@pytest.mark.slow
 class TestMoreEpochs:
     STEADY: dict[str, Any] = {"labels_key": "bulk_labels", "curriculum": None, "lr_schedule": "constant", "warmup": 0.0}
 
@@ -280,6 +281,7 @@ class TestNumbers:
         assert "This is a loss and not a task" in (finished / "report.md").read_text(encoding="utf-8")
 
 
+@pytest.mark.slow
 def test_genes_are_selected_from_training_cells_only(pbmc: AnnData, tmp_path: Path) -> None:
     pbmc.obs["part"] = np.where(
         np.arange(pbmc.n_obs) % 5 < 3, "train", np.where(np.arange(pbmc.n_obs) % 5 < 4, "val", "test")

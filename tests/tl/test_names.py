@@ -43,7 +43,7 @@ def predicted() -> AnnData:
     return adata
 
 
-@pytest.fixture(params=["memory", "h5ad", "zarr"])
+@pytest.fixture(params=["memory", "h5ad", pytest.param("zarr", marks=pytest.mark.slow)])
 def read(request: pytest.FixtureRequest, predicted: AnnData, tmp_path: Path) -> AnnData:
     """As it was written, and after it was in a file."""
     if request.param == "memory":

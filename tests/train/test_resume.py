@@ -31,6 +31,8 @@ from scgalore.train import TrainConfig, budget
 from scgalore.train.checkpoint import last_checkpoint
 
 SCRIPT = Path(__file__).with_name("killed_runs.py")
+OFTEN = {"galore", "lora", "rows"}
+"""Choices that are tested in every run of the suite; the others take minutes together."""
 RUN: dict[str, Any] = {"labels_key": "bulk_labels", "max_epochs": 3, "batch_size": 16, "lr": 2e-3, "rng": 1}
 
 
@@ -158,9 +160,11 @@ def test_a_run_whose_length_was_open_keeps_its_length(
         pytest.param(9, {"labels_key": None, "max_length": 20}, id="masked_expression_of_sampled_cells"),
         pytest.param(9, {"weight_decay": 0.1, "clip_norm": 0.1, "warmup": 0.5}, id="decay_clipping_long_warmup"),
         pytest.param(9, {"per_layer_update": True, "clip_norm": math.inf}, id="per_layer_update"),
-        *(pytest.param(9, {"optimizer": name}, id=f"optimizer_{name}") for name in OPTIMIZERS),
-        *(pytest.param(9, {"adapter": name}, id=f"adapter_{name}") for name in ADAPTERS),
-        *(pytest.param(9, {"embedding": name}, id=f"embedding_{name}") for name in EMBEDDINGS),
+        *(
+            pytest.param(9, {option: name}, id=f"{option}_{name}", marks=() if name in OFTEN else pytest.mark.slow)
+            for option, names in {"optimizer": OPTIMIZERS, "adapter": ADAPTERS, "embedding": EMBEDDINGS}.items()
+            for name in names
+        ),
     ],
 )
 def test_resumed_run_is_the_whole_run(

@@ -117,6 +117,7 @@ np.save(sys.argv[3], effects)
 """
 
 
+@pytest.mark.slow
 def test_new_process_predicts_the_same_to_the_bit(adata: AnnData, model: SCGPT, folder: Path, tmp_path: Path) -> None:
     """On one thread: several add up in an order of their own."""
     adata.write_h5ad(tmp_path / "screen.h5ad")

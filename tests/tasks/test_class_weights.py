@@ -102,7 +102,14 @@ def test_the_loss_is_torchs(pbmc: AnnData) -> None:
 def test_rare_classes_are_found(pbmc: AnnData) -> None:
     """Weights do what they are for: rare blood cells are recognised that are never named without."""
     adata = pbmc[:, :300].copy()
-    options: dict[str, Any] = {"max_epochs": 2, "batch_size": 64, "lr": 1e-3, "optimizer": "adamw", "rng": 0}
+    options: dict[str, Any] = {
+        "max_epochs": 2,
+        "batch_size": 64,
+        "lr": 1e-3,
+        "optimizer": "adamw",
+        "rng": 0,
+        "prior": "none",
+    }
     recalls = {}
     for class_weight in (None, "balanced"):
         sg.tl.finetune(adata, "scgpt-mini", labels_key="bulk_labels", class_weight=class_weight, **options)

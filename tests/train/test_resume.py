@@ -162,7 +162,7 @@ def test_a_run_whose_length_was_open_keeps_its_length(
         pytest.param(9, {"per_layer_update": True, "clip_norm": math.inf}, id="per_layer_update"),
         *(
             pytest.param(9, {option: name}, id=f"{option}_{name}", marks=() if name in OFTEN else pytest.mark.slow)
-            for option, names in {"optimizer": OPTIMIZERS, "adapter": ADAPTERS, "embedding": EMBEDDINGS}.items()
+            for option, names in (("optimizer", [*OPTIMIZERS]), ("adapter", [*ADAPTERS]), ("embedding", [*EMBEDDINGS]))
             for name in names
         ),
     ],

@@ -90,11 +90,12 @@ class TestGain:
         options = {**KEYS["classes"], "max_epochs": 8, "batch_size": 16, "lr": 5e-3, "optimizer": "adamw"}
         task, call = resolve_call(options, task=None, seed=0, function=sg.tl.finetune, validation_size=0.3)
         prepared: Any = task.prepare(task.read(few, call), model, call)
+        zeros = {name: (0.0 * weight, 0.0 * bias) for name, (weight, bias) in prepared.start.items()}
         nothing = np.zeros_like(prepared.source.targets["prior"])
         source = prepared.source.with_targets(prior=nothing, start=nothing)
         objective = prepared.objective.after_prior(source.targets, prepared.split.validation)
         assert objective.start_score == pytest.approx(np.log(3), rel=1e-5)
-        model.fit(replace(prepared, source=source, objective=objective, start={}))
+        model.fit(replace(prepared, source=source, objective=objective, start=zeros))
         history = model.history
         assert model.result is not None
         assert model.result.best_epoch == history["validation_choice"].idxmin() >= 0

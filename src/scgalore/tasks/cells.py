@@ -207,7 +207,7 @@ class CellTask(Task):
         if fit is not None:
             cells, known["start"], correction = self._start(model, cells, reading, fit, call)
             state["prior"] = fit, correction
-            known |= {"memory": replace(known["memory"], prior=fit.model), "heads_at_zero": True}
+            known["memory"] = replace(known["memory"], prior=fit.model)
             if len(split.validation):
                 objective = objective.after_prior(cells.targets, split.validation)
         return Prepared(self, cells, split, objective, call.config, state=state, **known)

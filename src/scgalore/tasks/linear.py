@@ -236,14 +236,14 @@ def with_prior(
 
 
 def with_held_out_prior(output: CellOutput, head: str, targets: Mapping[str, Array]) -> CellOutput:
-    """Add ``targets["prior"]``, if it is there, to the outputs of a head: :attr:`LinearFit.predicted` of the cells of a training run.
+    """Add ``targets["prior"]``, if it is there, to the outputs of a head, so that the sum is of models that have not seen the cell.
 
     Parameters
     ----------
     output, head
         As for :func:`with_prior`.
     targets
-        Arrays of the cells of the run.
+        Arrays of the cells of a training run; :meth:`scgalore.tasks.cells.CellTask.prepare` makes the one named ``prior``.
     """
     return _add(output, head, targets["prior"]) if "prior" in targets else output
 
@@ -262,7 +262,7 @@ class LinearFit:
         Fitted to all training and validation cells.
     predicted
         Outputs for all cells, float32 ``(n_obs, n_outputs)``, of models that have not seen the cell: those of training cells are
-        fitted to other training cells, and that of validation cells to all training cells.
+        fitted to other training cells, and those of validation cells to all training cells.
     table
         One row per candidate: ``scaled``, ``penalty`` (inverse strength), ``loss`` on left-out training cells, ``chosen``.
     cells, folds

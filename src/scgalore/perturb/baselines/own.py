@@ -1,9 +1,9 @@
 """What a perturbation does to the expression of the perturbed gene itself.
 
-A knock-out, CRISPRi or CRISPRa changes its target far more than other genes, whatever the target is, so this can be said of
-targets that were never perturbed: a straight line in the target's control expression, shrunken as far as leaving targets out
-asks for. Of which kind a screen is shows itself in that line: CRISPRi takes away a share of what is there (a negative slope),
-CRISPRa adds (a positive intercept), and a knock-out may leave the messenger as it is (no line).
+A knock-out, CRISPRi or CRISPRa changes its target much more than other genes, and in a similar way for all targets. So the change
+of a target that was never perturbed can be predicted: by a straight line in the target's control expression, shrunken as far as
+leaving targets out asks for. The line shows which kind a screen is: CRISPRi takes away a share of what is there (a negative
+slope), CRISPRa adds (a positive intercept), and a knock-out may leave the messenger as it is (no line).
 """
 
 from __future__ import annotations

@@ -25,8 +25,8 @@ from scgalore.objectives import Classification, MaskedExpression, Perturbation
 from scgalore.optim import OPTIMIZERS, memory_report
 from scgalore.train import MemoryEstimate, TrainConfig, estimate_training
 from scgalore.train.config import DEFAULT_BATCH_SIZE
-from scgalore.train.estimate import training_device
-from scgalore.train.memory import settle_memory
+from scgalore.train.estimate import Case, count_case, training_device
+from scgalore.train.memory import fits_by_far, settle_memory
 
 MIB = 2**20
 CONFIG = SCGPTConfig(n_tokens=503, pad_id=502, d_model=64, n_heads=4, d_hid=64, n_layers=2)
@@ -357,13 +357,33 @@ def test_asking_draws_no_random_numbers_and_changes_nothing(
 def test_an_objective_of_the_users_own_and_frozen_weights_are_no_error(
     model: SCGPT, few: AnnData, with_free: Callable[[int], None]
 ) -> None:
-    with_free(10**12)
+    with_free(2 * peak_of(model, few, DEFAULT_BATCH_SIZE))
     cells, split = prepared(model, few)
     config = TrainConfig(accelerator="cpu", max_epochs=10)
     own = replace(MaskedExpression(), name="own")
     assert settle_memory(model.network, cells, split, own, config) == config
     model.network.requires_grad_(requires_grad=False)
     assert settle_memory(model.network, cells, split, MaskedExpression(), config) == config
+
+
+@pytest.mark.parametrize(
+    ("sizes", "shape", "options"),
+    [
+        ((32, 1, 32, 1), (1, 2), {"optimizer": "adamw"}),
+        ((64, 4, 64, 2), (64, 30), {"optimizer": "sophia"}),
+        ((64, 4, 256, 3), (1, 1500), {"adapter": "lora"}),
+        ((128, 4, 512, 2), (32, 400), {"adapter": "lte"}),
+    ],
+)
+def test_a_run_is_estimated_where_a_quarter_of_the_free_memory_may_be_too_little(
+    sizes: tuple[int, int, int, int], shape: tuple[int, int], options: dict[str, str]
+) -> None:
+    d_model, n_heads, d_hid, n_layers = sizes
+    network = blank(CONFIG.replace(d_model=d_model, n_heads=n_heads, d_hid=d_hid, n_layers=n_layers))
+    case = Case(network, MaskedExpression(), TrainConfig(accelerator="cpu", **options), *shape, n_rows=503, gpu=False)
+    peak = count_case(case).peak
+    assert not fits_by_far(case, 4 * peak)
+    assert fits_by_far(case, 400 * peak)
 
 
 def test_several_processes_must_be_told(model: SCGPT, few: AnnData, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -21,6 +21,8 @@ from scgalore.train.free import free_memory
 from scgalore.train.processes import training_processes
 from scgalore.train.trace import on_meta
 
+from torch import nn
+
 if TYPE_CHECKING:
     from scgalore._typing import PathLike
     from scgalore.data.source import CellSource
@@ -28,7 +30,7 @@ if TYPE_CHECKING:
     from scgalore.nn import CellNetwork
     from scgalore.objectives import Objective
 
-__all__ = ["MemoryEstimate", "estimate_training", "settle_memory"]
+__all__ = ["MemoryEstimate", "estimate_training", "fits_by_far", "settle_memory"]
 
 MARGIN = 0.8
 """Share of the free memory that ``batch_size="auto"`` fills: an estimate is one."""
@@ -77,7 +79,10 @@ def settle_memory(
     spent = sum(t.numel() * t.dtype.itemsize for t in (*network.parameters(), *network.buffers()))
     if device.type != "cuda":
         free = free * processes.num_nodes // processes.size + spent
-    case = _case(on_meta(network), source, split, objective, config, processes.size)
+    case = _case(network, source, split, objective, config, processes.size)
+    if not automatic and fits_by_far(case, free):
+        return config
+    case = replace(case, network=on_meta(network))
     estimate = count_case(case)
     if automatic and not chosen and "batch_size" not in source.limits:
         while estimate.peak > MARGIN * free and isinstance(config.batch_size, int) and config.batch_size > 1:
@@ -92,6 +97,20 @@ def settle_memory(
     if estimate.peak > free:
         _warn(case, estimate, free)
     return config
+
+
+def fits_by_far(case: Case, free: int) -> bool:
+    """Whether a quarter of the free memory is more than any step of such layers takes, so that none need be traced.
+
+    Each matrix is taken to keep four copies of its input and output per token, about three times what blocks of scGPT keep, and
+    four rows of attention, as many as a network with some heads keeps that materialises it.
+    """
+    modules = list(case.network.modules())
+    tables = {id(module.weight) for module in modules if isinstance(module, nn.Embedding)}
+    matrices = [p for p in case.network.parameters() if p.ndim > 1 and id(p) not in tables]
+    per_token = sum(sum(p.shape) + case.n_tokens for p in matrices)
+    everything = 10 * sum(p.numel() for p in case.network.parameters())
+    return 4 * (everything + 4 * per_token * case.n_cells * case.n_tokens) < free / 4
 
 
 def _begun(config: TrainConfig, checkpoint_dir: PathLike | None, *, resume: bool) -> tuple[TrainConfig, bool]:

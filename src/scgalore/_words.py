@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-__all__ = ["few"]
+__all__ = ["duration", "few"]
 
 
 def few(names: Iterable[str], n: int = 3) -> str:
@@ -23,3 +23,17 @@ def few(names: Iterable[str], n: int = 3) -> str:
     """
     shown = [repr(str(name)) for name in islice(names, n + 1)]
     return ", ".join(shown[:n]) + (", ..." if len(shown) > n else "")
+
+
+def duration(seconds: float) -> str:
+    """Write seconds as people say them: "40 s", "12 min", "2 h 05 min".
+
+    Parameters
+    ----------
+    seconds
+        How long.
+    """
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    minutes = round(seconds / 60)
+    return f"{minutes} min" if minutes < 90 else f"{minutes // 60} h {minutes % 60:02d} min"

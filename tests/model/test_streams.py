@@ -1,3 +1,4 @@
+import logging
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -51,6 +52,28 @@ def test_masked_expression_is_learnt_from_many_files(model: SCGPT, streamed: Cal
     assert losses.iloc[-1] < losses.iloc[0]
     assert model.is_trained
     assert model.split is None
+
+
+def test_a_line_an_epoch_tells_how_fast_a_stream_is_trained_on(
+    model: SCGPT, streamed: Callable[..., TokenStream], caplog: pytest.LogCaptureFixture
+) -> None:
+    batches = streamed()
+    with caplog.at_level(logging.INFO, logger="scgalore"):
+        model.train(batches, max_epochs=2, rng=0)
+    history = model.history
+    seconds = batches.n_obs / history["cells_per_second"]
+    assert (seconds < history["seconds"]).all()
+    mean_length = history["tokens_per_second"] / history["cells_per_second"]
+    assert mean_length.between(1, model.network.config.max_length).all()
+    assert history["waited"].between(0, 1).all()
+    lines = [record.getMessage() for record in caplog.records if "cells/s" in record.getMessage()]
+    assert [line.split(":")[0].strip() for line in lines] == ["epoch 1 of 2, step 8", "epoch 2 of 2, step 16"]
+    assert lines[-1].endswith("0 s left")
+
+
+def test_cells_in_memory_need_no_such_line(model: SCGPT, few: AnnData) -> None:
+    model.train(few, max_epochs=1)
+    assert "cells_per_second" not in model.history
 
 
 def test_classes_are_learnt_and_validated(few: AnnData, model: SCGPT, streamed: Callable[..., TokenStream]) -> None:

@@ -13,12 +13,12 @@ from scgalore.model import SCGPT
 from scgalore.nn.adapter import SCGPTModule
 from scgalore.objectives import Classification, MaskedExpression
 from scgalore.train import ObjectiveTrainingPlan, TrainConfig
-from scgalore.train.plan import warmup_cosine
+from scgalore.train.plan import learning_rates
 
 
-def factors(n_steps: int, warmup: float, **options: Any) -> list[float]:
+def factors(n_steps: int, warmup: float, shape: Any = "cosine", **options: Any) -> list[float]:
     optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0)
-    schedule = warmup_cosine(optimizer, n_steps=n_steps, warmup=warmup, **options)
+    schedule = learning_rates(optimizer, shape, n_steps=n_steps, warmup=warmup, **options)
     rates = []
     for _ in range(n_steps):
         rates.append(float(schedule.get_last_lr()[0]))
@@ -27,7 +27,7 @@ def factors(n_steps: int, warmup: float, **options: Any) -> list[float]:
     return rates
 
 
-class TestWarmupCosine:
+class TestCosine:
     def test_start_peak_and_end(self) -> None:
         rates = factors(100, 0.1)
         assert rates[0] == pytest.approx(0.1)
@@ -49,11 +49,22 @@ class TestWarmupCosine:
 
     def test_steps_after_the_end_stay_at_the_floor(self) -> None:
         optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0)
-        schedule = warmup_cosine(optimizer, n_steps=3, warmup=0.0)
+        schedule = learning_rates(optimizer, "cosine", n_steps=3, warmup=0.0)
         for _ in range(10):
             optimizer.step()
             schedule.step()
         assert schedule.get_last_lr() == pytest.approx([0.01])
+
+
+class TestOtherShapes:
+    def test_a_constant_stays(self) -> None:
+        assert factors(100, 0.1, "constant")[9:] == [1.0] * 91
+
+    def test_a_cooldown_is_the_constant_until_the_last_fifth(self) -> None:
+        rates = factors(100, 0.1, "cooldown")
+        assert rates[:81] == factors(100, 0.1, "constant")[:81]
+        assert np.diff(rates[80:]) == pytest.approx(-0.05)
+        assert rates[-1] == pytest.approx(0.05)
 
 
 class TestSwitches:

@@ -41,6 +41,7 @@ if TYPE_CHECKING:
     from scgalore.model.files import Provenance
     from scgalore.nn.base import CellNetwork
     from scgalore.tasks.base import Prepared
+    from scgalore.train.loggers import Loggers
     from scgalore.train.result import TrainResult
     from scgalore.weights import LoadReport
 
@@ -356,6 +357,7 @@ class CellModel:
         rng: Rng = 0,
         checkpoint_dir: PathLike | None = None,
         resume: bool = False,
+        logger: Loggers = None,
         **options: Any,
     ) -> None:
         """Train the model in place; :func:`scgalore.tl.finetune` also writes results to the AnnData.
@@ -383,6 +385,8 @@ class CellModel:
         resume
             Whether to continue from the checkpoint there, if any; with a larger ``max_epochs``, as for
             :func:`scgalore.tl.finetune`.
+        logger
+            As for :func:`scgalore.tl.finetune`.
         **options
             Arguments of the task, and fields of :class:`~scgalore.train.TrainConfig`.
 
@@ -407,9 +411,16 @@ class CellModel:
         )
         reading = chosen.read(adata, call)
         chosen.require(self)
-        self.fit(chosen.prepare(reading, self, call), checkpoint_dir=checkpoint_dir, resume=resume)
+        self.fit(chosen.prepare(reading, self, call), checkpoint_dir=checkpoint_dir, resume=resume, logger=logger)
 
-    def fit(self, prepared: Prepared, *, checkpoint_dir: PathLike | None = None, resume: bool = False) -> None:
+    def fit(
+        self,
+        prepared: Prepared,
+        *,
+        checkpoint_dir: PathLike | None = None,
+        resume: bool = False,
+        logger: Loggers = None,
+    ) -> None:
         """Train on what a task has prepared; :meth:`train` in steps.
 
         The model changes when training has ended, and only then.
@@ -418,7 +429,7 @@ class CellModel:
         ----------
         prepared
             From :meth:`scgalore.tasks.Task.prepare`.
-        checkpoint_dir, resume
+        checkpoint_dir, resume, logger
             As for :meth:`train`.
         """
         from scgalore.train.budget import settle_budget
@@ -457,7 +468,7 @@ class CellModel:
                 identity |= memory_config(prepared.memory)  # names of classes, which codes do not tell
             tokens = source.tokens() if validation is None else np.union1d(source.tokens(), validation.tokens())
             with trainable(network, config, tokens) as ready:
-                run |= {"validation": validation, "adapter": ready.adapter, "identity": identity}
+                run |= {"validation": validation, "adapter": ready.adapter, "identity": identity, "logger": logger}
                 result = fit(network, source, split, objective, config, **run)
                 learned = ready.adapter_weights()
         except BaseException:

@@ -21,6 +21,7 @@ from scgalore.tl._task_arguments import with_task_arguments
 if TYPE_CHECKING:
     from scgalore._typing import Data, PathLike, Rng
     from scgalore.model import CellModel
+    from scgalore.train.loggers import Loggers
 
 
 @shared_parameters
@@ -47,6 +48,7 @@ def finetune(
     checkpoint_dir: PathLike | None = None,
     resume: bool = False,
     save_dir: PathLike | None = None,
+    logger: Loggers = None,
     rng: Rng = 0,
     key_added: str | None = None,
     **options: Any,
@@ -105,6 +107,10 @@ def finetune(
         go on that stopped early. Without ``max_epochs`` a run keeps the one it was begun with. Everything else must be as it was.
     save_dir
         Folder that the model is saved to, made by this call.
+    logger
+        ``"csv"`` or ``"tensorboard"``, which write to ``logs`` in ``checkpoint_dir``, any logger of Lightning's, such as
+        ``WandbLogger(project="cells")`` or ``MLFlowLogger()``, or a list of these: they get the loss and the learning rate of every
+        tenth step, and the losses and scores of each epoch.
     {rng}
     {key_added}
     **options
@@ -188,7 +194,7 @@ def finetune(
     refuse_overwrite(chosen.writes(keys, call), reads, data=data, mod=mod)
     with logg.step(f"fine-tuning {start['name']} on {reading.title}") as step:
         prepared = chosen.prepare(reading, fitted, call)
-        fitted.fit(prepared, checkpoint_dir=checkpoint_dir, resume=resume)
+        fitted.fit(prepared, checkpoint_dir=checkpoint_dir, resume=resume, logger=logger)
         assert fitted.result is not None
         results = chosen.results(adata, fitted, prepared, call, keys)
         if folder is not None:

@@ -12,8 +12,10 @@ from lightning.pytorch.callbacks import EarlyStopping, TQDMProgressBar
 from torch import distributed
 
 from scgalore import _logging as logg
+from scgalore._words import duration
 from scgalore.optim.layerwise import LayerwiseUpdate
 from scgalore.train.divergence import end_run
+from scgalore.train.free import memory_now
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -40,6 +42,9 @@ class History(Callback):
         How many train together; all of them get the rows of the first.
     n_genes
         With a curriculum, how many genes training shows by epoch, which rows then say.
+    throughput
+        Whether rows also have ``cells_per_second`` and ``tokens_per_second`` of all processes and ``waited``, the share of the
+        time in which the first had to wait for its data, validation left out; each is then shown in a line.
 
     Attributes
     ----------
@@ -47,14 +52,29 @@ class History(Callback):
         ``{"epoch", "lr", "seconds", "train_loss", "validation_loss", ...}`` for each finished epoch.
     """
 
-    def __init__(self, n_processes: int = 1, *, n_genes: Sequence[int] = ()) -> None:
+    def __init__(self, n_processes: int = 1, *, n_genes: Sequence[int] = (), throughput: bool = False) -> None:
         self._n_processes, self._n_genes = n_processes, n_genes
+        self._pace = _Pace() if throughput else None
         self.rows: list[dict[str, float]] = []
         self._started = 0.0
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Start the clock."""
         self._started = time.perf_counter()
+        if self._pace is not None:
+            self._pace = _Pace()
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        """Note how long the data took."""
+        if self._pace is not None:
+            self._pace.waited += time.perf_counter() - self._pace.last
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Count its cells and tokens."""
+        if self._pace is not None:
+            self._pace.count(batch)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Add the row of the epoch; refuse to go on from a loss that is not finite."""
@@ -65,6 +85,8 @@ class History(Callback):
         }
         if self._n_genes:
             row["n_genes"] = float(self._n_genes[trainer.current_epoch])
+        if self._pace is not None:
+            row.update(self._pace.row(self._n_processes))
         row.update({name: float(value) for name, value in sorted(trainer.callback_metrics.items())})
         if self._n_processes > 1:
             # The metrics are those of all processes already; the seconds are each one's own.
@@ -73,6 +95,18 @@ class History(Callback):
         # Raised here, before a checkpoint of such weights takes the place of the last good one.
         if bad := [name for name, value in row.items() if name.endswith("_loss") and not math.isfinite(value)]:
             end_run(f"{bad[0]} became {row[bad[0]]}", f"epoch {trainer.current_epoch}")
+        if self._pace is not None and trainer.is_global_zero:
+            logg.info(f"    {self._line(trainer)}")
+
+    def _line(self, trainer: Trainer) -> str:
+        row, n = self.rows[-1], trainer.max_epochs or 0
+        left = (n - len(self.rows)) * sum(each["seconds"] for each in self.rows) / len(self.rows)
+        losses = ", ".join(f"{name} {row[name]:.4g}" for name in ("train_loss", "validation_loss") if name in row)
+        return (
+            f"epoch {len(self.rows)} of {n}, step {trainer.global_step:,}: {losses}; {row['cells_per_second']:,.0f} cells/s, "
+            f"{row['tokens_per_second']:,.0f} tokens/s, {row['waited']:.0%} of the time waiting for data, "
+            f"{memory_now(trainer.strategy.root_device) / 1e9:.1f} GB; {duration(left)} left"
+        )
 
     def state_dict(self) -> dict[str, Any]:
         """Rows so far."""
@@ -81,6 +115,30 @@ class History(Callback):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Continue the rows of a checkpoint."""
         self.rows = list(state_dict["rows"])
+
+
+class _Pace:
+    """Cells, tokens and seconds of an epoch so far."""
+
+    def __init__(self) -> None:
+        self.started = self.last = time.perf_counter()
+        self.cells, self.tokens, self.waited = 0, 0, 0.0
+
+    def count(self, batch: Any) -> None:
+        """Add a batch that was trained on."""
+        cells = getattr(batch, "batch", batch)  # of several processes, a share
+        self.cells += len(cells)
+        self.tokens += cells.n_tokens
+        self.last = time.perf_counter()
+
+    def row(self, n_processes: int) -> dict[str, float]:
+        """What a row of the history says."""
+        seconds = max(self.last - self.started, 1e-9)
+        return {
+            "cells_per_second": n_processes * self.cells / seconds,
+            "tokens_per_second": n_processes * self.tokens / seconds,
+            "waited": self.waited / seconds,
+        }
 
 
 class BestWeights(Callback):

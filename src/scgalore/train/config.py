@@ -216,11 +216,12 @@ class TrainConfig:
         "Share of all steps over which the learning rate rises linearly.",
         default=0.1,
     )
-    lr_schedule: Literal["cosine", "constant"] = declare(
-        choice("cosine", "constant"),
+    lr_schedule: Literal["cosine", "constant", "cooldown"] = declare(
+        choice("cosine", "constant", "cooldown"),
         """
         How the learning rate goes on after the warm-up: ``"cosine"`` falls along a half cosine to a hundredth of the peak in
-        the last step, ``"constant"`` stays, so that a run does not depend on how many epochs follow.
+        the last step, ``"constant"`` stays, so that a run does not depend on how many epochs follow, ``"cooldown"`` stays and
+        falls linearly to a hundredth over the last fifth of the steps.
         """,
         default="cosine",
     )

@@ -13,7 +13,7 @@ import torch
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
-__all__ = ["cgroup_room", "free_memory", "held_back"]
+__all__ = ["cgroup_room", "free_memory", "held_back", "memory_now"]
 
 _UNLIMITED = 2**60
 """Limits from here on stand for none: version 1 writes the largest multiple of a page."""
@@ -41,6 +41,19 @@ def free_memory(device: torch.device) -> int:
     room = cgroup_room()
     available = int(psutil.virtual_memory().available)
     return available if room is None else min(available, room)
+
+
+def memory_now(device: torch.device) -> int:
+    """Bytes that this process holds: on a CUDA device the most so far, otherwise resident memory.
+
+    Parameters
+    ----------
+    device
+        Where the network is.
+    """
+    if device.type == "cuda":
+        return int(torch.cuda.max_memory_allocated(device))
+    return int(psutil.Process().memory_info().rss)
 
 
 def cgroup_room(mount: Path = Path("/sys/fs/cgroup"), own: Path = Path("/proc/self/cgroup")) -> int | None:

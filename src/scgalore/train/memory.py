@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from torch import nn
+
 from scgalore import _logging as logg
 from scgalore.errors import OptionError
 from scgalore.train.config import DEFAULT_BATCH_SIZE, TrainConfig
@@ -20,8 +22,6 @@ from scgalore.train.estimate import (
 from scgalore.train.free import free_memory
 from scgalore.train.processes import training_processes
 from scgalore.train.trace import on_meta
-
-from torch import nn
 
 if TYPE_CHECKING:
     from scgalore._typing import PathLike

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from itertools import accumulate
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from scvi.train import TrainingPlan
@@ -32,7 +32,10 @@ if TYPE_CHECKING:
     from scgalore.nn.adapter import SCGPTModule
     from scgalore.train.config import TrainConfig
 
-__all__ = ["ObjectiveTrainingPlan", "warmup_cosine"]
+__all__ = ["ObjectiveTrainingPlan", "learning_rates"]
+
+COOLDOWN = 0.2
+"""Share of all steps over which a constant learning rate falls at the end."""
 
 
 class ObjectiveTrainingPlan(TrainingPlan):
@@ -157,12 +160,8 @@ class ObjectiveTrainingPlan(TrainingPlan):
             optimizer = ShardedOptimizer(optimizer)
         ends = self._steps_by_epoch()
         switches = {ends[start]: ends[stop] - ends[start] for start, stop in self._switches.items()}
-        schedule = warmup_cosine(
-            optimizer,
-            n_steps=ends[-1],
-            warmup=config.warmup,
-            switches=switches,
-            falls=config.lr_schedule == "cosine",
+        schedule = learning_rates(
+            optimizer, config.lr_schedule, n_steps=ends[-1], warmup=config.warmup, switches=switches
         )
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
@@ -225,39 +224,44 @@ class ObjectiveTrainingPlan(TrainingPlan):
         checkpoint[CHECKPOINT_KEY] = self.identity
 
 
-def warmup_cosine(
+def learning_rates(
     optimizer: torch.optim.Optimizer,
+    shape: Literal["cosine", "constant", "cooldown"],
     *,
     n_steps: int,
     warmup: float,
     switches: Mapping[int, int] | None = None,
-    falls: bool = True,
 ) -> torch.optim.lr_scheduler.LambdaLR:
-    """Linear warm-up, then a half cosine down to a hundredth; after a switch of phases, warm-up to that cosine.
+    """Linear warm-up, then a half cosine down to a hundredth, a constant, or one that falls to a hundredth at the end.
+
+    After a switch of phases, the learning rate rises anew to that curve.
 
     Parameters
     ----------
     optimizer
         Whose learning rates to schedule.
+    shape
+        As ``lr_schedule`` of :class:`~scgalore.train.TrainConfig`.
     n_steps
         Steps of the whole run.
     warmup
         Share of them that warms up.
     switches
         Steps of each phase of a curriculum after the first, by its first step.
-    falls
-        Whether the learning rate falls after the warm-up; it stays otherwise.
     """
     n_warmup = max(1, round(n_steps * warmup))
+    n_cooldown = max(1, round(n_steps * COOLDOWN))
     floor = 0.01
 
     def factor(step: int) -> float:
         again = rewarmed(step, switches or {}, warmup)
         if step < n_warmup:
             return again * (step + 1) / n_warmup
-        if not falls:
-            return again
-        progress = min(1.0, (step - n_warmup) / max(1, n_steps - n_warmup))
-        return again * (floor + (1 - floor) * 0.5 * (1 + math.cos(math.pi * progress)))
+        if shape == "cosine":
+            progress = min(1.0, (step - n_warmup) / max(1, n_steps - n_warmup))
+            return again * (floor + (1 - floor) * 0.5 * (1 + math.cos(math.pi * progress)))
+        if shape == "cooldown":
+            again *= min(1.0, max(floor, (n_steps - step) / n_cooldown))
+        return again
 
     return torch.optim.lr_scheduler.LambdaLR(optimizer, factor)

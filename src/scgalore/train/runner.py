@@ -27,6 +27,7 @@ from scgalore.train.config import ALL, TrainConfig
 from scgalore.train.curriculum import batch_plan
 from scgalore.train.datamodule import CellDataModule
 from scgalore.train.divergence import SoundWeights
+from scgalore.train.loggers import Loggers, LogSteps, loggers_of
 from scgalore.train.modes import compiled, deterministic, dropping, recomputing
 from scgalore.train.plan import ObjectiveTrainingPlan
 from scgalore.train.processes import training_processes
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from lightning.pytorch import Callback, Trainer
+    from lightning.pytorch.loggers import Logger
 
     from scgalore._typing import PathLike
     from scgalore.adapters import Adapter
@@ -92,6 +94,7 @@ def fit(
     checkpoint_dir: PathLike | None = None,
     resume: bool = False,
     identity: Mapping[str, Any] | None = None,
+    logger: Loggers = None,
 ) -> TrainResult:
     """Train a network in place.
 
@@ -116,6 +119,8 @@ def fit(
         ``scgalore.train.extension``.
     identity
         What makes this run this run; resuming another one is refused.
+    logger
+        Where losses are logged besides, see :func:`scgalore.train.loggers.loggers_of`.
 
     Raises
     ------
@@ -132,6 +137,7 @@ def fit(
     """
     processes = training_processes(config)
     identity = dict(identity or {})
+    loggers = loggers_of(logger, checkpoint_dir)
     checkpoint = checkpoint_to_resume(checkpoint_dir, resume=resume, identity=identity)
     _refuse_limits(source, config)
     batches = batch_plan(config, source, None if split is None else split.train)
@@ -143,17 +149,21 @@ def fit(
     data = _data_module(source, split, validation, objective, config, batches)
     if config.patience is not None:
         _require_validation(data)
-    history = History(processes.size, n_genes=_genes_by_epoch(source, batches.phases))
+    history = History(
+        processes.size, n_genes=_genes_by_epoch(source, batches.phases), throughput=source.lengths is None
+    )
     best = BestWeights(objective.monitor, start=objective.start_score)
     callbacks = _callbacks(config, history, best, first_epoch=batches.phases[-1].start)
+    callbacks += [LogSteps()] if loggers else []
     with ExitStack() as run:
         for context in (_quiet_lightning(), _interruptible(), torch.random.fork_rng()):
             run.enter_context(context)
         torch.manual_seed(config.seed)
-        options = _trainer_options(config, reload=data.training.reload)
+        options = _trainer_options(config, loggers, reload=data.training.reload)
         if processes.size > 1:
             callbacks.insert(0, SameBuffers())
             options |= _process_options(config, processes, plan, data)
+            options["logger"] = loggers or False  # scvi's own would write a history into the working folder
         run.enter_context(dropping(network, p=config.dropout))
         run.enter_context(recomputing(network, wanted=config.gradient_checkpointing))
         run.enter_context(compiled(network, wanted=config.compile))
@@ -272,8 +282,9 @@ def _data_module(
     )
 
 
-def _trainer_options(config: TrainConfig, *, reload: bool) -> dict[str, Any]:
+def _trainer_options(config: TrainConfig, loggers: list[Logger], *, reload: bool) -> dict[str, Any]:
     return {
+        "logger": loggers or None,  # scvi's own then, in memory
         "precision": config.precision,
         "gradient_clip_val": None if math.isinf(config.clip_norm) else config.clip_norm,
         "accumulate_grad_batches": config.accumulate,
@@ -304,8 +315,6 @@ def _process_options(
     return {
         "num_nodes": processes.num_nodes,
         "strategy": DDPStrategy(find_unused_parameters=search),
-        # scvi's own would write a history into the working folder.
-        "logger": False,
     }
 
 

@@ -1,0 +1,67 @@
+"""Lightning's loggers: by name, or as objects."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+from lightning.pytorch import Callback
+from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
+
+from scgalore.errors import OptionError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from lightning.pytorch import LightningModule, Trainer
+
+    from scgalore._typing import PathLike
+
+__all__ = ["LogSteps", "Loggers", "loggers_of"]
+
+Loggers: TypeAlias = "str | Logger | Sequence[str | Logger] | None"
+
+NAMED: dict[str, Callable[..., Logger]] = {"csv": CSVLogger, "tensorboard": TensorBoardLogger}
+
+
+def loggers_of(logger: Loggers, folder: PathLike | None) -> list[Logger]:
+    """Make the loggers of a run.
+
+    Parameters
+    ----------
+    logger
+        ``"csv"``, ``"tensorboard"``, a logger of Lightning's such as ``WandbLogger(...)``, or several of these.
+    folder
+        ``checkpoint_dir`` of the run; loggers that are named write to ``logs`` in it.
+
+    Raises
+    ------
+    OptionError
+        If it is none of these, or a logger is named and there is no folder.
+    """
+    listed = [] if logger is None else [logger] if isinstance(logger, str | Logger) else logger
+    if not isinstance(listed, Sequence) or not all(isinstance(one, Logger) or one in NAMED for one in listed):
+        msg = f"logger={logger!r}: give {', '.join(map(repr, NAMED))}, a logger of lightning.pytorch.loggers, or a list of these."
+        raise OptionError(msg)
+    if folder is None and any(isinstance(one, str) for one in listed):
+        msg = f"logger={logger!r} needs checkpoint_dir=, the folder it writes to, or a logger that has a folder of its own."
+        raise OptionError(msg)
+    return [
+        # Each time that a run is continued gets a version of its own: the logger of CSV files would replace what is there.
+        one if isinstance(one, Logger) else NAMED[one](save_dir=Path(folder or "."), name=f"logs/{one}")
+        for one in listed
+    ]
+
+
+class LogSteps(Callback):
+    """Give the loggers the loss and the learning rate of every tenth step; means of epochs they get from Lightning."""
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Log the step."""
+        if batch_idx % trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
+            row = {"step_loss": float(outputs["loss"]), "lr": float(trainer.optimizers[0].param_groups[0]["lr"])}
+            for logger in trainer.loggers:
+                logger.log_metrics(row, step=trainer.global_step)

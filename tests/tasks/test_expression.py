@@ -6,6 +6,7 @@ from anndata import AnnData
 
 from scgalore._keys import CellKeys
 from scgalore.data.sampler import BatchRequest
+from scgalore.errors import OptionError
 from scgalore.model import SCGPT
 from scgalore.objectives import MaskedExpression
 from scgalore.tasks import Findings, TrainingCall
@@ -77,3 +78,19 @@ def test_mean_visible_bin_is_that_of_the_cell(few: AnnData, model: SCGPT, call: 
         each.append(np.mean((values[masked] - values[~masked].mean()) ** 2))
     found = evaluate(few, model, call).metrics["baselines"][RULES[2]]
     assert found["mse"] == pytest.approx(np.mean(each), rel=1e-5)
+
+
+def test_genes_that_are_masked_are_as_many_as_asked_for(few: AnnData, model: SCGPT) -> None:
+    _, call = resolve_call({"mask_ratio": 0.5}, task="expression", seed=0, function=finetune)
+    objective = TASK.prepare(TASK.read(few, call), model, call).objective
+    batch = model.cells(few).batch(BatchRequest(np.arange(few.n_obs)))
+    masked = objective.corrupt(batch, seed=0, draw=0).targets["masked"].sum(dim=1).numpy()
+    lengths = (~batch.padding).sum(dim=1).numpy() - 1
+    np.testing.assert_array_equal(masked, lengths // 2)
+
+
+@pytest.mark.parametrize("ratio", [0.0, 1, [0.5, 2], [], "half"])
+def test_ratios_lie_between_0_and_1(few: AnnData, model: SCGPT, ratio: object) -> None:
+    with pytest.raises(OptionError, match="mask_ratio="):
+        model.train(few, task="expression", mask_ratio=ratio, max_epochs=1)
+    assert not model.is_trained

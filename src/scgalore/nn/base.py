@@ -187,6 +187,8 @@ class CellNetwork(nn.Module):
     """First parts of the names of parameters that pre-training learned; the others are heads."""
     required: ClassVar[tuple[str, ...]] = ()
     """First parts of the names of tensors that a checkpoint must hold, and all of whose tensors must have a place."""
+    pretraining: ClassVar[tuple[str, ...]] = ("masked",)
+    """Self-supervised objectives that it can be trained for, keys of :data:`scgalore.objectives.PRETRAINING`, its own first."""
     recompute: bool = False
     """Whether training keeps only the input of each block and computes the rest again in the backward pass."""
 

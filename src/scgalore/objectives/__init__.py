@@ -4,6 +4,16 @@ from scgalore.objectives.base import Loss, Objective
 from scgalore.objectives.classification import Classification
 from scgalore.objectives.masked_expression import MaskedExpression
 from scgalore.objectives.perturbation import Perturbation
+from scgalore.objectives.pretraining import PRETRAINING, pretraining_objective
 from scgalore.objectives.regression import Regression
 
-__all__ = ["Classification", "Loss", "MaskedExpression", "Objective", "Perturbation", "Regression"]
+__all__ = [
+    "PRETRAINING",
+    "Classification",
+    "Loss",
+    "MaskedExpression",
+    "Objective",
+    "Perturbation",
+    "Regression",
+    "pretraining_objective",
+]

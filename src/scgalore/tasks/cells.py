@@ -105,7 +105,7 @@ class CellTask(Task):
     def objective(self, network: CellNetwork, memory: Any) -> Objective:
         """The loss, for a network and what the model is going to keep."""
 
-    def objective_of(self, reading: CellReading, network: CellNetwork) -> Any:
+    def objective_of(self, reading: CellReading, network: CellNetwork, call: TrainingCall) -> Any:
         """:meth:`objective` of a training run."""
         return self.objective(network, reading.memory)
 
@@ -189,7 +189,7 @@ class CellTask(Task):
     def prepare(self, reading: CellReading, model: TaskModel, call: TrainingCall) -> Prepared:
         """Tokens with targets, and the objective."""
         read: dict[str, Any] = {**call.reading.of_tokens(), "rng": call.seed}
-        objective = self.objective_of(reading, model.network)
+        objective = self.objective_of(reading, model.network, call)
         known: dict[str, Any] = {"memory": reading.memory, "heads_at_zero": self.heads_at_zero}
         arrays = {} if reading.targets is None else reading.targets.arrays
         if not isinstance(reading.data, AnnData):

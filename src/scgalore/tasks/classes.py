@@ -183,7 +183,7 @@ class Classes(CellTask):
 
         return fit_correction(features, predicted, codes, fit.folds, lambda: softmax_after(of_class), loss)
 
-    def objective_of(self, reading: CellReading, network: CellNetwork) -> Classification:
+    def objective_of(self, reading: CellReading, network: CellNetwork, call: TrainingCall) -> Classification:
         """Cross entropy with the weights of the classes."""
         assert isinstance(reading, ClassesReading)
         return replace(self.objective(network, reading.memory), class_weights=reading.weights)

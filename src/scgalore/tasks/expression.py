@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
+from scgalore._options import Kind, Option, are, choice, comma_separated, number
 from scgalore.data.sampler import BatchRequest
 from scgalore.nn.device import pick_device
-from scgalore.objectives import MaskedExpression
+from scgalore.objectives import PRETRAINING, MaskedExpression, pretraining_objective
 from scgalore.tasks.cells import CellTargets, CellTask
 from scgalore.tasks.figures import bars, umap
 from scgalore.tasks.findings import Findings, markdown_table, with_error
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from scgalore.objectives import Objective
     from scgalore.tasks.base import TaskModel
     from scgalore.tasks.call import TrainingCall
+    from scgalore.tasks.cells import CellReading
 
 __all__ = ["Expression"]
 
@@ -31,10 +33,34 @@ BATCH = 16
 RULES = ("each gene's mean bin", "mean bin of all genes", "mean visible bin of the cell")
 
 
+RATIO = number("each ratio must lie strictly between 0 and 1", lambda ratio: 0 < ratio < 1)
+RATIOS = Kind(
+    "give a share of the genes between 0 and 1, or several such as [0.25, 0.5, 0.75], of which each cell draws one",
+    lambda value: RATIO.fits(value) or (are(RATIO.fits)(value) and len(value) > 0),
+    lambda text: [float(part) for part in comma_separated(text)],
+    lambda value: float(value) if RATIO.fits(value) else [float(ratio) for ratio in value],
+)
+
+
 class Expression(CellTask):
     """Masked expression of the cells themselves: no column of ``obs`` is needed."""
 
     name = "expression"
+    arguments = (
+        Option(
+            "objective",
+            choice(*PRETRAINING),
+            "How expression is hidden and predicted: an entry of ``scgalore.objectives.PRETRAINING``. When left out: what the "
+            "network was pre-trained for.",
+            shown_default="the network's own",
+        ),
+        Option(
+            "mask_ratio",
+            RATIOS,
+            "Share of a cell's genes to predict, or several such as 0.25,0.5,0.75, of which each cell draws one anew each epoch.",
+            shown_default="the objective's own",
+        ),
+    )
     summary = "to predict masked expression, as in pre-training"
     needs = frozenset({"expression"})
     next_steps = (
@@ -47,8 +73,14 @@ class Expression(CellTask):
         return CellTargets(call.split_of(adata))
 
     def objective(self, network: CellNetwork, memory: None) -> Objective:
-        """Squared error of the masked values."""
-        return MaskedExpression(mask_value=network.config.mask_value)
+        """What the network was pre-trained for."""
+        return pretraining_objective(network)
+
+    def objective_of(self, reading: CellReading, network: CellNetwork, call: TrainingCall) -> Objective:
+        """The objective that was asked for."""
+        ratio = call.arguments["mask_ratio"]
+        ratio = tuple(ratio) if isinstance(ratio, list) else ratio
+        return pretraining_objective(network, call.arguments["objective"], ratio)
 
     def stream_memory(self, stream: TokenStream, call: TrainingCall) -> None:
         """A stream needs nothing more."""

@@ -300,3 +300,45 @@ def test_two_processes_read_their_own_cells_and_learn_the_same(few: AnnData, fil
     assert not differences(first["weights"], second["weights"])
     assert first["losses"] == second["losses"]
     assert first["n_cells"] == second["n_cells"] == 30
+
+
+class TestEpochsOfSomeSteps:
+    def train(self, model: SCGPT, batches: TokenStream, held: AnnData, epochs: int, **options: Any) -> SCGPT:
+        constant: dict[str, Any] = {"lr_schedule": "constant", "warmup": 0.0, "steps_per_epoch": 3}
+        model.train(batches, validation=held, max_epochs=epochs, rng=0, **constant, **options)
+        return model
+
+    def test_together_they_are_passes_over_all_cells(
+        self, few: AnnData, model: SCGPT, streamed: Callable[..., TokenStream]
+    ) -> None:
+        watched = Watched(MaskedExpression())
+        fit_watched(model, streamed(), streamed(), watched, max_epochs=5, steps_per_epoch=3)
+        trained = [cells for training, cells in watched.seen if training]
+        first, second = trained[:8], trained[8:]
+        assert len(second) == 7
+        assert sorted(cell for cells in first for cell in cells) == list(range(60))
+        assert len({cell for cells in second for cell in cells}) == sum(map(len, second))
+        assert model.result is not None
+        assert (len(model.history), model.result.steps) == (5, 15)
+
+    @pytest.mark.parametrize("workers", [0, 2])
+    def test_a_run_that_ended_inside_a_pass_goes_on_there(
+        self,
+        few: AnnData,
+        make_model: Callable[..., SCGPT],
+        streamed: Callable[..., TokenStream],
+        tmp_path: Path,
+        workers: int,
+    ) -> None:
+        held = few[60:].copy()
+        options: dict[str, Any] = {"num_workers": workers}
+        whole = self.train(make_model(few.var_names), streamed(buffer_size=16), held, 5, **options)
+        begun: dict[str, Any] = {**options, "checkpoint_dir": tmp_path}
+        self.train(make_model(few.var_names), streamed(buffer_size=16), held, 2, **begun)
+        again = self.train(make_model(few.var_names), streamed(buffer_size=16), held, 5, **begun, resume=True)
+        assert differences(weights(again), weights(whole)) == []
+        assert again.history["validation_loss"].tolist() == whole.history["validation_loss"].tolist()
+
+    def test_cells_in_memory_have_none(self, few: AnnData, model: SCGPT) -> None:
+        with pytest.raises(OptionError, match="steps_per_epoch=3: an epoch of an AnnData is a pass"):
+            model.train(few, max_epochs=1, steps_per_epoch=3)

@@ -1,3 +1,4 @@
+import logging
 import math
 from pathlib import Path
 from types import SimpleNamespace
@@ -19,10 +20,11 @@ UNBEATABLE = -1.0
 """An error that no epoch can have."""
 
 
-def trainer(epoch: int, **metrics: float) -> Any:
+def trainer(epoch: int, *, n_epochs: Any = 10, **metrics: float) -> Any:
     """The little of a trainer that the callbacks read."""
     return SimpleNamespace(
         current_epoch=epoch,
+        max_epochs=n_epochs,
         optimizers=[SimpleNamespace(param_groups=[{"lr": 0.1}])],
         callback_metrics={name: torch.tensor(value) for name, value in metrics.items()},
         should_stop=False,
@@ -50,6 +52,21 @@ class TestHistory:
     def test_loss_that_is_not_finite_ends_the_run(self, name: str, value: float) -> None:
         with pytest.raises(DataError, match=f"{name} became {value} in epoch 3.*Lower lr"):
             History().on_train_epoch_end(trainer(3, **{name: value}), plan())
+
+    @pytest.mark.parametrize(("n_epochs", "text"), [(10, ["the first epoch took 2 min"]), (1, [])])
+    def test_a_run_of_minutes_says_after_an_epoch_how_long_it_may_take(
+        self, n_epochs: int, text: list[str], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        times = iter([0.0, 100.0, 100.0, 200.0])
+        monkeypatch.setattr("scgalore.train.callbacks.time.perf_counter", lambda: next(times))
+        history = History()
+        with caplog.at_level(logging.INFO, logger="scgalore"):
+            for epoch in range(2):
+                history.on_train_epoch_start(trainer(epoch), plan())
+                history.on_train_epoch_end(trainer(epoch, n_epochs=n_epochs, train_loss=1.0), plan())
+        found = [record.getMessage() for record in caplog.records]
+        assert [line.strip().split(";")[0] for line in found] == text
+        assert all(line.endswith("at most 15 min") for line in found)
 
 
 class TestBestWeights:

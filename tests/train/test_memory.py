@@ -376,7 +376,7 @@ def test_an_objective_of_the_users_own_and_frozen_weights_are_no_error(
     ],
 )
 def test_a_run_is_estimated_where_a_quarter_of_the_free_memory_may_be_too_little(
-    sizes: tuple[int, int, int, int], shape: tuple[int, int], options: dict[str, str]
+    sizes: tuple[int, int, int, int], shape: tuple[int, int], options: dict[str, Any]
 ) -> None:
     d_model, n_heads, d_hid, n_layers = sizes
     network = blank(CONFIG.replace(d_model=d_model, n_heads=n_heads, d_hid=d_hid, n_layers=n_layers))

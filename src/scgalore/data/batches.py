@@ -22,6 +22,10 @@ if TYPE_CHECKING:
 __all__ = ["BatchPlan", "Batches", "Drawn", "ListedBatches", "Phase", "SampledBatches", "largest_batch"]
 
 
+WHOLE_PASSES = "an epoch of an AnnData is a pass over its cells. Leave it out, or make a stream of it (sg.data.stream)."
+"""Why sources in memory have no epochs of some steps."""
+
+
 @dataclass(frozen=True)
 class Phase:
     """Some epochs on some genes.
@@ -53,6 +57,8 @@ class BatchPlan:
         Genes of the training cells by epoch, from the first epoch on; validation cells keep all of theirs.
     seed
         Seed of the shuffling.
+    n_batches
+        Batches of an epoch, for sources whose passes are long; ``None`` passes over all cells in each epoch.
     """
 
     batch_size: int | None
@@ -60,6 +66,7 @@ class BatchPlan:
     max_length: int | None = None
     phases: tuple[Phase, ...] = (Phase(0, 1),)
     seed: int = 0
+    n_batches: int | None = None
 
 
 class Drawn(NamedTuple):

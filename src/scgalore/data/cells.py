@@ -12,7 +12,7 @@ import torch
 
 from scgalore import _logging as logg
 from scgalore._keys import GeneKeys
-from scgalore.data.batches import ListedBatches, SampledBatches, largest_batch
+from scgalore.data.batches import WHOLE_PASSES, ListedBatches, SampledBatches, largest_batch
 from scgalore.data.columns import read_column
 from scgalore.data.expression import LogExpression
 from scgalore.data.hashing import cell_keys, digest
@@ -155,8 +155,8 @@ class TokenCells:
 
     @property
     def limits(self) -> Mapping[str, str]:
-        """Nothing: every option of training applies."""
-        return {}
+        """An epoch is a pass over the cells."""
+        return {"steps_per_epoch": WHOLE_PASSES}
 
     def with_targets(self, **targets: NDArray[Any]) -> TokenCells:
         """Same cells with targets in addition, such as ``labels=codes``; :meth:`batch` puts them into ``batch.targets``.

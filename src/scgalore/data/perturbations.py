@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 import torch
 
-from scgalore.data.batches import ListedBatches, SampledBatches, largest_batch
+from scgalore.data.batches import WHOLE_PASSES, ListedBatches, SampledBatches, largest_batch
 from scgalore.data.cells import ranked_tokens
 from scgalore.data.hashing import digest, fold_seed, uniforms
 from scgalore.data.sampler import BatchRequest
@@ -257,7 +257,8 @@ class PerturbationCells:
     def limits(self) -> Mapping[str, str]:
         """A cell is as long as its measured genes."""
         return {
-            "max_length": "perturbed cells show all measured genes, or those of a step. Set genes_per_step instead."
+            "max_length": "perturbed cells show all measured genes, or those of a step. Set genes_per_step instead.",
+            "steps_per_epoch": WHOLE_PASSES,
         }
 
     def identity(self) -> dict[str, Any]:

@@ -272,8 +272,8 @@ class TokenStream(IterableDataset[TokenBatch]):
         }
 
     def training_batches(self, rows: NDArray[np.int64] | None, plan: BatchPlan) -> Batches:
-        """The stream's own batches, each epoch in another order."""
-        return StreamedBatches(self, rows)
+        """The stream's own batches, each pass in another order."""
+        return StreamedBatches(self, rows, n_batches=plan.n_batches)
 
     def validation_batches(self, rows: NDArray[np.int64] | None, plan: BatchPlan) -> Batches:
         """The stream's own batches of its first epoch, always the same; each process has its own."""
@@ -320,19 +320,44 @@ class TokenStream(IterableDataset[TokenBatch]):
     def __iter__(self) -> Iterator[TokenBatch]:
         return self.batches(self.epoch)
 
-    def batches(self, epoch: int) -> Iterator[TokenBatch]:
-        """Batches of one epoch, whichever :meth:`set_epoch` has chosen."""
+    def n_own_batches(self) -> int:
+        """Batches of this process in an epoch, and in a worker of a DataLoader those of the worker.
+
+        Raises
+        ------
+        OptionError
+            If there are more workers than buffers of cells, so that this one has none.
+        """
+        share, size = self._share(), self._buffer_size
+        n_cells = self.n_obs // share.world_size
+        buffers = range(share.worker * size, n_cells, share.n_workers * size)
+        if not buffers:
+            msg = (
+                f"num_workers={share.n_workers} workers share {-(-n_cells // size)} buffers of cells, which is fewer. Make the "
+                "stream with a smaller buffer_size=, or lower num_workers."
+            )
+            raise OptionError(msg)
+        return sum(-(-min(size, n_cells - first) // self.batch_size) for first in buffers)
+
+    def _share(self) -> Share:
         rank, world_size = self._rank()
         if self.n_obs < world_size:
             msg = f"There are {self.n_obs} cells for {world_size} processes; each needs at least one."
             raise DataError(msg)
         info = get_worker_info()
-        share = Share(rank, world_size, *((0, 1) if info is None else (info.id, info.num_workers)))
+        return Share(rank, world_size, *((0, 1) if info is None else (info.id, info.num_workers)))
+
+    def batches(self, epoch: int, *, start: int = 0) -> Iterator[TokenBatch]:
+        """Batches of one epoch from some batch on, whichever :meth:`set_epoch` has chosen."""
+        share = self._share()
         order = None if self._seed is None else np.random.default_rng([self._seed, epoch])
         with closing(self._buffers.read(share, size=self._buffer_size, order=order)) as buffers:
             for number, ragged, labels in _ahead(_encoded(buffers, epoch)):
-                shuffle = None if self._seed is None else np.random.default_rng([self._seed, epoch, rank, number])
+                shuffle = None if self._seed is None else np.random.default_rng([self._seed, epoch, share.rank, number])
                 for rows in self._cut(ragged.lengths, shuffle):
+                    if start > 0:
+                        start -= 1
+                        continue
                     batch = self.tokenizer.pad(ragged, rows)
                     yield batch if labels is None else batch.with_targets(labels=torch.from_numpy(labels[rows]))
 
@@ -372,6 +397,44 @@ class _Epochs(IterableDataset[Drawn]):
             yield Drawn(batch, epoch)
 
 
+class _Pieces(IterableDataset[Drawn]):
+    """Passes over the stream, one after the other, cut into epochs of ``size`` batches.
+
+    A draw is a pass. An epoch that follows the last one goes on reading where that has ended; any other finds its place anew.
+    """
+
+    def __init__(self, stream: TokenStream, size: int) -> None:
+        super().__init__()
+        self.stream, self.size = stream, size
+        self._at = -1  # number of the next batch
+        self._batches: Iterator[Drawn] = iter(())  # where it comes from
+
+    def __len__(self) -> int:
+        return self.size
+
+    def __iter__(self) -> Iterator[Drawn]:
+        info = get_worker_info()
+        worker, n_workers = (0, 1) if info is None else (info.id, info.num_workers)
+        size = len(range(worker, self.size, n_workers))
+        start = self.stream.epoch * size
+        if self._at != start:
+            self._at, self._batches = start, self._from(start)
+        for _ in range(size):
+            drawn = next(self._batches)
+            self._at += 1
+            yield drawn
+
+    def _from(self, at: int) -> Iterator[Drawn]:
+        number, start = divmod(at, self.stream.n_own_batches())
+        while True:
+            for batch in self.stream.batches(number, start=start):
+                yield Drawn(batch, number)
+            number, start = number + 1, 0
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**vars(self), "_at": -1, "_batches": iter(())}  # what is open stays where it is
+
+
 class StreamedBatches(Batches):
     """Batches as a stream makes them. Each of several processes gets cells of its own.
 
@@ -383,17 +446,28 @@ class StreamedBatches(Batches):
         Must be ``None``: a stream serves all of its cells.
     epoch
         Which epoch to serve whenever they are iterated over; ``None`` for the one that :meth:`set_epoch` chooses.
+    n_batches
+        Batches of an epoch; ``None`` for a pass over all cells.
     """
 
     reload = True
 
-    def __init__(self, stream: TokenStream, rows: NDArray[np.int64] | None, epoch: int | None = None) -> None:
+    def __init__(
+        self,
+        stream: TokenStream,
+        rows: NDArray[np.int64] | None,
+        epoch: int | None = None,
+        n_batches: int | None = None,
+    ) -> None:
         if rows is not None:
             msg = "split= does not go with a stream, which serves all of its cells. Make one stream for each split."
             raise OptionError(msg)
         self.rows, self.n = np.empty(0, dtype=np.int64), stream.n_obs
-        self.dataset: IterableDataset[Drawn] = _Epochs(stream, epoch)
+        self.dataset: IterableDataset[Drawn] = (
+            _Epochs(stream, epoch) if n_batches is None else _Pieces(stream, n_batches)
+        )
         self._stream, self._epoch = stream, epoch
+        self._n_batches = len(stream) if n_batches is None else n_batches
 
     @property
     def sampler(self) -> None:
@@ -401,7 +475,7 @@ class StreamedBatches(Batches):
 
     def n_batches(self, epoch: int) -> int:
         """Batches of an epoch, the same for all processes."""
-        return len(self._stream)
+        return self._n_batches
 
     def first(self) -> Drawn:
         """The first batch."""

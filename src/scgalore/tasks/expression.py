@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 import torch
@@ -46,7 +46,7 @@ class Expression(CellTask):
     """Masked expression of the cells themselves: no column of ``obs`` is needed."""
 
     name = "expression"
-    arguments = (
+    arguments: ClassVar[tuple[Option, ...]] = (
         Option(
             "objective",
             choice(*PRETRAINING),
@@ -78,9 +78,9 @@ class Expression(CellTask):
 
     def objective_of(self, reading: CellReading, network: CellNetwork, call: TrainingCall) -> Objective:
         """The objective that was asked for."""
-        ratio = call.arguments["mask_ratio"]
+        ratio = call.arguments.get("mask_ratio")
         ratio = tuple(ratio) if isinstance(ratio, list) else ratio
-        return pretraining_objective(network, call.arguments["objective"], ratio)
+        return pretraining_objective(network, call.arguments.get("objective"), ratio)
 
     def stream_memory(self, stream: TokenStream, call: TrainingCall) -> None:
         """A stream needs nothing more."""

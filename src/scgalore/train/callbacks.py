@@ -29,6 +29,8 @@ if TYPE_CHECKING:
 __all__ = ["BestWeights", "History", "ProgressBar", "SameBuffers", "StopEarly", "UpdateInBackward"]
 
 
+MINUTE = 60.0
+
 HOPELESS = "validation_hopeless"
 """Metric of an objective that can tell that an epoch is worse than the start, and not by chance."""
 
@@ -95,17 +97,24 @@ class History(Callback):
         # Raised here, before a checkpoint of such weights takes the place of the last good one.
         if bad := [name for name, value in row.items() if name.endswith("_loss") and not math.isfinite(value)]:
             end_run(f"{bad[0]} became {row[bad[0]]}", f"epoch {trainer.current_epoch}")
-        if self._pace is not None and trainer.is_global_zero:
-            logg.info(f"    {self._line(trainer)}")
+        if trainer.is_global_zero:
+            self._tell(trainer)
 
-    def _line(self, trainer: Trainer) -> str:
+    def _tell(self, trainer: Trainer) -> None:
+        """Say how fast a stream is trained on, and after a first epoch how long a run may take that takes minutes."""
         row, n = self.rows[-1], trainer.max_epochs or 0
         left = (n - len(self.rows)) * sum(each["seconds"] for each in self.rows) / len(self.rows)
+        if self._pace is not None:
+            logg.info(f"    {self._line(trainer, row, n)}; {duration(left)} left")
+        elif len(self.rows) == 1 and left > MINUTE:
+            logg.info(f"    the first epoch took {duration(row['seconds'])}; the others take at most {duration(left)}")
+
+    def _line(self, trainer: Trainer, row: dict[str, float], n: int) -> str:
         losses = ", ".join(f"{name} {row[name]:.4g}" for name in ("train_loss", "validation_loss") if name in row)
         return (
             f"epoch {len(self.rows)} of {n}, step {trainer.global_step:,}: {losses}; {row['cells_per_second']:,.0f} cells/s, "
             f"{row['tokens_per_second']:,.0f} tokens/s, {row['waited']:.0%} of the time waiting for data, "
-            f"{memory_now(trainer.strategy.root_device) / 1e9:.1f} GB; {duration(left)} left"
+            f"{memory_now(trainer.strategy.root_device) / 1e9:.1f} GB"
         )
 
     def state_dict(self) -> dict[str, Any]:

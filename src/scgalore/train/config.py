@@ -122,6 +122,14 @@ class TrainConfig:
         shown_default="as many as give 500 steps, 10 to 100",
         aliases=("epochs",),
     )
+    steps_per_epoch: int | None = declare(
+        COUNT,
+        """
+        Steps of the optimizer that count as an epoch, for a stream of files whose passes take hours: after so many of them it is
+        validated and a checkpoint is written, and the next epoch goes on where the last has ended. ``None`` passes over all cells.
+        """,
+        shown_default="a pass over all cells",
+    )
     batch_size: int | Literal["auto"] = declare(
         whole(1, others=("auto",)),
         """

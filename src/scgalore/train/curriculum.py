@@ -90,7 +90,8 @@ def batch_plan(config: TrainConfig, source: CellSource, rows: NDArray[np.int64] 
         lengths = source.lengths if rows is None else source.lengths[rows]
         caps = batch_caps(config, lengths if config.max_length is None else lengths.clip(max=config.max_length))
     phases = plan_phases(config, 0 if source.ranked is None else len(source.ranked))
-    return BatchPlan(*caps, max_length=config.max_length, phases=phases, seed=config.seed)
+    n_batches = None if config.steps_per_epoch is None else config.steps_per_epoch * config.accumulate
+    return BatchPlan(*caps, max_length=config.max_length, phases=phases, seed=config.seed, n_batches=n_batches)
 
 
 def rewarmed(step: int, switches: Mapping[int, int], warmup: float) -> float:

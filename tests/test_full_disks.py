@@ -39,6 +39,7 @@ def attempts(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     return found
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("what", ["save", "overwrite", "export", "adapter", "checkpoint", "file"])
 def test_everything_stays_as_it_was(attempts: dict[str, Any], what: str) -> None:
     error, message, unchanged = attempts[what]
@@ -48,6 +49,7 @@ def test_everything_stays_as_it_was(attempts: dict[str, Any], what: str) -> None
     assert unchanged
 
 
+@pytest.mark.slow
 def test_nothing_is_left_behind_and_no_model_has_changed(attempts: dict[str, Any]) -> None:
     assert set(attempts["left"]) <= {"adapter", "old", "theirs", "run"}
     assert attempts["same weights"]

@@ -253,6 +253,7 @@ def _set(part: str | None, field: str, value: Any, content: dict[str, Any]) -> N
     (content if part is None else content[part])[field] = value
 
 
+@pytest.mark.slow
 def test_absurd_files_cost_nothing(folders: dict[str, Path], tmp_path: Path) -> None:
     """All of them in one process that gets 256 MB and a minute from the kernel."""
     made: list[Path] = []

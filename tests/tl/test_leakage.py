@@ -132,7 +132,9 @@ def assert_nothing_changes(original: AnnData, changed: AnnData, *, prior: str = 
         )
 
 
-@pytest.mark.parametrize("change", CHANGES)
+@pytest.mark.parametrize(
+    "change", [name if name == "noise" else pytest.param(name, marks=pytest.mark.slow) for name in CHANGES]
+)
 @pytest.mark.parametrize("split", SPLITS)
 def test_test_cells_decide_nothing(split: str, change: str) -> None:
     make, read = SPLITS[split]

@@ -47,6 +47,7 @@ def parts(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
     return folder / "resumed", folder / "whole"
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="the runs are forked")
 class TestKilled:
     """A process gets SIGKILL in the middle of an epoch, the next one while it saves; a third finishes."""
@@ -155,10 +156,20 @@ def test_a_run_whose_length_was_open_keeps_its_length(
         pytest.param(13, {"validation_size": 0.0}, id="without_validation_cells"),
         pytest.param(12, {"accumulate": 3}, id="gradient_accumulation"),
         pytest.param(25, {"batch_tokens": 250, "batch_size": 99}, id="cap_on_tokens"),
-        pytest.param(25, {"batch_tokens": 250, "batch_size": 99, "num_workers": 2}, id="cap_on_tokens_and_workers"),
-        pytest.param(9, {"precision": "bf16-mixed"}, id="mixed_precision"),
+        pytest.param(
+            25,
+            {"batch_tokens": 250, "batch_size": 99, "num_workers": 2},
+            id="cap_on_tokens_and_workers",
+            marks=pytest.mark.slow,
+        ),
+        pytest.param(9, {"precision": "bf16-mixed"}, id="mixed_precision", marks=pytest.mark.slow),
         pytest.param(9, {"labels_key": None, "max_length": 20}, id="masked_expression_of_sampled_cells"),
-        pytest.param(9, {"weight_decay": 0.1, "clip_norm": 0.1, "warmup": 0.5}, id="decay_clipping_long_warmup"),
+        pytest.param(
+            9,
+            {"weight_decay": 0.1, "clip_norm": 0.1, "warmup": 0.5},
+            id="decay_clipping_long_warmup",
+            marks=pytest.mark.slow,
+        ),
         pytest.param(9, {"per_layer_update": True, "clip_norm": math.inf}, id="per_layer_update"),
         *(
             pytest.param(9, {option: name}, id=f"{option}_{name}", marks=() if name in OFTEN else pytest.mark.slow)

@@ -96,6 +96,7 @@ def found(cells: AnnData) -> Evaluation:
 
 @needs_extra
 class TestCells:
+    @pytest.mark.slow
     def test_equal_to_cell_eval(self, cells: AnnData, tmp_path: Path) -> None:
         import cell_eval
 

@@ -40,7 +40,11 @@ def screen_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def config_of(task: str, pbmc_file: Path, screen_file: Path, out: Path) -> RunConfig:
     if task == "perturbation":
         return quick(screen_file, out, pert_key="perturbation", n_genes=30, curriculum=[15, 30], lr=None)
-    keys = {"classes": {"labels_key": "bulk_labels"}, "regression": {"values_key": "S_score"}, "expression": {}}
+    keys = {
+        "classes": {"labels_key": "bulk_labels"},
+        "regression": {"values_key": "S_score"},
+        "expression": {"logger": "csv"},
+    }
     return quick(pbmc_file, out, **keys[task])
 
 
@@ -66,7 +70,8 @@ class TestFinishedRun:
     def test_every_file_is_there_and_no_other(self, finished: Path) -> None:
         names = {path.name for path in finished.iterdir()}
         assert names == {*FILES, "figures", "checkpoints"}
-        assert {path.name for path in (finished / "checkpoints").iterdir()} == {"last.ckpt", "model"}
+        logs = {"logs"} if finished.name == "expression" else set()
+        assert {path.name for path in (finished / "checkpoints").iterdir()} == {"last.ckpt", "model", *logs}
         assert [path.name for path in finished.parent.iterdir()] == [finished.name], "a draft was left"
 
     def test_links_of_the_report_resolve(self, finished: Path) -> None:
@@ -89,6 +94,9 @@ class TestFinishedRun:
             "split_key",
             "validation_size",
             "test_size",
+            "logger",
+            "mask_ratio",
+            "objective",
         }
         limits = {"batch_tokens", "max_length", "adapter", "patience", "dropout"}
         assert left <= {*wanted, *limits, *READING}

@@ -8,7 +8,19 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
-from scgalore._options import COUNT, FRACTION, INDEX, NAMES, TEXT, declare, documented, options_of, suggestion, whole
+from scgalore._options import (
+    COUNT,
+    FRACTION,
+    INDEX,
+    NAMES,
+    TEXT,
+    choice,
+    declare,
+    documented,
+    options_of,
+    suggestion,
+    whole,
+)
 from scgalore.data.reading import DATA_TYPE, MATCHED, SPECIES, Reading
 from scgalore.errors import OptionError
 from scgalore.tasks.registry import TASKS, argument_names, choose_task
@@ -25,11 +37,11 @@ __all__ = ["KIND", "RunConfig", "training_options"]
 KIND = "scgalore run"
 """Marks ``config.json`` as ours."""
 
-FREE = ("out", "accelerator")
+FREE = ("out", "accelerator", "logger")
 """Options in which a run that is continued may differ from the one that was begun."""
 
-NOT_IN_RUNS = ("seed", "devices", "num_nodes", "strategy", "shard_optimizer")
-"""Fields of :class:`~scgalore.train.TrainConfig` that are for several processes, or have another name in a run."""
+NOT_IN_RUNS = ("seed", "devices", "num_nodes", "strategy", "shard_optimizer", "steps_per_epoch")
+"""Fields of :class:`~scgalore.train.TrainConfig` that are for several processes or for streams, or have another name in a run."""
 
 
 def training_options() -> tuple[Option, ...]:
@@ -124,6 +136,11 @@ class RunConfig:
     must_include: list[str] = declare(NAMES, "Genes to select regardless of their rank, as in SOX2,POU5F1.", default=())
     species: str = declare(SPECIES, "Species of the genes: human or mouse.", default="human")
     rng: int = declare(INDEX, "Seed of everything random.", default=0, aliases=("seed",))
+    logger: str | None = declare(
+        choice("csv", "tensorboard"),
+        "Where the loss of every tenth step is logged: csv or tensorboard, in checkpoints/logs.",
+        shown_default="nowhere",
+    )
     version: str | None = None
     data_sha256: str | None = None
     arguments: dict[str, Any] = field(default_factory=dict)

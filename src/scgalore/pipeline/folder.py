@@ -31,7 +31,7 @@ FILES = (
 )
 """In the order in which they are written; the last one says that the run is finished."""
 
-CHECKPOINTS, MODEL = "checkpoints", "model"
+CHECKPOINTS, MODEL, LOGS = "checkpoints", "model", "logs"
 
 
 @dataclass(frozen=True)
@@ -182,8 +182,8 @@ def _is_ours(parts: tuple[str, ...], *, is_dir: bool) -> bool:
     if first == "figures":
         return len(parts) == 2 and not is_dir and (name.endswith(".png") or draft)
     if first == CHECKPOINTS:
-        inside_model = parts[1] == MODEL or (
+        inside = parts[1] in (MODEL, LOGS) or (
             parts[1].startswith(f".{MODEL}.") and parts[1].endswith((".draft", ".old"))
         )
-        return inside_model or (len(parts) == 2 and not is_dir and (name == "last.ckpt" or draft))
+        return inside or (len(parts) == 2 and not is_dir and (name == "last.ckpt" or draft))
     return False

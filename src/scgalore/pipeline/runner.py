@@ -227,6 +227,7 @@ class _Run:
                 checkpoint_dir=folder.checkpoints,
                 resume=True,
                 save_dir=folder.model,
+                logger=config.logger,
                 rng=config.rng,
                 **config.training,
             )

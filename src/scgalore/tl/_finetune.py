@@ -14,9 +14,9 @@ from scgalore.data.resolve import refuse_elsewhere, writable_adata
 from scgalore.data.results import refuse_overwrite
 from scgalore.model.families import known_keys
 from scgalore.tasks.registry import resolve_call
+from scgalore.tl._declared import with_task_arguments
 from scgalore.tl._fitted import free_folder, record_model
 from scgalore.tl._shared import as_model
-from scgalore.tl._task_arguments import with_task_arguments
 
 if TYPE_CHECKING:
     from scgalore._typing import Data, PathLike, Rng

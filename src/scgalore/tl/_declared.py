@@ -1,0 +1,75 @@
+"""Options that are declared elsewhere, in the signature and the docstring of a function that takes them as ``**options``."""
+
+from __future__ import annotations
+
+import re
+from inspect import Parameter, signature
+from textwrap import dedent, indent
+from typing import TYPE_CHECKING, TypeVar
+
+from scgalore._options import options_of
+from scgalore.tasks.registry import TASKS
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    from scgalore._options import Option
+
+__all__ = ["with_options_of", "with_task_arguments"]
+
+F = TypeVar("F", bound="Callable[..., object]")
+
+
+def with_task_arguments(function: F) -> F:
+    """Add the arguments of all tasks to a function's signature, and their help in place of ``{task_arguments}``.
+
+    Parameters
+    ----------
+    function
+        Takes them among its ``**options``; they are shown after its ``task``.
+    """
+    options: dict[str, dict[Option, list[str]]] = {}  # a name may be that of several options, each of some tasks
+    for task in TASKS.values():
+        for option in task.arguments:
+            options.setdefault(option.name, {}).setdefault(option, []).append(repr(task.name))
+    helps = {
+        name: " ".join(f"{option.help} For task={' or '.join(owners)}." for option, owners in named.items())
+        for name, named in options.items()
+    }
+    return _add(function, dict.fromkeys(helps), helps, after="task", place="task_arguments")
+
+
+def with_options_of(cls: type, *, after: str) -> Callable[[F], F]:
+    """Add the options that a dataclass declares to a function's signature, and their help in place of ``{options}``.
+
+    Parameters
+    ----------
+    cls
+        The dataclass.
+    after
+        Parameter of the function, which takes the options among its ``**options``, that they are shown after.
+    """
+    declared = options_of(cls)
+    helps = {option.name: dedent(option.help).strip() for option in declared}
+    return lambda function: _add(
+        function, {option.name: option.default for option in declared}, helps, after=after, place="options"
+    )
+
+
+def _add(function: F, defaults: Mapping[str, object], helps: Mapping[str, str], *, after: str, place: str) -> F:
+    own = signature(function)
+    parameters = list(own.parameters.values())
+    at = list(own.parameters).index(after) + 1
+    parameters[at:at] = [
+        Parameter(name, Parameter.KEYWORD_ONLY, default=default, annotation="Any") for name, default in defaults.items()
+    ]
+    function.__signature__ = own.replace(parameters=parameters)  # type: ignore[attr-defined]
+    entries = [f"{name}\n{indent(help, '    ')}" for name, help in helps.items()]
+    if function.__doc__:  # absent under python -OO
+        function.__doc__ = re.sub(
+            rf"^([ \t]*)\{{{place}\}}$",
+            lambda match: indent("\n".join(entries), match[1]),
+            function.__doc__,
+            flags=re.MULTILINE,
+        )
+    return function

@@ -28,11 +28,13 @@ from scgalore.train.config import TrainConfig
 from scgalore.train.extension import GROWING, extended
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from scgalore._options import Option
     from scgalore._typing import PathLike
     from scgalore.tasks.base import Task
 
-__all__ = ["KIND", "RunConfig", "training_options"]
+__all__ = ["KIND", "RunConfig", "absolute", "config_text", "listed", "read_config", "training_options"]
 
 KIND = "scgalore run"
 """Marks ``config.json`` as ours."""
@@ -165,11 +167,11 @@ class RunConfig:
             given["batch_key"] = chosen["batch_key"]
         training = {name: options[name] for name in of_training if options.get(name) is not None}
         values = {
-            **{"data": _absolute("data", data), "out": _absolute("out", out)},
+            **{"data": absolute("data", data), "out": absolute("out", out)},
             **{**chosen, "task": task.name},
             **recorded,
             "arguments": task.check(given),
-            "training": {name: _listed(of_training[name].check(value)) for name, value in training.items()},
+            "training": {name: listed(of_training[name].check(value)) for name, value in training.items()},
         }
         for name, value in values.items():
             object.__setattr__(self, name, value)
@@ -212,9 +214,7 @@ class RunConfig:
 
     def to_json(self) -> str:
         """Text of ``config.json``, from which :meth:`from_json` makes the same object."""
-        # JSON has no infinity, which clip_norm may be.
-        content = {name: str(x) if isinstance(x, float) and math.isinf(x) else x for name, x in self.flat().items()}
-        return json.dumps({"kind": KIND, **content}, indent=2, ensure_ascii=False) + "\n"
+        return config_text(KIND, self.flat())
 
     @classmethod
     def from_json(cls, path: PathLike, **changes: Any) -> Self:
@@ -232,15 +232,7 @@ class RunConfig:
         OptionError
             If the file is not a configuration of a run, has an option that does not exist, or a value of another type.
         """
-        path = Path(path).expanduser()
-        try:
-            content = json.loads(path.read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
-            msg = f"{path} cannot be read as JSON: {error}. Pass the config.json of a run's folder."
-            raise OptionError(msg) from error
-        if not isinstance(content, dict) or content.pop("kind", None) != KIND:
-            msg = f'{path} is not a configuration of a run: it lacks "kind": "{KIND}".'
-            raise OptionError(msg)
+        content = read_config(path, KIND)
         others = {task.key for task in TASKS.values() if task.name != content.get("task")}
         if "task" in changes or others & changes.keys():
             own = {option.name for option in options_of(cls)} - {"task"}
@@ -251,9 +243,8 @@ class RunConfig:
         if missing:
             msg = f"{path} lacks {missing[0]!r}."
             raise OptionError(msg)
-        options: dict[str, Any] = {name: math.inf if value == "inf" else value for name, value in content.items()}
         try:
-            return cls(**options)
+            return cls(**content)
         except OptionError as error:
             msg = f"{path}: {error}"
             raise OptionError(msg) from error
@@ -282,14 +273,57 @@ class RunConfig:
         ]
 
 
-def _listed(value: Any) -> Any:
+def config_text(kind: str, options: Mapping[str, Any]) -> str:
+    """Text of a ``config.json``.
+
+    Parameters
+    ----------
+    kind
+        What it is a configuration of.
+    options
+        By name.
+    """
+    # JSON has no infinity, which clip_norm may be.
+    content = {name: str(x) if isinstance(x, float) and math.isinf(x) else x for name, x in options.items()}
+    return json.dumps({"kind": kind, **content}, indent=2, ensure_ascii=False) + "\n"
+
+
+def read_config(path: PathLike, kind: str) -> dict[str, Any]:
+    """Options in a ``config.json``.
+
+    Parameters
+    ----------
+    path
+        The file.
+    kind
+        What it must be a configuration of.
+
+    Raises
+    ------
+    OptionError
+        If it is none.
+    """
+    path = Path(path).expanduser()
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        msg = f"{path} cannot be read as JSON: {error}. Pass the config.json of a run's folder."
+        raise OptionError(msg) from error
+    if not isinstance(content, dict) or content.pop("kind", None) != kind:
+        msg = f'{path} is not a configuration of a run: it lacks "kind": "{kind}".'
+        raise OptionError(msg)
+    return {name: math.inf if value == "inf" else value for name, value in content.items()}
+
+
+def listed(value: Any) -> Any:
     """A value as it comes back from a file, in which there are no tuples."""
     if isinstance(value, dict):
-        return {name: _listed(part) for name, part in value.items()}
-    return [_listed(part) for part in value] if isinstance(value, list | tuple) else value
+        return {name: listed(part) for name, part in value.items()}
+    return [listed(part) for part in value] if isinstance(value, list | tuple) else value
 
 
-def _absolute(name: str, path: Any) -> str:
+def absolute(name: str, path: Any) -> str:
+    """A path as it is from anywhere; raise :class:`~scgalore.errors.OptionError` if it is none."""
     if not isinstance(path, str | Path) or not str(path):
         msg = f"{name}={path!r}: it must be a path."
         raise OptionError(msg)

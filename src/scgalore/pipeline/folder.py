@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 from uuid import uuid4
 
 from scgalore._files import whole_file
@@ -14,7 +14,7 @@ from scgalore.errors import OptionError
 from scgalore.pipeline.config import RunConfig
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
     from pathlib import Path
 
 __all__ = ["FILES", "RunFolder"]
@@ -42,9 +42,15 @@ class RunFolder:
     ----------
     path
         The folder.
+    files
+        Its files, in the order in which they are written: the first is its configuration, the last one says that it is finished.
+    read
+        Reads the configuration, which has ``to_json``.
     """
 
     path: Path
+    files: tuple[str, ...] = FILES
+    read: Callable[[Path], Any] = RunConfig.from_json
 
     @property
     def checkpoints(self) -> Path:
@@ -64,16 +70,16 @@ class RunFolder:
     @property
     def is_begun(self) -> bool:
         """Whether a run was begun here."""
-        return (self.path / FILES[0]).exists()
+        return (self.path / self.files[0]).exists()
 
     @property
     def is_finished(self) -> bool:
         """Whether the run here came to its end."""
-        return (self.path / FILES[-1]).exists()
+        return (self.path / self.files[-1]).exists()
 
-    def config(self) -> RunConfig:
+    def config(self) -> Any:
         """Configuration of the run that was begun here."""
-        return RunConfig.from_json(self.path / FILES[0])
+        return self.read(self.path / self.files[0])
 
     def check(self, *, force: bool, resume: bool) -> None:
         """Refuse a folder that must not be written to.
@@ -114,7 +120,7 @@ class RunFolder:
             )
             raise OptionError(msg)
 
-    def begin(self, config: RunConfig) -> None:
+    def begin(self, config: Any) -> None:
         """Put the configuration into an empty folder; a run that was there makes place for it."""
         old = None
         with no_empty_folders(self.path.parent):
@@ -123,7 +129,7 @@ class RunFolder:
                 old = self.path.with_name(f".{self.path.name}.{uuid4().hex[:8]}.old")
                 self.path.rename(old)
             try:
-                with self.writing(FILES[0]) as draft:
+                with self.writing(self.files[0]) as draft:
                     draft.write_text(config.to_json(), encoding="utf-8")
             except BaseException:
                 if old is not None:
@@ -132,11 +138,11 @@ class RunFolder:
         if old is not None:
             shutil.rmtree(old, ignore_errors=True)
 
-    def go_on(self, config: RunConfig) -> None:
+    def go_on(self, config: Any) -> None:
         """Let the run be an unfinished one with this configuration, which may have more epochs."""
         # In this order: a run that is killed in between is unfinished, and can be extended again.
-        (self.path / FILES[-1]).unlink(missing_ok=True)
-        with self.writing(FILES[0]) as draft:
+        (self.path / self.files[-1]).unlink(missing_ok=True)
+        with self.writing(self.files[0]) as draft:
             draft.write_text(config.to_json(), encoding="utf-8")
 
     @contextmanager
@@ -163,27 +169,26 @@ class RunFolder:
         """Name of something that no run writes, if it is there."""
         for path in sorted(self.path.rglob("*")):
             parts = path.relative_to(self.path).parts
-            if not _is_ours(parts, is_dir=path.is_dir() and not path.is_symlink()):
+            if not self._is_ours(parts, is_dir=path.is_dir() and not path.is_symlink()):
                 return "/".join(parts)
         if not self.is_begun:
             return min(path.name for path in self.path.iterdir())
         try:
             self.config()
         except OptionError:
-            return FILES[0]
+            return self.files[0]
         return None
 
-
-def _is_ours(parts: tuple[str, ...], *, is_dir: bool) -> bool:
-    first, name = parts[0], parts[-1]
-    draft = name.startswith(".") and (".draft" in name or name.endswith((".part", ".old")))
-    if len(parts) == 1:
-        return first in ((CHECKPOINTS, "figures") if is_dir else FILES) or draft
-    if first == "figures":
-        return len(parts) == 2 and not is_dir and (name.endswith(".png") or draft)
-    if first == CHECKPOINTS:
-        inside = parts[1] in (MODEL, LOGS) or (
-            parts[1].startswith(f".{MODEL}.") and parts[1].endswith((".draft", ".old"))
-        )
-        return inside or (len(parts) == 2 and not is_dir and (name == "last.ckpt" or draft))
-    return False
+    def _is_ours(self, parts: tuple[str, ...], *, is_dir: bool) -> bool:
+        first, name = parts[0], parts[-1]
+        draft = name.startswith(".") and (".draft" in name or name.endswith((".part", ".old")))
+        if len(parts) == 1:
+            return first in ((CHECKPOINTS, "figures") if is_dir else self.files) or draft
+        if first == "figures":
+            return len(parts) == 2 and not is_dir and (name.endswith(".png") or draft)
+        if first == CHECKPOINTS:
+            inside = parts[1] in (MODEL, LOGS) or (
+                parts[1].startswith(f".{MODEL}.") and parts[1].endswith((".draft", ".old"))
+            )
+            return inside or (len(parts) == 2 and not is_dir and (name == "last.ckpt" or draft))
+        return False

@@ -1,11 +1,12 @@
 """The command ``scgalore``. Heavy imports are inside the commands, so that ``--help`` answers at once.
 
-The options of ``run`` are made from what a run, its tasks and its training declare (:mod:`scgalore._options`), when that
-command is first used.
+The options of ``run`` and ``pretrain`` are made from what a run, its tasks and its training declare (:mod:`scgalore._options`),
+when the command is first used.
 """
 
 from __future__ import annotations
 
+from contextlib import contextmanager
 from dataclasses import replace
 from inspect import Parameter, Signature
 from itertools import groupby
@@ -18,6 +19,8 @@ from typer.core import TyperCommand, TyperGroup
 from scgalore import errors
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator
+
     from scgalore._options import Option
     from scgalore.pipeline.config import RunConfig
 
@@ -29,9 +32,10 @@ class _Commands(TyperGroup):
     """Commands whose errors are a message for people: only an internal error is worth a traceback."""
 
     def resolve_command(self, ctx: Any, args: list[str]) -> tuple[str | None, Any, list[str]]:
-        """Find the command that is called; that of runs is made now, and not for a list of all commands."""
+        """Find the command that is called; those with many options are made now, and not for a list of all commands."""
         name, command, rest = super().resolve_command(ctx, args)
-        return name, _run_command() if name == "run" else command, rest
+        makers = {"run": (_run, _run_parameters), "pretrain": (_pretrain, _pretrain_parameters)}
+        return name, command if name not in makers else _made_command(name, *makers[name]), rest
 
     def invoke(self, ctx: Any) -> Any:  # typer brings its own click, or uses that of the environment
         try:
@@ -99,6 +103,10 @@ def main(
 
         model = sg.tl.finetune(adata, "scgpt", labels_key="cell_type")
 
+    A model of your own, from any number of files:
+
+        scgalore pretrain folder/of/h5ad --max-hours 4 --out runs/own
+
     What "scgpt" stands for, and which other weights there are:
 
         scgalore weights list
@@ -135,14 +143,33 @@ def run() -> None:
     """Fine-tune a model on a file of cells and write a report."""
 
 
-def _run_command() -> Any:
-    """The command ``run`` with all of its options."""
+@app.command(cls=_InGroups)
+def pretrain() -> None:
+    """Pre-train a model on a collection of files and write a report."""
+
+
+def _made_command(name: str, function: Callable[..., None], parameters: Callable[[], list[Parameter]]) -> Any:
+    """A command with all of its options."""
     made = typer.Typer(rich_markup_mode=None, add_completion=False, pretty_exceptions_enable=False)
-    _run.__signature__ = Signature([*_own_parameters(), *map(_parameter, *zip(*_declared(), strict=True))])  # type: ignore[attr-defined]
-    made.command(cls=_InGroups, context_settings={"help_option_names": ["-h", "--help"]})(_run)
+    function.__signature__ = Signature(parameters())  # type: ignore[attr-defined]
+    made.command(cls=_InGroups, context_settings={"help_option_names": ["-h", "--help"]})(function)
     command = typer.main.get_command(made)
-    command.name = "run"
+    command.name = name
     return command
+
+
+def _run_parameters() -> list[Parameter]:
+    what = "An .h5ad file or .zarr folder: cells by genes, counts or log-normalised."
+    argument = ("data", Path | None, typer.Argument(help=what, show_default=False), None)
+    return [*_own_parameters(argument, "scgalore_run"), *map(_parameter, *zip(*_declared(), strict=True))]
+
+
+def _pretrain_parameters() -> list[Parameter]:
+    from scgalore.pipeline.pretrain_config import pretrain_options
+
+    what = "Files (.h5ad, .zarr) and folders of them; NAME=PATH puts a file into a named source."
+    argument = ("sources", list[str] | None, typer.Argument(help=what, show_default=False), None)
+    return [*_own_parameters(argument, "scgalore_pretrain"), *map(_parameter, *zip(*pretrain_options(), strict=True))]
 
 
 def _declared() -> list[tuple[Option, str]]:
@@ -183,10 +210,9 @@ def _parameter(option: Option, heading: str) -> Parameter:
     return Parameter(option.name, Parameter.KEYWORD_ONLY, default=None, annotation=Annotated[kind | None, made])
 
 
-def _own_parameters() -> list[Parameter]:
-    """Parameters that are not options of a run."""
+def _own_parameters(argument: tuple[str, Any, Any, Any], out: str) -> list[Parameter]:
+    """Parameters that are not options of a run: what is read, and where to."""
     here: dict[str, Any] = {"rich_help_panel": FOLDER}
-    what = "An .h5ad file or .zarr folder: cells by genes, counts or log-normalised."
     flag = {
         "resume": "Continue the run in the folder.",
         "force": "Replace the run in the folder; other files are never touched.",
@@ -194,8 +220,8 @@ def _own_parameters() -> list[Parameter]:
     flag["dry_run"] = "Check everything, describe the run, and write nothing."
     config = "config.json of another run; options given in addition take precedence."
     parameters = [
-        ("data", Path | None, typer.Argument(help=what, show_default=False), None),
-        ("out", Path | None, typer.Option(help="Folder to make.", show_default="scgalore_run", **here), None),
+        argument,
+        ("out", Path | None, typer.Option(help="Folder to make.", show_default=out, **here), None),
         ("config", Path | None, typer.Option(help=config, **here), None),
         *(
             (name, bool, typer.Option(f"--{name.replace('_', '-')}", help=text, **here), False)
@@ -242,15 +268,9 @@ def _run(**given: Any) -> None:
     Exit codes: 0 done, 2 bad input (nothing was written), 1 internal error, 130 interrupted.
     """
     config, resume, force, dry_run = (given.pop(name) for name in ("config", "resume", "force", "dry_run"))
-    options = {option.name: option for option, _ in _declared()}
-    values = {
-        name: options[name].kind.read(value) if isinstance(value, str) else value
-        for name, value in given.items()
-        if value is not None
-    }
-    wanted = _run_config(values, config, resume=resume)
+    wanted = _run_config(_read(given, _declared()), config, resume=resume)
     typer.echo("Loading PyTorch, scvi-tools and scanpy ...", err=True)
-    try:
+    with _interruptible("run", Path(wanted.out)):
         if dry_run:
             from scgalore.pipeline.plan import plan
 
@@ -259,8 +279,94 @@ def _run(**given: Any) -> None:
         from scgalore.pipeline.runner import run as run_pipeline
 
         typer.echo(run_pipeline(wanted, force=force, resume=resume) / "report.md")
+
+
+def _pretrain(**given: Any) -> None:
+    """Pre-train a model on a collection of files and write a report.
+
+    Genes of each cell are hidden and predicted; no labels are needed. Files are read while they are used, so there may be any
+    number of cells. To go on with small weights of the package, on every file of a folder:
+
+        scgalore pretrain cells/ --model scgpt-mini --max-hours 4 --out runs/blood
+
+    From random weights, with a vocabulary of the genes in the files:
+
+        scgalore pretrain cells/ --model scgpt --sizes d_model=256,n_layers=6,n_heads=8,d_hid=512 --max-steps 100000
+
+    Healthy cells of files from CELLxGENE, each tissue with its share, cell types drawn equally often:
+
+        scgalore pretrain blood=census/blood/ pancreas=census/pancreas.h5ad --shares blood=0.7,pancreas=0.3
+            --where "is_primary_data and disease == 'normal'" --weights-key cell_type
+
+    How long would it take, and how much memory?
+
+        scgalore pretrain cells/ --max-cells 1000000 --dry-run
+
+    Interrupted? It resumes inside the pass over the files, and the numbers are those of an uninterrupted run:
+
+        scgalore pretrain --resume --out runs/blood
+
+    The folder gets report.md (begin there), metrics.json, history.csv, held_out.h5ad with embeddings of held-out cells, figures,
+    checkpoints with the model, config.json and environment.txt.
+
+    Exit codes: 0 done, 2 bad input (nothing was written), 1 internal error, 130 interrupted.
+    """
+    from scgalore.pipeline.pretrain_config import PretrainConfig, pretrain_options
+
+    config, resume, force, dry_run = (given.pop(name) for name in ("config", "resume", "force", "dry_run"))
+    sources, out = given.pop("sources"), given.pop("out") or Path("scgalore_pretrain")
+    values = _read(given, pretrain_options())
+    if sources:
+        values["sources"] = _named_sources(sources)
+    if config is None and not sources:
+        config = out / "config.json"
+        if not (resume and config.exists()):
+            msg = "Name the files: scgalore pretrain cells/. All options are explained by: scgalore pretrain --help"
+            raise errors.OptionError(msg)
+    wanted = PretrainConfig.from_json(config, **values, out=out) if config else PretrainConfig(out=out, **values)
+    typer.echo("Loading PyTorch, scvi-tools and scanpy ...", err=True)
+    with _interruptible("pretrain", Path(wanted.out)):
+        from scgalore.pipeline import pretraining
+
+        if dry_run:
+            typer.echo(pretraining.plan_pretraining(wanted, force=force, resume=resume))
+            return
+        typer.echo(pretraining.pretrain(wanted, force=force, resume=resume) / "report.md")
+
+
+def _named_sources(paths: list[str]) -> Any:
+    """Paths as they are, or those of ``NAME=PATH`` by name."""
+    pairs = [path.split("=", 1) for path in paths if "=" in path and not Path(path).exists()]
+    if not pairs:
+        return paths
+    if len(pairs) < len(paths):
+        msg = "Some files have a name (NAME=PATH) and others have none. Name all of them, or none."
+        raise errors.OptionError(msg)
+    named: dict[str, list[str]] = {}
+    for name, path in pairs:
+        named.setdefault(name, []).append(path)
+    return named
+
+
+def _read(given: dict[str, Any], declared: Iterable[tuple[Option, str]]) -> dict[str, Any]:
+    """Values of options from the texts of a command line."""
+    options = {option.name: option for option, _ in declared}
+    return {
+        name: options[name].kind.read(value) if isinstance(value, str) else value
+        for name, value in given.items()
+        if value is not None
+    }
+
+
+@contextmanager
+def _interruptible(command: str, out: Path) -> Iterator[None]:
+    """Say how to continue a run that is interrupted."""
+    try:
+        yield
     except KeyboardInterrupt as error:
-        typer.echo(_interrupted(Path(wanted.out)), err=True)
+        begun = (out / "config.json").exists()
+        hint = f"Continue with: scgalore {command} --resume --out {out}"
+        typer.echo(f"\nInterrupted. {hint}" if begun else "\nInterrupted; nothing was written.", err=True)
         raise typer.Exit(INTERRUPTED) from error
 
 
@@ -286,12 +392,6 @@ def _run_config(given: dict[str, Any], config: Path | None, *, resume: bool) -> 
     if given.keys() & {"n_genes", "max_epochs"} and "curriculum" not in given and wanted.training.get("curriculum"):
         return wanted.changed(curriculum=True)  # the phases of the file belong to its own genes and epochs
     return wanted
-
-
-def _interrupted(out: Path) -> str:
-    if (out / "config.json").exists():
-        return f"\nInterrupted. Continue with: scgalore run --resume --out {out}"
-    return "\nInterrupted; nothing was written."
 
 
 @weights.callback()

@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+import math
 from copy import copy
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import pandas as pd
+from anndata import AnnData, concat
+from scipy.sparse import csr_matrix
 
 from scgalore.data.coded import CodedColumn
 from scgalore.data.drawing import Blocks, Weighting, drawn, once
+from scgalore.data.expression import LogExpression
 from scgalore.data.hashing import digest, uniforms
 from scgalore.data.labels import class_names
 from scgalore.data.looking import Look
 from scgalore.data.ragged import starts
+from scgalore.data.reading import Reading
 from scgalore.data.sources import OpenSources
 from scgalore.data.tokenizer import Tokenizer
 from scgalore.errors import DataError
@@ -309,6 +315,37 @@ class FileBuffers:
                         for file, span in spans
                     ],
                 )
+
+    def gather(self, tokens: Sequence[str], obs_keys: Sequence[str] = ()) -> AnnData:
+        """Read all cells into memory, log-normalised; see :meth:`scgalore.data.TokenStream.to_adata`."""
+        ids = self.genes()
+        place_of = np.full(len(tokens), -1)
+        place_of[ids] = np.arange(len(ids))
+        gathered = []
+        for file, kept in enumerate(self._kept):
+            if not kept.n_kept:
+                continue
+            table = self._tables[kept.table]
+            known = np.flatnonzero(table >= 0)
+            rows = np.arange(kept.n_obs) if kept.rows is None else kept.rows.astype(np.int64)
+            opened = kept.source.open()
+            try:
+                x = opened.rows(rows)[:, known]
+                columns = {key: opened.obs.column(key).iloc[rows].astype(str).to_numpy() for key in obs_keys}
+            finally:
+                opened.close()
+            moved = csr_matrix((x.data, place_of[table[known]][x.indices], x.indptr), shape=(len(rows), len(ids)))
+            cells = AnnData(moved, var=pd.DataFrame(index=[tokens[i] for i in ids]))
+            reading = Reading(data_type=kept.source.reading.data_type)
+            cells.X = LogExpression.from_adata(cells, reading, log_base=math.e).rows(np.arange(len(rows)))
+            cells.obs_names = [f"{file}-{row}" for row in rows]
+            for key, values in {"source": self.names[kept.group], "file": kept.source.name, **columns}.items():
+                cells.obs[key] = values
+            gathered.append(cells)
+        whole = concat(gathered, axis="obs")
+        for key in whole.obs:
+            whole.obs[key] = whole.obs[key].astype("category")
+        return whole
 
     def _visits(self, seeds: Sequence[int] | None) -> Visits:
         if self._weighting is None or seeds is None:

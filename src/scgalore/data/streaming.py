@@ -481,6 +481,33 @@ class TokenStream(IterableDataset[TokenBatch]):
             for _, ragged, _ in self._ahead(_encoded(buffers, self.epoch)):
                 yield ragged
 
+    def to_adata(self, vocab: GeneVocab, *, obs_keys: Sequence[str] = ()) -> AnnData:
+        """Read all cells into memory, in their order.
+
+        Parameters
+        ----------
+        vocab
+            What the stream was made with.
+        obs_keys
+            Columns of ``obs`` to take along, as text.
+
+        Returns
+        -------
+        Cells by the genes of all files that are tokens, log-normalised over these, with ``obs["source"]``, ``obs["file"]`` and the
+        columns.
+
+        Raises
+        ------
+        MissingKeyError
+            If a file has no such column.
+        OptionError
+            If the stream is one of a loader.
+        """
+        if isinstance(self._buffers, LoaderBuffers):
+            msg = "A loader brings its cells in its own order, of which none can be gathered. Make a stream of files."
+            raise OptionError(msg)
+        return self._buffers.gather(vocab.tokens, obs_keys)
+
     def tokens(self) -> NDArray[np.int64]:
         """Ids of all tokens that a batch may hold, sorted."""
         return np.union1d(self._buffers.genes(), [self.tokenizer.cls_id, self.tokenizer.pad_id])

@@ -27,6 +27,7 @@ __all__ = [
     "ortholog",
     "other_names",
     "standardise",
+    "symbols",
 ]
 
 NameKind = Literal["id", "current", "previous", "alias"]
@@ -208,11 +209,12 @@ def is_gene(name: str) -> bool:
     name
         Any text, compared as it is written.
     """
-    return ensembl_id(name) is not None or name in _tables().current or name in _symbols()
+    return ensembl_id(name) is not None or name in _tables().current or name in symbols()
 
 
 @cache
-def _symbols() -> frozenset[str]:
+def symbols() -> frozenset[str]:
+    """Every current symbol of a human gene that the tables of the package hold."""
     tables = _tables()
     return frozenset({*tables.gene_id, *tables.current.values()})
 

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from scgalore.nn.base import CellNetwork
     from scgalore.weights import Checkpoint
 
-__all__ = ["SCGPT", "SCGPT_FAMILY"]
+__all__ = ["SCGPT", "SCGPT_FAMILY", "scgpt_config"]
 
 
 class SCGPT(CellModel):
@@ -128,6 +128,24 @@ class SCGPT(CellModel):
             tensors=self.network.state_dict(),
             overwrite=overwrite,
         )
+
+
+def scgpt_config(**sizes: Any) -> SCGPTConfig:
+    """Sizes of a network whose vocabulary is made from files, for :func:`scgalore.tl.pretrain`.
+
+    Parameters
+    ----------
+    **sizes
+        Fields of :class:`scgalore.nn.SCGPTConfig`, such as ``d_model``, ``n_heads``, ``d_hid``, ``n_layers`` and ``max_length``; those
+        of the whole-human network when left out. ``n_tokens`` and ``pad_id`` are the vocabulary's.
+
+    Examples
+    --------
+    >>> import scgalore as sg
+    >>> sg.model.scgpt_config(d_model=64, n_heads=4, d_hid=128, n_layers=2).n_layers
+    2
+    """
+    return SCGPTConfig(**{"n_tokens": 1, "pad_id": 0, **sizes})
 
 
 def _recognises(folder: Path) -> bool:

@@ -1,20 +1,23 @@
 """From a file of cells to a report, in one folder that says how it was made."""
 
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from scgalore.pipeline.config import RunConfig
 
 if TYPE_CHECKING:
+    from scgalore.pipeline.pretrain_config import PretrainConfig
+    from scgalore.pipeline.pretraining import pretrain
     from scgalore.pipeline.runner import run
 
-__all__ = ["RunConfig", "run"]
+__all__ = ["PretrainConfig", "RunConfig", "pretrain", "run"]
+
+_WHERE = {"PretrainConfig": "pretrain_config", "pretrain": "pretraining", "run": "runner"}
 
 
 def __getattr__(name: str) -> Any:
     # The command line reads RunConfig for its help, and must not wait for torch to do so (PEP 562).
-    if name == "run":
-        from scgalore.pipeline.runner import run
-
-        return run
+    if name in _WHERE:
+        return getattr(import_module(f"scgalore.pipeline.{_WHERE[name]}"), name)
     msg = f"module 'scgalore.pipeline' has no attribute {name!r}"
     raise AttributeError(msg)

@@ -5,6 +5,7 @@ from scgalore.tl._embed import embed
 from scgalore.tl._evaluate_perturbation import evaluate_perturbation
 from scgalore.tl._finetune import finetune
 from scgalore.tl._predict_perturbation import predict_perturbation
+from scgalore.tl._pretrain import pretrain
 from scgalore.tl._rank_perturbations import rank_perturbations
 from scgalore.tl._select_genes import select_genes
 
@@ -14,6 +15,7 @@ __all__ = [
     "evaluate_perturbation",
     "finetune",
     "predict_perturbation",
+    "pretrain",
     "rank_perturbations",
     "select_genes",
 ]

@@ -191,7 +191,7 @@ def fit(
     if best.weights and best_epoch >= 0:  # otherwise nothing tells, or the start was the best
         start = [objective.start_score] if math.isfinite(objective.start_score) else []
         converged = has_converged([*start, *table[objective.monitor]])
-        if converged is False:
+        if converged is False and config.steps_per_epoch is None:  # where it is, a budget was given on purpose
             logg.warning(f"{NOT_CONVERGED}. Pass max_epochs={2 * len(table)}, or a higher lr=.")
     return TrainResult(
         history=table,

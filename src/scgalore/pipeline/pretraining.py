@@ -1,0 +1,322 @@
+"""One command from files of cells to a pre-trained model and a report."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from scgalore import __version__, errors
+from scgalore._words import duration
+from scgalore.errors import OptionError
+from scgalore.model.families import FAMILIES
+from scgalore.pipeline.folder import RunFolder
+from scgalore.pipeline.measure import Stopwatch, circumstances, peak_memory, versions
+from scgalore.pipeline.pretrain_config import PretrainConfig
+from scgalore.pipeline.progress import Stages
+from scgalore.tasks.figures import umap
+from scgalore.tasks.findings import markdown_table
+from scgalore.tl._pretrain import PretrainingRun
+from scgalore.tl._pretraining import BUDGETS
+from scgalore.train.checkpoint import last_checkpoint
+
+if TYPE_CHECKING:
+    from anndata import AnnData
+
+    from scgalore.model import CellModel
+
+__all__ = ["FILES", "plan_pretraining", "pretrain"]
+
+FILES = ("config.json", "environment.txt", "history.csv", "metrics.json", "held_out.h5ad", "report.md")
+"""In the order in which they are written; the last one says that the run is finished."""
+
+OURS = tuple(getattr(errors, name) for name in errors.__all__)
+NEIGHBOURS, COMPONENTS, FOLDS = 15, 50, 5
+
+
+def pretrain(config: PretrainConfig, *, force: bool = False, resume: bool = False) -> Path:
+    """Pre-train a model on files of cells, and report what became of it on cells that were held out.
+
+    The folder ``config.out`` gets ``config.json``, ``environment.txt``, ``history.csv``, ``checkpoints/`` with the model,
+    ``metrics.json``, ``held_out.h5ad`` (the held-out cells with their embeddings), ``figures/`` and ``report.md``.
+
+    Parameters
+    ----------
+    config
+        What to do.
+    force
+        Whether a run that is in the folder already is replaced.
+    resume
+        Whether a run that was interrupted there is continued, inside a pass over the files too; the numbers are those of a run that
+        was not interrupted.
+
+    Returns
+    -------
+    The folder.
+
+    Raises
+    ------
+    DataError, MissingKeyError, OptionError, WeightsError, DownloadError
+        If the run cannot be made. Nothing has been written then.
+
+    Examples
+    --------
+    >>> import scgalore as sg
+    >>> config = sg.pipeline.PretrainConfig("cells/", "runs/x", max_hours=4)
+    >>> sg.pipeline.pretrain(config)  # doctest: +SKIP
+    """
+    folder = _folder(config)
+    folder.check(force=force, resume=resume)
+    stages, watch = Stages(4), Stopwatch()
+    resumed = resume and folder.is_begun
+    if resumed:
+        changed = folder.config().differences(config)
+        if changed:
+            msg = f"{folder.path} belongs to another run: {'; '.join(changed[:4])}. Continue it with its own configuration."
+            raise OptionError(msg)
+        if folder.is_finished:
+            stages.say(f"The run in {folder.path} is finished; nothing was changed.")
+            return folder.path
+    with stages.stage("read") as note, watch.time("read"):
+        run = _prepared(config)
+        held = None if run.held is None else run.held.to_adata(run.model.vocab, obs_keys=_keys(config))
+        start = run.model.provenance["name"]
+        before = None if run.held is None else run.model.run(run.held).embedding
+        note(f"{run.training.n_obs:,} cells to train on, {0 if held is None else held.n_obs:,} held out")
+    _begin(folder, config, resumed=resumed)
+    with stages.stage("pre-train", own_bar=True) as note, watch.time("pre-train"):
+        try:
+            run.train(checkpoint_dir=folder.checkpoints, resume=True, logger=config.options["logger"])
+        except OURS:
+            if not last_checkpoint(folder.checkpoints).exists():
+                folder.remove()  # refused before anything was learned
+            raise
+        run.model.save(folder.model, overwrite=True)
+        with folder.writing("history.csv") as draft:
+            run.model.history.to_csv(draft)
+        note(f"{len(run.model.history)} epochs, kept epoch {run.model.result.best_epoch}")  # type: ignore[union-attr]
+    with stages.stage("evaluate") as note, watch.time("evaluate"):
+        scores = {} if held is None else _scores(config, held, before, run)
+        _write_metrics(folder, run, scores)
+        note(_headline(scores) or "no labels to score embeddings by")
+    with stages.stage("report") as note, watch.time("report"):
+        captions = _draw(folder, run.model, held, _keys(config))
+        if held is not None:
+            with folder.writing("held_out.h5ad") as draft:
+                held.write_h5ad(draft)
+        text = _report(config, run, start, scores, captions, watch)
+        with folder.writing("report.md") as draft:
+            draft.write_text(text, encoding="utf-8")
+        note(f"report.md, {len(captions)} pictures")
+    return folder.path
+
+
+def plan_pretraining(config: PretrainConfig, *, force: bool = False, resume: bool = False) -> str:
+    """Check a run and describe it, with its memory and, by timing some steps, its hours; nothing is written.
+
+    Parameters
+    ----------
+    config, force, resume
+        As for :func:`pretrain`.
+    """
+    folder = _folder(config)
+    folder.check(force=force, resume=resume)
+    run = _prepared(config)
+    seconds = run.seconds_per_step()
+    steps = run.steps()
+    network = run.model.network
+    chosen = {name: value for name, value in config.options.items() if value not in (None, [], {}, False)}
+    width = max(map(len, chosen))
+    return "\n".join(
+        [
+            f"{run.training.n_obs:,} cells to train on, {0 if run.held is None else run.held.n_obs:,} held out, of "
+            f"{run.training.n_matched:,} genes that the model knows.",
+            f"{run.model!r}",
+            f"{sum(p.numel() for p in network.parameters()):,} parameters; a step of {run.cells_per_step} cells takes about "
+            f"{seconds:.2f} s here, which is {run.cells_per_step / seconds:,.0f} cells/s.",
+            f"{steps:,} steps ({steps * run.cells_per_step / run.training.n_obs:.1f} passes over the cells) take about "
+            f"{duration(steps * seconds)}, validation left out.",
+            f"The run would write {', '.join(FILES)}, figures and checkpoints to {folder.path}.",
+            "",
+            *(f"{name:<{width}}  {value}" for name, value in chosen.items()),
+            "",
+            "Nothing was written.",
+        ]
+    )
+
+
+def _folder(config: PretrainConfig) -> RunFolder:
+    return RunFolder(Path(config.out), FILES, PretrainConfig.from_json)
+
+
+def _keys(config: PretrainConfig) -> list[str]:
+    return [] if config.options["labels_key"] is None else [config.options["labels_key"]]
+
+
+def _prepared(config: PretrainConfig) -> PretrainingRun:
+    options = {name: value for name, value in config.options.items() if value is not None}
+    model: Any = options.pop("model")
+    if (sizes := options.pop("sizes", None)) is not None:
+        if model not in FAMILIES:
+            msg = f"model={model!r}: with sizes, name the family of the network: {', '.join(map(repr, FAMILIES))}."
+            raise OptionError(msg)
+        model = FAMILIES[model].config(**{"n_tokens": 1, "pad_id": 0, **sizes})
+    for name in ("labels_key", "logger"):
+        options.pop(name, None)
+    options.setdefault("max_length", None)
+    return PretrainingRun.of(config.sources, model, validation=None, **options)
+
+
+def _begin(folder: RunFolder, config: PretrainConfig, *, resumed: bool) -> None:
+    environment = ""
+    path = folder.path / "environment.txt"
+    if resumed:
+        folder.remove_drafts()
+        environment = path.read_text(encoding="utf-8") + "\n" if path.exists() else ""
+    else:
+        folder.begin(config.changed(version=__version__))
+    with folder.writing("environment.txt") as draft:
+        draft.write_text(environment + circumstances("resumed" if resumed else "begun"), encoding="utf-8")
+
+
+def _scores(config: PretrainConfig, held: AnnData, before: Any, run: PretrainingRun) -> dict[str, dict[str, float]]:
+    """Add embeddings to the held-out cells, and score them by the labels, if there are some."""
+    from sklearn.decomposition import PCA
+
+    assert run.held is not None
+    after = run.model.family.embedding
+    held.obsm["before"], held.obsm[after] = before, run.model.run(run.held).embedding
+    x = np.asarray(held.X.toarray())
+    held.obsm["X_pca"] = PCA(min(COMPONENTS, *(n - 1 for n in x.shape)), random_state=0).fit_transform(x)
+    key = config.options["labels_key"]
+    if key is None:
+        return {}
+    names = {"principal components": "X_pca", "before": "before", "after": after}
+    return {
+        name: _neighbour_accuracy(held.obsm[slot], held.obs[key].astype(str).to_numpy()) for name, slot in names.items()
+    }
+
+
+def _neighbour_accuracy(x: Any, labels: Any) -> dict[str, float]:
+    """Share of cells whose label their neighbours among other cells have, of labels with as many cells as folds."""
+    from sklearn.model_selection import StratifiedKFold, cross_val_predict
+    from sklearn.neighbors import KNeighborsClassifier
+
+    names, codes, counts = np.unique(labels, return_inverse=True, return_counts=True)
+    kept = (counts >= FOLDS)[codes]
+    if len(np.unique(codes[kept])) < 2:
+        return {}
+    folds = StratifiedKFold(FOLDS, shuffle=True, random_state=0)
+    found = (
+        cross_val_predict(KNeighborsClassifier(NEIGHBOURS), x[kept], names[codes[kept]], cv=folds) == names[codes[kept]]
+    )
+    return {"accuracy": float(found.mean()), "se": float(found.std(ddof=1) / np.sqrt(len(found))), "n": len(found)}
+
+
+def _headline(scores: dict[str, dict[str, float]]) -> str:
+    return ", ".join(f"{name} {row['accuracy']:.3f}" for name, row in scores.items() if row)
+
+
+def _write_metrics(folder: RunFolder, run: PretrainingRun, scores: dict[str, Any]) -> None:
+    assert run.model.result is not None
+    history = run.model.history
+    losses = [name for name in ("train_loss", "validation_loss") if name in history]
+    content = {
+        "cells": {"train": run.training.n_obs, "held out": 0 if run.held is None else run.held.n_obs},
+        "genes": run.training.n_matched,
+        "neighbours": scores,
+        "losses": {
+            name: {"first": float(history[name].iloc[0]), "last": float(history[name].iloc[-1])} for name in losses
+        },
+        "cells_per_second": float(history["cells_per_second"].mean()),
+        "training": {"epochs": len(history), **run.model.result.summary()},
+    }
+    with folder.writing("metrics.json") as draft:
+        draft.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+
+
+def _draw(folder: RunFolder, model: CellModel, held: AnnData | None, keys: list[str]) -> dict[str, str]:
+    captions = {"history.png": "Loss of training and of held-out cells by step."}
+    figure = Figure(figsize=(5.5, 3.8), layout="constrained")
+    ax = figure.subplots()
+    assert model.result is not None
+    steps = (np.arange(len(model.history)) + 1) * (model.result.steps or 0) / max(1, len(model.history))
+    for name, label in (("train_loss", "training"), ("validation_loss", "held out")):
+        if name in model.history:
+            ax.plot(steps, model.history[name], marker=".", label=label)
+    ax.set(xlabel="steps", ylabel="loss")
+    ax.legend(frameon=False)
+    ax.spines[["top", "right"]].set_visible(False)
+    figures = {"history.png": figure}
+    if held is not None:
+        shown = ["source", *keys]
+        for name, (_, draw) in umap(shown, shown, held.n_obs, use_rep=model.family.embedding).items():
+            captions[name] = "UMAP, by scanpy, of the embeddings of held-out cells after pre-training."
+            figures[name] = draw(held)
+    for name, made in figures.items():
+        with folder.writing(f"figures/{name}") as draft:
+            made.savefig(draft, dpi=150)
+    return captions
+
+
+def _report(
+    config: PretrainConfig,
+    run: PretrainingRun,
+    start: str,
+    scores: dict[str, dict[str, float]],
+    captions: dict[str, str],
+    watch: Stopwatch,
+) -> str:
+    result, history = run.model.result, run.model.history
+    assert result is not None
+    budget = next(name for name in BUDGETS if config.options[name] is not None or name == BUDGETS[0])
+    sections = [
+        f"# scgalore pretrain: {run.training.n_obs:,} cells",
+        f"**{start}** was trained for {result.steps:,} steps of {run.cells_per_step} cells ({budget.removeprefix('max_')} were the "
+        f"budget), {(result.steps or 0) * run.cells_per_step / run.training.n_obs:.1f} passes over the cells, on the "
+        f"{run.training.n_matched:,} genes of the files that it knows. The weights of epoch {result.best_epoch} were kept.",
+    ]
+    if scores:
+        rows = [
+            (name, f"{row['accuracy']:.3f} ± {row['se']:.3f}", str(int(row["n"])))
+            for name, row in scores.items()
+            if row
+        ]
+        sections.append(
+            "## Labels of neighbours\n\n"
+            + markdown_table(("embedding", "accuracy", "held-out cells"), rows)
+            + f"\n\nShare of held-out cells whose `{config.options['labels_key']}` is that of most of their {NEIGHBOURS} nearest "
+            f"neighbours in other cells, by {FOLDS}-fold cross-validation, ± its standard error; labels with fewer than {FOLDS} "
+            f"cells are left out. Principal components are the first {COMPONENTS} of the log-normalised expression of the same cells."
+        )
+    losses = [name for name in ("train_loss", "validation_loss") if name in history]
+    rows = [
+        (name, f"{history[name].iloc[0]:.4g}", f"{history[name].min():.4g}", f"{history[name].iloc[-1]:.4g}")
+        for name in losses
+    ]
+    pace = f"{history['cells_per_second'].mean():,.0f} cells/s and {history['tokens_per_second'].mean():,.0f} tokens/s, {history['waited'].mean():.0%} of the time spent waiting for data."
+    sections.append(
+        "## Training\n\n" + markdown_table(("loss", "first epoch", "lowest", "last epoch"), rows) + f"\n\n{pace}"
+    )
+    sections.append(
+        "## Pictures\n\n" + "\n\n".join(f"{text}\n\n![{text}](figures/{name})" for name, text in captions.items())
+    )
+    out = Path(config.out)
+    sections.append(
+        "## How to go on\n\n```python\nimport scgalore as sg\n\n"
+        f'model = sg.model.load(r"{out / "checkpoints" / "model"}")\n```\n\n'
+        "`sg.tl.embed(cells, model)` embeds cells, and `sg.tl.finetune(cells, model, labels_key=...)` goes on from these weights."
+    )
+    peak = peak_memory()
+    cost = [(part, f"{seconds:.1f}") for part, seconds in watch.seconds.items()]
+    sections.append(
+        "## Time and memory\n\n"
+        + markdown_table(("stage", "seconds"), cost)
+        + f"\n\nOf the session that ended the run. Peak resident memory: {'not known' if peak is None else f'{peak / 1e6:,.0f} MB'}. "
+        f"Optimizer state: {(result.optimizer_bytes or 0) / 1e6:.2f} MB."
+    )
+    sections.append("## Made with\n\n" + markdown_table(("what", "version"), list(versions().items())))
+    return "\n\n".join(sections) + "\n"

@@ -1,0 +1,250 @@
+"""Pre-training on collections of files."""
+
+from __future__ import annotations
+
+from copy import copy, deepcopy
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, Self
+
+from scgalore import _logging as logg
+from scgalore._docs import shared_parameters
+from scgalore._options import options_of
+from scgalore._rng import seed_from
+from scgalore._settings import settings
+from scgalore._words import duration
+from scgalore.data.streaming import stream
+from scgalore.data.vocab import SPECIALS, GeneVocab
+from scgalore.errors import OptionError
+from scgalore.genes.identifiers import symbols
+from scgalore.model.families import FAMILIES
+from scgalore.nn.base import NetworkConfig
+from scgalore.tasks.expression import Expression
+from scgalore.tasks.registry import resolve_call
+from scgalore.tl._declared import with_options_of
+from scgalore.tl._fitted import free_folder
+from scgalore.tl._pretraining import PretrainingOptions
+from scgalore.tl._shared import as_model
+from scgalore.train.checkpoint import saved_run
+from scgalore.train.processes import training_processes
+
+if TYPE_CHECKING:
+    from scgalore._typing import PathLike, Rng
+    from scgalore.data.streaming import TokenStream
+    from scgalore.model import CellModel
+    from scgalore.tasks.base import Prepared
+    from scgalore.train.config import TrainConfig
+    from scgalore.train.loggers import Loggers
+
+TIMED = 10
+"""Steps of each of two short epochs, of which the second says how long a step takes."""
+
+
+@shared_parameters
+@with_options_of(PretrainingOptions, after="model")
+def pretrain(
+    sources: Any,
+    model: PathLike | CellModel | NetworkConfig = "scgpt-mini",
+    *,
+    validation: Any = None,
+    steps_per_epoch: int = 500,
+    batch_size: int = 32,
+    max_length: int | None = None,
+    optimizer: str = "adamw",
+    checkpoint_dir: PathLike | None = None,
+    resume: bool = False,
+    save_dir: PathLike | None = None,
+    logger: Loggers = None,
+    rng: Rng = 0,
+    **options: Any,
+) -> CellModel:
+    """Pre-train a model on a collection of files, or go on pre-training one :cite:p:`Cui2024`.
+
+    Genes of each cell are hidden and predicted; no labels are needed. Cells are read while they are used, so the files may hold
+    any number of them. An epoch is ``steps_per_epoch`` steps: after each, held-out cells are scored, a checkpoint is written, and
+    a line shows the losses, the throughput and the time that is left. The weights of the epoch with the best score are kept.
+
+    Parameters
+    ----------
+    sources
+        Paths of ``.h5ad`` files or ``.zarr`` folders, folders of them, AnnData objects, a list of these, or a dict of named
+        lists; see :func:`scgalore.data.stream`.
+    model
+        Name in the registry of weights, folder of a checkpoint, or a model, which is then trained in place: its training goes on.
+        Or sizes, such as ``sg.model.scgpt_config(d_model=256, n_layers=6)``: random weights, and a vocabulary of the genes in the
+        files.
+    {options}
+    validation
+        Cells to choose the weights by, as ``sources``, in place of some that are held out.
+    steps_per_epoch
+        Steps between checkpoints, which are also those that a killed run loses at most.
+    batch_size
+        Maximum number of cells per batch.
+    max_length
+        Maximum number of tokens per cell; longer cells are sampled anew in each pass. By default what the weights were trained with.
+    optimizer
+        Entry of :data:`scgalore.optim.OPTIMIZERS`.
+    checkpoint_dir, resume
+        As for :func:`scgalore.tl.finetune`. A run that is continued keeps the steps it was begun with.
+    save_dir
+        Folder that the model is saved to, made by this call.
+    logger
+        As for :func:`scgalore.tl.finetune`.
+    {rng}
+    **options
+        Fields of :class:`~scgalore.train.TrainConfig`, such as ``lr``, ``lr_schedule``, ``warmup``, ``accumulate``, ``precision``,
+        ``patience``, ``devices`` or ``num_workers``.
+
+    Returns
+    -------
+    The model. Its ``history`` has a row for each epoch.
+
+    Raises
+    ------
+    DataError, MissingKeyError
+        If a file cannot be read or used.
+    OptionError
+        If an option does not exist, is out of range, or does not go with the others. In all three cases nothing was trained or
+        written.
+
+    Examples
+    --------
+    >>> import scanpy as sc, scgalore as sg
+    >>> adata = sc.datasets.pbmc68k_reduced().raw.to_adata()
+    >>> model = sg.tl.pretrain(adata, "scgpt-mini", max_steps=4, steps_per_epoch=2)
+    >>> len(model.history)
+    2
+    """
+    folder = None if save_dir is None else free_folder(save_dir)
+    run = PretrainingRun.of(
+        sources,
+        model,
+        validation=validation,
+        steps_per_epoch=steps_per_epoch,
+        batch_size=batch_size,
+        max_length=max_length,
+        optimizer=optimizer,
+        rng=rng,
+        **options,
+    )
+    with logg.step(f"pre-training {run.model.provenance['name']} on {run.training.n_obs:,} cells"):
+        run.train(checkpoint_dir=checkpoint_dir, resume=resume, logger=logger)
+        if folder is not None:
+            run.model.save(folder)
+    return run.model
+
+
+@dataclass
+class PretrainingRun:
+    """A pre-training run whose files were opened and whose options were checked.
+
+    Attributes
+    ----------
+    model
+        What is trained.
+    training, held
+        Cells to train on, and cells that choose the weights that are kept, if there are some.
+    prepared
+        What the model is fitted to; its number of epochs is open.
+    options
+        What was asked for.
+    cells_per_step
+        Cells of a step of the optimizer, of all processes.
+    """
+
+    model: CellModel
+    training: TokenStream
+    held: TokenStream | None
+    prepared: Prepared
+    options: PretrainingOptions
+    cells_per_step: int
+
+    @classmethod
+    def of(
+        cls,
+        sources: Any,
+        model: PathLike | CellModel | NetworkConfig,
+        *,
+        validation: Any,
+        batch_size: int,
+        max_length: int | None,
+        rng: Rng,
+        **options: Any,
+    ) -> Self:
+        """Open the files, check everything and prepare the run; parameters are those of :func:`pretrain`."""
+        own = {option.name for option in options_of(PretrainingOptions)}
+        asked = PretrainingOptions(**{name: options.pop(name) for name in own & options.keys()})
+        seed = seed_from(rng)
+        task, call = resolve_call(
+            {"objective": asked.objective, "mask_ratio": asked.mask_ratio, **options},
+            task=Expression.name,
+            seed=seed,
+            function=pretrain,
+        )
+        processes = training_processes(call.config)
+        if asked.max_hours is not None and processes.size > 1:
+            msg = (
+                f"max_hours={asked.max_hours!r} is for one process, since each of the {processes.size} would time its own steps. "
+                "Pass max_steps."
+            )
+            raise OptionError(msg)
+        read = asked.of_stream
+        fitted = _starting_model(model, sources, read, seed)
+        task.require(fitted)
+        tokens = fitted.tokenizer_config(max_length=max_length, rng=seed)
+        made = {"config": tokens, "batch_size": batch_size, "rng": seed, **read}
+        training = stream(sources, fitted.vocab, shares=asked.shares, weights_key=asked.weights_key, **made)
+        held = None if validation is None else stream(validation, fitted.vocab, **made)
+        if held is None and (n := min(asked.validation_cells, training.n_obs // 10)):
+            training, held = training.split(n, max_cells=n)
+        call = replace(call, validation=held)
+        prepared = task.prepare(task.read(training, call), fitted, call)
+        return cls(fitted, training, held, prepared, asked, batch_size * call.config.accumulate * processes.size)
+
+    def train(self, *, checkpoint_dir: PathLike | None, resume: bool, logger: Loggers) -> None:
+        """Train; parameters are those of :func:`pretrain`."""
+        if saved_run(checkpoint_dir, resume=resume) is None:  # otherwise it keeps its own
+            self.prepared = replace(self.prepared, config=self.with_steps(self.steps()))
+        self.model.fit(self.prepared, checkpoint_dir=checkpoint_dir, resume=resume, logger=logger)
+
+    def steps(self) -> int:
+        """Steps of the optimizer that the budget is worth."""
+        asked = self.options
+        if asked.max_steps is not None:
+            return asked.max_steps
+        if asked.max_cells is not None:
+            return -(-asked.max_cells // self.cells_per_step)
+        assert asked.max_hours is not None
+        seconds = self.seconds_per_step()
+        steps = max(1, int(asked.max_hours * 3600 / seconds))
+        logg.info(f"    a step takes {seconds:.2f} s here, so {duration(asked.max_hours * 3600)} are {steps:,} steps")
+        return steps
+
+    def seconds_per_step(self) -> float:
+        """Time some steps on a copy of the network."""
+        trial = copy(self.model)
+        trial.network = deepcopy(self.model.network)
+        network = None if self.prepared.network is None else deepcopy(self.prepared.network)
+        config = replace(self.prepared.config, max_epochs=2, steps_per_epoch=TIMED, patience=None)
+        with settings.override(verbosity=0):
+            trial.fit(replace(self.prepared, network=network, validation=None, config=config))
+        return float(trial.history["seconds"].iloc[-1]) / TIMED
+
+    def with_steps(self, steps: int) -> TrainConfig:
+        """The configuration with as many epochs as take these steps, the last one whole."""
+        config = self.prepared.config
+        assert config.steps_per_epoch is not None
+        each = min(config.steps_per_epoch, steps)
+        return replace(config, steps_per_epoch=each, max_epochs=-(-steps // each))
+
+
+def _starting_model(model: Any, sources: Any, read: dict[str, Any], seed: int) -> CellModel:
+    if not isinstance(model, NetworkConfig):
+        return as_model(model)
+    known = GeneVocab.from_genes(sorted(symbols()))
+    # The names of genes are read as those of a stream are, whatever they are in each file.
+    found = stream(sources, known, **read).tokens()
+    vocab = GeneVocab.from_genes(name for i in found if (name := known.tokens[i]) not in SPECIALS)
+    logg.info(f"    a vocabulary of {len(vocab) - len(SPECIALS):,} genes was made from the files")
+    family = next(family for family in FAMILIES.values() if type(model) is family.config)
+    made: CellModel = family.model.from_config(model.replace(n_tokens=len(vocab), pad_id=vocab.pad_id), vocab, rng=seed)
+    return made

@@ -1,0 +1,112 @@
+"""What a pre-training run is asked for, declared once for Python and the command line."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from scgalore._options import COUNT, POSITIVE, TEXT, Kind, as_json, comma_separated, declare, options_of, whole
+from scgalore.data.reading import DATA_TYPE, MATCHED, SPECIES
+from scgalore.errors import OptionError
+from scgalore.tasks.expression import Expression
+
+__all__ = ["BUDGETS", "MAX_STEPS", "PretrainingOptions"]
+
+MAX_STEPS = 10_000
+BUDGETS = ("max_steps", "max_cells", "max_hours")
+"""Options that say how long to train, of which a run has one."""
+
+
+def _by_name(text: str) -> Any:
+    """Read ``blood=0.7,pancreas=0.3`` from a command line, or JSON, or one word."""
+    pairs = [part.split("=", 1) for part in comma_separated(text)]
+    return {name: as_json(value) for name, value in pairs} if all(len(pair) == 2 for pair in pairs) else as_json(text)
+
+
+def _are_shares(value: Any) -> bool:
+    return isinstance(value, Mapping) and all(POSITIVE.fits(share) for share in value.values()) and len(value) > 0
+
+
+SHARES = Kind("give a positive number for each named source, as in {'blood': 0.7}", _are_shares, _by_name, dict)
+OF_EACH = Kind(
+    "choose 'human' or 'mouse', or one of these for each named source",
+    lambda value: all(map(SPECIES.fits, value.values() if isinstance(value, Mapping) else [value])),
+    _by_name,
+)
+_objective, _mask_ratio = (
+    {option.name: option for option in Expression.arguments}[name] for name in ("objective", "mask_ratio")
+)
+
+
+@dataclass(frozen=True)
+class PretrainingOptions:
+    """Options of :func:`scgalore.tl.pretrain` besides those of training."""
+
+    objective: str | None = declare(_objective.kind, _objective.help, shown_default=_objective.shown_default)
+    mask_ratio: Any = declare(_mask_ratio.kind, _mask_ratio.help, shown_default=_mask_ratio.shown_default)
+    max_steps: int | None = declare(
+        COUNT,
+        "Steps of the optimizer. The budget of a run is this, or cells, or hours.",
+        shown_default=f"{MAX_STEPS}",
+    )
+    max_cells: int | None = declare(COUNT, "Cells to train on, counted each time that they are seen.")
+    max_hours: float | None = declare(
+        POSITIVE, "Hours to train, which are turned into steps once, after some steps were timed on this machine."
+    )
+    validation_cells: int = declare(
+        whole(0),
+        "Number of cells to hold out, at most a tenth of all; they choose the weights that are kept.",
+        default=2000,
+    )
+    where: str | None = declare(
+        TEXT,
+        "Which cells of each file to take, as a query of its obs: \"is_primary_data and disease == 'normal'\".",
+        shown_default="all",
+    )
+    shares: dict[str, float] | None = declare(
+        SHARES,
+        "Share of each named source in what is trained on, as in blood=0.7,pancreas=0.3. Cells are then drawn with replacement.",
+        shown_default="as many as there are",
+    )
+    weights_key: str | None = declare(
+        TEXT,
+        "Column of obs whose values are drawn equally often, such as cell_type. Cells are then drawn with replacement.",
+        column="obs",
+    )
+    layer: str | None = declare(
+        TEXT, "Layer to read, raw for raw.X, or auto for the counts wherever they are.", default="auto"
+    )
+    gene_symbols: str | None = declare(
+        TEXT, "Column of var with the names of the genes.", shown_default="the names that match best", column="var"
+    )
+    data_type: str | None = declare(
+        DATA_TYPE, "What the expression is: counts or log1p.", shown_default="decided by its values"
+    )
+    species: Any = declare(
+        OF_EACH,
+        "Species of the genes: human, or mouse, which are read as their human orthologs.",
+        shown_default="what Ensembl ids and the column organism say, else human",
+    )
+    min_matched: float | None = declare(
+        MATCHED, "Share of the expressed counts that the vocabulary must know.", shown_default="the package's own"
+    )
+    block_size: int = declare(COUNT, "Neighbouring cells that are read together.", default=256)
+    buffer_size: int = declare(COUNT, "Cells in memory that are shuffled together.", default=8192)
+
+    def __post_init__(self) -> None:
+        for option in options_of(type(self)):
+            object.__setattr__(self, option.name, option.check(getattr(self, option.name)))
+        given = [name for name in BUDGETS if getattr(self, name) is not None]
+        if len(given) > 1:
+            shown = " and ".join(f"{name}={getattr(self, name)!r}" for name in given)
+            msg = f"{shown}: a run has one budget. Leave the others out."
+            raise OptionError(msg)
+        if not given:
+            object.__setattr__(self, "max_steps", MAX_STEPS)
+
+    @property
+    def of_stream(self) -> dict[str, Any]:
+        """Arguments of :func:`scgalore.data.stream` that all of its sources share."""
+        names = ("where", "layer", "gene_symbols", "data_type", "species", "min_matched", "block_size", "buffer_size")
+        return {name: getattr(self, name) for name in names}

@@ -524,7 +524,7 @@ class TokenStream(IterableDataset[TokenBatch]):
         """How many of the batches of an epoch from ``start`` to before ``stop`` this process gives, or the worker that asks."""
         info = get_worker_info()
         worker, n_workers = (0, 1) if info is None else (info.id, info.num_workers)
-        before, until = (_given_before(at, len(self), self._per_buffer, n_workers)[worker] for at in (start, stop))
+        before, until = (_turns(at, len(self), self._per_buffer, n_workers)[0][worker] for at in (start, stop))
         return int(until - before)
 
     @property
@@ -548,13 +548,20 @@ class TokenStream(IterableDataset[TokenBatch]):
         DataError
             If there are fewer cells than processes, or a file or cell cannot be read.
         """
+        yield from self._batches(epoch, start, in_turn=True)
+
+    def _batches(self, epoch: int, start: int, *, in_turn: bool) -> Iterator[TokenBatch]:
+        """:meth:`batches`; workers take their turns as if a loader had just begun, or each keeps its own buffers."""
         rank, world_size = self._rank()
         if self.n_obs < world_size:
             msg = f"There are {self.n_obs} cells for {world_size} processes; each needs at least one."
             raise DataError(msg)
         worker_info = get_worker_info()
         worker, n_workers = (0, 1) if worker_info is None else (worker_info.id, worker_info.num_workers)
-        skipped, begun = divmod(_given_before(start, len(self), self._per_buffer, n_workers)[worker], self._per_buffer)
+        given, turn = _turns(start, len(self), self._per_buffer, n_workers)
+        if in_turn:
+            worker = (worker + turn) % n_workers  # a DataLoader asks its first worker first
+        skipped, begun = divmod(given[worker], self._per_buffer)
         share = Share(rank, world_size, worker, n_workers, skipped)
         seeds = None if self._seed is None else (self._seed, epoch)
         with closing(self._buffers.read(share, size=self._buffer_size, seeds=seeds)) as buffers:
@@ -649,7 +656,7 @@ class _Pieces(IterableDataset[Drawn]):
     def _from(self, at: int) -> Iterator[Drawn]:
         number, start = divmod(at, len(self.stream))
         while True:
-            for batch in self.stream.batches(number, start):
+            for batch in self.stream._batches(number, start, in_turn=False):
                 yield Drawn(batch, number)
             number, start = number + 1, 0
 
@@ -732,21 +739,24 @@ def _tokens(part: Part, epoch: int) -> Iterator[RaggedTokens]:
         yield tokens
 
 
-def _given_before(start: int, n_batches: int, per_buffer: int, n_workers: int) -> list[int]:
-    """How many of the first ``start`` batches of a process each of its workers gave, which take turns until they have no more."""
+def _turns(start: int, n_batches: int, per_buffer: int, n_workers: int) -> tuple[list[int], int]:
+    """How many of the first ``start`` batches each worker gave, and whose turn is next: they take turns until they have no more."""
     n_buffers = -(-n_batches // per_buffer)
     left = [len(range(worker, n_buffers, n_workers)) * per_buffer for worker in range(n_workers)]
     if n_buffers:
         left[(n_buffers - 1) % n_workers] -= n_buffers * per_buffer - n_batches
     given = [0] * n_workers
     start = min(start, n_batches)
-    while start:
-        taking = [worker for worker in range(n_workers) if left[worker] > given[worker]]
+    while taking := [worker for worker in range(n_workers) if left[worker] > given[worker]]:
         rounds = min(min(left[worker] - given[worker] for worker in taking), start // len(taking))
-        for worker in taking if rounds else taking[:start]:
-            given[worker] += rounds or 1
-        start -= rounds * len(taking) if rounds else start
-    return given
+        if not rounds:
+            for worker in taking[:start]:
+                given[worker] += 1
+            return given, taking[start]
+        for worker in taking:
+            given[worker] += rounds
+        start -= rounds * len(taking)
+    return given, 0
 
 
 def _is_loader(sources: Any) -> bool:

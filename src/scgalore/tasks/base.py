@@ -202,6 +202,11 @@ class Task(ABC):
             raise OptionError(msg)
         return complete
 
+    def record(self, arguments: Mapping[str, Any]) -> dict[str, Any]:
+        """Checked arguments as they are written down, such as in ``uns``."""
+        kinds = {option.name: option.kind for option in self.arguments}
+        return {name: None if value is None else kinds[name].record(value) for name, value in arguments.items()}
+
     def require(self, model: TaskModel) -> None:
         """Raise :class:`~scgalore.errors.OptionError` if the model's family cannot be trained for this task."""
         missing = sorted(self.needs - model.can)

@@ -123,7 +123,9 @@ class CellTask(Task):
         """What ``uns`` holds of the linear model: candidates, scores of it alone, and the correction that training started from."""
         fit, correction = prepared.state["prior"]
         shown = {"gain": correction.gain, "gain_se": correction.gain_error, "used": correction.helps}
-        return {"candidates": fit.table, "metrics": metrics, "correction": {**shown, "penalty": correction.penalty}}
+        learned = {"unlabelled": fit.unlabelled} if fit.unlabelled else {}
+        corrected = {**shown, "penalty": correction.penalty}
+        return {"candidates": fit.table, "metrics": metrics, "correction": corrected, **learned}
 
     def fit_correction(self, reading: CellReading, fit: LinearFit, features: NDArray[np.float32]) -> Correction:
         """Fit the last layer of the head to what the linear model misses, for tasks that have one.

@@ -41,6 +41,7 @@ from scgalore.tasks.linear import (
 )
 from scgalore.tasks.novelty import Novelty
 from scgalore.tasks.unknown import UnknownRule
+from scgalore.tasks.unlabelled import UNLABELLED, check_unlabelled, fit_unlabelled, unlabelled_cells
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -113,9 +114,10 @@ class ClassesMemory:
 
 @dataclass(frozen=True)
 class ClassesReading(CellReading):
-    """What :meth:`Classes.read` found: also ``weights``, of each class in the loss."""
+    """What :meth:`Classes.read` found: also ``weights``, of each class in the loss, and ``others``, cells without labels."""
 
     weights: tuple[float, ...] | None
+    others: AnnData | None
 
 
 class Classes(CellTask):
@@ -134,6 +136,7 @@ class Classes(CellTask):
             "weights, the others being 1. Validation weighs alike, so the epoch is chosen by the loss that is trained.",
         ),
         PRIOR,
+        UNLABELLED,
     )
     sizes = (Option("n_classes", COUNT, "Number of classes."),)
     next_steps = "`sg.tl.annotate(other_cells, model)` predicts the classes of other cells; `sg.tl.embed(other_cells, model)` embeds them."
@@ -147,8 +150,23 @@ class Classes(CellTask):
             raise DataError(msg)
         return CellTargets(split, {"labels": codes}, ClassesMemory(classes))
 
+    def check(self, arguments: Mapping[str, Any]) -> dict[str, Any]:
+        """Complete the arguments; cells without labels need a linear model to learn from them."""
+        complete = super().check(arguments)
+        if complete["unlabelled"] is not None and complete["prior"] == "none":
+            msg = "unlabelled= is for the linear model, and prior='none' has none. Leave one of them out."
+            raise OptionError(msg)
+        return complete
+
     def read(self, data: AnnData | TokenStream, call: TrainingCall) -> ClassesReading:
-        """Labels, split, ranking of the genes, and weights; doubtful labels are warned of."""
+        """Labels, split, ranking of the genes, weights, and cells without labels; doubtful labels are warned of."""
+        others = None
+        if call.arguments["unlabelled"] is not None:
+            if not isinstance(data, AnnData):
+                msg = "unlabelled= is for the linear model, which a stream of files has not. Leave it out, or pass an AnnData."
+                raise OptionError(msg)
+            others = unlabelled_cells(call.arguments["unlabelled"])
+            check_unlabelled(others, data, call.reading)
         reading = super().read(data, call)
         assert isinstance(reading.memory, ClassesMemory)
         classes, labels_key = reading.memory.classes, call.arguments["labels_key"]
@@ -158,7 +176,7 @@ class Classes(CellTask):
             for message in (untrained_classes(classes, counts, trained), *doubtful_labels(classes, counts, where)):
                 if message is not None:
                     logg.warning(message)
-        return ClassesReading(**vars(reading), weights=weights)
+        return ClassesReading(**vars(reading), weights=weights, others=others)
 
     def fit_prior(self, reading: CellReading, call: TrainingCall) -> LinearFit | None:
         """A logistic regression."""
@@ -167,9 +185,12 @@ class Classes(CellTask):
         assert isinstance(reading, ClassesReading)
         assert isinstance(reading.memory, ClassesMemory)
         assert reading.targets is not None
-        codes, n_classes = reading.targets.arrays["labels"], len(reading.memory.classes)
-        how: dict[str, Any] = {"n_classes": n_classes, "weights": reading.weights, "seed": call.seed}
-        return fit_classes(reading.data, call.reading, codes, reading.targets.split, **how)
+        codes, classes = reading.targets.arrays["labels"], reading.memory.classes
+        how: dict[str, Any] = {"weights": reading.weights, "seed": call.seed}
+        fit = fit_classes(reading.data, call.reading, codes, reading.targets.split, n_classes=len(classes), **how)
+        if reading.others is None:
+            return fit
+        return fit_unlabelled(fit, reading.data, reading.others, call.reading, codes, classes=classes, **how)
 
     def fit_correction(self, reading: CellReading, fit: LinearFit, features: NDArray[np.float32]) -> Correction:
         """Multinomial logistic regression on top of the logits of the other."""

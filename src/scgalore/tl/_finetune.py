@@ -203,7 +203,7 @@ def finetune(
         read = {**call.reading.params(), "rng": call.seed, **call.given}
         if call.config.curriculum is not None:
             read["genes_key"] = call.ranking_key(adata)
-        params = {"task": chosen.name, **call.arguments, **content.pop("params"), **read}
+        params = {"task": chosen.name, **chosen.record(call.arguments), **content.pop("params"), **read}
         common = {
             "params": params,
             "history": fitted.history,

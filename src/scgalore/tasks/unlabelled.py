@@ -9,20 +9,18 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import anndata as ad
 import numpy as np
 import pandas as pd
 import scipy.sparse as sp
-from anndata import AnnData
-from scipy.special import log_softmax, softmax
+from scipy.special import softmax
 
 from scgalore import _logging as logg
-from scgalore._options import Kind, Option, is_text
+from scgalore._options import Option
 from scgalore.data.cells import gene_names
 from scgalore.data.expression import LogExpression
+from scgalore.data.resolve import CELLS
 from scgalore.errors import DataError, MissingKeyError
 from scgalore.genes.identifiers import standardise
 from scgalore.tasks.calibration import fit_temperature
@@ -30,6 +28,7 @@ from scgalore.tasks.folds import VALIDATION, left_out, sample
 from scgalore.tasks.linear import EXACT, MAX_SPAN, Logistic, basis_of, gene_scale
 
 if TYPE_CHECKING:
+    from anndata import AnnData
     from numpy.typing import NDArray
 
     from scgalore.data.reading import Reading
@@ -37,7 +36,7 @@ if TYPE_CHECKING:
 
     Array = NDArray[Any]
 
-__all__ = ["UNLABELLED", "check_unlabelled", "fit_unlabelled", "unlabelled_cells"]
+__all__ = ["UNLABELLED", "check_unlabelled", "fit_unlabelled"]
 
 THRESHOLD = 0.8
 """Calibrated probability above which a guess is used."""
@@ -47,32 +46,13 @@ MAX_COMPARED = 1_000
 """Most pairs of cells of one name that are compared."""
 
 
-def _record(value: Any) -> str:
-    return f"{value.n_obs} cells x {value.n_vars} genes" if isinstance(value, AnnData) else str(value)
-
-
 UNLABELLED = Option(
     "unlabelled",
-    Kind(
-        "it must be an AnnData, or the path of an .h5ad file",
-        lambda value: isinstance(value, AnnData | Path) or is_text(value),
-        plain=lambda value: value if isinstance(value, AnnData) else str(Path(value).expanduser().absolute()),
-        record=_record,
-    ),
+    CELLS,
     "Other cells, without labels, that the linear model may learn from: those that it labels with a calibrated probability above "
     f"{THRESHOLD:g} are fitted to as well, unless that makes it worse on labelled cells. An AnnData, or the path of an .h5ad "
     "file, read as the labelled cells are; obs is not looked at. It helps most with few labels: :doc:`/concepts/prior`.",
 )
-
-
-def unlabelled_cells(value: AnnData | str) -> AnnData:
-    """The cells that were passed; those of a file stay there until they are read."""
-    if isinstance(value, AnnData):
-        return value
-    if not Path(value).is_file():
-        msg = f"unlabelled={value!r}: there is no such file. Pass an AnnData, or the path of an .h5ad file."
-        raise DataError(msg)
-    return ad.read_h5ad(value, backed="r")
 
 
 def check_unlabelled(others: AnnData, adata: AnnData, reading: Reading) -> None:
@@ -143,7 +123,8 @@ def fit_unlabelled(
     """Fit a logistic regression again, to the cells without labels that it is sure of as well.
 
     Scaling and penalty stay as they were. A guess counts as much as a labelled cell, but all guesses of a class no more than
-    its labelled cells. Where left-out labelled cells are predicted worse by more than two standard errors, the first fit stays.
+    its labelled cells. Where fewer of the left-out labelled cells get their label, by more than two standard errors, the first fit
+    stays. Their loss says less: it mostly rises, since the model gets surer of itself, and that is for the calibration.
 
     Parameters
     ----------
@@ -191,11 +172,11 @@ def fit_unlabelled(
     def learn(labelled: Array) -> tuple[Array, Array, Array]:
         """Coefficients, intercepts and the guesses that they were fitted to, of a model of these labelled cells."""
         first = Logistic(of_class, EXACT)(features[labelled], y[labelled], fit.penalty)
-        rows, found, weight = guess(labelled, first)
+        rows, found, counts = guess(labelled, first)
         if len(rows) == 0:
             return *first, found
         x_both = np.concatenate([features[labelled], of_others[rows]])
-        y_both, weight = np.concatenate([y[labelled], found]), np.concatenate([np.ones(labelled.sum()), weight])
+        y_both, weight = np.concatenate([y[labelled], found]), np.concatenate([np.ones(int(labelled.sum())), counts])
         solved = Logistic(of_class, EXACT)(x_both, y_both, fit.penalty, weight)
         return *solved, found
 
@@ -204,8 +185,8 @@ def fit_unlabelled(
         return features[inside] @ coef + intercept
 
     held_out = left_out(fit.folds, predict)
-    before, after = (of_class[y] * _loss(logits, y) for logits in (fit.predicted[fit.cells], held_out))
-    gain, error = float((before - after).mean()), float((before - after).std(ddof=1)) / math.sqrt(len(y))
+    before, after = ((logits.argmax(axis=1) == y) * of_class[y] for logits in (fit.predicted[fit.cells], held_out))
+    gain, error = float((after - before).mean()), float((after - before).std(ddof=1)) / math.sqrt(len(y))
     coef, intercept, guessed = learn(np.ones(len(y), dtype=bool))
     used = len(guessed) > 0 and gain >= -2 * error
     counts = {"labelled": np.bincount(y, minlength=n_classes), "guessed": np.bincount(guessed, minlength=n_classes)}
@@ -213,9 +194,9 @@ def fit_unlabelled(
     report |= {"temperature": temperature, "gain": gain, "gain_se": error, "used": used}
     report["classes"] = pd.DataFrame(counts, index=list(classes))
     logg.info(
-        f"    {len(guessed):,} of {len(drawn):,} cells without a label got one with a probability above {THRESHOLD:g}. Fitted to them "
-        f"as well, the linear model's loss on cells that it has not seen is lower by {gain:.3f} ± {error:.3f}, so they are "
-        f"{'used' if used else 'not used'}"
+        f"    {len(guessed):,} of {len(drawn):,} cells without a label got one with a probability above {THRESHOLD:g}. With them, "
+        f"the accuracy of the linear model on labelled cells that it has not seen changes by {gain:+.3f} ± {error:.3f}, so they "
+        f"are {'used' if used else 'not used'}"
     )
     if not used:
         return replace(fit, unlabelled=report)
@@ -245,10 +226,6 @@ def _stacked(
     place = np.flatnonzero(matched.present)
     wide = sp.csr_matrix((q.data, place[q.indices], q.indptr), shape=(len(drawn), len(fit.model.genes)))
     return x, matched.present, wide
-
-
-def _loss(logits: Array, y: Array) -> Array:
-    return -log_softmax(logits, axis=1)[np.arange(len(y)), y]
 
 
 def _genes(adata: AnnData, reading: Reading) -> list[str]:

@@ -181,8 +181,8 @@ def fit_unlabelled(
         return *solved, found
 
     def predict(_: int, labelled: Array, inside: Array) -> Array:
-        coef, intercept, _ = learn(labelled)
-        return features[inside] @ coef + intercept
+        solved = learn(labelled)
+        return features[inside] @ solved[0] + solved[1]
 
     held_out = left_out(fit.folds, predict)
     before, after = ((logits.argmax(axis=1) == y) * of_class[y] for logits in (fit.predicted[fit.cells], held_out))

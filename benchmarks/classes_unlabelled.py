@@ -86,7 +86,7 @@ def cases(folder: Any) -> Iterator[tuple[str, str, AnnData, NDArray[np.bool_] | 
 def main(argv: Sequence[str] | None = None) -> None:
     """Run from the command line."""
     arguments_of = parser(__doc__)
-    arguments_of.add_argument("--seeds", type=int, default=5, help="repetitions of each case")
+    arguments_of.add_argument("--seeds", type=int, default=3, help="repetitions of each case")
     arguments = arguments_of.parse_args(argv)
     report = begin("classes_unlabelled", "Cell types: what cells without labels add", arguments)
     logging.getLogger("scgalore").setLevel(logging.ERROR)  # of the splits, which have no test cells

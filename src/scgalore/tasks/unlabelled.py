@@ -152,8 +152,8 @@ def fit_unlabelled(
     mean = np.asarray(x.mean(axis=0), dtype=np.float64).ravel()
     scale = gene_scale(x, mean, scaled=fit.scaled)
     span = [
-        sample(np.arange(rows.shape[0]), strata, MAX_SPAN // 2, rng)
-        for rows, strata in ((x, y), (q, np.zeros(q.shape[0], np.int64)))
+        sample(np.arange(rows.shape[0]), strata, most, rng)
+        for rows, strata, most in ((x, y, MAX_SPAN), (q, np.zeros(q.shape[0], np.int64), MAX_SPAN // 2))
     ]
     centred = np.concatenate([x[span[0]].toarray() - mean, (q[span[1]].toarray() - mean) * present])
     basis = basis_of(centred / scale, scale)

@@ -1,5 +1,6 @@
 """Fine-tuning with further cells that have no label: what is read of them, written down, and refused before any work."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -128,3 +129,13 @@ class TestRuns:
         assert "## Cells without labels" in report
         learned = ad.read_h5ad(folder / "results.h5ad").uns["finetune"]["prior"]["unlabelled"]
         assert f"Of {learned['n_read']:,} cells" in report
+
+
+def test_other_cells_make_another_run(
+    few: AnnData, make_model: Callable[..., SCGPT], others: AnnData, tmp_path: Path
+) -> None:
+    run = {**RUN, "checkpoint_dir": tmp_path}
+    sg.tl.finetune(few, make_model(few.var_names), unlabelled=others, **run)
+    with pytest.raises(OptionError, match="cells without labels was"):
+        sg.tl.finetune(few, make_model(few.var_names), unlabelled=others[:50].copy(), **run, resume=True)
+    sg.tl.finetune(few, make_model(few.var_names), unlabelled=others, **{**run, "max_epochs": 2}, resume=True)

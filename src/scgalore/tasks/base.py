@@ -144,6 +144,8 @@ class Prepared:
         Whether fresh heads predict 0 for every cell until they are trained.
     start
         Weight and bias of the last layer of a head, by its name, that training starts from; such heads are always fresh.
+    identity
+        What must agree when a run is resumed, besides what the source and the configuration tell.
     state
         What the task itself needs again after training.
     """
@@ -159,6 +161,7 @@ class Prepared:
     memory: TaskMemory | None = None
     heads_at_zero: bool = False
     start: Mapping[str, LastLayer] = field(default_factory=dict)
+    identity: Mapping[str, Any] = field(default_factory=dict)
     state: Any = field(default=None, repr=False)
 
 

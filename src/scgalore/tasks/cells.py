@@ -209,6 +209,7 @@ class CellTask(Task):
         if fit is not None:
             cells, known["start"], correction = self._start(model, cells, reading, fit, call)
             state["prior"] = fit, correction
+            known["identity"] = {"cells without labels": fit.unlabelled.get("cells", "none")}
             known["memory"] = replace(known["memory"], prior=fit.model)
             if len(split.validation):
                 objective = objective.after_prior(cells.targets, split.validation)

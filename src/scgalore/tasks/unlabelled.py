@@ -20,6 +20,7 @@ from scgalore import _logging as logg
 from scgalore._options import Option
 from scgalore.data.cells import gene_names
 from scgalore.data.expression import LogExpression
+from scgalore.data.hashing import digest
 from scgalore.data.resolve import CELLS
 from scgalore.errors import DataError, MissingKeyError
 from scgalore.genes.identifiers import standardise
@@ -191,6 +192,8 @@ def fit_unlabelled(
     used = len(guessed) > 0 and gain >= -2 * error
     counts = {"labelled": np.bincount(y, minlength=n_classes), "guessed": np.bincount(guessed, minlength=n_classes)}
     report = {"n": others.n_obs, "n_read": len(drawn), "n_used": len(guessed) if used else 0, "threshold": THRESHOLD}
+    names = np.frombuffer("\n".join(map(str, others.obs_names)).encode(), dtype=np.uint8)
+    report |= {"cells": digest([names])}
     report |= {"temperature": temperature, "gain": gain, "gain_se": error, "used": used}
     report["classes"] = pd.DataFrame(counts, index=list(classes))
     logg.info(

@@ -176,7 +176,7 @@ def whole_human(tmp_path_factory: pytest.TempPathFactory) -> Path:
     tokens = list(ids)
     (folder / "vocab.json").write_text(json.dumps({tokens[i]: ids[tokens[i]] for i in order}))
     path = folder / "best_model.pt"
-    # The released file is older than the decoders' zero heads and holds an encoder that nothing reads.
+    # The released file is older than the decoders' zero heads and holds the flags of pre-training.
     tensors = torch.load(path, weights_only=True)
     torch.save({**tensors, "flag_encoder.weight": torch.zeros(2, 512)}, path)
     return folder

@@ -292,16 +292,8 @@ class SCGPTNetwork(CellNetwork):
     """
 
     table = "encoder.embedding"
-    body = (
-        "encoder",
-        "value_encoder",
-        "batch_encoder",
-        "pert_encoder",
-        "flag_encoder",
-        "bn",
-        "dsbn",
-        "transformer_encoder",
-    )
+    # Not the flags of generation: a network that has new ones learns them beside an adapter too.
+    body = ("encoder", "value_encoder", "batch_encoder", "pert_encoder", "bn", "dsbn", "transformer_encoder")
     required = ("encoder", "value_encoder", "transformer_encoder")
     config: SCGPTConfig
 
@@ -604,6 +596,6 @@ def _given(tensor: Tensor | None, name: str) -> Tensor:
 
 def _built(module: nn.Module | None, field: str) -> nn.Module:
     if module is None:
-        msg = f"This network has no such head: SCGPTConfig.{field} is off."
+        msg = f"This network has no such part: SCGPTConfig.{field} is off."
         raise OptionError(msg)
     return module

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from scgalore.errors import OptionError
 from scgalore.objectives.masked_expression import MaskedExpression
 
 if TYPE_CHECKING:
@@ -52,6 +53,9 @@ class GenerativeExpression(MaskedExpression):
 
     def predictions(self, network: CellNetwork, batch: TokenBatch) -> dict[str, tuple[Tensor, Tensor | None]]:
         """Expression of every token; ``"_from_prompt"`` is that of the second pass."""
+        if not network.generates:
+            msg = "GenerativeExpression trains networks that generate, and this one does not: take its generative_variant(seed=)."
+            raise OptionError(msg)
         inputs, conditions = (batch.genes, batch.values, batch.padding_if_any), batch.conditions
         encoded = network.encode(*inputs, cell_only=False, **conditions)
         predicted = network.expressions(encoded, batch.values, **conditions)

@@ -295,6 +295,7 @@ class SCGPTNetwork(CellNetwork):
     # Not the flags of generation: a network that has new ones learns them beside an adapter too.
     body = ("encoder", "value_encoder", "batch_encoder", "pert_encoder", "bn", "dsbn", "transformer_encoder")
     required = ("encoder", "value_encoder", "transformer_encoder")
+    pretraining = ("masked", "generative")
     config: SCGPTConfig
 
     def __init__(self, config: SCGPTConfig) -> None:

@@ -5,7 +5,7 @@
 One thread, float32, rounds alternate; milliseconds are medians with the smallest and largest value. A step is forward and backward of the whole
 objective, without an optimizer, on cells of equal length, of which a quarter, a half or three quarters of the genes are generated.
 
-What it printed on 2 shared cores of an AMD EPYC with a load of 8, so that the ratios count and not the milliseconds; 7 rounds (attention: 9):
+What it printed on 2 shared cores of an Intel Xeon with a load of 8, so that the ratios count and not the milliseconds; 7 rounds (attention: 9):
 
     whole-human width, 2 layers, 16 x 240: masked expression: 6252 ms (4521 to 7450), 1.00x, 258 MB kept
     whole-human width, 2 layers, 16 x 240: generative, one pass: 6032 ms (4636 to 8513), 1.03x, 262 MB kept

@@ -78,8 +78,8 @@ def steps(title: str, sizes: dict[str, int], n_cells: int, length: int, *, round
     batch = cells(n_cells, length)
     ways = {
         "masked expression": MaskedExpression((0.25, 0.5, 0.75)),
-        "generative, one pass": GenerativeExpression(from_cell_prompt=False),
-        "generative": GenerativeExpression(),
+        "generative, one pass": GenerativeExpression(),
+        "generative": GenerativeExpression(from_cell_prompt=True),
     }
 
     def step(objective: MaskedExpression) -> None:

@@ -140,7 +140,7 @@ STYLES = [{}, {"cell_style": "avg-pool"}, {"cell_style": "w-pool"}, {"value_styl
 def test_nothing_depends_on_what_is_generated(parts):
     network, batch = network_of(**parts), corrupted(cells())
     generated = batch.conditions["generated"]
-    objective = GenerativeExpression()
+    objective = GenerativeExpression(from_cell_prompt=True)
 
     def everything(batch):
         encoded = network.encode(batch.genes, batch.values, batch.padding, generated=batch.conditions["generated"])
@@ -182,7 +182,7 @@ def test_what_is_perceived_does_matter():
 @given(st.randoms(use_true_random=False), st.integers(0, 99))
 @settings(max_examples=25, deadline=None)
 def test_a_cell_is_the_same_in_any_batch(random, seed):
-    network, batch, objective = network_of(), cells(), GenerativeExpression()
+    network, batch, objective = network_of(), cells(), GenerativeExpression(from_cell_prompt=True)
     whole = objective.corrupt(batch, seed=seed, draw=1)
     expected = objective.predictions(network, whole)
     rows = random.sample(range(6), random.randint(1, 6))
@@ -232,12 +232,12 @@ def test_bfloat16_in_blocks_is_the_same_attention():
     batch = corrupted(batch_of(np.random.default_rng(0).poisson(20, (3, PAD))))
     network = network_of(d_model=32, d_hid=32)
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        ours = GenerativeExpression()(network, batch)
+        ours = GenerativeExpression(from_cell_prompt=True)(network, batch)
     ours.total.backward()
     gradients = [p.grad.clone() for p in network.parameters()]
     network.zero_grad()
     with torch.autocast("cpu", dtype=torch.bfloat16), use_cpu_kernels(on=False):
-        theirs = GenerativeExpression()(network, batch)
+        theirs = GenerativeExpression(from_cell_prompt=True)(network, batch)
     theirs.total.backward()
     torch.testing.assert_close(ours.total, theirs.total, rtol=0.02, atol=0)
     for a, p in zip(gradients, network.parameters(), strict=True):
@@ -251,7 +251,7 @@ def test_recomputed_blocks_have_the_same_gradients(dropout):
         network = network_of(dropout=dropout).train()
         network.recompute = recompute
         torch.manual_seed(2)
-        loss = GenerativeExpression()(network, batch).total
+        loss = GenerativeExpression(from_cell_prompt=True)(network, batch).total
         loss.backward()
         results.append([loss.detach(), *(p.grad for p in network.parameters())])
     assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
@@ -285,14 +285,14 @@ def test_the_loss_is_the_sum_of_its_parts():
         "mse_from_cell": masked_mse(network.expression_from_cell(encoded)[0], expression, generated),
         "mse_from_prompt": masked_mse(network.expression(prompted, batch.values)[0], expression, generated),
     }
-    loss = GenerativeExpression()(network, batch)
+    loss = GenerativeExpression(from_cell_prompt=True)(network, batch)
     assert loss.parts.keys() == {
         f"{kind}{way}" for kind in ("mse", "zeros") for way in ("", "_from_cell", "_from_prompt")
     }
     for name, value in expected.items():
         torch.testing.assert_close(loss.parts[name], value.detach())
     torch.testing.assert_close(loss.total.detach(), sum(loss.parts.values()))
-    once = GenerativeExpression(from_cell_prompt=False)(network_of(mvc=False), batch)
+    once = GenerativeExpression()(network_of(mvc=False), batch)
     assert once.parts.keys() == {"mse"}
 
 
@@ -305,7 +305,7 @@ def test_gradients_of_each_part():
         masked_mse(prediction, batch.targets["expression"], batch.targets["masked"]).backward()
         return {n for n, p in network.named_parameters() if p.grad is not None and p.grad.abs().sum() > 0}
 
-    objective = GenerativeExpression()
+    objective = GenerativeExpression(from_cell_prompt=True)
     own, cell, prompt = (reached(objective, way) for way in ("", "_from_cell", "_from_prompt"))
     everything = {name for name, _ in network.named_parameters()}
     decoders = {n: {x for x in everything if x.startswith(n)} for n in ("decoder.", "mvc_decoder.")}
@@ -322,12 +322,12 @@ def test_cells_too_small_to_divide_teach_nothing():
     batch = corrupted(batch_of(np.eye(2, PAD)))
     assert not batch.conditions["generated"].any()
     network = network_of()
-    GenerativeExpression()(network, batch).total.backward()
+    GenerativeExpression(from_cell_prompt=True)(network, batch).total.backward()
     assert not any(p.grad is not None and p.grad.isnan().any() for p in network.parameters())
 
 
 def test_loss_at_its_own_values_covers_every_pass():
-    network, batch, objective = network_of(), corrupted(cells()), GenerativeExpression()
+    network, batch, objective = network_of(), corrupted(cells()), GenerativeExpression(from_cell_prompt=True)
     biases = [network.decoder.fc[-1].bias]
     generator, estimates = torch.Generator().manual_seed(0), []
     for _ in range(300):
@@ -343,7 +343,7 @@ def test_a_network_without_flags_says_so():
     network = network_of(generative=False)
     batch = corrupted(cells())
     with pytest.raises(OptionError, match=r"generative_variant"):
-        GenerativeExpression()(network, batch)
+        GenerativeExpression(from_cell_prompt=True)(network, batch)
     with pytest.raises(OptionError, match=r"SCGPTConfig.generative is off"):
         network.encode(batch.genes, batch.values, batch.padding, **batch.conditions)
 
@@ -358,7 +358,7 @@ def test_a_step_is_traced_without_numbers(precision, gpu, monkeypatch):
     shape = Shape(4, 32, precision, gpu)
     once, twice, masked = (
         trace_step(network, objective, shape)
-        for objective in (GenerativeExpression(from_cell_prompt=False), GenerativeExpression(), MaskedExpression())
+        for objective in (GenerativeExpression(), GenerativeExpression(from_cell_prompt=True), MaskedExpression())
     )
     assert twice.reached == {name for name, _ in network.named_parameters()}
     assert masked.reached == twice.reached - {"flag_encoder.weight"}
@@ -383,7 +383,7 @@ def test_the_mask_is_kept_once_for_all_layers(kernels, dtype):
             torch.autocast("cpu", dtype=torch.bfloat16, enabled=dtype == torch.bfloat16),
             use_cpu_kernels(on=kernels),
         ):
-            GenerativeExpression(from_cell_prompt=False)(network, batch)
+            GenerativeExpression()(network, batch)
         return len(sizes)
 
     assert kept(1) == kept(4) == 1
@@ -395,7 +395,9 @@ def test_the_mask_is_kept_once_for_all_layers(kernels, dtype):
 def trained(model, few, *, epochs, **options):
     """Train a generative copy of a model; the history is that of the run."""
     config = TrainConfig(max_epochs=epochs, batch_size=32, lr=2e-3, **options)
-    made = prepared(model.cells(few), random_split(few.n_obs), config, objective=GenerativeExpression())
+    made = prepared(
+        model.cells(few), random_split(few.n_obs), config, objective=GenerativeExpression(from_cell_prompt=True)
+    )
     made = replace(made, network=model.network.generative_variant(seed=0))
     model.fit(made)
     return model
@@ -430,7 +432,7 @@ def test_held_out_cells_are_generated_better_than_by_the_mean_of_each_gene(pbmc,
     varies = np.argsort(-pbmc.X.toarray().var(axis=0))[:40]
     pbmc = pbmc[:, np.sort(varies)].copy()
     model = make_model(pbmc.var_names, d_model=32, dropout=0.0, generative=True)
-    objective = GenerativeExpression(mask_ratio=(0.25, 0.5), from_cell_prompt=False)
+    objective = GenerativeExpression(mask_ratio=(0.25, 0.5))
     network, cells_, rng = model.network.train(), model.cells(pbmc), np.random.default_rng(0)
     rows = rng.permutation(pbmc.n_obs)
     train, test = rows[:600], rows[600:]
@@ -449,6 +451,6 @@ def test_held_out_cells_are_generated_better_than_by_the_mean_of_each_gene(pbmc,
     batch = objective.corrupt(batch, seed=1, draw=0)
     by_mean = masked_mse(means[batch.genes], batch.targets["expression"], batch.targets["masked"])
     with torch.no_grad():
-        parts = GenerativeExpression()(network.eval(), batch).parts
+        parts = GenerativeExpression(from_cell_prompt=True)(network.eval(), batch).parts
     assert parts["mse"] < 0.9 * by_mean
     assert parts["mse_from_prompt"] < 0.9 * by_mean

@@ -37,10 +37,11 @@ class GenerativeExpression(MaskedExpression):
     from_cell_prompt
         Whether genes are generated a second time, with the cell embedding of the first pass as the input of ``<cls>`` and
         without a gradient into it. A step takes about twice the time. Upstream does so after 1,000 steps.
+        :doc:`/concepts/generation` says what it was seen to be worth.
     """
 
     mask_ratio: float | tuple[float, ...] = (0.25, 0.5, 0.75)
-    from_cell_prompt: bool = True
+    from_cell_prompt: bool = False
     name: str = "generative_expression"
 
     def example(self, batch: TokenBatch) -> TokenBatch:

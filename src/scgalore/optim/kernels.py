@@ -52,6 +52,55 @@ def adamw_update_(
     )
 
 
+def adam_steps(
+    grads: Sequence[Tensor],
+    states: Sequence[dict[str, Any]],
+    step: int,
+    *,
+    betas: tuple[float, float],
+    eps: float,
+) -> list[Tensor]:
+    """Adam's normalised steps ``-m / (sqrt(v) + eps)``, both bias-corrected; the moments in the states are updated.
+
+    All tensors are on one device and take the same step.
+    """
+    # AdamW on weights of zero leaves the step itself, by the fused kernel and for all matrices at once.
+    updates = [torch.zeros_like(grad) for grad in grads]
+    steps = list(torch.full((len(grads),), step - 1.0, device=step_device(updates[0])).unbind())
+    adamw_update_(updates, grads, states, steps, lr=1.0, betas=betas, eps=eps, weight_decay=0.0)
+    return updates
+
+
+def muon_update_(
+    params: Sequence[Tensor],
+    grads: Sequence[Tensor],
+    momenta: Sequence[Tensor],
+    *,
+    lr: float,
+    weight_decay: float,
+    momentum: float,
+    nesterov: bool,
+    ns_steps: int,
+) -> None:
+    """Update matrices and their momenta in place, as :class:`torch.optim.Muon` does with steps of AdamW's size."""
+    from torch.optim._muon import DEFAULT_A, DEFAULT_B, DEFAULT_C, EPS, muon
+
+    muon(
+        list(params),
+        list(grads),
+        list(momenta),
+        lr=float(lr),
+        weight_decay=weight_decay,
+        momentum=momentum,
+        nesterov=nesterov,
+        ns_coefficients=(DEFAULT_A, DEFAULT_B, DEFAULT_C),
+        eps=EPS,
+        ns_steps=ns_steps,
+        adjust_lr_fn="match_rms_adamw",
+        has_complex=False,
+    )
+
+
 def _like(grad: Tensor, param: Tensor) -> Tensor:
     # The fused CPU kernel walks memory, not indices: a gradient laid out otherwise would update the wrong entries.
     if grad.dtype == param.dtype and grad.stride() == param.stride():

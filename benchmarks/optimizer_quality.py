@@ -183,6 +183,9 @@ ENTRIES = {
         _entry("galore-torch", "galore-torch"),
         _entry("galore-torch, gap 20", "galore-torch", optimizer_options={"update_proj_gap": 20}),
         _entry("adamw", "adamw"),
+        _entry("apollo", "apollo"),
+        _entry("apollo-mini", "apollo-mini"),
+        _entry("muon", "muon"),
         _entry("adamw-8bit", "adamw-8bit"),
         # Its rate is relative to the size of the weights, which does not hang on the width.
         _entry("adafactor", "adafactor", lr_shift=0.1),

@@ -31,7 +31,7 @@ class ApolloAdamW(MixedAdamW):
     rule for which matrices are projected and the same ``split`` for packed q/k/v weights. A group without ``rank``, and every
     vector and every matrix whose smaller side is at most ``rank``, gets :class:`torch.optim.AdamW`'s update.
 
-    For a weight with the gradient G of shape m x n, :math:`m \le n` (else transposed), and the limit :math:`\gamma`
+    For a weight with the gradient G of shape m x n, m < n (else transposed), and the limit :math:`\gamma`
     (``max_growth``):
 
     .. math::

@@ -26,7 +26,7 @@ from scgalore.optim.sophia import SophiaG
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
-    from torch import nn
+    from torch import Tensor, nn
     from torch.optim import Optimizer
 
     from scgalore.optim.expected import Weights
@@ -81,6 +81,17 @@ class OptimizerSpec:
     needs_curvature: bool = False
     shardable: bool = True
     per_layer: bool = True
+
+    def counter(self, options: Mapping[str, Any]) -> Callable[[Tensor, Mapping[str, Any]], int]:
+        """Bytes of state of one parameter, from it and its group, as a function.
+
+        Parameters
+        ----------
+        options
+            Those that differ from the defaults.
+        """
+        chosen = {**self.options, **options}
+        return lambda param, group: self.count_state([(param, group)], chosen)
 
 
 def build_galore(module: nn.Module, *, lr: float, weight_decay: float, **options: Any) -> Optimizer:

@@ -1,4 +1,4 @@
-"""MuonAdamW against torch's two optimizers."""
+"""MuonAdamW against torch's two optimizers, and against its method in float64."""
 
 from typing import Any
 
@@ -29,6 +29,7 @@ def give_gradients(named: dict[str, Tensor], step: int) -> None:
         param.grad = torch.randn(param.shape, generator=generator).to(param)
 
 
+@pytest.mark.skipif(not hasattr(torch.optim, "Muon"), reason="this torch has no Muon")
 def test_weights_are_those_of_torchs_muon_and_adamw() -> None:
     ours, theirs = make_network(), make_network()
     optimizer = build_optimizer("muon", ours, lr=1e-2, weight_decay=0.1)
@@ -53,8 +54,31 @@ def test_weights_are_those_of_torchs_muon_and_adamw() -> None:
         others["Wqkv.weight"].copy_(torch.cat(list(parts.values())))
     start = dict(make_network().named_parameters())
     for name, param in named.items():
-        torch.testing.assert_close(param, others[name], rtol=1e-6, atol=1e-6, msg=name)
-        assert not torch.equal(param, start[name])
+        way = (others[name] - start[name]).norm()
+        assert way > 0
+        # torch's iterates in bfloat16.
+        is_muons = name in ("Wqkv.weight", "hidden.weight")
+        assert (param - others[name]).norm() <= (0.03 if is_muons else 1e-6) * way, name
+
+
+@pytest.mark.parametrize("shape", [(6, 11), (11, 6), (8, 8)])
+@pytest.mark.parametrize("nesterov", [True, False])
+def test_step_is_that_of_the_paper(shape: tuple[int, int], nesterov: bool) -> None:
+    generator = torch.Generator().manual_seed(0)
+    weight, *grads = (torch.randn(shape, generator=generator, dtype=torch.float64) for _ in range(5))
+    param = nn.Parameter(weight.clone())
+    optimizer = MuonAdamW([{"params": [param], "rank": 2}], lr=0.1, weight_decay=0.3, momentum=0.8, nesterov=nesterov)
+    average = torch.zeros_like(weight)
+    for grad in grads:
+        param.grad = grad.clone()
+        optimizer.step()
+        average = 0.8 * average + 0.2 * grad
+        u, s, vh = torch.linalg.svd(0.8 * average + 0.2 * grad if nesterov else average, full_matrices=False)
+        s = s / s.norm()
+        for _ in range(5):
+            s = 3.4445 * s - 4.7750 * s**3 + 2.0315 * s**5
+        weight = weight - 0.1 * 0.3 * weight - 0.1 * 0.2 * max(shape) ** 0.5 * (u * s) @ vh
+        torch.testing.assert_close(param.detach(), weight, rtol=1e-9, atol=1e-9)
 
 
 def test_step_has_singular_values_near_one_and_the_size_of_adamws() -> None:
@@ -102,9 +126,3 @@ def test_half_precision_weights_have_momentum_in_float32() -> None:
 def test_options_out_of_range_are_refused(options: dict[str, Any], message: str) -> None:
     with pytest.raises(OptionError, match=message):
         build_optimizer("muon", nn.Linear(16, 16), **options)
-
-
-def test_an_older_torch_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delattr(torch.optim, "Muon")
-    with pytest.raises(OptionError, match=r"has no Muon; install torch 2\.9"):
-        build_optimizer("muon", nn.Linear(16, 16))

@@ -150,6 +150,11 @@ def work_of_apollo(weights: Weights, options: Mapping[str, Any]) -> int:
     return work_of_galore(weights, options) + 4 * max(drawn)
 
 
+def work_of_muon(weights: Weights, options: Mapping[str, Any]) -> int:
+    """Six matrices of the size of the largest: two of a step, and those of the iteration."""
+    return 6 * 4 * max((param.numel() for param, group in weights if is_projected(param, group)), default=0)
+
+
 def work_of_one(weights: Weights, options: Mapping[str, Any]) -> int:
     """Two tensors of the size of the largest weight: optimizers that go weight by weight without a fused kernel."""
     return 2 * max((param.numel() for param, _ in weights), default=0) * 4

@@ -71,36 +71,6 @@ def adam_steps(
     return updates
 
 
-def muon_update_(
-    params: Sequence[Tensor],
-    grads: Sequence[Tensor],
-    momenta: Sequence[Tensor],
-    *,
-    lr: float,
-    weight_decay: float,
-    momentum: float,
-    nesterov: bool,
-    ns_steps: int,
-) -> None:
-    """Update matrices and their momenta in place, as :class:`torch.optim.Muon` does with steps of AdamW's size."""
-    from torch.optim._muon import DEFAULT_A, DEFAULT_B, DEFAULT_C, EPS, muon
-
-    muon(
-        list(params),
-        list(grads),
-        list(momenta),
-        lr=float(lr),
-        weight_decay=weight_decay,
-        momentum=momentum,
-        nesterov=nesterov,
-        ns_coefficients=(DEFAULT_A, DEFAULT_B, DEFAULT_C),
-        eps=EPS,
-        ns_steps=ns_steps,
-        adjust_lr_fn="match_rms_adamw",
-        has_complex=False,
-    )
-
-
 def _like(grad: Tensor, param: Tensor) -> Tensor:
     # The fused CPU kernel walks memory, not indices: a gradient laid out otherwise would update the wrong entries.
     if grad.dtype == param.dtype and grad.stride() == param.stride():

@@ -183,6 +183,9 @@ ENTRIES = {
         _entry("galore-torch", "galore-torch"),
         _entry("galore-torch, gap 20", "galore-torch", optimizer_options={"update_proj_gap": 20}),
         _entry("adamw", "adamw"),
+        _entry("apollo", "apollo"),
+        _entry("apollo-mini", "apollo-mini"),
+        _entry("muon", "muon"),
         _entry("adamw-8bit", "adamw-8bit"),
         # Its rate is relative to the size of the weights, which does not hang on the width.
         _entry("adafactor", "adafactor", lr_shift=0.1),
@@ -794,6 +797,7 @@ def arguments_from(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--rounds", type=int, default=200, help="steps of each entry that are timed")
     parser.add_argument("--fits", type=Path, default=Path("optimizer_quality.jsonl"), help="file of finished fits")
     parser.add_argument("--out", type=Path, help="folder of the results; a full run has benchmarks/results")
+    parser.add_argument("--name", default="optimizer_quality", help="of the files of the results")
     parser.add_argument("--quick", action="store_true", help="a minute: one task, two entries, few cells, two splits")
     arguments = parser.parse_args(argv)
     is_full = not arguments.set and (arguments.tasks, arguments.entries) == (list(FULL_RUN), list(ENTRIES))
@@ -815,10 +819,18 @@ def main(argv: Sequence[str] | None = None) -> None:
     entries = chosen_entries(arguments.entries, settings_from(arguments.set), print)
     ledger = Ledger(arguments.fits, arguments.data, workers=arguments.workers)
     study = Study(ledger, seeds, arguments.weights, arguments.accelerator)
-    run(study, tasks, entries, rounds=arguments.rounds, out=arguments.out)
+    run(study, tasks, entries, rounds=arguments.rounds, out=arguments.out, name=arguments.name)
 
 
-def run(study: Study, tasks: Sequence[Task], entries: Sequence[Entry], *, rounds: int, out: Path | None) -> str:
+def run(
+    study: Study,
+    tasks: Sequence[Task],
+    entries: Sequence[Entry],
+    *,
+    rounds: int,
+    out: Path | None,
+    name: str = "optimizer_quality",
+) -> str:
     """Do everything and return the text that was printed, and written to ``out`` if that is given."""
     grids, rows = {}, []
     for task in tasks:
@@ -847,7 +859,7 @@ def run(study: Study, tasks: Sequence[Task], entries: Sequence[Entry], *, rounds
     text = "\n\n".join([*sections, notes(study, tasks, timed, rounds)]) + "\n"
     print("\n" + text)
     if out is not None:
-        write(out, text, {"summary": report, "loss ratios": ratios, "step ms": times, "scores": rows}, study)
+        write(out / name, text, {"summary": report, "loss ratios": ratios, "step ms": times, "scores": rows}, study)
     return text
 
 
@@ -880,15 +892,15 @@ def notes(study: Study, tasks: Sequence[Task], timed: str, rounds: int) -> str:
 
 
 def write(out: Path, text: str, content: Json, study: Study) -> None:
-    """Write ``optimizer_quality.json`` and ``.md``."""
-    out.mkdir(parents=True, exist_ok=True)
-    (out / "optimizer_quality.md").write_text(text, encoding="utf-8")
+    """Write a file of JSON and one of Markdown, which differ in their suffix alone."""
+    out.parent.mkdir(parents=True, exist_ok=True)
+    out.with_suffix(".md").write_text(text, encoding="utf-8")
     about = {"date": date.today().isoformat(), "versions": versions(), "code": study.ledger.code}
     settings = {"weights": study.weights, "accelerator": study.accelerator, "workers": study.ledger.workers}
     fits = list(study.ledger.done.values())
     everything = _plain({"about": about | settings, **content, "fits": fits})
-    (out / "optimizer_quality.json").write_text(json.dumps(everything, indent=1, allow_nan=False), encoding="utf-8")
-    print(f"Written to {out}")
+    out.with_suffix(".json").write_text(json.dumps(everything, indent=1, allow_nan=False), encoding="utf-8")
+    print(f"Written to {out}.json and .md")
 
 
 def _plain(value: Any) -> Any:

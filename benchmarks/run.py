@@ -29,6 +29,7 @@ SCRIPTS = {
     "perturbation_choice": "other ways to choose the prior of a perturbation model",
     "perturbation_ablation": "one decision of a perturbation model turned back at a time",
     "classes_floor": "cell types: the model and its linear model against the best simple baseline",
+    "classes_unlabelled": "cell types: what cells without labels add to few labels and to other studies",
     "training_budget": "how long and how fast to train on few cells",
     "bundled_model": "zero-shot embeddings of the bundled model, next to PCA",
     "regression": "a number for each cell, next to ridge regression",

@@ -61,6 +61,8 @@ class Kind:
         Turns a value of this kind, which may be NumPy's, into a plain one.
     is_switch
         Whether it is ``True`` or ``False``.
+    record
+        What is written down of a value, such as in ``uns``.
     """
 
     expected: str
@@ -68,6 +70,7 @@ class Kind:
     read: Callable[[str], Any] = str
     plain: Callable[[Any], Any] = lambda value: value
     is_switch: bool = False
+    record: Callable[[Any], Any] = lambda value: value
 
 
 @dataclass(frozen=True)

@@ -114,6 +114,74 @@ class TestExport:
             trained.export_scgpt(tmp_path / "model")
 
 
+class TestFlags:
+    """The flag embedding of generative pre-training, which released files hold and fine-tuned ones do not."""
+
+    @pytest.fixture
+    def released(self, model: SCGPT, tmp_path: Path) -> tuple[Path, torch.Tensor]:
+        """A folder in the layout of the released files, with flags that were made elsewhere."""
+        model.export_scgpt(tmp_path / "released")
+        path = tmp_path / "released" / "best_model.pt"
+        tensors = torch.load(path, weights_only=True)
+        assert "flag_encoder.weight" not in tensors
+        flags = torch.randn(2, 16, generator=torch.Generator().manual_seed(5))
+        torch.save({**tensors, "flag_encoder.weight": flags}, path)
+        return tmp_path / "released", flags
+
+    def test_released_flags_are_loaded_saved_and_exported(
+        self, released: tuple[Path, torch.Tensor], model: SCGPT, few: AnnData, tmp_path: Path
+    ) -> None:
+        folder, flags = released
+        loaded = SCGPT.from_pretrained(folder)
+        assert loaded.network.config == model.network.config.replace(generative=True)
+        assert loaded.load_report is not None
+        assert (loaded.load_report.random, loaded.load_report.ignored) == ((), ())
+        loaded.save(tmp_path / "saved")
+        loaded.export_scgpt(tmp_path / "exported")
+        expected = {**model.network.state_dict(), "flag_encoder.weight": flags}
+        for again in (folder, tmp_path / "saved", tmp_path / "exported"):
+            tensors = SCGPT.from_pretrained(again).network.state_dict()
+            assert tensors.keys() == expected.keys()
+            assert all(torch.equal(tensors[name], tensor) for name, tensor in expected.items())
+        kept = torch.load(tmp_path / "exported" / "best_model.pt", weights_only=True)
+        assert torch.equal(kept["flag_encoder.weight"], flags)
+        # Flags change nothing where nothing is generated.
+        np.testing.assert_array_equal(loaded.get_latent_representation(few), model.get_latent_representation(few))
+
+    def test_a_variant_keeps_what_is_there(self, released: tuple[Path, torch.Tensor], model: SCGPT) -> None:
+        before = {name: tensor.clone() for name, tensor in model.network.state_dict().items()}
+        state = torch.random.get_rng_state()
+        first, again, other = (model.network.generative_variant(seed=seed) for seed in (0, 0, 1))
+        assert torch.equal(torch.random.get_rng_state(), state)
+        for variant in (first, again, other):
+            assert variant.generates
+            tensors = variant.state_dict()
+            assert tensors.keys() == before.keys() | {"flag_encoder.weight"}
+            assert all(torch.equal(tensors[name], tensor) for name, tensor in before.items())
+        assert torch.equal(first.flag_encoder.weight, again.flag_encoder.weight)
+        assert not torch.equal(first.flag_encoder.weight, other.flag_encoder.weight)
+        with torch.no_grad():
+            first.decoder.fc[0].weight.zero_()
+        assert torch.equal(model.network.decoder.fc[0].weight, before["decoder.fc.0.weight"])
+        assert not model.network.generates
+        folder, flags = released
+        loaded = SCGPT.from_pretrained(folder)
+        assert torch.equal(loaded.network.generative_variant(seed=3).flag_encoder.weight, flags)
+
+    def test_networks_with_and_without_flags_draw_the_same_weights(
+        self, make_model: Callable[..., SCGPT], few: AnnData
+    ) -> None:
+        plain, with_flags = (make_model(few.var_names, generative=on).network.state_dict() for on in (False, True))
+        assert with_flags.keys() - plain.keys() == {"flag_encoder.weight"}
+        assert all(torch.equal(with_flags[name], tensor) for name, tensor in plain.items())
+
+    def test_a_perturbation_network_keeps_them(self, released: tuple[Path, torch.Tensor]) -> None:
+        folder, flags = released
+        network = SCGPT.from_pretrained(folder).network
+        variant = network.perturbation_variant(network.config.n_tokens + 2, network.config.n_tokens, seed=0)
+        assert torch.equal(variant.flag_encoder.weight, flags)
+
+
 class TestRandomState:
     def test_loading_draws_nothing_from_the_user(self, model: SCGPT, tmp_path: Path) -> None:
         model.save(tmp_path / "model")
@@ -176,7 +244,7 @@ def whole_human(tmp_path_factory: pytest.TempPathFactory) -> Path:
     tokens = list(ids)
     (folder / "vocab.json").write_text(json.dumps({tokens[i]: ids[tokens[i]] for i in order}))
     path = folder / "best_model.pt"
-    # The released file is older than the decoders' zero heads and holds an encoder that nothing reads.
+    # The released file is older than the decoders' zero heads and holds the flags of pre-training.
     tensors = torch.load(path, weights_only=True)
     torch.save({**tensors, "flag_encoder.weight": torch.zeros(2, 512)}, path)
     return folder

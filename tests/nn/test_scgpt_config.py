@@ -10,7 +10,7 @@ OFFICIAL = {"embsize": 32, "nheads": 4, "d_hid": 32, "nlayers": 2}
 EMBEDDING = {"encoder.embedding.weight": (203, 32)}
 
 PARTS = {
-    "model/best_model.pt": {"heads": {}},
+    "model/best_model.pt": {"heads": {}, "generative": True},
     "model/full_wqkv.pt": {"heads": {"classes": 5}},
     "integration/best_model.pt": {
         "heads": {"classes": 5},

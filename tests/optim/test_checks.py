@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from scgalore.errors import OptionError
-from scgalore.optim.checks import check_group, closest, plain_number
+from scgalore.optim.checks import check_galore_group, closest, plain_number
 
 GOOD: dict[str, Any] = {
     "params": [torch.zeros(6, 6)],
@@ -28,9 +28,9 @@ GOOD: dict[str, Any] = {
 
 
 def test_good_groups_pass() -> None:
-    check_group(GOOD)
-    check_group({**GOOD, "lr": torch.tensor(1e-3), "scale": 0, "split": 3})
-    check_group({**GOOD, "rank": None, "proj_type": "ignored"})
+    check_galore_group(GOOD)
+    check_galore_group({**GOOD, "lr": torch.tensor(1e-3), "scale": 0, "split": 3})
+    check_galore_group({**GOOD, "rank": None, "proj_type": "ignored"})
 
 
 @pytest.mark.parametrize(
@@ -65,12 +65,12 @@ def test_good_groups_pass() -> None:
 )
 def test_bad_value_is_named(key: str, value: Any) -> None:
     with pytest.raises(OptionError, match=f"{key}=.*"):
-        check_group({**GOOD, key: value})
+        check_galore_group({**GOOD, key: value})
 
 
 def test_close_choice_is_suggested() -> None:
     with pytest.raises(OptionError, match=r"expected one of 'std', .*'full'\. Did you mean 'reverse_std'\?"):
-        check_group({**GOOD, "proj_type": "reverse-std"})
+        check_galore_group({**GOOD, "proj_type": "reverse-std"})
     assert closest("zzz", ["galore"]) == ""
 
 

@@ -103,9 +103,11 @@ def test_an_entry_that_does_not_count_is_taken_for_adamw() -> None:
     assert spec.count_state([(weight, {})], {}) == 2 * 21 * 4 + 4
 
 
-def test_shares_of_processes_are_about_equal_and_whole() -> None:
-    params: list[torch.Tensor] = list(network_of("meta").parameters())
-    owners = dealt(params, 2)
-    loads = [sum(param.numel() for param in params if owners[param] == rank) for rank in range(2)]
-    assert sum(loads) == sum(param.numel() for param in params)
-    assert max(loads) - min(loads) <= max(param.numel() for param in params)
+@pytest.mark.parametrize("name", ["adamw", "apollo-mini", "muon"])
+def test_shares_of_processes_are_about_equal_and_whole(name: str) -> None:
+    optimizer = build_optimizer(name, network_of("meta"))
+    weights, count = weights_of(optimizer), OPTIMIZERS[name].counter({})
+    owners = dealt(weights, 2, count)
+    loads = [sum(count(param, group) for param, group in weights if owners[param] == rank) for rank in range(2)]
+    assert sum(loads) == counted(name, network_of("meta"))
+    assert max(loads) - min(loads) <= max(count(param, group) for param, group in weights)

@@ -94,3 +94,15 @@ def test_ratios_lie_between_0_and_1(few: AnnData, model: SCGPT, ratio: object) -
     with pytest.raises(OptionError, match="mask_ratio="):
         model.train(few, task="expression", mask_ratio=ratio, max_epochs=1)
     assert not model.is_trained
+
+
+def test_a_model_without_flags_learns_to_generate(few: AnnData, model: SCGPT) -> None:
+    before = model.network
+    model.train(few, objective="generative", mask_ratio=[0.3, 0.6], max_epochs=2, batch_size=32, lr=2e-3)
+    assert model.network.generates
+    assert not before.generates
+    assert {"train_mse", "validation_mse_from_cell"} <= set(model.history)
+    assert model.history["train_loss"].is_monotonic_decreasing
+    flags = model.network.flag_encoder.weight
+    model.train(few, objective="generative", max_epochs=1, batch_size=32, lr=2e-3)
+    assert flags is model.network.flag_encoder.weight  # trained on, not drawn anew

@@ -108,7 +108,7 @@ def _refuse_missing(n_missing: int, words: Sequence[str], column: pd.Series, whe
         hint = f" If {words[0]!r} is a class of yours, give it another name."
     msg = (
         f"{n_missing:,} of {len(column):,} cells have no label in {where}{called}. Train on the labelled ones, "
-        f"adata[{chosen}], and label the others with sg.tl.annotate.{hint}"
+        f"adata[{chosen}], and label the others with sg.tl.annotate; with unlabelled= a model of classes learns from them, too.{hint}"
     )
     raise DataError(msg)
 

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import warnings
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import anndata as ad
 import numpy as np
 import pandas as pd
 from anndata import AnnData, ImplicitModificationWarning
 
+from scgalore._options import Kind, is_text
 from scgalore.errors import DataError, MissingKeyError
 
 if TYPE_CHECKING:
@@ -17,7 +20,49 @@ if TYPE_CHECKING:
     from mudata import MuData
     from numpy.typing import NDArray
 
-__all__ = ["copied", "writable_adata", "refuse_elsewhere", "resolve_adata", "shown_keys", "write_obs", "write_var"]
+__all__ = [
+    "CELLS",
+    "cells_of",
+    "copied",
+    "writable_adata",
+    "refuse_elsewhere",
+    "resolve_adata",
+    "shown_keys",
+    "write_obs",
+    "write_var",
+]
+
+CELLS = Kind(
+    "it must be an AnnData, or the path of an .h5ad file",
+    lambda value: isinstance(value, AnnData | Path) or is_text(value),
+    plain=lambda value: value if isinstance(value, AnnData) else str(Path(value).expanduser().absolute()),
+    record=lambda value: f"{value.n_obs} cells x {value.n_vars} genes" if isinstance(value, AnnData) else value,
+)
+"""Cells that an option names, in addition to those that a function works on."""
+
+
+def cells_of(value: AnnData | str, name: str) -> AnnData:
+    """Cells that an option of the kind :data:`CELLS` names; those of a file stay there until they are read.
+
+    Parameters
+    ----------
+    value
+        Value of the option.
+    name
+        Its name.
+
+    Raises
+    ------
+    DataError
+        If there is no such file, or the object cannot be read.
+    """
+    if isinstance(value, AnnData):
+        _refuse_lazy(value)
+        return value
+    if not Path(value).is_file():
+        msg = f"{name}={value!r}: there is no such file. Pass an AnnData, or the path of an .h5ad file."
+        raise DataError(msg)
+    return ad.read_h5ad(value, backed="r")
 
 
 def resolve_adata(data: AnnData | MuData, *, mod: str = "rna") -> AnnData:

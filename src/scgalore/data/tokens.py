@@ -41,7 +41,8 @@ class TokenBatch:
         Content key of each cell, int64 (bits of a uint64), shape ``(b,)``: random draws depend on it, not on position.
     conditions
         What a network reads in addition, as keyword arguments of its ``encode``: ``"batches"``, codes of sequencing batches,
-        int64 ``(b,)``; ``"flags"``, perturbation flags, int64 ``(b, s)``.
+        int64 ``(b,)``; ``"flags"``, perturbation flags, int64 ``(b, s)``; ``"generated"``, tokens whose expression is to
+        be generated from the others, bool ``(b, s)``.
     targets
         What an objective reads: ``"labels"``, class codes, int64 ``(b,)``; ``"values"``, numbers, float32 ``(b,)``;
         ``"expression"``, expression to predict, float32 ``(b, s)``, and ``"masked"``, where it counts, bool ``(b, s)``;

@@ -466,6 +466,7 @@ class CellModel:
             if checkpoint_dir is not None:
                 identity = run_identity(source, split, objective, config, network, validation=validation)
                 identity |= memory_config(prepared.memory)  # names of classes, which codes do not tell
+                identity |= prepared.identity
             tokens = source.tokens() if validation is None else np.union1d(source.tokens(), validation.tokens())
             with trainable(network, config, tokens) as ready:
                 run |= {"validation": validation, "adapter": ready.adapter, "identity": identity, "logger": logger}

@@ -21,8 +21,9 @@ if TYPE_CHECKING:
 
 __all__ = ["CAN", "Family"]
 
-CAN = frozenset({"cell heads", "expression", "flags"})
-"""What tasks may ask of a family: heads on the cell embedding, expression of each token, perturbation flags."""
+CAN = frozenset({"cell heads", "expression", "flags", "generation"})
+"""What tasks may ask of a family: heads on the cell embedding, expression of each token, perturbation flags, and
+expression of some tokens from the others alone."""
 
 
 def binned_tokens(config: NetworkConfig, *, max_length: int | None, seed: int) -> TokenizerConfig:

@@ -179,6 +179,6 @@ SCGPT_FAMILY = Family(
     read=read_scgpt,
     foreign_config=_released_config,
     # The sizes that the authors publish.
-    sizes={"scgpt": _WHOLE_HUMAN, "scgpt-continual": _WHOLE_HUMAN.replace(mvc=False)},
+    sizes={"scgpt": _WHOLE_HUMAN.replace(generative=True), "scgpt-continual": _WHOLE_HUMAN.replace(mvc=False)},
 )
 """Cui et al., Nature Methods 2024, doi:10.1038/s41592-024-02201-0."""

@@ -307,6 +307,29 @@ class CellNetwork(nn.Module):
         heads = {id(head) for head in self.cell_heads.values()}
         return any(name.startswith(f"{path}.") for path, module in self.named_modules() if id(module) in heads)
 
+    # Generation -------------------------------------------------------------------------------------------------------
+
+    @property
+    def generates(self) -> bool:
+        """Whether :meth:`encode` reads ``generated``, the tokens whose expression is to be generated from the others."""
+        return False
+
+    def generative_variant(self, *, seed: int) -> Self:
+        """Copy into a network that generates the expression of some tokens from the others.
+
+        Parameters
+        ----------
+        seed
+            Seed of what is new.
+
+        Raises
+        ------
+        OptionError
+            If networks of this family cannot generate.
+        """
+        msg = f"{type(self).__name__} cannot generate the expression of some genes from others. Choose another model."
+        raise OptionError(msg)
+
     # Perturbations ----------------------------------------------------------------------------------------------------
 
     @property

@@ -25,6 +25,11 @@ __all__ = ["Layout", "Packed", "Padded"]
 class Layout(Protocol):
     """Where each cell's tokens are; ``<cls>`` is the first of each."""
 
+    @property
+    def generated(self) -> Tensor | None:
+        """``True`` at tokens that only attend, ``(b, s)``; ``None`` where all tokens are attended to."""
+        ...
+
     def cls(self, x: Tensor) -> Tensor:
         """States of the ``<cls>`` tokens, in the same layout with one token a cell."""
         ...
@@ -38,11 +43,11 @@ class Layout(Protocol):
         ...
 
     def sum(self, x: Tensor) -> Tensor:
-        """Sum over the tokens of each cell, ``(b, d)``."""
+        """Sum over the tokens of each cell that may be attended to, ``(b, d)``."""
         ...
 
     def count(self) -> Tensor | int:
-        """Tokens of each cell, broadcast against ``(b, d)``."""
+        """Number of these tokens, broadcast against ``(b, d)``."""
         ...
 
 
@@ -55,11 +60,21 @@ class Padded:
         ``True`` at padding, ``(b, s)``; ``None`` where nothing is padded.
     length
         Tokens in a row.
+    generated
+        ``True`` at tokens that attend to the other tokens of the cell and to themselves, and that no other token attends
+        to, ``(b, s)``; never ``<cls>``.
     """
 
-    def __init__(self, padding: Tensor | None, length: int) -> None:
-        self.padding, self.length = padding, length
-        self._attended = None if padding is None else ~padding[:, None, None, :]  # (b, 1, 1, s)
+    def __init__(self, padding: Tensor | None, length: int, generated: Tensor | None = None) -> None:
+        self.length, self.generated = length, generated
+        #: Tokens that no other token attends to.
+        self.unseen = generated if padding is None else (padding if generated is None else padding | generated)
+        self._attended = None if self.unseen is None else ~self.unseen[:, None, None, :]  # (b, 1, 1, s)
+        if self._attended is not None and generated is not None:
+            self._attended = self._attended | torch.eye(
+                length, dtype=torch.bool, device=generated.device
+            )  # (b, 1, s, s)
+        self._bias: Tensor | None = None
 
     def cls(self, x: Tensor) -> Tensor:
         """First token of each row, ``(b, 1, d)``."""
@@ -70,18 +85,31 @@ class Padded:
         return x[:, 0]
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, n_heads: int) -> Tensor:
-        """Exact attention; padding is never attended to."""
+        """Exact attention; padding and generated tokens are never attended to by others."""
         q, k, v = (split_heads(part, n_heads) for part in (q, k, v))
-        mixed = _attend(q, k, v, self._attended)  # (b, h, s, e)
+        mixed = _attend(q, k, v, self._mask(q))  # (b, h, s, e)
         return mixed.transpose(1, 2).flatten(-2)  # (b, s, d)
 
     def sum(self, x: Tensor) -> Tensor:
-        """Sum over the tokens that are not padding."""
-        return (x if self.padding is None else x.masked_fill(self.padding.unsqueeze(-1), 0)).sum(dim=1)
+        """Sum over the tokens that are neither padding nor generated."""
+        return (x if self.unseen is None else x.masked_fill(self.unseen.unsqueeze(-1), 0)).sum(dim=1)
 
     def count(self) -> Tensor | int:
-        """Tokens of each cell, ``(b, 1)``."""
-        return self.length if self.padding is None else (~self.padding).sum(dim=1, keepdim=True)
+        """Number of these tokens, ``(b, 1)``."""
+        return self.length if self.unseen is None else (~self.unseen).sum(dim=1, keepdim=True)
+
+    def _mask(self, q: Tensor) -> Tensor | None:
+        """Which keys the queries ``q`` see: booleans, or numbers to add to the scores."""
+        attended = None if self._attended is None else self._attended[:, :, : q.shape[2]]
+        if attended is None or attended.shape[2] == 1 or _in_blocks(q):
+            return attended
+        # Torch would make numbers of the booleans in each layer, and keep them all for the backward pass.
+        if self._bias is None or self._bias.dtype != q.dtype:
+            # Rows of a multiple of 8 numbers, since the memory-efficient kernel would copy others in each layer.
+            rows = (*attended.shape[:3], -(-self.length // 8) * 8)
+            bias = torch.zeros(rows, dtype=q.dtype, device=q.device)[..., : self.length]
+            self._bias = bias.masked_fill_(~attended, -torch.inf)
+        return self._bias
 
 
 class Packed:
@@ -94,6 +122,8 @@ class Packed:
     device
         Where the tokens are.
     """
+
+    generated = None
 
     def __init__(self, lengths: Sequence[int], device: torch.device) -> None:
         self.lengths = list(lengths)
@@ -155,12 +185,16 @@ class Packed:
         return self.offsets.diff().unsqueeze(1)
 
 
-def _attend(q: Tensor, k: Tensor, v: Tensor, attended: Tensor | None = None) -> Tensor:
+def _attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tensor:
     """Exact attention ``(b, h, s, e)`` by the kernel that is the faster one."""
-    if q.dtype == torch.bfloat16 and takes(q):
-        return attend_in_blocks(q, k, v, attended)
+    if _in_blocks(q):
+        return attend_in_blocks(q, k, v, mask)
     # Attention probabilities carry no dropout: with it SDPA falls back to the path that materialises (s, s) maps.
-    return F.scaled_dot_product_attention(q, k, v, attn_mask=attended)
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
+
+
+def _in_blocks(q: Tensor) -> bool:
+    return q.dtype == torch.bfloat16 and takes(q)
 
 
 def split_heads(x: Tensor, n_heads: int) -> Tensor:

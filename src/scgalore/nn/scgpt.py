@@ -8,6 +8,7 @@ Shape letters: b cells, s tokens, d width (``d_model``), h heads, e width of a h
 
 from __future__ import annotations
 
+import copy
 from typing import TYPE_CHECKING, Any, Self, cast
 
 import torch
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
 MAX_VALUE = 512.0  # the value encoder saturates here, as upstream's does
 BATCH_NORM_EPS = 6.1e-5
 UNPERTURBED, PERTURBED, KNOWN = 0, 1, 2  # rows of the flag embedding, as in scgalore.data.perturbations
+GENERATED = 1  # row of the flag embedding of pre-training; upstream reads no other
 
 
 class GeneEncoder(nn.Module):
@@ -107,7 +109,12 @@ class SelfAttention(nn.Module):
 
     def forward(self, x: Tensor, layout: Layout, queries: Tensor | None = None) -> Tensor:
         q, k, v = self.Wqkv.parts(x, queries)
-        return self.out_proj(layout.attend(q, k, v, self.n_heads))  # as the queries
+        mixed = layout.attend(q, k, v, self.n_heads)  # as the queries
+        projected = self.out_proj(mixed)
+        if queries is not None or layout.generated is None:
+            return projected
+        # As the released weights were trained: what a generated token attended to is not projected.
+        return torch.where(layout.generated.unsqueeze(-1), mixed, projected)
 
 
 class Block(nn.Module):
@@ -285,8 +292,10 @@ class SCGPTNetwork(CellNetwork):
     """
 
     table = "encoder.embedding"
+    # Not the flags of generation: a network that has new ones learns them beside an adapter too.
     body = ("encoder", "value_encoder", "batch_encoder", "pert_encoder", "bn", "dsbn", "transformer_encoder")
     required = ("encoder", "value_encoder", "transformer_encoder")
+    pretraining = ("masked", "generative")
     config: SCGPTConfig
 
     def __init__(self, config: SCGPTConfig) -> None:
@@ -314,6 +323,8 @@ class SCGPTNetwork(CellNetwork):
         self.apply(_initialise)
         nn.init.uniform_(self.encoder.embedding.weight, -0.1, 0.1)
         self.put_heads(self.fresh_heads(config.heads))
+        # The last: networks with and without it then draw the same weights.
+        self.flag_encoder = nn.Embedding(2, d) if config.generative else None
 
     @property
     def blocks(self) -> Sequence[nn.Module]:
@@ -342,6 +353,8 @@ class SCGPTNetwork(CellNetwork):
         cell_only: bool = False,
         batches: Tensor | None = None,
         flags: Tensor | None = None,
+        generated: Tensor | None = None,
+        cell: Tensor | None = None,
     ) -> Encoded:
         """Tokens to hidden states and a cell embedding.
 
@@ -360,19 +373,32 @@ class SCGPTNetwork(CellNetwork):
             Codes of the sequencing batches, int64 ``(b,)``; needed by networks that know batches.
         flags
             Perturbation flags, int64 ``(b, s)``; needed by perturbation networks.
+        generated
+            ``True`` at tokens whose expression is to be generated from the other tokens of the cell, bool ``(b, s)``; never
+            at ``<cls>``. They have a flag and no value, attend to the other tokens and to themselves, and nothing else
+            depends on them, the cell embedding included. Needs a network with ``SCGPTConfig.generative``.
+        cell
+            Cell embeddings ``(b, d)`` that take the place of the input of ``<cls>``.
 
         Raises
         ------
         OptionError
-            If the network reads batches or flags, and they are not given.
+            If the network reads batches or flags, and they are not given, or it cannot generate, and it should.
         """
         gene_embeddings = self.encoder(genes)  # (b, s, d)
-        x = self.add_values(gene_embeddings, values)
+        # Values that are not to be read may be anything, also what the value encoder has no gradient for.
+        x = self.add_values(gene_embeddings, values if generated is None else values.masked_fill(generated, 0))
+        if generated is not None:
+            flag = _built(self.flag_encoder, "generative")(generated.new_full((), GENERATED, dtype=torch.int64))
+            x = torch.where(generated.unsqueeze(-1), gene_embeddings + flag, x)
         if self.pert_encoder is not None:
             x = x + self.pert_encoder(_given(flags, "flags"))
-        layout = Padded(padding, genes.shape[1])
+        x = self.normalise(x, batches)
+        if cell is not None:
+            x = _put_first(cell, x)
+        layout = Padded(padding, genes.shape[1], generated)
         cls_only = cell_only and self.config.cell_style == "cls"
-        hidden = self.transformer_encoder(self.normalise(x, batches), layout, cls_only=cls_only)
+        hidden = self.transformer_encoder(x, layout, cls_only=cls_only)
         return Encoded(hidden, gene_embeddings, self.pool(hidden, values, layout))
 
     def generate(
@@ -388,13 +414,12 @@ class SCGPTNetwork(CellNetwork):
         x = self.encoder(genes)
         if values is not None:
             x = self.add_values(x, values)
-        x = self.normalise(x, batches)
-        x = torch.cat([cell.unsqueeze(1), x[:, 1:]], dim=1)
+        x = _put_first(cell, self.normalise(x, batches))
         hidden = self.transformer_encoder(x, Padded(padding, genes.shape[1]))
         return self._decode(hidden, values, batches)[0]
 
-    def expression(  # type: ignore[override]  # names what it reads
-        self, encoded: Encoded, values: Tensor, *, batches: Tensor | None = None, flags: Tensor | None = None
+    def expression(
+        self, encoded: Encoded, values: Tensor, *, batches: Tensor | None = None, **conditions: Tensor | None
     ) -> tuple[Tensor, Tensor | None]:
         """Expression of every token ``(b, s)``, and the probability that it is not zero if the network predicts it."""
         return self._decode(encoded.hidden, values, batches)
@@ -404,8 +429,8 @@ class SCGPTNetwork(CellNetwork):
         decoder = _built(self.mvc_decoder, "mvc")
         return decoder(self._with_batch(encoded.cell, batches), encoded.genes)
 
-    def expressions(  # type: ignore[override]  # names what it reads
-        self, encoded: Encoded, values: Tensor, *, batches: Tensor | None = None, flags: Tensor | None = None
+    def expressions(
+        self, encoded: Encoded, values: Tensor, *, batches: Tensor | None = None, **conditions: Tensor | None
     ) -> dict[str, tuple[Tensor, Tensor | None]]:
         """``""``: :meth:`expression`; ``"_from_cell"``: :meth:`expression_from_cell`, where the network has that head."""
         predicted = {"": self.expression(encoded, values, batches=batches)}
@@ -453,6 +478,27 @@ class SCGPTNetwork(CellNetwork):
         if self.config.cell_style == "avg-pool":
             return layout.sum(hidden) / layout.count()
         return F.normalize(layout.sum(hidden * values.unsqueeze(-1)), dim=1)
+
+    @property
+    def generates(self) -> bool:
+        """Whether it has a flag for generated tokens."""
+        return self.config.generative
+
+    def generative_variant(self, *, seed: int) -> Self:
+        """Copy into a network that has a flag for generated tokens; all else keeps its weights.
+
+        Parameters
+        ----------
+        seed
+            Seed of the flag embedding, where the network has none.
+        """
+        variant = copy.deepcopy(self)
+        if not self.generates:
+            with torch.random.fork_rng(devices=[]):
+                torch.manual_seed(seed)
+                variant.flag_encoder = nn.Embedding(2, self.config.d_model).to(self.gene_table.weight)
+            variant.config = self.config.replace(generative=True)
+        return variant
 
     @property
     def reads_flags(self) -> bool:
@@ -534,6 +580,11 @@ def _initialise(module: nn.Module) -> None:
         nn.init.zeros_(module.out_proj.bias)
 
 
+def _put_first(cell: Tensor, x: Tensor) -> Tensor:
+    """Cell embeddings ``(b, d)`` in place of the first token of ``x``, ``(b, s, d)``."""
+    return torch.cat([cell.unsqueeze(1), x[:, 1:]], dim=1)
+
+
 def _given(tensor: Tensor | None, name: str) -> Tensor:
     if tensor is None:
         msg = (
@@ -546,6 +597,6 @@ def _given(tensor: Tensor | None, name: str) -> Tensor:
 
 def _built(module: nn.Module | None, field: str) -> nn.Module:
     if module is None:
-        msg = f"This network has no such head: SCGPTConfig.{field} is off."
+        msg = f"This network has no such part: SCGPTConfig.{field} is off."
         raise OptionError(msg)
     return module

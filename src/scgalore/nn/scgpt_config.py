@@ -91,6 +91,8 @@ class SCGPTConfig(NetworkConfig):
         Name of a module of :mod:`torch.nn` after both parts of the affine decoder.
     adaptive_bias
         Whether its bias is multiplied by the mean of a cell's non-zero values.
+    generative
+        Whether the network has a flag for tokens whose expression it is to generate, as in upstream's pre-training.
     n_bins
         Bins of expression the weights were trained with, the one for zeros included.
     max_length
@@ -120,6 +122,7 @@ class SCGPTConfig(NetworkConfig):
         "pert_pad_id": whole(0, 2),
         "decoder_activation": nullable(choice(*get_args(Activation))),
         "adaptive_bias": SWITCH,
+        "generative": SWITCH,
     }
 
     n_heads: int = 8
@@ -139,6 +142,7 @@ class SCGPTConfig(NetworkConfig):
     pert_pad_id: int = 2
     decoder_activation: str | None = None
     adaptive_bias: bool = False
+    generative: bool = False
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -217,6 +221,7 @@ class SCGPTConfig(NetworkConfig):
                 ".zero_logit." in name or name.startswith("mvc_decoder.W_zero") for name in shapes
             ),
             "perturbation": "pert_encoder.weight" in shapes,
+            "generative": "flag_encoder.weight" in shapes,
         }
 
     @classmethod
@@ -250,6 +255,7 @@ class SCGPTConfig(NetworkConfig):
             "mask_value": int(self.mask_value),
             "pad_value": int(self.pad_value),
             "MVC": self.mvc,
+            "USE_GENERATIVE_TRAINING": self.generative,
         }
 
     @classmethod

@@ -2,6 +2,7 @@
 
 from scgalore.objectives.base import Loss, Objective
 from scgalore.objectives.classification import Classification
+from scgalore.objectives.generative import GenerativeExpression
 from scgalore.objectives.masked_expression import MaskedExpression
 from scgalore.objectives.perturbation import Perturbation
 from scgalore.objectives.pretraining import PRETRAINING, pretraining_objective
@@ -10,6 +11,7 @@ from scgalore.objectives.regression import Regression
 __all__ = [
     "PRETRAINING",
     "Classification",
+    "GenerativeExpression",
     "Loss",
     "MaskedExpression",
     "Objective",

@@ -78,18 +78,21 @@ class MaskedExpression:
     def __call__(self, network: CellNetwork, batch: TokenBatch) -> Loss:
         """Sum of the masked errors of one batch."""
         if not {"expression", "masked"} <= batch.targets.keys():
-            msg = (
-                'MaskedExpression reads the targets "expression" and "masked": pass the batch through `corrupt` first.'
-            )
+            msg = f'{type(self).__name__} reads the targets "expression" and "masked": pass the batch through `corrupt` first.'
             raise ValueError(msg)
         expression, masked = batch.targets["expression"], batch.targets["masked"]
         parts = {}
-        for way, (prediction, nonzero) in _predictions(network, batch).items():
+        for way, (prediction, nonzero) in self.predictions(network, batch).items():
             parts[f"mse{way}"] = masked_mse(prediction, expression, masked)
             if nonzero is not None:
                 parts[f"zeros{way}"] = negative_log_bernoulli(nonzero, expression, masked)
         total = torch.stack(list(parts.values())).sum()
         return Loss(total, {name: part.detach() for name, part in parts.items()}, len(batch))
+
+    def predictions(self, network: CellNetwork, batch: TokenBatch) -> dict[str, tuple[Tensor, Tensor | None]]:
+        """Expression of every token in each way in which the network predicts it; see :meth:`CellNetwork.expressions`."""
+        encoded = network.encode(batch.genes, batch.values, batch.padding_if_any, cell_only=False, **batch.conditions)
+        return network.expressions(encoded, batch.values, **batch.conditions)
 
     def over_epoch(self, parts: list[dict[str, Tensor]]) -> dict[str, float]:
         """Nothing beyond means."""
@@ -99,17 +102,12 @@ class MaskedExpression:
         """Loss at values drawn around the predictions; its terms are the masked positions."""
         masked = batch.targets["masked"]
         parts = []
-        for prediction, nonzero in _predictions(network, batch).values():
+        for prediction, nonzero in self.predictions(network, batch).values():
             parts.append(masked_mse(prediction, sample_values(prediction, generator), masked))
             if nonzero is not None:
                 expressed = torch.bernoulli(nonzero.detach(), generator=generator)
                 parts.append(negative_log_bernoulli(nonzero, expressed, masked))
         return torch.stack(parts).sum(), int(masked.sum())
-
-
-def _predictions(network: CellNetwork, batch: TokenBatch) -> dict[str, tuple[Tensor, Tensor | None]]:
-    encoded = network.encode(batch.genes, batch.values, batch.padding_if_any, cell_only=False, **batch.conditions)
-    return network.expressions(encoded, batch.values, **batch.conditions)
 
 
 def smallest(order: NDArray[np.float64], eligible: NDArray[np.bool_], n: NDArray[np.int64]) -> NDArray[np.bool_]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from scgalore.errors import OptionError
+from scgalore.objectives.generative import GenerativeExpression
 from scgalore.objectives.masked_expression import MaskedExpression
 
 if TYPE_CHECKING:
@@ -20,7 +21,11 @@ def _masked(network: CellNetwork, **options: Any) -> Objective:
     return MaskedExpression(mask_value=network.config.mask_value, **options)
 
 
-PRETRAINING: dict[str, Callable[..., Objective]] = {"masked": _masked}
+def _generative(network: CellNetwork, **options: Any) -> Objective:
+    return GenerativeExpression(mask_value=network.config.mask_value, **options)
+
+
+PRETRAINING: dict[str, Callable[..., Objective]] = {"masked": _masked, "generative": _generative}
 """What makes each objective, from a network and, where it is given, ``mask_ratio``. A network names those that it can be trained for
 (:attr:`scgalore.nn.CellNetwork.pretraining`), its own first."""
 

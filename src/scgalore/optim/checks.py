@@ -16,6 +16,8 @@ from scgalore.optim.subspace import BASIS_METHODS, MOMENTS
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
+SCALE_TYPES = ("channel", "tensor")
+
 
 def closest(word: Any, choices: Iterable[str]) -> str:
     """``" Did you mean 'x'?"`` when a choice is close to the word, else nothing."""
@@ -42,16 +44,41 @@ def check_settings(options: Mapping[str, Any]) -> None:
         _refuse("betas", betas, "two numbers in [0, 1)")
 
 
-def check_group(group: Mapping[str, Any]) -> None:
+def check_galore_group(group: Mapping[str, Any]) -> None:
     """Raise :class:`~scgalore.errors.OptionError` for the first option of a GaLoreAdamW group outside its range."""
     check_settings(group)
     _check_choice("basis", group["basis"], BASIS_METHODS)
     _check_choice("moments", group["moments"], MOMENTS)
-    for key in ("stagger", "lazy"):
-        if not isinstance(group[key], bool):
-            _refuse(key, group[key], "True or False")
-    if not _is_whole(group["seed"], 0):
-        _refuse("seed", group["seed"], "a whole number >= 0")
+    _check_flags(group, "stagger", "lazy")
+    _check_whole(group, "seed", 0)
+    _check_matrices(group)
+
+
+def check_apollo_group(group: Mapping[str, Any]) -> None:
+    """Raise :class:`~scgalore.errors.OptionError` for the first option of an ApolloAdamW group outside its range."""
+    check_settings(group)
+    _check_choice("scale_type", group["scale_type"], SCALE_TYPES)
+    if group["max_growth"] is not None and not (_is_number(group["max_growth"]) and group["max_growth"] >= 1):
+        _refuse("max_growth", group["max_growth"], "a number >= 1, or None for no limit")
+    _check_whole(group, "seed", 0)
+    _check_matrices(group)
+    if group.get("rank") is not None and group["proj_type"] == "full":
+        _refuse("proj_type", "full", "one side, since the other's channels are scaled: 'std', for example")
+
+
+def check_muon_group(group: Mapping[str, Any]) -> None:
+    """Raise :class:`~scgalore.errors.OptionError` for the first option of a MuonAdamW group outside its range."""
+    check_settings(group)
+    if not (_is_number(group["momentum"]) and group["momentum"] < 1):
+        _refuse("momentum", group["momentum"], "a number in [0, 1)")
+    _check_flags(group, "nesterov")
+    _check_whole(group, "ns_steps", 1)
+    if group["ns_steps"] >= 100:
+        _refuse("ns_steps", group["ns_steps"], "fewer than 100")
+    _check_matrices(group)
+
+
+def _check_matrices(group: Mapping[str, Any]) -> None:
     if group.get("rank") is None:
         return
     check_projection(group)
@@ -64,8 +91,7 @@ def check_group(group: Mapping[str, Any]) -> None:
 def check_projection(options: Mapping[str, Any]) -> None:
     """Raise :class:`~scgalore.errors.OptionError` for the first option of a projection outside its range."""
     for key in ("rank", "update_proj_gap", "split"):
-        if not _is_whole(options[key], 1):
-            _refuse(key, options[key], "a whole number >= 1")
+        _check_whole(options, key, 1)
     if options["scale"] != "auto" and not _is_number(options["scale"]):
         _refuse("scale", options["scale"], "'auto' or a number >= 0")
     _check_choice("proj_type", options["proj_type"], PROJ_TYPES)
@@ -74,6 +100,18 @@ def check_projection(options: Mapping[str, Any]) -> None:
 def _check_choice(key: str, value: Any, choices: Iterable[str]) -> None:
     if value not in choices:
         _refuse(key, value, f"one of {', '.join(map(repr, choices))}", closest(value, choices))
+
+
+def _check_flags(options: Mapping[str, Any], *keys: str) -> None:
+    for key in keys:
+        if not isinstance(options[key], bool):
+            _refuse(key, options[key], "True or False")
+
+
+def _check_whole(options: Mapping[str, Any], key: str, least: int) -> None:
+    value = options[key]
+    if not isinstance(value, int) or isinstance(value, bool) or value < least:
+        _refuse(key, value, f"a whole number >= {least}")
 
 
 def _refuse(key: str, value: Any, expected: str, hint: str = "") -> NoReturn:
@@ -85,7 +123,3 @@ def _is_number(value: Any) -> bool:
     # A learning rate may be a tensor of one number.
     is_real = isinstance(value, numbers.Real | Tensor) and not isinstance(value, bool)
     return is_real and math.isfinite(value) and bool(value >= 0)
-
-
-def _is_whole(value: Any, least: int) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= least

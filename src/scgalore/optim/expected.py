@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from scgalore.optim.memory import adamw_bytes
-from scgalore.optim.projector import sides_of, state_numel
+from scgalore.optim.projector import Sides, sides_of, state_numel
 from scgalore.optim.subspace import PROJECTION_DEFAULTS, is_projected, state_dtype
 
 if TYPE_CHECKING:
@@ -47,6 +47,37 @@ def galore_bytes(param: Tensor, group: Mapping[str, Any]) -> int:
 def count_galore(weights: Weights, options: Mapping[str, Any]) -> int:
     """State of ``"galore"``."""
     return sum(galore_bytes(param, group) for param, group in weights)
+
+
+def count_apollo(weights: Weights, options: Mapping[str, Any]) -> int:
+    """State of ``"apollo"`` and ``"apollo-mini"``: low-rank moments and the last norm; AdamW's for the rest."""
+    return sum(_apollo_bytes(param, group) for param, group in weights)
+
+
+def _apollo_bytes(param: Tensor, group: Mapping[str, Any]) -> int:
+    if not is_projected(param, group):
+        return adamw_bytes(param)
+    return (2 * _low_numel(param, group) + group["split"]) * state_dtype(param.dtype).itemsize
+
+
+def count_muon(weights: Weights, options: Mapping[str, Any]) -> int:
+    """State of ``"muon"``: one momentum; AdamW's for the rest."""
+    return sum(
+        param.numel() * state_dtype(param.dtype).itemsize if is_projected(param, group) else adamw_bytes(param)
+        for param, group in weights
+    )
+
+
+def _low_numel(param: Tensor, group: Mapping[str, Any]) -> int:
+    """Entries of a projected gradient."""
+    split, rank, m, n, sides = _projection(param, group)
+    return split * (rank if sides.left else m) * (rank if sides.right else n)
+
+
+def _projection(param: Tensor, group: Mapping[str, Any]) -> tuple[int, int, int, int, Sides]:
+    split, rank = int(group["split"]), int(group["rank"])
+    m, n = param.shape[0] // split, param.shape[1]
+    return split, rank, m, n, sides_of(m, n, group["proj_type"])
 
 
 def count_galore_torch(weights: Weights, options: Mapping[str, Any]) -> int:
@@ -104,15 +135,24 @@ def count_adamw_8bit(weights: Weights, options: Mapping[str, Any]) -> int:
 
 def work_of_galore(weights: Weights, options: Mapping[str, Any]) -> int:
     """Projected gradients and updates of all projected weights, which one kernel takes together."""
-    low = 0
+    settings = [(param, PROJECTION_DEFAULTS | dict(group)) for param, group in weights]
+    return 2 * 4 * sum(_low_numel(param, group) for param, group in settings if is_projected(param, group))
+
+
+def work_of_apollo(weights: Weights, options: Mapping[str, Any]) -> int:
+    """That of galore, and the largest random projection, which is drawn anew at every step."""
+    weights = list(weights)
+    drawn = [0]
     for param, group in weights:
-        settings = PROJECTION_DEFAULTS | dict(group)
-        if is_projected(param, settings):
-            m, n, split = param.shape[0] // settings["split"], param.shape[1], settings["split"]
-            sides = sides_of(m, n, settings["proj_type"])
-            rank = settings["rank"]
-            low += split * (rank if sides.left else m) * (rank if sides.right else n)
-    return 2 * low * 4
+        if is_projected(param, group):
+            split, rank, m, n, sides = _projection(param, group)
+            drawn.append(split * rank * (m if sides.left else n))
+    return work_of_galore(weights, options) + 4 * max(drawn)
+
+
+def work_of_muon(weights: Weights, options: Mapping[str, Any]) -> int:
+    """Six matrices of the size of the largest: two of a step, and those of the iteration."""
+    return 6 * 4 * max((param.numel() for param, group in weights if is_projected(param, group)), default=0)
 
 
 def work_of_one(weights: Weights, options: Mapping[str, Any]) -> int:

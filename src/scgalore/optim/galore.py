@@ -6,33 +6,23 @@ The method is that of Zhao et al., "GaLore: Memory-Efficient LLM Training by Gra
 from __future__ import annotations
 
 import math
-import warnings
-from collections import defaultdict
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
-import torch
-from torch import Tensor
-
-from scgalore.errors import OptionError
-from scgalore.optim.checks import check_group, plain_number
-from scgalore.optim.kernels import adamw_update_, step_device
-from scgalore.optim.projector import Bases, auto_scale, compress, expand_into_
-from scgalore.optim.state import OwnPrecision
-from scgalore.optim.subspace import PROJECTION_DEFAULTS, Slot, blocks, current_bases, is_projected, state_dtype
+from scgalore.optim.checks import check_galore_group
+from scgalore.optim.kernels import adam_steps
+from scgalore.optim.mixed import Compressed, MixedAdamW
+from scgalore.optim.projector import auto_scale, compress, expand_into_
+from scgalore.optim.subspace import blocks, current_bases, state_dtype
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Iterable
 
-    from scgalore.optim.subspace import BasisMethod, Moments
+    from torch import Tensor
 
-
-class _Projected(NamedTuple):
-    param: Tensor
-    bases: Bases
-    low: Tensor  # the projected gradient
+    from scgalore.optim.subspace import BasisMethod, Moments, Slot
 
 
-class GaLoreAdamW(OwnPrecision):
+class GaLoreAdamW(MixedAdamW):
     r"""AdamW whose moments live in a low-rank subspace of each weight's gradient.
 
     A parameter group with a ``rank`` is projected. Its other keys are galore-torch's: ``update_proj_gap`` (20, steps
@@ -94,9 +84,6 @@ class GaLoreAdamW(OwnPrecision):
     >>> optimizer = sg.optim.GaLoreAdamW(sg.optim.param_groups(network, rank=8), lr=1e-3)
     """
 
-    _warned = False
-    _slots: tuple[tuple[Any, ...], dict[Tensor, Slot]] | None = None
-
     def __init__(
         self,
         params: Iterable[Any],
@@ -115,53 +102,8 @@ class GaLoreAdamW(OwnPrecision):
         refresh = {"basis": basis, "moments": moments, "stagger": stagger, "lazy": lazy, "seed": seed}
         super().__init__(params, {**adam, **refresh})
 
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        super().__setstate__(state)
-        # A state saved by torch's AdamW lacks our keys.
-        for group in self.param_groups:
-            for key, value in self.defaults.items():
-                group.setdefault(key, value)
-
-    def add_param_group(self, param_group: dict[str, Any]) -> None:
-        """Add a group of parameters; one with ``rank`` is projected."""
-        if isinstance(param_group, dict) and param_group.get("rank") is not None:
-            for key, value in PROJECTION_DEFAULTS.items():
-                param_group.setdefault(key, value)
-        super().add_param_group(param_group)
-        # A checkpoint with NumPy's numbers in it does not load with weights_only=True.
-        param_group |= {key: plain_number(value) for key, value in param_group.items() if key != "params"}
-        try:
-            check_group(param_group)
-        except OptionError:
-            self.param_groups.pop()
-            raise
-
-    @torch.no_grad()
-    def step(self, closure: Callable[[], Any] | None = None) -> Any:
-        """Update the parameters once.
-
-        Parameters
-        ----------
-        closure
-            Evaluates the model again, with gradients enabled, and returns the loss.
-
-        Returns
-        -------
-        The loss of the closure, if one was given.
-        """
-        loss = None
-        if closure is not None:
-            with torch.enable_grad():
-                loss = closure()
-        slots = self._current_slots()
-        for group in self.param_groups:
-            trained = [param for param in group["params"] if param.grad is not None]
-            if any(param.grad.is_sparse for param in trained):
-                msg = "GaLoreAdamW got a sparse gradient; build the embedding with sparse=False."
-                raise RuntimeError(msg)
-            self._step_plain(group, [param for param in trained if param not in slots])
-            self._step_projected(group, [param for param in trained if param in slots], slots)
-        return loss
+    def _check_group(self, group: dict[str, Any]) -> None:
+        check_galore_group(group)
 
     def refresh(self) -> None:
         """Find new subspaces at the next step, whatever the gap says: for gradients that will be of another kind.
@@ -172,101 +114,33 @@ class GaLoreAdamW(OwnPrecision):
             if "refresh_at" in state:
                 state["refresh_at"] = state["step"]
 
-    def _current_slots(self) -> dict[Tensor, Slot]:
-        # Kept as long as no group changes: who updates during the backward pass calls step() once for each parameter.
-        keys = ("rank", "split", "update_proj_gap", "stagger")
-        made_from = tuple((*map(group.get, keys), *map(id, group["params"])) for group in self.param_groups)
-        if self._slots is None or self._slots[0] != made_from:
-            self._slots = made_from, self._make_slots()
-        return self._slots[1]
-
-    def _make_slots(self) -> dict[Tensor, Slot]:
-        everything = enumerate((group, param) for group in self.param_groups for param in group["params"])
-        projected = [(index, group, param) for index, (group, param) in everything if is_projected(param, group)]
-        return {
-            param: Slot(index, place * group["update_proj_gap"] // len(projected) if group["stagger"] else 0)
-            for place, (index, group, param) in enumerate(projected)
-        }
-
-    def _step_plain(self, group: dict[str, Any], params: list[Tensor]) -> None:
-        settings = {key: group[key] for key in ("lr", "betas", "eps", "weight_decay")}
-        same: list[Tensor] = []
-        for param in params:
-            state = self.state[param]
-            if not state:
-                state["step"] = torch.zeros((), dtype=torch.float32, device=step_device(param))
-                state["exp_avg"] = torch.zeros_like(param, dtype=state_dtype(param.dtype))
-                state["exp_avg_sq"] = torch.zeros_like(state["exp_avg"])
-            if param.dtype == state["exp_avg"].dtype:
-                same.append(param)
-                continue
-            # One at a time: float32 copies of all of them together would outweigh the moments.
-            wide = param.to(state["exp_avg"].dtype)
-            adamw_update_([wide], [param.grad], [state], [state["step"]], **settings)
-            param.copy_(wide)
-        states = [self.state[param] for param in same]
-        adamw_update_(same, [param.grad for param in same], states, [state["step"] for state in states], **settings)
-
-    def _step_projected(self, group: dict[str, Any], params: list[Tensor], slots: dict[Tensor, Slot]) -> None:
-        projected: list[_Projected] = []
-        not_finite = False
+    def _step_matrices(self, group: dict[str, Any], params: list[Tensor], slots: dict[Tensor, Slot]) -> None:
+        projected: list[Compressed] = []
         for param in params:
             assert param.grad is not None
             grad = blocks(param.grad.to(state_dtype(param.dtype)), group["split"])
             bases = current_bases(group, self.state[param], grad, slots[param])
             if bases is not None:
-                projected.append(_Projected(param, bases, compress(grad, bases)))
-            else:
-                not_finite |= not grad.isfinite().all()
-        by_step: dict[tuple[int, torch.device], list[_Projected]] = defaultdict(list)
-        for item, is_finite in zip(projected, _all_finite([item.low for item in projected]), strict=True):
-            if not is_finite:
-                not_finite = True
-                continue
-            state = self.state[item.param]
-            state["step"] += 1
-            by_step[state["step"], item.param.device].append(item)
-        if not_finite:
-            self._warn_not_finite()
-        for (step, device), items in by_step.items():
-            self._apply(group, items, step, device)
+                projected.append(Compressed(param, compress(grad, bases), bases))
+            elif not grad.isfinite().all():
+                projected.append(Compressed(param, grad, None))  # is left out with the others below
+        for step, items in self._finite_by_step(projected):
+            self._apply(group, items, step)
 
-    def _apply(self, group: dict[str, Any], items: list[_Projected], step: int, device: torch.device) -> None:
-        lr, decay, (_, beta2) = float(group["lr"]), group["weight_decay"], group["betas"]
-        # AdamW on weights of zero leaves the normalised step itself, by the fused kernel and for all matrices at once.
-        # Its eps stands inside the bias correction; galore-torch's outside.
-        updates = [torch.zeros_like(item.low) for item in items]
-        steps = list(torch.full((len(items),), step - 1.0, device=step_device(updates[0])).unbind())
-        eps = group["eps"] / math.sqrt(1.0 - beta2**step)
+    def _apply(self, group: dict[str, Any], items: list[Compressed], step: int) -> None:
+        lr, decay = float(group["lr"]), group["weight_decay"]
+        # The kernel's eps stands inside the bias correction; galore-torch's outside.
+        eps = group["eps"] / math.sqrt(1.0 - group["betas"][1] ** step)
         states = [self.state[item.param] for item in items]
-        lows = [item.low for item in items]
-        adamw_update_(updates, lows, states, steps, lr=1.0, betas=group["betas"], eps=eps, weight_decay=0.0)
+        updates = adam_steps([item.low for item in items], states, step, betas=group["betas"], eps=eps)
         keep = 1.0 - lr * decay
         for item, update in zip(items, updates, strict=True):
             weight = blocks(item.param, group["split"])
             m, n = weight.shape[-2:]
             scale = group["scale"]
             if scale == "auto":
-                scale = auto_scale(m, n, item.bases)
+                scale = auto_scale(m, n, item.how)
             wide = weight if weight.dtype == update.dtype else weight.to(update.dtype)
-            expand_into_(wide, update, item.bases, keep=keep, rate=lr * scale * keep)
+            expand_into_(wide, update, item.how, keep=keep, rate=lr * scale * keep)
             if wide is not weight:
                 weight.copy_(wide)
-
-    def _warn_not_finite(self) -> None:
-        if not self._warned:
-            self._warned = True
-            msg = (
-                "GaLoreAdamW found NaN or infinity in a gradient and left the weight as it is (said once). If the loss "
-                "does not recover, lower the learning rate or clip the gradients."
-            )
-            warnings.warn(msg, RuntimeWarning, stacklevel=6)
-
-
-def _all_finite(lows: list[Tensor]) -> list[bool]:
-    # What is not finite in a gradient is not finite in its projection, which is quicker to look through. One answer for
-    # all of them, since each would wait for the GPU.
-    if not lows:
-        return []
-    sums = [low.sum().to(device=lows[0].device, dtype=torch.float64) for low in lows]
-    return torch.stack(sums).isfinite().tolist()

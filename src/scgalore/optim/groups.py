@@ -123,6 +123,11 @@ def param_groups(
     return sorted(groups.values(), key=lambda group: (_KINDS.index(group["name"].split()[0]), "(" in group["name"]))
 
 
+def named_after(groups: Iterable[dict[str, Any]], method: str) -> list[dict[str, Any]]:
+    """Groups whose names begin with another method than ``galore``, such as ``muon-qkv``."""
+    return [{**group, "name": group["name"].replace("galore", method, 1)} for group in groups]
+
+
 def _trainable(module: nn.Module) -> list[_Weight]:
     tables = {id(m.weight) for m in module.modules() if isinstance(m, nn.Embedding | nn.EmbeddingBag)}
     names: defaultdict[Tensor, list[str]] = defaultdict(list)

@@ -52,6 +52,25 @@ def adamw_update_(
     )
 
 
+def adam_steps(
+    grads: Sequence[Tensor],
+    states: Sequence[dict[str, Any]],
+    step: int,
+    *,
+    betas: tuple[float, float],
+    eps: float,
+) -> list[Tensor]:
+    """Adam's normalised steps ``-m / (sqrt(v) + eps)``, both bias-corrected; the moments in the states are updated.
+
+    All tensors are on one device and take the same step.
+    """
+    # AdamW on weights of zero leaves the step itself, by the fused kernel and for all matrices at once.
+    updates = [torch.zeros_like(grad) for grad in grads]
+    steps = list(torch.full((len(grads),), step - 1.0, device=step_device(updates[0])).unbind())
+    adamw_update_(updates, grads, states, steps, lr=1.0, betas=betas, eps=eps, weight_decay=0.0)
+    return updates
+
+
 def _like(grad: Tensor, param: Tensor) -> Tensor:
     # The fused CPU kernel walks memory, not indices: a gradient laid out otherwise would update the wrong entries.
     if grad.dtype == param.dtype and grad.stride() == param.stride():

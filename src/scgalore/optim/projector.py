@@ -142,13 +142,35 @@ def random_directions(grad: Tensor, rank: int, seeds: Iterable[int]) -> Tensor:
 
     They are drawn on the CPU, so that every rank and device has the same, from a seed mixed of several numbers.
     """
+    drawn = torch.randn(*grad.shape[:-2], rank, grad.shape[-1], generator=_generator(seeds))
+    return (drawn / grad.shape[-1] ** 0.5).to(grad)
+
+
+def random_projection(grad: Tensor, rank: int, sides: Sides, seeds: Sequence[int]) -> Bases:
+    """Gaussian projection of one side that keeps norms on average: entries of variance 1 / rank.
+
+    It is drawn on the device of ``grad``, since it is drawn at every step: the same on all ranks, and another on another
+    kind of device.
+    """
+    size = grad.shape[-2] if sides.left else grad.shape[-1]
+    drawn = torch.randn(
+        *grad.shape[:-2],
+        rank,
+        size,
+        generator=_generator(seeds, grad.device),
+        device=grad.device,
+        dtype=grad.dtype,
+    )
+    drawn /= rank**0.5
+    return Bases(drawn, None) if sides.left else Bases(None, drawn)
+
+
+def _generator(seeds: Iterable[int], device: torch.device | str = "cpu") -> torch.Generator:
     mixed = 0
     for seed in seeds:
         mixed = (mixed ^ seed) * 6364136223846793005 % 2**64
-    # The generator reads 32 bits of its seed, and the upper half is the better mixed one.
-    generator = torch.Generator().manual_seed(mixed >> 32)
-    drawn = torch.randn(*grad.shape[:-2], rank, grad.shape[-1], generator=generator)
-    return (drawn / grad.shape[-1] ** 0.5).to(grad)
+    # The CPU's generator reads 32 bits of its seed, and the upper half is the better mixed one.
+    return torch.Generator(device).manual_seed(mixed >> 32)
 
 
 def random_start(grad: Tensor, rank: int, sides: Sides, seeds: Sequence[int]) -> Bases:

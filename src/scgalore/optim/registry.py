@@ -14,17 +14,19 @@ import torch
 
 from scgalore.errors import OptionError
 from scgalore.optim import expected
+from scgalore.optim.apollo import ApolloAdamW
 from scgalore.optim.checks import check_settings, closest, plain_number
 from scgalore.optim.galore import GaLoreAdamW
-from scgalore.optim.groups import param_groups
+from scgalore.optim.groups import named_after, param_groups
 from scgalore.optim.kernels import FUSED_DEVICES
+from scgalore.optim.muon import MuonAdamW
 from scgalore.optim.packages import require
 from scgalore.optim.sophia import SophiaG
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
-    from torch import nn
+    from torch import Tensor, nn
     from torch.optim import Optimizer
 
     from scgalore.optim.expected import Weights
@@ -80,12 +82,43 @@ class OptimizerSpec:
     shardable: bool = True
     per_layer: bool = True
 
+    def counter(self, options: Mapping[str, Any]) -> Callable[[Tensor, Mapping[str, Any]], int]:
+        """Bytes of state of one parameter, from it and its group, as a function.
+
+        Parameters
+        ----------
+        options
+            Those that differ from the defaults.
+        """
+        chosen = {**self.options, **options}
+        return lambda param, group: self.count_state([(param, group)], chosen)
+
 
 def build_galore(module: nn.Module, *, lr: float, weight_decay: float, **options: Any) -> Optimizer:
     """:class:`~scgalore.optim.GaLoreAdamW` on the groups of :func:`~scgalore.optim.param_groups`."""
     grouping = {key: options.pop(key) for key in _GROUPING}
     groups = param_groups(module, weight_decay=weight_decay, **grouping)
     return GaLoreAdamW(groups, lr=lr, weight_decay=weight_decay, **options)
+
+
+def build_apollo(module: nn.Module, *, lr: float, weight_decay: float, **options: Any) -> Optimizer:
+    """:class:`~scgalore.optim.ApolloAdamW` on the groups of :func:`~scgalore.optim.param_groups`."""
+    grouping = {key: options.pop(key) for key in _GROUPING}
+    groups = named_after(param_groups(module, weight_decay=weight_decay, **grouping), "apollo")
+    return ApolloAdamW(groups, lr=lr, weight_decay=weight_decay, **options)
+
+
+def build_muon(
+    module: nn.Module,
+    *,
+    lr: float,
+    weight_decay: float,
+    overrides: Mapping[str, Mapping[str, Any] | None] | None,
+    **options: Any,
+) -> Optimizer:
+    """:class:`~scgalore.optim.MuonAdamW` on the matrices that ``"galore"`` projects by default."""
+    groups = named_after(param_groups(module, weight_decay=weight_decay, overrides=overrides), "muon")
+    return MuonAdamW(groups, lr=lr, weight_decay=weight_decay, **options)
 
 
 def build_galore_torch(module: nn.Module, *, lr: float, weight_decay: float, **options: Any) -> Optimizer:
@@ -145,6 +178,7 @@ def build_adamw_8bit(
 
 
 _BETAS_EPS = {"betas": (0.9, 0.999), "eps": 1e-8}
+_APOLLO = {"max_growth": 1.01, "seed": 0, **_BETAS_EPS}
 _GROUPING = {"rank": "auto", "update_proj_gap": 20, "scale": "auto", "proj_type": "std", "overrides": None}
 
 OPTIMIZERS: dict[str, OptimizerSpec] = {
@@ -203,6 +237,52 @@ OPTIMIZERS: dict[str, OptimizerSpec] = {
             trains="All parameters; two moments for each.",
             state_bytes="8 for each parameter (float32).",
             source="lr, eps and no weight decay as in the scGPT authors' fine-tuning; betas are torch's.",
+        ),
+        OptimizerSpec(
+            name="apollo",
+            build=build_apollo,
+            count_state=expected.count_apollo,
+            count_work=expected.work_of_apollo,
+            lr=1e-4,
+            options={**_GROUPING, "update_proj_gap": 200, "scale_type": "channel", **_APOLLO},
+            trains="All parameters; matrices by their gradient, with a learning rate for each row or column; AdamW for the rest.",
+            state_bytes=(
+                "8 r max(m, n) for a projected m x n matrix (float32), so 2 for each parameter of a square one at r = n / 4; "
+                "8 for each of the others."
+            ),
+            source=(
+                "update_proj_gap and max_growth as in the paper (Zhu et al. 2025); lr, betas, eps as for adamw, since "
+                "scale='auto' is the factor of the paper's theory, and makes steps comparable; rank as for galore."
+            ),
+        ),
+        OptimizerSpec(
+            name="apollo-mini",
+            build=build_apollo,
+            count_state=expected.count_apollo,
+            count_work=expected.work_of_apollo,
+            lr=1e-4,
+            options={
+                **_GROUPING,
+                "rank": 1,
+                "update_proj_gap": 200,
+                "scale": 128**0.5,
+                "scale_type": "tensor",
+                **_APOLLO,
+            },
+            trains="All parameters; matrices by their gradient, with one learning rate for each of them; AdamW for the rest.",
+            state_bytes="8 max(m, n) for an m x n matrix (float32), so next to nothing; 8 for each of the others.",
+            source="rank, scale (the root of 128), update_proj_gap and max_growth as in the paper; the others as for apollo.",
+        ),
+        OptimizerSpec(
+            name="muon",
+            build=build_muon,
+            count_state=expected.count_muon,
+            count_work=expected.work_of_muon,
+            lr=1e-4,
+            options={"overrides": None, "momentum": 0.95, "nesterov": True, "ns_steps": 5, **_BETAS_EPS},
+            trains="All parameters; one momentum for each of the matrices that galore projects, AdamW for the rest.",
+            state_bytes="4 for each parameter of such a matrix (float32); 8 for each of the others.",
+            source="momentum, nesterov and ns_steps are those of torch.optim.Muon; lr, betas, eps as for adamw, to whose size steps are brought.",
         ),
         OptimizerSpec(
             name="adafactor",

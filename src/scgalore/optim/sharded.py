@@ -12,10 +12,15 @@ from torch import Tensor, distributed
 from torch.optim import Optimizer
 
 from scgalore.errors import OptionError
+from scgalore.optim.expected import weights_of
 from scgalore.optim.needs import TrainingNeeds, needs_of
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
+
+    from scgalore.optim.expected import Weights
+
+    CountState = Callable[[Tensor, Mapping[str, Any]], int]
 
 __all__ = ["ShardedOptimizer", "dealt"]
 
@@ -33,6 +38,8 @@ class ShardedOptimizer(TrainingNeeds, Optimizer):
         Any optimizer that updates each parameter by itself, makes its state at the first step and skips parameters
         without gradient. Gradients must be equal on all processes, as
         :class:`~torch.nn.parallel.DistributedDataParallel` leaves them.
+    count
+        Bytes of state that a parameter has, from it and its group, by which parameters are dealt; their size when left out.
 
     Raises
     ------
@@ -42,12 +49,12 @@ class ShardedOptimizer(TrainingNeeds, Optimizer):
 
     Notes
     -----
-    Parameters are dealt by size, the largest first, to the process that has least. ``state_dict()`` has the state of this
+    Parameters are dealt by their state, the largest first, to the process that has least. ``state_dict()`` has the state of this
     process; after ``consolidate_state_dict()``, which all processes must call, it has once, on process 0, that of all of
     them, in the form of the optimizer inside. Any number of processes can load that, and each keeps its share.
     """
 
-    def __init__(self, optimizer: Optimizer) -> None:
+    def __init__(self, optimizer: Optimizer, count: CountState | None = None) -> None:
         if not (distributed.is_available() and distributed.is_initialized()):
             msg = "ShardedOptimizer shares state among processes, and torch.distributed has no process group."
             raise OptionError(msg)
@@ -62,7 +69,7 @@ class ShardedOptimizer(TrainingNeeds, Optimizer):
         self._whole_state: dict[int, Any] | None = None
         super().__init__(optimizer.param_groups, optimizer.defaults)
         self._same_groups()
-        self._owners = dealt(self._params(), distributed.get_world_size())
+        self._owners = dealt(weights_of(optimizer), distributed.get_world_size(), count)
 
     def _same_groups(self) -> None:
         # One set of groups and one state: a schedule that sets the learning rate here sets it inside.
@@ -149,14 +156,15 @@ class ShardedOptimizer(TrainingNeeds, Optimizer):
         self._same_groups()
 
 
-def dealt(params: list[Tensor], size: int) -> dict[Tensor, int]:
-    """Process of each parameter: the largest first, to the process that has least."""
+def dealt(weights: Weights, size: int, count: CountState | None = None) -> dict[Tensor, int]:
+    """Process of each parameter: the one with most state first, to the process that has least."""
     loads = [0] * size
     owners: dict[Tensor, int] = {}
-    for param in sorted(params, key=lambda param: -param.numel()):
+    costs = [(param, param.numel() if count is None else count(param, group)) for param, group in weights]
+    for param, cost in sorted(costs, key=lambda pair: -pair[1]):
         rank = loads.index(min(loads))
         owners[param] = rank
-        loads[rank] += param.numel()
+        loads[rank] += cost
     return owners
 
 

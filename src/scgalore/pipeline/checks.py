@@ -12,6 +12,7 @@ from scgalore import _logging as logg
 from scgalore._keys import GeneKeys
 from scgalore._options import options_of
 from scgalore.adapters import ADAPTERS
+from scgalore.data.resolve import CELLS
 from scgalore.data.results import refuse_overwrite
 from scgalore.data.split import random_split
 from scgalore.errors import DataError, DownloadError, OptionError
@@ -35,6 +36,7 @@ __all__ = [
     "OWN_SPLIT",
     "SELECTED",
     "at_most_genes",
+    "cell_files",
     "expected_epochs",
     "load_model",
     "settle",
@@ -92,6 +94,13 @@ def settle(config: RunConfig) -> tuple[RunConfig, CellFile]:
             f"The configuration is of version {config.version}, and this is {__version__}: numbers may differ."
         )
     return settled, file
+
+
+def cell_files(config: RunConfig) -> dict[str, str]:
+    """Files of further cells that arguments of the task name, by the argument."""
+    assert config.task is not None
+    kinds = {option.name: option.kind for option in task_named(config.task).arguments}
+    return {name: path for name, path in config.arguments.items() if kinds[name] is CELLS and path is not None}
 
 
 def at_most_genes(config: RunConfig, file: CellFile) -> int:
@@ -195,6 +204,10 @@ def _check_file(config: RunConfig, file: CellFile) -> None:
     if not len(file.obs) or not len(file.var):
         msg = f"{file.path} is empty: {len(file.obs)} cells x {len(file.var)} genes."
         raise DataError(msg)
+    for path in cell_files(config).values():
+        other = CellFile.of(Path(path))
+        for slot in ("layer", "gene_symbols", "depth_key"):
+            other.require({"layer": "layers", "gene_symbols": "var", "depth_key": "obs"}[slot], slot, given[slot])
     for option in task.arguments:
         key = given[option.name]
         if option.name == task.key and option.column == "obs" and key is not None and not file.obs[key].notna().any():

@@ -8,6 +8,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
+from anndata import AnnData
+
 from scgalore._options import (
     COUNT,
     FRACTION,
@@ -165,6 +167,10 @@ class RunConfig:
         task = choose_task(chosen["task"], given)
         if "batch_key" in {option.name for option in task.arguments}:
             given["batch_key"] = chosen["batch_key"]
+        for name, value in given.items():
+            if isinstance(value, AnnData):
+                msg = f"{name}: a run is made of files. Pass the path of an .h5ad file."
+                raise OptionError(msg)
         training = {name: options[name] for name in of_training if options.get(name) is not None}
         values = {
             **{"data": absolute("data", data), "out": absolute("out", out)},

@@ -9,14 +9,15 @@ from inspect import signature
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 from anndata import AnnData
 
 from scgalore import errors
 from scgalore.data.scale import is_called_counts
 from scgalore.data.split import PARTS
 from scgalore.errors import OptionError
-from scgalore.pipeline.cells import draw_rows, on_selected_genes
-from scgalore.pipeline.checks import OWN_SPLIT, SELECTED, load_model, settle, training_call, with_cells
+from scgalore.pipeline.cells import CellFile, draw_rows, on_selected_genes
+from scgalore.pipeline.checks import OWN_SPLIT, SELECTED, cell_files, load_model, settle, training_call, with_cells
 from scgalore.pipeline.folder import RunFolder
 from scgalore.pipeline.measure import Stopwatch, circumstances, peak_memory, versions
 from scgalore.pipeline.progress import Stages
@@ -33,7 +34,6 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from scgalore.model import CellModel
-    from scgalore.pipeline.cells import CellFile
     from scgalore.pipeline.config import RunConfig
     from scgalore.tasks.call import TrainingCall
     from scgalore.tasks.findings import Findings
@@ -110,6 +110,7 @@ class _Run:
         self.task = TASKS[config.task]
         self.split_key = config.split_key or OWN_SPLIT
         self.watch = Stopwatch()
+        self.other_cells: dict[str, AnnData] = {}
         self.sizes = {"cells in the file": len(file.obs)}
 
     def make(self) -> None:
@@ -151,9 +152,7 @@ class _Run:
             most = None if isinstance(config.max_cells, str) else config.max_cells
             rows = draw_rows(self.file.obs, keys, most=most, seed=config.rng)
             kept = [] if config.split_key is None else [config.split_key]
-            if not is_called_counts(config.layer):  # else what is recorded of logarithms is of another matrix
-                kept.append("log1p")
-            adata = self.file.read(rows, config.layer, uns=kept)
+            adata = self.file.read(rows, config.layer, uns=[*kept, *self._records()])
             self.sizes["cells chosen"] = adata.n_obs
             note(f"{adata.n_obs:,} of {len(self.file.obs):,} cells, {adata.n_vars:,} genes")
         with self._stage("split") as note:
@@ -168,9 +167,24 @@ class _Run:
                 adata, adata.var[KEY].to_numpy(bool), config.reading
             )
             note(f"{adata.n_vars:,} ({config.gene_strategy}), from training cells")
+        self.other_cells = {name: self._read_others(Path(path)) for name, path in cell_files(config).items()}
         counts = adata.obs[self.split_key].value_counts()
         self.sizes |= {part: int(counts.get(part, 0)) for part in PARTS}
         return adata, genes.set_axis(["rank", "source", "selected"], axis=1).rename_axis("gene")
+
+    def _read_others(self, path: Path) -> AnnData:
+        """Cells of another file that an argument names, with all of their genes, as logarithms."""
+        file = CellFile.of(path)
+        most = None if isinstance(self.config.max_cells, str) else self.config.max_cells
+        adata = file.read(
+            draw_rows(file.obs, [], most=most, seed=self.config.rng), self.config.layer, uns=self._records()
+        )
+        return on_selected_genes(adata, np.ones(adata.n_vars, dtype=bool), self.config.reading)[0]
+
+    def _records(self) -> list[str]:
+        """Entries of ``uns`` that say how the matrix is to be read."""
+        # Else what is recorded of logarithms is of another matrix.
+        return [] if is_called_counts(self.config.layer) else ["log1p"]
 
     def _select(self, adata: AnnData) -> None:
         parts = adata.obs[self.split_key]
@@ -195,7 +209,13 @@ class _Run:
         """The call as it is for the cells that were read, which have their split in a column."""
         call = training_call(self.config)
         # What the stage of genes has left is logarithms, whatever the file holds.
-        return replace(call, split_key=self.split_key, reading=replace(call.reading, data_type="log1p", depth_key=None))
+        arguments = {**call.arguments, **self.other_cells}
+        return replace(
+            call,
+            arguments=arguments,
+            split_key=self.split_key,
+            reading=replace(call.reading, data_type="log1p", depth_key=None),
+        )
 
     def _begin(self, adata: AnnData, genes: pd.DataFrame) -> None:
         """Write what is known before training."""
@@ -220,7 +240,7 @@ class _Run:
                 adata,
                 model,
                 task=config.task,
-                **config.arguments,
+                **self._call().arguments,
                 split_key=self.split_key,
                 **self._call().reading.params(),
                 genes_key=KEY if config.training.get("curriculum") else None,

@@ -144,6 +144,8 @@ class Prepared:
         Whether fresh heads predict 0 for every cell until they are trained.
     start
         Weight and bias of the last layer of a head, by its name, that training starts from; such heads are always fresh.
+    identity
+        What must agree when a run is resumed, besides what the source and the configuration tell.
     state
         What the task itself needs again after training.
     """
@@ -159,6 +161,7 @@ class Prepared:
     memory: TaskMemory | None = None
     heads_at_zero: bool = False
     start: Mapping[str, LastLayer] = field(default_factory=dict)
+    identity: Mapping[str, Any] = field(default_factory=dict)
     state: Any = field(default=None, repr=False)
 
 
@@ -201,6 +204,11 @@ class Task(ABC):
             msg = f"task={self.name!r} needs {self.key}=, a column of adata.obs."
             raise OptionError(msg)
         return complete
+
+    def record(self, arguments: Mapping[str, Any]) -> dict[str, Any]:
+        """Checked arguments as they are written down, such as in ``uns``."""
+        kinds = {option.name: option.kind for option in self.arguments}
+        return {name: None if value is None else kinds[name].record(value) for name, value in arguments.items()}
 
     def require(self, model: TaskModel) -> None:
         """Raise :class:`~scgalore.errors.OptionError` if the model's family cannot be trained for this task."""

@@ -123,7 +123,9 @@ class CellTask(Task):
         """What ``uns`` holds of the linear model: candidates, scores of it alone, and the correction that training started from."""
         fit, correction = prepared.state["prior"]
         shown = {"gain": correction.gain, "gain_se": correction.gain_error, "used": correction.helps}
-        return {"candidates": fit.table, "metrics": metrics, "correction": {**shown, "penalty": correction.penalty}}
+        learned = {"unlabelled": fit.unlabelled} if fit.unlabelled else {}
+        corrected = {**shown, "penalty": correction.penalty}
+        return {"candidates": fit.table, "metrics": metrics, "correction": corrected, **learned}
 
     def fit_correction(self, reading: CellReading, fit: LinearFit, features: NDArray[np.float32]) -> Correction:
         """Fit the last layer of the head to what the linear model misses, for tasks that have one.
@@ -207,6 +209,7 @@ class CellTask(Task):
         if fit is not None:
             cells, known["start"], correction = self._start(model, cells, reading, fit, call)
             state["prior"] = fit, correction
+            known["identity"] = {"cells without labels": fit.unlabelled.get("cells", "none")}
             known["memory"] = replace(known["memory"], prior=fit.model)
             if len(split.validation):
                 objective = objective.after_prior(cells.targets, split.validation)

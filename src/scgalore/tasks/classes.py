@@ -17,6 +17,7 @@ from scgalore._options import COUNT, TEXT, Option
 from scgalore.data.coded import refuse_unknown
 from scgalore.data.columns import read_column
 from scgalore.data.labels import class_codes, class_colors, classes_of, doubtful_labels, encode_labels
+from scgalore.data.resolve import cells_of
 from scgalore.data.results import Results
 from scgalore.data.split import PARTS
 from scgalore.errors import DataError, OptionError
@@ -41,6 +42,7 @@ from scgalore.tasks.linear import (
 )
 from scgalore.tasks.novelty import Novelty
 from scgalore.tasks.unknown import UnknownRule
+from scgalore.tasks.unlabelled import UNLABELLED, check_unlabelled, fit_unlabelled
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -113,9 +115,10 @@ class ClassesMemory:
 
 @dataclass(frozen=True)
 class ClassesReading(CellReading):
-    """What :meth:`Classes.read` found: also ``weights``, of each class in the loss."""
+    """What :meth:`Classes.read` found: also ``weights``, of each class in the loss, and ``others``, cells without labels."""
 
     weights: tuple[float, ...] | None
+    others: AnnData | None
 
 
 class Classes(CellTask):
@@ -134,6 +137,7 @@ class Classes(CellTask):
             "weights, the others being 1. Validation weighs alike, so the epoch is chosen by the loss that is trained.",
         ),
         PRIOR,
+        UNLABELLED,
     )
     sizes = (Option("n_classes", COUNT, "Number of classes."),)
     next_steps = "`sg.tl.annotate(other_cells, model)` predicts the classes of other cells; `sg.tl.embed(other_cells, model)` embeds them."
@@ -147,8 +151,17 @@ class Classes(CellTask):
             raise DataError(msg)
         return CellTargets(split, {"labels": codes}, ClassesMemory(classes))
 
+    def check(self, arguments: Mapping[str, Any]) -> dict[str, Any]:
+        """Complete the arguments; cells without labels need a linear model to learn from them."""
+        complete = super().check(arguments)
+        if complete["unlabelled"] is not None and complete["prior"] == "none":
+            msg = "unlabelled= is for the linear model, and prior='none' has none. Leave one of them out."
+            raise OptionError(msg)
+        return complete
+
     def read(self, data: AnnData | TokenStream, call: TrainingCall) -> ClassesReading:
-        """Labels, split, ranking of the genes, and weights; doubtful labels are warned of."""
+        """Labels, split, ranking of the genes, weights, and cells without labels; doubtful labels are warned of."""
+        others = self._others(data, call)
         reading = super().read(data, call)
         assert isinstance(reading.memory, ClassesMemory)
         classes, labels_key = reading.memory.classes, call.arguments["labels_key"]
@@ -158,7 +171,20 @@ class Classes(CellTask):
             for message in (untrained_classes(classes, counts, trained), *doubtful_labels(classes, counts, where)):
                 if message is not None:
                     logg.warning(message)
-        return ClassesReading(**vars(reading), weights=weights)
+        return ClassesReading(**vars(reading), weights=weights, others=others)
+
+    @staticmethod
+    def _others(data: AnnData | TokenStream, call: TrainingCall) -> AnnData | None:
+        """Cells without labels, checked."""
+        given = call.arguments["unlabelled"]
+        if given is None:
+            return None
+        if not isinstance(data, AnnData):
+            msg = "unlabelled= is for the linear model, which a stream of files has not. Leave it out, or pass an AnnData."
+            raise OptionError(msg)
+        others = cells_of(given, "unlabelled")
+        check_unlabelled(others, data, call.reading)
+        return others
 
     def fit_prior(self, reading: CellReading, call: TrainingCall) -> LinearFit | None:
         """A logistic regression."""
@@ -167,9 +193,12 @@ class Classes(CellTask):
         assert isinstance(reading, ClassesReading)
         assert isinstance(reading.memory, ClassesMemory)
         assert reading.targets is not None
-        codes, n_classes = reading.targets.arrays["labels"], len(reading.memory.classes)
-        how: dict[str, Any] = {"n_classes": n_classes, "weights": reading.weights, "seed": call.seed}
-        return fit_classes(reading.data, call.reading, codes, reading.targets.split, **how)
+        codes, classes = reading.targets.arrays["labels"], reading.memory.classes
+        how: dict[str, Any] = {"weights": reading.weights, "seed": call.seed}
+        fit = fit_classes(reading.data, call.reading, codes, reading.targets.split, n_classes=len(classes), **how)
+        if reading.others is None:
+            return fit
+        return fit_unlabelled(fit, reading.data, reading.others, call.reading, codes, classes=classes, **how)
 
     def fit_correction(self, reading: CellReading, fit: LinearFit, features: NDArray[np.float32]) -> Correction:
         """Multinomial logistic regression on top of the logits of the other."""
@@ -333,6 +362,11 @@ class Classes(CellTask):
         adata.obs[labels_key] = pd.Categorical.from_codes(codes, categories=pd.Index(classes))
         super().split(adata, call, key)
 
+    def check_cells(self, adata: AnnData, model: TaskModel, call: TrainingCall) -> None:
+        """Read the cells, and those without labels, once as training will."""
+        super().check_cells(adata, model, call)
+        self._others(adata, call)
+
     def predict(self, adata: AnnData, model: TaskModel, call: TrainingCall) -> str:
         """Fine-tuning has written labels and embeddings."""
         return f"labels and embeddings of {adata.n_obs:,} cells, written by fine-tuning"
@@ -363,14 +397,17 @@ class Classes(CellTask):
         if prior is not None:
             differences[PRIOR_ALONE] = scores.difference(name, PRIOR_ALONE)
             metrics["prior"] = {**scores.row(PRIOR_ALONE), "difference": differences[PRIOR_ALONE]}
-        calibration = adata.uns[keys.uns].get("calibration")
+        found = adata.uns[keys.uns]
+        calibration, learned = found.get("calibration"), found.get("prior", {}).get("unlabelled")
+        if learned is not None:
+            metrics["unlabelled"] = {**learned, "classes": learned["classes"].to_dict("index")}
         if calibration is not None:
             metrics["calibration"] = {**calibration, "parts": calibration["parts"].to_dict("index")}
         numbers = [f"{title} {mine[key]:.3f} ({rival} {theirs[key]:.3f})" for key, title in METRICS.items()]
         return Findings(
             metrics,
             f"{', '.join(numbers)} on {scores.n:,} test cells",
-            [_section(scores, name, differences), *_calibration_section(calibration)],
+            [_section(scores, name, differences), *_unlabelled_section(learned), *_calibration_section(calibration)],
             {
                 "confusion_matrix.png": (
                     "Held-out cells by true and predicted class.",
@@ -458,6 +495,26 @@ def _section(scores: LabelScores, name: str, differences: Mapping[str, dict[str,
             "\n".join(verdicts),
         ]
     )
+
+
+def _unlabelled_section(learned: Mapping[str, Any] | None) -> list[str]:
+    if learned is None:
+        return []
+    rows = [
+        (str(name), str(int(row["labelled"])), str(int(row["guessed"]))) for name, row in learned["classes"].iterrows()
+    ]
+    verdict = "The linear model was fitted to them as well" if learned["used"] else "They were not used"
+    return [
+        "\n\n".join(
+            [
+                "## Cells without labels",
+                markdown_table(("class", "labelled cells", "guessed cells"), rows),
+                f"Of {int(learned['n_read']):,} cells without a label, the linear model labelled those that it gave a probability above "
+                f"{learned['threshold']:g}. {verdict}: they change its accuracy on labelled cells that "
+                f"were left out by {with_error(learned['gain'], learned['gain_se'], sign='+')}. The simple classifiers above have not seen them.",
+            ]
+        )
+    ]
 
 
 def _calibration_section(calibration: Mapping[str, Any] | None) -> list[str]:

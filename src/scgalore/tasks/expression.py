@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
@@ -10,7 +11,7 @@ import torch
 from scgalore._options import Kind, Option, are, choice, comma_separated, number
 from scgalore.data.sampler import BatchRequest
 from scgalore.nn.device import pick_device
-from scgalore.objectives import PRETRAINING, MaskedExpression, pretraining_objective
+from scgalore.objectives import PRETRAINING, GenerativeExpression, MaskedExpression, pretraining_objective
 from scgalore.tasks.cells import CellTargets, CellTask
 from scgalore.tasks.figures import bars, umap
 from scgalore.tasks.findings import Findings, markdown_table, with_error
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
     from scgalore.data.streaming import TokenStream
     from scgalore.nn.base import CellNetwork
     from scgalore.objectives import Objective
-    from scgalore.tasks.base import TaskModel
+    from scgalore.tasks.base import Prepared, TaskModel
     from scgalore.tasks.call import TrainingCall
     from scgalore.tasks.cells import CellReading
 
@@ -81,6 +82,13 @@ class Expression(CellTask):
         ratio = call.arguments.get("mask_ratio")
         ratio = tuple(ratio) if isinstance(ratio, list) else ratio
         return pretraining_objective(network, call.arguments.get("objective"), ratio)
+
+    def prepare(self, reading: CellReading, model: TaskModel, call: TrainingCall) -> Prepared:
+        """Tokens, the objective, and a network that can be trained for it."""
+        prepared = super().prepare(reading, model, call)
+        if isinstance(prepared.objective, GenerativeExpression) and not model.network.generates:
+            return replace(prepared, network=model.network.generative_variant(seed=call.seed))
+        return prepared
 
     def stream_memory(self, stream: TokenStream, call: TrainingCall) -> None:
         """A stream needs nothing more."""

@@ -48,8 +48,12 @@ __all__ = [
     "PRIOR_FILE",
     "LinearFit",
     "LinearModel",
+    "Logistic",
+    "MatchedGenes",
+    "basis_of",
     "fit_classes",
     "fit_values",
+    "gene_scale",
     "read_part",
     "with_held_out_prior",
     "with_prior",
@@ -80,6 +84,32 @@ RARE = -5.0
 """Logit of a class without training cells, relative to the least likely other one."""
 SAME_SCALE = (0.5, 2.0)
 """Sum of the expression relative to that of the training data, within which other data count as on the same scale."""
+
+
+@dataclass(frozen=True)
+class MatchedGenes:
+    """Which columns of other data are the genes of a linear model.
+
+    Attributes
+    ----------
+    columns
+        One for each gene that is there, in the order of the model.
+    present
+        Which genes of the model these are, bool ``(n_genes,)``.
+    factor
+        What the expression is divided by to be on the scale of the training data.
+    """
+
+    columns: NDArray[np.int64] = field(repr=False)
+    present: NDArray[np.bool_] = field(repr=False)
+    factor: float
+
+    def of(self, rows: sp.csr_matrix) -> sp.csr_matrix:
+        """These genes of log-normalised cells, on the scale of the training data."""
+        known = rows[:, self.columns]
+        if self.factor != 1:
+            known.data = np.log1p(np.expm1(known.data) / self.factor)
+        return known
 
 
 @dataclass(frozen=True, eq=False)
@@ -134,22 +164,32 @@ class LinearModel:
 
     def of_expression(self, expression: LogExpression, genes: list[str]) -> NDArray[np.float32]:
         """:meth:`predict` for expression whose columns have these names, as :func:`~scgalore.genes.standardise` writes them."""
+        genes_read = self.matched(expression, genes)
+        found = genes_read.present
+        coef = self.coef[found]
+        intercept = self.intercept + self.mean[~found] @ self.coef[~found]
+        parts = [np.zeros((0, len(self.intercept)), dtype=np.float32)]
+        for _, rows in expression.chunks():
+            parts.append((genes_read.of(rows) @ coef + intercept).astype(np.float32))
+        return np.concatenate(parts)
+
+    def matched(self, expression: LogExpression, genes: list[str]) -> MatchedGenes:
+        """How to read the genes of this model from expression whose columns have these names.
+
+        Parameters
+        ----------
+        expression
+            Of cells that need not be those of training.
+        genes
+            Name of each column.
+        """
         place = {name: i for i, name in enumerate(self.genes)}
         found = np.array([place.get(name, -1) for name in genes])
         _, first = np.unique(found, return_index=True)
         columns = first[found[first] >= 0]  # of columns of one name, the first; all in the order of the model
-        coef = self.coef[found[columns]]
-        absent = np.ones(len(self.genes), dtype=bool)
-        absent[found[columns]] = False
-        intercept = self.intercept + self.mean[absent] @ self.coef[absent]
-        factor = self._scale(expression, columns, float(self.linear_mean[found[columns]].sum()))
-        parts = [np.zeros((0, len(self.intercept)), dtype=np.float32)]
-        for _, rows in expression.chunks():
-            known = rows[:, columns]
-            if factor != 1:
-                known.data = np.log1p(np.expm1(known.data) / factor)
-            parts.append((known @ coef + intercept).astype(np.float32))
-        return np.concatenate(parts)
+        present = np.zeros(len(self.genes), dtype=bool)
+        present[found[columns]] = True
+        return MatchedGenes(columns, present, self._scale(expression, columns, float(self.linear_mean[present].sum())))
 
     @staticmethod
     def _scale(expression: LogExpression, columns: Array, expected: float) -> float:
@@ -265,15 +305,22 @@ class LinearFit:
         fitted to other training cells, and those of validation cells to all training cells.
     table
         One row per candidate: ``scaled``, ``penalty`` (inverse strength), ``loss`` on left-out training cells, ``chosen``.
+    scaled, penalty
+        What was chosen.
     cells, folds
         Rows that the model was fitted to, int64 ``(n,)``, and the fold of each, from :func:`~scgalore.tasks.folds.make_folds`.
+    unlabelled
+        What cells without labels have changed, from :func:`~scgalore.tasks.unlabelled.fit_unlabelled`; empty without any.
     """
 
     model: LinearModel = field(repr=False)
     predicted: NDArray[np.float32] = field(repr=False)
     table: pd.DataFrame = field(repr=False)
+    scaled: bool
+    penalty: float
     cells: NDArray[np.int64] = field(repr=False)
     folds: NDArray[np.int64] = field(repr=False)
+    unlabelled: dict[str, Any] = field(default_factory=dict, repr=False)
 
 
 def fit_classes(
@@ -308,7 +355,7 @@ def fit_classes(
     def loss(outputs: Array, y: Array) -> float:
         return float(np.average(-log_softmax(outputs, axis=1)[np.arange(len(y)), y], weights=of_class[y]))
 
-    return _fit(adata, reading, codes, codes, split, lambda tolerance: _Logistic(of_class, tolerance), loss, seed)
+    return _fit(adata, reading, codes, codes, split, lambda tolerance: Logistic(of_class, tolerance), loss, seed)
 
 
 def fit_values(
@@ -354,16 +401,13 @@ def _fit(
     folds = make_folds(train, strata[cells], rng)
     x = expression.rows(cells)[:, unique]
     mean = np.asarray(x.mean(axis=0), dtype=np.float64).ravel()
-    square = np.asarray(x.multiply(x).mean(axis=0), dtype=np.float64).ravel()
-    std = np.sqrt(np.maximum(square - mean**2, 0))
-    std[std < 1e-6] = np.inf  # a gene that does not vary says nothing, and must not blow up in other cells
+    scales = {scaled: gene_scale(x, mean, scaled=scaled) for scaled in PENALTIES}
     span = sample(np.arange(len(cells)), strata[cells], MAX_SPAN, rng)
     judged = sample(np.flatnonzero(train), strata[cells], MAX_CHOICE, rng)
     rows: list[dict[str, float | bool]] = []
     best: tuple[float, bool, float, Array, Array] | None = None
     for scaled in PENALTIES:
-        scale = std if scaled else np.where(np.isinf(std), np.inf, 1.0)
-        basis = _basis(x[span], mean, scale)
+        basis = basis_of((x[span].toarray() - mean) / scales[scaled], scales[scaled])
         features = x @ basis - (mean @ basis).astype(np.float32)
         rough = [solver(ROUGH) for _ in range(N_FOLDS)]
         lowest, worse = math.inf, 0
@@ -390,12 +434,37 @@ def _fit(
     predicted[cells] = _left_out(features, y, folds, exact, penalty)
     table = pd.DataFrame(rows)
     table["chosen"] = (table["scaled"] == scaled) & (table["penalty"] == penalty)
-    return LinearFit(model, predicted, table, cells, folds)
+    return LinearFit(model, predicted, table, scaled, penalty, cells, folds)
 
 
-def _basis(x: sp.csr_matrix, mean: NDArray[np.float64], scale: NDArray[np.float64]) -> NDArray[np.float32]:
-    """Directions of centred and scaled cells, float32 ``(n_genes, n_directions)``, on expression as it is."""
-    centred = ((x.toarray() - mean) / scale).astype(np.float32)
+def gene_scale(x: sp.csr_matrix, mean: NDArray[np.float64], *, scaled: bool) -> NDArray[np.float64]:
+    """What each gene is divided by, float64 ``(n_genes,)``; infinite for one that does not vary.
+
+    Such a gene says nothing, and must not blow up in other cells.
+
+    Parameters
+    ----------
+    x, mean
+        Expression of the cells that are fitted to, and its mean.
+    scaled
+        Whether genes are scaled to unit variance.
+    """
+    square = np.asarray(x.multiply(x).mean(axis=0), dtype=np.float64).ravel()
+    std = np.sqrt(np.maximum(square - mean**2, 0))
+    return np.where(std < 1e-6, np.inf, std if scaled else 1.0)
+
+
+def basis_of(x: NDArray[np.floating], scale: NDArray[np.float64]) -> NDArray[np.float32]:
+    """Directions of cells, float32 ``(n_genes, n_directions)``, on expression as it is.
+
+    Parameters
+    ----------
+    x
+        Expression, centred and divided by the scale, ``(n, n_genes)``.
+    scale
+        Of each gene, ``(n_genes,)``; a gene with an infinite one is left out.
+    """
+    centred = x.astype(np.float32)
     size, directions = np.linalg.eigh((centred @ centred.T).astype(np.float64))
     kept = size > size.max(initial=0) * 1e-6
     basis = centred.T @ (directions[:, kept] / np.sqrt(size[kept])).astype(np.float32)
@@ -412,7 +481,7 @@ def _left_out(
     return left_out(folds, predict)
 
 
-class _Logistic:
+class Logistic:
     """Fits a logistic regression; a later fit, to the same cells with another penalty, starts from the earlier one."""
 
     def __init__(self, of_class: NDArray[np.float64], tolerance: float) -> None:
@@ -421,7 +490,8 @@ class _Logistic:
         self.of_class = of_class
         self.classifier = LogisticRegression(max_iter=500, tol=tolerance, warm_start=True)
 
-    def __call__(self, x: Array, y: Array, penalty: float) -> tuple[Array, Array]:
+    def __call__(self, x: Array, y: Array, penalty: float, weight: Array | float = 1.0) -> tuple[Array, Array]:
+        """Coefficients ``(n_features, n_classes)`` and intercepts; ``weight`` is what each cell counts, besides its class."""
         from sklearn.exceptions import ConvergenceWarning
 
         present, n_classes = np.unique(y), len(self.of_class)
@@ -432,7 +502,7 @@ class _Logistic:
             return weights, intercept
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", ConvergenceWarning)
-            found = self.classifier.set_params(C=penalty).fit(x, y, sample_weight=self.of_class[y])
+            found = self.classifier.set_params(C=penalty).fit(x, y, sample_weight=self.of_class[y] * weight)
         if len(present) == 2:  # one row of coefficients, for the second class
             weights[:, present] = found.coef_.T * [-0.5, 0.5]
             intercept[present] = found.intercept_[0] * np.array([-0.5, 0.5])

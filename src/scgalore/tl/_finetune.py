@@ -142,7 +142,8 @@ def finetune(
         R2, Spearman correlation and mean absolute error); ``classes``, and ``class_weights`` in their order, if the loss
         weighed them; ``calibration`` of their probabilities (temperature, and the expected calibration error of each split);
         ``prior`` (scores of the linear model alone, with ``gain``, the accuracy that the network adds; the candidates that
-        cross-validation chose from; and what the ``correction`` that training starts from gains), see :doc:`/concepts/prior`; with a
+        cross-validation chose from; what the ``correction`` that training starts from gains; and, of ``unlabelled`` cells, how many
+        were used, of which class), see :doc:`/concepts/prior`; with a
         prior, training and validation cells are scored by models that were not fitted to them;
         for perturbations ``stats`` and ``perturbations``.
     `adata.uns['scgpt_label_colors' | key_added + '_label_colors']` : :class:`numpy.ndarray`
@@ -203,7 +204,7 @@ def finetune(
         read = {**call.reading.params(), "rng": call.seed, **call.given}
         if call.config.curriculum is not None:
             read["genes_key"] = call.ranking_key(adata)
-        params = {"task": chosen.name, **call.arguments, **content.pop("params"), **read}
+        params = {"task": chosen.name, **chosen.record(call.arguments), **content.pop("params"), **read}
         common = {
             "params": params,
             "history": fitted.history,

@@ -215,7 +215,7 @@ def _optimizer_bytes(case: Case, network: CellNetwork, reached: set[nn.Parameter
     work = spec.count_work(weights[:1] if config.per_layer_update else weights, options)
     if not (config.shard_optimizer and case.n_processes > 1):
         return spec.count_state(weights, options), work
-    owners = dealt([param for param, _ in weights_of(built)], case.n_processes)
+    owners = dealt(weights_of(built), case.n_processes, spec.counter(config.optimizer_options))
     shares = [[pair for pair in weights if owners[pair[0]] == rank] for rank in range(case.n_processes)]
     return max(spec.count_state(share, options) for share in shares), work
 

@@ -11,7 +11,7 @@ from scvi.train import TrainingPlan
 from torch import distributed
 
 from scgalore.data.hashing import fold_seed
-from scgalore.optim import build_optimizer
+from scgalore.optim import OPTIMIZERS, build_optimizer
 from scgalore.optim.needs import needs_of
 from scgalore.optim.sharded import ShardedOptimizer
 from scgalore.train.checkpoint import CHECKPOINT_KEY
@@ -157,7 +157,7 @@ class ObjectiveTrainingPlan(TrainingPlan):
             **config.optimizer_options,
         )
         if config.shard_optimizer:
-            optimizer = ShardedOptimizer(optimizer)
+            optimizer = ShardedOptimizer(optimizer, OPTIMIZERS[config.optimizer].counter(config.optimizer_options))
         ends = self._steps_by_epoch()
         switches = {ends[start]: ends[stop] - ends[start] for start, stop in self._switches.items()}
         schedule = learning_rates(

@@ -313,9 +313,8 @@ def _attend_on_gpu(q: Tensor, k: Tensor, v: Tensor, attn_mask: Tensor | None = N
         q, k, v = (x.to(torch.get_autocast_dtype("cpu")) for x in (q, k, v))
     if attn_mask is None and q.dtype != torch.float32:
         return torch.ops.aten._scaled_dot_product_flash_attention(q, k, v, **options)[0]
-    bias = None
-    if attn_mask is not None:
-        bias = torch.zeros_like(attn_mask, dtype=q.dtype).expand(*q.shape[:-1], k.shape[-2])
+    # Booleans become numbers in each call.
+    bias = None if attn_mask is None else attn_mask.to(q.dtype).expand(*q.shape[:-1], k.shape[-2])
     options["compute_log_sumexp"] = True
     return torch.ops.aten._scaled_dot_product_efficient_attention(q, k, v, bias, **options)[0]
 

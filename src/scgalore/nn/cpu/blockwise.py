@@ -34,32 +34,32 @@ def attend_in_blocks(q: Tensor, k: Tensor, v: Tensor, attended: Tensor | None = 
     k, v
         Keys and values ``(b, h, s, e)``.
     attended
-        ``False`` at keys to leave out, ``(b, 1, 1, s)``; each cell has at least one to attend to.
+        ``False`` at keys to leave out, for all queries of a cell, ``(b, 1, 1, s)``, or for each, ``(b, 1, t, s)``; each
+        query has at least one to attend to.
 
     Returns
     -------
     Tensor
         ``(b, h, t, e)``, in memory as ``(b, t, h, e)``.
     """
-    left_out = None if attended is None else ~attended
-    mixed: Tensor = _InBlocks.apply(q, k, v, left_out)
+    mixed: Tensor = _InBlocks.apply(q, k, v, attended)
     return mixed
 
 
 class _InBlocks(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, left_out: Tensor | None) -> Tensor:
+    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, attended: Tensor | None) -> Tensor:
         n_heads, values = q.shape[1], v.contiguous()
         mixed = q.new_empty(q.shape[0], q.shape[2], n_heads, q.shape[3]).transpose(1, 2)
         with torch.autocast("cpu", enabled=False):
-            for cells, block, p in _probabilities(q, k, left_out):
+            for cells, block, p in _probabilities(q, k, attended):
                 mixed[cells, :, block] = torch.bmm(p, values[cells].flatten(0, 1)).unflatten(0, (-1, n_heads))
-        ctx.save_for_backward(q, k, v, left_out, mixed)
+        ctx.save_for_backward(q, k, v, attended, mixed)
         return mixed
 
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
-        q, k, v, left_out, mixed = ctx.saved_tensors
+        q, k, v, attended, mixed = ctx.saved_tensors
         n_heads, scale = q.shape[1], 1 / math.sqrt(q.shape[-1])
         # d(scores) = p * (d(p) - delta), since a row of p sums to 1.
         delta = (grad_outputs[0].float() * mixed.float()).sum(dim=-1, keepdim=True).to(q.dtype)
@@ -69,7 +69,7 @@ class _InBlocks(torch.autograd.Function):
         dk, dv = (torch.zeros(part.shape, dtype=torch.float32) for part in (k, v))
         scratch = q.new_empty(0)
         with torch.autocast("cpu", enabled=False):
-            for cells, block, p in _probabilities(q, k, left_out):
+            for cells, block, p in _probabilities(q, k, attended):
                 some_keys, some_values = keys[cells].flatten(0, 1), values[cells].flatten(0, 1)
                 pulled, asking = pull[cells, :, block].flatten(0, 1), queries[cells, :, block].flatten(0, 1)
                 scratch = scratch if len(scratch) >= p.numel() else q.new_empty(p.numel())
@@ -81,7 +81,7 @@ class _InBlocks(torch.autograd.Function):
         return dq, dk.mul_(scale).to(k.dtype), dv.to(v.dtype), None
 
 
-def _probabilities(q: Tensor, k: Tensor, left_out: Tensor | None) -> Iterator[tuple[slice, slice, Tensor]]:
+def _probabilities(q: Tensor, k: Tensor, attended: Tensor | None) -> Iterator[tuple[slice, slice, Tensor]]:
     """Cells, queries and their attention ``(cells * h, queries, s)``, a block at a time, each in the memory of the last."""
     n_cells, n_heads, n_queries, width = q.shape
     length = k.shape[2]
@@ -99,8 +99,9 @@ def _probabilities(q: Tensor, k: Tensor, left_out: Tensor | None) -> Iterator[tu
             asking = queries[cells, :, block].flatten(0, 1)
             shape = (*asking.shape[:2], length)
             scores = torch.bmm(asking, keys[cells].flatten(0, 1), out=scratch[: math.prod(shape)].view(shape))
-            if left_out is not None:
-                scores.unflatten(0, (-1, n_heads)).masked_fill_(left_out[cells], -torch.inf)
+            if attended is not None:
+                seen = attended[cells, :, block if attended.shape[2] > 1 else slice(None)]
+                scores.unflatten(0, (-1, n_heads)).masked_fill_(~seen, -torch.inf)
             yield cells, block, torch.softmax(scores, dim=-1, out=scores)
             if one_block_is_enough(q):
                 return

@@ -10,6 +10,7 @@ import anndata as ad
 import numpy as np
 import pandas as pd
 import pytest
+import scanpy as sc
 import scipy.sparse as sp
 import torch
 from anndata import AnnData
@@ -590,3 +591,20 @@ def test_the_room_stays_light_and_its_names_are_functions() -> None:
 def test_no_sources() -> None:
     with pytest.raises(DataError, match="no sources"):
         streamed([])
+
+
+def test_all_cells_can_be_gathered_log_normalised(few: AnnData, tmp_path: Path) -> None:
+    """Counts in one file, logarithms in the other, whose genes are others and in another order."""
+    counts = AnnData(few.X[:50, :140].expm1().multiply(3).rint().tocsr(), few.obs[:50], few.var[:140])
+    counts.write_h5ad(tmp_path / "counts.h5ad")
+    logs = few[50:, 20:][:, ::-1].copy()
+    logs.write_h5ad(tmp_path / "logs.h5ad")
+    vocab = GeneVocab.from_genes(few.var_names)
+    made = sg.data.stream(tmp_path, vocab, batch_size=4, shuffle=False).to_adata(vocab, obs_keys=["bulk_labels"])
+    assert made.obs["source"].tolist() == ["counts"] * 50 + ["logs"] * 40
+    assert made.obs["bulk_labels"].astype(str).tolist() == few.obs["bulk_labels"].astype(str).tolist()
+    sc.pp.normalize_total(counts, target_sum=1e4)
+    sc.pp.log1p(counts)
+    for part, expected in ((made[:50], counts), (made[50:], logs)):
+        np.testing.assert_allclose(part[:, expected.var_names].X.toarray(), expected.X.toarray(), rtol=1e-5)
+        assert part[:, ~part.var_names.isin(expected.var_names)].X.sum() == 0

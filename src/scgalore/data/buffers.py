@@ -6,6 +6,7 @@ import math
 from copy import copy
 from dataclasses import dataclass
 from functools import lru_cache
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -322,6 +323,8 @@ class FileBuffers:
 
     def gather(self, tokens: Sequence[str], obs_keys: Sequence[str] = ()) -> AnnData:
         """Read all cells into memory, log-normalised; see :meth:`scgalore.data.TokenStream.to_adata`."""
+        stems = [Path(name).stem if name.endswith((".h5ad", ".zarr")) else name for name in self.names]
+        called = stems if len(set(stems)) == len(stems) else self.names
         ids = self.genes()
         place_of = np.full(len(tokens), -1)
         place_of[ids] = np.arange(len(ids))
@@ -329,7 +332,7 @@ class FileBuffers:
         for file, kept in enumerate(self._kept):
             if not kept.n_kept:
                 continue
-            table = self._tables[kept.table]
+            table = self._token_ids(kept.table)
             known = np.flatnonzero(table >= 0)
             rows = np.arange(kept.n_obs) if kept.rows is None else kept.rows.astype(np.int64)
             opened = kept.source.open()
@@ -343,7 +346,7 @@ class FileBuffers:
             reading = Reading(data_type=kept.source.reading.data_type)
             cells.X = LogExpression.from_adata(cells, reading, log_base=math.e).rows(np.arange(len(rows)))
             cells.obs_names = [f"{file}-{row}" for row in rows]
-            for key, values in {"source": self.names[kept.group], "file": kept.source.name, **columns}.items():
+            for key, values in {"source": called[kept.group], "file": kept.source.name, **columns}.items():
                 cells.obs[key] = values
             gathered.append(cells)
         whole = concat(gathered, axis="obs")
@@ -375,4 +378,7 @@ class FileBuffers:
         return part
 
     def _tokenizer(self, table: int) -> Tokenizer:
-        return Tokenizer(self._tables[table].astype(np.int64) - 1, config=self._config, **self._special)
+        return Tokenizer(self._token_ids(table), config=self._config, **self._special)
+
+    def _token_ids(self, table: int) -> NDArray[np.int64]:
+        return self._tables[table].astype(np.int64) - 1

@@ -10,6 +10,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from scgalore import __version__, errors
+from scgalore._settings import settings
 from scgalore._words import duration
 from scgalore.errors import OptionError
 from scgalore.model.families import FAMILIES
@@ -87,7 +88,9 @@ def pretrain(config: PretrainConfig, *, force: bool = False, resume: bool = Fals
         before = None if run.held is None else run.model.run(run.held).embedding
         note(f"{run.training.n_obs:,} cells to train on, {0 if held is None else held.n_obs:,} held out")
     _begin(folder, config, resumed=resumed)
-    with stages.stage("pre-train", own_bar=True) as note, watch.time("pre-train"):
+    # Lines with losses and throughput are what people look at for hours.
+    shown = settings.override(verbosity=max(2, settings.verbosity or 0))
+    with stages.stage("pre-train", own_bar=True) as note, watch.time("pre-train"), shown:
         try:
             run.train(checkpoint_dir=folder.checkpoints, resume=True, logger=config.options["logger"])
         except OURS:
@@ -139,6 +142,9 @@ def plan_pretraining(config: PretrainConfig, *, force: bool = False, resume: boo
             f"{seconds:.2f} s here, which is {run.cells_per_step / seconds:,.0f} cells/s.",
             f"{steps:,} steps ({steps * run.cells_per_step / run.training.n_obs:.1f} passes over the cells) take about "
             f"{duration(steps * seconds)}, validation left out.",
+            "",
+            str(run.memory()),
+            "",
             f"The run would write {', '.join(FILES)}, figures and checkpoints to {folder.path}.",
             "",
             *(f"{name:<{width}}  {value}" for name, value in chosen.items()),

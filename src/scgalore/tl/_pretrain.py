@@ -22,9 +22,10 @@ from scgalore.tasks.expression import Expression
 from scgalore.tasks.registry import resolve_call
 from scgalore.tl._declared import with_options_of
 from scgalore.tl._fitted import free_folder
-from scgalore.tl._pretraining import PretrainingOptions
+from scgalore.tl._pretraining import BUDGETS, PretrainingOptions
 from scgalore.tl._shared import as_model
-from scgalore.train.checkpoint import saved_run
+from scgalore.train.curriculum import batch_plan
+from scgalore.train.estimate import estimate_training
 from scgalore.train.processes import training_processes
 
 if TYPE_CHECKING:
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
     from scgalore.model import CellModel
     from scgalore.tasks.base import Prepared
     from scgalore.train.config import TrainConfig
+    from scgalore.train.estimate import MemoryEstimate
     from scgalore.train.loggers import Loggers
 
 TIMED = 10
@@ -173,6 +175,9 @@ class PretrainingRun:
         """Open the files, check everything and prepare the run; parameters are those of :func:`pretrain`."""
         own = {option.name for option in options_of(PretrainingOptions)}
         asked = PretrainingOptions(**{name: options.pop(name) for name in own & options.keys()})
+        if "max_epochs" in options:
+            msg = f"max_epochs={options['max_epochs']!r}: pre-training counts its budget otherwise. Pass {', '.join(f'{name}=' for name in BUDGETS)}."
+            raise OptionError(msg)
         seed = seed_from(rng)
         task, call = resolve_call(
             {"objective": asked.objective, "mask_ratio": asked.mask_ratio, **options},
@@ -202,6 +207,8 @@ class PretrainingRun:
 
     def train(self, *, checkpoint_dir: PathLike | None, resume: bool, logger: Loggers) -> None:
         """Train; parameters are those of :func:`pretrain`."""
+        from scgalore.train.checkpoint import saved_run  # brings Lightning
+
         if saved_run(checkpoint_dir, resume=resume) is None:  # otherwise it keeps its own
             self.prepared = replace(self.prepared, config=self.with_steps(self.steps()))
         self.model.fit(self.prepared, checkpoint_dir=checkpoint_dir, resume=resume, logger=logger)
@@ -229,6 +236,14 @@ class PretrainingRun:
             trial.fit(replace(self.prepared, network=network, validation=None, config=config))
         return float(trial.history["seconds"].iloc[-1]) / TIMED
 
+    def memory(self) -> MemoryEstimate:
+        """What the run takes, with cells of the greatest length."""
+        config, source = self.prepared.config, self.training
+        n_cells, n_tokens = source.largest_batch(None, batch_plan(replace(config, max_epochs=1), source, None))
+        network = self.model.network if self.prepared.network is None else self.prepared.network
+        sizes = {"n_cells": n_cells, "n_tokens": n_tokens, "n_rows": len(source.tokens())}
+        return estimate_training(network, self.prepared.objective, config, **sizes)
+
     def with_steps(self, steps: int) -> TrainConfig:
         """The configuration with as many epochs as take these steps, the last one whole."""
         config = self.prepared.config
@@ -242,7 +257,7 @@ def _starting_model(model: Any, sources: Any, read: dict[str, Any], seed: int) -
         return as_model(model)
     known = GeneVocab.from_genes(sorted(symbols()))
     # The names of genes are read as those of a stream are, whatever they are in each file.
-    found = stream(sources, known, **read).tokens()
+    found = stream(sources, known, batch_size=1, **read).tokens()
     vocab = GeneVocab.from_genes(name for i in found if (name := known.tokens[i]) not in SPECIALS)
     logg.info(f"    a vocabulary of {len(vocab) - len(SPECIALS):,} genes was made from the files")
     family = next(family for family in FAMILIES.values() if type(model) is family.config)

@@ -1,0 +1,190 @@
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import anndata as ad
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from anndata import AnnData
+from matplotlib import image
+from safetensors.torch import load_file
+from tests.bitwise import differences
+from tests.tiny_plugin import few_cells
+from typer.testing import CliRunner
+
+import scgalore as sg
+from scgalore.cli import app
+from scgalore.errors import OptionError
+from scgalore.pipeline import PretrainConfig, pretrain
+from scgalore.pipeline.pretraining import FILES, plan_pretraining
+
+SIZES = {"d_model": 16, "n_heads": 2, "d_hid": 32, "n_layers": 2, "max_length": 40}
+RUN: dict[str, Any] = {
+    "model": "scgpt",
+    "sizes": SIZES,
+    "max_steps": 6,
+    "steps_per_epoch": 2,
+    "batch_size": 8,
+    "block_size": 4,
+    "buffer_size": 16,
+    "validation_cells": 30,
+    "accelerator": "cpu",
+}
+
+
+@pytest.fixture(scope="module")
+def sources(_pbmc_once: AnnData, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of 90 cells in two files, whose genes differ."""
+    folder, few = tmp_path_factory.mktemp("cells"), few_cells(_pbmc_once)
+    few[::2, :140].copy().write_h5ad(folder / "even.h5ad")
+    few[1::2, 20:].copy().write_h5ad(folder / "odd.h5ad")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def finished(sources: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("runs") / "new" / "out"
+    assert pretrain(PretrainConfig(sources, out, labels_key="bulk_labels", logger="csv", **RUN)) == out
+    return out
+
+
+def trained(folder: Path) -> dict[str, torch.Tensor]:
+    return load_file(folder / "checkpoints" / "model" / "model.safetensors")
+
+
+class TestFinishedRun:
+    def test_every_file_is_there_and_no_other(self, finished: Path) -> None:
+        assert {path.name for path in finished.iterdir()} == {*FILES, "figures", "checkpoints"}
+        assert {path.name for path in (finished / "checkpoints").iterdir()} == {"last.ckpt", "model", "logs"}
+
+    def test_pictures_are_those_of_the_report_and_show_something(self, finished: Path) -> None:
+        links = re.findall(r"\]\(([^)]+)\)", (finished / "report.md").read_text(encoding="utf-8"))
+        assert sorted(links) == sorted(f"figures/{path.name}" for path in (finished / "figures").iterdir())
+        assert len(links) == 2
+        for link in links:
+            assert 0.003 < np.mean(image.imread(finished / link)[..., :3].min(axis=2) < 0.9) < 0.9
+
+    def test_held_out_cells_are_scored_next_to_principal_components(self, finished: Path) -> None:
+        held = ad.read_h5ad(finished / "held_out.h5ad")
+        model = sg.model.load(finished / "checkpoints" / "model")
+        assert held.n_obs == 9
+        assert set(held.obs["source"]) <= {"even", "odd"}
+        assert {"X_scGPT", "X_pca", "before"} <= set(held.obsm)
+        assert set(held.var_names) <= set(model.vocab.tokens)
+        scores = json.loads((finished / "metrics.json").read_text())["neighbours"]
+        assert list(scores) == ["principal components", "before", "after"]
+
+    def test_history_is_that_of_the_model(self, finished: Path) -> None:
+        history = pd.read_csv(finished / "history.csv", index_col="epoch")
+        model = sg.model.load(finished / "checkpoints" / "model")
+        assert history["validation_loss"].tolist() == pytest.approx(model.history["validation_loss"].tolist())
+
+    def test_it_is_neither_replaced_nor_changed_unless_asked_for(self, finished: Path, sources: Path) -> None:
+        before = {path: path.stat().st_mtime_ns for path in finished.rglob("*")}
+        config = PretrainConfig.from_json(finished / "config.json")
+        with pytest.raises(OptionError, match="finished run already"):
+            pretrain(config)
+        with pytest.raises(OptionError, match="belongs to another run: lr was None, now 1.0"):
+            pretrain(config.changed(lr=1.0), resume=True)
+        assert pretrain(config, resume=True) == finished
+        assert {path: path.stat().st_mtime_ns for path in finished.rglob("*")} == before
+
+
+def test_dry_run_tells_sizes_memory_and_hours_and_writes_nothing(sources: Path, tmp_path: Path) -> None:
+    text = plan_pretraining(PretrainConfig(sources, tmp_path / "out", **RUN))
+    for part in (
+        "81 cells to train on, 9 held out",
+        "parameters; a step of 8 cells takes",
+        "6 steps (0.6 passes",
+        "GB",
+    ):
+        assert part in text or part.replace("GB", "MB") in text, part
+    assert list(tmp_path.iterdir()) == []
+
+
+class TestCommand:
+    def test_from_named_files_to_a_report(self, sources: Path, tmp_path: Path) -> None:
+        sizes = ",".join(f"{name}={value}" for name, value in SIZES.items())
+        given = [
+            f"a={sources / 'even.h5ad'}",
+            f"b={sources / 'odd.h5ad'}",
+            "--shares",
+            "a=0.75,b=0.25",
+            "--sizes",
+            sizes,
+        ]
+        given += ["--model", "scgpt", "--max-steps", "2", "--steps-per-epoch", "1", "--batch-size", "8"]
+        given += ["--where", "bulk_labels != 'Dendritic'", "--out", str(tmp_path / "run")]
+        done = CliRunner().invoke(app, ["pretrain", *given])
+        assert done.exit_code == 0, done.output
+        config = PretrainConfig.from_json(tmp_path / "run" / "config.json")
+        assert config.options["shares"] == {"a": 0.75, "b": 0.25}
+        assert config.options["sizes"] == SIZES
+
+    @pytest.mark.parametrize(
+        ("given", "text"),
+        [
+            (["--model", "scgpt-mini"], "Name the files"),
+            (["nowhere"], "does not exist"),
+            (["a=x.h5ad", "y.h5ad"], "Name all of them, or none"),
+            (["x.h5ad", "--max-steps", "many"], "max_steps='many'"),
+        ],
+    )
+    def test_bad_input_is_a_message_and_writes_nothing(
+        self, given: list[str], text: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.chdir(tmp_path)
+        done = CliRunner().invoke(app, ["pretrain", *given])
+        assert done.exit_code == 2
+        assert text in done.output
+        assert list(tmp_path.iterdir()) == []
+
+    def test_help_teaches(self) -> None:
+        text = CliRunner().invoke(app, ["pretrain", "--help"]).output
+        for part in (
+            "--max-hours",
+            "--where",
+            "--shares",
+            "--resume",
+            "--dry-run",
+            "Interrupted?",
+            "--steps-per-epoch",
+        ):
+            assert part in text
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="needs SIGKILL")
+@pytest.mark.parametrize("moment", range(5))
+def test_a_run_that_was_killed_goes_on_to_the_same_bits(
+    sources: Path, tmp_path: Path, finished: Path, moment: int
+) -> None:
+    """Killed while it starts, at three points of training, which lie inside a pass over the files, and while it ends."""
+    out = tmp_path / "run"
+    config = PretrainConfig.from_json(finished / "config.json", out=out, max_steps=40)
+    whole = pretrain(config.changed(out=tmp_path / "whole"))
+    (tmp_path / "config.json").write_text(config.to_json(), encoding="utf-8")
+    command = [sys.executable, "-m", "scgalore", "pretrain", "--config", str(tmp_path / "config.json"), "--resume"]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    run = subprocess.Popen([*command, "--out", str(out)], env=environment, stderr=subprocess.PIPE, text=True)
+    assert run.stderr is not None
+    wanted = ["[1/4]", "step 4:", "step 18:", "step 30:", "[3/4]"][moment]
+    for line in run.stderr:
+        if wanted in line:
+            break
+    time.sleep(0.05 * moment)
+    run.send_signal(signal.SIGKILL)
+    run.wait()
+    run.stderr.close()
+    assert not (out / "report.md").exists()
+    assert pretrain(config, resume=True) == out
+    assert differences(trained(out), trained(whole)) == []
+    assert (out / "report.md").exists()

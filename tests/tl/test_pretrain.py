@@ -1,0 +1,195 @@
+import logging
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from anndata import AnnData
+from tests.bitwise import differences
+
+import scgalore as sg
+from scgalore.errors import DataError, OptionError
+from scgalore.model import SCGPT
+from scgalore.tl._pretrain import PretrainingRun
+
+RUN: dict[str, Any] = {"max_steps": 6, "steps_per_epoch": 2, "batch_size": 8, "block_size": 4, "buffer_size": 16}
+SIZES = {"d_model": 16, "n_heads": 2, "d_hid": 32, "n_layers": 2, "max_length": 40}
+
+
+@pytest.fixture
+def files(few: AnnData, tmp_path: Path) -> list[Path]:
+    """90 cells in two files; the genes of the second are others and in another order."""
+    folder = tmp_path / "cells"
+    folder.mkdir()
+    paths = [folder / "first.h5ad", folder / "second.h5ad"]
+    few[:50, :140].copy().write_h5ad(paths[0])
+    few[50:, 20:][:, ::-1].copy().write_h5ad(paths[1])
+    return paths
+
+
+def weights(model: Any) -> dict[str, Any]:
+    return {name: tensor.clone() for name, tensor in model.network.state_dict().items()}
+
+
+class TestModel:
+    def test_one_that_is_passed_is_trained_in_place(self, model: SCGPT, files: list[Path]) -> None:
+        before = weights(model)
+        trained = sg.tl.pretrain(files, model, **RUN)
+        assert trained is model
+        assert differences(before, weights(model))
+        assert (len(model.history), model.result.steps) == (3, 6)  # type: ignore[union-attr]
+
+    def test_sizes_make_one_with_the_genes_of_the_files(self, few: AnnData, files: list[Path]) -> None:
+        trained = sg.tl.pretrain(files[0].parent, sg.model.scgpt_config(**SIZES), **RUN)
+        assert trained.network.config.d_model == 16
+        known = set(sg.genes.standardise(few.var_names))
+        genes = set(trained.vocab.tokens) - {"<pad>", "<cls>", "<eoc>"}
+        assert genes <= known
+        assert len(genes) > 0.9 * len(known)
+        assert sg.tl.embed(few, trained, copy=True).obsm["X_scGPT"].shape == (90, 16)
+
+    def test_it_is_saved(self, model: SCGPT, files: list[Path], tmp_path: Path) -> None:
+        trained = sg.tl.pretrain(files, model, **RUN, save_dir=tmp_path / "model")
+        assert differences(weights(sg.model.load(tmp_path / "model")), weights(trained)) == []
+
+    def test_objective_is_chosen(self, model: SCGPT, files: list[Path]) -> None:
+        trained = sg.tl.pretrain(files, model, objective="generative", mask_ratio=[0.25, 0.5], **RUN)
+        assert trained.network.generates
+
+
+class TestBudget:
+    @pytest.mark.parametrize(
+        ("budget", "steps"),
+        [({"max_steps": 5}, 6), ({"max_cells": 33}, 6), ({"max_steps": 1}, 1), ({"max_cells": 64, "accumulate": 2}, 4)],
+    )
+    def test_steps_are_enough_for_it(self, model: SCGPT, files: list[Path], budget: dict[str, Any], steps: int) -> None:
+        run = {**RUN, "max_steps": None, **budget}
+        trained = sg.tl.pretrain(files, model, **{name: value for name, value in run.items() if value is not None})
+        assert trained.result.steps == steps  # type: ignore[union-attr]
+
+    def test_hours_are_turned_into_steps_on_a_copy(
+        self, model: SCGPT, files: list[Path], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        before = weights(model)
+        timed: list[float] = []
+        measure = PretrainingRun.seconds_per_step
+
+        def seconds(self: PretrainingRun) -> float:
+            timed.append(measure(self))
+            assert differences(before, weights(self.model)) == []
+            return 0.5
+
+        monkeypatch.setattr(PretrainingRun, "seconds_per_step", seconds)
+        options = {name: value for name, value in RUN.items() if name != "max_steps"}
+        with caplog.at_level(logging.INFO, logger="scgalore"):
+            trained = sg.tl.pretrain(files, model, max_hours=2 / 3600, **options)
+        assert trained.result.steps == 4  # type: ignore[union-attr]
+        assert len(timed) == 1
+        assert timed[0] > 0
+        assert "a step takes 0.50 s here, so 2 s are 4 steps" in caplog.text
+
+    def test_a_run_has_one(self, model: SCGPT, files: list[Path]) -> None:
+        with pytest.raises(OptionError, match="max_steps=6 and max_cells=9: a run has one budget"):
+            sg.tl.pretrain(files, model, **RUN, max_cells=9)
+        assert not model.is_trained
+
+
+class TestValidation:
+    def test_some_cells_are_held_out_and_never_trained_on(self, model: SCGPT, files: list[Path]) -> None:
+        options = {name: value for name, value in RUN.items() if name in ("batch_size", "block_size", "buffer_size")}
+        run = PretrainingRun.of(
+            files, model, validation=None, max_length=None, rng=0, steps_per_epoch=2, validation_cells=5, **options
+        )
+        assert run.held is not None
+        held, seen = ({int(cell) for batch in part for cell in batch.cells} for part in (run.held, run.training))
+        assert len(held) == run.held.n_obs == 5
+        assert not held & seen
+        assert len(held | seen) == 90
+
+    def test_or_cells_of_their_own(self, model: SCGPT, files: list[Path]) -> None:
+        sg.tl.pretrain(files[0], model, validation=files[1], **RUN)
+        assert model.history["validation_loss"].notna().all()
+
+    def test_or_none(self, model: SCGPT, files: list[Path]) -> None:
+        sg.tl.pretrain(files, model, validation_cells=0, **RUN)
+        assert "validation_loss" not in model.history
+
+
+class TestResume:
+    def test_inside_a_pass_to_the_same_bits(
+        self,
+        few: AnnData,
+        make_model: Callable[..., SCGPT],
+        files: list[Path],
+        tmp_path: Path,
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:
+        options = {**RUN, "max_steps": 16}
+        whole = sg.tl.pretrain(files, make_model(few.var_names), **options)
+
+        class Killed(Exception):
+            pass
+
+        def killed(self: Any, trainer: Any, pl_module: Any) -> None:
+            written(self, trainer, pl_module)
+            if trainer.current_epoch == 2:
+                raise Killed
+
+        from scgalore.train.callbacks import History
+
+        written = History.on_train_epoch_end
+        with monkeypatch.context() as patch:
+            patch.setattr(History, "on_train_epoch_end", killed)
+            with pytest.raises(Killed):
+                sg.tl.pretrain(files, make_model(few.var_names), **options, checkpoint_dir=tmp_path / "run")
+        again = sg.tl.pretrain(
+            files, make_model(few.var_names), **options, checkpoint_dir=tmp_path / "run", resume=True
+        )
+        assert differences(weights(again), weights(whole)) == []
+        losses = ["train_loss", "validation_loss"]
+        assert again.history[losses].to_numpy().tolist() == whole.history[losses].to_numpy().tolist()
+
+    def test_other_files_are_another_run(
+        self, few: AnnData, make_model: Callable[..., SCGPT], files: list[Path], tmp_path: Path
+    ) -> None:
+        sg.tl.pretrain(files, make_model(few.var_names), **RUN, checkpoint_dir=tmp_path / "run")
+        few[10:80, :140].copy().write_h5ad(files[0])
+        with pytest.raises(OptionError, match="belongs to another run"):
+            sg.tl.pretrain(files, make_model(few.var_names), **RUN, checkpoint_dir=tmp_path / "run", resume=True)
+
+
+@pytest.mark.parametrize(
+    ("options", "match"),
+    [
+        ({"shares": {"blood": 0.5}}, "needs sources with names"),
+        ({"shares": {"blood": -1}}, "shares="),
+        ({"species": "rat"}, "species="),
+        ({"objective": "next token"}, "objective="),
+        ({"lr": -1}, "lr="),
+        ({"curriculum": True}, "curriculum"),
+        ({"steps_per_epoch": 0}, "steps_per_epoch="),
+        ({"max_epochs": 3}, "max_epochs"),
+        ({"labels": "x"}, "no training option 'labels'"),
+    ],
+)
+def test_bad_options_are_refused_before_anything_is_trained(
+    model: SCGPT, files: list[Path], options: dict[str, Any], match: str
+) -> None:
+    with pytest.raises(OptionError, match=match):
+        sg.tl.pretrain(files, model, **{**RUN, **options})
+    assert not model.is_trained
+
+
+def test_a_folder_without_files_is_refused(model: SCGPT, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"no \.h5ad file"):
+        sg.tl.pretrain(tmp_path, model, **RUN)
+    with pytest.raises(DataError, match="does not exist"):
+        sg.tl.pretrain(tmp_path / "nowhere", model, **RUN)
+
+
+def test_same_seed_same_weights(few: AnnData, make_model: Callable[..., SCGPT], files: list[Path]) -> None:
+    found = [weights(sg.tl.pretrain(files, make_model(few.var_names), **RUN, rng=rng)) for rng in (0, 0, 1)]
+    assert differences(found[0], found[1]) == []
+    assert differences(found[0], found[2])
+    assert all(np.isfinite(tensor.numpy()).all() for tensor in found[0].values())

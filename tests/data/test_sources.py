@@ -35,13 +35,12 @@ class TestFiles:
 
     def test_only_what_is_asked_for_is_there(self, tmp_path: Path, suffix: str) -> None:
         path = self.write(made(), tmp_path / f"the{suffix}")
-        opened = Source.of(path, 0, labels_key="depth", reading=Reading(gene_symbols="symbol")).open()
+        opened = Source.of(path, 0, reading=Reading(gene_symbols="symbol")).open()
         np.testing.assert_array_equal(opened.matrix.rows([3, 1]).toarray(), made().X[[3, 1]].toarray())
-        assert pd.Series(opened.labels).tolist() == [1, 2, 3, 4]
+        assert opened.obs.column("depth").tolist() == [1, 2, 3, 4]
         assert opened.genes() == ["B", "C", "nan"]
         opened.close()
         assert Source.of(path, 0).open().genes() == ["b", "c", "a"]
-        assert Source.of(path, 0).open().labels is None
 
     def test_columns_are_refused_with_the_way_out(self, tmp_path: Path, suffix: str) -> None:
         adata = made()
@@ -110,7 +109,7 @@ def test_a_file_of_an_older_format(tmp_path: Path) -> None:
         for name in ("encoding-type", "encoding-version"):
             for column in ("_index", "depth"):
                 del file[f"obs/{column}"].attrs[name]
-    labels = pd.Series(Source.of(path, 0, labels_key="kind").open().labels)
+    labels = Source.of(path, 0).open().obs.column("kind")
     assert labels.astype(str).tolist() == ["q", "p", "q", "q"]
 
 

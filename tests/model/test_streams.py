@@ -209,10 +209,10 @@ def test_an_interrupted_run_goes_on_bit_for_bit(
         pass
 
     class Interrupted(TokenStream):
-        def batches(self, epoch):
+        def batches(self, epoch, start=0):
             if epoch == 2:
                 raise Stopped
-            yield from super().batches(epoch)
+            yield from super().batches(epoch, start)
 
     batches = streamed()
     batches.__class__ = Interrupted

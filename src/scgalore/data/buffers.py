@@ -2,40 +2,37 @@
 
 from __future__ import annotations
 
+from copy import copy
 from dataclasses import dataclass
-from functools import lru_cache, partial
-from hashlib import blake2b
-from itertools import pairwise
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from scgalore._logging import info
-from scgalore.data.labels import class_codes, class_names, classes_of, in_order, refuse_measurement
-from scgalore.data.match import advice_for, match_genes
+from scgalore.data.coded import CodedColumn
+from scgalore.data.drawing import Blocks, Weighting, drawn, once
+from scgalore.data.hashing import digest, uniforms
+from scgalore.data.labels import class_names
+from scgalore.data.looking import Look
 from scgalore.data.ragged import starts
-from scgalore.data.seen import Seen, sums_of
 from scgalore.data.sources import OpenSources
-from scgalore.data.texts import same_label, texts_of
 from scgalore.data.tokenizer import Tokenizer
 from scgalore.errors import DataError
 
 if TYPE_CHECKING:
-    from collections.abc import Generator, Iterable, Sequence
+    from collections.abc import Generator, Sequence
 
-    import pandas as pd
     import scipy.sparse as sp
     from numpy.typing import NDArray
 
-    from scgalore.data.sources import OpenSource, Source
+    from scgalore.data.drawing import Visits
+    from scgalore.data.looking import Kept, Wanted
+    from scgalore.data.sources import OpenSource
     from scgalore.data.tokens import TokenizerConfig
     from scgalore.data.vocab import GeneVocab
+    from scgalore.data.weighing import Weighing
 
-__all__ = ["FileBuffers", "Part", "Share", "refuse_unknown"]
-
-
-SAMPLED = 256
-"""Cells of a file that are looked at before it is read."""
+__all__ = ["FileBuffers", "Part", "Share"]
 
 
 @dataclass(frozen=True)
@@ -58,6 +55,8 @@ class Part:
         Number of the source's first cell; ``cells - first`` are rows of the source.
     allow_unseen
         Whether cells may express no gene of the vocabulary.
+    repeats
+        How often each cell was drawn before in the epoch, int64; ``None`` where each comes once.
     """
 
     rows: sp.csr_matrix
@@ -67,6 +66,7 @@ class Part:
     name: str
     first: int = 0
     allow_unseen: bool = False
+    repeats: NDArray[np.int64] | None = None
 
     def check(self) -> None:
         """Refuse negative, NaN and infinite values; the message names the rows."""
@@ -96,12 +96,19 @@ class Share:
         The process and how many there are; each gets as many cells as the others.
     worker, n_workers
         The worker of the process; each gets every ``n_workers``-th buffer.
+    skipped
+        How many of its buffers are left out, from the first on.
     """
 
     rank: int = 0
     world_size: int = 1
     worker: int = 0
     n_workers: int = 1
+    skipped: int = 0
+
+    def buffers(self, n: int) -> range:
+        """Numbers of the buffers that are wanted of the ``n`` of the process."""
+        return range(self.worker, n, self.n_workers)[self.skipped :]
 
 
 class FileBuffers:
@@ -109,72 +116,168 @@ class FileBuffers:
 
     Parameters
     ----------
-    sources
-        Files and objects; each is opened once, to check it.
+    wanted
+        Files and objects; each is opened once, to check it and to find out how it is to be read.
     vocab
         Tokens of the network.
     config
         How cells become tokens.
+    names
+        Of the groups of the sources.
     block_size
         Rows of a block.
-    labelled
-        Whether the sources have labels to read.
+    labels_key
+        Column of ``obs`` with class labels; ``None`` without.
     classes
         Names of the classes; taken from the sources when left out.
+    weighing
+        How cells are drawn with replacement; ``None`` where each comes once.
     """
 
     def __init__(
         self,
-        sources: Sequence[Source],
+        wanted: Sequence[Wanted],
         vocab: GeneVocab,
         config: TokenizerConfig,
         *,
+        names: tuple[str, ...],
         block_size: int,
-        labelled: bool,
+        labels_key: str | None,
         classes: Sequence[object] | None,
+        weighing: Weighing | None = None,
     ) -> None:
-        self._sources, self._config = sources, config
-        self._special = {"cls_id": vocab.cls_id, "pad_id": vocab.pad_id}
-        self._tables: list[NDArray[np.int32]] = []  # token ids of the columns, one table for each list of genes
-        self._table_of: list[int] = []  # of each source
-        found: list[tuple[str, ...]] = []
-        sizes: list[int] = []
-        numbers: dict[bytes, int] = {}
-        known = None if classes is None else class_names(classes)
-        counted: list[pd.Series] = []
-        for source in sources:
-            opened = source.open()
+        self._config, self._special = config, {"cls_id": vocab.cls_id, "pad_id": vocab.pad_id}
+        self.names, self.block_size, self._weighing = names, block_size, weighing
+        labels = (
+            None if labels_key is None else CodedColumn(labels_key, None if classes is None else class_names(classes))
+        )
+        values = None if weighing is None or weighing.key is None else CodedColumn(weighing.key)
+        look, kept = Look(vocab), []
+        for one in wanted:
+            place = one.source.place()
             try:
-                sizes.append(_n_obs(opened))
-                self._table_of.append(self._match(opened, source, vocab, numbers))
-                if labelled and opened.labels is not None:
-                    found.append(_classes(opened.labels, source.name, known))
-                    counted.append(opened.labels.value_counts())
+                found = look.at(place, one)
+                if found is not None:
+                    kept.append(found)
+                    for column in (labels, values):
+                        if column is not None:
+                            column.read(place.obs, found.rows)
             finally:
-                opened.close()
-        self.classes = () if not labelled else _common(found) if known is None else known
+                place.close()
+        if not kept:
+            query = wanted[0].query
+            msg = f"where={query.text if query else None!r} means no cell of the {len(wanted)} sources."
+            raise DataError(msg)
+        self._tables = look.tables
+        self.classes = () if labels is None else labels.names
+        if labels is not None and len(self.classes) < 2:
+            msg = f"All sources together hold one class only, {self.classes[0]!r}; there is nothing to tell apart."
+            raise DataError(msg)
+        self._labels = None if labels is None else labels.codes()
+        self._values = None if values is None else values.codes()
+        self._value_names = () if values is None else values.names
+        self._keep(kept)
+        #: Makes the tokens of the first source; all pad alike.
+        self.tokenizer = self._tokenizer(self._kept[0].table)
+
+    def _keep(self, kept: Sequence[Kept]) -> None:
+        """Count cells, and cut them into blocks."""
+        self._kept = tuple(kept)
+        sizes = np.array([one.n_kept for one in kept])
+        self._first = starts(sizes)  # position of the first cell that is read
+        self._offset = starts(np.array([one.n_obs for one in kept]))  # number of the first of all cells
+        self._blocks = Blocks.of(self._first, self.block_size)
         #: Cells of each class, int64.
         self.class_counts = np.zeros(len(self.classes), dtype=np.int64)
-        for counts in counted:
-            np.add.at(self.class_counts, class_codes(counts.index.to_series(), self.classes), counts.to_numpy(np.int64))
-        self._labelled = labelled
-        #: Makes the tokens of the first source; all pad alike.
-        self.tokenizer = self._tokenizer(0)
-        self._first = starts(np.array(sizes))
-        self.block_size = block_size
+        for codes in self._labels or ():
+            self.class_counts += np.bincount(codes, minlength=len(self.classes))
+        self._weighting: Weighting | None = None
+        if self._weighing is not None:
+            groups = [one.group for one in kept]
+            weights = self._weighing.of_cells(self.names, groups, sizes.tolist(), self._value_names, self._values)
+            self._weighting = Weighting(weights, groups, self._values, self._first, self._blocks)
 
     @property
     def n_obs(self) -> int:
         """Number of cells."""
         return int(self._first[-1])
 
+    @property
+    def shares(self) -> dict[str, float]:
+        """Share of the cells of an epoch that each group has, or is expected to have."""
+        source = np.searchsorted(self._first, self._blocks.first, side="right") - 1
+        sizes = self._blocks.stop - self._blocks.first if self._weighting is None else self._weighting.of_blocks
+        group = np.array([one.group for one in self._kept])[source]
+        sums = np.bincount(group, sizes, minlength=len(self.names))
+        return dict(zip(self.names, (sums / sums.sum()).tolist(), strict=True))
+
+    def locate(self, cells: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
+        """Where cells come from.
+
+        Parameters
+        ----------
+        cells
+            Their numbers among the cells of all files.
+
+        Returns
+        -------
+        Number of the group, number of the file and row in it, int64 each.
+        """
+        file = np.searchsorted(self._offset, cells, side="right") - 1
+        return np.array([one.group for one in self._kept])[file], file, cells - self._offset[file]
+
+    @property
+    def files(self) -> tuple[str, ...]:
+        """What the files are called in messages, in the order of :meth:`locate`."""
+        return tuple(one.source.name for one in self._kept)
+
+    def identity(self) -> dict[str, str]:
+        """Hashes of what the files are like, and of which cells of them are read how often."""
+        lasting = [one.source.fingerprint.lasting for one in self._kept if one.source.fingerprint is not None]
+        rows = [np.array([one.n_obs]) if one.rows is None else one.rows for one in self._kept]
+        return {
+            "files": digest([np.frombuffer(repr(lasting).encode(), dtype=np.uint8)]),
+            "rows of the files": digest(rows),
+            "weights": "" if self._weighting is None else digest([self._weighting.of_blocks]),
+        }
+
     def genes(self) -> NDArray[np.int64]:
         """Token ids of all genes, sorted."""
         ids = np.unique(np.concatenate(self._tables)).astype(np.int64)
         return ids[ids >= 0]
 
+    def split(self, n: int, seed: int) -> tuple[FileBuffers, FileBuffers]:
+        """Two of them that share tables and files: with the cells that are left, and with those held out, which come once each.
+
+        Parameters
+        ----------
+        n
+            How many cells are held out. A hash of the seed, the content of the file and the row chooses them, so that
+            neither names nor order of the files matter; of copies of a cell, all are held out.
+        seed
+            Seed of the choice.
+        """
+        draws = [
+            uniforms(seed, "holdout", one.key, np.arange(one.n_obs) if one.rows is None else one.rows)
+            for one in self._kept
+        ]
+        limit = np.partition(np.concatenate(draws), n - 1)[n - 1]
+        held = [draw <= limit for draw in draws]
+        return self._only([~one for one in held], self._weighing), self._only(held, None)
+
+    def _only(self, chosen: Sequence[NDArray[np.bool_]], weighing: Weighing | None) -> FileBuffers:
+        some = copy(self)
+        some._weighing = weighing
+        for name in ("_labels", "_values"):
+            codes = getattr(self, name)
+            if codes is not None:
+                setattr(some, name, [of_file[which] for of_file, which in zip(codes, chosen, strict=True)])
+        # Files of which nothing is left stay, so that cells keep their numbers.
+        some._keep([one.only(which) for one, which in zip(self._kept, chosen, strict=True)])
+        return some
+
     def read(
-        self, share: Share, *, size: int, order: np.random.Generator | None
+        self, share: Share, *, size: int, seeds: Sequence[int] | None
     ) -> Generator[tuple[int, list[Part]], None, None]:
         """Read the buffers of a share, with their numbers.
 
@@ -184,116 +287,51 @@ class FileBuffers:
             Whose buffers.
         size
             Cells in a buffer.
-        order
-            Shuffles the blocks; they come in order when left out.
+        seeds
+            Seed and epoch, which decide the order of the blocks; they come in order when left out.
         """
-        blocks = self._blocks()
-        if order is not None:
-            blocks = order.permutation(blocks)
-        ends = np.cumsum(blocks[:, 1] - blocks[:, 0])
+        visits = self._visits(seeds)
         n_cells = self.n_obs // share.world_size
         first = share.rank * n_cells
         tokenizer_of = lru_cache(maxsize=8)(self._tokenizer)
-        with OpenSources(self._sources) as opened:
-            for number in range(share.worker, -(-n_cells // size), share.n_workers):
+        with OpenSources([one.source for one in self._kept]) as opened:
+            for number in share.buffers(-(-n_cells // size)):
                 start = first + number * size
-                cells = _cells_at(blocks, ends, start, min(start + size, first + n_cells))
-                bounds = np.searchsorted(cells, self._first)
+                positions, repeats = visits.between(start, min(start + size, first + n_cells))
+                bounds = np.searchsorted(positions, self._first)
+                spans = [
+                    (file, slice(bounds[file], bounds[file + 1])) for file in np.flatnonzero(np.diff(bounds)).tolist()
+                ]
                 yield (
                     number,
                     [
-                        self._part(source, cells[bounds[source] : bounds[source + 1]], opened, tokenizer_of)
-                        for source in np.flatnonzero(np.diff(bounds)).tolist()
+                        self._part(file, positions[span] - self._first[file], repeats[span], opened[file], tokenizer_of)
+                        for file, span in spans
                     ],
                 )
 
-    def _blocks(self) -> NDArray[np.int64]:
-        """First cell of each block, and the one behind its last."""
-        size = self.block_size
-        first = np.concatenate([np.arange(*bounds, size) for bounds in pairwise(self._first.tolist())])
-        ends = np.repeat(self._first[1:], -(-np.diff(self._first) // size))
-        return np.stack([first, np.minimum(first + size, ends)], axis=1)
+    def _visits(self, seeds: Sequence[int] | None) -> Visits:
+        if self._weighting is None or seeds is None:
+            return once(self._blocks, seeds)
+        return drawn(self._blocks, self._weighting, seeds, size=self.block_size)
 
-    def _part(self, source: int, cells: NDArray[np.int64], opened: OpenSources, tokenizer_of: Any) -> Part:
-        first = int(self._first[source])
-        data = opened[source]
-        labels = None
-        if self._labelled and data.labels is not None:
-            labels = class_codes(data.labels.iloc[cells - first], self.classes)
+    def _part(
+        self, file: int, places: NDArray[np.int64], repeats: NDArray[np.int64], opened: OpenSource, tokenizer_of: Any
+    ) -> Part:
+        kept, first = self._kept[file], int(self._offset[file])
+        rows = places if kept.rows is None else kept.rows[places].astype(np.int64)
         part = Part(
-            rows=data.matrix.rows(cells - first),
-            cells=cells,
-            labels=labels,
-            tokenizer=tokenizer_of(self._table_of[source]),
-            name=self._sources[source].name,
+            rows=opened.rows(rows),
+            cells=first + rows,
+            labels=None if self._labels is None else self._labels[file][places].astype(np.int64),
+            tokenizer=tokenizer_of(kept.table),
+            name=kept.source.name,
             first=first,
-            allow_unseen=self._sources[source].reading.min_matched == 0,
+            allow_unseen=kept.source.reading.min_matched == 0,
+            repeats=None if self._weighting is None else repeats,
         )
         part.check()
         return part
 
     def _tokenizer(self, table: int) -> Tokenizer:
         return Tokenizer(self._tables[table], config=self._config, **self._special)
-
-    def _match(self, opened: OpenSource, source: Source, vocab: GeneVocab, numbers: dict[bytes, int]) -> int:
-        """Number of the table for a source's list of genes; files with the same list share one."""
-        genes, reading, where = opened.genes(), source.reading, f"{source.name}: "
-        digest = blake2b("\n".join(genes).encode(), digest_size=16).digest()
-        if digest not in numbers:
-            try:
-                match = match_genes(genes, vocab, species=reading.species, columns=opened.columns)
-            except DataError as error:
-                msg = f"{where}{error}"
-                raise DataError(msg) from error
-            info(f"{where}{match.summary()}")
-            # The whole file is not read before its turn; what share the matched genes have, its first cells tell.
-            rows = opened.matrix.rows(np.arange(min(SAMPLED, opened.matrix.n_obs)))
-            advice = partial(advice_for, genes, vocab, species=reading.species, columns=opened.columns)
-            seen = Seen.of(*sums_of(rows, match.token_ids).T)
-            seen.check(match, reading.min_matched, advice, where=f"{where}in its first {rows.shape[0]:,} cells: ")
-            numbers[digest] = len(self._tables)
-            self._tables.append(match.token_ids.astype(np.int32))
-        return numbers[digest]
-
-
-def _cells_at(blocks: NDArray[np.int64], ends: NDArray[np.int64], start: int, stop: int) -> NDArray[np.int64]:
-    """Sorted numbers of the cells at positions ``start`` to ``stop`` of the blocks laid end to end."""
-    low, high = np.searchsorted(ends, start, side="right"), np.searchsorted(ends, stop, side="left")
-    cells = np.concatenate([np.arange(*block) for block in blocks[low : high + 1]])
-    skipped = start - (ends[low - 1] if low else 0)
-    return np.sort(cells[skipped : skipped + stop - start])
-
-
-def _n_obs(opened: OpenSource) -> int:
-    matrix = opened.matrix
-    if not (matrix.n_obs and matrix.n_vars):
-        msg = f"{matrix.name} is empty: {matrix.n_obs} cells x {matrix.n_vars} genes. Leave it out."
-        raise DataError(msg)
-    return matrix.n_obs
-
-
-def _classes(labels: pd.Series, name: str, known: Sequence[str] | None) -> tuple[str, ...]:
-    where = f"obs[{str(labels.name)!r}] of {name}"
-    found = classes_of(labels, where)
-    refuse_measurement(labels, where, n_classes=len(found))
-    if known is not None:
-        refuse_unknown(found, known, name)
-    return found
-
-
-def refuse_unknown(found: Iterable[str], known: Sequence[str], name: str) -> None:
-    """Raise :class:`~scgalore.errors.DataError` if a source has other labels than the known classes."""
-    unknown = sorted(label for label in set(found) if same_label(label, known) is None)
-    if unknown:
-        msg = f"{name} has the labels {unknown[:5]}, which are none of the {len(known)} classes: {list(known)[:10]}."
-        raise DataError(msg)
-
-
-def _common(found: Sequence[tuple[str, ...]]) -> tuple[str, ...]:
-    """Classes of all sources: in their order where they agree, otherwise sorted, numbers as numbers."""
-    # One source may have spelled as text what is a number in another.
-    classes = found[0] if len(set(found)) == 1 else in_order(texts_of([name for names in found for name in names]))
-    if len(classes) < 2:
-        msg = f"All sources together hold one class only, {classes[0]!r}; there is nothing to tell apart."
-        raise DataError(msg)
-    return classes

@@ -9,7 +9,8 @@ import numpy as np
 import scipy.sparse as sp
 import torch
 
-from scgalore.data.buffers import Part, Share, refuse_unknown
+from scgalore.data.buffers import Part, Share
+from scgalore.data.coded import refuse_unknown
 from scgalore.data.labels import class_codes, class_names, classes_of
 from scgalore.data.match import advice_for, match_genes
 from scgalore.data.matrix import canonical
@@ -84,25 +85,48 @@ class LoaderBuffers:
         """Number of cells."""
         return int(self._loader.n_obs)
 
+    @property
+    def names(self) -> tuple[str, ...]:
+        """It is one source."""
+        return (self.name,)
+
+    @property
+    def files(self) -> tuple[str, ...]:
+        """Its files are its own affair."""
+        return (self.name,)
+
+    @property
+    def shares(self) -> dict[str, float]:
+        """It is one source."""
+        return {self.name: 1.0}
+
+    def locate(self, cells: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
+        """Where cells come from: the loader, under the numbers that it gives them."""
+        return np.zeros_like(cells), np.zeros_like(cells), cells
+
+    def identity(self) -> dict[str, str]:
+        """Nothing is known of its files."""
+        return {}
+
     def genes(self) -> NDArray[np.int64]:
         """Token ids of all genes, sorted."""
         return self.tokenizer.genes
 
     def read(
-        self, share: Share, *, size: int, order: np.random.Generator | None
+        self, share: Share, *, size: int, seeds: Sequence[int] | None
     ) -> Generator[tuple[int, list[Part]], None, None]:
         """Read the buffers, with their numbers; the order is the loader's.
 
         Parameters
         ----------
         share
-            Must be everything.
+            Must be everything; buffers that are skipped are read all the same.
         size
             Cells in a buffer.
-        order
+        seeds
             Not used.
         """
-        if share != Share():
+        if (share.world_size, share.n_workers) != (1, 1):
             msg = "A loader cannot be shared between ranks or DataLoader workers here. Pass the files themselves."
             raise OptionError(msg)
         held: list[Part] = []
@@ -112,9 +136,10 @@ class LoaderBuffers:
             seen += len(held[-1].cells)
             while sum(len(part.cells) for part in held) >= size:
                 full, rest = _split(held, size)
-                yield number, full
+                if number >= share.skipped:
+                    yield number, full
                 held, number = rest, number + 1
-        if held:
+        if held and number >= share.skipped:
             yield number, held
 
     def _part(self, item: dict[str, Any], seen: int) -> Part:

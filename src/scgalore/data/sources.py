@@ -2,58 +2,308 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
+from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 import h5py
-import pandas as pd
 from anndata import AnnData
 from anndata.abc import CSCDataset
 from anndata.io import read_elem, sparse_dataset
 
-from scgalore.data.cells import gene_names
-from scgalore.data.columns import read_column
+from scgalore.data.fingerprint import Fingerprint, content_of, written
 from scgalore.data.matrix import CellMatrix
 from scgalore.data.names import as_names, other_columns
 from scgalore.data.readers import open_matrix
 from scgalore.data.reading import AS_IT_IS
-from scgalore.errors import DataError, MissingKeyError
+from scgalore.data.tables import Table
+from scgalore.errors import DataError, MissingKeyError, OptionError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
     from types import TracebackType
 
+    import numpy as np
+    import scipy.sparse as sp
+    from numpy.typing import NDArray
+
     from scgalore._typing import PathLike
+    from scgalore.data.fingerprint import Written
     from scgalore.data.reading import Reading
 
-__all__ = ["OpenSource", "OpenSources", "Source", "open_file"]
+__all__ = ["FORMATS", "RAW", "OpenSource", "OpenSources", "Place", "Source", "open_file"]
+
+RAW = "raw"
+"""Value of ``layer=`` for ``raw.X`` with the genes of ``raw.var``, unless there is a layer of this name."""
 
 
-@dataclass(frozen=True)
+class Place(ABC):
+    """An AnnData, or an open file.
+
+    Attributes
+    ----------
+    name
+        What to call it in messages.
+    layers
+        Names of its layers.
+    has_x, has_raw
+        Whether it has ``X`` and ``raw.X``.
+    obs
+        Its table of cells.
+    """
+
+    name: str
+    layers: tuple[str, ...]
+    has_x: bool
+    has_raw: bool
+    obs: Table
+
+    @property
+    @abstractmethod
+    def shape(self) -> tuple[int, int]:
+        """Numbers of cells and of genes; of the genes of ``X``, if it has one."""
+
+    @abstractmethod
+    def matrix(self, layer: str | None) -> CellMatrix:
+        """Find a matrix, which must be there; it is not read."""
+
+    @abstractmethod
+    def var(self, layer: str | None) -> Table:
+        """Table of the genes of a matrix."""
+
+    @abstractmethod
+    def records(self) -> Mapping[str, Any]:
+        """What ``uns`` says of logarithms."""
+
+    def written(self, layer: str | None) -> Written | None:
+        """When a file was written."""
+        return None
+
+    def close(self) -> None:  # noqa: B027 (an object needs no closing)
+        """End the reading."""
+
+    def require(self, layer: str | None) -> None:
+        """Raise :class:`~scgalore.errors.MissingKeyError` unless a matrix exists."""
+        if self.has_x if layer is None else layer in self.layers or layer == RAW and self.has_raw:
+            return
+        what = "X" if layer is None else f"layer {layer!r}"
+        raw = " and raw.X, which layer='raw' reads" if self.has_raw else ", and no raw.X"
+        msg = (
+            f"{self.name} has no {what}; it has the layers {sorted(self.layers)}{raw}. "
+            "Pass one of them as layer=, or None for X."
+        )
+        raise MissingKeyError(msg)
+
+    def called(self, layer: str | None) -> str:
+        """What to call a matrix in messages."""
+        return "X" if layer is None else f"layer {layer!r}" if layer in self.layers else "raw.X"
+
+    def refuse_columns(self, layer: str | None) -> None:
+        """Refuse a matrix that is kept by columns."""
+        msg = (
+            f"{self.name} holds its matrix by columns (CSC), which cannot be streamed by rows, in {self.called(layer)}. Convert it "
+            "once: adata = sc.read_h5ad(path); adata.X = adata.X.tocsr(); adata.write_h5ad(path)."
+        )
+        raise DataError(msg)
+
+
+class _Object(Place):
+    """An AnnData."""
+
+    def __init__(self, adata: AnnData, name: str) -> None:
+        self._adata, self.name = adata, name
+        self.layers = tuple(adata.layers)
+        # A view of a backed one would load its matrix to answer.
+        self.has_x = adata.isbacked or adata.X is not None
+        self.has_raw = adata.raw is not None
+        self.obs = Table.of_frame(adata.obs, "obs", name)
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        return self._adata.shape
+
+    def matrix(self, layer: str | None) -> CellMatrix:
+        self.require(layer)
+        adata = self._adata
+        if layer == RAW and RAW not in self.layers:
+            if isinstance(adata.raw.X, CSCDataset):
+                self.refuse_columns(layer)
+            return CellMatrix.from_raw(adata)
+        if layer is None and adata.isbacked and not adata.is_view and isinstance(adata.X, CSCDataset):
+            self.refuse_columns(layer)
+        return CellMatrix.from_adata(adata, layer=layer)
+
+    def var(self, layer: str | None) -> Table:
+        raw = layer == RAW and RAW not in self.layers
+        return Table.of_frame((self._adata.raw if raw else self._adata).var, "raw.var" if raw else "var", self.name)
+
+    def records(self) -> Mapping[str, Any]:
+        return {key: self._adata.uns[key] for key in self._adata.uns if key == "log1p"}
+
+
+class _File(Place):
+    """An open file, as any version of anndata has written it."""
+
+    def __init__(self, path: Path, name: str) -> None:
+        self._path, self.name = path, name
+        self._root = root = open_file(path)
+        try:
+            lacking = [slot for slot in ("obs", "var") if slot not in root]
+            if lacking:
+                msg = f"{name} has no {' and no '.join(lacking)}: it was not written by anndata."
+                raise DataError(msg)
+            self.layers = tuple(root["layers"]) if "layers" in root else ()
+            self.has_x = self._holds("X")
+            # Before anndata 0.7 there was no group "raw".
+            self._raw = "raw/" if "raw/X" in root else "raw."
+            self.has_raw = self._holds(f"{self._raw}X")
+            self.obs = self._table("obs")
+        except BaseException:
+            self.close()
+            raise
+
+    def _holds(self, slot: str) -> bool:
+        return slot in self._root and self._root[slot].attrs.get("encoding-type") != "null"
+
+    def _table(self, slot: str) -> Table:
+        return Table.of_file(self._root[slot], slot.replace("/", "."), self.name, self._root.get("uns", {}))
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        layer = None if self.has_x else RAW if self.has_raw else next(iter(self.layers), None)
+        self.require(layer)
+        n_obs, n_vars = self._values(layer).shape
+        return n_obs, n_vars
+
+    def _values(self, layer: str | None) -> Any:
+        x = self._root[self._slot(layer)]
+        return x if hasattr(x, "dtype") else sparse_dataset(x)  # a group, which is how sparse matrices are kept
+
+    def _slot(self, layer: str | None) -> str:
+        return "X" if layer is None else f"layers/{layer}" if layer in self.layers else f"{self._raw}X"
+
+    def matrix(self, layer: str | None) -> CellMatrix:
+        self.require(layer)
+        x, name = self._values(layer), f"{self.called(layer)} of {self.name}"
+        if isinstance(x, CSCDataset):
+            self.refuse_columns(layer)
+        return CellMatrix(open_matrix(x, name), x.shape, name=name)
+
+    def var(self, layer: str | None) -> Table:
+        return self._table(f"{self._raw}var" if layer == RAW and RAW not in self.layers else "var")
+
+    def records(self) -> Mapping[str, Any]:
+        uns = self._root.get("uns", {})
+        return {key: read_elem(uns[key]) for key in ("log1p",) if key in uns}
+
+    def written(self, layer: str | None) -> Written:
+        try:
+            return written(self._path, self._slot(layer))
+        except OSError as error:
+            msg = f"{self.name} cannot be found any more: {error}. {_START_ANEW}"
+            raise DataError(msg) from error
+
+    def close(self) -> None:
+        getattr(self._root, "close", lambda: None)()
+
+
+_START_ANEW = (
+    "A stream reads files as they were when it was made. Put the file back as it was, or make the stream again and start from "
+    "the last checkpoint."
+)
+
+
 class OpenSource:
     """Cells that can be read now.
+
+    Parameters
+    ----------
+    place
+        Where they are.
+    reading
+        Which matrix and which names of genes.
+    first
+        What the source was like before; looked at when left out.
 
     Attributes
     ----------
     matrix
         Rows of expression.
-    genes
-        Reads the name of each column.
-    columns
-        Reads the names that stand elsewhere, for advice.
-    labels
-        Label of each cell, or ``None``.
-    close
-        Ends the reading.
+    obs, var
+        Tables of the cells and of the genes.
+    fingerprint
+        What the source is like.
     """
 
-    matrix: CellMatrix
-    genes: Callable[[], list[str]]
-    columns: Callable[[], dict[str | None, list[str]]]
-    labels: pd.Series | None
-    close: Callable[[], None]
+    def __init__(self, place: Place, reading: Reading, first: Fingerprint | None = None) -> None:
+        self.obs, self.name = place.obs, place.name
+        self._place, self._reading = place, reading
+        self.matrix = place.matrix(reading.layer)
+        self._first = first
+        if first is not None and self.fingerprint != first:
+            self._refuse_changed()
+
+    @property
+    def n_obs(self) -> int:
+        """Number of cells."""
+        return self.matrix.n_obs
+
+    @cached_property
+    def var(self) -> Table:
+        """Table of the genes."""
+        return self._place.var(self._reading.layer)
+
+    @cached_property
+    def fingerprint(self) -> Fingerprint:
+        """What the source is like."""
+        written = self._place.written(self._reading.layer)
+        with self._reported():
+            return Fingerprint(content_of(self.matrix), written)
+
+    def genes(self) -> list[str]:
+        """Name of each column."""
+        key = self._reading.gene_symbols
+        return as_names(self.var.index() if key is None else self.var.column(key))
+
+    def columns(self) -> dict[str | None, list[str]]:
+        """Names that stand elsewhere, for advice."""
+        return other_columns(self.var.frame(), self._reading.gene_symbols)
+
+    def rows(self, rows: NDArray[np.integer[Any]]) -> sp.csr_matrix:
+        """Read some rows, in the order asked for.
+
+        Raises
+        ------
+        DataError
+            If the file can no longer be read, or has changed.
+        """
+        with self._reported():
+            found = self.matrix.rows(rows)
+        # Afterwards, so that nothing of a file that was changed meanwhile is used.
+        if self._first is not None and self._place.written(self._reading.layer) != self._first.written:
+            self._refuse_changed()
+        return found
+
+    def close(self) -> None:
+        """End the reading."""
+        self._place.close()
+
+    def _refuse_changed(self) -> None:
+        msg = f"{self.name} has changed since the stream was made. {_START_ANEW}"
+        raise DataError(msg)
+
+    @contextmanager
+    def _reported(self) -> Iterator[None]:
+        try:
+            yield
+        except Exception as error:  # HDF5, Zarr and their filters have many
+            if isinstance(error, DataError | OptionError | MemoryError):
+                raise
+            msg = f"{self.name} cannot be read: {error}. It may be cut off or damaged. {_START_ANEW}"
+            raise DataError(msg) from error
 
 
 @dataclass(frozen=True)
@@ -68,14 +318,14 @@ class Source:
         What to call it in messages.
     reading
         Which matrix and names of genes to read.
-    labels_key
-        Column of ``obs`` to read; nothing when ``None``.
+    fingerprint
+        What it was like; a source that is no longer so is refused. ``None`` where that is not known yet.
     """
 
     what: Path | AnnData
     name: str
     reading: Reading = AS_IT_IS
-    labels_key: str | None = None
+    fingerprint: Fingerprint | None = None
 
     @classmethod
     def of(cls, what: PathLike | AnnData, number: int, **options: Any) -> Self:
@@ -96,82 +346,32 @@ class Source:
         _check_file(path)
         return cls(path, str(path), **options)
 
-    def open(self) -> OpenSource:
-        """Find the matrix, the names of its genes and the labels; the matrix is not read.
+    def place(self) -> Place:
+        """Open it, and nothing more.
 
         Raises
         ------
         DataError
-            If the file cannot be read, has no such layer, or holds its matrix by columns.
-        MissingKeyError
-            If a column does not exist.
+            If the file cannot be read.
         """
-        if isinstance(self.what, AnnData):
-            return self._of_adata(self.what)
-        root = open_file(self.what)
-        close = getattr(root, "close", lambda: None)
+        return _Object(self.what, self.name) if isinstance(self.what, AnnData) else _File(self.what, self.name)
+
+    def open(self) -> OpenSource:
+        """Open it and find the matrix, which is not read.
+
+        Raises
+        ------
+        DataError
+            If the file cannot be read, is not what it was, or holds its matrix by columns.
+        MissingKeyError
+            If there is no such layer.
+        """
+        place = self.place()
         try:
-            return self._of_file(root, close)
+            return OpenSource(place, self.reading, self.fingerprint)
         except BaseException:
-            close()
+            place.close()
             raise
-
-    def _of_adata(self, adata: AnnData) -> OpenSource:
-        matrix = CellMatrix.from_adata(adata, layer=self.reading.layer)
-        if adata.isbacked and not adata.is_view and self.reading.layer is None and isinstance(adata.X, CSCDataset):
-            raise DataError(self._by_columns())
-        labels = None
-        if self.labels_key is not None:
-            labels = read_column(adata.obs, self.labels_key, slot=f"obs of {self.name}")
-        used = self.reading.gene_symbols
-        names, columns = partial(gene_names, adata, used), partial(other_columns, adata.var, used)
-        return OpenSource(matrix, names, columns, labels, lambda: None)
-
-    def _of_file(self, root: Any, close: Callable[[], None]) -> OpenSource:
-        slot, what = (
-            ("X", "X")
-            if self.reading.layer is None
-            else (f"layers/{self.reading.layer}", f"layer {self.reading.layer!r}")
-        )
-        if slot not in root or root[slot].attrs.get("encoding-type") == "null":
-            found = sorted(root["layers"]) if "layers" in root else []
-            msg = f"{self.name} has no {what}; it has the layers {found}. Pass one of them as layer=, or None for X."
-            raise MissingKeyError(msg)
-        x, name = root[slot], f"{what} of {self.name}"
-        if not hasattr(x, "dtype"):  # a group, which is how sparse matrices are kept
-            x = sparse_dataset(x)
-        if isinstance(x, CSCDataset):
-            raise DataError(self._by_columns())
-        matrix = CellMatrix(open_matrix(x, name), x.shape, name=name)
-        labels = None if self.labels_key is None else self._column(root["obs"], "obs", self.labels_key)
-        used = self.reading.gene_symbols
-
-        def names() -> list[str]:
-            return as_names(self._column(root["var"], "var", used))
-
-        return OpenSource(matrix, names, lambda: other_columns(read_elem(root["var"]), used), labels, close)
-
-    def _column(self, frame: Any, slot: str, key: str | None) -> pd.Series:
-        """Read one column of ``obs`` or ``var``, or its index, without the others."""
-        if frame.attrs.get("encoding-version") != "0.2.0":  # older files keep categories elsewhere
-            table = read_elem(frame)
-            columns, read = list(table.columns), table.__getitem__
-            if key is None:
-                return pd.Series(table.index)
-        else:
-            columns, read = list(frame.attrs["column-order"]), lambda name: read_elem(frame[name])
-            if key is None:
-                return pd.Series(read(frame.attrs["_index"]))
-        if key not in columns:
-            msg = f"{self.name} has no column {key!r} in {slot}; it has {columns}."
-            raise MissingKeyError(msg)
-        return pd.Series(read(key), name=key)
-
-    def _by_columns(self) -> str:
-        return (
-            f"{self.name} holds its matrix by columns (CSC), which cannot be streamed by rows. Convert it once: "
-            "adata = sc.read_h5ad(path); adata.X = adata.X.tocsr(); adata.write_h5ad(path)."
-        )
 
 
 def open_file(path: Path) -> Any:
@@ -189,14 +389,14 @@ def open_file(path: Path) -> Any:
     """
     _check_file(path)
     try:
-        return _FORMATS[path.suffix](path)
+        return FORMATS[path.suffix](path)
     except (OSError, ValueError, KeyError) as error:
         msg = f"{path} cannot be opened: {error}"
         raise DataError(msg) from error
 
 
 def _check_file(path: Path) -> None:
-    if path.suffix not in _FORMATS:
+    if path.suffix not in FORMATS:
         msg = f"{path} is neither an .h5ad file nor a .zarr folder. Write it with adata.write_h5ad or write_zarr."
         raise DataError(msg)
     if not path.exists():
@@ -249,4 +449,5 @@ def _open_zarr(path: Path) -> Any:
     return zarr.open_group(str(path), mode="r")
 
 
-_FORMATS: dict[str, Callable[[Path], Any]] = {".h5ad": _open_h5ad, ".zarr": _open_zarr}
+FORMATS: dict[str, Callable[[Path], Any]] = {".h5ad": _open_h5ad, ".zarr": _open_zarr}
+"""What opens a file, by the end of its name."""

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+import time
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
+from itertools import islice
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
@@ -14,24 +16,30 @@ from anndata import AnnData
 from torch import distributed
 from torch.utils.data import IterableDataset, get_worker_info
 
+from scgalore._logging import info
 from scgalore._rng import seed_from
 from scgalore.data.batches import Batches, Drawn
 from scgalore.data.buffers import FileBuffers, Share
+from scgalore.data.collection import Collection
 from scgalore.data.hashing import digest
 from scgalore.data.loaders import LoaderBuffers
+from scgalore.data.looking import Wanted
+from scgalore.data.query import Query
 from scgalore.data.reading import Reading
 from scgalore.data.sources import Source
 from scgalore.data.tokens import RaggedTokens, TokenBatch, TokenizerConfig
+from scgalore.data.weighing import Weighing
 from scgalore.errors import DataError, OptionError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Iterator
 
     from numpy.typing import NDArray
 
-    from scgalore._typing import PathLike, Rng
+    from scgalore._typing import Rng
     from scgalore.data.batches import BatchPlan
     from scgalore.data.buffers import Part
+    from scgalore.data.collection import Listed
     from scgalore.data.tokenizer import Tokenizer
     from scgalore.data.vocab import GeneVocab
 
@@ -41,7 +49,7 @@ _Buffer: TypeAlias = "tuple[int, RaggedTokens, NDArray[np.int64] | None]"  # its
 
 
 def stream(
-    sources: PathLike | AnnData | Sequence[PathLike | AnnData] | Any,
+    sources: Listed | Mapping[str, Listed] | Any,
     vocab: GeneVocab,
     *,
     config: TokenizerConfig | None = None,
@@ -50,10 +58,14 @@ def stream(
     buffer_size: int = 8192,
     shuffle: bool = True,
     rng: Rng = 0,
-    layer: str | None = None,
-    gene_symbols: str | None = None,
-    data_type: str | None = None,
-    species: str = "human",
+    where: str | Mapping[str, str] | None = None,
+    shares: Mapping[str, float] | None = None,
+    weights_key: str | None = None,
+    weights: Mapping[Any, float] | None = None,
+    layer: str | Mapping[str, str] | None = "auto",
+    gene_symbols: str | Mapping[str, str] | None = None,
+    data_type: str | Mapping[str, str] | None = None,
+    species: str | Mapping[str, str] | None = None,
     min_matched: float | None = None,
     labels_key: str | None = None,
     classes: Sequence[object] | None = None,
@@ -63,15 +75,18 @@ def stream(
     """Stream token batches from many files.
 
     Genes are matched by name in each source, so sources may have different genes in different orders. A cell's tokens are
-    those that :class:`~scgalore.data.cells.TokenCells` makes of its file alone.
+    those that :class:`~scgalore.data.cells.TokenCells` makes of its file alone. What is found out of a file, such as which
+    matrix holds counts, is said once.
 
     Parameters
     ----------
     sources
-        Paths of ``.h5ad`` files and ``.zarr`` folders, AnnData objects in memory or backed, or one of these. Matrices in files
-        are CSR or dense. Or a loader with the protocol of annbatch's ``Loader``: it has ``n_obs`` and ``var`` and yields
-        dictionaries with ``X`` and, where it has them, ``obs`` and ``index``. It brings its own order; its cells are shuffled
-        within the buffer. This was tested with an object of that protocol, not with annbatch, which needs Python 3.12.
+        Paths of ``.h5ad`` files and ``.zarr`` folders, AnnData objects in memory or backed, or one of these. Another folder stands
+        for all such files in it. Matrices in files are CSR or dense. With names, ``{"blood": ["a.h5ad", "b.h5ad"], "pancreas":
+        "folder/"}``, sources can have shares and options of their own. Or a loader with the protocol of annbatch's ``Loader``:
+        it has ``n_obs`` and ``var`` and yields dictionaries with ``X`` and, where it has them, ``obs`` and ``index``. It brings its
+        own order; its cells are shuffled within the buffer. This was tested with an object of that protocol, not with
+        annbatch, which needs Python 3.12.
     vocab
         Tokens of the network.
     config
@@ -88,12 +103,27 @@ def stream(
         Otherwise cells come in order.
     rng
         Seed of the order of blocks, cells and batches.
+    where
+        Which cells, as a query on ``obs`` in the words of :meth:`pandas.DataFrame.query`: ``"is_primary_data and disease ==
+        'normal'"``. It has comparisons, ``and``, ``or``, ``not``, ``in``, literals, arithmetic and names of columns, of which no
+        others are read. A file without such cells is left out with a warning.
+    shares
+        Share of each named source in the cells that are drawn; they need not add up to 1.
+    weights_key
+        Column of ``obs``, each value of which is drawn equally often: with ``shares`` within each source, otherwise over all.
+    weights
+        How often values of that column are drawn, relative to each other; 1 for those that are left out.
     layer
-        Layer to read; ``X`` when left out.
+        Layer to read; ``None`` is ``X``, and ``"raw"`` is ``raw.X`` with the genes of ``raw.var``. ``"auto"`` takes counts where
+        they are: a layer of such a name, ``raw.X`` or ``X``, whichever comes first, decided by the first cells.
     gene_symbols
-        Column of ``var`` that holds gene names; the names of ``var`` when left out.
-    data_type, species, min_matched
+        Column of ``var`` that holds gene names. When left out, the names of ``var``; where these are numbers or Ensembl ids, the
+        column by which most genes match, if that is more.
+    data_type, min_matched
         As for :func:`scgalore.tl.embed`.
+    species
+        As for :func:`scgalore.tl.embed`. When left out, what Ensembl ids say or the column ``organism`` of ``obs``, and human
+        otherwise.
     labels_key
         Column of ``obs`` with class labels.
     classes
@@ -109,12 +139,21 @@ def stream(
     Raises
     ------
     DataError
-        If a source does not exist, cannot be read, holds its matrix by columns, has no gene of the vocabulary or a label that
-        is missing or none of the classes. While reading: if a cell has negative, NaN or infinite values or no known gene.
+        If a source does not exist, cannot be read, holds its matrix by columns, has no gene of the vocabulary, a label that
+        is missing or none of the classes, or cells of two species; if no cell is left. While reading: if a cell has negative,
+        NaN or infinite values or no known gene, or a file has changed, was cut off or is gone.
     MissingKeyError
         If a layer or a column does not exist.
     OptionError
-        If a size, ``rank`` or ``world_size`` is out of range.
+        If a size, ``rank`` or ``world_size`` is out of range, ``where`` is no query, or a share or weight is none.
+
+    Notes
+    -----
+    With ``shares`` or ``weights_key`` an epoch is as many draws, with replacement, as there are cells: independent draws with the
+    probabilities asked for. They are decided by the seed and the epoch. A cell that comes twice in an epoch is sampled and
+    masked differently each time.
+
+    ``layer, gene_symbols, data_type, species`` and ``where`` may be mappings by the names of sources.
 
     Examples
     --------
@@ -126,25 +165,41 @@ def stream(
     """
     seed = seed_from(rng)
     config = TokenizerConfig(seed=seed) if config is None else config
-    reading = Reading(layer, gene_symbols, data_type, None, species, min_matched)
     _check_sizes(batch_size, block_size, buffer_size)
     _check_rank(rank, world_size)
+    readings = {
+        "layer": layer,
+        "gene_symbols": gene_symbols,
+        "data_type": data_type,
+        "species": species,
+        "min_matched": min_matched,
+    }
+    drawing = {"shares": shares, "weights_key": weights_key, "weights": weights}
     buffers: FileBuffers | LoaderBuffers
     if _is_loader(sources):
-        if layer is not None or gene_symbols is not None:
-            msg = "layer= and gene_symbols= do not apply to a loader, which reads its files itself."
+        own = {"layer": None if layer == "auto" else layer, "gene_symbols": gene_symbols, "where": where, **drawing}
+        given = [f"{name}=" for name, value in own.items() if value is not None]
+        if given:
+            msg = f"{' and '.join(given)} do not apply to a loader, which reads its files itself."
             raise OptionError(msg)
+        reading = Reading.of({**readings, "layer": None})
         buffers = LoaderBuffers(sources, vocab, config, labels_key=labels_key, classes=classes, reading=reading)
     else:
-        listed = [sources] if isinstance(sources, str | os.PathLike | AnnData) else list(sources)
-        named = [
-            Source.of(source, number, reading=reading, labels_key=labels_key) for number, source in enumerate(listed)
-        ]
-        if not named:
-            msg = "There are no sources; pass paths of .h5ad files or .zarr folders, or AnnData objects."
-            raise DataError(msg)
-        labelled = labels_key is not None
-        buffers = FileBuffers(named, vocab, config, block_size=block_size, labelled=labelled, classes=classes)
+        if not shuffle and any(value is not None for value in drawing.values()):
+            msg = "shares= and weights_key= draw cells at random, so they do not go with shuffle=False."
+            raise OptionError(msg)
+        collection = Collection.of(sources)
+        weighing = Weighing.of(collection, shares, weights_key, weights)
+        buffers = FileBuffers(
+            _wanted(collection, where, readings),
+            vocab,
+            config,
+            names=collection.names,
+            block_size=block_size,
+            labels_key=labels_key,
+            classes=classes,
+            weighing=weighing,
+        )
     return TokenStream(
         buffers,
         batch_size=batch_size,
@@ -156,14 +211,31 @@ def stream(
     )
 
 
+def _wanted(collection: Collection, where: str | Mapping[str, str] | None, readings: Mapping[str, Any]) -> list[Wanted]:
+    """What is to be read of each file."""
+    queries = {
+        text: None if text is None else Query.of(text) for text in dict.fromkeys(collection.each("where", where))
+    }
+    each = {name: collection.each(name, value) for name, value in readings.items()}
+    return [
+        Wanted(
+            Source.of(what, number, reading=Reading.of({name: values[number] for name, values in each.items()})),
+            group=collection.group_of[number],
+            query=queries[text],
+            find_species=each["species"][number] is None,
+        )
+        for number, (what, text) in enumerate(zip(collection.sources, collection.each("where", where), strict=True))
+    ]
+
+
 class TokenStream(IterableDataset[TokenBatch]):
     """Batches of tokens, read while they are used. Made by :func:`stream`.
 
-    An epoch is determined by the seed and its number. Each process gets as many cells, and so as many batches, as any other:
-    the cells left over, fewer than there are processes, are the last of the epoch's order and are not read in it. None is read
-    twice. A DataLoader's workers share the buffers of their process, so the batches are the same whatever the number of
+    An epoch is determined by the seed and its number. Without shares and weights each cell comes once in it. Each process gets as many cells, and so as many batches, as any other:
+    the cells left over, fewer than there are processes, are the last of the epoch's order and are not read in it. A DataLoader's workers share the buffers of their process, so the batches are the same whatever the number of
     workers, and only their order differs; without workers nothing changes the order. Files are opened where they are read,
-    one at a time, and closed when the iteration ends or is dropped.
+    one at a time, and closed when the iteration ends or is dropped. A file that was changed since the stream was made, that is
+    cut off or gone, is an error that names it as soon as it is read again.
 
     Parameters
     ----------
@@ -196,11 +268,16 @@ class TokenStream(IterableDataset[TokenBatch]):
         #: Arguments of tasks that the stream was made with, for training.
         self.arguments = {} if labels_key is None else {"labels_key": labels_key}
         self._buffers, self._seed = buffers, seed
+        self._held_seed = seed or 0
         self.batch_size = batch_size
         self._buffer_size = buffer_size // batch_size * batch_size
         self._ranks = None if rank is None or world_size is None else (rank, world_size)
-        # In shared memory, so that workers that outlive an epoch learn of the next.
-        self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()
+        # In shared memory, so that workers that outlive an epoch learn of the next: its number, and the batch to begin with.
+        self._position = torch.zeros(2, dtype=torch.int64).share_memory_()
+        #: Seconds that this process has waited for cells that were not yet read.
+        self.waited = 0.0
+        #: Cells and tokens (without padding) that this process was given so far; those of DataLoader workers are not counted.
+        self.n_cells_given = self.n_tokens_given = 0
 
     def __repr__(self) -> str:
         return (
@@ -210,7 +287,7 @@ class TokenStream(IterableDataset[TokenBatch]):
 
     @property
     def n_obs(self) -> int:
-        """Number of cells in all sources."""
+        """Number of cells in all sources, those left out by ``where`` or held out not counted; draws of an epoch."""
         return self._buffers.n_obs
 
     @property
@@ -226,11 +303,106 @@ class TokenStream(IterableDataset[TokenBatch]):
     @property
     def epoch(self) -> int:
         """Number of the epoch that the next iteration is."""
-        return int(self._epoch)
+        return int(self._position[0])
 
-    def set_epoch(self, epoch: int) -> None:
-        """Choose the epoch of the next iteration, with its order of cells and its draws."""
-        self._epoch.fill_(epoch)
+    @property
+    def position(self) -> tuple[int, int]:
+        """Number of the epoch that the next iteration is, and of the batch that it begins with."""
+        epoch, start = self._position.tolist()
+        return epoch, start
+
+    def set_epoch(self, epoch: int, start: int = 0) -> None:
+        """Choose the epoch of the next iteration, with its order of cells and its draws.
+
+        Parameters
+        ----------
+        epoch
+            Its number.
+        start
+            Number of the batch to begin with, as for :meth:`batches`.
+        """
+        self._position[0], self._position[1] = epoch, start
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Names of the sources; of a list without names, its files."""
+        return self._buffers.names
+
+    @property
+    def shares(self) -> dict[str, float]:
+        """Share of the cells of an epoch that each source has; the expected one where cells are drawn with replacement."""
+        return self._buffers.shares
+
+    @property
+    def files(self) -> tuple[str, ...]:
+        """What is read, one after the other: paths, or words for objects."""
+        return self._buffers.files
+
+    def locate(
+        self, cells: NDArray[np.int64] | torch.Tensor
+    ) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
+        """Where cells come from.
+
+        Parameters
+        ----------
+        cells
+            ``cells`` of batches: their numbers among the cells of all files, those included that are not read.
+
+        Returns
+        -------
+        Number of the source in :attr:`names`, of the file in :attr:`files`, and row in the file, int64 each.
+        """
+        return self._buffers.locate(np.asarray(cells))
+
+    def split(self, validation: float = 0.01, *, max_cells: int = 5000) -> tuple[TokenStream, TokenStream]:
+        """Hold some cells out, to validate on.
+
+        Which ones is decided by a hash of the stream's seed, the content of each file and the row, whatever files are called and
+        whichever order they have. Copies of a file have the same cells held out.
+
+        Parameters
+        ----------
+        validation
+            Share of the cells, or how many if it is a whole number.
+        max_cells
+            Most cells to hold out.
+
+        Returns
+        -------
+        The stream without them, and a stream of them in order, without shares and weights. They share their tables with this one.
+
+        Raises
+        ------
+        OptionError
+            If nothing would be held out or left, or the stream is one of a loader.
+        """
+        if isinstance(self._buffers, LoaderBuffers):
+            msg = "A loader brings its cells in its own order, of which none can be held out. Pass a second loader as validation=."
+            raise OptionError(msg)
+        whole = isinstance(validation, int | np.integer) and not isinstance(validation, bool)
+        n = min(int(validation) if whole else round(self.n_obs * validation), max_cells)
+        if not 0 < n < self.n_obs:
+            msg = (
+                f"validation={validation!r} with max_cells={max_cells} would hold out {n:,} of {self.n_obs:,} cells; it must be a share "
+                "between 0 and 1, or a number of cells, and leave some on either side."
+            )
+            raise OptionError(msg)
+        training, held = self._buffers.split(n, self._held_seed)
+        info(f"{held.n_obs:,} of {self.n_obs:,} cells are held out")
+        return self._with(training, self._seed), self._with(held, None)
+
+    def _with(self, buffers: FileBuffers, seed: int | None) -> TokenStream:
+        ranks = dict(zip(("rank", "world_size"), self._ranks or (None, None), strict=True))
+        other = TokenStream(
+            buffers,
+            batch_size=self.batch_size,
+            buffer_size=self._buffer_size,
+            seed=seed,
+            labels_key=self.arguments.get("labels_key"),
+            **ranks,
+        )
+        other._held_seed = self._held_seed
+        return other
 
     @property
     def tokenizer(self) -> Tokenizer:
@@ -262,13 +434,14 @@ class TokenStream(IterableDataset[TokenBatch]):
         }
 
     def identity(self) -> dict[str, Any]:
-        """Sizes and settings; the cells are not read."""
+        """Sizes, settings, and hashes of what the files are like; few of their cells are read."""
         return {
             "number of cells": self.n_obs,
             "genes": digest([self.tokens()]),
             "tokens": repr(self.tokenizer.config),
             "classes": ", ".join(self.classes),
             "expression": repr(self),
+            **self._buffers.identity(),
         }
 
     def training_batches(self, rows: NDArray[np.int64] | None, plan: BatchPlan) -> Batches:
@@ -304,8 +477,8 @@ class TokenStream(IterableDataset[TokenBatch]):
         if self._seed is not None:
             msg = "This stream shuffles its cells, so results could not be told apart. Make it with shuffle=False."
             raise OptionError(msg)
-        with closing(self._buffers.read(Share(), size=self._buffer_size, order=None)) as buffers:
-            for _, ragged, _ in _ahead(_encoded(buffers, self.epoch)):
+        with closing(self._buffers.read(Share(), size=self._buffer_size, seeds=None)) as buffers:
+            for _, ragged, _ in self._ahead(_encoded(buffers, self.epoch)):
                 yield ragged
 
     def tokens(self) -> NDArray[np.int64]:
@@ -318,7 +491,7 @@ class TokenStream(IterableDataset[TokenBatch]):
         return -(-(self.n_obs // world_size) // self.batch_size)
 
     def __iter__(self) -> Iterator[TokenBatch]:
-        return self.batches(self.epoch)
+        return self.batches(*self.position)
 
     def n_own_batches(self) -> int:
         """Batches of this process in an epoch, and in a worker of a DataLoader those of the worker.
@@ -344,22 +517,56 @@ class TokenStream(IterableDataset[TokenBatch]):
         if self.n_obs < world_size:
             msg = f"There are {self.n_obs} cells for {world_size} processes; each needs at least one."
             raise DataError(msg)
-        info = get_worker_info()
-        return Share(rank, world_size, *((0, 1) if info is None else (info.id, info.num_workers)))
+        worker_info = get_worker_info()
+        return Share(rank, world_size, *((0, 1) if worker_info is None else (worker_info.id, worker_info.num_workers)))
 
-    def batches(self, epoch: int, *, start: int = 0) -> Iterator[TokenBatch]:
-        """Batches of one epoch from some batch on, whichever :meth:`set_epoch` has chosen."""
+    def batches(self, epoch: int, start: int = 0) -> Iterator[TokenBatch]:
+        """Batches of one epoch, whichever :meth:`set_epoch` has chosen.
+
+        Parameters
+        ----------
+        epoch
+            Its number.
+        start
+            How many of the batches of this process have been there before: those that follow are the same as if these had been
+            read. Buffers before are not read. In the workers of a DataLoader, which take turns, they are the batches that the
+            loader gave first, as long as there are as many workers as there were.
+
+        Raises
+        ------
+        DataError
+            If there are fewer cells than processes, or a file or cell cannot be read.
+        """
         share = self._share()
-        order = None if self._seed is None else np.random.default_rng([self._seed, epoch])
-        with closing(self._buffers.read(share, size=self._buffer_size, order=order)) as buffers:
-            for number, ragged, labels in _ahead(_encoded(buffers, epoch)):
+        given, turn = _turns(start, len(self), self._buffer_size // self.batch_size, share.n_workers)
+        worker = (share.worker + turn) % share.n_workers  # a DataLoader asks its first worker first
+        yield from self._of(replace(share, worker=worker), epoch, given[worker])
+
+    def own_batches(self, epoch: int, start: int = 0) -> Iterator[TokenBatch]:
+        """The same, where in a worker of a DataLoader ``start`` counts the batches of the worker alone, of :meth:`n_own_batches`.
+
+        Parameters
+        ----------
+        epoch, start
+            As for :meth:`batches`.
+        """
+        yield from self._of(self._share(), epoch, start)
+
+    def _of(self, share: Share, epoch: int, start: int) -> Iterator[TokenBatch]:
+        """Batches of a share from its ``start``-th on."""
+        skipped, begun = divmod(start, self._buffer_size // self.batch_size)
+        share = replace(share, skipped=skipped)
+        seeds = None if self._seed is None else (self._seed, epoch)
+        with closing(self._buffers.read(share, size=self._buffer_size, seeds=seeds)) as buffers:
+            for number, ragged, labels in self._ahead(_encoded(buffers, epoch)):
                 shuffle = None if self._seed is None else np.random.default_rng([self._seed, epoch, share.rank, number])
-                for rows in self._cut(ragged.lengths, shuffle):
-                    if start > 0:
-                        start -= 1
-                        continue
+                lengths = ragged.lengths
+                for rows in islice(self._cut(lengths, shuffle), begun, None):
+                    self.n_cells_given += len(rows)
+                    self.n_tokens_given += int(lengths[rows].sum())
                     batch = self.tokenizer.pad(ragged, rows)
                     yield batch if labels is None else batch.with_targets(labels=torch.from_numpy(labels[rows]))
+                begun = 0
 
     def __getstate__(self) -> dict[str, Any]:
         # A spawned worker knows nothing of torch.distributed, so what the process knows of it travels along.
@@ -369,6 +576,19 @@ class TokenStream(IterableDataset[TokenBatch]):
         if self._ranks is not None:
             return self._ranks
         return (distributed.get_rank(), distributed.get_world_size()) if _is_distributed() else (0, 1)
+
+    def _ahead(self, buffers: Iterator[_Buffer]) -> Iterator[_Buffer]:
+        """Make the next buffer in a thread while the present one is used."""
+        with ThreadPoolExecutor(1, thread_name_prefix="scgalore-stream") as reader:
+            pending = reader.submit(next, buffers, None)
+            while True:
+                asked = time.perf_counter()
+                buffer = pending.result()
+                self.waited += time.perf_counter() - asked
+                if buffer is None:
+                    return
+                pending = reader.submit(next, buffers, None)
+                yield buffer
 
     def _cut(self, lengths: NDArray[np.int64], shuffle: np.random.Generator | None) -> Iterator[NDArray[np.int64]]:
         """Cells of each batch of a buffer."""
@@ -392,8 +612,8 @@ class _Epochs(IterableDataset[Drawn]):
         return len(self.stream)
 
     def __iter__(self) -> Iterator[Drawn]:
-        epoch = self.stream.epoch if self.epoch is None else self.epoch
-        for batch in self.stream.batches(epoch):
+        epoch, start = self.stream.position if self.epoch is None else (self.epoch, 0)
+        for batch in self.stream.batches(epoch, start):
             yield Drawn(batch, epoch)
 
 
@@ -485,19 +705,10 @@ class StreamedBatches(Batches):
         finally:
             batches.close()  # type: ignore[attr-defined]
 
-    def set_epoch(self, epoch: int) -> None:
-        """Choose the epoch of the next iteration."""
+    def set_epoch(self, epoch: int, start: int = 0) -> None:
+        """Choose the epoch of the next iteration, and the batch to begin with."""
         if self._epoch is None:
-            self._stream.set_epoch(epoch)
-
-
-def _ahead(buffers: Iterator[_Buffer]) -> Iterator[_Buffer]:
-    """Make the next buffer in a thread while the present one is used."""
-    with ThreadPoolExecutor(1, thread_name_prefix="scgalore-stream") as reader:
-        pending = reader.submit(next, buffers, None)
-        while (buffer := pending.result()) is not None:
-            pending = reader.submit(next, buffers, None)
-            yield buffer
+            self._stream.set_epoch(epoch, start)
 
 
 def _encoded(buffers: Iterator[tuple[int, list[Part]]], epoch: int) -> Iterator[_Buffer]:
@@ -508,7 +719,7 @@ def _encoded(buffers: Iterator[tuple[int, list[Part]]], epoch: int) -> Iterator[
 
 
 def _tokens(part: Part, epoch: int) -> Iterator[RaggedTokens]:
-    for tokens in part.tokenizer.parts(part.rows, part.cells, draw=epoch):
+    for tokens in part.tokenizer.parts(part.rows, part.cells, draw=epoch, repeats=part.repeats):
         empty = tokens.lengths <= part.tokenizer.config.append_cls
         if empty.any() and not part.allow_unseen:
             msg = (
@@ -519,8 +730,25 @@ def _tokens(part: Part, epoch: int) -> Iterator[RaggedTokens]:
         yield tokens
 
 
+def _given_before(start: int, n_batches: int, per_buffer: int, n_workers: int) -> list[int]:
+    """How many of the first ``start`` batches of a process each of its workers gave, which take turns until they have no more."""
+    n_buffers = -(-n_batches // per_buffer)
+    left = [len(range(worker, n_buffers, n_workers)) * per_buffer for worker in range(n_workers)]
+    if n_buffers:
+        left[(n_buffers - 1) % n_workers] -= n_buffers * per_buffer - n_batches
+    given = [0] * n_workers
+    start = min(start, n_batches)
+    while start:
+        taking = [worker for worker in range(n_workers) if left[worker] > given[worker]]
+        rounds = min(min(left[worker] - given[worker] for worker in taking), start // len(taking))
+        for worker in taking if rounds else taking[:start]:
+            given[worker] += rounds or 1
+        start -= rounds * len(taking) if rounds else start
+    return given
+
+
 def _is_loader(sources: Any) -> bool:
-    listed = isinstance(sources, str | os.PathLike | AnnData | Sequence)
+    listed = isinstance(sources, str | os.PathLike | AnnData | Sequence | Mapping)
     return not listed and all(hasattr(sources, name) for name in ("__iter__", "n_obs", "var"))
 
 

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from scgalore.data.binning import bin_rows
-from scgalore.data.hashing import cell_keys, fold_seed, uniforms
+from scgalore.data.hashing import cell_keys, fold_seed, splitmix64, uniforms
 from scgalore.data.ragged import argsort_rows, blocks, starts
 from scgalore.data.tokens import RaggedTokens, TokenBatch, TokenizerConfig
 from scgalore.errors import DataError
@@ -95,7 +95,14 @@ class Tokenizer:
             n_genes = _kept_lengths(kept, csr.indptr)
         return np.minimum(n_genes, config.max_genes) + config.append_cls
 
-    def encode(self, csr: sp.csr_matrix | sp.csr_array, cells: ArrayLike, *, draw: int = 0) -> RaggedTokens:
+    def encode(
+        self,
+        csr: sp.csr_matrix | sp.csr_array,
+        cells: ArrayLike,
+        *,
+        draw: int = 0,
+        repeats: NDArray[np.int64] | None = None,
+    ) -> RaggedTokens:
         """Tokens of some rows.
 
         Values are binned over all expressed genes of the vocabulary before a long cell is sampled.
@@ -108,15 +115,25 @@ class Tokenizer:
             Row number of each of them in the data set.
         draw
             Which draw of the sampling and of random ties, such as the epoch; the same draw gives the same tokens.
+        repeats
+            How often each cell came before in this draw, int64 ``(b,)``: each time it has another key, and so other random
+            numbers. When left out, each comes for the first time.
         """
-        return RaggedTokens.concatenate(list(self.parts(csr, cells, draw=draw)))
+        return RaggedTokens.concatenate(list(self.parts(csr, cells, draw=draw, repeats=repeats)))
 
-    def parts(self, csr: sp.csr_matrix | sp.csr_array, cells: ArrayLike, *, draw: int = 0) -> Iterator[RaggedTokens]:
+    def parts(
+        self,
+        csr: sp.csr_matrix | sp.csr_array,
+        cells: ArrayLike,
+        *,
+        draw: int = 0,
+        repeats: NDArray[np.int64] | None = None,
+    ) -> Iterator[RaggedTokens]:
         """Tokens of some rows as :meth:`encode` makes them, in parts that fit a core's cache; at least one.
 
         Parameters
         ----------
-        csr, cells, draw
+        csr, cells, draw, repeats
             As for :meth:`encode`.
         """
         cells = np.array(cells, dtype=np.int64).ravel()
@@ -128,9 +145,9 @@ class Tokenizer:
             raise DataError(msg)
         seed = fold_seed(self.config.seed, draw)
         for rows in blocks(csr.indptr):
-            yield self._encode(csr, rows, cells[rows], seed)
+            yield self._encode(csr, rows, cells[rows], seed, None if repeats is None else repeats[rows])
         if len(cells) == 0:
-            yield self._encode(csr, slice(0, 0), cells, seed)
+            yield self._encode(csr, slice(0, 0), cells, seed, repeats)
 
     def pad(self, ragged: RaggedTokens, rows: ArrayLike | None = None) -> TokenBatch:
         """Pad some cells to the longest of them.
@@ -173,12 +190,19 @@ class Tokenizer:
             raise DataError(msg)
 
     def _encode(
-        self, csr: sp.csr_matrix | sp.csr_array, rows: slice, cells: NDArray[np.int64], seed: int
+        self,
+        csr: sp.csr_matrix | sp.csr_array,
+        rows: slice,
+        cells: NDArray[np.int64],
+        seed: int,
+        repeats: NDArray[np.int64] | None,
     ) -> RaggedTokens:
         config = self.config
         rank, values, indptr = self._expressed(csr, rows)
         genes = self.genes[rank]
         keys = cell_keys(genes, values, indptr)
+        if repeats is not None:
+            keys = np.where(repeats == 0, keys, splitmix64(keys ^ splitmix64(repeats)))
         if config.binned:
             u = None
             if config.ties == "random":

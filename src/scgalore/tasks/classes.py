@@ -14,7 +14,7 @@ from scipy.special import log_softmax
 from scgalore import _logging as logg
 from scgalore import pl
 from scgalore._options import COUNT, TEXT, Option
-from scgalore.data.buffers import refuse_unknown
+from scgalore.data.coded import refuse_unknown
 from scgalore.data.columns import read_column
 from scgalore.data.labels import class_codes, class_colors, classes_of, doubtful_labels, encode_labels
 from scgalore.data.resolve import cells_of

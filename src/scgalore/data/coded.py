@@ -1,0 +1,92 @@
+"""A column of labels of many sources as small numbers."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+
+from scgalore.data.labels import class_codes, classes_of, in_order, refuse_measurement
+from scgalore.data.texts import same_label, texts_of
+from scgalore.errors import DataError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+    from numpy.typing import NDArray
+
+    from scgalore.data.tables import Table
+
+__all__ = ["CodedColumn", "refuse_unknown"]
+
+
+class CodedColumn:
+    """Labels of the cells that are read, source by source.
+
+    Parameters
+    ----------
+    key
+        Column of ``obs``.
+    known
+        Names of the labels; any when ``None``.
+    """
+
+    def __init__(self, key: str, known: Sequence[str] | None = None) -> None:
+        self._key, self._known = key, known
+        self._found: list[tuple[str, ...]] = []
+        self._codes: list[NDArray[np.integer[Any]]] = []
+        self._labels: list[pd.Series] = []
+
+    def read(self, obs: Table, rows: NDArray[np.integer[Any]] | None) -> None:
+        """Read the labels of one source.
+
+        Parameters
+        ----------
+        obs
+            Its table of cells.
+        rows
+            Cells that are read; all when ``None``.
+
+        Raises
+        ------
+        DataError
+            If a label is missing or none of those known.
+        MissingKeyError
+            If there is no such column.
+        """
+        labels = obs.column(self._key)
+        labels = labels if rows is None else labels.iloc[rows]
+        where = f"obs[{self._key!r}] of {obs.of}"
+        found = classes_of(labels, where)
+        refuse_measurement(labels, where, n_classes=len(found))
+        if self._known is not None:
+            refuse_unknown(found, self._known, obs.of)
+        codes, once = pd.factorize(labels)
+        self._found.append(found)
+        self._codes.append(codes.astype(np.min_scalar_type(-len(once) - 1)))
+        self._labels.append(pd.Series(once))
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Names of all labels: in the order of the sources where they agree on it, otherwise sorted, numbers as numbers."""
+        if self._known is not None:
+            return tuple(self._known)
+        # One source may have spelled as text what is a number in another.
+        agreed = len(set(self._found)) == 1
+        return self._found[0] if agreed else in_order(texts_of([name for names in self._found for name in names]))
+
+    def codes(self) -> list[NDArray[np.integer[Any]]]:
+        """Position among the names of each label, of each source, in as few bytes as hold them."""
+        names = self.names
+        small = np.min_scalar_type(-len(names) - 1)
+        pairs = zip(self._codes, self._labels, strict=True)
+        return [class_codes(labels, names).astype(small)[codes] for codes, labels in pairs]
+
+
+def refuse_unknown(found: Iterable[str], known: Sequence[str], name: str) -> None:
+    """Raise :class:`~scgalore.errors.DataError` if a source has other labels than the known classes."""
+    unknown = sorted(label for label in set(found) if same_label(label, known) is None)
+    if unknown:
+        msg = f"{name} has the labels {unknown[:5]}, which are none of the {len(known)} classes: {list(known)[:10]}."
+        raise DataError(msg)

@@ -1,0 +1,96 @@
+"""What tells that a file is no longer the one that it was."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from scgalore.data.hashing import digest
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from scgalore.data.matrix import CellMatrix
+
+__all__ = ["Fingerprint", "Written", "content_of", "written"]
+
+ENDS = 4
+"""Cells at either end of a matrix that are looked at."""
+
+_PARTS = ("", "data", "indices", "indptr")
+_CHUNKS = ("", "c")  # where Zarr's two formats keep what they write
+
+
+@dataclass(frozen=True)
+class Written:
+    """How large a file is and when it was written; of a folder, when entries of it came or went.
+
+    Attributes
+    ----------
+    size
+        Bytes; 0 for a folder.
+    times
+        In nanoseconds.
+    """
+
+    size: int
+    times: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Fingerprint:
+    """What a source was like when it was looked at first.
+
+    Attributes
+    ----------
+    content
+        Hash of the matrix's shape and of its first and last cells. It does not hang on what holds them.
+    written
+        Of files.
+    """
+
+    content: str
+    written: Written | None = None
+
+    @property
+    def lasting(self) -> tuple[str, int]:
+        """What stays when the file is copied elsewhere."""
+        return self.content, 0 if self.written is None else self.written.size
+
+
+def content_of(matrix: CellMatrix) -> str:
+    """Hash the shape of a matrix, and its first and last cells.
+
+    Parameters
+    ----------
+    matrix
+        Of which a few rows are read.
+    """
+    n_obs = matrix.n_obs
+    rows = matrix.rows(np.union1d(np.arange(min(ENDS, n_obs)), np.arange(max(0, n_obs - ENDS), n_obs)))
+    shape = np.array([n_obs, matrix.n_vars])
+    return digest([shape, rows.indptr.astype(np.int64), rows.indices.astype(np.int64), rows.data])
+
+
+def written(path: Path, slot: str) -> Written:
+    """Ask the file system about a file.
+
+    Parameters
+    ----------
+    path
+        ``.h5ad`` file or ``.zarr`` folder.
+    slot
+        Where the matrix is in it.
+
+    Raises
+    ------
+    OSError
+        If it does not exist.
+    """
+    found = path.stat()
+    if not path.is_dir():
+        return Written(found.st_size, (found.st_mtime_ns,))
+    folders = [path / slot / part / chunks for part in _PARTS for chunks in _CHUNKS]
+    return Written(0, tuple(folder.stat().st_mtime_ns for folder in folders if folder.is_dir()))

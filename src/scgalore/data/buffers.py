@@ -186,7 +186,6 @@ class FileBuffers:
         sizes = np.array([one.n_kept for one in kept])
         self._first = starts(sizes)  # position of the first cell that is read
         self._offset = starts(np.array([one.n_obs for one in kept]))  # number of the first of all cells
-        self._blocks = Blocks.of(self._first, self.block_size)
         #: Cells of each class, int64.
         self.class_counts = np.zeros(len(self.classes), dtype=np.int64)
         for codes in self._labels or ():
@@ -198,6 +197,10 @@ class FileBuffers:
             self._weighting = Weighting(weights, groups, self._values, self._first, self._blocks)
 
     @property
+    def _blocks(self) -> Blocks:
+        return Blocks.of(self._first, self.block_size)  # each time, since worker processes are sent what is kept
+
+    @property
     def n_obs(self) -> int:
         """Number of cells."""
         return int(self._first[-1])
@@ -205,8 +208,9 @@ class FileBuffers:
     @property
     def shares(self) -> dict[str, float]:
         """Share of the cells of an epoch that each group has, or is expected to have."""
-        source = np.searchsorted(self._first, self._blocks.first, side="right") - 1
-        sizes = self._blocks.stop - self._blocks.first if self._weighting is None else self._weighting.of_blocks
+        blocks = self._blocks
+        source = np.searchsorted(self._first, blocks.first, side="right") - 1
+        sizes = blocks.stop - blocks.first if self._weighting is None else self._weighting.of_blocks
         group = np.array([one.group for one in self._kept])[source]
         sums = np.bincount(group, sizes, minlength=len(self.names))
         return dict(zip(self.names, (sums / sums.sum()).tolist(), strict=True))

@@ -97,7 +97,7 @@ class Query:
             return f" {key} "
 
         try:
-            tree = ast.parse(_QUOTED.sub(named, text.strip()), mode="eval").body
+            tree = ast.parse(_QUOTED.sub(named, text).strip(), mode="eval").body
             read = _Checked(text, names)
             read.check(tree)
         except (SyntaxError, ValueError, RecursionError, MemoryError) as error:

@@ -56,7 +56,7 @@ class Part:
     allow_unseen
         Whether cells may express no gene of the vocabulary.
     repeats
-        How often each cell was drawn before in the epoch, int64; ``None`` where each comes once.
+        Numbers that tell the draws of one cell in an epoch apart, int64; ``None`` where each comes once.
     """
 
     rows: sp.csr_matrix

@@ -66,7 +66,7 @@ class Visits:
     counts
         Cells of each visit, int64.
     cells
-        Gives the positions of the cells of a visit, and how often each was drawn before in the epoch.
+        Gives the positions of the cells of a visit, and numbers that tell the draws of one cell in an epoch apart.
     """
 
     def __init__(
@@ -75,7 +75,7 @@ class Visits:
         self._starts, self._cells = starts(counts), cells
 
     def between(self, start: int, stop: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """Cells from the ``start``-th to before the ``stop``-th of the epoch, by rising position, and how often each was drawn before."""
+        """Cells from the ``start``-th to before the ``stop``-th of the epoch, by rising position, and numbers of the draws of a cell."""
         first, last = np.searchsorted(self._starts, [start, stop - 1], side="right") - 1
         found = [self._cells(visit) for visit in range(first, last + 1)]
         cut = slice(start - self._starts[first], stop - self._starts[first])

@@ -241,7 +241,8 @@ class OpenSource:
     def __init__(self, place: Place, reading: Reading, first: Fingerprint | None = None) -> None:
         self.obs, self.name = place.obs, place.name
         self._place, self._reading = place, reading
-        self.matrix = place.matrix(reading.layer)
+        with self._reported():
+            self.matrix = place.matrix(reading.layer)
         self._first = first
         if first is not None and self.fingerprint != first:
             self._refuse_changed()
@@ -300,7 +301,7 @@ class OpenSource:
         try:
             yield
         except Exception as error:  # HDF5, Zarr and their filters have many
-            if isinstance(error, DataError | OptionError | MemoryError):
+            if isinstance(error, DataError | MissingKeyError | OptionError | MemoryError):
                 raise
             msg = f"{self.name} cannot be read: {error}. It may be cut off or damaged. {_START_ANEW}"
             raise DataError(msg) from error

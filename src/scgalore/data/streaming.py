@@ -730,21 +730,24 @@ def _tokens(part: Part, epoch: int) -> Iterator[RaggedTokens]:
         yield tokens
 
 
-def _given_before(start: int, n_batches: int, per_buffer: int, n_workers: int) -> list[int]:
-    """How many of the first ``start`` batches of a process each of its workers gave, which take turns until they have no more."""
+def _turns(start: int, n_batches: int, per_buffer: int, n_workers: int) -> tuple[list[int], int]:
+    """How many of the first ``start`` batches each worker gave, and whose turn is next: they take turns until they have no more."""
     n_buffers = -(-n_batches // per_buffer)
     left = [len(range(worker, n_buffers, n_workers)) * per_buffer for worker in range(n_workers)]
     if n_buffers:
         left[(n_buffers - 1) % n_workers] -= n_buffers * per_buffer - n_batches
     given = [0] * n_workers
     start = min(start, n_batches)
-    while start:
-        taking = [worker for worker in range(n_workers) if left[worker] > given[worker]]
+    while taking := [worker for worker in range(n_workers) if left[worker] > given[worker]]:
         rounds = min(min(left[worker] - given[worker] for worker in taking), start // len(taking))
-        for worker in taking if rounds else taking[:start]:
-            given[worker] += rounds or 1
-        start -= rounds * len(taking) if rounds else start
-    return given
+        if not rounds:
+            for worker in taking[:start]:
+                given[worker] += 1
+            return given, taking[start]
+        for worker in taking:
+            given[worker] += rounds
+        start -= rounds * len(taking)
+    return given, 0
 
 
 def _is_loader(sources: Any) -> bool:

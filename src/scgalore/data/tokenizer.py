@@ -116,8 +116,8 @@ class Tokenizer:
         draw
             Which draw of the sampling and of random ties, such as the epoch; the same draw gives the same tokens.
         repeats
-            How often each cell came before in this draw, int64 ``(b,)``: each time it has another key, and so other random
-            numbers. When left out, each comes for the first time.
+            Where a cell comes several times in this draw: numbers that tell these times apart, int64 ``(b,)``. Each but 0 gives
+            the cell another key, and so other random numbers. All are 0 when left out.
         """
         return RaggedTokens.concatenate(list(self.parts(csr, cells, draw=draw, repeats=repeats)))
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+from collections import Counter
 from typing import Any
 
 import anndata as ad
@@ -21,6 +23,29 @@ def stream(paths: list[str], genes: list[str], batch_size: int, **options: Any) 
         n_cells += len(batch)
         n_tokens += batch.n_tokens
     return {"cells": n_cells, "tokens": n_tokens}
+
+
+def files(paths: list[str], genes: list[str], **options: Any) -> dict[str, float]:
+    """The same with the time that making the stream takes apart, in seconds of the processor."""
+    vocab = GeneVocab.from_genes(genes)
+    began = time.process_time()
+    batches = sg.data.stream(paths, vocab, rng=0, min_matched=0, **options)
+    made = time.process_time() - began
+    n_cells = sum(len(batch) for batch in batches)
+    return {"cells": n_cells, "made": made, "read": time.process_time() - began - made}
+
+
+def draws(named: dict[str, list[str]], genes: list[str], n_epochs: int, **options: Any) -> dict[str, Any]:
+    """Cells drawn in some epochs, by source and value of a column."""
+    vocab = GeneVocab.from_genes(genes)
+    batches = sg.data.stream(named, vocab, rng=0, min_matched=0, **options)
+    labels = [ad.read_h5ad(path, backed="r").obs[options["weights_key"]].astype(str) for path in batches.files]
+    counts: Counter[tuple[str, str]] = Counter()
+    for epoch in range(n_epochs):
+        for batch in batches.batches(epoch):
+            places = zip(*batches.locate(batch.cells), strict=True)
+            counts.update((batches.names[group], labels[file].iloc[row]) for group, file, row in places)
+    return {"counts": [[*key, n] for key, n in sorted(counts.items())]}
 
 
 def backed_rows(paths: list[str], batch_size: int, n_cells: int) -> dict[str, int]:
@@ -51,4 +76,4 @@ def collection_rows(paths: list[str], batch_size: int, n_cells: int) -> dict[str
 
 if __name__ == "__main__":
     sg.settings.progress = False
-    serve({handler.__name__: handler for handler in (stream, backed_rows, collection_rows)})
+    serve({handler.__name__: handler for handler in (stream, files, draws, backed_rows, collection_rows)})

@@ -17,6 +17,7 @@ SCRIPTS = {
     "training_step": "a step of 8 x 1,200 tokens: seconds, activation memory",
     "loading": "vocabulary and checkpoint",
     "streaming": "token batches from several files; a file larger than memory",
+    "stream_files": "a stream of 1 to 200 files cut from real ones: cells/s, memory, shares of what is drawn",
     "scaling": "throughput over cells and over length, with a plot",
     "two_processes": "the same results with two processes, and their throughput",
     "peak_share": "share of the matrix-multiply peak, and the top costs",

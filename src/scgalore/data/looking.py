@@ -115,7 +115,8 @@ class Look:
     def __init__(self, vocab: GeneVocab) -> None:
         self.tables: list[NDArray[np.int32]] = []
         self._vocab = vocab
-        self._known: dict[bytes, tuple[int, GeneNames]] = {}
+        # Number of the table, column of the names and how it was found; no names, of which there may be millions in all.
+        self._known: dict[bytes, tuple[int, str | None, str]] = {}
 
     def at(self, place: Place, wanted: Wanted) -> Kept | None:
         """Choose the cells of a source, and find out how it is to be read.
@@ -157,14 +158,15 @@ class Look:
             reading, said = replace(reading, species=species), [*said, note]
         ways = ways_of(place, reading)
         digest = blake2b(digest_size=16)
-        for key, names in ways.items():
-            digest.update("\n".join([str(key), *names, ""]).encode())
+        for way, names in ways.items():
+            digest.update("\n".join([str(way), *names, ""]).encode())
         known = digest.digest() + reading.species.encode()
         if known not in self._known:
-            self._known[known] = self._match(opened, place, ways, sample, reading)
-            said.append(self._known[known][1].match.summary())
-        table, genes = self._known[known]
-        reading, said = replace(reading, gene_symbols=genes.key), [*said, genes.note]
+            genes = self._match(opened, place, ways, sample, reading)
+            self._known[known] = len(self.tables) - 1, genes.key, genes.note
+            said.append(genes.match.summary())
+        table, key, note = self._known[known]
+        reading, said = replace(reading, gene_symbols=key), [*said, note]
         if any(said):
             info(f"{place.name}: {'; '.join(filter(None, said))}")
         source = replace(wanted.source, reading=reading, fingerprint=opened.fingerprint)
@@ -177,7 +179,7 @@ class Look:
         ways: dict[str | None, list[str]],
         sample: NDArray[np.integer[Any]],
         reading: Reading,
-    ) -> tuple[int, GeneNames]:
+    ) -> GeneNames:
         where = f"{place.name}: "
         columns = partial(_others, place, reading)
         try:
@@ -191,7 +193,7 @@ class Look:
         seen = Seen.of(*sums_of(rows, found.match.token_ids).T)
         seen.check(found.match, reading.min_matched, advice, where=f"{where}in its first {rows.shape[0]:,} cells: ")
         self.tables.append(found.match.token_ids.astype(np.int32))
-        return len(self.tables) - 1, found
+        return found
 
 
 def _others(place: Place, reading: Reading) -> dict[str | None, list[str]]:

@@ -63,6 +63,7 @@ def cells(rows: slice = slice(0, 40)) -> AnnData:
     """Blood cells with the columns that pages name."""
     adata = reduced().raw.to_adata()[rows].copy()
     adata.obs["cell_type"] = adata.obs["bulk_labels"]
+    adata.obs["is_primary_data"] = True
     return adata
 
 

@@ -247,8 +247,8 @@ class FileBuffers:
 
     def genes(self) -> NDArray[np.int64]:
         """Token ids of all genes, sorted."""
-        ids = np.unique(np.concatenate(self._tables)).astype(np.int64)
-        return ids[ids >= 0]
+        found = np.unique(np.concatenate([np.unique(table) for table in self._tables]))
+        return found[found > 0].astype(np.int64) - 1
 
     def split(self, n: int, seed: int) -> tuple[FileBuffers, FileBuffers]:
         """Two of them that share tables and files: with the cells that are left, and with those held out, which come once each.
@@ -338,4 +338,4 @@ class FileBuffers:
         return part
 
     def _tokenizer(self, table: int) -> Tokenizer:
-        return Tokenizer(self._tables[table], config=self._config, **self._special)
+        return Tokenizer(self._tables[table].astype(np.int64) - 1, config=self._config, **self._special)

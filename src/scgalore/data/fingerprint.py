@@ -45,12 +45,15 @@ class Fingerprint:
 
     Attributes
     ----------
+    shape
+        Cells and genes.
     content
         Hash of the matrix's shape and of its first and last cells. It does not hang on what holds them.
     written
         Of files.
     """
 
+    shape: tuple[int, int]
     content: str
     written: Written | None = None
 

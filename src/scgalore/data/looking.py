@@ -109,11 +109,12 @@ class Look:
     Attributes
     ----------
     tables
-        Token ids of the columns, int32, one table for each list of genes: files with the same list share one.
+        Token id of each column and 1 more, so that 0 stands for none, in the fewest bytes; one table for each list of genes, which
+        files with the same list share.
     """
 
     def __init__(self, vocab: GeneVocab) -> None:
-        self.tables: list[NDArray[np.int32]] = []
+        self.tables: list[NDArray[np.unsignedinteger[Any]]] = []
         self._vocab = vocab
         # Number of the table, column of the names and how it was found; no names, of which there may be millions in all.
         self._known: dict[bytes, tuple[int, str | None, str]] = {}
@@ -192,7 +193,7 @@ class Look:
         advice = partial(advice_for, found.names, self._vocab, species=reading.species, columns=columns)
         seen = Seen.of(*sums_of(rows, found.match.token_ids).T)
         seen.check(found.match, reading.min_matched, advice, where=f"{where}in its first {rows.shape[0]:,} cells: ")
-        self.tables.append(found.match.token_ids.astype(np.int32))
+        self.tables.append((found.match.token_ids + 1).astype(np.min_scalar_type(len(self._vocab))))
         return found
 
 

@@ -244,7 +244,7 @@ class OpenSource:
         with self._reported():
             self.matrix = place.matrix(reading.layer)
         self._first = first
-        if first is not None and self.fingerprint != first:
+        if first is not None and not self._is_as(first):
             self._refuse_changed()
 
     @property
@@ -262,7 +262,14 @@ class OpenSource:
         """What the source is like."""
         written = self._place.written(self._reading.layer)
         with self._reported():
-            return Fingerprint(content_of(self.matrix), written)
+            return Fingerprint((self.matrix.n_obs, self.matrix.n_vars), content_of(self.matrix), written)
+
+    def _is_as(self, first: Fingerprint) -> bool:
+        found = self._place.written(self._reading.layer)
+        if found != first.written or (self.matrix.n_obs, self.matrix.n_vars) != first.shape:
+            return False
+        # The size and time of one file speak for all of it, and those of folders do not.
+        return found is not None and found.size > 0 or self.fingerprint.content == first.content
 
     def genes(self) -> list[str]:
         """Name of each column."""

@@ -85,8 +85,7 @@ def stream(
         for all such files in it. Matrices in files are CSR or dense. With names, ``{"blood": ["a.h5ad", "b.h5ad"], "pancreas":
         "folder/"}``, sources can have shares and options of their own. Or a loader with the protocol of annbatch's ``Loader``:
         it has ``n_obs`` and ``var`` and yields dictionaries with ``X`` and, where it has them, ``obs`` and ``index``. It brings its
-        own order; its cells are shuffled within the buffer. This was tested with an object of that protocol, not with
-        annbatch, which needs Python 3.12.
+        own order; its cells are shuffled within the buffer. Tested with annbatch 0.3.1 on Python 3.12, which it needs.
     vocab
         Tokens of the network.
     config

@@ -98,7 +98,10 @@ def draws(report: Report, paths: list[str], genes: list[str], n_epochs: int) -> 
     p = chisquare([found.get(key, 0) for key in target], [share * total for share in target.values()]).pvalue
     report.measured["draws"] = {"counts": answer.value["counts"], "p": float(p)}
     report.claim(
-        "draws by source and value, chi-squared with 3 degrees of freedom", "p > 0.001", f"p = {p:.2f}", holds=p > 1e-3
+        "draws by source and value, chi-squared with 3 degrees of freedom",
+        "p > 0.001",
+        f"p = {p:.2f}",
+        holds=bool(p > 1e-3),
     )
 
 

@@ -32,6 +32,7 @@ Read: TypeAlias = Callable[[NDArray[np.int64]], sp.csr_matrix]
 logger = logging.getLogger("scgalore")
 
 _BLOCK_VALUES = 2**24  # of a dense matrix in memory at a time: 64 MB as float32
+_FEW_SPANS = 8  # of rows, whose beginnings are read by themselves
 _GAP = 8  # rows on disk that are cheaper to read along than to seek past
 
 
@@ -60,7 +61,8 @@ def open_matrix(x: Any, name: str) -> Read:
         raise DataError(msg)
     if isinstance(x, CSRDataset):
         group = x.group
-        return partial(_sparse_file_rows, _Held(group["data"]), _Held(group["indices"]), group["indptr"][:], x.shape[1])
+        begin = _Starts(_Held(group["indptr"]))
+        return partial(_sparse_file_rows, _Held(group["data"]), _Held(group["indices"]), begin, x.shape[1])
     if isinstance(x, CSCDataset):
         logger.info("%s is backed by columns (CSC): it is read into memory once, as a sparse matrix.", name)
         x = x.to_memory()
@@ -100,6 +102,27 @@ class _Held:
         return _Held, (self.values,)
 
 
+class _Starts:
+    """Where the rows of a sparse matrix in a file begin: read where they are needed, and as a whole once that is often.
+
+    A file of a million rows has 8 MB of them, and a stream opens each of many files for a few blocks.
+    """
+
+    def __init__(self, held: _Held) -> None:
+        self._held = held
+        self._whole: NDArray[np.int64] | None = None
+
+    def of(self, spans: list[tuple[int, int]]) -> list[NDArray[np.int64]]:
+        """Where the rows of each span begin, and where its last one ends."""
+        if self._whole is None and len(spans) > _FEW_SPANS:
+            self._whole = self._held.values[:]
+        values = self._held.values if self._whole is None else self._whole
+        return [values[first : stop + 1] for first, stop in spans]
+
+    def __reduce__(self) -> Any:
+        return _Starts, (self._held,)
+
+
 def _opened(path: str, name: str) -> _Held:
     return _Held(h5py.File(path, "r")[name])
 
@@ -131,12 +154,13 @@ def _from_dense(block: NDArray[Any]) -> sp.csr_matrix:
 
 
 def _sparse_file_rows(
-    data: _Held, indices: _Held, indptr: NDArray[np.int64], n_vars: int, rows: NDArray[np.int64]
+    data: _Held, indices: _Held, begin: _Starts, n_vars: int, rows: NDArray[np.int64]
 ) -> sp.csr_matrix:
     spans = _spans(rows)
     held = np.concatenate([np.arange(first, stop) for first, stop in spans])
-    parts = [slice(indptr[first], indptr[stop]) for first, stop in spans]
-    starts = np.concatenate(([0], np.cumsum(indptr[held + 1] - indptr[held])))
+    indptrs = begin.of(spans)
+    parts = [slice(indptr[0], indptr[-1]) for indptr in indptrs]
+    starts = np.concatenate(([0], np.cumsum(np.concatenate([np.diff(indptr) for indptr in indptrs]))))
     arrays = [np.concatenate([x.values[part] for part in parts]) for x in (data, indices)]
     csr = sp.csr_matrix((*arrays, starts), shape=(len(held), n_vars))
     return csr if len(held) == len(rows) else csr[np.searchsorted(held, rows)]

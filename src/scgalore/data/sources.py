@@ -51,15 +51,17 @@ class Place(ABC):
         Names of its layers.
     has_x, has_raw
         Whether it has ``X`` and ``raw.X``.
-    obs
-        Its table of cells.
     """
 
     name: str
     layers: tuple[str, ...]
     has_x: bool
     has_raw: bool
-    obs: Table
+
+    @property
+    @abstractmethod
+    def obs(self) -> Table:
+        """Its table of cells."""
 
     @property
     @abstractmethod
@@ -119,7 +121,10 @@ class _Object(Place):
         # A view of a backed one would load its matrix to answer.
         self.has_x = adata.isbacked or adata.X is not None
         self.has_raw = adata.raw is not None
-        self.obs = Table.of_frame(adata.obs, "obs", name)
+
+    @property
+    def obs(self) -> Table:
+        return Table.of_frame(self._adata.obs, "obs", self.name)
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -160,10 +165,13 @@ class _File(Place):
             # Before anndata 0.7 there was no group "raw".
             self._raw = "raw/" if "raw/X" in root else "raw."
             self.has_raw = self._holds(f"{self._raw}X")
-            self.obs = self._table("obs")
         except BaseException:
             self.close()
             raise
+
+    @property
+    def obs(self) -> Table:
+        return self._table("obs")
 
     def _holds(self, slot: str) -> bool:
         return slot in self._root and self._root[slot].attrs.get("encoding-type") != "null"
@@ -232,14 +240,12 @@ class OpenSource:
     ----------
     matrix
         Rows of expression.
-    obs, var
-        Tables of the cells and of the genes.
-    fingerprint
-        What the source is like.
+    name
+        What to call the source in messages.
     """
 
     def __init__(self, place: Place, reading: Reading, first: Fingerprint | None = None) -> None:
-        self.obs, self.name = place.obs, place.name
+        self.name = place.name
         self._place, self._reading = place, reading
         with self._reported():
             self.matrix = place.matrix(reading.layer)
@@ -252,7 +258,12 @@ class OpenSource:
         """Number of cells."""
         return self.matrix.n_obs
 
-    @cached_property
+    @property
+    def obs(self) -> Table:
+        """Table of the cells."""
+        return self._place.obs
+
+    @property
     def var(self) -> Table:
         """Table of the genes."""
         return self._place.var(self._reading.layer)

@@ -7,6 +7,7 @@ import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
+from dataclasses import replace
 from itertools import islice
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -85,8 +86,7 @@ def stream(
         for all such files in it. Matrices in files are CSR or dense. With names, ``{"blood": ["a.h5ad", "b.h5ad"], "pancreas":
         "folder/"}``, sources can have shares and options of their own. Or a loader with the protocol of annbatch's ``Loader``:
         it has ``n_obs`` and ``var`` and yields dictionaries with ``X`` and, where it has them, ``obs`` and ``index``. It brings its
-        own order; its cells are shuffled within the buffer. This was tested with an object of that protocol, not with
-        annbatch, which needs Python 3.12.
+        own order; its cells are shuffled within the buffer. Tested with annbatch 0.3.1 on Python 3.12, which it needs.
     vocab
         Tokens of the network.
     config
@@ -520,16 +520,32 @@ class TokenStream(IterableDataset[TokenBatch]):
     def __iter__(self) -> Iterator[TokenBatch]:
         return self.batches(*self.position)
 
-    def n_own(self, start: int, stop: int) -> int:
-        """How many of the batches of an epoch from ``start`` to before ``stop`` this process gives, or the worker that asks."""
-        info = get_worker_info()
-        worker, n_workers = (0, 1) if info is None else (info.id, info.num_workers)
-        before, until = (_turns(at, len(self), self._per_buffer, n_workers)[0][worker] for at in (start, stop))
-        return int(until - before)
+    def n_own_batches(self) -> int:
+        """Batches of this process in an epoch, and in a worker of a DataLoader those of the worker.
 
-    @property
-    def _per_buffer(self) -> int:
-        return self._buffer_size // self.batch_size
+        Raises
+        ------
+        OptionError
+            If there are more workers than buffers of cells, so that this one has none.
+        """
+        share, size = self._share(), self._buffer_size
+        n_cells = self.n_obs // share.world_size
+        buffers = range(share.worker * size, n_cells, share.n_workers * size)
+        if not buffers:
+            msg = (
+                f"num_workers={share.n_workers} workers share {-(-n_cells // size)} buffers of cells, which is fewer. Make the "
+                "stream with a smaller buffer_size=, or lower num_workers."
+            )
+            raise OptionError(msg)
+        return sum(-(-min(size, n_cells - first) // self.batch_size) for first in buffers)
+
+    def _share(self) -> Share:
+        rank, world_size = self._rank()
+        if self.n_obs < world_size:
+            msg = f"There are {self.n_obs} cells for {world_size} processes; each needs at least one."
+            raise DataError(msg)
+        worker_info = get_worker_info()
+        return Share(rank, world_size, *((0, 1) if worker_info is None else (worker_info.id, worker_info.num_workers)))
 
     def batches(self, epoch: int, start: int = 0) -> Iterator[TokenBatch]:
         """Batches of one epoch, whichever :meth:`set_epoch` has chosen.
@@ -541,32 +557,36 @@ class TokenStream(IterableDataset[TokenBatch]):
         start
             How many of the batches of this process have been there before: those that follow are the same as if these had been
             read. Buffers before are not read. In the workers of a DataLoader, which take turns, they are the batches that the
-            loader gave first; so the number of workers must be what it was.
+            loader gave first, as long as there are as many workers as there were.
 
         Raises
         ------
         DataError
             If there are fewer cells than processes, or a file or cell cannot be read.
         """
-        yield from self._batches(epoch, start, in_turn=True)
+        share = self._share()
+        given, turn = _turns(start, len(self), self._buffer_size // self.batch_size, share.n_workers)
+        worker = (share.worker + turn) % share.n_workers  # a DataLoader asks its first worker first
+        yield from self._of(replace(share, worker=worker), epoch, given[worker])
 
-    def _batches(self, epoch: int, start: int, *, in_turn: bool) -> Iterator[TokenBatch]:
-        """:meth:`batches`; workers take their turns as if a loader had just begun, or each keeps its own buffers."""
-        rank, world_size = self._rank()
-        if self.n_obs < world_size:
-            msg = f"There are {self.n_obs} cells for {world_size} processes; each needs at least one."
-            raise DataError(msg)
-        worker_info = get_worker_info()
-        worker, n_workers = (0, 1) if worker_info is None else (worker_info.id, worker_info.num_workers)
-        given, turn = _turns(start, len(self), self._per_buffer, n_workers)
-        if in_turn:
-            worker = (worker + turn) % n_workers  # a DataLoader asks its first worker first
-        skipped, begun = divmod(given[worker], self._per_buffer)
-        share = Share(rank, world_size, worker, n_workers, skipped)
+    def own_batches(self, epoch: int, start: int = 0) -> Iterator[TokenBatch]:
+        """The same, where in a worker of a DataLoader ``start`` counts the batches of the worker alone, of :meth:`n_own_batches`.
+
+        Parameters
+        ----------
+        epoch, start
+            As for :meth:`batches`.
+        """
+        yield from self._of(self._share(), epoch, start)
+
+    def _of(self, share: Share, epoch: int, start: int) -> Iterator[TokenBatch]:
+        """Batches of a share from its ``start``-th on."""
+        skipped, begun = divmod(start, self._buffer_size // self.batch_size)
+        share = replace(share, skipped=skipped)
         seeds = None if self._seed is None else (self._seed, epoch)
         with closing(self._buffers.read(share, size=self._buffer_size, seeds=seeds)) as buffers:
             for number, ragged, labels in self._ahead(_encoded(buffers, epoch)):
-                shuffle = None if self._seed is None else np.random.default_rng([self._seed, epoch, rank, number])
+                shuffle = None if self._seed is None else np.random.default_rng([self._seed, epoch, share.rank, number])
                 lengths = ragged.lengths
                 for rows in islice(self._cut(lengths, shuffle), begun, None):
                     self.n_cells_given += len(rows)
@@ -640,23 +660,21 @@ class _Pieces(IterableDataset[Drawn]):
         return self.size
 
     def __iter__(self) -> Iterator[Drawn]:
-        start = self.stream.epoch * self.size
+        info = get_worker_info()
+        worker, n_workers = (0, 1) if info is None else (info.id, info.num_workers)
+        size = len(range(worker, self.size, n_workers))
+        start = self.stream.epoch * size
         if self._at != start:
-            self._batches = self._from(start)
-        self._at = -1  # until this epoch is whole
-        yield from islice(self._batches, self._n_own(start, start + self.size))
-        self._at = start + self.size
-
-    def _n_own(self, start: int, stop: int) -> int:
-        """How many of the batches from ``start`` to before ``stop`` are those of this process or worker."""
-        n = len(self.stream)
-        passes = range(start // n, -(-stop // n))
-        return sum(self.stream.n_own(max(start - i * n, 0), min(stop - i * n, n)) for i in passes)
+            self._at, self._batches = start, self._from(start)
+        for _ in range(size):
+            drawn = next(self._batches)
+            self._at += 1
+            yield drawn
 
     def _from(self, at: int) -> Iterator[Drawn]:
-        number, start = divmod(at, len(self.stream))
+        number, start = divmod(at, self.stream.n_own_batches())
         while True:
-            for batch in self.stream._batches(number, start, in_turn=False):
+            for batch in self.stream.own_batches(number, start):
                 yield Drawn(batch, number)
             number, start = number + 1, 0
 

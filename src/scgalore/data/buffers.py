@@ -13,7 +13,9 @@ import numpy as np
 from scgalore._logging import info
 from scgalore.data.labels import class_codes, class_names, classes_of, in_order, refuse_measurement
 from scgalore.data.match import advice_for, match_genes
+from scgalore.data.matrix import CellMatrix
 from scgalore.data.ragged import starts
+from scgalore.data.scale import log_base_of
 from scgalore.data.seen import Seen, sums_of
 from scgalore.data.sources import OpenSources
 from scgalore.data.texts import same_label, texts_of
@@ -134,9 +136,10 @@ class FileBuffers:
         classes: Sequence[object] | None,
     ) -> None:
         self._sources, self._config = sources, config
-        self._special = {"cls_id": vocab.cls_id, "pad_id": vocab.pad_id}
+        self._vocab = vocab
         self._tables: list[NDArray[np.int32]] = []  # token ids of the columns, one table for each list of genes
         self._table_of: list[int] = []  # of each source
+        self._bases: list[float | None] = []  # of each source: base of its logarithms, where tokens depend on it
         found: list[tuple[str, ...]] = []
         sizes: list[int] = []
         numbers: dict[bytes, int] = {}
@@ -147,6 +150,7 @@ class FileBuffers:
             try:
                 sizes.append(_n_obs(opened))
                 self._table_of.append(self._match(opened, source, vocab, numbers))
+                self._bases.append(self._log_base(opened, source))
                 if labelled and opened.labels is not None:
                     found.append(_classes(opened.labels, source.name, known))
                     counted.append(opened.labels.value_counts())
@@ -224,7 +228,7 @@ class FileBuffers:
             rows=data.matrix.rows(cells - first),
             cells=cells,
             labels=labels,
-            tokenizer=tokenizer_of(self._table_of[source]),
+            tokenizer=tokenizer_of(source),
             name=self._sources[source].name,
             first=first,
             allow_unseen=self._sources[source].reading.min_matched == 0,
@@ -232,8 +236,18 @@ class FileBuffers:
         part.check()
         return part
 
-    def _tokenizer(self, table: int) -> Tokenizer:
-        return Tokenizer(self._tables[table], config=self._config, **self._special)
+    def _tokenizer(self, source: int) -> Tokenizer:
+        table, log_base = self._tables[self._table_of[source]], self._bases[source]
+        return Tokenizer.of_vocab(table, self._vocab, self._config, log_base=log_base)
+
+    def _log_base(self, opened: OpenSource, source: Source) -> float | None:
+        if not self._config.classes:
+            return None
+        rows = opened.matrix.rows(np.arange(min(SAMPLED, opened.matrix.n_obs)))
+        reading = source.reading
+        return log_base_of(
+            CellMatrix.from_rows(rows, opened.matrix.name), layer=reading.layer, data_type=reading.data_type
+        )
 
     def _match(self, opened: OpenSource, source: Source, vocab: GeneVocab, numbers: dict[bytes, int]) -> int:
         """Number of the table for a source's list of genes; files with the same list share one."""

@@ -116,7 +116,7 @@ class _Attention(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         q, k, v, weight, padding, out, sums, totals, top, winner = ctx.saved_tensors
         dq, dk, dv = (torch.empty_like(part) for part in (q, k, v))
         dsums, dtotals = torch.zeros_like(sums), torch.zeros_like(totals)

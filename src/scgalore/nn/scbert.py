@@ -27,23 +27,10 @@ if TYPE_CHECKING:
 
     from scgalore.nn.scbert_config import SCBERTConfig
 
-__all__ = ["SCBERTNetwork", "join_digits", "split_digits"]
+__all__ = ["SCBERTNetwork"]
 
 REDRAW_AFTER = 1000
 """Training forward passes after which the next one draws new features: one in 1,001 does."""
-
-
-def split_digits(table: Tensor) -> tuple[Tensor, Tensor]:
-    """Split float64 numbers into float32 numbers and what these lack, in two further ones: ``(n, d)`` and ``(2, n, d)``."""
-    weight = table.float()
-    middle = (table - weight).float()
-    return weight, torch.stack([middle, (table - weight - middle).float()])
-
-
-def join_digits(weight: Tensor, digits: Tensor) -> Tensor:
-    """Undo :func:`split_digits`; numbers that were trained since have no digits beyond their own."""
-    table = weight.double() + digits[0].double() + digits[1].double()
-    return torch.where(table.float() == weight, table, weight.double())
 
 
 class GeneTable(nn.Embedding):
@@ -94,15 +81,15 @@ class FeatureAttention(nn.Module):
     def forward(self, q: Tensor, k: Tensor, v: Tensor, layout: Padded, n_heads: int) -> Tensor:
         # In float32 also under autocast: an exponential turns rounding of exponents into relative errors.
         with torch.autocast(q.device.type, enabled=False):
-            heads = [split_heads(part.float(), n_heads) for part in (q, k, v)]
-            mixed = attend_by_features(*heads, self.projection_matrix.float(), layout.padding)
+            queries, keys, values = (split_heads(part.float(), n_heads) for part in (q, k, v))
+            mixed = attend_by_features(queries, keys, values, self.projection_matrix.float(), layout.padding)
         return mixed.transpose(1, 2).flatten(-2).to(q.dtype)
 
     @torch.no_grad()
     def redraw(self, generator: torch.Generator) -> None:
         """Draw other features."""
-        drawn = orthogonal_features(*self.projection_matrix.shape, generator=generator)
-        self.projection_matrix.copy_(drawn)
+        n_features, width = self.projection_matrix.shape
+        self.projection_matrix.copy_(orthogonal_features(n_features, width, generator))
 
 
 class SelfAttention(nn.Module):
@@ -224,7 +211,7 @@ class Performer(nn.Module):
             calls += 1
             return
         calls.zero_()
-        attentions = [layer[0].fn.fast_attention for layer in self.net.layers]
+        attentions = [part for part in self.modules() if isinstance(part, FeatureAttention)]
         # The seed follows from the features there are: the same in every process, and in a run that is resumed.
         state = hashlib.blake2b(f"{self.seed}".encode(), digest_size=7)
         for attention in attentions:

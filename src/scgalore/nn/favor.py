@@ -6,7 +6,7 @@ e width of a head, m random features.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch.autograd.function import once_differentiable
@@ -54,14 +54,8 @@ def attend_by_features(q: Tensor, k: Tensor, v: Tensor, projection: Tensor, padd
     Tensor
         ``(b, h, t, e)``, in float32, with tokens before heads in memory.
     """
-    weight = projection * projection.shape[1] ** -0.25
-    if q.device.type != "cpu" or one_block_is_enough(q):
-        return _Attention.apply(q, k, v, weight, padding)
-    cells = [
-        _Attention.apply(q[cell], k[cell], v[cell], weight, None if padding is None else padding[cell])
-        for cell in (slice(row, row + 1) for row in range(len(q)))
-    ]
-    return cells[0] if len(cells) == 1 else torch.cat([cell.transpose(1, 2) for cell in cells]).transpose(1, 2)
+    out: Tensor = _Attention.apply(q, k, v, projection * projection.shape[1] ** -0.25, padding)
+    return out
 
 
 def orthogonal_features(n_features: int, width: int, generator: Generator | None = None) -> Tensor:
@@ -85,66 +79,128 @@ def orthogonal_features(n_features: int, width: int, generator: Generator | None
 class _Attention(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, weight: Tensor, padding: Tensor | None) -> Tensor:
-        b, h, n, e = k.shape
-        # phi(k)' [v, 1]: the features' exponentials, then the constant part of EPS.
-        sums = v.new_zeros(b, h, len(weight), e)
-        totals = v.new_zeros(b, h, len(weight), 1)
-        top = v.new_full((b, 1, 1, 1), -torch.inf)
-        tops: list[Tensor] = []
-        for at in _chunks(k, weight):
-            x = _exponents(k[:, :, at], weight, None if padding is None else padding[:, at])
-            tops.append(x.amax(dim=(1, 2, 3), keepdim=True))
-            last, top = top, torch.maximum(top, tops[-1])
-            shrink = (last - top).exp()
-            x = x.sub_(_half_squares(k[:, :, at]).add_(top)).exp_()
-            sums.mul_(shrink).add_(x.transpose(-1, -2) @ v[:, :, at])
-            totals.mul_(shrink).add_(x.sum(dim=2).unsqueeze(-1))
-        if padding is None:
-            sums += EPS * v.sum(dim=2, keepdim=True)
-            totals += EPS * n
-        else:
-            real = (~padding[:, None, :, None]).to(v)
-            sums += EPS * (v * real).sum(dim=2, keepdim=True)
-            totals += EPS * real.sum(dim=2, keepdim=True)
-        out = q.new_empty(b, q.shape[2], h, e).transpose(1, 2)
-        for at in _chunks(q, weight):
-            x = _query_features(q[:, :, at], weight).add_(EPS)
-            torch.div(x @ sums, x @ totals, out=out[:, :, at])
-        winner = torch.cat(tops, dim=1).argmax(dim=1).flatten()  # chunk with the largest exponent of each cell
-        ctx.save_for_backward(q, k, v, weight, padding, out, sums, totals, top, winner)
+        b, h, t, e = q.shape
+        out = q.new_empty(b, t, h, e).transpose(1, 2)
+        kept: list[_Keys] = []
+        for at in _cells(q):
+            kept.append(_sum_keys(k[at], v[at], weight, _rows(padding, at)))
+            _read(out[at], q[at], weight, kept[-1])
+        ctx.save_for_backward(q, k, v, weight, padding, out, *map(torch.cat, zip(*kept, strict=True)))
         return out
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        q, k, v, weight, padding, out, sums, totals, top, winner = ctx.saved_tensors
+        q, k, v, weight, padding, out, *kept = ctx.saved_tensors
         dq, dk, dv = (torch.empty_like(part) for part in (q, k, v))
-        dsums, dtotals = torch.zeros_like(sums), torch.zeros_like(totals)
-        for at in _chunks(q, weight):
-            x = _query_features(q[:, :, at], weight)
-            shifted = x + EPS
-            g = grad[:, :, at] / (shifted @ totals)  # of the numerator
-            of_total = -(g * out[:, :, at]).sum(dim=-1, keepdim=True)  # and of the denominator
-            dsums += shifted.transpose(-1, -2) @ g
-            dtotals += shifted.transpose(-1, -2) @ of_total
-            largest = x.argmax(dim=-1, keepdim=True)
-            x *= (g @ sums.transpose(-1, -2)).addcmul_(of_total, totals.transpose(-1, -2))
-            dq[:, :, at], total = _of_exponents(x, q[:, :, at], weight)
-            dq[:, :, at] -= total * weight[largest.squeeze(-1)]  # each was shifted by its largest
-        of_top = torch.zeros_like(top)
-        for at in _chunks(k, weight):
-            x = _exponents(k[:, :, at], weight, None if padding is None else padding[:, at])
-            x = x.sub_(_half_squares(k[:, :, at]).add_(top)).exp_()
-            shifted = x + EPS
-            part = shifted @ dsums
-            x *= (v[:, :, at] @ dsums.transpose(-1, -2)).add_(dtotals.transpose(-1, -2))
-            if padding is not None:
-                part.masked_fill_(padding[:, None, at, None], 0)
-            dv[:, :, at] = part
-            dk[:, :, at], total = _of_exponents(x, k[:, :, at], weight)
-            of_top -= total.sum(dim=(1, 2, 3), keepdim=True)
-        _add_of_largest(dk, of_top.flatten(), k, weight, padding, winner)
+        for at in _cells(q):
+            of_keys = _Keys(*(part[at] for part in kept))
+            of_sums = _read_backward(dq[at], grad[at], q[at], out[at], weight, of_keys)
+            _sum_keys_backward(dk[at], dv[at], k[at], v[at], weight, _rows(padding, at), of_keys, *of_sums)
         return dq, dk, dv, None, None
+
+
+class _Keys(NamedTuple):
+    """What queries read: features of the keys, times values ``(b, h, m, e)``, and summed ``(b, h, m, 1)``.
+
+    ``top`` is the largest exponent of each cell ``(b, 1, 1, 1)``, and ``winner`` the chunk that it is in ``(b,)``.
+    """
+
+    sums: Tensor
+    totals: Tensor
+    top: Tensor
+    winner: Tensor
+
+
+def _sum_keys(k: Tensor, v: Tensor, weight: Tensor, padding: Tensor | None) -> _Keys:
+    b, h, n, e = k.shape
+    sums, totals = v.new_zeros(b, h, len(weight), e), v.new_zeros(b, h, len(weight), 1)
+    top = v.new_full((b, 1, 1, 1), -torch.inf)
+    tops: list[Tensor] = []
+    for at in _chunks(k, weight):
+        x = _exponents(k[:, :, at], weight, _columns(padding, at))
+        tops.append(x.amax(dim=(1, 2, 3), keepdim=True))
+        last, top = top, torch.maximum(top, tops[-1])
+        shrink = (last - top).exp()  # what was summed with another shift
+        x = x.sub_(_half_squares(k[:, :, at]).add_(top)).exp_()
+        sums.mul_(shrink).add_(x.transpose(-1, -2) @ v[:, :, at])
+        totals.mul_(shrink).add_(x.sum(dim=2).unsqueeze(-1))
+    if padding is None:
+        sums += EPS * v.sum(dim=2, keepdim=True)
+        totals += EPS * n
+    else:
+        real = (~padding[:, None, :, None]).to(v)
+        sums += EPS * (v * real).sum(dim=2, keepdim=True)
+        totals += EPS * real.sum(dim=2, keepdim=True)
+    return _Keys(sums, totals, top, torch.cat(tops, dim=1).argmax(dim=1).flatten())
+
+
+def _read(out: Tensor, q: Tensor, weight: Tensor, keys: _Keys) -> None:
+    sums, totals = (EPS * part.sum(dim=2, keepdim=True) for part in (keys.sums, keys.totals))
+    for at in _chunks(q, weight):
+        x = _query_features(q[:, :, at], weight)
+        torch.div((x @ keys.sums).add_(sums), (x @ keys.totals).add_(totals), out=out[:, :, at])
+
+
+def _read_backward(
+    dq: Tensor, grad: Tensor, q: Tensor, out: Tensor, weight: Tensor, keys: _Keys
+) -> tuple[Tensor, Tensor]:
+    """Write the gradient of the queries, and give those of sums and totals."""
+    dsums, dtotals = torch.zeros_like(keys.sums), torch.zeros_like(keys.totals)
+    totals = EPS * keys.totals.sum(dim=2, keepdim=True)
+    for at in _chunks(q, weight):
+        x = _query_features(q[:, :, at], weight)
+        g = grad[:, :, at] / (x @ keys.totals).add_(totals)  # of the numerator
+        of_total = -(g * out[:, :, at]).sum(dim=-1, keepdim=True)  # and of the denominator
+        dsums += (x.transpose(-1, -2) @ g).add_(g.sum(dim=2, keepdim=True), alpha=EPS)
+        dtotals += (x.transpose(-1, -2) @ of_total).add_(of_total.sum(dim=2, keepdim=True), alpha=EPS)
+        largest = x.argmax(dim=-1)
+        x *= (g @ keys.sums.transpose(-1, -2)).addcmul_(of_total, keys.totals.transpose(-1, -2))
+        dq[:, :, at], total = _of_exponents(x, q[:, :, at], weight)
+        dq[:, :, at] -= total * weight[largest]  # each was shifted by its largest
+    return dsums, dtotals
+
+
+def _sum_keys_backward(
+    dk: Tensor,
+    dv: Tensor,
+    k: Tensor,
+    v: Tensor,
+    weight: Tensor,
+    padding: Tensor | None,
+    keys: _Keys,
+    dsums: Tensor,
+    dtotals: Tensor,
+) -> None:
+    """Write the gradients of keys and values."""
+    of_top, sums = torch.zeros_like(keys.top), EPS * dsums.sum(dim=2, keepdim=True)
+    for at in _chunks(k, weight):
+        x = _exponents(k[:, :, at], weight, _columns(padding, at))
+        x = x.sub_(_half_squares(k[:, :, at]).add_(keys.top)).exp_()
+        part = (x @ dsums).add_(sums)
+        if padding is not None:
+            part.masked_fill_(padding[:, None, at, None], 0)
+        dv[:, :, at] = part
+        x *= (v[:, :, at] @ dsums.transpose(-1, -2)).add_(dtotals.transpose(-1, -2))
+        dk[:, :, at], total = _of_exponents(x, k[:, :, at], weight)
+        of_top -= total.sum(dim=(1, 2, 3), keepdim=True)
+    _add_of_largest(dk, of_top.flatten(), k, weight, padding, keys.winner)
+
+
+def _cells(x: Tensor) -> Iterator[slice]:
+    """Cells that are visited together."""
+    if x.device.type != "cpu" or one_block_is_enough(x):
+        yield slice(None)
+    else:
+        yield from (slice(row, row + 1) for row in range(len(x)))
+
+
+def _rows(padding: Tensor | None, at: slice) -> Tensor | None:
+    return None if padding is None else padding[at]
+
+
+def _columns(padding: Tensor | None, at: slice) -> Tensor | None:
+    return None if padding is None else padding[:, at]
 
 
 def _chunks(x: Tensor, weight: Tensor) -> Iterator[slice]:

@@ -268,7 +268,7 @@ def test_tasks_that_need_something_else_are_refused(small, few):
 
 def test_exact_attention_keeps_the_weights_and_leaves_features_out(few):
     model = small_model(few.var_names)
-    exact = model.with_attention("exact")
+    exact = model.with_parts(attention="exact")
     assert exact.network.config.attention == "exact"
     own = exact.network.state_dict()
     left = {name for name in model.network.state_dict() if name not in own}
@@ -276,14 +276,35 @@ def test_exact_attention_keeps_the_weights_and_leaves_features_out(few):
     for name, tensor in own.items():
         assert torch.equal(model.network.state_dict()[name], tensor)
     assert exact.cells(few).lengths.max() < model.cells(few).lengths.min() == 151
-    with pytest.raises(OptionError, match="'exact' attention only"):
-        exact.with_attention("favor")
+    with pytest.raises(OptionError, match="no random features"):
+        exact.with_parts(attention="favor")
     with pytest.raises(OptionError, match="no random features"):
         exact.export_scbert("nowhere")
 
 
+def test_the_originals_kind_of_head_reads_all_tokens(small, few, tmp_path):
+    model = small.with_parts(head="tokens")
+    np.testing.assert_array_equal(model.get_latent_representation(few), small.get_latent_representation(few))
+    model = sg.tl.finetune(few, model, save_dir=tmp_path / "model", prior="none", **{**OPTIONS, "max_epochs": 1})
+    assert [tuple(p.shape) for p in model.network.cell_heads["classes"].parameters()][::2] == [
+        (512, 153),
+        (128, 512),
+        (3, 128),
+    ]
+    assert model.network.to_scalars.weight.shape == (1, 32)
+    assert model.network.to_scalars.weight.ne(small.with_parts(head="tokens").network.to_scalars.weight).any()
+    loaded = sg.model.load(tmp_path / "model")
+    query = few[::3].copy()
+    sg.tl.annotate(query, loaded)
+    assert (query.obs["scbert_label"].astype(str) == few.obs["scbert_label"][::3].astype(str)).all()
+    np.testing.assert_allclose(query.obsm["X_scBERT"], few.obsm["X_scBERT"][::3], rtol=0, atol=1e-5)
+    back = loaded.with_parts(head="linear")
+    assert back.memory is None
+    assert not back.network.config.heads
+
+
 def test_wrong_arguments_are_named(tmp_path, few):
-    with pytest.raises(OptionError, match="choose 'mean' or 'cls'"):
+    with pytest.raises(OptionError, match=r"pooling='max': .*mean"):
         SCBERT.from_pretrained(original_folder(tmp_path), pooling="max")
     vocab = small_model(few.var_names).vocab
     with pytest.raises(WeightsError, match="training puts heads in place"):

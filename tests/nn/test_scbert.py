@@ -140,6 +140,23 @@ def test_a_padded_cell_is_the_unpadded_one_and_the_cell_alone_the_same(attention
     assert short.hidden.shape[1] == (1 if pooling == "cls" else 16)
 
 
+def test_a_head_of_tokens_is_the_originals(attention):
+    network = small(attention=attention, head="tokens")
+    network.put_heads(network.fresh_heads({"classes": 3}, seed=0))
+    genes, values, padding = cells([16, 9])
+    encoded = network.encode(genes, values, padding, cell_only=True)
+    hidden, head = network.encode(genes, values, padding).hidden, network.cell_heads["classes"]
+    for row, n in enumerate([16, 9]):
+        scalars = torch.zeros(20)  # a convolution over the width of each token is one number of it
+        weight, bias = network.to_scalars.weight[0], network.to_scalars.bias
+        scalars[genes[row, :n]] = torch.relu((hidden[row, :n] * weight).sum(1) + bias)
+        out = scalars
+        for layer in (head.fc1, head.fc2, head.fc3):
+            out = layer.weight @ (out if layer is head.fc1 else torch.relu(out)) + layer.bias
+        torch.testing.assert_close(network.read_head("classes", encoded.cell)[row], out, rtol=0, atol=1e-5)
+    assert network.embedding(encoded.cell).shape == (2, 32)
+
+
 def test_the_order_of_tokens_does_not_matter(attention):
     network = small(attention=attention)
     genes, values, _ = cells([12, 12])

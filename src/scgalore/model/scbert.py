@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from scgalore._typing import PathLike, Rng
     from scgalore.data.vocab import GeneVocab
     from scgalore.nn.base import CellNetwork
-    from scgalore.nn.scbert_config import Attention, Pooling
+    from scgalore.nn.scbert_config import Attention, Head, Pooling
     from scgalore.weights import Checkpoint
 
 __all__ = ["SCBERT", "SCBERT_FAMILY"]
@@ -44,9 +44,7 @@ class SCBERT(CellModel):
         super().__init__(network, vocab, family=family or SCBERT_FAMILY, **known)
 
     @classmethod
-    def from_pretrained(
-        cls, model: PathLike = "scbert", *, base: PathLike | None = None, pooling: Pooling | None = None
-    ) -> Self:
+    def from_pretrained(cls, model: PathLike = "scbert", *, base: PathLike | None = None, **parts: Any) -> Self:
         """Load weights of scBERT; :func:`scgalore.model.load` takes those of any family.
 
         Parameters
@@ -56,9 +54,8 @@ class SCBERT(CellModel):
             or a folder that :meth:`save` or :meth:`save_adapter` wrote.
         base
             Where the weights are that an adapter belongs to, when that is no longer where its folder says.
-        pooling
-            What a cell's embedding is: ``"mean"`` over its tokens, or ``"cls"``, the state of the trailing token. What the
-            folder says when left out, and the mean for the original's files.
+        **parts
+            As for :meth:`with_parts`: ``pooling``, ``head``, ``attention``. What the folder says when left out.
 
         Returns
         -------
@@ -67,19 +64,14 @@ class SCBERT(CellModel):
         Raises
         ------
         OptionError
-            If ``model`` is neither a name, a file nor a folder, or ``pooling`` is neither of the two.
+            If ``model`` is neither a name, a file nor a folder, or a part does not exist.
         WeightsError
             If the file is incomplete or damaged, or does not say which genes it has.
         DownloadError
             If the weights must be fetched and cannot be.
         """
         loaded = load_model(model, base=base, families={SCBERT_FAMILY.name: SCBERT_FAMILY})
-        if pooling is not None:
-            if not SCBERTConfig.kinds["pooling"].fits(pooling):
-                msg = f"pooling={pooling!r}: choose 'mean' or 'cls'."
-                raise OptionError(msg)
-            loaded.network.config = loaded.network.config.replace(pooling=pooling)
-        return loaded
+        return loaded.with_parts(**parts) if parts else loaded
 
     @classmethod
     def from_config(cls, config: SCBERTConfig, vocab: GeneVocab, *, rng: Rng = 0) -> Self:
@@ -112,28 +104,51 @@ class SCBERT(CellModel):
         """
         return cls.from_pretrained(folder)
 
-    def with_attention(self, attention: Attention) -> SCBERT:
-        """Copy of the model with another kind of attention; the weights are the same.
-
-        Released weights were trained with ``"favor"``, which is far from the softmax at their logits, so with ``"exact"`` they
-        are a start for training and nothing to embed with.
+    def with_parts(
+        self, *, attention: Attention | None = None, pooling: Pooling | None = None, head: Head | None = None
+    ) -> SCBERT:
+        """Copy of the model with other parts and the same weights; its heads are left out if they are of another kind.
 
         Parameters
         ----------
         attention
-            ``"exact"`` leaves the features out. There is no way back, since they belong to the weights.
+            ``"exact"`` attends to the expressed genes alone and leaves the random features out, which cannot come back.
+            Released weights were trained with features, which are far from the softmax at their logits: with exact attention
+            they are a start for training, and nothing to embed with.
+        pooling
+            What a cell's embedding is: ``"mean"`` over its tokens, or ``"cls"``, the state of the trailing token.
+        head
+            What heads will be: ``"linear"`` layers on the embedding, or as scBERT's, which reads the ``"tokens"`` of all genes.
+
+        Returns
+        -------
+        The copy. Parts that are ``None`` are as they were.
+
+        Raises
+        ------
+        OptionError
+            If a part does not exist, or features are asked for that are not there.
         """
+        changes: dict[str, Any] = {"attention": attention, "pooling": pooling, "head": head}
+        changes = {name: value for name, value in changes.items() if value is not None}
         config = self.network.config
-        if attention == "favor" and config.attention == "exact" or not SCBERTConfig.kinds["attention"].fits(attention):
-            msg = f"attention={attention!r}: a model with {config.attention!r} attention can be given 'exact' attention only."
+        for name, value in changes.items():
+            if not (kind := SCBERTConfig.kinds[name]).fits(value):
+                msg = f"{name}={value!r}: {kind.expected}."
+                raise OptionError(msg)
+        if attention == "favor" and config.attention == "exact":
+            msg = "attention='favor': this model has no random features, and those of its weights cannot be drawn again. Load them anew."
             raise OptionError(msg)
+        other_heads = head not in (None, config.head)
         with torch.random.fork_rng(devices=[]):
-            network = SCBERTNetwork(config.replace(attention=attention))
+            torch.manual_seed(0)
+            network = SCBERTNetwork(config.replace(**changes, **({"heads": {}} if other_heads else {})))
+        tensors = self.network.state_dict()
         own = network.state_dict()
-        network.load_state_dict({name: tensor for name, tensor in self.network.state_dict().items() if name in own})
+        network.load_state_dict({name: tensors.get(name, tensor) for name, tensor in own.items()})
         known = {"provenance": self.provenance, "load_report": self.load_report}
         copy = SCBERT(network, self.vocab, family=self.family, **known)
-        copy.result = self.result
+        copy.result = None if other_heads else self.result
         return copy
 
     def export_scbert(self, folder: PathLike, *, overwrite: bool = False) -> None:

@@ -253,6 +253,10 @@ class CellNetwork(nn.Module):
         """
         raise NotImplementedError
 
+    def embedding(self, cell: Tensor) -> Tensor:
+        """Cell embeddings ``(b, d)`` in what :meth:`encode` gives as ``cell``, which heads may read more of."""
+        return cell
+
     # Heads on tokens --------------------------------------------------------------------------------------------------
 
     def expression(self, encoded: Encoded, values: Tensor, **conditions: Tensor | None) -> tuple[Tensor, Tensor | None]:

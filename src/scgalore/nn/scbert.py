@@ -221,6 +221,24 @@ class Performer(nn.Module):
             attention.redraw(generator)
 
 
+class TokensHead(nn.Module):
+    """Outputs for a cell from one number of each gene, by two hidden layers."""
+
+    def __init__(self, n_inputs: int, n_outputs: int) -> None:
+        super().__init__()
+        self.fc1 = nn.Linear(n_inputs, 512)
+        self.fc2 = nn.Linear(512, 128)
+        self.fc3 = nn.Linear(128, n_outputs)
+
+    def forward(self, scalars: Tensor) -> Tensor:
+        return self.fc3(F.relu(self.fc2(F.relu(self.fc1(scalars)))))
+
+    @property
+    def out_features(self) -> int:
+        """How many outputs it has."""
+        return self.fc3.out_features
+
+
 class SCBERTNetwork(CellNetwork):
     """scBERT: a Performer over all genes of a cell.
 
@@ -247,6 +265,7 @@ class SCBERTNetwork(CellNetwork):
         self.performer = Performer(config)
         self.norm = nn.LayerNorm(d)
         self.to_out = nn.Linear(d, config.n_bins + 1)
+        self.to_scalars = nn.Linear(d, 1) if config.head == "tokens" else None
         self.put_heads(self.fresh_heads(config.heads))
 
     @property
@@ -296,14 +315,39 @@ class SCBERTNetwork(CellNetwork):
             on this one token, and ``hidden`` is ``(b, 1, d)``.
         conditions
             None are read.
+
+        Returns
+        -------
+        States and embeddings. Where heads read all tokens, ``cell`` has one number of each gene after the cell embedding,
+        ``(b, d + n_tokens)``: 0 for those that are no tokens.
         """
         embedded = self.gene_embeddings(genes)  # (b, s, d)
         x = embedded + self.token_emb(values.long())
         layout = Padded(padding, genes.shape[1])
         of_cls = self.config.pooling == "cls"
-        hidden = self.norm(self.performer(x, layout, cls_only=cell_only and of_cls))
+        hidden = self.norm(self.performer(x, layout, cls_only=cell_only and of_cls and self.to_scalars is None))
         cell = hidden[:, 0] if of_cls else layout.sum(hidden) / layout.count()
+        if self.to_scalars is not None:
+            scalars = F.relu(self.to_scalars(hidden).squeeze(-1))  # (b, s)
+            if padding is not None:
+                scalars = scalars.masked_fill(padding, 0)
+            of_genes = scalars.new_zeros(len(genes), self.config.n_tokens).scatter(1, genes, scalars)
+            cell = torch.cat([cell, of_genes.to(cell.dtype)], dim=1)
         return Encoded(hidden, embedded, cell)
+
+    def embedding(self, cell: Tensor) -> Tensor:
+        """Cell embeddings ``(b, d)`` in what :meth:`encode` gives as ``cell``."""
+        return cell[:, : self.config.d_model]
+
+    def make_head(self, n_outputs: int) -> nn.Module:
+        """Make a head with random weights: a linear layer, or one that reads all tokens."""
+        if self.config.head == "linear":
+            return super().make_head(n_outputs)
+        return TokensHead(self.config.n_tokens, n_outputs).to(self.gene_table.weight)
+
+    def read_head(self, name: str, cell: Tensor) -> Tensor:
+        """Outputs ``(b, n_outputs)`` of one head for what :meth:`encode` gives as ``cell``."""
+        return super().read_head(name, cell if self.to_scalars is None else cell[:, self.config.d_model :])
 
     def class_logits(self, hidden: Tensor) -> Tensor:
         """Logits of the classes of expression ``(..., n_bins + 1)``, the one for masked values last, from states ``(..., d)``."""

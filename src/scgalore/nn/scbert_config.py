@@ -15,8 +15,9 @@ if TYPE_CHECKING:
 
 Attention = Literal["favor", "exact"]
 Pooling = Literal["mean", "cls"]
+Head = Literal["linear", "tokens"]
 
-__all__ = ["Attention", "Pooling", "SCBERTConfig"]
+__all__ = ["Attention", "Head", "Pooling", "SCBERTConfig"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,6 +59,9 @@ class SCBERTConfig(NetworkConfig):
         Random features of a head.
     pooling
         What a cell's embedding is: the mean over its tokens, or the state of ``<cls>``.
+    head
+        What heads are: ``"linear"`` layers on the cell's embedding, or as scBERT's ``"tokens"``: one number of each gene's token,
+        then layers of 512 and 128.
     gene2vec
         Whether the gene embeddings are given vectors: they are not trained, and their digits beyond float32 are kept for
         export.
@@ -72,6 +76,7 @@ class SCBERTConfig(NetworkConfig):
         "attention": choice(*get_args(Attention)),
         "n_features": whole(1, 1 << 16),
         "pooling": choice(*get_args(Pooling)),
+        "head": choice(*get_args(Head)),
         "gene2vec": SWITCH,
     }
 
@@ -88,6 +93,7 @@ class SCBERTConfig(NetworkConfig):
     attention: Attention = "favor"
     n_features: int = 266
     pooling: Pooling = "mean"
+    head: Head = "linear"
     gene2vec: bool = False
 
     @classmethod
@@ -108,11 +114,16 @@ class SCBERTConfig(NetworkConfig):
             **found,
             "n_layers": len({name.split(".")[3] for name in shapes if name.startswith("performer.net.layers.")}),
             "attention": "favor" if projection else "exact",
+            "head": "tokens" if "to_scalars.weight" in shapes else "linear",
             "gene2vec": "pos_emb.emb.digits" in shapes,
         }
 
     @classmethod
     def heads_in(cls, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
         """Outputs of the heads."""
-        names = [name.split(".") for name in shapes if name.startswith("heads.") and name.endswith(".weight")]
-        return {"heads": {parts[1]: shapes[".".join(parts)][0] for parts in names if len(parts) == 3}}
+        found = {}
+        for name, shape in shapes.items():
+            parts = name.split(".")
+            if parts[0] == "heads" and len(shape) == 2 and parts[2:] in (["weight"], ["fc3", "weight"]):
+                found[parts[1]] = shape[0]
+        return {"heads": found}

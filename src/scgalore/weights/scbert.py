@@ -116,7 +116,11 @@ def released_tensors(tensors: Mapping[str, Tensor], genes: Iterable[int], cls_id
     cls_id
         Row of ``<cls>``.
     """
-    kept = {name: tensor for name, tensor in tensors.items() if not name.startswith("heads.") and name != DIGITS}
+    kept = {
+        name: tensor
+        for name, tensor in tensors.items()
+        if not name.startswith(("heads.", "to_scalars.")) and name != DIGITS
+    }
     table = tensors[TABLE]
     digits = tensors.get(DIGITS, table.new_zeros(2, *table.shape))
     rows = torch.tensor([*genes, cls_id])

@@ -17,7 +17,19 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from benchmarks.harness import MB, Answer, Report, Side, begin, interleave, parser, ratio, results_folder, seconds
+from benchmarks.harness import (
+    MB,
+    Answer,
+    Report,
+    Side,
+    Spread,
+    begin,
+    interleave,
+    parser,
+    ratio,
+    results_folder,
+    seconds,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -59,6 +71,21 @@ def measure(
     finally:
         for side in sides.values():
             side.close()
+
+
+def compare_features(report: Report, threads: int) -> None:
+    """How far attention by the released number of features is from the softmax, by the size of the logits."""
+    rows = []
+    with Side("benchmarks.scbert_steps", threads=threads) as side:
+        for scale in (0.3, 0.5, 1.0, 1.5):
+            how = {"scale": scale, "n_features": N_FEATURES, "length": 1024}
+            errors = [side.ask("feature_error", seed=seed, **how).value for seed in range(5)]
+            favor, plain = (Spread.of(one).text() for one in zip(*errors, strict=True))
+            # Logits are dot products of 64 numbers over 8.
+            rows.append((scale, f"{scale**2:.2f}", favor, plain))
+    columns = ("size of queries and keys", "size of logits", "error of 266 features", "error of plain averaging")
+    heading = "Error relative to softmax attention, 1,024 tokens of Gaussian numbers, five draws: median and range."
+    report.table(heading, columns, rows)
 
 
 def write_report(report: Report, found: dict[str, dict[str, list[Answer]]], n_expressed: int) -> None:
@@ -111,6 +138,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     kinds = [kind for kind in KINDS if kind != THEIRS or arguments.performer is not None]
     sizes, n_genes, n_expressed = (SMALL, 400, 50) if arguments.quick else (SIZES, N_GENES, N_EXPRESSED)
     found = measure(kinds, n_genes, n_expressed, sizes, arguments.performer, arguments)
+    compare_features(report, arguments.threads)
     write_report(report, found, N_EXPRESSED)
     report.finish(results_folder(arguments))
 

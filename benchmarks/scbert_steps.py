@@ -96,5 +96,19 @@ def embed(repeats: int = 1) -> float:
     return float(cell.norm())
 
 
+@torch.no_grad()
+def feature_error(scale: float, seed: int, n_features: int, length: int) -> list[float]:
+    """Error of attention by features against softmax attention, and that of plain averaging, relative to its norm."""
+    from scgalore.nn.favor import attend_by_features, orthogonal_features
+
+    generator = torch.Generator().manual_seed(seed)
+    q, k, v = (torch.randn(1, 4, length, 64, generator=generator) for _ in range(3))
+    exact = F.scaled_dot_product_attention(scale * q, scale * k, v)
+    found = attend_by_features(scale * q, scale * k, v, orthogonal_features(n_features, 64, generator))
+    plain = v.mean(dim=2, keepdim=True).expand_as(exact)
+    return [float((one - exact).norm() / exact.norm()) for one in (found, plain)]
+
+
 if __name__ == "__main__":
-    serve({"build": build, "set_cell": set_cell, "step": step, "embed": embed})
+    handlers = {"build": build, "set_cell": set_cell, "step": step, "embed": embed, "feature_error": feature_error}
+    serve(handlers)

@@ -248,14 +248,17 @@ def test_interrupted_training_is_resumed_to_the_bit_with_features_that_were_redr
     assert not torch.equal(whole.network.state_dict()[redrawn], start[redrawn])
 
 
-def test_memory_is_estimated_without_weights():
-    estimates = [
-        sg.estimate_memory("scbert", genes_per_cell=n, batch_size=1, n_classes=5, accelerator="cpu")
-        for n in (500, 1000)
-    ]
-    assert 1.5 < estimates[1].activations / estimates[0].activations < 2.5
-    head, logits = 5 * 200 + 5, 7 * 200 + 7  # without weights of its own for classes of expression
-    assert estimates[0].gradients == 4 * (5_007_207 - logits + head)
+def test_memory_is_estimated_for_all_genes_where_all_are_tokens():
+    how = {"batch_size": 1, "n_classes": 5, "accelerator": "cpu"}
+    whole = sg.estimate_memory("scbert", genes_per_cell=500, **how)
+    head, logits = 5 * 200 + 5, 7 * 200 + 7  # classes of expression are not trained here
+    assert whole.gradients == 4 * (5_007_207 - logits + head)
+    # Per token: inputs of two norms and what they give, q, k, v and results, two maps of 800; in each of 6 blocks.
+    kept = 4 * 16907 * 6 * (4 * 200 + 4 * 640 + 2 * 800)
+    assert 0.9 * kept < whole.activations < 1.2 * kept
+    config = FAMILIES["scbert"].sizes["scbert"].replace(attention="exact")
+    few, more = (sg.estimate_memory(config, genes_per_cell=n, **how).activations for n in (500, 1000))
+    assert 1.8 * few < more < whole.activations / 10
 
 
 def test_tasks_that_need_something_else_are_refused(small, few):

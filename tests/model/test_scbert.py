@@ -261,9 +261,36 @@ def test_memory_is_estimated_for_all_genes_where_all_are_tokens():
     assert 1.8 * few < more < whole.activations / 10
 
 
+def test_pretraining_goes_on_with_masked_classes(small, few, tmp_path):
+    model = sg.tl.finetune(few, small, max_epochs=2, batch_size=16, lr=1e-2, save_dir=tmp_path / "model")
+    assert few.uns["finetune"]["params"]["task"] == "expression"
+    assert {"train_accuracy", "validation_loss"} <= set(model.history)
+    assert model.history["train_loss"].iloc[-1] < model.history["train_loss"].iloc[0]
+    assert not torch.equal(model.network.to_out.weight, small_model([*few.var_names, "ABSENT"]).network.to_out.weight)
+    again = sg.model.load(tmp_path / "model")
+    assert not again.load_report.random
+    with pytest.raises(OptionError, match="can be pre-trained for 'classes'"):
+        sg.tl.finetune(few, small, objective="masked")
+
+
 def test_tasks_that_need_something_else_are_refused(small, few):
-    with pytest.raises(OptionError, match="task='expression' needs a network with expression"):
-        sg.tl.finetune(few, small, task="expression")
+    few.obs["perturbation"] = np.where(np.arange(few.n_obs) % 2 == 0, "control", few.var_names[0])
+    few.obs["split"] = "train"
+    with pytest.raises(OptionError, match="task='perturbation' needs a network with flags"):
+        sg.tl.finetune(few, small, pert_key="perturbation", split_key="split")
+
+
+def test_the_pipeline_compares_with_rules(few, tmp_path):
+    few.write_h5ad(tmp_path / "cells.h5ad")
+    small_model(few.var_names, attention="exact").save(tmp_path / "weights")
+    options = {"max_epochs": 1, "batch_size": 16, "accelerator": "cpu"}
+    config = sg.pipeline.RunConfig(
+        tmp_path / "cells.h5ad", tmp_path / "run", task="expression", model=tmp_path / "weights", n_genes=100, **options
+    )
+    folder = sg.pipeline.run(config)
+    metrics = json.loads((folder / "metrics.json").read_text())
+    assert 0 < metrics["test"]["mse"] < 25
+    assert "15% of the expressed genes" in (folder / "report.md").read_text()
 
 
 # Other forms ------------------------------------------------------------------------------------------------------

@@ -47,6 +47,16 @@ def test_the_rounded_up_share_of_the_expressed_genes_is_to_be_predicted(seed, ra
     assert (done.values[changed] == 6).all()
 
 
+def test_of_several_ratios_each_cell_draws_one():
+    batch = batch_of(n=200)
+    done = MaskedClasses(6.0, mask_ratio=(0.2, 0.6)).corrupt(batch, seed=0, draw=0)
+    expressed, masked = ((x > 0).sum(1).double() for x in (batch.values, done.targets["masked"]))
+    few, many = (torch.ceil(expressed * ratio) == masked for ratio in (0.2, 0.6))
+    assert (few | many).all()
+    assert (few & ~many).any()
+    assert (many & ~few).any()
+
+
 def test_nine_in_ten_are_hidden_and_the_others_keep_their_class():
     done = OBJECTIVE.corrupt(batch_of(n=800), seed=1, draw=0)
     masked = done.targets["masked"]
@@ -102,10 +112,10 @@ def test_curvature_is_measured_at_drawn_classes():
     network = network_of()
     done = OBJECTIVE.corrupt(batch_of(), seed=0, draw=0)
     loss, n = OBJECTIVE.self_sampled(network, done, torch.Generator().manual_seed(3))
-    logits = network.class_logits(network.encode(done.genes, done.values).hidden)[done.targets["masked"]]
-    drawn = sample_classes(logits, torch.Generator().manual_seed(3))
-    torch.testing.assert_close(loss, torch.nn.functional.cross_entropy(logits, drawn))
-    assert n == len(drawn)
+    logits, masked = network.class_logits(network.encode(done.genes, done.values).hidden), done.targets["masked"]
+    drawn = sample_classes(logits.flatten(0, 1), torch.Generator().manual_seed(3)).view_as(masked)
+    torch.testing.assert_close(loss, torch.nn.functional.cross_entropy(logits[masked], drawn[masked]))
+    assert n == int(masked.sum())
 
 
 def test_a_cell_without_expression_gives_no_nan():

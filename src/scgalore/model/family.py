@@ -22,8 +22,8 @@ if TYPE_CHECKING:
 
 __all__ = ["CAN", "Family"]
 
-CAN = frozenset({"cell heads", "expression", "expression classes", "flags", "generation"})
-"""What tasks may ask of a family: heads on the cell embedding, expression of each token or its class, perturbation flags, and
+CAN = frozenset({"cell heads", "expression", "flags", "generation"})
+"""What tasks may ask of a family: heads on the cell embedding, expression of each token, perturbation flags, and
 expression of some tokens from the others alone."""
 
 

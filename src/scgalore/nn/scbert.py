@@ -82,7 +82,7 @@ class FeatureAttention(nn.Module):
         # In float32 also under autocast: an exponential turns rounding of exponents into relative errors.
         with torch.autocast(q.device.type, enabled=False):
             queries, keys, values = (split_heads(part.float(), n_heads) for part in (q, k, v))
-            mixed = attend_by_features(queries, keys, values, self.projection_matrix.float(), layout.padding)
+            mixed = attend_by_features(queries, keys, values, self.projection_matrix.float(), layout.unseen)
         return mixed.transpose(1, 2).flatten(-2).to(q.dtype)
 
     @torch.no_grad()
@@ -255,6 +255,7 @@ class SCBERTNetwork(CellNetwork):
 
     table = "pos_emb.emb"
     body = required = ("token_emb", "pos_emb", "performer", "norm")
+    pretraining = ("classes",)
     config: SCBERTConfig
 
     def __init__(self, config: SCBERTConfig) -> None:
@@ -352,3 +353,9 @@ class SCBERTNetwork(CellNetwork):
     def class_logits(self, hidden: Tensor) -> Tensor:
         """Logits of the classes of expression ``(..., n_bins + 1)``, the one for masked values last, from states ``(..., d)``."""
         return self.to_out(hidden)
+
+    def expression(self, encoded: Encoded, values: Tensor, **conditions: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """Mean class of every token under its probabilities, ``(b, s)``."""
+        logits = self.class_logits(encoded.hidden)[..., :-1].float()
+        classes = torch.arange(logits.shape[-1], dtype=logits.dtype, device=logits.device)
+        return logits.softmax(dim=-1) @ classes, None

@@ -13,7 +13,8 @@ import torch.nn.functional as F
 from scgalore.data.hashing import uniforms
 from scgalore.errors import OptionError
 from scgalore.objectives.base import Loss
-from scgalore.objectives.masked_expression import smallest
+from scgalore.objectives.losses import masked_mean
+from scgalore.objectives.masked_expression import draw_ratio, ratios_of, smallest
 from scgalore.optim.sophia import sample_classes
 
 if TYPE_CHECKING:
@@ -37,25 +38,28 @@ class MaskedClasses:
     mask_value
         Class that stands for masked ones: ``n_bins`` of the network's configuration.
     mask_ratio
-        Share of the genes above class 0 that are to be predicted.
+        Share of the genes above class 0 that are to be predicted; of several, each cell draws one.
     hidden_ratio
         Share of these that are masked; the others keep their class.
     """
 
     mask_value: float
-    mask_ratio: float = 0.15
+    mask_ratio: float | tuple[float, ...] = 0.15
     hidden_ratio: float = 0.9
     name: str = "masked_classes"
     monitor: str = "validation_loss"
     start_score: float = math.inf
 
     def __post_init__(self) -> None:
-        if not 0 < self.mask_ratio < 1:
-            msg = f"mask_ratio={self.mask_ratio!r}: it must lie strictly between 0 and 1, for example 0.15."
-            raise OptionError(msg)
+        ratios_of(self.mask_ratio, usual=0.15)
         if not 0 < self.hidden_ratio <= 1:
             msg = f"hidden_ratio={self.hidden_ratio!r}: it must be above 0 and at most 1, for example 0.9."
             raise OptionError(msg)
+
+    @property
+    def ratios(self) -> tuple[float, ...]:
+        """The ratios a cell may draw."""
+        return ratios_of(self.mask_ratio, usual=0.15)
 
     @property
     def heads(self) -> Mapping[str, int]:
@@ -73,7 +77,8 @@ class MaskedClasses:
         expressed = (batch.values.numpy() > 0) & ~batch.padding.numpy()
         expressed[:, 0] = False
         order = uniforms(seed, f"mask/{draw}", of_cells, genes)
-        n = np.ceil(expressed.sum(axis=1) * self.mask_ratio).astype(np.int64)
+        ratio = draw_ratio(self.ratios, keys, seed=seed, draw=draw)
+        n = np.ceil(expressed.sum(axis=1) * ratio).astype(np.int64)
         masked = smallest(order, expressed, n)
         hidden = masked & (uniforms(seed, f"hide/{draw}", of_cells, genes) < self.hidden_ratio)
         values = batch.values.masked_fill(torch.from_numpy(hidden), self.mask_value)
@@ -84,12 +89,11 @@ class MaskedClasses:
         if not {"expression", "masked"} <= batch.targets.keys():
             msg = 'MaskedClasses reads the targets "expression" and "masked": pass the batch through `corrupt` first.'
             raise ValueError(msg)
-        masked = batch.targets["masked"]
-        logits, classes = _logits(network, batch), batch.targets["expression"][masked].long()
-        n = max(len(classes), 1)  # a cell without any is no 0 / 0
-        right = logits[:, 1:-1].argmax(dim=1) + 1 == classes
-        parts = {"accuracy": (right.sum() / n).detach()}
-        return Loss(F.cross_entropy(logits, classes, reduction="sum") / n, parts, len(batch))
+        logits, masked = _logits(network, batch), batch.targets["masked"]
+        classes = batch.targets["expression"].long()
+        right = logits[..., 1:-1].argmax(dim=-1) + 1 == classes
+        parts = {"accuracy": masked_mean(right.to(logits.dtype), masked).detach()}
+        return Loss(_cross_entropy(logits, classes, masked), parts, len(batch))
 
     def over_epoch(self, parts: list[dict[str, Tensor]]) -> dict[str, float]:
         """Nothing beyond means."""
@@ -97,12 +101,16 @@ class MaskedClasses:
 
     def self_sampled(self, network: CellNetwork, batch: TokenBatch, generator: Generator) -> tuple[Tensor, int]:
         """Cross entropy at classes drawn from the softmax; its terms are the masked genes."""
-        logits = _logits(network, batch)
-        loss = F.cross_entropy(logits, sample_classes(logits, generator), reduction="sum")
-        return loss / max(len(logits), 1), len(logits)
+        logits, masked = _logits(network, batch), batch.targets["masked"]
+        drawn = sample_classes(logits.flatten(0, 1), generator).view_as(masked)
+        return _cross_entropy(logits, drawn, masked), int(masked.sum())
 
 
 def _logits(network: CellNetwork, batch: TokenBatch) -> Tensor:
-    """Logits of the masked genes, ``(n, n_classes)``."""
+    """Logits of all tokens, ``(b, s, n_classes)``: few numbers, and memory can be traced where no token is selected."""
     encoded = network.encode(batch.genes, batch.values, batch.padding_if_any, cell_only=False, **batch.conditions)
-    return network.class_logits(encoded.hidden[batch.targets["masked"]])
+    return network.class_logits(encoded.hidden)
+
+
+def _cross_entropy(logits: Tensor, classes: Tensor, masked: Tensor) -> Tensor:
+    return masked_mean(F.cross_entropy(logits.transpose(1, 2), classes, reduction="none"), masked)

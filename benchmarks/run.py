@@ -38,6 +38,7 @@ SCRIPTS = {
     "memory_estimate": "what sg.estimate_memory says beside what is measured",
     "long_cells": "one cell of 5,000 tokens: attention that keeps its maps against our best settings",
     "curriculum": "few genes first against all genes from the start: losses, accuracy, time",
+    "scbert_speed": "scBERT at its full size, next to performer-pytorch: time, memory, FLOPs",
     "gpu": "cells/s on a GPU, where there is one",
 }
 

@@ -23,6 +23,7 @@ import scanpy as sc
 import scipy.sparse as sp
 from anndata import AnnData
 from tests.pages import REPOSITORY, Block, blocks_of, read, run_blocks
+from tests.scberts import small_model
 from tests.tiny_plugin import few_cells
 from tests.toy_task import MarkerTask
 
@@ -110,6 +111,14 @@ def small() -> sg.model.SCGPT:
     return sg.model.SCGPT.from_pretrained("scgpt-mini")
 
 
+def small_scbert() -> dict[str, Any]:
+    """Write a file in scBERT's layout with few genes to the working directory; no name stands for it."""
+    small_model(cells().var_names[:60], gene2vec=True).export_scbert("small")
+    Path("small/scbert.pth").rename("panglao_pretrain.pth")
+    Path("small/vocab.json").rename("vocab.json")
+    return {}
+
+
 def in_files(*names: str) -> dict[str, Any]:
     """Write cells to files of the working directory; no name stands for them."""
     for name in names:
@@ -138,6 +147,7 @@ READERS: dict[str, Callable[[], dict[str, Any]]] = {
     },
     "docs/distributed.md": lambda: in_files("cells.h5ad"),
     "docs/optimizers.md": lambda: {"adata": cells(), "network": small().network},
+    "docs/scbert.md": lambda: {"adata": cells(), "query": cells(slice(40, 60)), **small_scbert()},
     "docs/pipeline.md": lambda: in_files("cells.h5ad", "data.h5ad"),
 }
 """What the reader of a page has before its first block, besides scanpy and scgalore; by page."""

@@ -15,7 +15,7 @@ PARAMETERS = {
     "query": "Annotated data matrix, or a MuData with the modality ``mod``; its genes need not be those the model was trained on.",
     "model": (
         "Name in the registry of weights (:func:`scgalore.weights.list_weights`), folder of a checkpoint (ours, or in the\n"
-        "layout of the original scGPT), or a :class:`scgalore.model.SCGPT`."
+        "layout of the original scGPT or scBERT), or a model such as :class:`scgalore.model.SCGPT`."
     ),
     "layer": "Layer to read the expression from; ``None`` is ``adata.X``.",
     "gene_symbols": "Column of ``adata.var`` that holds the gene names; ``None`` is ``adata.var_names``.",

@@ -12,8 +12,9 @@ from scgalore.optim.checks import closest, plain_number
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
 
-_ATTENTION = ("*layers.*.Wqkv", "*layers.*.out_proj")
-_MLP = ("*layers.*.linear1", "*layers.*.linear2")
+# The names that scGPT's layers have, and those of scBERT's.
+_ATTENTION = ("*layers.*.Wqkv", "*layers.*.out_proj", "*layers.*.to_[qkv]", "*layers.*.to_out")
+_MLP = ("*layers.*.linear[12]", "*layers.*.w[12]")
 
 TARGETS: dict[str, tuple[str, ...]] = {"attention": _ATTENTION, "mlp": _MLP, "all": _ATTENTION + _MLP}
 """Patterns of module names by the word that ``targets=`` takes."""

@@ -19,9 +19,11 @@ from scgalore.data.drawing import Blocks, Weighting, drawn, once
 from scgalore.data.expression import LogExpression
 from scgalore.data.hashing import digest, uniforms
 from scgalore.data.labels import class_names
-from scgalore.data.looking import Look
+from scgalore.data.looking import SAMPLED, Look
+from scgalore.data.matrix import CellMatrix
 from scgalore.data.ragged import starts
 from scgalore.data.reading import Reading
+from scgalore.data.scale import log_base_of
 from scgalore.data.sources import OpenSources
 from scgalore.data.tokenizer import Tokenizer
 from scgalore.errors import DataError
@@ -34,7 +36,7 @@ if TYPE_CHECKING:
 
     from scgalore.data.drawing import Visits
     from scgalore.data.looking import Kept, Wanted
-    from scgalore.data.sources import OpenSource
+    from scgalore.data.sources import OpenSource, Place
     from scgalore.data.tokens import TokenizerConfig
     from scgalore.data.vocab import GeneVocab
     from scgalore.data.weighing import Weighing
@@ -153,12 +155,14 @@ class FileBuffers:
         classes: Sequence[object] | None,
         weighing: Weighing | None = None,
     ) -> None:
-        self._config, self._special = config, {"cls_id": vocab.cls_id, "pad_id": vocab.pad_id}
+        self._config = config
         self.names, self.block_size, self._weighing = names, block_size, weighing
         labels = (
             None if labels_key is None else CodedColumn(labels_key, None if classes is None else class_names(classes))
         )
         values = None if weighing is None or weighing.key is None else CodedColumn(weighing.key)
+        self._vocab = vocab
+        self._bases: list[float | None] = []  # of each source: base of its logarithms, where tokens depend on it
         look, kept = Look(vocab), []
         for one in wanted:
             place = one.source.place()
@@ -166,6 +170,7 @@ class FileBuffers:
                 found = look.at(place, one)
                 if found is not None:
                     kept.append(found)
+                    self._bases.append(self._log_base(place, found))
                     for column in (labels, values):
                         if column is not None:
                             column.read(place.obs, found.rows)
@@ -185,7 +190,7 @@ class FileBuffers:
         self._value_names = () if values is None else values.names
         self._keep(kept)
         #: Makes the tokens of the first source; all pad alike.
-        self.tokenizer = self._tokenizer(self._kept[0].table)
+        self.tokenizer = self._tokenizer(self._kept[0].table, self._bases[0])
 
     def _keep(self, kept: Sequence[Kept]) -> None:
         """Count cells, and cut them into blocks."""
@@ -368,7 +373,7 @@ class FileBuffers:
             rows=opened.rows(rows),
             cells=first + rows,
             labels=None if self._labels is None else self._labels[file][places].astype(np.int64),
-            tokenizer=tokenizer_of(kept.table),
+            tokenizer=tokenizer_of(kept.table, self._bases[file]),
             name=kept.source.name,
             first=first,
             allow_unseen=kept.source.reading.min_matched == 0,
@@ -377,8 +382,17 @@ class FileBuffers:
         part.check()
         return part
 
-    def _tokenizer(self, table: int) -> Tokenizer:
-        return Tokenizer(self._token_ids(table), config=self._config, **self._special)
+    def _tokenizer(self, table: int, log_base: float | None) -> Tokenizer:
+        return Tokenizer.of_vocab(self._token_ids(table), self._vocab, self._config, log_base=log_base)
+
+    def _log_base(self, place: Place, kept: Kept) -> float | None:
+        if not self._config.classes:
+            return None
+        reading = kept.source.reading
+        sample = np.arange(min(SAMPLED, kept.n_obs)) if kept.rows is None else kept.rows[:SAMPLED].astype(np.int64)
+        matrix = place.matrix(reading.layer)
+        rows = CellMatrix.from_rows(matrix.rows(sample), matrix.name)
+        return log_base_of(rows, layer=reading.layer, data_type=reading.data_type)
 
     def _token_ids(self, table: int) -> NDArray[np.int64]:
         return self._tables[table].astype(np.int64) - 1

@@ -21,7 +21,7 @@ from scgalore.data.matrix import CellMatrix
 from scgalore.data.names import as_names, other_columns
 from scgalore.data.reading import AS_IT_IS
 from scgalore.data.sampler import sorted_batches
-from scgalore.data.scale import scale_of
+from scgalore.data.scale import log_base_of, scale_of
 from scgalore.data.seen import FEW_UNSEEN, Seen, sums_of
 from scgalore.data.tokenizer import Tokenizer
 from scgalore.errors import DataError, MissingKeyError
@@ -117,17 +117,22 @@ class TokenCells:
         except DataError:
             matrix.check()  # what is wrong with the values is said before what is wrong with the names
             raise
-        tokenizer = Tokenizer(match.token_ids, cls_id=vocab.cls_id, pad_id=vocab.pad_id, config=config)
+        signs = {"uns": {key: adata.uns[key] for key in adata.uns if key == "log1p"}, "layer": reading.layer}
+        signs["data_type"] = reading.data_type
+        log_base = None
+        if config.classes:  # other tokens are the same for counts and their logarithms
+            matrix.check()
+            log_base = log_base_of(matrix, **signs)
+        tokenizer = Tokenizer.of_vocab(match.token_ids, vocab, config, log_base=log_base)
         found = matrix.count(lambda rows: np.column_stack([tokenizer.lengths(rows), *sums_of(rows, match.token_ids).T]))
         matrix.check()
         seen, lengths = Seen.of(found[:, 1], found[:, 2]), found[:, 0].astype(np.int64)
         advice = partial(advice_for, names, vocab, species=reading.species, columns=columns)
         counts = reading.data_type == "counts" or reading.data_type is None and matrix.summary().is_whole
         seen.check(match, reading.min_matched, advice, what="counts" if counts else "expression")
-        unseen = np.flatnonzero(lengths <= config.append_cls)
+        unseen = np.flatnonzero(found[:, 1] == 0)
         _check_unseen_cells(adata, matrix, unseen, allowed=reading.min_matched == 0)
-        signs = {"uns": {key: adata.uns[key] for key in adata.uns if key == "log1p"}, "layer": reading.layer}
-        return cls(matrix, tokenizer, match, lengths, seen, signs={**signs, "data_type": reading.data_type})
+        return cls(matrix, tokenizer, match, lengths, seen, signs=signs)
 
     def expression(self) -> LogExpression:
         """The matrix with what its values are, which tokens do not depend on.
@@ -200,6 +205,7 @@ class TokenCells:
         own = self.tokenizer
         admitted = None if own.admitted is None else own.genes[own.admitted]
         same: dict[str, Any] = {"cls_id": own.cls_id, "pad_id": own.pad_id, "config": own.config, "admitted": admitted}
+        same |= {"vocabulary": own.genes, "log_base": own.log_base}
         return Tokenizer(own.token_ids, **{**same, **changes})
 
     def tokens(self) -> NDArray[np.int64]:

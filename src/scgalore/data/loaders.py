@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -13,9 +14,10 @@ from scgalore.data.buffers import Part, Share
 from scgalore.data.coded import refuse_unknown
 from scgalore.data.labels import class_codes, class_names, classes_of
 from scgalore.data.match import advice_for, match_genes
-from scgalore.data.matrix import canonical
+from scgalore.data.matrix import CellMatrix, canonical
 from scgalore.data.names import as_names
 from scgalore.data.reading import AS_IT_IS
+from scgalore.data.scale import log_base_of
 from scgalore.data.seen import Seen, sums_of
 from scgalore.data.tokenizer import Tokenizer
 from scgalore.errors import DataError, MissingKeyError, OptionError
@@ -78,7 +80,7 @@ class LoaderBuffers:
         self._match = match_genes(self._genes, vocab, species=reading.species)
         self._vocab, self._checked = vocab, False
         #: Makes the tokens.
-        self.tokenizer = Tokenizer(self._match.token_ids, cls_id=vocab.cls_id, pad_id=vocab.pad_id, config=config)
+        self.tokenizer = Tokenizer.of_vocab(self._match.token_ids, vocab, config)
 
     @property
     def n_obs(self) -> int:
@@ -151,7 +153,7 @@ class LoaderBuffers:
         part.check()
         if not self._checked:
             self._check(rows)
-        return part
+        return replace(part, tokenizer=self.tokenizer)
 
     def _check(self, rows: sp.csr_matrix) -> None:
         """Look at the first cells that come: which genes they express is not known before."""
@@ -160,6 +162,10 @@ class LoaderBuffers:
         seen.check(
             self._match, self.reading.min_matched, advice, where=f"{self.name}, in its first {rows.shape[0]:,} cells: "
         )
+        config = self.tokenizer.config
+        if config.classes:
+            log_base = log_base_of(CellMatrix.from_rows(rows, self.name), data_type=self.reading.data_type)
+            self.tokenizer = Tokenizer.of_vocab(self._match.token_ids, self._vocab, config, log_base=log_base)
         self._checked = True
 
     def _labels(self, obs: pd.DataFrame | None) -> NDArray[np.int64] | None:

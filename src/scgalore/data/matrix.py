@@ -97,6 +97,11 @@ class CellMatrix:
         """Take ``adata.raw.X``, which must be there."""
         return cls(open_matrix(adata.raw.X, "adata.raw.X"), adata.raw.shape, name="adata.raw.X")
 
+    @classmethod
+    def from_rows(cls, rows: sp.csr_matrix, name: str) -> CellMatrix:
+        """Take some rows of a matrix."""
+        return cls(open_matrix(rows, name), rows.shape, name=name)
+
     def rows(self, indices: ArrayLike) -> sp.csr_matrix:
         """Rows in the order asked for.
 

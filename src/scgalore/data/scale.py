@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
     from scgalore.data.matrix import CellMatrix
 
-__all__ = ["LARGEST_SHARE", "Scale", "is_called_counts", "recorded_base", "scale_of", "to_log1p"]
+__all__ = ["LARGEST_SHARE", "Scale", "is_called_counts", "log_base_of", "recorded_base", "scale_of", "to_log1p"]
 
 LARGEST_SHARE = 1e6
 """Largest sum that cells are usually normalised to: counts per million."""
@@ -173,6 +173,12 @@ def scale_of(
     if data_type == "counts":
         return Scale("counts", said, doubt=doubt)
     return Scale("log1p", said, base=base or math.e, normalised=True, doubt=doubt)
+
+
+def log_base_of(matrix: CellMatrix, **signs: Any) -> float | None:
+    """Base of the logarithms that a matrix holds, ``None`` for counts; arguments as for :func:`scale_of`."""
+    scale = scale_of(matrix, **signs)
+    return None if scale.kind == "counts" else scale.base
 
 
 @dataclass(frozen=True)

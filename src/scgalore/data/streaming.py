@@ -27,6 +27,7 @@ from scgalore.data.loaders import LoaderBuffers
 from scgalore.data.looking import Wanted
 from scgalore.data.query import Query
 from scgalore.data.reading import Reading
+from scgalore.data.seen import sums_of
 from scgalore.data.sources import Source
 from scgalore.data.tokens import RaggedTokens, TokenBatch, TokenizerConfig
 from scgalore.data.weighing import Weighing
@@ -510,7 +511,8 @@ class TokenStream(IterableDataset[TokenBatch]):
 
     def tokens(self) -> NDArray[np.int64]:
         """Ids of all tokens that a batch may hold, sorted."""
-        return np.union1d(self._buffers.genes(), [self.tokenizer.cls_id, self.tokenizer.pad_id])
+        genes = np.union1d(self._buffers.genes(), self.tokenizer.genes)
+        return np.union1d(genes, [self.tokenizer.cls_id, self.tokenizer.pad_id])
 
     def __len__(self) -> int:
         """Batches of this process in an epoch, the same for every process."""
@@ -746,15 +748,14 @@ def _encoded(buffers: Iterator[tuple[int, list[Part]]], epoch: int) -> Iterator[
 
 
 def _tokens(part: Part, epoch: int) -> Iterator[RaggedTokens]:
-    for tokens in part.tokenizer.parts(part.rows, part.cells, draw=epoch, repeats=part.repeats):
-        empty = tokens.lengths <= part.tokenizer.config.append_cls
-        if empty.any() and not part.allow_unseen:
-            msg = (
-                f"{part.name} has cells that express no gene that the model knows: {part.called(tokens.cells[empty])}. "
-                "Remove them, or pass min_matched=0 to keep them all the same."
-            )
-            raise DataError(msg)
-        yield tokens
+    empty = sums_of(part.rows, part.tokenizer.token_ids)[:, 0] == 0
+    if empty.any() and not part.allow_unseen:
+        msg = (
+            f"{part.name} has cells that express no gene that the model knows: {part.called(part.cells[empty])}. "
+            "Remove them, or pass min_matched=0 to keep them all the same."
+        )
+        raise DataError(msg)
+    yield from part.tokenizer.parts(part.rows, part.cells, draw=epoch, repeats=part.repeats)
 
 
 def _turns(start: int, n_batches: int, per_buffer: int, n_workers: int) -> tuple[list[int], int]:

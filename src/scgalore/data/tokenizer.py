@@ -5,13 +5,14 @@ Shape letters: b cells in a batch, s tokens in a row (``<cls>`` included).
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 import torch
 
 from scgalore.data.binning import bin_rows
 from scgalore.data.hashing import cell_keys, fold_seed, splitmix64, uniforms
+from scgalore.data.levels import expression_classes
 from scgalore.data.ragged import argsort_rows, blocks, starts
 from scgalore.data.tokens import RaggedTokens, TokenBatch, TokenizerConfig
 from scgalore.errors import DataError
@@ -21,6 +22,8 @@ if TYPE_CHECKING:
 
     import scipy.sparse as sp
     from numpy.typing import ArrayLike, NDArray
+
+    from scgalore.data.vocab import GeneVocab
 
 __all__ = ["Tokenizer", "keep_smallest"]
 
@@ -44,6 +47,10 @@ class Tokenizer:
     admitted
         Token ids of genes that may become tokens; ``None`` admits all. Values are binned over all genes all the same, so
         that the value of a gene does not hang on which others are admitted.
+    vocabulary
+        Token ids of all genes that the network knows; read where ``config.every_gene`` asks for those that the matrix lacks.
+    log_base
+        Base of the logarithm ``log(1 + x)`` that values are, ``None`` for counts; read where ``config.classes`` asks for it.
     """
 
     def __init__(
@@ -54,21 +61,43 @@ class Tokenizer:
         pad_id: int,
         config: TokenizerConfig | None = None,
         admitted: ArrayLike | None = None,
+        vocabulary: ArrayLike | None = None,
+        log_base: float | None = None,
     ) -> None:
         self.config = TokenizerConfig() if config is None else config
         self.cls_id = int(cls_id)
         self.pad_id = int(pad_id)
         self.token_ids = np.array(token_ids, dtype=np.int64).ravel()
+        self.log_base = log_base
         columns = np.flatnonzero(self.token_ids >= 0)
-        columns = columns[np.argsort(self.token_ids[columns])]
+        self._check_genes(np.sort(self.token_ids[columns]))
+        every = np.asarray([] if vocabulary is None or not self.config.every_gene else vocabulary, dtype=np.int64)
         #: Token ids of the genes that are kept, sorted.
-        self.genes: NDArray[np.int64] = self.token_ids[columns]
-        self._check_genes()
+        self.genes: NDArray[np.int64] = np.union1d(self.token_ids[columns], every)
         # Position of each column in `genes`; sorting by it is sorting by token id.
         self._rank = np.full(len(self.token_ids), -1, dtype=np.int32)
-        self._rank[columns] = np.arange(len(columns))
+        self._rank[columns] = np.searchsorted(self.genes, self.token_ids[columns])
         #: Whether each of `genes` may become a token; ``None`` where all may.
         self.admitted: NDArray[np.bool_] | None = None if admitted is None else np.isin(self.genes, admitted)
+
+    @classmethod
+    def of_vocab(
+        cls, token_ids: ArrayLike, vocab: GeneVocab, config: TokenizerConfig, *, log_base: float | None = None
+    ) -> Self:
+        """Make one for a vocabulary.
+
+        Parameters
+        ----------
+        token_ids
+            Token id of each column of the matrix; -1 for columns to leave out.
+        vocab
+            Genes and special tokens.
+        config, log_base
+            As for the class.
+        """
+        special = {"cls_id": vocab.cls_id, "pad_id": vocab.pad_id}
+        genes = vocab.gene_ids() if config.every_gene else None
+        return cls(token_ids, **special, config=config, vocabulary=genes, log_base=log_base)
 
     @property
     def n_vars(self) -> int:
@@ -84,12 +113,15 @@ class Tokenizer:
             Rows of the matrix.
         """
         config = self.config
-        if config.include_zeros:
+        if config.include_zeros or config.every_gene:
             n_admitted = len(self.genes) if self.admitted is None else int(self.admitted.sum())
             n_genes = np.full(csr.shape[0], n_admitted, dtype=np.int64)
         else:
             rank = self._rank[csr.indices]
             kept = (rank >= 0) & (csr.data != 0)
+            if config.classes:
+                of_cells = starts(_kept_lengths(kept, csr.indptr))
+                kept[kept] = self._classes(csr.data[kept], of_cells) > 0
             if self.admitted is not None:
                 kept &= self.admitted[rank]
             n_genes = _kept_lengths(kept, csr.indptr)
@@ -177,15 +209,15 @@ class Tokenizer:
             padded=bool(padding.any()),
         )
 
-    def _check_genes(self) -> None:
-        repeated = self.genes[1:][self.genes[1:] == self.genes[:-1]]
+    def _check_genes(self, ids: NDArray[np.int64]) -> None:
+        repeated = ids[1:][ids[1:] == ids[:-1]]
         if len(repeated):
             msg = (
                 f"Token id {repeated[0]} stands for more than one column ({len(repeated)} such columns in all). "
                 "Give -1 to the columns to leave out."
             )
             raise DataError(msg)
-        if np.isin((self.cls_id, self.pad_id), self.genes).any():
+        if np.isin((self.cls_id, self.pad_id), ids).any():
             msg = f"A column has the token id of <cls> ({self.cls_id}) or <pad> ({self.pad_id}); give it -1."
             raise DataError(msg)
 
@@ -203,12 +235,16 @@ class Tokenizer:
         keys = cell_keys(genes, values, indptr)
         if repeats is not None:
             keys = np.where(repeats == 0, keys, splitmix64(keys ^ splitmix64(repeats)))
-        if config.binned:
+        if config.classes:
+            values = self._classes(values, indptr).astype(np.float32)
+            kept = values > 0
+            genes, rank, values, indptr = genes[kept], rank[kept], values[kept], starts(_kept_lengths(kept, indptr))
+        elif config.binned:
             u = None
             if config.ties == "random":
                 u = uniforms(seed, "ties", np.repeat(keys, np.diff(indptr)), genes)
             values = bin_rows(values, indptr, config.n_bins, ties=config.ties, u=u).astype(np.float32)
-        if config.include_zeros:
+        if config.include_zeros or config.every_gene:
             genes, values, indptr = self._with_zeros(rank, values, indptr)
         if self.admitted is not None:
             kept = self.admitted[np.searchsorted(self.genes, genes)]
@@ -238,6 +274,9 @@ class Tokenizer:
             order = argsort_rows(rank.view(np.uint32), indptr)
             rank, values = rank[order], values[order]
         return rank, values, indptr
+
+    def _classes(self, values: NDArray[np.float32], indptr: NDArray[np.integer]) -> NDArray[np.int64]:
+        return expression_classes(values, indptr, self.config.n_bins, log_base=self.log_base)
 
     def _with_cls(
         self, genes: NDArray[np.int64], values: NDArray[np.float32], indptr: NDArray[np.int64]

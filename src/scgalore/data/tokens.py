@@ -133,6 +133,11 @@ class TokenizerConfig:
         Whether each cell starts with ``<cls>``.
     binned
         Whether values are binned; otherwise they are taken as they are.
+    classes
+        Whether they are binned into classes of ``log2(1 + counts per 10,000)``, rounded down, of which the last is
+        ``n_bins - 1``, in place of bins of the cell. Genes of class 0 are no tokens, unless those without expression are.
+    every_gene
+        Whether genes without expression become tokens too, with value 0, and also those that the data lack.
     seed
         Seed of the sampling of long cells and of random ties.
     """
@@ -145,6 +150,8 @@ class TokenizerConfig:
     include_zeros: bool = False
     append_cls: bool = True
     binned: bool = True
+    classes: bool = False
+    every_gene: bool = False
     seed: int = 0
 
     def __post_init__(self) -> None:

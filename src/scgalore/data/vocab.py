@@ -158,6 +158,10 @@ class GeneVocab:
         get = self._ids.get
         return np.fromiter((get(token, -1) for token in tokens), dtype=np.int64)
 
+    def gene_ids(self) -> NDArray[np.int64]:
+        """Ids of all tokens that are not special, sorted."""
+        return np.array([i for token, i in self._ids.items() if not token.startswith("<")], dtype=np.int64)
+
     def to_dict(self) -> dict[str, int]:
         """Id of each token, ordered by id."""
         return dict(self._ids)

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from scgalore._keys import CellKeys
+from scgalore.model.adapter_files import is_adapter_folder
+from scgalore.model.files import family_of
 from scgalore.model.loading import load_model
+from scgalore.model.scbert import SCBERT_FAMILY
 from scgalore.model.scgpt import SCGPT_FAMILY
+from scgalore.weights import get_entry, list_weights
 
 if TYPE_CHECKING:
     from scgalore._typing import PathLike
@@ -15,7 +20,7 @@ if TYPE_CHECKING:
 
 __all__ = ["FAMILIES", "known_keys", "load"]
 
-FAMILIES: dict[str, Family] = {family.name: family for family in (SCGPT_FAMILY,)}
+FAMILIES: dict[str, Family] = {family.name: family for family in (SCGPT_FAMILY, SCBERT_FAMILY)}
 
 
 def load(model: PathLike = "scgpt", *, base: PathLike | None = None) -> CellModel:
@@ -52,7 +57,7 @@ def load(model: PathLike = "scgpt", *, base: PathLike | None = None) -> CellMode
 
 
 def known_keys(model: PathLike | CellModel, uns: str, key_added: str | None = None) -> CellKeys | None:
-    """Names of the slots of a model's results, without loading it; ``None`` if they depend on which family it is of.
+    """Names of the slots of a model's results, without loading it; ``None`` where its family is not known before.
 
     Parameters
     ----------
@@ -61,7 +66,14 @@ def known_keys(model: PathLike | CellModel, uns: str, key_added: str | None = No
     uns, key_added
         As for :meth:`scgalore.model.CellModel.keys`.
     """
-    families = [model.family] if hasattr(model, "family") else list(FAMILIES.values())
-    if key_added is None and len(families) > 1:
+    family = model.family if hasattr(model, "family") else _family_of(model)
+    if family is None:
         return None
-    return CellKeys.from_key_added(key_added, uns=uns, embedding=families[0].embedding, stem=families[0].stem)
+    return CellKeys.from_key_added(key_added, uns=uns, embedding=family.embedding, stem=family.stem)
+
+
+def _family_of(model: PathLike) -> Family | None:
+    if isinstance(model, str) and model in list_weights():
+        return FAMILIES[get_entry(model).family]
+    folder = Path(model).expanduser()
+    return family_of(folder, FAMILIES) if folder.exists() and not is_adapter_folder(folder) else None

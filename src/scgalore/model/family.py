@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from scgalore._json import named
 from scgalore.data.tokens import TokenizerConfig
+from scgalore.data.vocab import SPECIALS
 from scgalore.errors import WeightsError
 from scgalore.nn import PaddedEncoder
 from scgalore.weights import read_checkpoint
@@ -75,6 +76,8 @@ class Family:
         :class:`~scgalore.model.CellModel`, or a subclass with what this family has in addition.
     can
         What it can do, of :data:`CAN`.
+    specials
+        Special tokens that its vocabularies have, appended where a file lacks them.
     encoder
         How many cells are embedded fast: called as :class:`scgalore.nn.PaddedEncoder`, which works for all networks.
     tokenizer
@@ -97,6 +100,7 @@ class Family:
     config: type[NetworkConfig]
     model: type[Any]
     can: frozenset[str] = CAN
+    specials: tuple[str, ...] = SPECIALS
     encoder: Callable[..., Callable[..., Any]] = PaddedEncoder
     tokenizer: Callable[..., TokenizerConfig] = binned_tokens
     recognises: Callable[[Path], bool] = lambda folder: False

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from scgalore.tasks.base import TaskMemory
     from scgalore.weights import Checkpoint, LoadReport
 
-__all__ = ["Provenance", "StoredModel", "read_memory", "read_model", "write_model"]
+__all__ = ["Provenance", "StoredModel", "family_of", "read_memory", "read_model", "write_model"]
 
 HISTORY = "history.csv"
 HISTORY_BYTES = 1 << 24
@@ -95,7 +95,7 @@ def read_model(model: PathLike, families: Mapping[str, Family]) -> StoredModel:
         If the folder is damaged, or the model is of another family or task than are known.
     """
     folder, entry = resolve_model_folder(model)
-    family = _family_of(folder, families)
+    family = family_of(folder, families)
     checkpoint = family.read(folder, args=None if entry is None else entry.args)
     own = checkpoint.layout == "scgalore"
     if own:
@@ -108,7 +108,7 @@ def read_model(model: PathLike, families: Mapping[str, Family]) -> StoredModel:
             msg = f"{folder}/config.json is not one that scgalore wrote: {error} Save the model again."
             raise WeightsError(msg) from error
     try:
-        vocab = GeneVocab.from_dict(checkpoint.vocab)
+        vocab = GeneVocab.from_dict(checkpoint.vocab, family.specials)
     except (DataError, WeightsError) as error:
         msg = f"{folder / 'vocab.json'}: {error}"
         raise WeightsError(msg) from error
@@ -235,7 +235,14 @@ def _read_history(path: Path) -> pd.DataFrame:
         raise WeightsError(msg) from error
 
 
-def _family_of(folder: Path, families: Mapping[str, Family]) -> Family:
+def family_of(folder: Path, families: Mapping[str, Family]) -> Family:
+    """Family of the model in a folder; the first one of a folder that none recognises.
+
+    Raises
+    ------
+    OptionError
+        If it names a family that is not known.
+    """
     first = next(iter(families.values()))
     found = [family for family in families.values() if family.recognises(folder)]
     try:

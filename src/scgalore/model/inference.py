@@ -163,11 +163,12 @@ def run_network(
         genes, values = (torch.from_numpy(part).to(device) for part in (batch.genes, batch.values))
         with torch.inference_mode():
             cell = embed(genes, values, batch.lengths.tolist())
-            embedding[at] = F.normalize(cell, dim=1).cpu().numpy()
+            embedded = network.embedding(cell)
+            embedding[at] = F.normalize(embedded, dim=1).cpu().numpy()
             for name, outputs in heads.items():
                 outputs[at] = network.read_head(name, cell).cpu().numpy()
             # A length beyond all floats would make an embedding of zeros.
-            norms = torch.linalg.vector_norm(cell, dim=1).cpu().numpy()
+            norms = torch.linalg.vector_norm(embedded, dim=1).cpu().numpy()
         named = {"the embedding": norms, **{f"head {name!r}": outputs[at] for name, outputs in heads.items()}}
         refuse_not_finite_outputs(named, at, precision=dtype)
     return CellOutput(embedding, heads, "bf16-true" if dtype == torch.bfloat16 else "32-true")

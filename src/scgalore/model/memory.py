@@ -56,7 +56,8 @@ def estimate_memory(
     {model}
         Or a configuration such as :class:`scgalore.nn.SCGPTConfig`.
     genes_per_cell
-        Genes of the longest cell that become tokens: the expressed ones, or those that a model of perturbations reads.
+        Genes of the longest cell that become tokens: the expressed ones, or those that a model of perturbations reads. A network
+        that reads all of its genes, such as scBERT, takes these instead.
     batch_size
         Cells of a batch.
     task
@@ -97,6 +98,9 @@ def estimate_memory(
     sizes = {name: options.pop(name) for name in names & options.keys()}
     network, objective = _trained_for(model, task, sizes)
     n_genes, n_cells = _count("genes_per_cell", genes_per_cell), _count("batch_size", batch_size)
+    family = next((family for family in FAMILIES.values() if family.config is type(network.config)), None)
+    if family is not None and family.tokenizer(network.config, max_length=None, seed=0).every_gene:
+        n_genes = network.config.max_length - 1
     config = TrainConfig.from_options(
         **{
             "accelerator": settings.accelerator,

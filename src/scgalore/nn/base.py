@@ -191,6 +191,8 @@ class CellNetwork(nn.Module):
     """Self-supervised objectives that it can be trained for, keys of :data:`scgalore.objectives.PRETRAINING`, its own first."""
     recompute: bool = False
     """Whether training keeps only the input of each block and computes the rest again in the backward pass."""
+    seed: int = 0
+    """Seed of what the network itself draws in training; dropout has that of the step."""
 
     def __init__(self, config: NetworkConfig) -> None:
         super().__init__()
@@ -251,6 +253,10 @@ class CellNetwork(nn.Module):
         """
         raise NotImplementedError
 
+    def embedding(self, cell: Tensor) -> Tensor:
+        """Cell embeddings ``(b, d)`` in what :meth:`encode` gives as ``cell``, which heads may read more of."""
+        return cell
+
     # Heads on tokens --------------------------------------------------------------------------------------------------
 
     def expression(self, encoded: Encoded, values: Tensor, **conditions: Tensor | None) -> tuple[Tensor, Tensor | None]:
@@ -263,6 +269,11 @@ class CellNetwork(nn.Module):
     ) -> dict[str, tuple[Tensor, Tensor | None]]:
         """Every way in which the network predicts expression: ``""`` is :meth:`expression`, the others have names."""
         return {"": self.expression(encoded, values, **conditions)}
+
+    def class_logits(self, hidden: Tensor) -> Tensor:
+        """Logits of each class of expression, the one for masked values last, ``(..., n_classes)``, from states ``(..., d)``."""
+        msg = f"{type(self).__name__} predicts no classes of expression. Train it with another objective, or choose another model."
+        raise OptionError(msg)
 
     # Heads on the cell embedding --------------------------------------------------------------------------------------
 

@@ -3,6 +3,7 @@
 from scgalore.objectives.base import Loss, Objective
 from scgalore.objectives.classification import Classification
 from scgalore.objectives.generative import GenerativeExpression
+from scgalore.objectives.masked_classes import MaskedClasses
 from scgalore.objectives.masked_expression import MaskedExpression
 from scgalore.objectives.perturbation import Perturbation
 from scgalore.objectives.pretraining import PRETRAINING, pretraining_objective
@@ -13,6 +14,7 @@ __all__ = [
     "Classification",
     "GenerativeExpression",
     "Loss",
+    "MaskedClasses",
     "MaskedExpression",
     "Objective",
     "Perturbation",

@@ -9,12 +9,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-__all__ = ["elastic_similarity", "masked_mse", "masked_relative_error", "negative_log_bernoulli"]
+__all__ = ["elastic_similarity", "masked_mean", "masked_mse", "masked_relative_error", "negative_log_bernoulli"]
 
 
 def masked_mse(prediction: Tensor, target: Tensor, mask: Tensor) -> Tensor:
     """Mean squared error over the positions where ``mask`` is true; all arguments ``(b, s)``."""
-    return _masked_mean((prediction - target).square(), mask)
+    return masked_mean((prediction - target).square(), mask)
 
 
 def masked_relative_error(prediction: Tensor, target: Tensor, mask: Tensor) -> Tensor:
@@ -27,7 +27,7 @@ def masked_relative_error(prediction: Tensor, target: Tensor, mask: Tensor) -> T
 def negative_log_bernoulli(nonzero_probability: Tensor, target: Tensor, mask: Tensor) -> Tensor:
     """Negative log-likelihood of "expressed or not" over ``mask``."""
     likelihood = torch.distributions.Bernoulli(probs=nonzero_probability)
-    return -_masked_mean(likelihood.log_prob((target > 0).to(nonzero_probability.dtype)), mask)
+    return -masked_mean(likelihood.log_prob((target > 0).to(nonzero_probability.dtype)), mask)
 
 
 def elastic_similarity(cells: Tensor, threshold: float) -> Tensor:
@@ -40,7 +40,8 @@ def elastic_similarity(cells: Tensor, threshold: float) -> Tensor:
     return (1 - (similarity - threshold).square()).mean()
 
 
-def _masked_mean(x: Tensor, mask: Tensor) -> Tensor:
+def masked_mean(x: Tensor, mask: Tensor) -> Tensor:
+    """Mean of ``x`` over the positions where ``mask`` is true, 0 where there is none."""
     weight = mask.to(x.dtype)
     # Cells of one or two genes may have none masked; 0 / 0 would then destroy every weight of the network.
     return (x * weight).sum() / weight.sum().clamp(min=1)

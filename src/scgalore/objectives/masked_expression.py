@@ -45,14 +45,12 @@ class MaskedExpression:
     start_score: float = math.inf
 
     def __post_init__(self) -> None:
-        if not self.ratios or not all(0 < ratio < 1 for ratio in self.ratios):
-            msg = f"mask_ratio={self.mask_ratio!r}: each ratio must lie strictly between 0 and 1, for example 0.4."
-            raise OptionError(msg)
+        ratios_of(self.mask_ratio, usual=0.4)
 
     @property
     def ratios(self) -> tuple[float, ...]:
         """The ratios a cell may draw."""
-        return self.mask_ratio if isinstance(self.mask_ratio, tuple) else (self.mask_ratio,)
+        return ratios_of(self.mask_ratio, usual=0.4)
 
     @property
     def heads(self) -> Mapping[str, int]:
@@ -68,7 +66,7 @@ class MaskedExpression:
         genes, keys = batch.genes.numpy(), batch.keys.numpy().view(np.uint64)
         maskable = ~batch.padding.numpy()
         maskable[:, 0] = False
-        ratio = _draw_ratio(self.ratios, keys, seed=seed, draw=draw)
+        ratio = draw_ratio(self.ratios, keys, seed=seed, draw=draw)
         stream = f"mask/{draw}"
         order = uniforms(seed, stream, np.broadcast_to(keys[:, None], genes.shape), genes)
         masked = torch.from_numpy(smallest(order, maskable, (maskable.sum(axis=1) * ratio).astype(np.int64)))
@@ -116,6 +114,16 @@ def smallest(order: NDArray[np.float64], eligible: NDArray[np.bool_], n: NDArray
     return eligible & (rank < n[:, None])
 
 
-def _draw_ratio(ratios: tuple[float, ...], keys: NDArray[np.uint64], *, seed: int, draw: int) -> NDArray[np.float64]:
+def ratios_of(mask_ratio: float | tuple[float, ...], *, usual: float) -> tuple[float, ...]:
+    """The ratios a cell may draw; raise :class:`~scgalore.errors.OptionError` if one is no share, naming a ``usual`` one."""
+    ratios = mask_ratio if isinstance(mask_ratio, tuple) else (mask_ratio,)
+    if not ratios or not all(0 < ratio < 1 for ratio in ratios):
+        msg = f"mask_ratio={mask_ratio!r}: each ratio must lie strictly between 0 and 1, for example {usual}."
+        raise OptionError(msg)
+    return ratios
+
+
+def draw_ratio(ratios: tuple[float, ...], keys: NDArray[np.uint64], *, seed: int, draw: int) -> NDArray[np.float64]:
+    """Give each cell one of the ratios, ``(b,)``."""
     u = uniforms(seed, f"mask ratio/{draw}", keys, np.zeros(len(keys), dtype=np.int64))
     return np.asarray(ratios)[(u * len(ratios)).astype(np.int64)]

@@ -2,37 +2,55 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from scgalore.errors import OptionError
+from scgalore.objectives.base import Objective
 from scgalore.objectives.generative import GenerativeExpression
+from scgalore.objectives.masked_classes import MaskedClasses
 from scgalore.objectives.masked_expression import MaskedExpression
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from scgalore.nn import CellNetwork
-    from scgalore.objectives.base import Objective
 
 __all__ = ["PRETRAINING", "pretraining_objective"]
 
 
-def _masked(network: CellNetwork, **options: Any) -> Objective:
+class SelfSupervised(Objective, Protocol):
+    """An objective that hides some of a cell's genes and predicts them."""
+
+    @property
+    def ratios(self) -> tuple[float, ...]:
+        """Shares of the genes to predict, of which each cell draws one."""
+        ...
+
+
+def _masked(network: CellNetwork, **options: Any) -> SelfSupervised:
     return MaskedExpression(mask_value=network.config.mask_value, **options)
 
 
-def _generative(network: CellNetwork, **options: Any) -> Objective:
+def _generative(network: CellNetwork, **options: Any) -> SelfSupervised:
     return GenerativeExpression(mask_value=network.config.mask_value, **options)
 
 
-PRETRAINING: dict[str, Callable[..., Objective]] = {"masked": _masked, "generative": _generative}
+def _classes(network: CellNetwork, **options: Any) -> SelfSupervised:
+    return MaskedClasses(mask_value=network.config.mask_value, **options)
+
+
+PRETRAINING: dict[str, Callable[..., SelfSupervised]] = {
+    "masked": _masked,
+    "generative": _generative,
+    "classes": _classes,
+}
 """What makes each objective, from a network and, where it is given, ``mask_ratio``. A network names those that it can be trained for
 (:attr:`scgalore.nn.CellNetwork.pretraining`), its own first."""
 
 
 def pretraining_objective(
     network: CellNetwork, name: str | None = None, mask_ratio: float | tuple[float, ...] | None = None
-) -> Objective:
+) -> SelfSupervised:
     """Make the self-supervised objective of a network.
 
     Parameters

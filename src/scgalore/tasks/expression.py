@@ -11,7 +11,7 @@ import torch
 from scgalore._options import Kind, Option, are, choice, comma_separated, number
 from scgalore.data.sampler import BatchRequest
 from scgalore.nn.device import pick_device
-from scgalore.objectives import PRETRAINING, GenerativeExpression, MaskedExpression, pretraining_objective
+from scgalore.objectives import PRETRAINING, GenerativeExpression, pretraining_objective
 from scgalore.tasks.cells import CellTargets, CellTask
 from scgalore.tasks.figures import bars, umap
 from scgalore.tasks.findings import Findings, markdown_table, with_error
@@ -102,7 +102,7 @@ class Expression(CellTask):
         cells = model.cells(adata, **call.reading.of_tokens(), rng=call.seed)
         means, overall = _mean_bins(cells, split.train)
         errors = _errors(model, cells, split.test, means, overall, call)
-        n = len(split.test)
+        n, share = len(split.test), pretraining_objective(model.network).ratios[0]
         found = {
             method: {"mse": float(values.mean()), "mse_se": float(values.std(ddof=1) / np.sqrt(n)) if n > 1 else 0.0}
             for method, values in zip((name, *RULES), errors, strict=True)
@@ -115,7 +115,7 @@ class Expression(CellTask):
                 "## Masked values of held-out cells",
                 markdown_table(("method", "squared error", "test cells"), rows),
                 "Mean over the test cells of the squared error at masked positions, in bins of expression, ± its standard "
-                f"error. {MaskedExpression().mask_ratio:.0%} of the genes of each cell were masked, once and for all methods alike. The first two rules "
+                f"error. {share:.0%} of the expressed genes of each cell were to be predicted, the same for all methods. The first two rules "
                 "know nothing of the cell and answer with means over the training cells; the third knows nothing else. This is a loss and not a task: "
                 "it says whether the network has learnt how genes go together, and not what its embeddings are worth.",
             ]
@@ -144,7 +144,7 @@ def _errors(
     call: TrainingCall,
 ) -> list[NDArray[np.float64]]:
     """Squared error of each test cell, averaged over its masked positions: of the network and of the rules."""
-    objective = MaskedExpression(mask_value=model.network.config.mask_value)
+    objective = pretraining_objective(model.network)
     device = pick_device(call.config.accelerator)
     network = model.network.to(device).eval()
     errors: list[list[NDArray[np.float64]]] = [[] for _ in ("network", *RULES)]
@@ -161,7 +161,7 @@ def _errors(
                     here.genes, here.values, here.padding_if_any, cell_only=False, **here.conditions
                 )
                 predicted = network.expression(encoded, here.values, **here.conditions)[0].float().cpu().numpy()
-            visible = ~masked & ~batch.padding.numpy()
+            visible = ~masked & (targets > 0) & ~batch.padding.numpy()
             visible[:, 0] = False  # <cls>
             of_cell = (targets * visible).sum(axis=1) / np.maximum(visible.sum(axis=1), 1)
             for part, values in zip(errors, (predicted, means[genes], overall, of_cell[:, None]), strict=True):
@@ -173,12 +173,12 @@ def _errors(
 
 
 def _mean_bins(cells: TokenCells, rows: NDArray[np.int64]) -> tuple[NDArray[np.float64], float]:
-    """Mean value of each token over some cells, and over all of them; tokens that do not occur have that."""
+    """Mean value of each token over some cells that express it, and over all tokens; tokens that do not occur have that."""
     n = int(cells.tokens().max()) + 1
     sums, counts = np.zeros(n), np.zeros(n)
     for start in range(0, len(rows), BATCH):
         batch = cells.batch(BatchRequest(rows[start : start + BATCH]))
-        real = ~batch.padding.numpy()
+        real = (batch.values.numpy() > 0) & ~batch.padding.numpy()
         real[:, 0] = False  # <cls>
         genes, values = batch.genes.numpy()[real], batch.values.numpy()[real]
         sums += np.bincount(genes, weights=values, minlength=n)

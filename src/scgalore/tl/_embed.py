@@ -47,7 +47,8 @@ def embed(
 
     Expressed genes of the model's vocabulary become tokens; the embedding is the state of the ``<cls>`` token after the
     last layer, with unit norm. Counts and log-normalised values give nearly the same numbers, since values are binned
-    within each cell. A cell's embedding depends on the cell, the weights and ``rng`` alone.
+    within each cell. A cell's embedding depends on the cell, the weights and ``rng`` alone. scBERT reads all of its genes and
+    averages its tokens: :doc:`/scbert`.
 
     Parameters
     ----------
@@ -74,7 +75,7 @@ def embed(
     -------
     ``None``, or with ``copy=True`` the container it was given, with these keys set:
 
-    `adata.obsm['X_scGPT' | key_added]` : :class:`numpy.ndarray` (shape `(n_obs, d_model)`, dtype `float32`)
+    `adata.obsm['X_scGPT' | 'X_scBERT' | key_added]` : :class:`numpy.ndarray` (shape `(n_obs, d_model)`, dtype `float32`)
         Embeddings with unit norm.
     `adata.uns['embed' | key_added]` : :class:`dict`
         ``params``, ``weights`` (name, sha256), ``genes`` (matched, dropped) and ``version``.

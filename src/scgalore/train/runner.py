@@ -159,6 +159,7 @@ def fit(
         for context in (_quiet_lightning(), _interruptible(), torch.random.fork_rng()):
             run.enter_context(context)
         torch.manual_seed(config.seed)
+        network.seed = config.seed
         options = _trainer_options(config, loggers, reload=data.training.reload)
         if processes.size > 1:
             callbacks.insert(0, SameBuffers())

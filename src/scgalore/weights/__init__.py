@@ -4,7 +4,8 @@ from scgalore.weights.checkpoint import Checkpoint, read_checkpoint
 from scgalore.weights.fetch import fetch_weights, resolve_model_folder
 from scgalore.weights.load import LoadReport, load_tensors
 from scgalore.weights.registry import WeightsEntry, WeightsFile, get_entry, list_weights
-from scgalore.weights.save import export_scgpt, write_checkpoint
+from scgalore.weights.save import export_scbert, export_scgpt, write_checkpoint
+from scgalore.weights.scbert import read_scbert
 from scgalore.weights.scgpt import read_scgpt
 
 __all__ = [
@@ -12,12 +13,14 @@ __all__ = [
     "LoadReport",
     "WeightsEntry",
     "WeightsFile",
+    "export_scbert",
     "export_scgpt",
     "fetch_weights",
     "get_entry",
     "list_weights",
     "load_tensors",
     "read_checkpoint",
+    "read_scbert",
     "read_scgpt",
     "resolve_model_folder",
     "write_checkpoint",

@@ -18,11 +18,11 @@ from scgalore._folders import recover_folder
 from scgalore._json import named, read_json
 from scgalore.errors import WeightsError
 
-__all__ = ["Checkpoint", "check_archive", "read_checkpoint", "read_safetensors"]
+__all__ = ["Checkpoint", "check_archive", "check_tensors", "read_archive", "read_checkpoint", "read_safetensors"]
 
 FORMAT_KEY = "scgalore_format"  # in the safetensors header: tells our own files from other people's copies
 
-Layout = Literal["scgalore", "scgpt", "safetensors"]
+Layout = Literal["scgalore", "scgpt", "safetensors", "scbert"]
 Names = Callable[[Iterable[str]], Mapping[str, str]]
 
 _ARGS_FILES: Mapping[Layout, tuple[str, ...]] = {
@@ -165,6 +165,17 @@ def _read_vocab(folder: Path) -> dict[str, int]:
 
 
 def _read_pickle(path: Path) -> dict[str, Tensor]:
+    return check_tensors(path, read_archive(path))
+
+
+def read_archive(path: Path) -> dict[Any, Any]:
+    """Read a dict from an archive of PyTorch, mapped from disk, without running any code in it.
+
+    Raises
+    ------
+    WeightsError
+        If the file is damaged, holds something else, or asks for code.
+    """
     with path.open("rb") as file:
         start = file.read(16)
     if not start.startswith(b"PK"):
@@ -190,7 +201,7 @@ def _read_pickle(path: Path) -> dict[str, Tensor]:
     if not isinstance(content, dict):
         msg = f"{path} holds a {type(content).__name__}; expected a state_dict, that is a dict of tensors."
         raise WeightsError(msg)
-    return _checked(path, content)
+    return content
 
 
 def check_archive(path: Path) -> None:
@@ -250,19 +261,25 @@ def read_safetensors(path: Path) -> dict[str, Tensor]:
     except Exception as error:  # damaged bytes, and types that torch has not
         msg = f"{path} is damaged or incomplete ({type(error).__name__}: {error}). Fetch or save it again."
         raise WeightsError(msg) from error
-    return _checked(path, found)
+    return check_tensors(path, found)
 
 
-def _checked(path: Path, found: Mapping[Any, Any]) -> dict[str, Tensor]:
-    """Tensors that are what a file of this size can hold."""
+def check_tensors(path: Path, found: Mapping[Any, Any]) -> dict[str, Tensor]:
+    """Refuse what is not a tensor that a file of this size can hold.
+
+    Raises
+    ------
+    WeightsError
+        With the name of the first one.
+    """
     size, total = path.stat().st_size, 0
     for name, tensor in found.items():
         if not isinstance(name, str) or not isinstance(tensor, Tensor):
             kind = type(tensor).__name__
             msg = f"{path} holds {named(name)}, a {kind}; expected tensors only. Save `model.state_dict()`, nothing around it."
             raise WeightsError(msg)
-        # The counter of a batch norm is the only tensor of a network without a fraction.
-        if tensor.dtype not in DTYPES and not (name.endswith(".num_batches_tracked") and tensor.dtype == torch.int64):
+        # Counters, such as that of a batch norm, are the only tensors of a network without a fraction.
+        if tensor.dtype not in DTYPES and not (tensor.ndim == 0 and tensor.dtype == torch.int64):
             msg = f"{path}: {named(name)} has dtype {tensor.dtype}; expected floating point, quantised weights do not load."
             raise WeightsError(msg)
         if tensor.layout != torch.strided or tensor.device.type != "cpu" or _nbytes(tensor) > size:

@@ -62,6 +62,8 @@ def resolve_model_folder(model: str | os.PathLike[str]) -> tuple[Path, WeightsEn
     recover_folder(folder)
     if folder.is_dir():
         return folder, None
+    if folder.suffix == ".pth" and folder.is_file():
+        return folder, None  # scBERT's weights are one file
     if folder.is_file():
         msg = f"model={os.fspath(model)!r} is a file; pass the folder it lies in: model={str(folder.parent)!r}."
         raise OptionError(msg)

@@ -64,6 +64,8 @@ class WeightsEntry:
     zero_shot
         One sentence on what embeddings without fine-tuning are worth, which :func:`scgalore.tl.embed` reports; empty where
         nothing was measured.
+    family
+        Entry of :data:`scgalore.model.FAMILIES` that reads them.
     """
 
     name: str
@@ -76,6 +78,7 @@ class WeightsEntry:
     bundled: bool = False
     args: Mapping[str, Any] | None = None
     zero_shot: str = ""
+    family: str = "scgpt"
 
     @property
     def refusal(self) -> str | None:

@@ -3,7 +3,7 @@
 import json
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +16,12 @@ from scgalore._folders import FolderKind, whole_folder, writing
 from scgalore.errors import OptionError
 from scgalore.weights.checkpoint import FORMAT_KEY
 
-__all__ = ["export_scgpt", "write_checkpoint"]
+__all__ = ["export_scbert", "export_scgpt", "write_checkpoint"]
+
+SCBERT_FILE = "scbert.pth"
 
 CHECKPOINT = FolderKind(
-    "a checkpoint", is_one=lambda names: not names.isdisjoint(("model.safetensors", "best_model.pt"))
+    "a checkpoint", is_one=lambda names: not names.isdisjoint(("model.safetensors", "best_model.pt", SCBERT_FILE))
 )
 
 _RESERVED = ("config.json", "vocab.json", "model.safetensors", "", "..")
@@ -106,6 +108,30 @@ def export_scgpt(
         packed = _packed(tensors)
         with writing(Path(folder) / "best_model.pt", RuntimeError):  # all that torch says of a disk
             torch.save(packed, draft / "best_model.pt")
+
+
+def export_scbert(
+    folder: str | os.PathLike[str], *, genes: Sequence[str], tensors: Mapping[str, Tensor], overwrite: bool = False
+) -> None:
+    """Write ``scbert.pth`` as the original program reads it, and ``vocab.json`` with the order of its genes.
+
+    Parameters
+    ----------
+    folder
+        Folder to make, as in :func:`write_checkpoint`.
+    genes
+        Names of the genes, in the order of the rows of the gene table.
+    tensors
+        Weights by the names of the released file, with its shapes and dtypes.
+    overwrite
+        Whether a checkpoint in ``folder`` may be replaced.
+    """
+    content = {"epoch": 0, "model_state_dict": _packed(tensors), "optimizer_state_dict": {}, "scheduler_state_dict": {}}
+    content["losses"] = 0.0
+    with whole_folder(Path(folder), CHECKPOINT, overwrite=overwrite) as draft:
+        _write_json(draft / "vocab.json", {gene: number for number, gene in enumerate(genes)}, sort_keys=False)
+        with writing(Path(folder) / SCBERT_FILE, RuntimeError):
+            torch.save(content, draft / SCBERT_FILE)
 
 
 def _write_json(path: Path, content: Mapping[str, Any], *, sort_keys: bool = True) -> None:

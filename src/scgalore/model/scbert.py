@@ -1,0 +1,222 @@
+"""scBERT: released and fine-tuned weights, the original's file, and its row of the families."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Self
+
+import torch
+
+from scgalore import _logging as logg
+from scgalore._rng import seed_from
+from scgalore.data.tokens import TokenizerConfig
+from scgalore.errors import OptionError, WeightsError
+from scgalore.model.cell_model import CellModel
+from scgalore.model.family import Family
+from scgalore.model.loading import load_model
+from scgalore.nn import SCBERTConfig, SCBERTNetwork
+from scgalore.weights import export_scbert, read_scbert
+from scgalore.weights.scbert import N_GENES, SPECIALS, finds_scbert, released_tensors
+
+if TYPE_CHECKING:
+    from scgalore._typing import PathLike, Rng
+    from scgalore.data.vocab import GeneVocab
+    from scgalore.nn.base import CellNetwork
+    from scgalore.nn.scbert_config import Attention, Head, Pooling
+    from scgalore.weights import Checkpoint
+
+__all__ = ["SCBERT", "SCBERT_FAMILY"]
+
+
+class SCBERT(CellModel):
+    """A scBERT model :cite:p:`Yang2022`.
+
+    Made by :meth:`from_pretrained` (released or fine-tuned weights) or :meth:`from_config` (random weights). Parameters are
+    those of :class:`scgalore.model.CellModel`.
+
+    Examples
+    --------
+    >>> import scgalore as sg
+    >>> model = sg.model.SCBERT.from_pretrained("panglao_pretrain.pth")  # doctest: +SKIP
+    >>> sg.tl.embed(adata, model)  # doctest: +SKIP
+    """
+
+    def __init__(self, network: CellNetwork, vocab: GeneVocab, *, family: Family | None = None, **known: Any) -> None:
+        super().__init__(network, vocab, family=family or SCBERT_FAMILY, **known)
+
+    @classmethod
+    def from_pretrained(cls, model: PathLike = "scbert", *, base: PathLike | None = None, **parts: Any) -> Self:
+        """Load weights of scBERT; :func:`scgalore.model.load` takes those of any family.
+
+        Parameters
+        ----------
+        model
+            Name in the registry (:func:`scgalore.weights.list_weights`), the original's ``.pth`` file or a folder that holds it,
+            or a folder that :meth:`save` or :meth:`save_adapter` wrote.
+        base
+            Where the weights are that an adapter belongs to, when that is no longer where its folder says.
+        **parts
+            As for :meth:`with_parts`: ``pooling``, ``head``, ``attention``. What the folder says when left out.
+
+        Returns
+        -------
+        The model in evaluation mode, on the CPU; ``load_report`` accounts for every tensor, those of the optimizer included.
+
+        Raises
+        ------
+        OptionError
+            If ``model`` is neither a name, a file nor a folder, or a part does not exist.
+        WeightsError
+            If the file is incomplete or damaged, or does not say which genes it has.
+        DownloadError
+            If the weights must be fetched and cannot be.
+        """
+        loaded = load_model(model, base=base, families={SCBERT_FAMILY.name: SCBERT_FAMILY})
+        return loaded.with_parts(**parts) if parts else loaded
+
+    @classmethod
+    def from_config(cls, config: SCBERTConfig, vocab: GeneVocab, *, rng: Rng = 0) -> Self:
+        """Make a model with random weights.
+
+        Parameters
+        ----------
+        config
+            Sizes and parts of the network, without cell heads.
+        vocab
+            Genes and special tokens; ``config.n_tokens`` must be their number.
+        rng
+            Seed of the weights.
+        """
+        if config.heads:
+            msg = f"SCBERTConfig.heads={dict(config.heads)}: training puts heads in place, for example with labels_key=. Leave them out."
+            raise WeightsError(msg)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed_from(rng))
+            return cls(SCBERTNetwork(config), vocab)
+
+    @classmethod
+    def load(cls, folder: PathLike) -> Self:
+        """Read what :meth:`save` wrote; the same as :meth:`from_pretrained`.
+
+        Parameters
+        ----------
+        folder
+            Folder of the checkpoint.
+        """
+        return cls.from_pretrained(folder)
+
+    def with_parts(
+        self, *, attention: Attention | None = None, pooling: Pooling | None = None, head: Head | None = None
+    ) -> SCBERT:
+        """Copy of the model with other parts and the same weights; its heads are left out if they are of another kind.
+
+        Parameters
+        ----------
+        attention
+            ``"exact"`` attends to the expressed genes alone and leaves the random features out, which cannot come back.
+            Released weights were trained with features, which are far from the softmax at their logits: with exact attention
+            they are a start for training, and nothing to embed with.
+        pooling
+            What a cell's embedding is: ``"mean"`` over its tokens, or ``"cls"``, the state of the trailing token.
+        head
+            What heads will be: ``"linear"`` layers on the embedding, or as scBERT's, which reads the ``"tokens"`` of all genes.
+
+        Returns
+        -------
+        The copy. Parts that are ``None`` are as they were.
+
+        Raises
+        ------
+        OptionError
+            If a part does not exist, or features are asked for that are not there.
+        """
+        changes: dict[str, Any] = {"attention": attention, "pooling": pooling, "head": head}
+        changes = {name: value for name, value in changes.items() if value is not None}
+        config = self.network.config
+        for name, value in changes.items():
+            if not (kind := SCBERTConfig.kinds[name]).fits(value):
+                msg = f"{name}={value!r}: {kind.expected}."
+                raise OptionError(msg)
+        if attention == "favor" and config.attention == "exact":
+            msg = "attention='favor': this model has no random features, and those of its weights cannot be drawn again. Load them anew."
+            raise OptionError(msg)
+        other_heads = head not in (None, config.head)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            network = SCBERTNetwork(config.replace(**changes, **({"heads": {}} if other_heads else {})))
+        tensors = self.network.state_dict()
+        own = network.state_dict()
+        network.load_state_dict({name: tensors.get(name, tensor) for name, tensor in own.items()})
+        known = {"provenance": self.provenance, "load_report": self.load_report}
+        copy = SCBERT(network, self.vocab, family=self.family, **known)
+        copy.result = None if other_heads else self.result
+        return copy
+
+    def export_scbert(self, folder: PathLike, *, overwrite: bool = False) -> None:
+        """Write ``scbert.pth`` for the original program, and ``vocab.json`` with the order of its genes.
+
+        Heads on the cell embedding have no place there and are left behind, with a warning.
+
+        Parameters
+        ----------
+        folder
+            Made by this call.
+        overwrite
+            Whether a checkpoint in the folder may be replaced.
+
+        Raises
+        ------
+        OptionError
+            If the network has exact attention, which the original has not.
+        """
+        if self.network.config.attention != "favor":
+            msg = "A network with exact attention has no random features, so the original program cannot run it. Keep it with save()."
+            raise OptionError(msg)
+        if self.network.config.heads:
+            logg.warning(
+                f"The heads {list(self.network.config.heads)} have no place in the original layout and are left behind; save() keeps them."
+            )
+        genes = self.vocab.gene_ids()
+        export_scbert(
+            folder,
+            genes=[self.vocab.tokens[row] for row in genes.tolist()],
+            tensors=released_tensors(self.network.state_dict(), genes.tolist(), self.vocab.cls_id),
+            overwrite=overwrite,
+        )
+
+
+def _released_config(checkpoint: Checkpoint, vocab: GeneVocab) -> SCBERTConfig:
+    seen: dict[str, Any] = SCBERTConfig.seen_in(checkpoint.shapes)
+    n_bins = seen.get("n_bins", SCBERTConfig.n_bins)
+    return SCBERTConfig(pad_id=vocab.pad_id, max_length=len(vocab) - 1, mask_value=float(n_bins), **seen)
+
+
+def _class_tokens(config: SCBERTConfig, *, max_length: int | None, seed: int) -> TokenizerConfig:
+    """Classes of expression; of all genes, or where attention is exact of those in a class above 0."""
+    return TokenizerConfig(
+        n_bins=config.n_bins,
+        max_length=config.max_length if max_length is None else max_length,
+        cls_value=config.pad_value,
+        pad_value=config.pad_value,
+        classes=True,
+        every_gene=config.attention == "favor",
+        seed=seed,
+    )
+
+
+SCBERT_FAMILY = Family(
+    name="scbert",
+    title="scBERT",
+    stem="scbert",
+    embedding="X_scBERT",
+    network=SCBERTNetwork,
+    config=SCBERTConfig,
+    model=SCBERT,
+    can=frozenset({"cell heads", "expression"}),
+    specials=SPECIALS,
+    tokenizer=_class_tokens,
+    recognises=finds_scbert,
+    read=read_scbert,
+    foreign_config=_released_config,
+    sizes={"scbert": SCBERTConfig(n_tokens=N_GENES + 2, pad_id=N_GENES + 1, gene2vec=True)},
+)
+"""Yang et al., Nature Machine Intelligence 2022, doi:10.1038/s42256-022-00534-z."""

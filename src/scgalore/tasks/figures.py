@@ -73,7 +73,7 @@ def umap(colors: Sequence[str], titles: Sequence[str], n_obs: int, *, use_rep: s
     Parameters
     ----------
     colors
-        Columns of ``obs``, one a panel. The second gets the colours of the first, whose categories it shares.
+        Columns of ``obs``, one a panel. One that shares the categories of the first has its colours, and one legend is for both.
     titles
         Of the panels.
     n_obs
@@ -95,9 +95,10 @@ def umap(colors: Sequence[str], titles: Sequence[str], n_obs: int, *, use_rep: s
         axes = figure.subplots(1, len(colors), squeeze=False).ravel()
         for i, (color, title, ax) in enumerate(zip(colors, titles, axes, strict=True)):
             has_categories = isinstance(adata.obs[color].dtype, pd.CategoricalDtype)
-            if i and has_categories:
+            if i and _shares_categories(adata, colors[0], color):
                 _share_colors(adata, colors[0], color)
-            look = {"legend_loc": "right margin" if i == len(colors) - 1 else None, "frameon": False, "show": False}
+            shared = i + 1 < len(colors) and _shares_categories(adata, colors[0], colors[i + 1])
+            look = {"legend_loc": None if shared else "right margin", "frameon": False, "show": False}
             sc.pl.umap(adata, color=color, ax=ax, title=title, colorbar_loc=None, **look)
             if not has_categories:  # scanpy would draw the bar with pyplot, in another figure
                 figure.colorbar(ax.collections[0], ax=ax)
@@ -140,6 +141,14 @@ def same_threads() -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(n_threads)
+
+
+def _shares_categories(adata: AnnData, source: str, target: str) -> bool:
+    columns = adata.obs[source], adata.obs[target]
+    if not all(isinstance(column.dtype, pd.CategoricalDtype) for column in columns):
+        return False
+    known, wanted = (set(column.cat.categories.astype(str)) for column in columns)
+    return wanted <= known
 
 
 def _share_colors(adata: AnnData, source: str, target: str) -> None:

@@ -23,6 +23,7 @@ DIRECTIVES = ("{include}", "{toctree}", "{eval-rst}", "{bibliography}")
 REASONS: dict[str, str] = {
     "needs a connection": "",
     "needs the package muon": r"\bmu\.",
+    "needs the package annbatch": r"\bannbatch\.",
     "installs packages": r"\bpip install ",
     "needs several processes": r"\btorchrun |\bsrun ",
     "runs the checks of the repository": r"\bpytest\b",
@@ -113,8 +114,8 @@ def check_reason(block: Block, where: str, names: dict[str, Any]) -> None:
         sg.settings.offline = True
         with pytest.raises(DownloadError):
             exec(compile(block.code, where, "exec"), dict(names))
-    if reason == "needs the package muon":
-        assert find_spec("muon") is None, f"{where}: the package is here, so the block can be run"
+    if reason.startswith("needs the package "):
+        assert find_spec(reason.split()[-1]) is None, f"{where}: the package is here, so the block can be run"
     if reason == "no code":
         assert not block.language, f"{where}: a block of a language is code"
         with pytest.raises(SyntaxError):

@@ -219,6 +219,25 @@ def test_training_batches_go_on(paths: list[Path]) -> None:  # noqa: F811
     assert [content([drawn.batch]) for drawn in batches.dataset] == whole[5:]
 
 
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_epochs_of_some_batches_go_on(num_workers: int) -> None:
+    from scgalore.data.batches import BatchPlan
+
+    def epochs(places: list[tuple[int, int]]) -> list[Any]:
+        batches = streamed(ADATAS).training_batches(None, BatchPlan(8, n_batches=5))
+        found = []
+        for epoch, start in places:
+            batches.set_epoch(epoch, start)
+            loader = DataLoader(batches.dataset, batch_size=None, num_workers=num_workers)
+            found += [(one.draw, content([one.batch])) for one in loader]
+        return found
+
+    whole = epochs([(epoch, 0) for epoch in range(7)])  # more than two passes
+    assert len(whole) == 35
+    for start in (1, 2, 4, 5):
+        assert epochs([(4, start), (5, 0), (6, 0)]) == whole[20 + start :]
+
+
 # Cells held out ---------------------------------------------------------------------------------------------------
 
 

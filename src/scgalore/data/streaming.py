@@ -522,17 +522,22 @@ class TokenStream(IterableDataset[TokenBatch]):
     def __iter__(self) -> Iterator[TokenBatch]:
         return self.batches(*self.position)
 
-    def n_own_batches(self) -> int:
-        """Batches of this process in an epoch, and in a worker of a DataLoader those of the worker.
+    def n_batches_of(self, worker: int) -> int:
+        """Batches that a worker of this process has in an epoch.
+
+        Parameters
+        ----------
+        worker
+            Its number; 0 where there are none.
 
         Raises
         ------
         OptionError
             If there are more workers than buffers of cells, so that this one has none.
         """
-        share, size = self._share(), self._buffer_size
+        share, size = self._share(worker), self._buffer_size
         n_cells = self.n_obs // share.world_size
-        buffers = range(share.worker * size, n_cells, share.n_workers * size)
+        buffers = range(worker * size, n_cells, share.n_workers * size)
         if not buffers:
             msg = (
                 f"num_workers={share.n_workers} workers share {-(-n_cells // size)} buffers of cells, which is fewer. Make the "
@@ -541,13 +546,14 @@ class TokenStream(IterableDataset[TokenBatch]):
             raise OptionError(msg)
         return sum(-(-min(size, n_cells - first) // self.batch_size) for first in buffers)
 
-    def _share(self) -> Share:
+    def _share(self, worker: int | None = None) -> Share:
         rank, world_size = self._rank()
         if self.n_obs < world_size:
             msg = f"There are {self.n_obs} cells for {world_size} processes; each needs at least one."
             raise DataError(msg)
         worker_info = get_worker_info()
-        return Share(rank, world_size, *((0, 1) if worker_info is None else (worker_info.id, worker_info.num_workers)))
+        number, n_workers = (0, 1) if worker_info is None else (worker_info.id, worker_info.num_workers)
+        return Share(rank, world_size, number if worker is None else worker, n_workers)
 
     def batches(self, epoch: int, start: int = 0) -> Iterator[TokenBatch]:
         """Batches of one epoch, whichever :meth:`set_epoch` has chosen.
@@ -569,22 +575,22 @@ class TokenStream(IterableDataset[TokenBatch]):
         share = self._share()
         given, turn = _turns(start, len(self), self._buffer_size // self.batch_size, share.n_workers)
         worker = (share.worker + turn) % share.n_workers  # a DataLoader asks its first worker first
-        yield from self._of(replace(share, worker=worker), epoch, given[worker])
+        yield from self.batches_of(worker, epoch, given[worker])
 
-    def own_batches(self, epoch: int, start: int = 0) -> Iterator[TokenBatch]:
-        """The same, where in a worker of a DataLoader ``start`` counts the batches of the worker alone, of :meth:`n_own_batches`.
+    def batches_of(self, worker: int, epoch: int, start: int = 0) -> Iterator[TokenBatch]:
+        """Those of a worker alone; 0 where there are none.
 
         Parameters
         ----------
-        epoch, start
+        worker
+            Its number.
+        epoch
             As for :meth:`batches`.
+        start
+            How many of its own batches have been there before.
         """
-        yield from self._of(self._share(), epoch, start)
-
-    def _of(self, share: Share, epoch: int, start: int) -> Iterator[TokenBatch]:
-        """Batches of a share from its ``start``-th on."""
         skipped, begun = divmod(start, self._buffer_size // self.batch_size)
-        share = replace(share, skipped=skipped)
+        share = replace(self._share(worker), skipped=skipped)
         seeds = None if self._seed is None else (self._seed, epoch)
         with closing(self._buffers.read(share, size=self._buffer_size, seeds=seeds)) as buffers:
             for number, ragged, labels in self._ahead(_encoded(buffers, epoch)):
@@ -649,13 +655,14 @@ class _Epochs(IterableDataset[Drawn]):
 class _Pieces(IterableDataset[Drawn]):
     """Passes over the stream, one after the other, cut into epochs of ``size`` batches.
 
-    A draw is a pass. An epoch that follows the last one goes on reading where that has ended; any other finds its place anew.
+    A draw is a pass. An epoch that follows the last one goes on reading where that has ended; any other finds its place anew. An
+    epoch may begin with a later batch; workers of a DataLoader then take the places of each other, since it asks its first first.
     """
 
     def __init__(self, stream: TokenStream, size: int) -> None:
         super().__init__()
         self.stream, self.size = stream, size
-        self._at = -1  # number of the next batch
+        self._at = -1, -1  # whose batches come, and the number of the next
         self._batches: Iterator[Drawn] = iter(())  # where it comes from
 
     def __len__(self) -> int:
@@ -664,24 +671,26 @@ class _Pieces(IterableDataset[Drawn]):
     def __iter__(self) -> Iterator[Drawn]:
         info = get_worker_info()
         worker, n_workers = (0, 1) if info is None else (info.id, info.num_workers)
-        size = len(range(worker, self.size, n_workers))
-        start = self.stream.epoch * size
-        if self._at != start:
-            self._at, self._batches = start, self._from(start)
-        for _ in range(size):
+        epoch, begun = self.stream.position
+        worker = (worker + begun) % n_workers
+        size, given = len(range(worker, self.size, n_workers)), len(range(worker, begun, n_workers))
+        start = epoch * size + given
+        if self._at != (worker, start):
+            self._at, self._batches = (worker, start), self._from(worker, start)
+        for at in range(start, start + size - given):
             drawn = next(self._batches)
-            self._at += 1
+            self._at = worker, at + 1
             yield drawn
 
-    def _from(self, at: int) -> Iterator[Drawn]:
-        number, start = divmod(at, self.stream.n_own_batches())
+    def _from(self, worker: int, at: int) -> Iterator[Drawn]:
+        number, start = divmod(at, self.stream.n_batches_of(worker))
         while True:
-            for batch in self.stream.own_batches(number, start):
+            for batch in self.stream.batches_of(worker, number, start):
                 yield Drawn(batch, number)
             number, start = number + 1, 0
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**vars(self), "_at": -1, "_batches": iter(())}  # what is open stays where it is
+        return {**vars(self), "_at": (-1, -1), "_batches": iter(())}  # what is open stays where it is
 
 
 class StreamedBatches(Batches):

@@ -119,6 +119,12 @@ def small_scbert() -> dict[str, Any]:
     return {}
 
 
+def in_folder() -> dict[str, Any]:
+    """Write cells to the folder ``cells`` and to a file next to it; no name stands for them."""
+    Path("cells").mkdir()
+    return in_files("cells/a.h5ad", "cells/b.h5ad", "lung.h5ad")
+
+
 def in_files(*names: str) -> dict[str, Any]:
     """Write cells to files of the working directory; no name stands for them."""
     for name in names:
@@ -140,6 +146,7 @@ READERS: dict[str, Callable[[], dict[str, Any]]] = {
         **in_files("atlas.h5ad", "lung.h5ad", "blood.h5ad", "brain.zarr"),
     },
     "docs/concepts/perturbation-splits.md": lambda: {"adata": screen("condition")},
+    "docs/pretraining.md": in_folder,
     "docs/concepts/tokens.md": lambda: {"adata": mouse()},
     "docs/concepts/weights.md": lambda: {
         "adata": cells(),

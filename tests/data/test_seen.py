@@ -160,10 +160,12 @@ def test_files_of_a_stream_are_looked_at_one_by_one(tmp_path: Path, caplog: pyte
     assert [record.message.split(": ")[0].endswith("poor.h5ad") for record in caplog.records] == [True]
 
 
-def test_a_stream_takes_the_column_that_matches(tmp_path: Path) -> None:
+def test_a_stream_proposes_the_column_that_matches(tmp_path: Path) -> None:
     adata = adata_of(250, 10)
     adata.var["gene_name"] = adata.var_names.to_numpy()
-    adata.var_names = [str(i) for i in range(adata.n_vars)]
-    adata.write_h5ad(tmp_path / "numbers.h5ad")
-    for source in (adata, tmp_path / "numbers.h5ad"):
-        assert stream([source], VOCAB).n_matched == 250
+    adata.var_names = [f"probe{i}" for i in range(adata.n_vars)]
+    adata.write_h5ad(tmp_path / "probes.h5ad")
+    for source in (adata, tmp_path / "probes.h5ad"):
+        with pytest.raises(DataError, match="pass gene_symbols='gene_name'"):
+            stream([source], VOCAB)
+        assert stream([source], VOCAB, gene_symbols="gene_name").n_matched == 250

@@ -415,11 +415,11 @@ def open_file(path: Path) -> Any:
 
 
 def _check_file(path: Path) -> None:
+    if path.suffix not in ("", *FORMATS) or (path.exists() and path.suffix not in FORMATS):
+        msg = f"{path} is neither an .h5ad file nor a .zarr folder. Write it with adata.write_h5ad or write_zarr."
+        raise DataError(msg)
     if not path.exists():
         msg = f"{path} does not exist."
-        raise DataError(msg)
-    if path.suffix not in FORMATS:
-        msg = f"{path} is neither an .h5ad file nor a .zarr folder. Write it with adata.write_h5ad or write_zarr."
         raise DataError(msg)
 
 

@@ -1,3 +1,5 @@
+from typing import Any
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -7,13 +9,13 @@ from scgalore.data.tables import Table
 from scgalore.errors import DataError
 
 
-def table(labels: list[object], name: str = "a.h5ad") -> Table:
+def table(labels: Any, name: str = "a.h5ad") -> Table:
     return Table.of_frame(pd.DataFrame({"kind": pd.Series(labels, dtype=object)}), "obs", name)
 
 
 def test_codes_of_all_sources_mean_the_same() -> None:
     column = CodedColumn("kind")
-    sources = [["b", "a", "b"], ["c", "a"], [1, "a"]]
+    sources: list[list[object]] = [["b", "a", "b"], ["c", "a"], [1, "a"]]
     rows = [None, None, np.array([1])]
     for labels, which in zip(sources, rows, strict=True):
         column.read(table(labels), which)
@@ -34,6 +36,7 @@ def test_codes_take_few_bytes(n_names: int, n_bytes: int) -> None:
 def test_labels_that_are_not_known() -> None:
     with pytest.raises(DataError, match=r"a\.h5ad has the labels \['c'\], which are none of the 2 classes"):
         CodedColumn("kind", ["a", "b"]).read(table(["c", "a"]), None)
-    refuse_unknown([1.0], ["1"], "a")  # the same label
+    number: Any = 1.0
+    refuse_unknown([number], ["1"], "a")  # the same label
     with pytest.raises(DataError, match=r"1 of 2 cells have no label in obs\['kind'\] of b\.h5ad"):
         CodedColumn("kind").read(table(["a", None], "b.h5ad"), None)

@@ -239,7 +239,7 @@ def test_two_species_in_one_file() -> None:
 
 
 def test_a_mouse_vocabulary_needs_no_orthologs() -> None:
-    names = [gene[2] for gene in MOUSE]
+    names = [str(gene[2]) for gene in MOUSE]
     stream = sg.data.stream(mouse("gene_ids"), GeneVocab.from_genes(names), min_matched=0)
     assert stream.n_matched == 5
 

@@ -75,7 +75,7 @@ def write_into(path: Path) -> None:
     else:
         import zarr
 
-        group = zarr.open_group(str(path), mode="a")
+        group: Any = zarr.open_group(str(path), mode="a")
         group["X/data"][:] = 77
 
 

@@ -42,7 +42,7 @@ def test_what_is_kept_leaves_nothing_open(tmp_path: Path) -> None:
         assert one.rows is not None
         assert one.rows.tolist() == list(range(1, 20, 2))
         assert (one.n_obs, one.n_kept) == (20, 10)
-        assert one.only(np.arange(10) < 2).rows.tolist() == [1, 3]  # type: ignore[union-attr]
+        assert one.only(np.arange(10) < 2).rows.tolist() == [1, 3]
     tokens = look.tables[1].astype(np.int64) - 1
     assert [VOCAB.tokens[token] for token in tokens] == GENES[::-1]
 

@@ -1,6 +1,7 @@
 """Shares, weights, places within an epoch and cells that are held out."""
 
 import pickle
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -60,7 +61,7 @@ def counted(stream: TokenStream, n_epochs: int = 4) -> pd.DataFrame:
     return pd.crosstab(np.array(stream.names)[groups], kinds[cells])
 
 
-def hits(found: pd.Series, target: dict[str, float]) -> bool:
+def hits(found: Any, target: Mapping[str, float]) -> bool:
     expected = np.array([target[name] for name in found.index])
     return chisquare(found, expected / expected.sum() * found.sum()).pvalue > 1e-3
 
@@ -212,7 +213,7 @@ def test_a_loader_goes_on_too() -> None:
 def test_training_batches_go_on(paths: list[Path]) -> None:  # noqa: F811
     from scgalore.data.batches import BatchPlan
 
-    batches = streamed(paths).training_batches(None, BatchPlan(8))
+    batches: Any = streamed(paths).training_batches(None, BatchPlan(8))
     batches.set_epoch(2)
     whole = [content([drawn.batch]) for drawn in batches.dataset]
     batches.set_epoch(2, 5)
@@ -224,7 +225,7 @@ def test_epochs_of_some_batches_go_on(num_workers: int) -> None:
     from scgalore.data.batches import BatchPlan
 
     def epochs(places: list[tuple[int, int]]) -> list[Any]:
-        batches = streamed(ADATAS).training_batches(None, BatchPlan(8, n_batches=5))
+        batches: Any = streamed(ADATAS).training_batches(None, BatchPlan(8, n_batches=5))
         found = []
         for epoch, start in places:
             batches.set_epoch(epoch, start)

@@ -151,7 +151,8 @@ class TestFlags:
     def test_a_variant_keeps_what_is_there(self, released: tuple[Path, torch.Tensor], model: SCGPT) -> None:
         before = {name: tensor.clone() for name, tensor in model.network.state_dict().items()}
         state = torch.random.get_rng_state()
-        first, again, other = (model.network.generative_variant(seed=seed) for seed in (0, 0, 1))
+        variants: list[Any] = [model.network.generative_variant(seed=seed) for seed in (0, 0, 1)]
+        first, again, other = variants
         assert torch.equal(torch.random.get_rng_state(), state)
         for variant in (first, again, other):
             assert variant.generates
@@ -162,10 +163,11 @@ class TestFlags:
         assert not torch.equal(first.flag_encoder.weight, other.flag_encoder.weight)
         with torch.no_grad():
             first.decoder.fc[0].weight.zero_()
-        assert torch.equal(model.network.decoder.fc[0].weight, before["decoder.fc.0.weight"])
+        own: Any = model.network
+        assert torch.equal(own.decoder.fc[0].weight, before["decoder.fc.0.weight"])
         assert not model.network.generates
         folder, flags = released
-        loaded = SCGPT.from_pretrained(folder)
+        loaded: Any = SCGPT.from_pretrained(folder)
         assert torch.equal(loaded.network.generative_variant(seed=3).flag_encoder.weight, flags)
 
     def test_networks_with_and_without_flags_draw_the_same_weights(
@@ -178,7 +180,7 @@ class TestFlags:
     def test_a_perturbation_network_keeps_them(self, released: tuple[Path, torch.Tensor]) -> None:
         folder, flags = released
         network = SCGPT.from_pretrained(folder).network
-        variant = network.perturbation_variant(network.config.n_tokens + 2, network.config.n_tokens, seed=0)
+        variant: Any = network.perturbation_variant(network.config.n_tokens + 2, network.config.n_tokens, seed=0)
         assert torch.equal(variant.flag_encoder.weight, flags)
 
 

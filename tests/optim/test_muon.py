@@ -33,7 +33,8 @@ def give_gradients(named: dict[str, Tensor], step: int) -> None:
 def test_weights_are_those_of_torchs_muon_and_adamw() -> None:
     ours, theirs = make_network(), make_network()
     optimizer = build_optimizer("muon", ours, lr=1e-2, weight_decay=0.1)
-    named, others = dict(ours.named_parameters()), dict(theirs.named_parameters())
+    named: dict[str, Any] = dict(ours.named_parameters())
+    others: dict[str, Any] = dict(theirs.named_parameters())
     # Queries, keys and values as torch would have them: matrices of their own.
     parts = {f"Wqkv.{i}": nn.Parameter(part.clone()) for i, part in enumerate(others["Wqkv.weight"].detach().chunk(3))}
     hidden = others["hidden.weight"]
@@ -41,7 +42,8 @@ def test_weights_are_those_of_torchs_muon_and_adamw() -> None:
     rest = [param for name, param in others.items() if name not in ("Wqkv.weight", "hidden.weight")]
     decayed = [param for param in rest if param is others["head.weight"]]
     plain = [param for param in rest if param is not others["head.weight"]]
-    adamw = torch.optim.AdamW([{"params": decayed, "weight_decay": 0.1}, {"params": plain}], lr=1e-2, weight_decay=0.0)
+    groups: list[dict[str, Any]] = [{"params": decayed, "weight_decay": 0.1}, {"params": plain}]
+    adamw = torch.optim.AdamW(groups, lr=1e-2, weight_decay=0.0)
     for step in range(5):
         give_gradients(named, step)
         give_gradients(others, step)
@@ -102,7 +104,7 @@ def test_what_an_override_names_is_left_to_adamw() -> None:
 
 
 def test_half_precision_weights_have_momentum_in_float32() -> None:
-    network = make_network(torch.bfloat16)
+    network: Any = make_network(torch.bfloat16)
     optimizer = MuonAdamW(param_groups(network), lr=0.1)
     give_gradients(dict(network.named_parameters()), 0)
     before = network["hidden"].weight.detach().clone()

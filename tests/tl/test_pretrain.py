@@ -38,7 +38,7 @@ class TestModel:
         trained = sg.tl.pretrain(files, model, **RUN)
         assert trained is model
         assert differences(before, weights(model))
-        assert (len(model.history), model.result.steps) == (3, 6)  # type: ignore[union-attr]
+        assert (len(model.history), model.result.steps) == (3, 6)
 
     def test_sizes_make_one_with_the_genes_of_the_files(self, few: AnnData, files: list[Path]) -> None:
         trained = sg.tl.pretrain(files[0].parent, sg.model.scgpt_config(**SIZES), **RUN)
@@ -66,7 +66,7 @@ class TestBudget:
     def test_steps_are_enough_for_it(self, model: SCGPT, files: list[Path], budget: dict[str, Any], steps: int) -> None:
         run = {**RUN, "max_steps": None, **budget}
         trained = sg.tl.pretrain(files, model, **{name: value for name, value in run.items() if value is not None})
-        assert trained.result.steps == steps  # type: ignore[union-attr]
+        assert trained.result.steps == steps
 
     def test_hours_are_turned_into_steps_on_a_copy(
         self, model: SCGPT, files: list[Path], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
@@ -84,7 +84,7 @@ class TestBudget:
         options = {name: value for name, value in RUN.items() if name != "max_steps"}
         with caplog.at_level(logging.INFO, logger="scgalore"):
             trained = sg.tl.pretrain(files, model, max_hours=2 / 3600, **options)
-        assert trained.result.steps == 4  # type: ignore[union-attr]
+        assert trained.result.steps == 4
         assert len(timed) == 1
         assert timed[0] > 0
         assert "a step takes 0.50 s here, so 2 s are 4 steps" in caplog.text

@@ -299,13 +299,13 @@ def _report(
             f"cells are left out. Principal components are the first {COMPONENTS} of the log-normalised expression of the same cells."
         )
     losses = [name for name in ("train_loss", "validation_loss") if name in history]
-    rows = [
+    of_losses = [
         (name, f"{history[name].iloc[0]:.4g}", f"{history[name].min():.4g}", f"{history[name].iloc[-1]:.4g}")
         for name in losses
     ]
     pace = f"{history['cells_per_second'].mean():,.0f} cells/s and {history['tokens_per_second'].mean():,.0f} tokens/s, {history['waited'].mean():.0%} of the time spent waiting for data."
     sections.append(
-        "## Training\n\n" + markdown_table(("loss", "first epoch", "lowest", "last epoch"), rows) + f"\n\n{pace}"
+        "## Training\n\n" + markdown_table(("loss", "first epoch", "lowest", "last epoch"), of_losses) + f"\n\n{pace}"
     )
     sections.append(
         "## Pictures\n\n" + "\n\n".join(f"{text}\n\n![{text}](figures/{name})" for name, text in captions.items())

@@ -241,8 +241,8 @@ class PretrainingRun:
         config, source = self.prepared.config, self.training
         n_cells, n_tokens = source.largest_batch(None, batch_plan(replace(config, max_epochs=1), source, None))
         network = self.model.network if self.prepared.network is None else self.prepared.network
-        sizes = {"n_cells": n_cells, "n_tokens": n_tokens, "n_rows": len(source.tokens())}
-        return estimate_training(network, self.prepared.objective, config, **sizes)
+        n_rows, objective = len(source.tokens()), self.prepared.objective
+        return estimate_training(network, objective, config, n_cells=n_cells, n_tokens=n_tokens, n_rows=n_rows)
 
     def with_steps(self, steps: int) -> TrainConfig:
         """The configuration with as many epochs as take these steps, the last one whole."""

@@ -5,7 +5,7 @@ The method is that of Zhu et al., "APOLLO: SGD-like Memory, AdamW-level Performa
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -19,9 +19,7 @@ from scgalore.optim.subspace import blocks, state_dtype
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from scgalore.optim.subspace import Slot
-
-ScaleType = Literal["channel", "tensor"]
+    from scgalore.optim.subspace import ScaleType, Slot
 
 
 class ApolloAdamW(MixedAdamW):

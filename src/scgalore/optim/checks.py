@@ -11,12 +11,10 @@ from torch import Tensor
 
 from scgalore.errors import OptionError
 from scgalore.optim.projector import PROJ_TYPES
-from scgalore.optim.subspace import BASIS_METHODS, MOMENTS
+from scgalore.optim.subspace import BASIS_METHODS, MOMENTS, SCALE_TYPES
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
-
-SCALE_TYPES = ("channel", "tensor")
 
 
 def closest(word: Any, choices: Iterable[str]) -> str:

@@ -32,6 +32,8 @@ BasisMethod = Literal["warm", "svd", "randomized", "random"]
 BASIS_METHODS: tuple[BasisMethod, ...] = ("warm", "svd", "randomized", "random")
 Moments = Literal["rotate", "keep", "reset"]
 MOMENTS: tuple[Moments, ...] = ("rotate", "keep", "reset")
+ScaleType = Literal["channel", "tensor"]
+SCALE_TYPES: tuple[ScaleType, ...] = ("channel", "tensor")
 
 # What a group with `rank` gets for the keys it does not set.
 PROJECTION_DEFAULTS: dict[str, Any] = {"update_proj_gap": 20, "scale": "auto", "proj_type": "std", "split": 1}

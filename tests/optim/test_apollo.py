@@ -287,6 +287,16 @@ def test_matrices_are_those_of_galore_and_the_rest_is_adamws() -> None:
 
 
 @pytest.mark.parametrize("name", ["apollo", "apollo-mini"])
+def test_matrices_of_the_registry_are_those_of_galore(name: str) -> None:
+    network = nn.Sequential(nn.Linear(64, 64), nn.Linear(64, 10), nn.Linear(10, 1))
+    chosen = [
+        [group["param_names"] for group in build_optimizer(which, network).param_groups if "rank" in group]
+        for which in (name, "galore")
+    ]
+    assert chosen[0] == chosen[1] == [["0.weight"]]
+
+
+@pytest.mark.parametrize("name", ["apollo", "apollo-mini"])
 def test_groups_of_the_registry_are_named_after_it(name: str) -> None:
     module = nn.ModuleDict({"Wqkv": nn.Linear(16, 48), "out": nn.Linear(16, 16)})
     groups = build_optimizer(name, module).param_groups

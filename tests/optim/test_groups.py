@@ -300,3 +300,23 @@ def test_state_of_the_whole_human_network_with_5000_genes(rank: int, overrides: 
     whole = state(param_groups(network(60_697), rank=None))
     assert whole == pytest.approx(415, abs=1)
     assert state(param_groups(network(5_003), rank=rank, overrides=overrides)) < share * whole
+
+
+def test_heads_with_few_classes_get_adamw_at_any_rank_but_their_own() -> None:
+    network = nn.Sequential(nn.Linear(64, 64), nn.Linear(64, 10))
+    heads = [
+        {name for group in groups if "rank" in group for name in group["param_names"]}
+        for groups in (
+            param_groups(network, rank=1),
+            param_groups(network, rank=1, least_side="auto"),
+            param_groups(network, rank=1, least_side=9),
+            param_groups(network, rank=1, least_side=10, overrides={"1.weight": {"rank": 2}}),
+        )
+    ]
+    assert heads == [{"0.weight", "1.weight"}, {"0.weight"}, {"0.weight", "1.weight"}, {"0.weight", "1.weight"}]
+
+
+@pytest.mark.parametrize("value", [-1, 1.5, None, True])
+def test_least_side_is_a_whole_number(value: Any) -> None:
+    with pytest.raises(OptionError, match="least_side=.*a whole number >= 0"):
+        param_groups(nn.Linear(8, 8), least_side=value)

@@ -48,7 +48,7 @@ def check_galore_group(group: Mapping[str, Any]) -> None:
     _check_choice("basis", group["basis"], BASIS_METHODS)
     _check_choice("moments", group["moments"], MOMENTS)
     _check_flags(group, "stagger", "lazy")
-    _check_whole(group, "seed", 0)
+    check_whole(group, "seed", 0)
     _check_matrices(group)
 
 
@@ -58,7 +58,7 @@ def check_apollo_group(group: Mapping[str, Any]) -> None:
     _check_choice("scale_type", group["scale_type"], SCALE_TYPES)
     if group["max_growth"] is not None and not (_is_number(group["max_growth"]) and group["max_growth"] >= 1):
         _refuse("max_growth", group["max_growth"], "a number >= 1, or None for no limit")
-    _check_whole(group, "seed", 0)
+    check_whole(group, "seed", 0)
     _check_matrices(group)
     if group.get("rank") is not None and group["proj_type"] == "full":
         _refuse("proj_type", "full", "one side, since the other's channels are scaled: 'std', for example")
@@ -70,7 +70,7 @@ def check_muon_group(group: Mapping[str, Any]) -> None:
     if not (_is_number(group["momentum"]) and group["momentum"] < 1):
         _refuse("momentum", group["momentum"], "a number in [0, 1)")
     _check_flags(group, "nesterov")
-    _check_whole(group, "ns_steps", 1)
+    check_whole(group, "ns_steps", 1)
     if group["ns_steps"] >= 100:
         _refuse("ns_steps", group["ns_steps"], "fewer than 100")
     _check_matrices(group)
@@ -89,10 +89,17 @@ def _check_matrices(group: Mapping[str, Any]) -> None:
 def check_projection(options: Mapping[str, Any]) -> None:
     """Raise :class:`~scgalore.errors.OptionError` for the first option of a projection outside its range."""
     for key in ("rank", "update_proj_gap", "split"):
-        _check_whole(options, key, 1)
+        check_whole(options, key, 1)
     if options["scale"] != "auto" and not _is_number(options["scale"]):
         _refuse("scale", options["scale"], "'auto' or a number >= 0")
     _check_choice("proj_type", options["proj_type"], PROJ_TYPES)
+
+
+def check_whole(options: Mapping[str, Any], key: str, least: int) -> None:
+    """Raise :class:`~scgalore.errors.OptionError` unless an option is a whole number that is large enough."""
+    value = options[key]
+    if not isinstance(value, int) or isinstance(value, bool) or value < least:
+        _refuse(key, value, f"a whole number >= {least}")
 
 
 def _check_choice(key: str, value: Any, choices: Iterable[str]) -> None:
@@ -104,12 +111,6 @@ def _check_flags(options: Mapping[str, Any], *keys: str) -> None:
     for key in keys:
         if not isinstance(options[key], bool):
             _refuse(key, options[key], "True or False")
-
-
-def _check_whole(options: Mapping[str, Any], key: str, least: int) -> None:
-    value = options[key]
-    if not isinstance(value, int) or isinstance(value, bool) or value < least:
-        _refuse(key, value, f"a whole number >= {least}")
 
 
 def _refuse(key: str, value: Any, expected: str, hint: str = "") -> NoReturn:

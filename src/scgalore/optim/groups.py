@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple, NoReturn
 from torch import nn
 
 from scgalore.errors import OptionError
-from scgalore.optim.checks import check_projection, check_settings, closest, plain_number
+from scgalore.optim.checks import check_projection, check_settings, check_whole, closest, plain_number
 from scgalore.optim.expected import galore_bytes
 from scgalore.optim.memory import adamw_bytes, format_bytes
 from scgalore.optim.subspace import PROJECTION_DEFAULTS, is_projected
@@ -45,6 +45,7 @@ def param_groups(
     update_proj_gap: int = 20,
     scale: float | Literal["auto"] = "auto",
     proj_type: ProjType = "std",
+    least_side: int | Literal["auto"] = 0,
     weight_decay: float = 0.0,
     overrides: Mapping[str, Mapping[str, Any] | None] | None = None,
 ) -> list[dict[str, Any]]:
@@ -67,6 +68,9 @@ def param_groups(
         Factor on projected updates; ``"auto"`` gives them the size of AdamW's at the same learning rate.
     proj_type
         Side to project: ``"std"``, ``"reverse_std"``, ``"left"``, ``"right"`` or ``"full"``.
+    least_side
+        Matrices whose smaller side is at most this get AdamW at any rank, unless an override gives them one: heads with few
+        classes, at a small rank. ``"auto"`` is a quarter of the network's width.
     weight_decay
         Decoupled weight decay of the matrices.
     overrides
@@ -98,6 +102,9 @@ def param_groups(
     weights = _trainable(module)
     if rank == "auto":
         rank = _quarter_width(weights)
+    if least_side == "auto":
+        least_side = _quarter_width(weights) or 0
+    check_whole({"least_side": least_side}, "least_side", 0)
     shared = {"rank": rank, "update_proj_gap": update_proj_gap, "scale": scale, "proj_type": proj_type}
     shared = {key: plain_number(value) for key, value in shared.items()}
     if rank is not None:
@@ -110,8 +117,10 @@ def param_groups(
         decay = weight_decay if weight.is_matrix else 0.0
         options = {**shared, "split": weight.split, "weight_decay": decay, **own}
         # Projected: 2-D weights of linear and attention layers with min(dim) > rank, packed q/k/v block by block.
-        # AdamW: embeddings, norms, biases, and heads with a dimension <= rank.
-        projected = (weight.is_matrix or "rank" in own) and is_projected(weight.param, options)
+        # AdamW: embeddings, norms, biases, and heads with a dimension <= rank or least_side.
+        projected = is_projected(weight.param, options)
+        if "rank" not in own:
+            projected &= weight.is_matrix and is_projected(weight.param, {**options, "rank": least_side})
         kind = ("galore-qkv" if weight.split > 1 else "galore") if projected else "adamw"
         kind += "" if weight.is_matrix or "weight_decay" in own else "-no-decay"
         is_own = bool(own) if projected else "weight_decay" in own

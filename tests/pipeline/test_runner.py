@@ -97,6 +97,7 @@ class TestFinishedRun:
             "logger",
             "mask_ratio",
             "objective",
+            "unlabelled",
         }
         limits = {"batch_tokens", "max_length", "adapter", "patience", "dropout"}
         assert left <= {*wanted, *limits, *READING}

@@ -15,7 +15,7 @@ from scgalore.errors import OptionError
 from scgalore.model import SCGPT, CellModel
 
 RUN: dict[str, Any] = {"max_epochs": 1, "batch_size": 32, "lr": 2e-3}
-NOT_LOADED = "weights-that-do-not-exist"  # a call that came to loading would say so
+NOT_LOADED = "scgpt"  # registered and not here: a call that came to loading would say so
 
 
 @pytest.fixture(scope="module")

@@ -107,6 +107,7 @@ nitpicky = True
 nitpick_ignore_regex = [(r"py:.*", r"(?!scgalore).*"), (r"py:attr", r".*")]
 # Parts of documented classes that have no pages of their own.
 _INNER = (
+    "optim.mixed.MixedAdamW",
     "optim.state.OwnPrecision",
     "data.buffers.FileBuffers",
     "data.expression.LogExpression",

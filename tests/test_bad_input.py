@@ -244,12 +244,12 @@ def label_nan(world: World) -> None:
     world.finetune()
 
 
-@wrong(DataError, "different numbers in 90 cells; labels_key must name classes")
+@wrong(DataError, "different numbers in 90 cells; expected classes")
 def labels_are_a_score(world: World) -> None:
     world.finetune(labels_key="percent_mito")
 
 
-@wrong(DataError, "90 different names in 90 cells; labels_key must name classes")
+@wrong(DataError, "90 different names in 90 cells; expected classes")
 def labels_are_barcodes(world: World) -> None:
     world.adata.obs["barcode"] = world.adata.obs_names
     world.finetune(labels_key="barcode")

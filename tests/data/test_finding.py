@@ -296,3 +296,13 @@ def test_a_file_of_cellxgene_next_to_human_files(shared_data: Path) -> None:
     assert stream.n_obs == 3000
     groups, _, _ = stream.locate(np.concatenate([batch.cells for batch in stream]))
     assert np.bincount(groups).tolist() == [1000, 2000]
+
+
+def test_a_species_that_is_not_known_is_warned_of(caplog: pytest.LogCaptureFixture) -> None:
+    adata = AnnData(counts(20, len(GENES)), var=pd.DataFrame(index=[str(gene[0]) for gene in GENES]))
+    adata.obs["organism"] = pd.Categorical(["Danio rerio"] * 20)
+    sg.data.stream(adata, VOCAB, min_matched=0)
+    assert "'Danio rerio' in obs['organism']" in caplog.text
+    caplog.clear()
+    sg.data.stream(adata, VOCAB, min_matched=0, species="human")
+    assert "Danio" not in caplog.text

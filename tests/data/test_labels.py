@@ -215,7 +215,7 @@ class TestRefusals:
         ],
     )
     def test_column_that_names_no_classes(self, column: Any, what: str) -> None:
-        with pytest.raises(DataError, match=f"{what} in 300 cells; labels_key must name classes"):
+        with pytest.raises(DataError, match=f"{what} in 300 cells; expected classes"):
             encode_labels(annotated(column), "x")
 
     @pytest.mark.parametrize("column", [np.arange(300) % 30, [f"type {i}" for i in range(20)], np.arange(20)])

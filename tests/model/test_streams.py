@@ -67,7 +67,7 @@ def test_a_line_an_epoch_tells_how_fast_a_stream_is_trained_on(
     assert mean_length.between(1, model.network.config.max_length).all()
     assert history["waited"].between(0, 1).all()
     lines = [record.getMessage() for record in caplog.records if "cells/s" in record.getMessage()]
-    assert [line.split(":")[0].strip() for line in lines] == ["epoch 1 of 2, step 8", "epoch 2 of 2, step 16"]
+    assert [line.split(":")[0].strip() for line in lines] == ["epoch 0 (1 of 2), step 8", "epoch 1 (2 of 2), step 16"]
     assert lines[-1].endswith("0 s left")
 
 

@@ -193,3 +193,29 @@ def test_same_seed_same_weights(few: AnnData, make_model: Callable[..., SCGPT], 
     assert differences(found[0], found[1]) == []
     assert differences(found[0], found[2])
     assert all(np.isfinite(tensor.numpy()).all() for tensor in found[0].values())
+
+
+def test_a_query_may_be_one_of_each_source(model: SCGPT, few: AnnData, files: list[Path]) -> None:
+    named = {"a": [files[0]], "b": [files[1]]}
+    labels = few.obs["bulk_labels"].astype(str)
+    where = {"a": f"bulk_labels == {labels.iloc[0]!r}", "b": f"bulk_labels != {labels.iloc[0]!r}"}
+    read = {name: value for name, value in RUN.items() if name in ("batch_size", "block_size", "buffer_size")}
+    run = PretrainingRun.of(
+        named,
+        model,
+        validation=None,
+        max_length=None,
+        rng=0,
+        steps_per_epoch=2,
+        validation_cells=0,
+        where=where,
+        **read,
+    )
+    kept = (labels[:50] == labels.iloc[0]).sum() + (labels[50:] != labels.iloc[0]).sum()
+    assert run.training.n_obs == kept
+
+
+def test_files_that_are_trained_on_do_not_choose_the_weights(model: SCGPT, files: list[Path]) -> None:
+    with pytest.raises(OptionError, match="which is trained on as well"):
+        sg.tl.pretrain(files, model, validation=files[0], **RUN)
+    assert not model.is_trained

@@ -22,8 +22,7 @@ from scgalore.data.labels import class_names
 from scgalore.data.looking import SAMPLED, Look
 from scgalore.data.matrix import CellMatrix
 from scgalore.data.ragged import starts
-from scgalore.data.reading import Reading
-from scgalore.data.scale import log_base_of
+from scgalore.data.scale import log_base_of, scale_of
 from scgalore.data.sources import OpenSources
 from scgalore.data.tokenizer import Tokenizer
 from scgalore.errors import DataError
@@ -178,7 +177,7 @@ class FileBuffers:
                 place.close()
         if not kept:
             query = wanted[0].query
-            msg = f"where={query.text if query else None!r} means no cell of the {len(wanted)} sources."
+            msg = f"where={query.text if query else None!r} leaves no cell of any source."
             raise DataError(msg)
         self._tables = look.tables
         self.classes = () if labels is None else labels.names
@@ -326,6 +325,13 @@ class FileBuffers:
                     ],
                 )
 
+    def with_config(self, config: TokenizerConfig) -> FileBuffers:
+        """Same cells as other tokens."""
+        other = copy(self)
+        other._config = config
+        other.tokenizer = other._tokenizer(self._kept[0].table, self._bases[0])
+        return other
+
     def gather(self, tokens: Sequence[str], obs_keys: Sequence[str] = ()) -> AnnData:
         """Read all cells into memory, log-normalised; see :meth:`scgalore.data.TokenStream.to_adata`."""
         stems = [Path(name).stem if name.endswith((".h5ad", ".zarr")) else name for name in self.names]
@@ -334,7 +340,7 @@ class FileBuffers:
         place_of = np.full(len(tokens), -1)
         place_of[ids] = np.arange(len(ids))
         gathered = []
-        for file, kept in enumerate(self._kept):
+        for kept in self._kept:
             if not kept.n_kept:
                 continue
             table = self._token_ids(kept.table)
@@ -343,18 +349,21 @@ class FileBuffers:
             opened = kept.source.open()
             try:
                 x = opened.rows(rows)[:, known]
+                names = opened.obs.index().iloc[rows].astype(str).to_numpy()
                 columns = {key: opened.obs.column(key).iloc[rows].astype(str).to_numpy() for key in obs_keys}
             finally:
                 opened.close()
             moved = csr_matrix((x.data, place_of[table[known]][x.indices], x.indptr), shape=(len(rows), len(ids)))
             cells = AnnData(moved, var=pd.DataFrame(index=[tokens[i] for i in ids]))
-            reading = Reading(data_type=kept.source.reading.data_type)
-            cells.X = LogExpression.from_adata(cells, reading, log_base=math.e).rows(np.arange(len(rows)))
-            cells.obs_names = [f"{file}-{row}" for row in rows]
+            matrix = CellMatrix.from_adata(cells)
+            scale = scale_of(matrix, data_type=kept.source.reading.data_type)
+            cells.X = LogExpression(matrix, scale, math.e).rows(np.arange(len(rows)))
+            cells.obs_names = names
             for key, values in {"source": called[kept.group], "file": kept.source.name, **columns}.items():
                 cells.obs[key] = values
             gathered.append(cells)
         whole = concat(gathered, axis="obs")
+        whole.obs_names_make_unique()
         for key in whole.obs:
             whole.obs[key] = whole.obs[key].astype("category")
         return whole

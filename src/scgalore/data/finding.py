@@ -6,6 +6,7 @@ import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from scgalore._logging import warning
 from scgalore._words import few
 from scgalore.data.match import match_genes
 from scgalore.data.matrix import CellMatrix
@@ -156,6 +157,11 @@ def _species_of(place: Place, reading: Reading, rows: NDArray[np.integer[Any]] |
             if species_found & set(_SPECIES.values()):
                 (species,) = species_found
                 return species, f"obs[{key!r}]"
+            if found:
+                warning(
+                    f"{place.name} has cells of {found[0]!r} in obs[{key!r}]. Only genes of human and mouse are known, so its genes "
+                    "are read as human. Pass species= to say that this is meant, or leave the file out."
+                )
     return "human", ""
 
 

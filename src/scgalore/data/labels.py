@@ -245,7 +245,7 @@ def refuse_measurement(column: pd.Series, where: str, *, n_classes: int) -> None
     if n_classes > max(MOST_IN_FEW_CELLS, share * len(column)):
         what = "numbers" if is_number else "names"
         msg = (
-            f"{where} holds {n_classes:,} different {what} in {len(column):,} cells; labels_key must name "
+            f"{where} holds {n_classes:,} different {what} in {len(column):,} cells; expected "
             "classes, such as cell types. A measurement can be cut into classes with pandas.cut."
         )
         raise DataError(msg)

@@ -405,6 +405,17 @@ class TokenStream(IterableDataset[TokenBatch]):
         other._held_seed = self._held_seed
         return other
 
+    def with_config(self, config: TokenizerConfig) -> TokenStream:
+        """Same cells as other tokens; of files only.
+
+        Parameters
+        ----------
+        config
+            How cells become tokens.
+        """
+        assert isinstance(self._buffers, FileBuffers)
+        return self._with(self._buffers.with_config(config), self._seed)
+
     @property
     def tokenizer(self) -> Tokenizer:
         """Makes the tokens of the first source; all are made alike."""

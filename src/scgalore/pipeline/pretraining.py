@@ -69,6 +69,12 @@ def pretrain(config: PretrainConfig, *, force: bool = False, resume: bool = Fals
     >>> config = sg.pipeline.PretrainConfig("cells/", "runs/x", max_hours=4)
     >>> sg.pipeline.pretrain(config)  # doctest: +SKIP
     """
+    # What was found in each file, and lines with losses and throughput, are what people look at for hours.
+    with settings.override(verbosity=max(2, settings.verbosity or 0)):
+        return _pretrain(config, force=force, resume=resume)
+
+
+def _pretrain(config: PretrainConfig, *, force: bool, resume: bool) -> Path:
     folder = _folder(config)
     folder.check(force=force, resume=resume)
     stages, watch = Stages(4), Stopwatch()
@@ -84,13 +90,11 @@ def pretrain(config: PretrainConfig, *, force: bool = False, resume: bool = Fals
     with stages.stage("read") as note, watch.time("read"):
         run = _prepared(config)
         held = None if run.held is None else run.held.to_adata(run.model.vocab, obs_keys=_keys(config))
-        start = run.model.provenance["name"]
-        before = None if run.held is None else run.model.run(run.held).embedding
+        start = _called(config)
+        before = None if run.shown is None else run.model.run(run.shown).embedding
         note(f"{run.training.n_obs:,} cells to train on, {0 if held is None else held.n_obs:,} held out")
     _begin(folder, config, resumed=resumed)
-    # Lines with losses and throughput are what people look at for hours.
-    shown = settings.override(verbosity=max(2, settings.verbosity or 0))
-    with stages.stage("pre-train", own_bar=True) as note, watch.time("pre-train"), shown:
+    with stages.stage("pre-train", own_bar=True) as note, watch.time("pre-train"):
         try:
             run.train(checkpoint_dir=folder.checkpoints, resume=True, logger=config.options["logger"])
         except OURS:
@@ -154,6 +158,15 @@ def plan_pretraining(config: PretrainConfig, *, force: bool = False, resume: boo
     )
 
 
+def _called(config: PretrainConfig) -> str:
+    """What training started from."""
+    sizes = config.options["sizes"]
+    if sizes is None:
+        return Path(config.options["model"]).name
+    shown = ", ".join(f"{name} {value}" for name, value in sizes.items())
+    return f"{config.options['model']} with random weights ({shown})"
+
+
 def _folder(config: PretrainConfig) -> RunFolder:
     return RunFolder(Path(config.out), FILES, PretrainConfig.from_json)
 
@@ -192,9 +205,9 @@ def _scores(config: PretrainConfig, held: AnnData, before: Any, run: Pretraining
     """Add embeddings to the held-out cells, and score them by the labels, if there are some."""
     from sklearn.decomposition import PCA
 
-    assert run.held is not None
+    assert run.shown is not None
     after = run.model.family.embedding
-    held.obsm["before"], held.obsm[after] = before, run.model.run(run.held).embedding
+    held.obsm["before"], held.obsm[after] = before, run.model.run(run.shown).embedding
     x = np.asarray(held.X.toarray())
     held.obsm["X_pca"] = PCA(min(COMPONENTS, *(n - 1 for n in x.shape)), random_state=0).fit_transform(x)
     key = config.options["labels_key"]
@@ -278,7 +291,7 @@ def _report(
 ) -> str:
     result, history = run.model.result, run.model.history
     assert result is not None
-    budget = next(name for name in BUDGETS if config.options[name] is not None or name == BUDGETS[0])
+    budget = next((name for name in BUDGETS if config.options[name] is not None), BUDGETS[0])
     sections = [
         f"# scgalore pretrain: {run.training.n_obs:,} cells",
         f"**{start}** was trained for {result.steps:,} steps of {run.cells_per_step} cells ({budget.removeprefix('max_')} were the "

@@ -6,6 +6,8 @@ from copy import copy, deepcopy
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Self
 
+from anndata import AnnData
+
 from scgalore import _logging as logg
 from scgalore._docs import shared_parameters
 from scgalore._options import options_of
@@ -78,7 +80,8 @@ def pretrain(
     validation
         Cells to choose the weights by, as ``sources``, in place of some that are held out.
     steps_per_epoch
-        Steps between checkpoints, which are also those that a killed run loses at most.
+        Most steps between checkpoints, which are also those that a killed run loses at most. All epochs are equally long, so a run
+        may take a few steps more than its budget.
     batch_size
         Maximum number of cells per batch.
     max_length
@@ -145,6 +148,8 @@ class PretrainingRun:
         What is trained.
     training, held
         Cells to train on, and cells that choose the weights that are kept, if there are some.
+    shown
+        The latter with tokens of as many genes as the model reads when it embeds.
     prepared
         What the model is fitted to; its number of epochs is open.
     options
@@ -156,6 +161,7 @@ class PretrainingRun:
     model: CellModel
     training: TokenStream
     held: TokenStream | None
+    shown: TokenStream | None
     prepared: Prepared
     options: PretrainingOptions
     cells_per_step: int
@@ -199,18 +205,30 @@ class PretrainingRun:
         made = {"config": tokens, "batch_size": batch_size, "rng": seed, **read}
         training = stream(sources, fitted.vocab, shares=asked.shares, weights_key=asked.weights_key, **made)
         held = None if validation is None else stream(validation, fitted.vocab, **made)
+        if (
+            held is not None
+            and (twice := {*held.files} & {*training.files} - {""})
+            and not isinstance(validation, AnnData)
+        ):
+            msg = f"validation= has {min(twice)}, which is trained on as well. Leave it out, so that some cells are held out."
+            raise OptionError(msg)
         if held is None and (n := min(asked.validation_cells, training.n_obs // 10)):
             training, held = training.split(n, max_cells=n)
         call = replace(call, validation=held)
         prepared = task.prepare(task.read(training, call), fitted, call)
-        return cls(fitted, training, held, prepared, asked, batch_size * call.config.accumulate * processes.size)
+        shown = None if held is None else held.with_config(fitted.tokenizer_config(rng=seed))
+        return cls(fitted, training, held, shown, prepared, asked, batch_size * call.config.accumulate * processes.size)
 
     def train(self, *, checkpoint_dir: PathLike | None, resume: bool, logger: Loggers) -> None:
         """Train; parameters are those of :func:`pretrain`."""
         from scgalore.train.checkpoint import saved_run  # brings Lightning
 
-        if saved_run(checkpoint_dir, resume=resume) is None:  # otherwise it keeps its own
-            self.prepared = replace(self.prepared, config=self.with_steps(self.steps()))
+        config, begun = self.prepared.config, saved_run(checkpoint_dir, resume=resume)
+        if begun is None:
+            config = self.with_steps(self.steps())
+        else:
+            config = replace(config, **{name: begun.get(name) for name in ("max_epochs", "steps_per_epoch")})
+        self.prepared = replace(self.prepared, config=config)
         self.model.fit(self.prepared, checkpoint_dir=checkpoint_dir, resume=resume, logger=logger)
 
     def steps(self) -> int:
@@ -227,14 +245,17 @@ class PretrainingRun:
         return steps
 
     def seconds_per_step(self) -> float:
-        """Time some steps on a copy of the network."""
+        """Time some steps on a copy of the network, each with its share of the validation after an epoch."""
         trial = copy(self.model)
         trial.network = deepcopy(self.model.network)
         network = None if self.prepared.network is None else deepcopy(self.prepared.network)
         config = replace(self.prepared.config, max_epochs=2, steps_per_epoch=TIMED, patience=None)
         with settings.override(verbosity=0):
-            trial.fit(replace(self.prepared, network=network, validation=None, config=config))
-        return float(trial.history["seconds"].iloc[-1]) / TIMED
+            trial.fit(replace(self.prepared, network=network, config=config))
+        last = trial.history.iloc[-1]
+        step = self.cells_per_step / float(last["cells_per_second"])
+        validation = max(0.0, float(last["seconds"]) - TIMED * step)
+        return step + validation / (self.prepared.config.steps_per_epoch or TIMED)
 
     def memory(self) -> MemoryEstimate:
         """What the run takes, with cells of the greatest length."""
@@ -245,11 +266,11 @@ class PretrainingRun:
         return estimate_training(network, objective, config, n_cells=n_cells, n_tokens=n_tokens, n_rows=n_rows)
 
     def with_steps(self, steps: int) -> TrainConfig:
-        """The configuration with as many epochs as take these steps, the last one whole."""
+        """The configuration with epochs of equal length that take these steps, or a few more: fewer than there are epochs."""
         config = self.prepared.config
         assert config.steps_per_epoch is not None
-        each = min(config.steps_per_epoch, steps)
-        return replace(config, steps_per_epoch=each, max_epochs=-(-steps // each))
+        n_epochs = -(-steps // config.steps_per_epoch)
+        return replace(config, steps_per_epoch=-(-steps // n_epochs), max_epochs=n_epochs)
 
 
 def _starting_model(model: Any, sources: Any, read: dict[str, Any], seed: int) -> CellModel:

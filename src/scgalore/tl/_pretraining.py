@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from scgalore._options import COUNT, POSITIVE, TEXT, Kind, as_json, comma_separated, declare, options_of, whole
@@ -29,11 +29,19 @@ def _are_shares(value: Any) -> bool:
 
 
 SHARES = Kind("give a positive number for each named source, as in {'blood': 0.7}", _are_shares, _by_name, dict)
-OF_EACH = Kind(
-    "choose 'human' or 'mouse', or one of these for each named source",
-    lambda value: all(map(SPECIES.fits, value.values() if isinstance(value, Mapping) else [value])),
-    _by_name,
-)
+
+
+def of_each(kind: Kind) -> Kind:
+    """One value for all sources, or one of each named source."""
+    return Kind(
+        f"{kind.expected}, or give one of these for each named source",
+        lambda value: all(map(kind.fits, value.values() if isinstance(value, Mapping) else [value])),
+        _by_name,
+        lambda value: dict(value) if isinstance(value, Mapping) else value,
+    )
+
+
+WHERE = replace(of_each(TEXT), read=str)  # "=" and "," are part of a query
 _objective, _mask_ratio = (
     {option.name: option for option in Expression.arguments}[name] for name in ("objective", "mask_ratio")
 )
@@ -59,8 +67,8 @@ class PretrainingOptions:
         "Number of cells to hold out, at most a tenth of all; they choose the weights that are kept.",
         default=2000,
     )
-    where: str | None = declare(
-        TEXT,
+    where: Any = declare(
+        WHERE,
         "Which cells of each file to take, as a query of its obs: \"is_primary_data and disease == 'normal'\".",
         shown_default="all",
     )
@@ -74,17 +82,20 @@ class PretrainingOptions:
         "Column of obs whose values are drawn equally often, such as cell_type. Cells are then drawn with replacement.",
         column="obs",
     )
-    layer: str | None = declare(
-        TEXT, "Layer to read, raw for raw.X, or auto for the counts wherever they are.", default="auto"
+    layer: Any = declare(
+        of_each(TEXT), "Layer to read, raw for raw.X, or auto for the counts wherever they are.", default="auto"
     )
-    gene_symbols: str | None = declare(
-        TEXT, "Column of var with the names of the genes.", shown_default="the names that match best", column="var"
+    gene_symbols: Any = declare(
+        of_each(TEXT),
+        "Column of var with the names of the genes.",
+        shown_default="the names that match best",
+        column="var",
     )
-    data_type: str | None = declare(
-        DATA_TYPE, "What the expression is: counts or log1p.", shown_default="decided by its values"
+    data_type: Any = declare(
+        of_each(DATA_TYPE), "What the expression is: counts or log1p.", shown_default="decided by its values"
     )
     species: Any = declare(
-        OF_EACH,
+        of_each(SPECIES),
         "Species of the genes: human, or mouse, which are read as their human orthologs.",
         shown_default="what Ensembl ids and the column organism say, else human",
     )

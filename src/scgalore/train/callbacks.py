@@ -112,7 +112,7 @@ class History(Callback):
     def _line(self, trainer: Trainer, row: dict[str, float], n: int) -> str:
         losses = ", ".join(f"{name} {row[name]:.4g}" for name in ("train_loss", "validation_loss") if name in row)
         return (
-            f"epoch {len(self.rows)} of {n}, step {trainer.global_step:,}: {losses}; {row['cells_per_second']:,.0f} cells/s, "
+            f"epoch {row['epoch']:.0f} ({len(self.rows)} of {n}), step {trainer.global_step:,}: {losses}; {row['cells_per_second']:,.0f} cells/s, "
             f"{row['tokens_per_second']:,.0f} tokens/s, {row['waited']:.0%} of the time waiting for data, "
             f"{memory_now(trainer.strategy.root_device) / 1e9:.1f} GB"
         )

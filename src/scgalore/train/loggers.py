@@ -55,13 +55,18 @@ def loggers_of(logger: Loggers, folder: PathLike | None) -> list[Logger]:
 
 
 class LogSteps(Callback):
-    """Give the loggers the loss and the learning rate of every tenth step; means of epochs they get from Lightning."""
+    """Give the loggers the loss and the learning rate of the first and every tenth step; means of epochs they get from Lightning."""
+
+    def __init__(self) -> None:
+        self._last = 0  # with accumulated gradients, several batches are of one step
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Log the step."""
-        if batch_idx % trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
+        step = trainer.global_step
+        if step != self._last and (step == 1 or step % trainer.log_every_n_steps == 0):  # type: ignore[attr-defined]
+            self._last = step
             row = {"step_loss": float(outputs["loss"]), "lr": float(trainer.optimizers[0].param_groups[0]["lr"])}
             for logger in trainer.loggers:
-                logger.log_metrics(row, step=trainer.global_step)
+                logger.log_metrics(row, step=step)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 import torch
 from lightning.pytorch.strategies import DDPStrategy
-from scvi.train import TrainRunner
+from scvi.train import TrainRunner, _trainrunner
 from torch import distributed
 
 from scgalore import _logging as logg
@@ -156,7 +156,7 @@ def fit(
     callbacks = _callbacks(config, history, best, first_epoch=batches.phases[-1].start)
     callbacks += [LogSteps()] if loggers else []
     with ExitStack() as run:
-        for context in (_quiet_lightning(), _interruptible(), torch.random.fork_rng()):
+        for context in (_quiet_lightning(), _quiet_scvi(), _interruptible(), torch.random.fork_rng()):
             run.enter_context(context)
         torch.manual_seed(config.seed)
         network.seed = config.seed
@@ -200,7 +200,7 @@ def fit(
         optimizer_bytes=_optimizer_bytes(runner.trainer),
         steps=runner.trainer.global_step,
         split=split,
-        batch_size=config.batch_size,
+        batch_size=config.batch_size if source.lengths is not None else source.largest_batch(None, batches)[0],
         accumulate=config.accumulate,
         max_epochs=config.max_epochs,
         patience=config.patience,
@@ -359,6 +359,17 @@ def _quiet_lightning() -> Iterator[None]:
     finally:
         for name, level in levels.items():
             logging.getLogger(name).setLevel(level)
+
+
+@contextmanager
+def _quiet_scvi() -> Iterator[None]:
+    """Keep scvi from printing an error, which is raised as well, with the name of another one."""
+    module: Any = _trainrunner
+    module.print = lambda *_: None
+    try:
+        yield
+    finally:
+        del module.print
 
 
 @contextmanager

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from copy import copy, deepcopy
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
-
-from anndata import AnnData
 
 from scgalore import _logging as logg
 from scgalore._docs import shared_parameters
@@ -205,12 +204,9 @@ class PretrainingRun:
         made = {"config": tokens, "batch_size": batch_size, "rng": seed, **read}
         training = stream(sources, fitted.vocab, shares=asked.shares, weights_key=asked.weights_key, **made)
         held = None if validation is None else stream(validation, fitted.vocab, **made)
-        if (
-            held is not None
-            and (twice := {*held.files} & {*training.files} - {""})
-            and not isinstance(validation, AnnData)
-        ):
-            msg = f"validation= has {min(twice)}, which is trained on as well. Leave it out, so that some cells are held out."
+        twice = set() if held is None else {*held.files} & {*training.files}
+        if paths := sorted(name for name in twice if Path(name).exists()):  # objects have no names of their own
+            msg = f"validation= has {paths[0]}, which is trained on as well. Leave it out, so that some cells are held out."
             raise OptionError(msg)
         if held is None and (n := min(asked.validation_cells, training.n_obs // 10)):
             training, held = training.split(n, max_cells=n)
@@ -227,7 +223,7 @@ class PretrainingRun:
         if begun is None:
             config = self.with_steps(self.steps())
         else:
-            config = replace(config, **{name: begun.get(name) for name in ("max_epochs", "steps_per_epoch")})
+            config = replace(config, max_epochs=begun.get("max_epochs"), steps_per_epoch=begun.get("steps_per_epoch"))
         self.prepared = replace(self.prepared, config=config)
         self.model.fit(self.prepared, checkpoint_dir=checkpoint_dir, resume=resume, logger=logger)
 

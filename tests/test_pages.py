@@ -172,7 +172,13 @@ def session(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], 
     return lambda page: {"sc": sc, "sg": sg, "__name__": "__main__", **READERS.get(page, dict)()}
 
 
-@pytest.mark.parametrize("page", [page for page in PAGES if page not in ELSEWHERE])
+LONG = {"docs/pipeline.md"}  # two runs, as in tests/pipeline
+
+
+@pytest.mark.parametrize(
+    "page",
+    [pytest.param(page, marks=pytest.mark.slow if page in LONG else ()) for page in PAGES if page not in ELSEWHERE],
+)
 def test_a_page_runs_as_it_is_read(page: str, session: Callable[[str], dict[str, Any]]) -> None:
     run_blocks(page, blocks_of(read(page)), session(page))
 

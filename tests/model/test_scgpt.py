@@ -121,6 +121,7 @@ class TestInvariance:
         few.X = few.X.astype(dtype)
         np.testing.assert_allclose(results(classifier, few), expected, atol=1e-6)
 
+    @pytest.mark.slow
     def test_second_process(self, few: AnnData, classifier: SCGPT, expected: np.ndarray, tmp_path: Path) -> None:
         few.write_h5ad(tmp_path / "few.h5ad")
         classifier.save(tmp_path / "model")

@@ -197,6 +197,7 @@ assert not any(getattr(logger, "filters", None) for logger in logging.root.manag
 """
 
 
+@pytest.mark.slow
 def test_packages_are_imported_when_needed_and_in_silence() -> None:
     environment = {**os.environ, "PYTHONWARNINGS": "ignore"}
     done = subprocess.run([sys.executable, "-c", LIGHT], env=environment, capture_output=True, text=True, check=False)

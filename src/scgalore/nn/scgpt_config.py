@@ -183,9 +183,7 @@ class SCGPTConfig(NetworkConfig):
             If a size is missing from ``args``, is no number in its range, or ``shapes`` lacks the gene embedding.
         """
         if len(shapes.get("encoder.embedding.weight", ())) != 2:
-            msg = (
-                f"The weights hold no table 'encoder.embedding.weight' (tokens, width); found {named(sorted(shapes))}."
-            )
+            msg = f"The weights of {where} hold no table 'encoder.embedding.weight' (tokens, width); found {named(sorted(shapes))}."
             raise WeightsError(msg)
         kinds = {key: cls.kinds[name] for key, name in ARGS.items()}
         check_fields(args, kinds, where=where, missing=list(ARGS)[4:])

@@ -83,7 +83,7 @@ def by_number(report: Report, paths: list[str], genes: list[str], numbers: Seque
 
 
 def draws(report: Report, paths: list[str], genes: list[str], n_epochs: int) -> None:
-    """Shares of what is drawn, beside those asked for."""
+    """Shares of the cells that are drawn, compared with those asked for."""
     half = len(paths) // 2
     named = {"first": paths[:half], "second": paths[half:]}
     with Side("benchmarks.readers", threads=1) as side:

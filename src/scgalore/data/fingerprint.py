@@ -48,7 +48,7 @@ class Fingerprint:
     shape
         Cells and genes.
     content
-        Hash of the matrix's shape and of its first and last cells. It does not hang on what holds them.
+        Hash of the matrix's shape and of its first and last cells. It does not depend on the kind of file.
     written
         Of files.
     """

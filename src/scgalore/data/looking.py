@@ -86,7 +86,7 @@ class Kept:
 
     @cached_property
     def key(self) -> int:
-        """What random numbers of its rows hang on: its content, wherever it lies."""
+        """Key of the random numbers of its rows, which depends on its content and not on its path."""
         assert self.source.fingerprint is not None
         return int(self.source.fingerprint.content, 16)
 

@@ -292,7 +292,7 @@ class SCGPTNetwork(CellNetwork):
     """
 
     table = "encoder.embedding"
-    # Not the flags of generation: a network that has new ones learns them beside an adapter too.
+    # Not the flags of generation: a network that has new ones learns them also when an adapter is attached.
     body = ("encoder", "value_encoder", "batch_encoder", "pert_encoder", "bn", "dsbn", "transformer_encoder")
     required = ("encoder", "value_encoder", "transformer_encoder")
     pretraining = ("masked", "generative")

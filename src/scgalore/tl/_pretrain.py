@@ -273,7 +273,7 @@ def _starting_model(model: Any, sources: Any, read: dict[str, Any], seed: int) -
     if not isinstance(model, NetworkConfig):
         return as_model(model)
     known = GeneVocab.from_genes(sorted(symbols()))
-    # The names of genes are read as those of a stream are, whatever they are in each file.
+    # A stream matches names of every kind, so the genes that it finds among all symbols are those of the files.
     found = stream(sources, known, batch_size=1, **read).tokens()
     vocab = GeneVocab.from_genes(name for i in found if (name := known.tokens[i]) not in SPECIALS)
     logg.info(f"    a vocabulary of {len(vocab) - len(SPECIALS):,} genes was made from the files")

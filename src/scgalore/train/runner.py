@@ -120,7 +120,7 @@ def fit(
     identity
         What makes this run this run; resuming another one is refused.
     logger
-        Where losses are logged besides, as for :func:`scgalore.tl.finetune`.
+        Where losses are also logged, as for :func:`scgalore.tl.finetune`.
 
     Raises
     ------

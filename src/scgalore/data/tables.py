@@ -71,7 +71,8 @@ class Table:
         """
         if isinstance(place, h5py.Dataset):  # anndata before 0.7
             return cls._of_records(place, slot, of, uns)
-        if place.attrs.get("encoding-version") != "0.2.0":  # anndata before 0.8 stored categories separately from the columns
+        # Before version 0.8, anndata stored categories separately from the columns.
+        if place.attrs.get("encoding-version") != "0.2.0":
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # that it is old is no news to whoever has it
                 return cls.of_frame(read_elem(place), slot, of)

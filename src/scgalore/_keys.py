@@ -9,7 +9,7 @@ from typing import Self
 
 from scgalore.errors import OptionError
 
-__all__ = ["UNKNOWN", "CellKeys", "GeneKeys", "PerturbationKeys", "check_key"]
+__all__ = ["UNKNOWN", "CellKeys", "GeneKeys", "IntegrationKeys", "PerturbationKeys", "check_key"]
 
 EMBEDDING = "X_scGPT"
 UNKNOWN = "unknown"
@@ -167,6 +167,30 @@ class GeneKeys:
         """Names for a ``key_added``."""
         check_key(key_added)
         return cls() if key_added in (None, cls().selected) else cls(key_added, key_added)
+
+
+@dataclass(frozen=True)
+class IntegrationKeys:
+    """Slots of :func:`scgalore.tl.evaluate_integration`.
+
+    Attributes
+    ----------
+    uns
+        Scores and parameters, in ``uns``.
+    """
+
+    uns: str = "evaluate_integration"
+
+    @property
+    def slots(self) -> dict[str, tuple[str, ...]]:
+        """The name above, by slot."""
+        return {"uns": (self.uns,)}
+
+    @classmethod
+    def from_key_added(cls, key_added: str | None) -> Self:
+        """Names for a ``key_added``."""
+        check_key(key_added)
+        return cls() if key_added is None else cls(key_added)
 
 
 def check_key(key_added: object) -> None:

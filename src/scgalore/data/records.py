@@ -14,7 +14,7 @@ from scgalore.errors import DataError, MissingKeyError
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-__all__ = ["read_prediction_record", "read_record", "read_scores_record"]
+__all__ = ["read_integration_record", "read_prediction_record", "read_record", "read_scores_record"]
 
 
 def read_record(
@@ -89,3 +89,9 @@ def read_scores_record(adata: AnnData, key: str) -> dict[str, Any]:
     """What :func:`scgalore.tl.evaluate_perturbation` wrote under ``adata.uns[key]``, as :func:`read_record` gives it."""
     missing = f"There are no scores in adata.uns[{key!r}]. Call sg.tl.evaluate_perturbation(adata) first, or pass its key_added as key=."
     return read_record(adata, key, tables=("scores", "summary", "observed"), missing=missing)
+
+
+def read_integration_record(adata: AnnData, key: str) -> dict[str, Any]:
+    """What :func:`scgalore.tl.evaluate_integration` wrote under ``adata.uns[key]``, as :func:`read_record` gives it."""
+    missing = f"There are no scores in adata.uns[{key!r}]. Call sg.tl.evaluate_integration(adata, batch_key, labels_key) first, or pass its key_added as key=."
+    return read_record(adata, key, tables=("scores", "columns", "n_cells"), missing=missing)

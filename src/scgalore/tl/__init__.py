@@ -2,6 +2,7 @@
 
 from scgalore.tl._annotate import annotate
 from scgalore.tl._embed import embed
+from scgalore.tl._evaluate_integration import evaluate_integration
 from scgalore.tl._evaluate_perturbation import evaluate_perturbation
 from scgalore.tl._finetune import finetune
 from scgalore.tl._predict_perturbation import predict_perturbation
@@ -12,6 +13,7 @@ from scgalore.tl._select_genes import select_genes
 __all__ = [
     "annotate",
     "embed",
+    "evaluate_integration",
     "evaluate_perturbation",
     "finetune",
     "predict_perturbation",

@@ -1,0 +1,43 @@
+"""Scores of integration as a table."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from scgalore._docs import shared_parameters
+from scgalore._keys import IntegrationKeys
+from scgalore.data.records import read_integration_record
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from anndata import AnnData
+
+
+@shared_parameters
+def integration_scores(adata: AnnData, *, key: str = IntegrationKeys().uns) -> pd.DataFrame:
+    """Read the scores that :func:`scgalore.tl.evaluate_integration` wrote.
+
+    Parameters
+    ----------
+    {adata}
+    {key}
+
+    Returns
+    -------
+    float64, one row for each embedding and baseline, one column for each score: ``nmi``, ``ari``, ``asw_label``,
+    ``isolated_labels``, ``clisi``, ``bras``, ``ilisi``, ``kbet``, ``graph_connectivity``, ``pcr_comparison``, ``asw_batch``, and
+    the means ``bio``, ``batch`` and ``total``. NaN where a score is undefined. A copy.
+
+    Raises
+    ------
+    DataError
+        If ``adata`` is no AnnData.
+    MissingKeyError
+        If there are no scores under ``key``.
+
+    Examples
+    --------
+    >>> import scgalore as sg
+    >>> sg.get.integration_scores(adata)[["bio", "batch", "total"]]  # doctest: +SKIP
+    """
+    return read_integration_record(adata, key)["scores"].copy()

@@ -1,0 +1,129 @@
+"""Harmony :cite:p:`Korsunsky2019`: clusters with mixed batches, and a linear correction within each.
+
+Written from the methods section of the paper, for the baseline of :func:`scgalore.tl.evaluate_integration`; the packages of its
+authors are under the GPL.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+__all__ = ["harmony"]
+
+SIGMA, THETA, RIDGE = 0.1, 2.0, 1.0
+"""Softness of clusters, weight of the diversity of batches, and penalty of a batch's shift: the paper's defaults."""
+MOST_CLUSTERS, CELLS_PER_CLUSTER = 100, 30
+BLOCK = 0.05
+"""Share of the cells whose clusters are chosen at once."""
+MOST_ROUNDS, MOST_STEPS = 10, 20
+ROUND_TOLERANCE, STEP_TOLERANCE = 1e-4, 1e-5
+
+
+def harmony(x: NDArray[np.float64], batches: NDArray[np.int64], *, seed: int = 0) -> NDArray[np.float64]:
+    """Correct principal components for batches.
+
+    Parameters
+    ----------
+    x
+        Principal components, ``(n_obs, n_dims)``.
+    batches
+        Batch of each cell, from 0 on.
+    seed
+        Of the first clusters, and of the order in which cells choose theirs.
+
+    Returns
+    -------
+    Corrected components, float64 ``(n_obs, n_dims)``.
+    """
+    rng = np.random.default_rng(seed)
+    members = np.eye(batches.max() + 1)[batches]
+    unit, corrected = _unit(x), x
+    clusters = _first_clusters(unit, seed)
+    objective = np.inf
+    shares = _chosen(unit, _unit(_centres(unit, clusters)))
+    for _ in range(MOST_ROUNDS):
+        shares, reached = _cluster(unit, shares, members, rng)
+        corrected = _correct(x, shares, members)
+        unit = _unit(corrected)
+        if objective - reached < ROUND_TOLERANCE * abs(objective):
+            break
+        objective = reached
+    return corrected
+
+
+def _unit(x: NDArray[np.float64]) -> NDArray[np.float64]:
+    norms = np.linalg.norm(x, axis=1, keepdims=True)
+    return np.divide(x, norms, out=np.zeros_like(x), where=norms > 0)
+
+
+def _first_clusters(unit: NDArray[np.float64], seed: int) -> NDArray[np.int64]:
+    from sklearn.cluster import KMeans
+
+    n_clusters = max(1, min(round(len(unit) / CELLS_PER_CLUSTER), MOST_CLUSTERS))
+    return KMeans(n_clusters, n_init=10, max_iter=25, random_state=seed).fit_predict(unit)
+
+
+def _centres(unit: NDArray[np.float64], clusters: NDArray[np.int64]) -> NDArray[np.float64]:
+    return np.eye(clusters.max() + 1)[clusters].T @ unit
+
+
+def _chosen(unit: NDArray[np.float64], centres: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Shares of each cell in the clusters by distance alone, ``(n_obs, n_clusters)``."""
+    return _normalised(np.exp(-_distances(unit, centres) / SIGMA))
+
+
+def _distances(unit: NDArray[np.float64], centres: NDArray[np.float64]) -> NDArray[np.float64]:
+    return 2 * (1 - unit @ centres.T)
+
+
+def _normalised(shares: NDArray[np.float64]) -> NDArray[np.float64]:
+    return shares / shares.sum(axis=1, keepdims=True)
+
+
+def _cluster(
+    unit: NDArray[np.float64], shares: NDArray[np.float64], members: NDArray[np.float64], rng: np.random.Generator
+) -> tuple[NDArray[np.float64], float]:
+    """Soft k-means that prefers clusters in which the cell's batch is rare; shares of the cells, and the objective."""
+    frequency = members.mean(axis=0)
+    objectives: list[float] = []
+    shares = shares.copy()
+    for _ in range(MOST_STEPS):
+        distances = _distances(unit, _unit(shares.T @ unit))
+        kernel = np.exp(-distances / SIGMA)
+        observed, sizes = shares.T @ members, shares.sum(axis=0)
+        for cells in np.array_split(rng.permutation(len(unit)), round(1 / BLOCK)):
+            observed -= shares[cells].T @ members[cells]
+            sizes -= shares[cells].sum(axis=0)
+            rarity = ((np.outer(sizes, frequency) + 1) / (observed + 1)) ** THETA
+            shares[cells] = _normalised(kernel[cells] * (members[cells] @ rarity.T))
+            observed += shares[cells].T @ members[cells]
+            sizes += shares[cells].sum(axis=0)
+        diversity = THETA * np.log((observed + 1) / (np.outer(sizes, frequency) + 1))
+        entropy = shares * np.log(np.maximum(shares, np.finfo(float).tiny))
+        objectives.append(float((shares * distances).sum() + SIGMA * (entropy.sum() + (observed * diversity).sum())))
+        if len(objectives) > 3:  # means of three, since single steps may go up
+            before, now = sum(objectives[-4:-1]), sum(objectives[-3:])
+            if before - now < STEP_TOLERANCE * abs(before):
+                break
+    return shares, objectives[-1]
+
+
+def _correct(x: NDArray[np.float64], shares: NDArray[np.float64], members: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Take each cluster's shifts of the batches out, ridge regression on batches with an intercept that is kept."""
+    observed, sizes = shares.T @ members, shares.sum(axis=0)
+    n_clusters, n_batches = observed.shape
+    design = np.zeros((n_clusters, n_batches + 1, n_batches + 1))
+    design[:, 0, 0], design[:, 0, 1:], design[:, 1:, 0] = sizes, observed, observed
+    design[:, 1:, 1:] = (observed + RIDGE)[:, :, None] * np.eye(n_batches)
+    sums = np.stack([(shares * of_batch[:, None]).T @ x for of_batch in members.T], axis=1)
+    shifts = np.linalg.solve(design, np.concatenate([sums.sum(axis=1, keepdims=True), sums], axis=1))[:, 1:]
+    corrected = x.copy()
+    for batch, of_batch in enumerate(members.T):
+        cells = np.flatnonzero(of_batch)
+        corrected[cells] -= shares[cells] @ shifts[:, batch]
+    return corrected

@@ -107,4 +107,4 @@ def _read(adata: AnnData, key: str, argument: str, what: str) -> tuple[NDArray[n
         msg = f"{where} holds {found}; expected two or more ({argument}), or there is nothing to score."
         raise DataError(msg)
     refuse_measurement(column, where, n_classes=len(names))
-    return pd.Index(names).get_indexer(texts).astype(np.int64), names
+    return pd.Categorical(texts, categories=names).codes.astype(np.int64), names

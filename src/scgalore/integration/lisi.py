@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from scgalore.integration.neighbors import bisected
+
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
@@ -13,7 +15,7 @@ if TYPE_CHECKING:
 
 __all__ = ["lisi", "neighbor_weights"]
 
-TOLERANCE, MOST_STEPS = 1e-5, 50
+MOST_STEPS = 50
 
 
 def neighbor_weights(neighbors: Neighbors) -> NDArray[np.float64]:
@@ -30,33 +32,22 @@ def neighbor_weights(neighbors: Neighbors) -> NDArray[np.float64]:
     """
     distances = neighbors.distances[:, 1:]
     wanted = np.log(max(neighbors.indices.shape[1] // 3, 1))
-    n_obs = len(distances)
-    beta, low, high = np.ones(n_obs), np.full(n_obs, -np.inf), np.full(n_obs, np.inf)
-    weights = np.empty(distances.shape)
-    open_ = np.arange(n_obs)  # cells whose width is still sought
-    for _ in range(MOST_STEPS + 1):
-        weights[open_], entropy = _kernel(distances[open_], beta[open_])
-        excess = entropy - wanted
-        left = np.abs(excess) >= TOLERANCE
-        open_, wide = open_[left], excess[left] > 0
-        if len(open_) == 0:
-            break
-        low[open_[wide]], high[open_[~wide]] = beta[open_[wide]], beta[open_[~wide]]
-        b, lo, hi = beta[open_], low[open_], high[open_]
-        beta[open_] = np.where(
-            wide, np.where(np.isinf(hi), b * 2, (b + hi) / 2), np.where(np.isinf(lo), b / 2, (b + lo) / 2)
-        )
-    return np.hstack([np.zeros((n_obs, 1)), weights])
+
+    def lacks(rate: NDArray[np.float64], cells: NDArray[np.int64]) -> NDArray[np.float64]:
+        return _kernel(distances[cells], rate)[1] - wanted
+
+    weights, _ = _kernel(distances, bisected(lacks, len(distances), most_steps=MOST_STEPS))
+    return np.hstack([np.zeros((len(distances), 1)), weights])
 
 
 def _kernel(
-    distances: NDArray[np.float64], beta: NDArray[np.float64]
+    distances: NDArray[np.float64], rate: NDArray[np.float64]
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Weights of the neighbours, rows of sum 1, and their entropy; 0 where all underflow."""
-    weights = np.exp(-distances * beta[:, None])
+    weights = np.exp(-distances * rate[:, None])
     total = weights.sum(axis=1)
     with np.errstate(divide="ignore", invalid="ignore"):
-        entropy = np.log(total) + beta * (distances * weights).sum(axis=1) / total
+        entropy = np.log(total) + rate * (distances * weights).sum(axis=1) / total
         weights /= total[:, None]
     empty = total == 0
     entropy[empty], weights[empty] = 0, 0

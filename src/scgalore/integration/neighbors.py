@@ -9,9 +9,15 @@ import numpy as np
 import scipy.sparse as sp
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from numpy.typing import NDArray
 
-__all__ = ["Neighbors", "nearest"]
+__all__ = ["Neighbors", "bisected", "nearest"]
+
+TOLERANCE = 1e-5
+LEAST_WIDTH = 1e-3
+"""Of a kernel, in mean distances."""
 
 
 @dataclass(frozen=True)
@@ -38,18 +44,31 @@ class Neighbors:
         return sp.csr_matrix((np.ones(n_obs * k), self.indices.ravel(), starts), shape=(n_obs, n_obs))
 
     def connectivities(self) -> sp.csr_matrix:
-        """Weights of UMAP's graph :cite:p:`McInnes2018`, as scanpy's ``connectivities``, ``(n_obs, n_obs)``."""
-        from umap.umap_ import fuzzy_simplicial_set
+        """Weights of UMAP's graph :cite:p:`McInnes2018`, as scanpy's ``connectivities``, symmetric ``(n_obs, n_obs)``.
 
-        graph, *_ = fuzzy_simplicial_set(
-            sp.coo_matrix((len(self.indices), 1)),
-            n_neighbors=self.indices.shape[1],
-            random_state=None,
-            metric=None,
-            knn_indices=self.indices,
-            knn_dists=self.distances,
-        )
-        return graph.tocsr()
+        A weight falls exponentially beyond the nearest other cell, at a width that gives the weights of each cell the sum
+        ``log2(k)``; the two weights of a pair are joined like probabilities, ``a + b - ab``.
+        """
+        n_obs, k = self.indices.shape
+        found = self.distances[:, 1:]
+        is_other = found > 0
+        nearest_other = np.where(is_other.any(axis=1), np.where(is_other, found, np.inf).min(axis=1, initial=np.inf), 0)
+        beyond = np.maximum(found - nearest_other[:, None], 0)
+        wanted = np.log2(k)
+
+        def lacks(width: NDArray[np.float64], cells: NDArray[np.int64]) -> NDArray[np.float64]:
+            return wanted - np.exp(-beyond[cells] / width[:, None]).sum(axis=1)
+
+        width = bisected(lacks, n_obs, most_steps=64)
+        means = np.where(nearest_other > 0, self.distances.mean(axis=1), self.distances.mean())
+        width = np.maximum(width, LEAST_WIDTH * means)[:, None]
+        weights = np.exp(-np.divide(beyond, width, out=np.zeros_like(beyond), where=width > 0))
+        directed = self.graph()
+        directed.data = np.hstack([np.zeros((n_obs, 1)), weights]).ravel()
+        reverse = directed.T.tocsr()
+        joined = sp.csr_matrix(directed + reverse - directed.multiply(reverse))
+        joined.eliminate_zeros()
+        return joined
 
 
 def nearest(x: NDArray[np.float64], k: int) -> Neighbors:
@@ -73,3 +92,30 @@ def nearest(x: NDArray[np.float64], k: int) -> Neighbors:
     # Asked for without x, a cell is no neighbour of its own, whatever duplicates it has.
     distances, indices = NearestNeighbors(n_neighbors=k - 1, algorithm="brute").fit(x).kneighbors()
     return Neighbors(np.hstack([own, indices]), np.hstack([np.zeros(own.shape), distances]))
+
+
+def bisected(
+    lacks: Callable[[NDArray[np.float64], NDArray[np.int64]], NDArray[np.float64]], n_obs: int, *, most_steps: int
+) -> NDArray[np.float64]:
+    """One positive number for each cell, found by doubling and halving from 1.
+
+    Parameters
+    ----------
+    lacks
+        Takes numbers and the cells they are for; gives how much each is too small, negative where it is too large.
+    n_obs
+        Number of cells.
+    most_steps
+        After which the last numbers are taken.
+    """
+    value, low, high = np.ones(n_obs), np.zeros(n_obs), np.full(n_obs, np.inf)
+    open_ = np.arange(n_obs)
+    for _ in range(most_steps):
+        lack = lacks(value[open_], open_)
+        left = np.abs(lack) >= TOLERANCE
+        open_, small = open_[left], lack[left] > 0
+        if len(open_) == 0:
+            break
+        low[open_[small]], high[open_[~small]] = value[open_[small]], value[open_[~small]]
+        value[open_] = np.where(np.isinf(high[open_]), value[open_] * 2, (low[open_] + high[open_]) / 2)
+    return value

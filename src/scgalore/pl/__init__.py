@@ -3,6 +3,7 @@
 from scgalore.pl._confusion_matrix import confusion_matrix
 from scgalore.pl._gene_selection import gene_selection
 from scgalore.pl._history import history
+from scgalore.pl._integration_scores import integration_scores
 from scgalore.pl._memory import memory
 from scgalore.pl._perturbation_effect import perturbation_effect
 from scgalore.pl._perturbation_embedding import perturbation_embedding
@@ -12,6 +13,7 @@ __all__ = [
     "confusion_matrix",
     "gene_selection",
     "history",
+    "integration_scores",
     "memory",
     "perturbation_effect",
     "perturbation_embedding",

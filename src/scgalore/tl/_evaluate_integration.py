@@ -226,6 +226,5 @@ def _report(scores: pd.DataFrame) -> None:
             f"Undefined for these batches and labels, and left out of the means: {', '.join(undefined)}. Means are comparable within "
             "this table only."
         )
-    best = scores["total"].idxmax() if scores["total"].notna().any() else None
-    if best is not None:
-        logg.info(f"    highest total: {best}, {scores.loc[best, 'total']:.3f}")
+    best = scores["total"].fillna(-1).argmax()
+    logg.info(f"    highest total: {scores.index[best]}, {scores['total'].iloc[best]:.3f}")

@@ -1,0 +1,136 @@
+"""Scores of integration as the field's table."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from scgalore._docs import shared_parameters
+from scgalore._keys import IntegrationKeys
+from scgalore.data.records import read_integration_record
+from scgalore.pl._axes import axes_or_new, show_or_return
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from anndata import AnnData
+    from matplotlib.axes import Axes
+    from matplotlib.colors import Colormap
+
+GROUPS = {"bio": "Bio conservation", "batch": "Batch correction", "other": "Not in a mean", "mean": "Means"}
+COLORS = {"bio": "Greens", "batch": "Blues", "other": "Greys", "mean": "Purples"}
+GAP = 0.3
+"""Between groups of columns; a column has the width 1."""
+DARK = 0.6
+"""Values above are written in white."""
+
+
+@shared_parameters
+def integration_scores(
+    adata: AnnData,
+    *,
+    key: str = IntegrationKeys().uns,
+    ax: Axes | None = None,
+    show: bool | None = None,
+) -> Axes | None:
+    """Table of scores: embeddings in rows, best total first; scores as circles, and their means as bars.
+
+    Colours go from 0 to 1 in each column alike, so that small differences look small. The best value of a column is bold.
+
+    Parameters
+    ----------
+    {adata}
+    {key}
+    {ax}
+    {show}
+
+    Returns
+    -------
+    The axes, or ``None`` if the figure was shown. A dash is a score that is undefined for these batches and labels.
+
+    Raises
+    ------
+    DataError
+        If ``adata`` is no AnnData.
+    MissingKeyError
+        If there are no scores under ``key``.
+
+    Examples
+    --------
+    >>> import scgalore as sg
+    >>> sg.pl.integration_scores(adata)  # doctest: +SKIP
+    """
+    record = read_integration_record(adata, key)
+    scores, columns = record["scores"], record["columns"].astype(str)
+    # A stable sort, and rows without a total last.
+    scores = scores.iloc[np.argsort(-scores["total"].fillna(-1).to_numpy(), kind="stable")]
+    places = _places(columns["group"].tolist())
+    widest = max(len(str(name)) for name in scores.index)
+    size = (0.8 * (places[-1] + 1) + 0.09 * widest + 0.3, 0.5 * len(scores) + 1.3)
+    axes = axes_or_new(ax, size)
+    _frame(axes, scores, columns, places)
+    for x, name in zip(places, columns.index, strict=True):
+        _column(axes, scores[name].to_numpy(dtype=np.float64), x, columns.loc[name, "group"])
+    return show_or_return(axes, show=show, own_figure=ax is None)
+
+
+def _places(groups: list[str]) -> np.ndarray:
+    """Middle of each column, with a gap where another group begins."""
+    new = [before != after for before, after in zip(groups, groups[1:], strict=False)]
+    return np.arange(len(groups)) + GAP * np.concatenate([[0], np.cumsum(new)])
+
+
+def _frame(ax: Axes, scores: pd.DataFrame, columns: pd.DataFrame, places: np.ndarray) -> None:
+    """Names of rows, columns and groups, and lines between them."""
+    n_rows = len(scores)
+    ax.set_xlim(places[0] - 0.6, places[-1] + 0.6)
+    ax.set_ylim(n_rows - 0.5, -1.9)
+    ax.set_yticks(np.arange(n_rows), labels=list(map(str, scores.index)))
+    ax.set_xticks([])
+    ax.tick_params(axis="y", length=0)
+    ax.grid(visible=False)
+    ax.spines[:].set_visible(False)
+    for x, title in zip(places, columns["title"], strict=True):
+        ax.text(x, -0.6, title.replace(" ", "\n", 1), ha="center", va="bottom", fontsize=8)
+    groups = columns["group"].to_numpy()
+    for group in dict.fromkeys(groups):
+        here = places[groups == group]
+        ax.plot([here[0] - 0.45, here[-1] + 0.45], [-1.4, -1.4], color="0.4", linewidth=0.8)
+        title = GROUPS.get(group, group)
+        ax.text(
+            here.mean(),
+            -1.5,
+            title if len(here) > 1 else title.replace(" in ", "\nin "),
+            ha="center",
+            va="bottom",
+            fontsize=9,
+        )
+    for y in np.arange(n_rows):
+        ax.axhline(y - 0.5, color="0.4" if y == 0 else "0.8", linewidth=0.8 if y == 0 else 0.5, zorder=0)
+
+
+def _column(ax: Axes, values: np.ndarray, x: float, group: str) -> None:
+    from matplotlib import colormaps
+
+    cmap = colormaps[COLORS.get(group, "Greys")]
+    shown = np.round(values, 2)
+    best = np.nanmax(shown) if np.isfinite(shown).any() else np.nan
+    for y, (value, written) in enumerate(zip(values, shown, strict=True)):
+        if np.isnan(value):
+            ax.text(x, y, "–", ha="center", va="center", fontsize=8, color="0.5")
+            continue
+        bold = "bold" if written == best and len(values) > 1 else "normal"
+        if group == "mean":
+            ax.barh(y, 0.9 * np.clip(value, 0, 1), left=x - 0.45, height=0.7, color=_shade(cmap, value))
+            ax.text(x - 0.4, y, f"{value:.2f}", ha="left", va="center", fontsize=8, weight=bold, color=_ink(value))
+        else:
+            ax.scatter(x, y, s=430, color=[_shade(cmap, value)], edgecolors="0.7", linewidths=0.4)
+            ax.text(x, y, f"{value:.2f}", ha="center", va="center", fontsize=8, weight=bold, color=_ink(value))
+
+
+def _shade(cmap: Colormap, value: float) -> tuple[float, float, float, float]:
+    return cmap(0.05 + 0.8 * float(np.clip(value, 0, 1)))
+
+
+def _ink(value: float) -> str:
+    return "white" if value > DARK else "black"

@@ -1,6 +1,7 @@
-"""Score a small embedding with scib-metrics, for tests of ``scgalore.integration``; writes ``tests/integration/scib_metrics.json``.
+"""Score a small embedding with scib-metrics, and correct it with harmonypy, for tests of ``scgalore.integration``; writes ``tests/integration/scib_metrics.json``.
 
-Needs scib-metrics, which is no dependency: in a virtual environment of its own, with ``pip install scib-metrics==0.5.10``::
+Needs scib-metrics and harmonypy, which are no dependencies: in a virtual environment of its own, with
+``pip install scib-metrics==0.5.10 harmonypy==0.0.10``::
 
     JAX_ENABLE_X64=1 JAX_PLATFORMS=cpu python scripts/reference_integration_scores.py
 
@@ -11,7 +12,9 @@ import json
 from importlib.metadata import version
 from pathlib import Path
 
+import harmonypy
 import numpy as np
+import pandas as pd
 import scib_metrics
 from scib_metrics.nearest_neighbors import NeighborsResults
 from scib_metrics.utils import principal_component_regression
@@ -37,11 +40,14 @@ def main() -> None:
     }
     scored = {name: score(x, embeddings["before"], batches, labels) for name, x in embeddings.items()}
     content = {
-        "versions": {name: version(name) for name in ("scib-metrics", "jax", "umap-learn", "scikit-learn")},
+        "versions": {
+            name: version(name) for name in ("scib-metrics", "jax", "harmonypy", "umap-learn", "scikit-learn")
+        },
         "batches": batches.tolist(),
         "labels": labels.tolist(),
         "embeddings": {name: x.tolist() for name, x in embeddings.items()},
         "scores": scored,
+        "harmony": [corrected(embeddings["before"], batches, seed).round(3).tolist() for seed in range(2)],
     }
     TARGET.write_text(json.dumps(content) + "\n", encoding="utf-8")
 
@@ -51,6 +57,7 @@ def score(x: np.ndarray, before: np.ndarray, batches: np.ndarray, labels: np.nda
     distances, indices = NearestNeighbors(n_neighbors=89, algorithm="brute").fit(x).kneighbors()
     own = np.arange(len(x))[:, None]
     neighbors = NeighborsResults(np.hstack([own, indices]), np.hstack([np.zeros(own.shape), distances]))
+    graph = neighbors.subset_neighbors(50).knn_graph_connectivities
     kbet, by_label = scib_metrics.kbet_per_label(neighbors.subset_neighbors(50), batches, labels, return_df=True)
     found = {
         "asw_label": scib_metrics.silhouette_label(x, labels),
@@ -68,8 +75,15 @@ def score(x: np.ndarray, before: np.ndarray, batches: np.ndarray, labels: np.nda
     return {
         **{name: float(value) for name, value in found.items()},
         "kbet_by_label": [None if np.isnan(value) else float(value) for value in by_label["kBET"]],
+        "connectivity_sums": np.asarray(graph.sum(axis=1)).ravel().astype(float).round(6).tolist(),
         "lisi_of_batches": scib_metrics.lisi_knn(neighbors, batches)[:20].astype(float).tolist(),
     }
+
+
+def corrected(x: np.ndarray, batches: np.ndarray, seed: int) -> np.ndarray:
+    """By the version of harmonypy that follows the paper; from its second on it penalises batches otherwise."""
+    obs = pd.DataFrame({"batch": batches.astype(str)})
+    return harmonypy.run_harmony(x, obs, "batch", random_state=seed, verbose=False).Z_corr.T
 
 
 if __name__ == "__main__":

@@ -121,7 +121,8 @@ def _column(ax: Axes, values: np.ndarray, x: float, group: str) -> None:
             continue
         bold = "bold" if written == best and len(values) > 1 else "normal"
         if group == "mean":
-            ax.barh(y, 0.9 * np.clip(value, 0, 1), left=x - 0.45, height=0.7, color=_shade(cmap, value))
+            ax.barh(y, 0.9, left=x - 0.45, height=0.55, fill=False, edgecolor="0.85", linewidth=0.6)
+            ax.barh(y, 0.9 * np.clip(value, 0, 1), left=x - 0.45, height=0.55, color=_shade(cmap, value))
             ax.text(x - 0.4, y, f"{value:.2f}", ha="left", va="center", fontsize=8, weight=bold, color=_ink(value))
         else:
             ax.scatter(x, y, s=430, color=[_shade(cmap, value)], edgecolors="0.7", linewidths=0.4)

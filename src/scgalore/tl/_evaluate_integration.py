@@ -70,9 +70,9 @@ def evaluate_integration(
         What to score beside them: ``"PCA"``, 50 components of the 2,000 genes that vary most within batches, and
         ``"Harmony"``, the same components corrected. May be empty.
     unintegrated
-        Key of ``adata.obsm`` with an embedding without integration, which takes the place of the principal components: it is the
-        baseline ``"PCA"``, where Harmony starts, and what the variance between batches is compared with. ``None`` computes
-        them from the expression.
+        Key of ``adata.obsm`` with an embedding without integration, which takes the place of the principal components: as a
+        baseline, under its own name, as what Harmony corrects, and as what the variance between batches is compared with.
+        ``None`` computes components from the expression.
     {layer}
     {data_type}
     {mod}
@@ -117,14 +117,15 @@ def evaluate_integration(
     adata = writable_adata(data, mod=mod)
     refuse_elsewhere(data, mod=mod, obs={"batch_key": batch_key, "labels_key": labels_key})
     design = Design.of(adata, batch_key, labels_key)
-    found = {name: _read(adata, name) for name in [*names, *([unintegrated] if unintegrated else [])]}
+    wanted = [*names, unintegrated] if unintegrated else names
+    found = {name: _read(adata, name) for name in wanted}
     for doubt in design.doubts():
         logg.warning(doubt)
     with logg.step(f"scoring {len(names) + len(baselines):,} embeddings of {adata.n_obs:,} cells") as step:
         before = found[unintegrated] if unintegrated else _components(adata, batch_key, reading)
         rows = {}
         if PCA in baselines:
-            rows[PCA] = before
+            rows[unintegrated or PCA] = before
         if HARMONY in baselines:
             rows[HARMONY] = harmony(before, design.batches, seed=seed)
         rows |= {name: found[name] for name in names}

@@ -14,7 +14,7 @@ from scgalore.errors import MissingKeyError
 def scored() -> AnnData:
     rng = np.random.default_rng(0)
     labels, batches = np.repeat([0, 1], 60), np.tile([0, 1], 60)
-    obs = pd.DataFrame({"batch": batches.astype(str), "label": labels.astype(str)}, index=map(str, range(120)))
+    obs = pd.DataFrame({"batch": batches.astype(str), "label": labels.astype(str)}, index=[str(i) for i in range(120)])
     adata = AnnData(np.zeros((120, 1), dtype=np.float32), obs=obs)
     adata.obsm["X_noise"] = rng.normal(size=(120, 4)) + 5 * batches[:, None]
     adata.obsm["X_good"] = rng.normal(size=(120, 4)) + 5 * labels[:, None]

@@ -1,6 +1,6 @@
 """Score a small embedding with scib-metrics, and correct it with harmonypy, for tests of ``scgalore.integration``; writes ``tests/integration/scib_metrics.json``.
 
-Needs scib-metrics and harmonypy, which are no dependencies: in a virtual environment of its own, with
+Needs scib-metrics and harmonypy, which are not dependencies, in a virtual environment of its own, with
 ``pip install scib-metrics==0.5.10 harmonypy==0.0.10``::
 
     JAX_ENABLE_X64=1 JAX_PLATFORMS=cpu python scripts/reference_integration_scores.py

@@ -68,6 +68,13 @@ def cells(rows: slice = slice(0, 40)) -> AnnData:
     return adata
 
 
+def batches() -> AnnData:
+    """Cells of two assays."""
+    adata = cells()
+    adata.obs["assay"] = ["3p", "5p"] * (adata.n_obs // 2)
+    return adata
+
+
 def mouse() -> AnnData:
     """Cells whose genes have names of a mouse."""
     adata = cells()
@@ -140,6 +147,7 @@ READERS: dict[str, Callable[[], dict[str, Any]]] = {
     "docs/concepts/curriculum.md": lambda: {"adata": cells()},
     "docs/concepts/galore.md": lambda: {"adata": cells(), "network": small().network},
     "docs/concepts/gene-selection.md": lambda: {"adata": screen()},
+    "docs/concepts/integration-scores.md": lambda: {"adata": batches()},
     "docs/concepts/keys.md": lambda: {"adata": annotated()},
     "docs/concepts/large-data.md": lambda: {
         "held_out": cells(slice(40, 60)),

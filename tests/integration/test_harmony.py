@@ -34,7 +34,7 @@ def test_nothing_to_correct_is_hardly_corrected() -> None:
     assert np.linalg.norm(harmony(x, batches) - x) < 0.15 * np.linalg.norm(x)
 
 
-def test_batches_of_one_cell_and_equal_cells_are_no_numbers_lost() -> None:
+def test_a_batch_of_one_cell_and_equal_cells_give_finite_values() -> None:
     batches = np.r_[np.zeros(39, dtype=int), 1]
     assert np.isfinite(harmony(np.random.default_rng(0).normal(size=(40, 3)), batches)).all()
     assert np.isfinite(harmony(np.zeros((40, 3)), batches)).all()

@@ -32,7 +32,7 @@ def test_a_fair_draw_is_accepted_about_as_often_as_the_test_promises() -> None:
 
 
 @pytest.mark.parametrize("n_obs", [300, 700])  # all eigenvectors, and some
-def test_diffusion_neighbors_of_a_ring_are_those_beside(n_obs: int) -> None:
+def test_diffusion_neighbors_of_a_ring_are_the_adjacent_cells(n_obs: int) -> None:
     places = np.arange(n_obs)
     ring = sum(sp.eye_array(n_obs, k=k) for k in (1, -1, n_obs - 1, 1 - n_obs))
     found = diffusion_neighbors(sp.csr_matrix(ring), 5)

@@ -41,7 +41,7 @@ def test_cosine_silhouettes_are_those_of_all_pairs(seed: int, n_groups: int, n_o
     np.testing.assert_allclose(cosine_silhouettes(x, codes), expected, atol=1e-9)
 
 
-def test_a_vector_of_zeros_and_equal_cells_are_no_numbers_lost() -> None:
+def test_a_vector_of_zeros_and_equal_cells_give_finite_values() -> None:
     codes = np.array([0, 0, 1, 1])
     x = np.array([[0.0, 0.0], [1.0, 0.0], [1.0, 0.0], [0.0, 1.0]])
     assert np.isfinite(cosine_silhouettes(x, codes)).all()

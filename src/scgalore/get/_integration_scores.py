@@ -31,7 +31,7 @@ def integration_scores(adata: AnnData, *, key: str = IntegrationKeys().uns) -> p
     Raises
     ------
     DataError
-        If ``adata`` is no AnnData.
+        If ``adata`` is not an AnnData.
     MissingKeyError
         If there are no scores under ``key``.
 

@@ -25,7 +25,7 @@ _DENSE = 500  # cells up to which all eigenvectors are found at once
 
 
 def acceptance(indices: NDArray[np.int64], batches: NDArray[np.int64]) -> float:
-    """Share of cells whose neighbours are no surprising draw from all batches, by a chi-squared test.
+    """Share of cells for which a chi-squared test does not tell the batches of the neighbours from a draw from all batches.
 
     Parameters
     ----------

@@ -89,7 +89,7 @@ def nearest(x: NDArray[np.float64], k: int) -> Neighbors:
     own = np.arange(len(x))[:, None]
     if k == 1:
         return Neighbors(own, np.zeros(own.shape))
-    # Asked for without x, a cell is no neighbour of its own, whatever duplicates it has.
+    # Asked for without x, a cell is not among its own neighbours, whatever duplicates it has.
     distances, indices = NearestNeighbors(n_neighbors=k - 1, algorithm="brute").fit(x).kneighbors()
     return Neighbors(np.hstack([own, indices]), np.hstack([np.zeros(own.shape), distances]))
 

@@ -51,7 +51,7 @@ def integration_scores(
     Raises
     ------
     DataError
-        If ``adata`` is no AnnData.
+        If ``adata`` is not an AnnData.
     MissingKeyError
         If there are no scores under ``key``.
 

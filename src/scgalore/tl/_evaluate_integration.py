@@ -53,8 +53,8 @@ def evaluate_integration(
 ) -> Data | None:
     """Score embeddings by how well batches are mixed and labels are kept apart :cite:p:`Luecken2022`.
 
-    The ten scores of scib, with the choices of its fast version scib-metrics, each from 0 to 1, 1 the best; and beside the
-    embeddings, on the same cells, principal components without integration and after Harmony :cite:p:`Korsunsky2019`.
+    Computes the ten scores of scib with the definitions of scib-metrics, each from 0 to 1, where 1 is the best. Two baselines are
+    scored on the same cells: principal components without integration, and Harmony :cite:p:`Korsunsky2019`.
     :doc:`/concepts/integration-scores` says what each measures, where numbers differ from those of scib-metrics, and when
     not to trust them. All pairs of cells are compared, in blocks: time grows with the square of the number of cells.
 
@@ -67,7 +67,7 @@ def evaluate_integration(
     embeddings
         Keys of ``adata.obsm``.
     baselines
-        What to score beside them: ``"PCA"``, 50 components of the 2,000 genes that vary most within batches, and
+        What to score in addition: ``"PCA"``, 50 components of the 2,000 genes that vary most within batches, and
         ``"Harmony"``, the same components corrected. May be empty.
     unintegrated
         Key of ``adata.obsm`` with an embedding without integration, which takes the place of the principal components: as a
@@ -227,5 +227,5 @@ def _report(scores: pd.DataFrame) -> None:
             f"Undefined for these batches and labels, and left out of the means: {', '.join(undefined)}. Means are comparable within "
             "this table only."
         )
-    best = scores["total"].fillna(-1).argmax()
+    best = int(scores["total"].fillna(-1).argmax())
     logg.info(f"    highest total: {scores.index[best]}, {scores['total'].iloc[best]:.3f}")

@@ -9,7 +9,7 @@ X, BATCHES = REFERENCE.embeddings["before"], REFERENCE.batches
 
 
 @pytest.mark.parametrize("seed", [0, 1])
-def test_corrections_are_as_near_those_of_harmonypy_as_its_seeds_are_to_each_other(seed: int) -> None:
+def test_corrections_are_near_those_of_harmonypy(seed: int) -> None:
     shifts = REFERENCE.harmony - X
     found = harmony(X, BATCHES, seed=seed) - X
     for shift in shifts:

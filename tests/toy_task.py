@@ -44,6 +44,9 @@ class MarkerLoss:
         loss = F.binary_cross_entropy_with_logits(logits, batch.targets["markers"])
         return Loss(loss, {}, len(batch))
 
+    def weight(self, batch: Any) -> float:
+        return len(batch)
+
     def over_epoch(self, parts: list[dict[str, Tensor]]) -> dict[str, float]:
         return {}
 

@@ -1,5 +1,6 @@
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import scgalore as sg
 from scgalore.errors import DataError, OptionError
 from scgalore.model import SCGPT
 from scgalore.tl._pretrain import PretrainingRun
+from scgalore.train.callbacks import History
 
 RUN: dict[str, Any] = {"max_steps": 6, "steps_per_epoch": 2, "batch_size": 8, "block_size": 4, "buffer_size": 16}
 SIZES = {"d_model": 16, "n_heads": 2, "d_hid": 32, "n_layers": 2, "max_length": 40}
@@ -68,6 +70,20 @@ class TestBudget:
         trained = sg.tl.pretrain(files, model, **{name: value for name, value in run.items() if value is not None})
         assert trained.result.steps == steps
 
+    def test_cells_are_as_many_where_tokens_make_a_step(
+        self, few: AnnData, make_model: Callable[..., SCGPT], files: list[Path], caplog: pytest.LogCaptureFixture
+    ) -> None:
+        run = {name: value for name, value in RUN.items() if name != "max_steps"}
+        with caplog.at_level(logging.INFO, logger="scgalore"):
+            trained = sg.tl.pretrain(
+                files, make_model(few.var_names), **run, max_cells=240, accumulate_tokens=1100, dropout=0.0
+            )
+        assert "so a step of 1,100 has about" in caplog.text
+        batches = trained.result.accumulate
+        assert batches > 1
+        # 30 batches of 8 cells, in epochs of two steps and some more.
+        assert abs(trained.result.steps - 30 / batches) <= len(trained.history) + 1
+
     def test_hours_are_turned_into_steps_on_a_copy(
         self, model: SCGPT, files: list[Path], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
     ) -> None:
@@ -116,39 +132,53 @@ class TestValidation:
         assert "validation_loss" not in model.history
 
 
+class Killed(Exception):
+    pass
+
+
+@contextmanager
+def interrupted_after(epoch: int) -> Iterator[None]:
+    """End a run when it has noted an epoch, before it writes the checkpoint of it."""
+    written = History.on_train_epoch_end
+
+    def killed(self: Any, trainer: Any, pl_module: Any) -> None:
+        written(self, trainer, pl_module)
+        if trainer.current_epoch == epoch:
+            raise Killed
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(History, "on_train_epoch_end", killed)
+        yield
+
+
 class TestResume:
     def test_inside_a_pass_to_the_same_bits(
-        self,
-        few: AnnData,
-        make_model: Callable[..., SCGPT],
-        files: list[Path],
-        tmp_path: Path,
-        monkeypatch: pytest.MonkeyPatch,
+        self, few: AnnData, make_model: Callable[..., SCGPT], files: list[Path], tmp_path: Path
     ) -> None:
         options = {**RUN, "max_steps": 16}
         whole = sg.tl.pretrain(files, make_model(few.var_names), **options)
 
-        class Killed(Exception):
-            pass
-
-        def killed(self: Any, trainer: Any, pl_module: Any) -> None:
-            written(self, trainer, pl_module)
-            if trainer.current_epoch == 2:
-                raise Killed
-
-        from scgalore.train.callbacks import History
-
-        written = History.on_train_epoch_end
-        with monkeypatch.context() as patch:
-            patch.setattr(History, "on_train_epoch_end", killed)
-            with pytest.raises(Killed):
-                sg.tl.pretrain(files, make_model(few.var_names), **options, checkpoint_dir=tmp_path / "run")
+        with interrupted_after(2), pytest.raises(Killed):
+            sg.tl.pretrain(files, make_model(few.var_names), **options, checkpoint_dir=tmp_path / "run")
         again = sg.tl.pretrain(
             files, make_model(few.var_names), **options, checkpoint_dir=tmp_path / "run", resume=True
         )
         assert differences(weights(again), weights(whole)) == []
         losses = ["train_loss", "validation_loss"]
         assert again.history[losses].to_numpy().tolist() == whole.history[losses].to_numpy().tolist()
+
+    def test_after_steps_of_as_many_tokens(
+        self, few: AnnData, make_model: Callable[..., SCGPT], files: list[Path], tmp_path: Path
+    ) -> None:
+        options = {**RUN, "max_steps": 8, "accumulate_tokens": 1100}
+        whole = sg.tl.pretrain(files, make_model(few.var_names), **options)
+        with interrupted_after(2), pytest.raises(Killed):
+            sg.tl.pretrain(files, make_model(few.var_names), **options, checkpoint_dir=tmp_path / "run")
+        again = sg.tl.pretrain(
+            files, make_model(few.var_names), **options, checkpoint_dir=tmp_path / "run", resume=True
+        )
+        assert differences(weights(again), weights(whole)) == []
+        assert again.result.steps == whole.result.steps
 
     def test_other_files_are_another_run(
         self, few: AnnData, make_model: Callable[..., SCGPT], files: list[Path], tmp_path: Path
@@ -170,6 +200,8 @@ class TestResume:
         ({"curriculum": True}, "curriculum"),
         ({"steps_per_epoch": 0}, "steps_per_epoch="),
         ({"max_epochs": 3}, "max_epochs"),
+        ({"accumulate_tokens": 50}, "accumulate_tokens=50: "),
+        ({"accumulate_tokens": 0}, "accumulate_tokens=0"),
         ({"labels": "x"}, "no training option 'labels'"),
     ],
 )

@@ -36,6 +36,7 @@ RUNS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "stopping": ({"dropout": 0.0}, STOPPING),
     "masked": ({"mvc": True}, {"labels_key": None, "max_length": 20}),
     "tokens": ({}, {"batch_tokens": 200, "batch_size": 1000, "accumulate": 2}),
+    "steps_of_tokens": ({"dropout": 0.0}, {**SMOOTH, "labels_key": None, "accumulate_tokens": 1600}),
     "batch_norm": ({"batch_norm": "shared"}, {"validation_size": 0.0}),
     "lora": ({}, {"adapter": "lora"}),
     "lte": ({}, {"adapter": "lte", "adapter_options": {"merge_every": 3}}),

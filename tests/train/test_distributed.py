@@ -79,6 +79,16 @@ class TestTwoProcesses:
         assert distance(both["weights"], half["weights"]) > 0.2 * way
         assert both["history"]["lr"] == one["history"]["lr"]
 
+    def test_end_a_step_when_both_have_the_tokens_and_weigh_all_that_is_predicted(
+        self, runs: Path, few: AnnData
+    ) -> None:
+        both, one = ranks(runs, "steps_of_tokens")[0], alone(few, "steps_of_tokens")
+        network, options = RUNS["steps_of_tokens"]
+        start = train(few, network, {**options, "max_epochs": 1, "lr": 1e-12}).network.state_dict()
+        way = distance(one["weights"], start)
+        assert both["training"]["steps"] == one["training"]["steps"] < 4 * len(few) // (2 * RUN["batch_size"])
+        assert distance(both["weights"], one["weights"]) < 1e-3 * way
+
     def test_losses_and_metrics_are_means_over_all_cells(self, runs: Path, few: AnnData) -> None:
         both, one = ranks(runs, "smooth")[0]["history"], alone(few, "smooth")["history"]
         assert both.keys() == one.keys()

@@ -155,6 +155,7 @@ def test_a_run_whose_length_was_open_keeps_its_length(
         pytest.param(9, {"prior": "linear"}, id="corrects_a_linear_model"),
         pytest.param(13, {"validation_size": 0.0}, id="without_validation_cells"),
         pytest.param(12, {"accumulate": 3}, id="gradient_accumulation"),
+        pytest.param(12, {"accumulate_tokens": 1500}, id="accumulation_by_tokens"),
         pytest.param(25, {"batch_tokens": 250, "batch_size": 99}, id="cap_on_tokens"),
         pytest.param(
             25,

@@ -178,15 +178,32 @@ def test_every_epoch_has_its_own_batches_and_samples(
 
 
 class TestOptions:
-    def test_accumulated_batches_are_one_larger_batch(self, few: AnnData, make_model: Callable[..., SCGPT]) -> None:
+    @pytest.mark.parametrize(
+        ("batch_size", "how", "task"),
+        [
+            (8, {"accumulate": 4}, {"prior": "none"}),
+            # Batches of other sizes, whose cells and classes weigh other than those of the last one.
+            (10, {"accumulate": 4}, {"prior": "none", "class_weight": "balanced"}),
+            (10, {"accumulate": 4}, {"labels_key": None, "mask_ratio": [0.2, 0.7]}),
+            (10, {"accumulate_tokens": 10**6, "accumulate": 4}, {"labels_key": None, "mask_ratio": [0.2, 0.7]}),
+        ],
+    )
+    def test_accumulated_batches_are_one_larger_batch(
+        self,
+        few: AnnData,
+        make_model: Callable[..., SCGPT],
+        batch_size: int,
+        how: dict[str, int],
+        task: dict[str, Any],
+    ) -> None:
         rows = np.arange(few.n_obs)
         split = Split(rows[:32], rows[32:48], rows[48:])
         options = {**RUN, "max_epochs": 3, "optimizer": "adamw", "optimizer_options": {"eps": 1e-3}, "split": split}
-        options["prior"] = "none"
+        options |= task
         models = []
-        for batch_size, accumulate in ((32, 1), (8, 4), (8, 1)):
+        for size, accumulated in ((32, {}), (batch_size, how), (batch_size, {})):
             model = make_model(few.var_names, dropout=0.0)
-            model.train(few, **{**options, "batch_size": batch_size}, accumulate=accumulate)
+            model.train(few, **{**options, "batch_size": size}, **accumulated)
             models.append(weights(model))
         whole, accumulated, small = models
         for name in whole:

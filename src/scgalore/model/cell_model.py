@@ -438,6 +438,7 @@ class CellModel:
         from scgalore.train.memory import settle_memory
         from scgalore.train.processes import training_processes
         from scgalore.train.runner import fit
+        from scgalore.train.steps import settle_steps
 
         source, split, objective, config = prepared.source, prepared.split, prepared.objective, prepared.config
         pick_device(config.accelerator)
@@ -460,6 +461,7 @@ class CellModel:
                 config, None if source.lengths is None else n_cells, validated=validated, begun=begun
             )
             config = extended_config(config, begun)
+            config = settle_steps(config, source, None if split is None else split.train)
             config = settle_memory(network, source, split, objective, config, **run)
             validation = prepared.validation
             identity = None

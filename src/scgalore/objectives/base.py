@@ -63,6 +63,13 @@ class Objective(Protocol):
         """Run the network and measure the loss."""
         ...
 
+    def weight(self, batch: TokenBatch) -> float:
+        """What the loss of a corrupted batch is a mean over: the number of its terms, or the sum of their weights.
+
+        A step that adds up several batches weighs each by it, so that its gradient is that of the mean over all terms.
+        """
+        ...
+
     def over_epoch(self, parts: list[dict[str, Tensor]]) -> dict[str, float]:
         """Measures of a whole validation epoch that are not means over its batches.
 

@@ -84,6 +84,12 @@ class Classification:
             parts |= gains(of_start, of_both)
         return Loss(loss, parts, len(batch))
 
+    def weight(self, batch: TokenBatch) -> float:
+        """Cells, or the weights of their classes."""
+        if self.class_weights is None:
+            return len(batch)
+        return float(torch.tensor(self.class_weights)[batch.targets["labels"]].sum())
+
     def loss(self, logits: Tensor, labels: Tensor, *, reduction: str = "mean") -> Tensor:
         """Weighted cross entropy, as :func:`torch.nn.functional.cross_entropy` reduces it.
 

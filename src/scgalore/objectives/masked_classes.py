@@ -95,6 +95,10 @@ class MaskedClasses:
         parts = {"accuracy": masked_mean(right.to(logits.dtype), masked).detach()}
         return Loss(_cross_entropy(logits, classes, masked), parts, len(batch))
 
+    def weight(self, batch: TokenBatch) -> float:
+        """Genes to predict."""
+        return int(batch.targets["masked"].sum())
+
     def over_epoch(self, parts: list[dict[str, Tensor]]) -> dict[str, float]:
         """Nothing beyond means."""
         return {}

@@ -87,6 +87,10 @@ class MaskedExpression:
         total = torch.stack(list(parts.values())).sum()
         return Loss(total, {name: part.detach() for name, part in parts.items()}, len(batch))
 
+    def weight(self, batch: TokenBatch) -> float:
+        """Genes to predict."""
+        return int(batch.targets["masked"].sum())
+
     def predictions(self, network: CellNetwork, batch: TokenBatch) -> dict[str, tuple[Tensor, Tensor | None]]:
         """Expression of every token in each way in which the network predicts it; see :meth:`CellNetwork.expressions`."""
         encoded = network.encode(batch.genes, batch.values, batch.padding_if_any, cell_only=False, **batch.conditions)

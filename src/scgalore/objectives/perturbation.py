@@ -89,6 +89,10 @@ class Perturbation:
             parts["expression_error"] = 1 - pearson_of_means(prediction, targets, batch, None)
         return Loss(error, parts, len(batch))
 
+    def weight(self, batch: TokenBatch) -> float:
+        """Measured genes of all cells."""
+        return int(batch.targets["masked"].sum())
+
     def over_epoch(self, parts: list[dict[str, Tensor]]) -> dict[str, float]:
         """Score that chooses the epoch, from the parts of all validation perturbations."""
         score = statistics.fmean(float(part["score"]) for part in parts)

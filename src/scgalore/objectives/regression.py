@@ -63,6 +63,10 @@ class Regression:
             parts |= gains((batch.targets["start"][:, 0] - values).square(), (prediction - values).square())
         return Loss(F.mse_loss(prediction, values), parts, len(batch))
 
+    def weight(self, batch: TokenBatch) -> float:
+        """Cells."""
+        return len(batch)
+
     def after_prior(self, targets: Mapping[str, NDArray[Any]], validation: NDArray[np.int64]) -> Self:
         """The objective of a network that corrects a prior; see :class:`~scgalore.objectives.Classification`."""
         error = targets["start"][validation, 0] - targets["values"][validation]

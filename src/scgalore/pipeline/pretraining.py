@@ -292,9 +292,10 @@ def _report(
     result, history = run.model.result, run.model.history
     assert result is not None
     budget = next((name for name in BUDGETS if config.options[name] is not None), BUDGETS[0])
+    about = "about " if config.options["accumulate_tokens"] is not None else ""
     sections = [
         f"# scgalore pretrain: {run.training.n_obs:,} cells",
-        f"**{start}** was trained for {result.steps:,} steps of {run.cells_per_step} cells ({budget.removeprefix('max_')} were the "
+        f"**{start}** was trained for {result.steps:,} steps of {about}{run.cells_per_step} cells ({budget.removeprefix('max_')} were the "
         f"budget), {(result.steps or 0) * run.cells_per_step / run.training.n_obs:.1f} passes over the cells, on the "
         f"{run.training.n_matched:,} genes of the files that it knows. The weights of epoch {result.best_epoch} were kept.",
     ]

@@ -28,6 +28,7 @@ from scgalore.tl._shared import as_model
 from scgalore.train.curriculum import batch_plan
 from scgalore.train.estimate import estimate_training
 from scgalore.train.processes import training_processes
+from scgalore.train.steps import settle_steps
 
 if TYPE_CHECKING:
     from scgalore._typing import PathLike, Rng
@@ -154,7 +155,7 @@ class PretrainingRun:
     options
         What was asked for.
     cells_per_step
-        Cells of a step of the optimizer, of all processes.
+        Cells of a step of the optimizer, of all processes; with ``accumulate_tokens`` the expected number.
     """
 
     model: CellModel
@@ -212,8 +213,10 @@ class PretrainingRun:
             training, held = training.split(n, max_cells=n)
         call = replace(call, validation=held)
         prepared = task.prepare(task.read(training, call), fitted, call)
+        config = settle_steps(prepared.config, training, None)
+        prepared = replace(prepared, config=config)
         shown = None if held is None else held.with_config(fitted.tokenizer_config(rng=seed))
-        return cls(fitted, training, held, shown, prepared, asked, batch_size * call.config.accumulate * processes.size)
+        return cls(fitted, training, held, shown, prepared, asked, batch_size * config.accumulate * processes.size)
 
     def train(self, *, checkpoint_dir: PathLike | None, resume: bool, logger: Loggers) -> None:
         """Train; parameters are those of :func:`pretrain`."""

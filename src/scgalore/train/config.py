@@ -238,7 +238,24 @@ class TrainConfig:
         "Largest norm of the gradient; infinity does not clip.",
         default=1.0,
     )
-    accumulate: int = declare(COUNT, "Batches whose gradients are added up before a step.", default=1)
+    accumulate: int = declare(
+        COUNT,
+        """
+        Batches of a step of the optimizer. Its gradient is that of the mean over all that is predicted in them, wherever batches
+        are cut.
+        """,
+        default=1,
+    )
+    accumulate_tokens: int | None = declare(
+        COUNT,
+        """
+        Tokens that a step of the optimizer has about, of all processes and without padding, in place of a number of batches: it takes as
+        many as come nearest. ``accumulate`` is then the number of batches that a step is expected to have, by which
+        epochs and the schedule of the learning rate are counted; it is found out from the first batches unless it is given. So a
+        run may take some steps more or fewer than were asked for.
+        """,
+        shown_default="any number",
+    )
     gradient_checkpointing: bool = declare(
         SWITCH,
         """
@@ -367,6 +384,7 @@ class TrainConfig:
         excluded = {
             "clip_norm": (math.isfinite(self.clip_norm), "the norm of all gradients is never known", "float('inf')"),
             "accumulate": (self.accumulate > 1, "a gradient is used up as soon as it is there", "1"),
+            "accumulate_tokens": (bool(self.accumulate_tokens), "a gradient is used up as soon as it is there", "None"),
             "precision": (self.precision == "16-mixed", "gradients are unscaled all together", "'bf16-mixed'"),
             "devices": (_several(self.devices), "gradients are averaged over devices too late", "1"),
             "num_nodes": (self.num_nodes > 1, "gradients are averaged over machines too late", "1"),

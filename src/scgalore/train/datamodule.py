@@ -2,49 +2,24 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import torch
 from lightning.pytorch import LightningDataModule
 from torch.utils.data import DataLoader
 
+from scgalore.train.steps import Share, Steps
+
 if TYPE_CHECKING:
-    import torch
     from numpy.typing import NDArray
 
     from scgalore.data.batches import Batches
     from scgalore.data.tokens import TokenBatch
     from scgalore.objectives import Objective
 
-__all__ = ["CellDataModule", "Share"]
-
-
-@dataclass(frozen=True)
-class Share:
-    """What one of several processes gets in a step.
-
-    Attributes
-    ----------
-    batch
-        Its cells.
-    n
-        How many of them count: all, or none when it got none of its own.
-    whole
-        Cells of all processes together.
-    """
-
-    batch: TokenBatch
-    n: int
-    whole: int
-
-    def to(self, device: torch.device | str, *, non_blocking: bool = False) -> Share:
-        """Move the cells to a device."""
-        return replace(self, batch=self.batch.to(device, non_blocking=non_blocking))
-
-    def pin_memory(self) -> Share:
-        """Copy the cells to page-locked memory."""
-        return replace(self, batch=self.batch.pin_memory())
+__all__ = ["CellDataModule"]
 
 
 @dataclass(frozen=True)
@@ -56,7 +31,10 @@ class _Corrupt:
 
     def __call__(self, drawn: Any) -> TokenBatch | Share:  # of type Drawn; PyTorch expects lists
         batch = self.objective.corrupt(drawn.batch, seed=self.seed, draw=drawn.draw)
-        return batch if drawn.share is None else Share(batch, *drawn.share)
+        if drawn.share is None:
+            return batch
+        n, whole = drawn.share
+        return Share(batch, n, weight=n, whole=whole)
 
 
 class CellDataModule(LightningDataModule):
@@ -76,6 +54,8 @@ class CellDataModule(LightningDataModule):
         Whether batches are made in page-locked memory, from which a CUDA device copies while the host goes on.
     test_idx
         Row numbers of held-out cells, int64; for scvi only.
+    accumulate, accumulate_tokens
+        Batches, or tokens, of a step of the optimizer.
 
     Notes
     -----
@@ -92,6 +72,8 @@ class CellDataModule(LightningDataModule):
         num_workers: int = 0,
         pin_memory: bool = False,
         test_idx: NDArray[np.int64] | None = None,
+        accumulate: int = 1,
+        accumulate_tokens: int | None = None,
     ) -> None:
         super().__init__()
         nothing = np.empty(0, dtype=np.int64)
@@ -101,6 +83,7 @@ class CellDataModule(LightningDataModule):
         self.val_idx, self.n_val = (nothing, 0) if validation is None else (validation.rows, validation.n)
         self.test_idx = nothing if test_idx is None else test_idx
         self._corrupt = _Corrupt(objective, seed)
+        self._batches, self._tokens = accumulate, accumulate_tokens  # of a step
         self._loaders: dict[str, DataLoader[Any]] = {}
 
     def n_batches(self, epoch: int) -> int:
@@ -121,12 +104,24 @@ class CellDataModule(LightningDataModule):
             if batches is not None:
                 batches.set_process(self.trainer.global_rank, self.trainer.world_size)
 
-    def train_dataloader(self) -> DataLoader[Any]:
+    def train_dataloader(self) -> DataLoader[Any] | Steps:
         """Batches of the epoch."""
         if self.trainer is not None:
             # Workers begin with the epoch as soon as they are asked for, before Lightning says which one it is.
             self.training.set_epoch(self.trainer.current_epoch)
-        return self._loader("train", self.training)
+        loader = self._loader("train", self.training)
+        if self._batches == 1 and self._tokens is None:
+            return loader
+        objective = self._corrupt.objective
+        return Steps(loader, objective, batches=self._batches, tokens=self._tokens, sum_over=self._sum_over)
+
+    def _sum_over(self, numbers: list[float]) -> list[float]:
+        """Add up numbers over all processes."""
+        if self.trainer is None or self.trainer.world_size == 1:
+            return numbers
+        here = torch.tensor(numbers, dtype=torch.float64, device=self.trainer.strategy.root_device)
+        summed: list[float] = self.trainer.strategy.reduce(here, reduce_op="sum").tolist()
+        return summed
 
     def val_dataloader(self) -> DataLoader[Any] | list[DataLoader[Any]]:
         """Batches of the validation cells, always the same."""

@@ -58,15 +58,20 @@ class LogSteps(Callback):
     """Give the loggers the loss and the learning rate of the first and every tenth step; means of epochs they get from Lightning."""
 
     def __init__(self) -> None:
-        self._last = 0  # with accumulated gradients, several batches are of one step
+        self._last, self._loss = (
+            0,
+            0.0,
+        )  # step that ended last, and what the batches since then add to the loss of theirs
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Log the step."""
-        step = trainer.global_step
-        if step != self._last and (step == 1 or step % trainer.log_every_n_steps == 0):  # type: ignore[attr-defined]
-            self._last = step
-            row = {"step_loss": float(outputs["loss"]), "lr": float(trainer.optimizers[0].param_groups[0]["lr"])}
+        step, self._loss = trainer.global_step, self._loss + outputs["loss"]
+        if step == self._last:
+            return
+        if step == 1 or step % trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
+            row = {"step_loss": float(self._loss), "lr": float(trainer.optimizers[0].param_groups[0]["lr"])}
             for logger in trainer.loggers:
                 logger.log_metrics(row, step=step)
+        self._last, self._loss = step, 0.0

@@ -17,8 +17,8 @@ from scgalore.optim.sharded import ShardedOptimizer
 from scgalore.train.checkpoint import CHECKPOINT_KEY
 from scgalore.train.clipping import clip_by_norm_
 from scgalore.train.curriculum import rewarmed
-from scgalore.train.datamodule import CellDataModule, Share
 from scgalore.train.divergence import refuse_diverged
+from scgalore.train.steps import Share
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from scgalore.data.tokens import TokenBatch
     from scgalore.nn.adapter import SCGPTModule
     from scgalore.train.config import TrainConfig
+    from scgalore.train.datamodule import CellDataModule
 
 __all__ = ["ObjectiveTrainingPlan", "learning_rates"]
 
@@ -103,9 +104,19 @@ class ObjectiveTrainingPlan(TrainingPlan):
         loss, cells = self._measure(batch, "train", batch_idx)
         self._last = cells, position
         if isinstance(batch, Share):
-            # DDP averages over processes, of which one may have fewer cells than the others.
-            return loss * (batch.n * self.trainer.world_size / batch.whole)
+            # Lightning divides by the number of batches, and DDP averages over processes; batches do not count alike.
+            parts = self.trainer.world_size * self.trainer.accumulate_grad_batches
+            return loss * (batch.weight * parts / max(batch.whole, 1e-300))
         return loss
+
+    def on_train_batch_start(self, batch: TokenBatch | Share, batch_idx: int) -> None:
+        """Decide whether the optimizer steps after this batch."""
+        if isinstance(batch, Share):
+            # It does where the number of batches so far is a multiple of this, a power of two, by which no digit is lost.
+            self.trainer.accumulate_grad_batches = 1 if batch.ends else 1 << (batch_idx + 2).bit_length()
+
+    def optimizer_zero_grad(self, *args: Any, **kwargs: Any) -> None:
+        """Nothing before a backward pass: gradients are dropped after each step, wherever the next one begins."""
 
     def on_validation_epoch_start(self) -> None:
         """Begin a new epoch."""
@@ -205,6 +216,8 @@ class ObjectiveTrainingPlan(TrainingPlan):
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
         """Step, and tell the adapter."""
         super().optimizer_step(*args, **kwargs)
+        for optimizer in self.trainer.optimizers:
+            optimizer.zero_grad()
         if self.adapter is not None:
             self.adapter.after_step()
 

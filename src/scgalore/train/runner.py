@@ -280,6 +280,8 @@ def _data_module(
         num_workers=config.num_workers,
         pin_memory=config.accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available(),
         test_idx=None if split is None else split.test,
+        accumulate=config.accumulate,
+        accumulate_tokens=config.accumulate_tokens,
     )
 
 
@@ -288,7 +290,6 @@ def _trainer_options(config: TrainConfig, loggers: list[Logger], *, reload: bool
         "logger": loggers or None,  # scvi's own then, in memory
         "precision": config.precision,
         "gradient_clip_val": None if math.isinf(config.clip_norm) else config.clip_norm,
-        "accumulate_grad_batches": config.accumulate,
         "check_val_every_n_epoch": 1,
         "enable_progress_bar": is_shown(),
         "simple_progress_bar": False,

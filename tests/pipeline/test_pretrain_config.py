@@ -36,6 +36,27 @@ def test_defaults_are_those_of_the_function() -> None:
 
 
 @pytest.mark.parametrize(
+    ("text", "weights"),
+    [
+        ("T cell=2,B cell=0.5", {"T cell": 2.0, "B cell": 0.5}),
+        ("CD4-positive, alpha-beta T cell=2, B=0", {"CD4-positive, alpha-beta T cell": 2.0, "B": 0.0}),
+        ("score=high=3", {"score=high": 3.0}),
+        ('{"a, b=1": 4, "2": 1}', {"a, b=1": 4.0, "2": 1.0}),
+    ],
+)
+def test_weights_are_read_from_a_command_line(text: str, weights: dict[str, float], tmp_path: Path) -> None:
+    option = next(option for option, _ in pretrain_options() if option.name == "weights")
+    made = config(weights_key="cell_type", weights=option.kind.read(text))
+    assert made.options["weights"] == weights
+    (tmp_path / "config.json").write_text(made.to_json(), encoding="utf-8")
+    assert PretrainConfig.from_json(tmp_path / "config.json") == made
+
+
+def test_labels_that_are_numbers_have_one_form() -> None:
+    assert config(weights_key="louvain", weights={1: 2, 2.0: 3}).options["weights"] == {"1": 2.0, "2": 3.0}
+
+
+@pytest.mark.parametrize(
     ("options", "match"),
     [
         ({"max_step": 3}, r"no option 'max_step' of pre-training\. Did you mean 'max_steps'"),
@@ -43,6 +64,8 @@ def test_defaults_are_those_of_the_function() -> None:
         ({"max_steps": -1}, "max_steps=-1"),
         ({"max_epochs": 2}, "no option 'max_epochs'"),
         ({"sizes": {}}, "sizes="),
+        ({"weights": "T cell"}, "weights='T cell': give a number"),
+        ({"weights": {"T cell": float("nan")}}, "weights="),
     ],
 )
 def test_bad_options_are_refused(options: dict[str, Any], match: str) -> None:

@@ -5,8 +5,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 from anndata import AnnData
+from scipy.stats import chisquare
 from tests.bitwise import differences
 
 import scgalore as sg
@@ -17,6 +19,14 @@ from scgalore.train.callbacks import History
 
 RUN: dict[str, Any] = {"max_steps": 6, "steps_per_epoch": 2, "batch_size": 8, "block_size": 4, "buffer_size": 16}
 SIZES = {"d_model": 16, "n_heads": 2, "d_hid": 32, "n_layers": 2, "max_length": 40}
+
+
+READ = {name: RUN[name] for name in ("batch_size", "block_size", "buffer_size")}
+
+
+def run_of(sources: Any, model: SCGPT, **options: Any) -> PretrainingRun:
+    options = {"validation": None, "max_length": None, "rng": 0, "steps_per_epoch": 2, **READ, **options}
+    return PretrainingRun.of(sources, model, **options)
 
 
 @pytest.fixture
@@ -113,10 +123,7 @@ class TestBudget:
 
 class TestValidation:
     def test_some_cells_are_held_out_and_never_trained_on(self, model: SCGPT, files: list[Path]) -> None:
-        options = {name: value for name, value in RUN.items() if name in ("batch_size", "block_size", "buffer_size")}
-        run = PretrainingRun.of(
-            files, model, validation=None, max_length=None, rng=0, steps_per_epoch=2, validation_cells=5, **options
-        )
+        run = run_of(files, model, validation_cells=5)
         assert run.held is not None
         held, seen = ({int(cell) for batch in part for cell in batch.cells} for part in (run.held, run.training))
         assert len(held) == run.held.n_obs == 5
@@ -194,6 +201,9 @@ class TestResume:
     [
         ({"shares": {"blood": 0.5}}, "needs sources with names"),
         ({"shares": {"blood": -1}}, "shares="),
+        ({"weights": {"T": 2}}, "name it as weights_key="),
+        ({"weights_key": "bulk_labels", "weights": {"T": -1}}, "weights="),
+        ({"weights_key": "bulk_labels", "weights": {"Tea cell": 2}}, r"weights has 'Tea cell', which no cell has"),
         ({"species": "rat"}, "species="),
         ({"objective": "next token"}, "objective="),
         ({"lr": -1}, "lr="),
@@ -231,20 +241,21 @@ def test_a_query_may_be_one_of_each_source(model: SCGPT, few: AnnData, files: li
     named = {"a": [files[0]], "b": [files[1]]}
     labels = few.obs["bulk_labels"].astype(str)
     where = {"a": f"bulk_labels == {labels.iloc[0]!r}", "b": f"bulk_labels != {labels.iloc[0]!r}"}
-    read = {name: value for name, value in RUN.items() if name in ("batch_size", "block_size", "buffer_size")}
-    run = PretrainingRun.of(
-        named,
-        model,
-        validation=None,
-        max_length=None,
-        rng=0,
-        steps_per_epoch=2,
-        validation_cells=0,
-        where=where,
-        **read,
-    )
+    run = run_of(named, model, validation_cells=0, where=where)
     kept = (labels[:50] == labels.iloc[0]).sum() + (labels[50:] != labels.iloc[0]).sum()
     assert run.training.n_obs == kept
+
+
+def test_values_are_drawn_as_often_as_their_weights_say(model: SCGPT, few: AnnData, files: list[Path]) -> None:
+    labels = few.obs["bulk_labels"].astype(str)
+    first, second, *others = labels.unique()
+    run = run_of(files, model, weights_key="bulk_labels", weights={first: 3, second: 0}, validation_cells=5)
+    cells = np.concatenate([batch.cells.numpy() for epoch in range(8) for batch in run.training.batches(epoch)])
+    counts = labels.iloc[cells].value_counts()
+    assert second not in counts
+    target = pd.Series({first: 3.0, **dict.fromkeys(others, 1.0)})
+    assert chisquare(counts[target.index], target / target.sum() * len(cells)).pvalue > 1e-3
+    assert chisquare(counts[target.index], np.full(len(target), len(cells) / len(target))).pvalue < 1e-6
 
 
 def test_files_that_are_trained_on_do_not_choose_the_weights(model: SCGPT, files: list[Path]) -> None:

@@ -203,7 +203,8 @@ class PretrainingRun:
         task.require(fitted)
         tokens = fitted.tokenizer_config(max_length=max_length, rng=seed)
         made = {"config": tokens, "batch_size": batch_size, "rng": seed, **read}
-        training = stream(sources, fitted.vocab, shares=asked.shares, weights_key=asked.weights_key, **made)
+        drawing: dict[str, Any] = {"shares": asked.shares, "weights_key": asked.weights_key, "weights": asked.weights}
+        training = stream(sources, fitted.vocab, **drawing, **made)
         held = None if validation is None else stream(validation, fitted.vocab, **made)
         twice = set() if held is None else {*held.files} & {*training.files}
         if paths := sorted(name for name in twice if Path(name).exists()):  # objects have no names of their own

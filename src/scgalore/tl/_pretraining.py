@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import math
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from scgalore._options import COUNT, POSITIVE, TEXT, Kind, as_json, comma_separated, declare, options_of, whole
+from scgalore._options import COUNT, POSITIVE, TEXT, Kind, as_json, declare, number, options_of, whole
 from scgalore.data.reading import DATA_TYPE, MATCHED, SPECIES
+from scgalore.data.texts import text_of
 from scgalore.errors import OptionError
 from scgalore.tasks.expression import Expression
 
@@ -18,16 +21,31 @@ BUDGETS = ("max_steps", "max_cells", "max_hours")
 """Options that say how long to train, of which a run has one."""
 
 
+_PAIRS = re.compile(r"\s*(.+?)\s*=\s*([^=,]+?)\s*(?:,|$)")
+
+
 def _by_name(text: str) -> Any:
-    """Read ``blood=0.7,pancreas=0.3`` from a command line, or JSON, or one word."""
-    pairs = [part.split("=", 1) for part in comma_separated(text)]
-    return {name: as_json(value) for name, value in pairs} if all(len(pair) == 2 for pair in pairs) else as_json(text)
+    """Read ``blood=0.7,pancreas=0.3`` from a command line, or JSON, or one word; names may have ``,`` and ``=`` in them."""
+    if text.lstrip().startswith("{") or "".join(found.group() for found in _PAIRS.finditer(text)) != text:
+        return as_json(text)
+    return {name: as_json(value) for name, value in _PAIRS.findall(text)}
 
 
 def _are_shares(value: Any) -> bool:
     return isinstance(value, Mapping) and all(POSITIVE.fits(share) for share in value.values()) and len(value) > 0
 
 
+def _are_weights(value: Any) -> bool:
+    return isinstance(value, Mapping) and all(WEIGHT.fits(weight) for weight in value.values()) and len(value) > 0
+
+
+WEIGHT = number("it must be a number that is not negative", lambda weight: 0 <= weight < math.inf)
+WEIGHTS = Kind(
+    "give a number, 0 or more, for some values of the column, as in {'T cell': 2}",
+    _are_weights,
+    _by_name,
+    lambda value: {str(text_of(label)): float(weight) for label, weight in value.items()},
+)
 SHARES = Kind("give a positive number for each named source, as in {'blood': 0.7}", _are_shares, _by_name, dict)
 
 
@@ -81,6 +99,14 @@ class PretrainingOptions:
         TEXT,
         "Column of obs whose values are drawn equally often, such as cell_type. Cells are then drawn with replacement.",
         column="obs",
+    )
+    weights: dict[Any, float] | None = declare(
+        WEIGHTS,
+        """
+        How often values of that column are drawn, relative to each other, as in "T cell=2,B cell=0.5"; 1 for those that are left out, and 0
+        for those that are not to come at all.
+        """,
+        shown_default="1 for each value",
     )
     layer: Any = declare(
         of_each(TEXT), "Layer to read, raw for raw.X, or auto for the counts wherever they are.", default="auto"

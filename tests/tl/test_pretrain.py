@@ -69,6 +69,19 @@ class TestModel:
         trained = sg.tl.pretrain(files, model, objective="generative", mask_ratio=[0.25, 0.5], **RUN)
         assert trained.network.generates
 
+    def test_genes_are_generated_again_from_the_cell_embedding(
+        self, few: AnnData, make_model: Callable[..., SCGPT], files: list[Path]
+    ) -> None:
+        run = {**RUN, "objective": "generative", "dropout": 0.0}
+        once, twice = (
+            sg.tl.pretrain(files, make_model(few.var_names), **run, from_cell_prompt=prompt) for prompt in (None, True)
+        )
+        assert "train_mse_from_prompt" not in once.history
+        parts = twice.history.filter(regex="^train_mse")
+        assert "train_mse_from_prompt" in parts
+        assert twice.history["train_loss"].to_numpy() == pytest.approx(parts.sum(axis=1).to_numpy(), rel=1e-5)
+        assert differences(weights(once), weights(twice))
+
 
 class TestBudget:
     @pytest.mark.parametrize(
@@ -205,6 +218,7 @@ class TestResume:
         ({"weights_key": "bulk_labels", "weights": {"T": -1}}, "weights="),
         ({"weights_key": "bulk_labels", "weights": {"Tea cell": 2}}, r"weights has 'Tea cell', which no cell has"),
         ({"species": "rat"}, "species="),
+        ({"from_cell_prompt": True}, "from_cell_prompt=True is for objective='generative'"),
         ({"objective": "next token"}, "objective="),
         ({"lr": -1}, "lr="),
         ({"curriculum": True}, "curriculum"),

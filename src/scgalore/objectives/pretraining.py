@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from inspect import signature
 from typing import TYPE_CHECKING, Any, Protocol
 
 from scgalore.errors import OptionError
@@ -27,30 +28,16 @@ class SelfSupervised(Objective, Protocol):
         ...
 
 
-def _masked(network: CellNetwork, **options: Any) -> SelfSupervised:
-    return MaskedExpression(mask_value=network.config.mask_value, **options)
-
-
-def _generative(network: CellNetwork, **options: Any) -> SelfSupervised:
-    return GenerativeExpression(mask_value=network.config.mask_value, **options)
-
-
-def _classes(network: CellNetwork, **options: Any) -> SelfSupervised:
-    return MaskedClasses(mask_value=network.config.mask_value, **options)
-
-
 PRETRAINING: dict[str, Callable[..., SelfSupervised]] = {
-    "masked": _masked,
-    "generative": _generative,
-    "classes": _classes,
+    "masked": MaskedExpression,
+    "generative": GenerativeExpression,
+    "classes": MaskedClasses,
 }
-"""What makes each objective, from a network and, where it is given, ``mask_ratio``. A network names those that it can be trained for
-(:attr:`scgalore.nn.CellNetwork.pretraining`), its own first."""
+"""What makes each objective, from ``mask_value``, ``mask_ratio`` and options of its own, all by name. A network names those that it can
+be trained for (:attr:`scgalore.nn.CellNetwork.pretraining`), its own first."""
 
 
-def pretraining_objective(
-    network: CellNetwork, name: str | None = None, mask_ratio: float | tuple[float, ...] | None = None
-) -> SelfSupervised:
+def pretraining_objective(network: CellNetwork, name: str | None = None, **options: Any) -> SelfSupervised:
     """Make the self-supervised objective of a network.
 
     Parameters
@@ -59,17 +46,23 @@ def pretraining_objective(
         That is to be trained.
     name
         Key of :data:`PRETRAINING`; the network's own when ``None``.
-    mask_ratio
-        Share of a cell's genes to predict, or several of which each cell draws one; the objective's own when ``None``.
+    **options
+        Those of the objective, such as ``mask_ratio``; its own defaults where they are ``None``.
 
     Raises
     ------
     OptionError
-        If the network cannot be trained for this objective.
+        If the network cannot be trained for this objective, or that has no such option.
     """
     known = network.pretraining
     if name is not None and name not in known:
         msg = f"objective={name!r}: a {type(network).__name__} can be pre-trained for {', '.join(map(repr, known)) or 'nothing'}."
         raise OptionError(msg)
-    options = {} if mask_ratio is None else {"mask_ratio": mask_ratio}
-    return PRETRAINING[name or known[0]](network, **options)
+    name = known[0] if name is None else name
+    given = {option: value for option, value in options.items() if value is not None}
+    for option, value in given.items():
+        having = [one for one, made in PRETRAINING.items() if option in signature(made).parameters]
+        if name not in having:
+            msg = f"{option}={value!r} is for objective={' or '.join(map(repr, having))}, and this is {name!r}. Leave it out."
+            raise OptionError(msg)
+    return PRETRAINING[name](mask_value=network.config.mask_value, **given)

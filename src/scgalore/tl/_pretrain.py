@@ -186,7 +186,7 @@ class PretrainingRun:
             raise OptionError(msg)
         seed = seed_from(rng)
         task, call = resolve_call(
-            {"objective": asked.objective, "mask_ratio": asked.mask_ratio, **options},
+            {**asked.of_task, **options},
             task=Expression.name,
             seed=seed,
             function=pretrain,

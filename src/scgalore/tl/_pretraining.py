@@ -60,17 +60,21 @@ def of_each(kind: Kind) -> Kind:
 
 
 WHERE = replace(of_each(TEXT), read=str)  # "=" and "," are part of a query
-_objective, _mask_ratio = (
-    {option.name: option for option in Expression.arguments}[name] for name in ("objective", "mask_ratio")
-)
+
+
+def _of_task(name: str) -> Any:
+    """Declare an argument of the task of masked expression."""
+    option = next(option for option in Expression.arguments if option.name == name)
+    return declare(option.kind, option.help, shown_default=option.shown_default)
 
 
 @dataclass(frozen=True)
 class PretrainingOptions:
     """Options of :func:`scgalore.tl.pretrain` besides those of training."""
 
-    objective: str | None = declare(_objective.kind, _objective.help, shown_default=_objective.shown_default)
-    mask_ratio: Any = declare(_mask_ratio.kind, _mask_ratio.help, shown_default=_mask_ratio.shown_default)
+    objective: str | None = _of_task("objective")
+    mask_ratio: Any = _of_task("mask_ratio")
+    from_cell_prompt: bool | None = _of_task("from_cell_prompt")
     max_steps: int | None = declare(
         COUNT,
         "Steps of the optimizer. The budget of a run is this, or cells, or hours.",
@@ -141,6 +145,11 @@ class PretrainingOptions:
             raise OptionError(msg)
         if not given:
             object.__setattr__(self, "max_steps", MAX_STEPS)
+
+    @property
+    def of_task(self) -> dict[str, Any]:
+        """Arguments of :class:`~scgalore.tasks.expression.Expression`."""
+        return {option.name: getattr(self, option.name) for option in Expression.arguments}
 
     @property
     def of_stream(self) -> dict[str, Any]:

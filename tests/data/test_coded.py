@@ -6,7 +6,7 @@ import pytest
 
 from scgalore.data.coded import CodedColumn, refuse_unknown
 from scgalore.data.tables import Table
-from scgalore.errors import DataError
+from scgalore.errors import DataError, MissingKeyError
 
 
 def table(labels: Any, name: str = "a.h5ad") -> Table:
@@ -40,3 +40,16 @@ def test_labels_that_are_not_known() -> None:
     refuse_unknown([number], ["1"], "a")  # the same label
     with pytest.raises(DataError, match=r"1 of 2 cells have no label in obs\['kind'\] of b\.h5ad"):
         CodedColumn("kind").read(table(["a", None], "b.h5ad"), None)
+
+
+def test_sources_without_the_column_are_named_together() -> None:
+    column = CodedColumn("kind")
+    column.read(table(["a"]), None)
+    column.require()
+    for name in ("b.h5ad", "c.h5ad", "d.h5ad", "e.h5ad"):
+        column.read(Table.of_frame(pd.DataFrame({"type": ["a"]}), "obs", name), None)
+    message = (
+        r"no column 'kind' in 4 of 5 files: 'b\.h5ad', 'c\.h5ad', 'd\.h5ad', \.\.\.\. That of b\.h5ad has \['type'\]"
+    )
+    with pytest.raises(MissingKeyError, match=message):
+        column.require()

@@ -1,4 +1,6 @@
+import logging
 import pickle
+import re
 import subprocess
 import sys
 import tracemalloc
@@ -605,6 +607,27 @@ def test_all_cells_can_be_gathered_log_normalised(few: AnnData, tmp_path: Path) 
     assert made.obs["bulk_labels"].astype(str).tolist() == few.obs["bulk_labels"].astype(str).tolist()
     sc.pp.normalize_total(counts, target_sum=1e4)
     sc.pp.log1p(counts)
+    assert made.obs["bulk_labels"].notna().all()
     for part, expected in ((made[:50], counts), (made[50:], logs)):
         np.testing.assert_allclose(part[:, expected.var_names].X.toarray(), expected.X.toarray(), rtol=1e-5)
         assert part[:, ~part.var_names.isin(expected.var_names)].X.sum() == 0
+
+
+def test_gathered_cells_of_files_without_a_column_have_no_value(
+    few: AnnData, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    few.obs["louvain"] = [None, *few.obs["bulk_labels"].astype(str)[1:]]
+    few[:50].copy().write_h5ad(tmp_path / "with.h5ad")
+    bare = few[50:].copy()
+    del bare.obs["louvain"]
+    bare.write_h5ad(tmp_path / "without.h5ad")
+    vocab = GeneVocab.from_genes(few.var_names)
+    stream = sg.data.stream(tmp_path, vocab, batch_size=4, shuffle=False)
+    with caplog.at_level(logging.WARNING, logger="scgalore"):
+        made = stream.to_adata(vocab, obs_keys=["louvain"])
+    assert made.obs["louvain"].isna().tolist() == [True] + [False] * 49 + [True] * 40
+    assert made.obs["louvain"][1:50].tolist() == few.obs["bulk_labels"][1:50].astype(str).tolist()
+    assert re.search(r"1 of 2 files have no value in obs\['louvain'\]: '.*without\.h5ad'", caplog.text)
+    made.write_h5ad(tmp_path / "made.h5ad")
+    with pytest.raises(MissingKeyError, match=r"None of the 2 files has a value in obs\['lovain'\]"):
+        stream.to_adata(vocab, obs_keys=["lovain"])

@@ -22,7 +22,7 @@ from typer.testing import CliRunner
 
 import scgalore as sg
 from scgalore.cli import app
-from scgalore.errors import OptionError
+from scgalore.errors import MissingKeyError, OptionError
 from scgalore.pipeline import PretrainConfig, pretrain
 from scgalore.pipeline.pretraining import FILES, plan_pretraining
 
@@ -58,6 +58,27 @@ def finished(sources: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def trained(folder: Path) -> dict[str, torch.Tensor]:
     return load_file(folder / "checkpoints" / "model" / "model.safetensors")
+
+
+def test_files_without_labels_are_no_obstacle(sources: Path, tmp_path: Path) -> None:
+    """Their cells are left out of the score and shown all the same; drawing by such a column is refused, naming the file."""
+    folder = tmp_path / "cells"
+    folder.mkdir()
+    even, bare = (ad.concat([ad.read_h5ad(sources / f"{name}.h5ad")] * 6) for name in ("even", "odd"))
+    even.write_h5ad(folder / "even.h5ad")
+    del bare.obs["bulk_labels"]
+    bare.write_h5ad(folder / "odd.h5ad")
+    run = {**RUN, "max_steps": 2, "validation_cells": 30}
+    with pytest.raises(MissingKeyError, match=r"no column 'bulk_labels' in 1 of 2 files: '.*odd\.h5ad'"):
+        pretrain(PretrainConfig(folder, tmp_path / "none", weights_key="bulk_labels", **run))
+    assert not (tmp_path / "none").exists()
+    out = pretrain(PretrainConfig(folder, tmp_path / "out", labels_key="bulk_labels", **run))
+    held = ad.read_h5ad(out / "held_out.h5ad")
+    assert held.obs["bulk_labels"].isna().tolist() == (held.obs["source"] == "odd").tolist()
+    assert (out / "figures" / "umap.png").exists()
+    n_labelled = int((held.obs["source"] == "even").sum())
+    for row in json.loads((out / "metrics.json").read_text())["neighbours"].values():
+        assert 10 <= row["n"] <= n_labelled < held.n_obs - 10
 
 
 class TestFinishedRun:

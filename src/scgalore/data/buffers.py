@@ -14,6 +14,8 @@ import pandas as pd
 from anndata import AnnData, concat
 from scipy.sparse import csr_matrix
 
+from scgalore._logging import warning
+from scgalore._words import few
 from scgalore.data.coded import CodedColumn
 from scgalore.data.drawing import Blocks, Weighting, drawn, once
 from scgalore.data.expression import LogExpression
@@ -24,8 +26,9 @@ from scgalore.data.matrix import CellMatrix
 from scgalore.data.ragged import starts
 from scgalore.data.scale import log_base_of, scale_of
 from scgalore.data.sources import OpenSources
+from scgalore.data.texts import texts_of
 from scgalore.data.tokenizer import Tokenizer
-from scgalore.errors import DataError
+from scgalore.errors import DataError, MissingKeyError
 
 if TYPE_CHECKING:
     from collections.abc import Generator, Sequence
@@ -36,6 +39,7 @@ if TYPE_CHECKING:
     from scgalore.data.drawing import Visits
     from scgalore.data.looking import Kept, Wanted
     from scgalore.data.sources import OpenSource, Place
+    from scgalore.data.tables import Table
     from scgalore.data.tokens import TokenizerConfig
     from scgalore.data.vocab import GeneVocab
     from scgalore.data.weighing import Weighing
@@ -175,6 +179,9 @@ class FileBuffers:
                             column.read(place.obs, found.rows)
             finally:
                 place.close()
+        for column in (labels, values):
+            if column is not None:
+                column.require()
         if not kept:
             query = wanted[0].query
             msg = f"where={query.text if query else None!r} leaves no cell of any source."
@@ -339,7 +346,7 @@ class FileBuffers:
         ids = self.genes()
         place_of = np.full(len(tokens), -1)
         place_of[ids] = np.arange(len(ids))
-        gathered = []
+        gathered: list[AnnData] = []
         for kept in self._kept:
             if not kept.n_kept:
                 continue
@@ -350,7 +357,7 @@ class FileBuffers:
             try:
                 x = opened.rows(rows)[:, known]
                 names = opened.obs.index().iloc[rows].astype(str).to_numpy()
-                columns = {key: opened.obs.column(key).iloc[rows].astype(str).to_numpy() for key in obs_keys}
+                columns = {key: _texts(opened.obs, key, rows) for key in obs_keys}
             finally:
                 opened.close()
             moved = csr_matrix((x.data, place_of[table[known]][x.indices], x.indptr), shape=(len(rows), len(ids)))
@@ -362,6 +369,7 @@ class FileBuffers:
             for key, values in {"source": called[kept.group], "file": kept.source.name, **columns}.items():
                 cells.obs[key] = values
             gathered.append(cells)
+        _report_lacking(gathered, obs_keys)
         whole = concat(gathered, axis="obs")
         whole.obs_names_make_unique()
         for key in whole.obs:
@@ -405,3 +413,19 @@ class FileBuffers:
 
     def _token_ids(self, table: int) -> NDArray[np.int64]:
         return self._tables[table].astype(np.int64) - 1
+
+
+def _texts(obs: Table, key: str, rows: NDArray[np.int64]) -> NDArray[np.object_]:
+    """Labels of some cells; ``None`` where they have none, or the table no such column."""
+    return texts_of(obs.column(key).iloc[rows]) if key in obs.columns else np.full(len(rows), None)
+
+
+def _report_lacking(files: Sequence[AnnData], keys: Sequence[str]) -> None:
+    """Name the files whose cells have no value in a column; refuse a column that none has."""
+    for key in keys:
+        without = [cells.obs["file"].iloc[0] for cells in files if cells.obs[key].isna().all()]
+        if len(without) == len(files):
+            msg = f"None of the {len(files)} files has a value in obs[{key!r}]: {few(without)}."
+            raise MissingKeyError(msg)
+        if without:
+            warning(f"{len(without)} of {len(files)} files have no value in obs[{key!r}]: {few(without)}")

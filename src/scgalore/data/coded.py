@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
+from scgalore._words import few
 from scgalore.data.labels import class_codes, classes_of, in_order, refuse_measurement
 from scgalore.data.texts import same_label, texts_of
-from scgalore.errors import DataError
+from scgalore.errors import DataError, MissingKeyError
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -37,9 +38,10 @@ class CodedColumn:
         self._found: list[tuple[str, ...]] = []
         self._codes: list[NDArray[np.integer[Any]]] = []
         self._labels: list[pd.Series] = []
+        self._lacking: list[Table] = []
 
     def read(self, obs: Table, rows: NDArray[np.integer[Any]] | None) -> None:
-        """Read the labels of one source.
+        """Read the labels of one source; one that lacks the column is noted for :meth:`require`.
 
         Parameters
         ----------
@@ -52,9 +54,10 @@ class CodedColumn:
         ------
         DataError
             If a label is missing or none of those known.
-        MissingKeyError
-            If there is no such column.
         """
+        if self._key not in obs.columns:
+            self._lacking.append(obs)
+            return
         labels = obs.column(self._key)
         labels = labels if rows is None else labels.iloc[rows]
         where = f"obs[{self._key!r}] of {obs.of}"
@@ -66,6 +69,23 @@ class CodedColumn:
         self._found.append(found)
         self._codes.append(codes.astype(np.min_scalar_type(-len(once) - 1)))
         self._labels.append(pd.Series(once))
+
+    def require(self) -> None:
+        """Refuse sources that lack the column.
+
+        Raises
+        ------
+        MissingKeyError
+            If there are such; all of them are counted, and the first ones named.
+        """
+        if not self._lacking:
+            return
+        first, n = self._lacking[0], len(self._lacking) + len(self._found)
+        msg = (
+            f"obs has no column {self._key!r} in {len(self._lacking)} of {n} files: {few(one.of for one in self._lacking)}. That of {first.of} "
+            f"has {list(first.columns)}. Leave these files out, or name a column that all have."
+        )
+        raise MissingKeyError(msg)
 
     @property
     def names(self) -> tuple[str, ...]:

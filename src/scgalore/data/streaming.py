@@ -501,7 +501,7 @@ class TokenStream(IterableDataset[TokenBatch]):
         vocab
             What the stream was made with.
         obs_keys
-            Columns of ``obs`` to take along, as text.
+            Columns of ``obs`` to take along, as text; cells of files that lack one have no value there.
 
         Returns
         -------
@@ -511,7 +511,7 @@ class TokenStream(IterableDataset[TokenBatch]):
         Raises
         ------
         MissingKeyError
-            If a file has no such column.
+            If no file has such a column.
         OptionError
             If the stream is one of a loader.
         """

@@ -213,9 +213,11 @@ def _scores(config: PretrainConfig, held: AnnData, before: Any, run: Pretraining
     key = config.options["labels_key"]
     if key is None:
         return {}
+    labels, known = held.obs[key], held.obs[key].notna().to_numpy()
     names = {"principal components": "X_pca", "before": "before", "after": after}
     return {
-        name: _neighbour_accuracy(held.obsm[slot], held.obs[key].astype(str).to_numpy()) for name, slot in names.items()
+        name: _neighbour_accuracy(held.obsm[slot][known], labels[known].astype(str).to_numpy())
+        for name, slot in names.items()
     }
 
 
@@ -228,10 +230,10 @@ def _neighbour_accuracy(x: Any, labels: Any) -> dict[str, float]:
     kept = (counts >= FOLDS)[codes]
     if len(np.unique(codes[kept])) < 2:
         return {}
+    x, labels = x[kept], names[codes[kept]]
     folds = StratifiedKFold(FOLDS, shuffle=True, random_state=0)
-    found = (
-        cross_val_predict(KNeighborsClassifier(NEIGHBOURS), x[kept], names[codes[kept]], cv=folds) == names[codes[kept]]
-    )
+    neighbours = KNeighborsClassifier(min(NEIGHBOURS, min(len(others) for others, _ in folds.split(x, labels))))
+    found = cross_val_predict(neighbours, x, labels, cv=folds) == labels
     return {"accuracy": float(found.mean()), "se": float(found.std(ddof=1) / np.sqrt(len(found))), "n": len(found)}
 
 

@@ -1,4 +1,4 @@
-"""Comparisons with the original program, and the page of the documentation that lists them.
+"""Comparisons with the original programs, and the page of the documentation that lists them.
 
 ``pytest --parity-table docs/parity.md`` runs the tests and writes the page.
 """
@@ -15,6 +15,7 @@ import pytest
 import torch
 
 MANIFEST = Path(__file__).parent / "data" / "scgpt" / "manifest.json"
+SCBERT = Path(__file__).parent / "data" / "scbert" / "scbert.npz"
 
 #: Two arrays of floating-point numbers agree if they differ by this share of the largest magnitude at most. The processor
 #: decides in which order a sum is added, so a bound that does not grow with the numbers holds on some processors only.
@@ -33,6 +34,7 @@ NOT_COMPARED = {
     "base/loss_cce": "the contrastive loss is not built: no objective of ours uses it",
     "multiomic/": "the multi-omic network is not built yet",
     "perturb_metrics/": "perturbation metrics are not built yet",
+    "scbert/log2": "classes are found without logarithms, in whole numbers; `tokens` are what becomes of them",
 }
 
 #: Arrays that went into the original, or that scanpy made for it.
@@ -40,7 +42,8 @@ INPUTS = re.compile(
     r"batch/(gene_ids|target_values|masked_positions|\w+_labels|pad_id|cls_id)|base/clamp_values|binning/row\d|"
     r"preprocess/(counts|logged|genes|kept_genes|X_normed|X_log1p|hvg_X_normed|hvg_cell_ranger_genes)|"
     r"tokenizer/(gene_ids|binned)|collator/in\d/\w+|embed/(X|var_names)|styles/\w+_values|"
-    r"perturb/(gene_ids|gene_names|expr|pert_flags|target)|losses/(input|target|mask|probs)"
+    r"perturb/(gene_ids|gene_names|expr|pert_flags|target)|losses/(input|target|mask|probs)|"
+    r"scbert/(counts|masked_input|labels)"
 )
 
 #: What ours does otherwise although no array of the original shows it.
@@ -168,6 +171,7 @@ def pytest_configure(config: pytest.Config) -> None:
 def arrays_of_the_original() -> list[str]:
     """Names of all arrays that have to be compared."""
     files: dict[str, list[str]] = json.loads(MANIFEST.read_text())["npz"]
+    files |= {SCBERT.name: list(np.load(SCBERT))}
     names = [f"{file.removesuffix('.npz')}/{name}" for file, arrays in files.items() for name in arrays]
     return [name for name in names if not name.startswith(tuple(NOT_COMPARED)) and not INPUTS.fullmatch(name)]
 
@@ -206,12 +210,13 @@ def _introduction(rows: list[Agreement]) -> list[str]:
     n_equal = sum(row.difference == 0 for row in rows)
     worst = max((row.relative for row in large), default=0)
     return [
-        "# Parity with the original program",
+        "# Parity with the original programs",
         "",
-        "Numbers that unmodified scGPT computed on the CPU in float32, with a tiny network of random weights, beside ours with",
-        "the same weights and input: tokens, outputs, losses, gradients and embeddings, one row an array.",
+        "Numbers that unmodified scGPT and scBERT computed on the CPU in float32, with tiny networks of random weights, next to ours with",
+        "the same weights and input: tokens, outputs, losses, gradients and embeddings, one row per array.",
         "",
-        f"- original: scGPT {manifest['scgpt']}, torch {manifest['torch']}, NumPy {manifest['numpy']}",
+        f"- originals: scGPT {manifest['scgpt']}, torch {manifest['torch']}, NumPy {manifest['numpy']} (all files but `scbert.npz`); scBERT at",
+        "  commit 262fd4b of TencentAILabHealthcare/scBERT, one cell at a time (`scbert.npz`)",
         f"- ours: torch {torch.__version__}, NumPy {np.__version__}",
         f"- {len(rows) - len(large)} of {len(rows)} arrays agree to 1e-5 or better, {n_equal} of them to the last bit",
         f"- the other {len(large)} hold larger values and agree to {worst:.1e} of the largest",

@@ -18,9 +18,6 @@ FOLDER = Path(__file__).parent / "data" / "scbert"
 FILE = FOLDER / "panglao_pretrain_small.pth"
 GENES = [f"GENE{number}" for number in range(60)]
 
-#: Orders of magnitude of parity: float32 numbers agree if they differ by this share of the largest one.
-RTOL = 1e-5
-
 SIZES = {"d_model": 32, "d_head": 16, "n_heads": 2, "n_layers": 2, "d_hid": 64, "n_features": 24}
 """A small network."""
 

@@ -6,7 +6,8 @@ import scanpy as sc
 import scipy.sparse as sp
 import torch
 from anndata import AnnData
-from tests.scberts import FILE, GENES, RTOL, full_size_file, original, original_folder, small_model, stored
+from tests.parity_plugin import RTOL
+from tests.scberts import FILE, GENES, full_size_file, original, original_folder, small_model, stored
 
 import scgalore as sg
 from scgalore.errors import DataError, OptionError, WeightsError

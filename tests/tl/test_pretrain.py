@@ -10,10 +10,12 @@ import pytest
 from anndata import AnnData
 from scipy.stats import chisquare
 from tests.bitwise import differences
+from tests.scberts import SIZES as SCBERT_SIZES
 
 import scgalore as sg
 from scgalore.errors import DataError, OptionError
-from scgalore.model import SCGPT
+from scgalore.model import SCBERT, SCGPT
+from scgalore.nn import SCBERTConfig
 from scgalore.tl._pretrain import PretrainingRun
 from scgalore.train.callbacks import History
 
@@ -60,6 +62,15 @@ class TestModel:
         assert genes <= known
         assert len(genes) > 0.9 * len(known)
         assert sg.tl.embed(few, trained, copy=True).obsm["X_scGPT"].shape == (90, 16)
+
+    @pytest.mark.parametrize("attention", ["favor", "exact"])
+    def test_sizes_are_those_of_any_family(self, few: AnnData, files: list[Path], attention: Any) -> None:
+        sizes = SCBERTConfig(n_tokens=1, pad_id=0, **SCBERT_SIZES, attention=attention)
+        trained = sg.tl.pretrain(files[0].parent, sizes, **RUN)
+        assert isinstance(trained, SCBERT)
+        assert set(trained.vocab.tokens[-2:]) == {"<cls>", "<pad>"}
+        assert trained.history["validation_loss"].notna().all()
+        assert sg.tl.embed(few, trained, copy=True).obsm["X_scBERT"].shape == (90, 32)
 
     def test_it_is_saved(self, model: SCGPT, files: list[Path], tmp_path: Path) -> None:
         trained = sg.tl.pretrain(files, model, **RUN, save_dir=tmp_path / "model")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 import pandas as pd
@@ -21,6 +21,7 @@ from scgalore.model.distributed import gather, process_group, share
 from scgalore.model.files import memory_config, write_model
 from scgalore.model.identity import run_identity
 from scgalore.model.inference import RunOptions, run_network
+from scgalore.model.loading import load_model
 from scgalore.model.training import trainable
 from scgalore.nn.base import CellOutput, set_last_layer
 from scgalore.nn.device import pick_device
@@ -39,7 +40,7 @@ if TYPE_CHECKING:
     from scgalore.data.vocab import GeneVocab
     from scgalore.model.family import Family
     from scgalore.model.files import Provenance
-    from scgalore.nn.base import CellNetwork
+    from scgalore.nn.base import CellNetwork, NetworkConfig
     from scgalore.tasks.base import Prepared
     from scgalore.train.loggers import Loggers
     from scgalore.train.result import TrainResult
@@ -60,7 +61,7 @@ class CellModel:
     vocab
         Its genes and special tokens.
     family
-        Row of :data:`scgalore.model.FAMILIES`.
+        Row of :data:`scgalore.model.FAMILIES`; that of the class where it has one.
     provenance
         Where the weights come from.
     load_report
@@ -72,7 +73,7 @@ class CellModel:
         network: CellNetwork,
         vocab: GeneVocab,
         *,
-        family: Family,
+        family: Family | None = None,
         provenance: Provenance | None = None,
         load_report: LoadReport | None = None,
     ) -> None:
@@ -89,11 +90,64 @@ class CellModel:
             raise WeightsError(msg)
         self.network = network.eval()
         self.vocab = vocab
-        self.family = family
+        self.family = family or self.own_family()
         self.provenance: Provenance = provenance or {"name": "random", "sha256": "", "layout": "none", "base": ""}
         self.load_report = load_report
         #: What the last training left: history, split, best epoch, steps, bytes, task memory; ``None`` before.
         self.result: TrainResult | None = None
+
+    @classmethod
+    def own_family(cls) -> Family:
+        """Row of :data:`scgalore.model.FAMILIES` that the class belongs to.
+
+        Raises
+        ------
+        OptionError
+            If it is a class of models of any family.
+        """
+        msg = f"{cls.__name__} is of any family. Pass family=, or use the class of one, such as sg.model.SCGPT."
+        raise OptionError(msg)
+
+    @classmethod
+    def from_config(
+        cls, config: NetworkConfig, vocab: GeneVocab, *, rng: Rng = 0, family: Family | None = None
+    ) -> Self:
+        """Make a model with random weights.
+
+        Parameters
+        ----------
+        config
+            Sizes and parts of the network, without cell heads.
+        vocab
+            Genes and special tokens; ``config.n_tokens`` must be their number.
+        rng
+            Seed of the weights.
+        family
+            That of the class when left out.
+        """
+        family = family or cls.own_family()
+        if config.heads:
+            msg = (
+                f"{type(config).__name__}.heads={dict(config.heads)}: training puts heads in place, for example with labels_key=. Leave "
+                "them out."
+            )
+            raise WeightsError(msg)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed_from(rng))
+            return cls(family.network(config), vocab, family=family)
+
+    @classmethod
+    def load(cls, folder: PathLike) -> Self:
+        """Read what :meth:`save` wrote.
+
+        Parameters
+        ----------
+        folder
+            Folder of the checkpoint.
+        """
+        family = cls.own_family()
+        loaded: Self = load_model(folder, base=None, families={family.name: family})
+        return loaded
 
     def __repr__(self) -> str:
         n_parameters = sum(parameter.numel() for parameter in self.network.parameters())

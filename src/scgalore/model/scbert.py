@@ -7,9 +7,8 @@ from typing import TYPE_CHECKING, Any, Self
 import torch
 
 from scgalore import _logging as logg
-from scgalore._rng import seed_from
 from scgalore.data.tokens import TokenizerConfig
-from scgalore.errors import OptionError, WeightsError
+from scgalore.errors import OptionError
 from scgalore.model.cell_model import CellModel
 from scgalore.model.family import Family
 from scgalore.model.loading import load_model
@@ -18,9 +17,8 @@ from scgalore.weights import export_scbert, read_scbert
 from scgalore.weights.scbert import N_GENES, SPECIALS, finds_scbert, released_tensors
 
 if TYPE_CHECKING:
-    from scgalore._typing import PathLike, Rng
+    from scgalore._typing import PathLike
     from scgalore.data.vocab import GeneVocab
-    from scgalore.nn.base import CellNetwork
     from scgalore.nn.scbert_config import Attention, Head, Pooling
     from scgalore.weights import Checkpoint
 
@@ -40,8 +38,10 @@ class SCBERT(CellModel):
     >>> sg.tl.embed(adata, model)  # doctest: +SKIP
     """
 
-    def __init__(self, network: CellNetwork, vocab: GeneVocab, *, family: Family | None = None, **known: Any) -> None:
-        super().__init__(network, vocab, family=family or SCBERT_FAMILY, **known)
+    @classmethod
+    def own_family(cls) -> Family:
+        """The row of scBERT."""
+        return SCBERT_FAMILY
 
     @classmethod
     def from_pretrained(cls, model: PathLike = "scbert", *, base: PathLike | None = None, **parts: Any) -> Self:
@@ -72,37 +72,6 @@ class SCBERT(CellModel):
         """
         loaded = load_model(model, base=base, families={SCBERT_FAMILY.name: SCBERT_FAMILY})
         return loaded.with_parts(**parts) if parts else loaded
-
-    @classmethod
-    def from_config(cls, config: SCBERTConfig, vocab: GeneVocab, *, rng: Rng = 0) -> Self:
-        """Make a model with random weights.
-
-        Parameters
-        ----------
-        config
-            Sizes and parts of the network, without cell heads.
-        vocab
-            Genes and special tokens; ``config.n_tokens`` must be their number.
-        rng
-            Seed of the weights.
-        """
-        if config.heads:
-            msg = f"SCBERTConfig.heads={dict(config.heads)}: training puts heads in place, for example with labels_key=. Leave them out."
-            raise WeightsError(msg)
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed_from(rng))
-            return cls(SCBERTNetwork(config), vocab)
-
-    @classmethod
-    def load(cls, folder: PathLike) -> Self:
-        """Read what :meth:`save` wrote; the same as :meth:`from_pretrained`.
-
-        Parameters
-        ----------
-        folder
-            Folder of the checkpoint.
-        """
-        return cls.from_pretrained(folder)
 
     def with_parts(
         self, *, attention: Attention | None = None, pooling: Pooling | None = None, head: Head | None = None
@@ -146,8 +115,7 @@ class SCBERT(CellModel):
         tensors = self.network.state_dict()
         own = network.state_dict()
         network.load_state_dict({name: tensors.get(name, tensor) for name, tensor in own.items()})
-        known = {"provenance": self.provenance, "load_report": self.load_report}
-        copy = SCBERT(network, self.vocab, family=self.family, **known)
+        copy = SCBERT(network, self.vocab, family=self.family, provenance=self.provenance, load_report=self.load_report)
         copy.result = None if other_heads else self.result
         return copy
 

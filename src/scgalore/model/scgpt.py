@@ -4,11 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Self
 
-import torch
-
 from scgalore import _logging as logg
-from scgalore._rng import seed_from
-from scgalore.errors import WeightsError
 from scgalore.model.cell_model import CellModel
 from scgalore.model.family import Family
 from scgalore.model.loading import load_model
@@ -18,9 +14,8 @@ from scgalore.weights import export_scgpt, read_scgpt
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from scgalore._typing import PathLike, Rng
+    from scgalore._typing import PathLike
     from scgalore.data.vocab import GeneVocab
-    from scgalore.nn.base import CellNetwork
     from scgalore.weights import Checkpoint
 
 __all__ = ["SCGPT", "SCGPT_FAMILY", "scgpt_config"]
@@ -41,8 +36,10 @@ class SCGPT(CellModel):
     128
     """
 
-    def __init__(self, network: CellNetwork, vocab: GeneVocab, *, family: Family | None = None, **known: Any) -> None:
-        super().__init__(network, vocab, family=family or SCGPT_FAMILY, **known)
+    @classmethod
+    def own_family(cls) -> Family:
+        """The row of scGPT."""
+        return SCGPT_FAMILY
 
     @classmethod
     def from_pretrained(cls, model: PathLike = "scgpt", *, base: PathLike | None = None) -> Self:
@@ -72,37 +69,6 @@ class SCGPT(CellModel):
             If the weights must be fetched and cannot be.
         """
         return load_model(model, base=base, families={SCGPT_FAMILY.name: SCGPT_FAMILY})
-
-    @classmethod
-    def from_config(cls, config: SCGPTConfig, vocab: GeneVocab, *, rng: Rng = 0) -> Self:
-        """Make a model with random weights.
-
-        Parameters
-        ----------
-        config
-            Sizes and parts of the network, without cell heads.
-        vocab
-            Genes and special tokens; ``config.n_tokens`` must be their number.
-        rng
-            Seed of the weights.
-        """
-        if config.heads:
-            msg = f"SCGPTConfig.heads={dict(config.heads)}: training puts heads in place, for example with labels_key=. Leave them out."
-            raise WeightsError(msg)
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed_from(rng))
-            return cls(SCGPTNetwork(config), vocab)
-
-    @classmethod
-    def load(cls, folder: PathLike) -> Self:
-        """Read what :meth:`save` wrote; the same as :meth:`from_pretrained`.
-
-        Parameters
-        ----------
-        folder
-            Folder of the checkpoint.
-        """
-        return cls.from_pretrained(folder)
 
     def export_scgpt(self, folder: PathLike, *, overwrite: bool = False) -> None:
         """Write ``args.json, vocab.json, best_model.pt`` for the original program.

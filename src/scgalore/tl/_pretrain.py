@@ -279,8 +279,10 @@ def _starting_model(model: Any, sources: Any, read: dict[str, Any], seed: int) -
     known = GeneVocab.from_genes(sorted(symbols()))
     # A stream matches names of every kind, so the genes that it finds among all symbols are those of the files.
     found = stream(sources, known, batch_size=1, **read).tokens()
-    vocab = GeneVocab.from_genes(name for i in found if (name := known.tokens[i]) not in SPECIALS)
-    logg.info(f"    a vocabulary of {len(vocab) - len(SPECIALS):,} genes was made from the files")
+    genes = [name for i in found if (name := known.tokens[i]) not in SPECIALS]
+    logg.info(f"    a vocabulary of {len(genes):,} genes was made from the files")
     family = next(family for family in FAMILIES.values() if type(model) is family.config)
-    made: CellModel = family.model.from_config(model.replace(n_tokens=len(vocab), pad_id=vocab.pad_id), vocab, rng=seed)
+    vocab = GeneVocab.from_genes(genes, family.specials)
+    config = model.replace(n_tokens=len(vocab), pad_id=vocab.pad_id)
+    made: CellModel = family.model.from_config(config, vocab, rng=seed, family=family)
     return made

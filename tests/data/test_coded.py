@@ -49,7 +49,7 @@ def test_sources_without_the_column_are_named_together() -> None:
     for name in ("b.h5ad", "c.h5ad", "d.h5ad", "e.h5ad"):
         column.read(Table.of_frame(pd.DataFrame({"type": ["a"]}), "obs", name), None)
     message = (
-        r"no column 'kind' in 4 of 5 files: 'b\.h5ad', 'c\.h5ad', 'd\.h5ad', \.\.\.\. That of b\.h5ad has \['type'\]"
+        r"no column 'kind' in 4 of 5 sources: 'b\.h5ad', 'c\.h5ad', 'd\.h5ad', \.\.\.\. That of b\.h5ad has \['type'\]"
     )
     with pytest.raises(MissingKeyError, match=message):
         column.require()

@@ -131,7 +131,11 @@ def test_a_cell_that_comes_twice_is_sampled_and_masked_anew() -> None:
     ("options", "error", "says"),
     [
         ({"shares": {"blood": 1}}, OptionError, "has none for the source 'pancreas'"),
-        ({"weights_key": "tissue"}, MissingKeyError, r"no column 'tissue' in obs; it has \['cell_type'\]"),
+        (
+            {"weights_key": "tissue"},
+            MissingKeyError,
+            r"obs has no column 'tissue' in 3 of 3 sources: .* has \['cell_type'\]",
+        ),
         ({"weights_key": "cell_type", "weights": {"C": 1}}, OptionError, "weights has 'C'"),
         ({"weights_key": "cell_type", "shuffle": False}, OptionError, "do not go with shuffle=False"),
         (

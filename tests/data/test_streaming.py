@@ -583,8 +583,8 @@ def test_the_room_stays_light_and_its_names_are_functions() -> None:
         "import sys, scgalore.data\n"
         "assert not {'torch', 'numpy', 'anndata'} & sys.modules.keys()\n"
         "assert {'stream', 'TokenStream'} <= set(dir(scgalore.data))\n"
-        "import scgalore.data.streaming\n"
-        "assert scgalore.data.stream is scgalore.data.streaming.stream\n"
+        "import scgalore.data.opening\n"
+        "assert scgalore.data.stream is scgalore.data.opening.stream\n"
         "assert not hasattr(scgalore.data, 'streams')\n"
     )
     subprocess.run([sys.executable, "-c", code], check=True)

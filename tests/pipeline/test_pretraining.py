@@ -69,7 +69,7 @@ def test_files_without_labels_are_no_obstacle(sources: Path, tmp_path: Path) -> 
     del bare.obs["bulk_labels"]
     bare.write_h5ad(folder / "odd.h5ad")
     run = {**RUN, "max_steps": 2, "validation_cells": 30}
-    with pytest.raises(MissingKeyError, match=r"no column 'bulk_labels' in 1 of 2 files: '.*odd\.h5ad'"):
+    with pytest.raises(MissingKeyError, match=r"no column 'bulk_labels' in 1 of 2 sources: '.*odd\.h5ad'"):
         pretrain(PretrainConfig(folder, tmp_path / "none", weights_key="bulk_labels", **run))
     assert not (tmp_path / "none").exists()
     out = pretrain(PretrainConfig(folder, tmp_path / "out", labels_key="bulk_labels", **run))

@@ -15,8 +15,8 @@ from tests.prepared import prepared as fit_to
 from tests.trained_screens import counts, trained
 
 from scgalore.data.cells import TokenCells
+from scgalore.data.opening import stream
 from scgalore.data.split import Split, random_split
-from scgalore.data.streaming import stream
 from scgalore.errors import OptionError
 from scgalore.model import SCGPT
 from scgalore.model.identity import run_identity

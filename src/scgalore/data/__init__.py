@@ -6,7 +6,8 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from scgalore.data.streaming import TokenStream, stream
+    from scgalore.data.opening import stream
+    from scgalore.data.streaming import TokenStream
 
 __all__ = ["TokenStream", "stream"]
 
@@ -14,7 +15,7 @@ __all__ = ["TokenStream", "stream"]
 def __getattr__(name: str) -> Any:
     # Loaded on first use (PEP 562): the parts of this room are often used one by one, and torch takes seconds.
     if name in __all__:
-        return getattr(import_module("scgalore.data.streaming"), name)
+        return getattr(import_module("scgalore.data.opening"), name)
     msg = f"module 'scgalore.data' has no attribute {name!r}"
     raise AttributeError(msg)
 

@@ -82,8 +82,8 @@ class CodedColumn:
             return
         first, n = self._lacking[0], len(self._lacking) + len(self._found)
         msg = (
-            f"obs has no column {self._key!r} in {len(self._lacking)} of {n} files: {few(one.of for one in self._lacking)}. That of {first.of} "
-            f"has {list(first.columns)}. Leave these files out, or name a column that all have."
+            f"obs has no column {self._key!r} in {len(self._lacking)} of {n} sources: {few(one.of for one in self._lacking)}. That of {first.of} "
+            f"has {list(first.columns)}. Leave these out, or name a column that all have."
         )
         raise MissingKeyError(msg)
 

@@ -13,7 +13,7 @@ from scgalore._options import options_of
 from scgalore._rng import seed_from
 from scgalore._settings import settings
 from scgalore._words import duration
-from scgalore.data.streaming import stream
+from scgalore.data.opening import stream
 from scgalore.data.vocab import SPECIALS, GeneVocab
 from scgalore.errors import OptionError
 from scgalore.genes.identifiers import symbols

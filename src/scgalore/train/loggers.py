@@ -58,10 +58,8 @@ class LogSteps(Callback):
     """Give the loggers the loss and the learning rate of the first and every tenth step; means of epochs they get from Lightning."""
 
     def __init__(self) -> None:
-        self._last, self._loss = (
-            0,
-            0.0,
-        )  # step that ended last, and what the batches since then add to the loss of theirs
+        self._last = 0  # the step that ended last
+        self._loss: Any = 0.0  # what the batches since then add to the loss of theirs
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int

@@ -21,7 +21,7 @@ import argparse
 import gzip
 import hashlib
 import sqlite3
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -37,8 +37,6 @@ import scgalore as sg
 from scgalore.data.binning import bin_rows
 from scgalore.data.vocab import GeneVocab
 from scgalore.nn import SCGPTConfig
-from scgalore.objectives import MaskedExpression
-from scgalore.tasks.registry import resolve_call
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -164,7 +162,7 @@ SHARPNESS = 2.0
 SCALE = 0.1
 """Standard deviation of gene embeddings in the table, before their norm."""
 TRAIN = {"batch_size": 32, "optimizer": "adamw", "lr": 2e-3, "warmup": 0.05}
-OBJECTIVE = MaskedExpression(mask_ratio=(0.25, 0.5, 0.75))
+OBJECTIVE = {"objective": "masked", "mask_ratio": [0.25, 0.5, 0.75]}
 LENGTH, MAX_LENGTH, MIN_GENES, EPOCHS = 200, 1200, 30, 4
 
 CARD = """# scgpt-mini
@@ -453,17 +451,9 @@ def train(model: sg.model.SCGPT, cells: ad.AnnData, epochs: int) -> DataFrame:
     """Train the decoders to predict masked expression; everything that an embedding depends on stays as it is."""
     for name, parameter in model.network.named_parameters():
         parameter.requires_grad_("decoder" in name)
-    task, call = resolve_call(
-        {**TRAIN, "max_epochs": epochs},
-        task="expression",
-        seed=SEED,
-        function=model.train,
-        validation_size=0.05,
-        test_size=0.0,
-    )
     # Tokens have no positions, so what was trained on short cells reads long ones.
     model.network.config = model.network.config.replace(max_length=LENGTH)
-    model.fit(replace(task.prepare(task.read(cells, call), model, call), objective=OBJECTIVE))
+    model.train(cells, task="expression", **OBJECTIVE, max_epochs=epochs, validation_size=0.05, rng=SEED, **TRAIN)
     model.network.config = model.network.config.replace(max_length=MAX_LENGTH)
     model.network.requires_grad_()
     history, model.result = model.history, None  # wall times do not belong into weights that are the same every time

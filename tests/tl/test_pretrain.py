@@ -88,6 +88,7 @@ class TestModel:
             sg.tl.pretrain(files, make_model(few.var_names), **run, from_cell_prompt=prompt) for prompt in (None, True)
         )
         assert "train_mse_from_prompt" not in once.history
+        sg.tl.pretrain(files, make_model(few.var_names), **RUN, objective="masked", from_cell_prompt=False)
         parts = twice.history.filter(regex="^train_mse")
         assert "train_mse_from_prompt" in parts
         assert twice.history["train_loss"].to_numpy() == pytest.approx(parts.sum(axis=1).to_numpy(), rel=1e-5)

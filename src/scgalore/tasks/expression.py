@@ -90,7 +90,7 @@ class Expression(CellTask):
         """The objective that was asked for."""
         ratio = call.arguments.get("mask_ratio")
         ratio = tuple(ratio) if isinstance(ratio, list) else ratio
-        prompt = call.arguments.get("from_cell_prompt")
+        prompt = call.arguments.get("from_cell_prompt") or None  # without it, any objective does
         return pretraining_objective(
             network, call.arguments.get("objective"), mask_ratio=ratio, from_cell_prompt=prompt
         )

@@ -249,10 +249,10 @@ class TrainConfig:
     accumulate_tokens: int | None = declare(
         COUNT,
         """
-        Tokens that a step of the optimizer has about, of all processes and without padding, in place of a number of batches: it takes as
-        many as come nearest. ``accumulate`` is then the number of batches that a step is expected to have, by which
-        epochs and the schedule of the learning rate are counted; it is found out from the first batches unless it is given. So a
-        run may take some steps more or fewer than were asked for.
+        Tokens that a step of the optimizer has about, of all processes and without padding, in place of a number of batches. It takes
+        as many batches as come nearest. ``accumulate`` is then the number that a step is expected to have, by which epochs and the
+        schedule of the learning rate are counted; it is found out from the first batches unless it is given. So a run may
+        take some steps more or fewer than were asked for.
         """,
         shown_default="any number",
     )

@@ -40,6 +40,7 @@ SCRIPTS = {
     "long_cells": "one cell of 5,000 tokens: attention that keeps its maps against our best settings",
     "curriculum": "few genes first against all genes from the start: losses, accuracy, time",
     "scbert_speed": "scBERT at its full size, next to performer-pytorch: time, memory, FLOPs",
+    "pretraining_optimizers": "optimizers in pre-training on several files: held-out loss at equal steps and time",
     "gpu": "cells/s on a GPU, where there is one",
 }
 

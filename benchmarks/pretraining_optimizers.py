@@ -37,7 +37,7 @@ RATES = {
     "apollo": (1e-3, 3e-3, 1e-2, 3e-2),
     "apollo-mini": (1e-3, 3e-3, 1e-2, 3e-2),
     "muon": (1e-3, 3e-3, 1e-2, 3e-2),
-    "adafactor": (1e-3, 3e-3, 1e-2, 3e-2),
+    "adafactor": (3e-3, 1e-2, 3e-2, 1e-1),
     "sophia": (1e-4, 3e-4, 1e-3, 3e-3),
 }
 SIZES = {"d_model": 64, "n_heads": 4, "d_hid": 128, "n_layers": 2, "max_length": 160}

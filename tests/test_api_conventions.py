@@ -15,6 +15,7 @@ ROOMS = (
     "adapters",
     "datasets",
     "get",
+    "mapping",
     "model",
     "nn",
     "objectives",

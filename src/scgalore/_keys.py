@@ -9,7 +9,7 @@ from typing import Self
 
 from scgalore.errors import OptionError
 
-__all__ = ["UNKNOWN", "CellKeys", "GeneKeys", "IntegrationKeys", "PerturbationKeys", "check_key"]
+__all__ = ["UNKNOWN", "CellKeys", "GeneKeys", "IntegrationKeys", "MappingKeys", "PerturbationKeys", "check_key"]
 
 EMBEDDING = "X_scGPT"
 UNKNOWN = "unknown"
@@ -94,6 +94,89 @@ class CellKeys:
         """
         check_key(key_added)
         return cls(uns, embedding, stem) if key_added is None else cls(key_added, key_added, key_added)
+
+
+@dataclass(frozen=True)
+class MappingKeys:
+    """Slots of :func:`scgalore.tl.map_to_reference`.
+
+    Attributes
+    ----------
+    uns
+        Parameters, provenance and what was found, in ``uns``.
+    embedding
+        Cell embeddings, in ``obsm``.
+    stem
+        Start of the names of all other slots.
+    labels
+        Names of the reference's columns of labels.
+    """
+
+    uns: str
+    embedding: str
+    stem: str
+    labels: tuple[str, ...]
+
+    def label(self, name: str) -> str:
+        """Label by the votes of the neighbours, in ``obs``."""
+        return f"{self.stem}_{name.replace('/', '_')}"
+
+    def score(self, name: str) -> str:
+        """Its probability, in ``obs``."""
+        return f"{self.label(name)}_score"
+
+    def probabilities(self, name: str) -> str:
+        """Probability of every class, in ``obsm``."""
+        return f"{self.label(name)}_probabilities"
+
+    def colors(self, name: str) -> str:
+        """Colours of the classes, in ``uns``, where scanpy looks for them."""
+        return f"{self.label(name)}_colors"
+
+    @property
+    def novelty(self) -> str:
+        """How far a cell is from the reference, in ``obs``."""
+        return f"{self.stem}_novelty"
+
+    @property
+    def neighbors(self) -> str:
+        """Numbers of the neighbours among the cells of the reference, in ``obsm``."""
+        return f"{self.stem}_neighbors"
+
+    @property
+    def distances(self) -> str:
+        """Distances of the neighbours, in ``obsm``."""
+        return f"{self.stem}_distances"
+
+    @property
+    def coordinates(self) -> str:
+        """Place in the plot of the reference, in ``obsm``."""
+        return f"{self.stem}_umap"
+
+    @property
+    def slots(self) -> dict[str, tuple[str, ...]]:
+        """Every name above, by slot: what a call may write."""
+        of_labels = {
+            "obs": (self.label, self.score),
+            "obsm": (self.probabilities,),
+            "uns": (self.colors,),
+        }
+        named = {slot: [make(name) for name in self.labels for make in makes] for slot, makes in of_labels.items()}
+        return {
+            "obs": (*named["obs"], self.novelty),
+            "obsm": (*named["obsm"], self.embedding, self.neighbors, self.distances, self.coordinates),
+            "uns": (*named["uns"], self.uns),
+        }
+
+    @classmethod
+    def from_key_added(
+        cls, key_added: str | None, labels: tuple[str, ...], *, embedding: str = EMBEDDING, stem: str = STEM
+    ) -> Self:
+        """Names for a ``key_added``; the others as for :meth:`CellKeys.from_key_added`."""
+        check_key(key_added)
+        if key_added is None:
+            return cls("map_to_reference", embedding, f"{stem}_mapped", labels)
+        return cls(key_added, key_added, key_added, labels)
 
 
 @dataclass(frozen=True)

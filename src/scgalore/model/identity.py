@@ -1,26 +1,27 @@
-"""What makes a training run this run: a resumed one must agree in all of it."""
+"""What makes a training run this run, which a resumed one must agree in, and weights these weights."""
 
 from __future__ import annotations
 
 import json
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 
 from scgalore.data.hashing import digest
 from scgalore.train.processes import training_processes
 
 if TYPE_CHECKING:
-    import numpy as np
     from numpy.typing import NDArray
 
     from scgalore.data.source import CellSource
     from scgalore.data.split import Split
+    from scgalore.data.vocab import GeneVocab
     from scgalore.nn import CellNetwork
     from scgalore.objectives import Objective
     from scgalore.train.config import TrainConfig
 
-__all__ = ["run_identity"]
+__all__ = ["run_identity", "weights_identity"]
 
 # Where and how to compute may differ between the parts of a run, as long as what is computed stays the same.
 FREE = (
@@ -71,12 +72,28 @@ def run_identity(
         "network": repr(network.config),
         "processes": training_processes(config).size,
         # Heads are made from the seed, or kept from the run that made the other weights, or fitted to the cells.
-        "initial weights": digest(
-            _bytes(tensor) for name, tensor in network.state_dict().items() if not network.is_head_tensor(name)
-        ),
+        "initial weights": _weights(network),
         **settings,
         "optimizer_options": json.dumps(config.optimizer_options, sort_keys=True, default=str),
     }
+
+
+def weights_identity(network: CellNetwork, vocab: GeneVocab) -> str:
+    """Hash of all that embeddings depend on, the same for weights in memory and in any file: 16 hexadecimal digits.
+
+    Parameters
+    ----------
+    network
+        The network; its heads do not matter.
+    vocab
+        Its genes.
+    """
+    genes = np.frombuffer("\n".join(vocab.tokens).encode(), dtype=np.uint8)
+    return digest([genes, np.frombuffer(_weights(network).encode(), dtype=np.uint8)])
+
+
+def _weights(network: CellNetwork) -> str:
+    return digest(_bytes(tensor) for name, tensor in network.state_dict().items() if not network.is_head_tensor(name))
 
 
 def _bytes(tensor: torch.Tensor) -> NDArray[np.uint8]:

@@ -1,10 +1,12 @@
 """Tools: each reads an AnnData or MuData and writes documented keys; most call a model."""
 
 from scgalore.tl._annotate import annotate
+from scgalore.tl._build_reference import build_reference
 from scgalore.tl._embed import embed
 from scgalore.tl._evaluate_integration import evaluate_integration
 from scgalore.tl._evaluate_perturbation import evaluate_perturbation
 from scgalore.tl._finetune import finetune
+from scgalore.tl._map_to_reference import map_to_reference
 from scgalore.tl._predict_perturbation import predict_perturbation
 from scgalore.tl._pretrain import pretrain
 from scgalore.tl._rank_perturbations import rank_perturbations
@@ -12,10 +14,12 @@ from scgalore.tl._select_genes import select_genes
 
 __all__ = [
     "annotate",
+    "build_reference",
     "embed",
     "evaluate_integration",
     "evaluate_perturbation",
     "finetune",
+    "map_to_reference",
     "predict_perturbation",
     "pretrain",
     "rank_perturbations",

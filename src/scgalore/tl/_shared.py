@@ -6,13 +6,15 @@ import os
 from typing import TYPE_CHECKING, Any
 
 from scgalore import __version__
-from scgalore.errors import OptionError
+from scgalore.errors import OptionError, WeightsError
 from scgalore.model import CellModel, load
+from scgalore.model.identity import weights_identity
 
 if TYPE_CHECKING:
     from scgalore.data.cells import TokenCells
+    from scgalore.mapping import Reference
 
-__all__ = ["as_model", "provenance"]
+__all__ = ["as_model", "model_of_reference", "provenance"]
 
 
 def as_model(model: str | os.PathLike[str] | CellModel) -> CellModel:
@@ -23,6 +25,34 @@ def as_model(model: str | os.PathLike[str] | CellModel) -> CellModel:
         return load(model)
     msg = f"model is a {type(model).__name__}; pass a name, a folder, or a model such as scgalore.model.SCGPT."
     raise OptionError(msg)
+
+
+def model_of_reference(reference: Reference, model: str | os.PathLike[str] | CellModel | None) -> CellModel:
+    """The model that a reference was built with: as passed, as it is in memory, or as it is found by its name or in its folder.
+
+    Raises
+    ------
+    OptionError
+        If it is another one, or cannot be found.
+    """
+    made = reference.made["model"]
+    if model is None and reference.model is not None:
+        found = reference.model
+    elif model is None:
+        try:
+            found = load(made["name"])
+        except (OptionError, WeightsError, OSError) as error:
+            msg = f"The reference was built with {made['name']!r}, which cannot be loaded ({error}) Pass that model as model=."
+            raise OptionError(msg) from error
+    else:
+        found = as_model(model)
+    if (identity := weights_identity(found.network, found.vocab)) != made["identity"]:
+        msg = (
+            f"The reference was built with {made['name']!r} (weights {made['identity']}), and this is {found.provenance['name']!r} (weights "
+            f"{identity}); embeddings by two models cannot be compared. Pass the model of the reference, or build one with this model."
+        )
+        raise OptionError(msg)
+    return found
 
 
 def provenance(model: CellModel, cells: TokenCells) -> dict[str, Any]:

@@ -1,0 +1,281 @@
+"""A reference: where its cells are, what they are called, and what their votes are worth."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any, Self
+
+import numpy as np
+
+from scgalore.errors import DataError
+from scgalore.mapping.lists import Lists
+from scgalore.mapping.space import Space
+from scgalore.mapping.votes import Neighbors, logits_of, votes_of
+from scgalore.tasks.calibration import Calibration
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+    from pathlib import Path
+
+    from numpy.typing import NDArray
+
+    Floats = NDArray[np.float32]
+
+__all__ = ["Cells", "Column", "Reference"]
+
+MOST_LEFT_OUT = 5_000
+"""Cells of the reference that are mapped to the others, to calibrate what is said of a query."""
+FEWEST_LEFT_OUT = 19
+"""Cells below which no gap can be said to be exceeded by 5 % of them."""
+
+
+@dataclass(frozen=True)
+class Column:
+    """Labels of all cells.
+
+    Attributes
+    ----------
+    classes
+        Names of the classes.
+    codes
+        Class of each cell, int32 ``(n_obs,)``, in memory or mapped from a file.
+    colors
+        Colour of each class, where the reference has them.
+    """
+
+    classes: tuple[str, ...]
+    codes: NDArray[np.int32] = field(repr=False)
+    colors: tuple[str, ...] | None = field(default=None, repr=False)
+
+    def extended(self, other: Column) -> Column:
+        """With the labels of further cells; their new classes come after the others."""
+        classes = tuple(dict.fromkeys(self.classes + other.classes))
+        place = np.array([classes.index(name) for name in other.classes], dtype=np.int32)
+        codes = np.concatenate([self.codes, place[other.codes]])
+        return Column(classes, codes, self.colors if len(classes) == len(self.classes) else None)
+
+
+@dataclass(frozen=True)
+class Cells:
+    """What is kept of cells in addition to where they are, in their order.
+
+    Attributes
+    ----------
+    names
+        UTF-8 bytes, ``(n_obs,)``.
+    labels
+        Columns of labels, by name.
+    batches
+        Batch of each cell; ``None`` where cells are their own batches.
+    coordinates
+        Of a plot, such as a UMAP, float32 ``(n_obs, 2)``; ``None`` without.
+    """
+
+    names: NDArray[np.bytes_] = field(repr=False)
+    labels: Mapping[str, Column]
+    batches: Column | None = None
+    coordinates: Floats | None = field(default=None, repr=False)
+
+    def extended(self, other: Cells) -> Cells:
+        """With further cells, which have the same slots."""
+        return Cells(
+            np.concatenate([self.names, other.names]),
+            {name: column.extended(other.labels[name]) for name, column in self.labels.items()},
+            None if self.batches is None or other.batches is None else self.batches.extended(other.batches),
+            None
+            if self.coordinates is None or other.coordinates is None
+            else np.concatenate([self.coordinates, other.coordinates]),
+        )
+
+
+@dataclass(frozen=True)
+class Reference:
+    """Cells that queries are mapped to; made by :func:`scgalore.tl.build_reference`, read by :func:`scgalore.mapping.read_reference`.
+
+    Attributes
+    ----------
+    space
+        Where embeddings are compared.
+    lists
+        The cells in it.
+    cells
+        Their names, labels, batches and coordinates.
+    calibrations
+        What the votes of neighbours are worth for each column of labels, measured on cells of the reference that were left out.
+    gap
+        Median distance of these to the weighted mean of their neighbours.
+    gap_threshold
+        Distance, relative to the median, that 5 % of them exceed; ``None`` for fewer than 19.
+    n_neighbors
+        Number of neighbours that vote.
+    made
+        ``model``, the provenance and identity of the weights; ``tokens``, how cells became tokens; ``keys``, names of what was
+        read; ``version`` of scgalore.
+    path
+        File that it is in; ``None`` in memory.
+    model
+        The model that made it, while it is in memory; ``None`` after it was read from a file.
+    """
+
+    space: Space
+    lists: Lists
+    cells: Cells
+    calibrations: Mapping[str, Calibration] = field(repr=False)
+    gap: float
+    gap_threshold: float | None
+    n_neighbors: int
+    made: Mapping[str, Any]
+    path: Path | None = None
+    model: Any = field(default=None, repr=False, compare=False)
+
+    def __repr__(self) -> str:
+        labels = ", ".join(f"{name} ({len(column.classes)})" for name, column in self.cells.labels.items())
+        where = "in memory" if self.path is None else f"in {self.path}"
+        return f"Reference of {self.n_obs:,} cells {where}, by {self.made['model']['name']}; labels: {labels}"
+
+    @property
+    def n_obs(self) -> int:
+        """Number of cells."""
+        return self.lists.n_obs
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """Names of the columns of labels."""
+        return tuple(self.cells.labels)
+
+    def names(self, cells: NDArray[np.integer]) -> NDArray[np.str_]:
+        """Names of cells by their numbers, such as those in ``query.obsm["scgpt_mapped_neighbors"]``, of the same shape.
+
+        Parameters
+        ----------
+        cells
+            Numbers, counted from 0 in the order in which the cells were read.
+        """
+        return np.char.decode(self.cells.names[np.asarray(cells)], "utf-8")
+
+    @classmethod
+    def of_embedding(
+        cls,
+        embedding: Floats,
+        cells: Cells,
+        *,
+        n_neighbors: int = 15,
+        n_components: int | None = 50,
+        made: Mapping[str, Any],
+        rng: int = 0,
+        empty: Callable[[tuple[int, int], type], Any] = np.empty,
+    ) -> Self:
+        """Build a reference of embeddings.
+
+        Parameters
+        ----------
+        embedding
+            float32 ``(n_obs, d_model)``; read a block at a time, so that it may be on disk.
+        cells
+            What is kept of them.
+        n_neighbors, n_components, rng
+            As for :func:`scgalore.tl.build_reference`.
+        made
+            As the attribute.
+        empty
+            Makes the array of the directions of all cells: where they are kept.
+        """
+        space = Space.fit(embedding, n_components)
+        lists = Lists.around(lambda rows: space(embedding[rows])[0], len(embedding), rng)
+        lists = lists.extended(len(embedding), lambda rows: space(embedding[rows]), empty)
+        k = min(n_neighbors, len(embedding) - 1)
+        return cls(space, lists, cells, {}, 1.0, None, k, made)._measured(rng)
+
+    def extended(
+        self,
+        embedding: Floats,
+        cells: Cells,
+        *,
+        rng: int = 0,
+        empty: Callable[[tuple[int, int], type], Any] = np.empty,
+    ) -> Self:
+        """With further cells, in memory; axes and centres stay, and all that was measured is measured anew.
+
+        Parameters
+        ----------
+        embedding, cells, rng, empty
+            As for :meth:`of_embedding`.
+        """
+        lists = self.lists.extended(len(embedding), lambda rows: self.space(embedding[rows]), empty)
+        return replace(self, lists=lists, cells=self.cells.extended(cells), path=None)._measured(rng)
+
+    def _measured(self, seed: int) -> Self:
+        """Choose how many lists to look at, and map some cells to the others: those of other batches, or all but themselves."""
+        lists = self.lists.tuned(self.n_neighbors, seed)
+        rng = np.random.default_rng(seed)
+        some = np.sort(rng.choice(self.n_obs, min(MOST_LEFT_OUT, self.n_obs), replace=False))
+        groups = np.arange(self.n_obs) if self.cells.batches is None else self.cells.batches.codes[lists.cells]
+        directions = lists.directions[some].astype(np.float32)
+        apart = (groups[some], groups)
+        found = Neighbors.find(lists, directions, lists.norms[some], self.n_neighbors, apart)
+        alone = ~np.isfinite(found.gap)
+        if alone.all():
+            msg = "No cell of the reference has neighbours in another batch. Leave batch_key out."
+            raise DataError(msg)
+        kept = ~alone
+        found = Neighbors(found.rows[kept], found.distances[kept], found.gap[kept])
+        gap = float(np.median(found.gap))
+        gap = gap if gap > 0 else 1.0  # copies of few cells
+        calibrations, threshold = {}, None
+        for name, column in self.cells.labels.items():
+            logits = logits_of(self._votes(found, column, lists), self.n_neighbors)
+            codes = column.codes[lists.cells[some[kept]]].astype(np.int64)
+            calibrations[name] = Calibration.fit(logits, codes, found.gap / gap)
+            threshold = calibrations[name].novelty_threshold
+        return replace(self, lists=lists, calibrations=calibrations, gap=gap, gap_threshold=threshold)
+
+    def _votes(self, found: Neighbors, column: Column, lists: Lists | None = None) -> Floats:
+        lists = self.lists if lists is None else lists
+        return votes_of(found, column.codes[lists.cells[found.rows]], len(column.classes))
+
+    def find(self, embedding: Floats) -> Neighbors:
+        """Neighbours of cells.
+
+        Parameters
+        ----------
+        embedding
+            By the model of the reference, float32 ``(n_obs, d_model)``.
+        """
+        return Neighbors.find(self.lists, *self.space(embedding), self.n_neighbors)
+
+    def probabilities(self, found: Neighbors, name: str) -> Floats:
+        """Calibrated probability of each class of a column, float32 ``(n_obs, n_classes)``.
+
+        Parameters
+        ----------
+        found
+            Neighbours of the cells.
+        name
+            Column of labels.
+        """
+        from scgalore.tasks.calibration import softmax
+
+        logits = logits_of(self._votes(found, self.cells.labels[name]), self.n_neighbors)
+        return softmax(logits, self.calibrations[name].temperature)
+
+    def novelty(self, found: Neighbors) -> Floats:
+        """How far cells are from their neighbours, relative to the median of cells of the reference, float32 ``(n_obs,)``.
+
+        Parameters
+        ----------
+        found
+            Neighbours of the cells.
+        """
+        return (found.gap / self.gap).astype(np.float32)
+
+    def placed(self, found: Neighbors) -> Floats:
+        """Coordinates in the plot of the reference, weighted means of those of the neighbours, float32 ``(n_obs, 2)``.
+
+        Parameters
+        ----------
+        found
+            Neighbours of the cells.
+        """
+        assert self.cells.coordinates is not None
+        at = self.cells.coordinates[self.lists.cells[found.rows]]
+        return np.einsum("nk,nkd->nd", found.weights, at).astype(np.float32)

@@ -1,0 +1,346 @@
+"""References to map queries to."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from contextlib import nullcontext
+from dataclasses import replace
+from pathlib import Path
+from tempfile import TemporaryFile
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from anndata import AnnData
+
+from scgalore import __version__
+from scgalore import _logging as logg
+from scgalore._docs import shared_parameters
+from scgalore._folders import refuse_unwritable, writing
+from scgalore._options import is_whole
+from scgalore._rng import seed_from
+from scgalore.data.columns import read_column
+from scgalore.data.labels import class_codes, class_colors, in_order
+from scgalore.data.reading import Reading
+from scgalore.data.resolve import cells_of, refuse_elsewhere, resolve_adata
+from scgalore.data.texts import looks_missing, texts_of
+from scgalore.errors import DataError, MissingKeyError, OptionError
+from scgalore.mapping.files import read_reference, write_reference
+from scgalore.mapping.reference import FEWEST_LEFT_OUT, Cells, Column, Reference
+from scgalore.mapping.space import blocks
+from scgalore.model.identity import weights_identity
+from scgalore.model.inference import RunOptions
+from scgalore.tl._shared import as_model, model_of_reference
+
+if TYPE_CHECKING:
+    from contextlib import AbstractContextManager
+
+    from numpy.typing import NDArray
+
+    from scgalore._typing import Data, PathLike, Rng
+    from scgalore.model import CellModel
+
+N_EMBEDDED = 65_536
+"""Cells whose embeddings are in memory at a time."""
+
+
+@shared_parameters
+def build_reference(
+    sources: Data | PathLike | Sequence[Data | PathLike],
+    model: PathLike | CellModel | None = None,
+    *,
+    labels: str | Sequence[str] | None = None,
+    batch_key: str | None = None,
+    basis: str | None = None,
+    path: PathLike | None = None,
+    extend: PathLike | Reference | None = None,
+    n_neighbors: int = 15,
+    n_components: int | None = 50,
+    layer: str | None = None,
+    gene_symbols: str | None = None,
+    data_type: str | None = None,
+    species: str = "human",
+    min_matched: float | None = None,
+    mod: str = "rna",
+    max_length: int | None = None,
+    precision: str | None = None,
+    batch_size: int | None = None,
+    batch_tokens: int | None = None,
+    accelerator: str | None = None,
+    devices: int | str | None = None,
+    rng: Rng = 0,
+) -> Reference:
+    """Build a reference of labelled cells, to which :func:`scgalore.tl.map_to_reference` maps others.
+
+    Cells are embedded by one model. Embeddings are centred, projected to principal axes of which each is divided by the square root
+    of its standard deviation, and compared by direction. Some cells of the reference are left out and mapped to the others, which
+    calibrates the probabilities of labels and says how far from its neighbours a cell of the reference usually is.
+
+    Parameters
+    ----------
+    sources
+        Cells with labels: an AnnData, a MuData with the modality ``mod``, the path of an ``.h5ad`` file, or a list of these. They may
+        have different genes. Files and backed objects are read a block at a time.
+    model
+        Name in the registry of weights, folder of a checkpoint, or a model; best one that was fine-tuned. With ``extend`` it may be
+        left out.
+    labels
+        Columns of ``obs`` with labels to map, such as ``["cell_type", "tissue"]``.
+    batch_key
+        Column of ``obs`` with the batch of each cell, such as its donor or assay. The cells that are left out are then mapped to cells of other batches,
+        so that what is measured holds for a query from a new batch.
+    basis
+        Key of ``obsm`` with coordinates of a plot, such as ``"X_umap"``, in which queries get a place.
+    path
+        File to write the reference to; it appears whole or not at all. Without, it is kept in memory.
+    extend
+        Reference, or path of one, to which the cells are added: one by the same model and with the same ``labels``, ``batch_key`` and ``basis``, which are
+        those of the reference when left out. Axes stay as they are, and what was measured is measured anew. One in a file is replaced by the larger
+        one, unless ``path`` names another file.
+    n_neighbors
+        Number of neighbours that vote.
+    n_components
+        Most principal axes to keep; ``None`` keeps all.
+    {layer}
+    {gene_symbols}
+    {data_type}
+    {species}
+    {min_matched}
+    {mod}
+    max_length
+        Most tokens of a cell; longer cells are sampled, with ``rng``. Queries are read alike. ``None`` is what the weights were trained with.
+    {precision}
+    {batch_size}
+    {batch_tokens}
+    {accelerator}
+    {devices}
+    {rng}
+
+    Returns
+    -------
+    The reference. With ``path``, its large arrays stay in the file, and memory does not grow with the number of cells but by about 60 bytes
+    for each; while it is built, embeddings are on the disk of ``path``, 4 bytes a number.
+
+    Raises
+    ------
+    MissingKeyError
+        If a column, ``basis``, ``layer`` or ``mod`` does not exist.
+    DataError
+        If a label is missing, no gene matches, or the matrix holds what is neither counts nor logarithms. In all cases before cells are
+        embedded and anything is written.
+    OptionError
+        If an option is out of range, there is a file at ``path``, or ``extend`` is a reference by another model.
+
+    Examples
+    --------
+    >>> import scanpy as sc, scgalore as sg
+    >>> adata = sc.datasets.pbmc68k_reduced().raw.to_adata()
+    >>> index = sg.tl.build_reference(adata[::2].copy(), "scgpt-mini", labels=["bulk_labels"])
+    >>> query = adata[1::2].copy()
+    >>> sg.tl.map_to_reference(query, index)
+    >>> index.labels
+    ('bulk_labels',)
+    """
+    seed = seed_from(rng)
+    reading = Reading(layer, gene_symbols, data_type, None, species, min_matched)
+    how: dict[str, Any] = {
+        "precision": precision,
+        "batch_size": batch_size,
+        "batch_tokens": batch_tokens,
+        "accelerator": accelerator,
+        "devices": devices,
+    }
+    RunOptions.of(**how)  # refuses before anything is read
+    _check_number("n_neighbors", n_neighbors)
+    if n_components is not None:
+        _check_number("n_components", n_components)
+    base = read_reference(extend) if isinstance(extend, str | os.PathLike) else extend
+    if base is not None and not isinstance(base, Reference):
+        msg = f"extend is a {type(base).__name__}; pass a reference, or the path of one."
+        raise OptionError(msg)
+    asked = {"labels": _listed(labels), "batch_key": batch_key, "basis": basis}
+    keys = asked if base is None else _same_keys(base, asked)
+    if not keys["labels"]:
+        msg = "labels= names no column of obs. Pass the columns with labels to map, such as labels=['cell_type']."
+        raise OptionError(msg)
+    target = _target(path, base)
+    atlas = [_resolved(one, mod, keys, gene_symbols) for one in _sources(sources)]
+    columns = _read_cells(atlas, keys)
+    fitted = _model(model, base)
+    tokens = {"max_length": max_length, "rng": seed} if base is None else dict(base.made["tokens"])
+    n_obs = sum(adata.n_obs for adata in atlas)
+    place: AbstractContextManager[Any] = nullcontext() if target is None else writing(target)
+    with logg.step(f"building a reference of {n_obs:,} cells with {fitted.provenance['name']}"), place:
+        parts = [fitted.cells(adata, **reading.of_tokens(), **tokens) for adata in atlas]
+        empty = _scratch(None if target is None else target.parent)
+        embedding = empty((n_obs, fitted.network.config.d_model), np.float32)
+        start = 0
+        for part in parts:
+            for rows in blocks(part.n_obs, N_EMBEDDED):
+                output = fitted.run(part, rows=np.arange(rows.start, rows.stop), **how)
+                embedding[start + rows.start : start + rows.stop] = output.embedding
+            start += part.n_obs
+        if base is None:
+            made = {
+                "model": {**fitted.provenance, "identity": weights_identity(fitted.network, fitted.vocab)},
+                "tokens": tokens,
+                "keys": keys,
+                "n_components": n_components,
+                "version": __version__,
+            }
+            sizes: dict[str, Any] = {"n_neighbors": n_neighbors, "n_components": n_components}
+            found = Reference.of_embedding(embedding, columns, **sizes, made=made, rng=seed, empty=empty)
+        else:
+            found = base.extended(embedding, columns, rng=seed, empty=empty)
+        _report(found)
+        found = replace(found, model=fitted)
+        return found if target is None else write_reference(found, target)
+
+
+def _check_number(name: str, value: object) -> None:
+    if not is_whole(value, 1):
+        msg = f"{name}={value!r}: it must be a whole number, at least 1."
+        raise OptionError(msg)
+
+
+def _listed(labels: str | Sequence[str] | None) -> list[str] | None:
+    if labels is None:
+        return None
+    names = [labels] if isinstance(labels, str) else list(labels)
+    if len(set(names)) < len(names):
+        msg = f"labels={names} names a column twice."
+        raise OptionError(msg)
+    return names
+
+
+def _same_keys(base: Reference, asked: dict[str, Any]) -> dict[str, Any]:
+    """Keys of the reference, which those that were passed must be."""
+    keys = dict(base.made["keys"])
+    for name, value in asked.items():
+        if value is not None and value != keys[name]:
+            msg = f"{name}={value!r}, and the reference to extend was built with {name}={keys[name]!r}. Leave it out, or build another reference."
+            raise OptionError(msg)
+    return keys
+
+
+def _target(path: PathLike | None, base: Reference | None) -> Path | None:
+    """File to write to, if there is to be one."""
+    if path is None:
+        return None if base is None else base.path
+    target = Path(path).expanduser().absolute()
+    if target.exists() and (base is None or target != base.path):
+        msg = f"path={str(path)!r}: there is one already. Give another path, or delete it."
+        raise OptionError(msg)
+    refuse_unwritable(target.parent, "path")
+    return target
+
+
+def _sources(sources: Any) -> list[Any]:
+    listed = list(sources) if isinstance(sources, Sequence) and not isinstance(sources, str) else [sources]
+    if not listed:
+        msg = "There are no cells to build a reference of. Pass an AnnData, the path of an .h5ad file, or a list of these."
+        raise OptionError(msg)
+    return listed
+
+
+def _resolved(one: Any, mod: str, keys: dict[str, Any], gene_symbols: str | None) -> AnnData:
+    if isinstance(one, str | os.PathLike):
+        return cells_of(str(Path(one).expanduser()), "sources")
+    adata = resolve_adata(one, mod=mod)
+    obs = {"batch_key": keys["batch_key"], **{f"labels[{i}]": name for i, name in enumerate(keys["labels"])}}
+    refuse_elsewhere(one, mod=mod, obs=obs, gene_symbols=gene_symbols)
+    return adata
+
+
+def _read_cells(atlas: list[AnnData], keys: dict[str, Any]) -> Cells:
+    """Names, labels, batches and coordinates of all cells."""
+    labels = {name: _column(atlas, name, "labels") for name in keys["labels"]}
+    batches = None if keys["batch_key"] is None else _column(atlas, keys["batch_key"], "batch_key")
+    if batches is not None and len(batches.classes) < 2:
+        msg = f"batch_key={keys['batch_key']!r}: all cells are of one batch, {batches.classes[0]!r}. Leave it out."
+        raise DataError(msg)
+    at = None if keys["basis"] is None else np.concatenate([_coordinates(adata, keys["basis"]) for adata in atlas])
+    names = np.concatenate([np.char.encode(adata.obs_names.to_numpy(dtype=str), "utf-8") for adata in atlas])
+    return Cells(names, labels, batches, at)
+
+
+def _column(atlas: list[AnnData], key: str, asked: str) -> Column:
+    """A column of obs of all cells, as classes."""
+    found = [read_column(adata.obs, key, asked=asked) for adata in atlas]
+    for number, column in enumerate(found):
+        texts = texts_of(column)
+        missing = np.array([text is None or looks_missing(text) for text in texts], dtype=bool)
+        if missing.any():
+            where = f"adata.obs[{key!r}]" + (f" of source {number}" if len(found) > 1 else "")
+            msg = (
+                f"{missing.sum():,} of {len(column):,} cells have no label in {where}. Leave these cells out, "
+                f"adata[adata.obs[{key!r}].notna()], or give them a label."
+            )
+            raise DataError(msg)
+    of_all = np.concatenate([texts_of(column) for column in found])
+    categories = {_categories(column) for column in found}
+    classes = in_order(of_all) if len(categories) > 1 or None in categories else categories.pop()
+    assert classes is not None
+    classes = tuple(name for name in classes if name in set(of_all))
+    colors = None if len(atlas) > 1 else class_colors(atlas[0], key, classes)
+    codes = np.concatenate([class_codes(column, classes) for column in found]).astype(np.int32)
+    return Column(classes, codes, None if colors is None else tuple(colors.tolist()))
+
+
+def _categories(column: Any) -> tuple[str, ...] | None:
+    return tuple(texts_of(column.cat.categories)) if hasattr(column, "cat") else None
+
+
+def _coordinates(adata: AnnData, basis: str) -> NDArray[np.float32]:
+    if basis not in adata.obsm:
+        msg = f"basis={basis!r} is not a key of adata.obsm, which has {list(adata.obsm)}. Compute it first, such as with sc.tl.umap."
+        raise MissingKeyError(msg)
+    at = np.asarray(adata.obsm[basis], dtype=np.float32)
+    if at.ndim != 2 or at.shape[1] != 2 or not np.isfinite(at).all():
+        msg = f"adata.obsm[{basis!r}] has the shape {at.shape}; expected two finite coordinates of each cell."
+        raise DataError(msg)
+    return at
+
+
+def _model(model: PathLike | CellModel | None, base: Reference | None) -> CellModel:
+    if base is not None:
+        return model_of_reference(base, model)
+    if model is None:
+        msg = "model= is missing. Pass a name of sg.weights.list_weights(), a folder, or a model that was fine-tuned."
+        raise OptionError(msg)
+    return as_model(model)
+
+
+def _scratch(folder: Path | None) -> Any:
+    """Makes empty arrays: in memory, or in a file of the folder that vanishes with the array."""
+    if folder is None:
+        return np.empty
+
+    def empty(shape: tuple[int, int], dtype: Any) -> NDArray[Any]:
+        if 0 in shape:
+            return np.empty(shape, dtype)
+        folder.mkdir(parents=True, exist_ok=True)
+        with TemporaryFile(dir=folder) as file:
+            n_bytes = int(np.prod(shape, dtype=np.int64)) * np.dtype(dtype).itemsize
+            # A disk that is full is said here and not by a signal while the array is written.
+            os.posix_fallocate(file.fileno(), 0, n_bytes) if hasattr(os, "posix_fallocate") else file.truncate(n_bytes)
+            return np.memmap(file, dtype=dtype, mode="r+", shape=shape)
+
+    return empty
+
+
+def _report(found: Reference) -> None:
+    for name, calibration in found.calibrations.items():
+        logg.info(
+            f"    {name}: of cells of the reference that were left out, expected calibration error {calibration.error_after:.3f} "
+            f"with a temperature of {calibration.temperature:.2f}"
+        )
+    if found.lists.n_lists > 1:
+        logg.info(
+            f"    {found.lists.n_lists:,} lists, of which {found.lists.n_probe} are looked at: {100 * found.lists.recall:.1f} % of "
+            "the true neighbours of some cells"
+        )
+    if found.gap_threshold is None:
+        logg.warning(
+            f"With {found.n_obs:,} cells it cannot be said which cells of a query are far from the reference; {FEWEST_LEFT_OUT + 1} are needed."
+        )

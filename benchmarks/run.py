@@ -36,6 +36,7 @@ SCRIPTS = {
     "integration_scores": "how long scoring an integration takes, and scores of two real data sets",
     "regression": "a number for each cell, next to ridge regression",
     "unknown_types": "cells of a type that training had none of: are they found?",
+    "mapping": "cells mapped to a reference: labels, new types, and neighbours among a million cells",
     "memory_estimate": "what sg.estimate_memory says beside what is measured",
     "long_cells": "one cell of 5,000 tokens: attention that keeps its maps against our best settings",
     "curriculum": "few genes first against all genes from the start: losses, accuracy, time",

@@ -155,7 +155,7 @@ def _read(file: h5py.File, path: Path) -> Reference:
     at = _array(file, path, "cells/coordinates", np.float32, (n, 2)) if "cells/coordinates" in file else None
     cells = Cells(_array(file, path, "cells/names", None, (n,)), labels, batches, at)
     gap, threshold, k = float(about["gap"]), about["gap_threshold"], int(about["n_neighbors"])
-    if not (gap > 0 and k > 0 and 0 < lists.n_probe):
+    if not (gap > 0 and k > 0 and lists.n_probe > 0):
         msg = "its numbers are out of range"
         raise ValueError(msg)
     threshold = None if threshold is None else float(threshold)

@@ -195,12 +195,12 @@ class Lists:
             best = _largest(cosines, k)
             near[asking, slot, : best.shape[1]] = np.take_along_axis(cosines, best, axis=1)
             rows[asking, slot, : best.shape[1]] = start + best
-        near, rows = near.reshape(n, -1), rows.reshape(n, -1)
-        best = _largest(near, k)
-        near, rows = np.take_along_axis(near, best, axis=1), np.take_along_axis(rows, best, axis=1)
-        order = np.argsort(-near, axis=1, kind="stable")
-        rows = np.where(np.isfinite(near), rows, -1)
-        return np.take_along_axis(rows, order, axis=1)
+        all_near, all_rows = near.reshape(n, -1), rows.reshape(n, -1)
+        best = _largest(all_near, k)
+        order = np.argsort(-np.take_along_axis(all_near, best, axis=1), axis=1, kind="stable")
+        best = np.take_along_axis(best, order, axis=1)
+        there = np.isfinite(np.take_along_axis(all_near, best, axis=1))
+        return np.where(there, np.take_along_axis(all_rows, best, axis=1), -1)
 
     def _visits(self, queries: Floats, n_probe: int) -> Iterator[tuple[int, int, Ints, Ints]]:
         """Rows of a list, the queries that look at it, and as which of their lists."""

@@ -73,7 +73,7 @@ class Space:
         if n < 2 or not kept.any():
             msg = f"The {n:,} cells of the reference all have the same embedding; there is nothing to compare a query with."
             raise DataError(msg)
-        kept[n_components:] = False
+        kept[d if n_components is None else n_components :] = False
         # The sign of an axis is arbitrary, and made that of its largest entry, so that files are the same everywhere.
         axes = vectors[:, kept]
         axes = axes * np.sign(axes[np.abs(axes).argmax(axis=0), np.arange(axes.shape[1])])

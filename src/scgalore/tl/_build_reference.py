@@ -11,7 +11,6 @@ from tempfile import TemporaryFile
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from anndata import AnnData
 
 from scgalore import __version__
 from scgalore import _logging as logg
@@ -35,6 +34,7 @@ from scgalore.tl._shared import as_model, model_of_reference
 if TYPE_CHECKING:
     from contextlib import AbstractContextManager
 
+    from anndata import AnnData
     from numpy.typing import NDArray
 
     from scgalore._typing import Data, PathLike, Rng

@@ -234,9 +234,9 @@ def _label(
             )
     # A class of that name means the same.
     classes = [*column.classes] if UNKNOWN in column.classes else [*column.classes, UNKNOWN]
-    codes = np.where(far | uncertain, classes.index(UNKNOWN), codes)
+    codes[far | uncertain] = classes.index(UNKNOWN)
     record |= {"n_unknown": int((far | uncertain).sum()), "n_uncertain": int(uncertain.sum())}
-    results.obs[keys.label(name)] = (pd.Categorical.from_codes(codes, categories=classes), f"labels, {name}")
+    results.obs[keys.label(name)] = (pd.Categorical.from_codes(codes, categories=pd.Index(classes)), f"labels, {name}")
     results.obs[keys.score(name)] = (score, "their probabilities")
     results.obsm[keys.probabilities(name)] = (probabilities, "probability of each class")
     if column.colors is not None:

@@ -40,7 +40,7 @@ MOST_PRODUCTS = 1 << 24
 """Inner products in memory at a time."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Lists:
     """Cells of a reference, those of one list next to each other.
 

@@ -29,7 +29,7 @@ FEWEST_LEFT_OUT = 19
 """Cells below which no gap can be said to be exceeded by 5 % of them."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Column:
     """Labels of all cells.
 
@@ -55,7 +55,7 @@ class Column:
         return Column(classes, codes, self.colors if len(classes) == len(self.classes) else None)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Cells:
     """What is kept of cells in addition to where they are, in their order.
 
@@ -88,7 +88,7 @@ class Cells:
         )
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Reference:
     """Cells that queries are mapped to; made by :func:`scgalore.tl.build_reference`, read by :func:`scgalore.mapping.read_reference`.
 
@@ -126,7 +126,7 @@ class Reference:
     n_neighbors: int
     made: Mapping[str, Any]
     path: Path | None = None
-    model: Any = field(default=None, repr=False, compare=False)
+    model: Any = field(default=None, repr=False)
 
     def __repr__(self) -> str:
         labels = ", ".join(f"{name} ({len(column.classes)})" for name, column in self.cells.labels.items())

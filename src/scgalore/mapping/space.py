@@ -27,7 +27,7 @@ def blocks(n: int, size: int = N_CELLS) -> Iterator[slice]:
     return (slice(start, min(start + size, n)) for start in range(0, n, size))
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Space:
     """Centre embeddings, project them to principal axes, and divide each by the square root of its standard deviation.
 

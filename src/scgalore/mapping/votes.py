@@ -25,7 +25,7 @@ PRIOR_VOTES = 1.0
 """Votes that all classes share, in addition to those of the neighbours."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Neighbors:
     """Neighbours of cells in a reference, nearest first.
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryFile
@@ -16,6 +15,7 @@ from scgalore import __version__
 from scgalore import _logging as logg
 from scgalore._docs import shared_parameters
 from scgalore._folders import refuse_unwritable, writing
+from scgalore._keys import MappingKeys
 from scgalore._options import is_whole
 from scgalore._rng import seed_from
 from scgalore.data.columns import read_column
@@ -32,8 +32,6 @@ from scgalore.model.inference import RunOptions
 from scgalore.tl._shared import as_model, model_of_reference
 
 if TYPE_CHECKING:
-    from contextlib import AbstractContextManager
-
     from anndata import AnnData
     from numpy.typing import NDArray
 
@@ -160,7 +158,9 @@ def build_reference(
         raise OptionError(msg)
     asked = {"labels": _listed(labels), "batch_key": batch_key, "basis": basis}
     keys = asked if base is None else _same_keys(base, asked)
-    if not keys["labels"]:
+    if keys["labels"]:
+        _check_names(keys["labels"])
+    else:
         msg = "labels= names no column of obs. Pass the columns with labels to map, such as labels=['cell_type']."
         raise OptionError(msg)
     target = _target(path, base)
@@ -169,10 +169,9 @@ def build_reference(
     fitted = _model(model, base)
     tokens = {"max_length": max_length, "rng": seed} if base is None else dict(base.made["tokens"])
     n_obs = sum(adata.n_obs for adata in atlas)
-    place: AbstractContextManager[Any] = nullcontext() if target is None else writing(target)
-    with logg.step(f"building a reference of {n_obs:,} cells with {fitted.provenance['name']}"), place:
+    with logg.step(f"building a reference of {n_obs:,} cells with {fitted.provenance['name']}"):
         parts = [fitted.cells(adata, **reading.of_tokens(), **tokens) for adata in atlas]
-        empty = _scratch(None if target is None else target.parent)
+        empty = _scratch(target)
         embedding = empty((n_obs, fitted.network.config.d_model), np.float32)
         start = 0
         for part in parts:
@@ -206,11 +205,15 @@ def _check_number(name: str, value: object) -> None:
 def _listed(labels: str | Sequence[str] | None) -> list[str] | None:
     if labels is None:
         return None
-    names = [labels] if isinstance(labels, str) else list(labels)
-    if len(set(names)) < len(names):
-        msg = f"labels={names} names a column twice."
-        raise OptionError(msg)
-    return names
+    return [labels] if isinstance(labels, str) else list(labels)
+
+
+def _check_names(labels: Sequence[str]) -> None:
+    """Refuse columns whose results would have the same name."""
+    for slot, names in MappingKeys.from_key_added(None, tuple(labels)).slots.items():
+        if twice := {name for name in names if names.count(name) > 1}:
+            msg = f"labels={list(labels)}: two results of a query would have the name {min(twice)!r} in {slot}. Rename a column."
+            raise OptionError(msg)
 
 
 def _same_keys(base: Reference, asked: dict[str, Any]) -> dict[str, Any]:
@@ -230,6 +233,9 @@ def _target(path: PathLike | None, base: Reference | None) -> Path | None:
     target = Path(path).expanduser().absolute()
     if target.exists() and (base is None or target != base.path):
         msg = f"path={str(path)!r}: there is one already. Give another path, or delete it."
+        raise OptionError(msg)
+    if not target.parent.is_dir():
+        msg = f"path={str(path)!r}: there is no folder {target.parent}. Make it first."
         raise OptionError(msg)
     refuse_unwritable(target.parent, "path")
     return target
@@ -311,17 +317,16 @@ def _model(model: PathLike | CellModel | None, base: Reference | None) -> CellMo
     return as_model(model)
 
 
-def _scratch(folder: Path | None) -> Any:
-    """Makes empty arrays: in memory, or in a file of the folder that vanishes with the array."""
-    if folder is None:
+def _scratch(target: Path | None) -> Any:
+    """Makes empty arrays: in memory, or in a file next to the target that vanishes with the array."""
+    if target is None:
         return np.empty
 
     def empty(shape: tuple[int, int], dtype: Any) -> NDArray[Any]:
-        if 0 in shape:
+        n_bytes = int(np.prod(shape, dtype=np.int64)) * np.dtype(dtype).itemsize
+        if n_bytes == 0:
             return np.empty(shape, dtype)
-        folder.mkdir(parents=True, exist_ok=True)
-        with TemporaryFile(dir=folder) as file:
-            n_bytes = int(np.prod(shape, dtype=np.int64)) * np.dtype(dtype).itemsize
+        with writing(target), TemporaryFile(dir=target.parent) as file:
             # A disk that is full is said here and not by a signal while the array is written.
             os.posix_fallocate(file.fileno(), 0, n_bytes) if hasattr(os, "posix_fallocate") else file.truncate(n_bytes)
             return np.memmap(file, dtype=dtype, mode="r+", shape=shape)

@@ -50,6 +50,7 @@ def test_a_file_holds_all_of_it(reference: Reference, tmp_path: Path, mapped: bo
         assert one.names(np.array([[3], [0]])).tolist() == [["cell 3 α"], ["cell 0 α"]]
         assert (one.gap, one.gap_threshold) == (reference.gap, reference.gap_threshold)
         assert one.calibrations == reference.calibrations
+        assert one.accuracies == reference.accuracies
         mine, theirs = one.find(queries), reference.find(queries)
         np.testing.assert_array_equal(mine.rows, theirs.rows)
         np.testing.assert_array_equal(mine.gap, theirs.gap)

@@ -48,6 +48,7 @@ def test_probabilities_are_those_of_right_labels(reference: Reference) -> None:
     accuracy = (probabilities.argmax(axis=1) == query).mean()
     assert accuracy < 0.9
     assert abs(probabilities.max(axis=1).mean() - accuracy) < 0.06
+    assert abs(noisy.accuracies["type"] - accuracy) < 0.03
     assert noisy.calibrations["type"].error_after < 0.06
 
 

@@ -169,3 +169,13 @@ def test_another_model_or_other_keys_cannot_extend(
         sg.tl.build_reference(few, extend=built, labels="phase")
     with pytest.raises(OptionError, match="extend is a int"):
         sg.tl.build_reference(few, extend=3)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(("prior", "warns"), [("linear", True), ("none", False)])
+def test_warns_of_a_network_that_corrects_a_linear_model(
+    few: AnnData, model: SCGPT, caplog: pytest.LogCaptureFixture, prior: str, warns: bool
+) -> None:
+    # Without validation cells the network of the last epoch is kept.
+    model.train(few, labels_key="bulk_labels", prior=prior, validation_size=0, max_epochs=1, batch_size=32)
+    sg.tl.build_reference(few, model, labels="bulk_labels")
+    assert ("correct a linear model" in caplog.text) == warns

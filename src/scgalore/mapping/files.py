@@ -77,6 +77,7 @@ def write_reference(reference: Reference, path: PathLike) -> Reference:
                 "name": name,
                 "classes": column.classes,
                 "colors": column.colors,
+                "accuracy": reference.accuracies[name],
                 "calibration": reference.calibrations[name].to_config(),
             }
             for name, column in cells.labels.items()
@@ -144,10 +145,11 @@ def _read(file: h5py.File, path: Path) -> Reference:
     if n == 0 or not 0 <= int(lists.cells.min()) <= int(lists.cells.max()) < n:
         msg = "it numbers cells that it does not hold"
         raise ValueError(msg)
-    labels, calibrations = {}, {}
+    labels, calibrations, accuracies = {}, {}, {}
     for number, one in enumerate(about["labels"]):
         codes = _array(file, path, f"labels/{number}", np.int32, (n,))
         labels[one["name"]] = _column(codes, one["classes"], one["colors"])
+        accuracies[one["name"]] = float(one["accuracy"])
         calibrations[one["name"]] = Calibration.from_config(one["calibration"])
     batches = about["batches"]
     if batches is not None:
@@ -159,7 +161,7 @@ def _read(file: h5py.File, path: Path) -> Reference:
         msg = "its numbers are out of range"
         raise ValueError(msg)
     threshold = None if threshold is None else float(threshold)
-    return Reference(space, lists, cells, calibrations, gap, threshold, k, about["made"], path)
+    return Reference(space, lists, cells, calibrations, accuracies, gap, threshold, k, about["made"], path)
 
 
 def _column(codes: Any, classes: list[str], colors: list[str] | None = None) -> Column:

@@ -102,6 +102,8 @@ class Reference:
         Their names, labels, batches and coordinates.
     calibrations
         What the votes of neighbours are worth for each column of labels, measured on cells of the reference that were left out.
+    accuracies
+        Share of these cells that get their own label, for each column.
     gap
         Median distance of these to the weighted mean of their neighbours.
     gap_threshold
@@ -121,6 +123,7 @@ class Reference:
     lists: Lists
     cells: Cells
     calibrations: Mapping[str, Calibration] = field(repr=False)
+    accuracies: Mapping[str, float]
     gap: float
     gap_threshold: float | None
     n_neighbors: int
@@ -130,7 +133,7 @@ class Reference:
 
     def __repr__(self) -> str:
         labels = ", ".join(f"{name} ({len(column.classes)})" for name, column in self.cells.labels.items())
-        where = "in memory" if self.path is None else f"in {self.path}"
+        where = "in memory" if self.path is None else f"in {self.path.name}"
         return f"Reference of {self.n_obs:,} cells {where}, by {self.made['model']['name']}; labels: {labels}"
 
     @property
@@ -184,7 +187,7 @@ class Reference:
         lists = Lists.around(lambda rows: space(embedding[rows])[0], len(embedding), rng)
         lists = lists.extended(len(embedding), lambda rows: space(embedding[rows]), empty)
         k = min(n_neighbors, len(embedding) - 1)
-        return cls(space, lists, cells, {}, 1.0, None, k, made)._measured(rng)
+        return cls(space, lists, cells, {}, {}, 1.0, None, k, made)._measured(rng)
 
     def extended(
         self,
@@ -221,13 +224,16 @@ class Reference:
         found = Neighbors(found.rows[kept], found.distances[kept], found.gap[kept])
         gap = float(np.median(found.gap))
         gap = gap if gap > 0 else 1.0  # copies of few cells
-        calibrations, threshold = {}, None
+        calibrations: dict[str, Calibration] = {}
+        accuracies, threshold = {}, None
         for name, column in self.cells.labels.items():
             logits = logits_of(self._votes(found, column, lists), self.n_neighbors)
             codes = column.codes[lists.cells[some[kept]]].astype(np.int64)
             calibrations[name] = Calibration.fit(logits, codes, found.gap / gap)
+            accuracies[name] = float((logits.argmax(axis=1) == codes).mean())
             threshold = calibrations[name].novelty_threshold
-        return replace(self, lists=lists, calibrations=calibrations, gap=gap, gap_threshold=threshold)
+        measured: dict[str, Any] = {"calibrations": calibrations, "accuracies": accuracies}
+        return replace(self, lists=lists, gap=gap, gap_threshold=threshold, **measured)
 
     def _votes(self, found: Neighbors, column: Column, lists: Lists | None = None) -> Floats:
         lists = self.lists if lists is None else lists

@@ -170,6 +170,7 @@ def build_reference(
     tokens = {"max_length": max_length, "rng": seed} if base is None else dict(base.made["tokens"])
     n_obs = sum(adata.n_obs for adata in atlas)
     with logg.step(f"building a reference of {n_obs:,} cells with {fitted.provenance['name']}"):
+        _warn_of_correction(fitted)
         parts = [fitted.cells(adata, **reading.of_tokens(), **tokens) for adata in atlas]
         empty = _scratch(target)
         embedding = empty((n_obs, fitted.network.config.d_model), np.float32)
@@ -317,6 +318,16 @@ def _model(model: PathLike | CellModel | None, base: Reference | None) -> CellMo
     return as_model(model)
 
 
+def _warn_of_correction(model: CellModel) -> None:
+    """Warn of a network that was trained to correct a linear model, whose embedding need not tell apart what that model does."""
+    trained = model.result is not None and (model.result.best_epoch is None or model.result.best_epoch >= 0)
+    if trained and getattr(model.memory, "prior", None) is not None:
+        logg.warning(
+            "The network of this model was trained to correct a linear model, so cells of one type need not be near to each other in its "
+            "embedding. For a reference, fine-tune it with prior='none', or take the model that it was fine-tuned from."
+        )
+
+
 def _scratch(target: Path | None) -> Any:
     """Makes empty arrays: in memory, or in a file next to the target that vanishes with the array."""
     if target is None:
@@ -337,8 +348,8 @@ def _scratch(target: Path | None) -> Any:
 def _report(found: Reference) -> None:
     for name, calibration in found.calibrations.items():
         logg.info(
-            f"    {name}: of cells of the reference that were left out, expected calibration error {calibration.error_after:.3f} "
-            f"with a temperature of {calibration.temperature:.2f}"
+            f"    {name}: {100 * found.accuracies[name]:.1f} % of the cells of the reference that were left out get their label, with an "
+            f"expected calibration error of {calibration.error_after:.3f}"
         )
     if found.lists.n_lists > 1:
         logg.info(

@@ -105,7 +105,7 @@ def map_to_reference(
     `adata.obsm['X_scGPT' | key_added]` : :class:`numpy.ndarray` (shape `(n_obs, d_model)`, dtype `float32`)
         Embeddings with unit norm.
     `adata.uns['map_to_reference' | key_added]` : :class:`dict`
-        ``params``, ``reference`` (what it is), ``labels`` (classes, calibration and threshold of each column, how many cells are unknown), ``n_far``,
+        ``params``, ``reference`` (what it is), ``labels`` (of each column: classes, accuracy and calibration on cells of the reference that were left out, threshold, how many cells are unknown), ``n_far``,
         ``weights``, ``genes`` and ``version``.
 
     Raises
@@ -217,6 +217,7 @@ def _label(
     probabilities = reference.probabilities(found, name)
     codes, score = probabilities.argmax(axis=1), probabilities.max(axis=1)
     record: dict[str, Any] = {"classes": list(column.classes)}
+    record["accuracy"] = reference.accuracies[name]
     record |= {key.replace("n_validation", "n_left_out"): value for key, value in calibration.summary().items()}
     uncertain = np.zeros(len(codes), dtype=bool)
     if unknown is not None:

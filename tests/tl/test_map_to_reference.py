@@ -143,10 +143,13 @@ def test_a_head_makes_no_other_model(query: AnnData, index: Reference, model: SC
     sg.tl.map_to_reference(query, index, model)
 
 
-def test_other_genes(query: AnnData, index: Reference) -> None:
+def test_other_genes(query: AnnData, index: Reference, caplog: pytest.LogCaptureFixture) -> None:
+    sg.tl.map_to_reference(query, index)
+    assert "of the reference, so" not in caplog.text
     fewer = query[:, :100].copy()
     sg.tl.map_to_reference(fewer, index)
     assert fewer.uns["map_to_reference"]["genes"]["matched"] == 100
+    assert "100 genes of the query and 150 of the reference" in caplog.text
 
 
 @pytest.mark.parametrize("as_mudata", [False, True])

@@ -186,6 +186,7 @@ def build_reference(
                 "tokens": tokens,
                 "keys": keys,
                 "n_components": n_components,
+                "n_genes": max(part.n_matched for part in parts),
                 "version": __version__,
             }
             sizes: dict[str, Any] = {"n_neighbors": n_neighbors, "n_components": n_components}

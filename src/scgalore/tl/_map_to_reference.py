@@ -28,6 +28,9 @@ if TYPE_CHECKING:
     from scgalore.mapping.votes import Neighbors
     from scgalore.model import CellModel
 
+LEAST_GENES = 0.8
+"""Genes of a query, relative to those of the reference, below which a warning is given."""
+
 
 @shared_parameters
 def map_to_reference(
@@ -150,6 +153,7 @@ def map_to_reference(
     refuse_overwrite(keys.slots, reading.reads(), data=data, mod=mod)
     with logg.step(f"mapping {adata.n_obs:,} cells to {reference.n_obs:,} of a reference") as step:
         cells = fitted.cells(adata, **reading.of_tokens(), **reference.made["tokens"])
+        _compare_genes(cells.n_matched, reference.made["n_genes"])
         output = fitted.run(cells, **how)
         found = reference.find(output.embedding)
         novelty = reference.novelty(found)
@@ -192,6 +196,15 @@ def map_to_reference(
         results.uns[keys.uns] = (content, "parameters and provenance")
         results.write(data, adata, mod=mod, step=step)
     return data if copy else None
+
+
+def _compare_genes(n_query: int, n_reference: int) -> None:
+    """Warn of a query that has measured fewer genes, which moves its embeddings."""
+    if n_query < LEAST_GENES * n_reference:
+        logg.warning(
+            f"The model sees {n_query:,} genes of the query and {n_reference:,} of the reference, so cells of known types may be far from it, too. Build a "
+            "reference of the genes that both have, or pass label_far=True."
+        )
 
 
 def _check_unknown(unknown: object) -> None:

@@ -40,7 +40,7 @@ def attempts(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("what", ["save", "overwrite", "export", "adapter", "checkpoint", "file"])
+@pytest.mark.parametrize("what", ["save", "overwrite", "export", "adapter", "checkpoint", "file", "reference"])
 def test_everything_stays_as_it_was(attempts: dict[str, Any], what: str) -> None:
     error, message, unchanged = attempts[what]
     assert error == "DiskError"

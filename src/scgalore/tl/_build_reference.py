@@ -289,7 +289,8 @@ def _column(atlas: list[AnnData], key: str, asked: str) -> Column:
     categories = {_categories(column) for column in found}
     classes = in_order(of_all) if len(categories) > 1 or None in categories else categories.pop()
     assert classes is not None
-    classes = tuple(name for name in classes if name in set(of_all))
+    there = set(of_all)
+    classes = tuple(name for name in classes if name in there)
     colors = None if len(atlas) > 1 else class_colors(atlas[0], key, classes)
     codes = np.concatenate([class_codes(column, classes) for column in found]).astype(np.int32)
     return Column(classes, codes, None if colors is None else tuple(colors.tolist()))

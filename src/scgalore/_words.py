@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import re
 from itertools import islice
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-__all__ = ["duration", "few"]
+__all__ = ["duration", "few", "seconds_of"]
+
+UNITS = {"s": 1.0, "min": 60.0, "h": 3600.0}
 
 
 def few(names: Iterable[str], n: int = 3) -> str:
@@ -37,3 +40,15 @@ def duration(seconds: float) -> str:
         return f"{seconds:.0f} s"
     minutes = round(seconds / 60)
     return f"{minutes} min" if minutes < 90 else f"{minutes // 60} h {minutes % 60:02d} min"
+
+
+def seconds_of(text: str) -> float | None:
+    """Read a time as people write it, ``"40 s"``, ``"30min"`` or ``"1.5 h"``; ``None`` if it is none.
+
+    Parameters
+    ----------
+    text
+        A positive number and its unit.
+    """
+    found = re.fullmatch(rf"\s*(\d+(?:\.\d+)?)\s*({'|'.join(UNITS)})\s*", text)
+    return None if found is None else float(found[1]) * UNITS[found[2]] or None

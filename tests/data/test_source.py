@@ -93,7 +93,7 @@ def test_a_stream_has_no_rows_to_choose_from(make: Callable[[str], Any]) -> None
     source = make("stream")
     with pytest.raises(OptionError, match="serves all of its cells"):
         source.training_batches(np.arange(3), BatchPlan(8))
-    with pytest.raises(OptionError, match="embedded by one process"):
+    with pytest.raises(OptionError, match="shuffles its cells"):
         next(source.windows(np.arange(3)))
 
 

@@ -331,3 +331,38 @@ def test_a_cell_is_found_again(paths: list[Path]) -> None:  # noqa: F811
     ]
     for file, adata in enumerate(ADATAS):
         assert rows[files == file].tolist() == np.flatnonzero(adata.obs["kind"] == "a").tolist()
+
+
+class TestSeveralProcesses:
+    @settings(max_examples=20, deadline=None)
+    @given(n_processes=st.integers(1, 7), epoch=st.integers(0, 3))
+    def test_each_cell_is_seen_by_exactly_one(self, n_processes: int, epoch: int) -> None:
+        seen, left = [], N_OBS % n_processes
+        for rank in range(n_processes):
+            stream = streamed(ADATAS, rank=rank, world_size=n_processes)
+            seen += [batch.cells.tolist() for batch in stream.batches(epoch)]
+        cells = [cell for batch in seen for cell in batch]
+        assert len(set(cells)) == len(cells) == N_OBS - left
+
+    def test_of_a_step_they_get_batches_of_equal_size(self) -> None:
+        streams = [streamed(ADATAS, rank=rank, world_size=3) for rank in range(3)]
+        for epoch in range(3):
+            parts = [[len(batch) for batch in stream.batches(epoch)] for stream in streams]
+            assert parts[0] == parts[1] == parts[2]
+            assert len(set(parts[0])) > 1
+
+    @given(first=st.integers(0, N_OBS), n=st.integers(0, N_OBS))
+    @settings(max_examples=20, deadline=None)
+    def test_rows_are_embedded_by_the_process_that_asks(self, first: int, n: int) -> None:
+        stream, rows = streamed(ADATAS, shuffle=False), np.arange(N_OBS)[first : first + n]
+        whole = [window.take([i]) for window in stream.windows() for i in range(len(window))]
+        part = [window.take([i]) for window in stream.windows(rows) for i in range(len(window))]
+        assert [one.cells.tolist() for one in part] == [[row] for row in rows]
+        for one, row in zip(part, rows, strict=True):
+            np.testing.assert_array_equal(one.values, whole[row].values)
+            np.testing.assert_array_equal(one.genes, whole[row].genes)
+
+    @pytest.mark.parametrize("rows", [[0, 2], [3, 2], [5, 5]])
+    def test_other_rows_are_refused(self, rows: list[int]) -> None:
+        with pytest.raises(OptionError, match="must be consecutive"):
+            next(streamed(ADATAS, shuffle=False).windows(np.array(rows)))

@@ -12,7 +12,6 @@ from scgalore.errors import DiskError, OptionError, WeightsError
 from scgalore.train.checkpoint import (
     CHECKPOINT_KEY,
     WholeFiles,
-    checkpoint_callback,
     checkpoint_to_resume,
     last_checkpoint,
     read_checkpoint,
@@ -116,6 +115,12 @@ class TestToResume:
         with pytest.raises(WeightsError, match=rf"last\.ckpt(: | lacks ){name}"):
             checkpoint_to_resume(tmp_path, resume=True, identity=STATE[CHECKPOINT_KEY])
 
+    @pytest.mark.parametrize("position", [3, {"epoch": -1, "batch": 0}, {"epoch": 0, "batch": "last"}])
+    def test_position_of_another_kind(self, tmp_path: Path, position: Any) -> None:
+        WholeFiles().save_checkpoint({**STATE, "CellDataModule": position}, last_checkpoint(tmp_path))
+        with pytest.raises(WeightsError, match=r"last\.ckpt: CellDataModule"):
+            checkpoint_to_resume(tmp_path, resume=True, identity=STATE[CHECKPOINT_KEY])
+
     def test_identity_of_another_kind(self, tmp_path: Path) -> None:
         WholeFiles().save_checkpoint({**STATE, CHECKPOINT_KEY: 3}, last_checkpoint(tmp_path))
         with pytest.raises(WeightsError, match=rf"{CHECKPOINT_KEY} is 3; it must be an object"):
@@ -132,9 +137,3 @@ class TestToResume:
         last_checkpoint(folder).write_bytes(content)
         with pytest.raises(WeightsError, match="damaged"):
             checkpoint_to_resume(folder, resume=True, identity={})
-
-
-def test_callback_writes_where_the_resumed_run_looks(tmp_path: Path) -> None:
-    callback = checkpoint_callback(tmp_path)
-    assert callback.dirpath is not None
-    assert Path(callback.dirpath) / f"{callback.filename}{callback.FILE_EXTENSION}" == last_checkpoint(tmp_path)

@@ -28,7 +28,7 @@ from scgalore.nn import EMBEDDINGS
 from scgalore.objectives import Classification, MaskedExpression
 from scgalore.optim import OPTIMIZERS
 from scgalore.train import TrainConfig, budget
-from scgalore.train.checkpoint import last_checkpoint
+from scgalore.train.checkpoint import WholeFiles, last_checkpoint
 
 SCRIPT = Path(__file__).with_name("killed_runs.py")
 OFTEN = {"galore", "lora", "rows"}
@@ -88,8 +88,8 @@ class Stop(Exception):
 
 
 @contextmanager
-def stopping_at(step: int) -> Iterator[None]:
-    """Let the objectives raise at a training step."""
+def stopping_at(step: int) -> Iterator[list[int]]:
+    """Let the objectives raise at a training step; gives how many are left until then."""
     left = [step]
 
     def counted(loss: Any) -> Any:
@@ -104,7 +104,7 @@ def stopping_at(step: int) -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         for objective in (Classification, MaskedExpression):
             patch.setattr(objective, "__call__", counted(objective.__call__))
-        yield
+        yield left
 
 
 def train(make: Callable[[], SCGPT], adata: AnnData, **options: Any) -> SCGPT:
@@ -187,6 +187,71 @@ def test_resumed_run_is_the_whole_run(
         train(make, few, **options, checkpoint_dir=tmp_path / "run")
     resumed = train(make, few, **options, checkpoint_dir=tmp_path / "run", resume=True)
     assert_same_run(resumed, whole)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        pytest.param({}, id="galore"),
+        pytest.param({"batch_size": 6, "accumulate": 3, "optimizer": "adamw"}, id="gradient_accumulation"),
+        pytest.param({"batch_tokens": 300, "batch_size": 99}, id="cap_on_tokens"),
+        pytest.param({"num_workers": 2}, id="workers", marks=pytest.mark.slow),
+        pytest.param({"labels_key": None, "max_length": 20}, id="masked_expression_of_sampled_cells"),
+        pytest.param({"per_layer_update": True, "clip_norm": math.inf}, id="per_layer_update", marks=pytest.mark.slow),
+        pytest.param({"curriculum": {60: 1, 160: 2}}, id="curriculum"),
+        *(
+            pytest.param({option: name}, id=f"{option}_{name}", marks=pytest.mark.slow)
+            for option, names in (("optimizer", [*OPTIMIZERS]), ("adapter", [*ADAPTERS]), ("embedding", [*EMBEDDINGS]))
+            for name in names
+        ),
+    ],
+)
+def test_a_run_goes_on_inside_an_epoch(
+    few: AnnData, make: Callable[[], SCGPT], tmp_path: Path, options: dict[str, Any]
+) -> None:
+    few.var["selected_rank"] = np.arange(few.n_vars, dtype=float)
+    many = 1000
+    with stopping_at(many) as left:
+        whole = train(make, few, **options)
+    n_batches, accumulated = many - left[0], options.get("accumulate", 1)
+    killed = n_batches // 2 + 2
+    with stopping_at(killed), pytest.raises(Stop):
+        train(make, few, **options, checkpoint_dir=tmp_path / "run", checkpoint_every=1)
+    with stopping_at(many) as left:
+        resumed = train(make, few, **options, checkpoint_dir=tmp_path / "run", resume=True)
+    assert_same_run(resumed, whole)
+    # Nothing was done twice but, before the last step of an epoch, one step.
+    assert 0 <= many - left[0] - (n_batches - killed + 1) <= accumulated
+
+
+def test_a_checkpoint_inside_an_epoch_is_written_in_time(
+    few: AnnData, make: Callable[[], SCGPT], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    written: list[int] = []
+    save = WholeFiles.save_checkpoint
+
+    def noted(self: Any, checkpoint: dict[str, Any], *rest: Any, **more: Any) -> None:
+        written.append(checkpoint["global_step"])
+        save(self, checkpoint, *rest, **more)
+
+    monkeypatch.setattr(WholeFiles, "save_checkpoint", noted)
+    runs = {"never": None, "steps": 4, "soon": "0.0001 s", "late": "2 h"}
+    steps = {}
+    for name, every in runs.items():
+        train(make, few, max_epochs=2, checkpoint_dir=tmp_path / name, checkpoint_every=every)
+        steps[name] = written[:]
+        written.clear()
+    assert steps["never"] == steps["late"] == [6, 12]
+    assert steps["steps"] == [4, 6, 10, 12]
+    assert steps["soon"] == [*range(1, 5), *range(6, 11), 12]
+
+
+def test_checkpoints_need_a_folder(few: AnnData, make: Callable[[], SCGPT]) -> None:
+    with pytest.raises(OptionError, match="checkpoint_every=5 needs checkpoint_dir="):
+        train(make, few, checkpoint_every=5)
+    for wrong in (0, "soon", "5", "0 min", 1.5):
+        with pytest.raises(OptionError, match="give a number of steps, or a time"):
+            train(make, few, checkpoint_every=wrong)
 
 
 class TestRunThatHasEnded:

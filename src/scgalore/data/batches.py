@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
+from itertools import islice
 from typing import TYPE_CHECKING, NamedTuple, Protocol, Self
 
 from torch.utils.data import Dataset, Sampler
@@ -121,8 +122,8 @@ class Batches(ABC):
     def first(self) -> Drawn:
         """Some cells, to look at what a loss depends on."""
 
-    def set_epoch(self, epoch: int) -> None:  # noqa: B027 (nothing to do for fixed batches)
-        """Choose the epoch of the next iteration; fixed batches ignore it."""
+    def set_epoch(self, epoch: int, start: int = 0) -> None:  # noqa: B027 (nothing to do for fixed batches)
+        """Choose the epoch of the next iteration, and the batch that it begins with; fixed batches ignore it."""
 
     def set_process(self, rank: int, size: int) -> None:  # noqa: B027 (as above)
         """Choose which of several processes this is; where each gets its own cells anyway, nothing changes."""
@@ -192,7 +193,7 @@ class _Stages(Sampler[BatchRequest]):
 
     def __init__(self, stages: Sequence[_Stage]) -> None:
         self.stages = stages
-        self.epoch = 0
+        self.epoch, self.start = 0, 0
 
     def at(self, epoch: int) -> _Stage:
         """Stage of an epoch."""
@@ -203,8 +204,9 @@ class _Stages(Sampler[BatchRequest]):
         return self.at(request.draw).cells.batch(request)
 
     def set_epoch(self, epoch: int) -> None:
-        """Choose the epoch; Lightning calls this."""
-        self.epoch = epoch
+        """Choose the epoch; Lightning calls this, for one that is gone on with too."""
+        if epoch != self.epoch:
+            self.epoch, self.start = epoch, 0
 
     def __len__(self) -> int:
         return self.at(self.epoch).sampler.n_batches(self.epoch)
@@ -213,7 +215,7 @@ class _Stages(Sampler[BatchRequest]):
         # A generator, since Lightning asks for the iterator of a resumed run before it says which epoch that is in.
         sampler = self.at(self.epoch).sampler
         sampler.set_epoch(self.epoch)
-        yield from sampler
+        yield from islice(sampler, self.start, None)
 
 
 class SampledBatches(Batches):
@@ -254,9 +256,9 @@ class SampledBatches(Batches):
         """One training cell."""
         return self.dataset[BatchRequest(self._stages.at(0).sampler.rows[:1])]
 
-    def set_epoch(self, epoch: int) -> None:
-        """Choose the epoch of the next iteration."""
-        self._stages.set_epoch(epoch)
+    def set_epoch(self, epoch: int, start: int = 0) -> None:
+        """Choose the epoch of the next iteration, and the batch that it begins with."""
+        self._stages.epoch, self._stages.start = epoch, start
 
     def set_process(self, rank: int, size: int) -> None:
         """Choose which share of each batch is this process's."""

@@ -31,7 +31,7 @@ from scgalore.data.tokenizer import Tokenizer
 from scgalore.errors import DataError, MissingKeyError
 
 if TYPE_CHECKING:
-    from collections.abc import Generator, Sequence
+    from collections.abc import Generator, Iterator, Sequence
 
     import scipy.sparse as sp
     from numpy.typing import NDArray
@@ -104,23 +104,23 @@ class Share:
 
     Attributes
     ----------
-    rank, world_size
-        The process and how many there are; each gets as many cells as the others.
+    cells
+        Those of the process, by their places in the order of the epoch.
     worker, n_workers
         The worker of the process; each gets every ``n_workers``-th buffer.
     skipped
         How many of its buffers are left out, from the first on.
     """
 
-    rank: int = 0
-    world_size: int = 1
+    cells: range
     worker: int = 0
     n_workers: int = 1
     skipped: int = 0
 
-    def buffers(self, n: int) -> range:
-        """Numbers of the buffers that are wanted of the ``n`` of the process."""
-        return range(self.worker, n, self.n_workers)[self.skipped :]
+    def buffers(self, size: int) -> Iterator[tuple[int, range]]:
+        """Numbers and places of the buffers of ``size`` cells that are wanted."""
+        numbers = range(self.worker, -(-len(self.cells) // size), self.n_workers)[self.skipped :]
+        return ((number, self.cells[number * size : (number + 1) * size]) for number in numbers)
 
 
 class FileBuffers:
@@ -313,13 +313,10 @@ class FileBuffers:
             Seed and epoch, which decide the order of the blocks; they come in order when left out.
         """
         visits = self._visits(seeds)
-        n_cells = self.n_obs // share.world_size
-        first = share.rank * n_cells
         tokenizer_of = lru_cache(maxsize=8)(self._tokenizer)
         with OpenSources([one.source for one in self._kept]) as opened:
-            for number in share.buffers(-(-n_cells // size)):
-                start = first + number * size
-                positions, repeats = visits.between(start, min(start + size, first + n_cells))
+            for number, places in share.buffers(size):
+                positions, repeats = visits.between(places.start, places.stop)
                 bounds = np.searchsorted(positions, self._first)
                 spans = [
                     (file, slice(bounds[file], bounds[file + 1])) for file in np.flatnonzero(np.diff(bounds)).tolist()

@@ -128,7 +128,7 @@ class LoaderBuffers:
         seeds
             Not used.
         """
-        if (share.world_size, share.n_workers) != (1, 1):
+        if (len(share.cells), share.n_workers) != (self.n_obs, 1):
             msg = "A loader cannot be shared between ranks or DataLoader workers here. Pass the files themselves."
             raise OptionError(msg)
         held: list[Part] = []

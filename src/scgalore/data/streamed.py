@@ -143,7 +143,7 @@ class StreamedBatches(Batches):
             _Epochs(stream, epoch) if n_batches is None else _Pieces(stream, n_batches)
         )
         self._stream, self._epoch = stream, epoch
-        self._n_batches = len(stream) if n_batches is None else n_batches
+        self._n_batches = n_batches
 
     @property
     def sampler(self) -> None:
@@ -151,7 +151,8 @@ class StreamedBatches(Batches):
 
     def n_batches(self, epoch: int) -> int:
         """Batches of an epoch, the same for all processes."""
-        return self._n_batches
+        # Counted when it is asked for, since how many processes there are is not known before training begins.
+        return len(self._stream) if self._n_batches is None else self._n_batches
 
     def first(self) -> Drawn:
         """The first batch."""

@@ -284,22 +284,25 @@ class TokenStream(IterableDataset[TokenBatch]):
         Parameters
         ----------
         rows
-            Must be left out: a stream is read whole.
+            Consecutive ones, as each of several processes asks for; all when left out.
         size
             Not used; windows are the stream's buffers.
 
         Raises
         ------
         OptionError
-            If it shuffles, or some rows are asked for, as each of several processes does.
+            If it shuffles, or other rows are asked for.
         """
-        if rows is not None:
-            msg = "A stream is read whole, so it is embedded by one process. Give each process files of its own."
-            raise OptionError(msg)
         if self._seed is not None:
             msg = "This stream shuffles its cells, so results could not be told apart. Make it with shuffle=False."
             raise OptionError(msg)
-        with closing(self._buffers.read(Share(), size=self._buffer_size, seeds=None)) as buffers:
+        cells = range(self.n_obs)
+        if rows is not None:
+            cells = cells[rows[0] : rows[-1] + 1] if len(rows) else range(0)
+            if not np.array_equal(rows, cells):
+                msg = "A stream is read forwards and without gaps: rows= must be consecutive. Leave it out for all cells."
+                raise OptionError(msg)
+        with closing(self._buffers.read(Share(cells), size=self._buffer_size, seeds=None)) as buffers:
             for _, ragged, _ in self._ahead(_encoded(buffers, self.epoch)):
                 yield ragged
 
@@ -357,15 +360,14 @@ class TokenStream(IterableDataset[TokenBatch]):
             If there are more workers than buffers of cells, so that this one has none.
         """
         share, size = self._share(worker), self._buffer_size
-        n_cells = self.n_obs // share.world_size
-        buffers = range(worker * size, n_cells, share.n_workers * size)
-        if not buffers:
+        n_batches = sum(-(-len(cells) // self.batch_size) for _, cells in share.buffers(size))
+        if not n_batches:
             msg = (
-                f"num_workers={share.n_workers} workers share {-(-n_cells // size)} buffers of cells, which is fewer. Make the "
-                "stream with a smaller buffer_size=, or lower num_workers."
+                f"num_workers={share.n_workers} workers share {-(-len(share.cells) // size)} buffers of cells, which is fewer. Make "
+                "the stream with a smaller buffer_size=, or lower num_workers."
             )
             raise OptionError(msg)
-        return sum(-(-min(size, n_cells - first) // self.batch_size) for first in buffers)
+        return n_batches
 
     def _share(self, worker: int | None = None) -> Share:
         rank, world_size = self._rank()
@@ -374,7 +376,9 @@ class TokenStream(IterableDataset[TokenBatch]):
             raise DataError(msg)
         worker_info = get_worker_info()
         number, n_workers = (0, 1) if worker_info is None else (worker_info.id, worker_info.num_workers)
-        return Share(rank, world_size, number if worker is None else worker, n_workers)
+        n_cells = self.n_obs // world_size
+        cells = range(rank * n_cells, (rank + 1) * n_cells)
+        return Share(cells, number if worker is None else worker, n_workers)
 
     def batches(self, epoch: int, start: int = 0) -> Iterator[TokenBatch]:
         """Batches of one epoch, whichever :meth:`set_epoch` has chosen.
@@ -415,7 +419,8 @@ class TokenStream(IterableDataset[TokenBatch]):
         seeds = None if self._seed is None else (self._seed, epoch)
         with closing(self._buffers.read(share, size=self._buffer_size, seeds=seeds)) as buffers:
             for number, ragged, labels in self._ahead(_encoded(buffers, epoch)):
-                shuffle = None if self._seed is None else np.random.default_rng([self._seed, epoch, share.rank, number])
+                # The same in all processes: of each step they get batches of equal size and like length.
+                shuffle = None if self._seed is None else np.random.default_rng([self._seed, epoch, 0, number])
                 lengths = ragged.lengths
                 for rows in islice(self._cut(lengths, shuffle), begun, None):
                     self.n_cells_given += len(rows)

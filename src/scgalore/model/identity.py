@@ -33,6 +33,7 @@ FREE = (
     "gradient_checkpointing",
     "deterministic",
     "shard_optimizer",
+    "checkpoint_every",
 )
 
 

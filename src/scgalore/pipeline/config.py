@@ -41,7 +41,7 @@ __all__ = ["KIND", "RunConfig", "absolute", "config_text", "listed", "read_confi
 KIND = "scgalore run"
 """Marks ``config.json`` as ours."""
 
-FREE = ("out", "accelerator", "logger")
+FREE = ("out", "accelerator", "logger", "checkpoint_every")
 """Options in which a run that is continued may differ from the one that was begun."""
 
 NOT_IN_RUNS = ("seed", "devices", "num_nodes", "strategy", "shard_optimizer", "steps_per_epoch")

@@ -58,7 +58,12 @@ class History(Callback):
         self._n_processes, self._n_genes = n_processes, n_genes
         self._pace = _Pace() if throughput else None
         self.rows: list[dict[str, float]] = []
-        self._started = 0.0
+        self._started: float | None = None
+        self._spent = 0.0  # before the run was interrupted inside an epoch
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Start the clock, of a run that goes on inside an epoch too."""
+        self.on_train_epoch_start(trainer, pl_module)
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Start the clock."""
@@ -83,8 +88,9 @@ class History(Callback):
         row = {
             "epoch": float(trainer.current_epoch),
             "lr": float(trainer.optimizers[0].param_groups[0]["lr"]),
-            "seconds": time.perf_counter() - self._started,
+            "seconds": self._seconds(),
         }
+        self._started, self._spent = None, 0.0
         if self._n_genes:
             row["n_genes"] = float(self._n_genes[trainer.current_epoch])
         if self._pace is not None:
@@ -117,13 +123,17 @@ class History(Callback):
             f"{memory_now(trainer.strategy.root_device) / 1e9:.1f} GB"
         )
 
+    def _seconds(self) -> float:
+        """Seconds of the epoch so far."""
+        return self._spent + (0.0 if self._started is None else time.perf_counter() - self._started)
+
     def state_dict(self) -> dict[str, Any]:
-        """Rows so far."""
-        return {"rows": self.rows}
+        """Rows so far, and the seconds of an epoch that has not ended."""
+        return {"rows": self.rows, "seconds": self._seconds()}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Continue the rows of a checkpoint."""
-        self.rows = list(state_dict["rows"])
+        self.rows, self._spent = list(state_dict["rows"]), state_dict.get("seconds", 0.0)
 
 
 class _Pace:

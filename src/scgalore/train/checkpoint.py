@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import math
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from lightning.fabric.plugins import TorchCheckpointIO
-from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.callbacks import Checkpoint
 
 from scgalore import _logging as logg
 from scgalore._folders import refuse_unwritable, writing
 from scgalore._json import OBJECT, check_fields
 from scgalore._options import INDEX, Kind
+from scgalore._words import seconds_of
 from scgalore.errors import OptionError, WeightsError
+from scgalore.train.divergence import refuse_unsound
 from scgalore.train.extension import extended
 from scgalore.weights.checkpoint import check_archive
 from scgalore.weights.finite import refuse_not_finite, tensors_in
@@ -21,12 +25,14 @@ from scgalore.weights.finite import refuse_not_finite, tensors_in
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from lightning.pytorch import LightningModule, Trainer
+
     from scgalore._typing import PathLike
 
 __all__ = [
     "CHECKPOINT_KEY",
+    "Checkpoints",
     "WholeFiles",
-    "checkpoint_callback",
     "checkpoint_to_resume",
     "last_checkpoint",
     "saved_run",
@@ -45,6 +51,9 @@ STATE = {
     **dict.fromkeys(("epoch", "global_step"), INDEX),
 }
 """What a checkpoint must hold to go on from."""
+
+POSITION = {"epoch": INDEX, "batch": INDEX}
+"""Where in an epoch it was written; those of earlier versions, which were written at its end, do not say so."""
 
 
 class WholeFiles(TorchCheckpointIO):
@@ -77,19 +86,55 @@ class WholeFiles(TorchCheckpointIO):
 
 
 def last_checkpoint(folder: PathLike) -> Path:
-    """Path of the checkpoint that a run in ``folder`` writes after each epoch."""
+    """Path of the last checkpoint of a run in ``folder``."""
     return Path(folder) / f"{STEM}.ckpt"
 
 
-def checkpoint_callback(folder: PathLike) -> ModelCheckpoint:
-    """Make the callback that writes :func:`last_checkpoint` after each epoch."""
-    return ModelCheckpoint(
-        dirpath=Path(folder),
-        filename=STEM,
-        every_n_epochs=1,
-        save_on_train_epoch_end=True,
-        enable_version_counter=False,
-    )
+class Checkpoints(Checkpoint):
+    """Write :func:`last_checkpoint` after each epoch, and inside epochs as often as is asked for.
+
+    Parameters
+    ----------
+    folder
+        Where to.
+    every
+        Steps of the optimizer, or a time such as ``"30 min"``, that may pass without one; ``None`` for the ends of epochs only.
+    """
+
+    def __init__(self, folder: PathLike, every: int | str | None = None) -> None:
+        self._path = last_checkpoint(folder)
+        self._steps = every if isinstance(every, int) else math.inf
+        self._seconds = seconds_of(every) if isinstance(every, str) else math.inf
+        self._last = 0, 0.0
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Begin to count."""
+        self._note(trainer)
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        """Write one between two steps, where all that Lightning has counted is done; before the last step the epoch's end is near."""
+        inside_step = batch_idx % trainer.accumulate_grad_batches
+        if not inside_step and not trainer.is_last_batch and self._is_due(trainer):
+            refuse_unsound(pl_module, trainer)
+            self._save(trainer)
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Write one, after all other callbacks."""
+        self._save(trainer)
+
+    def _is_due(self, trainer: Trainer) -> bool:
+        step, at = self._last
+        if trainer.global_step == step or math.isinf(self._seconds):
+            return trainer.global_step - step >= self._steps
+        late = time.monotonic() - at >= self._seconds
+        return bool(trainer.strategy.broadcast(late))  # by the clock of the first process
+
+    def _save(self, trainer: Trainer) -> None:
+        trainer.save_checkpoint(self._path, weights_only=False)
+        self._note(trainer)
+
+    def _note(self, trainer: Trainer) -> None:
+        self._last = trainer.global_step, time.monotonic()
 
 
 def read_checkpoint(path: PathLike, *, map_location: Any = "cpu", mmap: bool = False) -> dict[str, Any]:
@@ -135,6 +180,7 @@ def check_state(path: PathLike, checkpoint: Mapping[str, Any]) -> None:
         With the names of the tensors.
     """
     check_fields(checkpoint, STATE, where=path)
+    check_fields(checkpoint.get("CellDataModule", {}), POSITION, where=f"{path}: CellDataModule", missing=POSITION)
     best = {name: state.get("weights") for name, state in checkpoint["callbacks"].items() if OBJECT.fits(state)}
     state = {"weights": checkpoint["state_dict"], "optimizer": checkpoint["optimizer_states"], "best": best}
     refuse_not_finite(dict(tensors_in(state)), where=path)

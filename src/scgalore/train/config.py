@@ -31,6 +31,7 @@ from scgalore._options import (
     whole,
 )
 from scgalore._settings import settings
+from scgalore._words import seconds_of
 from scgalore.adapters import ADAPTERS, check_adapter
 from scgalore.errors import OptionError
 from scgalore.nn.embedding import EMBEDDINGS
@@ -104,6 +105,12 @@ CURRICULUM = Kind(
 DEVICES = Kind(
     "give a number of devices, a list of their numbers, -1 for all, or 'auto'", _are_devices, as_json, _plain_devices
 )
+OFTEN = Kind(
+    "give a number of steps, or a time such as '30 min' or '2 h'",
+    lambda value: seconds_of(value) is not None if isinstance(value, str) else is_whole(value, 1),
+    as_json,
+    lambda value: value if isinstance(value, str) else int(value),
+)
 OPTIMIZER = Kind("it must be the name of an optimizer", lambda value: isinstance(value, str))
 
 
@@ -129,6 +136,14 @@ class TrainConfig:
         validated and a checkpoint is written, and the next epoch goes on where the last has ended. ``None`` passes over all cells.
         """,
         shown_default="a pass over all cells",
+    )
+    checkpoint_every: int | str | None = declare(
+        OFTEN,
+        """
+        Steps of the optimizer, such as ``500``, or a time, such as ``"30 min"``, after which a checkpoint is written inside an epoch
+        too. A run that is continued goes on from there. Needs ``checkpoint_dir``. ``None`` writes one after each epoch only.
+        """,
+        shown_default="after each epoch",
     )
     batch_size: int | Literal["auto"] = declare(
         whole(1, others=("auto",)),

@@ -85,6 +85,7 @@ class CellDataModule(LightningDataModule):
         self._corrupt = _Corrupt(objective, seed)
         self._batches, self._tokens = accumulate, accumulate_tokens  # of a step
         self._loaders: dict[str, DataLoader[Any]] = {}
+        self._begun = 0, 0
 
     def n_batches(self, epoch: int) -> int:
         """Training batches of an epoch, the same for all processes."""
@@ -107,10 +108,13 @@ class CellDataModule(LightningDataModule):
     def train_dataloader(self) -> DataLoader[Any] | Steps:
         """Batches of the epoch."""
         if self.trainer is not None:
-            # Workers begin with the epoch as soon as they are asked for, before Lightning says which one it is.
-            self.training.set_epoch(self.trainer.current_epoch)
+            # Workers begin with the epoch as soon as they are asked for. Of a run that is continued, Lightning names then the last
+            # epoch of which a checkpoint was written, even if it had ended.
+            epoch = max(self.trainer.current_epoch, self._begun[0])
+            self.training.set_epoch(epoch, self._begun[1] if epoch == self._begun[0] else 0)
         loader = self._loader("train", self.training)
-        if self._batches == 1 and self._tokens is None:
+        alone = self.trainer is None or self.trainer.world_size == 1
+        if alone and self._batches == 1 and self._tokens is None:
             return loader
         objective = self._corrupt.objective
         return Steps(loader, objective, batches=self._batches, tokens=self._tokens, sum_over=self._sum_over)
@@ -128,6 +132,16 @@ class CellDataModule(LightningDataModule):
         if self.validation is None or self.n_val == 0:
             return []
         return self._loader("validation", self.validation)
+
+    def state_dict(self) -> dict[str, int]:
+        """Where training stands: the epoch, and how many of its batches are done."""
+        assert self.trainer is not None
+        epoch, done = self.trainer.current_epoch, self.trainer.fit_loop.epoch_loop.batch_progress.current.completed
+        return {"epoch": epoch, "batch": done} if done < self.n_batches(epoch) else {"epoch": epoch + 1, "batch": 0}
+
+    def load_state_dict(self, state_dict: dict[str, int]) -> None:
+        """Go on where a checkpoint was written."""
+        self._begun = state_dict["epoch"], state_dict["batch"]
 
     def transfer_batch_to_device(
         self, batch: TokenBatch | Share, device: torch.device, dataloader_idx: int

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from lightning.pytorch import LightningModule, Trainer
     from torch import Tensor
 
-__all__ = ["SoundWeights", "end_run", "refuse_diverged"]
+__all__ = ["SoundWeights", "end_run", "refuse_diverged", "refuse_unsound"]
 
 
 def end_run(what: str, when: str) -> NoReturn:
@@ -29,7 +29,7 @@ def end_run(what: str, when: str) -> NoReturn:
     """
     msg = (
         f"{what} in {when}, so training cannot go on. Lower lr, train with precision='32-true', or clip gradients more (a "
-        "smaller clip_norm). The model is as it was before training, and a checkpoint is that of the last good epoch."
+        "smaller clip_norm). The model is as it was before training, and a checkpoint is of a time when all was well."
     )
     raise DataError(msg)
 
@@ -48,7 +48,12 @@ class SoundWeights(Callback):
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Look at all of them, before they are kept as the best or in a checkpoint."""
-        try:
-            refuse_not_finite(dict(pl_module.state_dict()), where="The network")
-        except WeightsError as error:
-            end_run(str(error).partition(". The run that wrote")[0], f"epoch {trainer.current_epoch}")
+        refuse_unsound(pl_module, trainer)
+
+
+def refuse_unsound(module: LightningModule, trainer: Trainer) -> None:
+    """Raise :class:`~scgalore.errors.DataError` if a weight is not finite."""
+    try:
+        refuse_not_finite(dict(module.state_dict()), where="The network")
+    except WeightsError as error:
+        end_run(str(error).partition(". The run that wrote")[0], f"epoch {trainer.current_epoch}")

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from scvi.train import TrainingPlan
-from torch import distributed
 
 from scgalore.data.hashing import fold_seed
 from scgalore.optim import OPTIMIZERS, build_optimizer
@@ -18,6 +17,7 @@ from scgalore.train.checkpoint import CHECKPOINT_KEY
 from scgalore.train.clipping import clip_by_norm_
 from scgalore.train.curriculum import rewarmed
 from scgalore.train.divergence import refuse_diverged
+from scgalore.train.means import Means, of_all_processes
 from scgalore.train.steps import Share
 
 if TYPE_CHECKING:
@@ -34,6 +34,9 @@ if TYPE_CHECKING:
     from scgalore.train.datamodule import CellDataModule
 
 __all__ = ["ObjectiveTrainingPlan", "learning_rates"]
+
+MEANS_KEY = "scgalore_means"
+"""Where a checkpoint has sums of losses over the cells that each process has seen in the epoch so far."""
 
 COOLDOWN = 0.2
 """Share of all steps over which a constant learning rate falls at the end."""
@@ -77,6 +80,7 @@ class ObjectiveTrainingPlan(TrainingPlan):
         self.config = config
         self.identity = dict(identity or {})
         self.adapter = adapter
+        self._means = {"train": Means(), "validation": Means()}
         self._validated: list[dict[str, Tensor]] = []
         self._last: tuple[TokenBatch, tuple[int, ...]] | None = None  # what curvature is measured on
 
@@ -91,11 +95,6 @@ class ObjectiveTrainingPlan(TrainingPlan):
     def forward(self, batch: TokenBatch, **_: Any) -> tuple[dict[str, Tensor], dict[str, Tensor], LossOutput]:
         """Pass a batch to the module."""
         return self.module(batch)
-
-    def compute_and_log_metrics(self, loss_output: LossOutput, metrics: dict[str, Any], mode: str) -> None:
-        """Log the parts of the loss as ``train_<part>`` or ``validation_<part>``, averaged over the cells of an epoch."""
-        for name, value in loss_output.extra_metrics.items():
-            self._log_mean(f"{mode}_{name}", value, loss_output.n_obs_minibatch)
 
     def training_step(self, batch: TokenBatch | Share, batch_idx: int) -> Tensor:
         """One step, with dropout drawn from the seed and the position in the run."""
@@ -118,6 +117,11 @@ class ObjectiveTrainingPlan(TrainingPlan):
     def optimizer_zero_grad(self, *args: Any, **kwargs: Any) -> None:
         """Nothing before a backward pass: gradients are dropped after each step, wherever the next one begins."""
 
+    def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
+        """Log the means of an epoch when it ends, before callbacks ask for them."""
+        if self.trainer.is_last_batch:
+            self._log_means("train")
+
     def on_validation_epoch_start(self) -> None:
         """Begin a new epoch."""
         self._validated = []
@@ -129,11 +133,9 @@ class ObjectiveTrainingPlan(TrainingPlan):
     def on_validation_epoch_end(self) -> None:
         """Log what the objective says of the epoch as a whole."""
         super().on_validation_epoch_end()
-        parts = [{name: value.detach().cpu() for name, value in part.items()} for part in self._validated]
-        if self.trainer.world_size > 1:  # every process must choose the same epoch
-            shares: list[Any] = [None] * self.trainer.world_size
-            distributed.all_gather_object(shares, parts)
-            parts = [part for share in shares for part in share]
+        self._log_means("validation")
+        own = [{name: value.detach().cpu() for name, value in part.items()} for part in self._validated]
+        parts = [part for share in of_all_processes(own) for part in share]  # every process must choose the same epoch
         for name, value in self.module.objective.over_epoch(parts).items():
             self.log(f"validation_{name}", value)
 
@@ -143,19 +145,15 @@ class ObjectiveTrainingPlan(TrainingPlan):
         refuse_diverged(output.loss, f"{mode}_loss", self.trainer, batch_idx)
         if isinstance(batch, Share):
             output.n_obs_minibatch = batch.n
-        # scvi leaves the batch size out here, so a short last batch would weigh as much as a full one.
-        self._log_mean(f"{mode}_loss", output.loss, output.n_obs_minibatch, progress=True)
         if mode == "validation":
             self._validated.append({**output.extra_metrics, "n": torch.tensor(output.n_obs_minibatch)})
-        metrics = self.train_metrics if mode == "train" else self.val_metrics
-        self.compute_and_log_metrics(output, metrics, mode)
+        for name, value in {"loss": output.loss, **output.extra_metrics}.items():
+            self._means[mode].add(f"{mode}_{name}", value, output.n_obs_minibatch)
         return output.loss, cells
 
-    def _log_mean(self, name: str, value: Tensor, n: int, *, progress: bool = False) -> None:
-        # Lightning averages the counts of the processes as whole numbers: 3 and 2 cells would be 2. Multiples of the
-        # number of processes have a whole mean.
-        weight = n * self.trainer.world_size
-        self.log(name, value, on_step=False, on_epoch=True, prog_bar=progress, batch_size=weight, sync_dist=True)
+    def _log_means(self, mode: str) -> None:
+        for name, value in self._means[mode].take().items():
+            self.log(name, value, on_step=False, on_epoch=True, prog_bar=name == f"{mode}_loss", batch_size=1)
 
     def configure_optimizers(self) -> dict[str, Any]:
         """Build the optimizer and its learning-rate schedule, stepped every batch."""
@@ -233,8 +231,14 @@ class ObjectiveTrainingPlan(TrainingPlan):
             clip_by_norm_(grads, gradient_clip_val)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Record which run this is."""
+        """Record which run this is, and the means so far where it is inside an epoch."""
         checkpoint[CHECKPOINT_KEY] = self.identity
+        checkpoint[MEANS_KEY] = of_all_processes(self._means["train"].state_dict())
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Go on with these means."""
+        if MEANS_KEY in checkpoint:  # absent in files of earlier versions, which are of the end of an epoch
+            self._means["train"].load_state_dict(checkpoint[MEANS_KEY][self.global_rank], self.device)
 
 
 def learning_rates(

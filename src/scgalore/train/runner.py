@@ -22,7 +22,7 @@ from scgalore.nn.adapter import SCGPTModule
 from scgalore.optim import state_bytes
 from scgalore.train.budget import has_converged
 from scgalore.train.callbacks import BestWeights, History, ProgressBar, SameBuffers, StopEarly, UpdateInBackward
-from scgalore.train.checkpoint import WholeFiles, checkpoint_callback, checkpoint_to_resume
+from scgalore.train.checkpoint import Checkpoints, WholeFiles, checkpoint_to_resume
 from scgalore.train.config import ALL, TrainConfig
 from scgalore.train.curriculum import batch_plan
 from scgalore.train.datamodule import CellDataModule
@@ -56,11 +56,9 @@ NOT_CONVERGED = "training had not converged: the validation score was still impr
 IDLE_ADVICE = (
     ".*does not have many workers.*",
     ".*smaller than the logging interval.*",
-    ".*Checkpoint directory .* exists.*",
-    ".*The dirpath has changed.*",
     ".*across ranks is zero.*",
     ".*LeafSpec.*",
-    # A checkpoint is of the end of an epoch, but with a cap on tokens its steps are no multiple of the next one's.
+    # The data module begins with the batch that is next.
     ".*ended before the epoch ended.*",
     ".*IterableDataset. has .__len__. defined.*",  # workers of a stream share its buffers out
     ".*early_stopping was automatically disabled.*",  # scvi's own, which is not used
@@ -113,7 +111,7 @@ def fit(
     adapter
         Attached to the network, if any.
     checkpoint_dir
-        Folder that gets ``last.ckpt`` after each epoch: weights, optimizer, schedule, history and best weights.
+        Folder that gets ``last.ckpt`` after each epoch, and as often as ``config`` says: weights, optimizer, schedule, history and best weights.
     resume
         Whether to continue from that file if it exists; with more epochs than it was begun with, see
         ``scgalore.train.extension``.
@@ -136,6 +134,9 @@ def fit(
         If the checkpoint is damaged.
     """
     processes = training_processes(config)
+    if config.checkpoint_every is not None and checkpoint_dir is None:
+        msg = f"checkpoint_every={config.checkpoint_every!r} needs checkpoint_dir=, the folder that checkpoints are written to."
+        raise OptionError(msg)
     identity = dict(identity or {})
     loggers = loggers_of(logger, checkpoint_dir)
     checkpoint = checkpoint_to_resume(checkpoint_dir, resume=resume, identity=identity)
@@ -183,7 +184,7 @@ def fit(
         if checkpoint_dir is not None:
             # Appended here, last, so that it saves what the other callbacks have just noted; asked for through its
             # arguments, scvi's trainer would add a second callback of its own that drops the optimizer's state.
-            runner.trainer.callbacks.append(checkpoint_callback(checkpoint_dir))
+            runner.trainer.callbacks.append(Checkpoints(checkpoint_dir, config.checkpoint_every))
         runner()
     table = pd.DataFrame(history.rows).astype({"epoch": int}).set_index("epoch")
     best_epoch = best.epoch if best.weights else int(table.index[-1])

@@ -212,13 +212,30 @@ class TestResume:
         assert differences(weights(again), weights(whole)) == []
         assert again.result.steps == whole.result.steps
 
-    def test_other_files_are_another_run(
+    def test_files_that_have_changed_are_named(
         self, few: AnnData, make_model: Callable[..., SCGPT], files: list[Path], tmp_path: Path
     ) -> None:
-        sg.tl.pretrain(files, make_model(few.var_names), **RUN, checkpoint_dir=tmp_path / "run")
+        run = {**RUN, "checkpoint_dir": tmp_path / "run"}
+        sg.tl.pretrain(files, make_model(few.var_names), **run)
+        third = tmp_path / "cells" / "third.h5ad"
+        few[10:30].copy().write_h5ad(third)
+        with pytest.raises(OptionError, match=r"another run: \S*third\.h5ad is new; expression was"):
+            sg.tl.pretrain([*files, third], make_model(few.var_names), **run, resume=True)
+        with pytest.raises(OptionError, match=r"another run: \S*second\.h5ad is gone; .* To start anew"):
+            sg.tl.pretrain(files[:1], make_model(few.var_names), **run, resume=True)
+        with pytest.raises(OptionError, match="another run: its files were others, or in another order"):
+            sg.tl.pretrain(files[::-1], make_model(few.var_names), **run, resume=True)
         few[10:80, :140].copy().write_h5ad(files[0])
-        with pytest.raises(OptionError, match="belongs to another run"):
-            sg.tl.pretrain(files, make_model(few.var_names), **RUN, checkpoint_dir=tmp_path / "run", resume=True)
+        with pytest.raises(OptionError, match=r"another run: \S*first\.h5ad has changed; "):
+            sg.tl.pretrain(files, make_model(few.var_names), **run, resume=True)
+
+    def test_files_that_were_moved_are_the_same(
+        self, few: AnnData, make_model: Callable[..., SCGPT], files: list[Path], tmp_path: Path
+    ) -> None:
+        run = {**RUN, "checkpoint_dir": tmp_path / "run"}
+        sg.tl.pretrain(files, make_model(few.var_names), **run)
+        moved = [path.rename(path.with_name(f"moved_{path.name}")) for path in files]
+        assert len(sg.tl.pretrain(moved, make_model(few.var_names), **run, resume=True).history) == 3
 
 
 @pytest.mark.parametrize(

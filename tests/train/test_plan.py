@@ -91,7 +91,7 @@ class TestPlan:
     def test_checkpoint_says_which_run_it_is(self, plan: ObjectiveTrainingPlan) -> None:
         checkpoint: dict[str, object] = {}
         plan.on_save_checkpoint(checkpoint)
-        assert checkpoint == {"scgalore_run": {"lr": 1}}
+        assert checkpoint["scgalore_run"] == {"lr": 1}
 
     def test_forward_gives_loss_parts_and_cells(self, few: AnnData, make_model: Callable[..., SCGPT]) -> None:
         model = make_model(few.var_names)

@@ -253,12 +253,15 @@ class FileBuffers:
         """What the files are called in messages, in the order of :meth:`locate`."""
         return tuple(one.source.name for one in self._kept)
 
-    def identity(self) -> dict[str, str]:
+    def identity(self) -> dict[str, Any]:
         """Hashes of what the files are like, and of which cells of them are read how often."""
-        lasting = [one.source.fingerprint.lasting for one in self._kept if one.source.fingerprint is not None]
+        sources = [one.source for one in self._kept]
+        each = [(source.name, source.fingerprint.lasting) for source in sources if source.fingerprint is not None]
+        lasting = [found for _, found in each]
         rows = [np.array([one.n_obs]) if one.rows is None else one.rows for one in self._kept]
         return {
             "files": digest([np.frombuffer(repr(lasting).encode(), dtype=np.uint8)]),
+            "files by name": [[name, f"{content} {size}"] for name, (content, size) in each],
             "rows of the files": digest(rows),
             "weights": "" if self._weighting is None else digest([self._weighting.of_blocks]),
         }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -10,11 +11,11 @@ import numpy as np
 from scgalore.data.hashing import digest
 
 if TYPE_CHECKING:
-    from pathlib import Path
+    from collections.abc import Sequence
 
     from scgalore.data.matrix import CellMatrix
 
-__all__ = ["Fingerprint", "Written", "content_of", "written"]
+__all__ = ["Fingerprint", "Written", "changed_files", "content_of", "written"]
 
 ENDS = 4
 """Cells at either end of a matrix that are looked at."""
@@ -61,6 +62,30 @@ class Fingerprint:
     def lasting(self) -> tuple[str, int]:
         """What stays when the file is copied elsewhere."""
         return self.content, 0 if self.written is None else self.written.size
+
+
+def changed_files(before: Sequence[Sequence[str]], now: Sequence[Sequence[str]]) -> str:
+    """Say which files are not those that they were.
+
+    Parameters
+    ----------
+    before, now
+        Path and hash of each, in their order. A file that is elsewhere is still the same.
+    """
+    (old_names, old_hashes), (names, hashes) = (
+        ([Path(path).name for path, _ in files], {found for _, found in files}) for files in (before, now)
+    )
+    told = {
+        "has changed": [path for path, found in now if found not in old_hashes and Path(path).name in old_names],
+        "is new": [path for path, found in now if found not in old_hashes and Path(path).name not in old_names],
+        "is gone": [path for path, found in before if found not in hashes and Path(path).name not in names],
+    }
+    parts = [
+        f"{path} {what}" if len(paths) == 1 else f"{path} {what}, and so {len(paths) - 1} more"
+        for what, paths in told.items()
+        for path in paths[:1]
+    ]
+    return ", ".join(parts) or "its files were others, or in another order"
 
 
 def content_of(matrix: CellMatrix) -> str:

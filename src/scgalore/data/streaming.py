@@ -300,7 +300,9 @@ class TokenStream(IterableDataset[TokenBatch]):
         if rows is not None:
             cells = cells[rows[0] : rows[-1] + 1] if len(rows) else range(0)
             if not np.array_equal(rows, cells):
-                msg = "A stream is read forwards and without gaps: rows= must be consecutive. Leave it out for all cells."
+                msg = (
+                    "A stream is read forwards and without gaps: rows= must be consecutive. Leave it out for all cells."
+                )
                 raise OptionError(msg)
         with closing(self._buffers.read(Share(cells), size=self._buffer_size, seeds=None)) as buffers:
             for _, ragged, _ in self._ahead(_encoded(buffers, self.epoch)):

@@ -16,6 +16,7 @@ from scgalore._folders import refuse_unwritable, writing
 from scgalore._json import OBJECT, check_fields
 from scgalore._options import INDEX, Kind
 from scgalore._words import seconds_of
+from scgalore.data.fingerprint import changed_files
 from scgalore.errors import OptionError, WeightsError
 from scgalore.train.divergence import refuse_unsound
 from scgalore.train.extension import extended
@@ -42,6 +43,10 @@ CHECKPOINT_KEY = "scgalore_run"
 """Where a checkpoint says which run it belongs to."""
 
 STEM = "last"
+
+ELSEWHERE = "another folder (checkpoint_dir=, or --out of a command)"
+
+BY_NAME = " by name"
 
 LIST = Kind("it must be a list", lambda value: isinstance(value, list))
 
@@ -149,10 +154,10 @@ def read_checkpoint(path: PathLike, *, map_location: Any = "cpu", mmap: bool = F
     try:
         checkpoint = torch.load(path, map_location=map_location, weights_only=True, mmap=mmap)
     except Exception as error:  # damaged bytes raise whatever the unpickler stumbles over
-        msg = f"{path} is damaged, or no checkpoint ({type(error).__name__}). Delete it, or use another checkpoint_dir."
+        msg = f"{path} is damaged, or no checkpoint ({type(error).__name__}). Delete it, or use {ELSEWHERE}."
         raise WeightsError(msg) from error
     if not isinstance(checkpoint, dict) or CHECKPOINT_KEY not in checkpoint:
-        msg = f"{path} was not written by scgalore's training. Use another checkpoint_dir."
+        msg = f"{path} was not written by scgalore's training. Use {ELSEWHERE}."
         raise WeightsError(msg)
     check_fields(checkpoint, {CHECKPOINT_KEY: OBJECT}, where=path)
     return checkpoint
@@ -253,14 +258,25 @@ def _report_extension(
 
 
 def _refuse_other_run(path: Path, saved: Mapping[str, Any], identity: Mapping[str, Any]) -> None:
-    changed = [
-        f"{key} was {saved.get(key)!r}, now {identity.get(key)!r}"
-        for key in sorted({*saved, *identity})
-        if saved.get(key) != identity.get(key)
-    ]
+    changed = differences_of_runs(saved, identity)
     if changed:
         more = f"; and {len(changed) - 4} more differences" if len(changed) > 4 else ""
-        msg = (
-            f"{path} belongs to another run: {'; '.join(changed[:4])}{more}. Use another checkpoint_dir to start anew."
-        )
+        msg = f"{path} belongs to another run: {'; '.join(changed[:4])}{more}. To start anew, use {ELSEWHERE}."
         raise OptionError(msg)
+
+
+def differences_of_runs(saved: Mapping[str, Any], identity: Mapping[str, Any]) -> list[str]:
+    """In what two runs differ, as texts; files that have changed are named first, since much follows from them.
+
+    Parameters
+    ----------
+    saved, identity
+        What makes them these runs. An entry such as ``"files"`` may have another beside it, ``"files by name"``, to tell what differs.
+    """
+    names = {key for key in (*saved, *identity) if key.endswith(BY_NAME)}
+    differing = [key for key in sorted({*saved, *identity} - names) if saved.get(key) != identity.get(key)]
+    named = {key: key + BY_NAME for key in differing if key + BY_NAME in saved.keys() & identity.keys()}
+    return [
+        *dict.fromkeys(changed_files(saved[by_name], identity[by_name]) for by_name in named.values()),
+        *(f"{key} was {saved.get(key)!r}, now {identity.get(key)!r}" for key in differing if key not in named),
+    ]

@@ -17,6 +17,7 @@ import typer
 from typer.core import TyperCommand, TyperGroup
 
 from scgalore import errors
+from scgalore._world import is_first_process
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
@@ -306,6 +307,10 @@ def _pretrain(**given: Any) -> None:
 
         scgalore pretrain --resume --out runs/blood
 
+    On two GPUs, with a checkpoint every half hour:
+
+        torchrun --standalone --nproc_per_node=2 -m scgalore pretrain cells/ --checkpoint-every "30 min" --out runs/blood
+
     The folder gets report.md (begin there), metrics.json, history.csv, held_out.h5ad with embeddings of held-out cells, figures,
     checkpoints with the model, config.json and environment.txt.
 
@@ -329,9 +334,15 @@ def _pretrain(**given: Any) -> None:
         from scgalore.pipeline import pretraining
 
         if dry_run:
-            typer.echo(pretraining.plan_pretraining(wanted, force=force, resume=resume))
+            _echo_once(pretraining.plan_pretraining(wanted, force=force, resume=resume))
             return
-        typer.echo(pretraining.pretrain(wanted, force=force, resume=resume) / "report.md")
+        _echo_once(pretraining.pretrain(wanted, force=force, resume=resume) / "report.md")
+
+
+def _echo_once(text: Any) -> None:
+    """Print, of several processes in the first one."""
+    if is_first_process():
+        typer.echo(text)
 
 
 def _named_sources(paths: list[str]) -> Any:

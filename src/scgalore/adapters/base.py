@@ -130,6 +130,11 @@ class Adapter(ABC):
         self._module = None
 
 
+def attached(module: nn.Module) -> Adapter | None:
+    """Adapter that is on a module."""
+    return vars(module).get(MARK)
+
+
 def _refuse_adapted(module: nn.Module) -> None:
     for key, part in module.named_modules():
         if MARK in vars(part):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
@@ -29,6 +30,7 @@ from scgalore.tasks.registry import resolve_call, task_named
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+    from pathlib import Path
 
     from numpy.typing import NDArray
 
@@ -40,8 +42,9 @@ if TYPE_CHECKING:
     from scgalore.data.vocab import GeneVocab
     from scgalore.model.family import Family
     from scgalore.model.files import Provenance
+    from scgalore.model.training import Trainable
     from scgalore.nn.base import CellNetwork, NetworkConfig
-    from scgalore.tasks.base import Prepared
+    from scgalore.tasks.base import Prepared, TaskMemory
     from scgalore.train.loggers import Loggers
     from scgalore.train.result import TrainResult
     from scgalore.weights import LoadReport
@@ -474,6 +477,7 @@ class CellModel:
         checkpoint_dir: PathLike | None = None,
         resume: bool = False,
         logger: Loggers = None,
+        keep_best: int | None = None,
     ) -> None:
         """Train on what a task has prepared; :meth:`train` in steps.
 
@@ -485,10 +489,13 @@ class CellModel:
             From :meth:`scgalore.tasks.Task.prepare`.
         checkpoint_dir, resume, logger
             As for :meth:`train`.
+        keep_best
+            As for :func:`scgalore.tl.pretrain`.
         """
         from scgalore.train.budget import settle_budget
         from scgalore.train.checkpoint import saved_run
         from scgalore.train.extension import extended_config
+        from scgalore.train.kept import Keeping
         from scgalore.train.memory import settle_memory
         from scgalore.train.processes import training_processes
         from scgalore.train.runner import fit
@@ -525,6 +532,8 @@ class CellModel:
                 identity |= prepared.identity
             tokens = source.tokens() if validation is None else np.union1d(source.tokens(), validation.tokens())
             with trainable(network, config, tokens) as ready:
+                if keep_best is not None:
+                    run["keeping"] = Keeping(keep_best, partial(self._write_as_trained, prepared, ready))
                 run |= {"validation": validation, "adapter": ready.adapter, "identity": identity, "logger": logger}
                 result = fit(network, source, split, objective, config, **run)
                 learned = ready.adapter_weights()
@@ -533,19 +542,39 @@ class CellModel:
             raise
         finally:
             network.eval().cpu()
-        memory = prepared.task.remember(prepared, result)
-        if memory is None and self.memory is not None and self.memory.outlives_training:
-            memory = self.memory  # its head is still in the network
+        memory = self._memory_after(prepared, result)
         # An adapter alone does not hold what a task changes in the network beyond heads.
         adapter = None if learned is None or prepared.network is not None else (learned, self.provenance)
         self.network, self.vocab = network, self.vocab if prepared.vocab is None else prepared.vocab
         self.result = replace(result, adapter=adapter, memory=memory)
-        # No file holds these weights yet, and those they started from did not make what comes next.
-        base = self.provenance["base"] if self.provenance["layout"] == "memory" else self.provenance["name"]
-        self.provenance = {"name": f"fine-tuned {base}", "sha256": "", "layout": "memory", "base": base}
+        self.provenance = self._provenance_after()
         if memory is not None:
             owner = prepared.task if prepared.task.name == memory.task else task_named(memory.task)
             self.result = replace(self.result, memory=owner.measured(memory, self, prepared))
+
+    def _memory_after(self, prepared: Prepared, result: TrainResult) -> TaskMemory | None:
+        memory = prepared.task.remember(prepared, result)
+        if memory is None and self.memory is not None and self.memory.outlives_training:
+            kept: TaskMemory = self.memory  # its head is still in the network
+            return kept
+        return memory
+
+    def _provenance_after(self) -> Provenance:
+        # No file holds these weights yet, and those they started from did not make what comes next.
+        base = self.provenance["base"] if self.provenance["layout"] == "memory" else self.provenance["name"]
+        return {"name": f"fine-tuned {base}", "sha256": "", "layout": "memory", "base": base}
+
+    def _write_as_trained(self, prepared: Prepared, ready: Trainable, folder: Path, result: TrainResult) -> None:
+        """Write the model as training has made it so far."""
+        write_model(
+            folder,
+            family=self.family,
+            network=ready.whole(),
+            vocab=self.vocab if prepared.vocab is None else prepared.vocab,
+            provenance=self._provenance_after(),
+            result=replace(result, memory=self._memory_after(prepared, result)),
+            overwrite=True,
+        )
 
     def put_heads(self, sizes: Mapping[str, int], *, seed: int) -> None:
         """Give the network exactly these cell heads, with fresh weights.

@@ -7,7 +7,7 @@ import re
 from contextlib import contextmanager
 from datetime import timedelta
 from itertools import count
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 import torch
@@ -17,11 +17,13 @@ from scgalore._world import World, current_world, launched_world
 from scgalore.errors import OptionError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
     from numpy.typing import NDArray
 
-__all__ = ["World", "current_world", "gather", "process_group", "refuse_devices", "share"]
+__all__ = ["World", "by_first", "current_world", "gather", "process_group", "refuse_devices", "share"]
+
+T = TypeVar("T")
 
 TIMEOUT = timedelta(minutes=30)
 
@@ -50,6 +52,32 @@ def process_group() -> Iterator[World]:
         yield world
     finally:
         distributed.destroy_process_group()
+
+
+def by_first(work: Callable[[], T]) -> T:
+    """Let the first of several processes do something, and give all of them its result, or the error it raised.
+
+    All processes must call this, and go on only when it is done.
+
+    Parameters
+    ----------
+    work
+        What to do, such as writing a file. Its result is pickled where there are other processes.
+    """
+    with process_group() as world:
+        if world.size == 1:
+            return work()
+        outcome: list[Any] = [None, None]
+        if world.rank == 0:
+            try:
+                outcome[0] = work()
+            except Exception as error:  # noqa: BLE001 -- whatever it is, the others must hear of it
+                outcome[1] = error
+        distributed.broadcast_object_list(outcome, src=0)
+        result, error = outcome
+        if error is not None:
+            raise error
+        return result  # type: ignore[no-any-return]
 
 
 def share(n_obs: int, world: World) -> slice:

@@ -3,21 +3,23 @@
 from __future__ import annotations
 
 from contextlib import contextmanager
+from copy import deepcopy
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from scgalore.adapters import attach_adapter
+from scgalore.adapters.base import attached
 from scgalore.errors import OptionError, WeightsError
-from scgalore.nn.embedding import embedding_mode
+from scgalore.nn.embedding import RowEmbedding, embedding_mode
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     import numpy as np
     from numpy.typing import NDArray
-    from torch import Tensor
+    from torch import Tensor, nn
 
     from scgalore.adapters import Adapter
     from scgalore.nn import CellNetwork
@@ -58,11 +60,24 @@ class Trainable:
         Attached to it, if any.
     before
         Its tensors before the adapter was attached.
+    table
+        Its whole table of gene embeddings, as it was.
     """
 
     network: CellNetwork
     adapter: Adapter | None
     before: dict[str, Tensor]
+    table: nn.Embedding
+
+    def whole(self) -> CellNetwork:
+        """Copy of the network in its own structure with what was learnt so far, on the CPU."""
+        copied = deepcopy(self.network).cpu()
+        if (adapter := attached(copied)) is not None:
+            adapter.detach()
+        if isinstance(rows := copied.gene_table, RowEmbedding):
+            copied.gene_table = deepcopy(self.table).cpu()
+            rows.write_back(copied.gene_table)
+        return copied.eval()
 
     def adapter_weights(self) -> AdapterWeights | None:
         """What the adapter has learnt; ``None`` if too much was trained beside it for the adapter to stand alone."""
@@ -102,6 +117,7 @@ def trainable(network: CellNetwork, config: TrainConfig, tokens: NDArray[np.int6
     tokens
         Token ids that batches may hold, int64 ``(n,)``.
     """
+    table = network.gene_table
     with embedding_mode(config.embedding).applied(network, torch.from_numpy(tokens)):
         before = {name: tensor.clone() for name, tensor in network.state_dict().items()}
         adapter = None
@@ -112,7 +128,7 @@ def trainable(network: CellNetwork, config: TrainConfig, tokens: NDArray[np.int6
             if not any(param.requires_grad for param in network.parameters()):
                 msg = "Nothing is left to train: unfreeze parameters of model.network, or choose another embedding=."
                 raise OptionError(msg)
-            yield Trainable(network, adapter, before)
+            yield Trainable(network, adapter, before, table)
         except BaseException:
             if adapter is not None:
                 adapter.detach()

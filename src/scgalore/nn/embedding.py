@@ -57,7 +57,7 @@ class RowEmbedding(nn.Embedding):
 
     def __init__(self, table: nn.Embedding, rows: Tensor) -> None:
         pad = None if table.padding_idx is None else (rows == table.padding_idx).nonzero().flatten().tolist()
-        rows = rows.to(table.weight.device)
+        ids, rows = rows, rows.to(table.weight.device)
         weight = table.weight.detach()[rows]
         super().__init__(len(rows), table.embedding_dim, _weight=weight)
         self.weight.requires_grad = table.weight.requires_grad
@@ -67,24 +67,28 @@ class RowEmbedding(nn.Embedding):
         self.register_buffer("row_of", row_of, persistent=False)
         self.row_of: Tensor
         self.padding_idx = pad[0] if pad else None
+        self.ids = ids
 
     def forward(self, ids: Tensor) -> Tensor:
         """Rows of the ids, ``(..., d)``."""
         return super().forward(self.row_of[ids])
 
+    @torch.no_grad()
+    def write_back(self, table: nn.Embedding) -> None:
+        """Put the rows into a table as large as the one they are from."""
+        table.weight[self.ids] = self.weight.detach().to(table.weight)
+
 
 @contextmanager
 def _rows(network: CellNetwork, tokens: Tensor) -> Iterator[None]:
     table = network.gene_table
-    rows = tokens.unique()
-    network.gene_table = RowEmbedding(table, rows)
+    rows = RowEmbedding(table, tokens.unique())
+    network.gene_table = rows
     try:
         yield
     finally:
-        trained = network.gene_table.weight.detach()
         network.gene_table = table
-        with torch.no_grad():
-            table.weight[rows] = trained.to(table.weight)
+        rows.write_back(table)
 
 
 @contextmanager

@@ -31,7 +31,7 @@ FILES = (
 )
 """In the order in which they are written; the last one says that the run is finished."""
 
-CHECKPOINTS, MODEL, LOGS = "checkpoints", "model", "logs"
+CHECKPOINTS, MODEL, LOGS, BEST = "checkpoints", "model", "logs", "best"
 
 
 @dataclass(frozen=True)
@@ -61,6 +61,11 @@ class RunFolder:
     def model(self) -> Path:
         """Folder of the fitted model."""
         return self.checkpoints / MODEL
+
+    @property
+    def best(self) -> Path:
+        """Folder with a folder for each model of the best epochs, if the run keeps some."""
+        return self.checkpoints / BEST
 
     @property
     def figures(self) -> Path:
@@ -187,7 +192,7 @@ class RunFolder:
         if first == "figures":
             return len(parts) == 2 and not is_dir and (name.endswith(".png") or draft)
         if first == CHECKPOINTS:
-            inside = parts[1] in (MODEL, LOGS) or (
+            inside = parts[1] in (MODEL, LOGS, BEST) or (
                 parts[1].startswith(f".{MODEL}.") and parts[1].endswith((".draft", ".old"))
             )
             return inside or (len(parts) == 2 and not is_dir and (name == "last.ckpt" or draft))

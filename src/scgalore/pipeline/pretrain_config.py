@@ -20,7 +20,7 @@ __all__ = ["PretrainConfig", "pretrain_options"]
 KIND = "scgalore pretrain"
 """Marks ``config.json`` as ours."""
 
-FREE = ("sources", "out", "accelerator", "logger", "num_workers")
+FREE = ("sources", "out", "accelerator", "logger", "num_workers", "checkpoint_every", "keep_best", "shard_optimizer")
 """Options in which a run that is continued may differ from the one that was begun; moved files are compared by their content."""
 
 DEFAULTS = {"steps_per_epoch": 500, "optimizer": "adamw"}
@@ -60,7 +60,7 @@ OWN = (
 
 def pretrain_options() -> tuple[tuple[Option, str], ...]:
     """Every option of a pre-training run, each with its heading in the help."""
-    left = {"max_epochs", "curriculum", "batch_tokens", *NOT_IN_RUNS} - {"steps_per_epoch"}
+    left = {"max_epochs", "curriculum", "batch_tokens", *NOT_IN_RUNS} - {"steps_per_epoch", "shard_optimizer"}
     training = [
         replace(option, default=DEFAULTS[option.name], shown_default=None) if option.name in DEFAULTS else option
         for option in options_of(TrainConfig)

@@ -8,11 +8,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from scgalore import __version__, errors
 from scgalore._settings import settings
+from scgalore._world import is_first_process
 from scgalore._words import duration
 from scgalore.errors import OptionError
+from scgalore.model.distributed import by_first
 from scgalore.model.families import FAMILIES
 from scgalore.pipeline.folder import RunFolder
 from scgalore.pipeline.measure import Stopwatch, circumstances, peak_memory, versions
@@ -33,6 +36,8 @@ __all__ = ["FILES", "plan_pretraining", "pretrain"]
 
 FILES = ("config.json", "environment.txt", "history.csv", "metrics.json", "held_out.h5ad", "report.md")
 """In the order in which they are written; the last one says that the run is finished."""
+
+NEW, BEGUN, FINISHED = "new", "begun", "finished"
 
 OURS = tuple(getattr(errors, name) for name in errors.__all__)
 NEIGHBOURS, COMPONENTS, FOLDS = 15, 50, 5
@@ -76,37 +81,35 @@ def pretrain(config: PretrainConfig, *, force: bool = False, resume: bool = Fals
 
 def _pretrain(config: PretrainConfig, *, force: bool, resume: bool) -> Path:
     folder = _folder(config)
-    folder.check(force=force, resume=resume)
     stages, watch = Stages(4), Stopwatch()
-    resumed = resume and folder.is_begun
-    if resumed:
-        changed = folder.config().differences(config)
-        if changed:
-            msg = f"{folder.path} belongs to another run: {'; '.join(changed[:4])}. Continue it with its own configuration."
-            raise OptionError(msg)
-        if folder.is_finished:
-            stages.say(f"The run in {folder.path} is finished; nothing was changed.")
-            return folder.path
+    # Of several processes the first one alone looks at the folder and writes to it: others might see what it has begun.
+    state = by_first(lambda: _state(folder, config, force=force, resume=resume))
+    if state == FINISHED:
+        stages.say(f"The run in {folder.path} is finished; nothing was changed.")
+        return folder.path
     with stages.stage("read") as note, watch.time("read"):
         run = _prepared(config)
         held = None if run.held is None else run.held.to_adata(run.model.vocab, obs_keys=_keys(config))
         start = _called(config)
         before = None if run.shown is None else run.model.run(run.shown).embedding
         note(f"{run.training.n_obs:,} cells to train on, {0 if held is None else held.n_obs:,} held out")
-    _begin(folder, config, resumed=resumed)
+    by_first(lambda: _begin(folder, config, resumed=state == BEGUN))
     with stages.stage("pre-train", own_bar=True) as note, watch.time("pre-train"):
         try:
             run.train(checkpoint_dir=folder.checkpoints, resume=True, logger=config.options["logger"])
         except OURS:
-            if not last_checkpoint(folder.checkpoints).exists():
+            if is_first_process() and not last_checkpoint(folder.checkpoints).exists():
                 folder.remove()  # refused before anything was learned
             raise
+        after = None if run.shown is None else run.model.run(run.shown).embedding
+        if not is_first_process():
+            return folder.path
         run.model.save(folder.model, overwrite=True)
         with folder.writing("history.csv") as draft:
             run.model.history.to_csv(draft)
         note(f"{len(run.model.history)} epochs, kept epoch {run.model.result.best_epoch}")  # type: ignore[union-attr]
     with stages.stage("evaluate") as note, watch.time("evaluate"):
-        scores = {} if held is None else _scores(config, held, before, run)
+        scores = {} if held is None else _scores(config, held, before, after, run)
         _write_metrics(folder, run, scores)
         note(_headline(scores) or "no labels to score embeddings by")
     with stages.stage("report") as note, watch.time("report"):
@@ -130,7 +133,7 @@ def plan_pretraining(config: PretrainConfig, *, force: bool = False, resume: boo
         As for :func:`pretrain`.
     """
     folder = _folder(config)
-    folder.check(force=force, resume=resume)
+    by_first(lambda: folder.check(force=force, resume=resume))
     run = _prepared(config)
     seconds = run.seconds_per_step()
     steps = run.steps()
@@ -189,6 +192,17 @@ def _prepared(config: PretrainConfig) -> PretrainingRun:
     return PretrainingRun.of(config.sources, model, validation=None, **options)
 
 
+def _state(folder: RunFolder, config: PretrainConfig, *, force: bool, resume: bool) -> str:
+    """What is in the folder, if it may be written to: nothing that stays, a run that goes on, or one that is finished."""
+    folder.check(force=force, resume=resume)
+    if not (resume and folder.is_begun):
+        return NEW
+    if changed := folder.config().differences(config):
+        msg = f"{folder.path} belongs to another run: {'; '.join(changed[:4])}. Continue it with its own configuration."
+        raise OptionError(msg)
+    return FINISHED if folder.is_finished else BEGUN
+
+
 def _begin(folder: RunFolder, config: PretrainConfig, *, resumed: bool) -> None:
     environment = ""
     path = folder.path / "environment.txt"
@@ -201,20 +215,21 @@ def _begin(folder: RunFolder, config: PretrainConfig, *, resumed: bool) -> None:
         draft.write_text(environment + circumstances("resumed" if resumed else "begun"), encoding="utf-8")
 
 
-def _scores(config: PretrainConfig, held: AnnData, before: Any, run: PretrainingRun) -> dict[str, dict[str, float]]:
+def _scores(
+    config: PretrainConfig, held: AnnData, before: Any, after: Any, run: PretrainingRun
+) -> dict[str, dict[str, float]]:
     """Add embeddings to the held-out cells, and score them by the labels, if there are some."""
     from sklearn.decomposition import PCA
 
-    assert run.shown is not None
-    after = run.model.family.embedding
-    held.obsm["before"], held.obsm[after] = before, run.model.run(run.shown).embedding
+    own = run.model.family.embedding
+    held.obsm["before"], held.obsm[own] = before, after
     x = np.asarray(held.X.toarray())
     held.obsm["X_pca"] = PCA(min(COMPONENTS, *(n - 1 for n in x.shape)), random_state=0).fit_transform(x)
     key = config.options["labels_key"]
     if key is None:
         return {}
     labels, known = held.obs[key], held.obs[key].notna().to_numpy()
-    names = {"principal components": "X_pca", "before": "before", "after": after}
+    names = {"principal components": "X_pca", "before": "before", "after": own}
     return {
         name: _neighbour_accuracy(held.obsm[slot][known], labels[known].astype(str).to_numpy())
         for name, slot in names.items()
@@ -269,6 +284,7 @@ def _draw(folder: RunFolder, model: CellModel, held: AnnData | None, keys: list[
         if name in model.history:
             ax.plot(steps, model.history[name], marker=".", label=label)
     ax.set(xlabel="steps", ylabel="loss")
+    ax.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
     ax.legend(frameon=False)
     ax.spines[["top", "right"]].set_visible(False)
     figures = {"history.png": figure}
@@ -326,11 +342,13 @@ def _report(
     sections.append(
         "## Pictures\n\n" + "\n\n".join(f"{text}\n\n![{text}](figures/{name})" for name, text in captions.items())
     )
-    out = Path(config.out)
+    out, best = Path(config.out), _folder(config).best
+    kept = sorted((f"`checkpoints/best/{path.name}`" for path in best.glob("epoch-*")), key=lambda name: (len(name), name))
     sections.append(
         "## How to go on\n\n```python\nimport scgalore as sg\n\n"
         f'model = sg.model.load(r"{out / "checkpoints" / "model"}")\n```\n\n'
         "`sg.tl.embed(cells, model)` embeds cells, and `sg.tl.finetune(cells, model, labels_key=...)` goes on from these weights."
+        + (f" Models of the best epochs, which can be loaded as well: {', '.join(kept)}." if kept else "")
     )
     peak = peak_memory()
     cost = [(part, f"{seconds:.1f}") for part, seconds in watch.seconds.items()]

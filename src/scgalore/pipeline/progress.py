@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from scgalore._progress import is_shown
 from scgalore._settings import settings
+from scgalore._world import is_first_process
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -52,8 +53,9 @@ class Stages:
         self.say(f"{label if live else '     '} {result} ({time.monotonic() - started:.1f} s)")
 
     def say(self, line: str) -> None:
-        """Print a line."""
-        print(line, file=sys.stderr, flush=True)
+        """Print a line; of several processes, the first one does."""
+        if is_first_process():
+            print(line, file=sys.stderr, flush=True)
 
 
 @contextmanager

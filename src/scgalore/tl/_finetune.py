@@ -199,7 +199,7 @@ def finetune(
         assert fitted.result is not None
         results = chosen.results(adata, fitted, prepared, call, keys)
         if folder is not None:
-            fitted.save(folder)
+            by_first(partial(fitted.save, folder))
         content, what = results.uns[keys.uns]
         read = {**call.reading.params(), "rng": call.seed, **call.given}
         if call.config.curriculum is not None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from copy import copy, deepcopy
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
@@ -17,6 +18,7 @@ from scgalore.data.opening import stream
 from scgalore.data.vocab import SPECIALS, GeneVocab
 from scgalore.errors import OptionError
 from scgalore.genes.identifiers import symbols
+from scgalore.model.distributed import by_first
 from scgalore.model.families import FAMILIES
 from scgalore.nn.base import NetworkConfig
 from scgalore.tasks.expression import Expression
@@ -80,8 +82,8 @@ def pretrain(
     validation
         Cells to choose the weights by, as ``sources``, in place of some that are held out.
     steps_per_epoch
-        Most steps between checkpoints, which are also those that a killed run loses at most. All epochs are equally long, so a run
-        may take a few steps more than its budget.
+        Most steps between checkpoints, which are also those that a killed run loses at most, unless ``checkpoint_every`` asks for more of
+        them. All epochs are equally long, so a run may take a few steps more than its budget.
     batch_size
         Maximum number of cells per batch.
     max_length
@@ -97,7 +99,8 @@ def pretrain(
     {rng}
     **options
         Fields of :class:`~scgalore.train.TrainConfig`, such as ``lr``, ``lr_schedule``, ``warmup``, ``accumulate``, ``precision``,
-        ``patience``, ``devices`` or ``num_workers``.
+        ``patience``, ``checkpoint_every``, ``devices``, ``shard_optimizer`` or ``num_workers``. How several processes train
+        together: :doc:`/distributed`.
 
     Returns
     -------
@@ -134,7 +137,7 @@ def pretrain(
     with logg.step(f"pre-training {run.model.provenance['name']} on {run.training.n_obs:,} cells"):
         run.train(checkpoint_dir=checkpoint_dir, resume=resume, logger=logger)
         if folder is not None:
-            run.model.save(folder)
+            by_first(partial(run.model.save, folder))
     return run.model
 
 
@@ -192,12 +195,6 @@ class PretrainingRun:
             function=pretrain,
         )
         processes = training_processes(call.config)
-        if asked.max_hours is not None and processes.size > 1:
-            msg = (
-                f"max_hours={asked.max_hours!r} is for one process, since each of the {processes.size} would time its own steps. "
-                "Pass max_steps."
-            )
-            raise OptionError(msg)
         read = asked.of_stream
         fitted = _starting_model(model, sources, read, seed)
         task.require(fitted)
@@ -229,7 +226,8 @@ class PretrainingRun:
         else:
             config = replace(config, max_epochs=begun.get("max_epochs"), steps_per_epoch=begun.get("steps_per_epoch"))
         self.prepared = replace(self.prepared, config=config)
-        self.model.fit(self.prepared, checkpoint_dir=checkpoint_dir, resume=resume, logger=logger)
+        run: dict[str, Any] = {"checkpoint_dir": checkpoint_dir, "resume": resume, "logger": logger}
+        self.model.fit(self.prepared, keep_best=self.options.keep_best, **run)
 
     def steps(self) -> int:
         """Steps of the optimizer that the budget is worth."""
@@ -245,11 +243,15 @@ class PretrainingRun:
         return steps
 
     def seconds_per_step(self) -> float:
-        """Time some steps on a copy of the network, each with its share of the validation after an epoch."""
+        """Time some steps on a copy of the network, each with its share of the validation after an epoch.
+
+        Of several processes, the first one's clock counts.
+        """
         trial = copy(self.model)
         trial.network = deepcopy(self.model.network)
         network = None if self.prepared.network is None else deepcopy(self.prepared.network)
-        config = replace(self.prepared.config, max_epochs=2, steps_per_epoch=TIMED, patience=None)
+        short = {"max_epochs": 2, "steps_per_epoch": TIMED, "patience": None, "checkpoint_every": None}
+        config = replace(self.prepared.config, **short)
         with settings.override(verbosity=0):
             trial.fit(replace(self.prepared, network=network, config=config))
         last = trial.history.iloc[-1]

@@ -89,6 +89,15 @@ class PretrainingOptions:
         "Number of cells to hold out, at most a tenth of all; they choose the weights that are kept.",
         default=2000,
     )
+    keep_best: int | None = declare(
+        COUNT,
+        """
+        Number of models to keep beside the checkpoint, those with the lowest loss on the held-out cells: each is in
+        ``best/epoch-<number>`` in ``checkpoint_dir``, for :func:`scgalore.model.load`. ``None`` keeps none, and the weights of the best
+        epoch are those of the model in the end.
+        """,
+        shown_default="none",
+    )
     where: Any = declare(
         WHERE,
         "Which cells of each file to take, as a query of its obs: \"is_primary_data and disease == 'normal'\".",

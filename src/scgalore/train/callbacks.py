@@ -6,6 +6,7 @@ import math
 import time
 from typing import TYPE_CHECKING, Any, cast
 
+import pandas as pd
 import torch
 from lightning.pytorch import Callback
 from lightning.pytorch.callbacks import EarlyStopping, TQDMProgressBar
@@ -105,6 +106,10 @@ class History(Callback):
             end_run(f"{bad[0]} became {row[bad[0]]}", f"epoch {trainer.current_epoch}")
         if trainer.is_global_zero:
             self._tell(trainer)
+
+    def table(self) -> pd.DataFrame:
+        """Rows by epoch."""
+        return pd.DataFrame(self.rows).astype({"epoch": int}).set_index("epoch")
 
     def _tell(self, trainer: Trainer) -> None:
         """Say how fast a stream is trained on, and after a first epoch how long a run may take that takes minutes."""

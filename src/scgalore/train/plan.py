@@ -137,7 +137,7 @@ class ObjectiveTrainingPlan(TrainingPlan):
         own = [{name: value.detach().cpu() for name, value in part.items()} for part in self._validated]
         parts = [part for share in of_all_processes(own) for part in share]  # every process must choose the same epoch
         for name, value in self.module.objective.over_epoch(parts).items():
-            self.log(f"validation_{name}", value)
+            self._log(f"validation_{name}", value)
 
     def _measure(self, batch: TokenBatch | Share, mode: str, batch_idx: int) -> tuple[Tensor, TokenBatch]:
         cells = batch.batch if isinstance(batch, Share) else batch
@@ -153,7 +153,11 @@ class ObjectiveTrainingPlan(TrainingPlan):
 
     def _log_means(self, mode: str) -> None:
         for name, value in self._means[mode].take().items():
-            self.log(name, value, on_step=False, on_epoch=True, prog_bar=name == f"{mode}_loss", batch_size=1)
+            self._log(name, value, prog_bar=name == f"{mode}_loss")
+
+    def _log(self, name: str, value: Tensor, *, prog_bar: bool = False) -> None:
+        # The value is that of all processes already; with sync_dist=False Lightning would advise against that.
+        self.log(name, value, on_step=False, on_epoch=True, prog_bar=prog_bar, batch_size=1, sync_dist=True)
 
     def configure_optimizers(self) -> dict[str, Any]:
         """Build the optimizer and its learning-rate schedule, stepped every batch."""

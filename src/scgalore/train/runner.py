@@ -7,9 +7,9 @@ import math
 import warnings
 from collections.abc import Mapping
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
-import pandas as pd
 import torch
 from lightning.pytorch.strategies import DDPStrategy
 from scvi.train import TrainRunner, _trainrunner
@@ -27,6 +27,7 @@ from scgalore.train.config import ALL, TrainConfig
 from scgalore.train.curriculum import batch_plan
 from scgalore.train.datamodule import CellDataModule
 from scgalore.train.divergence import SoundWeights
+from scgalore.train.kept import KeptModels
 from scgalore.train.loggers import Loggers, LogSteps, loggers_of
 from scgalore.train.modes import compiled, deterministic, dropping, recomputing
 from scgalore.train.plan import ObjectiveTrainingPlan
@@ -37,6 +38,7 @@ from scgalore.train.trace import unreached
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    import pandas as pd
     from lightning.pytorch import Callback, Trainer
     from lightning.pytorch.loggers import Logger
 
@@ -47,6 +49,7 @@ if TYPE_CHECKING:
     from scgalore.data.split import Split
     from scgalore.nn import CellNetwork
     from scgalore.objectives import Objective
+    from scgalore.train.kept import Keeping
     from scgalore.train.processes import Processes
 
 __all__ = ["fit"]
@@ -93,6 +96,7 @@ def fit(
     resume: bool = False,
     identity: Mapping[str, Any] | None = None,
     logger: Loggers = None,
+    keeping: Keeping | None = None,
 ) -> TrainResult:
     """Train a network in place.
 
@@ -119,6 +123,8 @@ def fit(
         What makes this run this run; resuming another one is refused.
     logger
         Where losses are also logged, as for :func:`scgalore.tl.finetune`.
+    keeping
+        Which models are kept beside the checkpoint, if any.
 
     Raises
     ------
@@ -137,6 +143,9 @@ def fit(
     if config.checkpoint_every is not None and checkpoint_dir is None:
         msg = f"checkpoint_every={config.checkpoint_every!r} needs checkpoint_dir=, the folder that checkpoints are written to."
         raise OptionError(msg)
+    if keeping is not None and checkpoint_dir is None:
+        msg = f"keep_best={keeping.n} needs checkpoint_dir=, the folder that models are written to."
+        raise OptionError(msg)
     identity = dict(identity or {})
     loggers = loggers_of(logger, checkpoint_dir)
     checkpoint = checkpoint_to_resume(checkpoint_dir, resume=resume, identity=identity)
@@ -149,7 +158,9 @@ def fit(
     )
     data = _data_module(source, split, validation, objective, config, batches)
     if config.patience is not None:
-        _require_validation(data)
+        _require_validation(data, "patience needs validation cells to stop early by", "patience=None")
+    if keeping is not None:
+        _require_validation(data, f"keep_best={keeping.n} needs validation cells to choose models by", "keep_best=None")
     history = History(
         processes.size, n_genes=_genes_by_epoch(source, batches.phases), throughput=source.lengths is None
     )
@@ -181,12 +192,15 @@ def fit(
             callbacks=callbacks,
             **options,
         )
+        if keeping is not None and checkpoint_dir is not None:
+            so_far = partial(_so_far, history, runner.trainer, config, split)
+            runner.trainer.callbacks.append(KeptModels(checkpoint_dir, keeping, objective.monitor, so_far))
         if checkpoint_dir is not None:
             # Appended here, last, so that it saves what the other callbacks have just noted; asked for through its
             # arguments, scvi's trainer would add a second callback of its own that drops the optimizer's state.
             runner.trainer.callbacks.append(Checkpoints(checkpoint_dir, config.checkpoint_every))
         runner()
-    table = pd.DataFrame(history.rows).astype({"epoch": int}).set_index("epoch")
+    table = history.table()
     best_epoch = best.epoch if best.weights else int(table.index[-1])
     assert isinstance(config.batch_size, int)
     converged = None
@@ -206,6 +220,20 @@ def fit(
         max_epochs=config.max_epochs,
         patience=config.patience,
         converged=converged,
+    )
+
+
+def _so_far(history: History, trainer: Trainer, config: TrainConfig, split: Split | None) -> TrainResult:
+    """What training has left after an epoch."""
+    table = history.table()
+    return TrainResult(
+        history=table,
+        best_epoch=int(table.index[-1]),
+        steps=trainer.global_step,
+        split=split,
+        accumulate=config.accumulate,
+        max_epochs=config.max_epochs,
+        patience=config.patience,
     )
 
 
@@ -331,9 +359,9 @@ def _unreached(plan: ObjectiveTrainingPlan, data: CellDataModule) -> list[str]:
     return unreached(output.loss, plan)
 
 
-def _require_validation(data: CellDataModule) -> None:
+def _require_validation(data: CellDataModule, why: str, instead: str) -> None:
     if data.n_val == 0:
-        msg = "patience needs validation cells to stop early by, and the split has none. Set validation_size, or patience=None."
+        msg = f"{why}, and there are none. Set validation_size (of a stream, validation=), or {instead}."
         raise OptionError(msg)
 
 

@@ -209,3 +209,58 @@ def test_a_run_that_was_killed_goes_on_to_the_same_bits(
     assert pretrain(config, resume=True) == out
     assert differences(trained(out), trained(whole)) == []
     assert (out / "report.md").exists()
+
+
+@pytest.fixture(scope="module")
+def killed(sources: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("killed")
+    script = Path(__file__).with_name("killed_pairs.py")
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    command = [sys.executable, str(script), str(folder), str(sources)]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    logs = "".join(path.read_text()[-1500:] for path in sorted(folder.glob("*.txt")))
+    assert done.returncode == 0, done.stderr[-2000:] + logs
+    return folder
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="the runs are forked")
+class TestTwoProcessesThatAreKilled:
+    """One of two processes gets SIGKILL, and then the other: five times, in training, validation and while files are written."""
+
+    def test_go_on_from_the_last_checkpoint_that_is_whole(self, killed: Path) -> None:
+        assert (killed / "steps.txt").read_text() == "0 10 12 22 24 24"
+
+    def test_end_with_the_bits_of_the_run_that_was_not(self, killed: Path) -> None:
+        resumed, whole = killed / "resumed", killed / "whole"
+        assert differences(trained(resumed), trained(whole)) == []
+        losses = ["lr", "train_loss", "validation_loss"]
+        again, once = (pd.read_csv(run / "history.csv", index_col="epoch")[losses] for run in (resumed, whole))
+        pd.testing.assert_frame_equal(again, once, check_exact=True)
+        embedded = [ad.read_h5ad(run / "held_out.h5ad").obsm["X_scGPT"] for run in (resumed, whole)]
+        np.testing.assert_array_equal(*embedded)
+
+    def test_leave_what_one_process_leaves(self, killed: Path) -> None:
+        found = [
+            sorted(str(path.relative_to(killed / run)) for path in (killed / run).rglob("*"))
+            for run in ("resumed", "whole")
+        ]
+        assert found[0] == found[1]
+        assert {path.name for path in (killed / "whole").iterdir()} == {*FILES, "figures", "checkpoints"}
+        best = sorted((killed / "whole" / "checkpoints" / "best").iterdir())
+        assert len(best) == 2
+        assert sg.model.load(best[0]).network.config.d_model == 16
+        for path in best:
+            kept = load_file(path / "model.safetensors")
+            assert (
+                differences(
+                    kept, load_file(killed / "resumed" / "checkpoints" / "best" / path.name / "model.safetensors")
+                )
+                == []
+            )
+
+    def test_say_everything_once(self, killed: Path) -> None:
+        first, second = ((killed / f"whole_log-{rank}.txt").read_text() for rank in range(2))
+        assert "[4/4] report" in first
+        assert "epoch 3 (4 of 4), step 24" in first
+        assert not re.search("epoch|report|pre-train", second)

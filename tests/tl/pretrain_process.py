@@ -23,7 +23,10 @@ SMOOTH: dict[str, Any] = {"optimizer": "adamw", "optimizer_options": {"eps": 1e-
 #: Name of each run, options of the network, options of the training.
 RUNS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "pass": ({}, {"max_steps": 5, "steps_per_epoch": 5}),
-    "together": ({"dropout": 0.0}, {**SMOOTH, "batch_size": 41, "buffer_size": 41, "max_steps": 6, "lr": 1e-3, "validation_cells": 8}),
+    "together": (
+        {"dropout": 0.0},
+        {**SMOOTH, "batch_size": 41, "buffer_size": 41, "max_steps": 6, "lr": 1e-3, "validation_cells": 8},
+    ),
     "muon": ({}, {"optimizer": "muon"}),
     "sharded_muon": ({}, {"optimizer": "muon", "shard_optimizer": True}),
     "hours": ({}, {"max_steps": None, "max_hours": 2 / 3600}),

@@ -18,7 +18,9 @@ import scgalore as sg
 
 pytestmark = [
     pytest.mark.slow,
-    pytest.mark.skipif(not (dist.is_available() and dist.is_gloo_available()), reason="this build of torch has no gloo"),
+    pytest.mark.skipif(
+        not (dist.is_available() and dist.is_gloo_available()), reason="this build of torch has no gloo"
+    ),
 ]
 
 
@@ -96,9 +98,7 @@ class TestResumed:
         resumed, whole = (ranks(runs, name)[0] for name in ("resumed_sharded_muon", "sharded_muon"))
         besides = ("seconds", "cells_per_second", "tokens_per_second", "waited", "seen")
         assert differences(resumed, whole, besides=besides) == []
-        for again, before in zip(
-            ranks(runs, "resumed_sharded_muon"), ranks(runs, "sharded_muon"), strict=True
-        ):
+        for again, before in zip(ranks(runs, "resumed_sharded_muon"), ranks(runs, "sharded_muon"), strict=True):
             assert again["seen"] == before["seen"][-len(again["seen"]) :]
             assert len(again["seen"]) == 5
 

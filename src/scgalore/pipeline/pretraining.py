@@ -343,7 +343,9 @@ def _report(
         "## Pictures\n\n" + "\n\n".join(f"{text}\n\n![{text}](figures/{name})" for name, text in captions.items())
     )
     out, best = Path(config.out), _folder(config).best
-    kept = sorted((f"`checkpoints/best/{path.name}`" for path in best.glob("epoch-*")), key=lambda name: (len(name), name))
+    kept = sorted(
+        (f"`checkpoints/best/{path.name}`" for path in best.glob("epoch-*")), key=lambda name: (len(name), name)
+    )
     sections.append(
         "## How to go on\n\n```python\nimport scgalore as sg\n\n"
         f'model = sg.model.load(r"{out / "checkpoints" / "model"}")\n```\n\n'

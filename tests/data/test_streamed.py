@@ -355,8 +355,8 @@ class TestSeveralProcesses:
     @settings(max_examples=20, deadline=None)
     def test_rows_are_embedded_by_the_process_that_asks(self, first: int, n: int) -> None:
         stream, rows = streamed(ADATAS, shuffle=False), np.arange(N_OBS)[first : first + n]
-        whole = [window.take([i]) for window in stream.windows() for i in range(len(window))]
-        part = [window.take([i]) for window in stream.windows(rows) for i in range(len(window))]
+        whole = [window.take(np.array([i])) for window in stream.windows() for i in range(len(window))]
+        part = [window.take(np.array([i])) for window in stream.windows(rows) for i in range(len(window))]
         assert [one.cells.tolist() for one in part] == [[row] for row in rows]
         for one, row in zip(part, rows, strict=True):
             np.testing.assert_array_equal(one.values, whole[row].values)

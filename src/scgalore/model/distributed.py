@@ -74,10 +74,11 @@ def by_first(work: Callable[[], T]) -> T:
             except Exception as error:  # noqa: BLE001 -- whatever it is, the others must hear of it
                 outcome[1] = error
         distributed.broadcast_object_list(outcome, src=0)
-        result, error = outcome
-        if error is not None:
-            raise error
-        return result  # type: ignore[no-any-return]
+        result, raised = outcome
+        if raised is not None:
+            raise raised
+        done: T = result
+        return done
 
 
 def share(n_obs: int, world: World) -> slice:

@@ -12,8 +12,8 @@ from matplotlib.ticker import MaxNLocator
 
 from scgalore import __version__, errors
 from scgalore._settings import settings
-from scgalore._world import is_first_process
 from scgalore._words import duration
+from scgalore._world import is_first_process
 from scgalore.errors import OptionError
 from scgalore.model.distributed import by_first
 from scgalore.model.families import FAMILIES

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from scgalore import __version__
@@ -12,6 +13,7 @@ from scgalore._rng import seed_from
 from scgalore.data.reading import Reading
 from scgalore.data.resolve import refuse_elsewhere, writable_adata
 from scgalore.data.results import refuse_overwrite
+from scgalore.model.distributed import by_first
 from scgalore.model.families import known_keys
 from scgalore.tasks.registry import resolve_call
 from scgalore.tl._declared import with_task_arguments

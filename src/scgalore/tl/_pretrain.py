@@ -250,8 +250,9 @@ class PretrainingRun:
         trial = copy(self.model)
         trial.network = deepcopy(self.model.network)
         network = None if self.prepared.network is None else deepcopy(self.prepared.network)
-        short = {"max_epochs": 2, "steps_per_epoch": TIMED, "patience": None, "checkpoint_every": None}
-        config = replace(self.prepared.config, **short)
+        config = replace(
+            self.prepared.config, max_epochs=2, steps_per_epoch=TIMED, patience=None, checkpoint_every=None
+        )
         with settings.override(verbosity=0):
             trial.fit(replace(self.prepared, network=network, config=config))
         last = trial.history.iloc[-1]

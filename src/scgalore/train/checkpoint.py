@@ -109,7 +109,7 @@ class Checkpoints(Checkpoint):
     def __init__(self, folder: PathLike, every: int | str | None = None) -> None:
         self._path = last_checkpoint(folder)
         self._steps = every if isinstance(every, int) else math.inf
-        self._seconds = seconds_of(every) if isinstance(every, str) else math.inf
+        self._seconds = (seconds_of(every) if isinstance(every, str) else None) or math.inf
         self._last = 0, 0.0
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:

@@ -70,15 +70,15 @@ def test_each_cell_is_seen_by_exactly_one(runs: Path) -> None:
 
 
 def test_steps_of_the_same_cells_are_those_of_one_process(runs: Path) -> None:
-    """Each process has a half of all cells in a batch; masked positions are then no two halves, hence no equality."""
+    """Each process has a half of all cells in a batch."""
     both, one = ranks(runs, "together")[0], alone(runs, "together", batch_size=82, buffer_size=82)
     start = alone(runs, "together", batch_size=82, buffer_size=82, lr=1e-12, max_steps=1)["weights"]
     other = alone(runs, "together", batch_size=41, buffer_size=41)["weights"]
     way = distance(one["weights"], start)
     assert both["training"]["steps"] == one["training"]["steps"] == 6
     assert both["history"]["lr"] == one["history"]["lr"]
-    assert distance(both["weights"], one["weights"]) < 0.1 * way
-    assert distance(both["weights"], other) > 2 * distance(both["weights"], one["weights"])
+    assert distance(both["weights"], one["weights"]) < 1e-3 * way
+    assert distance(both["weights"], other) > 1e-2 * way
     np.testing.assert_allclose(both["history"]["train_loss"], one["history"]["train_loss"], rtol=0.02)
 
 

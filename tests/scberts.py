@@ -18,7 +18,7 @@ FOLDER = Path(__file__).parent / "data" / "scbert"
 FILE = FOLDER / "panglao_pretrain_small.pth"
 GENES = [f"GENE{number}" for number in range(60)]
 
-SIZES = {"d_model": 32, "d_head": 16, "n_heads": 2, "n_layers": 2, "d_hid": 64, "n_features": 24}
+SIZES: dict[str, Any] = {"d_model": 32, "d_head": 16, "n_heads": 2, "n_layers": 2, "d_hid": 64, "n_features": 24}
 """A small network."""
 
 

@@ -168,7 +168,8 @@ class TestPerturbations:
         moved = split.train[OF_CELL[split.train] == 1]
         test = np.sort(np.concatenate([split.test, moved]))
         data = self.module(split=Split(np.setdiff1d(split.train, moved), split.validation, test))
-        seen = rows(list(data.train_dataloader()))
+        batches: list[Any] = list(data.train_dataloader())
+        seen = rows(batches)
         assert set(OF_CELL[seen]) == {0, 2}
 
     def test_validation_is_one_perturbation_a_batch(self) -> None:

@@ -193,7 +193,7 @@ class TestOptions:
         few: AnnData,
         make_model: Callable[..., SCGPT],
         batch_size: int,
-        how: dict[str, int],
+        how: dict[str, Any],
         task: dict[str, Any],
     ) -> None:
         rows = np.arange(few.n_obs)
@@ -201,9 +201,10 @@ class TestOptions:
         options = {**RUN, "max_epochs": 3, "optimizer": "adamw", "optimizer_options": {"eps": 1e-3}, "split": split}
         options |= task
         models = []
-        for size, accumulated in ((32, {}), (batch_size, how), (batch_size, {})):
+        steps: list[tuple[int, dict[str, Any]]] = [(32, {}), (batch_size, how), (batch_size, {})]
+        for size, several in steps:
             model = make_model(few.var_names, dropout=0.0)
-            model.train(few, **{**options, "batch_size": size}, **accumulated)
+            model.train(few, **{**options, "batch_size": size}, **several)
             models.append(weights(model))
         whole, accumulated, small = models
         for name in whole:

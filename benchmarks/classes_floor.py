@@ -223,7 +223,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     arguments_of.add_argument("--seeds", type=int, default=5, help="repetitions of each case")
     arguments_of.add_argument("--untrained", action="store_true", help="score the models that training starts from")
     arguments = arguments_of.parse_args(argv)
-    report = begin("classes_floor", "Cell types: never below the best simple baseline", arguments)
+    name_of_results = "classes_floor_untrained" if arguments.untrained else "classes_floor"
+    report = begin(name_of_results, "Cell types: never below the best simple baseline", arguments)
     training: dict[str, Any] | None = {"accelerator": "cpu", **({"max_epochs": 1} if arguments.quick else {})}
     training, folder = (None, "untrained") if arguments.untrained else (training, "trained")
     seeds = range(1 if arguments.quick else arguments.seeds)

@@ -14,7 +14,7 @@ from anndata import AnnData
 from torch.utils.data import DataLoader
 
 import scgalore as sg
-from scgalore.data.fingerprint import content_of
+from scgalore.data.fingerprint import changed_files, content_of
 from scgalore.data.matrix import CellMatrix
 from scgalore.data.streaming import TokenStream
 from scgalore.data.tokens import TokenizerConfig
@@ -137,3 +137,24 @@ def test_content_does_not_hang_on_what_holds_it(tmp_path: Path) -> None:
     assert len(found) == 1
     for change in (adata[:6], adata[:, :19], cells(2, 7)):
         assert content_of(CellMatrix.from_adata(change.copy())) not in found
+
+
+class TestChangedFiles:
+    BEFORE = (["/old/a.h5ad", "1"], ["/old/b.h5ad", "2"], ["/old/c.h5ad", "3"])
+
+    @pytest.mark.parametrize(
+        ("now", "told"),
+        [
+            ([["/new/a.h5ad", "9"], ["/new/b.h5ad", "2"], ["/new/c.h5ad", "3"]], "/new/a.h5ad has changed"),
+            ([["/new/a.h5ad", "9"], ["/new/b.h5ad", "8"], ["x", "3"]], "/new/a.h5ad has changed, and so 1 more"),
+            ([*BEFORE, ["/old/d.h5ad", "4"]], "/old/d.h5ad is new"),
+            ([*BEFORE[:2]], "/old/c.h5ad is gone"),
+            (
+                [["/old/a.h5ad", "9"], ["d", "7"], ["/old/c.h5ad", "3"]],
+                "/old/a.h5ad has changed, d is new, /old/b.h5ad is gone",
+            ),
+            ([*BEFORE[::-1]], "its files were others, or in another order"),
+        ],
+    )
+    def test_are_named_as_they_are_called_now(self, now: list[list[str]], told: str) -> None:
+        assert changed_files(self.BEFORE, now) == told

@@ -13,7 +13,7 @@ from torch.nn.functional import mse_loss
 from scgalore._logging import info, warning
 from scgalore._settings import settings
 from scgalore.errors import OptionError
-from scgalore.model.distributed import gather, process_group, refuse_devices, share
+from scgalore.model.distributed import by_first, gather, process_group, refuse_devices, share
 from scgalore.optim import build_optimizer
 from scgalore.optim.sharded import ShardedOptimizer
 
@@ -30,6 +30,9 @@ def main(folder: Path) -> None:
             info(f"    {name} says process {world.rank}")
             found[name] = gather(rows[share(N_OBS, world)], world)
             found[f"{name}_few"] = gather(rows[:1][share(1, world)], world)
+        assert by_first(lambda: f"process {world.rank}") == "process 0"
+        with pytest.raises(OptionError, match="of process 0"):
+            by_first(lambda: fail(world.rank))
         assert not distributed.is_initialized()
     distributed.init_process_group("gloo")  # the launcher's, as Lightning's
     with process_group() as world:
@@ -41,6 +44,12 @@ def main(folder: Path) -> None:
     found |= {"rows": rows, "state_bytes": np.array(bytes_of)}
     np.savez(folder / f"{world.rank}.npz", allow_pickle=False, **found)
     distributed.destroy_process_group()
+
+
+def fail(rank: int) -> None:
+    """Raise an error of ours."""
+    msg = f"of process {rank}"
+    raise OptionError(msg)
 
 
 def sharded(rank: int) -> list[int]:

@@ -10,6 +10,7 @@ import torch
 from anndata import AnnData
 from tests.bitwise import differences
 from tests.launching import torchrun
+from tests.tiny_plugin import tiny_model
 from torch._subclasses.fake_tensor import FakeTensor
 
 from scgalore.data import TokenStream, stream
@@ -300,6 +301,11 @@ def test_two_processes_read_their_own_cells_and_learn_the_same(few: AnnData, fil
     assert not differences(first["weights"], second["weights"])
     assert first["losses"] == second["losses"]
     assert first["n_cells"] == second["n_cells"] == 30
+    alone = tiny_model(few.var_names)
+    alone.network.load_state_dict(first["weights"])
+    expected = alone.run(stream(files, alone.vocab, config=alone.tokenizer_config(), shuffle=False)).embedding
+    for part in (first, second):
+        np.testing.assert_allclose(part["embedding"].numpy(), expected, atol=1e-6)
 
 
 class TestEpochsOfSomeSteps:

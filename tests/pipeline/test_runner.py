@@ -377,3 +377,12 @@ def test_without_a_network_the_small_weights_are_named(pbmc_file: Path, tmp_path
     with pytest.raises(DownloadError, match="--model scgpt-mini"):
         run(quick(pbmc_file, tmp_path / "run", model="scgpt", labels_key="bulk_labels"))
     assert list(tmp_path.iterdir()) == []
+
+
+def test_several_processes_are_refused(pbmc_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    variables = {"TORCHELASTIC_RUN_ID": "x", "RANK": "1", "WORLD_SIZE": "2", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "2"}
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(OptionError, match="one process, and 2 were started"):
+        run(RunConfig(pbmc_file, tmp_path / "out", labels_key="bulk_labels"))
+    assert list(tmp_path.iterdir()) == []

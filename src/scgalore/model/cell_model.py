@@ -438,7 +438,7 @@ class CellModel:
         rng
             Seed of everything random.
         checkpoint_dir
-            Folder for a checkpoint after each epoch.
+            Folder for a checkpoint after each epoch, and with ``checkpoint_every`` inside epochs too.
         resume
             Whether to continue from the checkpoint there, if any; with a larger ``max_epochs``, as for
             :func:`scgalore.tl.finetune`.

@@ -13,6 +13,7 @@ import numpy as np
 from anndata import AnnData
 
 from scgalore import errors
+from scgalore._world import launched_world
 from scgalore.data.scale import is_called_counts
 from scgalore.data.split import PARTS
 from scgalore.errors import OptionError
@@ -80,6 +81,9 @@ def run(config: RunConfig, *, force: bool = False, resume: bool = False) -> Path
     >>> config = sg.pipeline.RunConfig("cells.h5ad", "runs/x", labels_key="cell_type", model="scgpt-mini")
     >>> sg.pipeline.run(config)  # doctest: +SKIP
     """
+    if (n := launched_world().size) > 1:
+        msg = f"A run is made by one process, and {n} were started. Several train together in a script that calls sg.tl.finetune."
+        raise OptionError(msg)
     folder = RunFolder(Path(config.out))
     folder.check(force=force, resume=resume)
     config, file = settle(config)

@@ -100,7 +100,7 @@ def finetune(
         Fractions of the cells used for validation (selecting the epoch) and testing, for the random split of cells;
         perturbations are split by :func:`scgalore.pp.split_perturbations`.
     checkpoint_dir
-        Folder for a checkpoint after each epoch.
+        Folder for a checkpoint after each epoch, and with ``checkpoint_every`` inside epochs too.
     resume
         Whether to continue from the checkpoint there, if any. The result is, bit for bit, that of an uninterrupted run. With a
         larger ``max_epochs`` also a finished run goes on, from its last epoch: the learning rate follows the schedule of the

@@ -1,5 +1,6 @@
 import json
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -10,7 +11,7 @@ from anndata import AnnData
 from scgalore.data.cells import TokenCells
 from scgalore.data.split import Split, random_split
 from scgalore.model import SCGPT
-from scgalore.model.identity import run_identity
+from scgalore.model.identity import run_identity, weights_identity
 from scgalore.objectives import Classification, MaskedExpression, Objective
 from scgalore.train import TrainConfig
 
@@ -93,3 +94,17 @@ def test_weights_are_named_also_those_numpy_has_no_type_for(
     assert changed(identity(cells_of(few, other), other), base) == {"initial weights"}
     other.network.to(torch.bfloat16)
     assert changed(identity(cells_of(few, other), other), base) == {"initial weights"}
+
+
+def test_weights_are_the_same_in_memory_and_in_a_folder(
+    few: AnnData, model: SCGPT, make_model: Callable[..., SCGPT], tmp_path: Path
+) -> None:
+    def of(one: SCGPT) -> str:
+        return weights_identity(one.network, one.vocab)
+
+    expected = of(model)
+    model.put_heads({"classes": 3}, seed=0)
+    model.save(tmp_path / "model")
+    assert of(model) == of(SCGPT.load(tmp_path / "model")) == expected
+    assert of(make_model(few.var_names, rng=1)) != expected
+    assert of(make_model(few.var_names[::-1])) != expected

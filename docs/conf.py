@@ -114,6 +114,7 @@ _INNER = (
     "data.loaders.LoaderBuffers",
     "perturb.baselines.effects.Recipe",
     "perturb.labels.screen.Pools",
+    "train.steps.Steps",
     "weights.load.Loadable",
     "_keys.CellKeys",
     "_fetch.RemoteFile",

@@ -64,10 +64,8 @@ class Expression(CellTask):
         Option(
             "from_cell_prompt",
             SWITCH,
-            """
-            For ``objective="generative"``: whether genes are generated a second time, from the cell embedding of the first pass, as scGPT's
-            pre-training does after 1,000 steps. Doubles the time of a step.
-            """,
+            "For ``objective='generative'``: whether genes are generated a second time, from the cell embedding of the first pass, as scGPT's "
+            "pre-training does after 1,000 steps. Doubles the time of a step.",
             shown_default="no",
         ),
     )

@@ -329,7 +329,7 @@ def _pretrain(**given: Any) -> None:
             msg = "Name the files: scgalore pretrain cells/. All options are explained by: scgalore pretrain --help"
             raise errors.OptionError(msg)
     wanted = PretrainConfig.from_json(config, **values, out=out) if config else PretrainConfig(out=out, **values)
-    typer.echo("Loading PyTorch, scvi-tools and scanpy ...", err=True)
+    _echo_once("Loading PyTorch, scvi-tools and scanpy ...", err=True)
     with _interruptible("pretrain", Path(wanted.out)):
         from scgalore.pipeline import pretraining
 
@@ -339,10 +339,10 @@ def _pretrain(**given: Any) -> None:
         _echo_once(pretraining.pretrain(wanted, force=force, resume=resume) / "report.md")
 
 
-def _echo_once(text: Any) -> None:
+def _echo_once(text: Any, *, err: bool = False) -> None:
     """Print, of several processes in the first one."""
     if is_first_process():
-        typer.echo(text)
+        typer.echo(text, err=err)
 
 
 def _named_sources(paths: list[str]) -> Any:

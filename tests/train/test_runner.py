@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from anndata import AnnData
-from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.callbacks import Checkpoint
 from scvi.module.base import BaseModuleClass
 from scvi.train import Trainer, TrainingPlan, TrainRunner
 from tests.steps import is_step
@@ -67,12 +67,12 @@ class TestUnderScvi:
     ) -> None:
         model.train(few, **RUN, patience=1, checkpoint_dir=tmp_path)
         callbacks = runners[0].trainer.callbacks
-        assert isinstance(callbacks[-1], ModelCheckpoint)
-        assert sum(isinstance(callback, ModelCheckpoint) for callback in callbacks) == 1
+        assert isinstance(callbacks[-1], Checkpoint)
+        assert sum(isinstance(callback, Checkpoint) for callback in callbacks) == 1
 
     def test_no_checkpoint_without_folder(self, few: AnnData, model: SCGPT, runners: list[TrainRunner]) -> None:
         model.train(few, **RUN)
-        assert not any(isinstance(callback, ModelCheckpoint) for callback in runners[0].trainer.callbacks)
+        assert not any(isinstance(callback, Checkpoint) for callback in runners[0].trainer.callbacks)
 
 
 class TestSideEffects:

@@ -12,6 +12,8 @@ from datetime import UTC, datetime
 from importlib.metadata import version
 from typing import TYPE_CHECKING
 
+from scgalore._world import current_world
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
@@ -74,6 +76,7 @@ def circumstances(what: str) -> str:
         "command": shlex.join(sys.argv),
         "working directory": os.getcwd(),  # noqa: PTH109 -- Path.cwd() is the same call, and no path is wanted
         **versions(),
+        "processes": str(current_world().size),
         "threads of torch": str(torch.get_num_threads()),
         "processor": platform.processor() or platform.machine(),
         "GPU": torch.cuda.get_device_name() if torch.cuda.is_available() else "none",

@@ -242,7 +242,9 @@ class ObjectiveTrainingPlan(TrainingPlan):
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Go on with these means."""
         if MEANS_KEY in checkpoint:  # absent in files of earlier versions, which are of the end of an epoch
-            self._means["train"].load_state_dict(checkpoint[MEANS_KEY][self.global_rank], self.device)
+            self._means["train"].load_state_dict(
+                checkpoint[MEANS_KEY][self.global_rank], self.trainer.strategy.root_device
+            )
 
 
 def learning_rates(

@@ -538,7 +538,7 @@ def checkpoint_damaged(world: World) -> None:
 @wrong(
     OptionError,
     "belongs to another run: accumulate was None, now 1; .* and [0-9]+ more differences",
-    "another checkpoint_dir",
+    "use another folder",
 )
 def checkpoint_of_another_run(world: World) -> None:
     torch.save({"scgalore_run": {}}, last_checkpoint(world.folder))

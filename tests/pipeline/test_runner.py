@@ -98,6 +98,9 @@ class TestFinishedRun:
             "mask_ratio",
             "objective",
             "unlabelled",
+            "accumulate_tokens",
+            "checkpoint_every",
+            "from_cell_prompt",
         }
         limits = {"batch_tokens", "max_length", "adapter", "patience", "dropout"}
         assert left <= {*wanted, *limits, *READING}

@@ -194,6 +194,7 @@ def test_resumed_run_is_the_whole_run(
     [
         pytest.param({}, id="galore"),
         pytest.param({"batch_size": 6, "accumulate": 3, "optimizer": "adamw"}, id="gradient_accumulation"),
+        pytest.param({"accumulate_tokens": 900, "batch_size": 6, "labels_key": None}, id="accumulation_by_tokens"),
         pytest.param({"batch_tokens": 300, "batch_size": 99}, id="cap_on_tokens"),
         pytest.param({"num_workers": 2}, id="workers", marks=pytest.mark.slow),
         pytest.param({"labels_key": None, "max_length": 20}, id="masked_expression_of_sampled_cells"),
@@ -213,7 +214,7 @@ def test_a_run_goes_on_inside_an_epoch(
     many = 1000
     with stopping_at(many) as left:
         whole = train(make, few, **options)
-    n_batches, accumulated = many - left[0], options.get("accumulate", 1)
+    n_batches, accumulated = many - left[0], whole.result.accumulate + ("accumulate_tokens" in options)
     killed = n_batches // 2 + 2
     with stopping_at(killed), pytest.raises(Stop):
         train(make, few, **options, checkpoint_dir=tmp_path / "run", checkpoint_every=1)

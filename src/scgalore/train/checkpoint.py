@@ -118,6 +118,7 @@ class Checkpoints(Checkpoint):
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         """Write one between two steps, where all that Lightning has counted is done; before the last step the epoch's end is near."""
+        # The number is still that of the batch before: 1 if it ended a step, and else more than there were batches.
         inside_step = batch_idx % trainer.accumulate_grad_batches
         if not inside_step and not trainer.is_last_batch and self._is_due(trainer):
             refuse_unsound(pl_module, trainer)

@@ -7,7 +7,7 @@ in the embedding as it is, neighbours in 50 principal components of expression, 
 
 Types: one type after the other is left out of the reference, and its cells of the query are to be told from the others by a score.
 
-A million cells: 512 made numbers each (200 types in 30 dimensions, and noise), as embeddings. `pynndescent` on fewer of them stands beside it.
+A million cells: 512 made numbers each (200 types in 30 dimensions, and noise), as embeddings. The same is measured of `pynndescent`, on fewer of them.
 Memory is anonymous memory of the process, without the pages of mapped files, which the system takes back when it needs to.
 """
 

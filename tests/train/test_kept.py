@@ -1,4 +1,4 @@
-"""Models of the best epochs, beside the checkpoint."""
+"""Models of the best epochs, in the folder of the checkpoint."""
 
 from collections.abc import Callable
 from pathlib import Path

@@ -46,7 +46,7 @@ def kbet_by_label(
     """Acceptance within each label.
 
     The size of the neighbourhood is a quarter of the mean number of cells of a batch, within 10 and 70. Neighbours are those
-    of a diffusion map of the label's part of the graph, so that each cell has the same number of them whatever the graph.
+    of a diffusion map of the label's part of the graph, so that all cells have equally many of them in every graph.
 
     Parameters
     ----------

@@ -92,7 +92,7 @@ class PretrainingOptions:
     keep_best: int | None = declare(
         COUNT,
         """
-        Number of models to keep beside the checkpoint, those with the lowest loss on the held-out cells: each is in
+        Number of models to keep in the folder of the checkpoint, those with the lowest loss on the held-out cells: each is in
         ``best/epoch-<number>`` in ``checkpoint_dir``, for :func:`scgalore.model.load`. ``None`` keeps none, and the weights of the best
         epoch are those of the model in the end.
         """,

@@ -272,7 +272,7 @@ def differences_of_runs(saved: Mapping[str, Any], identity: Mapping[str, Any]) -
     Parameters
     ----------
     saved, identity
-        What makes them these runs. An entry such as ``"files"`` may have another beside it, ``"files by name"``, to tell what differs.
+        What makes them these runs. An entry such as ``"files"`` may come with a second one, ``"files by name"``, which says what differs.
     """
     names = {key for key in (*saved, *identity) if key.endswith(BY_NAME)}
     differing = [key for key in sorted({*saved, *identity} - names) if saved.get(key) != identity.get(key)]

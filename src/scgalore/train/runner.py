@@ -124,7 +124,7 @@ def fit(
     logger
         Where losses are also logged, as for :func:`scgalore.tl.finetune`.
     keeping
-        Which models are kept beside the checkpoint, if any.
+        Which models are kept in the folder of the checkpoint, if any.
 
     Raises
     ------

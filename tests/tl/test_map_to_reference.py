@@ -152,6 +152,12 @@ def test_other_genes(query: AnnData, index: Reference, caplog: pytest.LogCapture
     assert "100 genes of the query and 150 of the reference" in caplog.text
 
 
+def test_many_more_genes(query: AnnData, atlas: AnnData, model: SCGPT, caplog: pytest.LogCaptureFixture) -> None:
+    few = sg.tl.build_reference(atlas[:, :70].copy(), model, labels=["phase"], min_matched=0)
+    sg.tl.map_to_reference(query, few)
+    assert "150 genes of the query and 70 of the reference" in caplog.text
+
+
 @pytest.mark.parametrize("as_mudata", [False, True])
 def test_copy_and_mudata(query: AnnData, index: Reference, as_mudata: bool) -> None:
     data: Any = MuData({"rna": query}) if as_mudata else query

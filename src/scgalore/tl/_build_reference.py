@@ -341,7 +341,10 @@ def _scratch(target: Path | None) -> Any:
             return np.empty(shape, dtype)
         with writing(target), TemporaryFile(dir=target.parent) as file:
             # A disk that is full is said here and not by a signal while the array is written.
-            os.posix_fallocate(file.fileno(), 0, n_bytes) if hasattr(os, "posix_fallocate") else file.truncate(n_bytes)
+            if hasattr(os, "posix_fallocate"):
+                os.posix_fallocate(file.fileno(), 0, n_bytes)
+            else:
+                file.truncate(n_bytes)
             return np.memmap(file, dtype=dtype, mode="r+", shape=shape)
 
     return empty

@@ -28,8 +28,8 @@ if TYPE_CHECKING:
     from scgalore.mapping.votes import Neighbors
     from scgalore.model import CellModel
 
-LEAST_GENES = 0.8
-"""Genes of a query, relative to those of the reference, below which a warning is given."""
+LEAST_GENES, MOST_GENES = 0.8, 2.0
+"""Genes of a query, relative to those of the reference, below and above which a warning is given."""
 
 
 @shared_parameters
@@ -199,11 +199,11 @@ def map_to_reference(
 
 
 def _compare_genes(n_query: int, n_reference: int) -> None:
-    """Warn of a query that has measured fewer genes, which moves its embeddings."""
-    if n_query < LEAST_GENES * n_reference:
+    """Warn of a query that has measured fewer genes, or many more, which moves its embeddings."""
+    if not LEAST_GENES <= n_query / n_reference <= MOST_GENES:
         logg.warning(
-            f"The model sees {n_query:,} genes of the query and {n_reference:,} of the reference, so cells of known types may be far from it, too. Build a "
-            "reference of the genes that both have, or pass label_far=True."
+            f"The model sees {n_query:,} genes of the query and {n_reference:,} of the reference, so cells of known types may be far from it, too. Take "
+            "the genes that both have for the one that has more, or pass label_far=True."
         )
 
 

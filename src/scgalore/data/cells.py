@@ -63,6 +63,9 @@ class TokenCells:
     targets
         What each cell has that an objective reads, arrays ``(n_obs, ...)`` by their names in
         :attr:`TokenBatch.targets <scgalore.data.tokens.TokenBatch>`.
+    conditions
+        What a network reads of each cell in addition, arrays ``(n_obs,)`` by their names in
+        :attr:`TokenBatch.conditions <scgalore.data.tokens.TokenBatch>`, such as ``batches``.
     ranked
         Token ids of the genes from best to worst, int64, for a curriculum; ``None`` without a ranking.
     signs
@@ -75,6 +78,7 @@ class TokenCells:
     lengths: NDArray[np.int64] = field(repr=False)
     seen: Seen
     targets: Mapping[str, NDArray[Any]] = field(default_factory=dict, repr=False)
+    conditions: Mapping[str, NDArray[Any]] = field(default_factory=dict, repr=False)
     ranked: NDArray[np.int64] | None = field(default=None, repr=False)
     signs: Mapping[str, Any] = field(default_factory=dict, repr=False)
 
@@ -173,6 +177,21 @@ class TokenCells:
         """
         return replace(self, targets={**self.targets, **targets})
 
+    def with_conditions(self, **conditions: NDArray[Any]) -> TokenCells:
+        """Same cells with conditions in addition, such as ``batches=codes``; :meth:`batch` and :meth:`windows` give them to the network.
+
+        Parameters
+        ----------
+        conditions
+            Arrays of shape ``(n_obs,)``; ``batches`` int64.
+        """
+        return replace(self, conditions={**self.conditions, **conditions})
+
+    def with_zeros(self) -> TokenCells:
+        """Same cells whose genes without expression are tokens, too, with value 0."""
+        tokenizer = self._tokenizer(config=replace(self.tokenizer.config, include_zeros=True))
+        return replace(self, tokenizer=tokenizer, lengths=self.matrix.count(tokenizer.lengths))
+
     def with_ranks(self, ranks: NDArray[np.floating]) -> TokenCells:
         """Same cells with a ranking of the genes.
 
@@ -237,13 +256,17 @@ class TokenCells:
         rows = self._rows(rows)
         for start in range(0, len(rows), size):
             window = rows[start : start + size]
-            yield self.tokenizer.encode(self.matrix.rows(window), window, draw=draw)
+            ragged = self.tokenizer.encode(self.matrix.rows(window), window, draw=draw)
+            yield replace(ragged, conditions={name: codes[window] for name, codes in self.conditions.items()})
 
     def batch(self, request: BatchRequest) -> TokenBatch:
         """Read, tokenise and pad the cells of a request."""
         ragged = self.tokenizer.encode(self.matrix.rows(request.rows), request.rows, draw=request.draw)
-        of_rows = {name: torch.from_numpy(values[request.rows]) for name, values in self.targets.items()}
-        return self.tokenizer.pad(ragged).with_targets(**of_rows)
+        targets, conditions = (
+            {name: torch.from_numpy(values[request.rows]) for name, values in arrays.items()}
+            for arrays in (self.targets, self.conditions)
+        )
+        return self.tokenizer.pad(ragged).with_targets(**targets).with_conditions(**conditions)
 
     def identity(self) -> dict[str, Any]:
         """Digests of everything that training depends on; the matrix is read once for it."""
@@ -254,6 +277,7 @@ class TokenCells:
             "expression": digest(self.keys()),
             "ranking of genes": "none" if self.ranked is None else digest([self.ranked]),
             **{name: digest([values]) for name, values in self.targets.items() if name not in COMPUTED},
+            **{name: digest([values]) for name, values in self.conditions.items()},
         }
 
     def training_batches(self, rows: NDArray[np.int64] | None, plan: BatchPlan) -> Batches:

@@ -6,7 +6,7 @@ Shape letters: b cells in a batch, s tokens in a row (``<cls>`` included).
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -182,6 +182,8 @@ class RaggedTokens:
         Row number of each cell in the data set, int64, shape ``(b,)``.
     keys
         Content key of each cell, uint64, shape ``(b,)``.
+    conditions
+        What a network reads of each cell in addition, such as ``"batches"``, arrays ``(b,)``.
     """
 
     genes: NDArray[np.int64]
@@ -189,6 +191,7 @@ class RaggedTokens:
     indptr: NDArray[np.int64]
     cells: NDArray[np.int64]
     keys: NDArray[np.uint64]
+    conditions: Mapping[str, NDArray[Any]] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.cells)
@@ -203,7 +206,10 @@ class RaggedTokens:
         lengths = self.lengths[rows]
         indptr = starts(lengths)
         source = np.arange(indptr[-1]) + np.repeat(self.indptr[rows] - indptr[:-1], lengths)
-        return RaggedTokens(self.genes[source], self.values[source], indptr, self.cells[rows], self.keys[rows])
+        conditions = {name: codes[rows] for name, codes in self.conditions.items()}
+        return RaggedTokens(
+            self.genes[source], self.values[source], indptr, self.cells[rows], self.keys[rows], conditions
+        )
 
     @staticmethod
     def concatenate(parts: Sequence[RaggedTokens]) -> RaggedTokens:
@@ -217,4 +223,7 @@ class RaggedTokens:
             indptr=starts(lengths),
             cells=np.concatenate([part.cells for part in parts]),
             keys=np.concatenate([part.keys for part in parts]),
+            conditions={
+                name: np.concatenate([part.conditions[name] for part in parts]) for name in parts[0].conditions
+            },
         )

@@ -22,9 +22,9 @@ if TYPE_CHECKING:
 
 __all__ = ["CAN", "Family"]
 
-CAN = frozenset({"cell heads", "expression", "flags", "generation"})
-"""What tasks may ask of a family: heads on the cell embedding, expression of each token, perturbation flags, and
-expression of some tokens from the others alone."""
+CAN = frozenset({"cell heads", "expression", "flags", "generation", "batches"})
+"""What tasks may ask of a family: heads on the cell embedding, expression of each token, perturbation flags, expression of some
+tokens from the others alone, and networks that know the sequencing batch of a cell."""
 
 
 def binned_tokens(config: NetworkConfig, *, max_length: int | None, seed: int) -> TokenizerConfig:

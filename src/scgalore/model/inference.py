@@ -162,7 +162,8 @@ def run_network(
     for at, batch in progress(_batches(windows, caps), label=label, total=n_batches):
         genes, values = (torch.from_numpy(part).to(device) for part in (batch.genes, batch.values))
         with torch.inference_mode():
-            cell = embed(genes, values, batch.lengths.tolist())
+            conditions = {name: torch.from_numpy(codes).to(device) for name, codes in batch.conditions.items()}
+            cell = embed(genes, values, batch.lengths.tolist(), **conditions)
             embedded = network.embedding(cell)
             embedding[at] = F.normalize(embedded, dim=1).cpu().numpy()
             for name, outputs in heads.items():

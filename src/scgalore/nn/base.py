@@ -341,6 +341,46 @@ class CellNetwork(nn.Module):
         msg = f"{type(self).__name__} cannot generate the expression of some genes from others. Choose another model."
         raise OptionError(msg)
 
+    # Batches ----------------------------------------------------------------------------------------------------------
+
+    @property
+    def reads_batches(self) -> bool:
+        """Whether :meth:`encode` reads ``batches``, the code of each cell's sequencing batch."""
+        return False
+
+    def integration_variant(
+        self, n_batches: int, *, batch_norm: bool, adversary: bool, from_cell: bool, zeros: bool, seed: int
+    ) -> Self:
+        """Copy into a network that knows sequencing batches; all that it has already keeps its weights.
+
+        Parameters
+        ----------
+        n_batches
+            Batches that it knows afterwards; those that it knew keep their numbers.
+        batch_norm
+            Whether inputs are normalised within each batch.
+        adversary
+            Whether a discriminator guesses the batch from the cell embedding.
+        from_cell
+            Whether expression is predicted from the cell embedding, too.
+        zeros
+            Whether decoders predict the probability that a gene is expressed.
+        seed
+            Seed of what is new.
+
+        Raises
+        ------
+        OptionError
+            If networks of this family know no batches.
+        """
+        msg = f"{type(self).__name__} knows no sequencing batches. Choose another model."
+        raise OptionError(msg)
+
+    def discriminate(self, encoded: Encoded) -> Tensor:
+        """Logits of the sequencing batch ``(b, n)``, with a reversed gradient into the cell embedding."""
+        msg = f"{type(self).__name__} has no discriminator of batches: take its integration_variant()."
+        raise OptionError(msg)
+
     # Perturbations ----------------------------------------------------------------------------------------------------
 
     @property
@@ -404,7 +444,7 @@ class PaddedEncoder:
         self.network, self.dtype = network, dtype
 
     @torch.no_grad()
-    def __call__(self, genes: Tensor, values: Tensor, lengths: Sequence[int]) -> Tensor:
+    def __call__(self, genes: Tensor, values: Tensor, lengths: Sequence[int], **conditions: Tensor) -> Tensor:
         """Embed some cells.
 
         Parameters
@@ -415,6 +455,8 @@ class PaddedEncoder:
             Their values, float32 ``(n,)``.
         lengths
             Tokens of each cell.
+        conditions
+            What the network reads of each cell in addition, ``(b,)``, such as ``batches``.
 
         Returns
         -------
@@ -430,4 +472,4 @@ class PaddedEncoder:
         own = self.network.gene_table.weight.dtype
         lower = self.dtype is not None and self.dtype != own
         with torch.autocast(genes.device.type, dtype=self.dtype, enabled=lower):
-            return self.network.encode(genes, values, padding, cell_only=True).cell.to(own)
+            return self.network.encode(genes, values, padding, cell_only=True, **conditions).cell.to(own)

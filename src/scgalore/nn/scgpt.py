@@ -170,6 +170,13 @@ class PerBatchNorm(nn.Module):
         super().__init__()
         self.bns = nn.ModuleList(nn.BatchNorm1d(d_model, eps=BATCH_NORM_EPS, affine=False) for _ in range(n_batches))
 
+    def start_new(self, n_known: int) -> None:
+        """Let the batches from this number on start from the mean of the statistics of those before."""
+        for name in ("running_mean", "running_var"):
+            mean = torch.stack([getattr(bn, name) for bn in self.bns[:n_known]]).mean(dim=0)
+            for bn in self.bns[n_known:]:
+                getattr(bn, name).copy_(mean)
+
     def forward(self, x: Tensor, batches: Tensor) -> Tensor:
         out = torch.empty_like(x)
         for batch in batches.unique().tolist():
@@ -545,6 +552,52 @@ class SCGPTNetwork(CellNetwork):
     def starts_at_zero(self) -> bool:
         """Whether the affine decoder, if it has one, predicts 0 for every input."""
         return self.reads_flags and self._affine_decoder().is_zero
+
+    @property
+    def reads_batches(self) -> bool:
+        """Whether inputs are normalised within each batch."""
+        return self.dsbn is not None
+
+    def integration_variant(
+        self, n_batches: int, *, batch_norm: bool, adversary: bool, from_cell: bool, zeros: bool, seed: int
+    ) -> Self:
+        """Copy into a network that knows sequencing batches; all that it has already keeps its weights.
+
+        Decoders get further inputs for the batch, with weights of zero: predictions are the old ones until they are trained.
+        Batches are numbered on after those that are known, and start from the mean of their norms.
+
+        Parameters
+        ----------
+        n_batches, batch_norm, adversary, from_cell, zeros, seed
+            As for :meth:`CellNetwork.integration_variant`.
+        """
+        own = self.config
+        if own.perturbation:
+            msg = (
+                "A network of perturbations knows no batches of cells. Start from the weights that it was trained from."
+            )
+            raise OptionError(msg)
+        config = own.replace(
+            n_batches=n_batches,
+            batch_labels=True,
+            batch_norm="per-batch" if batch_norm else own.batch_norm,
+            adversary=adversary,
+            mvc=own.mvc or from_cell,
+            zero_probabilities=own.zero_probabilities or zeros,
+        )
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            variant = type(self)(config)
+        old = self.state_dict()
+        for name, tensor in variant.state_dict().items():  # the live tensors
+            if name not in old:
+                continue
+            if tensor.shape != old[name].shape and name.partition(".")[0] in ("decoder", "mvc_decoder"):
+                tensor.zero_()
+            tensor[tuple(map(slice, old[name].shape))] = old[name]
+        if self.dsbn is not None and variant.dsbn is not None:
+            variant.dsbn.start_new(len(self.dsbn.bns))
+        return variant.to(self.gene_table.weight).eval()
 
     def _affine_decoder(self) -> AffineExpressionDecoder:
         return cast("AffineExpressionDecoder", _built(self.decoder if self.reads_flags else None, "perturbation"))

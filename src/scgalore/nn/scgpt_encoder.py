@@ -65,7 +65,9 @@ class CellEncoder:
             self._blocks = _copied(self._blocks, self.dtype)
 
     @torch.no_grad()
-    def __call__(self, genes: Tensor, values: Tensor, lengths: Sequence[int]) -> Tensor:
+    def __call__(
+        self, genes: Tensor, values: Tensor, lengths: Sequence[int], *, batches: Tensor | None = None
+    ) -> Tensor:
         """Embed some cells.
 
         Parameters
@@ -76,6 +78,8 @@ class CellEncoder:
             Their values, float32 ``(n,)``.
         lengths
             Tokens of each cell.
+        batches
+            Codes of the sequencing batches, int64 ``(b,)``; for networks that normalise within batches.
 
         Returns
         -------
@@ -88,8 +92,9 @@ class CellEncoder:
             x = network.add_values(x, values)
         else:
             x += F.embedding((values - self._lowest).long(), self._values)
-        x = network.normalise(x.unsqueeze(0), None).squeeze(0).to(self.dtype)
         layout = Packed(lengths, device=x.device)
+        of_tokens = None if batches is None else batches.repeat_interleave(layout.offsets.diff())
+        x = network.normalise(x.unsqueeze(1), of_tokens).squeeze(1).to(self.dtype)
         hidden = self._blocks(x, layout, cls_only=network.config.cell_style == "cls")
         return network.pool(hidden.to(self._genes), values, layout)
 

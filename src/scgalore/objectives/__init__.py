@@ -3,6 +3,7 @@
 from scgalore.objectives.base import Loss, Objective
 from scgalore.objectives.classification import Classification
 from scgalore.objectives.generative import GenerativeExpression
+from scgalore.objectives.integration import Integration
 from scgalore.objectives.masked_classes import MaskedClasses
 from scgalore.objectives.masked_expression import MaskedExpression
 from scgalore.objectives.perturbation import Perturbation
@@ -13,6 +14,7 @@ __all__ = [
     "PRETRAINING",
     "Classification",
     "GenerativeExpression",
+    "Integration",
     "Loss",
     "MaskedClasses",
     "MaskedExpression",

@@ -13,6 +13,7 @@ from scgalore.errors import OptionError
 from scgalore.tasks.call import TrainingCall
 from scgalore.tasks.classes import Classes
 from scgalore.tasks.expression import Expression
+from scgalore.tasks.integration import Integration
 from scgalore.tasks.perturbation.task import Perturbation
 from scgalore.tasks.regression import Regression
 from scgalore.train.config import TrainConfig
@@ -25,7 +26,9 @@ if TYPE_CHECKING:
 
 __all__ = ["DEFAULT", "TASKS", "argument_names", "choose_task", "resolve_call", "task_named"]
 
-TASKS: dict[str, Task] = {task.name: task for task in (Classes(), Regression(), Expression(), Perturbation())}
+TASKS: dict[str, Task] = {
+    task.name: task for task in (Classes(), Regression(), Expression(), Perturbation(), Integration())
+}
 
 DEFAULT = Expression.name
 """Task of a call that names neither a task nor the key argument of one."""

@@ -1,0 +1,288 @@
+"""Embed cells of several batches such that the batch does not show."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import numpy as np
+import pandas as pd
+
+from scgalore import _logging as logg
+from scgalore._options import SWITCH, TEXT, Option, number
+from scgalore._words import few
+from scgalore.data.columns import read_column
+from scgalore.data.labels import class_codes, in_order, refuse_measurement
+from scgalore.data.results import Results
+from scgalore.data.texts import looks_missing, texts_of
+from scgalore.errors import DataError, OptionError
+from scgalore.objectives import Integration as Objective
+from scgalore.tasks.cells import CellTargets, CellTask
+from scgalore.tasks.expression import RATIOS
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+    from pathlib import Path
+
+    from anndata import AnnData
+    from numpy.typing import NDArray
+
+    from scgalore._keys import CellKeys
+    from scgalore.nn.base import CellNetwork
+    from scgalore.tasks.base import Prepared, TaskMemory, TaskModel
+    from scgalore.tasks.call import TrainingCall
+    from scgalore.tasks.cells import CellReading
+    from scgalore.tasks.findings import Findings
+
+__all__ = ["Integration", "IntegrationMemory"]
+
+FEWEST = 2
+"""Fewest cells of a batch: of one cell, nothing tells what is the batch and what the cell."""
+
+WEIGHT = number("a weight must be a number that is not negative", lambda weight: 0 <= weight < math.inf)
+THRESHOLD = number("it is a cosine similarity and must lie in [0, 1]", lambda threshold: 0 <= threshold <= 1)
+
+
+@dataclass(frozen=True)
+class IntegrationMemory:
+    """Which batches a model knows.
+
+    Attributes
+    ----------
+    batch_key
+        Column of ``obs`` that they were read from.
+    batches
+        Names of the batches, in the order of their codes.
+    zeros
+        Whether genes without expression are tokens.
+    """
+
+    batch_key: str
+    batches: tuple[str, ...]
+    zeros: bool = False
+    task: str = "integration"
+    outlives_training: bool = False
+
+    def to_config(self) -> dict[str, Any]:
+        """All of it."""
+        return {"batch_key": self.batch_key, "batches": list(self.batches), "zeros": self.zeros}
+
+    def files(self, provenance: Mapping[str, Any], evaluation: Mapping[str, Any] | None) -> dict[str, str | bytes]:
+        """None."""
+        return {}
+
+
+def _weight(name: str, default: float, help: str) -> Option:
+    return Option(f"{name}_weight", WEIGHT, f"Weight in the loss of {help} 0 leaves it out.", default)
+
+
+class Integration(CellTask):
+    """Masked expression, with an adversary on the batch and decoders that receive it."""
+
+    name = "integration"
+    summary = "to embed cells without their batch"
+    arguments: ClassVar[tuple[Option, ...]] = (
+        Option("batch_key", TEXT, "Column of obs with the batch of each cell, such as donor or assay.", column="obs"),
+        Option(
+            "labels_key",
+            TEXT,
+            "Column of obs with classes, such as cell types, that are to stay apart. Cells without a label may be there.",
+            column="obs",
+        ),
+        _weight("tokens", 1.0, "masked expression, predicted from the other tokens (GEP)."),
+        _weight("cell", 1.0, "masked expression, predicted from the cell embedding (GEPC)."),
+        _weight(
+            "zeros",
+            0.0,
+            "whether a masked gene is expressed; genes without expression are then tokens, too, in training and afterwards.",
+        ),
+        _weight("similarity", 10.0, "elastic similarity of cells (ECS)."),
+        Option("similarity_threshold", THRESHOLD, "Cosine similarity above which cells attract each other.", 0.8),
+        _weight("adversary", 1.0, "a discriminator of batches, whose gradient is reversed (DAB)."),
+        _weight("classes", 1.0, "the classes of labels_key."),
+        Option("batch_norm", SWITCH, "Whether inputs are normalised within each batch (DSBN).", default=False),
+        Option("mask_ratio", RATIOS, "Share of a cell's genes to predict.", default=0.4),
+    )
+    needs = frozenset({"cell heads", "expression", "batches"})
+    next_steps = "`sg.tl.embed(other_cells, model, batch_key=...)` embeds other cells."
+
+    def check(self, arguments: Mapping[str, Any]) -> dict[str, Any]:
+        """Complete the arguments; batches must be named, and something must be trained."""
+        complete = super().check(arguments)
+        if complete["batch_key"] is None:
+            msg = "task='integration' needs batch_key=, a column of adata.obs with the batch of each cell."
+            raise OptionError(msg)
+        if complete["batch_key"] == complete["labels_key"]:
+            msg = f"batch_key and labels_key are both {complete['batch_key']!r}: what is taken out cannot be kept. Pass two columns."
+            raise OptionError(msg)
+        if not any(complete[f"{name}_weight"] for name in ("tokens", "cell", "similarity", "adversary")):
+            msg = "All weights are 0, so there is nothing to train for. Leave one of tokens_weight and cell_weight as it is."
+            raise OptionError(msg)
+        return complete
+
+    # Training ---------------------------------------------------------------------------------------------------------
+
+    def targets(self, adata: AnnData, call: TrainingCall) -> CellTargets:
+        """Batches, and labels where there are some; a random split is drawn within batches."""
+        names, codes = read_batches(adata, call.arguments["batch_key"])
+        arrays: dict[str, NDArray[Any]] = {"batches": codes}
+        if (labels_key := call.arguments["labels_key"]) is not None:
+            classes, labels = read_labels(adata, labels_key)
+            arrays["labels"] = labels
+            warn_nested(labels, codes, labels_key, call.arguments["batch_key"])
+        split = call.split_of(adata, codes)
+        absent = [name for code, name in enumerate(names) if not (codes[split.train] == code).any()]
+        if absent:
+            msg = (
+                f"No training cell is of the batch {few(absent)} of adata.obs[{call.arguments['batch_key']!r}], so nothing can be learned of it. "
+                "Put some of its cells into 'train'."
+            )
+            raise DataError(msg)
+        memory = IntegrationMemory(call.arguments["batch_key"], names, zeros=call.arguments["zeros_weight"] > 0)
+        return CellTargets(split, arrays, memory)
+
+    def objective(self, network: CellNetwork, memory: IntegrationMemory | None) -> Objective:
+        """The defaults."""
+        return Objective(mask_value=network.config.mask_value)
+
+    def objective_of(self, reading: CellReading, network: CellNetwork, call: TrainingCall) -> Objective:
+        """The weights that were asked for."""
+        given, ratio = call.arguments, call.arguments["mask_ratio"]
+        assert reading.targets is not None
+        labels = reading.targets.arrays.get("labels")
+        return Objective(
+            **{
+                name: given[f"{name}_weight"]
+                for name in ("tokens", "cell", "zeros", "similarity", "adversary", "classes")
+            },
+            threshold=given["similarity_threshold"],
+            n_classes=0 if labels is None else int(labels.max()) + 1,
+            mask_ratio=tuple(ratio) if isinstance(ratio, list) else ratio,
+            mask_value=network.config.mask_value,
+        )
+
+    def prepare(self, reading: CellReading, model: TaskModel, call: TrainingCall) -> Prepared:
+        """Tokens with their batches, and a network that knows them."""
+        prepared = super().prepare(reading, model, call)
+        memory, source = prepared.memory, prepared.source
+        assert isinstance(memory, IntegrationMemory)
+        targets = dict(source.targets)
+        source = replace(source, targets=targets).with_conditions(batches=targets.pop("batches"))
+        if memory.zeros:
+            source = source.with_zeros()
+        network = model.network.integration_variant(
+            len(memory.batches),
+            batch_norm=call.arguments["batch_norm"],
+            adversary=call.arguments["adversary_weight"] > 0,
+            from_cell=call.arguments["cell_weight"] > 0,
+            zeros=memory.zeros,
+            seed=call.seed,
+        )
+        return replace(prepared, source=source, network=network)
+
+    def load(self, folder: Path, config: Mapping[str, Any]) -> TaskMemory | None:
+        """The batches."""
+        memory = config.get("memory", {})
+        if "batches" not in memory:
+            return None
+        return IntegrationMemory(memory["batch_key"], tuple(memory["batches"]), zeros=bool(memory["zeros"]))
+
+    # Results ----------------------------------------------------------------------------------------------------------
+
+    def predictions(self, output: Any, memory: Any, keys: CellKeys) -> Results:
+        """Nothing but embeddings."""
+        return Results()
+
+    # Memory estimate --------------------------------------------------------------------------------------------------
+
+    def network_for(self, network: CellNetwork) -> CellNetwork:
+        """The network with two batches."""
+        return network.integration_variant(2, batch_norm=False, adversary=True, from_cell=True, zeros=False, seed=0)
+
+    # Pipeline ---------------------------------------------------------------------------------------------------------
+
+    def goal(self, arguments: Mapping[str, Any]) -> str:
+        """Which batches are taken out."""
+        return f"to embed cells without the batch in `obs['{arguments['batch_key']}']`"
+
+    def draw_keys(self, arguments: Mapping[str, Any]) -> list[str]:
+        """Cells are drawn within batches."""
+        return [arguments["batch_key"]]
+
+    def evaluate(self, adata: AnnData, model: TaskModel, call: TrainingCall, *, name: str) -> Findings:
+        """Scores of the embedding."""
+        raise NotImplementedError
+
+
+def read_batches(adata: AnnData, key: str) -> tuple[tuple[str, ...], NDArray[np.int64]]:
+    """Names of the batches in a column of ``obs``, and the code of each cell, int64 ``(n_obs,)``.
+
+    Raises
+    ------
+    MissingKeyError
+        If the column does not exist.
+    DataError
+        If a cell has no batch, there is one batch only, one of a single cell, or the column looks like a measurement.
+    """
+    column, where = read_column(adata.obs, key, asked="batch_key"), f"adata.obs[{key!r}]"
+    names = batches_of(column, where)
+    refuse_measurement(column, where, n_classes=len(names))
+    if len(names) < 2:
+        msg = f"{where} holds one batch only, {names[0]!r}; there is nothing to integrate. Pass a column with two or more batches."
+        raise DataError(msg)
+    codes = class_codes(column, names)
+    sizes = np.bincount(codes, minlength=len(names))
+    small = [name for name, size in zip(names, sizes, strict=True) if size < FEWEST]
+    if small:
+        msg = (
+            f"{where} has batches of one cell: {few(small)} ({len(small):,} in all). Nothing tells what of that cell is its batch. Join them "
+            f"with others, or leave them out: adata[~{where}.isin({small})]."
+        )
+        raise DataError(msg)
+    return names, codes
+
+
+def batches_of(column: pd.Series, where: str) -> tuple[str, ...]:
+    """Names of the batches, sorted; a missing one is a :class:`~scgalore.errors.DataError`."""
+    texts = texts_of(column)
+    missing = np.array([text is None or looks_missing(text) for text in texts], dtype=bool)
+    if missing.any():
+        msg = (
+            f"{int(missing.sum()):,} of {len(texts):,} cells have no batch in {where}. Give them one of their own, such as 'unknown', or leave "
+            f"them out: adata[{where}.notna()]."
+        )
+        raise DataError(msg)
+    return in_order(texts)
+
+
+def read_labels(adata: AnnData, key: str) -> tuple[tuple[str, ...], NDArray[np.int64]]:
+    """Names of the classes in a column of ``obs``, and the code of each cell, -1 where it has no label.
+
+    Raises
+    ------
+    MissingKeyError
+        If the column does not exist.
+    DataError
+        If there are fewer than two classes, or the column looks like a measurement.
+    """
+    column, where = read_column(adata.obs, key, asked="labels_key"), f"adata.obs[{key!r}]"
+    texts = texts_of(column)
+    classes = in_order(text for text in texts if text is not None and not looks_missing(text))
+    if len(classes) < 2:
+        found = f"one class only, {classes[0]!r}" if classes else "no label"
+        msg = f"{where} holds {found}; there is nothing to keep apart. Leave labels_key out."
+        raise DataError(msg)
+    refuse_measurement(column, where, n_classes=len(classes))
+    return classes, class_codes(column, classes)
+
+
+def warn_nested(labels: NDArray[np.int64], batches: NDArray[np.int64], labels_key: str, batch_key: str) -> None:
+    """Warn if no class is in two batches."""
+    known = labels >= 0
+    pairs = np.unique(np.column_stack([labels[known], batches[known]]), axis=0)
+    if len(pairs) == len(np.unique(labels[known])):
+        logg.warning(
+            f"Every class of adata.obs[{labels_key!r}] has cells of one batch of adata.obs[{batch_key!r}] only. What differs between batches "
+            "cannot be told from what differs between classes: taking the first out takes the second out, too."
+        )

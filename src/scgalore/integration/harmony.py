@@ -1,7 +1,7 @@
 """Harmony :cite:p:`Korsunsky2019`: clusters with mixed batches, and a linear correction within each.
 
-Written from the methods section of the paper, for the baseline of :func:`scgalore.tl.evaluate_integration`; the packages of its
-authors are under the GPL.
+Written from the methods section of the paper, for the baseline of :func:`scgalore.tl.evaluate_integration` and for
+:mod:`scgalore.integration.correction`; the packages of its authors are under the GPL.
 """
 
 from __future__ import annotations
@@ -13,7 +13,16 @@ import numpy as np
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-__all__ = ["harmony"]
+__all__ = [
+    "RIDGE",
+    "SIGMA",
+    "batch_shifts",
+    "harmony",
+    "mixed_clusters",
+    "normalised",
+    "squared_distances",
+    "unit_rows",
+]
 
 SIGMA, THETA, RIDGE = 0.1, 2.0, 1.0
 """Softness of clusters, weight of the diversity of batches, and penalty of a batch's shift: the paper's defaults."""
@@ -40,23 +49,37 @@ def harmony(x: NDArray[np.float64], batches: NDArray[np.int64], *, seed: int = 0
     -------
     Corrected components, float64 ``(n_obs, n_dims)``.
     """
+    return mixed_clusters(x, batches, seed=seed)[1]
+
+
+def mixed_clusters(
+    x: NDArray[np.float64], batches: NDArray[np.int64], *, seed: int = 0
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Shares of each cell in the clusters, float64 ``(n_obs, n_clusters)``, and the corrected components.
+
+    Parameters
+    ----------
+    x, batches, seed
+        As for :func:`harmony`.
+    """
     rng = np.random.default_rng(seed)
     members = np.eye(batches.max() + 1)[batches]
-    unit, corrected = _unit(x), x
+    unit, corrected = unit_rows(x), x
     clusters = _first_clusters(unit, seed)
     objective = np.inf
-    shares = _chosen(unit, _unit(_centres(unit, clusters)))
+    shares = _chosen(unit, unit_rows(_centres(unit, clusters)))
     for _ in range(MOST_ROUNDS):
         shares, reached = _cluster(unit, shares, members, rng)
         corrected = _correct(x, shares, members)
-        unit = _unit(corrected)
+        unit = unit_rows(corrected)
         if objective - reached < ROUND_TOLERANCE * abs(objective):
             break
         objective = reached
-    return corrected
+    return shares, corrected
 
 
-def _unit(x: NDArray[np.float64]) -> NDArray[np.float64]:
+def unit_rows(x: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Rows of length 1; those of length 0 stay."""
     norms = np.linalg.norm(x, axis=1, keepdims=True)
     return np.divide(x, norms, out=np.zeros_like(x), where=norms > 0)
 
@@ -74,14 +97,16 @@ def _centres(unit: NDArray[np.float64], clusters: NDArray[np.int64]) -> NDArray[
 
 def _chosen(unit: NDArray[np.float64], centres: NDArray[np.float64]) -> NDArray[np.float64]:
     """Shares of each cell in the clusters by distance alone, ``(n_obs, n_clusters)``."""
-    return _normalised(np.exp(-_distances(unit, centres) / SIGMA))
+    return normalised(np.exp(-squared_distances(unit, centres) / SIGMA))
 
 
-def _distances(unit: NDArray[np.float64], centres: NDArray[np.float64]) -> NDArray[np.float64]:
+def squared_distances(unit: NDArray[np.float64], centres: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Of rows of length 1 to centres of length 1, ``(n_obs, n_clusters)``."""
     return 2 * (1 - unit @ centres.T)
 
 
-def _normalised(shares: NDArray[np.float64]) -> NDArray[np.float64]:
+def normalised(shares: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Rows with a sum of 1."""
     return shares / shares.sum(axis=1, keepdims=True)
 
 
@@ -93,14 +118,14 @@ def _cluster(
     objectives: list[float] = []
     shares = shares.copy()
     for _ in range(MOST_STEPS):
-        distances = _distances(unit, _unit(shares.T @ unit))
+        distances = squared_distances(unit, unit_rows(shares.T @ unit))
         kernel = np.exp(-distances / SIGMA)
         observed, sizes = shares.T @ members, shares.sum(axis=0)
         for cells in np.array_split(rng.permutation(len(unit)), round(1 / BLOCK)):
             observed -= shares[cells].T @ members[cells]
             sizes -= shares[cells].sum(axis=0)
             rarity = ((np.outer(sizes, frequency) + 1) / (observed + 1)) ** THETA
-            shares[cells] = _normalised(kernel[cells] * (members[cells] @ rarity.T))
+            shares[cells] = normalised(kernel[cells] * (members[cells] @ rarity.T))
             observed += shares[cells].T @ members[cells]
             sizes += shares[cells].sum(axis=0)
         diversity = THETA * np.log((observed + 1) / (np.outer(sizes, frequency) + 1))
@@ -114,16 +139,34 @@ def _cluster(
 
 
 def _correct(x: NDArray[np.float64], shares: NDArray[np.float64], members: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Take each cluster's shifts of the batches out, ridge regression on batches with an intercept that is kept."""
+    """Take each cluster's shifts of the batches out."""
+    shifts = batch_shifts(x, shares, members)
+    corrected = x.copy()
+    for batch, of_batch in enumerate(members.T):
+        cells = np.flatnonzero(of_batch)
+        corrected[cells] -= shares[cells] @ shifts[batch]
+    return corrected
+
+
+def batch_shifts(
+    x: NDArray[np.float64], shares: NDArray[np.float64], members: NDArray[np.float64]
+) -> NDArray[np.float64]:
+    """Shift of each batch in each cluster: ridge regression on batches with an intercept, ``(n_batches, n_clusters, n_dims)``.
+
+    Parameters
+    ----------
+    x
+        Components, ``(n_obs, n_dims)``.
+    shares
+        Of each cell in the clusters, ``(n_obs, n_clusters)``.
+    members
+        1 where a cell is of a batch, ``(n_obs, n_batches)``.
+    """
     observed, sizes = shares.T @ members, shares.sum(axis=0)
     n_clusters, n_batches = observed.shape
     design = np.zeros((n_clusters, n_batches + 1, n_batches + 1))
     design[:, 0, 0], design[:, 0, 1:], design[:, 1:, 0] = sizes, observed, observed
     design[:, 1:, 1:] = (observed + RIDGE)[:, :, None] * np.eye(n_batches)
     sums = np.stack([(shares * of_batch[:, None]).T @ x for of_batch in members.T], axis=1)
-    shifts = np.linalg.solve(design, np.concatenate([sums.sum(axis=1, keepdims=True), sums], axis=1))[:, 1:]
-    corrected = x.copy()
-    for batch, of_batch in enumerate(members.T):
-        cells = np.flatnonzero(of_batch)
-        corrected[cells] -= shares[cells] @ shifts[:, batch]
-    return corrected
+    found = np.linalg.solve(design, np.concatenate([sums.sum(axis=1, keepdims=True), sums], axis=1))
+    return found[:, 1:].transpose(1, 0, 2)

@@ -26,6 +26,7 @@ from scgalore.model.loading import load_model
 from scgalore.model.training import trainable
 from scgalore.nn.base import CellOutput, set_last_layer
 from scgalore.nn.device import pick_device
+from scgalore.tasks.base import refuse_batches
 from scgalore.tasks.registry import resolve_call, task_named
 
 if TYPE_CHECKING:
@@ -271,10 +272,11 @@ class CellModel:
         species: str = "human",
         min_matched: float | None = None,
         max_length: int | None = None,
+        batch_key: str | None = None,
         rng: Rng = 0,
         batch_size: int | None = None,
     ) -> NDArray[np.float32]:
-        """Cell embeddings with unit norm, float32 ``(n_obs, d_model)``.
+        """Cell embeddings with unit norm, float32 ``(n_obs, d_model)``; of a model of batches, components without the batch.
 
         Parameters
         ----------
@@ -283,6 +285,8 @@ class CellModel:
             ``shuffle=False`` and ``config=model.tokenizer_config()``; the other parameters are then the stream's own.
         layer, gene_symbols, data_type, species, min_matched, max_length, rng
             As for :meth:`cells`.
+        batch_key
+            As for :func:`scgalore.tl.embed`.
         batch_size
             Cells in a batch; it changes speed and memory, not the numbers.
         """
@@ -290,7 +294,28 @@ class CellModel:
             return self.run(adata, batch_size=batch_size).embedding
         reading = Reading(layer, gene_symbols, data_type, None, species, min_matched)
         cells = self.cells(adata, **reading.of_tokens(), max_length=max_length, rng=rng)
-        return self.run(cells, batch_size=batch_size).embedding
+        return self.embed(cells, adata, reading, batch_key=batch_key, batch_size=batch_size).embedding
+
+    def embed(
+        self, cells: TokenCells, adata: AnnData, reading: Reading, *, batch_key: str | None = None, **how: Any
+    ) -> CellOutput:
+        """Embed cells as the model's task does; :meth:`run` gives what the network says.
+
+        Parameters
+        ----------
+        cells
+            From :meth:`cells`.
+        adata, reading
+            The same cells, and how they were read.
+        batch_key
+            As for :func:`scgalore.tl.embed`.
+        **how
+            Parameters of :meth:`run`.
+        """
+        if self.memory is None:
+            refuse_batches(batch_key, "was not trained for that")
+            return self.run(cells, **how)
+        return task_named(self.memory.task).embed(self, cells, adata, reading, batch_key=batch_key, **how)
 
     def predict(
         self,

@@ -16,7 +16,7 @@ from scgalore._options import FRACTION, Kind, number, whole
 from scgalore.errors import OptionError, WeightsError
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
 
     import numpy as np
     from numpy.typing import NDArray
@@ -375,6 +375,22 @@ class CellNetwork(nn.Module):
         """
         msg = f"{type(self).__name__} knows no sequencing batches. Choose another model."
         raise OptionError(msg)
+
+    def with_batches(self, n_batches: int) -> Self:
+        """Copy of a network that reads batches, with norms for more of them; see :meth:`estimate_norm`."""
+        raise NotImplementedError
+
+    def estimate_norm(self, batch: int, tokens: Iterable[tuple[Tensor, Tensor]]) -> None:
+        """Take the norm of one batch from its tokens.
+
+        Parameters
+        ----------
+        batch
+            Its code.
+        tokens
+            Ids and values of tokens, ``(n,)`` each, some at a time.
+        """
+        raise NotImplementedError
 
     def discriminate(self, encoded: Encoded) -> Tensor:
         """Logits of the sequencing batch ``(b, n)``, with a reversed gradient into the cell embedding."""

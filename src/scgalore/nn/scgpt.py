@@ -23,7 +23,7 @@ from scgalore.nn.cpu.linear import Linear, linear
 from scgalore.nn.layout import Padded
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
 
     from scgalore.nn.layout import Layout
     from scgalore.nn.scgpt_config import SCGPTConfig
@@ -598,6 +598,32 @@ class SCGPTNetwork(CellNetwork):
         if self.dsbn is not None and variant.dsbn is not None:
             variant.dsbn.start_new(len(self.dsbn.bns))
         return variant.to(self.gene_table.weight).eval()
+
+    def with_batches(self, n_batches: int) -> Self:
+        """Copy with norms for more batches, which start from the mean of those that there are."""
+        has = self.config
+        return self.integration_variant(
+            n_batches,
+            batch_norm=self.dsbn is not None,
+            adversary=has.adversary,
+            from_cell=has.mvc,
+            zeros=has.zero_probabilities,
+            seed=0,
+        )
+
+    @torch.no_grad()
+    def estimate_norm(self, batch: int, tokens: Iterable[tuple[Tensor, Tensor]]) -> None:
+        """Take the norm of one batch from its tokens; parameters as for :meth:`CellNetwork.estimate_norm`."""
+        norm = cast("PerBatchNorm", _built(self.dsbn, "batch_norm")).bns[batch]
+        device, n = self.gene_table.weight.device, 0
+        sums = torch.zeros(2, self.config.d_model, dtype=torch.float64, device=device)
+        for genes, values in tokens:
+            x = self.add_values(self.encoder(genes.to(device)), values.to(device)).double()
+            sums += torch.stack([x.sum(dim=0), x.square().sum(dim=0)])
+            n += len(x)
+        mean = sums[0] / n
+        norm.running_mean.copy_(mean)
+        norm.running_var.copy_((sums[1] / n - mean.square()).clamp(min=0) * (n / max(n - 1, 1)))
 
     def _affine_decoder(self) -> AffineExpressionDecoder:
         return cast("AffineExpressionDecoder", _built(self.decoder if self.reads_flags else None, "perturbation"))

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 from scgalore.errors import OptionError
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
     from pathlib import Path
 
     import numpy as np
@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 
     LastLayer = tuple[NDArray[np.float32], NDArray[np.float32]]
 
-__all__ = ["Prepared", "Task", "TaskMemory", "TaskModel"]
+__all__ = ["Prepared", "Task", "TaskMemory", "TaskModel", "refuse_batches"]
 
 
 class TaskMemory(Protocol):
@@ -113,8 +113,9 @@ class TaskModel(Protocol):
         """Cells of an AnnData as tokens of this model."""
         ...
 
-    def run(self, cells: Any, *, rows: NDArray[np.int64] | None = None, accelerator: str | None = None) -> CellOutput:
-        """Embed cells and read the cell heads."""
+    @property
+    def run(self) -> Callable[..., CellOutput]:
+        """Embed cells and read the cell heads; see :meth:`scgalore.model.CellModel.run`."""
         ...
 
 
@@ -316,6 +317,39 @@ class Task(ABC):
         )
         raise OptionError(msg)
 
+    def embed(
+        self,
+        model: TaskModel,
+        cells: TokenCells,
+        adata: AnnData,
+        reading: Reading,
+        *,
+        batch_key: str | None = None,
+        **how: Any,
+    ) -> CellOutput:
+        """Run a model of this task over cells; its embeddings are what :func:`scgalore.tl.embed` writes.
+
+        Parameters
+        ----------
+        model
+            Trained for this task.
+        cells
+            Tokens of the cells.
+        adata, reading
+            The same cells, and how to read them.
+        batch_key
+            Column of ``adata.obs`` with their batches, for models that know batches.
+        **how
+            Parameters of :meth:`scgalore.model.CellModel.run`.
+
+        Raises
+        ------
+        OptionError
+            If batches are named and the model knows none.
+        """
+        refuse_batches(batch_key, f"was trained for task={self.name!r}")
+        return model.run(cells, **how)
+
     def complete(self, output: CellOutput, memory: Any, adata: AnnData, reading: Reading) -> CellOutput:
         """Outputs of the network with what the model adds to them, such as a linear model that they correct.
 
@@ -442,3 +476,21 @@ class Task(ABC):
         name
             What to call the model in tables, such as "scgpt-mini + galore".
         """
+
+
+def refuse_batches(batch_key: str | None, why: str) -> None:
+    """Raise :class:`~scgalore.errors.OptionError` if batches are named for a model that knows none.
+
+    Parameters
+    ----------
+    batch_key
+        As passed.
+    why
+        What the model is, as the end of a sentence: "was not trained".
+    """
+    if batch_key is not None:
+        msg = (
+            f"batch_key={batch_key!r} is for models that take batches out, and this one {why}. Leave it out, or train one: "
+            "sg.tl.finetune(adata, task='integration', batch_key=...)."
+        )
+        raise OptionError(msg)

@@ -256,7 +256,8 @@ class CellTask(Task):
     ) -> Results:
         """Embeddings of all cells, what the heads say of them, the split, and scores of each part of it."""
         assert prepared.split is not None
-        output = model.run(prepared.source, accelerator=call.config.accelerator)
+        source: Any = prepared.source
+        output = self.embed(model, source, adata, call.reading, accelerator=call.config.accelerator)
         is_own = model.memory is not None and model.memory.task == self.name  # heads of an earlier task may be left
         if model.result is not None and model.result.best_epoch == -1:
             started = (

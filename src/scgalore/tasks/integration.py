@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
-import pandas as pd
+import torch
 
 from scgalore import _logging as logg
-from scgalore._options import SWITCH, TEXT, Option, number
+from scgalore._options import SWITCH, TEXT, Option, choice, number
 from scgalore._words import few
 from scgalore.data.columns import read_column
 from scgalore.data.labels import class_codes, in_order, refuse_measurement
@@ -18,18 +19,22 @@ from scgalore.data.results import Results
 from scgalore.data.texts import looks_missing, texts_of
 from scgalore.errors import DataError, OptionError
 from scgalore.objectives import Integration as Objective
+from scgalore.tasks.batch_map import BatchMap, fitted_rows, read_map
 from scgalore.tasks.cells import CellTargets, CellTask
 from scgalore.tasks.expression import RATIOS
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
     from pathlib import Path
 
+    import pandas as pd
     from anndata import AnnData
     from numpy.typing import NDArray
+    from torch import Tensor
 
     from scgalore._keys import CellKeys
-    from scgalore.nn.base import CellNetwork
+    from scgalore.data.reading import Reading
+    from scgalore.nn.base import CellNetwork, CellOutput
     from scgalore.tasks.base import Prepared, TaskMemory, TaskModel
     from scgalore.tasks.call import TrainingCall
     from scgalore.tasks.cells import CellReading
@@ -41,6 +46,8 @@ FEWEST = 2
 """Fewest cells of a batch: of one cell, nothing tells what is the batch and what the cell."""
 
 WEIGHT = number("a weight must be a number that is not negative", lambda weight: 0 <= weight < math.inf)
+FEW = 20
+"""Cells of a batch below which its correction is warned of."""
 THRESHOLD = number("it is a cosine similarity and must lie in [0, 1]", lambda threshold: 0 <= threshold <= 1)
 
 
@@ -56,6 +63,8 @@ class IntegrationMemory:
         Names of the batches, in the order of their codes.
     zeros
         Whether genes without expression are tokens.
+    map
+        From expression and the network's embedding to components without the batch; ``None`` leaves the network's embedding as it is.
     """
 
     batch_key: str
@@ -63,14 +72,17 @@ class IntegrationMemory:
     zeros: bool = False
     task: str = "integration"
     outlives_training: bool = False
+    # Of the weights and not of the task: two runs have the same task without it.
+    map: BatchMap | None = field(default=None, compare=False, repr=False)
 
     def to_config(self) -> dict[str, Any]:
-        """All of it."""
-        return {"batch_key": self.batch_key, "batches": list(self.batches), "zeros": self.zeros}
+        """Batches, and what the files must hold."""
+        n_prior = {} if self.map is None else {"n_prior": self.map.n_prior}
+        return {"batch_key": self.batch_key, "batches": list(self.batches), "zeros": self.zeros, **n_prior}
 
     def files(self, provenance: Mapping[str, Any], evaluation: Mapping[str, Any] | None) -> dict[str, str | bytes]:
-        """None."""
-        return {}
+        """The map, if there is one."""
+        return {} if self.map is None else {**self.map.files()}
 
 
 def _weight(name: str, default: float, help: str) -> Option:
@@ -102,6 +114,20 @@ class Integration(CellTask):
         _weight("adversary", 1.0, "a discriminator of batches, whose gradient is reversed (DAB)."),
         _weight("classes", 1.0, "the classes of labels_key."),
         Option("batch_norm", SWITCH, "Whether inputs are normalised within each batch (DSBN).", default=False),
+        Option(
+            "prior",
+            choice("components", "none"),
+            "What the network's embedding is joined with: components are principal components of log-normalised expression within "
+            "batches, for which only the genes that vary most are read; none takes the embedding alone.",
+            "components",
+        ),
+        Option(
+            "correction",
+            choice("clusters", "none"),
+            "How the batch is taken out of what training leaves: clusters finds clusters in which batches are mixed and the shift of each "
+            "batch in each of them, as Harmony does; none leaves it in.",
+            "clusters",
+        ),
         Option("mask_ratio", RATIOS, "Share of a cell's genes to predict.", default=0.4),
     )
     needs = frozenset({"cell heads", "expression", "batches"})
@@ -179,16 +205,63 @@ class Integration(CellTask):
             zeros=memory.zeros,
             seed=call.seed,
         )
-        return replace(prepared, source=source, network=network)
+        state = {**prepared.state, "data": reading.data, "call": call}
+        return replace(prepared, source=source, network=network, state=state)
+
+    def measured(self, memory: IntegrationMemory, model: TaskModel, prepared: Prepared) -> IntegrationMemory:
+        """Fit components and correction to the embedding of the trained network, on all cells but those to test on."""
+        adata, call = prepared.state["data"], prepared.state["call"]
+        prior, correct = (call.arguments[name] != "none" for name in ("prior", "correction"))
+        if not (prior or correct):
+            return memory
+        assert prepared.split is not None
+        source: Any = prepared.source
+        codes = source.conditions["batches"]
+        rows = fitted_rows(prepared.split.known, codes, seed=call.seed)
+        embedding = model.run(source, rows=rows, accelerator=call.config.accelerator).embedding
+        how = {"prior": prior, "correct": correct, "seed": call.seed}
+        return replace(memory, map=BatchMap.fit(adata, call.reading, codes, rows, embedding, **how))
 
     def load(self, folder: Path, config: Mapping[str, Any]) -> TaskMemory | None:
-        """The batches."""
+        """The batches and the map."""
         memory = config.get("memory", {})
         if "batches" not in memory:
             return None
-        return IntegrationMemory(memory["batch_key"], tuple(memory["batches"]), zeros=bool(memory["zeros"]))
+        found = IntegrationMemory(memory["batch_key"], tuple(memory["batches"]), zeros=bool(memory["zeros"]))
+        if "n_prior" not in memory:
+            return found
+        return replace(found, map=read_map(folder, n_batches=len(found.batches), n_prior=int(memory["n_prior"])))
 
     # Results ----------------------------------------------------------------------------------------------------------
+
+    def embed(
+        self,
+        model: TaskModel,
+        cells: Any,
+        adata: AnnData,
+        reading: Reading,
+        *,
+        batch_key: str | None = None,
+        **how: Any,
+    ) -> CellOutput:
+        """Components without the batch; of batches that training has not seen, it is estimated from their cells."""
+        memory: IntegrationMemory = model.memory
+        key = memory.batch_key if batch_key is None else batch_key
+        hint = "Pass batch_key=, the column with the batch of each cell." if batch_key is None else ""
+        column = read_column(adata.obs, key, asked="batch_key" if batch_key else "", hint=hint)
+        found = batches_of(column, f"adata.obs[{key!r}]")
+        names = (*memory.batches, *(name for name in found if name not in memory.batches))
+        codes = class_codes(column, names)
+        if memory.zeros and not cells.tokenizer.config.include_zeros:
+            cells = cells.with_zeros()
+        cells = cells.with_conditions(batches=codes)
+        _report_new(names[len(memory.batches) :], codes - len(memory.batches), memory)
+        with _knowing(model, cells, codes, len(names), len(memory.batches)):
+            output = model.run(cells, **how)
+        if memory.map is None:
+            return output
+        x = memory.map.components(output.embedding, adata, reading)
+        return replace(output, embedding=memory.map.corrected(x, codes))
 
     def predictions(self, output: Any, memory: Any, keys: CellKeys) -> Results:
         """Nothing but embeddings."""
@@ -213,6 +286,44 @@ class Integration(CellTask):
     def evaluate(self, adata: AnnData, model: TaskModel, call: TrainingCall, *, name: str) -> Findings:
         """Scores of the embedding."""
         raise NotImplementedError
+
+
+def _report_new(names: Sequence[str], codes: NDArray[np.int64], memory: IntegrationMemory) -> None:
+    """Say how cells of batches that training has not seen are treated."""
+    if not names:
+        return
+    counts = np.bincount(codes[codes >= 0], minlength=len(names))
+    logg.info(
+        f"    {len(names):,} batches that training has not seen, {few(names)} ({counts.sum():,} cells): what is theirs is estimated from "
+        "these cells"
+    )
+    small = [name for name, n in zip(names, counts, strict=True) if n < FEW]
+    if small and memory.map is not None and memory.map.correction is not None:
+        logg.warning(
+            f"The batches {few(small)} have fewer than {FEW} cells each, which may be what is taken out. Embed them together with others of "
+            "their batch."
+        )
+
+
+@contextmanager
+def _knowing(model: TaskModel, cells: Any, codes: NDArray[np.int64], n_batches: int, n_known: int) -> Iterator[None]:
+    """Let the network normalise cells of further batches, by norms that are estimated from these cells."""
+    own = model.network
+    if not own.reads_batches or n_batches == n_known:
+        yield
+        return
+    model.network = own.with_batches(n_batches)
+    try:
+        for batch in range(n_known, n_batches):
+            model.network.estimate_norm(batch, _tokens(cells, np.flatnonzero(codes == batch)))
+        yield
+    finally:
+        model.network = own
+
+
+def _tokens(cells: Any, rows: NDArray[np.int64]) -> Iterator[tuple[Tensor, Tensor]]:
+    for window in cells.windows(rows, size=256):
+        yield torch.from_numpy(window.genes), torch.from_numpy(window.values)
 
 
 def read_batches(adata: AnnData, key: str) -> tuple[tuple[str, ...], NDArray[np.int64]]:

@@ -33,6 +33,7 @@ def embed(
     species: str = "human",
     min_matched: float | None = None,
     mod: str = "rna",
+    batch_key: str | None = None,
     max_length: int | None = None,
     precision: str | None = None,
     batch_size: int | None = None,
@@ -60,6 +61,10 @@ def embed(
     {species}
     {min_matched}
     {mod}
+    batch_key
+        For a model that was fine-tuned with ``task="integration"``: column of ``adata.obs`` with the batch of each cell; ``None`` is
+        the name that the column had in training. Cells of batches that training has seen are corrected each by itself. What is
+        the batch in cells of others is estimated from these cells, so they should be many, and of types that the training cells had.
     max_length
         Most tokens of a cell; longer cells are sampled, with ``rng``. ``None`` is what the weights were trained with.
     {precision}
@@ -76,7 +81,7 @@ def embed(
     ``None``, or with ``copy=True`` the container it was given, with these keys set:
 
     `adata.obsm['X_scGPT' | 'X_scBERT' | key_added]` : :class:`numpy.ndarray` (shape `(n_obs, d_model)`, dtype `float32`)
-        Embeddings with unit norm.
+        Embeddings with unit norm; of a model that takes batches out, 20 components that are not.
     `adata.uns['embed' | key_added]` : :class:`dict`
         ``params``, ``weights`` (name, sha256), ``genes`` (matched, dropped) and ``version``.
 
@@ -96,7 +101,8 @@ def embed(
     """
     seed = seed_from(rng)
     reading = Reading(layer, gene_symbols, data_type, None, species, min_matched)
-    refuse_overwrite(CellKeys.from_key_added(key_added, uns="embed").slots, reading.reads())
+    reads = [*reading.reads(), ("obs", "batch_key=", batch_key)]
+    refuse_overwrite(CellKeys.from_key_added(key_added, uns="embed").slots, reads)
     how: dict[str, Any] = {
         "precision": precision,
         "batch_size": batch_size,
@@ -107,15 +113,16 @@ def embed(
     RunOptions.of(**how)  # refuses before anything is read
     data = copied(data, mod=mod) if copy else data
     adata = writable_adata(data, mod=mod)
-    refuse_elsewhere(data, mod=mod, obs={}, gene_symbols=gene_symbols)
+    refuse_elsewhere(data, mod=mod, obs={"batch_key": batch_key}, gene_symbols=gene_symbols)
     fitted = as_model(model)
     _report_quality(fitted, adata)
     keys = fitted.keys("embed", key_added)
     with logg.step(f"embedding {adata.n_obs:,} cells with {fitted.provenance['name']}") as step:
         cells = fitted.cells(adata, **reading.of_tokens(), max_length=max_length, rng=seed)
-        output = fitted.run(cells, **how)
+        output = fitted.embed(cells, adata, reading, batch_key=batch_key, **how)
         params = {
             **reading.of_tokens(),
+            "batch_key": batch_key,
             "max_length": max_length,
             "precision": output.precision,
             "rng": seed,

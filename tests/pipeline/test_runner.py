@@ -44,11 +44,12 @@ def config_of(task: str, pbmc_file: Path, screen_file: Path, out: Path) -> RunCo
         "classes": {"labels_key": "bulk_labels"},
         "regression": {"values_key": "S_score"},
         "expression": {"logger": "csv"},
+        "integration": {"task": "integration", "batch_key": "phase", "labels_key": "bulk_labels", "test_size": 0.3},
     }
     return quick(pbmc_file, out, **keys[task])
 
 
-@pytest.fixture(scope="module", params=["classes", "regression", "perturbation", "expression"])
+@pytest.fixture(scope="module", params=["classes", "regression", "perturbation", "expression", "integration"])
 def finished(
     request: pytest.FixtureRequest, pbmc_file: Path, screen_file: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Path:

@@ -614,7 +614,9 @@ class SCGPTNetwork(CellNetwork):
     @torch.no_grad()
     def estimate_norm(self, batch: int, tokens: Iterable[tuple[Tensor, Tensor]]) -> None:
         """Take the norm of one batch from its tokens; parameters as for :meth:`CellNetwork.estimate_norm`."""
-        norm = cast("PerBatchNorm", _built(self.dsbn, "batch_norm")).bns[batch]
+        norm = cast("nn.BatchNorm1d", cast("PerBatchNorm", _built(self.dsbn, "batch_norm")).bns[batch])
+        assert norm.running_mean is not None
+        assert norm.running_var is not None
         device, n = self.gene_table.weight.device, 0
         sums = torch.zeros(2, self.config.d_model, dtype=torch.float64, device=device)
         for genes, values in tokens:

@@ -181,6 +181,8 @@ class Task(ABC):
     """Its own defaults of :class:`~scgalore.train.TrainConfig`."""
     needs: ClassVar[frozenset[str]] = frozenset()
     """What a model family must be able to do; see :attr:`scgalore.model.Family.can`."""
+    predicts: ClassVar[bool] = False
+    """Whether a trained model predicts something for single cells, with :meth:`predictions`."""
     gene_strategy: ClassVar[str] = "biological"
     """How genes are ranked for a curriculum or a pipeline run, where that is left open."""
     splits_cells: ClassVar[bool] = False
@@ -294,8 +296,7 @@ class Task(ABC):
         keys
             Names of the slots.
         """
-        msg = f"A model that was trained for task={self.name!r} has nothing to annotate cells with. Use sg.tl.embed(adata, model)."
-        raise OptionError(msg)
+        raise NotImplementedError
 
     def unknown_rule(self, memory: Any, unknown: float) -> UnknownRule:
         """When a cell gets no label; :func:`scgalore.tl.annotate` asks before it reads anything.

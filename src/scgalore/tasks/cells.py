@@ -84,6 +84,9 @@ class CellTask(Task):
 
     needs: ClassVar[frozenset[str]] = frozenset({"cell heads"})
     splits_cells: ClassVar[bool] = True
+    predicts: ClassVar[bool] = True
+    gives_batches: ClassVar[bool] = False
+    """Whether its cells come with their sequencing batches."""
     head: ClassVar[str]
     """Name of the head that corrects a linear model, for tasks that have one."""
     heads_at_zero: ClassVar[bool] = False
@@ -190,6 +193,12 @@ class CellTask(Task):
 
     def prepare(self, reading: CellReading, model: TaskModel, call: TrainingCall) -> Prepared:
         """Tokens with targets, and the objective."""
+        if model.network.reads_batches and not self.gives_batches:
+            msg = (
+                f"{model.provenance['name']} normalises its inputs within batches, which task={self.name!r} does not name. Start from other weights, "
+                "or train with task='integration' and batch_norm=False."
+            )
+            raise OptionError(msg)
         read: dict[str, Any] = {**call.reading.of_tokens(), "rng": call.seed}
         objective = self.objective_of(reading, model.network, call)
         known: dict[str, Any] = {"memory": reading.memory, "heads_at_zero": self.heads_at_zero}
@@ -268,7 +277,7 @@ class CellTask(Task):
                 "model is that, and embeddings are those of the weights it started from"
             )
         found = Results()
-        if is_own:
+        if is_own and self.predicts:
             found = self.predictions(self.complete(output, model.memory, adata, call.reading), model.memory, keys)
         known = replace(prepared, memory=model.memory) if is_own else prepared  # with what the trained network added
         scores = self.scores(adata, output, known, call, keys)

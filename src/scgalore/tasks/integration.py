@@ -5,34 +5,36 @@ from __future__ import annotations
 import math
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, cast
 
 import numpy as np
+import pandas as pd
 import torch
 
 from scgalore import _logging as logg
 from scgalore._options import SWITCH, TEXT, Option, choice, number
 from scgalore._words import few
 from scgalore.data.columns import read_column
-from scgalore.data.labels import class_codes, in_order, refuse_measurement
+from scgalore.data.labels import class_codes
 from scgalore.data.results import Results
-from scgalore.data.texts import looks_missing, texts_of
 from scgalore.errors import DataError, OptionError
 from scgalore.objectives import Integration as Objective
+from scgalore.tasks.batch_columns import batches_of, read_batches, read_labels, warn_nested
 from scgalore.tasks.batch_map import BatchMap, fitted_rows, read_map
 from scgalore.tasks.cells import CellTargets, CellTask
 from scgalore.tasks.expression import RATIOS
+from scgalore.tasks.integration_report import integration_findings
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
     from pathlib import Path
 
-    import pandas as pd
     from anndata import AnnData
     from numpy.typing import NDArray
     from torch import Tensor
 
     from scgalore._keys import CellKeys
+    from scgalore.data.cells import TokenCells
     from scgalore.data.reading import Reading
     from scgalore.nn.base import CellNetwork, CellOutput
     from scgalore.tasks.base import Prepared, TaskMemory, TaskModel
@@ -41,9 +43,6 @@ if TYPE_CHECKING:
     from scgalore.tasks.findings import Findings
 
 __all__ = ["Integration", "IntegrationMemory"]
-
-FEWEST = 2
-"""Fewest cells of a batch: of one cell, nothing tells what is the batch and what the cell."""
 
 WEIGHT = number("a weight must be a number that is not negative", lambda weight: 0 <= weight < math.inf)
 FEW = 20
@@ -131,6 +130,8 @@ class Integration(CellTask):
         Option("mask_ratio", RATIOS, "Share of a cell's genes to predict.", default=0.4),
     )
     needs = frozenset({"cell heads", "expression", "batches"})
+    gives_batches = True
+    predicts = False
     next_steps = "`sg.tl.embed(other_cells, model, batch_key=...)` embeds other cells."
 
     def check(self, arguments: Mapping[str, Any]) -> dict[str, Any]:
@@ -191,7 +192,7 @@ class Integration(CellTask):
     def prepare(self, reading: CellReading, model: TaskModel, call: TrainingCall) -> Prepared:
         """Tokens with their batches, and a network that knows them."""
         prepared = super().prepare(reading, model, call)
-        memory, source = prepared.memory, prepared.source
+        memory, source = prepared.memory, cast("TokenCells", prepared.source)
         assert isinstance(memory, IntegrationMemory)
         targets = dict(source.targets)
         source = replace(source, targets=targets).with_conditions(batches=targets.pop("batches"))
@@ -263,9 +264,18 @@ class Integration(CellTask):
         x = memory.map.components(output.embedding, adata, reading)
         return replace(output, embedding=memory.map.corrected(x, codes))
 
-    def predictions(self, output: Any, memory: Any, keys: CellKeys) -> Results:
-        """Nothing but embeddings."""
-        return Results()
+    def results(
+        self, adata: AnnData, model: TaskModel, prepared: Prepared, call: TrainingCall, keys: CellKeys
+    ) -> Results:
+        """Embeddings, the split, and the cells of each batch."""
+        results = super().results(adata, model, prepared, call, keys)
+        content, what = results.uns[keys.uns]
+        memory: IntegrationMemory = model.memory
+        source: Any = prepared.source
+        sizes = np.bincount(source.conditions["batches"], minlength=len(memory.batches))
+        table = pd.DataFrame({"n_cells": sizes}, index=pd.Index(memory.batches, name="batch"))
+        results.uns[keys.uns] = ({**content, "batches": table}, what)
+        return results
 
     # Memory estimate --------------------------------------------------------------------------------------------------
 
@@ -284,8 +294,8 @@ class Integration(CellTask):
         return [arguments["batch_key"]]
 
     def evaluate(self, adata: AnnData, model: TaskModel, call: TrainingCall, *, name: str) -> Findings:
-        """Scores of the embedding."""
-        raise NotImplementedError
+        """Score the embedding next to principal components and Harmony on the same cells."""
+        return integration_findings(adata, model.keys("finetune"), call, name=name)
 
 
 def _report_new(names: Sequence[str], codes: NDArray[np.int64], memory: IntegrationMemory) -> None:
@@ -324,76 +334,3 @@ def _knowing(model: TaskModel, cells: Any, codes: NDArray[np.int64], n_batches: 
 def _tokens(cells: Any, rows: NDArray[np.int64]) -> Iterator[tuple[Tensor, Tensor]]:
     for window in cells.windows(rows, size=256):
         yield torch.from_numpy(window.genes), torch.from_numpy(window.values)
-
-
-def read_batches(adata: AnnData, key: str) -> tuple[tuple[str, ...], NDArray[np.int64]]:
-    """Names of the batches in a column of ``obs``, and the code of each cell, int64 ``(n_obs,)``.
-
-    Raises
-    ------
-    MissingKeyError
-        If the column does not exist.
-    DataError
-        If a cell has no batch, there is one batch only, one of a single cell, or the column looks like a measurement.
-    """
-    column, where = read_column(adata.obs, key, asked="batch_key"), f"adata.obs[{key!r}]"
-    names = batches_of(column, where)
-    refuse_measurement(column, where, n_classes=len(names))
-    if len(names) < 2:
-        msg = f"{where} holds one batch only, {names[0]!r}; there is nothing to integrate. Pass a column with two or more batches."
-        raise DataError(msg)
-    codes = class_codes(column, names)
-    sizes = np.bincount(codes, minlength=len(names))
-    small = [name for name, size in zip(names, sizes, strict=True) if size < FEWEST]
-    if small:
-        msg = (
-            f"{where} has batches of one cell: {few(small)} ({len(small):,} in all). Nothing tells what of that cell is its batch. Join them "
-            f"with others, or leave them out: adata[~{where}.isin({small})]."
-        )
-        raise DataError(msg)
-    return names, codes
-
-
-def batches_of(column: pd.Series, where: str) -> tuple[str, ...]:
-    """Names of the batches, sorted; a missing one is a :class:`~scgalore.errors.DataError`."""
-    texts = texts_of(column)
-    missing = np.array([text is None or looks_missing(text) for text in texts], dtype=bool)
-    if missing.any():
-        msg = (
-            f"{int(missing.sum()):,} of {len(texts):,} cells have no batch in {where}. Give them one of their own, such as 'unknown', or leave "
-            f"them out: adata[{where}.notna()]."
-        )
-        raise DataError(msg)
-    return in_order(texts)
-
-
-def read_labels(adata: AnnData, key: str) -> tuple[tuple[str, ...], NDArray[np.int64]]:
-    """Names of the classes in a column of ``obs``, and the code of each cell, -1 where it has no label.
-
-    Raises
-    ------
-    MissingKeyError
-        If the column does not exist.
-    DataError
-        If there are fewer than two classes, or the column looks like a measurement.
-    """
-    column, where = read_column(adata.obs, key, asked="labels_key"), f"adata.obs[{key!r}]"
-    texts = texts_of(column)
-    classes = in_order(text for text in texts if text is not None and not looks_missing(text))
-    if len(classes) < 2:
-        found = f"one class only, {classes[0]!r}" if classes else "no label"
-        msg = f"{where} holds {found}; there is nothing to keep apart. Leave labels_key out."
-        raise DataError(msg)
-    refuse_measurement(column, where, n_classes=len(classes))
-    return classes, class_codes(column, classes)
-
-
-def warn_nested(labels: NDArray[np.int64], batches: NDArray[np.int64], labels_key: str, batch_key: str) -> None:
-    """Warn if no class is in two batches."""
-    known = labels >= 0
-    pairs = np.unique(np.column_stack([labels[known], batches[known]]), axis=0)
-    if len(pairs) == len(np.unique(labels[known])):
-        logg.warning(
-            f"Every class of adata.obs[{labels_key!r}] has cells of one batch of adata.obs[{batch_key!r}] only. What differs between batches "
-            "cannot be told from what differs between classes: taking the first out takes the second out, too."
-        )

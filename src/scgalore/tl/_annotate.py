@@ -11,6 +11,7 @@ from scgalore._rng import seed_from
 from scgalore.data.reading import Reading
 from scgalore.data.resolve import copied, refuse_elsewhere, writable_adata
 from scgalore.data.results import refuse_overwrite
+from scgalore.errors import OptionError
 from scgalore.model.inference import RunOptions
 from scgalore.tasks.registry import task_named
 from scgalore.tl._shared import as_model, provenance
@@ -128,6 +129,9 @@ def annotate(
     fitted = as_model(model)
     memory = fitted.require_memory()
     task, keys = task_named(memory.task), fitted.keys("annotate", key_added)
+    if not task.predicts:
+        msg = f"A model that was trained for task={task.name!r} has nothing to annotate cells with. Use sg.tl.embed(adata, model)."
+        raise OptionError(msg)
     rule = None if unknown is None else task.unknown_rule(memory, unknown)
     with logg.step(f"annotating {adata.n_obs:,} cells with {fitted.provenance['name']}") as step:
         cells = fitted.cells(adata, **reading.of_tokens(), max_length=max_length, rng=seed)

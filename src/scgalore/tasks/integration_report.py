@@ -14,7 +14,7 @@ from scgalore.integration.neighbors import nearest
 from scgalore.integration.scores import LISI_NEIGHBORS, SCORES, batch_variance, score_embedding
 from scgalore.tasks.baselines import expression_of
 from scgalore.tasks.batch_columns import read_batches, read_labels
-from scgalore.tasks.figures import umap
+from scgalore.tasks.figures import bars, umap
 from scgalore.tasks.findings import Findings, markdown_table
 
 if TYPE_CHECKING:
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
     from scgalore._keys import CellKeys
     from scgalore.tasks.call import TrainingCall
+    from scgalore.tasks.findings import Draw
 
 __all__ = ["integration_findings"]
 
@@ -88,8 +89,16 @@ def integration_findings(adata: AnnData, keys: CellKeys, call: TrainingCall, *, 
         },
         f"{', '.join(headline)} on {len(cells):,} {what}",
         [_section(scores, titles, len(cells), with_labels=labels is not None)],
-        umap(shown, shown, adata.n_obs, use_rep=keys.embedding),
+        {
+            "integration_scores.png": ("How well batches are mixed; 1 is the best.", _bars(scores, means[1], titles)),
+            **umap(shown, shown, adata.n_obs, use_rep=keys.embedding),
+        },
     )
+
+
+def _bars(scores: Mapping[str, Mapping[str, float]], key: str, titles: Mapping[str, str]) -> Draw:
+    values = [0.0 if math.isnan(row[key]) else row[key] for row in scores.values()]
+    return bars(list(scores), values, [0.0] * len(values), label=titles[key])
 
 
 def _components(x: NDArray[np.float32]) -> NDArray[np.float64]:

@@ -48,7 +48,7 @@ def test_further_batches_are_numbered_on_and_known_ones_stay(tokens):
         bn.running_mean.normal_()
         bn.running_var.uniform_(0.5, 2)
     torch.nn.init.normal_(first.decoder.fc[0].weight)
-    more = first.integration_variant(4, **{**PARTS, "batch_norm": True}, seed=1)
+    more = first.integration_variant(4, 2, **{**PARTS, "batch_norm": True}, seed=1)
     a, b = (n.encode(genes, values, batches=batches) for n in (first, more))
     torch.testing.assert_close(a.cell, b.cell)
     torch.testing.assert_close(
@@ -57,6 +57,14 @@ def test_further_batches_are_numbered_on_and_known_ones_stay(tokens):
     torch.testing.assert_close(first.discriminate(a), more.discriminate(b)[:, :2])
     mean = torch.stack([bn.running_mean for bn in first.dsbn.bns]).mean(dim=0)
     torch.testing.assert_close(more.dsbn.bns[3].running_mean, mean)
+
+
+def test_batches_that_are_not_kept_start_anew():
+    first = network_of().integration_variant(3, **{**PARTS, "batch_norm": True}, seed=0)
+    first.dsbn.bns[0].running_mean.fill_(3)
+    anew = first.integration_variant(2, **{**PARTS, "batch_norm": True}, seed=1)
+    assert not anew.dsbn.bns[0].running_mean.any()
+    assert not torch.equal(anew.batch_encoder.embedding.weight, first.batch_encoder.embedding.weight[:2])
 
 
 def test_mixed_batches_are_embedded_as_homogeneous_ones(tokens):

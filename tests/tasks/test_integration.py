@@ -89,6 +89,44 @@ def test_batches_that_training_has_not_seen(
     assert "'c' have fewer than 20 cells" in caplog.text
 
 
+@pytest.mark.parametrize("batch_norm", [False, True])
+def test_a_query_is_learned_alone_and_the_reference_stays(
+    batches: AnnData, model: SCGPT, tmp_path: Path, batch_norm: bool
+) -> None:
+    reference, query = batches[batches.obs["batch"] != "c"].copy(), batches[batches.obs["batch"] == "c"].copy()
+    more = query.copy()
+    more.obs["batch"] = "d"
+    fitted = sg.tl.finetune(reference, model, batch_key="batch", batch_norm=batch_norm, **OPTIONS)
+    for cells in (query, more):
+        sg.tl.finetune(cells, fitted, batch_key="batch", adapter="lora", **{**OPTIONS, "lr": 5e-2})
+    assert fitted.memory.batches == ("a", "b", "c", "d")
+    for loaded in (fitted, (fitted.save(tmp_path / "model"), sg.model.load(tmp_path / "model"))[1]):
+        for cells in (reference, query, more):
+            again = cells.copy()
+            sg.tl.embed(again, loaded)
+            np.testing.assert_allclose(again.obsm["X_scGPT"], cells.obsm["X_scGPT"], rtol=1e-4, atol=1e-5)
+    together = batches.copy()
+    sg.tl.embed(together, fitted)
+    rows = (together.obs["batch"] == "c").to_numpy()
+    np.testing.assert_allclose(together.obsm["X_scGPT"][rows], query.obsm["X_scGPT"], rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(together.obsm["X_scGPT"][~rows], reference.obsm["X_scGPT"], rtol=1e-4, atol=1e-5)
+    assert np.abs(query.obsm["X_scGPT"] - more.obsm["X_scGPT"]).max() > 1e-3  # each has an adapter of its own
+    with pytest.raises(DataError, match="batches that the model was trained on: 'c'"):
+        sg.tl.finetune(query, fitted, batch_key="batch", adapter="lora", **OPTIONS)
+
+
+def test_an_adapter_without_a_reference_needs_several_batches(batches: AnnData, model: SCGPT) -> None:
+    one = batches[batches.obs["batch"] == "c"].copy()
+    with pytest.raises(DataError, match="one batch only, 'c'"):
+        sg.tl.finetune(one, model, batch_key="batch", adapter="lora", **OPTIONS)
+    fitted = sg.tl.finetune(batches, model, batch_key="batch", adapter="lora", **OPTIONS)
+    assert fitted.memory.adapters == ()
+    again = batches[batches.obs["batch"] != "a"].copy()
+    refitted = sg.tl.finetune(again, fitted, batch_key="batch", **OPTIONS)  # all of it anew
+    assert refitted.memory.batches == ("b", "c")
+    assert refitted.network.config.n_batches == 2
+
+
 def test_interrupted_training_is_resumed_to_the_bit(
     batches: AnnData, make_model: Callable[..., SCGPT], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -567,7 +567,7 @@ class CellModel:
             raise
         finally:
             network.eval().cpu()
-        memory = self._memory_after(prepared, result)
+        memory = self._memory_after(prepared, result, learned)
         # An adapter alone does not hold what a task changes in the network beyond heads.
         adapter = None if learned is None or prepared.network is not None else (learned, self.provenance)
         self.network, self.vocab = network, self.vocab if prepared.vocab is None else prepared.vocab
@@ -577,8 +577,8 @@ class CellModel:
             owner = prepared.task if prepared.task.name == memory.task else task_named(memory.task)
             self.result = replace(self.result, memory=owner.measured(memory, self, prepared))
 
-    def _memory_after(self, prepared: Prepared, result: TrainResult) -> TaskMemory | None:
-        memory = prepared.task.remember(prepared, result)
+    def _memory_after(self, prepared: Prepared, result: TrainResult, adapter: Any) -> TaskMemory | None:
+        memory = prepared.task.remember(prepared, result, adapter)
         if memory is None and self.memory is not None and self.memory.outlives_training:
             kept: TaskMemory = self.memory  # its head is still in the network
             return kept
@@ -597,7 +597,7 @@ class CellModel:
             network=ready.whole(),
             vocab=self.vocab if prepared.vocab is None else prepared.vocab,
             provenance=self._provenance_after(),
-            result=replace(result, memory=self._memory_after(prepared, result)),
+            result=replace(result, memory=self._memory_after(prepared, result, ready.adapter_weights())),
             overwrite=True,
         )
 

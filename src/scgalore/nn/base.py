@@ -349,14 +349,24 @@ class CellNetwork(nn.Module):
         return False
 
     def integration_variant(
-        self, n_batches: int, *, batch_norm: bool, adversary: bool, from_cell: bool, zeros: bool, seed: int
+        self,
+        n_batches: int,
+        n_known: int = 0,
+        *,
+        batch_norm: bool,
+        adversary: bool,
+        from_cell: bool,
+        zeros: bool,
+        seed: int,
     ) -> Self:
-        """Copy into a network that knows sequencing batches; all that it has already keeps its weights.
+        """Copy into a network that knows sequencing batches; all else keeps its weights.
 
         Parameters
         ----------
         n_batches
-            Batches that it knows afterwards; those that it knew keep their numbers.
+            Batches that it knows afterwards.
+        n_known
+            The first of those that it knew, which it keeps under their numbers; the others start anew.
         batch_norm
             Whether inputs are normalised within each batch.
         adversary
@@ -379,6 +389,9 @@ class CellNetwork(nn.Module):
     def with_batches(self, n_batches: int) -> Self:
         """Copy of a network that reads batches, with norms for more of them; see :meth:`estimate_norm`."""
         raise NotImplementedError
+
+    def take_norms(self, other: Self, n_known: int) -> None:
+        """Take the norms of the batches from this number on from another network; nothing where it reads no batches."""
 
     def estimate_norm(self, batch: int, tokens: Iterable[tuple[Tensor, Tensor]]) -> None:
         """Take the norm of one batch from its tokens.

@@ -299,8 +299,8 @@ class SCGPTNetwork(CellNetwork):
     """
 
     table = "encoder.embedding"
-    # Not the flags of generation: a network that has new ones learns them also when an adapter is attached.
-    body = ("encoder", "value_encoder", "batch_encoder", "pert_encoder", "bn", "dsbn", "transformer_encoder")
+    # Not the flags of generation and the batches: a network that has new ones learns them also when an adapter is attached.
+    body = ("encoder", "value_encoder", "pert_encoder", "bn", "dsbn", "transformer_encoder")
     required = ("encoder", "value_encoder", "transformer_encoder")
     pretraining = ("masked", "generative")
     config: SCGPTConfig
@@ -559,16 +559,24 @@ class SCGPTNetwork(CellNetwork):
         return self.dsbn is not None
 
     def integration_variant(
-        self, n_batches: int, *, batch_norm: bool, adversary: bool, from_cell: bool, zeros: bool, seed: int
+        self,
+        n_batches: int,
+        n_known: int = 0,
+        *,
+        batch_norm: bool,
+        adversary: bool,
+        from_cell: bool,
+        zeros: bool,
+        seed: int,
     ) -> Self:
-        """Copy into a network that knows sequencing batches; all that it has already keeps its weights.
+        """Copy into a network that knows sequencing batches; all else keeps its weights.
 
         Decoders get further inputs for the batch, with weights of zero: predictions are the old ones until they are trained.
-        Batches are numbered on after those that are known, and start from the mean of their norms.
+        New batches start from the mean of the norms of those that are kept.
 
         Parameters
         ----------
-        n_batches, batch_norm, adversary, from_cell, zeros, seed
+        n_batches, n_known, batch_norm, adversary, from_cell, zeros, seed
             As for :meth:`CellNetwork.integration_variant`.
         """
         own = self.config
@@ -592,11 +600,16 @@ class SCGPTNetwork(CellNetwork):
         for name, tensor in variant.state_dict().items():  # the live tensors
             if name not in old:
                 continue
-            if tensor.shape != old[name].shape and name.partition(".")[0] in ("decoder", "mvc_decoder"):
+            part, before = name.partition(".")[0], old[name]
+            if part == "dsbn" and int(name.split(".")[2]) >= n_known:
+                continue
+            if name.startswith(("batch_encoder.embedding.", "grad_reverse_discriminator.out_layer.")):
+                before = before[:n_known]
+            if tensor.shape != before.shape and part in ("decoder", "mvc_decoder"):
                 tensor.zero_()
-            tensor[tuple(map(slice, old[name].shape))] = old[name]
-        if self.dsbn is not None and variant.dsbn is not None:
-            variant.dsbn.start_new(len(self.dsbn.bns))
+            tensor[tuple(map(slice, before.shape))] = before
+        if self.dsbn is not None and variant.dsbn is not None and n_known:
+            variant.dsbn.start_new(n_known)
         return variant.to(self.gene_table.weight).eval()
 
     def with_batches(self, n_batches: int) -> Self:
@@ -604,12 +617,19 @@ class SCGPTNetwork(CellNetwork):
         has = self.config
         return self.integration_variant(
             n_batches,
+            has.n_batches,
             batch_norm=self.dsbn is not None,
             adversary=has.adversary,
             from_cell=has.mvc,
             zeros=has.zero_probabilities,
             seed=0,
         )
+
+    def take_norms(self, other: Self, n_known: int) -> None:
+        """Take the norms of the batches from this number on from another network."""
+        if self.dsbn is not None and other.dsbn is not None:
+            for own, new in zip(self.dsbn.bns[n_known:], other.dsbn.bns[n_known:], strict=True):
+                own.load_state_dict(new.state_dict())
 
     @torch.no_grad()
     def estimate_norm(self, batch: int, tokens: Iterable[tuple[Tensor, Tensor]]) -> None:

@@ -252,8 +252,16 @@ class Task(ABC):
             As for :meth:`read`.
         """
 
-    def remember(self, prepared: Prepared, result: TrainResult) -> TaskMemory | None:
-        """What the model keeps of this run in addition to the weights."""
+    def remember(self, prepared: Prepared, result: TrainResult, adapter: Any = None) -> TaskMemory | None:
+        """What the model keeps of this run in addition to the weights.
+
+        Parameters
+        ----------
+        prepared, result
+            Of the run.
+        adapter
+            What its adapter learned: ``name``, ``options`` and ``tensors``; ``None`` without one.
+        """
         return prepared.memory
 
     def measured(self, memory: Any, model: TaskModel, prepared: Prepared) -> TaskMemory | None:

@@ -14,32 +14,42 @@ from scgalore.data.texts import looks_missing, texts_of
 from scgalore.errors import DataError
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     import pandas as pd
     from anndata import AnnData
     from numpy.typing import NDArray
 
-__all__ = ["batches_of", "read_batches", "read_labels", "warn_nested"]
+__all__ = ["batches_of", "read_batches", "read_labels", "refuse_single", "warn_nested"]
 
 FEWEST = 2
 """Fewest cells of a batch: of one cell, nothing tells what is the batch and what the cell."""
 
 
-def read_batches(adata: AnnData, key: str) -> tuple[tuple[str, ...], NDArray[np.int64]]:
+def read_batches(adata: AnnData, key: str, *, fewest: int = 2) -> tuple[tuple[str, ...], NDArray[np.int64]]:
     """Names of the batches in a column of ``obs``, and the code of each cell, int64 ``(n_obs,)``.
+
+    Parameters
+    ----------
+    adata
+        Cells.
+    key
+        The column.
+    fewest
+        Batches that there must be.
 
     Raises
     ------
     MissingKeyError
         If the column does not exist.
     DataError
-        If a cell has no batch, there is one batch only, one of a single cell, or the column looks like a measurement.
+        If a cell has no batch, there are fewer batches, one of a single cell, or the column looks like a measurement.
     """
     column, where = read_column(adata.obs, key, asked="batch_key"), f"adata.obs[{key!r}]"
     names = batches_of(column, where)
     refuse_measurement(column, where, n_classes=len(names))
-    if len(names) < 2:
-        msg = f"{where} holds one batch only, {names[0]!r}; there is nothing to integrate. Pass a column with two or more batches."
-        raise DataError(msg)
+    if len(names) < fewest:
+        refuse_single(names, where)
     codes = class_codes(column, names)
     sizes = np.bincount(codes, minlength=len(names))
     small = [name for name, size in zip(names, sizes, strict=True) if size < FEWEST]
@@ -50,6 +60,12 @@ def read_batches(adata: AnnData, key: str) -> tuple[tuple[str, ...], NDArray[np.
         )
         raise DataError(msg)
     return names, codes
+
+
+def refuse_single(names: Sequence[str], where: str) -> None:
+    """Refuse a single batch."""
+    msg = f"{where} holds one batch only, {names[0]!r}; there is nothing to integrate. Pass a column with two or more batches."
+    raise DataError(msg)
 
 
 def batches_of(column: pd.Series, where: str) -> tuple[str, ...]:

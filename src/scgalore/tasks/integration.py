@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar, cast
 
 import numpy as np
@@ -16,14 +18,16 @@ from scgalore._options import SWITCH, TEXT, Option, choice, number
 from scgalore._words import few
 from scgalore.data.columns import read_column
 from scgalore.data.labels import class_codes
-from scgalore.data.results import Results
 from scgalore.errors import DataError, OptionError
+from scgalore.nn.base import CellOutput
 from scgalore.objectives import Integration as Objective
-from scgalore.tasks.batch_columns import batches_of, read_batches, read_labels, warn_nested
+from scgalore.tasks.batch_columns import batches_of, read_batches, read_labels, refuse_single, warn_nested
 from scgalore.tasks.batch_map import BatchMap, fitted_rows, read_map
 from scgalore.tasks.cells import CellTargets, CellTask
 from scgalore.tasks.expression import RATIOS
 from scgalore.tasks.integration_report import integration_findings
+from scgalore.tasks.linear import read_part
+from scgalore.tasks.query_adapters import QueryAdapter
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -36,15 +40,18 @@ if TYPE_CHECKING:
     from scgalore._keys import CellKeys
     from scgalore.data.cells import TokenCells
     from scgalore.data.reading import Reading
-    from scgalore.nn.base import CellNetwork, CellOutput
+    from scgalore.data.results import Results
+    from scgalore.nn.base import CellNetwork
     from scgalore.tasks.base import Prepared, TaskMemory, TaskModel
     from scgalore.tasks.call import TrainingCall
     from scgalore.tasks.cells import CellReading
     from scgalore.tasks.findings import Findings
+    from scgalore.train.result import TrainResult
 
 __all__ = ["Integration", "IntegrationMemory"]
 
 WEIGHT = number("a weight must be a number that is not negative", lambda weight: 0 <= weight < math.inf)
+QUERY_FILE = "query_{}.safetensors"
 FEW = 20
 """Cells of a batch below which its correction is warned of."""
 THRESHOLD = number("it is a cosine similarity and must lie in [0, 1]", lambda threshold: 0 <= threshold <= 1)
@@ -64,6 +71,8 @@ class IntegrationMemory:
         Whether genes without expression are tokens.
     map
         From expression and the network's embedding to components without the batch; ``None`` leaves the network's embedding as it is.
+    adapters
+        What was learned of query batches that were mapped afterwards.
     """
 
     batch_key: str
@@ -71,17 +80,20 @@ class IntegrationMemory:
     zeros: bool = False
     task: str = "integration"
     outlives_training: bool = False
-    # Of the weights and not of the task: two runs have the same task without it.
+    # Of the weights and not of the task: two runs have the same task without them.
     map: BatchMap | None = field(default=None, compare=False, repr=False)
+    adapters: tuple[QueryAdapter, ...] = field(default=(), compare=False, repr=False)
 
     def to_config(self) -> dict[str, Any]:
         """Batches, and what the files must hold."""
         n_prior = {} if self.map is None else {"n_prior": self.map.n_prior}
-        return {"batch_key": self.batch_key, "batches": list(self.batches), "zeros": self.zeros, **n_prior}
+        adapters = {"adapters": [adapter.to_config() for adapter in self.adapters]} if self.adapters else {}
+        return {"batch_key": self.batch_key, "batches": list(self.batches), "zeros": self.zeros, **n_prior, **adapters}
 
     def files(self, provenance: Mapping[str, Any], evaluation: Mapping[str, Any] | None) -> dict[str, str | bytes]:
-        """The map, if there is one."""
-        return {} if self.map is None else {**self.map.files()}
+        """The map and the adapters, as far as there are any."""
+        adapters = {QUERY_FILE.format(place): one.to_bytes() for place, one in enumerate(self.adapters)}
+        return {**({} if self.map is None else self.map.files()), **adapters}
 
 
 def _weight(name: str, default: float, help: str) -> Option:
@@ -152,7 +164,8 @@ class Integration(CellTask):
 
     def targets(self, adata: AnnData, call: TrainingCall) -> CellTargets:
         """Batches, and labels where there are some; a random split is drawn within batches."""
-        names, codes = read_batches(adata, call.arguments["batch_key"])
+        # A query may be one batch; whether the model is one of others is known when it is there.
+        names, codes = read_batches(adata, call.arguments["batch_key"], fewest=1 if call.config.adapter else 2)
         arrays: dict[str, NDArray[Any]] = {"batches": codes}
         if (labels_key := call.arguments["labels_key"]) is not None:
             classes, labels = read_labels(adata, labels_key)
@@ -190,36 +203,70 @@ class Integration(CellTask):
         )
 
     def prepare(self, reading: CellReading, model: TaskModel, call: TrainingCall) -> Prepared:
-        """Tokens with their batches, and a network that knows them."""
+        """Tokens with their batches, and a network that knows them.
+
+        With an adapter, a model that has integrated others keeps their embeddings: the adapter holds for the new batches alone.
+        """
         prepared = super().prepare(reading, model, call)
-        memory, source = prepared.memory, cast("TokenCells", prepared.source)
-        assert isinstance(memory, IntegrationMemory)
+        memory, source = cast("IntegrationMemory", prepared.memory), cast("TokenCells", prepared.source)
+        reference = model.memory if call.config.adapter and isinstance(model.memory, IntegrationMemory) else None
+        if reference is not None:
+            memory = _mapped(memory, reference)
+        elif len(memory.batches) < 2:
+            refuse_single(memory.batches, f"adata.obs[{memory.batch_key!r}]")
+        n_known = 0 if reference is None else len(reference.batches)
         targets = dict(source.targets)
-        source = replace(source, targets=targets).with_conditions(batches=targets.pop("batches"))
+        source = replace(source, targets=targets).with_conditions(batches=targets.pop("batches") + n_known)
         if memory.zeros:
             source = source.with_zeros()
+        own = model.network.config
         network = model.network.integration_variant(
             len(memory.batches),
-            batch_norm=call.arguments["batch_norm"],
-            adversary=call.arguments["adversary_weight"] > 0,
+            n_known,
+            batch_norm=call.arguments["batch_norm"] if reference is None else model.network.reads_batches,
+            adversary=call.arguments["adversary_weight"] > 0 or (reference is not None and own.adversary),
             from_cell=call.arguments["cell_weight"] > 0,
             zeros=memory.zeros,
             seed=call.seed,
         )
-        state = {**prepared.state, "data": reading.data, "call": call}
-        return replace(prepared, source=source, network=network, state=state)
+        state = {**prepared.state, "data": reading.data, "call": call, "reference": reference}
+        state["kept"] = None if reference is None else copy.deepcopy(network)
+        return replace(prepared, source=source, network=network, memory=memory, state=state)
+
+    def remember(self, prepared: Prepared, result: TrainResult, adapter: Any = None) -> TaskMemory | None:
+        """The batches and, of a query, what the adapter learned."""
+        memory, reference = cast("IntegrationMemory", prepared.memory), prepared.state["reference"]
+        if reference is None:
+            return memory
+        if adapter is None:
+            msg = "adapter_options={'others': 'train'} changes the weights that the reference was embedded with. Leave it out."
+            raise OptionError(msg)
+        new = memory.batches[len(reference.batches) :]
+        learned = QueryAdapter(new, adapter.name, dict(adapter.options), adapter.tensors)
+        return replace(memory, adapters=(*reference.adapters, learned))
 
     def measured(self, memory: IntegrationMemory, model: TaskModel, prepared: Prepared) -> IntegrationMemory:
-        """Fit components and correction to the embedding of the trained network, on all cells but those to test on."""
-        adata, call = prepared.state["data"], prepared.state["call"]
+        """Fit components and correction to the embedding of the trained network, on all cells but those to test on.
+
+        Of a query, only the shifts of its batches are fitted, and the network is that of the reference.
+        """
+        adata, call, reference = (prepared.state[name] for name in ("data", "call", "reference"))
+        assert prepared.split is not None
+        cells = cast("TokenCells", prepared.source)
+        codes = cells.conditions["batches"]
+        rows = fitted_rows(prepared.split.known, codes, seed=call.seed)
         prior, correct = (call.arguments[name] != "none" for name in ("prior", "correction"))
+        if reference is not None:
+            trained, model.network = model.network, prepared.state["kept"]
+            model.network.take_norms(trained, len(reference.batches))
+            if memory.map is None:
+                return memory
+            embedding = _run(model, cells, memory, rows=rows, accelerator=call.config.accelerator).embedding
+            x = memory.map.components(embedding, adata[rows], call.reading)
+            return replace(memory, map=memory.map.extended(x, codes[rows]))
         if not (prior or correct):
             return memory
-        assert prepared.split is not None
-        source: Any = prepared.source
-        codes = source.conditions["batches"]
-        rows = fitted_rows(prepared.split.known, codes, seed=call.seed)
-        embedding = model.run(source, rows=rows, accelerator=call.config.accelerator).embedding
+        embedding = model.run(cells, rows=rows, accelerator=call.config.accelerator).embedding
         how = {"prior": prior, "correct": correct, "seed": call.seed}
         return replace(memory, map=BatchMap.fit(adata, call.reading, codes, rows, embedding, **how))
 
@@ -229,9 +276,13 @@ class Integration(CellTask):
         if "batches" not in memory:
             return None
         found = IntegrationMemory(memory["batch_key"], tuple(memory["batches"]), zeros=bool(memory["zeros"]))
-        if "n_prior" not in memory:
-            return found
-        return replace(found, map=read_map(folder, n_batches=len(found.batches), n_prior=int(memory["n_prior"])))
+        if "n_prior" in memory:
+            found = replace(found, map=read_map(folder, n_batches=len(found.batches), n_prior=int(memory["n_prior"])))
+        adapters = [
+            read_part(folder / QUERY_FILE.format(place), partial(QueryAdapter.from_bytes, config=config))
+            for place, config in enumerate(memory.get("adapters", []))
+        ]
+        return replace(found, adapters=tuple(adapter for adapter in adapters if adapter is not None))
 
     # Results ----------------------------------------------------------------------------------------------------------
 
@@ -258,7 +309,7 @@ class Integration(CellTask):
         cells = cells.with_conditions(batches=codes)
         _report_new(names[len(memory.batches) :], codes - len(memory.batches), memory)
         with _knowing(model, cells, codes, len(names), len(memory.batches)):
-            output = model.run(cells, **how)
+            output = _run(model, cells, memory, **how)
         if memory.map is None:
             return output
         x = memory.map.components(output.embedding, adata, reading)
@@ -296,6 +347,45 @@ class Integration(CellTask):
     def evaluate(self, adata: AnnData, model: TaskModel, call: TrainingCall, *, name: str) -> Findings:
         """Score the embedding next to principal components and Harmony on the same cells."""
         return integration_findings(adata, model.keys("finetune"), call, name=name)
+
+
+def _mapped(memory: IntegrationMemory, reference: IntegrationMemory) -> IntegrationMemory:
+    """What a model keeps that knows the batches of a query in addition to those of its reference."""
+    known = [name for name in memory.batches if name in reference.batches]
+    if known:
+        msg = (
+            f"adata.obs[{memory.batch_key!r}] has batches that the model was trained on: {few(known)}. With an adapter, a query is mapped to "
+            "them, and they stay as they are. Leave these cells out and embed them with sg.tl.embed, or give other batches other names."
+        )
+        raise DataError(msg)
+    if memory.zeros != reference.zeros:
+        msg = f"zeros_weight does not fit the model, which was trained {'with' if reference.zeros else 'without'} genes that are not expressed."
+        raise OptionError(msg)
+    logg.info(f"    mapped to the {len(reference.batches):,} batches of the model, which are embedded as before")
+    return replace(reference, batches=(*reference.batches, *memory.batches))
+
+
+def _run(
+    model: TaskModel, cells: TokenCells, memory: IntegrationMemory, *, rows: NDArray[np.int64] | None = None, **how: Any
+) -> CellOutput:
+    """Run the network over cells, with what was learned of query batches for the cells of these."""
+    rows = np.arange(cells.n_obs) if rows is None else rows
+    codes, own = cells.conditions["batches"][rows], model.network
+    group = np.zeros(len(rows), dtype=np.int64)
+    for place, adapter in enumerate(memory.adapters, start=1):
+        group[np.isin(codes, [memory.batches.index(name) for name in adapter.batches])] = place
+    parts: list[tuple[NDArray[np.int64], CellOutput]] = []
+    try:
+        for place in np.unique(group):
+            model.network = own if place == 0 else memory.adapters[place - 1].applied(own)
+            at = np.flatnonzero(group == place)
+            parts.append((at, model.run(cells, rows=rows[at], **how)))
+    finally:
+        model.network = own
+    order = np.argsort(np.concatenate([at for at, _ in parts]))
+    embedding = np.concatenate([output.embedding for _, output in parts])[order]
+    heads = {name: np.concatenate([output.heads[name] for _, output in parts])[order] for name in parts[0][1].heads}
+    return CellOutput(embedding, heads, parts[0][1].precision)
 
 
 def _report_new(names: Sequence[str], codes: NDArray[np.int64], memory: IntegrationMemory) -> None:

@@ -172,7 +172,7 @@ class Perturbation(Task):
         options = {name: call.arguments[name] for name in ("prior", "genes_per_step")}
         return prepare_screen(self, model, reading.screen, call.config, ranks=reading.ranks, **options)
 
-    def remember(self, prepared: Prepared, result: TrainResult) -> TaskMemory:
+    def remember(self, prepared: Prepared, result: TrainResult, adapter: Any = None) -> TaskMemory:
         """Genes, prior, perturbations and statistics."""
         return remember_screen(prepared, result)
 

@@ -35,6 +35,23 @@ def test_single_cells_are_corrected_as_harmony_corrects_all(known):
     np.testing.assert_allclose(correction.apply(x, codes), harmony(x, codes, seed=0), atol=0.15)
 
 
+def test_what_labels_tell_apart_is_not_taken_out():
+    x, codes, types = cells_of([0, 1], 200, np.random.default_rng(2))
+    batches = np.random.default_rng(3).integers(0, 2, len(x))
+    x = x - SHIFTS[codes] + SHIFTS[batches]
+    effect = np.where(codes[:, None] == 1, [0.0, 0.0, 2.0], 0.0)  # of a treatment, half of each batch
+    x = x + effect
+    nested = Correction.fit(x, codes, 2 * types + codes, seed=0).apply(
+        x, codes
+    )  # the labels are those of the treatment
+    np.testing.assert_allclose(nested, x, atol=0.1)
+    plain = Correction.fit(x, codes, seed=0).apply(x, codes)
+    crossed = Correction.fit(x, batches, 2 * types + codes, seed=0).apply(x, batches)
+    means = [distance_of_batches(found, codes, types) for found in (x, plain, crossed)]
+    assert means[1] < 0.7 < means[2]
+    assert distance_of_batches(crossed, batches, 2 * types + codes) < distance_of_batches(x, batches, types) / 2
+
+
 def test_a_cell_does_not_depend_on_the_others(known):
     x, codes, _ = known
     correction = Correction.fit(x, codes, seed=0)

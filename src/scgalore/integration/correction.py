@@ -58,7 +58,14 @@ class Correction:
     weights: NDArray[np.float64]
 
     @classmethod
-    def fit(cls, x: NDArray[np.float64], batches: NDArray[np.int64], *, seed: int = 0) -> Self:
+    def fit(
+        cls,
+        x: NDArray[np.float64],
+        batches: NDArray[np.int64],
+        labels: NDArray[np.int64] | None = None,
+        *,
+        seed: int = 0,
+    ) -> Self:
         """Find clusters and shifts.
 
         Parameters
@@ -67,14 +74,18 @@ class Correction:
             Components, ``(n_obs, n_dims)``.
         batches
             Batch of each cell, from 0 on.
+        labels
+            Label of each cell, -1 without one. Batches are then compared within labels, so that what labels tell apart is not taken
+            for a shift; cells without a label count as a label of their own.
         seed
             Of the clusters.
         """
-        shares, corrected = mixed_clusters(x, batches, seed=seed)
+        groups = None if labels is None else (np.unique(labels) == labels[:, None]).astype(np.float64)
+        shares, corrected = mixed_clusters(x, batches, groups=groups, seed=seed)
         members = np.eye(batches.max() + 1)[batches]
         return cls(
             centres=unit_rows(shares.T @ unit_rows(corrected)),
-            shifts=batch_shifts(x, shares, members),
+            shifts=batch_shifts(x, shares, members, groups),
             sizes=members.T @ shares,
             sums=shares.T @ corrected,
             weights=shares.sum(axis=0),

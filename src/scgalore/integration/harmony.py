@@ -26,6 +26,8 @@ __all__ = [
 
 SIGMA, THETA, RIDGE = 0.1, 2.0, 1.0
 """Softness of clusters, weight of the diversity of batches, and penalty of a batch's shift: the paper's defaults."""
+GROUP_RIDGE = 1e-3
+"""Penalty of the mean of a group, of which a cluster may have no cell."""
 MOST_CLUSTERS, CELLS_PER_CLUSTER = 100, 30
 BLOCK = 0.05
 """Share of the cells whose clusters are chosen at once."""
@@ -53,7 +55,7 @@ def harmony(x: NDArray[np.float64], batches: NDArray[np.int64], *, seed: int = 0
 
 
 def mixed_clusters(
-    x: NDArray[np.float64], batches: NDArray[np.int64], *, seed: int = 0
+    x: NDArray[np.float64], batches: NDArray[np.int64], *, groups: NDArray[np.float64] | None = None, seed: int = 0
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Shares of each cell in the clusters, float64 ``(n_obs, n_clusters)``, and the corrected components.
 
@@ -61,6 +63,8 @@ def mixed_clusters(
     ----------
     x, batches, seed
         As for :func:`harmony`.
+    groups
+        As for :func:`batch_shifts`.
     """
     rng = np.random.default_rng(seed)
     members = np.eye(batches.max() + 1)[batches]
@@ -70,7 +74,7 @@ def mixed_clusters(
     shares = _chosen(unit, unit_rows(_centres(unit, clusters)))
     for _ in range(MOST_ROUNDS):
         shares, reached = _cluster(unit, shares, members, rng)
-        corrected = _correct(x, shares, members)
+        corrected = _correct(x, shares, members, groups)
         unit = unit_rows(corrected)
         if objective - reached < ROUND_TOLERANCE * abs(objective):
             break
@@ -138,9 +142,14 @@ def _cluster(
     return shares, objectives[-1]
 
 
-def _correct(x: NDArray[np.float64], shares: NDArray[np.float64], members: NDArray[np.float64]) -> NDArray[np.float64]:
+def _correct(
+    x: NDArray[np.float64],
+    shares: NDArray[np.float64],
+    members: NDArray[np.float64],
+    groups: NDArray[np.float64] | None,
+) -> NDArray[np.float64]:
     """Take each cluster's shifts of the batches out."""
-    shifts = batch_shifts(x, shares, members)
+    shifts = batch_shifts(x, shares, members, groups)
     corrected = x.copy()
     for batch, of_batch in enumerate(members.T):
         cells = np.flatnonzero(of_batch)
@@ -149,9 +158,12 @@ def _correct(x: NDArray[np.float64], shares: NDArray[np.float64], members: NDArr
 
 
 def batch_shifts(
-    x: NDArray[np.float64], shares: NDArray[np.float64], members: NDArray[np.float64]
+    x: NDArray[np.float64],
+    shares: NDArray[np.float64],
+    members: NDArray[np.float64],
+    groups: NDArray[np.float64] | None = None,
 ) -> NDArray[np.float64]:
-    """Shift of each batch in each cluster: ridge regression on batches with an intercept, ``(n_batches, n_clusters, n_dims)``.
+    """Shift of each batch in each cluster, ``(n_batches, n_clusters, n_dims)``: ridge regression on batches with an intercept.
 
     Parameters
     ----------
@@ -161,12 +173,15 @@ def batch_shifts(
         Of each cell in the clusters, ``(n_obs, n_clusters)``.
     members
         1 where a cell is of a batch, ``(n_obs, n_batches)``.
+    groups
+        1 where a cell is of a group, ``(n_obs, n_groups)``, in place of the intercept: batches are then compared within groups, and
+        what differs between groups is not taken for a shift. ``None`` has one group.
     """
-    observed, sizes = shares.T @ members, shares.sum(axis=0)
-    n_clusters, n_batches = observed.shape
-    design = np.zeros((n_clusters, n_batches + 1, n_batches + 1))
-    design[:, 0, 0], design[:, 0, 1:], design[:, 1:, 0] = sizes, observed, observed
-    design[:, 1:, 1:] = (observed + RIDGE)[:, :, None] * np.eye(n_batches)
-    sums = np.stack([(shares * of_batch[:, None]).T @ x for of_batch in members.T], axis=1)
-    found = np.linalg.solve(design, np.concatenate([sums.sum(axis=1, keepdims=True), sums], axis=1))
-    return found[:, 1:].transpose(1, 0, 2)
+    kept = np.ones((len(x), 1)) if groups is None else groups
+    design = np.hstack([kept, members])
+    penalty = np.diag([*([0.0 if groups is None else GROUP_RIDGE] * kept.shape[1]), *([RIDGE] * members.shape[1])])
+    shifts = np.empty((members.shape[1], shares.shape[1], x.shape[1]))
+    for cluster, weights in enumerate(shares.T):
+        weighted = design.T * weights
+        shifts[:, cluster] = np.linalg.solve(weighted @ design + penalty, weighted @ x)[kept.shape[1] :]
+    return shifts

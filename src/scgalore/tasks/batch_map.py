@@ -33,11 +33,11 @@ MAP_FILE = "batch_map.safetensors"
 
 N_GENES = 2_000
 """Genes of the principal components: those that vary most within batches."""
-N_PRIOR = 30
+N_PRIOR = 50
 """Principal components of expression."""
-N_COMPONENTS = 20
-"""Components of the result. More of them hold noise, which keeps batches apart and types together (docs/benchmarks/integration.md)."""
-NETWORK_SHARE = 0.5
+N_COMPONENTS = 50
+"""Components of the result. Fewer leave more of the batch where batches differ much (docs/benchmarks/integration.md)."""
+NETWORK_SHARE = 0.25
 """Standard deviation of the network's embedding within batches, where that of expression is 1."""
 MAX_CELLS = 50_000
 """Most cells that it is fitted to; of more, a sample within batches."""
@@ -73,6 +73,7 @@ class BatchMap:
         batches: NDArray[np.int64],
         rows: NDArray[np.int64],
         embedding: NDArray[np.float32],
+        labels: NDArray[np.int64] | None = None,
         *,
         prior: bool,
         correct: bool,
@@ -90,6 +91,8 @@ class BatchMap:
             Which of them to fit to, from :func:`fitted_rows`.
         embedding
             The network's, of these, float32 ``(len(rows), d_model)``.
+        labels
+            Class of each of these, -1 without one, int64 ``(len(rows),)``; batches are compared within them.
         prior
             Whether expression takes part.
         correct
@@ -113,7 +116,7 @@ class BatchMap:
         if not correct:
             return found
         x = np.hstack([x for x, _ in inputs]) @ axes + offset
-        return replace(found, correction=Correction.fit(x, codes, seed=seed))
+        return replace(found, correction=Correction.fit(x, codes, labels, seed=seed))
 
     @property
     def n_prior(self) -> int:

@@ -110,7 +110,8 @@ class Integration(CellTask):
         Option(
             "labels_key",
             TEXT,
-            "Column of obs with classes, such as cell types, that are to stay apart. Cells without a label may be there.",
+            "Column of obs with classes, such as cell types, that are to stay apart: the network learns them, and batches are compared "
+            "within them. Cells without a label may be there.",
             column="obs",
         ),
         _weight("tokens", 1.0, "masked expression, predicted from the other tokens (GEP)."),
@@ -268,7 +269,8 @@ class Integration(CellTask):
             return memory
         embedding = model.run(cells, rows=rows, accelerator=call.config.accelerator).embedding
         how = {"prior": prior, "correct": correct, "seed": call.seed}
-        return replace(memory, map=BatchMap.fit(adata, call.reading, codes, rows, embedding, **how))
+        labels = cells.targets["labels"][rows] if "labels" in cells.targets else None
+        return replace(memory, map=BatchMap.fit(adata, call.reading, codes, rows, embedding, labels, **how))
 
     def load(self, folder: Path, config: Mapping[str, Any]) -> TaskMemory | None:
         """The batches and the map."""

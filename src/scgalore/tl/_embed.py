@@ -81,7 +81,7 @@ def embed(
     ``None``, or with ``copy=True`` the container it was given, with these keys set:
 
     `adata.obsm['X_scGPT' | 'X_scBERT' | key_added]` : :class:`numpy.ndarray` (shape `(n_obs, d_model)`, dtype `float32`)
-        Embeddings with unit norm; of a model that takes batches out, 20 components that are not.
+        Embeddings with unit norm; of a model that takes batches out, up to 50 components that are not.
     `adata.uns['embed' | key_added]` : :class:`dict`
         ``params``, ``weights`` (name, sha256), ``genes`` (matched, dropped) and ``version``.
 

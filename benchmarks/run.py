@@ -33,6 +33,7 @@ SCRIPTS = {
     "classes_unlabelled": "cell types: what cells without labels add to few labels and to other studies",
     "training_budget": "how long and how fast to train on few cells",
     "bundled_model": "zero-shot embeddings of the bundled model, next to PCA",
+    "integration": "batches: the model from bundled and random weights next to PCA and Harmony, labels, queries, what is kept",
     "integration_scores": "how long scoring an integration takes, and scores of two real data sets",
     "regression": "a number for each cell, next to ridge regression",
     "unknown_types": "cells of a type that training had none of: are they found?",

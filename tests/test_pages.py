@@ -154,6 +154,7 @@ READERS: dict[str, Callable[[], dict[str, Any]]] = {
         **in_files("atlas.h5ad", "lung.h5ad", "blood.h5ad", "brain.zarr"),
     },
     "docs/concepts/perturbation-splits.md": lambda: {"adata": screen("condition")},
+    "docs/integration.md": lambda: {"adata": batches(), "query": batches(), **in_files("cells.h5ad")},
     "docs/pretraining.md": in_folder,
     "docs/concepts/tokens.md": lambda: {"adata": mouse()},
     "docs/concepts/weights.md": lambda: {

@@ -261,8 +261,39 @@ def test_models_are_asked_for_what_they_can(batches: AnnData, model: SCGPT) -> N
         sg.tl.embed(query, fitted)
     with pytest.raises(OptionError, match="nothing to annotate cells with"):
         sg.tl.annotate(batches, fitted)
-    with pytest.raises(OptionError, match="normalises its inputs within batches"):
-        sg.tl.finetune(batches, fitted, labels_key="bulk_labels", max_epochs=1, accelerator="cpu", key_added="x")
+    for task in ({"labels_key": "bulk_labels"}, {"task": "expression"}):
+        with pytest.raises(OptionError, match="normalises its inputs within batches"):
+            sg.tl.finetune(batches, fitted, **task, max_epochs=1, accelerator="cpu", key_added="x")
+    fitted = sg.tl.finetune(batches, fitted, batch_key="batch", **OPTIONS)  # without the norm of before
+    with pytest.raises(OptionError, match="has decoders that receive the batch"):
+        sg.tl.finetune(batches, fitted, task="expression", max_epochs=1, accelerator="cpu", key_added="x")
+    sg.tl.finetune(batches, fitted, labels_key="bulk_labels", max_epochs=1, accelerator="cpu", key_added="x")
+    assert fitted.memory.task == "classes"
+
+
+def test_what_an_export_leaves_behind_is_said(
+    batches: AnnData, model: SCGPT, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    fitted = sg.tl.finetune(batches, model, batch_key="batch", batch_norm=True, **OPTIONS)
+    with caplog.at_level(logging.WARNING, logger="scgalore"):
+        fitted.export_scgpt(tmp_path / "export")
+    assert "a correction for the batch, which the original layout has no place for" in caplog.text
+    again = sg.model.load(tmp_path / "export").network
+    assert (again.config.n_batches, again.config.batch_norm, again.config.adversary) == (3, "per-batch", True)
+    for name, tensor in fitted.network.state_dict().items():
+        assert torch.equal(again.state_dict()[name], tensor), name
+
+
+@pytest.mark.parametrize("batch_norm", [False, True])
+def test_memory_is_estimated(batches: AnnData, model: SCGPT, batch_norm: bool) -> None:
+    few_genes, more = (
+        sg.estimate_memory(model, genes_per_cell=n, batch_size=8, task="integration", accelerator="cpu")
+        for n in (20, 60)
+    )
+    assert 0 < few_genes.activations < more.activations
+    options = {**OPTIONS, "batch_size": "auto", "max_epochs": 1, "batch_norm": batch_norm}
+    fitted = sg.tl.finetune(batches, model, batch_key="batch", **options)
+    assert fitted.result.batch_size == 32
 
 
 def test_a_damaged_map_is_named(batches: AnnData, model: SCGPT, tmp_path: Path) -> None:

@@ -2,7 +2,7 @@
 
 Harmony :cite:p:`Korsunsky2019` finds clusters in which batches are mixed, and how each batch is shifted within each. Given these, a cell
 is corrected by itself. A batch that is not among them is mapped to the clusters as they are, by a regression on the sums that
-were kept of the cells that made them (Symphony; Kang et al., Nature Communications 2021, doi:10.1038/s41467-021-25957-x).
+were kept of the cells that made them (Symphony :cite:p:`Kang2021`).
 """
 
 from __future__ import annotations

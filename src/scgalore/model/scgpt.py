@@ -73,7 +73,7 @@ class SCGPT(CellModel):
     def export_scgpt(self, folder: PathLike, *, overwrite: bool = False) -> None:
         """Write ``args.json, vocab.json, best_model.pt`` for the original program.
 
-        A linear model that the network corrects has no place there and is left behind, with a warning.
+        A linear model that the network corrects, or a correction for batches, has no place there and is left behind, with a warning.
 
         Parameters
         ----------
@@ -82,6 +82,11 @@ class SCGPT(CellModel):
         overwrite
             Whether a checkpoint in the folder may be replaced.
         """
+        if getattr(self.memory, "map", None) is not None:
+            logg.warning(
+                "The embedding of this model is made of the network's, of principal components of expression and of a correction for the batch, which "
+                "the original layout has no place for: what is exported is the network. save() keeps all of it."
+            )
         if getattr(self.memory, "prior", None) is not None and self.memory.task != "perturbation":
             logg.warning(
                 "The network corrects a linear model, which the original layout has no place for: what is exported predicts the "

@@ -348,6 +348,11 @@ class CellNetwork(nn.Module):
         """Whether :meth:`encode` reads ``batches``, the code of each cell's sequencing batch."""
         return False
 
+    @property
+    def decodes_batches(self) -> bool:
+        """Whether :meth:`expression` reads ``batches``."""
+        return False
+
     def integration_variant(
         self,
         n_batches: int,

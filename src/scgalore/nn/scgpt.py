@@ -525,6 +525,9 @@ class SCGPTNetwork(CellNetwork):
             As for :meth:`CellNetwork.perturbation_variant`.
         """
         old = self.config
+        if self.reads_batches:
+            msg = "A network that normalises its inputs within batches cannot learn perturbations, whose cells come without. Start from other weights."
+            raise OptionError(msg)
         config = old.replace(n_tokens=max(old.n_tokens, n_tokens), perturbation=True, pert_pad_id=UNPERTURBED)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
@@ -558,6 +561,11 @@ class SCGPTNetwork(CellNetwork):
         """Whether inputs are normalised within each batch."""
         return self.dsbn is not None
 
+    @property
+    def decodes_batches(self) -> bool:
+        """Whether decoders receive the batch."""
+        return self.batch_encoder is not None
+
     def integration_variant(
         self,
         n_batches: int,
@@ -588,7 +596,7 @@ class SCGPTNetwork(CellNetwork):
         config = own.replace(
             n_batches=n_batches,
             batch_labels=True,
-            batch_norm="per-batch" if batch_norm else own.batch_norm,
+            batch_norm="per-batch" if batch_norm else "none" if self.reads_batches else own.batch_norm,
             adversary=adversary,
             mvc=own.mvc or from_cell,
             zero_probabilities=own.zero_probabilities or zeros,

@@ -193,10 +193,17 @@ class CellTask(Task):
 
     def prepare(self, reading: CellReading, model: TaskModel, call: TrainingCall) -> Prepared:
         """Tokens with targets, and the objective."""
-        if model.network.reads_batches and not self.gives_batches:
+        network = model.network
+        reads = network.reads_batches or (network.decodes_batches and "expression" in self.needs)
+        if reads and not self.gives_batches:
+            how = (
+                "normalises its inputs within batches"
+                if network.reads_batches
+                else "has decoders that receive the batch"
+            )
             msg = (
-                f"{model.provenance['name']} normalises its inputs within batches, which task={self.name!r} does not name. Start from other weights, "
-                "or train with task='integration' and batch_norm=False."
+                f"{model.provenance['name']} {how}, and cells of task={self.name!r} come without one. Start from the weights that it was "
+                "trained from, or use task='integration'."
             )
             raise OptionError(msg)
         read: dict[str, Any] = {**call.reading.of_tokens(), "rng": call.seed}

@@ -58,8 +58,8 @@ def finetune(
     """Fine-tune a foundation model on your cells :cite:p:`Cui2024,Zhao2024`.
 
     With ``labels_key`` the model learns to predict classes, with ``values_key`` a number for each cell, with ``pert_key``
-    expression after perturbations; with none of them, pre-training continues (masked expression). The weights of the epoch
-    with the best validation score are kept. Results are written to the AnnData, and the model is returned, since weights
+    expression after perturbations; with none of them, pre-training continues (masked expression). With ``task="integration"`` and
+    ``batch_key`` it learns to embed cells without their batch (:doc:`/integration`). The weights of the epoch with the best validation score are kept. Results are written to the AnnData, and the model is returned, since weights
     cannot be stored there.
 
     Parameters
@@ -69,8 +69,8 @@ def finetune(
         Name in the registry of weights, folder of a checkpoint, or a model such as :class:`scgalore.model.SCGPT`, which is
         then trained in place.
     task
-        Entry of :data:`scgalore.tasks.TASKS`: ``"classes"``, ``"regression"``, ``"expression"`` or ``"perturbation"``. By
-        default the task whose key argument is given, else ``"expression"``.
+        Entry of :data:`scgalore.tasks.TASKS`: ``"classes"``, ``"regression"``, ``"expression"``, ``"perturbation"`` or
+        ``"integration"``. By default the task whose key argument is given, else ``"expression"``; integration is always named.
     {task_arguments}
     genes_key
         For a ``curriculum=``: key under which :func:`scgalore.tl.select_genes` has ranked the genes. By default
@@ -125,7 +125,8 @@ def finetune(
     The fitted model. These keys are set, as far as the task has them:
 
     `adata.obsm['X_scGPT' | key_added]` : :class:`numpy.ndarray` (shape `(n_obs, d_model)`, dtype `float32`)
-        Embeddings with unit norm; not for perturbations.
+        Embeddings with unit norm; not for perturbations. With ``task="integration"`` up to 50 components without the batch, whose
+        norm is not 1.
     `adata.obs['scgpt_split' | key_added + '_split']` : :class:`pandas.Categorical`
         Split of each cell: train, validation or test; perturbations have theirs in ``"split"``, see ``split_key``.
     `adata.obs['scgpt_label' | key_added + '_label']` : :class:`pandas.Categorical`
@@ -147,7 +148,7 @@ def finetune(
         cross-validation chose from; what the ``correction`` that training starts from gains; and, of ``unlabelled`` cells, how many
         were used, of which class), see :doc:`/concepts/prior`; with a
         prior, training and validation cells are scored by models that were not fitted to them;
-        for perturbations ``stats`` and ``perturbations``.
+        for perturbations ``stats`` and ``perturbations``; for integration ``batches`` (their numbers of cells).
     `adata.uns['scgpt_label_colors' | key_added + '_label_colors']` : :class:`numpy.ndarray`
         Colours of the classes, if the labels have some.
 

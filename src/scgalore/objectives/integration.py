@@ -63,7 +63,7 @@ class Integration:
     similarity: float = 10.0
     threshold: float = 0.8
     adversary: float = 1.0
-    classes: float = 1.0
+    classes: float = 100.0
     n_classes: int = 0
     mask_ratio: float | tuple[float, ...] = 0.4
     mask_value: float = -1.0
@@ -142,6 +142,10 @@ class Integration:
             shown["batch_accuracy"] = (guessed.argmax(dim=1) == batches).float().mean()
         shown["reconstruction"] = reconstruction.detach()
         return Loss(_total(parts, weights, encoded.cell), shown, len(batch))
+
+    def weight(self, batch: TokenBatch) -> float:
+        """Masked positions, which most of the loss is a mean over; cells, where nothing is reconstructed."""
+        return self._masked.weight(batch) if self.tokens or self.cell else float(len(batch))
 
     def over_epoch(self, parts: list[dict[str, Tensor]]) -> dict[str, float]:
         """Nothing beyond means."""

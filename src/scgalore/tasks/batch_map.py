@@ -37,8 +37,9 @@ N_PRIOR = 50
 """Principal components of expression."""
 N_COMPONENTS = 50
 """Components of the result. Fewer leave more of the batch where batches differ much (docs/benchmarks/integration.md)."""
-NETWORK_SHARE = 0.25
-"""Standard deviation of the network's embedding within batches, where that of expression is 1."""
+NETWORK_SHARE, LABELLED_SHARE = 0.25, 1.0
+"""Standard deviation of the network's embedding within batches, where that of expression is 1: of a network that has learned from
+labels, and of others, which tell types apart less well than expression does where few cells have trained them."""
 MAX_CELLS = 50_000
 """Most cells that it is fitted to; of more, a sample within batches."""
 
@@ -101,7 +102,8 @@ class BatchMap:
             Of the clusters.
         """
         codes, model = batches[rows], None
-        inputs = [(embedding.astype(np.float64), NETWORK_SHARE if prior else 1.0)]
+        share = NETWORK_SHARE if labels is None else LABELLED_SHARE
+        inputs = [(embedding.astype(np.float64), share if prior else 1.0)]
         if prior:
             model, of_expression = _principal_components(adata, reading, rows, codes)
             inputs.insert(0, (of_expression, 1.0))

@@ -124,7 +124,7 @@ class Integration(CellTask):
         _weight("similarity", 10.0, "elastic similarity of cells (ECS)."),
         Option("similarity_threshold", THRESHOLD, "Cosine similarity above which cells attract each other.", 0.8),
         _weight("adversary", 1.0, "a discriminator of batches, whose gradient is reversed (DAB)."),
-        _weight("classes", 1.0, "the classes of labels_key."),
+        _weight("classes", 100.0, "the classes of labels_key, where squared errors of masked bins are in the tens."),
         Option("batch_norm", SWITCH, "Whether inputs are normalised within each batch (DSBN).", default=False),
         Option(
             "prior",

@@ -20,6 +20,7 @@ from scgalore.pipeline import RunConfig
 from scgalore.pipeline.checks import GENES
 from scgalore.pipeline.config import training_options
 from scgalore.tasks import TASKS
+from scgalore.tasks.registry import DEFAULT
 from scgalore.train import TrainConfig
 from scgalore.train.budget import open_epochs
 from scgalore.weights import WeightsEntry, WeightsFile, list_weights, registry
@@ -308,7 +309,8 @@ def test_every_declared_option_is_offered_with_help_and_default() -> None:
 def test_page_names_all_tasks_and_short_names() -> None:
     page = (Path(__file__).parents[1] / "docs" / "pipeline.md").read_text(encoding="utf-8")
     for task in TASKS.values():
-        key = "none of them" if task.key is None else f"`--{task.key.replace('_', '-')}`"
+        named = "none of them" if task.name == DEFAULT else f"`--task {task.name}`"
+        key = named if task.key is None else f"`--{task.key.replace('_', '-')}`"
         assert f"| `{task.name}` | {key} |" in page
     for option in (*options_of(RunConfig), *training_options()):
         for alias in option.aliases:

@@ -132,7 +132,7 @@ def in_folder() -> dict[str, Any]:
     return in_files("cells/a.h5ad", "cells/b.h5ad", "lung.h5ad")
 
 
-def in_files(*names: str) -> dict[str, Any]:
+def in_files(*names: str, cells: Callable[[], AnnData] = cells) -> dict[str, Any]:
     """Write cells to files of the working directory; no name stands for them."""
     for name in names:
         (cells().write_zarr if name.endswith(".zarr") else cells().write_h5ad)(name)
@@ -154,7 +154,7 @@ READERS: dict[str, Callable[[], dict[str, Any]]] = {
         **in_files("atlas.h5ad", "lung.h5ad", "blood.h5ad", "brain.zarr"),
     },
     "docs/concepts/perturbation-splits.md": lambda: {"adata": screen("condition")},
-    "docs/integration.md": lambda: {"adata": batches(), "query": batches(), **in_files("cells.h5ad")},
+    "docs/integration.md": lambda: {"adata": batches(), "query": batches(), **in_files("cells.h5ad", cells=batches)},
     "docs/pretraining.md": in_folder,
     "docs/concepts/tokens.md": lambda: {"adata": mouse()},
     "docs/concepts/weights.md": lambda: {

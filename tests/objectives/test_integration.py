@@ -102,3 +102,10 @@ def test_a_batch_without_batches_is_refused(network, batch, few, model):
         loss_of(network, plain, tokens=1.0)
     with pytest.raises(OptionError, match="mask_ratio=1.5"):
         Integration(mask_ratio=1.5)
+
+
+def test_several_batches_in_a_step_weigh_as_one(batch):
+    objective = Integration()
+    hidden = objective.corrupt(batch, seed=0, draw=0)
+    assert objective.weight(hidden) == int(hidden.targets["masked"].sum())
+    assert Integration(tokens=0, cell=0).weight(hidden) == len(batch)

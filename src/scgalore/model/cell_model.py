@@ -272,8 +272,8 @@ class CellModel:
         species: str = "human",
         min_matched: float | None = None,
         max_length: int | None = None,
-        batch_key: str | None = None,
         rng: Rng = 0,
+        batch_key: str | None = None,
         batch_size: int | None = None,
     ) -> NDArray[np.float32]:
         """Cell embeddings with unit norm, float32 ``(n_obs, d_model)``; of a model of batches, components without the batch.

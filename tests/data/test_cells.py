@@ -18,6 +18,7 @@ from scgalore.data.sampler import BatchRequest
 from scgalore.data.tokens import TokenizerConfig
 from scgalore.data.vocab import GeneVocab
 from scgalore.errors import DataError, MissingKeyError
+from scgalore.model import SCGPT
 
 GENES = ["CD3E", "CD8A", "LYZ", "MS4A1", "NKG7"]
 CONFIG = TokenizerConfig(n_bins=5, max_length=4)
@@ -241,3 +242,21 @@ class TestRefusals:
     def test_nothing_at_all(self, adata: AnnData, vocab: GeneVocab, shape: tuple[int, int]) -> None:
         with pytest.raises(DataError, match=f"is empty: {shape[0]} cells x {shape[1]} genes"):
             TokenCells.from_adata(adata[: shape[0], : shape[1]].copy(), vocab, config=CONFIG)
+
+
+def test_conditions_reach_batches_and_windows(few: AnnData, model: SCGPT) -> None:
+    codes = np.arange(few.n_obs) % 3
+    cells = model.cells(few).with_conditions(batches=codes)
+    rows = np.array([5, 1, 7])
+    assert cells.batch(BatchRequest(rows)).conditions["batches"].tolist() == codes[rows].tolist()
+    (window,) = cells.windows(rows)
+    assert window.conditions["batches"].tolist() == codes[rows].tolist()
+    assert cells.identity() != model.cells(few).with_conditions(batches=codes[::-1].copy()).identity()
+
+
+def test_with_zeros_all_genes_are_tokens(few: AnnData, model: SCGPT) -> None:
+    cells = model.cells(few).with_zeros()
+    batch = cells.batch(BatchRequest(np.arange(4)))
+    assert set(cells.lengths) == {min(few.n_vars + 1, cells.tokenizer.config.max_length)}
+    assert (batch.values[:, 1:] == 0).any()
+    assert batch.values.shape[1] == cells.lengths.max()

@@ -153,9 +153,19 @@ def test_batches_do_not_matter(table, config, size):
         for start in range(0, len(x), size)
     ]
     joined = RaggedTokens.concatenate(parts)
-    for name, value in vars(whole).items():
+    arrays = {name: value for name, value in vars(whole).items() if name != "conditions"}
+    for name, value in arrays.items():
         np.testing.assert_array_equal(getattr(joined, name), value)
         assert getattr(joined, name).dtype == value.dtype
+
+
+def test_conditions_go_with_their_cells():
+    tokens = Tokenizer([3, 5], cls_id=CLS, pad_id=PAD)
+    ragged = replace(encode(tokens, [[1, 0], [2, 3], [0, 4]]), conditions={"batches": np.array([7, 8, 9])})
+    assert ragged.take(np.array([2, 0])).conditions["batches"].tolist() == [9, 7]
+    both = RaggedTokens.concatenate([ragged.take(np.array([1])), ragged])
+    assert both.conditions["batches"].tolist() == [8, 7, 8, 9]
+    assert tokens.pad(ragged, [1, 2]).conditions["batches"].tolist() == [8, 9]
 
 
 @given(tables(), configs, st.sampled_from([np.float64, np.int32, np.uint16]))

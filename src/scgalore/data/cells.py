@@ -256,17 +256,16 @@ class TokenCells:
         rows = self._rows(rows)
         for start in range(0, len(rows), size):
             window = rows[start : start + size]
-            ragged = self.tokenizer.encode(self.matrix.rows(window), window, draw=draw)
-            yield replace(ragged, conditions={name: codes[window] for name, codes in self.conditions.items()})
+            yield self._tokens(window, draw)
 
     def batch(self, request: BatchRequest) -> TokenBatch:
         """Read, tokenise and pad the cells of a request."""
-        ragged = self.tokenizer.encode(self.matrix.rows(request.rows), request.rows, draw=request.draw)
-        targets, conditions = (
-            {name: torch.from_numpy(values[request.rows]) for name, values in arrays.items()}
-            for arrays in (self.targets, self.conditions)
-        )
-        return self.tokenizer.pad(ragged).with_targets(**targets).with_conditions(**conditions)
+        of_rows = {name: torch.from_numpy(values[request.rows]) for name, values in self.targets.items()}
+        return self.tokenizer.pad(self._tokens(request.rows, request.draw)).with_targets(**of_rows)
+
+    def _tokens(self, rows: NDArray[np.int64], draw: int) -> RaggedTokens:
+        ragged = self.tokenizer.encode(self.matrix.rows(rows), rows, draw=draw)
+        return replace(ragged, conditions={name: codes[rows] for name, codes in self.conditions.items()})
 
     def identity(self) -> dict[str, Any]:
         """Digests of everything that training depends on; the matrix is read once for it."""

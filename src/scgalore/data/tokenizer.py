@@ -206,6 +206,7 @@ class Tokenizer:
             padding=torch.from_numpy(padding),
             cells=torch.from_numpy(ragged.cells[picked]),
             keys=torch.from_numpy(ragged.keys[picked].view(np.int64)),
+            conditions={name: torch.from_numpy(codes[picked]) for name, codes in ragged.conditions.items()},
             padded=bool(padding.any()),
         )
 

@@ -586,13 +586,13 @@ def perturbations_missing(world: World) -> None:
 
 
 @wrong(
-    OptionError, "task='perturbations': choose one of 'classes', 'regression', 'expression', 'perturbation', or None"
+    OptionError, "task='perturbations': choose one of 'classes', 'regression', 'expression', 'perturbation', 'integration', or None"
 )
 def task_unknown(world: World) -> None:
     world.finetune_screen(model="never looked at", task="perturbations")
 
 
-@wrong(OptionError, "labels_key='bulk_labels' belongs to task='classes', and this is task='perturbation'")
+@wrong(OptionError, "labels_key='bulk_labels' belongs to task='classes'.*, and this is task='perturbation'")
 def perturbations_with_labels(world: World) -> None:
     with pytest.raises(OptionError, match="task='classes' needs labels_key="):
         world.finetune_screen(model="never looked at", task="classes")

@@ -180,7 +180,7 @@ REFUSED: dict[str, tuple[dict[str, Any], type[Exception], str]] = {
     "labels": (
         {"labels_key": "cell_line"},
         OptionError,
-        "labels_key='cell_line' belongs to task='classes', and this is task='perturbation'",
+        "labels_key='cell_line' belongs to task='classes'.*, and this is task='perturbation'",
     ),
     "task": ({"task": "perturbations"}, OptionError, "task='perturbations': choose one of 'classes', "),
     "task classes": ({"task": "classes"}, OptionError, "task='classes' needs labels_key="),

@@ -43,7 +43,7 @@ class Integration:
     zeros
         Weight of the negative log-likelihood that a masked gene is expressed, in both ways.
     similarity
-        Weight of :func:`~scgalore.objectives.losses.elastic_similarity` (ECS).
+        Weight of ``scgalore.objectives.losses.elastic_similarity`` (ECS).
     threshold
         Its threshold.
     adversary

@@ -586,7 +586,8 @@ def perturbations_missing(world: World) -> None:
 
 
 @wrong(
-    OptionError, "task='perturbations': choose one of 'classes', 'regression', 'expression', 'perturbation', 'integration', or None"
+    OptionError,
+    "task='perturbations': choose one of 'classes', 'regression', 'expression', 'perturbation', 'integration', or None",
 )
 def task_unknown(world: World) -> None:
     world.finetune_screen(model="never looked at", task="perturbations")

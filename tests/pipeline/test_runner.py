@@ -40,7 +40,7 @@ def screen_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def config_of(task: str, pbmc_file: Path, screen_file: Path, out: Path) -> RunConfig:
     if task == "perturbation":
         return quick(screen_file, out, pert_key="perturbation", n_genes=30, curriculum=[15, 30], lr=None)
-    keys = {
+    keys: dict[str, dict[str, Any]] = {
         "classes": {"labels_key": "bulk_labels"},
         "regression": {"values_key": "S_score"},
         "expression": {"logger": "csv"},

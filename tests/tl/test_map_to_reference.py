@@ -9,7 +9,7 @@ from anndata import AnnData
 from mudata import MuData
 
 import scgalore as sg
-from scgalore.errors import DataError, OptionError
+from scgalore.errors import DataError, MissingKeyError, OptionError
 from scgalore.mapping import Reference
 from scgalore.model import SCGPT
 
@@ -141,6 +141,36 @@ def test_another_model_is_refused(query: AnnData, index: Reference, make_model: 
 def test_a_head_makes_no_other_model(query: AnnData, index: Reference, model: SCGPT) -> None:
     model.put_heads({"classes": 3}, seed=0)
     sg.tl.map_to_reference(query, index, model)
+
+
+@pytest.mark.parametrize("batch_norm", [False, True])
+def test_reference_by_a_model_that_takes_batches_out(
+    few: AnnData, model: SCGPT, make_model: Callable[..., SCGPT], tmp_path: Path, batch_norm: bool
+) -> None:
+    few.obs["batch"] = np.array(["a", "b", "c"])[np.arange(few.n_obs) % 3]
+    few.obs["lane"] = few.obs["batch"]
+    atlas, query = few[few.obs["batch"] != "c"].copy(), few[few.obs["batch"] == "c"].copy()
+    how: dict[str, Any] = {"task": "integration", "batch_key": "batch", "max_epochs": 1, "accelerator": "cpu"}
+    fitted = sg.tl.finetune(atlas, model, batch_norm=batch_norm, **how)
+    path = tmp_path / "atlas.h5"
+    sg.tl.build_reference(atlas, fitted, labels="phase", batch_key="lane", path=path)
+    sg.tl.map_to_reference(query, path, fitted)
+    expected = sg.tl.embed(query, fitted, copy=True).obsm["X_scGPT"]
+    np.testing.assert_array_equal(query.obsm["X_scGPT"], expected)
+    del query.obs["batch"]
+    with pytest.raises(MissingKeyError, match="batch_key"):
+        sg.tl.map_to_reference(query, path, fitted)
+    sg.tl.map_to_reference(query, path, fitted, batch_key="lane")
+    np.testing.assert_array_equal(query.obsm["X_scGPT"], expected)
+
+    query.obs["batch"] = query.obs["lane"]
+    sg.tl.finetune(query, fitted, adapter="lora", **how)  # the reference stays as it is
+    sg.tl.map_to_reference(query, path, fitted)
+    fitted.save(tmp_path / "model")
+    sg.tl.map_to_reference(query, path, tmp_path / "model")
+    other = sg.tl.finetune(atlas, make_model(few.var_names), labels_key="phase", **how)
+    with pytest.raises(OptionError, match="cannot be compared"):
+        sg.tl.map_to_reference(query, path, other)
 
 
 def test_other_genes(query: AnnData, index: Reference, caplog: pytest.LogCaptureFixture) -> None:

@@ -291,10 +291,18 @@ class CellModel:
             Cells in a batch; it changes speed and memory, not the numbers.
         """
         if not isinstance(adata, AnnData):
+            if self.knows_batches:
+                msg = f"{self.provenance['name']} takes batches out, and a stream does not tell them. Pass an AnnData."
+                raise OptionError(msg)
             return self.run(adata, batch_size=batch_size).embedding
         reading = Reading(layer, gene_symbols, data_type, None, species, min_matched)
         cells = self.cells(adata, **reading.of_tokens(), max_length=max_length, rng=rng)
         return self.embed(cells, adata, reading, batch_key=batch_key, batch_size=batch_size).embedding
+
+    @property
+    def knows_batches(self) -> bool:
+        """Whether its embeddings are without the batch, which it is therefore told of each cell."""
+        return self.memory is not None and task_named(self.memory.task).gives_batches
 
     def embed(
         self, cells: TokenCells, adata: AnnData, reading: Reading, *, batch_key: str | None = None, **how: Any

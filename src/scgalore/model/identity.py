@@ -9,6 +9,7 @@ import numpy as np
 import torch
 
 from scgalore.data.hashing import digest
+from scgalore.tasks.registry import task_named
 from scgalore.train.processes import training_processes
 
 if TYPE_CHECKING:
@@ -16,12 +17,12 @@ if TYPE_CHECKING:
 
     from scgalore.data.source import CellSource
     from scgalore.data.split import Split
-    from scgalore.data.vocab import GeneVocab
+    from scgalore.model.cell_model import CellModel
     from scgalore.nn import CellNetwork
     from scgalore.objectives import Objective
     from scgalore.train.config import TrainConfig
 
-__all__ = ["run_identity", "weights_identity"]
+__all__ = ["embedding_identity", "run_identity"]
 
 # Where and how to compute may differ between the parts of a run, as long as what is computed stays the same.
 FREE = (
@@ -79,18 +80,24 @@ def run_identity(
     }
 
 
-def weights_identity(network: CellNetwork, vocab: GeneVocab) -> str:
-    """Hash of all that embeddings depend on, the same for weights in memory and in any file: 16 hexadecimal digits.
+def embedding_identity(model: CellModel) -> str:
+    """Hash of what embeddings depend on, the same for a model in memory and in any file: 16 hexadecimal digits.
+
+    Heads and decoders do not matter, and neither do batches that were added to a model of task ``"integration"``, which leave the
+    embeddings of the others as they are.
 
     Parameters
     ----------
-    network
-        The network; its heads do not matter.
-    vocab
-        Its genes.
+    model
+        Its network, genes, and what its task adds to the network's embedding.
     """
-    genes = np.frombuffer("\n".join(vocab.tokens).encode(), dtype=np.uint8)
-    return digest([genes, np.frombuffer(_weights(network).encode(), dtype=np.uint8)])
+    network, memory = model.network, model.memory
+    genes = np.frombuffer("\n".join(model.vocab.tokens).encode(), dtype=np.uint8)
+    weights = [
+        _bytes(tensor) for name, tensor in network.state_dict().items() if name.partition(".")[0] in network.body
+    ]
+    added = [] if memory is None else task_named(memory.task).arrays_of_embedding(memory)
+    return digest([genes, *weights, *added])
 
 
 def _weights(network: CellNetwork) -> str:

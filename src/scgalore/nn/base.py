@@ -184,7 +184,7 @@ class CellNetwork(nn.Module):
     table: ClassVar[str]
     """Name of the :class:`torch.nn.Embedding` that token ids index, such as ``"encoder.embedding"``."""
     body: ClassVar[tuple[str, ...]] = ()
-    """First parts of the names of parameters that pre-training learned; the others are heads."""
+    """First parts of the names of tensors that pre-training learned and every embedding depends on; the others are heads."""
     required: ClassVar[tuple[str, ...]] = ()
     """First parts of the names of tensors that a checkpoint must hold, and all of whose tensors must have a place."""
     pretraining: ClassVar[tuple[str, ...]] = ("masked",)

@@ -300,7 +300,7 @@ class SCGPTNetwork(CellNetwork):
 
     table = "encoder.embedding"
     # Not the flags of generation and the batches: a network that has new ones learns them also when an adapter is attached.
-    body = ("encoder", "value_encoder", "pert_encoder", "bn", "dsbn", "transformer_encoder")
+    body = ("encoder", "value_encoder", "pert_encoder", "bn", "transformer_encoder")
     required = ("encoder", "value_encoder", "transformer_encoder")
     pretraining = ("masked", "generative")
     config: SCGPTConfig

@@ -183,6 +183,8 @@ class Task(ABC):
     """What a model family must be able to do; see :attr:`scgalore.model.Family.can`."""
     predicts: ClassVar[bool] = False
     """Whether a trained model predicts something for single cells, with :meth:`predictions`."""
+    gives_batches: ClassVar[bool] = False
+    """Whether its cells come with their sequencing batches."""
     gene_strategy: ClassVar[str] = "biological"
     """How genes are ranked for a curriculum or a pipeline run, where that is left open."""
     splits_cells: ClassVar[bool] = False
@@ -358,6 +360,16 @@ class Task(ABC):
         """
         refuse_batches(batch_key, f"was trained for task={self.name!r}")
         return model.run(cells, **how)
+
+    def arrays_of_embedding(self, memory: Any) -> Sequence[NDArray[Any]]:
+        """What embeddings depend on in addition to the network, for the hash that tells models of references apart.
+
+        Parameters
+        ----------
+        memory
+            What the model keeps of this task.
+        """
+        return ()
 
     def complete(self, output: CellOutput, memory: Any, adata: AnnData, reading: Reading) -> CellOutput:
         """Outputs of the network with what the model adds to them, such as a linear model that they correct.

@@ -163,6 +163,13 @@ class BatchMap:
             correction = correction.with_batch(x[batches == batch])
         return replace(self, correction=correction)
 
+    def lasting_arrays(self) -> list[NDArray[Any]]:
+        """All that further batches leave as it is."""
+        prior = [] if self.prior is None else [np.frombuffer(self.prior.to_bytes(), dtype=np.uint8)]
+        correction = self.correction
+        fitted = [] if correction is None else [correction.centres, correction.sums, correction.weights]
+        return [self.axes, self.offset, *prior, *fitted]
+
     def files(self) -> dict[str, bytes]:
         """Contents of safetensors files by name."""
         arrays = {} if self.correction is None else self.correction.arrays()

@@ -85,8 +85,6 @@ class CellTask(Task):
     needs: ClassVar[frozenset[str]] = frozenset({"cell heads"})
     splits_cells: ClassVar[bool] = True
     predicts: ClassVar[bool] = True
-    gives_batches: ClassVar[bool] = False
-    """Whether its cells come with their sequencing batches."""
     head: ClassVar[str]
     """Name of the head that corrects a linear model, for tasks that have one."""
     heads_at_zero: ClassVar[bool] = False

@@ -317,6 +317,10 @@ class Integration(CellTask):
         x = memory.map.components(output.embedding, adata, reading)
         return replace(output, embedding=memory.map.corrected(x, codes))
 
+    def arrays_of_embedding(self, memory: IntegrationMemory) -> Sequence[NDArray[Any]]:
+        """The map, without the batches that were added to it."""
+        return [] if memory.map is None else memory.map.lasting_arrays()
+
     def results(
         self, adata: AnnData, model: TaskModel, prepared: Prepared, call: TrainingCall, keys: CellKeys
     ) -> Results:
@@ -396,8 +400,7 @@ def _report_new(names: Sequence[str], codes: NDArray[np.int64], memory: Integrat
         return
     counts = np.bincount(codes[codes >= 0], minlength=len(names))
     logg.info(
-        f"    {len(names):,} batches that training has not seen, {few(names)} ({counts.sum():,} cells): what is theirs is estimated from "
-        "these cells"
+        f"    batches that training has not seen: {few(names)} ({counts.sum():,} cells); what is theirs is estimated from these cells"
     )
     small = [name for name, n in zip(names, counts, strict=True) if n < FEW]
     if small and memory.map is not None and memory.map.correction is not None:

@@ -27,7 +27,7 @@ from scgalore.errors import DataError, MissingKeyError, OptionError
 from scgalore.mapping.files import read_reference, write_reference
 from scgalore.mapping.reference import FEWEST_LEFT_OUT, Cells, Column, Reference
 from scgalore.mapping.space import blocks
-from scgalore.model.identity import weights_identity
+from scgalore.model.identity import embedding_identity
 from scgalore.model.inference import RunOptions
 from scgalore.tl._shared import as_model, model_of_reference
 
@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from scgalore._typing import Data, PathLike, Rng
+    from scgalore.data.cells import TokenCells
     from scgalore.model import CellModel
 
 N_EMBEDDED = 65_536
@@ -86,7 +87,8 @@ def build_reference(
         Columns of ``obs`` with labels to map, such as ``["cell_type", "tissue"]``.
     batch_key
         Column of ``obs`` with the batch of each cell, such as its donor or assay. The cells that are left out are then mapped to cells of other batches,
-        so that what is measured holds for a query from a new batch.
+        so that what is measured holds for a query from a new batch. A model that takes batches out (``task="integration"``) reads it, too, or the
+        column that it was trained with; it embeds a source at once.
     basis
         Key of ``obsm`` with coordinates of a plot, such as ``"X_umap"``, in which queries get a place.
     path
@@ -157,7 +159,7 @@ def build_reference(
         msg = f"extend is a {type(base).__name__}; pass a reference, or the path of one."
         raise OptionError(msg)
     asked = {"labels": _listed(labels), "batch_key": batch_key, "basis": basis}
-    keys = asked if base is None else _same_keys(base, asked)
+    keys: dict[str, Any] = asked if base is None else _same_keys(base, asked)
     if keys["labels"]:
         _check_names(keys["labels"])
     else:
@@ -173,16 +175,10 @@ def build_reference(
         _warn_of_correction(fitted)
         parts = [fitted.cells(adata, **reading.of_tokens(), **tokens) for adata in atlas]
         empty = _scratch(target)
-        embedding = empty((n_obs, fitted.network.config.d_model), np.float32)
-        start = 0
-        for part in parts:
-            for rows in blocks(part.n_obs, N_EMBEDDED):
-                output = fitted.run(part, rows=np.arange(rows.start, rows.stop), **how)
-                embedding[start + rows.start : start + rows.stop] = output.embedding
-            start += part.n_obs
+        embedding = _embedded(fitted, parts, atlas, reading, keys["batch_key"], empty, how)
         if base is None:
             made = {
-                "model": {**fitted.provenance, "identity": weights_identity(fitted.network, fitted.vocab)},
+                "model": {**fitted.provenance, "identity": embedding_identity(fitted)},
                 "tokens": tokens,
                 "keys": keys,
                 "n_components": n_components,
@@ -328,6 +324,30 @@ def _warn_of_correction(model: CellModel) -> None:
             "The network of this model was trained to correct a linear model, so cells of one type need not be near to each other in its "
             "embedding. For a reference, fine-tune it with prior='none', or take the model that it was fine-tuned from."
         )
+
+
+def _embedded(
+    model: CellModel,
+    parts: list[TokenCells],
+    atlas: list[AnnData],
+    reading: Reading,
+    batch_key: str | None,
+    empty: Any,
+    how: dict[str, Any],
+) -> NDArray[np.float32]:
+    """Embeddings of all cells, a block of a source at a time; the whole of it where its batches may be estimated from its cells."""
+    embedding, start = empty((0, 0), np.float32), 0
+    for part, adata in zip(parts, atlas, strict=True):
+        for rows in blocks(part.n_obs, part.n_obs if model.knows_batches else N_EMBEDDED):
+            if model.knows_batches:
+                found = model.embed(part, adata, reading, batch_key=batch_key, **how).embedding
+            else:
+                found = model.run(part, rows=np.arange(rows.start, rows.stop), **how).embedding
+            if not len(embedding):
+                embedding = empty((sum(part.n_obs for part in parts), found.shape[1]), np.float32)
+            embedding[start + rows.start : start + rows.stop] = found
+        start += part.n_obs
+    return embedding
 
 
 def _scratch(target: Path | None) -> Any:

@@ -46,6 +46,7 @@ def map_to_reference(
     species: str = "human",
     min_matched: float | None = None,
     mod: str = "rna",
+    batch_key: str | None = None,
     precision: str | None = None,
     batch_size: int | None = None,
     batch_tokens: int | None = None,
@@ -78,6 +79,8 @@ def map_to_reference(
     {species}
     {min_matched}
     {mod}
+    batch_key
+        For a reference by a model that takes batches out; as for :func:`scgalore.tl.embed`.
     {precision}
     {batch_size}
     {batch_tokens}
@@ -106,7 +109,7 @@ def map_to_reference(
     `adata.obsm['scgpt_mapped_umap' | key_added + '_umap']` : :class:`numpy.ndarray` (shape `(n_obs, 2)`, dtype `float32`)
         Place in the plot of the reference, where it was built with ``basis=``: the weighted mean of the neighbours' coordinates.
     `adata.obsm['X_scGPT' | key_added]` : :class:`numpy.ndarray` (shape `(n_obs, d_model)`, dtype `float32`)
-        Embeddings with unit norm.
+        Embeddings as :func:`scgalore.tl.embed` gives them.
     `adata.uns['map_to_reference' | key_added]` : :class:`dict`
         ``params``, ``reference`` (what it is), ``labels`` (of each column: classes, accuracy and calibration on cells of the reference that were left out, threshold, how many cells are unknown), ``n_far``,
         ``weights``, ``genes`` and ``version``.
@@ -146,15 +149,16 @@ def map_to_reference(
         raise OptionError(msg)
     data = copied(query, mod=mod) if copy else query
     adata = writable_adata(data, mod=mod)
-    refuse_elsewhere(data, mod=mod, obs={}, gene_symbols=gene_symbols)
+    refuse_elsewhere(data, mod=mod, obs={"batch_key": batch_key}, gene_symbols=gene_symbols)
     fitted = model_of_reference(reference, model)
     family = fitted.family
     keys = MappingKeys.from_key_added(key_added, reference.labels, embedding=family.embedding, stem=family.stem)
-    refuse_overwrite(keys.slots, reading.reads(), data=data, mod=mod)
+    reads = [*reading.reads(), ("obs", "batch_key=", batch_key)]
+    refuse_overwrite(keys.slots, reads, data=data, mod=mod)
     with logg.step(f"mapping {adata.n_obs:,} cells to {reference.n_obs:,} of a reference") as step:
         cells = fitted.cells(adata, **reading.of_tokens(), **reference.made["tokens"])
         _compare_genes(cells.n_matched, reference.made["n_genes"])
-        output = fitted.run(cells, **how)
+        output = fitted.embed(cells, adata, reading, batch_key=batch_key, **how)
         found = reference.find(output.embedding)
         novelty = reference.novelty(found)
         far = (
@@ -176,7 +180,8 @@ def map_to_reference(
             for name in reference.labels
         }
         _report(far, label_far=label_far)
-        params = {"unknown": unknown, "label_far": label_far, **reading.of_tokens(), "precision": output.precision}
+        params = {"unknown": unknown, "label_far": label_far, **reading.of_tokens(), "batch_key": batch_key}
+        params["precision"] = output.precision
         content = {
             "params": params,
             "reference": {

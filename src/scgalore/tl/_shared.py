@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from scgalore import __version__
 from scgalore.errors import OptionError, WeightsError
 from scgalore.model import CellModel, load
-from scgalore.model.identity import weights_identity
+from scgalore.model.identity import embedding_identity
 
 if TYPE_CHECKING:
     from scgalore.data.cells import TokenCells
@@ -46,7 +46,7 @@ def model_of_reference(reference: Reference, model: str | os.PathLike[str] | Cel
             raise OptionError(msg) from error
     else:
         found = as_model(model)
-    if (identity := weights_identity(found.network, found.vocab)) != made["identity"]:
+    if (identity := embedding_identity(found)) != made["identity"]:
         msg = (
             f"The reference was built with {made['name']!r} (weights {made['identity']}), and this is {found.provenance['name']!r} (weights "
             f"{identity}); embeddings by two models cannot be compared. Pass the model of the reference, or build one with this model."

@@ -32,7 +32,6 @@ NOT_COMPARED = {
     "styles/mvc_decoder/concat query": "not built: upstream's own forward pass fails with this decoder (IndexError)",
     "styles/mvc_decoder/sum query": "not built: upstream's own forward pass fails with this decoder (IndexError)",
     "base/loss_cce": "the contrastive loss is not built: no objective of ours uses it",
-    "multiomic/": "the multi-omic network is not built yet",
     "perturb_metrics/": "perturbation metrics are not built yet",
     "scbert/log2": "classes are found without logarithms, in whole numbers; `tokens` are what becomes of them",
 }
@@ -43,7 +42,7 @@ INPUTS = re.compile(
     r"preprocess/(counts|logged|genes|kept_genes|X_normed|X_log1p|hvg_X_normed|hvg_cell_ranger_genes)|"
     r"tokenizer/(gene_ids|binned)|collator/in\d/\w+|embed/(X|var_names)|styles/\w+_values|"
     r"perturb/(gene_ids|gene_names|expr|pert_flags|target)|losses/(input|target|mask|probs)|"
-    r"scbert/(counts|masked_input|labels)"
+    r"scbert/(counts|masked_input|labels)|multiomic/mod_types"
 )
 
 #: What ours does otherwise although no array of the original shows it.

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from torch.nn import functional as F
 
 from scgalore.adapters.base import split_packed
-from scgalore.errors import OptionError
+from scgalore.errors import OptionError, WeightsError
 from scgalore.nn import SCGPTConfig, SCGPTNetwork
 from scgalore.nn.scgpt import PackedLinear, PerBatchNorm
 
@@ -301,3 +301,44 @@ def test_recomputed_blocks_have_the_same_gradients_and_keep_less(dropout):
     assert len(results[0]) == len(results[1])
     assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
     assert kept[1] < kept[0] / 2
+
+
+# Several modalities ---------------------------------------------------------------------------------------------
+
+
+def test_a_multiomic_variant_predicts_what_the_network_does_and_can_learn_more():
+    network = SCGPTNetwork(SCGPTConfig(n_tokens=12, pad_id=11, d_model=8, n_heads=2, d_hid=8, n_layers=1)).eval()
+    rows = torch.cat([network.gene_table.weight.detach(), torch.ones(2, 8)])
+    variant = network.multiomic_variant(rows, 5, seed=0)
+    assert variant.config.n_tokens == 14
+    assert variant.reads_modalities
+    assert not network.reads_modalities
+    genes, values = torch.tensor([[10, 1, 2, 3]]), torch.tensor([[-2.0, 3, 4, 5]])
+    modalities = torch.tensor([[3, 1, 1, 0]])
+    encoded = variant.encode(genes, values, modalities=modalities)
+    torch.testing.assert_close(encoded.cell, network.encode(genes, values).cell)
+    ours = variant.expressions(encoded, values, modalities=modalities)
+    theirs = network.expressions(network.encode(genes, values), values)
+    for way, (expression, _) in theirs.items():
+        torch.testing.assert_close(ours[way][0], expression)
+    sum(expression.square().sum() for expression, _ in ours.values()).backward()
+    d = network.config.d_model
+    assert variant.decoder.fc[0].weight.grad[:, d:].abs().sum() > 0
+    assert variant.mvc_decoder.W.weight.grad[:, d:].abs().sum() > 0
+    again = variant.multiomic_variant(rows, 5, seed=1)
+    for name, tensor in variant.state_dict().items():
+        assert torch.equal(again.state_dict()[name], tensor), name
+
+
+def test_modalities_that_are_not_given_are_asked_for():
+    network = SCGPTNetwork(
+        SCGPTConfig(n_tokens=12, pad_id=11, d_model=8, n_heads=2, d_hid=8, n_layers=1, n_modalities=5)
+    )
+    genes, values = torch.tensor([[10, 1]]), torch.tensor([[-2.0, 3]])
+    encoded = network.encode(genes, values)
+    with pytest.raises(OptionError, match="`modalities`"):
+        network.expression(encoded, values)
+    with pytest.raises(OptionError, match="`modalities`"):
+        network.expression_from_cell(encoded)
+    with pytest.raises(WeightsError, match="cell_style='avg-pool' does not go with n_modalities=5"):
+        network.config.replace(cell_style="avg-pool")

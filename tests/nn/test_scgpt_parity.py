@@ -7,6 +7,7 @@ from tests.parity_plugin import compare
 from torch.nn import functional as F
 
 from scgalore.data.vocab import GeneVocab
+from scgalore.model import SCGPT
 from scgalore.nn import Encoded
 from scgalore.nn.scgpt import CellExpressionDecoder
 from scgalore.objectives.losses import elastic_similarity
@@ -223,3 +224,54 @@ def test_genes_that_the_vocabulary_lacks(original, perturb):
     ids = vocab.ids(theirs["gene_names"].tolist())
     np.testing.assert_array_equal(np.where(ids < 0, vocab.pad_id, ids), theirs["gene_ids"])
     assert (ids < 0).sum() == 5
+
+
+# RNA and protein ----------------------------------------------------------------------------
+
+
+def spelled(tensors, attention):
+    """Tensors under the names that a program with this attention writes."""
+    names = {"impl": ("self_attn._impl.Wqkv.", "self_attn._impl.out_proj."), "torch": ("self_attn.in_proj_",) * 2}
+    if attention == "flash":
+        return tensors
+    wqkv, out = names[attention]
+    out = out if attention == "impl" else "self_attn.out_proj."
+    return {
+        name.replace("self_attn.Wqkv.", wqkv).replace("self_attn.out_proj.", out): tensor
+        for name, tensor in tensors.items()
+    }
+
+
+@pytest.mark.parametrize("weights", ["mod_only", "mod_batch"])
+def test_multiomic(original, agree, weights):
+    theirs, modalities = original.arrays("multiomic"), torch.from_numpy(original.arrays("multiomic")["mod_types"])
+    network, batch = original.network(f"multiomic/{weights}.pt"), original.batch()
+    batches = batch.conditions["batches"] if weights == "mod_batch" else None
+    context = {"modalities": modalities, "batches": batches}
+    encoded = network.encode(batch.genes, batch.values, batch.padding, **context)
+    agree(f"multiomic/{weights}/cell_emb", encoded.cell, theirs[f"{weights}/cell_emb"])
+    hidden = encoded.hidden.masked_fill(batch.padding[..., None], 0)
+    predicted = network.expressions(encoded._replace(hidden=hidden), batch.values, **context)
+    agree(f"multiomic/{weights}/mlm_output", predicted[""][0], theirs[f"{weights}/mlm_output"], instead=ZEROED)
+    agree(f"multiomic/{weights}/mvc_output", predicted["_from_cell"][0], theirs[f"{weights}/mvc_output"])
+    agree(
+        f"multiomic/{weights}/cls_output",
+        network.read_head("classes", encoded.cell),
+        theirs[f"{weights}/cls_output"],
+    )
+
+
+@pytest.mark.parametrize("attention", ["flash", "impl", "torch"])
+def test_multiomic_files_load_whatever_attention_wrote_them(original, tmp_path, attention):
+    folder = original.folder("multiomic/mod_batch.pt")
+    tensors = torch.load(folder / "best_model.pt", weights_only=True)
+    for file in ("args.json", "vocab.json"):
+        (tmp_path / file).write_bytes((folder / file).read_bytes())
+    torch.save({f"module.{name}": x for name, x in spelled(tensors, attention).items()}, tmp_path / "best_model.pt")
+    model = SCGPT.from_pretrained(tmp_path)
+    assert not model.load_report.random
+    assert model.network.config.n_modalities == 5
+    loaded = model.network.state_dict()
+    for name, tensor in tensors.items():
+        if not name.startswith("cls_decoder."):
+            assert torch.equal(loaded[name], tensor), name

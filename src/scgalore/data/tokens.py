@@ -20,7 +20,11 @@ if TYPE_CHECKING:
     import torch
     from numpy.typing import NDArray
 
-__all__ = ["RaggedTokens", "Ties", "TokenBatch", "TokenizerConfig"]
+__all__ = ["MODALITIES", "PROTEIN", "RaggedTokens", "Ties", "TokenBatch", "TokenizerConfig"]
+
+MODALITIES = ("Protein", "RNA", "<pad>", "<cls>", "<eoc>")
+"""Modalities of tokens, in the order in which upstream's multi-omic models number them."""
+PROTEIN, RNA, NO_TOKEN, CELL = range(4)
 
 
 @dataclass(frozen=True)
@@ -42,11 +46,12 @@ class TokenBatch:
     conditions
         What a network reads in addition, as keyword arguments of its ``encode``: ``"batches"``, codes of sequencing batches,
         int64 ``(b,)``; ``"flags"``, perturbation flags, int64 ``(b, s)``; ``"generated"``, tokens whose expression is to
-        be generated from the others, bool ``(b, s)``.
+        be generated from the others, bool ``(b, s)``; ``"modalities"``, of each token, positions in :data:`MODALITIES`, int64
+        ``(b, s)``.
     targets
         What an objective reads: ``"labels"``, class codes, int64 ``(b,)``; ``"values"``, numbers, float32 ``(b,)``;
         ``"expression"``, expression to predict, float32 ``(b, s)``, and ``"masked"``, where it counts, bool ``(b, s)``;
-        ``"controls"``, mean expression of control cells, and ``"prior"``, the effect that a network's output is added to,
+        ``"proteins"``, standardised abundance of each protein, float32 ``(b, n_proteins)``; ``"controls"``, mean expression of control cells, and ``"prior"``, the effect that a network's output is added to,
         float32 ``(b, s)``.
     padded
         Whether any position is padding; known without asking the device.

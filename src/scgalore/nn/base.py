@@ -451,6 +451,33 @@ class CellNetwork(nn.Module):
         """Whether :meth:`expression` is 0 for every input."""
         return False
 
+    # Modalities -------------------------------------------------------------------------------------------------------
+
+    @property
+    def reads_modalities(self) -> bool:
+        """Whether :meth:`expressions` reads ``modalities``, the modality of each token."""
+        return False
+
+    def multiomic_variant(self, rows: Tensor, n_modalities: int, *, seed: int) -> Self:
+        """Copy into a network that has other tokens in addition, and that is told the modality of each token.
+
+        Parameters
+        ----------
+        rows
+            The whole gene embedding of the copy, ``(n_tokens, d)``.
+        n_modalities
+            How many modalities there are.
+        seed
+            Seed of what is new.
+
+        Raises
+        ------
+        OptionError
+            If networks of this family cannot read modalities.
+        """
+        msg = f"{type(self).__name__} cannot learn several modalities. Choose another model."
+        raise OptionError(msg)
+
 
 class PaddedEncoder:
     """Cell embeddings of any network in evaluation mode, by padded batches through :meth:`CellNetwork.encode`.

@@ -239,14 +239,14 @@ class AffineExpressionDecoder(nn.Module):
 class CellExpressionDecoder(nn.Module):
     """Expression of each gene from its embedding and the cell embedding alone (upstream's MVC decoder)."""
 
-    def __init__(self, d_model: int, d_cell: int, *, zero_probabilities: bool) -> None:
+    def __init__(self, d_gene: int, d_cell: int, *, zero_probabilities: bool) -> None:
         super().__init__()
-        self.gene2query = Linear(d_model, d_model)
-        self.W = Linear(d_model, d_cell, bias=False)
-        self.W_zero_logit = Linear(d_model, d_cell) if zero_probabilities else None
+        self.gene2query = Linear(d_gene, d_gene)
+        self.W = Linear(d_gene, d_cell, bias=False)
+        self.W_zero_logit = Linear(d_gene, d_cell) if zero_probabilities else None
 
     def forward(self, cell: Tensor, genes: Tensor) -> tuple[Tensor, Tensor | None]:
-        query = torch.sigmoid(self.gene2query(genes))  # (b, s, d)
+        query = torch.sigmoid(self.gene2query(genes))  # (b, s, d_gene)
         cell = cell.unsqueeze(-1)  # (b, d_cell, 1)
         expression = (self.W(query) @ cell).squeeze(-1)  # (b, s)
         if self.W_zero_logit is None:
@@ -308,7 +308,8 @@ class SCGPTNetwork(CellNetwork):
     def __init__(self, config: SCGPTConfig) -> None:
         super().__init__(config)
         d = config.d_model
-        d_context = 2 * d if config.batch_labels else d  # decoders read [state, sequencing batch]
+        d_context = 2 * d if config.batch_labels or config.n_modalities else d  # decoders read [state, context]
+        d_gene = 2 * d if config.n_modalities else d
         self.encoder = GeneEncoder(config.n_tokens, d, padding_idx=config.pad_id)
         self.value_encoder = _value_encoder(config)
         self.batch_encoder = GeneEncoder(config.n_batches, d) if config.batch_labels else None
@@ -322,7 +323,7 @@ class SCGPTNetwork(CellNetwork):
             if config.perturbation
             else ExpressionDecoder(d_context, d, zero_probabilities=zeros)
         )
-        self.mvc_decoder = CellExpressionDecoder(d, d_context, zero_probabilities=zeros) if config.mvc else None
+        self.mvc_decoder = CellExpressionDecoder(d_gene, d_context, zero_probabilities=zeros) if config.mvc else None
         self.cls_decoder: nn.Module | None = None
         self.grad_reverse_discriminator = (
             CellDecoder(d, config.n_batches, 3, nn.LeakyReLU()) if config.adversary else None
@@ -330,8 +331,9 @@ class SCGPTNetwork(CellNetwork):
         self.apply(_initialise)
         nn.init.uniform_(self.encoder.embedding.weight, -0.1, 0.1)
         self.put_heads(self.fresh_heads(config.heads))
-        # The last: networks with and without it then draw the same weights.
+        # The last: networks with and without them then draw the same weights.
         self.flag_encoder = nn.Embedding(2, d) if config.generative else None
+        self.mod_encoder = GeneEncoder(config.n_modalities, d) if config.n_modalities else None
 
     @property
     def blocks(self) -> Sequence[nn.Module]:
@@ -362,6 +364,7 @@ class SCGPTNetwork(CellNetwork):
         flags: Tensor | None = None,
         generated: Tensor | None = None,
         cell: Tensor | None = None,
+        modalities: Tensor | None = None,
     ) -> Encoded:
         """Tokens to hidden states and a cell embedding.
 
@@ -386,6 +389,8 @@ class SCGPTNetwork(CellNetwork):
             depends on them, the cell embedding included. Needs a network with ``SCGPTConfig.generative``.
         cell
             Cell embeddings ``(b, d)`` that take the place of the input of ``<cls>``.
+        modalities
+            Modality of each token, int64 ``(b, s)``: read by the decoders alone, as upstream's are.
 
         Raises
         ------
@@ -416,6 +421,7 @@ class SCGPTNetwork(CellNetwork):
         padding: Tensor | None = None,
         *,
         batches: Tensor | None = None,
+        modalities: Tensor | None = None,
     ) -> Tensor:
         """Expression ``(b, s)`` of a cell known by its embedding ``(b, d)``, which takes the place of ``<cls>``."""
         x = self.encoder(genes)
@@ -423,26 +429,45 @@ class SCGPTNetwork(CellNetwork):
             x = self.add_values(x, values)
         x = _put_first(cell, self.normalise(x, batches))
         hidden = self.transformer_encoder(x, Padded(padding, genes.shape[1]))
-        return self._decode(hidden, values, batches)[0]
+        return self._decode(hidden, values, batches, modalities)[0]
 
     def expression(
-        self, encoded: Encoded, values: Tensor, *, batches: Tensor | None = None, **conditions: Tensor | None
+        self,
+        encoded: Encoded,
+        values: Tensor,
+        *,
+        batches: Tensor | None = None,
+        modalities: Tensor | None = None,
+        **conditions: Tensor | None,
     ) -> tuple[Tensor, Tensor | None]:
         """Expression of every token ``(b, s)``, and the probability that it is not zero if the network predicts it."""
-        return self._decode(encoded.hidden, values, batches)
+        return self._decode(encoded.hidden, values, batches, modalities)
 
-    def expression_from_cell(self, encoded: Encoded, *, batches: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
+    def expression_from_cell(
+        self, encoded: Encoded, *, batches: Tensor | None = None, modalities: Tensor | None = None
+    ) -> tuple[Tensor, Tensor | None]:
         """Like :meth:`expression`, from the cell embedding and gene identities alone."""
         decoder = _built(self.mvc_decoder, "mvc")
-        return decoder(self._with_batch(encoded.cell, batches), encoded.genes)
+        if self.mod_encoder is None:
+            return decoder(self._with_context(encoded.cell, batches, None), encoded.genes)
+        of_cls = _given(modalities, "modalities")[:, 0]
+        genes = self._with_context(encoded.genes, batches, modalities)
+        return decoder(self._with_context(encoded.cell, batches, of_cls), genes)
 
     def expressions(
-        self, encoded: Encoded, values: Tensor, *, batches: Tensor | None = None, **conditions: Tensor | None
+        self,
+        encoded: Encoded,
+        values: Tensor,
+        *,
+        batches: Tensor | None = None,
+        modalities: Tensor | None = None,
+        **conditions: Tensor | None,
     ) -> dict[str, tuple[Tensor, Tensor | None]]:
         """``""``: :meth:`expression`; ``"_from_cell"``: :meth:`expression_from_cell`, where the network has that head."""
-        predicted = {"": self.expression(encoded, values, batches=batches)}
+        context = {"batches": batches, "modalities": modalities}
+        predicted = {"": self.expression(encoded, values, **context)}
         if self.mvc_decoder is not None:
-            predicted["_from_cell"] = self.expression_from_cell(encoded, batches=batches)
+            predicted["_from_cell"] = self.expression_from_cell(encoded, **context)
         return predicted
 
     @property
@@ -528,7 +553,8 @@ class SCGPTNetwork(CellNetwork):
         if self.reads_batches:
             msg = "A network that normalises its inputs within batches cannot learn perturbations, whose cells come without. Start from other weights."
             raise OptionError(msg)
-        config = old.replace(n_tokens=max(old.n_tokens, n_tokens), perturbation=True, pert_pad_id=UNPERTURBED)
+        n_tokens = max(old.n_tokens, n_tokens)
+        config = old.replace(n_tokens=n_tokens, perturbation=True, pert_pad_id=UNPERTURBED, n_modalities=0)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             copy = type(self)(config)
@@ -658,18 +684,61 @@ class SCGPTNetwork(CellNetwork):
     def _affine_decoder(self) -> AffineExpressionDecoder:
         return cast("AffineExpressionDecoder", _built(self.decoder if self.reads_flags else None, "perturbation"))
 
-    def _with_batch(self, x: Tensor, batches: Tensor | None) -> Tensor:
-        if self.batch_encoder is None:
-            return x
-        context = self.batch_encoder(_given(batches, "batches"))  # (b, d)
-        if x.dim() == 3:
-            context = context.unsqueeze(1).expand(-1, x.shape[1], -1)
-        return torch.cat([x, context], dim=-1)
+    @property
+    def reads_modalities(self) -> bool:
+        """Whether its decoders read the modality of each token."""
+        return self.config.n_modalities > 0
 
-    def _decode(self, hidden: Tensor, values: Tensor | None, batches: Tensor | None) -> tuple[Tensor, Tensor | None]:
+    def multiomic_variant(self, rows: Tensor, n_modalities: int, *, seed: int) -> Self:
+        """Copy into a network that has more tokens and whose decoders read modalities.
+
+        What is new in the decoders starts at 0, so the copy of a network without batches predicts what that predicts until it is
+        trained.
+
+        Parameters
+        ----------
+        rows, n_modalities, seed
+            As for :meth:`CellNetwork.multiomic_variant`.
+        """
+        old = self.config
+        config = old.replace(n_tokens=len(rows), n_modalities=n_modalities, perturbation=False)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            variant = type(self)(config)
+        tensors = variant.state_dict()
+        for name, tensor in self.state_dict().items():
+            if name in tensors and tensor.dim() == tensors[name].dim():
+                tensors[name] = _placed(tensor, tensors[name])
+        tensors["encoder.embedding.weight"] = rows
+        variant.load_state_dict(tensors)
+        return variant.eval()
+
+    def _with_context(self, x: Tensor, batches: Tensor | None, modalities: Tensor | None) -> Tensor:
+        """States ``(b, d)`` or ``(b, s, d)`` next to what the decoders know of batch and modality, if they know anything."""
+        context: Tensor | None = None
+        if self.mod_encoder is not None:
+            context = self.mod_encoder(_given(modalities, "modalities"))  # as x
+        if self.batch_encoder is not None:
+            of_batch = self.batch_encoder(_given(batches, "batches"))  # (b, d)
+            of_batch = of_batch.unsqueeze(1).expand_as(x) if x.dim() == 3 else of_batch
+            context = of_batch if context is None else context + of_batch
+        return x if context is None else torch.cat([x, context], dim=-1)
+
+    def _decode(
+        self, hidden: Tensor, values: Tensor | None, batches: Tensor | None, modalities: Tensor | None
+    ) -> tuple[Tensor, Tensor | None]:
         if self.config.perturbation:
             return self.decoder(hidden, values)
-        return self.decoder(self._with_batch(hidden, batches))
+        return self.decoder(self._with_context(hidden, batches, modalities))
+
+
+def _placed(tensor: Tensor, like: Tensor) -> Tensor:
+    """The tensor in the first rows and columns of one of another shape, and zeros elsewhere."""
+    if tensor.shape == like.shape:
+        return tensor
+    larger = torch.zeros_like(like)
+    larger[tuple(slice(n) for n in tensor.shape)] = tensor
+    return larger
 
 
 def _value_encoder(config: SCGPTConfig) -> nn.Module | None:

@@ -93,6 +93,9 @@ class SCGPTConfig(NetworkConfig):
         Whether its bias is multiplied by the mean of a cell's non-zero values.
     generative
         Whether the network has a flag for tokens whose expression it is to generate, as in upstream's pre-training.
+    n_modalities
+        Rows of the embedding of modalities that the decoders read with each token, as in upstream's multi-omic model; 0 for a
+        network of genes alone. Cell embeddings are then those of ``<cls>``.
     n_bins
         Bins of expression the weights were trained with, the one for zeros included.
     max_length
@@ -123,6 +126,7 @@ class SCGPTConfig(NetworkConfig):
         "decoder_activation": nullable(choice(*get_args(Activation))),
         "adaptive_bias": SWITCH,
         "generative": SWITCH,
+        "n_modalities": whole(0, 64),
     }
 
     n_heads: int = 8
@@ -143,9 +147,13 @@ class SCGPTConfig(NetworkConfig):
     decoder_activation: str | None = None
     adaptive_bias: bool = False
     generative: bool = False
+    n_modalities: int = 0
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.n_modalities and self.cell_style != "cls":
+            msg = f"cell_style={self.cell_style!r} does not go with n_modalities={self.n_modalities}. Use cell_style='cls'."
+            raise WeightsError(msg)
         if self.d_model % self.n_heads:
             msg = f"The width d_model={self.d_model} is not a multiple of n_heads={self.n_heads}."
             raise WeightsError(msg)
@@ -199,6 +207,7 @@ class SCGPTConfig(NetworkConfig):
         table = shapes.get("encoder.embedding.weight", ())
         hidden = shapes.get("transformer_encoder.layers.0.linear1.weight", ())
         category = shapes.get("value_encoder.embedding.weight")
+        modalities = shapes.get("mod_encoder.embedding.weight")
         batches = shapes.get("batch_encoder.embedding.weight") or shapes.get(
             "grad_reverse_discriminator.out_layer.weight"
         )
@@ -220,6 +229,7 @@ class SCGPTConfig(NetworkConfig):
             ),
             "perturbation": "pert_encoder.weight" in shapes,
             "generative": "flag_encoder.weight" in shapes,
+            "n_modalities": modalities[0] if modalities else 0,
         }
 
     @classmethod

@@ -14,7 +14,7 @@ from scgalore.data import ragged
 from scgalore.data.binning import bin_values
 from scgalore.data.matrix import CellMatrix
 from scgalore.data.tokenizer import Tokenizer, keep_smallest
-from scgalore.data.tokens import RaggedTokens, TokenizerConfig
+from scgalore.data.tokens import MODALITIES, RaggedTokens, TokenizerConfig
 from scgalore.errors import DataError, OptionError
 
 FIXTURES = Path(__file__).parent / "scgpt"
@@ -412,3 +412,40 @@ def test_long_cells_are_sampled_among_admitted_genes():
     drawn = [set(genes) - {CLS} for genes, *_ in cells]
     assert all(len(genes) == 8 and genes <= set(admitted.tolist()) for genes in drawn)
     assert len({frozenset(genes) for genes in drawn}) > 1
+
+
+# Proteins -----------------------------------------------------------------------------------------------------------
+
+
+@given(
+    st.lists(st.lists(st.integers(0, 9), min_size=9, max_size=9), min_size=1, max_size=5),
+    st.lists(st.lists(st.integers(0, 99), min_size=3, max_size=3), min_size=5, max_size=5),
+)
+def test_proteins_are_binned_by_themselves(genes, proteins):
+    """Joined cells have the tokens that each modality has alone."""
+    proteins = proteins[: len(genes)]
+    ids = np.concatenate([np.arange(9), [300, 301, 302]])
+    both = Tokenizer(ids, cls_id=CLS, pad_id=PAD, first_protein=300)
+    joined = cells_of(encode(both, np.hstack([genes, proteins])))
+    of_genes, of_proteins = (
+        cells_of(encode(tokenizer(part, append_cls=cls), x))
+        for part, x, cls in ((ids[:9], genes, True), (ids[9:], proteins, False))
+    )
+    for cell, one, other in zip(joined, of_genes, of_proteins, strict=True):
+        assert cell[0] == one[0] + other[0]
+        assert cell[1] == one[1] + other[1]
+
+
+def test_a_long_cell_keeps_its_proteins_and_batches_say_what_each_token_is():
+    config = TokenizerConfig(max_length=5)
+    both = Tokenizer([0, 1, 2, 3, 4, 300, 301], cls_id=CLS, pad_id=PAD, config=config, first_protein=300)
+    x = np.array([[1, 2, 3, 4, 5, 6, 7], [0, 0, 1, 0, 0, 0, 5]])
+    for draw in range(5):
+        batch = both.pad(encode(both, x, draw=draw))
+        assert batch.genes[0, -2:].tolist() == [300, 301]
+        assert batch.genes[1].tolist() == [CLS, 2, 301, PAD, PAD]
+        assert [[MODALITIES[i] for i in row] for row in batch.conditions["modalities"].tolist()] == [
+            ["<cls>", "RNA", "RNA", "Protein", "Protein"],
+            ["<cls>", "RNA", "Protein", "<pad>", "<pad>"],
+        ]
+    assert "modalities" not in tokenizer([0, 1]).pad(encode(tokenizer([0, 1]), [[1, 1]])).conditions

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
+import scipy.sparse as sp
 import torch
 
 from scgalore import _logging as logg
@@ -24,7 +25,7 @@ from scgalore.data.sampler import sorted_batches
 from scgalore.data.scale import log_base_of, scale_of
 from scgalore.data.seen import FEW_UNSEEN, Seen, sums_of
 from scgalore.data.tokenizer import Tokenizer
-from scgalore.errors import DataError, MissingKeyError
+from scgalore.errors import DataError, MissingKeyError, OptionError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -192,6 +193,36 @@ class TokenCells:
         tokenizer = self._tokenizer(config=replace(self.tokenizer.config, include_zeros=True))
         return replace(self, tokenizer=tokenizer, lengths=self.matrix.count(tokenizer.lengths))
 
+    def with_proteins(self, counts: sp.csr_matrix, token_ids: NDArray[np.int64]) -> TokenCells:
+        """Same cells with proteins as further tokens, which are binned by themselves.
+
+        Parameters
+        ----------
+        counts
+            float32, in canonical form, ``(n_obs, n_proteins)``.
+        token_ids
+            Token id of each protein, above those of all genes.
+
+        Raises
+        ------
+        OptionError
+            If a cell cannot have as many tokens.
+        """
+        config = self.tokenizer.config
+        if len(token_ids) >= config.max_genes:
+            msg = f"{len(token_ids)} proteins leave no room for a gene among max_length={config.max_length} tokens. Pass a larger one."
+            raise OptionError(msg)
+        genes, shape = self.matrix, (self.n_obs, self.matrix.n_vars + len(token_ids))
+
+        def read(rows: NDArray[np.int64]) -> sp.csr_matrix:
+            return sp.hstack([genes.rows(rows), counts[rows]], format="csr")
+
+        ids = np.concatenate([self.tokenizer.token_ids, token_ids])
+        special = {"cls_id": self.tokenizer.cls_id, "pad_id": self.tokenizer.pad_id}
+        tokenizer = Tokenizer(ids, **special, config=config, first_protein=int(token_ids.min()))
+        lengths = np.minimum(self.lengths + np.diff(counts.indptr), config.max_length)
+        return replace(self, matrix=CellMatrix(read, shape, name=genes.name), tokenizer=tokenizer, lengths=lengths)
+
     def with_ranks(self, ranks: NDArray[np.floating]) -> TokenCells:
         """Same cells with a ranking of the genes.
 
@@ -224,7 +255,7 @@ class TokenCells:
         own = self.tokenizer
         admitted = None if own.admitted is None else own.genes[own.admitted]
         same: dict[str, Any] = {"cls_id": own.cls_id, "pad_id": own.pad_id, "config": own.config, "admitted": admitted}
-        same |= {"vocabulary": own.genes, "log_base": own.log_base}
+        same |= {"vocabulary": own.genes, "log_base": own.log_base, "first_protein": own.first_protein}
         return Tokenizer(own.token_ids, **{**same, **changes})
 
     def tokens(self) -> NDArray[np.int64]:

@@ -12,10 +12,10 @@ import pandas as pd
 from anndata import AnnData, ImplicitModificationWarning
 
 from scgalore._options import Kind, is_text
-from scgalore.errors import DataError, MissingKeyError
+from scgalore.errors import DataError, MissingKeyError, OptionError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Iterable, Mapping, Sequence
 
     from mudata import MuData
     from numpy.typing import NDArray
@@ -24,6 +24,7 @@ __all__ = [
     "CELLS",
     "cells_of",
     "copied",
+    "first_modality",
     "writable_adata",
     "refuse_elsewhere",
     "resolve_adata",
@@ -98,6 +99,35 @@ def resolve_adata(data: AnnData | MuData, *, mod: str = "rna") -> AnnData:
         raise DataError(msg)
     _refuse_lazy(adata)
     return adata
+
+
+def first_modality(data: AnnData | MuData, mod: str | Sequence[str]) -> tuple[str, AnnData | None]:
+    """Name of the modality to work on, and the AnnData of the second one, where two are named.
+
+    Parameters
+    ----------
+    data
+        What the user holds.
+    mod
+        Name of a modality, or of that with RNA and that with proteins.
+
+    Raises
+    ------
+    OptionError
+        If there are more or fewer, or ``data`` has no modalities.
+    MissingKeyError
+        If there is no such modality.
+    """
+    if isinstance(mod, str):
+        return mod, None
+    names = list(mod)
+    if len(names) != 2 or not all(map(is_text, names)):
+        msg = f'mod={mod!r}: name one modality, or two, such as ["rna", "prot"].'
+        raise OptionError(msg)
+    if isinstance(data, AnnData):
+        msg = f"mod={names!r} names modalities of a MuData, and this is an AnnData. Pass protein= with a key of its obsm, or another AnnData."
+        raise OptionError(msg)
+    return names[0], resolve_adata(data, mod=names[1])
 
 
 def writable_adata(data: AnnData | MuData, *, mod: str = "rna") -> AnnData:

@@ -14,7 +14,7 @@ from scgalore.data.binning import bin_rows
 from scgalore.data.hashing import cell_keys, fold_seed, splitmix64, uniforms
 from scgalore.data.levels import expression_classes
 from scgalore.data.ragged import argsort_rows, blocks, starts
-from scgalore.data.tokens import RaggedTokens, TokenBatch, TokenizerConfig
+from scgalore.data.tokens import CELL, NO_TOKEN, PROTEIN, RNA, RaggedTokens, TokenBatch, TokenizerConfig
 from scgalore.errors import DataError
 
 if TYPE_CHECKING:
@@ -51,6 +51,9 @@ class Tokenizer:
         Token ids of all genes that the network knows; read where ``config.every_gene`` asks for those that the matrix lacks.
     log_base
         Base of the logarithm ``log(1 + x)`` that values are, ``None`` for counts; read where ``config.classes`` asks for it.
+    first_protein
+        Token id from which on tokens are proteins, which are binned by themselves and never left out of a long cell; batches
+        then hold the condition ``"modalities"``. ``None`` where all are genes.
     """
 
     def __init__(
@@ -63,12 +66,14 @@ class Tokenizer:
         admitted: ArrayLike | None = None,
         vocabulary: ArrayLike | None = None,
         log_base: float | None = None,
+        first_protein: int | None = None,
     ) -> None:
         self.config = TokenizerConfig() if config is None else config
         self.cls_id = int(cls_id)
         self.pad_id = int(pad_id)
         self.token_ids = np.array(token_ids, dtype=np.int64).ravel()
         self.log_base = log_base
+        self.first_protein = first_protein
         columns = np.flatnonzero(self.token_ids >= 0)
         self._check_genes(np.sort(self.token_ids[columns]))
         every = np.asarray([] if vocabulary is None or not self.config.every_gene else vocabulary, dtype=np.int64)
@@ -200,13 +205,18 @@ class Tokenizer:
         values = ragged.values.take(source, mode="clip")
         np.copyto(genes, self.pad_id, where=padding)
         np.copyto(values, np.float32(self.config.pad_value), where=padding)
+        conditions = {name: torch.from_numpy(codes[picked]) for name, codes in ragged.conditions.items()}
+        if self.first_protein is not None:
+            kinds = np.where(genes >= self.first_protein, PROTEIN, RNA)
+            kinds[genes == self.cls_id], kinds[padding] = CELL, NO_TOKEN
+            conditions["modalities"] = torch.from_numpy(kinds)
         return TokenBatch(
             genes=torch.from_numpy(genes),
             values=torch.from_numpy(values),
             padding=torch.from_numpy(padding),
             cells=torch.from_numpy(ragged.cells[picked]),
             keys=torch.from_numpy(ragged.keys[picked].view(np.int64)),
-            conditions={name: torch.from_numpy(codes[picked]) for name, codes in ragged.conditions.items()},
+            conditions=conditions,
             padded=bool(padding.any()),
         )
 
@@ -244,7 +254,10 @@ class Tokenizer:
             u = None
             if config.ties == "random":
                 u = uniforms(seed, "ties", np.repeat(keys, np.diff(indptr)), genes)
-            values = bin_rows(values, indptr, config.n_bins, ties=config.ties, u=u).astype(np.float32)
+            together = indptr
+            if self.first_protein is not None:
+                together = _by_modality(genes < self.first_protein, indptr)
+            values = bin_rows(values, together, config.n_bins, ties=config.ties, u=u).astype(np.float32)
         if config.include_zeros or config.every_gene:
             genes, values, indptr = self._with_zeros(rank, values, indptr)
         if self.admitted is not None:
@@ -314,6 +327,8 @@ class Tokenizer:
             return genes, values, indptr
         in_long = np.repeat(long, lengths)
         u = uniforms(seed, "sample", np.repeat(keys[long], lengths[long]), genes[in_long])
+        if self.first_protein is not None:
+            u[genes[in_long] >= self.first_protein] = -1
         kept = np.ones(len(genes), dtype=bool)
         kept[in_long] = keep_smallest(u, starts(lengths[long]), limit)
         return genes[kept], values[kept], starts(np.minimum(lengths, limit))
@@ -345,3 +360,11 @@ def keep_smallest(u: NDArray[np.floating], indptr: NDArray[np.integer], limit: i
 def _kept_lengths(kept: NDArray[np.bool_], indptr: NDArray[Any]) -> NDArray[np.int64]:
     lengths: NDArray[np.int64] = np.diff(np.concatenate(([0], np.cumsum(kept)))[indptr])
     return lengths
+
+
+def _by_modality(is_gene: NDArray[np.bool_], indptr: NDArray[Any]) -> NDArray[np.int64]:
+    """Where the genes of each cell start, and where what comes after them does, int64 ``(2 b + 1,)``."""
+    starts_of = np.empty(2 * len(indptr) - 1, dtype=np.int64)
+    starts_of[::2] = indptr
+    np.add(indptr[:-1], _kept_lengths(is_gene, indptr), out=starts_of[1::2])
+    return starts_of

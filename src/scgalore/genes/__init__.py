@@ -1,5 +1,6 @@
 """Genes by name: identifiers and how they translate into one another, and gene sets."""
 
+from scgalore.genes.antibodies import antibody_gene, clean_antibodies, is_isotype_control
 from scgalore.genes.identifiers import (
     OtherNames,
     ensembl_id,
@@ -14,9 +15,12 @@ from scgalore.genes.sets import GeneSet, get_gene_set, list_gene_sets, read_gmt
 __all__ = [
     "GeneSet",
     "OtherNames",
+    "antibody_gene",
+    "clean_antibodies",
     "ensembl_id",
     "get_gene_set",
     "is_gene",
+    "is_isotype_control",
     "list_gene_sets",
     "looks_like_mouse",
     "ortholog",

@@ -587,7 +587,7 @@ def perturbations_missing(world: World) -> None:
 
 @wrong(
     OptionError,
-    "task='perturbations': choose one of 'classes', 'regression', 'expression', 'perturbation', 'integration', or None",
+    "task='perturbations': choose one of 'classes', 'regression', 'expression', 'perturbation', 'integration', 'multiomic', or None",
 )
 def task_unknown(world: World) -> None:
     world.finetune_screen(model="never looked at", task="perturbations")

@@ -75,6 +75,13 @@ def batches() -> AnnData:
     return adata
 
 
+def with_proteins(adata: AnnData) -> AnnData:
+    """The cells with counts of antibodies."""
+    counts = np.random.default_rng(0).poisson(9, (adata.n_obs, 3))
+    adata.obsm["protein_expression"] = pd.DataFrame(counts, adata.obs_names, ["CD3_TotalSeqB", "CD4", "CD19"])
+    return adata
+
+
 def mouse() -> AnnData:
     """Cells whose genes have names of a mouse."""
     adata = cells()
@@ -164,6 +171,7 @@ READERS: dict[str, Callable[[], dict[str, Any]]] = {
     "docs/distributed.md": lambda: in_files("cells.h5ad"),
     "docs/optimizers.md": lambda: {"adata": cells(), "network": small().network},
     "docs/scbert.md": lambda: {"adata": cells(), "query": cells(slice(40, 60)), **small_scbert()},
+    "docs/protein.md": lambda: {"adata": with_proteins(cells()), "query": cells(slice(40, 60))},
     "docs/pipeline.md": lambda: in_files("cells.h5ad", "data.h5ad"),
 }
 """What the reader of a page has before its first block, besides scanpy and scgalore; by page."""

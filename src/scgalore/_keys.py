@@ -66,6 +66,16 @@ class CellKeys:
         return f"{self.stem}_value"
 
     @property
+    def joint(self) -> str:
+        """Embeddings of RNA and proteins together, in ``obsm``."""
+        return self.embedding if self.embedding == self.stem else f"{self.embedding}_multi"
+
+    @property
+    def protein(self) -> str:
+        """Proteins predicted from RNA, in ``obsm``; ``uns[...]["proteins"]`` names its columns."""
+        return f"{self.stem}_protein"
+
+    @property
     def split(self) -> str:
         """Split that each cell belongs to, in ``obs``: train, validation or test."""
         return f"{self.stem}_split"
@@ -75,7 +85,7 @@ class CellKeys:
         """Every name above, by slot: what a call may write."""
         return {
             "obs": (self.label, self.score, self.novelty, self.value, self.split),
-            "obsm": (self.embedding, self.probabilities),
+            "obsm": (self.embedding, self.probabilities, self.joint, self.protein),
             "uns": (self.uns, self.colors),
         }
 

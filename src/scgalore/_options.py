@@ -90,7 +90,7 @@ class Option:
     shown_default
         What the help shows as default in place of ``default``.
     column
-        Slot of the AnnData (``"obs"``, ``"var"`` or ``"layers"``) that must have an entry of this name.
+        Slot of the AnnData (``"obs"``, ``"var"``, ``"layers"`` or ``"obsm"``) that must have an entry of this name, if it is one.
     aliases
         Further names on the command line, without dashes in front.
     """

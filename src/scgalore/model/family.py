@@ -22,9 +22,9 @@ if TYPE_CHECKING:
 
 __all__ = ["CAN", "Family"]
 
-CAN = frozenset({"cell heads", "expression", "flags", "generation", "batches"})
+CAN = frozenset({"cell heads", "expression", "flags", "generation", "batches", "modalities"})
 """What tasks may ask of a family: heads on the cell embedding, expression of each token, perturbation flags, expression of some
-tokens from the others alone, and networks that know the sequencing batch of a cell."""
+tokens from the others alone, networks that know the sequencing batch of a cell, and tokens of several modalities."""
 
 
 def binned_tokens(config: NetworkConfig, *, max_length: int | None, seed: int) -> TokenizerConfig:

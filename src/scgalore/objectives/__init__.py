@@ -6,6 +6,7 @@ from scgalore.objectives.generative import GenerativeExpression
 from scgalore.objectives.integration import Integration
 from scgalore.objectives.masked_classes import MaskedClasses
 from scgalore.objectives.masked_expression import MaskedExpression
+from scgalore.objectives.multiomic import Multiomic
 from scgalore.objectives.perturbation import Perturbation
 from scgalore.objectives.pretraining import PRETRAINING, pretraining_objective
 from scgalore.objectives.regression import Regression
@@ -18,6 +19,7 @@ __all__ = [
     "Loss",
     "MaskedClasses",
     "MaskedExpression",
+    "Multiomic",
     "Objective",
     "Perturbation",
     "Regression",

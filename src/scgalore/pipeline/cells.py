@@ -44,14 +44,15 @@ class CellFile:
         ``.h5ad`` file or ``.zarr`` folder.
     obs, var
         Its tables.
-    layers
-        Names of its layers.
+    layers, obsm
+        Names of its layers, and of the tables of its cells.
     """
 
     path: Path
     obs: pd.DataFrame = field(repr=False)
     var: pd.DataFrame = field(repr=False)
     layers: tuple[str, ...]
+    obsm: tuple[str, ...] = ()
 
     @classmethod
     def of(cls, path: Path) -> Self:
@@ -67,7 +68,8 @@ class CellFile:
             if "obs" not in root or "var" not in root:
                 msg = f"{path} has no obs and var: it was not written by anndata."
                 raise DataError(msg)
-            return cls(path, read_elem(root["obs"]), read_elem(root["var"]), tuple(root.get("layers", ())))
+            names = (tuple(root.get(slot, ())) for slot in ("layers", "obsm"))
+            return cls(path, read_elem(root["obs"]), read_elem(root["var"]), *names)
         finally:
             _close(root)
 
@@ -82,13 +84,14 @@ class CellFile:
         Parameters
         ----------
         slot
-            ``"obs"``, ``"var"`` or ``"layers"``.
+            ``"obs"``, ``"var"``, ``"layers"`` or ``"obsm"``.
         name
             Option that asks for it.
         key
             Column or layer; nothing is asked for with ``None``.
         """
-        found = self.layers if slot == "layers" else tuple(map(str, getattr(self, slot).columns))
+        entries = getattr(self, slot)
+        found = entries if isinstance(entries, tuple) else tuple(map(str, entries.columns))
         if key is not None and key not in found:
             msg = f"{name}={key!r}: {self.path} has no such entry in {slot}, which has {list(found)}."
             raise MissingKeyError(msg)
@@ -97,7 +100,9 @@ class CellFile:
         """Names of the genes: the index of ``var``, or a column of it."""
         return (self.var.index if gene_symbols is None else self.var[gene_symbols]).astype(str).tolist()
 
-    def read(self, rows: NDArray[np.int64], layer: str | None, *, uns: Sequence[str] = ()) -> AnnData:
+    def read(
+        self, rows: NDArray[np.int64], layer: str | None, *, uns: Sequence[str] = (), obsm: Sequence[str] = ()
+    ) -> AnnData:
         """Read some cells, with all genes, as a sparse float32 matrix.
 
         Parameters
@@ -108,6 +113,8 @@ class CellFile:
             Layer to take the place of ``X``; ``None`` reads ``X``.
         uns
             Entries of ``uns`` to read too, where they are there.
+        obsm
+            Tables of cells to read too.
         """
         root = open_file(self.path)
         try:
@@ -119,9 +126,14 @@ class CellFile:
             name = f"{slot} of {self.path}"
             matrix = CellMatrix(open_matrix(x, name), x.shape, name=name).rows(rows)
             kept = {key: read_elem(root["uns"][key]) for key in uns if key in root.get("uns", ())}
+            tables = {key: _rows_of(read_elem(root["obsm"][key]), rows) for key in obsm}
         finally:
             _close(root)
-        return AnnData(matrix, obs=self.obs.iloc[rows].copy(), var=self.var.copy(), uns=kept)
+        return AnnData(matrix, obs=self.obs.iloc[rows].copy(), var=self.var.copy(), uns=kept, obsm=tables)
+
+
+def _rows_of(table: Any, rows: NDArray[np.int64]) -> Any:
+    return table.iloc[rows] if isinstance(table, pd.DataFrame) else table[rows]
 
 
 class _Records(Mapping[str, Any]):
@@ -214,7 +226,9 @@ def on_selected_genes(adata: AnnData, selected: NDArray[np.bool_], reading: Read
     if not expressed.any():
         msg = f"No cell expresses one of the {len(columns):,} selected genes. Select more, with genes=."
         raise DataError(msg)
-    kept = AnnData(x[expressed], obs=adata.obs[expressed].copy(), var=adata.var[selected].copy(), uns=uns)
+    obs, var = adata.obs[expressed].copy(), adata.var[selected].copy()
+    tables = {key: _rows_of(table, np.flatnonzero(expressed)) for key, table in adata.obsm.items()}
+    kept = AnnData(x[expressed], obs=obs, var=var, uns=uns, obsm=tables)
     return kept, int((~expressed).sum())
 
 

@@ -14,6 +14,7 @@ from anndata import AnnData
 
 from scgalore import errors
 from scgalore._world import launched_world
+from scgalore.data.proteins import NAMES_KEY
 from scgalore.data.scale import is_called_counts
 from scgalore.data.split import PARTS
 from scgalore.errors import OptionError
@@ -156,7 +157,9 @@ class _Run:
             most = None if isinstance(config.max_cells, str) else config.max_cells
             rows = draw_rows(self.file.obs, keys, most=most, seed=config.rng)
             kept = [] if config.split_key is None else [config.split_key]
-            adata = self.file.read(rows, config.layer, uns=[*kept, *self._records()])
+            tables = [config.arguments[option.name] for option in task.arguments if option.column == "obsm"]
+            kept += [NAMES_KEY] if tables else []
+            adata = self.file.read(rows, config.layer, uns=[*kept, *self._records()], obsm=tables)
             self.sizes["cells chosen"] = adata.n_obs
             note(f"{adata.n_obs:,} of {len(self.file.obs):,} cells, {adata.n_vars:,} genes")
         with self._stage("split") as note:

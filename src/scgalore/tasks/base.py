@@ -405,7 +405,8 @@ class Task(ABC):
 
     def reads(self, call: TrainingCall) -> list[Read]:
         """Slots that training reads: what no result may be written over."""
-        named = [(one.column, f"{one.name}=", call.arguments[one.name]) for one in self.arguments if one.column]
+        given = ((one.column, one.name, call.arguments[one.name]) for one in self.arguments)
+        named = [(slot, f"{name}=", key) for slot, name, key in given if slot and isinstance(key, str)]
         return [*call.reading.reads(), *named, ("obs", "split_key=", call.split_key)]
 
     def writes(self, keys: CellKeys, call: TrainingCall) -> Mapping[str, Sequence[str]]:

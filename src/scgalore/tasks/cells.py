@@ -189,21 +189,26 @@ class CellTask(Task):
             targets = CellTargets(Split(np.empty(0, np.int64), np.arange(n), np.empty(0, np.int64)), arrays, memory)
         return CellReading(stream, targets, None, memory, f"{stream.n_obs:,} cells of a stream")
 
+    def refuse_network(self, model: TaskModel) -> None:
+        """Raise :class:`~scgalore.errors.OptionError` if the network reads of each token or cell what this task does not give it."""
+        network, decodes = model.network, "expression" in self.needs
+        if network.reads_batches and not self.gives_batches:
+            how, task = "normalises its inputs within batches", "integration"
+        elif decodes and network.decodes_batches and not self.gives_batches:
+            how, task = "has decoders that receive the batch", "integration"
+        elif decodes and network.reads_modalities and "modalities" not in self.needs:
+            how, task = "has decoders that receive the modality of each token", "multiomic"
+        else:
+            return
+        msg = (
+            f"{model.provenance['name']} {how}, and cells of task={self.name!r} come without one. Start from the weights that it was "
+            f"trained from, or use task={task!r}."
+        )
+        raise OptionError(msg)
+
     def prepare(self, reading: CellReading, model: TaskModel, call: TrainingCall) -> Prepared:
         """Tokens with targets, and the objective."""
-        network = model.network
-        reads = network.reads_batches or (network.decodes_batches and "expression" in self.needs)
-        if reads and not self.gives_batches:
-            how = (
-                "normalises its inputs within batches"
-                if network.reads_batches
-                else "has decoders that receive the batch"
-            )
-            msg = (
-                f"{model.provenance['name']} {how}, and cells of task={self.name!r} come without one. Start from the weights that it was "
-                "trained from, or use task='integration'."
-            )
-            raise OptionError(msg)
+        self.refuse_network(model)
         read: dict[str, Any] = {**call.reading.of_tokens(), "rng": call.seed}
         objective = self.objective_of(reading, model.network, call)
         known: dict[str, Any] = {"memory": reading.memory, "heads_at_zero": self.heads_at_zero}

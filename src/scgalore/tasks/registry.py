@@ -14,6 +14,7 @@ from scgalore.tasks.call import TrainingCall
 from scgalore.tasks.classes import Classes
 from scgalore.tasks.expression import Expression
 from scgalore.tasks.integration import Integration
+from scgalore.tasks.multiomic import Multiomic
 from scgalore.tasks.perturbation.task import Perturbation
 from scgalore.tasks.regression import Regression
 from scgalore.train.config import TrainConfig
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
 __all__ = ["DEFAULT", "TASKS", "argument_names", "choose_task", "resolve_call", "task_named"]
 
 TASKS: dict[str, Task] = {
-    task.name: task for task in (Classes(), Regression(), Expression(), Perturbation(), Integration())
+    task.name: task for task in (Classes(), Regression(), Expression(), Perturbation(), Integration(), Multiomic())
 }
 
 DEFAULT = Expression.name

@@ -8,6 +8,7 @@ from scgalore.tl._evaluate_perturbation import evaluate_perturbation
 from scgalore.tl._finetune import finetune
 from scgalore.tl._map_to_reference import map_to_reference
 from scgalore.tl._predict_perturbation import predict_perturbation
+from scgalore.tl._predict_protein import predict_protein
 from scgalore.tl._pretrain import pretrain
 from scgalore.tl._rank_perturbations import rank_perturbations
 from scgalore.tl._select_genes import select_genes
@@ -21,6 +22,7 @@ __all__ = [
     "finetune",
     "map_to_reference",
     "predict_perturbation",
+    "predict_protein",
     "pretrain",
     "rank_perturbations",
     "select_genes",

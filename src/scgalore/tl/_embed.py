@@ -8,14 +8,18 @@ from scgalore import _logging as logg
 from scgalore._docs import shared_parameters
 from scgalore._keys import CellKeys
 from scgalore._rng import seed_from
+from scgalore.data.proteins import read_proteins
 from scgalore.data.reading import Reading
 from scgalore.data.resolve import copied, refuse_elsewhere, writable_adata
 from scgalore.data.results import Results, refuse_overwrite
 from scgalore.model.inference import RunOptions
-from scgalore.tl._shared import as_model, provenance
+from scgalore.tasks.proteins import with_measured
+from scgalore.tl._shared import as_model, measured_proteins, provenance
 from scgalore.weights import get_entry, list_weights
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from anndata import AnnData
 
     from scgalore._typing import Data, PathLike, Rng
@@ -27,12 +31,13 @@ def embed(
     data: Data,
     model: PathLike | CellModel = "scgpt",
     *,
+    protein: str | AnnData | None = None,
     layer: str | None = None,
     gene_symbols: str | None = None,
     data_type: str | None = None,
     species: str = "human",
     min_matched: float | None = None,
-    mod: str = "rna",
+    mod: str | Sequence[str] = "rna",
     batch_key: str | None = None,
     max_length: int | None = None,
     precision: str | None = None,
@@ -55,12 +60,16 @@ def embed(
     ----------
     {data}
     {model}
+    protein
+        Counts of antibodies of the same cells, a key of ``adata.obsm`` or an AnnData: RNA and proteins are embedded together, by a model
+        that was fine-tuned with ``task="multiomic"``.
     {layer}
     {gene_symbols}
     {data_type}
     {species}
     {min_matched}
-    {mod}
+    mod
+        Modality of a MuData to work on; with two, ``["rna", "prot"]``, the second one is ``protein``.
     batch_key
         For a model that was fine-tuned with ``task="integration"``: column of ``adata.obs`` with the batch of each cell; ``None`` is
         the name that the column had in training. Cells of batches that training has seen are corrected each by itself. What is
@@ -82,6 +91,8 @@ def embed(
 
     `adata.obsm['X_scGPT' | 'X_scBERT' | key_added]` : :class:`numpy.ndarray` (shape `(n_obs, d_model)`, dtype `float32`)
         Embeddings with unit norm; of a model that takes batches out, up to 50 components that are not.
+    `adata.obsm['X_scGPT_multi' | key_added]` : :class:`numpy.ndarray` (shape `(n_obs, d_model)`, dtype `float32`)
+        Those of RNA and proteins together, in place of the first, with ``protein``.
     `adata.uns['embed' | key_added]` : :class:`dict`
         ``params``, ``weights`` (name, sha256), ``genes`` (matched, dropped) and ``version``.
 
@@ -100,8 +111,10 @@ def embed(
     >>> sc.pp.neighbors(adata, use_rep="X_scGPT")
     """
     seed = seed_from(rng)
+    mod, protein = measured_proteins(data, mod, protein)
     reading = Reading(layer, gene_symbols, data_type, None, species, min_matched)
     reads = [*reading.reads(), ("obs", "batch_key=", batch_key)]
+    reads.append(("obsm", "protein=", protein if isinstance(protein, str) else None))
     refuse_overwrite(CellKeys.from_key_added(key_added, uns="embed").slots, reads)
     how: dict[str, Any] = {
         "precision": precision,
@@ -115,10 +128,13 @@ def embed(
     adata = writable_adata(data, mod=mod)
     refuse_elsewhere(data, mod=mod, obs={"batch_key": batch_key}, gene_symbols=gene_symbols)
     fitted = as_model(model)
+    measured = None if protein is None else read_proteins(adata, protein)
     _report_quality(fitted, adata)
     keys = fitted.keys("embed", key_added)
     with logg.step(f"embedding {adata.n_obs:,} cells with {fitted.provenance['name']}") as step:
-        cells = fitted.cells(adata, **reading.of_tokens(), max_length=max_length, rng=seed)
+        cells, key = fitted.cells(adata, **reading.of_tokens(), max_length=max_length, rng=seed), keys.embedding
+        if measured is not None:
+            cells, key = with_measured(cells, measured, fitted.vocab), keys.joint
         output = fitted.embed(cells, adata, reading, batch_key=batch_key, **how)
         params = {
             **reading.of_tokens(),
@@ -128,7 +144,7 @@ def embed(
             "rng": seed,
         }
         Results(
-            obsm={keys.embedding: (output.embedding, "cell embeddings")},
+            obsm={key: (output.embedding, "cell embeddings")},
             uns={keys.uns: ({"params": params, **provenance(fitted, cells)}, "parameters and provenance")},
         ).write(data, adata, mod=mod, step=step)
     return data if copy else None

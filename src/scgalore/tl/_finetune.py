@@ -18,9 +18,11 @@ from scgalore.model.families import known_keys
 from scgalore.tasks.registry import resolve_call
 from scgalore.tl._declared import with_task_arguments
 from scgalore.tl._fitted import free_folder, record_model
-from scgalore.tl._shared import as_model
+from scgalore.tl._shared import as_model, measured_proteins
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from scgalore._typing import Data, PathLike, Rng
     from scgalore.model import CellModel
     from scgalore.train.loggers import Loggers
@@ -43,7 +45,7 @@ def finetune(
     depth_key: str | None = None,
     species: str = "human",
     min_matched: float | None = None,
-    mod: str = "rna",
+    mod: str | Sequence[str] = "rna",
     split_key: str | None = None,
     validation_size: float = 0.1,
     test_size: float = 0.1,
@@ -58,8 +60,9 @@ def finetune(
     """Fine-tune a foundation model on your cells :cite:p:`Cui2024,Zhao2024`.
 
     With ``labels_key`` the model learns to predict classes, with ``values_key`` a number for each cell, with ``pert_key``
-    expression after perturbations; with none of them, pre-training continues (masked expression). With ``task="integration"`` and
-    ``batch_key`` it learns to embed cells without their batch (:doc:`/integration`). The weights of the epoch with the best validation score are kept. Results are written to the AnnData, and the model is returned, since weights
+    expression after perturbations, with ``protein`` RNA and proteins together; with none of them, pre-training continues (masked
+    expression). With ``task="integration"`` and ``batch_key`` it learns to embed cells without their batch (:doc:`/integration`). The
+    weights of the epoch with the best validation score are kept. Results are written to the AnnData, and the model is returned, since weights
     cannot be stored there.
 
     Parameters
@@ -69,8 +72,9 @@ def finetune(
         Name in the registry of weights, folder of a checkpoint, or a model such as :class:`scgalore.model.SCGPT`, which is
         then trained in place.
     task
-        Entry of :data:`scgalore.tasks.TASKS`: ``"classes"``, ``"regression"``, ``"expression"``, ``"perturbation"`` or
-        ``"integration"``. By default the task whose key argument is given, else ``"expression"``; integration is always named.
+        Entry of :data:`scgalore.tasks.TASKS`: ``"classes"``, ``"regression"``, ``"expression"``, ``"perturbation"``,
+        ``"integration"`` or ``"multiomic"``. By default the task whose key argument is given, else ``"expression"``; integration is
+        always named.
     {task_arguments}
     genes_key
         For a ``curriculum=``: key under which :func:`scgalore.tl.select_genes` has ranked the genes. By default
@@ -90,7 +94,8 @@ def finetune(
     {depth_key}
     {species}
     {min_matched}
-    {mod}
+    mod
+        Modality of a MuData to work on. With ``task="multiomic"`` that of the RNA and that of the proteins, ``["rna", "prot"]``.
     split_key
         Column of ``adata.obs`` with ``"train"``, ``"validation"`` or ``"test"`` for each cell; by default a random split,
         within the classes if there are some. Perturbations: ``"split"`` if :func:`scgalore.pp.split_perturbations` has
@@ -127,6 +132,10 @@ def finetune(
     `adata.obsm['X_scGPT' | key_added]` : :class:`numpy.ndarray` (shape `(n_obs, d_model)`, dtype `float32`)
         Embeddings with unit norm; not for perturbations. With ``task="integration"`` up to 50 components without the batch, whose
         norm is not 1.
+    `adata.obsm['X_scGPT_multi' | key_added]` : :class:`numpy.ndarray` (shape `(n_obs, d_model)`, dtype `float32`)
+        Embeddings of RNA and proteins together, with unit norm, in place of the first for ``task="multiomic"``.
+    `adata.obsm['scgpt_protein' | key_added + '_protein']` : :class:`numpy.ndarray` (shape `(n_obs, n_proteins)`, dtype `float32`)
+        Proteins predicted from RNA alone, as centred log-ratios, in the order of ``uns[...]['proteins']``.
     `adata.obs['scgpt_split' | key_added + '_split']` : :class:`pandas.Categorical`
         Split of each cell: train, validation or test; perturbations have theirs in ``"split"``, see ``split_key``.
     `adata.obs['scgpt_label' | key_added + '_label']` : :class:`pandas.Categorical`
@@ -171,6 +180,9 @@ def finetune(
     >>> adata.obs["scgpt_label"].dtype.name
     'category'
     """
+    mod, protein = measured_proteins(data, mod, options.pop("protein", None))
+    if protein is not None:
+        options["protein"] = protein
     adata = writable_adata(data, mod=mod)
     check_key(key_added)
     chosen, call = resolve_call(

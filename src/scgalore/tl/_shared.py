@@ -6,15 +6,22 @@ import os
 from typing import TYPE_CHECKING, Any
 
 from scgalore import __version__
+from scgalore.data.proteins import PROTEIN_KIND
+from scgalore.data.resolve import first_modality
 from scgalore.errors import OptionError, WeightsError
 from scgalore.model import CellModel, load
 from scgalore.model.identity import embedding_identity
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from anndata import AnnData
+
+    from scgalore._typing import Data
     from scgalore.data.cells import TokenCells
     from scgalore.mapping import Reference
 
-__all__ = ["as_model", "model_of_reference", "provenance"]
+__all__ = ["as_model", "measured_proteins", "model_of_reference", "provenance"]
 
 
 def as_model(model: str | os.PathLike[str] | CellModel) -> CellModel:
@@ -58,3 +65,24 @@ def model_of_reference(reference: Reference, model: str | os.PathLike[str] | Cel
 def provenance(model: CellModel, cells: TokenCells) -> dict[str, Any]:
     """Weights, version and genes that made a result, for ``uns``."""
     return {"weights": dict(model.provenance), "version": __version__, "genes": cells.genes_report()}
+
+
+def measured_proteins(
+    data: Data, mod: str | Sequence[str], protein: str | AnnData | None
+) -> tuple[str, str | AnnData | None]:
+    """Modality with the RNA, and where the proteins are: named by ``protein``, or the second modality.
+
+    Raises
+    ------
+    OptionError
+        If both name them, or ``protein`` is neither a key nor an AnnData.
+    """
+    mod, second = first_modality(data, mod)
+    if second is not None and protein is not None:
+        msg = "protein= and a second modality in mod= both name the proteins. Leave one out."
+        raise OptionError(msg)
+    found = second if protein is None else protein
+    if found is not None and not PROTEIN_KIND.fits(found):
+        msg = f"protein={found!r}: {PROTEIN_KIND.expected}, or None."
+        raise OptionError(msg)
+    return mod, found

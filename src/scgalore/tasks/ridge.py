@@ -1,0 +1,142 @@
+"""Ridge regression of many numbers at once, each with its own strength: proteins from RNA, and what is left of them from embeddings."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from scgalore.data.cells import gene_names
+from scgalore.data.expression import LogExpression
+from scgalore.genes.identifiers import standardise
+from scgalore.tasks.folds import left_out, make_folds, sample
+from scgalore.tasks.linear import MAX_CELLS, MAX_SPAN, LinearModel, basis_of, gene_scale
+
+if TYPE_CHECKING:
+    from anndata import AnnData
+    from numpy.typing import NDArray
+
+    from scgalore.data.reading import Reading
+    from scgalore.data.split import Split
+
+    Array = NDArray[Any]
+
+__all__ = ["GENE_PENALTIES", "RidgeFit", "fit_ridge", "held_out_ridge", "ridges"]
+
+GENE_PENALTIES = np.logspace(0, 5, 16)
+"""Strengths that are tried, of log-normalised genes as they are: with unit variance, rare genes drown the others."""
+
+
+def ridges(x: Array, y: Array, penalties: Array) -> tuple[Array, Array, Array]:
+    """Fit a ridge regression to each output, with the strength that predicts its cells best when each is left out.
+
+    All strengths come from one eigendecomposition, and the errors of left-out cells from those of fitted ones (Golub, Heath and Wahba,
+    Technometrics 1979).
+
+    Parameters
+    ----------
+    x, y
+        Features ``(n, n_features)`` and outputs ``(n, n_outputs)``.
+    penalties
+        Strengths to choose from: what is added to the squared length of each direction of the features.
+
+    Returns
+    -------
+    Coefficients ``(n_features, n_outputs)``, intercepts and strengths ``(n_outputs,)``, all float64.
+    """
+    of_x, of_y = x.mean(axis=0, dtype=np.float64), y.mean(axis=0, dtype=np.float64)
+    centred, outputs = x - of_x, y - of_y
+    size, directions = np.linalg.eigh(centred.T @ centred)
+    size, along = np.maximum(size, 0), centred @ directions
+    target, square = along.T @ outputs, np.square(along)
+    lowest = np.full(y.shape[1], np.inf)
+    strength = np.full(y.shape[1], penalties[0], dtype=np.float64)
+    for penalty in penalties:
+        shrink = 1 / (size + penalty)
+        left = 1 - 1 / len(x) - square @ shrink  # how much of a residual remains when its cell is fitted to
+        error = np.square((outputs - along @ (shrink[:, None] * target)) / left[:, None]).mean(axis=0)
+        strength[error < lowest] = penalty
+        lowest = np.minimum(lowest, error)
+    coef = directions @ (target / (size[:, None] + strength))
+    return coef, of_y - of_x @ coef, strength
+
+
+def held_out_ridge(x: Array, y: Array, folds: NDArray[np.int64], penalties: Array) -> NDArray[np.float32]:
+    """Predict each cell by :func:`ridges` of cells of other folds, float32 ``(n, n_outputs)``.
+
+    Parameters
+    ----------
+    x, y, penalties
+        As for :func:`ridges`.
+    folds
+        From :func:`~scgalore.tasks.folds.make_folds`.
+    """
+
+    def predict(fold: int, others: NDArray[np.bool_], inside: NDArray[np.int64]) -> Array:
+        coef, intercept, _ = ridges(x[others], y[others], penalties)
+        return x[inside] @ coef + intercept
+
+    return left_out(folds, predict)
+
+
+@dataclass(frozen=True)
+class RidgeFit:
+    """Ridge regressions of numbers of cells on their genes.
+
+    Attributes
+    ----------
+    model
+        Fitted to all training and validation cells.
+    predicted
+        Outputs for all cells, float32 ``(n_obs, n_outputs)``, of models that have not seen the cell, as in
+        :class:`~scgalore.tasks.linear.LinearFit`.
+    penalty
+        Strength of each, ``(n_outputs,)``.
+    cells, folds
+        Rows that the model was fitted to, int64 ``(n,)``, and the fold of each.
+    """
+
+    model: LinearModel = field(repr=False)
+    predicted: NDArray[np.float32] = field(repr=False)
+    penalty: NDArray[np.float64]
+    cells: NDArray[np.int64] = field(repr=False)
+    folds: NDArray[np.int64] = field(repr=False)
+
+
+def fit_ridge(
+    adata: AnnData, reading: Reading, values: NDArray[np.floating], split: Split, *, seed: int = 0
+) -> RidgeFit:
+    """Fit ridge regressions on log-normalised expression.
+
+    Parameters
+    ----------
+    adata, reading
+        Cells, and how to read them; cells other than those of training and validation are only predicted.
+    values
+        Numbers of each cell, ``(n_obs, n_outputs)``.
+    split
+        Parts of the cells.
+    seed
+        Of the folds.
+    """
+    expression = LogExpression.from_adata(adata, reading, log_base=math.e)
+    names = standardise(gene_names(adata, reading.gene_symbols), reading.species)
+    _, unique = np.unique(names, return_index=True)  # of columns of one name, the first
+    rng, alike = np.random.default_rng(seed), np.zeros(adata.n_obs, dtype=np.int64)
+    cells = sample(split.known, alike, MAX_CELLS, rng)
+    folds = make_folds(np.isin(cells, split.train), alike[cells], rng)
+    x, y = expression.rows(cells)[:, unique], values[cells].astype(np.float64)
+    mean = np.asarray(x.mean(axis=0), dtype=np.float64).ravel()
+    span = sample(np.arange(len(cells)), alike[cells], MAX_SPAN, rng)
+    basis = basis_of(x[span].toarray() - mean, gene_scale(x, mean, scaled=False))
+    features = (x @ basis - mean @ basis).astype(np.float64)
+    weights, intercept, penalty = ridges(features, y, GENE_PENALTIES)
+    coef, linear = basis @ weights, x.copy()
+    linear.data = np.expm1(linear.data)
+    arrays = (coef, intercept - mean @ coef, mean, np.asarray(linear.mean(axis=0)).ravel())
+    model = LinearModel(tuple(names[i] for i in unique), *(array.astype(np.float32) for array in arrays))
+    predicted = model.of_expression(expression, names)
+    predicted[cells] = held_out_ridge(features, y, folds, GENE_PENALTIES)
+    return RidgeFit(model, predicted, penalty, cells, folds)

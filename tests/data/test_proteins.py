@@ -1,5 +1,8 @@
 """Counts of antibodies: read from where they are kept, by name, and refused where they are none."""
 
+from pathlib import Path
+
+import anndata as ad
 import numpy as np
 import pandas as pd
 import pytest
@@ -8,7 +11,7 @@ from anndata import AnnData
 from numpy.typing import NDArray
 
 from scgalore.data.proteins import centred_log_ratio, read_proteins
-from scgalore.errors import DataError, MissingKeyError
+from scgalore.errors import DataError, MissingKeyError, OptionError
 
 NAMES = ["CD3_TotalSeqB", "CD45RA", "Mouse-IgG1", "unheard-of"]
 COUNTS = np.array([[3, 0, 1, 5], [0, 9, 0, 2], [1, 1, 7, 1]], dtype=float)
@@ -92,3 +95,29 @@ def test_missing_keys_names_and_cells_are_named(adata: AnnData) -> None:
     adata.obsm["protein"] = pd.DataFrame(COUNTS[:, :2], index=adata.obs_names, columns=["CD3", "IgG1"])
     with pytest.raises(DataError, match="1 proteins that are no isotype controls"):
         read_proteins(adata, "protein")
+
+
+def test_views_and_files_are_read_in_the_order_of_the_cells(adata: AnnData, tmp_path: Path) -> None:
+    other = AnnData(COUNTS[::-1], obs=pd.DataFrame(index=["c", "b", "a"]), var=pd.DataFrame(index=NAMES))
+    other.write_h5ad(tmp_path / "proteins.h5ad")
+    adata.obsm["table"] = pd.DataFrame(COUNTS, index=adata.obs_names, columns=NAMES)
+    backed = ad.read_h5ad(tmp_path / "proteins.h5ad", backed="r")
+    some = adata[["c", "a"]]  # a view
+    for proteins in ("table", other, backed, other[["a", "c"]]):
+        np.testing.assert_array_equal(read_proteins(some, proteins).counts.toarray(), COUNTS[[2, 0]][:, KEPT])
+    backed.file.close()
+
+
+def test_cells_of_one_name_are_refused(adata: AnnData) -> None:
+    other = AnnData(COUNTS, obs=pd.DataFrame(index=["a", "b", "c"]), var=pd.DataFrame(index=NAMES))
+    adata.obs_names = ["a", "b", "a"]
+    with pytest.raises(DataError, match="with the RNA has repeated obs_names"):
+        read_proteins(adata, other)
+    with pytest.raises(DataError, match="with the proteins has repeated obs_names"):
+        read_proteins(other, adata)
+
+
+def test_a_table_has_no_layers(adata: AnnData) -> None:
+    adata.obsm["table"] = pd.DataFrame(COUNTS, index=adata.obs_names, columns=NAMES)
+    with pytest.raises(OptionError, match=r"adata.obsm\['table'\] has no layers"):
+        read_proteins(adata, "table", "counts")

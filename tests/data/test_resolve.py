@@ -7,8 +7,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from scgalore.data.resolve import resolve_adata, write_obs
-from scgalore.errors import DataError, MissingKeyError
+from scgalore.data.resolve import first_modality, resolve_adata, write_obs
+from scgalore.errors import DataError, MissingKeyError, OptionError
 
 pytestmark = [
     # mudata announces changes of its next version at every update and read.
@@ -129,3 +129,17 @@ def test_repeated_names_are_found_before_any_work():
         mdata.mod["rna"].obs_names = ["a", "a"]
     with pytest.raises(DataError, match="repeated obs_names"):
         resolve_adata(mdata)
+
+
+def test_two_modalities_are_told_from_one(mdata):
+    assert first_modality(mdata, "rna") == ("rna", None)
+    mod, second = first_modality(mdata, ("rna", "prot"))
+    assert mod == "rna"
+    assert second is mdata["prot"]
+    for mod in (["rna"], ["rna", "rna"], ["rna", "prot", "atac"], ["rna", 3], 3, None):
+        with pytest.raises(OptionError, match="name one modality, or two"):
+            first_modality(mdata, mod)
+    with pytest.raises(MissingKeyError, match="'atac'"):
+        first_modality(mdata, ["rna", "atac"])
+    with pytest.raises(OptionError, match="this is an AnnData"):
+        first_modality(mdata["rna"], ["rna", "prot"])

@@ -59,6 +59,7 @@ def test_names_are_cleaned_unless_two_would_be_the_same() -> None:
     given = ["CD3_TotalSeqB", "Hu.CD4_RPA.T4", "CD45-HI30", "CD45-2D1", "PD-1 (CD279)", "PD1 (CD279)", "HLA-DR"]
     expected = ["CD3", "CD4", "CD45-HI30", "CD45-2D1", "PD-1 (CD279)", "PD1 (CD279)", "HLA-DR"]
     assert clean_antibodies(given) == expected
+    assert clean_antibodies(["CD45", "p_CD45", "CD45-HI30"]) == ["CD45", "p_CD45", "CD45-HI30"]
 
 
 @given(st.lists(st.sampled_from([*GENES, "x", "CD4", "CD4_TotalSeqA", "p_CD4"]), unique=True))

@@ -16,7 +16,7 @@ from mudata import MuData
 
 import scgalore as sg
 from scgalore.data.proteins import centred_log_ratio
-from scgalore.errors import DataError, MissingKeyError, OptionError
+from scgalore.errors import DataError, MissingKeyError, OptionError, WeightsError
 from scgalore.model import SCGPT
 from scgalore.tasks.proteins import pearson
 
@@ -86,6 +86,9 @@ def test_other_cells_are_embedded_jointly(cite: AnnData, fitted: SCGPT) -> None:
     np.testing.assert_array_equal(mdata["rna"].obsm["joint"], cite.obsm["X_scGPT_multi"])
     prot.X[:, 0] = 100 * prot.X[::-1, 0]
     sg.tl.embed(cite, fitted, protein=prot, key_added="other")
+    scaled = AnnData(prot.X / 7, obs=prot.obs, var=prot.var, layers={"counts": prot.X})
+    sg.tl.embed(cite, fitted, protein=scaled, protein_layer="counts", key_added="layer")
+    np.testing.assert_array_equal(cite.obsm["layer"], cite.obsm["other"])
     assert not np.allclose(cite.obsm["other"], written, atol=1e-4)
     cite.obsm["unknown"] = pd.DataFrame(3, index=cite.obs_names, columns=["CD56", "CD57"])
     with pytest.raises(DataError, match="no tokens of proteins such as 'CD56', 'CD57'"):
@@ -143,6 +146,9 @@ def test_saved_and_loaded_it_predicts_the_same_and_is_compared_with_what_was_mea
     table = query.uns["mine"]["proteins"]
     np.testing.assert_allclose(table["pearson"], pearson(query.obsm["mine_protein"], truth))
     np.testing.assert_allclose(loaded.predict(query)["CD45RA"], query.obsm["mine_protein"][:, 2], atol=1e-5)
+    prot = AnnData(query.obsm["protein_expression"] / 7, layers={"counts": query.obsm["protein_expression"].to_numpy()})
+    sg.tl.predict_protein(query, loaded, protein=prot, protein_layer="counts", key_added="layered")
+    pd.testing.assert_frame_equal(query.uns["layered"]["proteins"], table)
     alone = sg.tl.predict_protein(query, loaded, copy=True)
     assert "pearson" not in alone.uns["predict_protein"]["proteins"]
     sg.tl.annotate(alone, loaded, key_added="again")
@@ -249,7 +255,7 @@ def test_bad_input_is_named(cite: AnnData, model: SCGPT) -> None:
     refused(cite, model, OptionError, "max_length=5: 4 proteins, which are never left out", max_length=5)
     other = cite.copy()
     other.var_names = [f"x{i}" for i in range(other.n_vars)]
-    refused(other, model, DataError, "genes")
+    refused(other, model, DataError, "None of the 150 gene names is in the vocabulary")
     constant = cite.copy()
     constant.obsm["protein_expression"] = pd.DataFrame(5, index=cite.obs_names, columns=["CD3", "CD4"])
     refused(constant, model, DataError, "same in all training cells")
@@ -266,6 +272,23 @@ def test_what_a_model_was_not_trained_for_is_named(cite: AnnData, model: SCGPT, 
         sg.tl.predict_protein(cite, fitted, protein="others")
     with pytest.raises(OptionError, match="protein=3"):
         sg.tl.predict_protein(cite, fitted, protein=3)
+    for call in (sg.tl.predict_protein, sg.tl.embed):
+        with pytest.raises(OptionError, match="protein_layer='counts' says which layer"):
+            call(cite, fitted, protein_layer="counts")
+    without: dict[str, dict[str, Any]] = {"expression": {}, "integration": {"batch_key": "part"}}
+    for task, options in without.items():  # whose cells come without modalities
+        with pytest.raises(OptionError, match="decoders that receive the modality of each token.*task='multiomic'"):
+            sg.tl.finetune(cite, fitted, task=task, **options)
+
+
+def test_genes_that_were_added_after_the_proteins_are_not_taken_for_proteins(
+    cite: AnnData, make_model: Callable[..., SCGPT]
+) -> None:
+    model = make_model(["p_CD19", *cite.var_names])
+    with pytest.raises(WeightsError, match="genes after its proteins"):
+        sg.tl.embed(cite, model, protein="protein_expression")
+    with pytest.raises(WeightsError, match="genes after its proteins"):
+        sg.tl.finetune(cite, model, task="multiomic", **TRAINING)
 
 
 # From a file to a report ----------------------------------------------------------------------------------------------

@@ -25,7 +25,7 @@ from scgalore.data.sampler import sorted_batches
 from scgalore.data.scale import log_base_of, scale_of
 from scgalore.data.seen import FEW_UNSEEN, Seen, sums_of
 from scgalore.data.tokenizer import Tokenizer
-from scgalore.errors import DataError, MissingKeyError, OptionError
+from scgalore.errors import DataError, MissingKeyError, OptionError, WeightsError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -207,11 +207,19 @@ class TokenCells:
         ------
         OptionError
             If a cell cannot have as many tokens.
+        WeightsError
+            If there are genes after the proteins.
         """
         config = self.tokenizer.config
         if len(token_ids) >= config.max_genes:
             msg = f"{len(token_ids)} proteins leave no room for a gene among max_length={config.max_length} tokens. Pass a larger one."
             raise OptionError(msg)
+        if self.tokenizer.token_ids.max() > token_ids.min():
+            msg = (
+                "The vocabulary of these weights has genes after its proteins, and a token is a protein if it comes after all genes. Start "
+                "from weights that learned the proteins last."
+            )
+            raise WeightsError(msg)
         genes, shape = self.matrix, (self.n_obs, self.matrix.n_vars + len(token_ids))
 
         def read(rows: NDArray[np.int64]) -> sp.csr_matrix:

@@ -15,7 +15,7 @@ from scgalore import _logging as logg
 from scgalore._options import Kind, is_text
 from scgalore._words import few
 from scgalore.data.matrix import CellMatrix, canonical
-from scgalore.errors import DataError, MissingKeyError
+from scgalore.errors import DataError, MissingKeyError, OptionError
 from scgalore.genes.antibodies import antibody_gene, clean_antibodies, is_isotype_control
 
 if TYPE_CHECKING:
@@ -100,9 +100,14 @@ def read_proteins(adata: AnnData, protein: str | AnnData, layer: str | None = No
     ------
     MissingKeyError
         If there is no such key or layer.
+    OptionError
+        If a layer is named of a key of ``obsm``.
     DataError
         If cells have no proteins, or the values are not counts.
     """
+    if layer is not None and not isinstance(protein, AnnData):
+        msg = f"protein_layer={layer!r} is for an AnnData with the proteins, and adata.obsm[{protein!r}] has no layers. Leave it out."
+        raise OptionError(msg)
     if isinstance(protein, AnnData):
         matrix, names, where = _of_adata(adata, protein, layer)
     else:
@@ -135,9 +140,10 @@ def read_proteins(adata: AnnData, protein: str | AnnData, layer: str | None = No
 
 
 def _of_adata(adata: AnnData, protein: AnnData, layer: str | None) -> tuple[sp.csr_matrix, Sequence[str], str]:
-    if not protein.obs_names.is_unique:
-        msg = "The AnnData with the proteins has repeated obs_names, by which its cells are found. Make them unique."
-        raise DataError(msg)
+    for cells, kind in ((adata, "RNA"), (protein, "proteins")):
+        if not cells.obs_names.is_unique:
+            msg = f"The AnnData with the {kind} has repeated obs_names, by which cells are found: cells of one name would get the same proteins. Make them unique."
+            raise DataError(msg)
     place = protein.obs_names.get_indexer(adata.obs_names)
     if (place < 0).any():
         lacking = adata.obs_names[place < 0]

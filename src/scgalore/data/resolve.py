@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,7 +16,7 @@ from scgalore._options import Kind, is_text
 from scgalore.errors import DataError, MissingKeyError, OptionError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Iterable, Mapping
 
     from mudata import MuData
     from numpy.typing import NDArray
@@ -120,8 +121,8 @@ def first_modality(data: AnnData | MuData, mod: str | Sequence[str]) -> tuple[st
     """
     if isinstance(mod, str):
         return mod, None
-    names = list(mod)
-    if len(names) != 2 or not all(map(is_text, names)):
+    names = list(mod) if isinstance(mod, Sequence) else [mod]
+    if not all(map(is_text, names)) or len(names) != 2 or len(set(names)) != 2:
         msg = f'mod={mod!r}: name one modality, or two, such as ["rna", "prot"].'
         raise OptionError(msg)
     if isinstance(data, AnnData):

@@ -7,6 +7,7 @@ Antibodies are named as their vendors and the programs that count them please: `
 from __future__ import annotations
 
 import re
+from collections import Counter
 from typing import TYPE_CHECKING
 
 from scgalore.genes.identifiers import is_gene, standardise
@@ -69,7 +70,8 @@ def clean_antibodies(names: Iterable[str]) -> list[str]:
     """
     names = list(names)
     cleaned = [_without_clone(_trimmed(name)) for name in names]
-    return [new if cleaned.count(new) == 1 else name for name, new in zip(names, cleaned, strict=True)]
+    often = Counter([*cleaned, *names])
+    return [new if often[new] - (new == name) == 1 else name for name, new in zip(names, cleaned, strict=True)]
 
 
 def is_isotype_control(name: str) -> bool:

@@ -8,13 +8,12 @@ from scgalore import _logging as logg
 from scgalore._docs import shared_parameters
 from scgalore._keys import CellKeys
 from scgalore._rng import seed_from
-from scgalore.data.proteins import read_proteins
 from scgalore.data.reading import Reading
 from scgalore.data.resolve import copied, refuse_elsewhere, writable_adata
 from scgalore.data.results import Results, refuse_overwrite
 from scgalore.model.inference import RunOptions
 from scgalore.tasks.proteins import with_measured
-from scgalore.tl._shared import as_model, measured_proteins, provenance
+from scgalore.tl._shared import as_model, measured_proteins, provenance, read_measured
 from scgalore.weights import get_entry, list_weights
 
 if TYPE_CHECKING:
@@ -32,6 +31,7 @@ def embed(
     model: PathLike | CellModel = "scgpt",
     *,
     protein: str | AnnData | None = None,
+    protein_layer: str | None = None,
     layer: str | None = None,
     gene_symbols: str | None = None,
     data_type: str | None = None,
@@ -63,6 +63,8 @@ def embed(
     protein
         Counts of antibodies of the same cells, a key of ``adata.obsm`` or an AnnData: RNA and proteins are embedded together, by a model
         that was fine-tuned with ``task="multiomic"``.
+    protein_layer
+        Layer of the AnnData of the proteins; its X when left out.
     {layer}
     {gene_symbols}
     {data_type}
@@ -128,7 +130,7 @@ def embed(
     adata = writable_adata(data, mod=mod)
     refuse_elsewhere(data, mod=mod, obs={"batch_key": batch_key}, gene_symbols=gene_symbols)
     fitted = as_model(model)
-    measured = None if protein is None else read_proteins(adata, protein)
+    measured = read_measured(adata, protein, protein_layer)
     _report_quality(fitted, adata)
     keys = fitted.keys("embed", key_added)
     with logg.step(f"embedding {adata.n_obs:,} cells with {fitted.provenance['name']}") as step:

@@ -10,7 +10,6 @@ from scgalore import _logging as logg
 from scgalore._docs import shared_parameters
 from scgalore._keys import CellKeys
 from scgalore._rng import seed_from
-from scgalore.data.proteins import read_proteins
 from scgalore.data.reading import Reading
 from scgalore.data.resolve import copied, refuse_elsewhere, writable_adata
 from scgalore.data.results import refuse_overwrite
@@ -18,7 +17,7 @@ from scgalore.errors import OptionError
 from scgalore.model.inference import RunOptions
 from scgalore.tasks.multiomic import Multiomic
 from scgalore.tasks.proteins import MultiomicMemory, pearson_of_shared
-from scgalore.tl._shared import as_model, measured_proteins, provenance
+from scgalore.tl._shared import as_model, measured_proteins, provenance, read_measured
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -35,6 +34,7 @@ def predict_protein(
     model: PathLike | CellModel,
     *,
     protein: str | AnnData | None = None,
+    protein_layer: str | None = None,
     layer: str | None = None,
     gene_symbols: str | None = None,
     data_type: str | None = None,
@@ -64,6 +64,8 @@ def predict_protein(
     protein
         Measured counts of antibodies to compare with, as for :func:`scgalore.tl.finetune`: a key of ``adata.obsm``, or an AnnData. With a
         MuData and two modalities in ``mod``, the second one. ``None`` predicts only.
+    protein_layer
+        Layer of the AnnData of the proteins; its X when left out.
     {layer}
     {gene_symbols}
     {data_type}
@@ -132,7 +134,8 @@ def predict_protein(
     if not isinstance(memory, MultiomicMemory):
         msg = f"{fitted.provenance['name']!r} was not trained to predict proteins. Fine-tune it first: sg.tl.finetune(data, task='multiomic')."
         raise OptionError(msg)
-    truth = None if protein is None else memory.measured_in(read_proteins(adata, protein))
+    measured = read_measured(adata, protein, protein_layer)
+    truth = None if measured is None else memory.measured_in(measured)
     keys = fitted.keys("predict_protein", key_added)
     with logg.step(f"predicting proteins of {adata.n_obs:,} cells with {fitted.provenance['name']}") as step:
         cells = fitted.cells(adata, **reading.of_tokens(), max_length=max_length, rng=seed)

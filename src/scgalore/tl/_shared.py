@@ -6,7 +6,7 @@ import os
 from typing import TYPE_CHECKING, Any
 
 from scgalore import __version__
-from scgalore.data.proteins import PROTEIN_KIND
+from scgalore.data.proteins import PROTEIN_KIND, read_proteins
 from scgalore.data.resolve import first_modality
 from scgalore.errors import OptionError, WeightsError
 from scgalore.model import CellModel, load
@@ -19,9 +19,10 @@ if TYPE_CHECKING:
 
     from scgalore._typing import Data
     from scgalore.data.cells import TokenCells
+    from scgalore.data.proteins import Proteins
     from scgalore.mapping import Reference
 
-__all__ = ["as_model", "measured_proteins", "model_of_reference", "provenance"]
+__all__ = ["as_model", "measured_proteins", "model_of_reference", "provenance", "read_measured"]
 
 
 def as_model(model: str | os.PathLike[str] | CellModel) -> CellModel:
@@ -86,3 +87,19 @@ def measured_proteins(
         msg = f"protein={found!r}: {PROTEIN_KIND.expected}, or None."
         raise OptionError(msg)
     return mod, found
+
+
+def read_measured(adata: AnnData, protein: str | AnnData | None, layer: str | None) -> Proteins | None:
+    """Proteins of the cells, checked; ``None`` where none are named.
+
+    Raises
+    ------
+    OptionError
+        If a layer is named and no proteins.
+    """
+    if protein is not None:
+        return read_proteins(adata, protein, layer)
+    if layer is not None:
+        msg = f"protein_layer={layer!r} says which layer of the proteins to read, and none are named. Pass protein= with an AnnData, or a MuData with two modalities in mod=."
+        raise OptionError(msg)
+    return None

@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 
     from anndata import AnnData
 
+    Runs = dict[str, list[dict[str, Any]]]
+
 FOLDER = CACHE / "pretraining_optimizers"
 FILES = {
     "CITE-seq": "citeseq_500cells_citefuse.h5ad",
@@ -44,6 +46,8 @@ RATES = {
 }
 SIZES = {"d_model": 64, "n_heads": 4, "d_hid": 128, "n_layers": 2, "max_length": 160}
 EPOCHS, TUNING_SEED = 8, 100
+MORE = ("adamw", "muon", "apollo")
+"""Optimizers that are compared in longer runs, too: the default and the two that are best in the shorter ones."""
 UNTRAINED = 1e-12
 """A learning rate at which random weights stay what they are."""
 
@@ -151,30 +155,15 @@ def compared(numbers: np.ndarray[Any, Any], base: np.ndarray[Any, Any]) -> tuple
     return float(difference.mean()), float(error)
 
 
-def main(argv: Sequence[str] | None = None) -> None:
-    """Run from the command line."""
-    arguments_of = parser(__doc__)
-    arguments_of.add_argument("--seeds", type=int, default=3, help="repetitions")
-    arguments_of.add_argument("--steps", type=int, default=800, help="steps of each run")
-    arguments = arguments_of.parse_args(argv)
-    report = begin("pretraining_optimizers", "Pre-training on several files, by optimizer", arguments)
-    paths = sources(arguments.data)
-    keep = not arguments.quick
-    steps, seeds = (16, 1) if arguments.quick else (arguments.steps, arguments.seeds)
-    runs: dict[str, list[dict[str, Any]]] = {}
-    chosen: dict[str, float] = {}
-    for optimizer, grid in RATES.items():
-        rates = grid[1:2] if arguments.quick else grid
-        tuned = {lr: kept(paths, optimizer, lr, TUNING_SEED, steps // 4, keep=keep)["loss"][-1] for lr in rates}
-        chosen[optimizer] = min(tuned, key=tuned.__getitem__)
-        runs[optimizer] = [kept(paths, optimizer, chosen[optimizer], seed, steps, keep=keep) for seed in range(seeds)]
+def rows_of(runs: Runs, chosen: dict[str, float]) -> list[tuple[str, ...]]:
+    """A row for each optimizer, AdamW's first."""
+    base = np.array([min(run["loss"]) for run in runs["adamw"]])
+    # As long as AdamW needs for all its steps.
+    limits = [run["seconds"] * len(run["loss"]) for run in runs["adamw"]]
     rows = []
     for optimizer, of_optimizer in runs.items():
         ends = np.array([min(run["loss"]) for run in of_optimizer])
-        # As long as AdamW needs for all its steps.
-        limits = [run["seconds"] * len(run["loss"]) for run in runs["adamw"]]
         equal = np.array([in_time(run, limit) for run, limit in zip(of_optimizer, limits, strict=True)])
-        base = np.array([min(run["loss"]) for run in runs["adamw"]])
         rows.append(
             (
                 optimizer,
@@ -187,36 +176,103 @@ def main(argv: Sequence[str] | None = None) -> None:
                 f"{np.mean([run['neighbours'] for run in of_optimizer]):.3f}",
             )
         )
+    return rows
+
+
+def plot(path: Path, runs: Runs, more: Runs, steps: int, more_steps: int) -> None:
+    """Held-out loss by seconds and by steps, and by steps in the longer runs; lines are means over seeds, bands their range."""
+    import matplotlib as mpl
+
+    mpl.use("Agg")
+    from matplotlib import pyplot as plt
+
+    figure, axes = plt.subplots(1, 3, figsize=(13, 4), layout="constrained", sharey=True)
+    colors = dict(zip(runs, plt.get_cmap("tab10").colors, strict=False))  # type: ignore[attr-defined]
+    for axis, shown, n, in_seconds in (
+        (axes[0], runs, steps, True),
+        (axes[1], runs, steps, False),
+        (axes[2], more, more_steps, False),
+    ):
+        for optimizer, of_optimizer in shown.items():
+            losses = np.array([run["loss"] for run in of_optimizer])
+            at = n / EPOCHS * np.arange(1, EPOCHS + 1)
+            at = at * (np.mean([run["seconds"] for run in of_optimizer]) if in_seconds else 1)
+            axis.plot(at, losses.mean(axis=0), color=colors[optimizer], marker="o", markersize=3, label=optimizer)
+            axis.fill_between(
+                at, losses.min(axis=0), losses.max(axis=0), color=colors[optimizer], alpha=0.15, linewidth=0
+            )
+        axis.set(xlabel="CPU seconds" if in_seconds else "steps", yscale="log", title=f"{n:,} steps")
+    axes[0].set_ylabel("held-out loss")
+    axes[0].legend(frameon=False, fontsize=8)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=110)
+    plt.close(figure)
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Run from the command line."""
+    arguments_of = parser(__doc__)
+    arguments_of.add_argument("--seeds", type=int, default=3, help="repetitions")
+    arguments_of.add_argument("--steps", type=int, default=800, help="steps of each run")
+    arguments_of.add_argument("--more-steps", type=int, default=3200, help=f"steps of the longer runs of {MORE}")
+    arguments = arguments_of.parse_args(argv)
+    report = begin("pretraining_optimizers", "Pre-training on several files, by optimizer", arguments)
+    paths = sources(arguments.data)
+    keep = not arguments.quick
+    steps, more_steps, seeds = (
+        (4, 8, 1) if arguments.quick else (arguments.steps, arguments.more_steps, arguments.seeds)
+    )
+    runs: Runs = {}
+    chosen: dict[str, float] = {}
+    for optimizer, grid in RATES.items():
+        rates = grid[1:2] if arguments.quick else grid
+        tuned = {lr: kept(paths, optimizer, lr, TUNING_SEED, steps // 4, keep=keep)["loss"][-1] for lr in rates}
+        chosen[optimizer] = min(tuned, key=tuned.__getitem__)
+        runs[optimizer] = [kept(paths, optimizer, chosen[optimizer], seed, steps, keep=keep) for seed in range(seeds)]
+    # Seed by seed, so that all have as many where the benchmark is interrupted.
+    longer = [
+        [kept(paths, optimizer, chosen[optimizer], seed, more_steps, keep=keep) for optimizer in MORE]
+        for seed in range(seeds)
+    ]
+    more: Runs = {
+        optimizer: list(of_optimizer) for optimizer, of_optimizer in zip(MORE, zip(*longer, strict=True), strict=True)
+    }
     before = kept(paths, "adamw", UNTRAINED, TUNING_SEED, EPOCHS, keep=keep)
     note = ""
     if "symphony" in paths:
         note = f" Neighbours: {before['neighbours']:.3f} in the embedding of random weights, {components(paths['symphony']):.3f} in principal components."
-    report.table(
-        f"{', '.join(paths)}: {steps} steps of 32 cells, means over {seeds} seeds.{note}",
-        (
-            "optimizer",
-            "learning rate",
-            "state, kB",
-            "CPU ms per step",
-            "held-out loss",
-            "against adamw, equal steps",
-            "equal time",
-            "of it from tokens",
-            "neighbours",
-        ),
-        rows,
-    )
-    report.measured.update({name: {"lr": chosen[name], "runs": of_optimizer} for name, of_optimizer in runs.items()})
-    base = np.array([min(run["loss"]) for run in runs["adamw"]])
-    for optimizer in ("muon", "apollo"):
-        difference, error = compared(np.array([min(run["loss"]) for run in runs[optimizer]]), base)
-        report.claim(
-            f"{optimizer}: held-out loss against adamw at equal steps",
-            "below by more than two standard errors",
-            f"{difference:+.1%} ± {error:.1%}",
-            holds=difference < -2 * error,
+    for n, shown in ((steps, runs), (more_steps, more)):
+        report.table(
+            f"{', '.join(paths)}: {n:,} steps of 32 cells, means over {seeds} seeds.{note}",
+            (
+                "optimizer",
+                "learning rate",
+                "state, kB",
+                "CPU ms per step",
+                "held-out loss",
+                "against adamw, equal steps",
+                "equal time",
+                "of it from tokens",
+                "neighbours",
+            ),
+            rows_of(shown, chosen),
         )
-    report.finish(results_folder(arguments))
+        note = " Learning rates are those of the shorter runs."
+        report.measured[f"{n} steps"] = {name: {"lr": chosen[name], "runs": some} for name, some in shown.items()}
+        base = np.array([min(run["loss"]) for run in shown["adamw"]])
+        for optimizer in MORE[1:]:
+            difference, error = compared(np.array([min(run["loss"]) for run in shown[optimizer]]), base)
+            report.claim(
+                f"{optimizer}, {n:,} steps: held-out loss against adamw at equal steps",
+                "below by more than two standard errors",
+                f"{difference:+.1%} ± {error:.1%}",
+                holds=difference < -2 * error,
+            )
+    folder = results_folder(arguments)
+    if folder is not None:
+        plot(folder / "pretraining_optimizers.png", runs, more, steps, more_steps)
+        report.note("![Held-out loss of each optimizer by seconds and by steps](pretraining_optimizers.png)")
+    report.finish(folder)
 
 
 if __name__ == "__main__":

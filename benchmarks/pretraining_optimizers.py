@@ -195,7 +195,7 @@ def plot(path: Path, runs: Runs, more: Runs, steps: int, more_steps: int) -> Non
     ):
         for optimizer, of_optimizer in shown.items():
             losses = np.array([run["loss"] for run in of_optimizer])
-            at = n / EPOCHS * np.arange(1, EPOCHS + 1)
+            at = n / losses.shape[1] * np.arange(1, losses.shape[1] + 1)
             at = at * (np.mean([run["seconds"] for run in of_optimizer]) if in_seconds else 1)
             axis.plot(at, losses.mean(axis=0), color=colors[optimizer], marker="o", markersize=3, label=optimizer)
             axis.fill_between(

@@ -301,10 +301,11 @@ def test_pipeline_runs_and_reports(cite: AnnData, known: SCGPT, tmp_path: Path, 
         cite.obsm["protein_expression"] = cite.obsm["protein_expression"].to_numpy()
     cite.write_h5ad(tmp_path / "cells.h5ad")
     known.save(tmp_path / "weights")
+    named: dict[str, Any] = {"task": "multiomic"} if as_array else {"protein": "protein_expression"}
     config = sg.pipeline.RunConfig(
         tmp_path / "cells.h5ad",
         tmp_path / "run",
-        protein="protein_expression",
+        **named,
         model=tmp_path / "weights",
         n_genes=80,
         **TRAINING,

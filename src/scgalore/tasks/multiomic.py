@@ -184,11 +184,9 @@ class Multiomic(CellTask):
 
     def measured(self, memory: MultiomicMemory, model: TaskModel, prepared: Prepared) -> TaskMemory:
         """Which proteins the trained network corrects, as validation cells say."""
-        state, rows = (
-            prepared.state,
-            np.empty(0, dtype=np.int64) if prepared.split is None else prepared.split.validation,
-        )
-        if prepared.task is not self or len(rows) < 2:
+        assert prepared.split is not None
+        state, rows = prepared.state, prepared.split.validation
+        if len(rows) < 2:
             return memory
         truth, prior = (prepared.source.targets[name][rows] for name in ("proteins", "prior"))  # type: ignore[attr-defined]
         found = prior + model.run(state.rna, rows=rows, accelerator=prepared.config.accelerator).heads[HEAD]

@@ -36,6 +36,7 @@ SCRIPTS = {
     "integration": "batches: the model from bundled and random weights next to PCA and Harmony, labels, queries, what is kept",
     "integration_scores": "how long scoring an integration takes, and scores of two real data sets",
     "regression": "a number for each cell, next to ridge regression",
+    "proteins": "RNA and proteins: next to ridge regression, PCA and totalVI",
     "unknown_types": "cells of a type that training had none of: are they found?",
     "mapping": "cells mapped to a reference: labels, new types, and neighbours among a million cells",
     "memory_estimate": "what sg.estimate_memory says beside what is measured",

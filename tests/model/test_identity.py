@@ -11,7 +11,7 @@ from anndata import AnnData
 from scgalore.data.cells import TokenCells
 from scgalore.data.split import Split, random_split
 from scgalore.model import SCGPT
-from scgalore.model.identity import embedding_identity, run_identity
+from scgalore.model.identity import run_identity
 from scgalore.objectives import Classification, MaskedExpression, Objective
 from scgalore.train import TrainConfig
 
@@ -99,10 +99,9 @@ def test_weights_are_named_also_those_numpy_has_no_type_for(
 def test_weights_are_the_same_in_memory_and_in_a_folder(
     few: AnnData, model: SCGPT, make_model: Callable[..., SCGPT], tmp_path: Path
 ) -> None:
-    of = embedding_identity
-    expected = of(model)
+    expected = model.embedding_identity
     model.put_heads({"classes": 3}, seed=0)
     model.save(tmp_path / "model")
-    assert of(model) == of(SCGPT.load(tmp_path / "model")) == expected
-    assert of(make_model(few.var_names, rng=1)) != expected
-    assert of(make_model(few.var_names[::-1])) != expected
+    assert model.embedding_identity == SCGPT.load(tmp_path / "model").embedding_identity == expected
+    assert make_model(few.var_names, rng=1).embedding_identity != expected
+    assert make_model(few.var_names[::-1]).embedding_identity != expected

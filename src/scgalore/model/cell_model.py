@@ -20,7 +20,7 @@ from scgalore.errors import OptionError, WeightsError
 from scgalore.model.adapter_files import write_adapter
 from scgalore.model.distributed import gather, process_group, share
 from scgalore.model.files import memory_config, write_model
-from scgalore.model.identity import run_identity
+from scgalore.model.identity import embedding_identity, run_identity
 from scgalore.model.inference import RunOptions, run_network
 from scgalore.model.loading import load_model
 from scgalore.model.training import trainable
@@ -298,6 +298,16 @@ class CellModel:
         reading = Reading(layer, gene_symbols, data_type, None, species, min_matched)
         cells = self.cells(adata, **reading.of_tokens(), max_length=max_length, rng=rng)
         return self.embed(cells, adata, reading, batch_key=batch_key, batch_size=batch_size).embedding
+
+    @property
+    def embedding_identity(self) -> str:
+        """Hash of what its embeddings depend on, 16 hexadecimal digits: the same in memory and in any file.
+
+        Heads and decoders do not matter, and neither do batches that were added to a model of task ``"integration"``, which leave the
+        embeddings of the others as they are.
+        """
+        added = () if self.memory is None else task_named(self.memory.task).arrays_of_embedding(self.memory)
+        return embedding_identity(self.network, self.vocab, added)
 
     @property
     def knows_batches(self) -> bool:

@@ -9,15 +9,16 @@ import numpy as np
 import torch
 
 from scgalore.data.hashing import digest
-from scgalore.tasks.registry import task_named
 from scgalore.train.processes import training_processes
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from numpy.typing import NDArray
 
     from scgalore.data.source import CellSource
     from scgalore.data.split import Split
-    from scgalore.model.cell_model import CellModel
+    from scgalore.data.vocab import GeneVocab
     from scgalore.nn import CellNetwork
     from scgalore.objectives import Objective
     from scgalore.train.config import TrainConfig
@@ -80,23 +81,22 @@ def run_identity(
     }
 
 
-def embedding_identity(model: CellModel) -> str:
+def embedding_identity(network: CellNetwork, vocab: GeneVocab, added: Iterable[NDArray[Any]]) -> str:
     """Hash of what embeddings depend on, the same for a model in memory and in any file: 16 hexadecimal digits.
-
-    Heads and decoders do not matter, and neither do batches that were added to a model of task ``"integration"``, which leave the
-    embeddings of the others as they are.
 
     Parameters
     ----------
-    model
-        Its network, genes, and what its task adds to the network's embedding.
+    network
+        The network; its heads and decoders do not matter.
+    vocab
+        Its genes.
+    added
+        From :meth:`scgalore.tasks.Task.arrays_of_embedding`.
     """
-    network, memory = model.network, model.memory
-    genes = np.frombuffer("\n".join(model.vocab.tokens).encode(), dtype=np.uint8)
+    genes = np.frombuffer("\n".join(vocab.tokens).encode(), dtype=np.uint8)
     weights = [
         _bytes(tensor) for name, tensor in network.state_dict().items() if name.partition(".")[0] in network.body
     ]
-    added = [] if memory is None else task_named(memory.task).arrays_of_embedding(memory)
     return digest([genes, *weights, *added])
 
 

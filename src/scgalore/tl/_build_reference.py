@@ -27,7 +27,6 @@ from scgalore.errors import DataError, MissingKeyError, OptionError
 from scgalore.mapping.files import read_reference, write_reference
 from scgalore.mapping.reference import FEWEST_LEFT_OUT, Cells, Column, Reference
 from scgalore.mapping.space import blocks
-from scgalore.model.identity import embedding_identity
 from scgalore.model.inference import RunOptions
 from scgalore.tl._shared import as_model, model_of_reference
 
@@ -178,7 +177,7 @@ def build_reference(
         embedding = _embedded(fitted, parts, atlas, reading, keys["batch_key"], empty, how)
         if base is None:
             made = {
-                "model": {**fitted.provenance, "identity": embedding_identity(fitted)},
+                "model": {**fitted.provenance, "identity": fitted.embedding_identity},
                 "tokens": tokens,
                 "keys": keys,
                 "n_components": n_components,

@@ -10,7 +10,6 @@ from scgalore.data.proteins import PROTEIN_KIND, read_proteins
 from scgalore.data.resolve import first_modality
 from scgalore.errors import OptionError, WeightsError
 from scgalore.model import CellModel, load
-from scgalore.model.identity import embedding_identity
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -54,7 +53,7 @@ def model_of_reference(reference: Reference, model: str | os.PathLike[str] | Cel
             raise OptionError(msg) from error
     else:
         found = as_model(model)
-    if (identity := embedding_identity(found)) != made["identity"]:
+    if (identity := found.embedding_identity) != made["identity"]:
         msg = (
             f"The reference was built with {made['name']!r} (weights {made['identity']}), and this is {found.provenance['name']!r} (weights "
             f"{identity}); embeddings by two models cannot be compared. Pass the model of the reference, or build one with this model."

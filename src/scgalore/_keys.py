@@ -9,7 +9,16 @@ from typing import Self
 
 from scgalore.errors import OptionError
 
-__all__ = ["UNKNOWN", "CellKeys", "GeneKeys", "IntegrationKeys", "MappingKeys", "PerturbationKeys", "check_key"]
+__all__ = [
+    "UNKNOWN",
+    "CellKeys",
+    "GeneKeys",
+    "InSilicoKeys",
+    "IntegrationKeys",
+    "MappingKeys",
+    "PerturbationKeys",
+    "check_key",
+]
 
 EMBEDDING = "X_scGPT"
 UNKNOWN = "unknown"
@@ -273,6 +282,30 @@ class IntegrationKeys:
     """
 
     uns: str = "evaluate_integration"
+
+    @property
+    def slots(self) -> dict[str, tuple[str, ...]]:
+        """The name above, by slot."""
+        return {"uns": (self.uns,)}
+
+    @classmethod
+    def from_key_added(cls, key_added: str | None) -> Self:
+        """Names for a ``key_added``."""
+        check_key(key_added)
+        return cls() if key_added is None else cls(key_added)
+
+
+@dataclass(frozen=True)
+class InSilicoKeys:
+    """Slots of :func:`scgalore.tl.perturb_in_silico`.
+
+    Attributes
+    ----------
+    uns
+        Shifts, effects and parameters, in ``uns``.
+    """
+
+    uns: str = "perturb_in_silico"
 
     @property
     def slots(self) -> dict[str, tuple[str, ...]]:

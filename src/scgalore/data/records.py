@@ -9,12 +9,21 @@ import pandas as pd
 from anndata import AnnData
 
 from scgalore._uns import table_in
+from scgalore._words import few
+from scgalore.data.texts import same_label
 from scgalore.errors import DataError, MissingKeyError
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-__all__ = ["read_integration_record", "read_prediction_record", "read_record", "read_scores_record"]
+__all__ = [
+    "of_group",
+    "read_in_silico_record",
+    "read_integration_record",
+    "read_prediction_record",
+    "read_record",
+    "read_scores_record",
+]
 
 
 def read_record(
@@ -95,3 +104,36 @@ def read_integration_record(adata: AnnData, key: str) -> dict[str, Any]:
     """What :func:`scgalore.tl.evaluate_integration` wrote under ``adata.uns[key]``, as :func:`read_record` gives it."""
     missing = f"There are no scores in adata.uns[{key!r}]. Call sg.tl.evaluate_integration(adata, batch_key, labels_key) first, or pass its key_added as key=."
     return read_record(adata, key, tables=("scores", "columns", "n_cells"), missing=missing)
+
+
+def read_in_silico_record(adata: AnnData, key: str) -> dict[str, Any]:
+    """What :func:`scgalore.tl.perturb_in_silico` wrote under ``adata.uns[key]``, as :func:`read_record` gives it."""
+    missing = f"There are no in-silico perturbations in adata.uns[{key!r}]. Call sg.tl.perturb_in_silico(adata) first, or pass its key_added as key=."
+    return read_record(adata, key, tables=("shifts", "effects"), missing=missing)
+
+
+def of_group(table: pd.DataFrame, label: object, column: str) -> pd.DataFrame:
+    """Rows of a table with a label in a column, numbered anew; all for ``None``.
+
+    Parameters
+    ----------
+    table
+        A table of a record.
+    label
+        What the user asks for.
+    column
+        Where it is looked up.
+
+    Raises
+    ------
+    MissingKeyError
+        If no row has it.
+    """
+    if label is None:
+        return table
+    names = list(dict.fromkeys(table[column].astype(str)))
+    found = same_label(label, names)
+    if found not in names:
+        msg = f"There is no {column} {label!r} in this table, which has {few(names, 5)}."
+        raise MissingKeyError(msg)
+    return table[table[column].astype(str) == found].reset_index(drop=True)

@@ -1,8 +1,17 @@
 """Results of the tools as tables and AnnData objects."""
 
+from scgalore.get._in_silico_effects import in_silico_effects
+from scgalore.get._in_silico_shifts import in_silico_shifts
 from scgalore.get._integration_scores import integration_scores
 from scgalore.get._perturbation_effects import perturbation_effects
 from scgalore.get._perturbation_scores import perturbation_scores
 from scgalore.get._perturbed_cells import perturbed_cells
 
-__all__ = ["integration_scores", "perturbation_effects", "perturbation_scores", "perturbed_cells"]
+__all__ = [
+    "in_silico_effects",
+    "in_silico_shifts",
+    "integration_scores",
+    "perturbation_effects",
+    "perturbation_scores",
+    "perturbed_cells",
+]

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from scgalore.data.tokens import RaggedTokens, TokenizerConfig
     from scgalore.nn import CellNetwork
 
-__all__ = ["InferencePrecision", "RunOptions", "pick_dtype", "run_network"]
+__all__ = ["InferencePrecision", "RunOptions", "levels_of", "pick_dtype", "run_network"]
 
 InferencePrecision = Literal["auto", "32-true", "bf16-true"]
 
@@ -152,7 +152,7 @@ def run_network(
     config, n_obs = network.config, cells.n_obs if rows is None else len(rows)
     embedding = np.empty((n_obs, config.d_model), dtype=np.float32)
     heads = {name: np.empty((n_obs, n), dtype=np.float32) for name, n in config.heads.items()}
-    embed = encoder(network, torch.from_numpy(cells.tokens()), levels=_levels(cells.tokenizer.config), dtype=dtype)
+    embed = encoder(network, torch.from_numpy(cells.tokens()), levels=levels_of(cells.tokenizer.config), dtype=dtype)
     caps = {"batch_size": batch_size, "batch_tokens": batch_tokens or BATCH_TOKENS[device.type == "cpu"]}
     n_batches = None
     if cells.lengths is not None:
@@ -175,7 +175,7 @@ def run_network(
     return CellOutput(embedding, heads, "bf16-true" if dtype == torch.bfloat16 else "32-true")
 
 
-def _levels(config: TokenizerConfig) -> range | None:
+def levels_of(config: TokenizerConfig) -> range | None:
     """Values that tokens may have: bins, 0, and what stands at ``<cls>``."""
     if not config.binned or config.cls_value % 1:
         return None

@@ -270,6 +270,22 @@ class CellNetwork(nn.Module):
         """Every way in which the network predicts expression: ``""`` is :meth:`expression`, the others have names."""
         return {"": self.expression(encoded, values, **conditions)}
 
+    def expression_change(self, change: Tensor, genes: Tensor) -> Tensor | None:
+        """Change of the predicted expression of genes when the cell embedding changes.
+
+        Parameters
+        ----------
+        change
+            Changes of cell embeddings, float ``(b, d)``.
+        genes
+            Token ids, int64 ``(s,)``.
+
+        Returns
+        -------
+        Tensor ``(b, s)`` in units of the values of tokens; ``None`` for networks that predict no expression from the cell embedding.
+        """
+        return None
+
     def class_logits(self, hidden: Tensor) -> Tensor:
         """Logits of each class of expression, the one for masked values last, ``(..., n_classes)``, from states ``(..., d)``."""
         msg = f"{type(self).__name__} predicts no classes of expression. Train it with another objective, or choose another model."

@@ -470,6 +470,20 @@ class SCGPTNetwork(CellNetwork):
             predicted["_from_cell"] = self.expression_from_cell(encoded, **context)
         return predicted
 
+    def expression_change(self, change: Tensor, genes: Tensor) -> Tensor | None:
+        """Change of :meth:`expression_from_cell` with the cell embedding, in which it is linear.
+
+        Parameters
+        ----------
+        change, genes
+            As for :meth:`CellNetwork.expression_change`.
+        """
+        if self.mvc_decoder is None:
+            return None
+        decoder = cast("CellExpressionDecoder", self.mvc_decoder)
+        queries = decoder.W(torch.sigmoid(decoder.gene2query(self.encoder(genes))))  # (s, d) or, with batches, (s, 2 d)
+        return change @ queries[:, : change.shape[1]].T
+
     @property
     def cell_heads(self) -> dict[str, nn.Module]:
         """Heads on the cell embedding by name; that of the classes is the one of released checkpoints."""

@@ -3,6 +3,7 @@
 from scgalore.pl._confusion_matrix import confusion_matrix
 from scgalore.pl._gene_selection import gene_selection
 from scgalore.pl._history import history
+from scgalore.pl._in_silico_shifts import in_silico_shifts
 from scgalore.pl._integration_scores import integration_scores
 from scgalore.pl._memory import memory
 from scgalore.pl._perturbation_effect import perturbation_effect
@@ -13,6 +14,7 @@ __all__ = [
     "confusion_matrix",
     "gene_selection",
     "history",
+    "in_silico_shifts",
     "integration_scores",
     "memory",
     "perturbation_effect",

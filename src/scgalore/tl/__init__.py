@@ -7,6 +7,7 @@ from scgalore.tl._evaluate_integration import evaluate_integration
 from scgalore.tl._evaluate_perturbation import evaluate_perturbation
 from scgalore.tl._finetune import finetune
 from scgalore.tl._map_to_reference import map_to_reference
+from scgalore.tl._perturb_in_silico import perturb_in_silico
 from scgalore.tl._predict_perturbation import predict_perturbation
 from scgalore.tl._predict_protein import predict_protein
 from scgalore.tl._pretrain import pretrain
@@ -21,6 +22,7 @@ __all__ = [
     "evaluate_perturbation",
     "finetune",
     "map_to_reference",
+    "perturb_in_silico",
     "predict_perturbation",
     "predict_protein",
     "pretrain",

@@ -1,0 +1,45 @@
+"""What changed genes do to embeddings, as a table."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from scgalore._docs import shared_parameters
+from scgalore._keys import InSilicoKeys
+from scgalore.data.records import of_group, read_in_silico_record
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from anndata import AnnData
+
+    from scgalore._typing import Label
+
+
+@shared_parameters
+def in_silico_shifts(adata: AnnData, group: Label | None = None, *, key: str = InSilicoKeys().uns) -> pd.DataFrame:
+    """Read the shifts that :func:`scgalore.tl.perturb_in_silico` wrote.
+
+    Parameters
+    ----------
+    {adata}
+    group
+        Group of cells; ``None`` gives all.
+    {key}
+
+    Returns
+    -------
+    One row for each gene and group, in the order of their ranks; columns as there. A copy.
+
+    Raises
+    ------
+    DataError
+        If ``adata`` is not an AnnData.
+    MissingKeyError
+        If there are no shifts under ``key``, or no such group.
+
+    Examples
+    --------
+    >>> import scgalore as sg
+    >>> sg.get.in_silico_shifts(adata).head(10)  # doctest: +SKIP
+    """
+    return of_group(read_in_silico_record(adata, key)["shifts"], group, "group").copy()

@@ -1,0 +1,63 @@
+"""What a change of one gene would do to the others if each followed it by its regression over the same cells."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+if TYPE_CHECKING:
+    import scipy.sparse as sp
+    from numpy.typing import NDArray
+
+__all__ = ["Coexpression"]
+
+
+@dataclass(frozen=True)
+class Coexpression:
+    """Cells in which genes are regressed on one another.
+
+    Attributes
+    ----------
+    rows
+        Log-normalised expression, sparse ``(n_cells, n_genes)``.
+    means
+        Of each gene, float64 ``(n_genes,)``.
+    """
+
+    rows: sp.csr_matrix = field(repr=False)
+    means: NDArray[np.float64] = field(repr=False)
+
+    @classmethod
+    def of(cls, rows: sp.csr_matrix) -> Coexpression:
+        """Take the cells of one group.
+
+        Parameters
+        ----------
+        rows
+            Log-normalised expression, cells by genes.
+        """
+        return cls(rows, np.asarray(rows.mean(axis=0), dtype=np.float64).ravel())
+
+    def effects(self, genes: NDArray[np.int64], changes: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Change of every gene when some are changed, one at a time.
+
+        Parameters
+        ----------
+        genes
+            Columns of the genes that change, int64 ``(b,)``.
+        changes
+            By how much their mean changes, float64 ``(b,)``.
+
+        Returns
+        -------
+        float64 ``(b, n_genes)``: the slope of each gene on the one that changes, times the change. 0 for a gene that does not vary.
+        """
+        n = self.rows.shape[0]
+        chosen = self.rows[:, genes].astype(np.float64)
+        products = np.asarray((chosen.T @ self.rows).todense(), dtype=np.float64) / n
+        covariances = products - np.outer(self.means[genes], self.means)
+        variances = covariances[np.arange(len(genes)), genes]
+        slopes = np.divide(changes, variances, out=np.zeros(len(genes)), where=variances > 1e-12)
+        return covariances * slopes[:, None]

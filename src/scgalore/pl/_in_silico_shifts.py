@@ -1,0 +1,100 @@
+"""Genes changed in silico as a volcano."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from scgalore._docs import shared_parameters
+from scgalore._keys import InSilicoKeys
+from scgalore.data.records import of_group, read_in_silico_record
+from scgalore.errors import DataError, OptionError
+from scgalore.pl._axes import axes_or_new, show_or_return
+
+if TYPE_CHECKING:
+    from anndata import AnnData
+    from matplotlib.axes import Axes
+
+    from scgalore._typing import Label
+
+LIMIT = 0.05
+"""False discovery rate of the coloured genes."""
+
+
+@shared_parameters
+def in_silico_shifts(
+    adata: AnnData,
+    group: Label | None = None,
+    *,
+    n_labels: int = 10,
+    key: str = InSilicoKeys().uns,
+    ax: Axes | None = None,
+    show: bool | None = None,
+) -> Axes | None:
+    """Volcano of changed genes: how much they move cells, and how few random genes do as much.
+
+    With a wanted state, the horizontal axis is the share of the way to it, otherwise the shift as a multiple of that of random genes. Coloured
+    are genes with a false discovery rate of at most 5 %. p-values are shares of random genes, which is why they end at one over their number.
+
+    Parameters
+    ----------
+    {adata}
+    group
+        Group of cells; may be left out if there is one only.
+    n_labels
+        Genes with their name: those with the smallest p-values, and of these the largest shifts.
+    {key}
+    {ax}
+    {show}
+
+    Returns
+    -------
+    The axes, or ``None`` if the figure was shown.
+
+    Raises
+    ------
+    DataError
+        If ``adata`` is not an AnnData, or genes were not compared with random ones.
+    MissingKeyError
+        If there are no shifts under ``key``, or no such group.
+    OptionError
+        If there are several groups and none is named.
+
+    Examples
+    --------
+    >>> import scgalore as sg
+    >>> sg.pl.in_silico_shifts(adata)  # doctest: +SKIP
+    """
+    record = read_in_silico_record(adata, key)
+    shifts = of_group(record["shifts"], group, "group")
+    groups = list(dict.fromkeys(shifts["group"].astype(str)))
+    if len(groups) > 1:
+        msg = f"There are shifts of {len(groups)} groups: {', '.join(map(repr, groups[:5]))}. Name one as group=."
+        raise OptionError(msg)
+    towards = "towards" in shifts
+    names = ("towards", "towards_p_value", "towards_p_adjusted") if towards else ("log2_ratio", "p_value", "p_adjusted")
+    x, p, rate = (shifts[name].to_numpy(dtype=np.float64) for name in names)
+    drawn = np.isfinite(x) & np.isfinite(p)
+    if not drawn.any():
+        msg = "No gene was compared with random genes, so there is nothing to draw. Call sg.tl.perturb_in_silico with n_null=100."
+        raise DataError(msg)
+    axes = axes_or_new(ax, (5.0, 4.0))
+    height = -np.log10(p)
+    found = drawn & (rate <= LIMIT)
+    for which, color in ((drawn & ~found, "0.7"), (found, "C3")):
+        axes.scatter(x[which], height[which], s=12, color=color, linewidths=0)
+    axes.axvline(0, color="0.5", linewidth=0.6, zorder=0)
+    order = np.lexsort((-np.abs(np.where(drawn, x, 0)), np.where(drawn, p, np.inf)))
+    for i in order[:n_labels]:
+        if drawn[i]:
+            axes.annotate(shifts["gene"][i], (x[i], height[i]), xytext=(2, 2), textcoords="offset points", fontsize=7)
+    state = record["params"].get("target")
+    axes.set_xlabel(
+        f"share of the way to {state}" if towards else "log2 of the shift over that of random genes", fontsize=9
+    )
+    axes.set_ylabel("-log10 p, against random genes", fontsize=9)
+    axes.set_title(
+        f"{record['params']['mode']}, {groups[0]}" if groups[0] != "all" else str(record["params"]["mode"]), fontsize=10
+    )
+    return show_or_return(axes, show=show, own_figure=ax is None)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -217,7 +217,7 @@ class EditedCells:
             change=self._by_group(changed_logs - logs) / self.n_cells,
             shift=shift / self.n_cells,
             towards=towards / self.n_cells,
-            embedding=moved / self.n_cells[:, None].astype(np.float32),
+            embedding=(moved / self.n_cells[:, None]).astype(np.float32),
         )
 
     def expression_change(self, change: NDArray[np.float32], tokens: NDArray[np.int64]) -> NDArray[np.float64]:

@@ -480,7 +480,7 @@ class SCGPTNetwork(CellNetwork):
         """
         if self.mvc_decoder is None:
             return None
-        decoder = cast("CellExpressionDecoder", self.mvc_decoder)
+        decoder = self.mvc_decoder
         queries = decoder.W(torch.sigmoid(decoder.gene2query(self.encoder(genes))))  # (s, d) or, with batches, (s, 2 d)
         return change @ queries[:, : change.shape[1]].T
 

@@ -29,10 +29,12 @@ from scgalore.perturb.baselines.coexpression import Coexpression
 from scgalore.perturb.predictions.null import adjusted, against_random, random_genes
 from scgalore.tl._shared import as_model, provenance
 from scgalore.tl._states import States
+from scgalore.weights import get_entry, list_weights
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from anndata import AnnData
     from numpy.typing import NDArray
 
     from scgalore._typing import Data, Label, PathLike, Rng
@@ -64,6 +66,7 @@ def perturb_in_silico(
     layer: str | None = None,
     gene_symbols: str | None = None,
     data_type: str | None = None,
+    depth_key: str | None = None,
     species: str = "human",
     min_matched: float | None = None,
     mod: str = "rna",
@@ -115,6 +118,7 @@ def perturb_in_silico(
     {layer}
     {gene_symbols}
     {data_type}
+    {depth_key}
     {species}
     {min_matched}
     {mod}
@@ -164,20 +168,23 @@ def perturb_in_silico(
     keys, seed, edit = InSilicoKeys.from_key_added(key_added), seed_from(rng), Edit(mode, level)
     _check(n_cells=(n_cells, 1), min_cells=(min_cells, 1), n_null=(n_null, 0), n_effects=(n_effects, 0))
     options = RunOptions.of(precision="32-true", batch_tokens=batch_tokens, accelerator=accelerator)
-    reading = Reading(layer, gene_symbols, data_type, None, species, min_matched)
+    reading = Reading(layer, gene_symbols, data_type, depth_key, species, min_matched)
     names = _names(genes)
     refuse_overwrite(keys.slots, reading.reads())
     data = copied(data, mod=mod) if copy else data
     adata = writable_adata(data, mod=mod)
-    refuse_elsewhere(data, mod=mod, obs={"groupby": groupby, "target_key": target_key}, gene_symbols=gene_symbols)
+    columns = {"groupby": groupby, "target_key": target_key, "depth_key": depth_key}
+    refuse_elsewhere(data, mod=mod, obs=columns, gene_symbols=gene_symbols)
     states = States.of(adata, groupby=groupby, groups=groups, target_key=target_key, target=target)
     fitted = as_model(model)
     if fitted.network.reads_flags:
         msg = (
-            f"{fitted.provenance['name']!r} reads perturbation flags: it was trained on a screen, and predicts what was done there. Use "
-            "sg.tl.predict_perturbation or sg.tl.rank_perturbations, or pass a model that was not."
+            f"{fitted.provenance['name']!r} reads perturbation flags: it was trained on a screen, and predicts what was done there, in cells of "
+            "any data: adata.obs['perturbation'] = 'control'; sg.tl.predict_perturbation(adata, genes, model=model, pert_key='perturbation'). "
+            "Here, pass a model that was not trained on a screen."
         )
         raise OptionError(msg)
+    _warn(fitted, adata)
     with logg.step(f"changing genes with {fitted.provenance['name']}") as step:
         cells = fitted.cells(adata, **reading.of_tokens(), max_length=max_length, rng=seed)
         content_keys = np.concatenate(list(cells.keys()))
@@ -197,7 +204,7 @@ def perturb_in_silico(
             **{"mode": mode, "level": level, "groupby": groupby, "groups": list(states.names)},
             **{"target_key": target_key, "target": target, "n_cells": n_cells, "min_cells": min_cells},
             **{"n_null": n_null, "n_effects": n_effects, "max_length": max_length, "rng": seed},
-            **reading.of_tokens(),
+            **reading.params(),
         }
         content = {
             **tables,
@@ -207,6 +214,14 @@ def perturb_in_silico(
         }
         Results(uns={keys.uns: (content, "shifts and effects of changed genes")}).write(data, adata, mod=mod, step=step)
     return data if copy else None
+
+
+def _warn(fitted: CellModel, adata: AnnData) -> None:
+    """Say once per object what was measured of these weights."""
+    name = fitted.provenance["name"]
+    known = get_entry(name).in_silico if name in list_weights() else ""
+    if known and logg.is_news(adata, known):
+        logg.warning(f"{name}: {known}.")
 
 
 def _check(**numbers: tuple[Any, int]) -> None:

@@ -94,17 +94,17 @@ class States:
         if wanted is not None:
             codes[wanted] = -1
         counts = np.bincount(codes[codes >= 0], minlength=len(names))
+        if groups is None:
+            # Groups without a cell that is not in the wanted state already have nothing to be moved.
+            kept = np.flatnonzero(counts).tolist()
+            codes = np.append([kept.index(i) if i in kept else -1 for i in range(len(names))], -1)[codes]
+            names, counts = [names[i] for i in kept], counts[kept]
         empty = [name for name, count in zip(names, counts, strict=True) if count == 0]
-        if groups is None and wanted is not None and len(empty) < len(names):
-            # Groups all of whose cells are in the wanted state already have nothing to be moved.
-            kept = np.flatnonzero(counts)
-            renumbered = np.full(len(names) + 1, -1)
-            renumbered[kept] = np.arange(len(kept))
-            return cls(tuple(names[i] for i in kept), renumbered[codes], wanted)
         if empty or not names:
-            what = f"Group {few(empty)} of adata.obs[{groupby!r}]" if groupby else "adata"
-            msg = f"{what} has no cell to edit" + ("" if wanted is None else f" that is not {target!r} already") + "."
-            raise DataError(f"{msg} Choose other groups= or another target=.")
+            what = f"{few(empty)} of adata.obs[{groupby!r}]" if empty else "adata"
+            already = "" if wanted is None else f" that is not {target!r} already"
+            msg = f"{what} has no cell to change{already}. Choose other groups= or another target=."
+            raise DataError(msg)
         return cls(tuple(names), codes, wanted)
 
     def pick(self, keys: NDArray[np.uint64], n: int, *, seed: int) -> NDArray[np.int64]:

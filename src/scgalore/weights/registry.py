@@ -64,6 +64,8 @@ class WeightsEntry:
     zero_shot
         One sentence on what embeddings without fine-tuning are worth, which :func:`scgalore.tl.embed` reports; empty where
         nothing was measured.
+    in_silico
+        The same of genes changed in silico, which :func:`scgalore.tl.perturb_in_silico` warns with.
     family
         Entry of :data:`scgalore.model.FAMILIES` that reads them.
     """
@@ -78,6 +80,7 @@ class WeightsEntry:
     bundled: bool = False
     args: Mapping[str, Any] | None = None
     zero_shot: str = ""
+    in_silico: str = ""
     family: str = "scgpt"
 
     @property

@@ -21,7 +21,7 @@ class Coexpression:
     Attributes
     ----------
     rows
-        Log-normalised expression, sparse ``(n_cells, n_genes)``.
+        Log-normalised expression, sparse float64 ``(n_cells, n_genes)``.
     means
         Of each gene, float64 ``(n_genes,)``.
     """
@@ -38,7 +38,8 @@ class Coexpression:
         rows
             Log-normalised expression, cells by genes.
         """
-        return cls(rows, np.asarray(rows.mean(axis=0), dtype=np.float64).ravel())
+        rows = rows.astype(np.float64)
+        return cls(rows, np.asarray(rows.mean(axis=0)).ravel())
 
     def effects(self, genes: NDArray[np.int64], changes: NDArray[np.float64]) -> NDArray[np.float64]:
         """Change of every gene when some are changed, one at a time.
@@ -55,8 +56,8 @@ class Coexpression:
         float64 ``(b, n_genes)``: the slope of each gene on the one that changes, times the change. 0 for a gene that does not vary.
         """
         n = self.rows.shape[0]
-        chosen = self.rows[:, genes].astype(np.float64)
-        products = np.asarray((chosen.T @ self.rows).todense(), dtype=np.float64) / n
+        chosen = self.rows[:, genes]
+        products = np.asarray((chosen.T @ self.rows).todense()) / n
         covariances = products - np.outer(self.means[genes], self.means)
         variances = covariances[np.arange(len(genes)), genes]
         slopes = np.divide(changes, variances, out=np.zeros(len(genes)), where=variances > 1e-12)

@@ -39,6 +39,7 @@ SCRIPTS = {
     "proteins": "RNA and proteins: next to ridge regression, PCA and totalVI",
     "unknown_types": "cells of a type that training had none of: are they found?",
     "mapping": "cells mapped to a reference: labels, new types, and neighbours among a million cells",
+    "in_silico": "genes changed in silico against real perturbations: directions, sizes, time",
     "memory_estimate": "what sg.estimate_memory says beside what is measured",
     "long_cells": "one cell of 5,000 tokens: attention that keeps its maps against our best settings",
     "curriculum": "few genes first against all genes from the start: losses, accuracy, time",

@@ -5,13 +5,14 @@ import pytest
 import scipy.sparse as sp
 import torch
 from anndata import AnnData
+from tests.scberts import small_model
 from tests.tiny_plugin import tiny_model
 
 from scgalore.data.binning import bin_edges
 from scgalore.data.expression import LogExpression
 from scgalore.data.tokens import RaggedTokens
 from scgalore.errors import OptionError
-from scgalore.model import SCGPT
+from scgalore.model import SCGPT, CellModel
 from scgalore.model.in_silico import Edit, EditedCells, Shifts
 from scgalore.model.inference import RunOptions
 
@@ -23,16 +24,18 @@ def model(few: AnnData) -> SCGPT:
     return tiny_model([*few.var_names, "ABSENT"], mvc=True, max_length=200)
 
 
-def edited(model: SCGPT, adata: AnnData, edit: Edit, *, groups: list[int] | None = None, **options: int) -> EditedCells:
+def edited(
+    model: CellModel, adata: AnnData, edit: Edit, *, groups: list[int] | None = None, **options: int
+) -> EditedCells:
     cells = model.cells(adata)
     rows = np.arange(N)
     logs = LogExpression.from_adata(adata, log_base=math.e).rows(rows)
     run = RunOptions.of(precision="32-true", accelerator="cpu", **options)
-    extra = np.array([model.vocab["ABSENT"]])
+    extra = tokens_of(model, *({"ABSENT"} & set(model.vocab.tokens)))
     return EditedCells(model, cells, rows, np.array(groups or [0] * N), logs, edit, extra=extra, options=run)
 
 
-def tokens_of(model: SCGPT, *genes: str) -> np.ndarray:
+def tokens_of(model: CellModel, *genes: str) -> np.ndarray:
     return np.array([model.vocab[gene] for gene in genes])
 
 
@@ -43,6 +46,15 @@ def by_hand(model: SCGPT, genes: np.ndarray, values: np.ndarray) -> tuple[np.nda
         every = torch.arange(len(model.vocab))
         of_cell = model.network.mvc_decoder(encoded.cell, model.network.gene_embeddings(every)[None])[0]
     return encoded.cell[0].numpy(), of_cell[0].numpy()
+
+
+def embedded(model: CellModel, tokens: RaggedTokens) -> np.ndarray:
+    """Embeddings with unit norm by the network's own method; cells have equal numbers of tokens."""
+    shape = (len(tokens), -1)
+    genes, values = (torch.from_numpy(part.reshape(shape)) for part in (tokens.genes, tokens.values))
+    with torch.inference_mode():
+        cell = model.network.embedding(model.network.encode(genes, values, cell_only=True).cell)
+    return torch.nn.functional.normalize(cell, dim=1).numpy()
 
 
 def expressed(adata: AnnData, share: float) -> list[str]:
@@ -165,7 +177,8 @@ class TestGroups:
         token = tokens_of(model, expressed(few, 0.5)[0])
         run = edited(model, few, Edit("knockout"))
         tokens = next(iter(model.cells(few).windows(np.arange(N))))
-        before, after = [], []
+        before: list[np.ndarray] = []
+        after: list[np.ndarray] = []
         for cell in range(N):
             at = slice(tokens.indptr[cell], tokens.indptr[cell + 1])
             kept = tokens.genes[at] != token[0]
@@ -177,6 +190,33 @@ class TestGroups:
         assert run.shifts(token, 3 * step[None]).towards[0, 0] == pytest.approx(1 / 3, rel=1e-3)
         assert run.shifts(token, -3 * step[None]).towards[0, 0] == pytest.approx(-1 / 3, rel=1e-3)
         assert np.isnan(run.shifts(token, None).towards).all()
+
+
+class TestScBERT:
+    """A network that reads every gene: what is taken away is a value and not a token."""
+
+    def test_a_knockout_is_a_value_of_zero(self, few: AnnData) -> None:
+        model = small_model(few.var_names.tolist())
+        name = expressed(few, 0.5)[0]
+        run = edited(model, few, Edit("knockout"))
+        shifts = run.shifts(tokens_of(model, name), None)
+        tokens = next(iter(model.cells(few).windows(np.arange(N))))
+        values = tokens.values.copy()
+        values[tokens.genes == model.vocab[name]] = 0
+        changed = RaggedTokens(tokens.genes, values, tokens.indptr, tokens.cells, tokens.keys)
+        before, after = (embedded(model, some) for some in (tokens, changed))
+        moved = np.square(after - before).sum(axis=1) / 2
+        assert (moved > 0).sum() == shifts.n_changed[0, 0] > 0
+        assert shifts.shift[0, 0] == pytest.approx(moved.mean(), rel=1e-3)
+
+    def test_a_level_is_its_class(self, few: AnnData) -> None:
+        model = small_model(few.var_names.tolist())
+        name = expressed(few, 0.5)[0]
+        run = edited(model, few, Edit("set", math.log1p(3.5)))  # log2(4.5) is between 2 and 3
+        shifts = run.shifts(tokens_of(model, name), None)
+        old = run.values(tokens_of(model, name))[:, 0]
+        assert shifts.n_changed[0, 0] == (old != 2).sum()
+        assert shifts.dose[0, 0] == pytest.approx(np.abs(old - 2).mean())
 
 
 class TestEdit:

@@ -101,13 +101,14 @@ class TestTables:
         run(few, common(few, 2), tiny_model(few.var_names, mvc=False))
         effects = few.uns[KEY]["effects"]
         assert effects["effect"].isna().all()
-        assert len(effects) and effects["coexpression"].notna().all()
+        assert len(effects)
+        assert effects["coexpression"].notna().all()
         assert few.uns[KEY]["shifts"]["agreement"].isna().all()
 
     def test_a_gene_that_is_not_measured_can_be_added(self, few: AnnData, model: SCGPT) -> None:
         shifts = run(few, ["ABSENT"], model, mode="overexpress", level=2.0)
-        assert shifts.loc[0, "n_cells"] == 10
-        assert shifts.loc[0, "shift"] > 0
+        assert shifts["n_cells"].tolist() == [10]
+        assert (shifts["shift"] > 0).all()
         assert few.uns[KEY]["effects"]["coexpression"].isna().all()
 
 
@@ -166,8 +167,8 @@ class TestBadInput:
     @pytest.mark.parametrize(
         ("genes", "options", "error", "says"),
         [
-            (["NOBODY"], {}, DataError, r"1 of 1 genes \('NOBODY'\): is not in the vocabulary"),
-            (["ABSENT"], {}, DataError, "is not measured in these data"),
+            (["NOBODY"], {}, DataError, "1 of 1 genes are not in the vocabulary of the model: 'NOBODY'"),
+            (["ABSENT"], {}, DataError, "not measured in these data"),
             (["NOBODY"], {"mode": "overexpress", "level": 2}, DataError, "not in the vocabulary"),
             ([], {}, OptionError, "expected names of genes"),
             ([3], {}, OptionError, "expected names of genes"),
@@ -191,7 +192,7 @@ class TestBadInput:
     def test_a_gene_that_no_chosen_cell_expresses_cannot_be_knocked_out(self, few: AnnData, model: SCGPT) -> None:
         few.X[:, 3] = 0
         few.X.eliminate_zeros()
-        with pytest.raises(DataError, match="is not expressed in any of the 10 chosen cells. Leave them out"):
+        with pytest.raises(DataError, match="not expressed in any of the 10 chosen cells: .*Leave them out"):
             run(few, [few.var_names[3]], model)
         assert run(few, [few.var_names[3]], model, mode="set", level=1.0).loc[0, "n_cells"] == 10
 

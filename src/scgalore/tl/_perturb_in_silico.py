@@ -316,16 +316,14 @@ class Genes:
             names, tokens = [measured[i] for i in enough], column_tokens[enough]
         else:
             tokens = np.array(tokens_of_each(names, model.vocab, species=species), dtype=np.int64)
-            _refuse(
-                names, tokens < 0, "is not in the vocabulary of the model", "Use a current symbol or an Ensembl id."
-            )
+            _refuse(names, tokens < 0, "not in the vocabulary of the model", "Use a current symbol or an Ensembl id.")
             if edit.mode == "knockout":
                 place = {token: i for i, token in enumerate(column_tokens.tolist())}
                 at = np.array([place.get(token, -1) for token in tokens.tolist()])
                 hint = "A gene that is not there cannot be knocked out; mode='overexpress' and 'set' can add it."
-                _refuse(names, at < 0, "is not measured in these data", hint)
+                _refuse(names, at < 0, "not measured in these data", hint)
                 hint = f"Leave them out, or pass genes=None for all that at least min_cells={min_cells} express."
-                _refuse(names, ~drawable[at], f"is not expressed in any of the {logs.shape[0]:,} chosen cells", hint)
+                _refuse(names, ~drawable[at], f"not expressed in any of the {logs.shape[0]:,} chosen cells", hint)
             first = np.unique(tokens, return_index=True)[1]
             if len(first) < len(tokens):
                 twice = [name for i, name in enumerate(names) if i not in first]
@@ -342,7 +340,7 @@ class Genes:
 def _refuse(names: list[str], wrong: NDArray[np.bool_], what: str, hint: str) -> None:
     if wrong.any():
         bad = [name for name, is_wrong in zip(names, wrong, strict=True) if is_wrong]
-        msg = f"{len(bad):,} of {len(names):,} genes ({few(bad)}): {what}. {hint}"
+        msg = f"{len(bad):,} of {len(names):,} genes are {what}: {few(bad)}. {hint}"
         raise DataError(msg)
 
 

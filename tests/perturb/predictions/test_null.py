@@ -64,7 +64,8 @@ class TestAgainstRandom:
         assert np.isnan(against_random(scores, doses, few, 100, signed=False).p_values).all()
         doses[7] = 0
         found = against_random(scores, doses, np.ones(N, dtype=bool), 100, signed=False)
-        assert np.isnan(found.p_values[7]) and np.isnan(found.expected[7])
+        assert np.isnan(found.p_values[7])
+        assert np.isnan(found.expected[7])
         assert np.isfinite(np.delete(found.p_values, 7)).all()
 
 

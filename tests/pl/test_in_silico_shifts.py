@@ -19,8 +19,21 @@ def test_every_gene_is_a_point_and_those_that_stand_out_have_names(target: bool)
     assert sorted(points[:, 0]) == pytest.approx(sorted(x))
     assert sorted(points[:, 1]) == pytest.approx(sorted(-np.log10(table["p_value"])))
     assert np.asarray(ax.collections[1].get_offsets()).shape == (1, 2)  # G0 alone has a rate below 5 %
-    assert [text.get_text() for text in ax.texts] == table.nsmallest(3, "p_value")["gene"].tolist()
+    assert [text.get_text() for text in ax.texts][0] == "G0"
+    assert len(ax.texts) == 3
     assert ("healthy" in ax.get_xlabel()) == target
+
+
+def test_no_name_is_written_over_another() -> None:
+    adata = changed()
+    table = adata.uns["perturb_in_silico"]["shifts"]
+    table.loc[1, ["log2_ratio", "p_value"]] = table.loc[0, ["log2_ratio", "p_value"]] * 0.999
+    ax = sg.pl.in_silico_shifts(adata, "0", n_labels=2, show=False)
+    assert isinstance(ax, Axes)
+    names = [text.get_text() for text in ax.texts]
+    assert len(names) == 2
+    assert names[0] == "G0"
+    assert names[1] != "G1"
 
 
 def test_axes_that_are_given_are_drawn_on() -> None:

@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
 LIMIT = 0.05
 """False discovery rate of the coloured genes."""
+NEAR = 12
+"""Pixels between genes whose names would cover each other."""
 
 
 @shared_parameters
@@ -43,7 +45,7 @@ def in_silico_shifts(
     group
         Group of cells; may be left out if there is one only.
     n_labels
-        Genes with their name: those with the smallest p-values, and of these the largest shifts.
+        Genes with their name: those that move cells most, in either direction, as far as there is room.
     {key}
     {ax}
     {show}
@@ -85,10 +87,21 @@ def in_silico_shifts(
     for which, color in ((drawn & ~found, "0.7"), (found, "C3")):
         axes.scatter(x[which], height[which], s=12, color=color, linewidths=0)
     axes.axvline(0, color="0.5", linewidth=0.6, zorder=0)
-    order = np.lexsort((-np.abs(np.where(drawn, x, 0)), np.where(drawn, p, np.inf)))
-    for i in order[:n_labels]:
-        if drawn[i]:
-            axes.annotate(shifts["gene"][i], (x[i], height[i]), xytext=(2, 2), textcoords="offset points", fontsize=7)
+    axes.margins(x=0.12, y=0.15)
+    named: list[np.ndarray] = []
+    for i in np.argsort(-np.abs(np.where(drawn, x, 0)), kind="stable"):
+        # A name that would be written over another is left out for the next gene.
+        place = axes.transData.transform((x[i], height[i]))
+        if drawn[i] and len(named) < n_labels and all(np.abs(place - other).max() > NEAR for other in named):
+            axes.annotate(
+                shifts["gene"][i],
+                (x[i], height[i]),
+                xytext=(2, 3),
+                textcoords="offset points",
+                rotation=35,
+                fontsize=7,
+            )
+            named.append(place)
     state = record["params"].get("target")
     axes.set_xlabel(
         f"share of the way to {state}" if towards else "log2 of the shift over that of random genes", fontsize=9

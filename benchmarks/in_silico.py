@@ -14,7 +14,7 @@ whether the genes that change most when the factor is deleted are its targets, a
 A wanted state: control cells of Kang et al. 2018 to those stimulated with interferon; whether genes that move cells there are more than those which
 differ between the two states.
 
-Time: 1,000 genes in 200 cells (CITE-seq, of the genes that most cells express one after another), knock-out, with its random genes.
+Time: 1,000 genes in 200 cells (Kang et al. 2018; every fourth of the 4,000 genes that most cells express), knock-out, with its random genes.
 
 Correlations are Spearman's, without the changed gene itself. "other gene" compares each prediction with the effect of another gene: what a prediction gets
 for knowing what responds to anything.
@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 
     Floats = NDArray[np.float64]
 
-CELLS, EFFECTS = "perturbench_devel.h5ad", "norman19_pseudobulk_logfc.h5ad"
+CELLS, EFFECTS, KANG = "perturbench_devel.h5ad", "norman19_pseudobulk_logfc.h5ad", "kang18_pbmc_ifnb_9015genes.h5ad"
 LEVEL = 4.0
 MASKED: dict[str, Any] = {
     "task": "expression",
@@ -49,7 +49,7 @@ MASKED: dict[str, Any] = {
     "max_length": 400,
     "accelerator": "cpu",
 }
-SCREEN: dict[str, Any] = {"task": "perturbation", "max_epochs": 3, "accelerator": "cpu"}
+SCREEN: dict[str, Any] = {"task": "perturbation", "max_epochs": 2, "accelerator": "cpu"}
 FOLDS = 5
 BUNDLED, TUNED, RANDOM = "bundled", "fine-tuned on masked expression", "random weights"
 
@@ -272,7 +272,7 @@ def wanted_state(folder: Path, *, quick: bool) -> dict[str, Any]:
     import scgalore as sg
     from scgalore.data.match import tokens_of_each
 
-    adata = anndata.read_h5ad(folder / "kang18_pbmc_ifnb_9015genes.h5ad")
+    adata = anndata.read_h5ad(folder / KANG)
     adata.X = adata.X.astype(np.float32)
     depth = np.asarray(adata.X.sum(axis=1)).ravel()
     logged = adata.X.multiply(1e4 / depth[:, None]).log1p().tocsr()
@@ -314,7 +314,7 @@ def timed(folder: Path | None, *, quick: bool) -> dict[str, Any]:
     if folder is None:
         adata = sc.datasets.pbmc68k_reduced().raw.to_adata()
     else:
-        adata = anndata.read_h5ad(folder / "citeseq_500cells_citefuse.h5ad")
+        adata = anndata.read_h5ad(folder / KANG)
     n_genes, n_cells = (20, 20) if quick else (1000, 200)
     expressed = np.asarray((adata.X > 0).sum(axis=0)).ravel()
     tokens = set(sg.model.load("scgpt-mini").vocab.tokens)
@@ -466,10 +466,10 @@ def report_time(report: Report, folder: Path | None, *, quick: bool) -> None:
 
 PARTS: dict[str, Any] = {
     "k562": report_activation,
-    "screen": report_held_out,
     "hesc": report_stem_cells,
     "state": report_wanted_state,
     "time": report_time,
+    "screen": report_held_out,
 }
 
 

@@ -162,7 +162,7 @@ def perturb_in_silico(
     --------
     >>> import scanpy as sc, scgalore as sg
     >>> adata = sc.datasets.pbmc68k_reduced().raw.to_adata()
-    >>> sg.tl.perturb_in_silico(adata, ["CD74", "LYZ"], model="scgpt-mini", n_cells=20, n_null=0)
+    >>> sg.tl.perturb_in_silico(adata, model="scgpt-mini", n_cells=20, n_null=0)
     >>> sg.get.in_silico_shifts(adata)[["gene", "shift"]]  # doctest: +SKIP
     """
     keys, seed, edit = InSilicoKeys.from_key_added(key_added), seed_from(rng), Edit(mode, level)

@@ -311,10 +311,7 @@ def timed(folder: Path | None, *, quick: bool) -> dict[str, Any]:
 
     import scgalore as sg
 
-    if folder is None:
-        adata = sc.datasets.pbmc68k_reduced().raw.to_adata()
-    else:
-        adata = anndata.read_h5ad(folder / KANG)
+    adata = sc.datasets.pbmc68k_reduced().raw.to_adata() if folder is None else anndata.read_h5ad(folder / KANG)
     n_genes, n_cells = (20, 20) if quick else (1000, 200)
     expressed = np.asarray((adata.X > 0).sum(axis=0)).ravel()
     tokens = set(sg.model.load("scgpt-mini").vocab.tokens)

@@ -342,3 +342,20 @@ def test_modalities_that_are_not_given_are_asked_for():
         network.expression_from_cell(encoded)
     with pytest.raises(WeightsError, match="cell_style='avg-pool' does not go with n_modalities=5"):
         network.config.replace(cell_style="avg-pool")
+
+
+@pytest.mark.parametrize("parts", [{"mvc": True}, {"mvc": True, "batch_labels": True, "n_batches": 3}])
+def test_change_of_expression_is_that_of_the_decoder(parts):
+    network = small(**parts)
+    genes, values, padding = cells([6, 6])
+    context = {"batches": torch.tensor([1, 1])} if "n_batches" in parts else {}
+    with torch.inference_mode():
+        encoded = network.encode(genes[:1].expand(2, -1), values, padding)
+        first, second = network.expression_from_cell(encoded, **context)[0]
+        found = network.expression_change((encoded.cell[1] - encoded.cell[0])[None], genes[0])
+    assert_close(found[0], second - first, atol=1e-5)
+
+
+def test_without_a_decoder_from_the_cell_alone_no_change_is_known():
+    genes = torch.tensor([1, 2])
+    assert small(mvc=False).expression_change(torch.ones(1, 8), genes) is None

@@ -208,6 +208,11 @@ class TestBadInput:
         with pytest.raises(OptionError, match="sg.tl.predict_perturbation"):
             run(adata, [GENES[0]], model)
 
+    def test_a_network_that_reads_batches_is_refused(self, few: AnnData) -> None:
+        model = tiny_model(few.var_names, batch_norm="per-batch", n_batches=2)
+        with pytest.raises(OptionError, match="normalises its input within each sequencing batch"):
+            run(few, common(few, 1), model)
+
     def test_what_was_measured_of_the_bundled_weights_is_said_once(
         self, pbmc: AnnData, caplog: pytest.LogCaptureFixture
     ) -> None:

@@ -282,7 +282,7 @@ class CellNetwork(nn.Module):
 
         Returns
         -------
-        Tensor ``(b, s)`` in units of the values of tokens; ``None`` for networks that predict no expression from the cell embedding.
+        Tensor ``(b, s)`` in units of the values of tokens; ``None`` for networks that predict no expression from the cell embedding alone.
         """
         return None
 

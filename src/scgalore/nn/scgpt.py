@@ -478,7 +478,7 @@ class SCGPTNetwork(CellNetwork):
         change, genes
             As for :meth:`CellNetwork.expression_change`.
         """
-        if self.mvc_decoder is None:
+        if self.mvc_decoder is None or self.mod_encoder is not None:
             return None
         decoder = self.mvc_decoder
         queries = decoder.W(torch.sigmoid(decoder.gene2query(self.encoder(genes))))  # (s, d) or, with batches, (s, 2 d)

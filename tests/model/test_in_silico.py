@@ -11,9 +11,9 @@ from tests.tiny_plugin import tiny_model
 from scgalore.data.binning import bin_edges
 from scgalore.data.expression import LogExpression
 from scgalore.data.tokens import RaggedTokens
-from scgalore.errors import OptionError
 from scgalore.model import SCGPT, CellModel
-from scgalore.model.in_silico import Edit, EditedCells, Shifts
+from scgalore.model.edits import Edit
+from scgalore.model.in_silico import EditedCells, Shifts
 from scgalore.model.inference import RunOptions
 
 N = 12
@@ -217,22 +217,3 @@ class TestScBERT:
         old = run.values(tokens_of(model, name))[:, 0]
         assert shifts.n_changed[0, 0] == (old != 2).sum()
         assert shifts.dose[0, 0] == pytest.approx(np.abs(old - 2).mean())
-
-
-class TestEdit:
-    @pytest.mark.parametrize(
-        ("mode", "level", "says"),
-        [
-            ("knock-out", None, "Did you mean 'knockout'"),
-            ("knockout", 1.0, "a knock-out has none"),
-            ("overexpress", None, "expected a number, more than 0"),
-            ("overexpress", 0, "expected a number, more than 0"),
-            ("set", None, "expected a number, 0 or more"),
-            ("set", -1.0, "expected a number, 0 or more"),
-            ("set", math.nan, "expected a number"),
-            ("set", True, "expected a number"),
-        ],
-    )
-    def test_mode_and_level_belong_together(self, mode: str, level: float | None, says: str) -> None:
-        with pytest.raises(OptionError, match=says):
-            Edit(mode, level)

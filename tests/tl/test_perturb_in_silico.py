@@ -130,7 +130,7 @@ class TestSameNumbers:
 
     def test_blocks_of_genes_change_nothing(self, few: AnnData, model: SCGPT, monkeypatch: pytest.MonkeyPatch) -> None:
         first = run(few, common(few, 9), model)
-        monkeypatch.setattr("scgalore.tl._perturb_in_silico.BLOCK", 4 * few.n_vars)
+        monkeypatch.setattr("scgalore.tl._in_silico_tables.BLOCK", 4 * few.n_vars)
         pd.testing.assert_frame_equal(run(few, common(few, 9), model), first, rtol=1e-4, atol=1e-7)
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -13,20 +12,18 @@ from scgalore import _logging as logg
 from scgalore._docs import shared_parameters
 from scgalore._keys import InSilicoKeys
 from scgalore._options import is_whole
-from scgalore._progress import progress
 from scgalore._rng import seed_from
-from scgalore._words import few
 from scgalore.data.cells import gene_names
 from scgalore.data.expression import LogExpression
-from scgalore.data.match import tokens_of_each
 from scgalore.data.reading import Reading
 from scgalore.data.resolve import copied, refuse_elsewhere, writable_adata
 from scgalore.data.results import Results, refuse_overwrite
-from scgalore.errors import DataError, OptionError
-from scgalore.model.in_silico import Edit, EditedCells
+from scgalore.errors import OptionError
+from scgalore.model.edits import Edit
+from scgalore.model.in_silico import EditedCells
 from scgalore.model.inference import RunOptions
-from scgalore.perturb.baselines.coexpression import Coexpression
-from scgalore.perturb.predictions.null import adjusted, against_random, random_genes
+from scgalore.tl._changed_genes import Genes
+from scgalore.tl._in_silico_tables import shift_and_effect_tables
 from scgalore.tl._shared import as_model, provenance
 from scgalore.tl._states import States
 from scgalore.weights import get_entry, list_weights
@@ -38,13 +35,10 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from scgalore._typing import Data, Label, PathLike, Rng
-    from scgalore.data.cells import TokenCells
     from scgalore.model import CellModel
 
 POOL = 3
 """Random genes that are run, as a multiple of those that a gene is compared with."""
-BLOCK = 1 << 25
-"""Numbers that the effects of a block of genes hold at most."""
 
 
 @shared_parameters
@@ -193,7 +187,9 @@ def perturb_in_silico(
             wanted = states.pick_target(content_keys, n_cells, seed=seed)
             aim = fitted.run(cells, rows=wanted, accelerator=accelerator, precision="32-true").embedding.mean(axis=0)
             axes = aim - _means(run.unit, run.groups)
-        tables = _tables(run, chosen, null, axes, states.names, logs, n_null=n_null, n_effects=n_effects)
+        tables = shift_and_effect_tables(
+            run, chosen, null, axes, states.names, logs, n_null=n_null, n_effects=n_effects
+        )
         params = {
             **{"mode": mode, "level": level, "groupby": groupby, "groups": list(states.names)},
             **{"target_key": target_key, "target": target, "n_cells": n_cells, "min_cells": min_cells},
@@ -253,235 +249,3 @@ def _names(genes: str | Sequence[str] | None) -> list[str] | None:
 
 def _means(x: NDArray[np.float32], groups: NDArray[np.int64]) -> NDArray[np.float64]:
     return np.stack([x[groups == group].mean(axis=0, dtype=np.float64) for group in range(groups.max() + 1)])
-
-
-@dataclass(frozen=True)
-class Genes:
-    """Genes to change, and those that random ones may be drawn from.
-
-    Attributes
-    ----------
-    names, tokens
-        Of the genes to change.
-    measured
-        Names of the columns that have a token.
-    columns, column_tokens
-        These columns, and their tokens.
-    expression
-        Mean log-normalised expression of each of them in the chosen cells.
-    drawable
-        Which of them a random gene may be: those that the edit changes in some cell.
-    """
-
-    names: list[str]
-    tokens: NDArray[np.int64]
-    measured: list[str] = field(repr=False)
-    columns: NDArray[np.int64] = field(repr=False)
-    column_tokens: NDArray[np.int64] = field(repr=False)
-    expression: NDArray[np.float64] = field(repr=False)
-    drawable: NDArray[np.bool_] = field(repr=False)
-
-    @classmethod
-    def of(
-        cls,
-        names: list[str] | None,
-        columns_named: list[str],
-        model: CellModel,
-        cells: TokenCells,
-        logs: Any,
-        edit: Edit,
-        min_cells: int,
-        species: str,
-    ) -> Genes:
-        """Find them, and refuse what cannot be changed.
-
-        Parameters
-        ----------
-        names
-            What was asked for; ``None`` for all.
-        columns_named
-            Names of all columns.
-        model, cells, logs, edit
-            What they are changed in.
-        min_cells
-            Fewest cells that express a gene which was not asked for.
-        species
-            Whose genes they are.
-        """
-        columns = np.flatnonzero(cells.tokenizer.token_ids >= 0)
-        column_tokens = cells.tokenizer.token_ids[columns]
-        n_expressed = np.asarray((logs != 0).sum(axis=0)).ravel()[columns]
-        expression = np.asarray(logs.mean(axis=0), dtype=np.float64).ravel()[columns]
-        measured = [columns_named[i] for i in columns]
-        drawable = n_expressed > 0
-        if names is None:
-            enough = np.flatnonzero(n_expressed >= min_cells)
-            if len(enough) == 0:
-                msg = (
-                    f"No gene of the vocabulary is expressed in min_cells={min_cells} of the {logs.shape[0]:,} chosen cells. Lower min_cells, "
-                    "or raise n_cells."
-                )
-                raise DataError(msg)
-            names, tokens = [measured[i] for i in enough], column_tokens[enough]
-        else:
-            tokens = np.array(tokens_of_each(names, model.vocab, species=species), dtype=np.int64)
-            _refuse(names, tokens < 0, "not in the vocabulary of the model", "Use a current symbol or an Ensembl id.")
-            if edit.mode == "knockout":
-                place = {token: i for i, token in enumerate(column_tokens.tolist())}
-                at = np.array([place.get(token, -1) for token in tokens.tolist()])
-                hint = "A gene that is not there cannot be knocked out; mode='overexpress' and 'set' can add it."
-                _refuse(names, at < 0, "not measured in these data", hint)
-                hint = f"Leave them out, or pass genes=None for all that at least min_cells={min_cells} express."
-                _refuse(names, ~drawable[at], f"not expressed in any of the {logs.shape[0]:,} chosen cells", hint)
-            first = np.unique(tokens, return_index=True)[1]
-            if len(first) < len(tokens):
-                twice = [name for i, name in enumerate(names) if i not in first]
-                msg = f"genes= names a gene more than once, by another name: {few(twice)}. Pass each gene once."
-                raise OptionError(msg)
-        return cls(names, tokens, measured, columns, column_tokens, expression, drawable)
-
-    def random(self, n: int, *, seed: int) -> NDArray[np.int64]:
-        """Token ids of random genes of all levels of expression."""
-        at = np.flatnonzero(self.drawable)
-        return self.column_tokens[at[random_genes(self.expression[at], self.column_tokens[at], n, seed=seed)]]
-
-
-def _refuse(names: list[str], wrong: NDArray[np.bool_], what: str, hint: str) -> None:
-    if wrong.any():
-        bad = [name for name, is_wrong in zip(names, wrong, strict=True) if is_wrong]
-        msg = f"{len(bad):,} of {len(names):,} genes are {what}: {few(bad)}. {hint}"
-        raise DataError(msg)
-
-
-def _tables(
-    run: EditedCells,
-    chosen: Genes,
-    null: NDArray[np.int64],
-    axes: NDArray[np.float64] | None,
-    groups: tuple[str, ...],
-    logs: Any,
-    *,
-    n_null: int,
-    n_effects: int,
-) -> dict[str, pd.DataFrame]:
-    """Run the network over all genes, a block of them at a time."""
-    tokens = np.concatenate([chosen.tokens, np.setdiff1d(null, chosen.tokens)])
-    n_own, n_groups = len(chosen.tokens), len(groups)
-    fits = [Coexpression.of(logs[run.groups == group]) for group in range(n_groups)]
-    column_of = dict(zip(chosen.column_tokens.tolist(), chosen.columns.tolist(), strict=True))
-    size = max(1, min(256, BLOCK // (n_groups * max(logs.shape[1], 1))))
-    shape = (len(tokens), n_groups)
-    found = {
-        name: np.zeros(shape) for name in ("n_changed", "dose", "shift", "towards", "size", "agreement", "expression")
-    }
-    effects: list[pd.DataFrame] = []
-    starts = range(0, len(tokens), size)
-    for start in progress(starts, label="blocks of genes", total=len(starts)):
-        block = tokens[start : start + size]
-        here = slice(start, start + len(block))
-        shifts = run.shifts(block, axes)
-        for name in ("n_changed", "dose", "shift", "towards"):
-            found[name][here] = getattr(shifts, name)
-        found["expression"][here] = _group_means(run.logs(block), run.groups)
-        own = block[: max(n_own - start, 0)]
-        if len(own) == 0:
-            continue
-        columns = np.array([column_of.get(token, -1) for token in own.tolist()], dtype=np.int64)
-        for group, fit in enumerate(fits):
-            linear = np.zeros((len(own), len(chosen.columns)))
-            measured = np.flatnonzero(columns >= 0)
-            by_regression = fit.effects(columns[measured], shifts.change[measured, group])
-            linear[measured] = by_regression[:, chosen.columns]
-            linear[columns < 0] = np.nan
-            network = run.expression_change(shifts.embedding[: len(own), group], chosen.column_tokens)
-            others = own[:, None] != chosen.column_tokens[None, :]  # the gene itself is no effect
-            found["size"][start : start + len(own), group] = np.sqrt(np.where(others, linear**2, 0).sum(axis=1))
-            found["agreement"][start : start + len(own), group] = _rank_correlations(network, linear, others)
-            named = chosen.names[start : start + len(own)]
-            effects += _largest(named, groups[group], chosen.measured, network, linear, others, n_effects)
-    table = _shift_table(found, chosen, tokens, null, groups, n_own, n_null, with_target=axes is not None)
-    empty = pd.DataFrame({name: [] for name in ("gene", "group", "target", "effect", "coexpression")})
-    return {"shifts": table, "effects": pd.concat(effects, ignore_index=True) if effects else empty}
-
-
-def _group_means(values: NDArray[np.float64], groups: NDArray[np.int64]) -> NDArray[np.float64]:
-    return np.stack([values[groups == group].mean(axis=0) for group in range(groups.max() + 1)], axis=1)
-
-
-def _rank_correlations(
-    first: NDArray[np.float64], second: NDArray[np.float64], counted: NDArray[np.bool_]
-) -> NDArray[np.float64]:
-    """Spearman's correlation of each pair of rows; NaN where one does not vary."""
-    out = np.full(len(first), np.nan)
-    for row, (x, y, kept) in enumerate(zip(first, second, counted, strict=True)):
-        a, b = (pd.Series(values[kept]).rank().to_numpy() for values in (x, y))
-        if np.isfinite(a).all() and np.isfinite(b).all() and a.std() > 0 and b.std() > 0:
-            out[row] = np.corrcoef(a, b)[0, 1]
-    return out
-
-
-def _largest(
-    genes: list[str],
-    group: str,
-    names: list[str],
-    network: NDArray[np.float64],
-    linear: NDArray[np.float64],
-    counted: NDArray[np.bool_],
-    n: int,
-) -> list[pd.DataFrame]:
-    """The ``n`` largest effects of each gene by either prediction."""
-    if n == 0:
-        return []
-    all_names = np.array(names, dtype=object)
-    out = []
-    for gene, x, y, kept in zip(genes, network, linear, counted, strict=True):
-        sizes = [np.where(kept & np.isfinite(v), np.abs(v), -1.0) for v in (x, y)]
-        top = [np.argsort(-size, kind="stable")[:n] for size in sizes]
-        at = np.unique(np.concatenate([i[size[i] > 0] for i, size in zip(top, sizes, strict=True)]))
-        order = np.argsort(-np.where(np.isfinite(x[at]), np.abs(x[at]), np.abs(y[at])), kind="stable")
-        at = at[order]
-        out.append(
-            pd.DataFrame(
-                {"gene": gene, "group": group, "target": all_names[at], "effect": x[at], "coexpression": y[at]}
-            )
-        )
-    return out
-
-
-def _shift_table(
-    found: dict[str, NDArray[np.float64]],
-    chosen: Genes,
-    tokens: NDArray[np.int64],
-    null: NDArray[np.int64],
-    groups: tuple[str, ...],
-    n_own: int,
-    n_null: int,
-    *,
-    with_target: bool,
-) -> pd.DataFrame:
-    """One row for each gene and group, with what random genes do."""
-    is_null = np.isin(tokens, null)
-    parts = []
-    for group, name in enumerate(groups):
-        own = {key: values[:n_own, group] for key, values in found.items()}
-        dose = found["dose"][:, group]
-        table = pd.DataFrame({"gene": chosen.names, "group": name})
-        table["n_cells"] = own["n_changed"].astype(np.int64)
-        for key in ("expression", "dose", "shift"):
-            table[key] = own[key]
-        compared = against_random(found["shift"][:, group], dose, is_null, n_null, signed=False)
-        table["shift_expected"] = compared.expected[:n_own]
-        with np.errstate(divide="ignore", invalid="ignore"):
-            table["log2_ratio"] = np.log2(table["shift"] / table["shift_expected"])
-        table["p_value"] = compared.p_values[:n_own]
-        table["p_adjusted"] = adjusted(compared.p_values[:n_own])
-        if with_target:
-            compared = against_random(found["towards"][:, group], dose, is_null, n_null, signed=True)
-            table["towards"] = own["towards"]
-            table["towards_expected"] = compared.expected[:n_own]
-            table["towards_p_value"] = compared.p_values[:n_own]
-            table["towards_p_adjusted"] = adjusted(compared.p_values[:n_own])
-        table["coexpression_size"], table["agreement"] = own["size"], own["agreement"]
-        by = "towards" if with_target else "log2_ratio" if n_null else "shift"
-        parts.append(table.sort_values(by, ascending=False, kind="stable", na_position="last"))
-    return pd.concat(parts, ignore_index=True)

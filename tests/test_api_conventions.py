@@ -90,7 +90,8 @@ class TestSignature:
             with subtests.test(name):
                 first = next(iter(parameters_of(function).values()))
                 assert first.name in {"adata", "data", "query", "sources"}
-                assert first.default is first.empty
+                # Embeddings of the genes that a model knows need no data.
+                assert first.default is first.empty or name == "tl.gene_embeddings"
 
     def test_at_most_three_are_positional(self, functions: Functions, subtests: pytest.Subtests) -> None:
         for name, function in functions.items():
@@ -109,8 +110,8 @@ class TestSignature:
     def test_names_are_the_fields(self, functions: Functions, subtests: pytest.Subtests) -> None:
         for name, function in functions.items():
             with subtests.test(name):
-                # ``key`` names results that are read, which plots do, and the scores of a prediction.
-                reads = name.startswith("pl.") or name == "tl.evaluate_perturbation"
+                # ``key`` names results that are read, which plots do, and scores of a prediction or a network.
+                reads = name.startswith("pl.") or name in {"tl.evaluate_perturbation", "tl.evaluate_gene_network"}
                 other = OTHER_NAMES - ({"key"} if reads else set())
                 assert parameters_of(function).keys() & other == set()
 
@@ -156,7 +157,7 @@ def test_tools_name_the_keys_they_write(subtests: pytest.Subtests) -> None:
         with subtests.test(name):
             returns = sections(function)["Returns"]
             assert "key_added" in parameters_of(function)
-            assert re.search(r"adata\.(obs|obsm|var|layers|uns)\['", returns), "which slots does it write?"
+            assert re.search(r"adata\.(obs|obsm|var|varm|layers|uns)\['", returns), "which slots does it write?"
 
 
 def test_docstrings_describe_every_parameter_and_leave_types_to_the_signature(subtests: pytest.Subtests) -> None:

@@ -13,7 +13,8 @@ PACKAGE = REPOSITORY / "src" / "scgalore"
 # What each room may import, besides itself. Anyone may use the package's underscore modules and its own names, such as
 # __version__, which "__init__" stands for.
 BASE = {path.stem for path in PACKAGE.glob("_*.py")} - {"__main__"} | {"errors"}
-WORKSHOP = BASE | {"adapters", "data", "genes", "integration", "nn", "objectives", "optim", "perturb", "weights"}
+WORKSHOP = BASE | {"adapters", "data", "genes", "integration", "networks", "nn", "objectives", "optim"}
+WORKSHOP |= {"perturb", "weights"}
 ALLOWED = {
     "genes": BASE,
     "weights": BASE,
@@ -24,6 +25,7 @@ ALLOWED = {
     "objectives": BASE | {"data", "nn", "optim"},
     "perturb": BASE | {"data", "genes"},
     "integration": BASE | {"data"},
+    "networks": BASE,
     "datasets": BASE | {"data", "genes", "perturb"},
     "pp": BASE | {"data", "genes", "perturb"},
     "get": BASE | {"data", "genes", "perturb"},

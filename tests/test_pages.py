@@ -82,6 +82,14 @@ def with_proteins(adata: AnnData) -> AnnData:
     return adata
 
 
+def blood() -> AnnData:
+    """Monocytes and dendritic cells with all genes, so that factors have targets among them."""
+    whole = _whole()
+    adata = whole.raw.to_adata()
+    adata.obs["cell_type"] = whole.obs["bulk_labels"].astype(str)
+    return adata[adata.obs["cell_type"].isin(["CD14+ Monocyte", "Dendritic"])][:160].copy()
+
+
 def mouse() -> AnnData:
     """Cells whose genes have names of a mouse."""
     adata = cells()
@@ -162,6 +170,7 @@ READERS: dict[str, Callable[[], dict[str, Any]]] = {
     },
     "docs/concepts/perturbation-splits.md": lambda: {"adata": screen("condition")},
     "docs/integration.md": lambda: {"adata": batches(), "query": batches(), **in_files("cells.h5ad", cells=batches)},
+    "docs/genes.md": lambda: {"adata": blood()},
     "docs/pretraining.md": in_folder,
     "docs/concepts/tokens.md": lambda: {"adata": mouse()},
     "docs/concepts/weights.md": lambda: {

@@ -32,6 +32,13 @@ PARAMETERS = {
         "Share of the expressed counts that must lie in genes the model knows; a smaller one is an error. ``None`` is 0.05, and\n"
         "0 allows any."
     ),
+    "groupby": (
+        "Column of ``adata.obs`` with groups of cells that are looked at apart, such as cell types; cells without a label are\n"
+        "left out. ``None`` takes all cells together."
+    ),
+    "max_length": (
+        "Most tokens of a cell; longer cells are sampled, with ``rng``. ``None`` is what the weights were trained with."
+    ),
     "labels_key": "Column of ``adata.obs`` that holds the labels.",
     "pert_key": 'Column of ``adata.obs`` with the perturbation of each cell: ``"KLF1"``, ``"KLF1+ctrl"`` or ``"KLF1+MAP2K6"``.',
     "control": (

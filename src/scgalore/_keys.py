@@ -16,7 +16,9 @@ __all__ = [
     "InSilicoKeys",
     "IntegrationKeys",
     "MappingKeys",
+    "NetworkKeys",
     "PerturbationKeys",
+    "ProgramKeys",
     "check_key",
 ]
 
@@ -317,6 +319,58 @@ class InSilicoKeys:
         """Names for a ``key_added``."""
         check_key(key_added)
         return cls() if key_added is None else cls(key_added)
+
+
+@dataclass(frozen=True)
+class NetworkKeys:
+    """Slots of :func:`scgalore.tl.gene_network` and :func:`scgalore.tl.evaluate_gene_network`, in ``uns``.
+
+    Attributes
+    ----------
+    network
+        Edges and parameters.
+    evaluation
+        Scores of a network.
+    """
+
+    network: str = "gene_network"
+    evaluation: str = "evaluate_gene_network"
+
+    @classmethod
+    def from_key_added(cls, key_added: str | None) -> Self:
+        """Names for a ``key_added``."""
+        check_key(key_added)
+        return cls() if key_added is None else cls(key_added, key_added)
+
+
+@dataclass(frozen=True)
+class ProgramKeys:
+    """Slots of :func:`scgalore.tl.gene_programs`.
+
+    Attributes
+    ----------
+    program
+        Program of each gene, in ``var``.
+    activity
+        Activity of each program in each cell, in ``obsm``.
+    uns
+        Programs, gene sets they are enriched in, and parameters, in ``uns``.
+    """
+
+    program: str = "gene_program"
+    activity: str = "X_gene_programs"
+    uns: str = "gene_programs"
+
+    @property
+    def slots(self) -> dict[str, tuple[str, ...]]:
+        """Every name above, by slot."""
+        return {"var": (self.program,), "obsm": (self.activity,), "uns": (self.uns,)}
+
+    @classmethod
+    def from_key_added(cls, key_added: str | None) -> Self:
+        """Names for a ``key_added``."""
+        check_key(key_added)
+        return cls() if key_added is None else cls(key_added, key_added, key_added)
 
 
 def check_key(key_added: object) -> None:

@@ -26,6 +26,7 @@ __all__ = [
     "classes_of",
     "doubtful_labels",
     "encode_labels",
+    "groups_of",
     "in_order",
     "refuse_measurement",
 ]
@@ -70,6 +71,42 @@ def encode_labels(adata: AnnData, key: str) -> tuple[NDArray[np.int64], tuple[st
         raise DataError(msg)
     refuse_measurement(column, where, n_classes=len(classes))
     return class_codes(column, classes), classes
+
+
+def groups_of(adata: AnnData, key: str | None) -> tuple[NDArray[np.int64], tuple[str, ...]]:
+    """Groups of cells that are looked at apart.
+
+    Parameters
+    ----------
+    adata
+        Cells.
+    key
+        Column of ``adata.obs``; ``None`` puts all cells into one group, ``"all"``.
+
+    Returns
+    -------
+    Number of the group of each cell, -1 for cells without a label, int64 ``(n_obs,)``, and the names of the groups.
+
+    Raises
+    ------
+    MissingKeyError
+        If the column does not exist.
+    DataError
+        If no cell has a label, or the column looks like a measurement or a name of cells.
+    """
+    if key is None:
+        return np.zeros(adata.n_obs, dtype=np.int64), ("all",)
+    column, where = read_column(adata.obs, key, asked="groupby"), f"adata.obs[{key!r}]"
+    labelled = np.array([text is not None and not looks_missing(text) for text in texts_of(column)])
+    if not labelled.any():
+        msg = f"{where} has no label for any cell. Pass another column as groupby=, or None for all cells in one group."
+        raise DataError(msg)
+    named = column[labelled]
+    names = classes_of(named, where)
+    refuse_measurement(named, where, n_classes=len(names))
+    codes = np.full(adata.n_obs, -1, dtype=np.int64)
+    codes[labelled] = class_codes(named, names)
+    return codes, names
 
 
 def classes_of(column: pd.Series, where: str) -> tuple[str, ...]:

@@ -20,6 +20,8 @@ __all__ = [
     "of_group",
     "read_in_silico_record",
     "read_integration_record",
+    "read_integration_record",
+    "read_network_record",
     "read_prediction_record",
     "read_record",
     "read_scores_record",
@@ -137,3 +139,9 @@ def of_group(table: pd.DataFrame, label: object, column: str) -> pd.DataFrame:
         msg = f"There is no {column} {label!r} in this table, which has {few(names, 5)}."
         raise MissingKeyError(msg)
     return table[table[column].astype(str) == found].reset_index(drop=True)
+
+
+def read_network_record(adata: AnnData, key: str) -> dict[str, Any]:
+    """What :func:`scgalore.tl.gene_network` wrote under ``adata.uns[key]``, as :func:`read_record` gives it."""
+    missing = f"There is no network in adata.uns[{key!r}]. Call sg.tl.gene_network(adata) first, or pass its key_added as key=."
+    return read_record(adata, key, tables=("edges", "n_pairs"), missing=missing)

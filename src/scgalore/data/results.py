@@ -31,13 +31,14 @@ class Results:
 
     Attributes
     ----------
-    obs, var, obsm, uns
+    obs, var, obsm, varm, uns
         Pairs of a value and what it is, by key.
     """
 
     obs: dict[str, tuple[Any, str]] = field(default_factory=dict)
     var: dict[str, tuple[Any, str]] = field(default_factory=dict)
     obsm: dict[str, tuple[Any, str]] = field(default_factory=dict)
+    varm: dict[str, tuple[Any, str]] = field(default_factory=dict)
     uns: dict[str, tuple[Any, str]] = field(default_factory=dict)
 
     def write(self, data: Data, adata: AnnData, *, mod: str = "rna", step: logg.Step | None = None) -> None:
@@ -62,12 +63,14 @@ class Results:
             adata.var[key] = pd.Series(value, index=adata.var_names)
         for key, (value, _) in self.obsm.items():
             adata.obsm[key] = value
+        for key, (value, _) in self.varm.items():
+            adata.varm[key] = value
         adata.uns.update(uns)
         write_obs(data, adata, list(self.obs), mod=mod)
         write_var(data, adata, list(self.var), mod=mod)
         if step is None:
             return
-        for slot in ("obs", "var", "obsm", "uns"):
+        for slot in ("obs", "var", "obsm", "varm", "uns"):
             for key, (_, what) in getattr(self, slot).items():
                 step.added(slot, key, what)
 

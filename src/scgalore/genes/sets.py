@@ -203,12 +203,22 @@ class GeneColumns:
         import numpy as np  # importing the room must stay light: its names are used where there is no matrix
 
         wanted = list(dict.fromkeys(genes))
-        found = [
-            self._exact.get(gene, self._standard.get(key)) for gene, key in zip(wanted, self._keys(wanted), strict=True)
-        ]
-        columns = dict.fromkeys(column for column in found if column is not None)
-        absent = tuple(gene for gene, column in zip(wanted, found, strict=True) if column is None)
+        found = self.each(wanted)
+        columns = dict.fromkeys(found.values())
+        absent = tuple(gene for gene in wanted if gene not in found)
         return np.fromiter(columns, dtype=np.int64, count=len(columns)), absent
+
+    def each(self, genes: Sequence[str]) -> dict[str, int]:
+        """Column of each gene that has one; two names of a gene have the same.
+
+        Parameters
+        ----------
+        genes
+            Symbols, aliases or Ensembl ids.
+        """
+        keys = zip(genes, self._keys(genes), strict=True)
+        found = {gene: self._exact.get(gene, self._standard.get(key)) for gene, key in keys}
+        return {gene: column for gene, column in found.items() if column is not None}
 
     def _keys(self, names: Sequence[str]) -> list[str]:
         # An id without a symbol must still be found whatever its version.

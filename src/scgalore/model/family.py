@@ -79,7 +79,8 @@ class Family:
     specials
         Special tokens that its vocabularies have, appended where a file lacks them.
     encoder
-        How many cells are embedded fast: called as :class:`scgalore.nn.PaddedEncoder`, which works for all networks.
+        How many cells are embedded fast: called as :class:`scgalore.nn.PaddedEncoder`, which works for all networks and shows
+        the methods that are needed.
     tokenizer
         How cells become tokens, from a network's configuration, ``max_length`` and ``seed``.
     recognises

@@ -14,20 +14,29 @@ from scgalore._settings import settings
 from scgalore.data.sampler import cut_batches
 from scgalore.errors import OptionError
 from scgalore.model.distributed import refuse_devices
-from scgalore.nn import CellOutput
+from scgalore.nn import AttentionMeans, CellOutput
 from scgalore.nn.device import pick_device
 from scgalore.nn.finite import refuse_not_finite_outputs
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator
+    from collections.abc import Callable, Iterator, Sequence
 
     from numpy.typing import NDArray
 
     from scgalore.data.source import TokenSource
     from scgalore.data.tokens import RaggedTokens, TokenizerConfig
     from scgalore.nn import CellNetwork
+    from scgalore.nn.attention import AttentionScale
 
-__all__ = ["InferencePrecision", "RunOptions", "levels_of", "pick_dtype", "run_network"]
+__all__ = [
+    "InferencePrecision",
+    "RunOptions",
+    "levels_of",
+    "mean_attention",
+    "mean_states",
+    "pick_dtype",
+    "run_network",
+]
 
 InferencePrecision = Literal["auto", "32-true", "bf16-true"]
 
@@ -154,16 +163,10 @@ def run_network(
     heads = {name: np.empty((n_obs, n), dtype=np.float32) for name, n in config.heads.items()}
     embed = encoder(network, torch.from_numpy(cells.tokens()), levels=levels_of(cells.tokenizer.config), dtype=dtype)
     caps = {"batch_size": batch_size, "batch_tokens": batch_tokens or BATCH_TOKENS[device.type == "cpu"]}
-    n_batches = None
-    if cells.lengths is not None:
-        lengths = cells.lengths if rows is None else cells.lengths[rows]
-        n_batches = sum(len(_cut(lengths[start : start + WINDOW], caps)) for start in range(0, n_obs, WINDOW))
-    windows = cells.windows(rows, size=WINDOW)
-    for at, batch in progress(_batches(windows, caps), label=label, total=n_batches):
+    for at, batch in _batches(cells, rows, caps, label=label):
         genes, values = (torch.from_numpy(part).to(device) for part in (batch.genes, batch.values))
         with torch.inference_mode():
-            conditions = {name: torch.from_numpy(codes).to(device) for name, codes in batch.conditions.items()}
-            cell = embed(genes, values, batch.lengths.tolist(), **conditions)
+            cell = embed(genes, values, batch.lengths.tolist(), **_conditions(batch, device))
             embedded = network.embedding(cell)
             embedding[at] = F.normalize(embedded, dim=1).cpu().numpy()
             for name, outputs in heads.items():
@@ -175,6 +178,132 @@ def run_network(
     return CellOutput(embedding, heads, "bf16-true" if dtype == torch.bfloat16 else "32-true")
 
 
+def mean_states(
+    network: CellNetwork,
+    cells: TokenSource,
+    genes: NDArray[np.int64],
+    groups: NDArray[np.int64],
+    *,
+    n_groups: int,
+    encoder: Callable[..., Any],
+    options: RunOptions,
+) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+    """Mean last state of some genes over the cells of each group that have them as a token.
+
+    Cells are run as :func:`run_network` runs them; only sums are kept.
+
+    Parameters
+    ----------
+    network
+        Left in evaluation mode on the device.
+    cells
+        Each has its own states, whatever the batch that it is in.
+    genes
+        Token ids, int64 ``(n_genes,)``, each once.
+    groups
+        Number of the group of each cell, -1 for cells to leave out, int64 ``(n_obs,)``.
+    n_groups
+        Number of groups.
+    encoder
+        Of the network's family: see :class:`scgalore.model.Family`.
+    options
+        Where and how.
+
+    Returns
+    -------
+    Means, float32 ``(n_groups, n_genes, d_model)``, NaN where a group has no cell with the gene, and the number of cells, int64
+    ``(n_groups, n_genes)``.
+
+    Raises
+    ------
+    OptionError
+        If the network reads the batch of each cell, and the cells do not have it.
+    DataError
+        If a state is not finite.
+    """
+    _refuse_unknown_batches(network, cells)
+    device = options.device
+    network.eval().to(device)
+    states_of = encoder(
+        network, torch.from_numpy(cells.tokens()), levels=levels_of(cells.tokenizer.config), dtype=options.dtype
+    ).states
+    place = torch.full((network.config.n_tokens,), -1, device=device)
+    place[torch.from_numpy(genes).to(device)] = torch.arange(len(genes), device=device)
+    # Sums in float64 do not depend on the order of the cells as far as float32 shows. Some devices have no float64.
+    wide = torch.float32 if device.type == "mps" else torch.float64
+    sums = torch.zeros((n_groups * len(genes), network.config.d_model), dtype=wide, device=device)
+    n_cells = torch.zeros(n_groups * len(genes), dtype=torch.int64, device=device)
+    caps = {
+        "batch_size": options.batch_size,
+        "batch_tokens": options.batch_tokens or BATCH_TOKENS[device.type == "cpu"],
+    }
+    rows = np.flatnonzero(groups >= 0)
+    for at, batch in _batches(cells, rows, caps, label="cells"):
+        tokens, values = (torch.from_numpy(part).to(device) for part in (batch.genes, batch.values))
+        group = torch.from_numpy(np.repeat(groups[rows[at]], batch.lengths)).to(device)
+        with torch.inference_mode():
+            states = states_of(tokens, values, batch.lengths.tolist(), **_conditions(batch, device))
+            kept = place[tokens] >= 0
+            row = (group * len(genes) + place[tokens])[kept]
+            sums.index_add_(0, row, states[kept].to(wide))
+            n_cells += torch.bincount(row, minlength=len(n_cells))
+            norms = torch.segment_reduce(
+                torch.linalg.vector_norm(states.float(), dim=1),
+                "sum",
+                lengths=torch.from_numpy(batch.lengths).to(device),
+            )
+        refuse_not_finite_outputs({"the state of a gene": norms.cpu().numpy()}, rows[at], precision=options.dtype)
+    means = (sums / n_cells.unsqueeze(1)).float().cpu().numpy()  # 0 / 0 is NaN
+    return means.reshape(n_groups, len(genes), -1), n_cells.reshape(n_groups, -1).cpu().numpy()
+
+
+def mean_attention(
+    network: CellNetwork,
+    cells: TokenSource,
+    keys: NDArray[np.int64],
+    queries: NDArray[np.int64],
+    groups: NDArray[np.int64],
+    *,
+    n_groups: int,
+    layers: Sequence[int] | None = None,
+    scale: AttentionScale = "rank",
+    device: torch.device,
+) -> AttentionMeans:
+    """Mean attention between pairs of genes over the cells of each group; see :class:`scgalore.nn.AttentionMeans`.
+
+    One cell is run at a time, in float32: ranks of scores that differ by rounding would depend on the batch.
+
+    Parameters
+    ----------
+    network
+        Left in evaluation mode on the device.
+    cells
+        The cells.
+    keys, queries, layers, scale, n_groups
+        As for :class:`scgalore.nn.AttentionMeans`.
+    groups
+        Number of the group of each cell, -1 for cells to leave out, int64 ``(n_obs,)``.
+    device
+        Where to compute.
+
+    Raises
+    ------
+    OptionError
+        If the network reads the batch of each cell, and the cells do not have it.
+    """
+    _refuse_unknown_batches(network, cells)
+    network.eval().to(device)
+    means = AttentionMeans(network, keys, queries, layers=layers, scale=scale, n_groups=n_groups)
+    rows = np.flatnonzero(groups >= 0)
+    for at, batch in _batches(cells, rows, {"batch_size": 1, "batch_tokens": None}, label="cells"):
+        genes, values = (torch.from_numpy(part).to(device) for part in (batch.genes, batch.values))
+        conditions = _conditions(batch, device)
+        if network.reads_flags:
+            conditions["flags"] = torch.zeros_like(genes).unsqueeze(0)  # no gene is perturbed
+        means.add(genes, values, int(groups[rows[at[0]]]), **conditions)
+    return means
+
+
 def levels_of(config: TokenizerConfig) -> range | None:
     """Values that tokens may have: bins, 0, and what stands at ``<cls>``."""
     if not config.binned or config.cls_value % 1:
@@ -183,14 +312,35 @@ def levels_of(config: TokenizerConfig) -> range | None:
 
 
 def _batches(
-    windows: Iterable[RaggedTokens], caps: dict[str, int | None]
+    cells: TokenSource, rows: NDArray[np.int64] | None, caps: dict[str, int | None], *, label: str
 ) -> Iterator[tuple[NDArray[np.int64], RaggedTokens]]:
-    """Batches with the positions of their cells among all."""
-    start = 0
-    for window in windows:
-        for picked in _cut(window.lengths, caps):
-            yield start + picked, window.take(picked)
-        start += len(window)
+    """Batches with the positions of their cells among all, under a progress bar."""
+
+    def cut() -> Iterator[tuple[NDArray[np.int64], RaggedTokens]]:
+        start = 0
+        for window in cells.windows(rows, size=WINDOW):
+            for picked in _cut(window.lengths, caps):
+                yield start + picked, window.take(picked)
+            start += len(window)
+
+    n_batches = None
+    if cells.lengths is not None:
+        lengths = cells.lengths if rows is None else cells.lengths[rows]
+        n_batches = sum(len(_cut(lengths[at : at + WINDOW], caps)) for at in range(0, len(lengths), WINDOW))
+    yield from progress(cut(), label=label, total=n_batches)
+
+
+def _refuse_unknown_batches(network: CellNetwork, cells: TokenSource) -> None:
+    if network.reads_batches and "batches" not in getattr(cells, "conditions", {}):
+        msg = (
+            "The model normalises its input within each sequencing batch, which is not known here. Pass one that does not, such as "
+            "'scgpt'."
+        )
+        raise OptionError(msg)
+
+
+def _conditions(batch: RaggedTokens, device: torch.device) -> dict[str, torch.Tensor]:
+    return {name: torch.from_numpy(codes).to(device) for name, codes in batch.conditions.items()}
 
 
 def _cut(lengths: NDArray[np.int64], caps: dict[str, int | None]) -> list[NDArray[np.int64]]:

@@ -1,6 +1,6 @@
 """Networks in plain torch: they know nothing of AnnData, scanpy or scvi, and are useful by themselves."""
 
-from scgalore.nn.attention import attention_scores, rank_scores
+from scgalore.nn.attention import AttentionMeans, attention_scores, rank_scores
 from scgalore.nn.base import CellNetwork, CellOutput, Encoded, NetworkConfig, PaddedEncoder
 from scgalore.nn.embedding import EMBEDDINGS, EmbeddingMode
 from scgalore.nn.scbert import SCBERTNetwork
@@ -10,6 +10,7 @@ from scgalore.nn.scgpt_config import SCGPTConfig
 from scgalore.nn.scgpt_encoder import CellEncoder
 
 __all__ = [
+    "AttentionMeans",
     "CellEncoder",
     "CellNetwork",
     "CellOutput",

@@ -227,6 +227,26 @@ class CellNetwork(nn.Module):
         """Embeddings ``(..., d)`` of token ids, before values are added."""
         return self.gene_table(genes)
 
+    def queries_and_keys(self, block: int, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Queries and keys of the tokens of one of :attr:`blocks`, ``(b, h, s, e)`` each.
+
+        Their products over the square root of ``e`` are what attention takes the exponential of, or what it approximates.
+
+        Parameters
+        ----------
+        block
+            Number of the block.
+        x
+            What it is called with, ``(b, s, d)``.
+
+        Raises
+        ------
+        OptionError
+            If networks of this family do not attend.
+        """
+        msg = f"{type(self).__name__} has no attention to show. Choose another model, or another method."
+        raise OptionError(msg)
+
     def encode(
         self,
         genes: Tensor,
@@ -540,13 +560,24 @@ class PaddedEncoder:
         Tensor
             Cell embeddings, ``(b, d)``.
         """
+        encoded, _ = self._encode(genes, values, lengths, cell_only=True, **conditions)
+        return encoded.cell.to(self.network.gene_table.weight.dtype)
+
+    @torch.no_grad()
+    def states(self, genes: Tensor, values: Tensor, lengths: Sequence[int], **conditions: Tensor) -> Tensor:
+        """Last states ``(n, d)`` of all tokens, ``<cls>`` included, for the same parameters."""
+        encoded, padding = self._encode(genes, values, lengths, cell_only=False, **conditions)
+        return encoded.hidden[~padding].to(self.network.gene_table.weight.dtype)
+
+    def _encode(
+        self, genes: Tensor, values: Tensor, lengths: Sequence[int], *, cell_only: bool, **conditions: Tensor
+    ) -> tuple[Encoded, Tensor]:
         config, counts = self.network.config, list(lengths)
         pad = nn.utils.rnn.pad_sequence
         genes = pad(genes.split(counts), batch_first=True, padding_value=config.pad_id)
         values = pad(values.split(counts), batch_first=True, padding_value=config.pad_value)
         ends = torch.tensor(counts, device=genes.device).unsqueeze(1)
         padding = torch.arange(genes.shape[1], device=genes.device) >= ends
-        own = self.network.gene_table.weight.dtype
-        lower = self.dtype is not None and self.dtype != own
+        lower = self.dtype is not None and self.dtype != self.network.gene_table.weight.dtype
         with torch.autocast(genes.device.type, dtype=self.dtype, enabled=lower):
-            return self.network.encode(genes, values, padding, cell_only=True, **conditions).cell.to(own)
+            return self.network.encode(genes, values, padding, cell_only=cell_only, **conditions), padding

@@ -9,7 +9,7 @@ Shape letters: b cells, s tokens, d width (``d_model``), h heads, e width of a h
 from __future__ import annotations
 
 import hashlib
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, cast
 
 import torch
 import torch.nn.functional as F
@@ -291,6 +291,13 @@ class SCBERTNetwork(CellNetwork):
     @seed.setter
     def seed(self, seed: int) -> None:
         self.performer.seed = seed
+
+    def queries_and_keys(self, block: int, x: Tensor) -> tuple[Tensor, Tensor]:
+        """See :meth:`CellNetwork.queries_and_keys`."""
+        normed = cast("Normed", cast("Block", self.blocks[block])[0])
+        attention = cast("SelfAttention", normed.fn)
+        x = normed.norm(x)
+        return split_heads(attention.to_q(x), attention.n_heads), split_heads(attention.to_k(x), attention.n_heads)
 
     def encode(
         self,

@@ -20,7 +20,7 @@ from scgalore.errors import OptionError
 from scgalore.nn.base import CellNetwork, Encoded
 from scgalore.nn.cpu.dropout import Dropout
 from scgalore.nn.cpu.linear import Linear, linear
-from scgalore.nn.layout import Padded
+from scgalore.nn.layout import Padded, split_heads
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -352,6 +352,12 @@ class SCGPTNetwork(CellNetwork):
     def gene_embeddings(self, genes: Tensor) -> Tensor:
         """Normalised embeddings ``(..., d)`` of token ids."""
         return self.encoder(genes)
+
+    def queries_and_keys(self, block: int, x: Tensor) -> tuple[Tensor, Tensor]:
+        """See :meth:`CellNetwork.queries_and_keys`."""
+        attention = cast("Block", self.blocks[block]).self_attn
+        q, k, _ = attention.Wqkv.parts(x)
+        return split_heads(q, attention.n_heads), split_heads(k, attention.n_heads)
 
     def encode(  # type: ignore[override]  # names what it reads
         self,

@@ -86,6 +86,17 @@ class CellEncoder:
         Tensor
             Cell embeddings in the network's precision, ``(b, d)``.
         """
+        hidden, layout = self._run(genes, values, lengths, batches, cls_only=self.network.config.cell_style == "cls")
+        return self.network.pool(hidden.to(self._genes), values, layout)
+
+    @torch.no_grad()
+    def states(self, genes: Tensor, values: Tensor, lengths: Sequence[int], *, batches: Tensor | None = None) -> Tensor:
+        """Last states ``(n, d)`` of all tokens, ``<cls>`` included, for the same parameters."""
+        return self._run(genes, values, lengths, batches, cls_only=False)[0].to(self._genes)
+
+    def _run(
+        self, genes: Tensor, values: Tensor, lengths: Sequence[int], batches: Tensor | None, *, cls_only: bool
+    ) -> tuple[Tensor, Packed]:
         network = self.network
         x = F.embedding(self._row_of[genes], self._genes)  # (n, d); an id that was not announced is an error
         if self._values is None:
@@ -95,8 +106,7 @@ class CellEncoder:
         layout = Packed(lengths, device=x.device)
         of_tokens = None if batches is None else batches.repeat_interleave(layout.offsets.diff())
         x = network.normalise(x.unsqueeze(1), of_tokens).squeeze(1).to(self.dtype)
-        hidden = self._blocks(x, layout, cls_only=network.config.cell_style == "cls")
-        return network.pool(hidden.to(self._genes), values, layout)
+        return self._blocks(x, layout, cls_only=cls_only), layout
 
 
 def _copied(blocks: nn.Module, dtype: torch.dtype) -> nn.Module:

@@ -1,6 +1,8 @@
 """Plots of what is in an AnnData; nothing here changes it or computes more than a count."""
 
+from scgalore.pl._attention import attention
 from scgalore.pl._confusion_matrix import confusion_matrix
+from scgalore.pl._gene_network import gene_network
 from scgalore.pl._gene_selection import gene_selection
 from scgalore.pl._history import history
 from scgalore.pl._in_silico_shifts import in_silico_shifts
@@ -11,7 +13,9 @@ from scgalore.pl._perturbation_embedding import perturbation_embedding
 from scgalore.pl._perturbation_scores import perturbation_scores
 
 __all__ = [
+    "attention",
     "confusion_matrix",
+    "gene_network",
     "gene_selection",
     "history",
     "in_silico_shifts",

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from scgalore.genes.ranking import Strategy
 
-__all__ = ["GeneLists", "warn_absent"]
+__all__ = ["GeneLists", "user_sets", "warn_absent"]
 
 FROM_DATA = (VARIABLE, EXPRESSED, RESPONSIVE)
 SAMPLE = 1000  # names that tell the species
@@ -66,7 +66,7 @@ class GeneLists:
         """
         weights = dict(strategy.weights)
         genes = {name: get_gene_set(name).genes for name in weights if name not in FROM_DATA}
-        own, shipped = _user_sets(gene_sets)
+        own, shipped = user_sets(gene_sets)
         for name in own:
             if name in (*FROM_DATA, MUST_INCLUDE, TARGETS, *weights):
                 msg = f"gene_sets has a set {name!r}, which is the name of another source. Give it another name."
@@ -166,8 +166,21 @@ def _check_species(columns: Sequence[str], species: str) -> None:
 Sets: TypeAlias = dict[str, tuple[str, ...]]
 
 
-def _user_sets(gene_sets: Any) -> tuple[Sets, Sets]:
-    """The user's own sets, and those that ship and were asked for by name."""
+def user_sets(gene_sets: Any) -> tuple[Sets, Sets]:
+    """The user's own sets, and those that ship and were asked for by name.
+
+    Parameters
+    ----------
+    gene_sets
+        A dictionary of lists, the path of a GMT file, names of sets that ship, or ``None``.
+
+    Raises
+    ------
+    OptionError
+        If it is none of these.
+    DataError
+        If a GMT file cannot be read.
+    """
     if gene_sets is None:
         return {}, {}
     if isinstance(gene_sets, str) and gene_sets in list_gene_sets():

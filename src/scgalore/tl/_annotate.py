@@ -66,8 +66,7 @@ def annotate(
     {species}
     {min_matched}
     {mod}
-    max_length
-        Most tokens of a cell; longer cells are sampled, with ``rng``. ``None`` is what the weights were trained with.
+    {max_length}
     {precision}
     {batch_size}
     {batch_tokens}

@@ -76,8 +76,7 @@ def embed(
         For a model that was fine-tuned with ``task="integration"``: column of ``adata.obs`` with the batch of each cell; ``None`` is
         the name that the column had in training. Cells of batches that training has seen are corrected each by itself. What is
         the batch in cells of others is estimated from these cells, so they should be many, and of types that the training cells had.
-    max_length
-        Most tokens of a cell; longer cells are sampled, with ``rng``. ``None`` is what the weights were trained with.
+    {max_length}
     {precision}
     {batch_size}
     {batch_tokens}

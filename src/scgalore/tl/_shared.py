@@ -5,23 +5,37 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+import torch
+
 from scgalore import __version__
 from scgalore.data.proteins import PROTEIN_KIND, read_proteins
 from scgalore.data.resolve import first_modality
 from scgalore.errors import OptionError, WeightsError
 from scgalore.model import CellModel, load
+from scgalore.model.inference import mean_states
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from anndata import AnnData
+    from numpy.typing import NDArray
 
     from scgalore._typing import Data
     from scgalore.data.cells import TokenCells
     from scgalore.data.proteins import Proteins
     from scgalore.mapping import Reference
+    from scgalore.model.inference import RunOptions
 
-__all__ = ["as_model", "measured_proteins", "model_of_reference", "provenance", "read_measured"]
+__all__ = [
+    "as_model",
+    "embed_genes",
+    "measured_proteins",
+    "model_of_reference",
+    "provenance",
+    "read_measured",
+    "static_embeddings",
+]
 
 
 def as_model(model: str | os.PathLike[str] | CellModel) -> CellModel:
@@ -60,6 +74,52 @@ def model_of_reference(reference: Reference, model: str | os.PathLike[str] | Cel
         )
         raise OptionError(msg)
     return found
+
+
+def embed_genes(
+    model: CellModel,
+    cells: TokenCells,
+    columns: NDArray[np.int64],
+    groups: NDArray[np.int64],
+    n_groups: int,
+    *,
+    kind: str,
+    options: RunOptions,
+) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+    """Embeddings of genes in each group of cells, float32 ``(n_groups, n_genes, d)``, and how many cells they are from.
+
+    Parameters
+    ----------
+    model, cells
+        The model, and cells that it reads.
+    columns
+        Columns of the matrix that have a token.
+    groups, n_groups
+        Number of the group of each cell, -1 for none, and how many there are.
+    kind
+        ``"contextual"``, or ``"static"``, which are the same in all groups and from all of their cells.
+    options
+        Where and how to compute.
+    """
+    tokens = cells.match.token_ids[columns]
+    if kind == "static":
+        found = static_embeddings(model, tokens)
+        sizes = np.bincount(groups[groups >= 0], minlength=n_groups)
+        return np.repeat(found[None], n_groups, axis=0), np.repeat(sizes[:, None], len(tokens), axis=1)
+    encoder = model.family.encoder
+    found, n_cells = mean_states(
+        model.network, cells, tokens, groups, n_groups=n_groups, encoder=encoder, options=options
+    )
+    model.network.cpu()
+    return found, n_cells
+
+
+@torch.no_grad()
+def static_embeddings(model: CellModel, tokens: NDArray[np.int64]) -> NDArray[np.float32]:
+    """What the network has learned of some tokens, before values are added, float32 ``(n, d)``."""
+    network = model.network
+    ids = torch.from_numpy(tokens).to(network.gene_table.weight.device)
+    return network.gene_embeddings(ids).float().cpu().numpy()
 
 
 def provenance(model: CellModel, cells: TokenCells) -> dict[str, Any]:

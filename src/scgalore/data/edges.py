@@ -1,0 +1,65 @@
+"""Edges of groups of cells, as :func:`scgalore.tl.gene_network` keeps them in a table."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from scgalore.data.texts import same_label
+from scgalore.errors import OptionError
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from scgalore._typing import Label
+
+__all__ = ["difference", "of_group"]
+
+
+def of_group(edges: pd.DataFrame, group: Label | None) -> pd.DataFrame:
+    """Edges of one group, the strongest first.
+
+    Parameters
+    ----------
+    edges
+        Of all groups.
+    group
+        Name of the group; ``None`` where there is one only.
+
+    Raises
+    ------
+    OptionError
+        If it does not exist, or there are several and none is named.
+    """
+    names = edges["group"].astype(str)
+    known = list(names.unique())
+    name = known[0] if group is None and len(known) == 1 else same_label(group, known)
+    if name not in known:
+        msg = f"group={group!r}: the network has {', '.join(map(repr, known))}. Pass one of them."
+        raise OptionError(msg)
+    return edges[names == name]
+
+
+def difference(edges: pd.DataFrame, group: Label | None, versus: Label) -> pd.DataFrame:
+    """Weights of one group less those of another, for edges of both, the largest difference first.
+
+    Parameters
+    ----------
+    edges
+        Of all groups.
+    group, versus
+        Names of the groups.
+
+    Returns
+    -------
+    Columns ``source``, ``target`` and ``weight``.
+
+    Raises
+    ------
+    OptionError
+        If a group does not exist or is not named.
+    """
+    own, other = (of_group(edges, name) for name in (group, versus))
+    both = own.merge(other, on=["source", "target"], suffixes=("", "_other"), validate="one_to_one")
+    both["weight"] -= both["weight_other"]
+    order = (-both["weight"].abs()).argsort(kind="stable")
+    return both.iloc[order][["source", "target", "weight"]].reset_index(drop=True)

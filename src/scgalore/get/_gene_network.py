@@ -1,0 +1,75 @@
+"""Edges of a network of genes as a table."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from scgalore._docs import shared_parameters
+from scgalore._keys import NetworkKeys
+from scgalore.data.edges import difference, of_group
+from scgalore.data.records import read_network_record
+from scgalore.errors import OptionError
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from anndata import AnnData
+
+    from scgalore._typing import Label
+
+
+@shared_parameters
+def gene_network(
+    adata: AnnData,
+    *,
+    group: Label | None = None,
+    versus: Label | None = None,
+    n_edges: int | None = None,
+    key: str = NetworkKeys().network,
+) -> pd.DataFrame:
+    """Read the edges that :func:`scgalore.tl.gene_network` wrote.
+
+    Parameters
+    ----------
+    {adata}
+    group
+        Group of cells; ``None`` gives the edges of all.
+    versus
+        Another group: ``weight`` is then the difference, that of ``group`` less that of this one, for edges that are kept for both,
+        sorted by its size.
+    n_edges
+        Edges to give, the first of each group.
+    {key}
+
+    Returns
+    -------
+    One row for each edge: ``group``, ``source``, ``target``, ``weight``, ``rank`` and ``n_cells``, as decoupler takes networks. Of a
+    difference ``source``, ``target`` and ``weight``. A copy.
+
+    Raises
+    ------
+    DataError
+        If ``adata`` is not an AnnData.
+    MissingKeyError
+        If there is no network under ``key``.
+    OptionError
+        If a group does not exist.
+
+    Examples
+    --------
+    >>> import scgalore as sg
+    >>> edges = sg.get.gene_network(adata, group="CD14+ Monocyte", n_edges=100)  # doctest: +SKIP
+    >>> import networkx as nx
+    >>> graph = nx.from_pandas_edgelist(edges, edge_attr=True, create_using=nx.DiGraph)  # doctest: +SKIP
+    """
+    record = read_network_record(adata, key)
+    edges = record["edges"]
+    if group is None and versus is not None:
+        msg = f"versus={versus!r}: name the group that it is compared with as group=."
+        raise OptionError(msg)
+    if versus is not None:
+        edges = difference(edges, group, versus)
+    elif group is not None:
+        edges = of_group(edges, group)
+    if n_edges is not None:
+        edges = edges.groupby("group", observed=True).head(n_edges) if "group" in edges else edges.head(n_edges)
+    return edges.reset_index(drop=True).copy()

@@ -1,0 +1,110 @@
+"""Weights between regulators and targets as a heat map."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from scgalore._docs import shared_parameters
+from scgalore._keys import NetworkKeys
+from scgalore.data.edges import difference, of_group
+from scgalore.data.records import read_network_record
+from scgalore.errors import OptionError
+from scgalore.pl._axes import axes_or_new, show_or_return
+from scgalore.pl._edges import sources_of
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from anndata import AnnData
+    from matplotlib.axes import Axes
+
+    from scgalore._typing import Label
+
+
+@shared_parameters
+def attention(
+    adata: AnnData,
+    source: str | Sequence[str] | None = None,
+    target: Sequence[str] | None = None,
+    *,
+    group: Label | None = None,
+    versus: Label | None = None,
+    n_genes: int = 20,
+    key: str = NetworkKeys().network,
+    ax: Axes | None = None,
+    show: bool | None = None,
+) -> Axes | None:
+    """Draw mean attention of targets to regulators as a heat map, or the difference between two groups.
+
+    It is drawn from the edges that :func:`scgalore.tl.gene_network` kept, of any method; what was not kept is grey. With
+    ``n_edges=None`` all are kept.
+
+    Parameters
+    ----------
+    {adata}
+    source
+        Regulators, in rows; ``None`` takes those of the strongest edges.
+    target
+        Targets, in columns; ``None`` takes those of the strongest edges of these regulators.
+    group
+        Group of cells; may be left out where there is one.
+    versus
+        Another group, whose weights are taken away; edges are then those of both groups, the largest difference first.
+    n_genes
+        Regulators and targets to take, at most, where they are not named.
+    {key}
+    {ax}
+    {show}
+
+    Returns
+    -------
+    The axes, or ``None`` if the figure was shown.
+
+    Raises
+    ------
+    DataError
+        If ``adata`` is not an AnnData.
+    MissingKeyError
+        If there is no network under ``key``.
+    OptionError
+        If a group does not exist or is not named where there are several, or a gene has no edges.
+
+    Examples
+    --------
+    >>> import scgalore as sg
+    >>> sg.tl.gene_network(adata, method="attention", groupby="cell_type")  # doctest: +SKIP
+    >>> sg.pl.attention(adata, ["SPI1", "PAX5"], group="B cell", versus="Monocyte")  # doctest: +SKIP
+    """
+    edges = read_network_record(adata, key)["edges"]
+    edges = of_group(edges, group) if versus is None else difference(edges, group, versus)
+    if edges.empty:
+        msg = (
+            f"No edge is kept for both {group!r} and {versus!r}. Keep all with sg.tl.gene_network(adata, n_edges=None)."
+        )
+        raise OptionError(msg)
+    sources = list(dict.fromkeys(edges["source"]))[:n_genes] if source is None else sources_of(edges, source)
+    edges = edges[edges["source"].isin(sources)]
+    known = list(dict.fromkeys(edges["target"]))
+    targets = known[:n_genes] if target is None else list(target)
+    if absent := [name for name in targets if name not in set(known)]:
+        msg = f"target={absent[0]!r} has no edge from these regulators. Keep all with sg.tl.gene_network(adata, n_edges=None)."
+        raise OptionError(msg)
+    wide = edges.pivot(index="source", columns="target", values="weight")
+    shown = wide.reindex(index=sources, columns=targets).to_numpy(dtype=np.float64)
+    label = "weight" if versus is None else f"weight, {group} less {versus}"
+    axes = axes_or_new(ax, (0.28 * len(targets) + 2.2, 0.28 * len(sources) + 1.6))
+    signed = bool(np.nanmin(shown, initial=0) < 0)
+    most = float(np.nanmax(np.abs(shown), initial=1e-12)) if signed else None
+    image = axes.pcolormesh(
+        np.ma.masked_invalid(shown), cmap="RdBu_r" if signed else "viridis", vmin=-most if most else None, vmax=most
+    )
+    axes.set_facecolor("0.85")
+    axes.set_xticks(np.arange(len(targets)) + 0.5, labels=targets, rotation=90, fontsize=8)
+    axes.set_yticks(np.arange(len(sources)) + 0.5, labels=sources, fontsize=8)
+    axes.set(xlabel="target (attends)", ylabel="regulator (attended to)")
+    axes.invert_yaxis()
+    axes.grid(visible=False)
+    axes.figure.colorbar(image, ax=axes, label=label, shrink=0.8)
+    return show_or_return(axes, show=show, own_figure=ax is None)

@@ -1,0 +1,296 @@
+"""Scores of networks against known targets."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+
+from scgalore import __version__
+from scgalore import _logging as logg
+from scgalore._docs import shared_parameters
+from scgalore._keys import NetworkKeys
+from scgalore._options import COUNT, INDEX, Option, number
+from scgalore._rng import seed_from
+from scgalore._words import few
+from scgalore.data.cells import gene_names
+from scgalore.data.expression import LogExpression
+from scgalore.data.reading import Reading
+from scgalore.data.records import read_network_record
+from scgalore.data.resolve import copied, refuse_elsewhere, writable_adata
+from scgalore.data.results import Results, refuse_overwrite
+from scgalore.errors import DataError, OptionError
+from scgalore.genes.sets import GeneColumns
+from scgalore.networks.boosting import boosted_importances
+from scgalore.networks.coexpression import correlations
+from scgalore.networks.scores import METRICS, Truth, score_pairs, shuffled, summary
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from anndata import AnnData
+    from numpy.typing import NDArray
+
+    from scgalore._typing import Data, Rng
+
+BASELINES = ("correlation", "boosting", "expression", "out_degree")
+
+TOP = Option("top", number("it must be a fraction between 0 and 1", lambda value: 0 < value < 1), "", 0.01)
+MIN_TARGETS = Option("min_targets", COUNT, "", 10)
+N_SHUFFLES = Option("n_shuffles", INDEX, "", 100)
+
+
+@shared_parameters
+def evaluate_gene_network(
+    data: Data,
+    truth: pd.DataFrame,
+    *,
+    edges: pd.DataFrame | Mapping[str, pd.DataFrame] | None = None,
+    baselines: Sequence[str] = BASELINES,
+    top: float = 0.01,
+    min_targets: int = 10,
+    n_shuffles: int = 100,
+    layer: str | None = None,
+    gene_symbols: str | None = None,
+    data_type: str | None = None,
+    species: str = "human",
+    mod: str = "rna",
+    rng: Rng = 0,
+    key: str = NetworkKeys().network,
+    key_added: str | None = None,
+    copy: bool = False,
+) -> Data | None:
+    """Score networks against known targets of transcription factors, next to simple baselines and to chance.
+
+    Pairs of a factor and a target of the truth are scored, where both are in the data: a gene that is nobody's target there may not
+    have been looked at, so it is unknown and not a negative. Chance is the truth with its edges shuffled such that each factor has as
+    many targets, and each target as many factors: a score that is as high without the edges is one of hubs. See :doc:`/genes`.
+
+    Parameters
+    ----------
+    {data}
+    truth
+        Known edges, one row each, with columns ``source`` (or ``tf``) and ``target``.
+    edges
+        Edges to score, with columns ``source``, ``target``, and ``rank`` (1 the best) or ``weight`` (the largest is the best); or a
+        dictionary of several such tables by name. ``None`` takes those that :func:`scgalore.tl.gene_network` wrote, of each group.
+        Pairs that are missing rank last.
+    baselines
+        ``"correlation"``: Pearson correlation without its sign. ``"boosting"``: regression of each target on the factors with
+        boosted trees, as GRNBoost2, which takes a tenth of a second a target. ``"expression"``: mean expression of the target.
+        ``"out_degree"``: the number of known targets of the factor, from the truth itself: what a method can have that knows nothing
+        but which factors have many. May be empty.
+    top
+        Share of the pairs whose odds of being an edge are compared with those of the others.
+    min_targets
+        Known targets that a factor must have to be scored by itself.
+    n_shuffles
+        Shuffled truths; 0 for none.
+    {layer}
+    {gene_symbols}
+    {data_type}
+    {species}
+    {mod}
+    rng
+        Seed or NumPy generator, of the shuffles and of boosting.
+    key
+        Key of the network to score.
+    {key_added}
+    {copy}
+
+    Returns
+    -------
+    ``None``, or with ``copy=True`` the container it was given, with this key set:
+
+    `adata.uns['evaluate_gene_network' | key_added]` : :class:`dict`
+        ``scores``, a table with one row for each network and baseline: ``auprc_ratio``, the area under the precision-recall curve, and
+        ``early_precision_ratio``, the precision among as many pairs as there are edges, both over the share of edges, so that
+        random order has 1; ``odds_ratio`` of the ``top``; each with ``_null`` and ``_null_sd``, mean and standard deviation with
+        shuffled truths, and ``_p``, the share of these (one added) that score as high; the same with ``mean_`` in front, means over
+        factors, each ranked by itself; and ``covered``, the share of pairs that the network has. ``by_source``, a table with the
+        scores of each factor; ``n_sources``, ``n_targets``, ``n_edges``, ``params`` and ``version``.
+
+    Raises
+    ------
+    DataError
+        If the truth has no edge between genes of the data, or a table of edges is not of that form.
+    MissingKeyError
+        If there is no network, or ``layer``, ``gene_symbols`` or ``mod`` does not exist.
+    OptionError
+        If an option is out of range, a baseline is unknown, or two rows would have one name.
+
+    Examples
+    --------
+    >>> import scgalore as sg
+    >>> sg.tl.gene_network(adata, method="coexpression", n_edges=None)  # doctest: +SKIP
+    >>> sg.tl.evaluate_gene_network(adata, truth)  # doctest: +SKIP
+    >>> sg.get.gene_network_scores(adata)  # doctest: +SKIP
+    """
+    keys, seed = NetworkKeys.from_key_added(key_added), seed_from(rng)
+    top, min_targets, n_shuffles = TOP.check(top), MIN_TARGETS.check(min_targets), N_SHUFFLES.check(n_shuffles)
+    baselines = _checked(baselines)
+    reading = Reading(layer, gene_symbols, data_type, None, species)
+    read = [*reading.reads(), *([("uns", "key=", key)] if edges is None else [])]
+    refuse_overwrite({"uns": [keys.evaluation]}, read)
+    data = copied(data, mod=mod) if copy else data
+    adata = writable_adata(data, mod=mod)
+    refuse_elsewhere(data, mod=mod, obs={}, gene_symbols=gene_symbols)
+    genes = gene_names(adata, reading.gene_symbols)
+    known = _truth(truth, genes, species)
+    networks = {name: _strength(table, known, name) for name, table in _tables(adata, edges, key).items()}
+    if taken := sorted({*networks} & {*baselines}):
+        msg = f"{taken[0]!r} is the name of a network and of a baseline. Rename the network, or leave the baseline out of baselines=."
+        raise OptionError(msg)
+    with logg.step(f"scoring {len(networks):,} networks against {int(known.edges.sum()):,} edges") as step:
+        networks |= _baselines(baselines, adata, reading, known, genes, seed)
+        nulls = shuffled(known, n_shuffles, seed=seed)
+        scores, by_source = {}, []
+        n_targets = (known.edges & known.counts).sum(axis=1)
+        for name, strength in networks.items():
+            found = score_pairs(strength, known, nulls, top=top, min_targets=min_targets)
+            covered = float(np.isfinite(strength[known.counts]).mean())
+            scores[name] = {**summary(found), "covered": covered}
+            table = pd.DataFrame(found.by_source, columns=list(METRICS))
+            table.insert(0, "network", name)
+            table.insert(1, "source", list(known.sources))
+            table.insert(2, "n_targets", n_targets)
+            by_source.append(table[n_targets > 0])
+            if covered < 0.5 and name not in baselines:
+                logg.warning(
+                    f"{name!r} has a weight for {covered:.0%} of the pairs that are scored; the others rank last. Make it with n_edges=None "
+                    "and a smaller min_cells=."
+                )
+        content = {
+            "scores": pd.DataFrame.from_dict(scores, orient="index"),
+            "by_source": pd.concat(by_source, ignore_index=True),
+            "n_sources": len(known.sources),
+            "n_targets": len(known.targets),
+            "n_edges": int((known.edges & known.counts).sum()),
+            "params": {
+                **reading.of_tokens(),
+                "key": key if edges is None else None,
+                "baselines": baselines,
+                "top": top,
+                "min_targets": min_targets,
+                "n_shuffles": n_shuffles,
+                "rng": seed,
+            },
+            "version": __version__,
+        }
+        Results(uns={keys.evaluation: (content, "scores of networks")}).write(data, adata, mod=mod, step=step)
+    return data if copy else None
+
+
+def _checked(baselines: str | Sequence[str]) -> list[str]:
+    wanted = [baselines] if isinstance(baselines, str) else list(baselines)
+    if unknown := [name for name in wanted if name not in BASELINES]:
+        msg = f"baselines={wanted}: {unknown[0]!r} is none of {', '.join(map(repr, BASELINES))}. Score other edges with edges=."
+        raise OptionError(msg)
+    return [name for name in BASELINES if name in wanted]
+
+
+def _pairs(table: Any, where: str) -> pd.DataFrame:
+    """A table with columns ``source`` and ``target`` without gaps."""
+    if not isinstance(table, pd.DataFrame):
+        msg = f"{where} is a {type(table).__name__}; expected a table with columns source and target."
+        raise DataError(msg)
+    table = table.rename(columns={"tf": "source"}) if "source" not in table else table
+    if absent := [name for name in ("source", "target") if name not in table]:
+        msg = f"{where} has no column {absent[0]!r}; it has {list(table.columns)}. Rename its columns to source and target."
+        raise DataError(msg)
+    if table.empty or table[["source", "target"]].isna().any(axis=None):
+        msg = f"{where} has no edge, or edges without a source or target. Expected a name of a gene in each row of both columns."
+        raise DataError(msg)
+    return table
+
+
+def _truth(table: pd.DataFrame, genes: Sequence[str], species: str) -> Truth:
+    """Known edges between genes of the data, by the names that these have there."""
+    table = _pairs(table, "truth")[["source", "target"]].astype(str)
+    name_of = GeneColumns(genes, species).each(list(pd.unique(table.to_numpy().ravel())))
+    here = table[table["source"].isin(name_of) & table["target"].isin(name_of)]
+    here = here.apply(lambda side: side.map(name_of))
+    here = here[here["source"] != here["target"]]
+    if here.empty:
+        msg = (
+            f"None of the {len(table):,} edges of truth ({few(table['source'].unique())}) is between two genes of the data, whose genes are "
+            f"named {', '.join(genes[:3])}, .... Pass gene_symbols= if var_names are other identifiers."
+        )
+        raise DataError(msg)
+    # Targets of factors that were not measured were looked at, too.
+    sources = np.unique(here["source"])
+    targets = np.unique(table["target"][table["target"].isin(name_of)].map(name_of))
+    edges = np.zeros((len(sources), len(targets)), dtype=bool)
+    edges[np.searchsorted(sources, here["source"]), np.searchsorted(targets, here["target"])] = True
+    return Truth(tuple(genes[i] for i in sources), tuple(genes[i] for i in targets), edges)
+
+
+def _tables(adata: AnnData, edges: Any, key: str) -> dict[str, pd.DataFrame]:
+    if edges is None:
+        record = read_network_record(adata, key)
+        table, params = record["edges"], record["params"]
+        names = table["group"].astype(str)
+        if names.nunique() == 1:
+            return {str(params["method"]): table}
+        return {name: table[names == name] for name in names.unique()}
+    if isinstance(edges, Mapping):
+        return {str(name): table for name, table in edges.items()}
+    return {"network": edges}
+
+
+def _strength(table: pd.DataFrame, known: Truth, name: str) -> NDArray[np.float64]:
+    """What pairs of the truth are ranked by in a network; NaN for those that it does not have."""
+    table = _pairs(table, f"The network {name!r}")
+    if "rank" not in table and "weight" not in table:
+        msg = f"The network {name!r} has neither a column rank nor weight; it has {list(table.columns)}. Add one."
+        raise DataError(msg)
+    if table.duplicated(["source", "target"]).any():
+        msg = f"The network {name!r} has edges more than once. Pass one group at a time, as a dictionary of tables."
+        raise DataError(msg)
+    strength = -table["rank"] if "rank" in table else table["weight"]
+    i, j = (
+        pd.Index(names).get_indexer(pd.Index(table[side]))
+        for names, side in ((known.sources, "source"), (known.targets, "target"))
+    )
+    here = (i >= 0) & (j >= 0)
+    found = np.full(known.edges.shape, np.nan)
+    found[i[here], j[here]] = strength.to_numpy(dtype=np.float64)[here]
+    return found
+
+
+def _baselines(
+    names: Sequence[str], adata: AnnData, reading: Reading, known: Truth, genes: Sequence[str], seed: int
+) -> dict[str, NDArray[np.float64]]:
+    column_of = {gene: column for column, gene in enumerate(genes)}
+    sources, targets = (np.array([column_of[gene] for gene in side]) for side in (known.sources, known.targets))
+    shape = known.edges.shape
+
+    def expression() -> LogExpression:
+        return LogExpression.from_adata(adata, reading)
+
+    def mean() -> NDArray[np.float64]:
+        total = sum(
+            np.asarray(rows[:, targets].sum(axis=0), dtype=np.float64).ravel() for _, rows in expression().chunks()
+        )
+        return np.broadcast_to(total, shape)
+
+    def boosting() -> NDArray[np.float64]:
+        columns = np.union1d(sources, targets)
+        x = np.concatenate([rows[:, columns].toarray() for _, rows in expression().chunks()])
+        return boosted_importances(x, *(np.searchsorted(columns, side) for side in (sources, targets)), seed=seed)
+
+    def correlation() -> NDArray[np.float64]:
+        everywhere = np.zeros(adata.n_obs, dtype=np.int64)
+        return np.abs(correlations(expression().chunks(), everywhere, sources, targets, n_groups=1)[0][0]).astype(
+            np.float64
+        )
+
+    made: dict[str, Callable[[], NDArray[np.float64]]] = {
+        "correlation": correlation,
+        "boosting": boosting,
+        "expression": mean,
+        "out_degree": lambda: np.broadcast_to(known.edges.sum(axis=1, keepdims=True).astype(np.float64), shape),
+    }
+    return {name: made[name]() for name in names}

@@ -1,0 +1,289 @@
+"""Networks of regulators and their targets."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+
+from scgalore import __version__
+from scgalore import _logging as logg
+from scgalore._docs import shared_parameters
+from scgalore._keys import NetworkKeys
+from scgalore._options import COUNT, Option, choice
+from scgalore._rng import seed_from
+from scgalore.data.cells import gene_names
+from scgalore.data.expression import LogExpression
+from scgalore.data.labels import groups_of
+from scgalore.data.reading import Reading
+from scgalore.data.resolve import copied, refuse_elsewhere, writable_adata
+from scgalore.data.results import Results, refuse_overwrite
+from scgalore.errors import DataError, OptionError
+from scgalore.genes.sets import GeneColumns, get_gene_set
+from scgalore.model.inference import RunOptions, mean_attention
+from scgalore.networks.coexpression import correlations
+from scgalore.networks.network import GeneNetwork, combine, cosines
+from scgalore.tl._shared import as_model, embed_genes, provenance
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+    from anndata import AnnData
+    from numpy.typing import NDArray
+
+    from scgalore._typing import Data, PathLike, Rng
+    from scgalore.model import CellModel
+
+METHODS = ("attention", "embedding", "coexpression", "combined")
+COMBINED = ("attention", "embedding", "coexpression")
+REGULATORS = "human_tf_lambert2018"
+"""Gene set whose members are regulators, where the user names none."""
+
+METHOD = Option("method", choice(*METHODS), "", "coexpression")
+SCALE = Option("scale", choice("rank", "softmax"), "", "rank")
+KIND = Option("kind", choice("static", "contextual"), "", "contextual")
+N_EDGES = Option("n_edges", COUNT, "")
+MIN_CELLS = Option("min_cells", COUNT, "", 10)
+
+
+@shared_parameters
+def gene_network(
+    data: Data,
+    model: PathLike | CellModel = "scgpt",
+    *,
+    method: str = "coexpression",
+    groupby: str | None = None,
+    tfs: Iterable[str] | None = None,
+    targets: Iterable[str] | None = None,
+    n_edges: int | None = 100_000,
+    min_cells: int = 10,
+    layers: Sequence[int] | None = None,
+    scale: str = "rank",
+    kind: str = "contextual",
+    layer: str | None = None,
+    gene_symbols: str | None = None,
+    data_type: str | None = None,
+    species: str = "human",
+    min_matched: float | None = None,
+    mod: str = "rna",
+    max_length: int | None = None,
+    precision: str | None = None,
+    batch_size: int | None = None,
+    batch_tokens: int | None = None,
+    accelerator: str | None = None,
+    rng: Rng = 0,
+    key_added: str | None = None,
+    copy: bool = False,
+) -> Data | None:
+    """Rank edges from transcription factors to target genes.
+
+    Edges are associations: none of these methods tells who regulates whom, and :func:`scgalore.tl.evaluate_gene_network` shows what
+    they are worth where targets are known. :doc:`/genes` has the measurements that the default was chosen by.
+
+    Parameters
+    ----------
+    {data}
+    model
+        As for :func:`scgalore.tl.embed`; not loaded for ``method="coexpression"``.
+    method
+        ``"coexpression"``: Pearson correlation of log-normalised expression, ranked without its sign. ``"attention"``: mean
+        attention of the target to the factor over cells, layers and heads. ``"embedding"``: cosine of gene embeddings.
+        ``"combined"``: mean rank of the three.
+    {groupby}
+    tfs
+        Regulators. ``None`` takes the human transcription factors of :cite:t:`Lambert2018` that are in the data.
+    targets
+        Genes that may be targets; all in the data when ``None``.
+    n_edges
+        Edges to keep of each group, the strongest ones; ``None`` keeps all. One that is kept for a group comes with its weight in
+        every group.
+    min_cells
+        Cells of a group that must express each of the two genes; pairs of fewer are left out. For attention they must have both as
+        tokens of the same cell.
+    layers
+        For attention: numbers of the model's layers to average over, -1 the last; all when ``None``.
+    scale
+        For attention: ``"rank"``, ranks of query-key products within each query and then within each key, as in scGPT's
+        tutorial; or ``"softmax"``, attention weights.
+    kind
+        For embeddings: ``"contextual"`` or ``"static"``, as for :func:`scgalore.tl.gene_embeddings`.
+    {layer}
+    {gene_symbols}
+    {data_type}
+    {species}
+    {min_matched}
+    {mod}
+    {max_length}
+    precision
+        Arithmetic of embeddings, as for :func:`scgalore.tl.embed`. Attention is always computed in float32.
+    {batch_size}
+    {batch_tokens}
+    {accelerator}
+    {rng}
+    {key_added}
+    {copy}
+
+    Returns
+    -------
+    ``None``, or with ``copy=True`` the container it was given, with this key set:
+
+    `adata.uns['gene_network' | key_added]` : :class:`dict`
+        ``edges``, a table with ``group``, ``source``, ``target``, ``weight``, ``rank`` (among all pairs of the group, 1 the strongest)
+        and ``n_cells``, which :func:`scgalore.get.gene_network` reads; ``n_pairs``, pairs with a weight in each group (a table);
+        ``params``, ``version`` and, of a model, ``weights`` and ``genes``.
+
+    Raises
+    ------
+    OptionError
+        If an option is unknown or out of range, or the model does not attend.
+    DataError
+        If the matrix cannot be read, no regulator or target is in the data, or no pair has enough cells.
+    MissingKeyError
+        If ``groupby``, ``layer``, ``gene_symbols`` or ``mod`` does not exist.
+
+    Examples
+    --------
+    >>> import scanpy as sc, scgalore as sg
+    >>> adata = sc.datasets.pbmc68k_reduced().raw.to_adata()
+    >>> sg.tl.gene_network(adata, method="coexpression")
+    >>> edges = sg.get.gene_network(adata)
+    """
+    keys, seed = NetworkKeys.from_key_added(key_added), seed_from(rng)
+    method, scale, kind = METHOD.check(method), SCALE.check(scale), KIND.check(kind)
+    n_edges, min_cells = N_EDGES.check(n_edges), MIN_CELLS.check(min_cells)
+    reading = Reading(layer, gene_symbols, data_type, None, species, min_matched)
+    refuse_overwrite({"uns": [keys.network]}, reading.reads())
+    options = RunOptions.of(
+        precision=precision, batch_size=batch_size, batch_tokens=batch_tokens, accelerator=accelerator
+    )
+    data = copied(data, mod=mod) if copy else data
+    adata = writable_adata(data, mod=mod)
+    refuse_elsewhere(data, mod=mod, obs={"groupby": groupby}, gene_symbols=gene_symbols)
+    codes, names = groups_of(adata, groupby)
+    genes = gene_names(adata, reading.gene_symbols)
+    chosen = _columns(tfs, genes, species, "tfs"), _columns(targets, genes, species, "targets")
+    fitted = None if method == "coexpression" else as_model(model)
+    with logg.step(f"ranking edges of genes in {adata.n_obs:,} cells by {method}") as step:
+        cells = None
+        if fitted is not None:
+            cells = fitted.cells(adata, **reading.of_tokens(), max_length=max_length, rng=seed)
+            known = cells.match.token_ids >= 0
+            chosen = _known(chosen[0], known, "tfs"), _known(chosen[1], known, "targets")
+        work = _Work(
+            adata, reading, codes, names, genes, *chosen, min_cells, fitted, cells, options, layers, scale, kind
+        )
+        found = work.network(method)
+        edges = found.edges(n_edges)
+        if edges.empty:
+            msg = f"min_cells={min_cells}: no pair of a regulator and a target is in as many cells of a group. Pass a smaller number."
+            raise DataError(msg)
+        content = {
+            "edges": edges,
+            "n_pairs": pd.DataFrame({"n_pairs": found.n_pairs}, index=list(names)),
+            "params": {
+                **reading.of_tokens(),
+                "method": method,
+                "groupby": groupby,
+                "n_edges": n_edges,
+                "min_cells": min_cells,
+                "layers": None if layers is None else list(layers),
+                "scale": scale,
+                "kind": kind,
+                "max_length": max_length,
+                "rng": seed,
+            },
+            "version": __version__,
+            **({} if fitted is None or cells is None else provenance(fitted, cells)),
+        }
+        Results(uns={keys.network: (content, "edges and parameters")}).write(data, adata, mod=mod, step=step)
+    return data if copy else None
+
+
+def _columns(wanted: Iterable[str] | None, genes: Sequence[str], species: str, argument: str) -> NDArray[np.int64]:
+    """Columns of the genes that are asked for, each once, in their order."""
+    if wanted is None and argument == "targets":
+        return np.arange(len(genes))
+    names = list(get_gene_set(REGULATORS).genes if wanted is None else wanted)
+    if isinstance(wanted, str) or not all(isinstance(name, str) for name in names):
+        msg = f"{argument}={wanted!r}: expected a list of names of genes."
+        raise OptionError(msg)
+    found, absent = GeneColumns(genes, species).find(names)
+    if len(found) == 0:
+        hint = (
+            "Pass regulators as tfs=, or gene_symbols= if var_names are other identifiers."
+            if wanted is None
+            else "Pass gene_symbols= if var_names are other identifiers."
+        )
+        msg = f"None of the {len(names):,} genes of {argument} ({', '.join(names[:3])}, ...) is in the data, whose genes are named {', '.join(genes[:3])}, .... {hint}"
+        raise DataError(msg)
+    if wanted is not None and absent:
+        logg.warning(
+            f"not in the data, of {argument}: {', '.join(absent[:5])}{', ...' if absent[5:] else ''} ({len(absent):,} in all)"
+        )
+    return np.sort(found)
+
+
+def _known(columns: NDArray[np.int64], known: NDArray[np.bool_], argument: str) -> NDArray[np.int64]:
+    """Those of some columns that the model knows."""
+    if not known[columns].any():
+        msg = f"The model knows none of the {len(columns):,} genes of {argument} in the data. Choose another model, or method='coexpression'."
+        raise DataError(msg)
+    return columns[known[columns]]
+
+
+@dataclass(frozen=True)
+class _Work:
+    """What weights are computed from, and one method for each way to do it."""
+
+    adata: AnnData
+    reading: Reading
+    codes: NDArray[np.int64]
+    groups: tuple[str, ...]
+    genes: Sequence[str]
+    sources: NDArray[np.int64]
+    targets: NDArray[np.int64]
+    min_cells: int
+    fitted: Any
+    cells: Any
+    options: RunOptions
+    layers: Sequence[int] | None
+    scale: Any
+    kind: str
+
+    def network(self, method: str) -> GeneNetwork:
+        if method == "combined":
+            return combine([self.network(one) for one in COMBINED])
+        weights, n_cells = getattr(self, f"_{method}")()
+        sources, targets = (tuple(self.genes[i] for i in columns) for columns in (self.sources, self.targets))
+        found = GeneNetwork(sources, targets, self.groups, weights, n_cells, signed=method == "coexpression")
+        return found.without(self.min_cells)
+
+    def _coexpression(self) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+        expression = LogExpression.from_adata(self.adata, self.reading)
+        return correlations(expression.chunks(), self.codes, self.sources, self.targets, n_groups=len(self.groups))
+
+    def _attention(self) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+        ids = self.cells.match.token_ids
+        means = mean_attention(
+            self.fitted.network,
+            self.cells,
+            keys=ids[self.sources],
+            queries=ids[self.targets],
+            groups=self.codes,
+            n_groups=len(self.groups),
+            layers=self.layers,
+            scale=self.scale,
+            device=self.options.device,
+        )
+        self.fitted.network.cpu()
+        return means.means(), means.n_cells
+
+    def _embedding(self) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+        columns = np.union1d(self.sources, self.targets)
+        states, n_cells = embed_genes(
+            self.fitted, self.cells, columns, self.codes, len(self.groups), kind=self.kind, options=self.options
+        )
+        i, j = (np.searchsorted(columns, wanted) for wanted in (self.sources, self.targets))
+        return cosines(states, i, j), np.minimum(n_cells[:, i, None], n_cells[:, None, j])

@@ -69,6 +69,18 @@ def test_cosines_are_those_of_the_embeddings(few, model):
         np.testing.assert_allclose(found["weight"], wanted, atol=1e-5)
 
 
+def test_knock_outs_are_those_of_perturb_in_silico(few, model):
+    tfs = few.var_names[(few.X > 0).sum(axis=0).A1 >= 20][:3] if hasattr(few.X, "A1") else few.var_names[:3]
+    found = edges(few, model, method="perturbation", groupby="bulk_labels", tfs=tfs)
+    sg.tl.perturb_in_silico(few, list(tfs), model=model, groupby="bulk_labels", n_null=0, n_effects=few.n_vars)
+    effects = sg.get.in_silico_effects(few).set_index(["group", "gene", "target"])["effect"]
+    wanted = [
+        -effects[group, s, t] for group, s, t in zip(found["group"], found["source"], found["target"], strict=True)
+    ]
+    np.testing.assert_allclose(found["weight"], wanted, rtol=1e-3, atol=1e-6)
+    assert found["weight"].abs().max() > 0
+
+
 def test_layers_and_scales_of_attention(few, model):
     both = weights(edges(few, model, method="attention"))
     first, last = (weights(edges(few, model, method="attention", layers=[layer])) for layer in (0, -1))
@@ -141,6 +153,8 @@ def test_bad_input_is_named_before_anything_is_written(few, model):
             sg.tl.gene_network(few, model, **options)
     with pytest.raises(OptionError, match="no attention"):
         sg.tl.gene_network(few, bag_of(few.var_names), method="attention")
+    with pytest.raises(OptionError, match="predicts no expression"):
+        sg.tl.gene_network(few, bag_of(few.var_names), method="perturbation", min_cells=2)
     with pytest.raises(DataError, match="knows none"):
         sg.tl.gene_network(few, bag_of(few.var_names[5:]), method="embedding", tfs=few.var_names[:2])
     assert "gene_network" not in few.uns

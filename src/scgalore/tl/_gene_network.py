@@ -13,6 +13,7 @@ from scgalore import _logging as logg
 from scgalore._docs import shared_parameters
 from scgalore._keys import NetworkKeys
 from scgalore._options import COUNT, Option, choice
+from scgalore._progress import progress
 from scgalore._rng import seed_from
 from scgalore.data.cells import gene_names
 from scgalore.data.expression import LogExpression
@@ -22,10 +23,13 @@ from scgalore.data.resolve import copied, refuse_elsewhere, writable_adata
 from scgalore.data.results import Results, refuse_overwrite
 from scgalore.errors import DataError, OptionError
 from scgalore.genes.sets import GeneColumns, get_gene_set
+from scgalore.model.edits import Edit
+from scgalore.model.in_silico import EditedCells
 from scgalore.model.inference import RunOptions, mean_attention
 from scgalore.networks.coexpression import correlations
 from scgalore.networks.network import GeneNetwork, combine, cosines
-from scgalore.tl._shared import as_model, embed_genes, provenance
+from scgalore.tl._shared import as_model, embed_genes, provenance, refuse_conditions
+from scgalore.tl._states import States
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -36,8 +40,9 @@ if TYPE_CHECKING:
     from scgalore._typing import Data, PathLike, Rng
     from scgalore.model import CellModel
 
-METHODS = ("attention", "embedding", "coexpression", "combined")
+METHODS = ("attention", "embedding", "perturbation", "coexpression", "combined")
 COMBINED = ("attention", "embedding", "coexpression")
+SIGNED = ("coexpression", "perturbation")
 REGULATORS = "human_tf_lambert2018"
 """Gene set whose members are regulators, where the user names none."""
 
@@ -46,6 +51,9 @@ SCALE = Option("scale", choice("rank", "softmax"), "", "rank")
 KIND = Option("kind", choice("static", "contextual"), "", "contextual")
 N_EDGES = Option("n_edges", COUNT, "")
 MIN_CELLS = Option("min_cells", COUNT, "", 10)
+N_CELLS = Option("n_cells", COUNT, "", 200)
+BLOCK = 64
+"""Regulators that are knocked out at a time."""
 
 
 @shared_parameters
@@ -62,6 +70,7 @@ def gene_network(
     layers: Sequence[int] | None = None,
     scale: str = "rank",
     kind: str = "contextual",
+    n_cells: int = 200,
     layer: str | None = None,
     gene_symbols: str | None = None,
     data_type: str | None = None,
@@ -90,7 +99,8 @@ def gene_network(
     method
         ``"coexpression"``: Pearson correlation of log-normalised expression, ranked without its sign. ``"attention"``: mean
         attention of the target to the factor over cells, layers and heads. ``"embedding"``: cosine of gene embeddings.
-        ``"combined"``: mean rank of the three.
+        ``"combined"``: mean rank of these three. ``"perturbation"``: how much the predicted expression of the target falls when the
+        factor's token is deleted (:func:`scgalore.tl.perturb_in_silico`), in bins, ranked without its sign.
     {groupby}
     tfs
         Regulators. ``None`` takes the human transcription factors of :cite:t:`Lambert2018` that are in the data.
@@ -101,7 +111,7 @@ def gene_network(
         every group.
     min_cells
         Cells of a group that must express each of the two genes; pairs of fewer are left out. For attention they must have both as
-        tokens of the same cell.
+        tokens of the same cell; for perturbation, the factor must be one.
     layers
         For attention: numbers of the model's layers to average over, -1 the last; all when ``None``.
     scale
@@ -109,6 +119,8 @@ def gene_network(
         tutorial; or ``"softmax"``, attention weights.
     kind
         For embeddings: ``"contextual"`` or ``"static"``, as for :func:`scgalore.tl.gene_embeddings`.
+    n_cells
+        For perturbation: most cells of each group that factors are knocked out in, drawn with ``rng``.
     {layer}
     {gene_symbols}
     {data_type}
@@ -137,7 +149,8 @@ def gene_network(
     Raises
     ------
     OptionError
-        If an option is unknown or out of range, or the model does not attend.
+        If an option is unknown or out of range, the model does not attend, or, for perturbation, predicts no expression from the cell
+        embedding, reads perturbation flags or normalises within batches.
     DataError
         If the matrix cannot be read, no regulator or target is in the data, or no pair has enough cells.
     MissingKeyError
@@ -152,7 +165,7 @@ def gene_network(
     """
     keys, seed = NetworkKeys.from_key_added(key_added), seed_from(rng)
     method, scale, kind = METHOD.check(method), SCALE.check(scale), KIND.check(kind)
-    n_edges, min_cells = N_EDGES.check(n_edges), MIN_CELLS.check(min_cells)
+    n_edges, min_cells, n_cells = N_EDGES.check(n_edges), MIN_CELLS.check(min_cells), N_CELLS.check(n_cells)
     reading = Reading(layer, gene_symbols, data_type, None, species, min_matched)
     refuse_overwrite({"uns": [keys.network]}, reading.reads())
     options = RunOptions.of(
@@ -165,6 +178,8 @@ def gene_network(
     genes = gene_names(adata, reading.gene_symbols)
     chosen = _columns(tfs, genes, species, "tfs"), _columns(targets, genes, species, "targets")
     fitted = None if method == "coexpression" else as_model(model)
+    if fitted is not None and method == "perturbation":
+        refuse_conditions(fitted)
     with logg.step(f"ranking edges of genes in {adata.n_obs:,} cells by {method}") as step:
         cells = None
         if fitted is not None:
@@ -172,7 +187,21 @@ def gene_network(
             known = cells.match.token_ids >= 0
             chosen = _known(chosen[0], known, "tfs"), _known(chosen[1], known, "targets")
         work = _Work(
-            adata, reading, codes, names, genes, *chosen, min_cells, fitted, cells, options, layers, scale, kind
+            adata,
+            reading,
+            codes,
+            names,
+            genes,
+            *chosen,
+            min_cells=min_cells,
+            fitted=fitted,
+            cells=cells,
+            options=options,
+            layers=layers,
+            scale=scale,
+            kind=kind,
+            n_cells=n_cells,
+            seed=seed,
         )
         found = work.network(method)
         edges = found.edges(n_edges)
@@ -191,6 +220,7 @@ def gene_network(
                 "layers": None if layers is None else list(layers),
                 "scale": scale,
                 "kind": kind,
+                "n_cells": n_cells,
                 "max_length": max_length,
                 "rng": seed,
             },
@@ -251,13 +281,15 @@ class _Work:
     layers: Sequence[int] | None
     scale: Any
     kind: str
+    n_cells: int
+    seed: int
 
     def network(self, method: str) -> GeneNetwork:
         if method == "combined":
             return combine([self.network(one) for one in COMBINED])
         weights, n_cells = getattr(self, f"_{method}")()
         sources, targets = (tuple(self.genes[i] for i in columns) for columns in (self.sources, self.targets))
-        found = GeneNetwork(sources, targets, self.groups, weights, n_cells, signed=method == "coexpression")
+        found = GeneNetwork(sources, targets, self.groups, weights, n_cells, signed=method in SIGNED)
         return found.without(self.min_cells)
 
     def _coexpression(self) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
@@ -287,3 +319,26 @@ class _Work:
         )
         i, j = (np.searchsorted(columns, wanted) for wanted in (self.sources, self.targets))
         return cosines(states, i, j), np.minimum(n_cells[:, i, None], n_cells[:, None, j])
+
+    def _perturbation(self) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+        states = States(self.groups, self.codes, None)
+        rows = states.pick(np.concatenate(list(self.cells.keys())), self.n_cells, seed=self.seed)
+        logs = LogExpression.from_adata(self.adata, self.reading).rows(rows)
+        nothing = np.zeros(0, dtype=np.int64)
+        edit, codes = Edit("knockout"), self.codes[rows]
+        run = EditedCells(self.fitted, self.cells, rows, codes, logs, edit, extra=nothing, options=self.options)
+        sources, targets = (self.cells.match.token_ids[columns] for columns in (self.sources, self.targets))
+        weights = np.empty((len(self.groups), len(sources), len(targets)), dtype=np.float32)
+        n_changed = np.empty((len(self.groups), len(sources)), dtype=np.int64)
+        blocks = [slice(start, start + BLOCK) for start in range(0, len(sources), BLOCK)]
+        for block in progress(blocks, label="regulators", total=len(blocks)):
+            shifts = run.shifts(sources[block], None)
+            n_changed[:, block] = shifts.n_changed.T
+            for group in range(len(self.groups)):
+                weights[group, block] = -run.expression_change(shifts.embedding[:, group], targets)
+        self.fitted.network.cpu()
+        if np.isnan(weights).all():
+            name = self.fitted.provenance["name"]
+            msg = f"{name!r} predicts no expression from the embedding of a cell, which method='perturbation' reads. Choose another model, or another method."
+            raise OptionError(msg)
+        return weights, np.broadcast_to(n_changed[:, :, None], weights.shape)

@@ -24,7 +24,7 @@ from scgalore.model.in_silico import EditedCells
 from scgalore.model.inference import RunOptions
 from scgalore.tl._changed_genes import Genes
 from scgalore.tl._in_silico_tables import shift_and_effect_tables
-from scgalore.tl._shared import as_model, provenance
+from scgalore.tl._shared import as_model, provenance, refuse_conditions
 from scgalore.tl._states import States
 from scgalore.weights import get_entry, list_weights
 
@@ -171,7 +171,7 @@ def perturb_in_silico(
     refuse_elsewhere(data, mod=mod, obs=columns, gene_symbols=gene_symbols)
     states = States.of(adata, groupby=groupby, groups=groups, target_key=target_key, target=target)
     fitted = as_model(model)
-    _refuse_conditions(fitted)
+    refuse_conditions(fitted)
     _warn(fitted, adata)
     with logg.step(f"changing genes with {fitted.provenance['name']}") as step:
         cells = fitted.cells(adata, **reading.of_tokens(), max_length=max_length, rng=seed)
@@ -204,21 +204,6 @@ def perturb_in_silico(
         }
         Results(uns={keys.uns: (content, "shifts and effects of changed genes")}).write(data, adata, mod=mod, step=step)
     return data if copy else None
-
-
-def _refuse_conditions(fitted: CellModel) -> None:
-    """Refuse networks that need to be told more of a cell than its expression."""
-    name = fitted.provenance["name"]
-    if fitted.network.reads_flags:
-        msg = (
-            f"{name!r} reads perturbation flags: it was trained on a screen, and predicts what was done there, in cells of any data: "
-            "adata.obs['perturbation'] = 'control'; sg.tl.predict_perturbation(adata, genes, model=model, pert_key='perturbation'). "
-            "Here, pass a model that was not trained on a screen."
-        )
-        raise OptionError(msg)
-    if fitted.network.reads_batches:
-        msg = f"{name!r} normalises its input within each sequencing batch, which is not known here. Pass a model that does not, such as 'scgpt'."
-        raise OptionError(msg)
 
 
 def _warn(fitted: CellModel, adata: AnnData) -> None:

@@ -122,6 +122,27 @@ def static_embeddings(model: CellModel, tokens: NDArray[np.int64]) -> NDArray[np
     return network.gene_embeddings(ids).float().cpu().numpy()
 
 
+def refuse_conditions(fitted: CellModel) -> None:
+    """Refuse networks that need to be told more of a cell than its expression, where genes are changed in silico.
+
+    Raises
+    ------
+    OptionError
+        If the network reads perturbation flags, or normalises within batches.
+    """
+    name = fitted.provenance["name"]
+    if fitted.network.reads_flags:
+        msg = (
+            f"{name!r} reads perturbation flags: it was trained on a screen, and predicts what was done there, in cells of any data: "
+            "adata.obs['perturbation'] = 'control'; sg.tl.predict_perturbation(adata, genes, model=model, pert_key='perturbation'). "
+            "Here, pass a model that was not trained on a screen."
+        )
+        raise OptionError(msg)
+    if fitted.network.reads_batches:
+        msg = f"{name!r} normalises its input within each sequencing batch, which is not known here. Pass a model that does not, such as 'scgpt'."
+        raise OptionError(msg)
+
+
 def provenance(model: CellModel, cells: TokenCells) -> dict[str, Any]:
     """Weights, version and genes that made a result, for ``uns``."""
     return {"weights": dict(model.provenance), "version": __version__, "genes": cells.genes_report()}

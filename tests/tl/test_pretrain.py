@@ -254,6 +254,7 @@ class TestResume:
         ({"steps_per_epoch": 0}, "steps_per_epoch="),
         ({"max_epochs": 3}, "max_epochs"),
         ({"accumulate_tokens": 50}, "accumulate_tokens=50: "),
+        ({"accumulate_tokens": 5000, "accumulate": 2}, "accumulate=2 and accumulate_tokens=5000: "),
         ({"accumulate_tokens": 0}, "accumulate_tokens=0"),
         ({"labels": "x"}, "no training option 'labels'"),
     ],

@@ -135,6 +135,16 @@ class TestValues:
         assert TrainConfig(optimizer="adamw", adapter="lora").peak_lr == lr * factor
         assert TrainConfig(optimizer="adamw", adapter="lora", lr=0.5).peak_lr == 0.5
 
+    def test_a_step_has_a_number_of_batches_or_of_tokens(self) -> None:
+        both: dict[str, Any] = {"accumulate": 2, "accumulate_tokens": 5000}
+        match = "accumulate=2 and accumulate_tokens=5000: .* Leave one of them out"
+        with pytest.raises(OptionError, match=match):
+            TrainConfig.from_options(**both)
+        with pytest.raises(OptionError, match=match):
+            TrainConfig.from_call(both, seed=0, function=TrainConfig)
+        both["accumulate"] = 1  # as a configuration file has it that was not told
+        assert TrainConfig.from_call(both, seed=0, function=TrainConfig).accumulate_tokens == 5000
+
     def test_numbers_of_numpy_become_plain(self) -> None:
         config = TrainConfig(max_epochs=np.int64(3), lr=np.float32(0.5), clip_norm=1, seed=np.uint32(7))  # type: ignore[arg-type]
         assert config == TrainConfig(max_epochs=3, lr=0.5, seed=7)

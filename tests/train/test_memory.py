@@ -197,6 +197,12 @@ def test_settings_that_are_on_are_not_advised() -> None:
     assert least.helps == ()
 
 
+def test_where_tokens_make_a_step_smaller_batches_are_all_that_is_advised() -> None:
+    advised = dict(estimate(accumulate_tokens=10_000, accumulate=3).helps)
+    assert "batch_size=2" in advised
+    assert not any("accumulate" in name for name in advised)
+
+
 def test_a_cpu_keeps_weights_to_go_back_to_and_a_gpu_does_not() -> None:
     on_cpu, on_gpu = estimate(accelerator="cpu"), estimate(accelerator="cuda")
     assert on_gpu.copies == 0

@@ -185,7 +185,7 @@ class TestOptions:
             # Batches of other sizes, whose cells and classes weigh other than those of the last one.
             (10, {"accumulate": 4}, {"prior": "none", "class_weight": "balanced"}),
             (10, {"accumulate": 4}, {"labels_key": None, "mask_ratio": [0.2, 0.7]}),
-            (10, {"accumulate_tokens": 10**6, "accumulate": 4}, {"labels_key": None, "mask_ratio": [0.2, 0.7]}),
+            (10, {"accumulate_tokens": 10**6}, {"labels_key": None, "mask_ratio": [0.2, 0.7]}),
         ],
     )
     def test_accumulated_batches_are_one_larger_batch(

@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.utils.data import DataLoader
 
+import scgalore as sg
 from scgalore.data.tokens import TokenBatch
 from scgalore.errors import OptionError
 from scgalore.model import SCGPT
@@ -98,9 +99,14 @@ class TestSettled:
         config = TrainConfig(batch_size=10, accumulate_tokens=int(5 * mean), max_epochs=1)
         assert settle_steps(config, cells, rows).accumulate == 5
 
-    def test_a_number_that_is_given_stays(self, few: AnnData, model: SCGPT) -> None:
+    def test_a_number_that_is_settled_stays(self, few: AnnData, model: SCGPT) -> None:
         config = TrainConfig(batch_size=10, accumulate_tokens=10**6, accumulate=3, max_epochs=1)
         assert settle_steps(config, model.cells(few), None) == config
+
+    def test_a_number_of_batches_as_well_is_refused(self, few: AnnData, model: SCGPT) -> None:
+        with pytest.raises(OptionError, match="accumulate=2 and accumulate_tokens=5000: "):
+            sg.tl.finetune(few, model, labels_key="bulk_labels", accumulate=2, accumulate_tokens=5000)
+        assert not model.is_trained
 
     def test_fewer_tokens_than_a_batch_has_are_refused(self, few: AnnData, model: SCGPT) -> None:
         with pytest.raises(

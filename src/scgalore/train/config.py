@@ -265,9 +265,9 @@ class TrainConfig:
         COUNT,
         """
         Tokens that a step of the optimizer has about, of all processes and without padding, in place of a number of batches. It takes
-        as many batches as come nearest. ``accumulate`` is then the number that a step is expected to have, by which epochs and the
-        schedule of the learning rate are counted; it is found out from the first batches unless it is given. So a run may
-        take some steps more or fewer than were asked for.
+        as many batches as come nearest, so it excludes ``accumulate``. How many a step is expected to have, by which epochs and the
+        schedule of the learning rate are counted, is found out from the first batches. So a run may take some steps more or
+        fewer than were asked for.
         """,
         shown_default="any number",
     )
@@ -431,7 +431,7 @@ class TrainConfig:
             If an option does not exist or has a value out of range.
         """
         _refuse_unknown(options, others=())
-        return cls(**{name: value for name, value in options.items() if value is not None})
+        return cls(**_given(options))
 
     @classmethod
     def from_call(cls, options: Mapping[str, Any], *, seed: int, function: Callable[..., Any]) -> Self:
@@ -458,8 +458,7 @@ class TrainConfig:
             msg = f"seed={options['seed']!r}: pass rng={options['seed']!r} instead, which is the seed of everything random."
             raise OptionError(msg)
         _refuse_unknown(options, others=signature(function).parameters)
-        given = {name: value for name, value in options.items() if value is not None}
-        return cls(**{"accelerator": settings.accelerator, **given, "seed": seed})
+        return cls(**{"accelerator": settings.accelerator, **_given(options), "seed": seed})
 
     def to_dict(self) -> dict[str, Any]:
         """Give the settings as a plain dict."""
@@ -523,6 +522,19 @@ def _build_for_show(optimizer: str, options: Mapping[str, Any]) -> None:
 
 def _several(devices: int | str | list[int]) -> bool:
     return len(devices) > 1 if isinstance(devices, list) else isinstance(devices, int) and devices > 1
+
+
+def _given(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Options that were set. Of those of a step there is one; a settled configuration has the number of batches besides."""
+    given = {name: value for name, value in options.items() if value is not None}
+    batches, tokens = given.get("accumulate", 1), given.get("accumulate_tokens")
+    if batches != 1 and tokens is not None:
+        msg = (
+            f"accumulate={batches!r} and accumulate_tokens={tokens!r}: the tokens of a step come in place of a number of batches. "
+            "Leave one of them out."
+        )
+        raise OptionError(msg)
+    return given
 
 
 def _refuse_unknown(options: Mapping[str, Any], *, others: Iterable[str]) -> None:

@@ -243,7 +243,8 @@ def alternatives(case: Case) -> Iterator[tuple[str, Case]]:
         yield 'embedding="rows"', turned(embedding="rows")
     if case.n_cells > 1:
         half = case.n_cells // 2
-        more = "" if config.per_layer_update else f", accumulate={2 * config.accumulate}"
+        own = config.per_layer_update or config.accumulate_tokens is not None  # smaller batches make the same steps
+        more = "" if own else f", accumulate={2 * config.accumulate}"
         by_tokens = config.batch_tokens is not None or config.curriculum is not None
         cap = f"batch_tokens={half * case.n_tokens}" if by_tokens else f"batch_size={half}"
         yield cap + more, replace(case, n_cells=half)

@@ -126,7 +126,7 @@ def _weighed(step: list[Share], whole: float) -> Iterator[Share]:
 
 
 def settle_steps(config: TrainConfig, source: CellSource, rows: NDArray[np.int64] | None) -> TrainConfig:
-    """Find out how many batches a step of ``accumulate_tokens`` is expected to have, unless that is said.
+    """Find out how many batches a step of ``accumulate_tokens`` is expected to have, unless that is settled already.
 
     Parameters
     ----------

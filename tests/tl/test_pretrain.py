@@ -1,6 +1,6 @@
 import logging
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
@@ -211,6 +211,28 @@ class TestResume:
         )
         assert differences(weights(again), weights(whole)) == []
         assert again.result.steps == whole.result.steps
+
+    @pytest.mark.parametrize("interrupted", [False, True])
+    def test_another_budget_is_another_run(
+        self, few: AnnData, make_model: Callable[..., SCGPT], files: list[Path], tmp_path: Path, *, interrupted: bool
+    ) -> None:
+        run = {**RUN, "checkpoint_dir": tmp_path / "run"}
+        with interrupted_after(1) if interrupted else nullcontext(), suppress(Killed):
+            sg.tl.pretrain(files, make_model(few.var_names), **run)
+        others: list[tuple[dict[str, Any], str]] = [
+            ({"max_steps": 8}, "max_steps was 6, now 8"),
+            ({"max_steps": 4}, "max_steps was 6, now 4"),
+            ({"max_steps": None, "max_cells": 48}, "max_cells was None, now 48; max_steps was 6, now None"),
+            ({"max_steps": None, "max_hours": 1.0}, "max_hours was None, now 1.0; max_steps was 6, now None"),
+            ({"steps_per_epoch": 3}, "steps_per_epoch asked for was 2, now 3"),
+            ({"keep_best": 2}, "keep_best was None, now 2"),
+        ]
+        for options, match in others:
+            model = make_model(few.var_names)
+            with pytest.raises(OptionError, match=rf"belongs to another run: {match}\. To start anew"):
+                sg.tl.pretrain(files, model, **{**run, **options}, resume=True)
+            assert not model.is_trained
+        assert sg.tl.pretrain(files, make_model(few.var_names), **run, resume=True).result.steps == 6
 
     def test_files_that_have_changed_are_named(
         self, few: AnnData, make_model: Callable[..., SCGPT], files: list[Path], tmp_path: Path

@@ -572,7 +572,7 @@ class CellModel:
             if checkpoint_dir is not None:
                 identity = run_identity(source, split, objective, config, network, validation=validation)
                 identity |= memory_config(prepared.memory)  # names of classes, which codes do not tell
-                identity |= prepared.identity
+                identity |= {"keep_best": keep_best, **prepared.identity}
             tokens = source.tokens() if validation is None else np.union1d(source.tokens(), validation.tokens())
             with trainable(network, config, tokens) as ready:
                 if keep_best is not None:

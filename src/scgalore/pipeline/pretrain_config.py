@@ -20,7 +20,7 @@ __all__ = ["PretrainConfig", "pretrain_options"]
 KIND = "scgalore pretrain"
 """Marks ``config.json`` as ours."""
 
-FREE = ("sources", "out", "accelerator", "logger", "num_workers", "checkpoint_every", "keep_best", "shard_optimizer")
+FREE = ("sources", "out", "accelerator", "logger", "num_workers", "checkpoint_every", "shard_optimizer")
 """Options in which a run that is continued may differ from the one that was begun; moved files are compared by their content."""
 
 DEFAULTS = {"steps_per_epoch": 500, "optimizer": "adamw"}

@@ -91,7 +91,8 @@ def pretrain(
     optimizer
         Entry of :data:`scgalore.optim.OPTIMIZERS`.
     checkpoint_dir, resume
-        As for :func:`scgalore.tl.finetune`. A run that is continued keeps the steps it was begun with.
+        As for :func:`scgalore.tl.finetune`. A run that is continued keeps the steps it was begun with, and another budget,
+        ``steps_per_epoch`` or ``keep_best`` is refused.
     save_dir
         Folder that the model is saved to, made by this call.
     logger
@@ -225,7 +226,10 @@ class PretrainingRun:
             config = self.with_steps(self.steps())
         else:
             config = replace(config, max_epochs=begun.get("max_epochs"), steps_per_epoch=begun.get("steps_per_epoch"))
-        self.prepared = replace(self.prepared, config=config)
+        # What was asked for makes the run, and not the epochs alone: they are those of the run that is continued.
+        asked = {name: getattr(self.options, name) for name in BUDGETS}
+        asked["steps_per_epoch asked for"] = self.prepared.config.steps_per_epoch
+        self.prepared = replace(self.prepared, config=config, identity={**self.prepared.identity, **asked})
         run: dict[str, Any] = {"checkpoint_dir": checkpoint_dir, "resume": resume, "logger": logger}
         self.model.fit(self.prepared, keep_best=self.options.keep_best, **run)
 

@@ -71,7 +71,7 @@ class KeptModels(Callback):
             return
         if epoch in best:
             self._keeping.write(self._folder / f"epoch-{epoch}", self._result())
-        # Also what a run that was killed had written, and what more of them were kept when it was begun.
+        # Also what a run that was killed had written.
         for path in self._folder.glob("epoch-*"):
             if path.name not in {f"epoch-{one}" for one in best}:
                 shutil.rmtree(path, ignore_errors=True)

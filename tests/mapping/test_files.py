@@ -11,6 +11,8 @@ from scgalore.mapping.reference import Cells, Column
 
 MADE = {"model": {"name": "a model", "identity": "0"}, "tokens": {"rng": 0}, "keys": {"labels": ["type"]}}
 
+GENES = (np.array([1, 2, 3], np.int32), np.array([2, 5], np.int32))
+
 
 def cells(n: int = 120, **slots: Any) -> Cells:
     codes = (np.arange(n) % 3).astype(np.int32)
@@ -27,7 +29,8 @@ def embedding(n: int = 120, seed: int = 0) -> Any:
 def reference() -> Reference:
     batches = Column(("x", "y"), (np.arange(120) % 2).astype(np.int32))
     at = np.random.default_rng(1).normal(size=(120, 2)).astype(np.float32)
-    return Reference.of_embedding(embedding(), cells(batches=batches, coordinates=at), n_neighbors=5, made=MADE)
+    slots: dict[str, Any] = {"batches": batches, "coordinates": at, "genes": GENES}
+    return Reference.of_embedding(embedding(), cells(**slots), n_neighbors=5, made=MADE)
 
 
 @pytest.fixture(params=[False, True], ids=["read", "mapped"])
@@ -44,6 +47,7 @@ def test_a_file_holds_all_of_it(reference: Reference, tmp_path: Path, mapped: bo
     queries = embedding(40, seed=2)
     for one in (again, read_reference(tmp_path / "atlas.h5")):
         assert one.made == MADE
+        assert [genes.tolist() for genes in one.cells.genes] == [[1, 2, 3], [2, 5]]
         assert one.labels == ("type",)
         assert one.cells.labels["type"].classes == ("a", "b/c", "d")
         assert one.cells.labels["type"].colors == ("#000000", "#111111", "#222222")
@@ -138,6 +142,15 @@ def test_damaged_files_are_refused(reference: Reference, tmp_path: Path, damage:
     with h5py.File(path, "r+") as file:
         damage(file)
     with pytest.raises(DataError, match="Build it again"):
+        read_reference(path)
+
+
+def test_files_of_other_versions_say_so(reference: Reference, tmp_path: Path) -> None:
+    path = tmp_path / "atlas.h5"
+    write_reference(reference, path)
+    with h5py.File(path, "r+") as file:
+        file.attrs["format"] = "scgalore reference 1"
+    with pytest.raises(DataError, match="another version of scgalore.*Build it again"):
         read_reference(path)
 
 

@@ -1,3 +1,4 @@
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -90,6 +91,14 @@ def test_columns_are_joined_by_the_names_of_classes() -> None:
     joined = one.extended(other)
     assert joined.classes == ("a", "b", "c")
     assert [joined.classes[code] for code in joined.codes] == ["a", "b", "a", "c", "c"]
+
+
+def test_sets_of_genes_are_kept_once(reference: Reference) -> None:
+    first, second = np.array([1, 2], np.int32), np.array([2, 9], np.int32)
+    new = np.full(40, 4)
+    one = replace(reference, cells=replace(reference.cells, genes=(first,)))
+    larger = one.extended(embedding(new, seed=7), replace(cells(new), genes=(second, first.copy())))
+    assert [genes.tolist() for genes in larger.cells.genes] == [[1, 2], [2, 9]]
 
 
 def test_few_cells_say_nothing_of_far() -> None:

@@ -175,17 +175,34 @@ def test_reference_by_a_model_that_takes_batches_out(
 
 def test_other_genes(query: AnnData, index: Reference, caplog: pytest.LogCaptureFixture) -> None:
     sg.tl.map_to_reference(query, index)
-    assert "of the reference, so" not in caplog.text
+    assert "that the model sees" not in caplog.text
     fewer = query[:, :100].copy()
     sg.tl.map_to_reference(fewer, index)
     assert fewer.uns["map_to_reference"]["genes"]["matched"] == 100
-    assert "100 genes of the query and 150 of the reference" in caplog.text
+    assert "has 100 of the 150 genes of the reference that the model sees, and 0 that" in caplog.text
+
+
+def test_as_many_genes_that_are_others(
+    query: AnnData, atlas: AnnData, model: SCGPT, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    first, last = slice(None, 80), slice(70, None)
+    path = tmp_path / "atlas.h5"
+    sg.tl.build_reference(atlas[:50, first].copy(), model, labels="phase", min_matched=0, path=path)
+    query = query[:, ::-1].copy()
+    sg.tl.map_to_reference(query[:, last].copy(), path, model, min_matched=0)
+    assert "has 10 of the 80 genes of the reference that the model sees, and 70 that" in caplog.text
+    caplog.clear()
+    sg.tl.map_to_reference(query[:, first].copy(), path, model, min_matched=0)
+    # Cells with other genes are a part of the reference that queries may be like.
+    sg.tl.build_reference(atlas[50:, last].copy(), model, extend=path, min_matched=0)
+    sg.tl.map_to_reference(query[:, last].copy(), path, model, min_matched=0)
+    assert "that the model sees" not in caplog.text
 
 
 def test_many_more_genes(query: AnnData, atlas: AnnData, model: SCGPT, caplog: pytest.LogCaptureFixture) -> None:
     few = sg.tl.build_reference(atlas[:, :70].copy(), model, labels=["phase"], min_matched=0)
     sg.tl.map_to_reference(query, few)
-    assert "150 genes of the query and 70 of the reference" in caplog.text
+    assert "has 70 of the 70 genes of the reference that the model sees, and 80 that" in caplog.text
 
 
 @pytest.mark.parametrize("as_mudata", [False, True])

@@ -159,6 +159,11 @@ class TokenCells:
         """Number of genes that are tokens of the network."""
         return int((self.tokenizer.token_ids >= 0).sum())
 
+    def measured_genes(self) -> NDArray[np.int32]:
+        """Token ids of the genes that were measured, sorted."""
+        ids = self.tokenizer.token_ids
+        return np.sort(ids[ids >= 0]).astype(np.int32)
+
     def genes_report(self) -> dict[str, Any]:
         """Which genes the network sees, and with which share of the expression, for ``uns``."""
         return {**self.match.report(), **self.seen.report()}

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 __all__ = ["read_reference", "write_reference"]
 
-FORMAT = "scgalore reference 1"
+FORMAT = "scgalore reference 2"
 MAX_BYTES = 1 << 24
 """Of the part in JSON."""
 IN_MEMORY = 1 << 20
@@ -61,6 +61,7 @@ def write_reference(reference: Reference, path: PathLike) -> Reference:
         "lists/cells": lists.cells,
         "cells/names": cells.names,
         **{f"labels/{number}": column.codes for number, column in enumerate(cells.labels.values())},
+        **{f"genes/{number}": genes for number, genes in enumerate(cells.genes)},
     }
     if cells.batches is not None:
         arrays["cells/batches"] = cells.batches.codes
@@ -83,6 +84,7 @@ def write_reference(reference: Reference, path: PathLike) -> Reference:
             for name, column in cells.labels.items()
         ],
         "batches": None if cells.batches is None else cells.batches.classes,
+        "n_sets_of_genes": len(cells.genes),
         "made": reference.made,
     }
     with whole_file(target) as draft, writing(target, OSError), h5py.File(draft, "w") as file:
@@ -112,8 +114,12 @@ def read_reference(path: PathLike) -> Reference:
         raise DataError(msg)
     try:
         with h5py.File(path, "r") as file:
-            if file.attrs.get("format") != FORMAT:
-                msg = f"its format is {str(file.attrs.get('format'))[:60]!r}, expected {FORMAT!r}"
+            found = str(file.attrs.get("format"))[:60]
+            if found.startswith(FORMAT[:-1]) and found != FORMAT:
+                msg = f"it was written by another version of scgalore, as {found!r}, and this one reads {FORMAT!r}"
+                raise ValueError(msg)
+            if found != FORMAT:
+                msg = f"its format is {found!r}, expected {FORMAT!r}"
                 raise ValueError(msg)
             return _read(file, path)
     except (OSError, KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
@@ -155,7 +161,8 @@ def _read(file: h5py.File, path: Path) -> Reference:
     if batches is not None:
         batches = _column(_array(file, path, "cells/batches", np.int32, (n,)), batches)
     at = _array(file, path, "cells/coordinates", np.float32, (n, 2)) if "cells/coordinates" in file else None
-    cells = Cells(_array(file, path, "cells/names", None, (n,)), labels, batches, at)
+    genes = tuple(_array(file, path, f"genes/{i}", np.int32, (None,)) for i in range(int(about["n_sets_of_genes"])))
+    cells = Cells(_array(file, path, "cells/names", None, (n,)), labels, batches, at, genes)
     gap, threshold, k = float(about["gap"]), about["gap_threshold"], int(about["n_neighbors"])
     if not (gap > 0 and k > 0 and lists.n_probe > 0):
         msg = "its numbers are out of range"

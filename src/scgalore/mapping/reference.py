@@ -14,19 +14,24 @@ from scgalore.mapping.votes import Neighbors, logits_of, votes_of
 from scgalore.tasks.calibration import Calibration
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Iterable, Mapping
     from pathlib import Path
 
     from numpy.typing import NDArray
 
     Floats = NDArray[np.float32]
 
-__all__ = ["Cells", "Column", "Reference"]
+__all__ = ["Cells", "Column", "Reference", "distinct"]
 
 MOST_LEFT_OUT = 5_000
 """Cells of the reference that are mapped to the others, to calibrate what is said of a query."""
 FEWEST_LEFT_OUT = 19
 """Cells below which no gap can be said to be exceeded by 5 % of them."""
+
+
+def distinct(sets: Iterable[NDArray[np.int32]]) -> tuple[NDArray[np.int32], ...]:
+    """Each of some sets of genes once."""
+    return tuple({genes.tobytes(): genes for genes in sets}.values())
 
 
 @dataclass(frozen=True, eq=False)
@@ -69,12 +74,15 @@ class Cells:
         Batch of each cell; ``None`` where cells are their own batches.
     coordinates
         Of a plot, such as a UMAP, float32 ``(n_obs, 2)``; ``None`` without.
+    genes
+        Token ids of the genes that were measured, int32 and sorted: each set of genes that some cells have, once.
     """
 
     names: NDArray[np.bytes_] = field(repr=False)
     labels: Mapping[str, Column]
     batches: Column | None = None
     coordinates: Floats | None = field(default=None, repr=False)
+    genes: tuple[NDArray[np.int32], ...] = field(default=(), repr=False)
 
     def extended(self, other: Cells) -> Cells:
         """With further cells, which have the same slots."""
@@ -85,6 +93,7 @@ class Cells:
             None
             if self.coordinates is None or other.coordinates is None
             else np.concatenate([self.coordinates, other.coordinates]),
+            distinct([*self.genes, *other.genes]),
         )
 
 

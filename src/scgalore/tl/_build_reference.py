@@ -25,7 +25,7 @@ from scgalore.data.resolve import cells_of, refuse_elsewhere, resolve_adata
 from scgalore.data.texts import looks_missing, texts_of
 from scgalore.errors import DataError, MissingKeyError, OptionError
 from scgalore.mapping.files import read_reference, write_reference
-from scgalore.mapping.reference import FEWEST_LEFT_OUT, Cells, Column, Reference
+from scgalore.mapping.reference import FEWEST_LEFT_OUT, Cells, Column, Reference, distinct
 from scgalore.mapping.space import blocks
 from scgalore.model.inference import RunOptions
 from scgalore.tl._shared import as_model, model_of_reference
@@ -173,6 +173,7 @@ def build_reference(
     with logg.step(f"building a reference of {n_obs:,} cells with {fitted.provenance['name']}"):
         _warn_of_correction(fitted)
         parts = [fitted.cells(adata, **reading.of_tokens(), **tokens) for adata in atlas]
+        columns = replace(columns, genes=distinct(part.measured_genes() for part in parts))
         empty = _scratch(target)
         embedding = _embedded(fitted, parts, atlas, reading, keys["batch_key"], empty, how)
         if base is None:
@@ -181,7 +182,6 @@ def build_reference(
                 "tokens": tokens,
                 "keys": keys,
                 "n_components": n_components,
-                "n_genes": max(part.n_matched for part in parts),
                 "version": __version__,
             }
             sizes: dict[str, Any] = {"n_neighbors": n_neighbors, "n_components": n_components}

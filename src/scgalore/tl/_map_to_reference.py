@@ -22,14 +22,16 @@ from scgalore.model.inference import RunOptions
 from scgalore.tl._shared import model_of_reference, provenance
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from numpy.typing import NDArray
 
     from scgalore._typing import Data, PathLike
     from scgalore.mapping.votes import Neighbors
     from scgalore.model import CellModel
 
-LEAST_GENES, MOST_GENES = 0.8, 2.0
-"""Genes of a query, relative to those of the reference, below and above which a warning is given."""
+LEAST_SHARED, MOST_GENES = 0.8, 2.0
+"""Genes of the reference that a query has, and all genes that it has, relative to those of the reference, below and above which a warning is given."""
 
 
 @shared_parameters
@@ -157,7 +159,7 @@ def map_to_reference(
     refuse_overwrite(keys.slots, reads, data=data, mod=mod)
     with logg.step(f"mapping {adata.n_obs:,} cells to {reference.n_obs:,} of a reference") as step:
         cells = fitted.cells(adata, **reading.of_tokens(), **reference.made["tokens"])
-        _compare_genes(cells.n_matched, reference.made["n_genes"])
+        _compare_genes(cells.measured_genes(), reference.cells.genes)
         output = fitted.embed(cells, adata, reading, batch_key=batch_key, **how)
         found = reference.find(output.embedding)
         novelty = reference.novelty(found)
@@ -203,13 +205,18 @@ def map_to_reference(
     return data if copy else None
 
 
-def _compare_genes(n_query: int, n_reference: int) -> None:
-    """Warn of a query that has measured fewer genes, or many more, which moves its embeddings."""
-    if not LEAST_GENES <= n_query / n_reference <= MOST_GENES:
-        logg.warning(
-            f"The model sees {n_query:,} genes of the query and {n_reference:,} of the reference, so cells of known types may be far from it, too. Take "
-            "the genes that both have for the one that has more, or pass label_far=True."
-        )
+def _compare_genes(of_query: NDArray[np.int32], of_reference: Sequence[NDArray[np.int32]]) -> None:
+    """Warn of a query that lacks genes of all parts of the reference, or has many more, which moves its embeddings."""
+    n = len(of_query)
+    counts = [(len(np.intersect1d(of_query, genes)), len(genes)) for genes in of_reference]
+    if any(shared >= LEAST_SHARED * own and n <= MOST_GENES * own for shared, own in counts):
+        return
+    shared, own = max(counts, key=lambda count: count[0] / (n + count[1] - count[0]))
+    logg.warning(
+        f"The query has {shared:,} of the {own:,} genes of the reference that the model sees, and {n - shared:,} that the reference has not, so "
+        "labels are less sure, and cells of known types may be far from the reference, too. Leave out genes that only one of both has: those of the "
+        "query before it is mapped, those of the reference before it is built."
+    )
 
 
 def _check_unknown(unknown: object) -> None:

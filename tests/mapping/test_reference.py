@@ -101,6 +101,23 @@ def test_sets_of_genes_are_kept_once(reference: Reference) -> None:
     assert [genes.tolist() for genes in larger.cells.genes] == [[1, 2], [2, 9]]
 
 
+@pytest.mark.parametrize("batches", [None, TYPES % 2])
+def test_cells_are_not_there_twice(batches: Any) -> None:
+    """Embeddings that are computed again differ by rounding; other cells may have the same names, several times."""
+    where, of_cells = embedding(TYPES), cells(TYPES, batches)
+    reference = Reference.of_embedding(where, of_cells, made=MADE)
+    larger = reference.extended(embedding(TYPES, seed=1), of_cells).extended(embedding(TYPES, seed=2), of_cells)
+    again = where * np.random.default_rng(1).normal(1, 1e-3, where.shape).astype(np.float32)
+    for one in (reference, larger):
+        with pytest.raises(DataError, match="600 cells would be in the reference twice, such as '0'"):
+            one.extended(again, of_cells)
+    again[1:] = embedding(TYPES, seed=3)[1:]
+    with pytest.raises(DataError, match="^1 cells would be"):
+        larger.extended(again, of_cells)
+    renamed = replace(of_cells, names=np.char.add(of_cells.names, b"'"))
+    assert larger.extended(again, renamed).n_obs == 2400
+
+
 def test_few_cells_say_nothing_of_far() -> None:
     few = Reference.of_embedding(embedding(TYPES[:12]), cells(TYPES[:12]), made=MADE)
     assert few.gap_threshold is None

@@ -98,6 +98,17 @@ def test_extended(few: AnnData, model: SCGPT, tmp_path: Path) -> None:
     assert in_memory.n_obs == 60
 
 
+def test_cells_cannot_be_added_twice(few: AnnData, model: SCGPT, tmp_path: Path) -> None:
+    path = tmp_path / "atlas.h5"
+    sg.tl.build_reference(few, model, labels=LABELS, path=path)
+    before = path.read_bytes()
+    with pytest.raises(DataError, match="30 cells would be in the reference twice"):
+        sg.tl.build_reference(few[60:].copy(), model, extend=path)
+    assert path.read_bytes() == before
+    with pytest.raises(DataError, match="90 cells would be in the reference twice"):
+        sg.tl.build_reference([few, few], model, labels=LABELS)
+
+
 @pytest.mark.parametrize(
     ("change", "options", "error", "words"),
     [

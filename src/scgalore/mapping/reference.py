@@ -9,7 +9,7 @@ import numpy as np
 
 from scgalore.errors import DataError
 from scgalore.mapping.lists import Lists
-from scgalore.mapping.space import Space
+from scgalore.mapping.space import Space, blocks
 from scgalore.mapping.votes import Neighbors, logits_of, votes_of
 from scgalore.tasks.calibration import Calibration
 
@@ -25,6 +25,8 @@ __all__ = ["Cells", "Column", "Reference", "distinct"]
 
 MOST_LEFT_OUT = 5_000
 """Cells of the reference that are mapped to the others, to calibrate what is said of a query."""
+SAME = 0.05
+"""Distance below which two cells of one name are the same cell: embedded again it is 0.0003 away, in half precision 0.02, and the next cell 0.5."""
 FEWEST_LEFT_OUT = 19
 """Cells below which no gap can be said to be exceeded by 5 % of them."""
 
@@ -191,6 +193,11 @@ class Reference:
             As the attribute.
         empty
             Makes the array of the directions of all cells: where they are kept.
+
+        Raises
+        ------
+        DataError
+            If cells are there twice, with the same name and embedding, or none has neighbours in another batch.
         """
         space = Space.fit(embedding, n_components)
         lists = Lists.around(lambda rows: space(embedding[rows])[0], len(embedding), rng)
@@ -212,12 +219,18 @@ class Reference:
         ----------
         embedding, cells, rng, empty
             As for :meth:`of_embedding`.
+
+        Raises
+        ------
+        DataError
+            As for :meth:`of_embedding`.
         """
         lists = self.lists.extended(len(embedding), lambda rows: self.space(embedding[rows]), empty)
         return replace(self, lists=lists, cells=self.cells.extended(cells), path=None)._measured(rng)
 
     def _measured(self, seed: int) -> Self:
         """Choose how many lists to look at, and map some cells to the others: those of other batches, or all but themselves."""
+        self._refuse_copies()
         lists = self.lists.tuned(self.n_neighbors, seed)
         rng = np.random.default_rng(seed)
         some = np.sort(rng.choice(self.n_obs, min(MOST_LEFT_OUT, self.n_obs), replace=False))
@@ -243,6 +256,26 @@ class Reference:
             threshold = calibrations[name].novelty_threshold
         measured: dict[str, Any] = {"calibrations": calibrations, "accuracies": accuracies}
         return replace(self, lists=lists, gap=gap, gap_threshold=threshold, **measured)
+
+    def _refuse_copies(self) -> None:
+        """Refuse cells that are there twice: left out, they would find themselves. Studies may share names, and cells of one name differ then."""
+        row_of = np.argsort(self.lists.cells)
+        order = np.lexsort((self.lists.norms[row_of], self.cells.names))  # copies next to each other
+        n_copies, example = 0, b""
+        for part in blocks(self.n_obs - 1):
+            one, next_one = order[part], order[part.start + 1 : part.stop + 1]
+            alike = self.cells.names[one] == self.cells.names[next_one]
+            one, next_one = one[alike], next_one[alike]
+            first, second = (self.lists.directions[row_of[cells]].astype(np.float32) for cells in (one, next_one))
+            copies = one[np.linalg.norm(first - second, axis=1) < SAME]
+            n_copies, example = n_copies + len(copies), self.cells.names[copies[0]] if len(copies) else example
+        if n_copies:
+            msg = (
+                f"{n_copies:,} cells would be in the reference twice, such as {example.decode()!r}: they have the same name and the same embedding. "
+                "What is measured on cells that are left out would be too good. Leave the copies out; index.names(np.arange(index.n_obs)) are the "
+                "names of the cells of a reference."
+            )
+            raise DataError(msg)
 
     def _votes(self, found: Neighbors, column: Column, lists: Lists | None = None) -> Floats:
         lists = self.lists if lists is None else lists

@@ -125,8 +125,9 @@ def build_reference(
     MissingKeyError
         If a column, ``basis``, ``layer`` or ``mod`` does not exist.
     DataError
-        If a label is missing, no gene matches, or the matrix holds what is neither counts nor logarithms. In all cases before cells are
-        embedded and anything is written.
+        If a label is missing, no gene matches, or the matrix holds what is neither counts nor logarithms. In all these cases before cells are
+        embedded and anything is written. If cells would be in the reference twice, with the same name and embedding; before anything is
+        written.
     OptionError
         If an option is out of range, there is a file at ``path``, or ``extend`` is a reference by another model.
 

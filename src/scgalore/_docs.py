@@ -41,6 +41,18 @@ PARAMETERS = {
     ),
     "labels_key": "Column of ``adata.obs`` that holds the labels.",
     "pert_key": 'Column of ``adata.obs`` with the perturbation of each cell: ``"KLF1"``, ``"KLF1+ctrl"`` or ``"KLF1+MAP2K6"``.',
+    "pert_kind": (
+        'What perturbs: ``"gene"``, or ``"compound"`` for drugs, cytokines and other stimuli, whose labels are read as they are:\n'
+        "one label, one compound."
+    ),
+    "dose_key": (
+        "Column of ``adata.obs`` with the dose of each compound, a positive number; 0 or missing for control. ``None`` where each\n"
+        "compound has one dose only. Results name a compound at its dose, ``dexamethasone@0.5``."
+    ),
+    "vectors_key": (
+        "Key of vectors of compounds, such as fingerprints: in ``adata.uns`` a table with compounds as index, or a dictionary from\n"
+        "compounds to vectors; or in ``adata.obsm`` a vector for each cell, the same for all cells of a compound."
+    ),
     "control": (
         "Label of control in that column, as text or number: that label and no other. A list pools several\n"
         '(``["NT_1", "NT_2"]``), and so does a pattern in which ``*`` stands for any text (``"NT_*"``). ``None`` finds it if it\n'

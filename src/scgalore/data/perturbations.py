@@ -33,7 +33,7 @@ UNPERTURBED, PERTURBED, KNOWN = 0, 1, 2
 
 
 class Targets(NamedTuple):
-    """Genes perturbed in a cell.
+    """What perturbs a cell: genes, or a compound at a dose.
 
     Attributes
     ----------
@@ -41,10 +41,13 @@ class Targets(NamedTuple):
         Their tokens, int64 ``(k,)``.
     known
         Whether the prior was fitted to perturbations of each, bool ``(k,)``; never without a prior.
+    values
+        Logarithms of doses, float32 ``(k,)``, the values of tokens that are not measured; ``None`` for genes.
     """
 
     tokens: NDArray[np.int64]
     known: NDArray[np.bool_]
+    values: NDArray[np.float32] | None = None
 
     @property
     def flags(self) -> NDArray[np.int64]:
@@ -70,10 +73,10 @@ class HeldOutPrior:
 
 @dataclass(frozen=True)
 class FlagTokenizer:
-    """Turn expression and perturbed genes into tokens with flags.
+    """Turn expression, and perturbed genes or compounds, into tokens with flags.
 
-    A cell's tokens are ``<cls>``, the measured genes, and those perturbed genes that are not measured: a perturbed gene is
-    always a token, since the flag on it is all that tells the network what was done.
+    A cell's tokens are ``<cls>``, the measured genes, and what perturbs it without being measured: a perturbed gene is
+    always a token, since the flag on it is all that tells the network what was done, and a compound is one with its dose as value.
 
     Attributes
     ----------
@@ -143,11 +146,12 @@ class FlagTokenizer:
         padding[:, measured.stop :] = True
         for row, of_cell in enumerate(targets):
             free = measured.stop
-            for token, flag in zip(of_cell.tokens.tolist(), of_cell.flags.tolist(), strict=True):
+            given = [self.unmeasured_value] * len(of_cell.tokens) if of_cell.values is None else of_cell.values.tolist()
+            for token, flag, value in zip(of_cell.tokens.tolist(), of_cell.flags.tolist(), given, strict=True):
                 if token in measured_at:
                     flags[row, measured_at[token]] = flag
                 elif self.flag_unmeasured:
-                    genes[row, free], values[row, free] = token, self.unmeasured_value
+                    genes[row, free], values[row, free] = token, value
                     flags[row, free], padding[row, free] = flag, False
                     free += 1
         counted = np.zeros(shape, dtype=bool)
@@ -289,7 +293,8 @@ class PerturbationCells:
 
     def _arrays(self) -> Iterator[NDArray[np.generic]]:
         arrays: list[NDArray[np.generic]] = [self.rows, self.pools, self.means, self.controls]
-        arrays += [*(array for of_row in self.targets for array in of_row), *self.pool_cells]
+        arrays += [array for of_row in self.targets for array in of_row if array is not None]
+        arrays += self.pool_cells
         if self.prior is not None:
             arrays.append(self.prior)
         if self.held_out is not None:

@@ -22,6 +22,7 @@ from scgalore.errors import DataError, MissingKeyError, OptionError
 from scgalore.perturb.labels.control import CONTROL
 from scgalore.perturb.labels.parsing import canonical_name
 from scgalore.perturb.labels.profiles import row_label
+from scgalore.perturb.labels.reading import label_options
 from scgalore.perturb.labels.screen import Screen
 from scgalore.perturb.predictions.controls import refuse_other_scale
 from scgalore.perturb.predictions.ranking import ranked_genes
@@ -35,7 +36,7 @@ if TYPE_CHECKING:
     from scgalore._typing import Label, Rng
     from scgalore.perturb.labels.conditions import Conditions
 
-READ = ("pert_key", "control", "context_key", "separator", "log_base", *READING)
+READ = ("context_key", "log_base", *READING)
 
 
 @shared_parameters
@@ -98,7 +99,9 @@ def perturbed_cells(
         raise OptionError(msg)
     result = read_prediction_record(adata, key)
     seed = seed_from(result["params"].get("rng", 0) if rng is None else rng)
-    screen = Screen.from_adata(adata, **{name: result["params"].get(name) for name in READ})
+    screen = Screen.from_adata(
+        adata, **{name: result["params"].get(name) for name in READ}, **label_options(result["params"])
+    )
     rows, places = _chosen(result, perturbations, key, screen.conditions)
     _check_genes(result["means"].index, screen)
     pools = _pools(screen, rows["context"])

@@ -12,6 +12,7 @@ from scgalore._docs import shared_parameters
 from scgalore._keys import PerturbationKeys
 from scgalore.data.records import read_prediction_record, read_scores_record
 from scgalore.errors import MissingKeyError, OptionError
+from scgalore.perturb.labels.parsing import agents_of, canonical_name
 from scgalore.pl._axes import axes_or_new, show_or_return
 
 if TYPE_CHECKING:
@@ -97,7 +98,7 @@ def _effects(
     adata: AnnData, result: Mapping[str, Any], perturbation: str, context: str | None
 ) -> tuple[pd.Series, pd.Series]:
     observed, source = result["observed"], result["params"]["key"]
-    name = "+".join(sorted(perturbation.split("+")))
+    name = canonical_name(agents_of(perturbation))
     wanted = [f"{context} | {name}"] if context is not None else [perturbation, name]
     row = next((label for label in wanted if label in observed), None)
     if row is None:

@@ -15,10 +15,11 @@ from scgalore.data.results import Results, refuse_overwrite
 from scgalore.data.split import PARTS
 from scgalore.data.texts import texts_of
 from scgalore.errors import DataError, OptionError
-from scgalore.perturb.labels.conditions import Conditions
+from scgalore.perturb.labels.parsing import agents_of
+from scgalore.perturb.labels.reading import read_conditions
 from scgalore.perturb.labels.unknown import check_genes
 from scgalore.perturb.splits.own import record_split
-from scgalore.perturb.splits.split import split_conditions
+from scgalore.perturb.splits.split import default_kind, split_conditions
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -26,17 +27,20 @@ if TYPE_CHECKING:
     from anndata import AnnData
 
     from scgalore._typing import Control, Data, Label, Rng
+    from scgalore.perturb.labels.conditions import Conditions
     from scgalore.perturb.splits.split import PerturbationSplit
 
 
 @shared_parameters
 def split_perturbations(
     data: Data,
-    kind: str = "simulation",
+    kind: str | None = None,
     *,
     pert_key: str = "perturbation",
     control: Control = None,
     separator: str | None = None,
+    pert_kind: str = "gene",
+    dose_key: str | None = None,
     context_key: str | None = None,
     train_gene_set_size: float | None = None,
     combo_seen2_train_frac: float | None = None,
@@ -46,6 +50,10 @@ def split_perturbations(
     only_test_set_perts: bool | None = None,
     validation_contexts: Sequence[Label] | None = None,
     test_contexts: Sequence[Label] | None = None,
+    validation_compounds: Sequence[Label] | None = None,
+    test_compounds: Sequence[Label] | None = None,
+    validation_doses: Sequence[float] | None = None,
+    test_doses: Sequence[float] | None = None,
     parts: Mapping[Any, Any] | None = None,
     gene_symbols: str | None = None,
     mod: str = "rna",
@@ -67,13 +75,17 @@ def split_perturbations(
     kind
         ``"simulation"``, ``"simulation_single"``, ``"combo_seen0"``, ``"combo_seen1"``, ``"combo_seen2"``, ``"single"``,
         ``"no_test"`` or ``"no_split"``, as in GEARS; ``"cell"`` holds out cells at random, ``"context"`` whole cell types,
-        ``"custom"`` what ``parts`` says.
+        ``"custom"`` what ``parts`` says. Of compounds ``"compound"`` holds out whole compounds with all of their doses, and
+        ``"dose"`` whole doses of all compounds; GEARS' kinds are for genes. ``None`` is ``"simulation"`` for genes and
+        ``"compound"`` for compounds.
     pert_key
         Column of ``adata.obs`` with the perturbation of each cell: ``"A"``, ``"A+ctrl"`` or ``"A+B"``. Cells without a
         label are in no part.
     {control}
     separator
         What stands between the genes of a label; ``None`` finds ``"+"``, or ``"_"`` if labels are made of genes or other labels.
+    {pert_kind}
+    {dose_key}
     context_key
         Column of ``adata.obs`` with the cell type or line: what ``kind="context"`` holds out, and within which
         ``kind="cell"`` draws.
@@ -82,15 +94,21 @@ def split_perturbations(
     combo_seen2_train_frac
         Share of the doubles of two seen genes that train (``simulation``); ``None`` is 0.75.
     validation_size
-        Share held out for choosing the best epoch, of genes, labels, cells or contexts, as the kind goes; ``None`` is 0.1.
+        Share held out for choosing the best epoch, of genes, labels, cells, contexts, compounds or doses, as the kind goes;
+        ``None`` is 0.1.
     test_size
-        Share held out for the test, likewise (``combo_seen0``, ``1``, ``2``, ``single``, ``cell``, ``context``); ``None`` is 0.1.
+        Share held out for the test, likewise (``combo_seen0``, ``1``, ``2``, ``single``, ``cell``, ``context``, ``compound``,
+        ``dose``); ``None`` is 0.1.
     test_perts
         Genes that must be held out (``simulation``); they change places with others.
     only_test_set_perts
         Whether nothing but ``test_perts`` is held out.
     validation_contexts, test_contexts
         Contexts to hold out (``context``); ``None`` draws them.
+    validation_compounds, test_compounds
+        Compounds to hold out (``compound``); ``None`` draws them.
+    validation_doses, test_doses
+        Doses to hold out (``dose``); ``None`` draws them.
     parts
         For ``custom``: ``{"test": ["A", "A+B"], ...}`` or ``{"A": "test", ...}``, with ``"train"``, ``"validation"``,
         ``"test"`` and ``"dropped"``. If none is named for training, all others train.
@@ -109,7 +127,8 @@ def split_perturbations(
         ``"train"``, ``"validation"`` or ``"test"``; missing for dropped cells.
     `adata.uns['split' | key_added]` : :class:`dict`
         ``params``; canonical names of the perturbations in ``train``, ``validation``, ``test`` and ``dropped``; ``groups``
-        of the test perturbations (``combo_seen0``, ``combo_seen1``, ``combo_seen2``, ``unseen_single``);
+        of the test perturbations (``combo_seen0``, ``combo_seen1``, ``combo_seen2``, ``unseen_single``; of compounds
+        ``unseen_compound``, and ``unseen_dose`` where the compound was seen at other doses);
         ``cells``, a table of the cells of each label in each part; ``labels_sha256`` of the sorted labels, one a line;
         ``version``. By this record the other functions know the column for a split of these perturbations.
 
@@ -141,51 +160,63 @@ def split_perturbations(
         "only_test_set_perts": only_test_set_perts,
         "validation_contexts": validation_contexts,
         "test_contexts": test_contexts,
+        "validation_compounds": validation_compounds,
+        "test_compounds": test_compounds,
+        "validation_doses": validation_doses,
+        "test_doses": test_doses,
         "parts": parts,
     }
     seed = seed_from(rng)
     data = copied(data, mod=mod) if copy else data
-    adata = _checked(data, mod=mod, key_added=key_added, columns=(pert_key, context_key))
+    adata = _checked(
+        data,
+        mod=mod,
+        key_added=key_added,
+        columns={"pert_key": pert_key, "context_key": context_key, "dose_key": dose_key},
+    )
+    labels = {"pert_key": pert_key, "separator": separator, "pert_kind": pert_kind, "dose_key": dose_key}
     genes = gene_names(adata, gene_symbols)
-    conditions = Conditions.from_labels(adata.obs[pert_key], control=control, separator=separator, genes=genes)
+    conditions = read_conditions(adata.obs, control=control, genes=genes, **labels)
     conditions.report()
     check_genes(conditions, refuse=False)
     contexts = None if context_key is None else _contexts(adata, context_key, conditions)
+    kind = default_kind(conditions) if kind is None else kind
     with logg.step(f"splitting {len(conditions.perturbations):,} perturbations ({kind})") as step:
         split = split_conditions(conditions, kind, seed=seed, contexts=contexts, **options)
         _report(split, conditions)
         params = {
             "kind": kind,
-            "pert_key": pert_key,
+            **labels,
             "control": conditions.control,
             "separator": conditions.separator,
             "context_key": context_key,
             "rng": seed,
             **{name: value for name, value in split.options.items() if name != "parts"},
         }
-        labels, record = record_split(split, conditions, adata.obs[pert_key], params)
+        parts_of_cells, record = record_split(split, conditions, adata.obs, params)
         if key_added in adata.obs and key_added not in adata.uns:
             logg.warning(
                 f"adata.obs[{key_added!r}] was there, without a record of a split, and is replaced. key_added= writes elsewhere."
             )
         Results(
-            obs={key_added: (labels, "part of each cell")}, uns={key_added: (record, "perturbations of each part")}
+            obs={key_added: (parts_of_cells, "part of each cell")},
+            uns={key_added: (record, "perturbations of each part")},
         ).write(data, adata, mod=mod, step=step)
     return data if copy else None
 
 
-def _checked(data: Data, *, mod: str, key_added: str, columns: tuple[str, str | None]) -> AnnData:
+def _checked(data: Data, *, mod: str, key_added: str, columns: dict[str, str | None]) -> AnnData:
     adata = writable_adata(data, mod=mod)
     if not isinstance(key_added, str) or not key_added or "/" in key_added:
         msg = f"key_added={key_added!r}: expected a string without '/'."
         raise OptionError(msg)
-    reads = [("obs", name, key) for name, key in zip(("pert_key=", "context_key="), columns, strict=True)]
+    reads = [("obs", f"{name}=", key) for name, key in columns.items()]
     writes = {"obs": (key_added,), "uns": (key_added,)}
-    refuse_elsewhere(data, mod=mod, obs=dict(zip(("pert_key", "context_key"), columns, strict=True)))
+    refuse_elsewhere(data, mod=mod, obs=columns)
     refuse_overwrite(writes, [*reads, *AS_IT_IS.reads()], data=data, mod=mod)
-    for column in columns:
+    for column in columns.values():
         if column is not None:
-            read_column(adata.obs, column, hint="Pass pert_key= or context_key=.")
+            read_column(adata.obs, column, hint=f"Pass {'=, '.join(columns)}=.")
     return adata
 
 
@@ -212,7 +243,7 @@ def _report(split: PerturbationSplit, conditions: Conditions) -> None:
     partners = split.partners_in_validation()
     if partners:
         logg.warning(
-            f"{len(partners)} of {sum('+' in name for name in split.test)} test combinations, such as {partners[0]}, have "
+            f"{len(partners)} of {sum(len(agents_of(name)) > 1 for name in split.test)} test combinations, such as {partners[0]}, have "
             "a gene whose own perturbation is in the validation part: not trained on, though counted as seen."
         )
     empty = [part for part in PARTS if not getattr(split, part)]

@@ -61,8 +61,10 @@ class Cells:
         return groups, np.where(present < 0, -1, present // n_names)
 
     def targets(self) -> list[str]:
-        """Genes that were perturbed in a training cell, by first appearance."""
+        """Genes that were perturbed in a training cell, by first appearance; none where compounds were given."""
         assert self.conditions is not None
+        if self.conditions.kind != "gene":
+            return []
         seen = np.unique(self.conditions.codes[self.train])
         return [gene for code in seen[seen > 0] for gene in self.conditions.genes[code]]
 

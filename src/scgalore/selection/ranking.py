@@ -19,7 +19,7 @@ from scgalore.errors import DataError, OptionError
 from scgalore.genes.identifiers import ortholog
 from scgalore.genes.ranking import MUST_INCLUDE, TARGETS, get_strategy, merge
 from scgalore.genes.sets import GeneColumns
-from scgalore.perturb.labels.conditions import Conditions
+from scgalore.perturb.labels.reading import read_conditions
 from scgalore.perturb.labels.screen import parts_of, texts_of
 from scgalore.selection.gene_lists import GeneLists, warn_absent
 from scgalore.selection.gene_scores import Cells, GeneScores
@@ -123,6 +123,8 @@ def rank_adata(
     pert_key: str | None = None,
     control: Control = None,
     separator: str | None = None,
+    pert_kind: str = "gene",
+    dose_key: str | None = None,
     context_key: str | None = None,
     must_include: Any = None,
     gene_sets: Any = None,
@@ -135,7 +137,7 @@ def rank_adata(
     ----------
     adata
         Cells by genes; counts or log-normalised, sparse, dense, backed or a view. Nothing is changed.
-    gene_strategy, batch_key, pert_key, control, separator, context_key, must_include, gene_sets
+    gene_strategy, batch_key, pert_key, control, separator, pert_kind, dose_key, context_key, must_include, gene_sets
         As for :func:`scgalore.tl.select_genes`.
     train
         Cells that may be looked at, bool ``(n_obs,)``; all when left out.
@@ -148,7 +150,7 @@ def rank_adata(
         As for :func:`scgalore.tl.select_genes`.
     """
     plan, reading = get_strategy(gene_strategy), Reading(**read)
-    columns = {"batch_key": batch_key, "pert_key": pert_key, "context_key": context_key}
+    columns = {"batch_key": batch_key, "pert_key": pert_key, "context_key": context_key, "dose_key": dose_key}
     check_columns(adata, columns)
     train = np.ones(adata.n_obs, dtype=bool) if train is None else np.asarray(train, dtype=bool)
     names = gene_names(adata, reading.gene_symbols)
@@ -157,7 +159,8 @@ def rank_adata(
         if pert_key is None:
             msg = f"gene_strategy={gene_strategy!r} needs pert_key=, the column of adata.obs with the perturbation of each cell; it has {list(adata.obs.columns)}."
             raise OptionError(msg)
-        conditions = Conditions.from_labels(adata.obs[pert_key], control=control, separator=separator, genes=names)
+        labels = {"pert_key": pert_key, "separator": separator, "pert_kind": pert_kind, "dose_key": dose_key}
+        conditions = read_conditions(adata.obs, control=control, genes=names, **labels)
         conditions.report()
     cells = Cells(train, _codes(adata, batch_key, train), _codes(adata, context_key, train), conditions)
     lists = GeneLists.of(plan, must_include, gene_sets)
@@ -170,6 +173,7 @@ def rank_adata(
         **columns,
         "control": None if conditions is None else conditions.control,
         "separator": None if conditions is None else conditions.separator,
+        "pert_kind": pert_kind,
         **reading.params(),
         "must_include": list(lists.must_include),
         "gene_sets": [name for name in lists.genes if name not in plan.weights],

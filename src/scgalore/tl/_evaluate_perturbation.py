@@ -11,7 +11,6 @@ from scgalore._rng import seed_from
 from scgalore.data.reading import Reading
 from scgalore.data.resolve import copied, writable_adata
 from scgalore.data.results import refuse_overwrite
-from scgalore.perturb.baselines.effects import BASELINES
 from scgalore.perturb.scores.evaluation import choose_metrics
 from scgalore.tasks.perturbation.evaluation import read_prediction, score_prediction
 
@@ -26,7 +25,7 @@ def evaluate_perturbation(
     data: Data,
     *,
     key: str = PerturbationKeys().prediction,
-    baselines: Sequence[str] = BASELINES,
+    baselines: Sequence[str] | None = None,
     metrics: Sequence[str] | None = None,
     de: bool | Literal["auto"] = "auto",
     n_bootstrap: int = 1000,
@@ -47,9 +46,10 @@ def evaluate_perturbation(
     {data}
     {key}
     baselines
-        Rules to compare with: ``"control mean"``, ``"training mean"``, ``"training mean + own gene"``, ``"additive"``,
-        ``"matching mean"``, ``"ridge"``, ``"linear"`` and ``"mixed"``; at least one. See :func:`scgalore.perturb.fit_rule`.
-        What the model's network corrects is scored as well, as the method ``"prior"``.
+        Rules to compare with, at least one. Of genes: ``"control mean"``, ``"training mean"``, ``"training mean + own gene"``,
+        ``"additive"``, ``"matching mean"``, ``"ridge"``, ``"linear"`` and ``"mixed"``. Of compounds: ``"control mean"``,
+        ``"training mean"``, ``"dose mean"``, ``"matching mean"``, ``"dose interpolation"``, ``"vector ridge"`` and ``"dose response"``.
+        ``None`` takes all but the last of either. See :func:`scgalore.perturb.fit_rule`. What the model's network corrects is scored as well, as the method ``"prior"``.
     metrics
         Names of metrics; ``None`` takes all.
     de
@@ -107,7 +107,7 @@ def evaluate_perturbation(
             key=key,
             metrics=list(chosen),
             seed=seed,
-            baselines=list(baselines),
+            baselines=baselines,
             n_bootstrap=n_bootstrap,
             max_cells=max_cells,
         )

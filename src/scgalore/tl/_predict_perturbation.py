@@ -34,6 +34,8 @@ def predict_perturbation(
     control: Control = None,
     context_key: str | None = None,
     separator: str | None = None,
+    dose_key: str | None = None,
+    vectors_key: str | None = None,
     split_key: str | None = None,
     layer: str | None = None,
     gene_symbols: str | None = None,
@@ -52,16 +54,18 @@ def predict_perturbation(
 ) -> Data | None:
     """Predict mean expression after perturbations, seen in training or not :cite:p:`Cui2024`.
 
-    Control cells of each context pass through the network with the perturbed genes flagged; the mean of its outputs is added
-    to the control mean and to the effect of the prior that the model was fine-tuned with. A perturbed gene need not be
-    measured. What the numbers are worth says :func:`scgalore.tl.evaluate_perturbation`.
+    Control cells of each context pass through the network with the perturbed genes, or the compound at its dose, flagged; the
+    mean of its outputs is added to the control mean and to the effect of the prior that the model was fine-tuned with. A
+    perturbed gene need not be measured, and a dose need not have been. What the numbers are worth says :func:`scgalore.tl.evaluate_perturbation`.
 
     Parameters
     ----------
     {data}
     perturbations
         What to predict: ``"KLF1"``, ``"KLF1+MAP2K6"``, or a list of such; each in every context that has control cells. A
-        label of the data, or one written like it (``"KLF1_MAP2K6"``), names the same, and so does any name of a gene.
+        label of the data, or one written like it (``"KLF1_MAP2K6"``), names the same, and so does any name of a gene. Compounds
+        are named with a dose, ``"dexamethasone@0.5"``, any positive one in the unit of the data; those without a column of doses
+        by their name. A compound that was not trained on needs a vector under ``vectors_key``.
         ``None`` predicts the test perturbations of the split, and without a split all that occur.
     model
         Fine-tuned with ``task="perturbation"``; a folder it was saved to; an upstream perturbation checkpoint. ``None`` is the
@@ -70,6 +74,8 @@ def predict_perturbation(
     {control}
     {context_key}
     {separator}
+    {dose_key}
+    {vectors_key}
     split_key
         Column of ``adata.obs`` with the part of each cell. ``None`` takes the one the model was trained with, where the
         perturbations here are in the parts they were in then, else one that :func:`scgalore.pp.split_perturbations` has made
@@ -103,7 +109,8 @@ def predict_perturbation(
         ``means`` and ``effects`` (:class:`pandas.DataFrame`, genes in rows, perturbations in columns; mean of
         log-normalised expression, and its difference from the control mean), ``control_means`` (genes by contexts), ``control_cells`` (their number),
         ``rows`` (one row a column of these: ``perturbation``, ``context``, ``n_genes_perturbed``, ``group``, and ``measured``,
-        whether training saw it), ``gene_vectors`` (the model's embeddings of the perturbed genes), ``embedding`` (places of training and predicted perturbations in the plane through control
+        whether training saw it; ``compound`` and ``dose`` of compounds), ``gene_vectors`` (the model's embeddings of the perturbed genes, or vectors of
+        the compounds), ``embedding`` (places of training and predicted perturbations in the plane through control
         that holds most of the training effects), ``explained`` (share of their sum of squares in each direction), ``directions``
         (genes by two), ``params``, ``weights``, ``version``. Where names hold a ``/``, which files cannot have in names of
         columns, the columns have ``_`` there, and their true names are a list (``effects_columns``);
@@ -117,8 +124,8 @@ def predict_perturbation(
     Raises
     ------
     DataError
-        If the model knows no such gene, a label does not parse, there is no control cell, or the data are on another scale
-        than those the model was trained on.
+        If the model knows no such gene or compound, a label does not parse or lacks a dose, a dose is not positive, there is
+        no control cell, or the data are on another scale than those the model was trained on.
     MissingKeyError
         If a column does not exist, or no model is given and none recorded.
     OptionError
@@ -128,6 +135,7 @@ def predict_perturbation(
     --------
     >>> sg.tl.predict_perturbation(adata, ["KLF1", "KLF1+MAP2K6"], model=model)  # doctest: +SKIP
     >>> adata.uns["predict_perturbation"]["effects"]["KLF1"].nlargest(5)  # doctest: +SKIP
+    >>> sg.tl.predict_perturbation(drugs, ["dexamethasone@0.3", "dexamethasone@3"])  # doctest: +SKIP
     """
     check_key(key_added)
     seed = seed_from(rng)
@@ -140,6 +148,7 @@ def predict_perturbation(
     columns = {
         "pert_key": pert_key,
         "context_key": context_key,
+        "dose_key": dose_key,
         "split_key": split_key,
         "depth_key": depth_key,
         "per_cell": per_cell,
@@ -148,7 +157,7 @@ def predict_perturbation(
     fitted = recorded_model(adata, "perturbation") if model is None else as_model(model)
     require_flags(fitted)
     keys = PerturbationKeys.from_key_added(key_added, embedding=fitted.keys("predict_perturbation").embedding)
-    given = (pert_key, control, context_key, None, separator)
+    given = (pert_key, control, context_key, None, separator, None, dose_key, vectors_key)
     how = (layer, gene_symbols, data_type, depth_key, species, min_matched)
     read = read_params(adata, fitted, dict(zip(READ, (*given, *how), strict=True)), split_key)
     records = records_of(adata, "perturbation") if model is None else {}
@@ -159,7 +168,6 @@ def predict_perturbation(
     with logg.step(f"predicting {len(wanted.rows):,} perturbations with {fitted.provenance['name']}") as step:
         results = predict_wanted(
             wanted,
-            fitted,
             keys,
             device=options.device,
             n_controls=n_controls,

@@ -15,8 +15,9 @@ from scgalore.errors import OptionError
 from scgalore.model.inference import RunOptions
 from scgalore.perturb.labels.screen import Screen
 from scgalore.perturb.predictions import retrieval
+from scgalore.tasks.perturbation.agents import refuse_unknown, with_compounds
 from scgalore.tasks.perturbation.effects import refuse_other_scale
-from scgalore.tasks.perturbation.networks import genes_seen, refuse_unknown
+from scgalore.tasks.perturbation.networks import genes_seen
 from scgalore.tasks.perturbation.reading import (
     READ,
     perturbed_genes,
@@ -58,6 +59,8 @@ def rank_perturbations(
     control: Control = None,
     context_key: str | None = None,
     separator: str | None = None,
+    dose_key: str | None = None,
+    vectors_key: str | None = None,
     split_key: str | None = None,
     layer: str | None = None,
     gene_symbols: str | None = None,
@@ -90,7 +93,7 @@ def rank_perturbations(
     model
         As for :func:`scgalore.tl.predict_perturbation`.
     candidates
-        Perturbations to rank beside each gene that was perturbed in training.
+        Perturbations to rank beside each gene that was perturbed in training, or each compound at the doses of training.
     pairs
         Whether pairs of the best genes are ranked, too.
     max_pairs
@@ -105,6 +108,8 @@ def rank_perturbations(
     {control}
     {context_key}
     {separator}
+    {dose_key}
+    {vectors_key}
     split_key
         Column of ``adata.obs`` with the part of each cell. ``None`` takes the one the model was trained with, where the
         perturbations here are in the parts they were in then, else one that :func:`scgalore.pp.split_perturbations` has made
@@ -166,6 +171,7 @@ def rank_perturbations(
     columns = {
         "pert_key": pert_key,
         "context_key": context_key,
+        "dose_key": dose_key,
         "split_key": split_key,
         "depth_key": depth_key,
         "target_key": target_key,
@@ -173,7 +179,7 @@ def rank_perturbations(
     refuse_elsewhere(data, mod=mod, obs=columns, gene_symbols=gene_symbols)
     fitted = recorded_model(adata, "perturbation") if model is None else as_model(model)
     require_flags(fitted)
-    given = (pert_key, control, context_key, None, separator)
+    given = (pert_key, control, context_key, None, separator, None, dose_key, vectors_key)
     how = (layer, gene_symbols, data_type, depth_key, species, min_matched)
     read = read_params(adata, fitted, dict(zip(READ, (*given, *how), strict=True)), split_key)
     records = records_of(adata, "perturbation") if model is None else {}
@@ -181,10 +187,15 @@ def rank_perturbations(
     screen = Screen.from_adata(adata, **read)
     controls = screen.profiles()
     refuse_other_scale(fitted, screen, controls)
+    if pairs and screen.conditions.kind != "gene":
+        msg = "pairs=True ranks pairs of genes, and the model was trained on compounds, which are not combined. Leave it out."
+        raise OptionError(msg)
+    asked = perturbed_genes(candidates or [], screen, fitted)
+    fitted = with_compounds(fitted, [agent for agents in asked for agent in agents], screen.vectors)
     run = {"device": options.device, "n_controls": n_controls, "batch_tokens": options.batch_tokens, "seed": seed}
     search = Search(fitted, screen, controls, context_code(context, controls), metric, run)
     wanted = Wanted.of(target, target_key, adata, screen, controls, search.code, trained_on(fitted, screen.conditions))
-    chosen = search.candidates(perturbed_genes(candidates or [], screen, fitted))
+    chosen = search.candidates(asked)
     refuse_unknown([gene for genes in chosen for gene in genes], fitted.vocab, species=screen.reading.species)
     seen = genes_seen(screen, fitted.vocab)
     with logg.step(f"ranking {len(chosen):,} perturbations by their likeness to {wanted.name}") as step:

@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
-from scgalore.data.match import tokens_of_each
 from scgalore.errors import OptionError
 from scgalore.perturb.baselines.effects import fit_rule
+from scgalore.perturb.labels.parsing import agents_of
 from scgalore.perturb.predictions import retrieval
+from scgalore.tasks.perturbation.agents import agent_tokens
 from scgalore.tasks.perturbation.effects import predict_effects, prior_effects
 from scgalore.tasks.perturbation.memory import memory_of
 from scgalore.tasks.perturbation.reading import trained_on, training_profiles
@@ -87,12 +88,12 @@ class Search:
         return test.take(np.flatnonzero((test.contexts == self.code) & known))
 
     def knows(self, genes: Genes) -> bool:
-        """Whether the model has a token for each gene."""
-        return min(tokens_of_each(genes, self.model.vocab, species=self.screen.reading.species)) >= 0
+        """Whether the model has a token for each gene, or for the compound."""
+        return min(agent_tokens(genes, self.model.vocab, species=self.screen.reading.species)) >= 0
 
     def candidates(self, given: Sequence[Genes]) -> list[Genes]:
         """Genes that were perturbed in training, and those given, without control."""
-        genes = {gene for name in self.seen for gene in name.split("+")}
+        genes = {agent for name in self.seen for agent in agents_of(name)}
         found = sorted({(gene,) for gene in genes} | set(given) - {()})
         if not found:
             msg = "The model does not say which genes were perturbed in its training, and none is given. Name some: candidates=[...]."
@@ -148,7 +149,7 @@ class Search:
         """Ranks of held-out perturbations among the candidates, all of training and each other."""
         observed = self.held_out
         # Doubles of training stand beside those to be found, or their number of genes alone would narrow the choice.
-        names = {tuple(name.split("+")) for name in self.seen} | {*self.training.perturbed}
+        names = {agents_of(name) for name in self.seen} | {*self.training.perturbed}
         names = {genes for genes in names if self.knows(genes)}
         pool = sorted({*candidates, *names, *observed.perturbed}) if len(observed) else []
         effects = {"model": self.effects(pool)} if pool else {}

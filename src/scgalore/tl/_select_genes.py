@@ -40,6 +40,8 @@ def select_genes(
     pert_key: str | None = None,
     control: Control = None,
     separator: str | None = None,
+    pert_kind: str = "gene",
+    dose_key: str | None = None,
     context_key: str | None = None,
     split_key: str | None = None,
     must_include: Iterable[str] | None = None,
@@ -73,6 +75,8 @@ def select_genes(
     {pert_key}
     {control}
     {separator}
+    {pert_kind}
+    {dose_key}
     {context_key}
     split_key
         Column of ``adata.obs`` with the part of each cell: only those in ``"train"`` are looked at. ``None`` looks at all, but
@@ -130,10 +134,11 @@ def select_genes(
     data = copied(data, mod=mod) if copy else data
     adata = writable_adata(data, mod=mod)
     columns = {"batch_key": batch_key, "pert_key": pert_key, "context_key": context_key, "split_key": split_key}
+    columns["dose_key"] = dose_key
     refuse_elsewhere(data, mod=mod, obs={**columns, "depth_key": depth_key}, gene_symbols=gene_symbols)
     _check_number(n_genes)
     if split_key is None and pert_key is not None:
-        split_key = own_split(adata, pert_key=pert_key, context_key=context_key)
+        split_key = own_split(adata, pert_key=pert_key, context_key=context_key, dose_key=dose_key)
     refuse_overwrite(keys.slots, [*reading.reads(), ("uns", "the split", split_key)], data=data, mod=mod)
     train = training_cells(adata, split_key)
     n_cells = adata.n_obs if train is None else int(train.sum())
@@ -147,6 +152,8 @@ def select_genes(
             pert_key=pert_key,
             control=control,
             separator=separator,
+            pert_kind=pert_kind,
+            dose_key=dose_key,
             context_key=context_key,
             must_include=must_include,
             gene_sets=gene_sets,

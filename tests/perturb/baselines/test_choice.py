@@ -7,12 +7,13 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from scgalore.perturb.baselines.choice import CANDIDATES, CLEAR, COLUMNS, FEWEST, REFERENCES, RULES, choose_prior
-from scgalore.perturb.baselines.effects import QUESTIONS, fit_rule, prior_of
+from scgalore.perturb.baselines.choice import CLEAR, COLUMNS, FEWEST, REFERENCES, candidates_of, choose_prior
+from scgalore.perturb.baselines.effects import QUESTIONS, RULE_SETS, fit_rule, prior_of
 from scgalore.perturb.labels.parsing import canonical_name
 from scgalore.perturb.labels.profiles import Profiles
 
 N = 80
+RULES = RULE_SETS["gene"].stacked
 GENES = tuple(f"G{i:02d}" for i in range(N))
 
 
@@ -66,7 +67,7 @@ class TestTable:
         assert list(choice.table.columns) == list(COLUMNS)
         for question in ("seen", "unseen"):
             part = of_table(choice.table, question)
-            assert list(part.index) == [*REFERENCES, *CANDIDATES]
+            assert list(part.index) == [*REFERENCES, *candidates_of(RULE_SETS["gene"])]
             assert part["chosen"].sum() == 1
             assert part.loc["mixed", "difference"] == 0
 

@@ -14,21 +14,21 @@ from hypothesis import strategies as st
 
 from scgalore.errors import DataError, OptionError
 from scgalore.perturb.baselines.effects import (
-    BASELINES,
     OWN_GENE,
     PRIORS,
     RECIPES,
+    RULE_SETS,
     SUB_ADDITIVE,
     fit_rule,
     folds_of,
     held_out_effects,
     prior_of,
 )
-from scgalore.perturb.baselines.rules import RULES
 from scgalore.perturb.labels.parsing import canonical_name
 from scgalore.perturb.labels.profiles import Profiles
 from scgalore.perturb.labels.screen import Screen
 
+OF_GENES = RULE_SETS["gene"].rules
 N_MEASURED = 15
 GENES = tuple(f"G{i:02d}" for i in range(N_MEASURED))
 SINGLES = [("G00",), ("G01",), ("G02",), ("G03",), ("X1",), ("X2",)]
@@ -187,11 +187,11 @@ class TestWhatWasMeasured:
         np.testing.assert_array_equal(rule.predict(double), effect[double])
         np.testing.assert_array_equal(rule.predict(double[::-1]), effect[double])
 
-    @pytest.mark.parametrize("name", RECIPES)
+    @pytest.mark.parametrize("name", OF_GENES)
     def test_no_gene_has_no_effect(self, train: Profiles, name: str) -> None:
         np.testing.assert_array_equal(fit_rule(name, train).predict(()), np.zeros(N_MEASURED))
 
-    @pytest.mark.parametrize("name", RECIPES)
+    @pytest.mark.parametrize("name", OF_GENES)
     def test_order_of_genes_does_not_matter(self, train: Profiles, name: str) -> None:
         rule = fit_rule(name, train)
         for pair in (("G00", "G01"), ("G03", "X2"), ("NEW", "G01")):
@@ -209,7 +209,7 @@ class TestContexts:
         return measured(perturbed, effects, contexts=contexts, context_names=self.two)
 
     # The vectors of genes that the linear rule is given, or makes, are those of all contexts.
-    @pytest.mark.parametrize("name", [name for name in RECIPES if name != "linear"])
+    @pytest.mark.parametrize("name", [name for name in OF_GENES if name != "linear"])
     def test_each_has_a_fit_of_its_own(self, name: str) -> None:
         train = self.both()
         rule = fit_rule(name, train)
@@ -219,7 +219,7 @@ class TestContexts:
                 found = rule.predict(genes, self.two[code])
                 np.testing.assert_allclose(found, alone.predict(genes, self.two[code]), rtol=1e-9)
 
-    @pytest.mark.parametrize("name", RECIPES)
+    @pytest.mark.parametrize("name", OF_GENES)
     def test_a_context_without_training_rows_gets_the_pooled_fit(self, name: str) -> None:
         rule = fit_rule(name, self.both())
         for genes in (("G00",), ("G00", "X2")):
@@ -237,7 +237,7 @@ class TestContexts:
             assert len(rows) == 2
             np.testing.assert_allclose(rule.predict(genes, "c line"), train.effects[rows].mean(axis=0), rtol=1e-12)
 
-    @pytest.mark.parametrize("name", RECIPES)
+    @pytest.mark.parametrize("name", OF_GENES)
     def test_order_of_rows_changes_nothing(self, name: str) -> None:
         train = self.both()
         shuffled = train.take(np.random.default_rng(0).permutation(len(train)))
@@ -250,7 +250,7 @@ class TestContexts:
 
 
 class TestHeldOut:
-    @pytest.mark.parametrize("name", RECIPES)
+    @pytest.mark.parametrize("name", OF_GENES)
     def test_each_row_is_predicted_from_perturbations_of_other_names(self, name: str) -> None:
         names = ("a line", "b line", "c line")
         perturbed = PERTURBED + SINGLES
@@ -264,7 +264,7 @@ class TestHeldOut:
             expected = fit_rule(name, train.take(others)).predict(genes, names[context], control=control)
             np.testing.assert_allclose(found[i], expected, rtol=1e-9, atol=1e-12)
 
-    @pytest.mark.parametrize("name", RECIPES)
+    @pytest.mark.parametrize("name", OF_GENES)
     def test_a_row_is_not_told_its_own_effect(self, name: str) -> None:
         effects = effects_of()
         recipe = prior_of(name)
@@ -273,7 +273,7 @@ class TestHeldOut:
         changed[4] += 0.1
         np.testing.assert_array_equal(held_out_effects(recipe, measured(PERTURBED, changed))[4], found[4])
 
-    @pytest.mark.parametrize("name", RECIPES)
+    @pytest.mark.parametrize("name", OF_GENES)
     def test_a_perturbation_that_is_alone_has_no_effect(self, name: str) -> None:
         alone = measured([("A",)], np.ones((1, 4)))
         np.testing.assert_array_equal(held_out_effects(RECIPES[name], alone), np.zeros((1, 4)))
@@ -306,7 +306,7 @@ class TestPriors:
 
 
 class TestTooLittle:
-    @pytest.mark.parametrize("name", RECIPES)
+    @pytest.mark.parametrize("name", OF_GENES)
     @pytest.mark.parametrize("n", [1, 2])
     def test_every_rule_says_something_finite(self, name: str, n: int) -> None:
         train = measured(PERTURBED[:n], effects_of(PERTURBED[:n]))
@@ -336,10 +336,10 @@ class TestTooLittle:
     def test_rule_that_does_not_exist(self, train: Profiles) -> None:
         with pytest.raises(OptionError, match="no rule 'additiv'; choose one of 'control mean'.*'mixed'"):
             fit_rule("additiv", train)
-        assert set(BASELINES) | set(PRIORS) == set(RECIPES)
+        assert set().union(*(rules.rules for rules in RULE_SETS.values())) == set(RECIPES)
 
 
-@given(order=st.permutations(range(N_MEASURED)), name=st.sampled_from([name for name in RULES if name != "linear"]))
+@given(order=st.permutations(range(N_MEASURED)), name=st.sampled_from([name for name in OF_GENES if name != "linear"]))
 @settings(max_examples=40)
 def test_permuting_measured_genes_permutes_predictions(order: list[int], name: str) -> None:
     effects = effects_of()
@@ -362,7 +362,7 @@ def test_permuting_measured_genes_with_their_names_permutes_predictions(order: l
         np.testing.assert_allclose(one.predict(genes)[order], other.predict(genes), rtol=1e-6, atol=1e-9)
 
 
-@pytest.mark.parametrize("name", RECIPES)
+@pytest.mark.parametrize("name", OF_GENES)
 def test_test_cells_of_the_object_are_not_looked_at(name: str) -> None:
     rng = np.random.default_rng(0)
     labels = np.repeat(["ctrl", "A", "B", "A+B", "C"], 12)

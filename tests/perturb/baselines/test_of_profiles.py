@@ -11,8 +11,8 @@ from anndata import AnnData
 
 import scgalore as sg
 from scgalore.errors import DataError, MissingKeyError, OptionError
-from scgalore.perturb.baselines.choice import CANDIDATES, REFERENCES
-from scgalore.perturb.baselines.effects import SUB_ADDITIVE
+from scgalore.perturb.baselines.choice import REFERENCES, candidates_of
+from scgalore.perturb.baselines.effects import RULE_SETS, SUB_ADDITIVE
 
 GENES = [f"G{i:02d}" for i in range(40)]
 SINGLES = [*GENES[:14], "X1"]
@@ -58,7 +58,7 @@ class TestLogFoldChanges:
 
     def test_scores_are_of_all_candidates(self) -> None:
         scores = sg.perturb.fit_effects(changes(), **LFC).scores
-        assert set(scores["candidate"]) == {*REFERENCES, *CANDIDATES}
+        assert set(scores["candidate"]) == {*REFERENCES, *candidates_of(RULE_SETS["gene"])}
         assert set(scores["question"]) == {"seen", "unseen"}
         assert np.isfinite(scores[["mse", "pearson_delta", "difference"]].to_numpy()).all()
 
@@ -66,7 +66,7 @@ class TestLogFoldChanges:
     def test_a_prior_may_be_named_and_all_are_scored(self, prior: str) -> None:
         model = sg.perturb.fit_effects(changes(), **LFC, prior=prior)
         assert model.effects.name == prior
-        assert set(model.scores["candidate"]) == {*REFERENCES, *CANDIDATES}
+        assert set(model.scores["candidate"]) == {*REFERENCES, *candidates_of(RULE_SETS["gene"])}
 
     def test_control_and_rows_without_a_label_are_left_out(self) -> None:
         adata = changes()

@@ -3,8 +3,8 @@
 Perturbations are held out in two ways: one by one, and together with all others of one of their genes, as unknown genes are met
 later. Rules are judged apart for perturbations of genes that were perturbed otherwise (``"seen"``) and of genes that were not
 (``"unseen"``), since the one says nothing of the other: with singles alone any mean does for what is unseen, and no double is
-there to show that it does not for doubles. What decides is the squared error of the effect. The rule ``"mixed"`` gives way to
-another only where that is better by two standard errors, as a dozen of perturbations is soon predicted better by chance.
+there to show that it does not for doubles. Compounds are held out likewise: at one dose, and at all of them. What decides is the
+squared error of the effect. The default rule (``"mixed"``, of compounds ``"dose response"``) gives way to another only where that is better by two standard errors, as a dozen of perturbations is soon predicted better by chance.
 """
 
 from __future__ import annotations
@@ -17,7 +17,8 @@ import numpy as np
 import pandas as pd
 from scipy.optimize import nnls
 
-from scgalore.perturb.baselines.effects import NO_EFFECT, QUESTIONS, Fitted, Recipe, folds_of
+from scgalore.perturb.baselines.effects import NO_EFFECT, QUESTIONS, RULE_SETS, Fitted, Recipe, RuleSet, folds_of
+from scgalore.perturb.labels.parsing import subject_of
 from scgalore.perturb.scores.metrics import METRICS, Means
 
 if TYPE_CHECKING:
@@ -29,19 +30,21 @@ if TYPE_CHECKING:
 
     Values = NDArray[np.float64]
 
-__all__ = ["CHOSEN", "COLUMNS", "Choice", "choose_prior"]
+__all__ = ["CHOSEN", "COLUMNS", "Choice", "candidates_of", "choose_prior"]
 
 CHOSEN = "chosen"
 
-RULES = ("training mean", "matching mean", "ridge", "linear", "mixed")
-"""What a stack is made of."""
-
-DEFAULT, STACK, OWN_ONLY = "mixed", "stack", "own gene"
-CANDIDATES: dict[str, tuple[str, ...]] = {OWN_ONLY: (), **{rule: (rule,) for rule in RULES}, STACK: RULES}
-"""Rules of each candidate, which all have the effect on the perturbed gene itself."""
+STACK, OWN_ONLY = "stack", "own gene"
 
 REFERENCES = (NO_EFFECT, "training mean without own gene")
 """What stands in the table and is not chosen: candidates with a line of no slope and height 0 are the same."""
+
+
+def candidates_of(rules: RuleSet) -> dict[str, tuple[str, ...]]:
+    """Rules of each candidate, which all have the effect on a perturbed gene itself."""
+    alone = {OWN_ONLY: ()} if rules.own else {}
+    return {**alone, **{rule: (rule,) for rule in rules.stacked}, STACK: rules.stacked}
+
 
 FEWEST, CLEAR = 8, 2.0
 """Perturbations that a choice needs, and standard errors by which another rule must be better than the default one."""
@@ -89,7 +92,7 @@ class _Held:
     unseen
         Whether none of its genes was perturbed in what rules were fitted to, bool ``(n,)``.
     terms
-        What each of :data:`RULES` says, float32 ``(n, len(RULES), n_genes)``.
+        What each of the stacked rules says, float32 ``(n, n_rules, n_genes)``.
     own
         Change of the perturbed genes themselves, float32 ``(n, n_genes)``.
     """
@@ -102,17 +105,17 @@ class _Held:
     @classmethod
     def of(cls, train: Profiles, embeddings: pd.DataFrame | None) -> _Held:
         """Fit all rules to a part of the rows, and let them predict the others, in both ways of holding out."""
-        everything = Recipe("all", RULES, own=True, sub_additive=True)
+        everything = Recipe("all", RULE_SETS[train.kind].stacked, own=True, sub_additive=True)
         rows, unseen, terms, own = [], [], [], []
         for others, held in _parts(train):
             fitted = everything.fit(train.take(others), embeddings=embeddings)
             asked = train.take(held)
             for i, genes in enumerate(asked.perturbed):
                 of_context: Fitted = fitted.of(train.context_names[asked.contexts[i]])
+                columns, control = fitted.own_columns(genes), asked.control_means[asked.contexts[i]]
                 rows.append(held[i])
                 unseen.append(of_context.question(genes) == "unseen")
-                terms.append(of_context.terms(genes).astype(np.float32))
-                columns, control = fitted.own_columns(genes), asked.control_means[asked.contexts[i]]
+                terms.append(of_context.terms(genes, control).astype(np.float32))
                 own.append(of_context.own.effects([columns], control[None])[0].astype(np.float32))
         return cls(np.array(rows), np.array(unseen), np.array(terms), np.array(own))
 
@@ -123,7 +126,8 @@ def _parts(train: Profiles) -> Iterator[tuple[NDArray[np.int64], NDArray[np.int6
     for held in folds_of(train.perturbations):
         yield np.setdiff1d(everything, held), held
     n_names: dict[str, set[str]] = {}
-    for name, genes in zip(train.perturbations, train.perturbed, strict=True):
+    subjects = [tuple(map(subject_of, agents)) for agents in train.perturbed]
+    for name, genes in zip(train.perturbations, subjects, strict=True):
         for gene in genes:
             n_names.setdefault(gene, set()).add(name)
     shared = {gene for gene, names in n_names.items() if len(names) > 1}
@@ -132,8 +136,8 @@ def _parts(train: Profiles) -> Iterator[tuple[NDArray[np.int64], NDArray[np.int6
     genes = tuple(n_names)
     for of_fold in folds_of(genes):
         fold = {genes[i] for i in of_fold}
-        out = np.array([not fold.isdisjoint(of_row) for of_row in train.perturbed])
-        asked = out & np.array([not (fold & shared).isdisjoint(of_row) for of_row in train.perturbed])
+        out = np.array([not fold.isdisjoint(of_row) for of_row in subjects])
+        asked = out & np.array([not (fold & shared).isdisjoint(of_row) for of_row in subjects])
         if asked.any() and not out.all():
             yield everything[~out], everything[asked]
 
@@ -146,10 +150,11 @@ def choose_prior(train: Profiles, *, embeddings: pd.DataFrame | None = None) -> 
     train
         Measured perturbations.
     embeddings
-        Vectors of genes for the linear rule, one row a gene.
+        Vectors of genes for the linear rule, one row a gene; or of compounds, one row a compound.
     """
-    weights = np.zeros((len(QUESTIONS), len(RULES)))
-    weights[:, RULES.index(DEFAULT)] = 1
+    rules = RULE_SETS[train.kind]
+    weights = np.zeros((len(QUESTIONS), len(rules.stacked)))
+    weights[:, rules.stacked.index(rules.priors[0])] = 1
     tables = []
     if len(set(train.perturbations)) > 1:
         held = _Held.of(train, embeddings)
@@ -163,7 +168,7 @@ def choose_prior(train: Profiles, *, embeddings: pd.DataFrame | None = None) -> 
             tables.append(table)
             weights[QUESTIONS.index(question)] = found
     used = np.flatnonzero(weights.any(axis=0))
-    recipe = Recipe(CHOSEN, tuple(RULES[i] for i in used), weights[:, used], own=True, sub_additive=True)
+    recipe = Recipe(CHOSEN, tuple(rules.stacked[i] for i in used), weights[:, used], own=True, sub_additive=True)
     empty = pd.DataFrame({name: [] for name in COLUMNS})
     return Choice(recipe, pd.concat(tables, ignore_index=True) if tables else empty)
 
@@ -202,32 +207,44 @@ class _Judge:
         cls, train: Profiles, held: _Held, asked: NDArray[np.int64], names: NDArray[np.str_], *, shrinks: bool
     ) -> _Judge:
         row, terms, own = held.row[asked], held.terms[asked], held.own[asked]
-        grams, products = np.empty((len(asked), len(RULES), len(RULES))), np.empty((len(asked), len(RULES)))
+        n_rules = terms.shape[1]
+        grams, products = np.empty((len(asked), n_rules, n_rules)), np.empty((len(asked), n_rules))
         for i, (x, y) in enumerate(zip(terms.astype(np.float64), train.effects[row] - own, strict=True)):
             grams[i], products[i] = x @ x.T, x @ y
         return cls(train, row, names, terms, own, grams, products, shrinks)
 
+    @property
+    def _rules(self) -> RuleSet:
+        return RULE_SETS[self.train.kind]
+
+    @property
+    def _candidates(self) -> dict[str, tuple[str, ...]]:
+        return candidates_of(self._rules)
+
     def table(self, question: str) -> tuple[pd.DataFrame, Values]:
-        """Scores of the candidates, and the weights of the best one, ``(len(RULES),)``."""
-        effects = {name: self._predicted(name) for name in CANDIDATES}
+        """Scores of the candidates, and the weights of the best one, ``(n_rules,)``."""
+        candidates, default, rules = self._candidates, self._rules.priors[0], self._rules.stacked
+        effects = {name: self._predicted(name) for name in candidates}
         references = dict(zip(REFERENCES, self._references(), strict=True))
+        if not self._rules.own:  # the mean of the others is a candidate as it is
+            references = {NO_EFFECT: references[NO_EFFECT]}
         errors = {
             name: ((effect - self.train.effects[self.row]) ** 2).mean(axis=1)
             for name, effect in (references | effects).items()
         }
-        differences = {name: error - errors[DEFAULT] for name, error in errors.items()}
+        differences = {name: error - errors[default] for name, error in errors.items()}
         # Rows of one perturbation, in several contexts or held out twice, are no independent evidence.
         by_name = {name: pd.Series(x).groupby(self.names).mean() for name, x in differences.items()}
-        n = len(by_name[DEFAULT])
+        n = len(by_name[default])
         spread = {name: float(x.std(ddof=1) / np.sqrt(n)) if n > 1 else np.nan for name, x in by_name.items()}
-        clear = [name for name in CANDIDATES if n >= FEWEST and by_name[name].mean() < -CLEAR * spread[name]]
-        best = min([DEFAULT, *clear], key=lambda name: float(errors[name].mean()))
+        clear = [name for name in candidates if n >= FEWEST and by_name[name].mean() < -CLEAR * spread[name]]
+        best = min([default, *clear], key=lambda name: float(errors[name].mean()))
         everyone = np.full(len(self.row), fill_value=True)
         rows = []
         for name, effect in (references | effects).items():
-            found = self._weights(name, everyone) if name in CANDIDATES else np.zeros(0)
+            found = self._weights(name, everyone) if name in candidates else np.zeros(0)
             told = ", ".join(
-                f"{rule} {weight:.2f}" for rule, weight in zip(RULES, found, strict=False) if weight > 0.005
+                f"{rule} {weight:.2f}" for rule, weight in zip(rules, found, strict=False) if weight > 0.005
             )
             rows.append(
                 {
@@ -244,10 +261,11 @@ class _Judge:
         return pd.DataFrame(rows)[list(COLUMNS)], self._weights(best, everyone)
 
     def _weights(self, name: str, rows: NDArray[np.bool_]) -> Values:
-        """Weights of a candidate that some of the rows ask for, ``(len(RULES),)``."""
-        used = np.array([RULES.index(rule) for rule in CANDIDATES[name]], dtype=np.int64)
-        out = np.zeros(len(RULES))
-        start = np.array([float(len(used) == 1 or RULES[i] == DEFAULT) for i in used])
+        """Weights of a candidate that some of the rows ask for, ``(n_rules,)``."""
+        rules = self._rules.stacked
+        used = np.array([rules.index(rule) for rule in self._candidates[name]], dtype=np.int64)
+        out = np.zeros(len(rules))
+        start = np.array([float(len(used) == 1 or rules[i] == self._rules.priors[0]) for i in used])
         if len(used) and (self.shrinks or len(used) > 1):
             gram = self.grams[rows][:, used][:, :, used].sum(axis=0)
             out[used] = _shares(gram, self.products[rows][:, used].sum(axis=0), start, int(rows.sum()))

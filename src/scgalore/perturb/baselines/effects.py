@@ -14,8 +14,8 @@ import numpy as np
 
 from scgalore.errors import DataError, OptionError
 from scgalore.perturb.baselines.own import OwnGene, fit_own, target_columns
-from scgalore.perturb.baselines.rules import RULES, GeneEffects, Perturbed, target_vectors
-from scgalore.perturb.labels.parsing import canonical_name
+from scgalore.perturb.baselines.rules import RULES, Perturbed, Rule, target_vectors
+from scgalore.perturb.labels.parsing import canonical_name, subject_of
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -29,20 +29,26 @@ if TYPE_CHECKING:
 
 __all__ = [
     "BASELINES",
+    "COMPOUND_BASELINES",
+    "COMPOUND_PRIORS",
     "NO_EFFECT",
     "OWN_GENE",
     "PRIORS",
     "QUESTIONS",
+    "READ_VECTORS",
+    "RULE_SETS",
     "Effects",
     "Fitted",
     "Recipe",
+    "RuleSet",
     "fit_rule",
     "held_out_effects",
     "prior_of",
 ]
 
 QUESTIONS = ("measured", "seen", "unseen")
-"""What is known of a perturbation that is asked for: it was measured; one of its genes was perturbed; none was."""
+"""What is known of a perturbation that is asked for: it was measured; one of its genes was perturbed, or its compound given at
+another dose; none was."""
 
 SUB_ADDITIVE = 0.7
 """Share of the sum of single effects that several perturbed genes have, where no such perturbation was measured. The best share
@@ -63,7 +69,7 @@ class Fitted:
     weights
         Of each rule, for each of :data:`QUESTIONS`, float64 ``(3, len(rules))``.
     perturbed
-        Genes of the perturbations it was fitted to.
+        Genes of the perturbations it was fitted to, or compounds at any dose.
     measured
         Canonical names of these perturbations.
     own
@@ -74,7 +80,7 @@ class Fitted:
         Factor of perturbations of several genes that were not measured.
     """
 
-    rules: tuple[GeneEffects, ...]
+    rules: tuple[Rule, ...]
     weights: Values
     perturbed: frozenset[str] = field(repr=False, default=frozenset())
     measured: frozenset[str] = field(repr=False, default=frozenset())
@@ -86,17 +92,17 @@ class Fitted:
         """Which of :data:`QUESTIONS` a perturbation is."""
         if canonical_name(genes) in self.measured:
             return "measured"
-        return "unseen" if self.perturbed.isdisjoint(genes) else "seen"
+        return "unseen" if self.perturbed.isdisjoint(map(subject_of, genes)) else "seen"
 
-    def terms(self, genes: Perturbed) -> Values:
-        """What each rule says, ``(len(rules), n_genes)``."""
+    def terms(self, genes: Perturbed, control: Values | None = None) -> Values:
+        """What each rule says on some control expression, ``(len(rules), n_genes)``."""
         factor = self.several if len(genes) > 1 and self.question(genes) != "measured" else 1.0
-        return factor * np.array([rule.predict(genes) for rule in self.rules])
+        return factor * np.array([rule.predict(genes, control) for rule in self.rules])
 
-    def predict(self, genes: Perturbed) -> Values:
+    def predict(self, genes: Perturbed, control: Values | None = None) -> Values:
         """Effect without the change of the perturbed genes themselves, ``(n_genes,)``."""
         weights = self.weights[QUESTIONS.index(self.question(genes))]
-        return np.asarray(weights @ self.terms(genes))
+        return np.asarray(weights @ self.terms(genes, control))
 
 
 @dataclass(frozen=True)
@@ -126,7 +132,7 @@ class Effects:
         Parameters
         ----------
         genes
-            Perturbed genes; the order does not matter.
+            Perturbed genes, in any order, or one compound at a dose.
         context
             Cell type or line.
         control
@@ -138,9 +144,9 @@ class Effects:
         float64 ``(n_genes,)``.
         """
         fitted = self.of(context)
-        effect = fitted.predict(genes)
-        columns = self.own_columns(genes)
         control = fitted.control if control is None else control
+        effect = fitted.predict(genes, control)
+        columns = self.own_columns(genes)
         if not columns or control is None:
             return effect
         return np.asarray(effect + fitted.own.effects([columns], control[None])[0])
@@ -156,8 +162,17 @@ class Effects:
         """What predicts for a context."""
         return self.by_context.get(context, self.pooled)
 
+    def knowing(self, vectors: pd.DataFrame) -> Effects:
+        """The same with vectors of further compounds, one row a compound."""
+
+        def of(fitted: Fitted) -> Fitted:
+            return replace(fitted, rules=tuple(rule.knowing(vectors) for rule in fitted.rules))
+
+        by_context = {context: of(fitted) for context, fitted in self.by_context.items()}
+        return replace(self, pooled=of(self.pooled), by_context=by_context)
+
     def known(self, context: str = "") -> frozenset[str]:
-        """Genes it has learnt from, where it predicts for this context."""
+        """Genes, or compounds, it has learnt from, where it predicts for this context."""
         return self.of(context).perturbed
 
     def own_columns(self, genes: Perturbed) -> list[int]:
@@ -202,31 +217,42 @@ class Recipe:
         train
             Rows to fit to.
         embeddings
-            Vectors of genes for the linear rule, one row a gene.
+            Vectors for the rules that read some: one row a gene, or a compound.
 
         Raises
         ------
         DataError
             If there is nothing to fit to.
+        OptionError
+            If a rule is not for what perturbs.
         """
         if len(train) == 0:
             msg = "No perturbation is there to fit a baseline to. Check the split: adata.uns['split']['train']."
             raise DataError(msg)
-        table = target_vectors(train, embeddings) if "linear" in self.rules else None
+        kind = RULE_SETS[train.kind]
+        foreign = [rule for rule in self.rules if rule not in kind.rules]
+        if foreign:
+            msg = f"The rule {foreign[0]!r} is not for perturbations by {train.kind}s; choose one of {', '.join(map(repr, kind.rules))}."
+            raise OptionError(msg)
+        table = target_vectors(train, embeddings) if "linear" in self.rules else embeddings
+        everything = np.arange(len(train))
+        # Rules that compare contexts themselves are fitted once, to all of them.
+        joint = {rule: RULES[rule](train, train.effects, _noise(train), table) for rule in self.rules if rule in JOINT}
         weights = np.ones((len(QUESTIONS), len(self.rules))) if self.weights is None else self.weights
 
         def fitted(rows: NDArray[np.int64]) -> Fitted:
             part = train.take(rows)
-            own = fit_own(part) if self.own else OwnGene()
+            own = fit_own(part) if self.own and kind.own else OwnGene()
             columns = target_columns(part.perturbed, part.genes)
             effects = part.effects - own.effects(columns, part.controls)
-            perturbed, noise = list(part.perturbed), _noise(part)
-            combined = any(len(genes) > 1 for genes in perturbed)
+            noise = _noise(part)
+            combined = any(len(genes) > 1 for genes in part.perturbed)
+            known = train if kind.joint else part
             return Fitted(
-                rules=tuple(RULES[rule](perturbed, effects, noise, table) for rule in self.rules),
+                rules=tuple(joint.get(rule) or RULES[rule](part, effects, noise, table) for rule in self.rules),
                 weights=weights,
-                perturbed=frozenset(gene for genes in perturbed for gene in genes),
-                measured=frozenset(part.perturbations),
+                perturbed=frozenset(subject_of(gene) for genes in known.perturbed for gene in genes),
+                measured=frozenset(known.perturbations),
                 own=own,
                 control=train.control_means[np.unique(part.contexts)].mean(axis=0),
                 several=1.0 if combined or not self.sub_additive else SUB_ADDITIVE,
@@ -234,17 +260,81 @@ class Recipe:
 
         present = np.unique(train.contexts)
         by_context = {train.context_names[c]: fitted(np.flatnonzero(train.contexts == c)) for c in present}
-        pooled = next(iter(by_context.values())) if len(present) == 1 else fitted(np.arange(len(train)))
+        pooled = next(iter(by_context.values())) if len(present) == 1 else fitted(everything)
         return Effects(self.name, train.genes, pooled, by_context)
 
 
 NO_EFFECT, OWN_GENE = "control mean", "training mean + own gene"
 
 BASELINES: tuple[str, ...] = (NO_EFFECT, "training mean", OWN_GENE, "additive", "matching mean", "ridge", "linear")
-"""Rules that a model is compared with."""
+"""Rules that a model of perturbed genes is compared with."""
 
 PRIORS: tuple[str, ...] = ("mixed", "additive", "matching mean", "ridge", "linear")
-"""Rules a model can start from, each with the effect on the perturbed gene itself; ``"chosen"`` chooses among them."""
+"""Rules such a model can start from, each with the effect on the perturbed gene itself; ``"chosen"`` chooses among them."""
+
+COMPOUND_BASELINES: tuple[str, ...] = (
+    NO_EFFECT,
+    "training mean",
+    "dose mean",
+    "matching mean",
+    "dose interpolation",
+    "vector ridge",
+)
+"""Rules that a model of compounds is compared with."""
+
+COMPOUND_PRIORS: tuple[str, ...] = ("dose response", "dose mean", "matching mean", "dose interpolation", "vector ridge")
+"""Rules such a model can start from; ``"chosen"`` chooses among them."""
+
+JOINT = frozenset({"dose response"})
+"""Rules that compare contexts themselves."""
+
+READ_VECTORS = frozenset({"linear", "vector ridge", "dose response"})
+"""Rules that read vectors of genes or compounds."""
+
+
+@dataclass(frozen=True)
+class RuleSet:
+    """Rules for one way in which a perturbation is known.
+
+    Attributes
+    ----------
+    baselines
+        What a model is compared with.
+    priors
+        What it can start from; the first is the default.
+    stacked
+        Rules that are chosen from, and that a stack is made of.
+    own
+        Whether a perturbed gene itself is treated apart, since it is one of those that are measured.
+    joint
+        Whether what was measured in any context counts as known in all of them.
+    """
+
+    baselines: tuple[str, ...]
+    priors: tuple[str, ...]
+    stacked: tuple[str, ...]
+    own: bool
+    joint: bool
+
+    @property
+    def rules(self) -> tuple[str, ...]:
+        """Every rule of the set."""
+        return tuple(dict.fromkeys((*self.baselines, *self.priors, *self.stacked)))
+
+
+RULE_SETS: Mapping[str, RuleSet] = {
+    "gene": RuleSet(
+        BASELINES, PRIORS, ("training mean", "matching mean", "ridge", "linear", "mixed"), own=True, joint=False
+    ),
+    "compound": RuleSet(
+        COMPOUND_BASELINES,
+        COMPOUND_PRIORS,
+        ("training mean", "dose mean", "matching mean", "dose interpolation", "vector ridge", "dose response"),
+        own=False,
+        joint=True,
+    ),
+}
+"""Rules by :attr:`Profiles.kind`."""
 
 RECIPES: Mapping[str, Recipe] = {
     **{name: Recipe(name, (name,)) for name in RULES},
@@ -267,10 +357,16 @@ def fit_rule(name: str, train: Profiles, *, embeddings: pd.DataFrame | None = No
         model of Ahlmann-Eltze et al., doi:10.1038/s41592-025-02772-6, with 10 components and penalties of 0.1.
         ``"mixed"``: additive effects of genes, shrunken as far as
         the data ask for, with the variances of highest restricted likelihood (Henderson 1975, doi:10.2307/2529430).
+
+        Of compounds: ``"matching mean"`` is the mean over the doses of the compound. ``"dose mean"``: mean over all
+        compounds at the dose, on a straight line in the logarithm of the dose between those that were measured.
+        ``"dose interpolation"``: the same of the compound itself, where it was measured. ``"vector ridge"``: regression on
+        the logarithm of the dose, ten principal components of the vectors, and their products. ``"dose response"``: a
+        Gaussian process over compounds, vectors, doses and contexts, with the variances of highest likelihood.
     train
         Rows to fit to.
     embeddings
-        Vectors of genes for ``"linear"``, one row a gene; when left out, the principal scores of the measured genes, which
+        Vectors of compounds, one row a compound; or of genes for ``"linear"``, one row a gene; when left out, the principal scores of the measured genes, which
         genes that are not measured do not have. Without vectors for two perturbations the rule falls back to the training mean.
 
     Raises
@@ -331,10 +427,14 @@ def held_out_effects(recipe: Recipe, train: Profiles, *, embeddings: pd.DataFram
 
     Returns
     -------
-    float64 ``(n, n_genes)``, in the order of ``train``; no effect where there is nothing else to fit to.
+    float64 ``(n, n_genes)``, in the order of ``train``; no effect where there is nothing else to fit to. One compound alone is held out
+    context by context.
     """
     out = np.zeros_like(train.means)
-    for held in folds_of(train.perturbations):
+    names = train.perturbations
+    if RULE_SETS[train.kind].joint and len(set(names)) == 1:
+        names = tuple(train.context_names[context] for context in train.contexts)
+    for held in folds_of(names):
         others = np.setdiff1d(np.arange(len(train)), held)
         if len(others):
             out[held] = recipe.fit(train.take(others), embeddings=embeddings).predict_rows(train.take(held))

@@ -1,6 +1,7 @@
 """Effects of perturbations by simple rules.
 
-All of them add or average one row a gene, so all of them become the same thing, a :class:`GeneEffects`.
+Rules of genes add or average one row a gene, so all of them become the same thing, a :class:`GeneEffects`. Those of compounds
+depend on the dose, and are a :class:`~scgalore.perturb.baselines.dose.DoseEffects`.
 """
 
 from __future__ import annotations
@@ -11,8 +12,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from scgalore.perturb.baselines.dose import DOSE_RULES, DoseEffects
 from scgalore.perturb.baselines.mixed import fit_mixed
-from scgalore.perturb.labels.parsing import canonical_name
+from scgalore.perturb.labels.parsing import canonical_name, subject_of
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -20,7 +22,9 @@ if TYPE_CHECKING:
 
     from scgalore.perturb.labels.profiles import Profiles
 
-__all__ = ["RULES", "Fit", "GeneEffects", "Perturbed", "target_vectors"]
+    Values = NDArray[np.float64]
+
+__all__ = ["RULES", "Fit", "GeneEffects", "Perturbed", "Rule", "target_vectors"]
 
 Perturbed = tuple[str, ...]
 
@@ -53,12 +57,16 @@ class GeneEffects:
     rows: NDArray[np.float64] = field(repr=False, default_factory=lambda: np.empty((0, 0)))
     average: bool = False
 
-    def predict(self, genes: Perturbed) -> NDArray[np.float64]:
-        """Effect on mean log-normalised expression, ``(n_genes,)``; 0 for no gene."""
+    def knowing(self, vectors: pd.DataFrame) -> GeneEffects:
+        """Itself: it reads no vectors when it predicts."""
+        return self
+
+    def predict(self, genes: Perturbed, control: Values | None = None) -> Values:
+        """Effect on mean log-normalised expression, ``(n_genes,)``; 0 for no gene. It is the same on every control expression."""
         if not genes:
             return np.zeros_like(self.intercept)
         place = {name: i for i, name in enumerate(self.names)}
-        whole = place.get(canonical_name(genes))
+        whole = place.get(subject_of(canonical_name(genes)))
         if whole is not None:
             return self.intercept + self.rows[whole]
         parts = [self.rows[place[gene]] if gene in place else self.unknown for gene in genes]
@@ -66,46 +74,40 @@ class GeneEffects:
         return self.intercept + (total / len(parts) if self.average else total)
 
 
-Fit = Callable[[list[Perturbed], "NDArray[np.float64]", "NDArray[np.float64]", "pd.DataFrame | None"], GeneEffects]
+Rule = GeneEffects | DoseEffects
+
+Fit = Callable[["Profiles", "Values", "Values", "pd.DataFrame | None"], Rule]
+"""Rows, their effects as far as a rule is to predict them, their sampling variances, and vectors of agents."""
 
 
-def _control_mean(
-    perturbed: list[Perturbed], effects: NDArray[np.float64], noise: NDArray[np.float64], table: pd.DataFrame | None
-) -> GeneEffects:
+def _control_mean(train: Profiles, effects: Values, noise: Values, table: pd.DataFrame | None) -> GeneEffects:
     nothing = np.zeros(effects.shape[1])
     return GeneEffects(nothing, nothing)
 
 
-def _training_mean(
-    perturbed: list[Perturbed], effects: NDArray[np.float64], noise: NDArray[np.float64], table: pd.DataFrame | None
-) -> GeneEffects:
+def _training_mean(train: Profiles, effects: Values, noise: Values, table: pd.DataFrame | None) -> GeneEffects:
     return GeneEffects(effects.mean(axis=0), np.zeros(effects.shape[1]))
 
 
-def _additive(
-    perturbed: list[Perturbed], effects: NDArray[np.float64], noise: NDArray[np.float64], table: pd.DataFrame | None
-) -> GeneEffects:
+def _additive(train: Profiles, effects: Values, noise: Values, table: pd.DataFrame | None) -> GeneEffects:
     nothing = np.zeros(effects.shape[1])
-    return GeneEffects(nothing, nothing, *_by_name(map(canonical_name, perturbed), effects))
+    return GeneEffects(nothing, nothing, *_by_name(map(canonical_name, train.perturbed), effects))
 
 
-def _matching_mean(
-    perturbed: list[Perturbed], effects: NDArray[np.float64], noise: NDArray[np.float64], table: pd.DataFrame | None
-) -> GeneEffects:
-    names, rows = _by_name(map(canonical_name, perturbed), effects)
+def _matching_mean(train: Profiles, effects: Values, noise: Values, table: pd.DataFrame | None) -> GeneEffects:
+    names, rows = _by_name((subject_of(canonical_name(part)) for part in train.perturbed), effects)
     return GeneEffects(np.zeros(effects.shape[1]), effects.mean(axis=0), names, rows, average=True)
 
 
-def _ridge(
-    perturbed: list[Perturbed], effects: NDArray[np.float64], noise: NDArray[np.float64], table: pd.DataFrame | None
-) -> GeneEffects:
+def _ridge(train: Profiles, effects: Values, noise: Values, table: pd.DataFrame | None) -> GeneEffects:
     from sklearn.linear_model import RidgeCV
 
+    perturbed = list(train.perturbed)
     genes = sorted({gene for part in perturbed for gene in part})
     present = np.array([[gene in part for gene in genes] for part in perturbed], dtype=np.float64)
     nothing = np.zeros(effects.shape[1])
     if len(perturbed) < 3:  # too few to leave one out
-        return _training_mean(perturbed, effects, noise, table)
+        return _training_mean(train, effects, noise, table)
     penalties = np.geomspace(1e-2, 1e2, 13)
     if present.sum(axis=0).max() == 1:
         # Every penalty leaves the same error where no gene is perturbed twice, and rounding would choose.
@@ -115,12 +117,11 @@ def _ridge(
     return GeneEffects(np.broadcast_to(model.intercept_, nothing.shape).copy(), nothing, tuple(genes), weights)
 
 
-def _linear(
-    perturbed: list[Perturbed], effects: NDArray[np.float64], noise: NDArray[np.float64], table: pd.DataFrame | None
-) -> GeneEffects:
+def _linear(train: Profiles, effects: Values, noise: Values, table: pd.DataFrame | None) -> GeneEffects:
     mean, nothing = effects.mean(axis=0), np.zeros(effects.shape[1])
     if table is None:
         return GeneEffects(mean, nothing)
+    perturbed = list(train.perturbed)
     known = set(table.index)
     taking_part = [i for i, part in enumerate(perturbed) if known.issuperset(part)]
     if len(taking_part) < 2:
@@ -135,10 +136,8 @@ def _linear(
     return GeneEffects(mean, nothing, tuple(map(str, table.index)), of_targets @ weights.T @ g.T)
 
 
-def _mixed(
-    perturbed: list[Perturbed], effects: NDArray[np.float64], noise: NDArray[np.float64], table: pd.DataFrame | None
-) -> GeneEffects:
-    mean, names, rows = fit_mixed(perturbed, effects, noise)
+def _mixed(train: Profiles, effects: Values, noise: Values, table: pd.DataFrame | None) -> GeneEffects:
+    mean, names, rows = fit_mixed(list(train.perturbed), effects, noise)
     return GeneEffects(np.zeros_like(mean), mean, *_by_name(names, rows))
 
 
@@ -158,6 +157,7 @@ RULES: Mapping[str, Fit] = {
     "ridge": _ridge,
     "linear": _linear,
     "mixed": _mixed,
+    **DOSE_RULES,
 }
 
 

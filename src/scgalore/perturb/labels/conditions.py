@@ -1,11 +1,11 @@
-"""Which genes were perturbed in each cell, read from labels in any of the spellings in use."""
+"""What was perturbed in each cell, read from labels in any of the spellings in use."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
 from difflib import get_close_matches
 from functools import cached_property
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 import pandas as pd
@@ -41,7 +41,7 @@ class Conditions:
         Canonical names: :data:`CONTROL`, then the perturbations by first appearance. A gene has one name whatever the labels
         call it: that of the measured genes, else the only one in the labels, else its current symbol.
     genes
-        Genes of each name, sorted; ``()`` for control.
+        Agents of each name, sorted: genes, or one compound at a dose; ``()`` for control.
     spellings
         Labels found for each name, by first appearance.
     labels
@@ -66,6 +66,9 @@ class Conditions:
     gene_names
         Names of the measured genes.
     """
+
+    kind: ClassVar[str] = "gene"
+    """What perturbs: genes here, compounds in :class:`~scgalore.perturb.labels.compounds.Compounds`."""
 
     codes: NDArray[np.int64] = field(repr=False)
     names: tuple[str, ...]

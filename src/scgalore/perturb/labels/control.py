@@ -31,6 +31,10 @@ CONTROL_LABELS = (
     "NegCtrl",
     "neg_ctrl",
     "unperturbed",
+    "DMSO",
+    "dmso",
+    "vehicle",
+    "Vehicle",
 )
 """Labels taken for control where the user names none, and words that mean control next to a gene: ``"KLF1+ctrl"``."""
 

@@ -1,9 +1,14 @@
-"""Labels of perturbations taken apart: control, genes, and what stands between them."""
+"""Labels of perturbations taken apart: control, agents, and what stands between them.
+
+An agent is what perturbs cells: a gene, or a compound at a dose. Both are text, ``"KLF1"`` and ``"dexamethasone@0.5"``, so
+that names of perturbations are text in tables and files.
+"""
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from scgalore.errors import DataError, OptionError
 from scgalore.perturb.labels.control import CONTROL, CONTROL_LABELS, asked_controls
@@ -14,19 +19,100 @@ if TYPE_CHECKING:
 
     from scgalore._typing import Control
 
-__all__ = ["JOINT", "LabelReader", "canonical_name", "control_words", "genes_as_written", "parse_condition"]
+__all__ = [
+    "JOINT",
+    "Agent",
+    "LabelReader",
+    "agents_of",
+    "at_dose",
+    "canonical_name",
+    "control_words",
+    "genes_as_written",
+    "parse_condition",
+    "subject_of",
+]
 
 JOINT = "+"
 """Stands between the genes of a canonical name."""
 
+_DOSED = re.compile(r"(.+)@(\d+(?:\.\d+)?(?:e[+-]?\d+)?)", flags=re.DOTALL)
+
+
+class Agent(NamedTuple):
+    """What perturbs cells.
+
+    Attributes
+    ----------
+    subject
+        Name of the gene or compound.
+    dose
+        Dose of the compound; ``None`` for a gene.
+    """
+
+    subject: str
+    dose: float | None
+
+    @classmethod
+    def of(cls, text: str) -> Agent:
+        """Take an agent apart.
+
+        Parameters
+        ----------
+        text
+            ``"KLF1"`` or ``"dexamethasone@0.5"``.
+
+        Examples
+        --------
+        >>> Agent.of("KLF1"), Agent.of("dexamethasone@0.5")
+        (Agent(subject='KLF1', dose=None), Agent(subject='dexamethasone', dose=0.5))
+        """
+        found = _DOSED.fullmatch(text)
+        return cls(text, None) if found is None else cls(found[1], float(found[2]))
+
+
+def at_dose(compound: str, dose: float) -> str:
+    """A compound at a dose, of which six digits count.
+
+    Parameters
+    ----------
+    compound
+        Its name.
+    dose
+        Positive, in the unit of the data.
+    """
+    return f"{compound}@{dose:.6g}"
+
+
+def subject_of(agent: str) -> str:
+    """Gene or compound of an agent, without a dose."""
+    return Agent.of(agent).subject
+
+
+def agents_of(name: str) -> tuple[str, ...]:
+    """Agents of a canonical name; ``()`` for control.
+
+    Parameters
+    ----------
+    name
+        As :func:`canonical_name` makes it. A compound's name may hold a ``+``, since compounds are not combined.
+
+    Examples
+    --------
+    >>> agents_of("KLF1+MAP2K6"), agents_of("(+)-JQ1@10"), agents_of("control")
+    (('KLF1', 'MAP2K6'), ('(+)-JQ1@10',), ())
+    """
+    if name == CONTROL:
+        return ()
+    return (name,) if _DOSED.fullmatch(name) else tuple(name.split(JOINT))
+
 
 def canonical_name(genes: Iterable[str]) -> str:
-    """Name of a perturbation: its genes, sorted and joined by ``+``; :data:`CONTROL` for none.
+    """Name of a perturbation: its agents, sorted and joined by ``+``; :data:`CONTROL` for none.
 
     Parameters
     ----------
     genes
-        Symbols, in any order.
+        Symbols in any order, or a compound at a dose.
     """
     return JOINT.join(sorted(genes)) or CONTROL
 

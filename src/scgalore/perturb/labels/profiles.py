@@ -37,7 +37,7 @@ class Profiles:
     perturbations
         Canonical name of each row's perturbation.
     perturbed
-        Its genes, sorted.
+        Its genes, sorted, or its compound at a dose.
     context_names
         Names of the contexts (cell types or lines); ``("",)`` where there is one only.
     contexts
@@ -50,6 +50,8 @@ class Profiles:
         Of the control cells of each context, float64 ``(n_contexts, n_genes)``.
     n_controls
         Control cells of each context, int64 ``(n_contexts,)``.
+    kind
+        What perturbs: ``"gene"`` or ``"compound"``.
     """
 
     genes: tuple[str, ...]
@@ -63,6 +65,7 @@ class Profiles:
     control_means: NDArray[np.float64] = field(repr=False)
     control_variances: NDArray[np.float64] = field(repr=False)
     n_controls: NDArray[np.int64] = field(repr=False)
+    kind: str = "gene"
 
     @classmethod
     def of(
@@ -123,6 +126,7 @@ class Profiles:
             control_means=means[control],
             control_variances=variances[control],
             n_controls=n[control],
+            kind=conditions.kind,
         )
 
     def __len__(self) -> int:
@@ -160,4 +164,5 @@ class Profiles:
             control_means=self.control_means,
             control_variances=self.control_variances,
             n_controls=self.n_controls,
+            kind=self.kind,
         )

@@ -19,8 +19,9 @@ from scgalore.data.names import other_columns
 from scgalore.data.reading import AS_IT_IS, Reading
 from scgalore.data.split import PARTS
 from scgalore.errors import DataError
-from scgalore.perturb.labels.conditions import Conditions
 from scgalore.perturb.labels.profiles import Profiles
+from scgalore.perturb.labels.reading import check_kind, condition_texts, read_conditions
+from scgalore.perturb.labels.vectors import read_vectors
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from scgalore._typing import Control
+    from scgalore.perturb.labels.conditions import Conditions
 
 __all__ = ["Pools", "Screen", "parts_of", "texts_of"]
 
@@ -75,6 +77,8 @@ class Screen:
         The part of it that concerns expression and genes.
     columns
         Reads the names of genes that stand elsewhere in ``var``, for advice.
+    vectors
+        Vector of each compound, one row a compound; ``None`` where genes are perturbed, or compounds are known by name only.
     """
 
     expression: LogExpression = field(repr=False)
@@ -86,6 +90,7 @@ class Screen:
     params: dict[str, Any]
     reading: Reading = AS_IT_IS
     columns: Callable[[], dict[str | None, list[str]]] | None = field(default=None, repr=False)
+    vectors: pd.DataFrame | None = field(default=None, repr=False)
 
     @classmethod
     def from_adata(
@@ -98,6 +103,9 @@ class Screen:
         batch_key: str | None = None,
         separator: str | None = None,
         split_key: str | None = None,
+        pert_kind: str = "gene",
+        dose_key: str | None = None,
+        vectors_key: str | None = None,
         log_base: float | None = None,
         **read: Any,
     ) -> Screen:
@@ -113,6 +121,13 @@ class Screen:
             Label of control, a pattern, or several; the usual ones are recognised.
         separator
             What stands between genes in the labels.
+        pert_kind
+            ``"gene"``, or ``"compound"``: labels are names of compounds.
+        dose_key
+            Column of ``adata.obs`` with the dose of each compound; ``None`` where each has one dose only.
+        vectors_key
+            Key in ``adata.uns`` or ``adata.obsm`` of vectors of compounds, see
+            :func:`~scgalore.perturb.labels.vectors.read_vectors`.
         log_base
             Base of the logarithms to give; that of the matrix when left out.
         **read
@@ -132,23 +147,29 @@ class Screen:
             if key is not None:
                 read_column(adata.obs, key, asked=name, gaps=name in ("pert_key", "split_key"))
         names = gene_names(adata, reading.gene_symbols)
-        conditions = Conditions.from_labels(adata.obs[pert_key], control=control, separator=separator, genes=names)
+        labels = {"pert_key": pert_key, "separator": separator, "pert_kind": pert_kind, "dose_key": dose_key}
+        check_kind(pert_kind, vectors_key=vectors_key)
+        conditions = read_conditions(adata.obs, control=control, genes=names, **labels)
         conditions.report()
+        vectors = None if vectors_key is None else read_vectors(adata, vectors_key, conditions)
         contexts, batches = (None if key is None else texts_of(adata, key) for key in (context_key, batch_key))
         parts = None if split_key is None else parts_of(adata, split_key)
         if parts is not None:
-            _warn_of_sides(conditions, texts.texts_of(adata.obs[pert_key]), parts)
+            _warn_of_sides(conditions, condition_texts(adata.obs, labels), parts)
         genes = _unique(names)
         expression = LogExpression.from_adata(adata, reading, log_base=log_base)
         params = {
             **columns,
             "control": conditions.control,
             "separator": conditions.separator,
+            "pert_kind": pert_kind,
+            "dose_key": dose_key,
+            "vectors_key": vectors_key,
             **reading.params(),
             "log_base": expression.log_base,
         }
         elsewhere = partial(other_columns, adata.var, reading.gene_symbols)
-        return cls(expression, genes, conditions, contexts, batches, parts, params, reading, elsewhere)
+        return cls(expression, genes, conditions, contexts, batches, parts, params, reading, elsewhere, vectors)
 
     def with_parts(self, labels: NDArray[np.object_], key: str) -> Screen:
         """The same screen with parts of a split, ``None`` for cells that are left out, which will stand under ``key``."""

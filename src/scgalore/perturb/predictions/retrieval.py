@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from scgalore.errors import OptionError
+from scgalore.perturb.labels.parsing import agents_of, canonical_name, subject_of
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -105,12 +106,13 @@ def evidence(genes: tuple[str, ...], trained_on: AbstractSet[str]) -> str:
     genes
         Perturbed genes, sorted.
     trained_on
-        Canonical names of the perturbations of training. A gene of any of them is a measured part.
+        Canonical names of the perturbations of training. A gene of any of them is a measured part, and so is a compound at
+        another dose.
     """
-    if "+".join(genes) in trained_on:
+    if canonical_name(genes) in trained_on:
         return "measured"
-    parts = {gene for name in trained_on for gene in name.split("+")}
-    return "unseen" if parts.isdisjoint(genes) else "parts measured"
+    parts = {subject_of(agent) for name in trained_on for agent in agents_of(name)}
+    return "unseen" if parts.isdisjoint(map(subject_of, genes)) else "parts measured"
 
 
 def best_pairs(singles: Sequence[str], values: NDArray[np.float64], metric: str, most: int) -> list[tuple[str, str]]:

@@ -10,7 +10,8 @@ import pandas as pd
 
 from scgalore import _logging as logg
 from scgalore.errors import DataError, OptionError
-from scgalore.perturb.baselines.effects import BASELINES, NO_EFFECT, RECIPES, fit_rule
+from scgalore.perturb.baselines.effects import NO_EFFECT, READ_VECTORS, RULE_SETS, fit_rule
+from scgalore.perturb.labels.parsing import Agent
 from scgalore.perturb.predictions.prediction import columns_of, held_out, matched_rows, profiles_of
 from scgalore.perturb.scores import differential
 from scgalore.perturb.scores.halves import cell_draws, disjoint_halves
@@ -44,7 +45,7 @@ class Evaluation:
     Attributes
     ----------
     scores
-        Tidy: ``method``, ``perturbation``, ``context``, ``group``, ``metric``, ``value``. Rows of the method ``"ceiling"`` are of one
+        Tidy: ``method``, ``perturbation``, ``context``, ``group``, ``metric``, ``value``, and ``compound`` and ``dose`` of compounds. Rows of the method ``"ceiling"`` are of one
         half of the real cells against the other, at half depth.
     summary
         Means, intervals and shares of the gap; see :func:`scgalore.perturb.scores.summary.summarise`.
@@ -113,7 +114,7 @@ def evaluate(
     screen: Screen,
     prediction: Prediction,
     *,
-    baselines: Sequence[str] = BASELINES,
+    baselines: Sequence[str] | None = None,
     metrics: Sequence[str] | None = None,
     de: bool | Literal["auto"] = "auto",
     n_bootstrap: int = 1000,
@@ -134,7 +135,7 @@ def evaluate(
     prediction
         What is scored.
     baselines
-        Names of rules, see :data:`scgalore.perturb.baselines.effects.BASELINES`.
+        Names of rules, see :data:`scgalore.perturb.baselines.effects.RULE_SETS`; ``None`` takes those for what perturbs.
     metrics, de
         See :func:`choose_metrics`.
     n_bootstrap
@@ -152,7 +153,9 @@ def evaluate(
         If the prediction does not fit the data, or none of its rows was measured and held out.
     """
     chosen = choose_metrics(metrics, de=de)
-    _check_options(baselines, n_bootstrap, max_cells)
+    kind = screen.conditions.kind
+    baselines = RULE_SETS[kind].baselines if baselines is None else baselines
+    _check_options(baselines, RULE_SETS[kind].rules, n_bootstrap, max_cells)
     columns = columns_of(screen.genes, prediction)
     cells = held_out(screen, prediction)
     measured, train = (profiles_of(screen, part, columns) for part in (cells.test, cells.train))
@@ -189,10 +192,10 @@ def evaluate(
     )
 
 
-def _check_options(baselines: Sequence[str], n_bootstrap: int, max_cells: int | None) -> None:
-    unknown = [name for name in baselines if name not in RECIPES]
+def _check_options(baselines: Sequence[str], rules: Sequence[str], n_bootstrap: int, max_cells: int | None) -> None:
+    unknown = [name for name in baselines if name not in rules]
     if unknown or isinstance(baselines, str) or len(set(baselines)) < len(baselines) or not baselines:
-        msg = f"baselines={baselines!r}: pass a list of some of {', '.join(map(repr, RECIPES))}; a score needs one."
+        msg = f"baselines={baselines!r}: pass a list of some of {', '.join(map(repr, rules))}; a score needs one."
         raise OptionError(msg)
     for name, value in (("n_bootstrap", n_bootstrap), ("max_cells", max_cells)):
         if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
@@ -209,7 +212,7 @@ def _baseline_effects(
         if name == NO_EFFECT:
             effects[name] = np.zeros_like(real.means)
         elif len(train):
-            rule = fit_rule(name, train, embeddings=vectors if name == "linear" else None)
+            rule = fit_rule(name, train, embeddings=vectors if name in READ_VECTORS else None)
             effects[name] = rule.predict_rows(real)
     if len(effects) < len(baselines):
         left_out = ", ".join(name for name in baselines if name not in effects)
@@ -309,6 +312,9 @@ def _tidy(values: Mapping[str, pd.DataFrame], real: Profiles, groups: NDArray[np
         },
         index=real.labels,
     )
+    if real.kind == "compound":
+        found = [Agent.of(name) for name in real.perturbations]
+        about = about.assign(compound=[compound for compound, _ in found], dose=[dose for _, dose in found])
     tables = []
     for method, table in values.items():
         long = about.loc[table.index].assign(method=method).join(table)

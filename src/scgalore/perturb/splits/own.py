@@ -21,6 +21,7 @@ from scgalore.data.columns import read_column
 from scgalore.data.split import PARTS
 from scgalore.data.texts import texts_of
 from scgalore.errors import DataError
+from scgalore.perturb.labels.reading import condition_texts
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -51,7 +52,7 @@ class Tables(Protocol):
 
 
 def record_split(
-    split: PerturbationSplit, conditions: Conditions, labels: Iterable[object] | pd.Series, params: Mapping[str, Any]
+    split: PerturbationSplit, conditions: Conditions, obs: pd.DataFrame, params: Mapping[str, Any]
 ) -> tuple[pd.Categorical[Any], dict[str, Any]]:
     """A split in the form in which it is written to ``obs`` and ``uns``.
 
@@ -61,24 +62,26 @@ def record_split(
         The split.
     conditions
         Perturbation of each cell.
-    labels
-        The column they were read from.
+    obs
+        What they were read from.
     params
-        How the split was made, with ``kind``, ``pert_key`` and ``context_key``.
+        How the split was made, with ``kind``, ``pert_key``, ``dose_key`` and ``context_key``.
     """
     parts = np.asarray(split.cell_labels(conditions), dtype=object)
     record = {
         "params": dict(params),
         **{part: list(getattr(split, part)) for part in (*PARTS, DROPPED)},
         "groups": {group: list(members) for group, members in split.groups.items()},
-        "cells": _cells(texts_of(labels), parts),
+        "cells": _cells(condition_texts(obs, params), parts),
         "labels_sha256": hashlib.sha256("\n".join(sorted(conditions.labels)).encode()).hexdigest(),
         "version": __version__,
     }
     return pd.Categorical(parts, categories=list(PARTS)), record
 
 
-def own_split(data: Tables, *, pert_key: str, context_key: str | None = None) -> str | None:
+def own_split(
+    data: Tables, *, pert_key: str, context_key: str | None = None, dose_key: str | None = None
+) -> str | None:
     """Column with a split that was made for these perturbations; ``None`` if there is none, which is said where one seems to be.
 
     Parameters
@@ -89,24 +92,29 @@ def own_split(data: Tables, *, pert_key: str, context_key: str | None = None) ->
         Column of perturbations.
     context_key
         Column of contexts, which concerns splits that hold out whole contexts.
+    dose_key
+        Column of doses.
 
     Raises
     ------
     DataError
         If the column is no longer what was written.
     """
+    where = {"pert_key": pert_key, "context_key": context_key, "dose_key": dose_key}
     for key in SPLIT_KEYS:
-        if key in data.obs.columns and is_own_split(data, key, pert_key=pert_key, context_key=context_key):
+        if key in data.obs.columns and is_own_split(data, key, **where):
             return key
     return None
 
 
-def is_own_split(data: Tables, key: str, *, pert_key: str, context_key: str | None = None) -> bool:
+def is_own_split(
+    data: Tables, key: str, *, pert_key: str | None, context_key: str | None = None, dose_key: str | None = None
+) -> bool:
     """Whether a column holds a split that was made for these perturbations; what speaks against it is said once.
 
     Parameters
     ----------
-    data, pert_key, context_key
+    data, pert_key, context_key, dose_key
         As for :func:`own_split`.
     key
         Column of ``obs``.
@@ -125,6 +133,9 @@ def is_own_split(data: Tables, key: str, *, pert_key: str, context_key: str | No
     elif params.get("pert_key") != pert_key:
         was = f"was made for pert_key={params.get('pert_key')!r}"
         _say(data, logg.warning, f"adata.obs[{key!r}] {was} and is not used for {pert_key!r}. {use}")
+    elif params.get("dose_key") != dose_key:
+        was = f"was made for dose_key={params.get('dose_key')!r}"
+        _say(data, logg.warning, f"adata.obs[{key!r}] {was} and is not used for dose_key={dose_key!r}. {use}")
     elif params.get("kind") == "context" and params.get("context_key") != context_key:
         was = f"holds out values of context_key={params.get('context_key')!r}"
         _say(data, logg.warning, f"adata.obs[{key!r}] {was} and is not used for context_key={context_key!r}. {use}")
@@ -148,12 +159,13 @@ def refuse_changed(data: Tables, key: str) -> None:
     params = _params(record)
     if params is None or params.get("pert_key") not in data.obs.columns:
         return
+    if params.get("dose_key") is not None and params["dose_key"] not in data.obs.columns:
+        return
     assert isinstance(record, Mapping)
     before = record.get("cells")
     if not isinstance(before, pd.DataFrame):
         return  # version 0.5.0 did not write it
-    labels = texts_of(read_column(data.obs, params["pert_key"], asked="pert_key"))
-    now = _cells(labels, texts_of(read_column(data.obs, key, asked="split_key")))
+    now = _cells(condition_texts(data.obs, params), texts_of(read_column(data.obs, key, asked="split_key")))
     before = before.set_axis(before.index.astype(str), axis=0)
     new = now.index.difference(before.index, sort=False)
     known = now.index.intersection(before.index, sort=False)

@@ -13,7 +13,10 @@ from scgalore.data.split import PARTS, Split
 from scgalore.data.texts import text_of
 from scgalore.errors import DataError, OptionError
 from scgalore.perturb.labels.control import CONTROL
+from scgalore.perturb.labels.parsing import agents_of, subject_of
+from scgalore.perturb.labels.reading import PERT_KINDS
 from scgalore.perturb.splits.cells import rows_at_random, rows_by_context
+from scgalore.perturb.splits.compounds import COMPOUND_GROUPS, parts_by_compound, parts_by_dose
 from scgalore.perturb.splits.custom import parts_by_name
 from scgalore.perturb.splits.gears import (
     GROUPS,
@@ -32,7 +35,7 @@ if TYPE_CHECKING:
 
     from scgalore.perturb.labels.conditions import Conditions
 
-__all__ = ["KINDS", "PerturbationSplit", "split_conditions"]
+__all__ = ["KINDS", "PerturbationSplit", "default_kind", "split_conditions"]
 
 
 @dataclass(frozen=True)
@@ -47,7 +50,8 @@ class PerturbationSplit:
     dropped
         Names that are in no part.
     groups
-        Test perturbations by what training has seen of them; see :data:`~scgalore.perturb.splits.gears.GROUPS`.
+        Test perturbations by what training has seen of them; see :data:`~scgalore.perturb.splits.gears.GROUPS`, and
+        :data:`~scgalore.perturb.splits.compounds.COMPOUND_GROUPS` for compounds.
     by_cell
         Rows of each part where cells and not perturbations are split; cells without a label are in none.
     moved
@@ -84,11 +88,14 @@ class PerturbationSplit:
 
     def partners_in_validation(self) -> tuple[str, ...]:
         """Test perturbations of several genes, one of which is perturbed alone in the validation part."""
-        return tuple(name for name in self.test if "+" in name and not set(self.validation).isdisjoint(name.split("+")))
+        agents = {name: agents_of(name) for name in self.test}
+        return tuple(
+            name for name in self.test if len(agents[name]) > 1 and not set(self.validation).isdisjoint(agents[name])
+        )
 
 
 def split_conditions(
-    conditions: Conditions, kind: str, *, seed: int, contexts: Sequence[str] | None = None, **options: Any
+    conditions: Conditions, kind: str | None = None, *, seed: int, contexts: Sequence[str] | None = None, **options: Any
 ) -> PerturbationSplit:
     """Split perturbations.
 
@@ -97,7 +104,7 @@ def split_conditions(
     conditions
         Perturbation of each cell.
     kind
-        One of :data:`KINDS`.
+        One of :data:`KINDS`; ``None`` is the first of them for what perturbs: ``"simulation"`` or ``"compound"``.
     seed
         Seed of all draws.
     contexts
@@ -108,14 +115,17 @@ def split_conditions(
     Raises
     ------
     OptionError
-        If the kind does not exist, or an option is out of range or belongs to other kinds.
+        If the kind does not exist or is not for what perturbs, or an option is out of range or belongs to other kinds.
     DataError
         If there is no perturbation, or none is left to train on.
     MissingKeyError
         If ``parts`` names a perturbation that does not exist.
     """
-    if kind not in KINDS:
-        msg = f"kind={kind!r}; expected one of {', '.join(map(repr, KINDS))}."
+    kind = default_kind(conditions) if kind is None else kind
+    offered = _offered(conditions)
+    if kind not in offered:
+        of = "genes" if conditions.kind == "gene" else "compounds"
+        msg = f"kind={kind!r}; expected for {of} one of {', '.join(map(repr, offered))}."
         raise OptionError(msg)
     if not conditions.perturbations:
         msg = f"All cells are control ({conditions.control!r}); there is no perturbation to split."
@@ -131,6 +141,15 @@ def split_conditions(
         msg = f"No perturbation of {len(conditions.perturbations)} is left to train on. Use kind='cell', or hold out less."
         raise DataError(msg)
     return replace(split, options=used, groups=split.groups or _groups(split, conditions))
+
+
+def default_kind(conditions: Conditions) -> str:
+    """Kind of split that is drawn where none is named: the first one that is for what perturbs."""
+    return _offered(conditions)[0]
+
+
+def _offered(conditions: Conditions) -> list[str]:
+    return [name for name, how in KINDS.items() if conditions.kind in how.pert_kinds]
 
 
 def _checked(kind: str, defaults: dict[str, Any], given: dict[str, Any]) -> dict[str, Any]:
@@ -162,6 +181,13 @@ def _names(option: str, given: Any) -> tuple[str, ...]:
 def _groups(split: PerturbationSplit, conditions: Conditions) -> dict[str, tuple[str, ...]]:
     """Groups of the test perturbations that are in no other part; a gene is seen if it is perturbed in another part."""
     elsewhere = {*split.train, *split.validation}
+    if conditions.kind == "compound":
+        measured = {subject_of(agent) for name in elsewhere for agent in agents_of(name)}
+        held_out = [name for name in split.test if name not in elsewhere]
+        return {
+            group: tuple(name for name in held_out if (subject_of(name) in measured) == seen)
+            for group, seen in zip(COMPOUND_GROUPS, (False, True), strict=True)
+        }
     genes = dict(zip(conditions.names, conditions.genes, strict=True))
     seen = {gene for name in elsewhere for gene in genes[name]}
     groups: dict[str, tuple[str, ...]] = dict.fromkeys(GROUPS, ())
@@ -236,6 +262,10 @@ def _custom(conditions: Conditions, *, seed: int, parts: Mapping[str, Any] | Non
     return _from_names(conditions, parts_by_name(conditions, parts))
 
 
+def _of_compounds(parts_of: Callable[..., dict[str, str]], conditions: Conditions, **how: Any) -> PerturbationSplit:
+    return _from_names(conditions, parts_of(conditions.perturbations, **how))
+
+
 def _everything_is_test(conditions: Conditions, *, seed: int) -> PerturbationSplit:
     return _from_names(conditions, dict.fromkeys(conditions.perturbations, "test"))
 
@@ -246,6 +276,7 @@ class _Kind:
     options: dict[str, Any]
     of_cells: bool = False
     needs_contexts: bool = False
+    pert_kinds: tuple[str, ...] = PERT_KINDS
 
 
 _SHARES = {"validation_size": 0.1, "test_size": 0.1}
@@ -260,16 +291,29 @@ KINDS: dict[str, _Kind] = {
             "test_perts": (),
             "only_test_set_perts": False,
         },
+        pert_kinds=("gene",),
     ),
     "simulation_single": _Kind(
-        partial(_of_labels, split_singles_by_genes), {"train_gene_set_size": 0.75, "validation_size": 0.1}
+        partial(_of_labels, split_singles_by_genes),
+        {"train_gene_set_size": 0.75, "validation_size": 0.1},
+        pert_kinds=("gene",),
     ),
     **{
-        kind: _Kind(partial(_of_labels, partial(split_by_hits, kind=kind)), _SHARES)
+        kind: _Kind(partial(_of_labels, partial(split_by_hits, kind=kind)), _SHARES, pert_kinds=("gene",))
         for kind in ("combo_seen0", "combo_seen1", "single")
     },
-    "combo_seen2": _Kind(partial(_of_labels, split_by_labels), _SHARES),
-    "no_test": _Kind(partial(_of_labels, split_by_labels), {"validation_size": 0.1}),
+    "combo_seen2": _Kind(partial(_of_labels, split_by_labels), _SHARES, pert_kinds=("gene",)),
+    "compound": _Kind(
+        partial(_of_compounds, parts_by_compound),
+        {**_SHARES, "validation_compounds": (), "test_compounds": ()},
+        pert_kinds=("compound",),
+    ),
+    "dose": _Kind(
+        partial(_of_compounds, parts_by_dose),
+        {**_SHARES, "validation_doses": (), "test_doses": ()},
+        pert_kinds=("compound",),
+    ),
+    "no_test": _Kind(partial(_of_labels, split_by_labels), {"validation_size": 0.1}, pert_kinds=("gene",)),
     "no_split": _Kind(_everything_is_test, {}),
     "custom": _Kind(_custom, {"parts": None}),
     "cell": _Kind(partial(_of_cells, rows_at_random), _SHARES, of_cells=True),

@@ -10,14 +10,11 @@ from scgalore._progress import progress
 from scgalore.data.match import match_genes, tokens_of_each
 from scgalore.data.reading import Reading
 from scgalore.errors import DataError
+from scgalore.perturb.labels.parsing import Agent, agents_of
 from scgalore.perturb.predictions.controls import ControlMeans
+from scgalore.tasks.perturbation.agents import refuse_unknown, targets_of
 from scgalore.tasks.perturbation.memory import memory_of
-from scgalore.tasks.perturbation.networks import (
-    flag_tokenizer,
-    predict_outputs,
-    refuse_unknown,
-    targets_of,
-)
+from scgalore.tasks.perturbation.networks import flag_tokenizer, predict_outputs
 
 if TYPE_CHECKING:
     from collections.abc import Collection
@@ -57,7 +54,7 @@ def predict_effects(
     screen
         Has control cells of every context.
     wanted
-        Number of the context and perturbed genes of each row.
+        Number of the context, and perturbed genes or compound at a dose, of each row.
     controls
         Knows the control means of the contexts.
     device
@@ -141,8 +138,11 @@ def _tokenizer(model: TaskModel, screen: Screen) -> FlagTokenizer:
 
 
 def _targets(model: TaskModel, genes: tuple[str, ...], context: str) -> Targets:
-    """Tokens of genes that are named as in the model's training data."""
-    return targets_of(genes, model.vocab, _known(model, context), species=_own_species(model))
+    """Tokens of what perturbs, named as in the model's training data."""
+    memory = memory_of(model)
+    lowest_dose = None if memory is None else memory.params.get("lowest_dose")
+    known = _known(model, context)
+    return targets_of(genes, model.vocab, known, species=_own_species(model), lowest_dose=lowest_dose)
 
 
 def _own_species(model: TaskModel) -> str:
@@ -158,11 +158,15 @@ def _known(model: TaskModel, context: str) -> frozenset[str]:
 
 
 def _own_names(model: TaskModel, genes: Collection[str], species: str) -> dict[str, str]:
-    """What the training data of the model call each of these genes of a species, asked for by an alias or an Ensembl id."""
+    """What the training data of the model call each of these genes of a species, asked for by an alias or an Ensembl id.
+
+    Compounds have one name.
+    """
     memory = memory_of(model)
     if memory is None:
         return {gene: gene for gene in genes}
-    perturbed = {gene for names in memory.perturbations.values() for name in names for gene in name.split("+")}
+    perturbed = {agent for names in memory.perturbations.values() for name in names for agent in agents_of(name)}
+    perturbed |= {agent for agent in genes if Agent.of(agent).dose is not None}
     own = dict.fromkeys([*sorted(perturbed), *memory.genes])
     own_tokens = tokens_of_each(own, model.vocab, species=_own_species(model))
     name = dict(zip(reversed(own_tokens), reversed(own), strict=True))

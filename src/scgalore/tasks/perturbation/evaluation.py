@@ -10,6 +10,8 @@ import pandas as pd
 from scgalore import __version__
 from scgalore.data.records import read_prediction_record
 from scgalore.data.results import Results
+from scgalore.perturb.baselines.effects import RULE_SETS
+from scgalore.perturb.labels.reading import label_options
 from scgalore.perturb.labels.screen import Screen
 from scgalore.perturb.predictions.controls import refuse_other_scale
 from scgalore.perturb.predictions.prediction import Prediction
@@ -57,6 +59,8 @@ def score_prediction(
         ``baselines``, ``n_bootstrap`` and ``max_cells`` of :func:`scgalore.perturb.scores.evaluation.evaluate`.
     """
     screen = _screen(adata, origin)
+    if options.get("baselines") is None:
+        options["baselines"] = list(RULE_SETS[screen.conditions.kind].baselines)
     refuse_other_scale(adata, key, screen)
     found = evaluate(screen, prediction, metrics=list(metrics), seed=seed, **options)
     params = {"key": key, "metrics": list(metrics), **options, "rng": seed}
@@ -85,4 +89,5 @@ def read_prediction(adata: AnnData, key: str) -> tuple[Prediction, Mapping[str, 
 def _screen(adata: AnnData, params: Mapping[str, Any]) -> Screen:
     """The cells the prediction is compared with, read as they were for it."""
     read: dict[str, Any] = {name: params.get(name) for name in (*READ, "split_key", "log_base")}
-    return Screen.from_adata(adata, **read)
+    # What the prediction knew of vectors is in its record.
+    return Screen.from_adata(adata, **read | label_options(params) | {"vectors_key": None})

@@ -11,16 +11,20 @@ import numpy as np
 import torch
 
 from scgalore import _logging as logg
+from scgalore._words import few
 from scgalore.data.match import tokens_of_each
 from scgalore.data.sampler import BatchRequest
 from scgalore.data.split import Split
+from scgalore.errors import DataError
 from scgalore.nn.device import pick_device
 from scgalore.objectives import Perturbation as PerturbationObjective
 from scgalore.perturb.baselines.choice import CHOSEN, Choice, choose_prior
-from scgalore.perturb.baselines.effects import BASELINES, fit_rule, prior_of
+from scgalore.perturb.baselines.effects import READ_VECTORS, RULE_SETS, fit_rule, prior_of
+from scgalore.perturb.labels.parsing import at_dose, subject_of
 from scgalore.perturb.labels.unknown import check_genes
 from scgalore.perturb.predictions.controls import ControlMeans
 from scgalore.tasks.base import Prepared
+from scgalore.tasks.perturbation.agents import place_compounds, token_name
 from scgalore.tasks.perturbation.memory import PerturbationMemory, memory_of
 from scgalore.tasks.perturbation.networks import (
     RowsOfCells,
@@ -32,6 +36,7 @@ from scgalore.tasks.perturbation.networks import (
 )
 
 if TYPE_CHECKING:
+    import pandas as pd
     from numpy.typing import NDArray
 
     from scgalore.data.perturbations import PerturbationCells
@@ -80,6 +85,8 @@ class Fitting:
         Time at which the run began.
     controls
         Means of the control cells.
+    vectors
+        Vectors of the compounds; ``None`` without.
     """
 
     screen: Screen
@@ -92,6 +99,7 @@ class Fitting:
     start: float
     started: float
     controls: ControlMeans
+    vectors: pd.DataFrame | None = None
 
 
 def prepare_screen(
@@ -140,14 +148,21 @@ def prepare_screen(
     started = time.perf_counter()
     seen = _with_validation(screen) if hold_out and prior != NO_PRIOR else screen
     rows = RowsOfCells.of(seen)
-    perturbed = sorted({gene for genes in screen.conditions.genes for gene in genes})
+    agents = sorted({agent for agents in screen.conditions.genes for agent in agents})
+    refuse_without_vectors(screen)
     species = screen.reading.species
     check_genes(screen.conditions, lambda gene: tokens_of_each([gene], model.vocab, species=species)[0] >= 0)
     genes = genes_seen(screen, model.vocab)
-    vocab, added = know_genes(model.vocab, screen.genes, perturbed, species=species)
+    names = list(dict.fromkeys(map(token_name, agents)))
+    vocab, added = know_genes(model.vocab, screen.genes, names, species=species)
     network = model.network.perturbation_variant(len(vocab), len(model.vocab), seed=config.seed)
-    named = [*screen.genes, *perturbed]
-    vectors = gene_vectors(network, vocab, named, species=species) if prior in ("linear", CHOSEN) else None
+    vectors = of_compounds = None
+    if screen.vectors is not None:
+        vectors = of_compounds = screen.vectors.loc[list(dict.fromkeys(map(subject_of, agents)))]
+        new = [name for name in of_compounds.index if token_name(at_dose(name, 1)) not in model.vocab]
+        place_compounds(network, vocab, new, of_compounds, of_compounds)
+    elif screen.conditions.kind == "gene" and prior in ("linear", CHOSEN):
+        vectors = gene_vectors(network, vocab, [*screen.genes, *agents], species=species)
     choice = choose_prior(screen.profiles("train"), embeddings=vectors) if prior == CHOSEN else None
     recipe = None if prior == NO_PRIOR else prior_of(prior) if choice is None else choice.recipe
     expected = None if recipe is None else rows.prior(recipe, vectors)
@@ -170,7 +185,7 @@ def prepare_screen(
         cells = cells.with_ranks(ranks)
     if len(rows.validation) == 0:
         config = replace(config, patience=None)  # nothing to be patient about
-    scores = _validation_scores(rows, tokenizer.columns)
+    scores = _validation_scores(rows, tokenizer.columns, of_compounds)
     start = math.inf
     if expected is not None and len(rows.validation):
         of_prior = _mean_pearson(expected[len(rows.train) :], rows.validation, tokenizer.columns)
@@ -188,14 +203,41 @@ def prepare_screen(
         "flag_unmeasured": flag_unmeasured,
         "added_genes": added,
         "own_gene": None if fitted is None else asdict(fitted.pooled.own),
+        "lowest_dose": rows.lowest_dose,
     }
-    fitting = Fitting(screen, rows, genes, fitted, choice, params, scores, start, started, ControlMeans.of(known))
+    controls = ControlMeans.of(known)
+    fitting = Fitting(screen, rows, genes, fitted, choice, params, scores, start, started, controls, of_compounds)
     objective, split = _objective(start, monitor), _split(seen)
     seconds = _expected_seconds(network, cells, split, pick_device(config.accelerator))
     logg.info(
         f"    expected to take about {seconds:,.0f} s an epoch, of which there are at most {config.max_epochs}{_end(config)}"
     )
     return Prepared(task, cells, split, objective, config, network=network, vocab=vocab, state=fitting)
+
+
+def refuse_without_vectors(screen: Screen) -> None:
+    """Raise :class:`~scgalore.errors.DataError` if compounds are held out that nothing could tell apart.
+
+    Parameters
+    ----------
+    screen
+        With a split.
+    """
+    if screen.conditions.kind == "gene" or screen.vectors is not None:
+        return
+    assert screen.parts is not None
+    codes, parts = screen.conditions.codes, screen.parts
+    trained, held = (
+        {subject_of(screen.conditions.names[code]) for code in np.unique(codes[(codes > 0) & np.isin(parts, part)])}
+        for part in (["train"], ["validation", "test"])
+    )
+    if held - trained:
+        msg = (
+            f"The split holds out {len(held - trained)} compounds that are not trained on ({few(sorted(held - trained))}), and "
+            "compounds are known by name only, so nothing tells what they do. Pass vectors_key= with a vector of each "
+            "compound, or hold out doses: sg.pp.split_perturbations(adata, 'dose', pert_kind='compound', ...)."
+        )
+        raise DataError(msg)
 
 
 def _with_validation(screen: Screen) -> Screen:
@@ -235,6 +277,7 @@ def remember_screen(prepared: Prepared, result: TrainResult) -> PerturbationMemo
         params=fitting.params,
         stats=_stats(fitting, prepared.config, result),
         controls=fitting.controls,
+        vectors=fitting.vectors,
     )
 
 
@@ -280,11 +323,14 @@ def _split(screen: Screen) -> Split:
     return Split(train, validation, rest)
 
 
-def _validation_scores(rows: RowsOfCells, columns: NDArray[np.int64]) -> dict[str, float]:
+def _validation_scores(rows: RowsOfCells, columns: NDArray[np.int64], vectors: pd.DataFrame | None) -> dict[str, float]:
     """Pearson delta of the baselines on the validation perturbations, fitted to the training ones."""
     if len(rows.validation) == 0:
         return {}
-    rules = {name: fit_rule(name, rows.train) for name in BASELINES}
+    rules = {
+        name: fit_rule(name, rows.train, embeddings=vectors if name in READ_VECTORS else None)
+        for name in RULE_SETS[rows.train.kind].baselines
+    }
     return {
         name: _mean_pearson(rule.predict_rows(rows.validation), rows.validation, columns)
         for name, rule in rules.items()

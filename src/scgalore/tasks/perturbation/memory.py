@@ -15,9 +15,10 @@ from scgalore._options import NAMES, Kind, are
 from scgalore._uns import to_uns
 from scgalore.errors import WeightsError
 from scgalore.perturb.baselines.choice import COLUMNS
+from scgalore.perturb.baselines.dose import WEIGHTS, DoseEffects, Space
 from scgalore.perturb.baselines.effects import QUESTIONS, Effects, Fitted
 from scgalore.perturb.baselines.own import OwnGene
-from scgalore.perturb.baselines.rules import GeneEffects
+from scgalore.perturb.baselines.rules import GeneEffects, Rule
 from scgalore.perturb.predictions.card import model_card
 from scgalore.perturb.predictions.controls import ControlMeans
 from scgalore.weights.checkpoint import read_safetensors
@@ -45,7 +46,7 @@ CONTENT = {
     "prior": nullable(STRING),
 }
 """What ``screen.json`` must hold."""
-CONTROL_MEANS = "control_means"
+CONTROL_MEANS, VECTORS = "control_means", "compound_vectors"
 
 
 @dataclass(frozen=True)
@@ -68,6 +69,8 @@ class PerturbationMemory:
         Scores by which the prior was chosen, on perturbations that it was not fitted to; ``None`` where it was named.
     controls
         Means of the control cells, which tell whether other data are on the same scale; ``None`` in models of version 0.5.0.
+    vectors
+        Vectors of the compounds, one row a compound; ``None`` without.
     """
 
     genes: tuple[str, ...] = field(repr=False)
@@ -77,6 +80,7 @@ class PerturbationMemory:
     stats: dict[str, Any]
     choice: pd.DataFrame | None = field(default=None, repr=False, compare=False)
     controls: ControlMeans | None = field(default=None, repr=False, compare=False)
+    vectors: pd.DataFrame | None = field(default=None, repr=False, compare=False)
     task: str = "perturbation"
     outlives_training: bool = False
 
@@ -111,9 +115,13 @@ class PerturbationMemory:
                 "n_cells": self.controls.n_cells.tolist(),
             }
             arrays[CONTROL_MEANS] = np.ascontiguousarray(self.controls.means, dtype=np.float32)
+        if self.vectors is not None:
+            content["compounds"] = list(self.vectors.index)
+            arrays[VECTORS] = np.ascontiguousarray(self.vectors.to_numpy(np.float64))
         if self.prior is not None:
             of_contexts = {"": self.prior.pooled, **{f"/{name}": part for name, part in self.prior.by_context.items()}}
-            content["effects"] = {context: _written(fitted, arrays) for context, fitted in of_contexts.items()}
+            written: dict[int, dict[str, Any]] = {}
+            content["effects"] = {context: _written(part, arrays, written) for context, part in of_contexts.items()}
         return {
             SCREEN: json.dumps(content, indent=1),
             EFFECTS: save(arrays),
@@ -159,6 +167,7 @@ def read_memory(folder: Path) -> PerturbationMemory | None:
             stats=content["stats"],
             choice=None if content.get("choice") is None else pd.DataFrame(content["choice"], columns=list(COLUMNS)),
             controls=_controls(content, arrays, genes),
+            vectors=_vectors(content, arrays),
         )
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         msg = f"{folder / SCREEN} and {EFFECTS} are damaged or do not belong together ({error}). Save the model again."
@@ -176,17 +185,24 @@ def _controls(content: dict[str, Any], arrays: dict[str, np.ndarray], genes: tup
     return ControlMeans(genes, contexts, means, n_cells)
 
 
+def _vectors(content: dict[str, Any], arrays: dict[str, np.ndarray]) -> pd.DataFrame | None:
+    return None if "compounds" not in content else pd.DataFrame(arrays[VECTORS], index=content["compounds"])
+
+
 TABLES = ("intercept", "unknown", "rows")
-"""Arrays of a rule."""
+"""Arrays of a rule of genes."""
+
+DOSE_TABLES = ("rows", "doses", "numbers")
+"""Arrays of a rule of compounds; those of its space are the vectors and the control expression of contexts."""
 
 
-def _written(fitted: Fitted, arrays: dict[str, np.ndarray]) -> dict[str, Any]:
-    """What a recipe was fitted to, in JSON; what takes space is added to the arrays."""
+def _written(fitted: Fitted, arrays: dict[str, np.ndarray], written: dict[int, dict[str, Any]]) -> dict[str, Any]:
+    """What a recipe was fitted to, in JSON; what takes space is added to the arrays, once for rules that contexts share."""
     rules = []
     for weights, rule in zip(fitted.weights.T.tolist(), fitted.rules, strict=True):
-        number = len(arrays)
-        rules.append({"names": list(rule.names), "average": rule.average, "weights": weights, "number": number})
-        arrays |= {f"{number}.{name}": np.ascontiguousarray(getattr(rule, name)) for name in TABLES}
+        if id(rule) not in written:
+            written[id(rule)] = _rule_written(rule, arrays)
+        rules.append({**written[id(rule)], "weights": weights})
     number = len(arrays)
     if fitted.control is not None:
         arrays[f"{number}.control"] = np.ascontiguousarray(fitted.control)
@@ -200,6 +216,19 @@ def _written(fitted: Fitted, arrays: dict[str, np.ndarray]) -> dict[str, Any]:
     }
 
 
+def _rule_written(rule: Rule, arrays: dict[str, np.ndarray]) -> dict[str, Any]:
+    number = len(arrays)
+    if isinstance(rule, GeneEffects):
+        arrays |= {f"{number}.{name}": np.ascontiguousarray(getattr(rule, name)) for name in TABLES}
+        return {"names": list(rule.names), "average": rule.average, "number": number}
+    arrays |= {f"{number}.{name}": np.ascontiguousarray(getattr(rule, name)) for name in DOSE_TABLES}
+    arrays[f"{number}.space_vectors"] = np.ascontiguousarray(rule.space.vectors)
+    arrays[f"{number}.space_contexts"] = np.ascontiguousarray(rule.space.contexts)
+    space = {"lowest": rule.space.lowest, "compounds": list(rule.space.compounds)}
+    of_rows = {"names": list(rule.compounds), "contexts": rule.contexts.tolist()}
+    return {"how": rule.how, **of_rows, "space": space, "number": number}
+
+
 def _effects(content: dict[str, Any], arrays: dict[str, np.ndarray], genes: tuple[str, ...]) -> Effects:
     parts = {context: _fitted(part, arrays, len(genes)) for context, part in content["effects"].items()}
     pooled = parts.pop("")
@@ -209,14 +238,7 @@ def _effects(content: dict[str, Any], arrays: dict[str, np.ndarray], genes: tupl
 def _fitted(part: dict[str, Any], arrays: dict[str, np.ndarray], n: int) -> Fitted:
     # Up to version 0.7.0 a prior was one rule, and its description stood where the list of rules is now.
     written = part.get("rules", [part])
-    rules = []
-    for rule in written:
-        intercept, unknown, rows = (arrays[f"{rule['number']}.{name}"] for name in TABLES)
-        shapes = (intercept.shape, unknown.shape, rows.shape)
-        if rule["names"] and shapes != ((n,), (n,), (len(rule["names"]), n)):
-            msg = f"effects of shape {rows.shape} for {len(rule['names'])} names and {n} genes"
-            raise ValueError(msg)
-        rules.append(GeneEffects(intercept, unknown, tuple(rule["names"]), rows, rule["average"]))
+    rules = [_rule(rule, arrays, n) for rule in written]
     weights = np.array([rule.get("weights", [1.0] * len(QUESTIONS)) for rule in written], dtype=np.float64)
     control = arrays.get(f"{part['number']}.control")
     if control is not None and control.shape != (n,):
@@ -231,3 +253,25 @@ def _fitted(part: dict[str, Any], arrays: dict[str, np.ndarray], n: int) -> Fitt
         control,
         float(part.get("several", 1.0)),
     )
+
+
+def _rule(rule: dict[str, Any], arrays: dict[str, np.ndarray], n: int) -> Rule:
+    number, names = rule["number"], tuple(rule["names"])
+    if "how" not in rule:
+        intercept, unknown, rows = (arrays[f"{number}.{name}"] for name in TABLES)
+        shapes = (intercept.shape, unknown.shape, rows.shape)
+        if names and shapes != ((n,), (n,), (len(names), n)):
+            msg = f"effects of shape {rows.shape} for {len(names)} names and {n} genes"
+            raise ValueError(msg)
+        return GeneEffects(intercept, unknown, names, rows, rule["average"])
+    rows, doses, numbers = (arrays[f"{number}.{name}"] for name in DOSE_TABLES)
+    vectors, controls = (arrays[f"{number}.space_{name}"] for name in ("vectors", "contexts"))
+    compounds, contexts = tuple(rule["space"]["compounds"]), np.array(rule["contexts"], dtype=np.int64)
+    if rows.shape != (len(names), n) or doses.shape != contexts.shape or doses.shape != (len(names),):
+        msg = f"effects of shape {rows.shape} for {len(names)} compounds at doses and {n} genes"
+        raise ValueError(msg)
+    if rule["how"] not in WEIGHTS or len(vectors) != len(compounds) or contexts.max(initial=0) >= len(controls):
+        msg = f"a rule of {rule['how']!r} with {len(vectors)} vectors of {len(compounds)} compounds"
+        raise ValueError(msg)
+    space = Space(float(rule["space"]["lowest"]), compounds, vectors, controls)
+    return DoseEffects(rule["how"], space, rows, names, doses, contexts, numbers)

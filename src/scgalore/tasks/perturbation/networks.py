@@ -11,17 +11,18 @@ import numpy as np
 import pandas as pd
 import torch
 
-from scgalore._words import few
 from scgalore.data.match import advice_for, match_genes, tokens_of_each
 from scgalore.data.perturbations import FlagTokenizer, HeldOutPrior, PerturbationCells, Targets
 from scgalore.data.seen import Seen, sums_of
 from scgalore.data.vocab import GeneVocab
 from scgalore.errors import DataError
 from scgalore.nn.finite import refuse_not_finite_outputs
-from scgalore.perturb.baselines.effects import held_out_effects
+from scgalore.perturb.baselines.effects import RULE_SETS, held_out_effects
+from scgalore.perturb.labels.parsing import Agent, subject_of
+from scgalore.tasks.perturbation.agents import targets_of
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterable, Sequence
+    from collections.abc import Iterable, Sequence
 
     from numpy.typing import NDArray
     from torch import Tensor
@@ -38,8 +39,6 @@ __all__ = [
     "genes_seen",
     "know_genes",
     "predict_outputs",
-    "refuse_unknown",
-    "targets_of",
     "training_cells",
 ]
 
@@ -70,14 +69,14 @@ def genes_seen(screen: Screen, vocab: GeneVocab) -> dict[str, Any]:
 def know_genes(
     vocab: GeneVocab, measured: Sequence[str], perturbed: Iterable[str], *, species: str = "human"
 ) -> tuple[GeneVocab, list[str]]:
-    """Add the genes a vocabulary lacks, so that each measured and each perturbed gene is a token of its own.
+    """Add what a vocabulary lacks, so that each measured gene and whatever perturbs is a token of its own.
 
     Parameters
     ----------
     vocab
         Of the weights training starts from.
     measured, perturbed
-        Names of genes.
+        Names of genes, and of the tokens of what perturbs.
     species
         Whose genes they are.
 
@@ -132,6 +131,12 @@ class RowsOfCells:
     of_cell: NDArray[np.int64]
     species: str = "human"
 
+    @property
+    def lowest_dose(self) -> float | None:
+        """Lowest dose of the training rows; ``None`` where genes are perturbed."""
+        doses = [Agent.of(agent).dose for agents in self.train.perturbed for agent in agents]
+        return min((dose for dose in doses if dose is not None), default=None)
+
     @classmethod
     def of(cls, screen: Screen) -> RowsOfCells:
         """Average the cells of both parts; test cells are not looked at.
@@ -169,9 +174,10 @@ class RowsOfCells:
         return np.concatenate([of_train, fitted.predict_rows(self.validation)])
 
     def targets(self, vocab: GeneVocab, *, known: bool, held_out: bool = False) -> tuple[Targets, ...]:
-        """Perturbed genes of every row, with those marked that the training rows of its context hold.
+        """What perturbs every row, with those marked that the training rows of its context hold.
 
-        A context without training rows gets what was fitted to all of them.
+        A context without training rows gets what was fitted to all of them, and so does every context if the rules know
+        of all contexts.
 
         Parameters
         ----------
@@ -183,22 +189,23 @@ class RowsOfCells:
             Whether a training row itself does not count.
         """
         train, validation = self.train, self.validation
-        counts = Counter((c, gene) for genes, c in zip(train.perturbed, train.contexts, strict=True) for gene in genes)
+        counts = Counter(
+            (c, subject_of(agent))
+            for agents, c in zip(train.perturbed, train.contexts, strict=True)
+            for agent in agents
+        )
+        names = Counter(zip(train.contexts, train.perturbations, strict=True))
         fitted = set(train.contexts.tolist())
         contexts = np.concatenate([train.contexts, validation.contexts]).tolist()
+        joint, lowest_dose = RULE_SETS[train.kind].joint, self.lowest_dose
         out = []
-        for row, genes in enumerate((*train.perturbed, *validation.perturbed)):
-            own = held_out and row < len(train)
-            where = {contexts[row]} & fitted or fitted
-            seen = {gene for gene in genes if sum(counts[c, gene] for c in where) > own}
-            out.append(targets_of(genes, vocab, seen if known else (), species=self.species))
+        for row, agents in enumerate((*train.perturbed, *validation.perturbed)):
+            where = fitted if joint else {contexts[row]} & fitted or fitted
+            own = sum(names[c, train.perturbations[row]] for c in where) if held_out and row < len(train) else 0
+            subjects = [subject_of(agent) for agent in agents]
+            seen = {subject for subject in subjects if sum(counts[c, subject] for c in where) > own}
+            out.append(targets_of(agents, vocab, seen if known else (), species=self.species, lowest_dose=lowest_dose))
         return tuple(out)
-
-
-def targets_of(genes: Sequence[str], vocab: GeneVocab, known: Collection[str], *, species: str = "human") -> Targets:
-    """Tokens of perturbed genes, and which of them a prior knows."""
-    tokens = np.array(tokens_of_each(genes, vocab, species=species), dtype=np.int64)
-    return Targets(tokens, np.array([gene in known for gene in genes], dtype=bool))
 
 
 def training_cells(
@@ -269,20 +276,6 @@ def flag_tokenizer(
         unmeasured_value=config.mask_value,
         **options,
     )
-
-
-def refuse_unknown(genes: Iterable[str], vocab: GeneVocab, *, species: str = "human") -> None:
-    """Raise :class:`~scgalore.errors.DataError` for genes a model has no token for."""
-    genes = sorted(set(genes))
-    unknown = [
-        gene for gene, token in zip(genes, tokens_of_each(genes, vocab, species=species), strict=True) if token < 0
-    ]
-    if unknown:
-        msg = (
-            f"The model knows no gene {few(unknown)}, so it cannot be told that it was perturbed. Use a current symbol or an "
-            "Ensembl id, or fine-tune on data in which the gene is measured or perturbed."
-        )
-        raise DataError(msg)
 
 
 def predict_outputs(

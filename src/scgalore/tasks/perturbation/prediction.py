@@ -13,12 +13,13 @@ from scgalore.data.columns import read_column
 from scgalore.data.results import Results
 from scgalore.data.texts import texts_of
 from scgalore.errors import OptionError
-from scgalore.perturb.labels.parsing import canonical_name
+from scgalore.perturb.labels.parsing import Agent, agents_of, canonical_name, subject_of
 from scgalore.perturb.labels.profiles import row_label
 from scgalore.perturb.labels.screen import Screen
 from scgalore.perturb.predictions.plane import embed_in_plane
 from scgalore.perturb.predictions.ranking import ranked_genes
 from scgalore.perturb.splits.own import groups_in
+from scgalore.tasks.perturbation.agents import refuse_unknown, with_compounds
 from scgalore.tasks.perturbation.effects import perturbed_embeddings, predict_effects, prior_effects, refuse_other_scale
 from scgalore.tasks.perturbation.networks import gene_vectors, genes_seen
 from scgalore.tasks.perturbation.reading import perturbed_genes, trained_on, training_profiles
@@ -72,11 +73,14 @@ class Wanted:
         self.controls = self.screen.profiles()
         #: One row per prediction: perturbation, context and genes.
         self.rows = _rows(names, self.screen, self.controls)
+        agents = {agent for part in (*self.rows["genes"], *(self.by_cell or ())) for agent in part}
+        #: The model, which knows compounds that came with vectors.
+        self.model = with_compounds(model, agents, self.screen.vectors)
+        refuse_unknown(agents, self.model.vocab, species=self.screen.reading.species)
 
 
 def predict_wanted(
     wanted: Wanted,
-    model: TaskModel,
     keys: PerturbationKeys,
     *,
     device: torch.device,
@@ -89,9 +93,7 @@ def predict_wanted(
     Parameters
     ----------
     wanted
-        What to predict.
-    model
-        Fine-tuned on a screen, or an upstream checkpoint of this kind.
+        What to predict, with the model that predicts.
     keys
         Names of the slots.
     device
@@ -103,7 +105,7 @@ def predict_wanted(
     seed
         Seed of the choice of control cells.
     """
-    rows, screen, read = wanted.rows, wanted.screen, wanted.read
+    rows, screen, read, model = wanted.rows, wanted.screen, wanted.read, wanted.model
     refuse_other_scale(model, screen, wanted.controls)
     pairs = list(zip(rows["context_code"], rows["genes"], strict=True))
     seen = genes_seen(screen, model.vocab)
@@ -172,7 +174,7 @@ def _rows(names: list[str] | None, screen: Screen, controls: Profiles) -> pd.Dat
         raise OptionError(msg)
     table = pd.DataFrame(pairs, columns=["context_code", "perturbation"])
     table["context"] = [contexts[code] for code in table["context_code"]]
-    table["genes"] = [() if name == "control" else tuple(name.split("+")) for name in table["perturbation"]]
+    table["genes"] = [agents_of(name) for name in table["perturbation"]]
     table.index = [
         row_label(name, context) for name, context in zip(table["perturbation"], table["context"], strict=True)
     ]
@@ -202,6 +204,10 @@ def _content(
         },
         index=rows.index,
     )
+    if screen.conditions.kind == "compound":
+        found = [Agent.of(name) for name in rows["perturbation"]]
+        table["compound"] = [compound for compound, _ in found]
+        table["dose"] = [0.0 if dose is None else dose for _, dose in found]
     return {
         "means": pd.DataFrame((control_means + effects).T.astype(np.float32), genes, columns),
         "effects": pd.DataFrame(effects.T.astype(np.float32), genes, columns),
@@ -210,7 +216,7 @@ def _content(
         ),
         "control_cells": [int(n) for n in controls.n_controls],
         "rows": table,
-        "gene_vectors": _gene_vectors(model, screen, rows),
+        **_vectors(model, screen, rows),
         **embed_in_plane(training_profiles(screen, model, controls), table, effects),
         "params": read | {name: screen.params[name] for name in ("control", "separator", "log_base")},
         "weights": dict(model.provenance),
@@ -218,11 +224,17 @@ def _content(
     }
 
 
-def _gene_vectors(model: TaskModel, screen: Screen, rows: pd.DataFrame) -> pd.DataFrame:
-    """The model's embeddings of perturbed genes, which the linear baseline is given too."""
-    genes = sorted({gene for part in (*screen.conditions.genes, *rows["genes"]) for gene in part})
-    vectors = gene_vectors(model.network, model.vocab, genes, species=screen.reading.species)
-    return vectors.set_axis([f"d{i}" for i in range(vectors.shape[1])], axis=1)
+def _vectors(model: TaskModel, screen: Screen, rows: pd.DataFrame) -> dict[str, pd.DataFrame]:
+    """Vectors that baselines are given too: the model's embeddings of perturbed genes, or those of compounds if there are some."""
+    agents = sorted({agent for part in (*screen.conditions.genes, *rows["genes"]) for agent in part})
+    if screen.conditions.kind == "gene":
+        vectors = gene_vectors(model.network, model.vocab, agents, species=screen.reading.species)
+    elif screen.vectors is not None:
+        compounds = dict.fromkeys(map(subject_of, agents))
+        vectors = screen.vectors.loc[[name for name in compounds if name in screen.vectors.index]]
+    else:
+        return {}
+    return {"gene_vectors": vectors.set_axis([f"d{i}" for i in range(vectors.shape[1])], axis=1)}
 
 
 def _context_columns(controls: Profiles) -> list[str]:

@@ -16,9 +16,9 @@ from scgalore.data.reading import READING, Reading
 from scgalore.data.split import PARTS
 from scgalore.data.texts import same_label, text_of, texts_of
 from scgalore.errors import OptionError
-from scgalore.perturb.labels.conditions import Conditions
 from scgalore.perturb.labels.control import asked_controls
-from scgalore.perturb.labels.parsing import JOINT, canonical_name
+from scgalore.perturb.labels.parsing import JOINT, agents_of, canonical_name
+from scgalore.perturb.labels.reading import PERT_KINDS, label_options, read_conditions
 from scgalore.perturb.splits.own import SPLIT_KEYS, own_split
 from scgalore.tasks.perturbation.memory import PerturbationMemory, memory_of
 
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from anndata import AnnData
 
     from scgalore.data.results import Read
+    from scgalore.perturb.labels.conditions import Conditions
     from scgalore.perturb.labels.profiles import Profiles
     from scgalore.perturb.labels.screen import Screen
     from scgalore.tasks.base import TaskModel
@@ -68,7 +69,17 @@ CONTROL = Kind(
     "it must be a label, a pattern such as 'NT_*', or a list of these", _is_control, _control_of, _plain_control
 )
 
-READ = ("pert_key", "control", "context_key", "batch_key", "separator", *READING)
+READ = (
+    "pert_key",
+    "control",
+    "context_key",
+    "batch_key",
+    "separator",
+    "pert_kind",
+    "dose_key",
+    "vectors_key",
+    *READING,
+)
 
 
 def read_params(adata: AnnData, model: TaskModel, given: dict[str, Any], split_key: str | None) -> dict[str, Any]:
@@ -77,6 +88,7 @@ def read_params(adata: AnnData, model: TaskModel, given: dict[str, Any], split_k
     own = {} if memory is None else memory.params
     read = {name: own.get(name) if value is None else value for name, value in given.items()}
     read["pert_key"] = read["pert_key"] or "perturbation"
+    read["pert_kind"] = read["pert_kind"] or PERT_KINDS[0]
     labels = set(texts_of(read_column(adata.obs, read["pert_key"], asked="pert_key"))) - {None}
     # Other data may spell control and the joint of genes otherwise.
     if given["control"] is None:
@@ -88,6 +100,8 @@ def read_params(adata: AnnData, model: TaskModel, given: dict[str, Any], split_k
     for name in ("context_key", "batch_key"):
         if given[name] is None and read[name] not in adata.obs:
             read[name] = None
+    if given["vectors_key"] is None and read["vectors_key"] not in {*adata.uns, *adata.obsm}:
+        read["vectors_key"] = None  # the model keeps those of its training data
     if split_key is None:
         split_key = _split_key(adata, memory, read)
     # What is predicted and what it is compared with are logarithms to the base that the model was trained on.
@@ -96,7 +110,7 @@ def read_params(adata: AnnData, model: TaskModel, given: dict[str, Any], split_k
 
 def _split_key(adata: AnnData, memory: PerturbationMemory | None, read: Mapping[str, Any]) -> str | None:
     """Column with the split that the model was trained with, or with one that was made for these perturbations."""
-    where = {name: read[name] for name in ("pert_key", "context_key")}
+    where = {name: read[name] for name in ("pert_key", "context_key", "dose_key")}
     key = None if memory is None else memory.params.get("split_key")
     if memory is not None and key is not None and key in adata.obs.columns:
         if _is_split_of(memory, adata, key, read):
@@ -110,13 +124,11 @@ def _split_key(adata: AnnData, memory: PerturbationMemory | None, read: Mapping[
 def _is_split_of(memory: PerturbationMemory, adata: AnnData, key: str, read: Mapping[str, Any]) -> bool:
     """Whether the perturbations of the data are where they were in training; new ones must be in one part each."""
     genes = gene_names(adata, read["gene_symbols"])
-    labels = read_column(adata.obs, read["pert_key"], asked="pert_key")
-    conditions = Conditions.from_labels(labels, control=read["control"], separator=read["separator"], genes=genes)
+    conditions = read_conditions(adata.obs, genes=genes, **label_options(read))
     was: dict[str, set[str]] = {}
     for part in PARTS:
         for name in memory.perturbations[part]:
-            genes_of_name = {conditions.name_of(gene) for gene in name.split(JOINT)}
-            was.setdefault(canonical_name(genes_of_name), set()).add(part)
+            was.setdefault(canonical_name({conditions.name_of(agent) for agent in agents_of(name)}), set()).add(part)
     parts = texts_of(read_column(adata.obs, key, asked="split_key"))
     now: dict[str, set[str]] = {}
     for code, part in set(zip(conditions.codes.tolist(), parts, strict=True)):
@@ -135,8 +147,13 @@ def slots_read(read: Mapping[str, Any], *, records: Iterable[str]) -> list[Read]
     records
         Keys in ``uns`` of the runs that the model was looked for in.
     """
-    in_uns = {"the split": read["split_key"], **{f"the model of {key!r}": key for key in records}}
-    return [*Reading.of(read).reads(), *(("uns", what, key) for what, key in in_uns.items())]
+    in_uns = {
+        "the split": read["split_key"],
+        "vectors_key=": read["vectors_key"],
+        **{f"the model of {key!r}": key for key in records},
+    }
+    in_obsm = [("obsm", "vectors_key=", read["vectors_key"])]
+    return [*Reading.of(read).reads(), *(("uns", what, key) for what, key in in_uns.items()), *in_obsm]
 
 
 def require_flags(model: TaskModel) -> None:
@@ -180,7 +197,7 @@ def trained_on(model: TaskModel, conditions: Conditions) -> set[str]:
     if memory is None:
         return set()
     names = {*memory.perturbations["train"], *memory.perturbations["validation"]}
-    return {canonical_name({conditions.name_of(gene) for gene in name.split(JOINT)}) for name in names}
+    return {canonical_name({conditions.name_of(agent) for agent in agents_of(name)}) for name in names}
 
 
 def training_profiles(screen: Screen, model: TaskModel, everything: Profiles) -> Profiles:

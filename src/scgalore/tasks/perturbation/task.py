@@ -20,12 +20,12 @@ from scgalore.errors import OptionError
 from scgalore.nn.device import pick_device
 from scgalore.objectives import Perturbation as PerturbationObjective
 from scgalore.perturb.baselines.choice import CHOSEN
-from scgalore.perturb.baselines.effects import BASELINES, PRIORS
-from scgalore.perturb.labels.conditions import Conditions
+from scgalore.perturb.baselines.effects import RULE_SETS
+from scgalore.perturb.labels.reading import LABELS, PERT_KINDS, check_kind, read_conditions
 from scgalore.perturb.labels.screen import Screen
 from scgalore.perturb.scores.evaluation import PRIOR, choose_metrics
 from scgalore.perturb.splits.own import SPLIT_KEYS, free_split_key, own_split, record_split
-from scgalore.perturb.splits.split import split_conditions
+from scgalore.perturb.splits.split import default_kind, split_conditions
 from scgalore.pp import split_perturbations
 from scgalore.tasks.base import Task
 from scgalore.tasks.cells import refuse_empty
@@ -93,8 +93,27 @@ class Perturbation(Task):
         Option(
             "pert_key",
             TEXT,
-            "Column of obs with the perturbation of each cell: KLF1, KLF1+ctrl or KLF1+MAP2K6.",
+            "Column of obs with the perturbation of each cell: KLF1, KLF1+ctrl or KLF1+MAP2K6, or the name of a compound.",
             column="obs",
+        ),
+        Option(
+            "pert_kind",
+            choice(*PERT_KINDS),
+            "What perturbs: gene, or compound for drugs, cytokines and other stimuli, whose labels are read as they are.",
+            PERT_KINDS[0],
+        ),
+        Option(
+            "dose_key",
+            TEXT,
+            "Column of obs with the dose of each compound, a positive number; 0 or missing for control. Left out where each "
+            "compound has one dose only.",
+            column="obs",
+        ),
+        Option(
+            "vectors_key",
+            TEXT,
+            "Key of vectors of compounds, such as fingerprints: in uns a table with compounds as index, or in obsm a vector for "
+            "each cell. Left out, compounds are known by name, and only those that were trained on can be predicted.",
         ),
         Option(
             "control",
@@ -117,7 +136,7 @@ class Perturbation(Task):
         Option("separator", TEXT, "Separator between the genes of a label. Detected if not given."),
         Option(
             "prior",
-            choice(CHOSEN, *PRIORS, NO_PRIOR),
+            choice(CHOSEN, *(prior for rules in RULE_SETS.values() for prior in rules.priors), NO_PRIOR),
             "Rule that the network corrects; chosen: by perturbations that the rules were not fitted to; none: it predicts "
             "expression itself.",
             CHOSEN,
@@ -139,8 +158,15 @@ class Perturbation(Task):
     )
 
     def check(self, arguments: Mapping[str, Any]) -> dict[str, Any]:
-        """The column of the perturbations has a usual name."""
-        return super().check({"pert_key": "perturbation", **{k: v for k, v in arguments.items() if v is not None}})
+        """The column of the perturbations has a usual name, and options and prior are for what perturbs."""
+        found = super().check({"pert_key": "perturbation", **{k: v for k, v in arguments.items() if v is not None}})
+        kind, prior = found["pert_kind"], found["prior"]
+        check_kind(kind, **{name: found[name] for name in ("dose_key", "vectors_key", "separator")})
+        offered = (CHOSEN, *RULE_SETS[kind].priors, NO_PRIOR)
+        if prior not in offered:
+            msg = f"prior={prior!r} is not for pert_kind={kind!r}; choose one of {', '.join(map(repr, offered))}."
+            raise OptionError(msg)
+        return found
 
     # Training ---------------------------------------------------------------------------------------------------------
 
@@ -153,7 +179,7 @@ class Perturbation(Task):
         if n_processes > 1:
             msg = f"{n_processes} processes were asked for, and perturbations are trained by one. Leave out devices=, num_nodes= and the launcher."
             raise OptionError(msg)
-        read = {name: call.arguments[name] for name in ("pert_key", "control", "context_key", "batch_key", "separator")}
+        read = {name: call.arguments[name] for name in (*LABELS, "context_key", "batch_key", "vectors_key")}
         split_key = call.split_key or self.own_split_key(data, call.arguments)
         screen = Screen.from_adata(data, **read, split_key=split_key, **call.reading.params())
         if screen.parts is None:
@@ -162,7 +188,7 @@ class Perturbation(Task):
                 f"    no split is named or recorded: one is made as sg.pp.split_perturbations does, for adata.obs[{key!r}]"
             )
             screen = screen.with_parts(labels, key)
-        of_screen = {name: screen.params[name] for name in ("pert_key", "control", "separator", "context_key")}
+        of_screen = {name: screen.params[name] for name in (*LABELS, "context_key")}
         seen = (screen.parts == "train") | (screen.conditions.codes == 0)
         ranks = call.ranks_of(data, seen, gene_strategy=self.gene_strategy, **of_screen)
         return ScreenReading(screen, ranks, f"{len(screen.conditions.perturbations):,} perturbations")
@@ -197,14 +223,15 @@ class Perturbation(Task):
         results = Results(uns={keys.uns: (content, "parameters, history, statistics, provenance")})
         key = memory.params["split_key"]
         if key not in adata.obs:
-            labels, record = _recorded(prepared.state.screen, adata.obs[memory.params["pert_key"]])
+            labels, record = _recorded(prepared.state.screen, adata.obs)
             results.obs[key] = (labels, "split of the cells")
             results.uns[key] = (record, "perturbations of each part")
         return results
 
     def reads(self, call: TrainingCall) -> list[Read]:
         """Columns of the screen, and the record of its split."""
-        return [*super().reads(call), *(("uns", "the split", key) for key in (call.split_key, *SPLIT_KEYS))]
+        vectors = [(slot, "vectors_key=", call.arguments["vectors_key"]) for slot in ("uns", "obsm")]
+        return [*super().reads(call), *(("uns", "the split", key) for key in (call.split_key, *SPLIT_KEYS)), *vectors]
 
     def writes(self, keys: CellKeys, call: TrainingCall) -> Mapping[str, Sequence[str]]:
         """No slots of cells. A split that is made is written where nothing is."""
@@ -229,31 +256,25 @@ class Perturbation(Task):
 
     def settle(self, obs: pd.DataFrame, genes: Sequence[str], arguments: Mapping[str, Any]) -> dict[str, Any]:
         """Control and separator, as the labels have them."""
-        labels = obs[arguments["pert_key"]]
-        found = Conditions.from_labels(
-            labels, control=arguments["control"], separator=arguments["separator"], genes=genes
-        )
+        found = read_conditions(obs, genes=genes, **{name: arguments[name] for name in LABELS})
         return {"control": found.control, "separator": found.separator}
 
     def own_split_key(self, data: Tables, arguments: Mapping[str, Any]) -> str | None:
         """The column that :func:`scgalore.pp.split_perturbations` has written for these perturbations."""
-        return own_split(data, pert_key=arguments["pert_key"], context_key=arguments["context_key"])
+        return own_split(data, **{name: arguments[name] for name in ("pert_key", "context_key", "dose_key")})
 
     def draw_keys(self, arguments: Mapping[str, Any]) -> list[str]:
         """Cells are drawn within perturbations and contexts; those without a label are left out."""
-        return [key for key in (arguments["pert_key"], arguments["context_key"]) if key is not None]
+        keys = (arguments["pert_key"], arguments["dose_key"], arguments["context_key"])
+        return [key for key in keys if key is not None]
 
     def split(self, adata: AnnData, call: TrainingCall, key: str) -> None:
         """Hold out perturbations, unless that was done."""
-        read = {name: call.arguments[name] for name in ("pert_key", "control", "context_key", "separator")}
+        read = {name: call.arguments[name] for name in LABELS}
         if call.split_key is None:
-            split_perturbations(adata, **read, gene_symbols=call.reading.gene_symbols, rng=call.seed, key_added=key)
-        conditions = Conditions.from_labels(
-            adata.obs[read["pert_key"]],
-            control=read["control"],
-            separator=read["separator"],
-            genes=gene_names(adata, call.reading.gene_symbols),
-        )
+            how = {"context_key": call.arguments["context_key"], "gene_symbols": call.reading.gene_symbols}
+            split_perturbations(adata, **read, **how, rng=call.seed, key_added=key)
+        conditions = read_conditions(adata.obs, genes=gene_names(adata, call.reading.gene_symbols), **read)
         parts, is_perturbed = adata.obs[key].astype(str).to_numpy(), conditions.codes > 0
         sizes = {part: len(np.unique(conditions.codes[is_perturbed & (parts == part)])) for part in PARTS}
         refuse_empty(sizes, "perturbation")
@@ -262,14 +283,15 @@ class Perturbation(Task):
         """Write the effects of the held-out perturbations."""
         wanted = Wanted(adata, None, read_params(adata, model, dict.fromkeys(READ), None), model)
         device = pick_device(call.config.accelerator)
-        predict_wanted(wanted, model, KEYS, device=device, seed=call.seed).write(adata, adata)
+        predict_wanted(wanted, KEYS, device=device, seed=call.seed).write(adata, adata)
         return f"effects of {wanted.rows['perturbation'].nunique():,} held-out perturbations"
 
     def evaluate(self, adata: AnnData, model: TaskModel, call: TrainingCall, *, name: str) -> Findings:
         """Score the effects with baselines and the ceiling of the data."""
         prediction, origin = read_prediction(adata, KEYS.prediction)
         # Tests of differential expression need packages that not everybody has, and the numbers must not depend on that.
-        options = {"baselines": list(BASELINES), "n_bootstrap": 1000, "max_cells": None}
+        rules = RULE_SETS[call.arguments["pert_kind"]]
+        options = {"baselines": list(rules.baselines), "n_bootstrap": 1000, "max_cells": None}
         metrics = list(choose_metrics(None, de=False))
         score_prediction(
             adata, prediction, origin, KEYS, key=KEYS.prediction, metrics=metrics, seed=call.seed, **options
@@ -302,15 +324,15 @@ class Perturbation(Task):
 
 def _default_split(screen: Screen) -> PerturbationSplit:
     """The split that :func:`scgalore.pp.split_perturbations` makes by default."""
-    return split_conditions(screen.conditions, "simulation", seed=SPLIT_SEED)
+    return split_conditions(screen.conditions, seed=SPLIT_SEED)
 
 
-def _recorded(screen: Screen, labels: pd.Series) -> tuple[pd.Categorical[Any], dict[str, Any]]:
+def _recorded(screen: Screen, obs: pd.DataFrame) -> tuple[pd.Categorical[Any], dict[str, Any]]:
     """That split as it is written."""
     split = _default_split(screen)
-    read = {name: screen.params[name] for name in ("pert_key", "control", "separator", "context_key")}
-    params = {"kind": "simulation", **read, "rng": SPLIT_SEED, **split.options}
-    return record_split(split, screen.conditions, labels, params)
+    read = {name: screen.params[name] for name in (*LABELS, "context_key")}
+    params = {"kind": default_kind(screen.conditions), **read, "rng": SPLIT_SEED, **split.options}
+    return record_split(split, screen.conditions, obs, params)
 
 
 def _log(stats: Mapping[str, Any]) -> None:

@@ -1,0 +1,185 @@
+"""How a network is told what perturbs a cell: an agent is a token with a flag.
+
+A gene is its own token. A compound is one that the vocabulary gets in addition, whose value is the logarithm of the dose where
+that of a gene is its expression. Where compounds have vectors, the embedding of such a token begins as a fixed projection of its
+vector, so that similar compounds begin alike and one that was never trained on has a place, too.
+"""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+
+from scgalore._words import few
+from scgalore.data.match import tokens_of_each
+from scgalore.data.perturbations import Targets
+from scgalore.data.vocab import GeneVocab
+from scgalore.errors import DataError
+from scgalore.perturb.baselines.dose import log_dose
+from scgalore.perturb.labels.parsing import Agent, subject_of
+from scgalore.tasks.perturbation.memory import memory_of
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, Iterable, Sequence
+
+    import pandas as pd
+
+    from scgalore.nn import CellNetwork
+    from scgalore.tasks.base import TaskModel
+
+__all__ = [
+    "agent_tokens",
+    "place_compounds",
+    "refuse_unknown",
+    "targets_of",
+    "token_name",
+    "with_compounds",
+]
+
+COMPOUND = "compound:"
+"""Begins the names of tokens of compounds, since some are called like genes: IL6 and its gene are two things."""
+
+
+def token_name(agent: str) -> str:
+    """Name of an agent's token: the gene, or the compound without its dose."""
+    subject, dose = Agent.of(agent)
+    return agent if dose is None else COMPOUND + subject
+
+
+def agent_tokens(agents: Iterable[str], vocab: GeneVocab, *, species: str = "human") -> list[int]:
+    """Token of each agent, -1 for those that a vocabulary lacks."""
+    return tokens_of_each(map(token_name, agents), vocab, species=species)
+
+
+def targets_of(
+    agents: Sequence[str],
+    vocab: GeneVocab,
+    known: Collection[str],
+    *,
+    species: str = "human",
+    lowest_dose: float | None = None,
+) -> Targets:
+    """Tokens of what perturbs a cell.
+
+    Parameters
+    ----------
+    agents
+        Genes, or a compound at a dose.
+    vocab
+        Knows each.
+    known
+        Genes, or compounds, that a prior knows.
+    species
+        Whose genes they are.
+    lowest_dose
+        Lowest dose of the training data, from which logarithms of doses are taken.
+    """
+    tokens = np.array(agent_tokens(agents, vocab, species=species), dtype=np.int64)
+    doses = [Agent.of(agent).dose for agent in agents]
+    values = None
+    if lowest_dose is not None:
+        values = np.array([log_dose(dose or 0.0, lowest_dose) for dose in doses], dtype=np.float32)
+    return Targets(tokens, np.array([subject_of(agent) in known for agent in agents], dtype=bool), values)
+
+
+def refuse_unknown(agents: Iterable[str], vocab: GeneVocab, *, species: str = "human") -> None:
+    """Raise :class:`~scgalore.errors.DataError` for genes and compounds that a model has no token for."""
+    agents = sorted(set(agents))
+    unknown = [
+        agent for agent, token in zip(agents, agent_tokens(agents, vocab, species=species), strict=True) if token < 0
+    ]
+    if not unknown:
+        return
+    compounds = list(dict.fromkeys(subject_of(agent) for agent in unknown if Agent.of(agent).dose is not None))
+    if compounds:
+        msg = (
+            f"The model knows no compound {few(compounds)}: it was not trained on it and has no vector of it. Write its vector to "
+            "the table of vectors_key=, adata.uns[...], for a model that was fine-tuned with vectors_key=; a model without has learnt "
+            "its training compounds by name, and cannot tell what another one does."
+        )
+        raise DataError(msg)
+    msg = (
+        f"The model knows no gene {few(unknown)}, so it cannot be told that it was perturbed. Use a current symbol or an "
+        "Ensembl id, or fine-tune on data in which the gene is measured or perturbed."
+    )
+    raise DataError(msg)
+
+
+def place_compounds(
+    network: CellNetwork, vocab: GeneVocab, new: Iterable[str], vectors: pd.DataFrame, reference: pd.DataFrame
+) -> None:
+    """Set the embeddings of compounds' tokens to projections of their vectors, in place.
+
+    Parameters
+    ----------
+    network
+        Has rows for them.
+    vocab
+        Has tokens for them.
+    new
+        Compounds.
+    vectors
+        One row a compound.
+    reference
+        Vectors of the compounds of the training data, from which centre and size are taken.
+    """
+    new = list(new)
+    if not new:
+        return
+    table = network.gene_table.weight
+    centre = reference.to_numpy(np.float64).mean(axis=0)
+    size = float(np.sqrt(((reference.to_numpy(np.float64) - centre) ** 2).sum(axis=1).mean())) or 1.0
+    axes = np.random.default_rng(0).standard_normal((len(centre), table.shape[1]))
+    places = (vectors.loc[new].to_numpy(np.float64) - centre) / size @ axes
+    n_genes = min(vocab.to_dict()[COMPOUND + name] for name in new)
+    with torch.no_grad():
+        genes = table[:n_genes]
+        rows = genes.mean(dim=0) + genes.std(dim=0) * torch.from_numpy(places).to(table)
+        table[[vocab.to_dict()[COMPOUND + name] for name in new]] = rows
+
+
+def with_compounds(model: TaskModel, agents: Iterable[str], vectors: pd.DataFrame | None) -> TaskModel:
+    """The model, or a copy that knows further compounds by their vectors.
+
+    Parameters
+    ----------
+    model
+        Fine-tuned.
+    agents
+        What is asked for.
+    vectors
+        Vectors of compounds that came with the cells; ``None`` without.
+
+    Raises
+    ------
+    DataError
+        If vectors have another length than those of the training data.
+    """
+    memory = memory_of(model)
+    if memory is None or memory.vectors is None or vectors is None:
+        return model
+    if vectors.shape[1] != memory.vectors.shape[1]:
+        msg = (
+            f"Vectors of compounds have {vectors.shape[1]:,} numbers, and those the model was trained with have "
+            f"{memory.vectors.shape[1]:,}. Pass vectors that were made in the same way."
+        )
+        raise DataError(msg)
+    asked = dict.fromkeys(subject_of(agent) for agent in agents)
+    new = [name for name in asked if COMPOUND + name not in model.vocab and name in vectors.index]
+    if not new:
+        return model
+    vocab = GeneVocab.from_dict(
+        model.vocab.to_dict() | {COMPOUND + name: len(model.vocab) + i for i, name in enumerate(new)}, specials=()
+    )
+    network = model.network.perturbation_variant(len(vocab), len(model.vocab), seed=0)
+    place_compounds(network, vocab, new, vectors, memory.vectors)
+    assert memory.prior is None or model.result is not None
+    known = replace(memory, prior=None if memory.prior is None else memory.prior.knowing(vectors.loc[new]))
+    larger = copy.copy(model)
+    larger.network, larger.vocab = network, vocab
+    larger.result = replace(model.result, memory=known)  # type: ignore[misc, type-var]
+    return larger

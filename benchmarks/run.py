@@ -28,6 +28,7 @@ SCRIPTS = {
     "perturbation_priors": "rules that a perturbation model may start from, on other data",
     "perturbation_floor": "models and priors against the best baseline, on all screens that are here",
     "perturbation_choice": "other ways to choose the prior of a perturbation model",
+    "compounds": "compounds at doses: a made dose-response, and interferon in cell types left out",
     "perturbation_ablation": "one decision of a perturbation model turned back at a time",
     "classes_floor": "cell types: the model and its linear model against the best simple baseline",
     "classes_unlabelled": "cell types: what cells without labels add to few labels and to other studies",

@@ -46,6 +46,8 @@ def test_every_cell_gets_the_part_of_its_perturbation() -> None:
         "pert_key": "perturbation",
         "control": "ctrl",
         "separator": "+",
+        "pert_kind": "gene",
+        "dose_key": None,
         "context_key": None,
         "rng": 42,
         "train_gene_set_size": 0.75,

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from scgalore.perturb.baselines.choice import Choice, choose_prior
-    from scgalore.perturb.baselines.effects import BASELINES, PRIORS, fit_rule
+    from scgalore.perturb.baselines.effects import BASELINES, COMPOUND_BASELINES, COMPOUND_PRIORS, PRIORS, fit_rule
     from scgalore.perturb.baselines.of_profiles import ProfileModel, fit_effects
     from scgalore.perturb.labels.conditions import Conditions
     from scgalore.perturb.labels.parsing import parse_condition
@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
 __all__ = [
     "BASELINES",
+    "COMPOUND_BASELINES",
+    "COMPOUND_PRIORS",
     "PRIORS",
     "Choice",
     "Conditions",
@@ -47,7 +49,7 @@ _HOMES = {
     "predictions.challenge": ("write_vcc",),
     "labels.conditions": ("Conditions",),
     "labels.parsing": ("parse_condition",),
-    "baselines.effects": ("BASELINES", "PRIORS", "fit_rule"),
+    "baselines.effects": ("BASELINES", "COMPOUND_BASELINES", "COMPOUND_PRIORS", "PRIORS", "fit_rule"),
     "baselines.choice": ("Choice", "choose_prior"),
     "baselines.of_profiles": ("ProfileModel", "fit_effects"),
     "splits.gears": ("split_by_genes", "split_by_hits", "split_by_labels", "split_singles_by_genes"),

@@ -12,7 +12,6 @@ from scgalore._docs import shared_parameters
 from scgalore._keys import PerturbationKeys
 from scgalore.data.records import read_prediction_record, read_scores_record
 from scgalore.errors import MissingKeyError, OptionError
-from scgalore.perturb.labels.parsing import agents_of, canonical_name
 from scgalore.pl._axes import axes_or_new, show_or_return
 
 if TYPE_CHECKING:
@@ -98,8 +97,9 @@ def _effects(
     adata: AnnData, result: Mapping[str, Any], perturbation: str, context: str | None
 ) -> tuple[pd.Series, pd.Series]:
     observed, source = result["observed"], result["params"]["key"]
-    name = canonical_name(agents_of(perturbation))
-    wanted = [f"{context} | {name}"] if context is not None else [perturbation, name]
+    # As it is written, since the name of a compound may hold a +; or with its genes sorted.
+    names = [perturbation, "+".join(sorted(perturbation.split("+")))]
+    wanted = names if context is None else [f"{context} | {name}" for name in names]
     row = next((label for label in wanted if label in observed), None)
     if row is None:
         labels = [str(label) for label in observed]

@@ -46,7 +46,9 @@ class TestReading:
         assert screen.contexts.tolist() == adata.obs["line"].tolist()
         assert screen.batches.tolist() == [str(lane) for lane in adata.obs["lane"]]
         assert screen.parts.tolist() == adata.obs["split"].tolist()
-        assert screen.params == {**KEYS, "control": "ctrl", "separator": "+", **AS_IT_IS.params(), "log_base": math.e}
+        kind = {"pert_kind": "gene", "dose_key": None, "vectors_key": None}
+        read = {**KEYS, "control": "ctrl", "separator": "+", **kind, **AS_IT_IS.params(), "log_base": math.e}
+        assert screen.params == read
 
     def test_recognised_control_is_recorded(self) -> None:
         assert Screen.from_adata(screen_data(), pert_key="condition").params["control"] == "ctrl"

@@ -19,7 +19,7 @@ CASES = [case for case in GEARS["cases"] if "error" not in case]
 PART_OF_LETTER = {"t": "train", "v": "validation", "e": "test", "d": "dropped"}
 GROUP_OF_LETTER = dict(zip("012s", GROUPS, strict=True))
 OF_CELLS = {"cell", "context"}
-OF_NAMES = [kind for kind in KINDS if kind not in OF_CELLS | {"custom"}]
+OF_NAMES = [kind for kind, how in KINDS.items() if "gene" in how.pert_kinds and kind not in OF_CELLS | {"custom"}]
 
 
 def split(labels: list[str], kind: str = "simulation", *, seed: int = 42, **options: Any) -> PerturbationSplit:

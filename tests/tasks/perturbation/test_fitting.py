@@ -32,12 +32,9 @@ from scgalore.model import SCGPT
 from scgalore.objectives import Perturbation
 from scgalore.perturb.baselines.effects import PRIORS, prior_of
 from scgalore.tasks import TASKS
+from scgalore.tasks.perturbation.agents import targets_of
 from scgalore.tasks.perturbation.effects import perturbed_embeddings, predict_effects
-from scgalore.tasks.perturbation.networks import (
-    flag_tokenizer,
-    predict_outputs,
-    targets_of,
-)
+from scgalore.tasks.perturbation.networks import flag_tokenizer, predict_outputs
 from scgalore.train.config import TrainConfig
 
 CPU = torch.device("cpu")

@@ -15,14 +15,13 @@ from scgalore.errors import DataError
 from scgalore.model import SCGPT
 from scgalore.nn import CellNetwork, SCGPTNetwork
 from scgalore.perturb.baselines.effects import RECIPES, prior_of
+from scgalore.tasks.perturbation.agents import refuse_unknown, targets_of
 from scgalore.tasks.perturbation.networks import (
     RowsOfCells,
     flag_tokenizer,
     gene_vectors,
     know_genes,
     predict_outputs,
-    refuse_unknown,
-    targets_of,
     training_cells,
 )
 

@@ -20,6 +20,7 @@ def model_card(
     evaluation: Mapping[str, Any] | None = None,
     *,
     choice: pd.DataFrame | None = None,
+    vectors: pd.DataFrame | None = None,
 ) -> str:
     """Write the card in Markdown.
 
@@ -37,13 +38,15 @@ def model_card(
         What :func:`scgalore.tl.evaluate_perturbation` wrote, for the scores of test perturbations.
     choice
         Scores by which the prior was chosen, from :func:`scgalore.perturb.choose_prior`.
+    vectors
+        Vectors of the compounds, one row a compound.
     """
     sizes = ", ".join(f"{len(names)} {part}" for part, names in perturbations.items())
     validation = stats.get("validation_pearson_delta") or {}
     lines = [
         f"# {weights['name']}: perturbation response",
         "",
-        "Fine-tuned with scgalore. Predicts the mean of log-normalised expression after genetic perturbations.",
+        f"Fine-tuned with scgalore. Predicts the mean of log-normalised expression after {_what(params)}.",
         "",
         "| | |",
         "| --- | --- |",
@@ -52,6 +55,7 @@ def model_card(
         f"| perturbations | {sizes} |",
         f"| control | {_listed(params['control'])} |",
         f"| context | {params['context_key'] or 'one'} |",
+        *_known_by(params, vectors),
         f"| genes new to the vocabulary | {len(params['added_genes']):,} |",
         "",
         "## Training",
@@ -79,6 +83,18 @@ def model_card(
         "",
     ]
     return "\n".join(lines)
+
+
+def _what(params: Mapping[str, Any]) -> str:
+    return "compounds at doses" if params.get("pert_kind") == "compound" else "genetic perturbations"
+
+
+def _known_by(params: Mapping[str, Any], vectors: pd.DataFrame | None) -> list[str]:
+    """How compounds are known."""
+    if params.get("pert_kind") != "compound":
+        return []
+    known = "name only" if vectors is None else f"vectors of {vectors.shape[1]:,} numbers"
+    return [f"| compounds are known by | {known} |", f"| doses | {params['dose_key'] or 'one'} |"]
 
 
 def _chosen(stats: Mapping[str, Any]) -> list[str]:

@@ -125,7 +125,7 @@ def split_conditions(
     offered = _offered(conditions)
     if kind not in offered:
         of = "genes" if conditions.kind == "gene" else "compounds"
-        msg = f"kind={kind!r}; expected for {of} one of {', '.join(map(repr, offered))}."
+        msg = f"kind={kind!r}; expected one of {', '.join(map(repr, offered))}, the kinds for {of}."
         raise OptionError(msg)
     if not conditions.perturbations:
         msg = f"All cells are control ({conditions.control!r}); there is no perturbation to split."

@@ -127,7 +127,13 @@ class PerturbationMemory:
             EFFECTS: save(arrays),
             STATS: json.dumps(self.stats, indent=2) + "\n",
             CARD: model_card(
-                self.params, self.stats, self.perturbations, dict(provenance), evaluation, choice=self.choice
+                self.params,
+                self.stats,
+                self.perturbations,
+                dict(provenance),
+                evaluation,
+                choice=self.choice,
+                vectors=self.vectors,
             ),
         }
 

@@ -357,7 +357,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     quick = arguments.quick
     made(report, 1 if quick else SEEDS, {"max_epochs": 1 if quick else 10, "accelerator": "cpu"})
     interferon(
-        report, arguments.data, 2 if quick else N_BOOTSTRAP, {"max_epochs": 1 if quick else 3, "accelerator": "cpu"}
+        report, arguments.data, 2 if quick else N_BOOTSTRAP, {"max_epochs": 1 if quick else 2, "accelerator": "cpu"}
     )
     report.finish(results_folder(arguments))
 

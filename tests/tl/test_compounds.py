@@ -73,7 +73,7 @@ class TestPredicting:
         moved = SCGPT.load(tmp_path / "model")
         torch.manual_seed(0)
         for parameter in moved.network.decoder.parameters():  # as if training had been worth something
-            torch.nn.init.normal_(parameter, std=0.05)
+            torch.nn.init.normal_(parameter, std=5.0)
         names = ["tsa@1", "tsa@3", "7@1"]
         sg.tl.predict_perturbation(adata, names, model=moved)
         prior = adata.uns["predict_perturbation"]["prior"].T
@@ -128,19 +128,18 @@ class TestKeeping:
         model.save(tmp_path / "model")
         again = load(tmp_path / "model")
         assert again.memory.params["pert_kind"] == "compound"
-        pd.testing.assert_frame_equal(
-            again.memory.vectors, model.memory.vectors, check_names=False, check_column_type=False
-        )
+        assert list(again.memory.vectors.index) == list(model.memory.vectors.index)
+        np.testing.assert_array_equal(again.memory.vectors, model.memory.vectors)
         pd.testing.assert_frame_equal(effects_of(adata, again, names), before, check_exact=True)
         assert "vectors of 3 numbers" in (tmp_path / "model" / "README.md").read_text()
 
     def test_resumed_bit_for_bit(self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
         adata = dosed(compounds=COMPOUNDS[:4], n_cells=6)
         sg.pp.split_perturbations(adata, "dose", **KEYS, test_doses=[1], validation_doses=[10])
-        run = {**RUN, "context_key": None, "max_epochs": 3, "prior": "none"}
+        run = {**RUN, "context_key": None, "max_epochs": 3, "batch_size": 8, "prior": "none"}
         expected = sg.tl.finetune(adata.copy(), untrained(), **run)
         with monkeypatch.context() as patch:
-            interrupt(patch, after=5)
+            interrupt(patch, after=4)
             with pytest.raises(KeyboardInterrupt):
                 sg.tl.finetune(adata, untrained(), **run, checkpoint_dir=tmp_path)
         resumed = sg.tl.finetune(adata, untrained(), **run, checkpoint_dir=tmp_path, resume=True)
@@ -165,12 +164,12 @@ def interrupt(patch: pytest.MonkeyPatch, *, after: int) -> None:
 class TestSplits:
     def test_one_is_made_where_there_is_none(self) -> None:
         adata = dosed(n_cells=4)
-        sg.tl.finetune(adata, untrained(), **{**RUN, "context_key": None, "max_epochs": 1})
+        model = sg.tl.finetune(adata, untrained(), **{**RUN, "context_key": None, "max_epochs": 1})
         assert adata.uns["split"]["params"]["kind"] == "compound"
         assert adata.uns["split"]["params"]["dose_key"] == "dose"
         drugs = adata.obs.loc[adata.obs["split"] == "test", "drug"]
         assert drugs.nunique() == 1
-        sg.tl.predict_perturbation(adata)
+        sg.tl.predict_perturbation(adata, model=model)
         assert set(adata.uns["predict_perturbation"]["rows"]["compound"]) == set(drugs)
 
     def test_a_changed_dose_is_noticed(self) -> None:

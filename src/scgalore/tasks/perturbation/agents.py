@@ -135,9 +135,8 @@ def place_compounds(
     size = float(np.sqrt(((reference.to_numpy(np.float64) - centre) ** 2).sum(axis=1).mean())) or 1.0
     axes = np.random.default_rng(0).standard_normal((len(centre), table.shape[1]))
     places = (vectors.loc[new].to_numpy(np.float64) - centre) / size @ axes
-    n_genes = min(vocab.to_dict()[COMPOUND + name] for name in new)
     with torch.no_grad():
-        genes = table[:n_genes]
+        genes = table[[token for name, token in vocab.to_dict().items() if not name.startswith(COMPOUND)]]
         rows = genes.mean(dim=0) + genes.std(dim=0) * torch.from_numpy(places).to(table)
         table[[vocab.to_dict()[COMPOUND + name] for name in new]] = rows
 

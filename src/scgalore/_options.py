@@ -27,6 +27,7 @@ __all__ = [
     "POSITIVE",
     "SWITCH",
     "TEXT",
+    "UNS_OR_OBSM",
     "Kind",
     "Option",
     "as_json",
@@ -43,6 +44,9 @@ __all__ = [
 
 
 C = TypeVar("C", bound=type)
+
+UNS_OR_OBSM = "uns or obsm"
+"""Slots of an entry that may be in either."""
 
 
 @dataclass(frozen=True)
@@ -90,7 +94,8 @@ class Option:
     shown_default
         What the help shows as default in place of ``default``.
     column
-        Slot of the AnnData (``"obs"``, ``"var"``, ``"layers"`` or ``"obsm"``) that must have an entry of this name, if it is one.
+        Slot of the AnnData (``"obs"``, ``"var"``, ``"layers"``, ``"obsm"`` or :data:`UNS_OR_OBSM`) that must have an entry of this
+        name, if it is one.
     aliases
         Further names on the command line, without dashes in front.
     """

@@ -197,8 +197,8 @@ def baselines_scored_on_the_test_part(monkeypatch: pytest.MonkeyPatch) -> None:
         seen.append(profiles(self, "test"))
         return profiles(self, *parts)
 
-    def leaking(rows: RowsOfCells, columns: Any) -> dict[str, float]:
-        return scores(replace(rows, validation=seen[-1]), columns)
+    def leaking(rows: RowsOfCells, columns: Any, vectors: Any) -> dict[str, float]:
+        return scores(replace(rows, validation=seen[-1]), columns, vectors)
 
     monkeypatch.setattr(Screen, "profiles", noting)
     monkeypatch.setattr(fitting, "_validation_scores", leaking)

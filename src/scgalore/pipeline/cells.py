@@ -14,6 +14,7 @@ from anndata import AnnData
 from anndata.io import read_elem, sparse_dataset
 
 from scgalore._files import file_digest
+from scgalore._options import UNS_OR_OBSM
 from scgalore.data.expression import LogExpression
 from scgalore.data.matrix import CellMatrix
 from scgalore.data.readers import open_matrix
@@ -79,18 +80,18 @@ class CellFile:
         return _Records(self.path)
 
     def require(self, slot: str, name: str, key: str | None) -> None:
-        """Raise :class:`~scgalore.errors.MissingKeyError` unless a column or layer exists.
+        """Raise :class:`~scgalore.errors.MissingKeyError` unless a column, layer or record exists.
 
         Parameters
         ----------
         slot
-            ``"obs"``, ``"var"``, ``"layers"`` or ``"obsm"``.
+            ``"obs"``, ``"var"``, ``"layers"``, ``"obsm"`` or :data:`~scgalore._options.UNS_OR_OBSM`.
         name
             Option that asks for it.
         key
-            Column or layer; nothing is asked for with ``None``.
+            Name of it; nothing is asked for with ``None``.
         """
-        entries = getattr(self, slot)
+        entries = (*self.uns, *self.obsm) if slot == UNS_OR_OBSM else getattr(self, slot)
         found = entries if isinstance(entries, tuple) else tuple(map(str, entries.columns))
         if key is not None and key not in found:
             msg = f"{name}={key!r}: {self.path} has no such entry in {slot}, which has {list(found)}."
@@ -114,7 +115,7 @@ class CellFile:
         uns
             Entries of ``uns`` to read too, where they are there.
         obsm
-            Tables of cells to read too.
+            Tables of cells to read too, where they are there.
         """
         root = open_file(self.path)
         try:
@@ -126,7 +127,7 @@ class CellFile:
             name = f"{slot} of {self.path}"
             matrix = CellMatrix(open_matrix(x, name), x.shape, name=name).rows(rows)
             kept = {key: read_elem(root["uns"][key]) for key in uns if key in root.get("uns", ())}
-            tables = {key: _rows_of(read_elem(root["obsm"][key]), rows) for key in obsm}
+            tables = {key: _rows_of(read_elem(root["obsm"][key]), rows) for key in obsm if key in self.obsm}
         finally:
             _close(root)
         return AnnData(matrix, obs=self.obs.iloc[rows].copy(), var=self.var.copy(), uns=kept, obsm=tables)

@@ -13,6 +13,7 @@ import numpy as np
 from anndata import AnnData
 
 from scgalore import errors
+from scgalore._options import UNS_OR_OBSM
 from scgalore._world import launched_world
 from scgalore.data.proteins import NAMES_KEY
 from scgalore.data.scale import is_called_counts
@@ -159,7 +160,10 @@ class _Run:
             kept = [] if config.split_key is None else [config.split_key]
             tables = [config.arguments[option.name] for option in task.arguments if option.column == "obsm"]
             kept += [NAMES_KEY] if tables else []
-            adata = self.file.read(rows, config.layer, uns=[*kept, *self._records()], obsm=tables)
+            either = [config.arguments[option.name] for option in task.arguments if option.column == UNS_OR_OBSM]
+            either = [key for key in either if key is not None]
+            uns, obsm = [*kept, *either, *self._records()], [*tables, *either]
+            adata = self.file.read(rows, config.layer, uns=uns, obsm=obsm)
             self.sizes["cells chosen"] = adata.n_obs
             note(f"{adata.n_obs:,} of {len(self.file.obs):,} cells, {adata.n_vars:,} genes")
         with self._stage("split") as note:

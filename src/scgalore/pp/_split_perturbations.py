@@ -174,7 +174,12 @@ def split_perturbations(
         key_added=key_added,
         columns={"pert_key": pert_key, "context_key": context_key, "dose_key": dose_key},
     )
-    labels = {"pert_key": pert_key, "separator": separator, "pert_kind": pert_kind, "dose_key": dose_key}
+    labels: dict[str, Any] = {
+        "pert_key": pert_key,
+        "separator": separator,
+        "pert_kind": pert_kind,
+        "dose_key": dose_key,
+    }
     genes = gene_names(adata, gene_symbols)
     conditions = read_conditions(adata.obs, control=control, genes=genes, **labels)
     conditions.report()

@@ -159,7 +159,12 @@ def rank_adata(
         if pert_key is None:
             msg = f"gene_strategy={gene_strategy!r} needs pert_key=, the column of adata.obs with the perturbation of each cell; it has {list(adata.obs.columns)}."
             raise OptionError(msg)
-        labels = {"pert_key": pert_key, "separator": separator, "pert_kind": pert_kind, "dose_key": dose_key}
+        labels: dict[str, Any] = {
+            "pert_key": pert_key,
+            "separator": separator,
+            "pert_kind": pert_kind,
+            "dose_key": dose_key,
+        }
         conditions = read_conditions(adata.obs, control=control, genes=names, **labels)
         conditions.report()
     cells = Cells(train, _codes(adata, batch_key, train), _codes(adata, context_key, train), conditions)

@@ -406,7 +406,12 @@ class Task(ABC):
     def reads(self, call: TrainingCall) -> list[Read]:
         """Slots that training reads: what no result may be written over."""
         given = ((one.column, one.name, call.arguments[one.name]) for one in self.arguments)
-        named = [(slot, f"{name}=", key) for slot, name, key in given if slot and isinstance(key, str)]
+        named = [
+            (slot, f"{name}=", key)
+            for slots, name, key in given
+            if slots and isinstance(key, str)
+            for slot in slots.split(" or ")
+        ]
         return [*call.reading.reads(), *named, ("obs", "split_key=", call.split_key)]
 
     def writes(self, keys: CellKeys, call: TrainingCall) -> Mapping[str, Sequence[str]]:

@@ -241,9 +241,9 @@ class TestHoldingOut:
             part = choice.table[choice.table["question"] == question].set_index("candidate")
             assert list(part.index) == ["control mean", *candidates]
             assert part["chosen"].sum() == 1
-            best = part.loc[part["chosen"], "mse"].item()
-            assert best <= part.loc["dose response", "mse"]
-            assert part.loc["dose response", "mse"] < 0.5 * part.loc["control mean", "mse"]
+            error = part["mse"].to_dict()
+            assert part["mse"][part["chosen"]].item() <= error["dose response"]
+            assert error["dose response"] < 0.5 * error["control mean"]
 
 
 def test_cells_of_a_screen() -> None:

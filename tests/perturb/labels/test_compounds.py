@@ -42,7 +42,9 @@ class TestNames:
         with pytest.raises(DataError, match="'stim@2' names a dose, and these data have none.*dose_key="):
             found.genes_of("stim@2")
 
-    @pytest.mark.parametrize("doses", [["0", "10", "1e-1"], pd.Categorical([0.0, 10.0, 0.1]), np.float32([0, 10, 0.1])])
+    @pytest.mark.parametrize(
+        "doses", [["0", "10", "1e-1"], pd.Categorical([0.0, 10.0, 0.1]), np.array([0, 10, 0.1], dtype=np.float32)]
+    )
     def test_doses_of_any_type(self, doses: Any) -> None:
         found = Compounds.from_doses(["DMSO", "a", "b"], pd.Series(doses, name="dose"))
         assert found.perturbations == ("a@10", "b@0.1")

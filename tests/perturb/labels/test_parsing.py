@@ -18,7 +18,7 @@ def test_a_compound_at_a_dose_is_taken_apart_again(compound: str, dose: float) -
     assert found.subject == compound == subject_of(agent)
     assert found.dose is not None
     assert math.isclose(found.dose, dose, rel_tol=1e-5)
-    assert at_dose(*found) == agent
+    assert at_dose(found.subject, found.dose) == agent
     assert agents_of(canonical_name([agent])) == (agent,)
 
 

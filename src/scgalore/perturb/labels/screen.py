@@ -147,7 +147,12 @@ class Screen:
             if key is not None:
                 read_column(adata.obs, key, asked=name, gaps=name in ("pert_key", "split_key"))
         names = gene_names(adata, reading.gene_symbols)
-        labels = {"pert_key": pert_key, "separator": separator, "pert_kind": pert_kind, "dose_key": dose_key}
+        labels: dict[str, Any] = {
+            "pert_key": pert_key,
+            "separator": separator,
+            "pert_kind": pert_kind,
+            "dose_key": dose_key,
+        }
         check_kind(pert_kind, vectors_key=vectors_key)
         conditions = read_conditions(adata.obs, control=control, genes=names, **labels)
         conditions.report()

@@ -314,7 +314,9 @@ def _tidy(values: Mapping[str, pd.DataFrame], real: Profiles, groups: NDArray[np
     )
     if real.kind == "compound":
         found = [Agent.of(name) for name in real.perturbations]
-        about = about.assign(compound=[compound for compound, _ in found], dose=[dose for _, dose in found])
+        about = about.assign(
+            compound=[compound for compound, _ in found], dose=np.array([dose for _, dose in found], float)
+        )
     tables = []
     for method, table in values.items():
         long = about.loc[table.index].assign(method=method).join(table)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import copy
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 import torch
@@ -39,6 +39,8 @@ __all__ = [
     "token_name",
     "with_compounds",
 ]
+
+AnyModel = TypeVar("AnyModel", bound="TaskModel")
 
 COMPOUND = "compound:"
 """Begins the names of tokens of compounds, since some are called like genes: IL6 and its gene are two things."""
@@ -141,7 +143,7 @@ def place_compounds(
         table[[vocab.to_dict()[COMPOUND + name] for name in new]] = rows
 
 
-def with_compounds(model: TaskModel, agents: Iterable[str], vectors: pd.DataFrame | None) -> TaskModel:
+def with_compounds(model: AnyModel, agents: Iterable[str], vectors: pd.DataFrame | None) -> AnyModel:
     """The model, or a copy that knows further compounds by their vectors.
 
     Parameters

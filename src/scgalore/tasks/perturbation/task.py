@@ -12,7 +12,7 @@ from anndata import AnnData
 from scgalore import _logging as logg
 from scgalore import pl
 from scgalore._keys import PerturbationKeys
-from scgalore._options import COUNT, TEXT, Option, choice
+from scgalore._options import COUNT, TEXT, UNS_OR_OBSM, Option, choice
 from scgalore.data.cells import gene_names
 from scgalore.data.results import Results
 from scgalore.data.split import PARTS
@@ -114,6 +114,7 @@ class Perturbation(Task):
             TEXT,
             "Key of vectors of compounds, such as fingerprints: in uns a table with compounds as index, or in obsm a vector for "
             "each cell. Left out, compounds are known by name, and only those that were trained on can be predicted.",
+            column=UNS_OR_OBSM,
         ),
         Option(
             "control",
@@ -230,8 +231,7 @@ class Perturbation(Task):
 
     def reads(self, call: TrainingCall) -> list[Read]:
         """Columns of the screen, and the record of its split."""
-        vectors = [(slot, "vectors_key=", call.arguments["vectors_key"]) for slot in ("uns", "obsm")]
-        return [*super().reads(call), *(("uns", "the split", key) for key in (call.split_key, *SPLIT_KEYS)), *vectors]
+        return [*super().reads(call), *(("uns", "the split", key) for key in (call.split_key, *SPLIT_KEYS))]
 
     def writes(self, keys: CellKeys, call: TrainingCall) -> Mapping[str, Sequence[str]]:
         """No slots of cells. A split that is made is written where nothing is."""

@@ -22,6 +22,7 @@ import pytest
 import scanpy as sc
 import scipy.sparse as sp
 from anndata import AnnData
+from tests.dosed_screens import dosed
 from tests.pages import REPOSITORY, Block, blocks_of, read, run_blocks
 from tests.scberts import small_model
 from tests.tiny_plugin import few_cells
@@ -123,6 +124,13 @@ def split_screen() -> AnnData:
     return adata
 
 
+def drugs() -> AnnData:
+    """Compounds at doses in two lines, with vectors, on genes that the small weights know."""
+    adata = dosed(compounds=["dexamethasone", "(+)-JQ1", "IL6", "drug a/b"], contexts=("A549", "K562"), n_cells=5)
+    adata.var_names = _whole().raw.var_names[: adata.n_vars]
+    return adata
+
+
 def annotated() -> AnnData:
     adata = cells()
     sg.tl.annotate(adata, sg.tl.finetune(adata, "scgpt-mini", labels_key="cell_type", max_epochs=1))
@@ -168,6 +176,7 @@ READERS: dict[str, Callable[[], dict[str, Any]]] = {
         "held_out": cells(slice(40, 60)),
         **in_files("atlas.h5ad", "lung.h5ad", "blood.h5ad", "brain.zarr"),
     },
+    "docs/concepts/compounds.md": lambda: {"adata": drugs()},
     "docs/concepts/perturbation-splits.md": lambda: {"adata": screen("condition")},
     "docs/integration.md": lambda: {"adata": batches(), "query": batches(), **in_files("cells.h5ad", cells=batches)},
     "docs/genes.md": lambda: {"adata": blood()},

@@ -6,8 +6,10 @@ import anndata as ad
 import numpy as np
 import pandas as pd
 import pytest
+import scanpy as sc
 import scipy.sparse as sp
 from anndata import AnnData
+from tests.dosed_screens import dosed
 
 import scgalore as sg
 from scgalore.errors import DataError, MissingKeyError, OptionError
@@ -151,3 +153,32 @@ class TestRefusals:
     def test_no_perturbation_to_predict(self) -> None:
         with pytest.raises(OptionError, match="perturbations is empty"):
             sg.perturb.fit_effects(changes(), **LFC).predict([])
+
+
+class TestCompounds:
+    @pytest.fixture
+    def drugs(self) -> AnnData:
+        """Pseudobulk of compounds at doses, and its difference from control as a layer."""
+        adata = sc.get.aggregate(dosed(), ["drug", "dose"], func="mean")
+        adata.X = adata.layers.pop("mean")
+        control = adata.X[(adata.obs["drug"] == "DMSO").to_numpy()]
+        adata.layers["lfc"] = adata.X - control
+        adata.obs["dose"] = adata.obs["dose"].astype(float)
+        return adata
+
+    def test_log_fold_changes_are_those_of_means(self, drugs: AnnData) -> None:
+        keys: dict[str, Any] = {"pert_key": "drug", "pert_kind": "compound", "dose_key": "dose"}
+        vectors = dosed().uns["fingerprints"]
+        changes = drugs[drugs.obs["drug"] != "DMSO"].copy()
+        one = sg.perturb.fit_effects(drugs, data_type="log1p", embeddings=vectors, prior="dose response", **keys)
+        two = sg.perturb.fit_effects(
+            changes, data_type="lfc", layer="lfc", embeddings=vectors, prior="dose response", **keys
+        )
+        asked = ["dex@0.3", "(+)-JQ1@20"]
+        assert one.predict(asked).index.tolist() == asked
+        np.testing.assert_allclose(one.predict(asked), two.predict(asked), rtol=1e-3, atol=1e-4)
+        assert set(one.scores["candidate"]) == {"control mean", *candidates_of(RULE_SETS["compound"])}
+        with pytest.raises(DataError, match="1 of 6 compounds have no vector under 'embeddings=': 'dex'"):
+            sg.perturb.fit_effects(drugs, data_type="log1p", embeddings=vectors.drop("dex"), **keys)
+        with pytest.raises(OptionError, match="prior='mixed': choose one of 'chosen', 'dose response'"):
+            sg.perturb.fit_effects(drugs, data_type="log1p", prior="mixed", **keys)

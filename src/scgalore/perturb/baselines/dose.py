@@ -39,7 +39,7 @@ BELOW = 10.0
 LENGTHS = (1.5, 3.0, 6.0)
 """Lengths over which a response changes, in natural logarithms of the dose, of which the most likely is taken."""
 
-MOST_ROWS = 300
+MOST_ROWS = 200
 """Rows from which variances are estimated, since that takes the cube of their number; all of them predict."""
 
 N_COMPONENTS = 10

@@ -16,18 +16,20 @@ from scgalore.data.columns import read_column
 from scgalore.data.texts import texts_of
 from scgalore.errors import DataError, MissingKeyError, OptionError
 from scgalore.perturb.baselines.choice import CHOSEN, choose_prior
-from scgalore.perturb.baselines.effects import PRIORS, prior_of
-from scgalore.perturb.labels.conditions import Conditions
+from scgalore.perturb.baselines.effects import RULE_SETS, prior_of
 from scgalore.perturb.labels.control import CONTROL, CONTROL_LABELS
 from scgalore.perturb.labels.parsing import canonical_name
 from scgalore.perturb.labels.profiles import Profiles
+from scgalore.perturb.labels.reading import PERT_KINDS, check_kind, read_conditions
 from scgalore.perturb.labels.screen import Screen
+from scgalore.perturb.labels.vectors import require_vectors
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from scgalore._typing import Control, Label
     from scgalore.perturb.baselines.effects import Effects
+    from scgalore.perturb.labels.conditions import Conditions
 
 __all__ = ["ProfileModel", "fit_effects"]
 
@@ -99,6 +101,8 @@ def fit_effects(
     control: Control = None,
     context_key: str | None = None,
     separator: str | None = None,
+    pert_kind: str = PERT_KINDS[0],
+    dose_key: str | None = None,
     prior: str = CHOSEN,
     embeddings: pd.DataFrame | None = None,
     layer: str | None = None,
@@ -126,11 +130,16 @@ def fit_effects(
         Column of ``adata.obs`` with the cell type or line, within which rules are fitted.
     separator
         Separator between the genes of a label. Detected if not given.
+    pert_kind
+        What perturbs: ``"gene"``, or ``"compound"``, whose labels are names of compounds.
+    dose_key
+        Column of ``adata.obs`` with the dose of each compound; ``None`` where each has one dose only.
     prior
-        ``"chosen"``, or one of :data:`scgalore.perturb.PRIORS`; all of them are scored in any case.
+        ``"chosen"``, or one of :data:`scgalore.perturb.PRIORS`, of compounds :data:`scgalore.perturb.COMPOUND_PRIORS`; all of
+        them are scored in any case.
     embeddings
         Vectors of genes, one row a gene, for the linear rule, which finds similar genes by them; principal scores of the
-        measured genes when left out.
+        measured genes when left out. Or vectors of compounds, one row a compound; compounds are known by name when left out.
     layer
         Layer to read; ``None`` is ``adata.X``.
     gene_symbols
@@ -155,16 +164,22 @@ def fit_effects(
     >>> prior = sg.perturb.fit_effects(adata, pert_key="perturbation", data_type="lfc")  # doctest: +SKIP
     >>> prior.scores  # doctest: +SKIP
     >>> prior.predict(["KLF1+MAP2K6"])  # doctest: +SKIP
+    >>> prior = sg.perturb.fit_effects(
+    ...     drugs, pert_key="drug", pert_kind="compound", dose_key="dose", data_type="lfc", embeddings=fingerprints
+    ... )  # doctest: +SKIP
+    >>> prior.predict(["dexamethasone@0.3"])  # doctest: +SKIP
     """
     if not isinstance(adata, AnnData):
         msg = f"Expected an AnnData of profiles, not a {type(adata).__name__}. A rule is fitted by sg.perturb.fit_rule(name, profiles)."
         raise DataError(msg)
-    for name, value, choices in (("data_type", data_type, DATA_TYPES), ("prior", prior, (CHOSEN, *PRIORS))):
+    check_kind(pert_kind, dose_key=dose_key, separator=separator)
+    priors = (CHOSEN, *RULE_SETS[pert_kind].priors)
+    for name, value, choices in (("data_type", data_type, DATA_TYPES), ("prior", prior, priors)):
         if value not in choices:
             msg = f"{name}={value!r}: choose one of {', '.join(map(repr, choices))}."
             raise OptionError(msg)
     read: dict[str, Any] = {"layer": layer, "gene_symbols": gene_symbols}
-    labels: dict[str, Any] = {"control": control, "separator": separator}
+    labels: dict[str, Any] = {"control": control, "separator": separator, "pert_kind": pert_kind, "dose_key": dose_key}
     if data_type == "lfc":
         conditions, profiles = _log_fold_changes(adata, pert_key, context_key, labels, read)
     else:
@@ -172,6 +187,8 @@ def fit_effects(
             adata, pert_key=pert_key, context_key=context_key, data_type=data_type, **labels, **read
         )
         conditions, profiles = screen.conditions, screen.profiles()
+    if embeddings is not None and pert_kind != PERT_KINDS[0]:
+        require_vectors([agent for agents in profiles.perturbed for agent in agents], embeddings, "embeddings=")
     choice = choose_prior(profiles, embeddings=embeddings)
     recipe = choice.recipe if prior == CHOSEN else prior_of(prior)
     return ProfileModel(recipe.fit(profiles, embeddings=embeddings), choice.table, profiles, conditions)
@@ -187,8 +204,11 @@ def _log_fold_changes(
     is_there = labels["control"] is not None or any(
         text is not None and text.strip() in CONTROL_LABELS for text in texts
     )
-    added = [] if is_there else [CONTROL]
-    conditions = Conditions.from_labels([*added, *texts], genes=genes, **labels)
+    obs = pd.DataFrame({pert_key: texts}, index=adata.obs_names)
+    if labels["dose_key"] is not None:
+        obs[labels["dose_key"]] = read_column(adata.obs, labels["dose_key"], asked="dose_key")
+    added = obs[:0] if is_there else pd.DataFrame({pert_key: [CONTROL]})
+    conditions = read_conditions(pd.concat([added, obs]), pert_key=pert_key, genes=genes, **labels)
     codes = conditions.codes[len(added) :]
     rows = np.flatnonzero(codes > 0)
     if len(rows) == 0:
@@ -220,4 +240,5 @@ def _log_fold_changes(
         control_means=nothing,
         control_variances=np.zeros_like(nothing),
         n_controls=np.ones(len(names), dtype=np.int64),
+        kind=conditions.kind,
     )

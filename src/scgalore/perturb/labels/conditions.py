@@ -68,7 +68,7 @@ class Conditions:
     """
 
     kind: ClassVar[str] = "gene"
-    """What perturbs: genes here, compounds in :class:`~scgalore.perturb.labels.compounds.Compounds`."""
+    """What perturbs: ``"gene"``, or ``"compound"`` in its subclass for compounds at doses."""
 
     codes: NDArray[np.int64] = field(repr=False)
     names: tuple[str, ...]

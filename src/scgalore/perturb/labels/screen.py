@@ -126,8 +126,7 @@ class Screen:
         dose_key
             Column of ``adata.obs`` with the dose of each compound; ``None`` where each has one dose only.
         vectors_key
-            Key in ``adata.uns`` or ``adata.obsm`` of vectors of compounds, see
-            :func:`~scgalore.perturb.labels.vectors.read_vectors`.
+            Key of vectors of compounds, as for :func:`scgalore.tl.finetune`.
         log_base
             Base of the logarithms to give; that of the matrix when left out.
         **read

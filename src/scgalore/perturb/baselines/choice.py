@@ -4,7 +4,8 @@ Perturbations are held out in two ways: one by one, and together with all others
 later. Rules are judged apart for perturbations of genes that were perturbed otherwise (``"seen"``) and of genes that were not
 (``"unseen"``), since the one says nothing of the other: with singles alone any mean does for what is unseen, and no double is
 there to show that it does not for doubles. Compounds are held out likewise: at one dose, and at all of them. What decides is the
-squared error of the effect. The default rule (``"mixed"``, of compounds ``"dose response"``) gives way to another only where that is better by two standard errors, as a dozen of perturbations is soon predicted better by chance.
+squared error of the effect. The default rule (``"mixed"``, of compounds ``"dose response"``) gives way to another only where that is
+better by two standard errors, as a dozen of perturbations is soon predicted better by chance.
 """
 
 from __future__ import annotations

@@ -13,7 +13,7 @@ from scgalore.data.texts import looks_missing, same_label, text_of, texts_of
 from scgalore.errors import DataError
 from scgalore.perturb.labels.conditions import Conditions
 from scgalore.perturb.labels.control import CONTROL, CONTROL_LABELS, find_controls
-from scgalore.perturb.labels.parsing import JOINT, Agent, at_dose, canonical_name
+from scgalore.perturb.labels.parsing import JOINT, Agent, at_dose
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -152,10 +152,6 @@ class Compounds(Conditions):
     def unknown(self, known: Callable[[str], bool] = lambda gene: False) -> dict[str, int]:
         """Nothing: the name of a compound can be any text."""
         return {}
-
-    def index(self, name: object) -> int:
-        """Position of a compound at a dose in ``names``; see :meth:`Conditions.index`."""
-        return super().index(canonical_name(self.genes_of(name)))
 
     @property
     def _compounds(self) -> list[str]:

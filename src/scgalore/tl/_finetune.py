@@ -99,7 +99,7 @@ def finetune(
     split_key
         Column of ``adata.obs`` with ``"train"``, ``"validation"`` or ``"test"`` for each cell; by default a random split,
         within the classes if there are some. Perturbations: ``"split"`` if :func:`scgalore.pp.split_perturbations` has
-        written it for this ``pert_key``, as its record in ``uns`` says, else a simulation split, which is made and written to
+        written it for this ``pert_key``, as its record in ``uns`` says, else that function's default split, which is made and written to
         ``"split"``, or to ``"perturbation_split"`` where somebody else's column has that name.
     validation_size, test_size
         Fractions of the cells used for validation (selecting the epoch) and testing, for the random split of cells;

@@ -90,6 +90,8 @@ class TestFinishedRun:
         wanted = {
             "context_key",
             "batch_key",
+            "dose_key",
+            "vectors_key",
             "genes_per_step",
             "class_weight",
             "split_key",

@@ -90,6 +90,9 @@ def test_arguments_are_complete_and_plain() -> None:
     _, found = call(pert_key="gene", genes_per_step=12)
     assert found.arguments == {
         "pert_key": "gene",
+        "pert_kind": "gene",
+        "dose_key": None,
+        "vectors_key": None,
         "control": None,
         "context_key": None,
         "batch_key": None,

@@ -137,7 +137,7 @@ class Perturbation(Task):
         Option("separator", TEXT, "Separator between the genes of a label. Detected if not given."),
         Option(
             "prior",
-            choice(CHOSEN, *(prior for rules in RULE_SETS.values() for prior in rules.priors), NO_PRIOR),
+            choice(CHOSEN, *dict.fromkeys(prior for rules in RULE_SETS.values() for prior in rules.priors), NO_PRIOR),
             "Rule that the network corrects; chosen: by perturbations that the rules were not fitted to; none: it predicts "
             "expression itself.",
             CHOSEN,

@@ -129,6 +129,34 @@ def test_model_is_found_again(query: AnnData, atlas: AnnData, model: SCGPT, tmp_
         np.testing.assert_array_equal(query.obsm[f"{MAPPED}_neighbors"], expected)
 
 
+def test_model_is_found_from_another_folder(
+    query: AnnData, atlas: AnnData, model: SCGPT, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    model.save("model")
+    sg.tl.build_reference(atlas, "model", labels="phase", path="atlas.h5")
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    sg.tl.map_to_reference(query, tmp_path / "atlas.h5")
+    assert "scgpt_mapped_phase" in query.obs
+
+
+def test_model_in_memory_is_not_found_in_a_file(
+    query: AnnData, atlas: AnnData, model: SCGPT, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    model.save(tmp_path / "model")
+    path = tmp_path / "atlas.h5"
+    for one in ("scgpt-mini", tmp_path / "model"):
+        sg.tl.build_reference(atlas, one, labels="phase", path=tmp_path / f"{Path(one).name}.h5", min_matched=0)
+    sg.tl.build_reference(atlas, model, labels="phase")
+    assert "a model in memory" not in caplog.text
+    sg.tl.build_reference(atlas, model, labels="phase", path=path)
+    assert "'random' is a model in memory" in caplog.text
+    with pytest.raises(OptionError, match="had not been read from a folder.*Pass it as model="):
+        sg.tl.map_to_reference(query, path)
+    sg.tl.map_to_reference(query, path, tmp_path / "model")
+
+
 def test_another_model_is_refused(query: AnnData, index: Reference, make_model: Callable[..., SCGPT]) -> None:
     before = query.copy()
     for other in (make_model(query.var_names, rng=1), make_model(query.var_names)):

@@ -28,7 +28,8 @@ from scgalore.mapping.files import read_reference, write_reference
 from scgalore.mapping.reference import FEWEST_LEFT_OUT, Cells, Column, Reference, distinct
 from scgalore.mapping.space import blocks
 from scgalore.model.inference import RunOptions
-from scgalore.tl._shared import as_model, model_of_reference
+from scgalore.tl._shared import IN_MEMORY, as_model, model_of_reference
+from scgalore.weights import list_weights
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -81,7 +82,7 @@ def build_reference(
         have different genes. Files and backed objects are read a block at a time.
     model
         Name in the registry of weights, folder of a checkpoint, or a model; best one that was fine-tuned. With ``extend`` it may be
-        left out.
+        left out. One that is in no folder has to be passed to :func:`scgalore.tl.map_to_reference` again, once the reference is read from its file.
     labels
         Columns of ``obs`` with labels to map, such as ``["cell_type", "tissue"]``.
     batch_key
@@ -173,13 +174,19 @@ def build_reference(
     n_obs = sum(adata.n_obs for adata in atlas)
     with logg.step(f"building a reference of {n_obs:,} cells with {fitted.provenance['name']}"):
         _warn_of_correction(fitted)
+        known = _known_as(fitted) if base is None else base.made["model"]
+        if target is not None and known["layout"] in IN_MEMORY:
+            logg.warning(
+                f"{known['name']!r} is a model in memory, and a reference in a file finds its model in a folder. Save it, model.save(folder), and "
+                "build with model=folder; or pass the model or its folder to sg.tl.map_to_reference, too."
+            )
         parts = [fitted.cells(adata, **reading.of_tokens(), **tokens) for adata in atlas]
         columns = replace(columns, genes=distinct(part.measured_genes() for part in parts))
         empty = _scratch(target)
         embedding = _embedded(fitted, parts, atlas, reading, keys["batch_key"], empty, how)
         if base is None:
             made = {
-                "model": {**fitted.provenance, "identity": fitted.embedding_identity},
+                "model": known,
                 "tokens": tokens,
                 "keys": keys,
                 "n_components": n_components,
@@ -314,6 +321,14 @@ def _model(model: PathLike | CellModel | None, base: Reference | None) -> CellMo
         msg = "model= is missing. Pass a name of sg.weights.list_weights(), a folder, or a model that was fine-tuned."
         raise OptionError(msg)
     return as_model(model)
+
+
+def _known_as(model: CellModel) -> dict[str, Any]:
+    """What a reference keeps of its model: where to find it from any folder, and what to know it by."""
+    known = {**model.provenance, "identity": model.embedding_identity}
+    if known["layout"] not in IN_MEMORY and known["name"] not in list_weights():
+        known["name"] = str(Path(known["name"]).absolute())
+    return known
 
 
 def _warn_of_correction(model: CellModel) -> None:

@@ -27,7 +27,11 @@ if TYPE_CHECKING:
     from scgalore.mapping import Reference
     from scgalore.model.inference import RunOptions
 
+IN_MEMORY = ("none", "memory")
+"""Layouts of weights that no file holds."""
+
 __all__ = [
+    "IN_MEMORY",
     "as_model",
     "embed_genes",
     "measured_proteins",
@@ -59,6 +63,12 @@ def model_of_reference(reference: Reference, model: str | os.PathLike[str] | Cel
     made = reference.made["model"]
     if model is None and reference.model is not None:
         found = reference.model
+    elif model is None and made["layout"] in IN_MEMORY:
+        msg = (
+            f"The reference was built with {made['name']!r}, a model in memory that had not been read from a folder. Pass it as model=, or the folder "
+            "that it was saved to."
+        )
+        raise OptionError(msg)
     elif model is None:
         try:
             found = load(made["name"])

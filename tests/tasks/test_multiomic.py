@@ -144,6 +144,7 @@ def test_saved_and_loaded_it_predicts_the_same_and_is_compared_with_what_was_mea
     np.testing.assert_allclose(query.obsm["mine_protein"], cite.obsm["scgpt_protein"][::2], atol=1e-5)
     truth = centred_log_ratio(query.obsm["protein_expression"].iloc[:, :4].to_numpy())
     table = query.uns["mine"]["proteins"]
+    assert list(table.index) == PROTEINS[:4], "names of the columns"
     np.testing.assert_allclose(table["pearson"], pearson(query.obsm["mine_protein"], truth))
     np.testing.assert_allclose(loaded.predict(query)["CD45RA"], query.obsm["mine_protein"][:, 2], atol=1e-5)
     prot = AnnData(query.obsm["protein_expression"] / 7, layers={"counts": query.obsm["protein_expression"].to_numpy()})

@@ -70,7 +70,7 @@ def finetune(
     {data}
     model
         Name in the registry of weights, folder of a checkpoint, or a model such as :class:`scgalore.model.SCGPT`, which is
-        then trained in place.
+        then trained in place: it is what is returned. Pass its folder to keep it as it is.
     task
         Entry of :data:`scgalore.tasks.TASKS`: ``"classes"``, ``"regression"``, ``"expression"``, ``"perturbation"``,
         ``"integration"`` or ``"multiomic"``. By default the task whose key argument is given, else ``"expression"``; integration is
@@ -135,7 +135,8 @@ def finetune(
     `adata.obsm['X_scGPT_multi' | key_added]` : :class:`numpy.ndarray` (shape `(n_obs, d_model)`, dtype `float32`)
         Embeddings of RNA and proteins together, with unit norm, in place of the first for ``task="multiomic"``.
     `adata.obsm['scgpt_protein' | key_added + '_protein']` : :class:`numpy.ndarray` (shape `(n_obs, n_proteins)`, dtype `float32`)
-        Proteins predicted from RNA alone, as centred log-ratios, in the order of ``uns[...]['proteins']``.
+        Proteins predicted from RNA alone, as centred log-ratios, with the index of ``uns[...]['proteins']`` as names of the
+        columns.
     `adata.obs['scgpt_split' | key_added + '_split']` : :class:`pandas.Categorical`
         Split of each cell: train, validation or test; perturbations have theirs in ``"split"``, see ``split_key``.
     `adata.obs['scgpt_label' | key_added + '_label']` : :class:`pandas.Categorical`

@@ -108,6 +108,7 @@ class TestFreezeOthers:
         freeze_others(network, [own], "freeze", adapted=[layer.weight])
         heads = {name for name in names if name.partition(".")[0] not in SCGPTNetwork.body}
         assert {name.partition(".")[0] for name in heads} == {
+            "batch_encoder",
             "decoder",
             "mvc_decoder",
             "cls_decoder",

@@ -325,7 +325,7 @@ def _model(model: PathLike | CellModel | None, base: Reference | None) -> CellMo
 
 def _known_as(model: CellModel) -> dict[str, Any]:
     """What a reference keeps of its model: where to find it from any folder, and what to know it by."""
-    known = {**model.provenance, "identity": model.embedding_identity}
+    known: dict[str, Any] = {**model.provenance, "identity": model.embedding_identity}
     if known["layout"] not in IN_MEMORY and known["name"] not in list_weights():
         known["name"] = str(Path(known["name"]).absolute())
     return known

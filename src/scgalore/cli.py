@@ -307,6 +307,10 @@ def _pretrain(**given: Any) -> None:
 
         scgalore pretrain --resume --out runs/blood
 
+    Options are those of the run. Files that were moved are named again:
+
+        scgalore pretrain elsewhere/ --resume --out runs/blood
+
     On two GPUs, with a checkpoint every half hour:
 
         torchrun --standalone --nproc_per_node=2 -m scgalore pretrain cells/ --checkpoint-every "30 min" --out runs/blood
@@ -323,11 +327,11 @@ def _pretrain(**given: Any) -> None:
     values = _read(given, pretrain_options())
     if sources:
         values["sources"] = _named_sources(sources)
+    if config is None and resume and (out / "config.json").exists():
+        config = out / "config.json"  # the run's own options, and files that may be elsewhere now
     if config is None and not sources:
-        config = out / "config.json"
-        if not (resume and config.exists()):
-            msg = "Name the files: scgalore pretrain cells/. All options are explained by: scgalore pretrain --help"
-            raise errors.OptionError(msg)
+        msg = "Name the files: scgalore pretrain cells/. All options are explained by: scgalore pretrain --help"
+        raise errors.OptionError(msg)
     wanted = PretrainConfig.from_json(config, **values, out=out) if config else PretrainConfig(out=out, **values)
     _echo_once("Loading PyTorch, scvi-tools and scanpy ...", err=True)
     with _interruptible("pretrain", Path(wanted.out)):

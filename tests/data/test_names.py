@@ -156,3 +156,10 @@ def test_mouse_names_are_never_proposed_to_be_written_in_upper_case() -> None:
     with pytest.raises(DataError, match=r"Replace those of a rat") as refused:
         match_genes(rat, VOCAB)
     assert ".str." not in str(refused.value)
+
+
+def test_one_name_that_matches_by_chance_is_no_advice() -> None:
+    vocab = GeneVocab.from_genes(["CD4", "A"])
+    assert advice_for(["a", "b", "c", "d", "e"], vocab) == ""
+    assert "1 would match in upper case" in advice_for(["a"], vocab)
+    assert "2 would match in upper case" in advice_for(["a", "b", "c", "d", "cd4"], vocab)

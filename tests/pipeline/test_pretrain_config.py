@@ -82,3 +82,9 @@ def test_a_configuration_of_fine_tuning_is_none(tmp_path: Path) -> None:
 def test_differences_are_named_and_places_are_none() -> None:
     other = PretrainConfig("moved", "elsewhere", lr=0.1)
     assert config().differences(other) == ["lr was None, now 0.1"]
+
+
+def test_patience_is_not_said_to_follow_an_option_that_there_is_not() -> None:
+    shown = {option.name: option.shown_default for option, _ in pretrain_options()}
+    assert "max_epochs" not in shown
+    assert shown["patience"] == "all epochs"

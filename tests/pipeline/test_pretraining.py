@@ -1,6 +1,7 @@
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -131,6 +132,24 @@ def test_dry_run_tells_sizes_memory_and_hours_and_writes_nothing(sources: Path, 
     assert list(tmp_path.iterdir()) == []
 
 
+def test_dry_run_looks_for_the_labels(sources: Path, tmp_path: Path) -> None:
+    with pytest.raises(MissingKeyError, match=r"None of the 2 files has a value in obs\['cell_typ'\]"):
+        plan_pretraining(PretrainConfig(sources, tmp_path / "out", labels_key="cell_typ", **RUN))
+
+
+def test_dry_run_says_how_far_a_run_is(finished: Path, tmp_path: Path) -> None:
+    config = PretrainConfig.from_json(finished / "config.json")
+    with pytest.raises(OptionError, match="belongs to another run: lr was"):
+        plan_pretraining(config.changed(lr=1.0), resume=True)
+    assert "is finished; nothing would be changed" in plan_pretraining(config, resume=True)
+    begun = tmp_path / "begun"
+    shutil.copytree(finished, begun)
+    (begun / "report.md").unlink()
+    before = sorted(begun.rglob("*"))
+    assert "last.ckpt at step 6 of 6, after all 3 epochs." in plan_pretraining(config.changed(out=begun), resume=True)
+    assert sorted(begun.rglob("*")) == before
+
+
 class TestCommand:
     def test_from_named_files_to_a_report(self, sources: Path, tmp_path: Path) -> None:
         sizes = ",".join(f"{name}={value}" for name, value in SIZES.items())
@@ -149,6 +168,21 @@ class TestCommand:
         config = PretrainConfig.from_json(tmp_path / "run" / "config.json")
         assert config.options["shares"] == {"a": 0.75, "b": 0.25}
         assert config.options["sizes"] == SIZES
+
+    def test_moved_files_keep_the_options_of_the_run(self, sources: Path, finished: Path, tmp_path: Path) -> None:
+        moved, begun = tmp_path / "moved", tmp_path / "begun"
+        shutil.copytree(sources, moved)
+        shutil.copytree(finished, begun)
+        (begun / "report.md").unlink()
+        before = PretrainConfig.from_json(begun / "config.json")
+        done = CliRunner().invoke(app, ["pretrain", str(moved), "--resume", "--out", str(begun)])
+        assert done.exit_code == 0, done.output
+        assert "report.md" in done.output
+        assert differences(trained(begun), trained(finished)) == []
+        assert PretrainConfig.from_json(begun / "config.json").options == before.options
+        done = CliRunner().invoke(app, ["pretrain", str(moved), "--resume", "--lr", "1", "--out", str(begun)])
+        assert done.exit_code == 2
+        assert "lr was None, now 1.0" in done.output
 
     @pytest.mark.parametrize(
         ("given", "text"),

@@ -95,6 +95,17 @@ class TestModel:
         assert differences(weights(once), weights(twice))
 
 
+def test_what_files_are_like_is_said_once_where_they_make_the_vocabulary(
+    few: AnnData, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    few.var_names = [few.var_names[1] + "-1", *few.var_names[1:]]
+    few.write_h5ad(tmp_path / "cells.h5ad")
+    with caplog.at_level(logging.INFO, logger="scgalore"):
+        run = run_of(tmp_path, sg.model.scgpt_config(**SIZES))  # type: ignore[arg-type]
+    assert run.training.n_matched > 100
+    assert caplog.text.count("1 genes are numbered copies") == 1
+
+
 class TestBudget:
     @pytest.mark.parametrize(
         ("budget", "steps"),
@@ -241,7 +252,7 @@ class TestResume:
         sg.tl.pretrain(files, make_model(few.var_names), **run)
         third = tmp_path / "cells" / "third.h5ad"
         few[10:30].copy().write_h5ad(third)
-        with pytest.raises(OptionError, match=r"another run: \S*third\.h5ad is new; expression was"):
+        with pytest.raises(OptionError, match=r"another run: \S*third\.h5ad is new; number of cells was"):
             sg.tl.pretrain([*files, third], make_model(few.var_names), **run, resume=True)
         with pytest.raises(OptionError, match=r"another run: \S*second\.h5ad is gone; .* To start anew"):
             sg.tl.pretrain(files[:1], make_model(few.var_names), **run, resume=True)
@@ -268,6 +279,7 @@ class TestResume:
         ({"weights": {"T": 2}}, "name it as weights_key="),
         ({"weights_key": "bulk_labels", "weights": {"T": -1}}, "weights="),
         ({"weights_key": "bulk_labels", "weights": {"Tea cell": 2}}, r"weights has 'Tea cell', which no cell has"),
+        ({"validation_cells": 0, "keep_best": 2, "checkpoint_dir": "none"}, "in pre-training validation_cells"),
         ({"species": "rat"}, "species="),
         ({"from_cell_prompt": True}, "from_cell_prompt=True is for objective='generative'"),
         ({"objective": "next token"}, "objective="),

@@ -70,6 +70,32 @@ class TestToResume:
     def test_path_of_the_same_run(self, folder: Path) -> None:
         assert checkpoint_to_resume(folder, resume=True, identity={"lr": 1, "seed": 0}) == last_checkpoint(folder)
 
+    @pytest.mark.parametrize(
+        ("run", "position", "text"),
+        [
+            ({"max_epochs": 6, "steps_per_epoch": 10}, {"epoch": 2, "batch": 5}, "step 25 of 60, after 2 of 6 epochs"),
+            ({"max_epochs": 6, "steps_per_epoch": None}, {"epoch": 6, "batch": 0}, "step 25, after all 6 epochs"),
+            (
+                {"max_epochs": 6, "steps_per_epoch": 10, "accumulate_tokens": 100},
+                {"epoch": 2, "batch": 5},
+                "step 25, after 2 of 6 epochs",
+            ),
+        ],
+    )
+    def test_it_is_said_how_far_it_is(
+        self,
+        tmp_path: Path,
+        run: dict[str, Any],
+        position: dict[str, int],
+        text: str,
+        caplog: pytest.LogCaptureFixture,
+    ) -> None:
+        state = {**STATE, CHECKPOINT_KEY: run, "global_step": 25, "CellDataModule": position}
+        WholeFiles().save_checkpoint(state, last_checkpoint(tmp_path))
+        with caplog.at_level("INFO", logger="scgalore"):
+            checkpoint_to_resume(tmp_path, resume=True, identity=run)
+        assert f"continuing {last_checkpoint(tmp_path)} at {text}\n" in caplog.text
+
     def test_nothing_to_resume(self, tmp_path: Path) -> None:
         assert checkpoint_to_resume(None, resume=False, identity={}) is None
         assert checkpoint_to_resume(tmp_path / "no", resume=True, identity={}) is None

@@ -263,7 +263,7 @@ class FileBuffers:
             "files": digest([np.frombuffer(repr(lasting).encode(), dtype=np.uint8)]),
             "files by name": [[name, f"{content} {size}"] for name, (content, size) in each],
             "rows of the files": digest(rows),
-            "weights": "" if self._weighting is None else digest([self._weighting.of_blocks]),
+            "shares or weights": "none" if self._weighting is None else digest([self._weighting.of_blocks]),
         }
 
     def genes(self) -> NDArray[np.int64]:

@@ -17,6 +17,7 @@ from scgalore.data.batches import WHOLE_PASSES, ListedBatches, SampledBatches, l
 from scgalore.data.columns import read_column
 from scgalore.data.expression import LogExpression
 from scgalore.data.hashing import cell_keys, digest
+from scgalore.data.identity import parts_of
 from scgalore.data.match import GeneMatch, advice_for, match_genes
 from scgalore.data.matrix import CellMatrix
 from scgalore.data.names import as_names, other_columns
@@ -316,7 +317,7 @@ class TokenCells:
         return {
             "number of cells": self.n_obs,
             "genes": digest([self.tokens()]),
-            "tokens": repr(self.tokenizer.config),
+            "tokens": parts_of(self.tokenizer.config),
             "expression": digest(self.keys()),
             "ranking of genes": "none" if self.ranked is None else digest([self.ranked]),
             **{name: digest([values]) for name, values in self.targets.items() if name not in COMPUTED},

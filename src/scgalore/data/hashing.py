@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 from hashlib import blake2b
+from string import hexdigits
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -18,10 +19,13 @@ if TYPE_CHECKING:
 
     from numpy.typing import ArrayLike, NDArray
 
-__all__ = ["cell_keys", "digest", "fold_seed", "splitmix64", "uniforms"]
+__all__ = ["cell_keys", "digest", "fold_seed", "is_digest", "splitmix64", "uniforms"]
 
 _STEP = 0x9E3779B97F4A7C15
 _MASK = (1 << 64) - 1
+
+DIGITS = 16
+"""Length of a :func:`digest`."""
 
 
 def splitmix64(x: ArrayLike) -> NDArray[np.uint64]:
@@ -113,9 +117,14 @@ def uniforms(seed: int, stream: int | str, cell_key: ArrayLike, token_id: ArrayL
     return (splitmix64(state) >> np.uint64(11)) * np.float64(2.0**-53)
 
 
+def is_digest(value: object) -> bool:
+    """Whether a value is what :func:`digest` gives."""
+    return isinstance(value, str) and len(value) == DIGITS and set(value) <= set(hexdigits.lower())
+
+
 def digest(arrays: Iterable[NDArray[np.generic]]) -> str:
     """Hash the bytes of some arrays, 16 hexadecimal digits of SHA-256."""
     state = hashlib.sha256()
     for array in arrays:
         state.update(np.ascontiguousarray(array).data)
-    return state.hexdigest()[:16]
+    return state.hexdigest()[:DIGITS]

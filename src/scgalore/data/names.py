@@ -107,7 +107,7 @@ def advice(
     counts = [count(_some(way.names), way.species) for way in ways]
     best = max(counts, default=0)
     # A panel of few genes has few to match; a name here and there matches by chance.
-    if best > 2 * count(names, species) and 50 * best >= len(names):
+    if best > max(2 * count(names, species), min(1, len(names) - 1)) and 50 * best >= len(names):
         way = ways[counts.index(best)]
         return f"{best:,} would match {way.how} (of {len(_some(way.names)):,}): {way.call}."
     return _two_species(names) or fallback

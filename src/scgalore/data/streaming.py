@@ -17,6 +17,7 @@ from torch.utils.data import IterableDataset, get_worker_info
 from scgalore._logging import info
 from scgalore.data.buffers import FileBuffers, Share
 from scgalore.data.hashing import digest
+from scgalore.data.identity import KIND, parts_of
 from scgalore.data.loaders import LoaderBuffers
 from scgalore.data.seen import sums_of
 from scgalore.data.streamed import StreamedBatches
@@ -260,9 +261,15 @@ class TokenStream(IterableDataset[TokenBatch]):
         return {
             "number of cells": self.n_obs,
             "genes": digest([self.tokens()]),
-            "tokens": repr(self.tokenizer.config),
+            "tokens": parts_of(self.tokenizer.config),
             "classes": ", ".join(self.classes),
-            "expression": repr(self),
+            "reading": {
+                KIND: type(self).__name__,
+                "batch_size": self.batch_size,
+                "block_size": self._buffers.block_size,
+                "buffer_size": self._buffer_size,
+                "seed": self._seed,
+            },
             **self._buffers.identity(),
         }
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from scgalore._words import few
 from scgalore.data.texts import same_label
 from scgalore.errors import DataError, OptionError
 
@@ -130,7 +131,7 @@ class Weighing:
         for label, weight in (self.weights or {}).items():
             name = same_label(label, values)
             if name is None:
-                msg = f"weights has {label!r}, which no cell has in obs[{self.key!r}]; there are {list(values)[:10]}."
+                msg = f"weights has {label!r}, which no cell has in obs[{self.key!r}]; there are {few(values, 10)}."
                 raise OptionError(msg)
             found[name] = float(weight)
         return np.array(list(found.values()) or [1.0])

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 
 from scgalore.data.hashing import digest
+from scgalore.data.identity import parts_of
 from scgalore.train.processes import training_processes
 
 if TYPE_CHECKING:
@@ -63,16 +64,14 @@ def run_identity(
     -------
     Numbers and strings by what they stand for (``"lr"``, ``"labels"``), so that a difference can be named.
     """
+    held = {} if validation is None else validation.identity()
     settings = {name: value for name, value in config.to_dict().items() if name not in FREE}
     return {
         **source.identity(),
-        **{
-            f"validation: {name}": value
-            for name, value in ({} if validation is None else validation.identity()).items()
-        },
+        **{f"validation: {name}": value for name, value in held.items()},
         "split": "none" if split is None else digest([split.train, split.validation, split.test]),
-        "objective": repr(objective),
-        "network": repr(network.config),
+        "objective": parts_of(objective, objective.name),
+        "network": parts_of(network.config),
         "processes": training_processes(config).size,
         # Heads are made from the seed, or kept from the run that made the other weights, or fitted to the cells.
         "initial weights": _weights(network),

@@ -23,8 +23,12 @@ KIND = "scgalore pretrain"
 FREE = ("sources", "out", "accelerator", "logger", "num_workers", "checkpoint_every", "shard_optimizer")
 """Options in which a run that is continued may differ from the one that was begun; moved files are compared by their content."""
 
-DEFAULTS = {"steps_per_epoch": 500, "optimizer": "adamw"}
-"""Options of training whose default is another one in pre-training."""
+CHANGES: dict[str, dict[str, Any]] = {
+    "steps_per_epoch": {"default": 500, "shown_default": None},
+    "optimizer": {"default": "adamw", "shown_default": None},
+    "patience": {"shown_default": "all epochs"},
+}
+"""Options of training whose default is another one in pre-training, or has other words."""
 
 SIZES = Kind(
     "give sizes of a network by name, such as {'d_model': 256, 'n_layers': 6}",
@@ -62,9 +66,7 @@ def pretrain_options() -> tuple[tuple[Option, str], ...]:
     """Every option of a pre-training run, each with its heading in the help."""
     left = {"max_epochs", "curriculum", "batch_tokens", *NOT_IN_RUNS} - {"steps_per_epoch", "shard_optimizer"}
     training = [
-        replace(option, default=DEFAULTS[option.name], shown_default=None) if option.name in DEFAULTS else option
-        for option in options_of(TrainConfig)
-        if option.name not in left
+        replace(option, **CHANGES.get(option.name, {})) for option in options_of(TrainConfig) if option.name not in left
     ]
     return (
         *((option, "Model and scores") for option in OWN),

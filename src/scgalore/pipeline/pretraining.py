@@ -25,7 +25,7 @@ from scgalore.tasks.figures import umap
 from scgalore.tasks.findings import markdown_table
 from scgalore.tl._pretrain import PretrainingRun
 from scgalore.tl._pretraining import BUDGETS
-from scgalore.train.checkpoint import last_checkpoint
+from scgalore.train.checkpoint import last_checkpoint, progress, read_checkpoint
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -88,8 +88,7 @@ def _pretrain(config: PretrainConfig, *, force: bool, resume: bool) -> Path:
         stages.say(f"The run in {folder.path} is finished; nothing was changed.")
         return folder.path
     with stages.stage("read") as note, watch.time("read"):
-        run = _prepared(config)
-        held = None if run.held is None else run.held.to_adata(run.model.vocab, obs_keys=_keys(config))
+        run, held = _read(config)
         start = _called(config)
         before = None if run.shown is None else run.model.run(run.shown).embedding
         note(f"{run.training.n_obs:,} cells to train on, {0 if held is None else held.n_obs:,} held out")
@@ -133,8 +132,10 @@ def plan_pretraining(config: PretrainConfig, *, force: bool = False, resume: boo
         As for :func:`pretrain`.
     """
     folder = _folder(config)
-    by_first(lambda: folder.check(force=force, resume=resume))
-    run = _prepared(config)
+    state = by_first(lambda: _state(folder, config, force=force, resume=resume))
+    if state == FINISHED:
+        return f"The run in {folder.path} is finished; nothing would be changed."
+    run, held = _read(config)
     seconds = run.seconds_per_step()
     steps = run.steps()
     network = run.model.network
@@ -142,7 +143,7 @@ def plan_pretraining(config: PretrainConfig, *, force: bool = False, resume: boo
     width = max(map(len, chosen))
     return "\n".join(
         [
-            f"{run.training.n_obs:,} cells to train on, {0 if run.held is None else run.held.n_obs:,} held out, of "
+            f"{run.training.n_obs:,} cells to train on, {0 if held is None else held.n_obs:,} held out, of "
             f"{run.training.n_matched:,} genes that the model knows.",
             f"{run.model!r}",
             f"{sum(p.numel() for p in network.parameters()):,} parameters; a step of {run.cells_per_step} cells takes about "
@@ -152,6 +153,7 @@ def plan_pretraining(config: PretrainConfig, *, force: bool = False, resume: boo
             "",
             str(run.memory()),
             "",
+            *_begun(folder, state),
             f"The run would write {', '.join(FILES)}, figures and checkpoints to {folder.path}.",
             "",
             *(f"{name:<{width}}  {value}" for name, value in chosen.items()),
@@ -159,6 +161,16 @@ def plan_pretraining(config: PretrainConfig, *, force: bool = False, resume: boo
             "Nothing was written.",
         ]
     )
+
+
+def _begun(folder: RunFolder, state: str) -> list[str]:
+    """What there is to go on from."""
+    path = last_checkpoint(folder.checkpoints)
+    if state != BEGUN:
+        return []
+    if not path.exists():
+        return ["The run in the folder has no checkpoint yet and would start from the beginning."]
+    return [f"It would continue {path} at {progress(read_checkpoint(path, mmap=True))}."]
 
 
 def _called(config: PretrainConfig) -> str:
@@ -176,6 +188,12 @@ def _folder(config: PretrainConfig) -> RunFolder:
 
 def _keys(config: PretrainConfig) -> list[str]:
     return [] if config.options["labels_key"] is None else [config.options["labels_key"]]
+
+
+def _read(config: PretrainConfig) -> tuple[PretrainingRun, AnnData | None]:
+    """The run, and its held-out cells with their labels."""
+    run = _prepared(config)
+    return run, None if run.held is None else run.held.to_adata(run.model.vocab, obs_keys=_keys(config))
 
 
 def _prepared(config: PretrainConfig) -> PretrainingRun:
@@ -311,9 +329,10 @@ def _report(
     assert result is not None
     budget = next((name for name in BUDGETS if config.options[name] is not None), BUDGETS[0])
     about = "about " if config.options["accumulate_tokens"] is not None else ""
+    by = f" by {run.n_processes} processes" if run.n_processes > 1 else ""
     sections = [
         f"# scgalore pretrain: {run.training.n_obs:,} cells",
-        f"**{start}** was trained for {result.steps:,} steps of {about}{run.cells_per_step} cells ({budget.removeprefix('max_')} were the "
+        f"**{start}** was trained for {result.steps:,} steps of {about}{run.cells_per_step} cells{by} ({budget.removeprefix('max_')} were the "
         f"budget), {(result.steps or 0) * run.cells_per_step / run.training.n_obs:.1f} passes over the cells, on the "
         f"{run.training.n_matched:,} genes of the files that it knows. The weights of epoch {result.best_epoch} were kept.",
     ]

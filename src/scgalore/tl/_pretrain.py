@@ -14,6 +14,7 @@ from scgalore._options import options_of
 from scgalore._rng import seed_from
 from scgalore._settings import settings
 from scgalore._words import duration
+from scgalore._world import is_first_process
 from scgalore.data.opening import stream
 from scgalore.data.vocab import SPECIALS, GeneVocab
 from scgalore.errors import OptionError
@@ -160,6 +161,8 @@ class PretrainingRun:
         What was asked for.
     cells_per_step
         Cells of a step of the optimizer, of all processes; with ``accumulate_tokens`` the expected number.
+    n_processes
+        How many processes train together.
     """
 
     model: CellModel
@@ -169,6 +172,7 @@ class PretrainingRun:
     prepared: Prepared
     options: PretrainingOptions
     cells_per_step: int
+    n_processes: int
 
     @classmethod
     def of(
@@ -202,8 +206,10 @@ class PretrainingRun:
         tokens = fitted.tokenizer_config(max_length=max_length, rng=seed)
         made = {"config": tokens, "batch_size": batch_size, "rng": seed, **read}
         drawing: dict[str, Any] = {"shares": asked.shares, "weights_key": asked.weights_key, "weights": asked.weights}
-        training = stream(sources, fitted.vocab, **drawing, **made)
-        held = None if validation is None else stream(validation, fitted.vocab, **made)
+        # Every process looks at the same files; the first says what it finds.
+        with settings.override(verbosity=settings.verbosity if is_first_process() else 0):
+            training = stream(sources, fitted.vocab, **drawing, **made)
+            held = None if validation is None else stream(validation, fitted.vocab, **made)
         twice = set() if held is None else {*held.files} & {*training.files}
         if paths := sorted(name for name in twice if Path(name).exists()):  # objects have no names of their own
             msg = f"validation= has {paths[0]}, which is trained on as well. Leave it out, so that some cells are held out."
@@ -215,7 +221,8 @@ class PretrainingRun:
         config = settle_steps(prepared.config, training, None)
         prepared = replace(prepared, config=config)
         shown = None if held is None else held.with_config(fitted.tokenizer_config(rng=seed))
-        return cls(fitted, training, held, shown, prepared, asked, batch_size * config.accumulate * processes.size)
+        n_cells = batch_size * config.accumulate * processes.size
+        return cls(fitted, training, held, shown, prepared, asked, n_cells, processes.size)
 
     def train(self, *, checkpoint_dir: PathLike | None, resume: bool, logger: Loggers) -> None:
         """Train; parameters are those of :func:`pretrain`."""
@@ -284,8 +291,10 @@ def _starting_model(model: Any, sources: Any, read: dict[str, Any], seed: int) -
     if not isinstance(model, NetworkConfig):
         return as_model(model)
     known = GeneVocab.from_genes(sorted(symbols()))
-    # A stream matches names of every kind, so the genes that it finds among all symbols are those of the files.
-    found = stream(sources, known, batch_size=1, **read).tokens()
+    # A stream matches names of every kind, so the genes that it finds among all symbols are those of the files. What it says of them
+    # is said when they are looked at for the model.
+    with settings.override(verbosity=0):
+        found = stream(sources, known, batch_size=1, **read).tokens()
     genes = [name for i in found if (name := known.tokens[i]) not in SPECIALS]
     logg.info(f"    a vocabulary of {len(genes):,} genes was made from the files")
     family = next(family for family in FAMILIES.values() if type(model) is family.config)

@@ -16,8 +16,8 @@ from scgalore._folders import refuse_unwritable, writing
 from scgalore._json import OBJECT, check_fields
 from scgalore._options import INDEX, Kind
 from scgalore._words import seconds_of
-from scgalore.data.fingerprint import changed_files
 from scgalore.errors import OptionError, WeightsError
+from scgalore.train.differences import differences_of_runs
 from scgalore.train.divergence import refuse_unsound
 from scgalore.train.extension import extended
 from scgalore.weights.checkpoint import check_archive
@@ -36,6 +36,8 @@ __all__ = [
     "WholeFiles",
     "checkpoint_to_resume",
     "last_checkpoint",
+    "progress",
+    "read_checkpoint",
     "saved_run",
 ]
 
@@ -45,8 +47,6 @@ CHECKPOINT_KEY = "scgalore_run"
 STEM = "last"
 
 ELSEWHERE = "another folder (checkpoint_dir=, or --out of a command)"
-
-BY_NAME = " by name"
 
 LIST = Kind("it must be a list", lambda value: isinstance(value, list))
 
@@ -240,20 +240,42 @@ def checkpoint_to_resume(folder: PathLike | None, *, resume: bool, identity: Map
     saved = extended(begun, identity)
     _refuse_other_run(path, saved, identity)
     check_state(path, checkpoint)
+    logg.info(f"    continuing {path} at {progress(checkpoint)}")
     if saved.get("max_epochs") != begun.get("max_epochs"):
         _report_extension(path, checkpoint, begun, identity)
     return path
 
 
+def progress(checkpoint: Mapping[str, Any]) -> str:
+    """How far a run is, in words.
+
+    Parameters
+    ----------
+    checkpoint
+        From :func:`read_checkpoint`, checked by :func:`check_state`.
+    """
+    run, done = checkpoint[CHECKPOINT_KEY], _epochs_done(checkpoint)
+    n, each = run.get("max_epochs"), run.get("steps_per_epoch")
+    # As many as were asked for only where no step has a number of tokens.
+    steps = "" if n is None or each is None or run.get("accumulate_tokens") else f" of {n * each:,}"
+    epochs = "" if n is None else f", after {'all ' if done >= n else f'{done} of '}{n} epochs"
+    return f"step {checkpoint['global_step']:,}{steps}{epochs}"
+
+
+def _epochs_done(checkpoint: Mapping[str, Any]) -> int:
+    # Earlier versions wrote at the end of an epoch only.
+    epoch: int = checkpoint.get("CellDataModule", {}).get("epoch", checkpoint["epoch"] + 1)
+    return epoch
+
+
 def _report_extension(
     path: Path, checkpoint: Mapping[str, Any], begun: Mapping[str, Any], identity: Mapping[str, Any]
 ) -> None:
-    done = len(checkpoint["callbacks"]["History"]["rows"])
     n = identity["max_epochs"]
     rate = "stays" if identity.get("lr_schedule") == "constant" else f"follows the schedule of {n} epochs from here on"
     phases = "" if identity.get("curriculum") is None else "; the last phase of the curriculum takes the further epochs"
     logg.info(
-        f"    the schedule is extended from {begun['max_epochs']} to {n} epochs, of which {path} has {done}: the learning "
+        f"    the schedule is extended from {begun['max_epochs']} to {n} epochs, of which {path} has {_epochs_done(checkpoint)}: the learning "
         f"rate {rate}{phases}"
     )
 
@@ -264,20 +286,3 @@ def _refuse_other_run(path: Path, saved: Mapping[str, Any], identity: Mapping[st
         more = f"; and {len(changed) - 4} more differences" if len(changed) > 4 else ""
         msg = f"{path} belongs to another run: {'; '.join(changed[:4])}{more}. To start anew, use {ELSEWHERE}."
         raise OptionError(msg)
-
-
-def differences_of_runs(saved: Mapping[str, Any], identity: Mapping[str, Any]) -> list[str]:
-    """In what two runs differ, as texts; files that have changed are named first, since much follows from them.
-
-    Parameters
-    ----------
-    saved, identity
-        What makes them these runs. An entry such as ``"files"`` may come with a second one, ``"files by name"``, which says what differs.
-    """
-    names = {key for key in (*saved, *identity) if key.endswith(BY_NAME)}
-    differing = [key for key in sorted({*saved, *identity} - names) if saved.get(key) != identity.get(key)]
-    named = {key: key + BY_NAME for key in differing if key + BY_NAME in saved.keys() & identity.keys()}
-    return [
-        *dict.fromkeys(changed_files(saved[by_name], identity[by_name]) for by_name in named.values()),
-        *(f"{key} was {saved.get(key)!r}, now {identity.get(key)!r}" for key in differing if key not in named),
-    ]

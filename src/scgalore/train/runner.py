@@ -361,7 +361,7 @@ def _unreached(plan: ObjectiveTrainingPlan, data: CellDataModule) -> list[str]:
 
 def _require_validation(data: CellDataModule, why: str, instead: str) -> None:
     if data.n_val == 0:
-        msg = f"{why}, and there are none. Set validation_size (of a stream, validation=), or {instead}."
+        msg = f"{why}, and there are none. Set validation_size (in pre-training validation_cells; of a stream, validation=), or {instead}."
         raise OptionError(msg)
 
 

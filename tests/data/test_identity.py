@@ -1,4 +1,5 @@
 import json
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -22,6 +23,16 @@ def test_other_values_are_told_apart_by_their_text() -> None:
     one, two = (parts_of(Holder(np.array([1.0, last])), "held") for last in (2.0, 3.0))
     assert json.loads(json.dumps(one)) == one != two
     assert one[KIND] == "held"
+
+
+def test_scalars_of_numpy_and_nan_are_texts() -> None:
+    @dataclass
+    class Holder:
+        value: object
+
+    for value in (np.float64(0.5), np.int64(3), math.nan):
+        assert isinstance(parts_of(Holder(value))["value"], str)
+        assert parts_of(Holder(value)) == parts_of(Holder(type(value)(value)))
 
 
 def test_what_has_no_fields_is_its_text() -> None:

@@ -215,13 +215,13 @@ def main(argv: Sequence[str] | None = None) -> None:
     arguments_of.add_argument("--seeds", type=int, default=3, help="repetitions")
     arguments_of.add_argument("--steps", type=int, default=800, help="steps of each run")
     arguments_of.add_argument("--more-steps", type=int, default=3200, help=f"steps of the longer runs of {MORE}")
+    arguments_of.add_argument("--more-seeds", type=int, default=2, help="repetitions of the longer runs")
     arguments = arguments_of.parse_args(argv)
     report = begin("pretraining_optimizers", "Pre-training on several files, by optimizer", arguments)
     paths = sources(arguments.data)
     keep = not arguments.quick
-    steps, more_steps, seeds = (
-        (4, 8, 1) if arguments.quick else (arguments.steps, arguments.more_steps, arguments.seeds)
-    )
+    steps, seeds = (4, 1) if arguments.quick else (arguments.steps, arguments.seeds)
+    more_steps, more_seeds = (8, 1) if arguments.quick else (arguments.more_steps, arguments.more_seeds)
     runs: Runs = {}
     chosen: dict[str, float] = {}
     for optimizer, grid in RATES.items():
@@ -232,7 +232,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     # Seed by seed, so that all have as many where the benchmark is interrupted.
     longer = [
         [kept(paths, optimizer, chosen[optimizer], seed, more_steps, keep=keep) for optimizer in MORE]
-        for seed in range(seeds)
+        for seed in range(more_seeds)
     ]
     more: Runs = {
         optimizer: list(of_optimizer) for optimizer, of_optimizer in zip(MORE, zip(*longer, strict=True), strict=True)
@@ -243,7 +243,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         note = f" Neighbours: {before['neighbours']:.3f} in the embedding of random weights, {components(paths['symphony']):.3f} in principal components."
     for n, shown in ((steps, runs), (more_steps, more)):
         report.table(
-            f"{', '.join(paths)}: {n:,} steps of 32 cells, means over {seeds} seeds.{note}",
+            f"{', '.join(paths)}: {n:,} steps of 32 cells, means over {len(shown['adamw'])} seeds.{note}",
             (
                 "optimizer",
                 "learning rate",

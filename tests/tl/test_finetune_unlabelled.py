@@ -136,6 +136,6 @@ def test_other_cells_make_another_run(
 ) -> None:
     run = {**RUN, "checkpoint_dir": tmp_path}
     sg.tl.finetune(few, make_model(few.var_names), unlabelled=others, **run)
-    with pytest.raises(OptionError, match="cells without labels was"):
+    with pytest.raises(OptionError, match="other cells without labels"):
         sg.tl.finetune(few, make_model(few.var_names), unlabelled=others[:50].copy(), **run, resume=True)
     sg.tl.finetune(few, make_model(few.var_names), unlabelled=others, **{**run, "max_epochs": 2}, resume=True)

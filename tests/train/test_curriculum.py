@@ -315,7 +315,7 @@ def test_another_ranking_or_curriculum_is_another_run(
     with pytest.raises(OptionError, match="curriculum was"):
         make_model(few.var_names).train(few, **{**run, "curriculum": [30, 150]}, resume=True)
     few.var["selected_rank"] = by_mean(few)[::-1]
-    with pytest.raises(OptionError, match="ranking of genes was"):
+    with pytest.raises(OptionError, match="other ranking of genes"):
         make_model(few.var_names).train(few, **run, resume=True)
 
 

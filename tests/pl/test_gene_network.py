@@ -54,6 +54,8 @@ def test_what_is_not_there(net, few):
     label = net.obs["bulk_labels"].cat.categories[1]
     with pytest.raises(OptionError, match="group=None"):
         sg.pl.gene_network(net)
+    with pytest.raises(OptionError, match="n_edges=0"):
+        sg.pl.gene_network(net, group=label, n_edges=0)
     with pytest.raises(OptionError, match="source='NOPE'"):
         sg.pl.gene_network(net, "NOPE", group=label)
     with pytest.raises(MissingKeyError, match="There is no network"):

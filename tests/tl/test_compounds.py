@@ -295,6 +295,13 @@ class TestBadInput:
         with pytest.raises(DataError, match="have 2 numbers, and those the model was trained with have 3"):
             sg.tl.predict_perturbation(adata, ["tsa@1"], model=model)
 
+    def test_vectors_with_other_columns(self, finished: tuple[AnnData, CellModel]) -> None:
+        adata, model = finished
+        table = adata.uns["fingerprints"]
+        adata.uns["fingerprints"] = table[table.columns[::-1]]
+        with pytest.raises(DataError, match="columns in the same order"):
+            sg.tl.predict_perturbation(adata, model=model)
+
     def test_vectors_are_not_written_over(self, finished: tuple[AnnData, CellModel]) -> None:
         adata, model = finished
         with pytest.raises(OptionError, match="fingerprints"):

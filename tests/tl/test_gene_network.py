@@ -39,6 +39,15 @@ def test_batches_order_and_container_change_nothing(few, model, method, tmp_path
         pd.testing.assert_series_equal(found, wanted, check_exact=False, rtol=0, atol=2e-5, check_index_type=False)
 
 
+@pytest.mark.parametrize("method", ["coexpression", "combined"])
+def test_ranks_of_equal_weights_do_not_depend_on_the_order_of_genes(few, model, method):
+    ranks = []
+    for data in (few.copy(), few[:, ::-1].copy()):
+        found = edges(data, model, method=method).set_index(["source", "target"])["rank"]
+        ranks.append(found.sort_index())
+    pd.testing.assert_series_equal(*ranks)
+
+
 def test_regulators_are_transcription_factors_unless_they_are_named(few, model):
     found = edges(few, model, method="coexpression")
     assert set(found["source"]) <= set(get_gene_set("human_tf_lambert2018").genes)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from scgalore._options import COUNT, Option
 from scgalore.data.texts import same_label
 from scgalore.errors import OptionError
 
@@ -12,7 +13,10 @@ if TYPE_CHECKING:
 
     from scgalore._typing import Label
 
-__all__ = ["difference", "of_group"]
+__all__ = ["N_EDGES", "difference", "of_group"]
+
+N_EDGES = Option("n_edges", COUNT, "")
+"""How many edges to keep or to show."""
 
 
 def of_group(edges: pd.DataFrame, group: Label | None) -> pd.DataFrame:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from scgalore._docs import shared_parameters
 from scgalore._keys import NetworkKeys
-from scgalore.data.edges import difference, of_group
+from scgalore.data.edges import N_EDGES, difference, of_group
 from scgalore.data.records import read_network_record
 from scgalore.errors import OptionError
 
@@ -71,5 +71,6 @@ def gene_network(
     elif group is not None:
         edges = of_group(edges, group)
     if n_edges is not None:
+        n_edges = N_EDGES.check(n_edges)
         edges = edges.groupby("group", observed=True).head(n_edges) if "group" in edges else edges.head(n_edges)
     return edges.reset_index(drop=True).copy()

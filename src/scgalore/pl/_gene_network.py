@@ -8,7 +8,7 @@ import numpy as np
 
 from scgalore._docs import shared_parameters
 from scgalore._keys import NetworkKeys
-from scgalore.data.edges import of_group
+from scgalore.data.edges import N_EDGES, of_group
 from scgalore.data.records import read_network_record
 from scgalore.pl._axes import axes_or_new, show_or_return
 from scgalore.pl._edges import sources_of
@@ -72,6 +72,7 @@ def gene_network(
     >>> import scgalore as sg
     >>> sg.pl.gene_network(adata, "SPI1")  # doctest: +SKIP
     """
+    n_edges = N_EDGES.check(n_edges)
     edges = of_group(read_network_record(adata, key)["edges"], group)
     sources = sources_of(edges, source)
     edges = edges[edges["source"].isin(sources)].groupby("source", sort=False).head(n_edges)

@@ -76,6 +76,9 @@ class Genes:
             Whose genes they are.
         """
         columns = np.flatnonzero(cells.tokenizer.token_ids >= 0)
+        columns = columns[
+            np.argsort(cells.tokenizer.token_ids[columns])
+        ]  # ties do not depend on the order of the columns
         column_tokens = cells.tokenizer.token_ids[columns]
         n_expressed = np.asarray((logs != 0).sum(axis=0)).ravel()[columns]
         expression = np.asarray(logs.mean(axis=0), dtype=np.float64).ravel()[columns]

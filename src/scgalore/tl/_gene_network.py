@@ -16,6 +16,7 @@ from scgalore._options import COUNT, Option, choice
 from scgalore._progress import progress
 from scgalore._rng import seed_from
 from scgalore.data.cells import gene_names
+from scgalore.data.edges import N_EDGES
 from scgalore.data.expression import LogExpression
 from scgalore.data.labels import groups_of
 from scgalore.data.reading import Reading
@@ -49,7 +50,6 @@ REGULATORS = "human_tf_lambert2018"
 METHOD = Option("method", choice(*METHODS), "", "coexpression")
 SCALE = Option("scale", choice("rank", "softmax"), "", "rank")
 KIND = Option("kind", choice("static", "contextual"), "", "contextual")
-N_EDGES = Option("n_edges", COUNT, "")
 MIN_CELLS = Option("min_cells", COUNT, "", 10)
 N_CELLS = Option("n_cells", COUNT, "", 200)
 BLOCK = 64
@@ -232,9 +232,9 @@ def gene_network(
 
 
 def _columns(wanted: Iterable[str] | None, genes: Sequence[str], species: str, argument: str) -> NDArray[np.int64]:
-    """Columns of the genes that are asked for, each once, in their order."""
+    """Columns of the genes that are asked for, each once, by name: equal weights are then ranked alike whatever the order of the columns."""
     if wanted is None and argument == "targets":
-        return np.arange(len(genes))
+        return np.argsort(np.array(genes, dtype=object), kind="stable")
     names = list(get_gene_set(REGULATORS).genes if wanted is None else wanted)
     if isinstance(wanted, str) or not all(isinstance(name, str) for name in names):
         msg = f"{argument}={wanted!r}: expected a list of names of genes."
@@ -252,7 +252,7 @@ def _columns(wanted: Iterable[str] | None, genes: Sequence[str], species: str, a
         logg.warning(
             f"not in the data, of {argument}: {', '.join(absent[:5])}{', ...' if absent[5:] else ''} ({len(absent):,} in all)"
         )
-    return np.sort(found)
+    return np.array(sorted(found.tolist(), key=lambda column: genes[column]), dtype=np.int64)
 
 
 def _known(columns: NDArray[np.int64], known: NDArray[np.bool_], argument: str) -> NDArray[np.int64]:

@@ -161,6 +161,9 @@ def gene_programs(
         moments = Moments.of(expression, everywhere, 1)
         columns = np.flatnonzero((cells.match.token_ids >= 0) & (moments.n_expressed >= min_cells))
         _refuse_few(columns, n_neighbors, min_cells)
+        columns = columns[
+            np.argsort(cells.match.token_ids[columns])
+        ]  # clusters depend on the order of what is clustered
         embeddings, _ = embed_genes(fitted, cells, columns, everywhere, 1, kind=kind, options=options)
         known = np.isfinite(embeddings[0]).all(axis=1)  # sampling may leave a gene out of all cells
         columns = columns[known]

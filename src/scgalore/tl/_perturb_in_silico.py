@@ -22,6 +22,7 @@ from scgalore.errors import OptionError
 from scgalore.model.edits import Edit
 from scgalore.model.in_silico import EditedCells
 from scgalore.model.inference import RunOptions
+from scgalore.perturb.predictions.null import FEWEST
 from scgalore.tl._changed_genes import Genes
 from scgalore.tl._in_silico_tables import shift_and_effect_tables
 from scgalore.tl._shared import as_model, provenance, refuse_conditions
@@ -106,7 +107,7 @@ def perturb_in_silico(
     min_cells
         For ``genes=None``.
     n_null
-        Random genes that each gene is compared with; 0 compares with none. About three times as many are run in addition.
+        Random genes that each gene is compared with, 7 or more; 0 compares with none. About three times as many are run in addition.
     n_effects
         Genes with the largest predicted changes that are kept for each changed gene and group, by each of the two predictions.
     {layer}
@@ -161,6 +162,9 @@ def perturb_in_silico(
     """
     keys, seed, edit = InSilicoKeys.from_key_added(key_added), seed_from(rng), Edit(mode, level)
     _check(n_cells=(n_cells, 1), min_cells=(min_cells, 1), n_null=(n_null, 0), n_effects=(n_effects, 0))
+    if 0 < n_null * POOL <= FEWEST:
+        msg = f"n_null={n_null}: too few random genes to compare with. Pass {FEWEST // POOL + 1} or more, or 0 to compare with none."
+        raise OptionError(msg)
     options = RunOptions.of(precision="32-true", batch_tokens=batch_tokens, accelerator=accelerator)
     reading = Reading(layer, gene_symbols, data_type, depth_key, species, min_matched)
     names = _names(genes)

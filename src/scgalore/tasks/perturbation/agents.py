@@ -158,7 +158,7 @@ def with_compounds(model: AnyModel, agents: Iterable[str], vectors: pd.DataFrame
     Raises
     ------
     DataError
-        If vectors have another length than those of the training data.
+        If vectors have another length than those of the training data, or compounds of these have other vectors.
     """
     memory = memory_of(model)
     if memory is None or memory.vectors is None or vectors is None:
@@ -167,6 +167,13 @@ def with_compounds(model: AnyModel, agents: Iterable[str], vectors: pd.DataFrame
         msg = (
             f"Vectors of compounds have {vectors.shape[1]:,} numbers, and those the model was trained with have "
             f"{memory.vectors.shape[1]:,}. Pass vectors that were made in the same way."
+        )
+        raise DataError(msg)
+    shared = memory.vectors.index.intersection(vectors.index)
+    if not np.allclose(vectors.loc[shared], memory.vectors.loc[shared], rtol=1e-5, atol=1e-8):
+        msg = (
+            "Vectors of compounds that the model was trained with are others here, so those of new compounds need not mean the same. Pass the "
+            "vectors of the training data, with columns in the same order, and rows for the new compounds."
         )
         raise DataError(msg)
     asked = dict.fromkeys(subject_of(agent) for agent in agents)

@@ -79,7 +79,7 @@ def test_means_and_variances(kind: str) -> None:
     assert_equal(profiles(KINDS[kind](x), labels, None), one)
 
 
-@given(seed=st.integers(0, 1000), n=st.integers(5, 40), share=st.floats(0, 1))
+@given(seed=st.integers(0, 1000), n=st.integers(12, 40), share=st.floats(0, 1))
 def test_only_the_cells_that_count(seed: int, n: int, share: float) -> None:
     x, labels, lines = cells(n, seed=seed)
     counted = np.random.default_rng(seed).random(n) < share

@@ -197,7 +197,7 @@ def mean_states(
     network
         Left in evaluation mode on the device.
     cells
-        Each has its own states, whatever the batch that it is in.
+        The states of a cell do not depend on its batch.
     genes
         Token ids, int64 ``(n_genes,)``, each once.
     groups

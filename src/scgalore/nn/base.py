@@ -495,7 +495,7 @@ class CellNetwork(nn.Module):
         return False
 
     def multiomic_variant(self, rows: Tensor, n_modalities: int, *, seed: int) -> Self:
-        """Copy into a network that has other tokens in addition, and that is told the modality of each token.
+        """Copy into a network that has other tokens in addition and reads the modality of each token.
 
         Parameters
         ----------

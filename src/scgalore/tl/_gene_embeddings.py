@@ -60,7 +60,7 @@ def gene_embeddings(
 ) -> AnnData:
     """Embed genes with a foundation model :cite:p:`Cui2024`.
 
-    Static embeddings are what the model has learned of each gene, whatever the cell. Contextual embeddings are the mean state of
+    Static embeddings are what the model has learned of each gene, the same in all cells. Contextual embeddings are the mean state of
     the gene's token after the last layer, over the cells of a group that have it as a token; cells are run as
     :func:`scgalore.tl.embed` runs them, and only sums are kept, so memory does not grow with their number. See :doc:`/genes`.
 

@@ -232,7 +232,7 @@ def gene_network(
 
 
 def _columns(wanted: Iterable[str] | None, genes: Sequence[str], species: str, argument: str) -> NDArray[np.int64]:
-    """Columns of the genes that are asked for, each once, by name: equal weights are then ranked alike whatever the order of the columns."""
+    """Columns of the genes that are asked for, each once, by name, so that the ranks of equal weights do not depend on the order of the columns."""
     if wanted is None and argument == "targets":
         return np.argsort(np.array(genes, dtype=object), kind="stable")
     names = list(get_gene_set(REGULATORS).genes if wanted is None else wanted)

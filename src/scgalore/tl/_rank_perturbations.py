@@ -93,7 +93,7 @@ def rank_perturbations(
     model
         As for :func:`scgalore.tl.predict_perturbation`.
     candidates
-        Perturbations to rank beside each gene that was perturbed in training, or each compound at the doses of training.
+        Perturbations to rank in addition to each gene that was perturbed in training, or each compound at the doses of training.
     pairs
         Whether pairs of the best genes are ranked, too.
     max_pairs

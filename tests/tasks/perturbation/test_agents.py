@@ -1,4 +1,4 @@
-"""A network is told of a compound by a token with its dose as value, which begins where its vector is."""
+"""A compound is a token with its dose as value, whose embedding starts from its vector."""
 
 import numpy as np
 import pandas as pd

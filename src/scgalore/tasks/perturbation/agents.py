@@ -1,4 +1,4 @@
-"""How a network is told what perturbs a cell: an agent is a token with a flag.
+"""How a network reads what perturbs a cell: an agent is a token with a flag.
 
 A gene is its own token. A compound is one that the vocabulary gets in addition, whose value is the logarithm of the dose where
 that of a gene is its expression. Where compounds have vectors, the embedding of such a token begins as a fixed projection of its

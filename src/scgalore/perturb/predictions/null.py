@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
+from scipy.stats import false_discovery_control
 
 from scgalore.data.hashing import uniforms
 
@@ -113,10 +114,7 @@ def adjusted(p_values: NDArray[np.float64]) -> NDArray[np.float64]:
         Of the tests of one family.
     """
     out = np.full(len(p_values), np.nan)
-    tested = np.flatnonzero(np.isfinite(p_values))
-    if len(tested) == 0:
-        return out
-    order = tested[np.argsort(p_values[tested], kind="stable")]
-    rates = p_values[order] * len(order) / np.arange(1, len(order) + 1)
-    out[order] = np.minimum(np.minimum.accumulate(rates[::-1])[::-1], 1)
+    tested = np.isfinite(p_values)
+    if tested.any():
+        out[tested] = false_discovery_control(p_values[tested])
     return out

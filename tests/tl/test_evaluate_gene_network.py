@@ -54,6 +54,18 @@ def test_true_edges_are_found_and_chance_is_not(regulated):
     assert set(by_source["n_targets"]) == {20}
 
 
+def test_scores_do_not_depend_on_the_order_of_cells_genes_and_edges(regulated):
+    adata, truth = regulated
+    rng = np.random.default_rng(1)
+    rows, columns, order = (rng.permutation(n) for n in (adata.n_obs, adata.n_vars, len(truth)))
+    other = adata[rows, columns].copy(), truth.iloc[order]
+    _, wanted = scored((adata, truth), n_shuffles=5)
+    permuted, found = scored(other, n_shuffles=5)
+    pd.testing.assert_frame_equal(found, wanted, rtol=1e-6)
+    by_source = [sg.get.gene_network_scores(one, by_source=True) for one in (adata, permuted)]
+    pd.testing.assert_frame_equal(*by_source, rtol=1e-6)
+
+
 def test_aliases_of_the_truth_are_read(regulated):
     adata, truth = regulated
     _, wanted = scored(regulated, baselines=())

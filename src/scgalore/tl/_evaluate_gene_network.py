@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
+import scipy.sparse as sp
 
 from scgalore import __version__
 from scgalore import _logging as logg
@@ -17,6 +18,7 @@ from scgalore._rng import seed_from
 from scgalore._words import few
 from scgalore.data.cells import gene_names
 from scgalore.data.expression import LogExpression
+from scgalore.data.hashing import cell_keys
 from scgalore.data.reading import Reading
 from scgalore.data.records import read_network_record
 from scgalore.data.resolve import copied, refuse_elsewhere, writable_adata
@@ -94,7 +96,7 @@ def evaluate_gene_network(
     {species}
     {mod}
     rng
-        Seed or NumPy generator, of the shuffles and of boosting.
+        Seed or NumPy generator, of the shuffles and of boosting, whose results do not depend on the order of cells and genes.
     key
         Key of the network to score.
     {key_added}
@@ -220,11 +222,13 @@ def _truth(table: pd.DataFrame, genes: Sequence[str], species: str) -> Truth:
         )
         raise DataError(msg)
     # Targets of factors that were not measured were looked at, too.
-    sources = np.unique(here["source"])
-    targets = np.unique(table["target"][table["target"].isin(name_of)].map(name_of))
+    looked_at = table["target"][table["target"].isin(name_of)].map(name_of)
+    # By name, so that random numbers do not depend on the order of the columns.
+    sources, targets = (pd.Index(sorted({genes[i] for i in side})) for side in (here["source"], looked_at))
     edges = np.zeros((len(sources), len(targets)), dtype=bool)
-    edges[np.searchsorted(sources, here["source"]), np.searchsorted(targets, here["target"])] = True
-    return Truth(tuple(genes[i] for i in sources), tuple(genes[i] for i in targets), edges)
+    i, j = (here[side].map(lambda column: genes[column]) for side in ("source", "target"))
+    edges[sources.get_indexer(pd.Index(i)), targets.get_indexer(pd.Index(j))] = True
+    return Truth(tuple(sources), tuple(targets), edges)
 
 
 def _tables(adata: AnnData, edges: Any, key: str) -> dict[str, pd.DataFrame]:
@@ -271,15 +275,18 @@ def _baselines(
         return LogExpression.from_adata(adata, reading)
 
     def mean() -> NDArray[np.float64]:
-        total = sum(
-            np.asarray(rows[:, targets].sum(axis=0), dtype=np.float64).ravel() for _, rows in expression().chunks()
-        )
-        return np.broadcast_to(total, shape)
+        total = sum(rows[:, targets].sum(axis=0, dtype=np.float64) for _, rows in expression().chunks())
+        # Rounded, so that equal means are equal in whatever order cells were added.
+        return np.broadcast_to(np.asarray(total).ravel().astype(np.float32).astype(np.float64), shape)
 
     def boosting() -> NDArray[np.float64]:
-        columns = np.union1d(sources, targets)
-        x = np.concatenate([rows[:, columns].toarray() for _, rows in expression().chunks()])
-        return boosted_importances(x, *(np.searchsorted(columns, side) for side in (sources, targets)), seed=seed)
+        names = np.union1d(known.sources, known.targets)
+        columns = [column_of[name] for name in names]
+        x = sp.vstack([rows[:, columns] for _, rows in expression().chunks()], format="csr")
+        # Trees draw cells by number: these are numbered by what they express.
+        order = np.argsort(cell_keys(x.indices.astype(np.int64), x.data, x.indptr), kind="stable")
+        of_sides = (np.searchsorted(names, side) for side in (known.sources, known.targets))
+        return boosted_importances(x[order].toarray(), *of_sides, seed=seed)
 
     def correlation() -> NDArray[np.float64]:
         everywhere = np.zeros(adata.n_obs, dtype=np.int64)

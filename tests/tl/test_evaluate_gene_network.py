@@ -74,6 +74,14 @@ def test_aliases_of_the_truth_are_read(regulated):
     pd.testing.assert_frame_equal(sg.get.gene_network_scores(adata), wanted)
 
 
+def test_factors_with_few_targets_are_named(regulated, caplog):
+    _, scores = scored(regulated, min_targets=21, baselines=(), n_shuffles=3)
+    assert "no factor of truth has min_targets=21 targets" in caplog.text
+    assert "the most that one has is 20" in caplog.text
+    assert scores["mean_auprc_ratio"].isna().all()
+    assert scores["auprc_ratio"].notna().all()
+
+
 def test_tables_of_others_and_groups(regulated):
     adata, truth = regulated
     truth_as_edges = truth.assign(weight=1.0)
@@ -127,6 +135,7 @@ def test_bad_input_is_named_before_anything_is_written(regulated):
         (truth.iloc[:0], "has no edge"),
         (truth.assign(source="NOPE"), "None of the 100 edges"),
         (truth.assign(target=truth["source"]), "None of the 100 edges"),
+        (truth[truth["source"] == "PAX5"], "All 20 pairs of the 1 factors and 20 targets"),
     ]:
         with pytest.raises(DataError, match=message):
             sg.tl.evaluate_gene_network(adata, wrong)

@@ -108,6 +108,13 @@ def test_groups_are_looked_at_apart(few, model):
         np.testing.assert_allclose(of_group, alone.set_index(["source", "target"])["weight"].sort_index(), atol=1e-6)
 
 
+def test_a_group_without_edges_is_named(few, caplog):
+    few.obs["half"] = ["big"] * (few.n_obs - 3) + ["small"] * 3
+    sg.tl.gene_network(few, groupby="half", min_cells=5)
+    assert "no edges in 1 of 2 groups, 'small'" in caplog.text
+    assert few.uns["gene_network"]["n_pairs"]["n_pairs"].gt(0).tolist() == [True, False]
+
+
 def test_differences_between_groups(few, model):
     whole = edges(few, model, method="coexpression", groupby="bulk_labels")
     one, other = few.obs["bulk_labels"].cat.categories[:2]
@@ -150,6 +157,10 @@ def test_bad_input_is_named_before_anything_is_written(few, model):
         (OptionError, "n_edges=", {"n_edges": 0}),
         (OptionError, "layers=", {"method": "attention", "layers": [7]}),
         (OptionError, "scale=", {"method": "attention", "scale": "raw"}),
+        (OptionError, "scale='softmax' belongs to method='attention' and 'combined'", {"scale": "softmax"}),
+        (OptionError, r"layers=\[0\] belongs to", {"method": "embedding", "layers": [0]}),
+        (OptionError, "n_cells=5 belongs to method='perturbation', and", {"method": "combined", "n_cells": 5}),
+        (OptionError, "kind='static' belongs to", {"method": "attention", "kind": "static"}),
         (OptionError, "tfs='CD3D'", {"tfs": "CD3D"}),
         (DataError, "None of the 1 genes of tfs", {"tfs": ["NOPE"]}),
         (DataError, "None of the 1 genes of targets", {"targets": ["NOPE"]}),

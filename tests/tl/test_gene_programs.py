@@ -91,6 +91,7 @@ def test_bad_input_is_named_before_anything_is_written(pbmc):
         (OptionError, "n_neighbors=1", {"n_neighbors": 1}),
         (OptionError, "name of one that ships", {"gene_sets": {"hallmark_hypoxia": ["A"]}}),
         (OptionError, "gene_sets=3", {"gene_sets": 3}),
+        (DataError, "No gene of the 2 sets of gene_sets", {"gene_sets": {"a": ["NOPE"], "b": ["ENSG1"]}}),
         (DataError, "min_cells=5000", {"min_cells": 5000}),
         (DataError, "min_genes=5000", {"min_genes": 5000}),
     ]
@@ -98,6 +99,11 @@ def test_bad_input_is_named_before_anything_is_written(pbmc):
         with pytest.raises(error, match=message):
             sg.tl.gene_programs(pbmc, "scgpt-mini", **options)
     assert "gene_programs" not in pbmc.uns
+
+
+def test_a_set_without_genes_is_named(pbmc, caplog):
+    sg.tl.gene_programs(pbmc[:, :300].copy(), "scgpt-mini", gene_sets={"mine": pbmc.var_names[:20], "other": ["NOPE"]})
+    assert "1 of 2 sets of gene_sets, 'other', have no gene among the" in caplog.text
 
 
 def test_programs_of_the_whole_transcriptome(shared_data):

@@ -8,6 +8,7 @@ import numpy as np
 
 from scgalore._docs import shared_parameters
 from scgalore._keys import InSilicoKeys
+from scgalore._options import INDEX, Option
 from scgalore.data.records import of_group, read_in_silico_record
 from scgalore.errors import DataError, OptionError
 from scgalore.pl._axes import axes_or_new, show_or_return
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
 
     from scgalore._typing import Label
 
+N_LABELS = Option("n_labels", INDEX, "", 10)
 LIMIT = 0.05
 """False discovery rate of the coloured genes."""
 NEAR = 12
@@ -61,13 +63,14 @@ def in_silico_shifts(
     MissingKeyError
         If there are no shifts under ``key``, or no such group.
     OptionError
-        If there are several groups and none is named.
+        If ``n_labels`` is negative or no whole number, or there are several groups and none is named.
 
     Examples
     --------
     >>> import scgalore as sg
     >>> sg.pl.in_silico_shifts(adata)  # doctest: +SKIP
     """
+    n_labels = N_LABELS.check(n_labels)
     record = read_in_silico_record(adata, key)
     shifts = of_group(record["shifts"], group, "group")
     groups = list(dict.fromkeys(shifts["group"].astype(str)))

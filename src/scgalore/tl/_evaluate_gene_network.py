@@ -117,7 +117,7 @@ def evaluate_gene_network(
     Raises
     ------
     DataError
-        If the truth has no edge between genes of the data, or a table of edges is not of that form.
+        If the truth has no edge between genes of the data or makes all of their pairs edges, or a table of edges is not of that form.
     MissingKeyError
         If there is no network, or ``layer``, ``gene_symbols`` or ``mod`` does not exist.
     OptionError
@@ -145,11 +145,12 @@ def evaluate_gene_network(
     if taken := sorted({*networks} & {*baselines}):
         msg = f"{taken[0]!r} is the name of a network and of a baseline. Rename the network, or leave the baseline out of baselines=."
         raise OptionError(msg)
+    n_targets = (known.edges & known.counts).sum(axis=1)
+    _warn_of_few(n_targets, known.counts.sum(axis=1) - n_targets, min_targets)
     with logg.step(f"scoring {len(networks):,} networks against {int(known.edges.sum()):,} edges") as step:
         networks |= _baselines(baselines, adata, reading, known, genes, seed)
         nulls = shuffled(known, n_shuffles, seed=seed)
         scores, by_source = {}, []
-        n_targets = (known.edges & known.counts).sum(axis=1)
         for name, strength in networks.items():
             found = score_pairs(strength, known, nulls, top=top, min_targets=min_targets)
             covered = float(np.isfinite(strength[known.counts]).mean())
@@ -228,7 +229,25 @@ def _truth(table: pd.DataFrame, genes: Sequence[str], species: str) -> Truth:
     edges = np.zeros((len(sources), len(targets)), dtype=bool)
     i, j = (here[side].map(lambda column: genes[column]) for side in ("source", "target"))
     edges[sources.get_indexer(pd.Index(i)), targets.get_indexer(pd.Index(j))] = True
-    return Truth(tuple(sources), tuple(targets), edges)
+    truth = Truth(tuple(sources), tuple(targets), edges)
+    if edges[truth.counts].all():
+        msg = (
+            f"All {len(here):,} pairs of the {len(sources):,} factors and {len(targets):,} targets of truth that are in the data are edges, so "
+            "no order of them is better than another. Pass the targets of further factors, in the data or not: a gene that one factor has "
+            "as target and another has not is what edges are told from."
+        )
+        raise DataError(msg)
+    return truth
+
+
+def _warn_of_few(n_targets: NDArray[np.int64], n_others: NDArray[np.int64], min_targets: int) -> None:
+    """Warn where no factor can be scored by itself."""
+    fewer = np.minimum(n_targets, n_others)
+    if fewer.max() < min_targets:
+        logg.warning(
+            f"no factor of truth has min_targets={min_targets} targets in the data and as many genes that are not its targets, so scores "
+            f"with mean_ are NaN; the most that one has is {fewer.max()}. Pass a smaller min_targets=, or a truth with more edges."
+        )
 
 
 def _tables(adata: AnnData, edges: Any, key: str) -> dict[str, pd.DataFrame]:

@@ -15,6 +15,7 @@ from scgalore._keys import NetworkKeys
 from scgalore._options import COUNT, Option, choice
 from scgalore._progress import progress
 from scgalore._rng import seed_from
+from scgalore._words import few
 from scgalore.data.cells import gene_names
 from scgalore.data.edges import N_EDGES
 from scgalore.data.expression import LogExpression
@@ -52,6 +53,13 @@ SCALE = Option("scale", choice("rank", "softmax"), "", "rank")
 KIND = Option("kind", choice("static", "contextual"), "", "contextual")
 MIN_CELLS = Option("min_cells", COUNT, "", 10)
 N_CELLS = Option("n_cells", COUNT, "", 200)
+READERS = {
+    "layers": ("attention", "combined"),
+    "scale": ("attention", "combined"),
+    "kind": ("embedding", "combined"),
+    "n_cells": ("perturbation",),
+}
+"""Methods that read an option."""
 BLOCK = 64
 """Regulators that are knocked out at a time."""
 
@@ -149,7 +157,7 @@ def gene_network(
     Raises
     ------
     OptionError
-        If an option is unknown or out of range, the model does not attend, or, for perturbation, predicts no expression from the cell
+        If an option is unknown, out of range or of another method, the model does not attend, or, for perturbation, predicts no expression from the cell
         embedding, reads perturbation flags or normalises within batches.
     DataError
         If the matrix cannot be read, no regulator or target is in the data, or no pair has enough cells.
@@ -166,6 +174,7 @@ def gene_network(
     keys, seed = NetworkKeys.from_key_added(key_added), seed_from(rng)
     method, scale, kind = METHOD.check(method), SCALE.check(scale), KIND.check(kind)
     n_edges, min_cells, n_cells = N_EDGES.check(n_edges), MIN_CELLS.check(min_cells), N_CELLS.check(n_cells)
+    _refuse_of_others(method, layers=layers, scale=scale, kind=kind, n_cells=n_cells)
     reading = Reading(layer, gene_symbols, data_type, None, species, min_matched)
     refuse_overwrite({"uns": [keys.network]}, reading.reads())
     options = RunOptions.of(
@@ -208,6 +217,11 @@ def gene_network(
         if edges.empty:
             msg = f"min_cells={min_cells}: no pair of a regulator and a target is in as many cells of a group. Pass a smaller number."
             raise DataError(msg)
+        if empty := [name for name, n_pairs in zip(names, found.n_pairs, strict=True) if n_pairs == 0]:
+            logg.warning(
+                f"no edges in {len(empty):,} of {len(names):,} groups, {few(empty)}: no regulator and target are in min_cells={min_cells} of "
+                "their cells. Pass a smaller number to have some."
+            )
         content = {
             "edges": edges,
             "n_pairs": pd.DataFrame({"n_pairs": found.n_pairs}, index=list(names)),
@@ -229,6 +243,16 @@ def gene_network(
         }
         Results(uns={keys.network: (content, "edges and parameters")}).write(data, adata, mod=mod, step=step)
     return data if copy else None
+
+
+def _refuse_of_others(method: str, **options: Any) -> None:
+    """Refuse options that the method does not read, where they are not at their defaults."""
+    defaults = {"layers": None, **{option.name: option.default for option in (SCALE, KIND, N_CELLS)}}
+    for name, value in options.items():
+        if value != defaults[name] and method not in READERS[name]:
+            readers = " and ".join(map(repr, READERS[name]))
+            msg = f"{name}={value!r} belongs to method={readers}, and this is {method!r}. Leave it out."
+            raise OptionError(msg)
 
 
 def _columns(wanted: Iterable[str] | None, genes: Sequence[str], species: str, argument: str) -> NDArray[np.int64]:

@@ -13,6 +13,7 @@ from scgalore._docs import shared_parameters
 from scgalore._keys import ProgramKeys
 from scgalore._options import COUNT, POSITIVE, Option, choice, whole
 from scgalore._rng import seed_from
+from scgalore._words import few
 from scgalore.data.cells import gene_names
 from scgalore.data.expression import LogExpression
 from scgalore.data.moments import Moments
@@ -126,7 +127,7 @@ def gene_programs(
     OptionError
         If an option is unknown or out of range, a set has the name of one that ships, or igraph is not installed.
     DataError
-        If the matrix cannot be read, or too few genes are left.
+        If the matrix cannot be read, no gene of your sets is in the data, or too few genes are left.
     MissingKeyError
         If ``layer``, ``gene_symbols`` or ``mod`` does not exist.
 
@@ -140,7 +141,7 @@ def gene_programs(
     keys, seed = ProgramKeys.from_key_added(key_added), seed_from(rng)
     kind, resolution, n_neighbors = KIND.check(kind), RESOLUTION.check(resolution), N_NEIGHBORS.check(n_neighbors)
     min_genes, min_cells = MIN_GENES.check(min_genes), MIN_CELLS.check(min_cells)
-    sets = _sets(gene_sets)
+    sets, own = _sets(gene_sets)
     if importlib.util.find_spec("igraph") is None:
         msg = "Leiden clustering needs the package igraph. Install it with: pip install igraph"
         raise OptionError(msg)
@@ -153,6 +154,7 @@ def gene_programs(
     refuse_elsewhere(data, mod=mod, obs={}, gene_symbols=gene_symbols)
     refuse_overwrite(keys.slots, reading.reads(), data=data, mod=mod)
     names = gene_names(adata, reading.gene_symbols)
+    _refuse_elsewhere_named(own, names, species)
     fitted = as_model(model)
     with logg.step(f"clustering genes by their embeddings by {fitted.provenance['name']}") as step:
         cells = fitted.cells(adata, **reading.of_tokens(), max_length=max_length, rng=seed)
@@ -175,7 +177,13 @@ def gene_programs(
         programs = np.full(adata.n_vars, -1, dtype=np.int64)
         programs[columns] = clusters
         finder = GeneColumns([names[column] for column in columns], species)
-        found = enrichment(clusters, n_programs, {name: finder.find(genes)[0] for name, genes in sets.items()})
+        members = {name: finder.find(genes)[0] for name, genes in sets.items()}
+        if absent := [name for name in own if len(members[name]) == 0]:
+            logg.warning(
+                f"{len(absent):,} of {len(own):,} sets of gene_sets, {few(absent)}, have no gene among the {len(columns):,} that were "
+                "clustered, and are in no program: a gene must be in the data and in the model, and expressed by min_cells cells."
+            )
+        found = enrichment(clusters, n_programs, members)
         activity = activities(
             expression.chunks(), adata.n_obs, programs, n_programs, moments.means[0], np.sqrt(moments.variances[0])
         )
@@ -206,14 +214,25 @@ def gene_programs(
     return data if copy else None
 
 
-def _sets(gene_sets: Any) -> dict[str, tuple[str, ...]]:
-    """The sets that ship, unions left out, and those of the user."""
+def _sets(gene_sets: Any) -> tuple[dict[str, tuple[str, ...]], dict[str, tuple[str, ...]]]:
+    """The sets that ship, unions left out, with those of the user, and the latter by themselves."""
     shipped = {name: get_gene_set(name).genes for name in list_gene_sets() if name not in COLLECTIONS}
     own, _ = user_sets(gene_sets)
     if taken := sorted({*own} & {*shipped}):
         msg = f"gene_sets has a set {taken[0]!r}, which is the name of one that ships. Give it another name."
         raise OptionError(msg)
-    return {**shipped, **own}
+    return {**shipped, **own}, own
+
+
+def _refuse_elsewhere_named(own: Mapping[str, tuple[str, ...]], names: Sequence[str], species: str) -> None:
+    """Refuse sets of the user none of which has a gene in the data."""
+    genes = [gene for members in own.values() for gene in members]
+    if own and len(GeneColumns(names, species).find(genes)[0]) == 0:
+        msg = (
+            f"No gene of the {len(own):,} sets of gene_sets ({few(genes)}) is in the data, whose genes are named {few(names)}. "
+            "Pass gene_symbols= if var_names are other identifiers."
+        )
+        raise DataError(msg)
 
 
 def _refuse_few(columns: NDArray[np.int64], n_neighbors: int, min_cells: int) -> None:

@@ -5,9 +5,11 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import numpy as np
+import pandas as pd
 
 from scgalore._docs import shared_parameters
 from scgalore._keys import NetworkKeys
+from scgalore._options import COUNT, Option
 from scgalore.data.edges import difference, of_group
 from scgalore.data.records import read_network_record
 from scgalore.errors import OptionError
@@ -23,11 +25,16 @@ if TYPE_CHECKING:
     from scgalore._typing import Label
 
 
+N_GENES = Option("n_genes", COUNT, "", 20)
+ROUNDS = 5
+"""How often targets are chosen for the regulators, and these for the targets."""
+
+
 @shared_parameters
 def attention(
     adata: AnnData,
     source: str | Sequence[str] | None = None,
-    target: Sequence[str] | None = None,
+    target: str | Sequence[str] | None = None,
     *,
     group: Label | None = None,
     versus: Label | None = None,
@@ -45,9 +52,9 @@ def attention(
     ----------
     {adata}
     source
-        Regulators, in rows; ``None`` takes those of the strongest edges.
+        Regulators, in rows. ``None`` takes those with the most and strongest edges to the targets that are drawn.
     target
-        Targets, in columns; ``None`` takes those of the strongest edges of these regulators.
+        Targets, in columns. ``None`` takes those with the most and strongest edges from the regulators that are drawn.
     group
         Group of cells; may be left out where there is one.
     versus
@@ -69,7 +76,7 @@ def attention(
     MissingKeyError
         If there is no network under ``key``.
     OptionError
-        If a group does not exist or is not named where there are several, or a gene has no edges.
+        If ``n_genes`` is no positive number, a group does not exist or is not named where there are several, or a gene has no edges.
 
     Examples
     --------
@@ -77,6 +84,7 @@ def attention(
     >>> sg.tl.gene_network(adata, method="attention", groupby="cell_type")  # doctest: +SKIP
     >>> sg.pl.attention(adata, ["SPI1", "PAX5"], group="B cell", versus="Monocyte")  # doctest: +SKIP
     """
+    n_genes = N_GENES.check(n_genes)
     edges = read_network_record(adata, key)["edges"]
     edges = of_group(edges, group) if versus is None else difference(edges, group, versus)
     if edges.empty:
@@ -84,13 +92,18 @@ def attention(
             f"No edge is kept for both {group!r} and {versus!r}. Keep all with sg.tl.gene_network(adata, n_edges=None)."
         )
         raise OptionError(msg)
-    sources = list(dict.fromkeys(edges["source"]))[:n_genes] if source is None else sources_of(edges, source)
+    wanted = None if source is None else sources_of(edges, source)
+    if wanted is not None:
+        edges = edges[edges["source"].isin(wanted)]
+    if target is not None:
+        target = [target] if isinstance(target, str) else list(target)
+        if absent := [name for name in target if name not in set(edges["target"])]:
+            msg = f"target={absent[0]!r} has no edge from these regulators. Keep all with sg.tl.gene_network(adata, n_edges=None)."
+            raise OptionError(msg)
+        edges = edges[edges["target"].isin(target)]
+    chosen = _chosen(edges, n_genes)
+    sources, targets = chosen[0] if wanted is None else wanted, chosen[1] if target is None else target
     edges = edges[edges["source"].isin(sources)]
-    known = list(dict.fromkeys(edges["target"]))
-    targets = known[:n_genes] if target is None else list(target)
-    if absent := [name for name in targets if name not in set(known)]:
-        msg = f"target={absent[0]!r} has no edge from these regulators. Keep all with sg.tl.gene_network(adata, n_edges=None)."
-        raise OptionError(msg)
     wide = edges.pivot(index="source", columns="target", values="weight")
     shown = wide.reindex(index=sources, columns=targets).to_numpy(dtype=np.float64)
     label = "weight" if versus is None else f"weight, {group} less {versus}"
@@ -108,3 +121,17 @@ def attention(
     axes.grid(visible=False)
     axes.figure.colorbar(image, ax=axes, label=label, shrink=0.8)
     return show_or_return(axes, show=show, own_figure=ax is None)
+
+
+def _chosen(edges: pd.DataFrame, n: int) -> tuple[list[str], list[str]]:
+    """Regulators and targets, at most ``n`` of each, that have many and strong edges among themselves, those of the strongest first."""
+    codes, names = zip(*(pd.factorize(edges[side]) for side in ("source", "target")), strict=True)
+    # The strongest edge counts twice as much as one that is just strong enough to be kept.
+    worth = 1 - np.arange(len(edges)) / (2 * len(edges))
+    shown = [np.arange(min(n, len(side))) for side in names]  # numbers are in the order of the strongest edge
+    for _ in range(ROUNDS):
+        for side in (1, 0):
+            total = np.bincount(codes[side], worth * np.isin(codes[1 - side], shown[1 - side]), len(names[side]))
+            best = np.argsort(-total, kind="stable")[:n]
+            shown[side] = np.sort(best[total[best] > 0])
+    return list(names[0][shown[0]]), list(names[1][shown[1]])

@@ -22,7 +22,11 @@ if TYPE_CHECKING:
 
     from scgalore._typing import Label
 
-UP, DOWN, SOURCE, TARGET = "#c0392b", "#2e6da4", "#f4c95d", "#dfe6ec"
+UP, DOWN, SOURCE = "#c0392b", "#2e6da4", "#f4c95d"
+LETTER, LINE = 0.09, 0.16
+"""Inches that a letter and a line take at most, at a font size of 8."""
+INSIDE = 0.5
+"""Radius of several regulators, where that of their targets is 1."""
 
 
 @shared_parameters
@@ -38,8 +42,8 @@ def gene_network(
 ) -> Axes | None:
     """Draw the strongest edges of some regulators.
 
-    Each regulator has its targets around it, the stronger the edge the thicker; edges with a negative weight are blue. A target of several
-    regulators is drawn once.
+    Targets are in a circle around their regulators, the stronger the edge the thicker; edges with a negative weight are blue. A target of
+    several regulators is drawn once. A new figure is as large as the names need.
 
     Parameters
     ----------
@@ -76,47 +80,61 @@ def gene_network(
     edges = of_group(read_network_record(adata, key)["edges"], group)
     sources = sources_of(edges, source)
     edges = edges[edges["source"].isin(sources)].groupby("source", sort=False).head(n_edges)
-    size = 4.5 if len(sources) == 1 else 7.0
-    axes = axes_or_new(ax, (size, size))
-    _draw(axes, edges, _places(edges, sources), sources)
+    places = _places(edges, sources)
+    margin = LETTER * max(map(len, places)) + LINE
+    if ax is None:
+        # As large as it must be for no name to cover another.
+        radius = max(1.5, LINE * len(places) / (2 * np.pi), 4 * LINE * len(sources) / (2 * np.pi * INSIDE))
+        axes = axes_or_new(None, (2 * (radius + margin), 2 * (radius + margin) + 2 * LINE))
+    else:
+        axes = ax
+        extent = ax.get_window_extent()
+        radius = max(min(extent.width, extent.height) / ax.figure.dpi / 2 - margin, 0.1)
+    _draw(axes, edges, places, sources, reach=1 + margin / radius, room=2 * np.pi * radius / len(places))
     return show_or_return(axes, show=show, own_figure=ax is None)
 
 
-def _places(edges: pd.DataFrame, sources: Sequence[str]) -> dict[str, tuple[float, float]]:
-    """Coordinates of each gene: targets in a circle, in the direction of their regulators, which are inside."""
+def _places(edges: pd.DataFrame, sources: Sequence[str]) -> dict[str, complex]:
+    """Place of each gene in the plane: targets in a circle of radius 1, in the direction of their regulators, which are inside."""
     inside = np.linspace(0, 2 * np.pi, len(sources), endpoint=False)
-    radius = 0.0 if len(sources) == 1 else 0.45
-    points = dict(zip(sources, radius * np.exp(1j * inside), strict=True))
+    points = dict(zip(sources, (0.0 if len(sources) == 1 else INSIDE) * np.exp(1j * inside), strict=True))
     middle = edges["source"].map(points).groupby(edges["target"], sort=False).mean()
     targets = middle.drop(index=list(sources), errors="ignore")
-    order = targets.index[np.argsort(np.angle(targets.to_numpy()), kind="stable")]
-    # The ring is turned so that its first target is in its direction.
-    first = float(np.angle(targets[order[0]])) if len(order) else 0.0
-    ring = first + np.linspace(0, 2 * np.pi, len(order), endpoint=False)
-    points |= dict(zip(order, np.exp(1j * ring), strict=True))
-    return {gene: (float(point.real), float(point.imag)) for gene, point in points.items()}
+    targets = targets.iloc[np.argsort(np.angle(targets.to_numpy()).round(6), kind="stable")]
+    ring = np.exp(1j * np.linspace(0, 2 * np.pi, len(targets), endpoint=False))
+    # The ring is turned so that targets are in the direction of their regulators.
+    turn = complex((targets.to_numpy() * ring.conj()).sum())
+    return points | dict(zip(targets.index, ring * (turn / abs(turn) if abs(turn) > 1e-6 else 1), strict=True))
 
 
-def _draw(ax: Axes, edges: pd.DataFrame, places: dict[str, tuple[float, float]], sources: Sequence[str]) -> None:
+def _draw(
+    ax: Axes, edges: pd.DataFrame, places: dict[str, complex], sources: Sequence[str], *, reach: float, room: float
+) -> None:
+    """Draw names and edges; ``reach`` is how far from the centre the axes go, and ``room`` the inches between two targets."""
     weight = edges["weight"].to_numpy(dtype=np.float64)
     size = np.abs(weight)
     # Weights of one method may all be close to each other, so widths go from the weakest to the strongest that is drawn.
     width = 0.6 + 2.4 * (size - size.min()) / max(float(np.ptp(size)), 1e-12)
+    fontsize = 8 * min(1.0, room / LINE)
     boxes = {}
     for gene, place in places.items():
-        color = SOURCE if gene in sources else TARGET
-        box = {"boxstyle": "round,pad=0.25", "facecolor": color, "edgecolor": "0.5", "linewidth": 0.6}
-        bold = "bold" if gene in sources else "normal"
-        name = ax.text(place[0], place[1], gene, ha="center", va="center", fontsize=8, weight=bold, bbox=box, zorder=1)
-        boxes[gene] = name.get_bbox_patch()
+        if gene in sources:
+            box = {"boxstyle": "round,pad=0.25", "facecolor": SOURCE, "edgecolor": "0.5", "linewidth": 0.6}
+            how = {"ha": "center", "va": "center", "weight": "bold", "bbox": box}
+            name = ax.text(place.real, place.imag, gene, fontsize=8, zorder=3, **how)
+            boxes[gene] = name.get_bbox_patch()
+        else:
+            # Away from the centre, and never upside down.
+            degrees, left = float(np.degrees(np.angle(place))), place.real < -1e-9
+            turned = {"rotation": degrees + 180 * left, "rotation_mode": "anchor", "ha": "right" if left else "left"}
+            name = place * (1 + 0.02 * reach)
+            ax.text(name.real, name.imag, gene, fontsize=fontsize, va="center_baseline", **turned)
     for start, end, w, value in zip(edges["source"], edges["target"], width, weight, strict=True):
-        # Drawn after the names, whose boxes they end at: these have a size only then.
         look = {"arrowstyle": "-|>", "linewidth": w, "color": UP if value >= 0 else DOWN, "alpha": 0.7}
-        ends = {"patchA": boxes[start], "patchB": boxes[end], "shrinkA": 1, "shrinkB": 1}
-        ax.annotate("", places[end], places[start], arrowprops={**look, **ends}, zorder=2)
-    xy = np.array(list(places.values()))
-    for limit, values in ((ax.set_xlim, xy[:, 0]), (ax.set_ylim, xy[:, 1])):
-        margin = 0.15 * max(float(np.ptp(values)), 1e-3)
-        limit(values.min() - margin, values.max() + margin)
+        ends = {"patchA": boxes[start], "patchB": boxes.get(end), "shrinkA": 1, "shrinkB": 1}
+        tip, tail = places[end], places[start]
+        ax.annotate("", (tip.real, tip.imag), (tail.real, tail.imag), arrowprops={**look, **ends}, zorder=2)
+    ax.set(xlim=(-reach, reach), ylim=(-reach, reach), aspect="equal")
     ax.set_axis_off()
-    ax.set_title(f"{', '.join(sources)}: strongest edges", fontsize=10)
+    named = ", ".join(sources) if len(sources) <= 3 else f"{len(sources)} regulators"
+    ax.set_title(f"{named}: strongest edges", fontsize=10)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from scgalore._files import file_digest
 from scgalore._folders import no_empty_folders
-from scgalore._progress import is_shown
+from scgalore._progress import Progress
 from scgalore._settings import settings
 from scgalore.errors import DownloadError
 
@@ -110,7 +110,7 @@ def fetch_files(
     with no_empty_folders(folder):
         for n_done, file in enumerate(missing):
             try:
-                _from_any_address(file, folder, progress=is_shown() if progress is None else progress)
+                _from_any_address(file, folder, progress=progress)
             except (_NoAddressWorked, OSError) as error:
                 raise DownloadError(_no_download(missing[n_done:], folder, str(error), what, instead)) from error
     return bool(missing)
@@ -124,7 +124,7 @@ class _WrongAnswerError(ValueError):
     """The server sends something else than the file, or too slowly; the message says what, and another try would not help."""
 
 
-def _from_any_address(file: RemoteFile, folder: Path, *, progress: bool) -> None:
+def _from_any_address(file: RemoteFile, folder: Path, *, progress: bool | None) -> None:
     from requests.exceptions import RequestException
 
     causes = []
@@ -141,7 +141,7 @@ def _from_any_address(file: RemoteFile, folder: Path, *, progress: bool) -> None
     raise _NoAddressWorked("; ".join(f"{url}: {cause}" for url, cause in zip(file.urls, causes, strict=True)))
 
 
-def _download(file: RemoteFile, url: str, folder: Path, *, progress: bool) -> None:
+def _download(file: RemoteFile, url: str, folder: Path, *, progress: bool | None) -> None:
     import pooch
     from requests.exceptions import RequestException
 
@@ -188,7 +188,7 @@ class _Transfer:
         self.given_up = False
         self.error: BaseException | None = None
 
-    def run(self, *, progress: bool) -> None:
+    def run(self, *, progress: bool | None) -> None:
         """Wait for the end of the download as long as it brings enough.
 
         Raises
@@ -199,14 +199,14 @@ class _Transfer:
         thread = threading.Thread(target=self._receive, kwargs={"patience": settings.download_timeout}, daemon=True)
         thread.start()
         try:
-            with _bar(self.file, shown=progress) as bar:
+            with Progress(self.file.name, self.file.size, unit="B", shown=progress) as bar:
                 self._watch(thread, bar)
         finally:
             self.given_up = True  # tells a thread that is still at it, also after Ctrl-C
         if self.error is not None:
             raise self.error
 
-    def _watch(self, thread: threading.Thread, bar: Any) -> None:
+    def _watch(self, thread: threading.Thread, bar: Progress) -> None:
         patience = settings.download_timeout
         due, before = time.monotonic() + patience, 0
         while thread.is_alive():
@@ -242,12 +242,6 @@ class _Transfer:
         if self.file.size is not None and n > self.file.size:
             msg = f"the server sends {n:,} bytes or more, and the file has {self.file.size:,}"
             raise _WrongAnswerError(msg)
-
-
-def _bar(file: RemoteFile, *, shown: bool) -> Any:
-    from tqdm.auto import tqdm
-
-    return tqdm(total=file.size, desc=file.name, unit="B", unit_scale=True, disable=not shown, leave=True)
 
 
 def _is_transient(error: RequestException) -> bool:

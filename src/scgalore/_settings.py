@@ -1,5 +1,6 @@
 """User settings: one validated object, filled from the environment (``SCGALORE_*``) when first used."""
 
+import warnings
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -16,7 +17,10 @@ __all__ = ["Settings", "settings"]
 
 
 def _os_cache() -> Path:
-    import pooch
+    with warnings.catch_warnings():
+        # Of tqdm.auto, which pooch imports, in a notebook without ipywidgets.
+        warnings.filterwarnings("ignore", message="IProgress not found")
+        import pooch
 
     return Path(pooch.os_cache("scgalore"))
 

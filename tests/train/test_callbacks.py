@@ -10,11 +10,12 @@ from lightning.pytorch.trainer.states import TrainerFn
 from tests.bitwise import differences
 from tests.flagged import flag_network, flagged_cells, flagged_split
 
+from scgalore._settings import settings
 from scgalore.errors import DataError
 from scgalore.nn import SCGPTNetwork
 from scgalore.objectives import Perturbation
 from scgalore.train import TrainConfig, TrainResult, fit
-from scgalore.train.callbacks import BestWeights, History, StopEarly
+from scgalore.train.callbacks import BestWeights, History, ShowProgress, StopEarly
 
 UNBEATABLE = -1.0
 """An error that no epoch can have."""
@@ -53,20 +54,29 @@ class TestHistory:
         with pytest.raises(DataError, match=f"{name} became {value} in epoch 3.*Lower lr"):
             History().on_train_epoch_end(trainer(3, **{name: value}), plan())
 
-    @pytest.mark.parametrize(("n_epochs", "text"), [(10, ["the first epoch took 2 min"]), (1, [])])
-    def test_a_run_of_minutes_says_after_an_epoch_how_long_it_may_take(
-        self, n_epochs: int, text: list[str], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+
+class TestShowProgress:
+    def test_log_file_gets_a_line_every_so_often(
+        self, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
     ) -> None:
-        times = iter([0.0, 100.0, 100.0, 200.0])
-        monkeypatch.setattr("scgalore.train.callbacks.time.perf_counter", lambda: next(times))
-        history = History()
+        """Two epochs of four batches, of ten seconds each."""
+        seconds = iter(range(0, 1000, 10))
+        monkeypatch.setattr("scgalore._progress.time.monotonic", lambda: next(seconds))
+        monkeypatch.setattr("scgalore._progress.is_shown", lambda: False)
+        settings.progress = True
+        callback = ShowProgress()
         with caplog.at_level(logging.INFO, logger="scgalore"):
             for epoch in range(2):
-                history.on_train_epoch_start(trainer(epoch), plan())
-                history.on_train_epoch_end(trainer(epoch, n_epochs=n_epochs, train_loss=1.0), plan())
-        found = [record.getMessage() for record in caplog.records]
-        assert [line.strip().split(";")[0] for line in found] == text
-        assert all(line.endswith("at most 15 min") for line in found)
+                state = trainer(epoch, n_epochs=2, **({"validation_loss": 0.5} if epoch else {}))
+                state.num_training_batches = 4
+                callback.on_train_epoch_start(state, plan())
+                for batch in range(4):
+                    callback.on_train_batch_end(state, plan(), None, None, batch)
+            callback.on_train_end(state, plan())
+        assert [record.getMessage().strip() for record in caplog.records] == [
+            "training: 3 of 8 batches (38%), 50 s left; epoch 1 of 2",
+            "training: 6 of 8 batches (75%), 20 s left; epoch 2 of 2, validation_loss 0.5",
+        ]
 
 
 class TestBestWeights:

@@ -323,11 +323,8 @@ def _batches(
                 yield start + picked, window.take(picked)
             start += len(window)
 
-    n_batches = None
-    if cells.lengths is not None:
-        lengths = cells.lengths if rows is None else cells.lengths[rows]
-        n_batches = sum(len(_cut(lengths[at : at + WINDOW], caps)) for at in range(0, len(lengths), WINDOW))
-    yield from progress(cut(), label=label, total=n_batches)
+    n_cells = cells.n_obs if rows is None else len(rows)
+    yield from progress(cut(), label=label, total=n_cells, size=lambda batch: len(batch[0]))
 
 
 def _refuse_unknown_batches(network: CellNetwork, cells: TokenSource) -> None:

@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING, Any, cast
 import pandas as pd
 import torch
 from lightning.pytorch import Callback
-from lightning.pytorch.callbacks import EarlyStopping, TQDMProgressBar
+from lightning.pytorch.callbacks import EarlyStopping
 from torch import distributed
 
 from scgalore import _logging as logg
+from scgalore._progress import Progress
 from scgalore._words import duration
 from scgalore.optim.layerwise import LayerwiseUpdate
 from scgalore.train.divergence import end_run
@@ -27,10 +28,10 @@ if TYPE_CHECKING:
     from scgalore.nn import CellNetwork
     from scgalore.nn.adapter import SCGPTModule
 
-__all__ = ["BestWeights", "History", "ProgressBar", "SameBuffers", "StopEarly", "UpdateInBackward"]
+__all__ = ["BestWeights", "History", "SameBuffers", "ShowProgress", "StopEarly", "UpdateInBackward"]
 
 
-MINUTE = 60.0
+LOSSES = ("train_loss", "validation_loss")
 
 HOPELESS = "validation_hopeless"
 """Metric of an objective that can tell that an epoch is worse than the start, and not by chance."""
@@ -112,16 +113,14 @@ class History(Callback):
         return pd.DataFrame(self.rows).astype({"epoch": int}).set_index("epoch")
 
     def _tell(self, trainer: Trainer) -> None:
-        """Say how fast a stream is trained on, and after a first epoch how long a run may take that takes minutes."""
-        row, n = self.rows[-1], trainer.max_epochs or 0
-        left = (n - len(self.rows)) * sum(each["seconds"] for each in self.rows) / len(self.rows)
+        """Report how fast a stream is trained on."""
         if self._pace is not None:
+            row, n = self.rows[-1], trainer.max_epochs or 0
+            left = (n - len(self.rows)) * sum(each["seconds"] for each in self.rows) / len(self.rows)
             logg.info(f"    {self._line(trainer, row, n)}; {duration(left)} left")
-        elif len(self.rows) == 1 and left > MINUTE:
-            logg.info(f"    the first epoch took {duration(row['seconds'])}; the others take at most {duration(left)}")
 
     def _line(self, trainer: Trainer, row: dict[str, float], n: int) -> str:
-        losses = ", ".join(f"{name} {row[name]:.4g}" for name in ("train_loss", "validation_loss") if name in row)
+        losses = ", ".join(f"{name} {row[name]:.4g}" for name in LOSSES if name in row)
         return (
             f"epoch {row['epoch']:.0f} ({len(self.rows)} of {n}), step {trainer.global_step:,}: {losses}; {row['cells_per_second']:,.0f} cells/s, "
             f"{row['tokens_per_second']:,.0f} tokens/s, {row['waited']:.0%} of the time waiting for data, "
@@ -294,14 +293,39 @@ class UpdateInBackward(Callback):
         self.on_train_end(trainer, pl_module)
 
 
-class ProgressBar(TQDMProgressBar):
-    """tqdm's bar, whatever other bars are installed, with the losses beside it."""
+class ShowProgress(Callback):
+    """Show the batches of the whole run, or what is left of a resumed one, with the losses of the last epoch."""
 
-    def get_metrics(
-        self, trainer: Trainer, pl_module: LightningModule
-    ) -> dict[str, int | str | float | dict[str, float]]:
-        """Metrics without the number of the logger's run, which says nothing here."""
-        return {name: value for name, value in super().get_metrics(trainer, pl_module).items() if name != "v_num"}
+    def __init__(self) -> None:
+        self._progress: Progress | None = None
+
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Count the batches that are left: an epoch of a curriculum may have more than the one before."""
+        if self._progress is None:
+            self._progress = Progress("training", unit="batches")
+        left, per_epoch = (trainer.max_epochs or 0) - trainer.current_epoch, trainer.num_training_batches
+        if math.isfinite(per_epoch):
+            self._progress.total = self._progress.n + left * int(per_epoch)
+        losses = (
+            f"{name} {float(trainer.callback_metrics[name]):.4g}" for name in LOSSES if name in trainer.callback_metrics
+        )
+        self._progress.note = ", ".join([f"epoch {trainer.current_epoch + 1} of {trainer.max_epochs}", *losses])
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Count the batch."""
+        if self._progress is not None:
+            self._progress.update(1)
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """End the bar."""
+        if self._progress is not None:
+            self._progress.close()
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """End the bar of a run that failed."""
+        self.on_train_end(trainer, pl_module)
 
 
 def _network(plan: LightningModule) -> CellNetwork:

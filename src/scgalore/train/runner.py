@@ -16,12 +16,11 @@ from scvi.train import TrainRunner, _trainrunner
 from torch import distributed
 
 from scgalore import _logging as logg
-from scgalore._progress import is_shown
 from scgalore.errors import OptionError
 from scgalore.nn.adapter import SCGPTModule
 from scgalore.optim import state_bytes
 from scgalore.train.budget import has_converged
-from scgalore.train.callbacks import BestWeights, History, ProgressBar, SameBuffers, StopEarly, UpdateInBackward
+from scgalore.train.callbacks import BestWeights, History, SameBuffers, ShowProgress, StopEarly, UpdateInBackward
 from scgalore.train.checkpoint import Checkpoints, WholeFiles, checkpoint_to_resume
 from scgalore.train.config import ALL, TrainConfig
 from scgalore.train.curriculum import batch_plan
@@ -282,9 +281,7 @@ def _callbacks(config: TrainConfig, history: History, best: BestWeights, *, firs
         callbacks.append(StopEarly(best.monitor, patience=config.patience, start=best.best, first_epoch=first_epoch))
     if config.per_layer_update:
         callbacks.append(UpdateInBackward())
-    if is_shown():
-        callbacks.append(ProgressBar())
-    return callbacks
+    return [*callbacks, ShowProgress()]
 
 
 def _data_module(
@@ -320,8 +317,7 @@ def _trainer_options(config: TrainConfig, loggers: list[Logger], *, reload: bool
         "precision": config.precision,
         "gradient_clip_val": None if math.isinf(config.clip_norm) else config.clip_norm,
         "check_val_every_n_epoch": 1,
-        "enable_progress_bar": is_shown(),
-        "simple_progress_bar": False,
+        "enable_progress_bar": False,  # ShowProgress is one of the callbacks
         "use_distributed_sampler": False,
         "reload_dataloaders_every_n_epochs": int(reload),
         # scvi's default flips cuDNN's benchmark mode for the whole process.

@@ -117,9 +117,8 @@ def perturbed_embeddings(
     targets_by = {(c, genes): _targets(model, genes, c) for c, genes in set(pairs)}
     batch_cells = _batch_cells(tokenizer, batch_tokens)
     embeddings = np.empty((screen.expression.n_obs, model.network.config.d_model), dtype=np.float32)
-    for start, rows in progress(
-        screen.expression.chunks(batch_cells), label="cells", total=-(-len(wanted) // batch_cells)
-    ):
+    chunks = screen.expression.chunks(batch_cells)
+    for start, rows in progress(chunks, label="cells", total=len(wanted), size=lambda chunk: chunk[1].shape[0]):
         x = rows[:, tokenizer.columns].toarray()
         cells = slice(start, start + len(x))
         targets = [targets_by[pair] for pair in pairs[cells]]

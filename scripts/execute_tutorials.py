@@ -33,6 +33,7 @@ def execute(path: Path) -> NotebookNode:
     # Warnings of other packages carry paths of this machine. Without a backend chosen, figures appear in the notebook.
     environment = {name: value for name, value in os.environ.items() if name != "MPLBACKEND"}
     environment["PYTHONWARNINGS"] = "ignore"
+    environment["SCGALORE_PROGRESS"] = "0"  # a bar that has ended is of no use to a reader
     with TemporaryDirectory() as folder:
         client = NotebookClient(
             notebook,

@@ -131,6 +131,11 @@ def progress(
 def _bar(label: str, total: int | None, unit: str) -> Any:
     # tqdm.auto does the same, and warns where a notebook has no ipywidgets.
     tqdm = import_module("tqdm.notebook" if in_notebook() and find_spec("ipywidgets") is not None else "tqdm")
+    in_bytes = unit == "B"
     return tqdm.tqdm(
-        total=total, desc=label, unit=unit or "it", unit_scale=unit == "B", delay=0.0 if unit == "B" else DELAY
+        total=total,
+        desc=label,
+        unit=unit if in_bytes else f" {unit or label}",
+        unit_scale=in_bytes,
+        delay=0.0 if in_bytes else DELAY,
     )

@@ -88,6 +88,17 @@ PARAMETERS = {
         "Whether to show the figure and return nothing. ``None`` does so for a new figure, unless ``sc.settings.autoshow``\n"
         "is off."
     ),
+    "title": 'Title of the plot; ``None`` writes the default one, ``""`` none.',
+    "palette": (
+        "Colors: name of a matplotlib colormap, list of colors, or dictionary from names to colors; ``None`` uses the default\n"
+        "ones."
+    ),
+    "cmap": "Name of a matplotlib colormap.",
+    "save": (
+        'File to save the figure to. ``True`` and text that begins with ``_`` or ``.``, such as ``"_test.pdf"``, save to\n'
+        "``sc.settings.figdir`` under the name of the plot and this text. ``None`` follows ``sc.settings.autosave``."
+    ),
+    "return_fig": "Whether to return the figure instead of the axes, without showing it.",
 }
 """Text by name of the parameter, without types and defaults: those are in the signature."""
 

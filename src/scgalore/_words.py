@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-__all__ = ["duration", "few", "seconds_of"]
+__all__ = ["duration", "few", "format_bytes", "seconds_of"]
 
 UNITS = {"s": 1.0, "min": 60.0, "h": 3600.0}
 
@@ -26,6 +26,18 @@ def few(names: Iterable[str], n: int = 3) -> str:
     """
     shown = [repr(str(name)) for name in islice(names, n + 1)]
     return ", ".join(shown[:n]) + (", ..." if len(shown) > n else "")
+
+
+def format_bytes(n_bytes: int) -> str:
+    """Write a number of bytes with its decimal unit: "16.38 kB", "3.54 MB", "1.20 GB".
+
+    Parameters
+    ----------
+    n_bytes
+        How many; a difference may be negative.
+    """
+    size, unit = next(((s, u) for s, u in ((1e9, "GB"), (1e6, "MB")) if abs(n_bytes) >= s), (1e3, "kB"))
+    return f"{n_bytes / size:.2f} {unit}"
 
 
 def duration(seconds: float) -> str:

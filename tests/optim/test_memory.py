@@ -9,8 +9,9 @@ from hypothesis import strategies as st
 from torch import nn
 from torch.testing._internal.two_tensor import TwoTensor
 
+from scgalore._words import format_bytes
 from scgalore.optim import OPTIMIZERS, GaLoreAdamW, build_optimizer, param_groups, state_bytes
-from scgalore.optim.memory import MemoryRow, format_bytes, memory_report
+from scgalore.optim.memory import MemoryRow, memory_report
 
 
 class Holder:
@@ -200,6 +201,5 @@ def test_table_reads_well() -> None:
 @given(n_bytes=st.integers(0, 10**12))
 def test_sizes_are_written_in_decimal_units(n_bytes: int) -> None:
     number, unit = format_bytes(n_bytes).split()
-    assert float(number) * {"kB": 1e3, "MB": 1e6}[unit] == pytest.approx(
-        n_bytes, abs=0.006 * {"kB": 1e3, "MB": 1e6}[unit]
-    )
+    size = {"kB": 1e3, "MB": 1e6, "GB": 1e9}[unit]
+    assert float(number) * size == pytest.approx(n_bytes, abs=0.006 * size)

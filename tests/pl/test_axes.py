@@ -1,7 +1,12 @@
+from pathlib import Path
+from typing import Any
+
 import matplotlib as mpl
 import pytest
 from anndata import AnnData
 from matplotlib import pyplot as plt
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 
 import scgalore as sg
 
@@ -41,6 +46,63 @@ def test_scanpys_autoshow_is_followed(tuned: AnnData, shown: list[int]) -> None:
     finally:
         sc.settings.autoshow = before
     assert shown == []
+
+
+PLOTS = [sg.pl.history, sg.pl.confusion_matrix]
+
+
+@pytest.mark.parametrize("plot", PLOTS)
+def test_the_figure_can_be_returned_and_is_not_shown(tuned: AnnData, shown: list[int], plot: Any) -> None:
+    figure = plot(tuned, return_fig=True)
+    assert isinstance(figure, Figure)
+    assert shown == []
+    ax: Any = plt.figure().subfigures(1, 1).subplots()
+    assert plot(tuned, ax=ax, return_fig=True) is ax.figure.figure
+
+
+@pytest.mark.parametrize("plot", PLOTS)
+def test_titles_are_those_of_the_caller(tuned: AnnData, plot: Any) -> None:
+    assert plot(tuned, title="mine", show=False).get_title() == "mine"
+    assert plot(tuned, title="", show=False).get_title() == ""
+
+
+@pytest.mark.parametrize(
+    ("save", "expected"),
+    [
+        (True, "figures/history.svg"),
+        ("_mine.png", "figures/history_mine.png"),
+        (".png", "figures/history.png"),
+        ("mine.png", "mine.png"),
+        ("mine", "mine.svg"),
+        (Path("a", "b", "mine.pdf"), "a/b/mine.pdf"),
+        ("./mine.png", "mine.png"),
+        (False, None),
+    ],
+)
+def test_figures_are_saved_where_scanpy_saves_them(
+    tuned: AnnData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, save: Any, expected: str | None
+) -> None:
+    sc = pytest.importorskip("scanpy")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sc.settings, "_figdir", Path("figures"))
+    monkeypatch.setattr(sc.settings, "_file_format_figs", "svg")
+    assert isinstance(sg.pl.history(tuned, save=save, show=False), Axes)
+    assert [path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*.*")] == [expected] * (
+        expected is not None
+    )
+    assert len(plt.get_fignums()) == (expected is None)  # a notebook draws open figures once more
+
+
+def test_scanpys_autosave_is_followed_for_new_figures(
+    tuned: AnnData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sc = pytest.importorskip("scanpy")
+    monkeypatch.setattr(sc.settings, "_figdir", tmp_path)
+    monkeypatch.setattr(sc.settings, "_autosave", True)
+    sg.pl.history(tuned, ax=plt.subplots()[1])
+    assert list(tmp_path.iterdir()) == []
+    sg.pl.history(tuned, show=False)
+    assert [path.name for path in tmp_path.iterdir()] == [f"history.{sc.settings.file_format_figs}"]
 
 
 def test_nothing_global_changes(tuned: AnnData) -> None:

@@ -28,7 +28,7 @@ TYPES = {
 
 def drawn(adata: AnnData, **options: object) -> Axes:
     ax = sg.pl.confusion_matrix(adata, show=False, **options)  # type: ignore[arg-type]
-    assert ax is not None
+    assert isinstance(ax, Axes)
     return ax
 
 
@@ -193,8 +193,24 @@ def test_texts_neither_overlap_nor_leave_the_figure(n_classes: int) -> None:
     assert all(text.get_window_extent().width < square for text in ax.texts)
 
 
-def test_numbers_stand_out_from_their_squares(tuned: AnnData) -> None:
-    ax = drawn(tuned)
+def marks(ax: Axes) -> list[str]:
+    return [str(line.get_color()) for line in ax.artists + ax.lines if line.get_marker() == "s"]
+
+
+def test_classes_have_the_colours_that_scanpy_keeps(tuned: AnnData) -> None:
+    assert marks(drawn(tuned)) == []
+    tuned.uns["cell_type_colors"] = np.array(["#111111", "#222222", "#333333", "#444444"])
+    assert marks(drawn(tuned)) == 2 * ["#111111", "#222222", "#333333", "#444444"]
+    assert marks(drawn(tuned, palette={"NK": "red"})) == 2 * ["#111111", "#222222", "#333333", "red"]
+    with pytest.raises(OptionError, match="'no colour', which is not a color"):
+        drawn(tuned, palette=["no colour"])
+    with pytest.raises(OptionError, match="palette='nothing' is not a matplotlib colormap"):
+        drawn(tuned, palette="nothing")
+
+
+@pytest.mark.parametrize("cmap", ["Blues", "magma"])
+def test_numbers_stand_out_from_their_squares(tuned: AnnData, cmap: str) -> None:
+    ax = drawn(tuned, cmap=cmap)
     colors = ax.images[0].to_rgba(np.asarray(ax.images[0].get_array()))
     for text in ax.texts:
         column, row = (int(x) for x in text.get_position())

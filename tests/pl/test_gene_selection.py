@@ -1,8 +1,11 @@
 import numpy as np
+import pandas as pd
 import pytest
 from anndata import AnnData
 from matplotlib import pyplot as plt
+from matplotlib.axes import Axes
 from mudata import MuData
+from tests.drawing import assert_inside
 
 import scgalore as sg
 from scgalore.errors import DataError, MissingKeyError
@@ -16,7 +19,7 @@ def chosen(pbmc: AnnData) -> AnnData:
 
 def test_shares_are_those_of_the_ranked_list(chosen: AnnData) -> None:
     ax = sg.pl.gene_selection(chosen, show=False)
-    assert ax is not None
+    assert isinstance(ax, Axes)
     table = chosen.uns["select_genes"]["sources"]
     _, labels = ax.get_legend_handles_labels()
     assert labels == [f"{name.replace('_', ' ')} ({n})" for name, n in table["n_selected"].items()]
@@ -33,6 +36,40 @@ def test_shares_are_those_of_the_ranked_list(chosen: AnnData) -> None:
     assert {np.asarray(line.get_xdata())[0] for line in ax.lines} == {200}
 
 
+def test_curves_have_no_sawtooth(chosen: AnnData) -> None:
+    ax = sg.pl.gene_selection(chosen, show=False)
+    assert isinstance(ax, Axes)
+    sources = chosen.var.dropna(subset="selected_rank").sort_values("selected_rank")["selected_source"].astype(str)
+    counted = np.cumsum(sources.to_numpy() == "variable") / np.arange(1, len(sources) + 1)
+    for band in ax.collections:
+        heights = np.asarray(band.get_paths()[0].vertices)
+        upper = heights[np.argsort(heights[:, 0], kind="stable")]
+        assert upper[0, 0] == 20
+    turns = np.abs(np.diff(counted[19:])).sum()
+    variable = outline_of(ax, list(chosen.uns["select_genes"]["sources"].index).index("variable"))
+    assert np.abs(np.diff(variable)).sum() < 60 * turns
+
+
+def outline_of(ax: Axes, i: int) -> np.ndarray:
+    """Heights of a band."""
+    path = np.asarray(ax.collections[i].get_paths()[0].vertices)
+    places = np.unique(path[:, 0])
+    return np.array([np.ptp(path[path[:, 0] == x, 1]) for x in places])
+
+
+def test_many_sources_with_long_names_fit(chosen: AnnData) -> None:
+    names = [f"genes of a pathway with a long name, number {i}" for i in range(30)]
+    chosen.var["selected_source"] = np.resize(names, chosen.n_vars)
+    chosen.uns["select_genes"]["sources"] = pd.DataFrame({"n_selected": 1}, index=names)
+    ax = sg.pl.gene_selection(chosen, show=False)
+    assert isinstance(ax, Axes)
+    assert len(ax.get_legend().get_texts()) == 30
+    assert_inside(ax.get_legend(), ax.title, ax.xaxis.label, ax.yaxis.label)
+    given = sg.pl.gene_selection(chosen, ax=plt.figure(figsize=(20, 4)).subplots(), show=False)
+    assert isinstance(given, Axes)
+    assert_inside(given.get_legend())
+
+
 def test_it_draws_on_given_axes_and_changes_nothing(chosen: AnnData) -> None:
     before = chosen.copy()
     _, ax = plt.subplots()
@@ -44,7 +81,7 @@ def test_it_draws_on_given_axes_and_changes_nothing(chosen: AnnData) -> None:
 def test_another_key_is_read(pbmc: AnnData) -> None:
     sg.tl.select_genes(pbmc, 50, "expressed", key_added="mine")
     ax = sg.pl.gene_selection(pbmc, "mine", show=False)
-    assert ax is not None
+    assert isinstance(ax, Axes)
     assert "50 of 765" in ax.get_title()
 
 

@@ -2,6 +2,7 @@ from pathlib import Path
 
 import anndata as ad
 import numpy as np
+import pandas as pd
 import pytest
 from anndata import AnnData
 from matplotlib.axes import Axes
@@ -13,7 +14,7 @@ from scgalore.errors import DataError, MissingKeyError
 
 def drawn(adata: AnnData, **options: object) -> Axes:
     ax = sg.pl.history(adata, show=False, **options)  # type: ignore[arg-type]
-    assert ax is not None
+    assert isinstance(ax, Axes)
     return ax
 
 
@@ -52,6 +53,18 @@ def test_phases_of_a_curriculum_begin_at_lines_with_their_genes(tuned: AnnData) 
     assert [text.get_text() for text in ax.texts] == ["500 genes", "1,200 genes"]
     last = len(table) - 1
     assert [np.asarray(line.get_xdata())[0] for line in ax.lines if line.get_linestyle() == ":"] == [last - 0.5]
+
+
+def test_numbers_of_genes_in_short_phases_do_not_overlap(tuned: AnnData) -> None:
+    table = pd.DataFrame(
+        {"train_loss": 1.0, "n_genes": np.repeat([300.0, 500.0, 800.0, 1200.0, 12000.0], [2, 1, 2, 1, 34])}
+    )
+    tuned.uns["finetune"]["history"] = table.rename_axis("epoch")
+    ax = drawn(tuned, title="all")
+    boxes = [text.get_window_extent() for text in (*ax.texts, ax.title)]
+    assert len(boxes) > 2
+    assert not any(a.overlaps(b) for i, a in enumerate(boxes) for b in boxes[:i])
+    assert len([line for line in ax.lines if line.get_linestyle() == ":"]) == 4
 
 
 def test_written_and_read_again_it_is_the_same_plot(tuned: AnnData, tmp_path: Path) -> None:

@@ -24,7 +24,7 @@ def scored(_scored_once: AnnData) -> AnnData:
 
 def drawn(adata: AnnData, perturbation: str = "G00+G01", **options: object) -> Axes:
     ax = sg.pl.perturbation_effect(adata, perturbation, show=False, **options)  # type: ignore[arg-type]
-    assert ax is not None
+    assert isinstance(ax, Axes)
     return ax
 
 

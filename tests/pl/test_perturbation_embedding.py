@@ -1,10 +1,13 @@
 import numpy as np
+import pandas as pd
 import pytest
 from anndata import AnnData
 from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.collections import PathCollection
+from matplotlib.colors import to_rgb
 from mudata import MuData
+from tests.drawing import assert_inside
 from tests.screens import TEST, profiles_of, screen, write_prediction
 
 import scgalore as sg
@@ -35,7 +38,7 @@ def scored(_scored_once: AnnData) -> AnnData:
 
 def drawn(adata: AnnData, **options: object) -> Axes:
     ax = sg.pl.perturbation_embedding(adata, show=False, **options)  # type: ignore[arg-type]
-    assert ax is not None
+    assert isinstance(ax, Axes)
     return ax
 
 
@@ -98,6 +101,58 @@ def test_names_are_of_predictions_and_do_not_overlap(scored: AnnData) -> None:
     boxes = [text.get_window_extent() for text in ax.texts]
     assert not any(a.overlaps(b) for i, a in enumerate(boxes) for b in boxes[:i])
     assert drawn(scored, n_labels=0).texts[:] == []
+
+
+@pytest.fixture
+def far(scored: AnnData) -> AnnData:
+    """The same with one prediction a hundred times as far from control as all others are."""
+    table = scored.uns["predict_perturbation"]["embedding"].reset_index(drop=True)
+    first = int(np.flatnonzero(table["method"] == "predicted")[0])
+    table.loc[first, ["x", "y"]] = 100 * table[["x", "y"]].abs().to_numpy().max()
+    scored.uns["predict_perturbation"]["embedding"] = table
+    return scored
+
+
+def test_one_far_prediction_does_not_flatten_the_others(far: AnnData) -> None:
+    table = far.uns["predict_perturbation"]["embedding"]
+    ax = drawn(far)
+    near = table[["x", "y"]].to_numpy()[table["x"] < table["x"].max()]
+    for limits, values in ((ax.get_xlim(), near[:, 0]), (ax.get_ylim(), near[:, 1])):
+        assert limits[0] < values.min()
+        assert values.max() < limits[1] < 10 * np.abs(near).max()
+    assert "beyond the axes (1)" in [text.get_text() for text in ax.get_legend().get_texts()]
+    name = str(table.loc[table["x"].idxmax(), "perturbation"])
+    assert name in [text.get_text() for text in ax.texts]
+
+
+@pytest.mark.parametrize("style", ["default", "dark_background"])
+def test_points_stand_out_from_the_background(scored: AnnData, style: str) -> None:
+    with plt.style.context(style):
+        ax = drawn(scored)
+    behind = np.mean(to_rgb(ax.get_facecolor()))
+    for part in ax.collections:
+        color = part.get_facecolor() if len(part.get_facecolor()) else part.get_edgecolor()
+        assert abs(np.mean(np.asarray(color)[0, :3]) - behind) > 0.2, part.get_label()
+
+
+@pytest.mark.parametrize("n", [3, 12, 30])
+def test_every_group_has_a_colour_and_the_legend_fits(scored: AnnData, n: int) -> None:
+    result = scored.uns["predict_perturbation"]
+    table, rows = result["embedding"], result["rows"]
+    names = [f"perturbations of group number {i}" for i in range(n)]
+    predicted = table[table["method"] == "predicted"].iloc[np.arange(n) % len(rows)]
+    result["embedding"] = pd.concat([table[table["method"] == "training"], predicted], ignore_index=True)
+    for slot in ("means", "effects"):
+        result[slot] = result[slot].iloc[:, np.arange(n) % len(rows)].set_axis(names, axis=1)
+    result["rows"] = pd.DataFrame({"perturbation": names, "context": "", "group": names}, index=names)
+    ax = drawn(scored)
+    colors = {
+        tuple(np.asarray(part.get_facecolor())[0])
+        for part in ax.collections
+        if str(part.get_label()).startswith("perturb")
+    }
+    assert len(colors) == n
+    assert_inside(ax.get_legend())
 
 
 def test_one_context_can_be_drawn_alone() -> None:

@@ -1,8 +1,10 @@
 import numpy as np
+import pandas as pd
 import pytest
 from anndata import AnnData
 from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
+from tests.drawing import assert_apart, assert_inside
 from tests.screens import screen, write_prediction
 
 import scgalore as sg
@@ -67,6 +69,19 @@ def test_a_panel_for_each_metric(scored: AnnData) -> None:
     means = sg.get.perturbation_scores(scored, summary=True).set_index(["group", "metric", "method"])["mean"]
     assert drawn_means(axes[0])["model"] == pytest.approx(means["combo_seen2", "mae", "model"])
     assert axes[0].get_xlabel() == "lower is better"
+
+
+@pytest.mark.parametrize("metrics", [None, "pearson_delta"])
+def test_names_of_many_baselines_do_not_overlap(scored: AnnData, metrics: str | None) -> None:
+    table = scored.uns["evaluate_perturbation"]["summary"]
+    more = [table[table["method"] == "ridge"].assign(method=f"a baseline with a long name {i}") for i in range(30)]
+    scored.uns["evaluate_perturbation"]["summary"] = pd.concat([table, *more], ignore_index=True)
+    made = sg.pl.perturbation_scores(scored, metrics, show=False)
+    ax = made[0] if isinstance(made, list) else made
+    assert isinstance(ax, Axes)
+    assert_inside(*ax.get_yticklabels(), ax.get_legend(), ax.title)
+    assert_apart(*ax.get_yticklabels(), ax.title, ax.get_legend())
+    assert_apart(*ax.texts)
 
 
 def test_draws_one_metric_on_given_axes(scored: AnnData) -> None:

@@ -10,10 +10,11 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple, NoReturn
 
 from torch import nn
 
+from scgalore._words import format_bytes
 from scgalore.errors import OptionError
 from scgalore.optim.checks import check_projection, check_settings, check_whole, closest, plain_number
 from scgalore.optim.expected import galore_bytes
-from scgalore.optim.memory import adamw_bytes, format_bytes
+from scgalore.optim.memory import adamw_bytes
 from scgalore.optim.subspace import PROJECTION_DEFAULTS, is_projected
 
 if TYPE_CHECKING:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from scgalore._words import format_bytes
 from scgalore.optim.subspace import state_dtype
 
 if TYPE_CHECKING:
@@ -143,11 +144,6 @@ def memory_report(module: nn.Module, optimizer: Optimizer) -> MemoryReport:
 def adamw_bytes(param: Tensor) -> int:
     """Bytes that AdamW keeps for a parameter: two moments and a counter in float32."""
     return 2 * param.numel() * state_dtype(param.dtype).itemsize + torch.float32.itemsize
-
-
-def format_bytes(n_bytes: int) -> str:
-    """``"3.54 MB"`` (millions of bytes), below one million ``"16.38 kB"``."""
-    return f"{n_bytes / 1e6:.2f} MB" if n_bytes >= 1e6 else f"{n_bytes / 1e3:.2f} kB"
 
 
 def _row(

@@ -1,14 +1,23 @@
-"""Where a plot is drawn, and whether it is shown: the same rules for every plot."""
+"""Where a plot is drawn, and whether it is shown, saved or returned: the same rules for every plot, as in scanpy."""
 
 from __future__ import annotations
 
 import sys
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from scgalore import _logging as logg
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
-__all__ = ["axes_or_new", "show_or_return"]
+    from scgalore._typing import PathLike
+
+__all__ = ["axes_or_new", "finish", "legend_right", "set_title", "show_or_return"]
+
+ROW_POINTS = 13.0
+"""Height of one row of a legend in small type."""
 
 
 def axes_or_new(ax: Axes | None, figsize: tuple[float, float]) -> Axes:
@@ -29,29 +38,113 @@ def axes_or_new(ax: Axes | None, figsize: tuple[float, float]) -> Axes:
     return plt.subplots(figsize=figsize, layout="constrained")[1]
 
 
-def show_or_return(ax: Axes, *, show: bool | None, own_figure: bool) -> Axes | None:
-    """Show the figure or hand back its axes, as scanpy's plots do.
+def set_title(axes: Axes, title: str | None, default: str = "") -> None:
+    """Write the title of the caller, or the default one.
 
     Parameters
     ----------
-    ax
-        Axes that were drawn on.
-    show
-        What the caller passed. ``None`` shows a new figure unless ``sc.settings.autoshow`` is off, and never one that
-        the caller is still composing.
-    own_figure
-        Whether the figure was made for this plot.
+    axes
+        Axes of the plot.
+    title
+        What the caller passed; ``""`` leaves the title out.
+    default
+        Title if the caller passed ``None``.
     """
-    if show is None:
-        show = own_figure and _autoshow()
-    if not show:
-        return ax
-    from matplotlib import pyplot as plt
-
-    plt.show()
-    return None
+    axes.set_title(default if title is None else title, fontsize="medium")
 
 
-def _autoshow() -> bool:
-    settings = getattr(sys.modules.get("scanpy"), "settings", None)
-    return bool(getattr(settings, "autoshow", True))
+def legend_right(axes: Axes, *, own: bool, title: str | None = None, reverse: bool = False) -> None:
+    """Draw the legend to the right of the axes, in as many columns as its height asks for.
+
+    A figure of ours grows by the width of the legend. In a figure without a layout engine the axes become narrower instead, as in scanpy, so
+    that the legend takes no room that is not theirs.
+
+    Parameters
+    ----------
+    axes
+        Axes with labelled artists.
+    own
+        Whether the figure was made for this plot.
+    title
+        Title of the legend.
+    reverse
+        Whether the last artist comes first, as in a stack.
+    """
+    figure: Any = axes.figure.figure
+    height = axes.get_window_extent().height * 72 / figure.dpi
+    n_rows = max(1, int(height / ROW_POINTS) - (title is not None))
+    n_entries = len(axes.get_legend_handles_labels()[0])
+    legend = axes.legend(
+        title=title, loc="center left", bbox_to_anchor=(1.01, 0.5), frameon=False, fontsize=8, title_fontsize=8,
+        alignment="left", ncols=-(-n_entries // n_rows), reverse=reverse,
+    )  # fmt: skip
+    width = legend.get_window_extent(figure.canvas.get_renderer()).width
+    if own:
+        figure.set_figwidth(figure.get_figwidth() + width / figure.dpi)
+    elif figure.get_layout_engine() is None:
+        box = axes.get_position()
+        narrower = width / figure.bbox.width
+        axes.set_position((box.x0, box.y0, max(0.3 * box.width, box.width - narrower), box.height))
+
+
+def finish(
+    name: str, axes: Axes, *, ax: Axes | None, show: bool | None, save: bool | PathLike | None, return_fig: bool
+) -> Axes | Figure | None:
+    """Save and show the figure, and give what the caller asked for, by the rules of scanpy's plots.
+
+    Parameters
+    ----------
+    name
+        Name of the plot, with which files begin whose name the caller left to us.
+    axes
+        Axes that were drawn on.
+    ax
+        What the caller passed. Their figure is neither shown nor saved unless the caller says so, since they are still composing it.
+    show
+        What the caller passed. ``None`` shows a new figure unless ``sc.settings.autoshow`` is off.
+    save
+        What the caller passed. ``None`` saves a new figure if ``sc.settings.autosave`` is on.
+    return_fig
+        Whether to return the figure, which is then not shown.
+    """
+    own = ax is None
+    figure: Any = axes.figure.figure
+    save = (own and _of_scanpy("autosave", default=False)) if save is None else save
+    show = (own and not return_fig and _of_scanpy("autoshow", default=True)) if show is None else show
+    if save:
+        _save(figure, name, save)
+    if show:
+        from matplotlib import pyplot as plt
+
+        plt.show()
+    if save and own and not return_fig:
+        from matplotlib import pyplot as plt
+
+        plt.close(figure)  # a notebook would draw it once more at the end of the cell
+    if return_fig:
+        return figure
+    return None if show else axes
+
+
+def _save(figure: Figure, name: str, save: Literal[True] | PathLike) -> None:
+    """Write the figure to a file of the caller, or to one in scanpy's folder of figures whose name begins with the plot's."""
+    text = "" if save is True else str(save)
+    if text and not text.startswith(("_", ".")) or "/" in text:
+        path = Path(text)
+    else:
+        path = Path(_of_scanpy("figdir", default="./figures/")) / f"{name}{_of_scanpy('plot_suffix', default='')}{text}"
+    if not path.suffix:
+        path = path.with_name(f"{path.name}.{_of_scanpy('file_format_figs', default='pdf')}")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, bbox_inches="tight")
+    logg.info(f"Saved the figure to {path}.")
+
+
+def _of_scanpy(setting: str, *, default: Any) -> Any:
+    """One of scanpy's settings; its default as long as scanpy was not imported, so that nobody can have changed it."""
+    return getattr(getattr(sys.modules.get("scanpy"), "settings", None), setting, default)
+
+
+def show_or_return(ax: Axes, *, show: bool | None, own_figure: bool) -> Axes | None:
+    """Show the figure or return its axes; for plots without the other options of :func:`finish`."""
+    return finish("", ax, ax=None if own_figure else ax, show=show, save=None, return_fig=False)  # type: ignore[return-value]

@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import numpy as np
 import pandas as pd
+from matplotlib.lines import Line2D
+from matplotlib.transforms import offset_copy
 
 from scgalore import _logging as logg
 from scgalore._docs import shared_parameters
@@ -15,7 +17,8 @@ from scgalore.data.columns import read_column
 from scgalore.data.labels import in_order
 from scgalore.data.texts import looks_missing, same_label, texts_of
 from scgalore.errors import DataError, OptionError
-from scgalore.pl._axes import axes_or_new, show_or_return
+from scgalore.pl._axes import axes_or_new, finish, set_title
+from scgalore.pl._colors import class_colors, ink_on, palette_colors
 from scgalore.pl._results import label_keys, read_result
 
 if TYPE_CHECKING:
@@ -23,7 +26,11 @@ if TYPE_CHECKING:
 
     from anndata import AnnData
     from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
     from numpy.typing import NDArray
+
+    from scgalore._typing import PathLike
+    from scgalore.pl._colors import Palette
 
 Part = Literal["train", "validation", "test", "all"]
 
@@ -36,9 +43,14 @@ def confusion_matrix(
     labels_key: str | None = None,
     part: Part = "test",
     normalize: bool = True,
+    title: str | None = None,
+    cmap: str = "Blues",
+    palette: Palette | None = None,
     ax: Axes | None = None,
     show: bool | None = None,
-) -> Axes | None:
+    save: bool | PathLike | None = None,
+    return_fig: bool = False,
+) -> Axes | Figure | None:
     """True labels in rows, predicted ones in columns.
 
     Parameters
@@ -52,14 +64,19 @@ def confusion_matrix(
         Cells to count: those held out (``"test"``), those of another part of the split, or ``"all"``.
     normalize
         Whether to write and colour percentages of each row, instead of numbers of cells.
+    {title}
+    {cmap}
+    palette
+        Colors of the classes, drawn next to their names: a list of them, a dictionary, or the name of a matplotlib colormap.
+        ``None`` uses those in ``adata.uns[f"{labels_key}_colors"]``, where scanpy keeps them, if there are any.
     {ax}
-    show
-        Whether to show the figure and return nothing. ``None`` does so for a new figure, unless ``sc.settings.autoshow``
-        is off.
+    {show}
+    {save}
+    {return_fig}
 
     Returns
     -------
-    The axes, or ``None`` if the figure was shown. Numbers of cells stand beside the names of the rows; squares without
+    The axes, the figure with ``return_fig``, or ``None`` if the figure was shown. Numbers of cells stand beside the names of the rows; squares without
     cells are left blank. The title has the accuracy, unless no true label is a class of the model. Cells that
     :func:`scgalore.tl.annotate` called unknown are the last column; they count neither as right nor as wrong.
 
@@ -68,7 +85,7 @@ def confusion_matrix(
     MissingKeyError
         If there are no predictions under ``key``, or a column of ``adata.obs`` does not exist.
     OptionError
-        If ``part`` is no part of a split, or ``labels_key`` is needed.
+        If ``part`` is no part of a split, ``labels_key`` is needed, or ``palette`` holds something that is not a color.
     DataError
         If the part has no cells.
 
@@ -84,10 +101,6 @@ def confusion_matrix(
     truth, predicted = _labels(adata, key, labels_key, part, classes)
     labelled = predicted != UNKNOWN if "unknown" in result else np.ones(len(predicted), dtype=bool)
     counts = _count(truth, predicted, order=classes, labelled=labelled)
-    size = _figure_size(list(counts.columns))
-    drawn = axes_or_new(ax, size)
-    _draw(drawn, counts, normalize=normalize)
-    cells = f"{len(truth):,} {'' if part == 'all' else part + ' '}cell{'s' if len(truth) > 1 else ''}"
     if not labelled.any():
         accuracy = "all unknown"
     elif np.isin(truth, [*classes, *predicted]).any():
@@ -99,8 +112,14 @@ def confusion_matrix(
             f"No label of adata.obs[{labels_key!r}] is a class of the model, so there is no accuracy: it has "
             f"{few(in_order(truth))}, and the model {few(classes or in_order(predicted))}."
         )
-    drawn.set_title(f"{cells}, {accuracy}")
-    return show_or_return(drawn, show=show, own_figure=ax is None)
+    size = _figure_size(list(counts.columns))
+    drawn = axes_or_new(ax, size)
+    names = [str(name) for name in counts.index]
+    colors = palette_colors(names, palette, class_colors(adata, labels_key, names))
+    set_title(drawn, title, f"{_cells(len(truth), part)}, {accuracy}")
+    _draw(drawn, counts, normalize=normalize, cmap=cmap)
+    _mark_classes(drawn, names, list(counts.columns), colors)
+    return finish("confusion_matrix", drawn, ax=ax, show=show, save=save, return_fig=return_fig)
 
 
 def _labels_key(result: Mapping[str, Any], labels_key: str | None, key: str) -> str:
@@ -160,17 +179,21 @@ def _count(
     return table.astype(np.int64)
 
 
+def _cells(n: int, part: str) -> str:
+    return f"{n:,} {'' if part == 'all' else part + ' '}cell{'s' if n > 1 else ''}"
+
+
 def _figure_size(names: list[str]) -> tuple[float, float]:
     squares = max(2.5, 0.36 * len(names))
     longest = 0.08 * max(map(len, names))  # inches, in the usual font size
     return squares + longest + 1.6, squares + 0.7 * longest + 1.1
 
 
-def _draw(ax: Axes, counts: pd.DataFrame, *, normalize: bool) -> None:
+def _draw(ax: Axes, counts: pd.DataFrame, *, normalize: bool, cmap: str) -> None:
     numbers = counts.to_numpy()
     n_row = numbers.sum(axis=1)
     shown = 100 * numbers / np.maximum(n_row, 1)[:, None] if normalize else numbers
-    ax.imshow(shown, cmap="Blues", vmin=0, vmax=100 if normalize else None)
+    image = ax.imshow(shown, cmap=cmap, vmin=0, vmax=100 if normalize else None)
     ax.set_xticks(
         range(len(counts.columns)), labels=list(counts.columns), rotation=45, ha="right", rotation_mode="anchor"
     )
@@ -182,15 +205,35 @@ def _draw(ax: Axes, counts: pd.DataFrame, *, normalize: bool) -> None:
     ax.grid(which="minor", color="0.9", linewidth=0.5)
     ax.tick_params(which="minor", length=0)
     ax.spines[:].set_visible(False)
-    _write(ax, shown, numbers, normalize=normalize)
-
-
-def _write(ax: Axes, shown: NDArray[np.floating], numbers: NDArray[np.integer], *, normalize: bool) -> None:
-    box = ax.get_window_extent()
-    square = min(box.width, box.height) / max(numbers.shape) * 72 / ax.figure.dpi  # points
+    square = _square(ax, numbers.shape)
+    for name in (*ax.get_xticklabels(), *ax.get_yticklabels()):
+        name.set_fontsize(min(name.get_fontsize(), max(0.9 * square, 4)))
     fontsize = float(np.clip(0.36 * square, 3, 9))
     for row, column in np.argwhere(numbers):
         value = shown[row, column]
         text = f"{numbers[row, column]:,}" if not normalize else "<1" if value < 0.5 else f"{value:.0f}"
-        color = "white" if value > 0.6 * shown.max() else "black"
+        color = ink_on(image.cmap(image.norm(value)))
         ax.text(column, row, text, ha="center", va="center", fontsize=fontsize, color=color)
+
+
+def _square(ax: Axes, shape: tuple[int, ...]) -> float:
+    """Width of a square in typographic points, before names take room from the axes."""
+    box = ax.get_window_extent()
+    return min(box.width, box.height) / max(shape) * 72 / ax.figure.dpi
+
+
+def _mark_classes(ax: Axes, rows: list[str], columns: list[str], colors: dict[str, str]) -> None:
+    """Put the color of each class between its name and the squares."""
+    if not colors:
+        return
+    size = min(0.7 * _square(ax, (len(rows), len(columns))), 8)  # points
+    figure: Any = ax.figure
+    left = offset_copy(ax.get_yaxis_transform(), figure, x=-size / 2 - 2, units="points")
+    below = offset_copy(ax.get_xaxis_transform(), figure, y=-size / 2 - 2, units="points")
+    marks = [(0, i, colors.get(name), left) for i, name in enumerate(rows)]
+    marks += [(i, 0, colors.get(name), below) for i, name in enumerate(columns)]
+    for x, y, color, transform in marks:
+        if color is not None:
+            square: dict[str, Any] = {"marker": "s", "markersize": size, "markeredgewidth": 0, "color": color}
+            ax.add_artist(Line2D([x], [y], linestyle="none", transform=transform, clip_on=False, **square))
+    ax.tick_params(which="major", length=0, pad=size + 4)

@@ -9,12 +9,17 @@ from matplotlib.ticker import MaxNLocator
 
 from scgalore._docs import shared_parameters
 from scgalore.errors import MissingKeyError
-from scgalore.pl._axes import axes_or_new, show_or_return
+from scgalore.pl._axes import axes_or_new, finish, set_title
+from scgalore.pl._colors import palette_colors, tone
 from scgalore.pl._results import read_result
 
 if TYPE_CHECKING:
     from anndata import AnnData
     from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+    from scgalore._typing import PathLike
+    from scgalore.pl._colors import Palette
 
 PARTS = {"train": "training", "validation": "validation"}
 
@@ -25,9 +30,13 @@ def history(
     *,
     key: str = "finetune",
     metric: str = "loss",
+    title: str | None = None,
+    palette: Palette | None = None,
     ax: Axes | None = None,
     show: bool | None = None,
-) -> Axes | None:
+    save: bool | PathLike | None = None,
+    return_fig: bool = False,
+) -> Axes | Figure | None:
     """Training and validation loss by epoch, as :func:`scgalore.tl.finetune` recorded them.
 
     Training values are means over an epoch, with dropout and changing weights; validation values are taken at its end.
@@ -40,17 +49,22 @@ def history(
     {key}
     metric
         Quantity to draw: ``"loss"``, or what else was recorded, such as ``"accuracy"``.
+    {title}
+    palette
+        Colors of ``"training"`` and ``"validation"``: a list of them, a dictionary, or the name of a matplotlib colormap.
     {ax}
-    show
-        Whether to show the figure and return nothing. ``None`` does so for a new figure, unless ``sc.settings.autoshow``
-        is off.
+    {show}
+    {save}
+    {return_fig}
 
     Returns
     -------
-    The axes, or ``None`` if the figure was shown.
+    The axes, the figure with ``return_fig``, or ``None`` if the figure was shown.
 
     Raises
     ------
+    OptionError
+        If ``palette`` holds something that is not a color.
     MissingKeyError
         If nothing was trained under ``key``, or the metric was not recorded.
 
@@ -68,34 +82,52 @@ def history(
         metrics = sorted({str(name).partition("_")[2] for name in table if str(name).partition("_")[0] in PARTS})
         msg = f"No {metric!r} was recorded in adata.uns[{key!r}]['history']; choose metric from {metrics}."
         raise MissingKeyError(msg)
+    names = [PARTS[part] for part in columns]
+    colors = palette_colors(names, palette, {name: f"C{i}" for i, name in enumerate(names)})
     drawn = axes_or_new(ax, (5.0, 3.5))
     for part, column in columns.items():
         values = table[column].dropna()
-        drawn.plot(values.index, values, marker="o", markersize=4, label=PARTS[part])
+        drawn.plot(values.index, values, marker="o", markersize=4, color=colors[PARTS[part]], label=PARTS[part])
     if "validation_loss" in table:
         best = int(result["training"]["best_epoch"])
         kept = table.loc[table.index == best, columns["validation" if "validation" in columns else "train"]]
         label = f"weights kept (epoch {best})" if len(kept) else "weights kept: those of the start"
-        drawn.plot(kept.index, kept, "o", markersize=11, fillstyle="none", color="0.3", label=label)
-    _mark_phases(drawn, table)
+        drawn.plot(kept.index, kept, "o", markersize=11, fillstyle="none", color=tone(drawn, 0.3), label=label)
     drawn.set(xlabel="epoch", ylabel=metric.replace("_", " "))
     drawn.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
     drawn.spines[["top", "right"]].set_visible(False)
     drawn.legend(frameon=False)
-    return show_or_return(drawn, show=show, own_figure=ax is None)
+    # Above the names of the phases.
+    set_title(drawn, title)
+    drawn.title.set_y(1.05 if _mark_phases(drawn, table) else 1.0)
+    return finish("history", drawn, ax=ax, show=show, save=save, return_fig=return_fig)
 
 
-def _mark_phases(drawn: Axes, table: pd.DataFrame) -> None:
+def _mark_phases(drawn: Axes, table: pd.DataFrame) -> bool:
+    """Mark where training begins to show more genes, with their number if it does not run into the one before."""
     if "n_genes" not in table:
-        return
+        return False
     began = table["n_genes"][table["n_genes"].diff() != 0]
+    drawn.figure.draw_without_rendering()  # type: ignore[union-attr]
+    free = -float("inf")  # the first pixel that is not written on
     for epoch, n_genes in began.items():
         at = float(epoch) - 0.5  # type: ignore[arg-type] # epochs are numbers
         if epoch != table.index[0]:
-            drawn.axvline(at, color="0.7", linewidth=0.8, linestyle=":", zorder=0)
+            drawn.axvline(at, color=tone(drawn, 0.7), linewidth=0.8, linestyle=":", zorder=0)
         # Above the axes, where no curve is.
         where: dict[str, Any] = {"xytext": (0, 3), "xycoords": ("data", "axes fraction"), "textcoords": "offset points"}
-        drawn.annotate(f"{n_genes:,.0f} genes", (max(at, 0), 1), **where, ha="left", fontsize="x-small", color="0.4")
+        name = drawn.annotate(
+            f"{n_genes:,.0f} genes", (max(at, 0), 1), **where, ha="left", fontsize="x-small", color=tone(drawn, 0.4)
+        )
+        box = name.get_window_extent()
+        if box.x0 < free:
+            name.set_text(f"{n_genes:,.0f}")
+            box = name.get_window_extent()
+        if box.x0 < free:
+            name.remove()
+        else:
+            free = box.x1 + 4
+    return True
 
 
 def _table(table: Any, key: str) -> pd.DataFrame:

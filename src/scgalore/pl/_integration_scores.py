@@ -2,27 +2,34 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from matplotlib import colormaps
 
 from scgalore._docs import shared_parameters
 from scgalore._keys import IntegrationKeys
 from scgalore.data.records import read_integration_record
-from scgalore.pl._axes import axes_or_new, show_or_return
+from scgalore.pl._axes import axes_or_new, finish, set_title
+from scgalore.pl._colors import ink_on, tone
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     import pandas as pd
     from anndata import AnnData
     from matplotlib.axes import Axes
     from matplotlib.colors import Colormap
+    from matplotlib.figure import Figure
+
+    from scgalore._typing import PathLike
 
 GROUPS = {"bio": "Bio conservation", "batch": "Batch correction", "other": "Not in a mean", "mean": "Means"}
 COLORS = {"bio": "Greens", "batch": "Blues", "other": "Greys", "mean": "Purples"}
 GAP = 0.3
 """Between groups of columns; a column has the width 1."""
-DARK = 0.6
-"""Values above are written in white."""
+SHORT = 0.3
+"""Bars up to here end before the middle of their number."""
 
 
 @shared_parameters
@@ -30,9 +37,13 @@ def integration_scores(
     adata: AnnData,
     *,
     key: str = IntegrationKeys().uns,
+    title: str | None = None,
+    cmap: str | Mapping[str, str] | None = None,
     ax: Axes | None = None,
     show: bool | None = None,
-) -> Axes | None:
+    save: bool | PathLike | None = None,
+    return_fig: bool = False,
+) -> Axes | Figure | None:
     """Table of scores: embeddings in rows, best total first; scores as circles, and their means as bars.
 
     Colours go from 0 to 1 in each column alike, so that small differences look small. The best value of a column is bold.
@@ -41,12 +52,18 @@ def integration_scores(
     ----------
     {adata}
     {key}
+    {title}
+    cmap
+        Name of a matplotlib colormap for all columns, or a dictionary with one for ``"bio"``, ``"batch"``, ``"other"`` and
+        ``"mean"``; ``None`` uses green, blue, grey and purple.
     {ax}
     {show}
+    {save}
+    {return_fig}
 
     Returns
     -------
-    The axes, or ``None`` if the figure was shown. A dash is a score that is undefined for these batches and labels.
+    The axes, the figure with ``return_fig``, or ``None`` if the figure was shown. A dash is a score that is undefined for these batches and labels.
 
     Raises
     ------
@@ -69,9 +86,12 @@ def integration_scores(
     size = (0.8 * (places[-1] + 1) + 0.09 * widest + 0.3, 0.5 * len(scores) + 1.3)
     axes = axes_or_new(ax, size)
     _frame(axes, scores, columns, places)
+    maps = dict.fromkeys(COLORS, cmap) if isinstance(cmap, str) else {**COLORS, **(cmap or {})}
     for x, name in zip(places, columns.index, strict=True):
-        _column(axes, scores[name].to_numpy(dtype=np.float64), x, columns.loc[name, "group"])
-    return show_or_return(axes, show=show, own_figure=ax is None)
+        group = columns.loc[name, "group"]
+        _column(axes, scores[name].to_numpy(dtype=np.float64), x, bars=group == "mean", cmap=maps.get(group, "Greys"))
+    set_title(axes, title)
+    return finish("integration_scores", axes, ax=ax, show=show, save=save, return_fig=return_fig)
 
 
 def _places(groups: list[str]) -> np.ndarray:
@@ -95,7 +115,7 @@ def _frame(ax: Axes, scores: pd.DataFrame, columns: pd.DataFrame, places: np.nda
     groups = columns["group"].to_numpy()
     for group in dict.fromkeys(groups):
         here = places[groups == group]
-        ax.plot([here[0] - 0.45, here[-1] + 0.45], [-1.4, -1.4], color="0.4", linewidth=0.8)
+        ax.plot([here[0] - 0.45, here[-1] + 0.45], [-1.4, -1.4], color=tone(ax, 0.4), linewidth=0.8)
         title = GROUPS.get(group, group)
         ax.text(
             here.mean(),
@@ -106,32 +126,31 @@ def _frame(ax: Axes, scores: pd.DataFrame, columns: pd.DataFrame, places: np.nda
             fontsize=9,
         )
     for y in np.arange(n_rows):
-        ax.axhline(y - 0.5, color="0.4" if y == 0 else "0.8", linewidth=0.8 if y == 0 else 0.5, zorder=0)
+        ax.axhline(y - 0.5, color=tone(ax, 0.4 if y == 0 else 0.8), linewidth=0.8 if y == 0 else 0.5, zorder=0)
 
 
-def _column(ax: Axes, values: np.ndarray, x: float, group: str) -> None:
-    from matplotlib import colormaps
-
-    cmap = colormaps[COLORS.get(group, "Greys")]
+def _column(ax: Axes, values: np.ndarray, x: float, *, bars: bool, cmap: str) -> None:
+    shades = colormaps[cmap]
     shown = np.round(values, 2)
     best = np.nanmax(shown) if np.isfinite(shown).any() else np.nan
     for y, (value, written) in enumerate(zip(values, shown, strict=True)):
         if np.isnan(value):
-            ax.text(x, y, "–", ha="center", va="center", fontsize=8, color="0.5")
+            ax.text(x, y, "–", ha="center", va="center", fontsize=8, color=tone(ax, 0.5))
             continue
         bold = "bold" if written == best and len(values) > 1 else "normal"
-        if group == "mean":
-            ax.barh(y, 0.9, left=x - 0.45, height=0.55, fill=False, edgecolor="0.85", linewidth=0.6)
-            ax.barh(y, 0.9 * np.clip(value, 0, 1), left=x - 0.45, height=0.55, color=_shade(cmap, value))
-            ax.text(x - 0.4, y, f"{value:.2f}", ha="left", va="center", fontsize=8, weight=bold, color=_ink(value))
+        color = _shade(shades, value)
+        look: dict[str, Any] = {"va": "center", "fontsize": 8, "weight": bold}
+        if bars:
+            # The rest of the bar is pale in every style, so that numbers can be read on both.
+            ax.barh(y, 0.9, left=x - 0.45, height=0.55, color=shades(0.02), edgecolor=tone(ax, 0.7), linewidth=0.6)
+            ax.barh(y, 0.9 * np.clip(value, 0, 1), left=x - 0.45, height=0.55, color=color)
+            ax.text(
+                x - 0.4, y, f"{value:.2f}", ha="left", color=ink_on(color if value > SHORT else shades(0.02)), **look
+            )
         else:
-            ax.scatter(x, y, s=430, color=[_shade(cmap, value)], edgecolors="0.7", linewidths=0.4)
-            ax.text(x, y, f"{value:.2f}", ha="center", va="center", fontsize=8, weight=bold, color=_ink(value))
+            ax.scatter(x, y, s=430, color=[color], edgecolors=tone(ax, 0.7), linewidths=0.4)
+            ax.text(x, y, f"{value:.2f}", ha="center", color=ink_on(color), **look)
 
 
 def _shade(cmap: Colormap, value: float) -> tuple[float, float, float, float]:
     return cmap(0.05 + 0.8 * float(np.clip(value, 0, 1)))
-
-
-def _ink(value: float) -> str:
-    return "white" if value > DARK else "black"

@@ -5,14 +5,22 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import pandas as pd
+from matplotlib import rcParams
 
 from scgalore._docs import shared_parameters
+from scgalore._words import format_bytes
 from scgalore.errors import DataError
-from scgalore.pl._axes import axes_or_new, show_or_return
+from scgalore.pl._axes import axes_or_new, finish, set_title
+from scgalore.pl._colors import palette_colors, tone
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+    from scgalore._typing import PathLike
+    from scgalore.pl._colors import Palette
 
 PEAK = "peak"
 COLORS = {
@@ -26,7 +34,16 @@ COLORS = {
 
 
 @shared_parameters
-def memory(data: Any, *, ax: Axes | None = None, show: bool | None = None) -> Axes | None:
+def memory(
+    data: Any,
+    *,
+    title: str | None = None,
+    palette: Palette | None = None,
+    ax: Axes | None = None,
+    show: bool | None = None,
+    save: bool | PathLike | None = None,
+    return_fig: bool = False,
+) -> Axes | Figure | None:
     """Bytes of a training run by part, as stacked bars with the peak at their ends.
 
     Parameters
@@ -34,18 +51,26 @@ def memory(data: Any, *, ax: Axes | None = None, show: bool | None = None) -> Ax
     data
         Result of :func:`scgalore.model.savings`; or an estimate of :func:`scgalore.estimate_memory`, or several by
         name.
+    title
+        Title of the plot; ``None`` writes the peak if there is one estimate, ``""`` nothing.
+    palette
+        Colors of the parts: a list of them, a dictionary, or the name of a matplotlib colormap.
     {ax}
     {show}
+    {save}
+    {return_fig}
 
     Returns
     -------
-    The axes, or ``None`` if the figure was shown. The bars stand in the order of the data, the first one on top; parts that
+    The axes, the figure with ``return_fig``, or ``None`` if the figure was shown. The bars stand in the order of the data, the first one on top; parts that
     are empty in all of them are left out.
 
     Raises
     ------
     DataError
         If ``data`` is none of these.
+    OptionError
+        If ``palette`` holds something that is not a color.
 
     Examples
     --------
@@ -55,24 +80,32 @@ def memory(data: Any, *, ax: Axes | None = None, show: bool | None = None) -> Ax
     """
     table = _table(data)
     parts = [part for part in table.columns if part != PEAK and (table[part] > 0).any()]
-    unit, name = (1e9, "GB") if table[PEAK].max() >= 1e9 else (1e6, "MB")
+    peak = table[PEAK].to_numpy(dtype=np.float64)
+    unit, name = (1e9, "GB") if peak.max() >= 1e9 else (1e6, "MB")
+    one = len(table) == 1
     drawn = axes_or_new(ax, (7.0, 1.2 + 0.42 * len(table)))
-    start = pd.Series(0.0, index=table.index)
-    place = range(len(table))
+    defaults = {part: COLORS.get(part, tone(drawn, 0.6)) for part in parts}
+    colors = palette_colors(parts, palette, defaults)
+    start = np.zeros(len(table))
+    place = np.arange(len(table))
     for part in parts:
-        width = table[part] / unit
-        drawn.barh(place, width, left=start, height=0.7, color=COLORS.get(part), label=part.replace("_", " "))
-        start += width
-    longest = start.max()
-    for y, (end, peak) in enumerate(zip(start, table[PEAK] / unit, strict=True)):
-        drawn.text(end + 0.01 * longest, y, f"{peak:.3g}", va="center", fontsize=8)
+        width = table[part].to_numpy(dtype=np.float64) / unit
+        label = part.replace("_", " ") + (f" ({format_bytes(int(table[part].iloc[0]))})" if one else "")
+        drawn.barh(place, width, left=start, height=0.7, color=colors[part], label=label)
+        start = start + width
+    for y, (end, size) in enumerate(zip(start, peak, strict=True)):
+        drawn.annotate(format_bytes(int(size)), (end, y), (4, 0), textcoords="offset points", va="center", fontsize=8)
     drawn.set_yticks(place, labels=[str(row) for row in table.index])
     drawn.invert_yaxis()
-    drawn.set_xlim(0, 1.1 * longest)
-    drawn.set_xlabel(f"memory ({name})")
+    drawn.set_xlim(0, 1.15 * start.max())
+    drawn.set(xlabel=f"memory ({name})", ylabel=str(table.index.name or ""))
+    drawn.grid(visible=False)
     drawn.spines[["top", "right"]].set_visible(False)
-    drawn.legend(frameon=False, fontsize=8, ncols=3, loc="lower center", bbox_to_anchor=(0.5, 1.0))
-    return show_or_return(drawn, show=show, own_figure=ax is None)
+    # Below the name of the axis, which has a line for the numbers and one for itself.
+    below = 0.5 * rcParams["font.size"]
+    drawn.legend(frameon=False, fontsize=8, ncols=3, loc="upper center", bbox_to_anchor=(0.5, 0), borderaxespad=below)
+    set_title(drawn, title, f"Peak memory of training: {format_bytes(int(peak[0]))}" if one else "Memory of training")
+    return finish("memory", drawn, ax=ax, show=show, save=save, return_fig=return_fig)
 
 
 def _table(data: Any) -> pd.DataFrame:
@@ -80,7 +113,7 @@ def _table(data: Any) -> pd.DataFrame:
     if isinstance(data, pd.DataFrame):
         table = data
     else:
-        named = data if isinstance(data, Mapping) else {"": data}
+        named = data if isinstance(data, Mapping) else {"training": data}
         if not named or not all(hasattr(estimate, "to_frame") for estimate in named.values()):
             msg = (
                 f"sg.pl.memory draws estimates of memory, not a {type(data).__name__}. Pass sg.model.savings(...), an "

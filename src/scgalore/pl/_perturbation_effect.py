@@ -5,14 +5,13 @@ from __future__ import annotations
 from difflib import get_close_matches
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-from matplotlib.transforms import Bbox
-
 from scgalore._docs import shared_parameters
 from scgalore._keys import PerturbationKeys
 from scgalore.data.records import read_prediction_record, read_scores_record
 from scgalore.errors import MissingKeyError, OptionError
-from scgalore.pl._axes import axes_or_new, show_or_return
+from scgalore.pl._axes import axes_or_new, finish, set_title
+from scgalore.pl._colors import tone
+from scgalore.pl._points import name_points
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -20,9 +19,9 @@ if TYPE_CHECKING:
     import pandas as pd
     from anndata import AnnData
     from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
-# Where a label is tried beside its point, in points.
-OFFSETS = [(5, 3), (-5, 3), (5, -8), (-5, -8), (0, 7), (0, -13), (14, 10), (-14, 10), (14, -16), (-14, -16)]
+    from scgalore._typing import PathLike
 
 
 @shared_parameters
@@ -33,9 +32,12 @@ def perturbation_effect(
     context: str | None = None,
     n_labels: int = 12,
     key: str = PerturbationKeys().evaluation,
+    title: str | None = None,
     ax: Axes | None = None,
     show: bool | None = None,
-) -> Axes | None:
+    save: bool | PathLike | None = None,
+    return_fig: bool = False,
+) -> Axes | Figure | None:
     """Predicted against observed effect on every gene, as differences of mean log-normalised expression from control.
 
     Parameters
@@ -48,12 +50,15 @@ def perturbation_effect(
     n_labels
         How many genes to name: those with the largest effects, as far as there is room.
     {key}
+    {title}
     {ax}
     {show}
+    {save}
+    {return_fig}
 
     Returns
     -------
-    The axes, or ``None`` if the figure was shown. Genes on the dashed line are predicted exactly. The title has the Pearson
+    The axes, the figure with ``return_fig``, or ``None`` if the figure was shown. Genes on the dashed line are predicted exactly. The title has the Pearson
     correlation of the two, if it was among the metrics.
 
     Raises
@@ -78,19 +83,19 @@ def perturbation_effect(
     low, high = min(observed.min(), predicted.min(), 0), max(observed.max(), predicted.max(), 0)
     margin = 0.12 * (high - low) or 1.0
     span = (low - margin, high + margin)
-    drawn.axline((0, 0), slope=1, color="0.6", linestyle="--", linewidth=0.8, zorder=0)
-    drawn.axhline(0, color="0.9", linewidth=0.8, zorder=0)
-    drawn.axvline(0, color="0.9", linewidth=0.8, zorder=0)
+    drawn.axline((0, 0), slope=1, color=tone(drawn, 0.6), linestyle="--", linewidth=0.8, zorder=0)
+    drawn.axhline(0, color=tone(drawn, 0.85), linewidth=0.8, zorder=0)
+    drawn.axvline(0, color=tone(drawn, 0.85), linewidth=0.8, zorder=0)
     named = largest[largest > 0].nlargest(n_labels).index
-    drawn.scatter(observed, predicted, s=8, color="0.65", linewidths=0)
+    drawn.scatter(observed, predicted, s=8, color=tone(drawn, 0.6), linewidths=0)
     drawn.scatter(observed[named], predicted[named], s=14, color="C0", linewidths=0)
     drawn.set(xlim=span, ylim=span, aspect="equal")
     drawn.set(xlabel="observed effect (log1p expression)", ylabel="predicted effect (log1p expression)")
     drawn.grid(visible=False)
     drawn.spines[["top", "right"]].set_visible(False)
-    drawn.set_title(f"{observed.name}\n{_score(result, str(observed.name))}{len(observed):,} genes", fontsize=10)
-    _name(drawn, observed[named], predicted[named])
-    return show_or_return(drawn, show=show, own_figure=ax is None)
+    set_title(drawn, title, f"{observed.name}\n{_score(result, str(observed.name))}{len(observed):,} genes")
+    name_points(drawn, observed[named], predicted[named], list(map(str, named)))
+    return finish("perturbation_effect", drawn, ax=ax, show=show, save=save, return_fig=return_fig)
 
 
 def _effects(
@@ -120,23 +125,3 @@ def _score(result: Mapping[str, Any], label: str) -> str:
     of_model = (table["method"].astype(str) == "model") & (table["metric"].astype(str) == "pearson_delta")
     value = table.loc[of_row & of_model, "value"]
     return f"Pearson {value.iloc[0]:.2f}, " if len(value) else ""
-
-
-def _name(ax: Axes, x: pd.Series, y: pd.Series) -> None:
-    """Write names beside points, the largest first; one that fits nowhere is left out."""
-    ax.figure.draw_without_rendering()  # type: ignore[union-attr]
-    frame, places = ax.get_window_extent(), ax.transData.transform(np.column_stack([x, y]))
-    taken = [Bbox.from_extents(*(place - 3), *(place + 3)) for place in places]
-    for gene in x.index:
-        for dx, dy in OFFSETS:
-            side = "left" if dx > 0 else "right" if dx < 0 else "center"
-            text = ax.annotate(
-                str(gene), (x[gene], y[gene]), (dx, dy), textcoords="offset points", ha=side, fontsize=7,
-                arrowprops={"arrowstyle": "-", "color": "0.7", "linewidth": 0.5} if abs(dx) > 10 else None,
-            )  # fmt: skip
-            box = text.get_window_extent()
-            inside = frame.x0 <= box.x0 and box.x1 <= frame.x1 and frame.y0 <= box.y0 and box.y1 <= frame.y1
-            if inside and not any(box.overlaps(other) for other in taken):
-                taken.append(box)
-                break
-            text.remove()

@@ -6,22 +6,25 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
-from matplotlib.transforms import Bbox
+from matplotlib import rcParams
 
 from scgalore._docs import shared_parameters
 from scgalore._keys import PerturbationKeys
 from scgalore.data.records import read_prediction_record, read_scores_record
 from scgalore.errors import MissingKeyError, OptionError
-from scgalore.pl._axes import axes_or_new, show_or_return
+from scgalore.pl._axes import axes_or_new, finish, legend_right, set_title
+from scgalore.pl._colors import palette_colors, tone
+from scgalore.pl._points import name_points, robust_limits
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from anndata import AnnData
     from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
-# Where a label is tried beside its point, in points.
-OFFSETS = [(4, 3), (-4, 3), (4, -9), (-4, -9), (0, 6), (0, -12)]
+    from scgalore._typing import PathLike
+    from scgalore.pl._colors import Palette
 
 
 @shared_parameters
@@ -32,14 +35,21 @@ def perturbation_embedding(
     evaluation_key: str = PerturbationKeys().evaluation,
     context: str | None = None,
     n_labels: int = 10,
+    title: str | None = None,
+    palette: Palette | None = None,
     ax: Axes | None = None,
     show: bool | None = None,
-) -> Axes | None:
+    save: bool | PathLike | None = None,
+    return_fig: bool = False,
+) -> Axes | Figure | None:
     """Perturbations as points in the plane through control that holds most of the measured training effects.
 
     Grey points were measured in training; coloured ones are predicted, a thin line joins each to where it was observed. The
     plane belongs to the training perturbations, so what a new perturbation does beside it is not seen here; the labels of the
     axes have the share of the training effects that is.
+
+    A few points that are so far away that the others could not be told apart do not stretch the axes: they are drawn as
+    triangles at the border, and the legend has their number.
 
     Parameters
     ----------
@@ -51,12 +61,17 @@ def perturbation_embedding(
         Cell type or line to draw; ``None`` draws all.
     n_labels
         How many predictions to name, as far as there is room: those farthest from control.
+    {title}
+    palette
+        Colors of the groups of predictions: a list of them, a dictionary, or the name of a matplotlib colormap.
     {ax}
     {show}
+    {save}
+    {return_fig}
 
     Returns
     -------
-    The axes, or ``None`` if the figure was shown. Predictions are coloured by ``group`` of the split, if there are several.
+    The axes, the figure with ``return_fig``, or ``None`` if the figure was shown. Predictions are coloured by ``group`` of the split, if there are several.
 
     Raises
     ------
@@ -65,7 +80,7 @@ def perturbation_embedding(
     DataError
         If ``adata`` is no AnnData.
     OptionError
-        If ``n_labels`` is negative.
+        If ``n_labels`` is negative, or ``palette`` holds something that is not a color.
 
     Examples
     --------
@@ -79,28 +94,78 @@ def perturbation_embedding(
     training, predicted = _points(result, context)
     observed = _observed(adata, evaluation_key, key, result["directions"], predicted.index)
     drawn = axes_or_new(ax, (5.4, 4.6))
-    drawn.axhline(0, color="0.92", linewidth=0.8, zorder=0)
-    drawn.axvline(0, color="0.92", linewidth=0.8, zorder=0)
-    drawn.scatter(training["x"], training["y"], s=14, color="0.75", linewidths=0, label=f"training ({len(training)})")
+    groups = {str(name) or "predicted": rows for name, rows in predicted.groupby("group", sort=True)}
+    colors = palette_colors(list(groups), palette, dict(zip(groups, _distinct(len(groups)), strict=True)))
+    ends = np.concatenate([table[["x", "y"]].to_numpy(np.float64) for table in (training, predicted, observed)])
+    around = np.concatenate([ends, np.zeros((1, 2))])  # control, which is at 0
+    limits = [robust_limits(around[:, 0]), robust_limits(around[:, 1])]
+    drawn.set(xlim=limits[0], ylim=limits[1])
+    line: dict[str, Any] = {"color": tone(drawn, 0.85), "linewidth": 0.8, "zorder": 0}
+    drawn.axhline(0, **line)
+    drawn.axvline(0, **line)
+    _scatter(drawn, training, 14, {"color": tone(drawn, 0.7), "linewidths": 0}, f"training ({len(training)})")
     for end, at in zip(predicted.loc[observed.index, ["x", "y"]].to_numpy(), observed.to_numpy(), strict=True):
-        drawn.plot(*np.stack([end, at]).T, color="0.5", linewidth=0.6, zorder=1.5)
-    for i, (group, rows) in enumerate(predicted.groupby("group", sort=True)):
-        name = f"{str(group) or 'predicted'} ({len(rows)})"
-        drawn.scatter(rows["x"], rows["y"], s=22, color=f"C{i % 10}", linewidths=0, label=name, zorder=3)
+        drawn.plot(*np.stack([end, at]).T, color=tone(drawn, 0.5), linewidth=0.6, zorder=1.5)
+    for name, rows in groups.items():
+        _scatter(drawn, rows, 22, {"color": colors[name], "linewidths": 0, "zorder": 3}, f"{name} ({len(rows)})")
     if len(observed):
+        ring = {"facecolors": "none", "edgecolors": tone(drawn, 0.25), "linewidths": 0.7, "zorder": 2.5}
+        _scatter(drawn, observed, 18, ring, f"observed ({len(observed)})")
+    edge: dict[str, Any] = {"edgecolors": tone(drawn, 1), "linewidths": 0.8}
+    drawn.scatter([0], [0], marker="P", s=70, color=tone(drawn, 0), label="control", zorder=4, **edge)
+    n_outside = int(_outside(drawn, ends).any(axis=1).sum())
+    if n_outside:
         drawn.scatter(
-            observed["x"], observed["y"], s=18, facecolors="none", edgecolors="0.25", linewidths=0.7, zorder=2.5,
-            label=f"observed ({len(observed)})",
-        )  # fmt: skip
-    drawn.scatter([0], [0], marker="P", s=60, color="black", linewidths=0, label="control", zorder=4)
+            [], [], marker="^", s=22, color=tone(drawn, 0.4), linewidths=0, label=f"beyond the axes ({n_outside})"
+        )
     shares = [f"direction {i + 1} ({100 * share:.0f} %)" for i, share in enumerate(np.asarray(result["explained"]))]
     drawn.set(xlabel=shares[0], ylabel=shares[1])
     drawn.grid(visible=False)
     drawn.spines[["top", "right"]].set_visible(False)
-    drawn.margins(0.08)
-    drawn.legend(fontsize=7, frameon=False, loc="best")
-    _name(drawn, predicted, n_labels)
-    return show_or_return(drawn, show=show, own_figure=ax is None)
+    set_title(drawn, title)
+    legend_right(drawn, own=ax is None)
+    far = (predicted["x"] ** 2 + predicted["y"] ** 2).nlargest(n_labels).index
+    places = _inside(drawn, predicted.loc[far, ["x", "y"]].to_numpy(np.float64))
+    others = _inside(drawn, predicted[["x", "y"]].to_numpy(np.float64))
+    name_points(drawn, places[:, 0], places[:, 1], list(map(str, far)), others=others)
+    return finish("perturbation_embedding", drawn, ax=ax, show=show, save=save, return_fig=return_fig)
+
+
+def _distinct(n: int) -> list[str]:
+    """Colors of ``n`` groups: those of the style while they suffice."""
+    cycle = rcParams["axes.prop_cycle"].by_key().get("color", ["C0"])
+    if n <= len(cycle):
+        return cycle[:n]
+    return list(palette_colors([str(i) for i in range(n)], "tab20" if n <= 20 else "gist_rainbow", {}).values())
+
+
+def _limits(ax: Axes) -> tuple[np.ndarray, np.ndarray]:
+    low, high = np.array([ax.get_xlim(), ax.get_ylim()]).T
+    return low, high
+
+
+def _outside(ax: Axes, points: np.ndarray) -> np.ndarray:
+    """Which coordinates are outside of the limits, with the sign of the side."""
+    low, high = _limits(ax)
+    return (points > high).astype(int) - (points < low).astype(int)
+
+
+def _inside(ax: Axes, points: np.ndarray) -> np.ndarray:
+    """Points, those outside at the border."""
+    low, high = _limits(ax)
+    room = 0.015 * (high - low)
+    return np.where(_outside(ax, points) == 0, points, np.clip(points, low + room, high - room))
+
+
+def _scatter(ax: Axes, table: pd.DataFrame, size: float, look: Mapping[str, Any], label: str) -> None:
+    """Draw points, those outside of the limits as triangles at the border that point to where they are."""
+    points = table[["x", "y"]].to_numpy(np.float64)
+    sides = _outside(ax, points)
+    within = ~sides.any(axis=1)
+    ax.scatter(points[within, 0], points[within, 1], s=size, label=label, **look)
+    for point, (right, up) in zip(_inside(ax, points)[~within], sides[~within], strict=True):
+        marker = (">" if right > 0 else "<") if right else ("^" if up > 0 else "v")
+        ax.scatter(point[0], point[1], s=1.6 * size, marker=marker, clip_on=False, **look)
 
 
 def _read(adata: AnnData, key: str) -> Mapping[str, Any]:
@@ -138,26 +203,3 @@ def _observed(adata: AnnData, evaluation_key: str, key: str, directions: pd.Data
     found = rows.intersection(effects.columns)
     places = effects.loc[known, found].to_numpy().T @ directions.loc[known].to_numpy()
     return pd.DataFrame(places, index=found, columns=["x", "y"])
-
-
-def _name(ax: Axes, points: pd.DataFrame, n_labels: int) -> None:
-    """Write names beside the points farthest from control; one that fits nowhere is left out."""
-    far = (points["x"] ** 2 + points["y"] ** 2).nlargest(n_labels).index
-    if len(far) == 0:
-        return
-    ax.figure.draw_without_rendering()  # type: ignore[union-attr]
-    frame, places = ax.get_window_extent(), ax.transData.transform(points[["x", "y"]].to_numpy(np.float64))
-    taken = [Bbox.from_extents(*(place - 4), *(place + 4)) for place in places]
-    legend = ax.get_legend()
-    taken += [] if legend is None else [legend.get_window_extent()]
-    for label in far:
-        at = (float(points.loc[label, "x"]), float(points.loc[label, "y"]))
-        for dx, dy in OFFSETS:
-            side = "left" if dx > 0 else "right" if dx < 0 else "center"
-            text = ax.annotate(str(label), at, (dx, dy), textcoords="offset points", ha=side, fontsize=7)
-            box = text.get_window_extent()
-            inside = frame.x0 <= box.x0 and box.x1 <= frame.x1 and frame.y0 <= box.y0 and box.y1 <= frame.y1
-            if inside and not any(box.overlaps(other) for other in taken):
-                taken.append(box)
-                break
-            text.remove()

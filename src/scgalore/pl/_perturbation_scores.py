@@ -11,7 +11,8 @@ from scgalore._docs import shared_parameters
 from scgalore._keys import PerturbationKeys
 from scgalore.data.records import read_scores_record
 from scgalore.errors import MissingKeyError, OptionError
-from scgalore.pl._axes import axes_or_new, show_or_return
+from scgalore.pl._axes import axes_or_new, finish, set_title
+from scgalore.pl._colors import palette_colors, tone
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -19,10 +20,13 @@ if TYPE_CHECKING:
     import pandas as pd
     from anndata import AnnData
     from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+    from scgalore._typing import PathLike
+    from scgalore.pl._colors import Palette
 
 CHOICE = ("pearson_delta", "pearson_centroid", "mse", "wmse", "pds_cosine", "overlap_at_N", "pr_auc", "roc_auc")
 N_COLUMNS = 4
-MODEL, CEILING = "C0", "C3"
 
 
 @shared_parameters
@@ -32,9 +36,13 @@ def perturbation_scores(
     *,
     key: str = PerturbationKeys().evaluation,
     group: str = "all",
+    title: str | None = None,
+    palette: Palette | None = None,
     ax: Axes | None = None,
     show: bool | None = None,
-) -> Axes | list[Axes] | None:
+    save: bool | PathLike | None = None,
+    return_fig: bool = False,
+) -> Axes | list[Axes] | Figure | None:
     """Mean scores with 95 % intervals, one panel a metric: the model, every baseline, and the ceiling as a line.
 
     Parameters
@@ -45,13 +53,20 @@ def perturbation_scores(
     {key}
     group
         Perturbations to average over: ``"all"``, or a group of the split such as ``"combo_seen2"``.
+    title
+        Title of the plot; ``None`` writes the name of the metric. With several metrics, each has its name, and the title is that of the figure.
+    palette
+        Colors of ``"model"``, the baselines and ``"ceiling"``: a dictionary by name, a list in the order of the rows, or the name
+        of a matplotlib colormap.
     ax
         Axes to draw one metric on; ``None`` makes a new figure.
     {show}
+    {save}
+    {return_fig}
 
     Returns
     -------
-    The axes, one for each metric if ``metrics`` is not a single name, or ``None`` if the figure was shown. The line of the
+    The axes, one for each metric if ``metrics`` is not a single name, the figure with ``return_fig``, or ``None`` if the figure was shown. The line of the
     ceiling is how well half of the cells predict the other half, brought to full size, and the band its interval.
 
     Raises
@@ -59,7 +74,7 @@ def perturbation_scores(
     MissingKeyError
         If there are no scores under ``key``, or none of a metric or group.
     OptionError
-        If several metrics are to be drawn on one ``ax``.
+        If several metrics are to be drawn on one ``ax``, or ``palette`` holds something that is not a color.
 
     Examples
     --------
@@ -76,15 +91,29 @@ def perturbation_scores(
             f"One ax holds one metric, and {len(panels)} are to be drawn. Pass metrics= with one name, or leave ax out."
         )
         raise OptionError(msg)
-    drawn = [axes_or_new(ax, (4.2, 2.6))] if len(panels) == 1 else _grid(len(panels))
+    methods = list(dict.fromkeys(name for panel in panels for name in panel["method"].astype(str)))
+    n_rows, widest = len(methods), max(map(len, methods))
+    height, left = max(1.9, 0.22 * n_rows) + 0.7, 0.08 * widest
+    if len(panels) == 1:
+        drawn = [axes_or_new(ax, (2.8 + left, height))]
+        set_title(drawn[0], title, str(panels[0]["metric"].iloc[0]))
+    else:
+        drawn = _grid(len(panels), height, left)
+        for panel, axes in zip(panels, drawn, strict=True):
+            set_title(axes, None, str(panel["metric"].iloc[0]))
+        if title:
+            drawn[0].figure.suptitle(title, fontsize="large")
+    base = {**dict.fromkeys(methods, tone(drawn[0], 0.45)), "model": "C0", "ceiling": "C3"}
+    colors = palette_colors(methods, palette, base)
     for i, (panel, axes) in enumerate(zip(panels, drawn, strict=True)):
-        _draw(axes, panel, named=i % N_COLUMNS == 0)
-    drawn[0].legend(
-        *drawn[0].get_legend_handles_labels(), loc="lower center", bbox_to_anchor=(0.5, 1.12), frameon=False, fontsize=8
-    )
-    if show_or_return(drawn[0], show=show, own_figure=ax is None) is None:
-        return None
-    return drawn[0] if isinstance(metrics, str) else drawn
+        _draw(axes, panel, colors, named=i % N_COLUMNS == 0)
+    handles, labels = drawn[0].get_legend_handles_labels()
+    if handles:
+        drawn[0].legend(
+            handles, labels, loc="lower left", bbox_to_anchor=(0, 1), borderaxespad=2.5, frameon=False, fontsize=8
+        )
+    made = finish("perturbation_scores", drawn[0], ax=ax, show=show, save=save, return_fig=return_fig)
+    return drawn if made is drawn[0] and not isinstance(metrics, str) else made
 
 
 def _rows(table: pd.DataFrame, column: str, name: str) -> pd.DataFrame:
@@ -96,23 +125,22 @@ def _rows(table: pd.DataFrame, column: str, name: str) -> pd.DataFrame:
     return chosen
 
 
-def _grid(n: int) -> list[Axes]:
+def _grid(n: int, height: float, left: float) -> list[Axes]:
     from matplotlib import pyplot as plt
 
     n_columns = min(n, N_COLUMNS)
     n_rows = -(-n // n_columns)
     figure, axes = plt.subplots(
-        n_rows, n_columns, figsize=(2.4 * n_columns + 1.2, 2.4 * n_rows + 0.3), layout="constrained", squeeze=False
+        n_rows, n_columns, figsize=(2.2 * n_columns + left, height * n_rows + 0.3), layout="constrained", squeeze=False
     )
     for empty in axes.ravel()[n:]:
         figure.delaxes(empty)
     return list(axes.ravel()[:n])
 
 
-def _draw(ax: Axes, panel: pd.DataFrame, *, named: bool) -> None:
+def _draw(ax: Axes, panel: pd.DataFrame, colors: dict[str, str], *, named: bool) -> None:
     panel = panel.set_index(panel["method"].astype(str))
     rows = panel.drop(index="ceiling", errors="ignore")
-    colors = [MODEL if name == "model" else "0.45" for name in rows.index]
     place = np.arange(len(rows))[::-1]
     # What is undefined for every method alike, such as the recovery of genes where none differs, is said once.
     alike = rows["n_nan"].nunique() == 1
@@ -120,25 +148,33 @@ def _draw(ax: Axes, panel: pd.DataFrame, *, named: bool) -> None:
     for mean, low, high in (
         panel.loc[panel.index == "ceiling", ["mean", "low", "high"]].dropna(subset="mean").to_numpy()
     ):
-        ax.axvspan(low, high, color=CEILING, alpha=0.12, linewidth=0)
-        ax.axvline(mean, color=CEILING, linestyle="--", linewidth=1.2, label="ceiling of the data")
-    for y, color, (name, row) in zip(place, colors, rows.iterrows(), strict=True):
-        model = name == "model"
+        ax.axvspan(low, high, color=colors["ceiling"], alpha=0.12, linewidth=0)
+        ax.axvline(mean, color=colors["ceiling"], linestyle="--", linewidth=1.2, label="ceiling of the data")
+    box = ax.get_window_extent()
+    small = min(6.0, 0.45 * box.height / len(rows) * 72 / ax.figure.dpi)  # of notes, which stand between two rows
+    for y, (name, row) in zip(place, rows.iterrows(), strict=True):
+        model, color = name == "model", colors[str(name)]
         ax.plot([row["low"], row["high"]], [y, y], color=color, linewidth=2.5 if model else 1.2, solid_capstyle="butt")
         ax.plot(row["mean"], y, "D" if model else "o", color=color, markersize=7 if model else 5)
         if row["n_nan"] and not alike:
             text = f"{int(row['n_nan'])} of {int(row['n'])} undefined"
             ax.annotate(
-                text, (row["mean"], y), (0, 6), textcoords="offset points", ha="center", fontsize=6, color="0.45"
+                text,
+                (row["mean"], y),
+                (0, 3.5),
+                textcoords="offset points",
+                ha="center",
+                fontsize=small,
+                color=tone(ax, 0.4),
             )
     ax.set_yticks(place, labels=list(rows.index) if named else [""] * len(rows))
-    for label, color in zip(ax.get_yticklabels(), colors, strict=True):
-        label.set(color=color, weight="bold" if color == MODEL else "normal")
+    size = min(9.0, max(4.0, 1.6 * small / 0.9))
+    for name, label in zip(rows.index, ax.get_yticklabels(), strict=True):
+        label.set(color=colors[name], weight="bold" if name == "model" else "normal", fontsize=size)
     best = panel["best"].iloc[0]
-    ax.set_title(str(panel["metric"].iloc[0]), fontsize=10)
     meaning = {1.0: "higher is better", 0.0: "lower is better"}.get(best, "a count")
     meaning += f"; {n_nan} of {int(rows['n'].iloc[0])} undefined" if n_nan else ""
-    ax.set_xlabel(meaning, fontsize=8, color="0.35")
+    ax.set_xlabel(meaning, fontsize=8, color=tone(ax, 0.35))
     ax.set_ylim(-0.6, len(rows) - 0.3)
     ax.xaxis.set_major_locator(MaxNLocator(nbins=4))
     ax.tick_params(axis="y", length=0)

@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING
 import pandas as pd
 import torch
 
+from scgalore._words import format_bytes
 from scgalore.adapters import attach_adapter
 from scgalore.nn.embedding import embedding_mode
 from scgalore.optim import OPTIMIZERS, build_optimizer
 from scgalore.optim.expected import weights_of
-from scgalore.optim.memory import format_bytes
 from scgalore.optim.sharded import dealt
 from scgalore.train.free import held_back
 from scgalore.train.modes import dropping, recomputing
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from scgalore.objectives import Objective
     from scgalore.train.config import TrainConfig
 
-__all__ = ["Case", "MemoryEstimate", "alternatives", "count_case", "estimate_training", "readable", "training_device"]
+__all__ = ["Case", "MemoryEstimate", "alternatives", "count_case", "estimate_training", "training_device"]
 
 SHORTER = (5000, 2500, 1200, 500)
 """Lengths of cells that an advice may name."""
@@ -89,8 +89,8 @@ class MemoryEstimate:
 
     def __str__(self) -> str:
         rows = [(name.replace("_", " "), size) for name, size in {**self.parts(), "peak": self.peak}.items()]
-        lines = [f"{name:<16} {readable(size):>10} {size / max(self.peak, 1):>6.0%}" for name, size in rows]
-        lines += [f"{setting} saves {readable(saved)}" for setting, saved in self.helps]
+        lines = [f"{name:<16} {format_bytes(size):>10} {size / max(self.peak, 1):>6.0%}" for name, size in rows]
+        lines += [f"{setting} saves {format_bytes(saved)}" for setting, saved in self.helps]
         return "\n".join(lines)
 
 
@@ -251,8 +251,3 @@ def alternatives(case: Case) -> Iterator[tuple[str, Case]]:
     shorter = next((length for length in SHORTER if length < 0.8 * case.n_tokens), None)
     if shorter is not None:
         yield f"max_length={shorter}", replace(case, n_tokens=shorter)
-
-
-def readable(size: int) -> str:
-    """Millions or billions of bytes, in words."""
-    return f"{size / 1e9:.2f} GB" if abs(size) >= 1e9 else format_bytes(size)

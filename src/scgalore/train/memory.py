@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from torch import nn
 
 from scgalore import _logging as logg
+from scgalore._words import format_bytes
 from scgalore.errors import OptionError
 from scgalore.train.config import DEFAULT_BATCH_SIZE, TrainConfig
 from scgalore.train.curriculum import batch_plan
@@ -16,7 +17,6 @@ from scgalore.train.estimate import (
     MemoryEstimate,
     count_case,
     estimate_training,
-    readable,
     training_device,
 )
 from scgalore.train.free import free_memory
@@ -91,8 +91,8 @@ def settle_memory(
             case = _case(case.network, source, split, objective, config, 1)
             estimate = count_case(case)
         logg.info(
-            f"    batch_size={config.batch_size}, accumulate={config.accumulate}: {readable(estimate.peak)} of "
-            f"{readable(free)} that are free"
+            f"    batch_size={config.batch_size}, accumulate={config.accumulate}: {format_bytes(estimate.peak)} of "
+            f"{format_bytes(free)} that are free"
         )
     if estimate.peak > free:
         _warn(case, estimate, free)
@@ -145,9 +145,9 @@ def _warn(case: Case, estimate: MemoryEstimate, free: int) -> None:
         setting, saved = estimate.helps[0]
         left = estimate.peak - saved
         fits = "fits" if left <= free else "is still too much"
-        advice = f" What helps most is {setting}: {readable(left)}, which {fits}."
+        advice = f" What helps most is {setting}: {format_bytes(left)}, which {fits}."
     logg.warning(
-        f"training may take {readable(estimate.peak)} of memory and {readable(free)} are free. A batch of "
-        f"{case.n_cells} cells of {case.n_tokens:,} tokens keeps {readable(estimate.activations)} for the backward "
+        f"training may take {format_bytes(estimate.peak)} of memory and {format_bytes(free)} are free. A batch of "
+        f"{case.n_cells} cells of {case.n_tokens:,} tokens keeps {format_bytes(estimate.activations)} for the backward "
         f"pass.{advice} sg.estimate_memory tells more."
     )

@@ -618,7 +618,7 @@ def steps_without_genes(world: World) -> None:
     world.finetune_screen(model="never looked at", genes_per_step=0)
 
 
-@wrong(OptionError, "save_dir=.* is there already and not empty", "Name a new folder")
+@wrong(OptionError, "save_dir=.* already exists and is not empty", "Pass a new folder")
 def folder_to_save_to_taken(world: World) -> None:
     world.finetune(model="never looked at", save_dir=world.saved())
 
@@ -648,7 +648,7 @@ def split_of_perturbations_with_strange_values(world: World) -> None:
     world.finetune_screen(split_key="bulk_labels")
 
 
-@wrong(DataError, "No perturbed cell belongs to the part 'train'", "Choose another split")
+@wrong(DataError, "No perturbed cell is in 'train'", "Choose another split")
 def no_perturbation_to_train_on(world: World) -> None:
     world.perturbed()
     world.adata.obs["split"] = "test"
@@ -676,12 +676,12 @@ def scaled_screen(world: World) -> None:
     world.finetune_screen()
 
 
-@wrong(DataError, "The model knows no gene 'NOSUCH', so it cannot be told", "Ensembl id")
+@wrong(DataError, "The model has no token for the gene 'NOSUCH' and cannot predict", "Ensembl id")
 def gene_that_no_model_knows(world: World) -> None:
     world.predict(world.perturbed(), perturbations=["NOSUCH"])
 
 
-@wrong(OptionError, "perturbations is empty. Name some", "None for those of the test split")
+@wrong(OptionError, "perturbations is empty. Pass at least one", "None for those of the test split")
 def nothing_to_predict(world: World) -> None:
     world.predict(world.perturbed(), perturbations=[])
 
@@ -692,7 +692,7 @@ def model_of_another_task(world: World) -> None:
     world.predict(world.model)
 
 
-@wrong(MissingKeyError, r"No model is given, and adata\.uns records none", "pass model=")
+@wrong(MissingKeyError, r"model= is missing, and adata\.uns records none", "pass model=")
 def no_model_recorded(world: World) -> None:
     world.perturbed()
     world.predict()
@@ -788,7 +788,7 @@ def mouse_without_a_word(world: World) -> None:
     choose(world)
 
 
-@wrong(OptionError, "must_include names", "Pass a larger n_genes")
+@wrong(OptionError, "must_include has", "Pass a larger n_genes")
 def more_to_include_than_asked_for(world: World) -> None:
     choose(world, must_include=list(world.adata.var_names[:9]))
 

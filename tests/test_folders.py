@@ -118,5 +118,5 @@ def test_folder_made_by_another_run_meanwhile_is_not_replaced(tmp_path: Path) ->
 
 def test_folder_below_a_file_is_refused(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(OptionError, match="Cannot make the folder"):
+    with pytest.raises(OptionError, match="Cannot create the folder"):
         save(tmp_path / "file" / "out", "new")

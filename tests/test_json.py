@@ -63,7 +63,7 @@ class TestRead:
     def test_no_plain_file(self, tmp_path: Path) -> None:
         (tmp_path / "folder").mkdir()
         (tmp_path / "circle").symlink_to(tmp_path / "circle")
-        for name, says in (("folder", "no plain file"), ("none", "cannot be read"), ("circle", "cannot be read")):
+        for name, says in (("folder", "not a regular file"), ("none", "cannot be read"), ("circle", "cannot be read")):
             with pytest.raises(WeightsError, match=says):
                 read_json(tmp_path / name)
 

@@ -80,7 +80,8 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    # Rooms load on first use (PEP 562): torch, scanpy and scvi take seconds, and a script may need only one of them.
+    # Subpackages load on first use (PEP 562): torch, scanpy and scvi take seconds, and a script may need only one of
+    # them.
     if name in _ROOMS:
         return import_module(f"scgalore.{name}")
     if name == "estimate_memory":

@@ -1,4 +1,4 @@
-"""Parameter texts that many public functions share, and the decorator that puts them into docstrings."""
+"""Parameter descriptions shared by many public functions, and the decorator that inserts them into docstrings."""
 
 import re
 from collections.abc import Callable
@@ -12,81 +12,80 @@ F = TypeVar("F", bound=Callable[..., object])
 PARAMETERS = {
     "adata": "Annotated data matrix, cells in rows.",
     "data": "Annotated data matrix, or a MuData with the modality ``mod``.",
-    "query": "Annotated data matrix, or a MuData with the modality ``mod``; its genes need not be those the model was trained on.",
+    "query": "Annotated data matrix, or a MuData with the modality ``mod``; its genes may differ from those of the training data.",
     "model": (
-        "Name in the registry of weights (:func:`scgalore.weights.list_weights`), folder of a checkpoint (ours, or in the\n"
-        "layout of the original scGPT or scBERT), or a model such as :class:`scgalore.model.SCGPT`."
+        "Name in the registry of weights (:func:`scgalore.weights.list_weights`), folder of a checkpoint (saved by\n"
+        "scgalore, or in the layout of scGPT or scBERT), or a model such as :class:`scgalore.model.SCGPT`."
     ),
-    "layer": "Layer to read the expression from; ``None`` is ``adata.X``.",
-    "gene_symbols": "Column of ``adata.var`` that holds the gene names; ``None`` is ``adata.var_names``.",
+    "layer": "Layer with the expression; ``None`` reads ``adata.X``.",
+    "gene_symbols": "Column of ``adata.var`` with the gene names; ``None`` reads ``adata.var_names``.",
     "data_type": (
-        'What the matrix holds: ``"counts"`` (fractional ones, too) or ``"log1p"``, logarithms of normalised counts; ``None``\n'
-        "decides by its values."
+        'Content of the matrix: ``"counts"`` (may be fractional) or ``"log1p"`` (log-normalised). Detected from the values if\n'
+        "``None``."
     ),
-    "depth_key": "Column of ``adata.obs`` with the counts of each cell over all of its genes, where not all are in the matrix.",
+    "depth_key": "Column of ``adata.obs`` with the total counts of each cell, if the matrix does not contain all genes.",
     "species": (
-        'Species of the genes in the data: ``"human"``, or ``"mouse"``, whose symbols and Ensembl ids are read as those of their\n'
-        "human orthologs."
+        'Species of the genes in the data: ``"human"``, or ``"mouse"``, whose symbols and Ensembl ids are mapped to their human\n'
+        "orthologs."
     ),
     "min_matched": (
-        "Share of the expressed counts that must lie in genes the model knows; a smaller one is an error. ``None`` is 0.05, and\n"
-        "0 allows any."
+        "Minimum fraction of the counts that must be in genes of the model's vocabulary; otherwise an error is raised. ``None``\n"
+        "is 0.05; 0 disables the check."
     ),
     "groupby": (
-        "Column of ``adata.obs`` with groups of cells that are looked at apart, such as cell types; cells without a label are\n"
-        "left out. ``None`` takes all cells together."
+        "Column of ``adata.obs`` with groups of cells, such as cell types, that are analysed separately; cells without a label are\n"
+        "excluded. ``None`` analyses all cells together."
     ),
     "max_length": (
-        "Most tokens of a cell; longer cells are sampled, with ``rng``. ``None`` is what the weights were trained with."
+        "Maximum number of tokens per cell; the genes of longer cells are sampled, using ``rng``. ``None`` uses the length the weights were\n"
+        "trained with."
     ),
-    "labels_key": "Column of ``adata.obs`` that holds the labels.",
+    "labels_key": "Column of ``adata.obs`` with the labels.",
     "pert_key": 'Column of ``adata.obs`` with the perturbation of each cell: ``"KLF1"``, ``"KLF1+ctrl"`` or ``"KLF1+MAP2K6"``.',
     "pert_kind": (
-        'What perturbs: ``"gene"``, or ``"compound"`` for drugs, cytokines and other stimuli, whose labels are read as they are:\n'
-        "one label, one compound."
+        'Type of perturbation: ``"gene"``, or ``"compound"`` for drugs, cytokines and other stimuli. Each label is then one\n'
+        "compound and is not parsed."
     ),
     "dose_key": (
-        "Column of ``adata.obs`` with the dose of each compound, a positive number; 0 or missing for control. ``None`` where each\n"
-        "compound has one dose only. Results name a compound at its dose, ``dexamethasone@0.5``."
+        "Column of ``adata.obs`` with the dose of each compound, a positive number; 0 or missing for control. ``None`` if each\n"
+        "compound has a single dose. Results name a compound with its dose: ``dexamethasone@0.5``."
     ),
     "vectors_key": (
-        "Key of vectors of compounds, such as fingerprints: in ``adata.uns`` a table with compounds as index, or a dictionary from\n"
-        "compounds to vectors; or in ``adata.obsm`` a vector for each cell, the same for all cells of a compound."
+        "Key of compound vectors, such as fingerprints: in ``adata.uns``, a table with compounds as index or a dictionary from\n"
+        "compounds to vectors; or in ``adata.obsm``, one vector per cell, the same for all cells of a compound."
     ),
     "control": (
-        "Label of control in that column, as text or number: that label and no other. A list pools several\n"
-        '(``["NT_1", "NT_2"]``), and so does a pattern in which ``*`` stands for any text (``"NT_*"``). ``None`` finds it if it\n'
-        "is one of the usual words."
+        'Label of control cells in that column, text or number. A list pools several labels (``["NT_1", "NT_2"]``), as does a\n'
+        'pattern with ``*`` for any text (``"NT_*"``). Detected if ``None`` (``"control"``, ``"ctrl"``, ``"non-targeting"``, ...).'
     ),
     "context_key": (
         "Column of ``adata.obs`` with the cell type or line, within which cells are compared with control; ``None`` if there is\n"
-        "one only."
+        "only one."
     ),
-    "separator": "What stands between the genes of a label; ``None`` finds it.",
-    "batch_key": "Column of ``adata.obs`` that holds the batch of each cell; ``None`` if there is one batch only.",
-    "key_added": "Key to write under, used as it is given.",
-    "mod": "Modality to work on; ignored for an AnnData.",
-    "batch_size": "Most cells worked on together; ``None`` is ``sg.settings.batch_size``. Results do not depend on it.",
+    "separator": "Separator between gene names in a perturbation label. Detected if ``None``.",
+    "batch_key": "Column of ``adata.obs`` with the batch of each cell; ``None`` if there is only one batch.",
+    "key_added": "Key under which results are stored.",
+    "mod": "Modality of a MuData to use; ignored for an AnnData.",
+    "batch_size": "Maximum number of cells per batch; ``None`` is ``sg.settings.batch_size``. Results do not depend on it.",
     "batch_tokens": (
-        "Most tokens worked on together, which is what memory hangs on; ``None`` is ``sg.settings.batch_tokens``. Results do\n"
-        "not depend on it."
+        "Maximum number of tokens per batch; memory use depends on it, results do not. ``None`` is ``sg.settings.batch_tokens``."
     ),
     "precision": (
-        'Arithmetic: ``"32-true"`` (float32), ``"bf16-true"`` (bfloat16, faster and less exact), or ``"auto"``, which is\n'
-        "bfloat16 on GPUs that have it and float32 elsewhere; ``None`` is ``sg.settings.precision``."
+        'Numerical precision: ``"32-true"`` (float32), ``"bf16-true"`` (bfloat16, faster but less accurate), or ``"auto"``,\n'
+        "bfloat16 on GPUs that support it and float32 otherwise; ``None`` is ``sg.settings.precision``."
     ),
-    "accelerator": "Where to compute, in Lightning's words; ``None`` is ``sg.settings.accelerator``.",
+    "accelerator": 'Device, as in Lightning: ``"auto"``, ``"cpu"``, ``"gpu"`` or ``"mps"``; ``None`` is ``sg.settings.accelerator``.',
     "devices": (
-        "Number of processes on this machine that share the cells, which torchrun or SLURM has started (:doc:`/distributed`);\n"
-        "``None`` takes as many as there are."
+        "Number of processes on this machine, started by torchrun or SLURM, that share the cells (:doc:`/distributed`); ``None``\n"
+        "uses all of them."
     ),
-    "rng": "Seed or NumPy generator. The same value gives the same result; ``None`` a different one each time.",
-    "copy": "Whether to return a changed copy and leave the object given as it is.",
-    "key": "Key that the results were written under.",
-    "ax": "Axes to draw on; ``None`` makes a new figure.",
+    "rng": "Seed or NumPy generator. The same seed gives the same result; ``None`` gives a different one on each call.",
+    "copy": "Whether to write to a copy and return it, instead of modifying the object in place.",
+    "key": "Key under which the results are stored.",
+    "ax": "Matplotlib axes to draw on; ``None`` creates a new figure.",
     "show": (
-        "Whether to show the figure and return nothing. ``None`` does so for a new figure, unless ``sc.settings.autoshow``\n"
-        "is off."
+        "Whether to show the figure and return ``None``. By default, a new figure is shown unless ``sc.settings.autoshow`` is\n"
+        "off."
     ),
     "title": 'Title of the plot; ``None`` writes the default one, ``""`` none.',
     "palette": (
@@ -100,7 +99,7 @@ PARAMETERS = {
     ),
     "return_fig": "Whether to return the figure instead of the axes, without showing it.",
 }
-"""Text by name of the parameter, without types and defaults: those are in the signature."""
+"""Description of each parameter, without type and default, which are in the signature."""
 
 
 def _entry(match: re.Match[str]) -> str:
@@ -109,7 +108,7 @@ def _entry(match: re.Match[str]) -> str:
 
 
 def shared_parameters(function: F) -> F:
-    """Replace every docstring line that is just ``{name}`` by the entry of that parameter.
+    """Replace every docstring line that is just ``{name}`` by the description of that parameter.
 
     Parameters
     ----------
@@ -118,7 +117,7 @@ def shared_parameters(function: F) -> F:
 
     Returns
     -------
-    The same object.
+    The same object, with its docstring completed.
     """
     if function.__doc__:  # absent under python -OO
         function.__doc__ = re.sub(r"^([ \t]*)\{(\w+)\}$", _entry, function.__doc__, flags=re.MULTILINE)

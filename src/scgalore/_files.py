@@ -1,4 +1,4 @@
-"""Files: hashed once, and written whole or not at all."""
+"""Files: hashed once, and written completely or not at all."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ def file_digest(path: Path, algorithm: str = "sha256") -> str:
     path
         File to read.
     algorithm
-        One that :mod:`hashlib` knows, for example ``"sha256"`` or ``"md5"``.
+        Algorithm of :mod:`hashlib`, for example ``"sha256"`` or ``"md5"``.
     """
     path = path.resolve()
-    # The state is part of the cache's key: a file that was replaced is another file.
+    # Size and time are part of the cache key: a file that was replaced is hashed again.
     state = path.stat()
     return _digest(path, algorithm, state.st_ino, state.st_size, state.st_mtime_ns)
 
@@ -41,21 +41,21 @@ def _digest(path: Path, algorithm: str, *_state: int) -> str:
 
 @contextmanager
 def whole_file(target: Path) -> Iterator[Path]:
-    """Give a path to write to; what is there takes the place of ``target`` when the block ends.
+    """Yield a path to write to; that file replaces ``target`` when the block ends.
 
-    If the block fails, ``target`` stays as it was, and folders that were made for it vanish.
+    If the block fails, ``target`` stays as it was, and folders created for it are removed.
 
     Parameters
     ----------
     target
-        Where the file shall be found afterwards; one that is there already is replaced.
+        Final path of the file; an existing file is replaced.
 
     Raises
     ------
     DiskError
-        If the disk takes no more.
+        If the disk is full.
     """
-    # Beside the target, since a rename is atomic only inside one file system. The suffix stays: writers look at it.
+    # Next to the target: a rename is atomic only within one file system. The suffix is kept because writers look at it.
     draft = target.with_name(f".{target.stem}.{uuid4().hex[:8]}.draft{target.suffix}")
     with no_empty_folders(target.parent), writing(target):
         target.parent.mkdir(parents=True, exist_ok=True)

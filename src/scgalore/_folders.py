@@ -1,4 +1,4 @@
-"""Folders that appear whole or not at all."""
+"""Folders that are written completely or not at all."""
 
 import errno
 import os
@@ -15,21 +15,21 @@ from scgalore.errors import DiskError, OptionError
 __all__ = ["FolderKind", "no_empty_folders", "recover_folder", "refuse_unwritable", "whole_folder", "writing"]
 
 UNWRITABLE = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO, errno.EACCES, errno.EPERM})
-"""What the system says where it takes no more bytes."""
+"""Error numbers of a full disk or an exceeded quota."""
 
 
 @dataclass(frozen=True)
 class FolderKind:
-    """What a folder holds, so that only its like is ever replaced.
+    """Content of a folder, so that only folders of the same kind are ever replaced.
 
     Attributes
     ----------
     what
-        In words, with its article.
+        Description with its article, for messages.
     is_one
-        Tells from the names in a folder that is not empty whether it is one.
+        Whether a folder that is not empty is of this kind, given the names in it.
     permit
-        What the user passes to have one replaced.
+        Argument with which the user allows replacing one.
     """
 
     what: str
@@ -52,14 +52,14 @@ def no_empty_folders(folder: Path) -> Iterator[None]:
 
 @contextmanager
 def writing(target: Path, *foreign: type[Exception]) -> Iterator[None]:
-    """Say what is to be done where a block cannot write its file.
+    """Raise :class:`~scgalore.errors.DiskError` with advice if a block cannot write its file.
 
     Parameters
     ----------
     target
-        What is written, for the message.
+        Path that is written, for the message.
     foreign
-        Errors of other libraries that mean nothing else in this block.
+        Exceptions of other libraries that can only mean a failed write in this block.
 
     Raises
     ------
@@ -75,8 +75,8 @@ def writing(target: Path, *foreign: type[Exception]) -> Iterator[None]:
         cause = error.strerror if isinstance(error, OSError) else str(error).strip().partition("\n")[0]
         free = next(shutil.disk_usage(path).free for path in target.absolute().parents if path.exists())
         msg = (
-            f"{target} could not be written ({cause}; {free:,} bytes are free there). What was there before is untouched. Free "
-            "some space, or give another path."
+            f"{target} could not be written ({cause}; {free:,} bytes free). Existing files are unchanged. Free "
+            "some space, or pass another path."
         )
         raise DiskError(msg) from error
 
@@ -87,21 +87,21 @@ def refuse_unwritable(folder: Path, name: str) -> None:
     Parameters
     ----------
     folder
-        Need not be there.
+        Need not exist.
     name
         Argument that it was given as.
     """
     there = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
     if not (there.is_dir() and os.access(there, os.W_OK | os.X_OK)):
-        msg = f"{name}={str(folder)!r}: nothing can be written to {there}. Give the path of a folder that is yours."
+        msg = f"{name}={str(folder)!r}: no permission to write to {there}. Pass a folder you can write to."
         raise DiskError(msg)
 
 
 def recover_folder(folder: Path) -> None:
-    """Finish the replacement of a folder that a killed process had begun.
+    """Finish the replacement of a folder that a killed process began.
 
-    :func:`whole_folder` replaces a folder by two renames. Between them the path does not exist, and both folders are complete,
-    under hidden names in the same parent folder.
+    :func:`whole_folder` replaces a folder by two renames. Between them the path does not exist, and both folders are
+    complete, under hidden names in the same parent folder.
     """
     with suppress(OSError, RuntimeError):  # another process may do the same; a link may lead in a circle
         target = folder.expanduser().resolve()
@@ -122,34 +122,34 @@ def _leftovers(target: Path, state: str) -> list[Path]:
 
 @contextmanager
 def whole_folder(folder: Path, kind: FolderKind, *, overwrite: bool) -> Iterator[Path]:
-    """Give an empty folder that takes the place of ``folder`` when the block ends, and vanishes if the block fails.
+    """Yield an empty folder that replaces ``folder`` when the block ends and is removed if the block fails.
 
     Parameters
     ----------
     folder
-        Where the files shall be found afterwards.
+        Final path of the files.
     kind
-        What is written.
+        Kind of folder that is written.
     overwrite
-        Whether a folder of this kind that is there already may be replaced. Others never are.
+        Whether an existing folder of this kind may be replaced. Other folders never are.
 
     Raises
     ------
     OptionError
-        If ``folder`` is taken, or cannot be made. Nothing has been written then.
+        If ``folder`` exists and may not be replaced, or cannot be created. Nothing is written.
     DiskError
-        If the disk takes no more.
+        If the disk is full.
     """
     target = folder.expanduser().resolve()
     recover_folder(target)
     _check_free(target, kind, overwrite=overwrite)
-    # Beside the target, since a rename is atomic only inside one file system.
+    # Next to the target: a rename is atomic only within one file system.
     draft = target.with_name(f".{target.name}.{uuid4().hex[:8]}.draft")
     with no_empty_folders(target.parent):
         try:
             draft.mkdir(parents=True)
         except OSError as error:
-            msg = f"Cannot make the folder {target}: {error.strerror}. Give another path."
+            msg = f"Cannot create the folder {target}: {error.strerror}. Pass another path."
             raise OptionError(msg) from error
         try:
             with writing(target):
@@ -165,19 +165,19 @@ def _check_free(target: Path, kind: FolderKind, *, overwrite: bool) -> None:
     if not target.exists() and not target.is_symlink():
         return
     if not target.is_dir():
-        msg = f"{target} is a file; {kind.what} is a folder. Give another path."
+        msg = f"{target} is a file; {kind.what} is a folder. Pass another path."
         raise OptionError(msg)
     found = {path.name for path in target.iterdir()}
     if not found:
         return
     if not kind.is_one(found):
         msg = (
-            f"{target} holds files that are not {kind.what}, such as {min(found)!r}, and would lose them. "
-            "Give the path of a new folder."
+            f"{target} contains files that are not {kind.what}, such as {min(found)!r}, and they would be lost. "
+            "Pass the path of a new folder."
         )
         raise OptionError(msg)
     if not overwrite:
-        msg = f"{target} holds {kind.what} already. Pass {kind.permit} to replace it, or give another path."
+        msg = f"{target} already contains {kind.what}. Pass {kind.permit} to replace it, or another path."
         raise OptionError(msg)
 
 
@@ -185,7 +185,7 @@ def _swap(draft: Path, target: Path) -> None:
     if not target.exists():
         draft.rename(target)
         return
-    for left in _leftovers(target, "old"):  # of a process that was killed while it removed it
+    for left in _leftovers(target, "old"):  # left by a process that was killed while removing it
         shutil.rmtree(left, ignore_errors=True)
     old = draft.with_suffix(".old")
     target.rename(old)

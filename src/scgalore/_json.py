@@ -1,4 +1,4 @@
-"""JSON files of unknown origin: read within limits of size, and checked against the expected fields."""
+"""JSON files of unknown origin: read up to a maximum size and checked against the expected fields."""
 
 from __future__ import annotations
 
@@ -16,49 +16,49 @@ if TYPE_CHECKING:
 __all__ = ["OBJECT", "STRING", "check_fields", "named", "nullable", "read_json"]
 
 MAX_BYTES = 1 << 23
-"""Size of a file that describes a model, at most; those that are written are a thousandth of it."""
+"""Maximum size of a file that describes a model; those we write are about a thousandth of it."""
 
 _SHORT = Repr()
 _SHORT.maxstring = _SHORT.maxother = _SHORT.maxlong = 60
 
 
 def read_json(path: Path, *, max_bytes: int = MAX_BYTES) -> dict[str, Any]:
-    """Read a file that holds one JSON object.
+    """Read a file that contains one JSON object.
 
     Parameters
     ----------
     path
-        The file.
+        File to read.
     max_bytes
-        What is larger is refused unread.
+        Maximum size; larger files are not read.
 
     Raises
     ------
     WeightsError
-        If there is no such file, it is too large, it is not JSON, a key occurs twice or it holds anything but an object.
+        If the file does not exist, is too large, is not JSON, contains a key twice or contains anything but an object.
     """
     try:
         if (size := path.stat().st_size) > max_bytes or not path.is_file():
-            found = f"has {size:,} bytes" if path.is_file() else "is no plain file"
+            found = f"has {size:,} bytes" if path.is_file() else "is not a regular file"
             msg = f"{path} {found}; expected a JSON file of at most {max_bytes:,} bytes."
             raise WeightsError(msg)
         content = json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=_once)
     except OSError as error:
-        msg = f"{path} cannot be read: {error.strerror}. Fetch or save it again."
+        msg = f"{path} cannot be read: {error.strerror}. Download or save it again."
         raise WeightsError(msg) from error
     except RecursionError as error:
-        msg = f"{path} is nested too deeply for a file that describes a model. Fetch or save it again."
+        msg = f"{path} is nested too deeply for a file that describes a model. Download or save it again."
         raise WeightsError(msg) from error
     except _TwiceError as error:
-        msg = f"{path} holds {named(error.args[0])} twice; expected each name once. Fetch or save it again."
+        msg = f"{path} contains {named(error.args[0])} twice; expected each name once. Download or save it again."
         raise WeightsError(msg) from error
     except WeightsError:
         raise
     except ValueError as error:
-        msg = f"{path} is not valid JSON ({error}). Fetch or save it again."
+        msg = f"{path} is not valid JSON ({error}). Download or save it again."
         raise WeightsError(msg) from error
     if not isinstance(content, dict):
-        msg = f"{path} holds a {type(content).__name__}; expected a JSON object."
+        msg = f"{path} contains a {type(content).__name__}; expected a JSON object."
         raise WeightsError(msg)
     return content
 
@@ -69,18 +69,18 @@ def check_fields(content: Any, kinds: Mapping[str, Kind], *, where: Any, missing
     Parameters
     ----------
     content
-        The object; fields that are not declared are left alone.
+        The object; fields that are not declared are not checked.
     kinds
-        What each field must be.
+        Kind of each declared field.
     where
         File or part of it, for the message.
     missing
-        Declared fields that need not be there.
+        Declared fields that are optional.
 
     Raises
     ------
     WeightsError
-        If it is no object, or a field is absent or of another kind.
+        If ``content`` is not an object, or a field is missing or of another kind.
     """
     if not hasattr(content, "keys"):
         msg = f"{where} is {named(content)}; expected an object with {', '.join(kinds)}."
@@ -95,12 +95,12 @@ def check_fields(content: Any, kinds: Mapping[str, Kind], *, where: Any, missing
 
 
 def named(value: Any) -> str:
-    """A value of a file for a message: short, whatever it is."""
+    """Short representation of a value from a file, for a message."""
     return _SHORT.repr(value).encode("utf-8", "backslashreplace").decode()
 
 
 def nullable(kind: Kind) -> Kind:
-    """The same, or nothing."""
+    """Kind that also accepts null."""
     return Kind(f"{kind.expected}, or null", lambda value: value is None or kind.fits(value))
 
 

@@ -1,10 +1,10 @@
-"""Messages, in scanpy's wording, through the standard library's logger ``"scgalore"``.
+"""Log messages in scanpy's format, through the standard library's logger ``"scgalore"``.
 
-Nothing is installed: no handler, no level, neither at import nor later. Whoever configures :mod:`logging` gets the records;
-for everybody else they are printed to the error stream, as Python itself does for warnings
-(:data:`logging.lastResort`). Which of them appear is decided by the first of these that has been set:
-``sg.settings.verbosity``, the level of the logger, scanpy's verbosity if scanpy has been imported, the level of the root
-logger (warnings, by default).
+No handler and no level is installed, neither at import nor later. If :mod:`logging` is configured, its handlers receive
+the records; otherwise they are printed to stderr, as Python does for warnings (:data:`logging.lastResort`). The level
+is the first of these that has been set:
+``sg.settings.verbosity``, the level of the logger, scanpy's verbosity if scanpy has been imported, the level of the
+root logger (warnings, by default).
 """
 
 import logging
@@ -33,7 +33,7 @@ _PREFIXES = {logging.WARNING: "WARNING: ", HINT: "--> ", logging.DEBUG: "    "}
 
 
 class _Console(logging.StreamHandler[TextIO]):
-    """Prints to whatever the error stream is at that moment (a notebook's, a test's)."""
+    """Prints to the current ``sys.stderr`` (a notebook's, a test's)."""
 
     def format(self, record: logging.LogRecord) -> str:
         return _PREFIXES.get(record.levelno, "") + super().format(record)
@@ -61,7 +61,7 @@ def threshold() -> int:
 def _emit(level: int, message: str) -> None:
     if level < threshold() or logger.disabled or (level < logging.WARNING and not is_first_process()):
         return
-    # The frame above info()/warning(), so that a user's format with %(funcName)s names the function that spoke.
+    # The frame above info()/warning(), so that %(funcName)s in a user's format is the function that logged the message.
     path, line, function, _ = logger.findCaller(stacklevel=3)
     record = logger.makeRecord(logger.name, level, path, line, message, (), None, function)
     if logger.hasHandlers():
@@ -71,22 +71,22 @@ def _emit(level: int, message: str) -> None:
 
 
 def warning(message: str) -> None:
-    """Say that something needs the user's attention."""
+    """Log a message that needs the user's attention."""
     _emit(logging.WARNING, message)
 
 
 def info(message: str) -> None:
-    """Say what is being done (verbosity 2)."""
+    """Log progress (verbosity 2)."""
     _emit(logging.INFO, message)
 
 
 def hint(message: str) -> None:
-    """Say what else there is to know (verbosity 3)."""
+    """Log details (verbosity 3)."""
     _emit(HINT, message)
 
 
 def debug(message: str) -> None:
-    """Say what helps to find a fault (verbosity 4)."""
+    """Log details for debugging (verbosity 4)."""
     _emit(logging.DEBUG, message)
 
 
@@ -94,14 +94,14 @@ _SAID: dict[int, set[str]] = {}
 
 
 def is_news(owner: object, message: str) -> bool:
-    """Whether something is said of an object for the first time; later calls with the same object give ``False``.
+    """Whether a message is logged about an object for the first time; later calls with the same object give ``False``.
 
     Parameters
     ----------
     owner
-        What it is said of. It is not kept alive, nor changed.
+        Object that the message is about. It is neither kept alive nor changed.
     message
-        What is said.
+        Text of the message.
     """
     known = _SAID.get(id(owner))
     if known is None:
@@ -113,42 +113,42 @@ def is_news(owner: object, message: str) -> bool:
 
 
 class Step:
-    """What a step of work has written so far; see :func:`step`."""
+    """Keys that a step has written so far; see :func:`step`."""
 
     def __init__(self) -> None:
         self.keys: list[str] = []
 
     def added(self, slot: str, key: str, what: str) -> None:
-        """Note a key for the closing message.
+        """Add a key to the closing message.
 
         Parameters
         ----------
         slot
             Attribute of the AnnData, for example ``"obsm"``.
         key
-            Key written there.
+            Key that was written.
         what
-            What it holds, in a few words.
+            Short description of its content.
         """
         self.keys.append(f"    {key!r}, {what} (adata.{slot})")
 
 
 @contextmanager
 def step(message: str) -> "Iterator[Step]":
-    """Announce work, and after it the time it took and the keys it added, as scanpy does.
+    """Log the start of a step, then its duration and the keys it added, as scanpy does.
 
     A step that raises ends without a closing message.
 
     Parameters
     ----------
     message
-        What is about to be done, for example ``"embedding 700 cells with scgpt-mini"``.
+        What the step does, for example ``"embedding 700 cells with scgpt-mini"``.
     """
     info(message)
     started = time.monotonic()
     done = Step()
     yield done
     passed = timedelta(seconds=round(time.monotonic() - started))
-    # The list of keys appears from hints on, as in scanpy.
+    # Keys are listed from verbosity 3 (hints), as in scanpy.
     added = ": added\n" + ",\n".join(done.keys) if done.keys and threshold() <= HINT else ""
     info(f"    finished{added} ({passed})")

@@ -51,22 +51,22 @@ UNS_OR_OBSM = "uns or obsm"
 
 @dataclass(frozen=True)
 class Kind:
-    """A kind of value: what it must be, and how it is read from the command line.
+    """Type of an option's value: how it is checked, and how it is read from the command line.
 
     Attributes
     ----------
     expected
-        What it must be, as a clause of an error message: "it must be a positive number".
+        Requirement, as a clause of an error message: "it must be a positive number".
     fits
         Whether a value is of this kind.
     read
-        Turns the text of a command line into a value.
+        Parses the text from a command line.
     plain
-        Turns a value of this kind, which may be NumPy's, into a plain one.
+        Converts a value of this kind, which may be a NumPy scalar, to a built-in type.
     is_switch
-        Whether it is ``True`` or ``False``.
+        Whether the value is ``True`` or ``False``.
     record
-        What is written down of a value, such as in ``uns``.
+        Converts a value to what is recorded, for example in ``uns``.
     """
 
     expected: str
@@ -86,18 +86,18 @@ class Option:
     name
         Name in Python, in ``config.json`` and, with dashes, on the command line.
     kind
-        What its value must be; ``None`` is accepted as well where that is the default.
+        Type of its value; ``None`` is also accepted if it is the default.
     help
-        For the documentation; its first sentence is for the command line.
+        Text for the documentation; the command line shows its first sentence.
     default
-        Value when it is not given; ``None`` leaves the choice to the run.
+        Default value; ``None`` if it is chosen at run time.
     shown_default
-        What the help shows as default in place of ``default``.
+        Default that the help shows in place of ``default``.
     column
-        Slot of the AnnData (``"obs"``, ``"var"``, ``"layers"``, ``"obsm"`` or :data:`UNS_OR_OBSM`) that must have an entry of this
-        name, if it is one.
+        If the value names a key: the slot of the AnnData (``"obs"``, ``"var"``, ``"layers"``, ``"obsm"`` or
+        :data:`UNS_OR_OBSM`) that must have it.
     aliases
-        Further names on the command line, without dashes in front.
+        Additional names on the command line, without leading dashes.
     """
 
     name: str
@@ -115,12 +115,12 @@ class Option:
         return re.split(r"(?<=[.]) (?=[A-Z])", text, maxsplit=1)[0]
 
     def check(self, value: Any) -> Any:
-        """The value as a plain one.
+        """Return the value, converted to a built-in type.
 
         Raises
         ------
         OptionError
-            If it is not of the right kind.
+            If the value is not of the expected kind.
         """
         if value is None and self.default is None:
             return None
@@ -132,7 +132,7 @@ class Option:
 
 
 def declare(kind: Kind, help: str, *, default: Any = None, **more: Any) -> Any:
-    """Declare a field of a dataclass as an :class:`Option`; ``more`` are further attributes of it."""
+    """Declare a field of a dataclass as an :class:`Option`; ``more`` are its other attributes."""
     metadata = {"option": {"kind": kind, "help": help, "default": default, **more}}
     if isinstance(default, dict):
         return field(default_factory=lambda: dict(default), metadata=metadata)
@@ -140,12 +140,12 @@ def declare(kind: Kind, help: str, *, default: Any = None, **more: Any) -> Any:
 
 
 def options_of(cls: type) -> tuple[Option, ...]:
-    """Options that a dataclass declares, in their order."""
+    """Options that a dataclass declares, in order."""
     return tuple(Option(one.name, **one.metadata["option"]) for one in fields(cls) if "option" in one.metadata)
 
 
 def documented(cls: C) -> C:
-    """Add the options that a dataclass declares to its docstring."""
+    """Add the options of a dataclass to its docstring."""
     entries = [f"{option.name}\n{indent(dedent(option.help).strip(), '    ')}" for option in options_of(cls)]
     if cls.__doc__:  # absent under python -OO
         cls.__doc__ = f"{cleandoc(cls.__doc__)}\n\nAttributes\n----------\n" + "\n".join(entries) + "\n"
@@ -159,12 +159,12 @@ def suggestion(name: str, known: Iterable[str]) -> str:
 
 
 def is_whole(value: Any, least: int) -> bool:
-    """Whether a value is a whole number of at least ``least``; ``True`` and ``False`` are not."""
+    """Whether a value is an integer of at least ``least``; ``True`` and ``False`` are not."""
     return isinstance(value, Integral) and not isinstance(value, bool) and int(value) >= least
 
 
 def is_number(value: Any) -> bool:
-    """Whether a value is a number; ``True``, ``False``, NaN and whole numbers beyond all floats are not."""
+    """Whether a value is a number; ``True``, ``False``, NaN and integers too large for a float are not."""
     try:
         return isinstance(value, Real) and not isinstance(value, bool) and not math.isnan(float(value))
     except OverflowError:
@@ -172,22 +172,22 @@ def is_number(value: Any) -> bool:
 
 
 def is_text(value: Any) -> bool:
-    """Whether a value is a string with at least one character."""
+    """Whether a value is a non-empty string."""
     return isinstance(value, str) and bool(value)
 
 
 def are(fits: Callable[[Any], bool]) -> Callable[[Any], bool]:
-    """Whether a value is a sequence of values that each fit."""
+    """Check that a value is a sequence whose items all fit."""
     return lambda value: isinstance(value, Sequence) and not isinstance(value, str) and all(map(fits, value))
 
 
 def choice(*values: str) -> Kind:
-    """One of some names."""
+    """One of the given names."""
     return Kind(f"choose one of {', '.join(map(repr, values))}", lambda value: value in values)
 
 
 def whole(least: int, most: float = math.inf, *, others: tuple[Any, ...] = ()) -> Kind:
-    """A whole number of at least ``least`` and at most ``most``, or one of some other values."""
+    """An integer from ``least`` to ``most``, or one of the other values."""
     listed = "".join(f", or {other!r}" for other in others)
     limit = "" if most == math.inf else f" and at most {most:,}"
     return Kind(
@@ -199,12 +199,12 @@ def whole(least: int, most: float = math.inf, *, others: tuple[Any, ...] = ()) -
 
 
 def number(expected: str, fits: Callable[[float], bool]) -> Kind:
-    """A number in some range."""
+    """A number in a range."""
     return Kind(expected, lambda value: is_number(value) and fits(float(value)), as_json, float)
 
 
 def as_json(text: str) -> Any:
-    """Read a value from a command line as JSON; text needs no quotes, and ``inf`` is infinity."""
+    """Parse a command-line value as JSON; text needs no quotes, and ``inf`` is infinity."""
     if text in ("inf", "Infinity"):
         return math.inf
     try:
@@ -214,7 +214,7 @@ def as_json(text: str) -> Any:
 
 
 def comma_separated(text: str) -> list[str]:
-    """Read names from a command line."""
+    """Parse a comma-separated list of names from a command line."""
     return [part.strip() for part in text.split(",") if part.strip()]
 
 
@@ -223,7 +223,7 @@ COUNT = whole(1)
 INDEX = whole(0)
 POSITIVE = number("it must be a positive number", lambda value: 0 < value < math.inf)
 FRACTION = number("it must be a fraction in [0, 1)", lambda value: 0 <= value < 1)
-SWITCH = Kind("it is True or False", lambda value: isinstance(value, bool), as_json, is_switch=True)
+SWITCH = Kind("it must be True or False", lambda value: isinstance(value, bool), as_json, is_switch=True)
 NAMES = Kind("it must be a list of names", are(is_text), comma_separated, list)
 MAPPING = Kind(
     "it must be a dict of options",

@@ -1,4 +1,4 @@
-"""Seeds from what users pass as ``rng`` (SPEC 7): an integer, a NumPy generator or nothing."""
+"""Seeds from the ``rng`` argument (SPEC 7): an integer, a NumPy generator or ``None``."""
 
 import operator
 from typing import TYPE_CHECKING
@@ -11,13 +11,13 @@ if TYPE_CHECKING:
 __all__ = ["seed_from"]
 
 N_SEEDS = 2**32
-"""What NumPy's legacy generator, scikit-learn, Lightning and torch all accept."""
+"""Number of seeds that NumPy's legacy generator, scikit-learn, Lightning and torch all accept."""
 
 
 def seed_from(rng: "Rng") -> int:
     """Turn ``rng`` into a seed below 2**32.
 
-    An integer is its own seed; a generator is advanced by one draw, so a second call with it gives another seed;
+    An integer is used as the seed; a generator is advanced by one draw, so a second call with it gives another seed;
     ``None`` gives fresh entropy. Global random state is neither read nor changed.
 
     Parameters
@@ -27,7 +27,7 @@ def seed_from(rng: "Rng") -> int:
 
     Returns
     -------
-    Seed of all randomness of one call.
+    Seed of all random draws of one call.
     """
     import numpy as np
 

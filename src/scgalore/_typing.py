@@ -13,15 +13,15 @@ if TYPE_CHECKING:
 __all__ = ["Control", "Data", "Label", "PathLike", "Rng"]
 
 Data: TypeAlias = "AnnData | MuData"
-"""What the user's functions take; a MuData is worked on through one of its modalities."""
+"""Data that user functions accept; of a MuData, one modality is used."""
 
 PathLike: TypeAlias = str | os.PathLike[str]
 
 Rng: TypeAlias = "int | np.random.Generator | None"
-"""Seed, generator, or fresh entropy."""
+"""Seed, generator, or ``None`` for fresh entropy."""
 
 Label: TypeAlias = str | int | float
-"""A label as users write it; :mod:`scgalore.data.texts` makes text of it."""
+"""A label as users write it; :mod:`scgalore.data.texts` converts it to text."""
 
 Control: TypeAlias = "Label | Sequence[Label] | None"
-"""Label of control, a pattern of several, or a list of either; ``None`` finds it."""
+"""Control label, a pattern that matches several, or a list of these; ``None`` detects it."""

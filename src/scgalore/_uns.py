@@ -1,4 +1,4 @@
-"""Parameters and tables in a form that ``adata.uns`` keeps through ``write_h5ad`` and ``read_h5ad``."""
+"""Parameters and tables in a form that survives ``write_h5ad`` and ``read_h5ad`` in ``adata.uns``."""
 
 import dataclasses
 from collections.abc import Iterable, Mapping, Sequence
@@ -16,27 +16,26 @@ __all__ = ["table_in", "to_uns"]
 _INT64 = np.iinfo(np.int64)
 # anndata keeps the index of a table under this name.
 _RESERVED_COLUMN = "_index"
-# Where a dictionary keeps the names of a table's columns that are no names in HDF5.
+# Key suffix for the names of a table's columns that are not valid names in HDF5.
 _TRUE_NAMES = "{}_columns"
 # Nullable types that anndata writes; it refuses nullable floats and Arrow's types.
 _MASKED = {"boolean", *(f"{sign}Int{bits}" for sign in ("", "U") for bits in (8, 16, 32, 64))}
 
 
 def to_uns(obj: Any) -> Any:
-    """Make an object safe for ``adata.uns``.
+    """Convert an object to types that ``adata.uns`` can store.
 
-    The result consists of ``None``, booleans, integers, floats, strings, lists of one of these, NumPy arrays, tables and
-    dictionaries with string keys. Names that HDF5 would split into groups have ``/`` replaced by ``_``; a dictionary that holds
-    a table of such columns gets their true names, as a list under the key of the table with ``_columns`` at its end, from which
-    :func:`table_in` restores them. A list of mixed or nested items, which anndata would refuse or silently turn into strings,
-    becomes a dictionary keyed by position.
-    Applying the function twice changes nothing more.
+    The result consists of ``None``, booleans, integers, floats, strings, lists of one of these, NumPy arrays, tables
+    and dictionaries with string keys. Names that HDF5 would split into groups have ``/`` replaced by ``_``; a
+    dictionary with a table of such columns gets their original names, as a list under the table's key plus
+    ``_columns``, from which :func:`table_in` restores them. A list of mixed or nested items, which anndata would refuse
+    or silently turn into strings, becomes a dictionary keyed by position. The function is idempotent.
 
     Parameters
     ----------
     obj
-        Parameters, results or history: any nesting of mappings, sequences, sets, dataclasses, enumerations, paths, NumPy
-        scalars and arrays, tables and tensors. What is none of these is described by a string.
+        Parameters, results or history: any nesting of mappings, sequences, sets, dataclasses, enumerations, paths,
+        NumPy scalars and arrays, tables and tensors. Other objects are described by a string.
 
     Returns
     -------
@@ -80,7 +79,7 @@ def _described(obj: object) -> Any:
 
 
 def _text(text: str) -> str:
-    # HDF5 strings are UTF-8 without NUL; file names may hold bytes that are not.
+    # HDF5 strings are UTF-8 without NUL; file names may contain other bytes.
     return str(text).encode("utf-8", "backslashreplace").decode().replace("\x00", "\\x00")
 
 
@@ -134,21 +133,21 @@ def _mapping(mapping: Mapping[Any, Any]) -> dict[str, Any]:
 
 
 def table_in(record: Mapping[str, Any], key: str) -> pd.DataFrame:
-    """A table of a dictionary that :func:`to_uns` made, with the true names of its columns.
+    """Return a table from a dictionary made by :func:`to_uns`, with the original names of its columns.
 
     Parameters
     ----------
     record
         From ``adata.uns``, in memory or read from a file.
     key
-        Of the table.
+        Key of the table.
     """
     names = record.get(_TRUE_NAMES.format(key))
     return record[key] if names is None else record[key].set_axis(list(map(str, names)), axis=1)
 
 
 def _names(keys: Iterable[Any]) -> list[str]:
-    """Strings that HDF5 takes as names, all different and in the order of the keys."""
+    """Valid HDF5 names, all different and in the order of the keys."""
     names: list[str] = []
     taken: set[str] = set()
     for key in keys:
@@ -165,7 +164,7 @@ def _names(keys: Iterable[Any]) -> list[str]:
 
 
 def _plain_name(key: Any) -> str:
-    """A name as text, before anything in it is replaced."""
+    """Name as text, before any character is replaced."""
     if isinstance(key, tuple) and not hasattr(key, "_asdict"):
         return "_".join(map(str, key))
     plain = to_uns(key)
@@ -187,7 +186,7 @@ def _table(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def _column(column: pd.Series) -> pd.Series:
-    """A column of one of the types that anndata writes."""
+    """Convert a column to a type that anndata can write."""
     if isinstance(column.dtype, pd.CategoricalDtype):
         categories = column.cat.categories
         if all(isinstance(category, str) for category in categories):
@@ -202,5 +201,5 @@ def _column(column: pd.Series) -> pd.Series:
     if kinds <= {int, float} and missing.size:
         return pd.Series([np.nan if item is None else item for item in items], index=column.index)
     texts = pd.Series([None if item is None else _text(str(item)) for item in items], index=column.index, dtype=object)
-    # Strings with gaps are not written, categories with gaps are.
+    # anndata writes categories with missing values, but not strings with missing values.
     return texts.astype("category") if missing.any() else texts

@@ -1,4 +1,4 @@
-"""Pieces of sentences that messages are made of."""
+"""Formatting of names and durations for messages."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ UNITS = {"s": 1.0, "min": 60.0, "h": 3600.0}
 
 
 def few(names: Iterable[str], n: int = 3) -> str:
-    """Quote the first names of many for a message.
+    """Quote the first few names of a list, for a message.
 
     Parameters
     ----------
     names
-        Names to choose from.
+        All names.
     n
-        How many to show.
+        Maximum number of names to show.
     """
     shown = [repr(str(name)) for name in islice(names, n + 1)]
     return ", ".join(shown[:n]) + (", ..." if len(shown) > n else "")
@@ -41,12 +41,12 @@ def format_bytes(n_bytes: int) -> str:
 
 
 def duration(seconds: float) -> str:
-    """Write seconds as people say them: "40 s", "12 min", "2 h 05 min".
+    """Format a duration: "40 s", "12 min", "2 h 05 min".
 
     Parameters
     ----------
     seconds
-        How long.
+        Duration in seconds.
     """
     if seconds < 90:
         return f"{seconds:.0f} s"
@@ -55,7 +55,7 @@ def duration(seconds: float) -> str:
 
 
 def seconds_of(text: str) -> float | None:
-    """Read a time as people write it, ``"40 s"``, ``"30min"`` or ``"1.5 h"``; ``None`` if it is none.
+    """Parse a duration such as ``"40 s"``, ``"30min"`` or ``"1.5 h"`` to seconds; ``None`` if the text is not one.
 
     Parameters
     ----------

@@ -1,4 +1,4 @@
-"""Which of several processes this is, read from what the launcher set, without starting anything."""
+"""Rank of this process among several, read from the launcher's environment variables, without starting anything."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ __all__ = ["World", "current_world", "is_first_process", "launched_world"]
 
 @dataclass(frozen=True)
 class World:
-    """The processes that work together.
+    """Processes that work together.
 
     Attributes
     ----------
     rank
-        Number of this process among all, from 0.
+        Rank of this process among all, from 0.
     size
         Number of processes.
     local_rank
-        Number of this process on its machine, from 0; its GPU, where it has one.
+        Rank of this process on its machine, from 0; also the index of its GPU.
     local_size
         Number of processes on its machine.
     """
@@ -37,16 +37,16 @@ class World:
 
 
 def launched_world() -> World:
-    """Processes that torchrun or SLURM's srun have started; one if neither has.
+    """Processes started by torchrun or SLURM's srun; a single one if neither was used.
 
-    The variables are those that Lightning reads. Processes that Lightning itself has started as copies of a script do not
-    count: until the script has come to the training that started them, they work each for itself.
+    The variables are those that Lightning reads. Processes that Lightning itself started as copies of a script do not
+    count: until the script reaches the training that started them, each works on its own.
     """
     env = os.environ
     if "TORCHELASTIC_RUN_ID" in env:
         names = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
         return World(*(int(env[name]) for name in names))
-    # A batch script without srun has the number of tasks too, and is alone.
+    # A batch script without srun also has the number of tasks set, but is a single process.
     if "SLURM_STEP_ID" in env and "SLURM_NTASKS" in env and env.get("SLURM_JOB_NAME") not in ("bash", "interactive"):
         size = int(env["SLURM_NTASKS"])
         local_size = int(env.get("SLURM_NTASKS_PER_NODE", size))
@@ -55,9 +55,9 @@ def launched_world() -> World:
 
 
 def current_world() -> World:
-    """Processes of torch's process group where there is one, else :func:`launched_world`."""
+    """Processes of torch's process group if it is initialised, else :func:`launched_world`."""
     world = launched_world()
-    # Not imported for this: whoever has a process group has imported it.
+    # Not imported for this: a process group exists only if torch.distributed has been imported.
     distributed = sys.modules.get("torch.distributed")
     if distributed is None or not distributed.is_available() or not distributed.is_initialized():
         return world
@@ -68,9 +68,9 @@ def current_world() -> World:
 
 
 def is_first_process() -> bool:
-    """Whether this process is the one that speaks for all."""
+    """Whether this process writes files and logs messages for all."""
     world = current_world()
     if world.size > 1:
         return world.rank == 0
-    # Copies of a script that Lightning has started.
+    # Copies of a script started by Lightning.
     return all(os.environ.get(name, "0") == "0" for name in ("LOCAL_RANK", "NODE_RANK"))

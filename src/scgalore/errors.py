@@ -1,26 +1,26 @@
-"""The errors scgalore raises on purpose.
+"""Exceptions raised by scgalore.
 
-Each says what was found, what was expected and what to call. All of them subclass the built-in error a scanpy user
-would catch: :class:`ValueError`, :class:`KeyError`, :class:`OSError` or :class:`ConnectionError`.
+Each message states what was found, what was expected and what to call. All of them subclass the built-in exception a
+scanpy user would catch: :class:`ValueError`, :class:`KeyError`, :class:`OSError` or :class:`ConnectionError`.
 """
 
 __all__ = ["DataError", "DiskError", "DownloadError", "MissingKeyError", "OptionError", "WeightsError"]
 
 
 class DataError(ValueError):
-    """The data cannot be used for what was asked."""
+    """The data do not fit the requested analysis."""
 
 
 class OptionError(ValueError):
-    """An argument has a value outside its choices or range."""
+    """An argument is not one of its choices or is outside its range."""
 
 
 class DiskError(OptionError, OSError):
-    """Files cannot be written where they were asked for: the disk is full, or the place is not writable."""
+    """Files cannot be written: the disk is full, or the path is not writable."""
 
 
 class MissingKeyError(KeyError):
-    """A slot of the AnnData or MuData lacks the named key."""
+    """A slot of the AnnData or MuData does not have the named key."""
 
     def __str__(self) -> str:
         # KeyError prints the repr of its argument, which turns a sentence into a quoted, escaped string.
@@ -32,4 +32,4 @@ class WeightsError(ValueError):
 
 
 class DownloadError(ConnectionError):
-    """Weights or data could not be fetched."""
+    """Weights or data could not be downloaded."""

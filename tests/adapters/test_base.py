@@ -74,7 +74,7 @@ class TestTargetLayers:
     )
     def test_layers_whose_weights_are_read_past_them_are_refused(self, targets: str, reader: str) -> None:
         encoder = nn.TransformerEncoder(nn.TransformerEncoderLayer(8, 2, 12), 2, enable_nested_tensor=False)
-        with pytest.raises(OptionError, match=rf"{reader}, which reads raw weights.*silently not apply"):
+        with pytest.raises(OptionError, match=rf"{reader}, which reads raw weights.*silently have no effect"):
             target_layers(encoder, targets)
         network = nn.ModuleDict({"encoder": encoder, "head": nn.Linear(8, 2)})
         assert target_layers(network, ["head"]).keys() == {"head"}
@@ -86,7 +86,7 @@ class TestTargetLayers:
     def test_shared_weights_are_refused(self) -> None:
         network = OwnNetwork()
         network.head.weight = network.table.weight
-        with pytest.raises(OptionError, match=r"table\.weight and head\.weight are one tensor"):
+        with pytest.raises(OptionError, match=r"table\.weight and head\.weight share one tensor"):
             target_layers(network, ["head"])
         network.layers.append(network.layers[0])
         with pytest.raises(OptionError, match=r"layers\.0\.Wqkv\.weight and layers\.1\.Wqkv\.weight"):

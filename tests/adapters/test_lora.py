@@ -478,7 +478,7 @@ def test_pissa_takes_the_largest_singular_directions_out() -> None:
 @pytest.mark.parametrize(
     ("options", "says"),
     [
-        ({"rank": 17}, "rank=17 is above the full rank of .*Wqkv"),
+        ({"rank": 17}, "rank=17 is larger than the full rank of .*Wqkv"),
         ({"targets": "*.nothing"}, "no linear layer of SCGPTNetwork is called .*nothing"),
         ({"variant": "pissa"}, "float64"),
     ],

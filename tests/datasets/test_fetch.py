@@ -136,7 +136,7 @@ def test_paths_in_an_archive_lead_nowhere(server: Server, archived: DatasetEntry
     [
         ({"norman/other.h5ad": b""}, "holds 0 files called perturb_processed.h5ad"),
         ({f"a/{MEMBER}": b"", f"b/{MEMBER}": b""}, "holds 2 files"),
-        ({f"norman/{MEMBER}": b"another"}, "not the file"),
+        ({f"norman/{MEMBER}": b"another"}, "does not have the sha256"),
     ],
 )
 def test_archive_without_the_right_file(

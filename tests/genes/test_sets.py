@@ -59,9 +59,9 @@ def test_gmt_is_read(tmp_path: Path, packed: bool) -> None:
     ("content", "message"),
     [
         (b"", "no gene set"),
-        (b"A\tfirst\tTP53\nA\tagain\tKRAS\n", "line 2 names a set a second time"),
-        (b"TP53\nKRAS\n", "line 1 is not of that form"),
-        (b"A\tfirst\n", "line 1 is not of that form"),
+        (b"A\tfirst\tTP53\nA\tagain\tKRAS\n", "line 2 repeats the name of a set"),
+        (b"TP53\nKRAS\n", "line 1 is malformed"),
+        (b"A\tfirst\n", "line 1 is malformed"),
         (b"\xff\xfe\x00", "could not be read"),
     ],
 )

@@ -152,7 +152,7 @@ class TestValidationOnAStream:
     ) -> None:
         batches = streamed(labels_key="bulk_labels")
         for other in (held(), held(labels_key="bulk_labels", classes=batches.classes[::-1])):
-            with pytest.raises(OptionError, match="classes of the other stream"):
+            with pytest.raises(OptionError, match="the classes= of the training stream"):
                 model.train(batches, validation=other)
         same = held(labels_key="bulk_labels", classes=batches.classes)
         model.train(batches, validation=same, max_epochs=1)
@@ -248,19 +248,19 @@ def test_workers_change_nothing_that_an_epoch_reads(
 @pytest.mark.parametrize(
     ("options", "error", "says"),
     [
-        ({"batch_size": 4}, OptionError, "batch_size= does not go with a stream"),
+        ({"batch_size": 4}, OptionError, "batch_size= cannot be used with a stream"),
         ({"curriculum": [20]}, OptionError, "needs cells in one AnnData"),
         (
             {"split": Split(*[np.arange(3)] * 3)},
             OptionError,
-            "A stream trains on all of its cells. Leave the split out",
+            "A stream trains on all of its cells. Omit the split",
         ),
         ({"batch_tokens": 400}, OptionError, "batch_tokens=400: a stream makes its own batches"),
         ({"max_length": 9}, OptionError, "max_length=9: a stream"),
         ({"labels_key": "bulk_labels"}, OptionError, "the stream reads no labels"),
         ({"patience": 2}, OptionError, "patience needs validation cells"),
         ({"values_key": "score"}, OptionError, "task='regression' cannot train on a stream"),
-        ({"pert_key": "perturbation"}, OptionError, "Perturbations are read from one AnnData"),
+        ({"pert_key": "perturbation"}, OptionError, "needs a single AnnData"),
     ],
 )
 def test_what_a_stream_decides_is_refused(
@@ -288,7 +288,7 @@ def test_labels_to_validate_on_must_be_the_streams(
     held.obs["bulk_labels"] = "something else"
     with pytest.raises(DataError, match="something else"):
         model.train(batches, validation=held, labels_key="bulk_labels")
-    with pytest.raises(OptionError, match="goes with a stream"):
+    with pytest.raises(OptionError, match="validation= is for streams"):
         model.train(few, validation=held, labels_key="bulk_labels")
 
 

@@ -70,7 +70,7 @@ def test_folders_with_anything_else_are_never_touched(folder: RunFolder, foreign
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text("months of work", encoding="utf-8")
     before = snapshot(folder.path)
-    with pytest.raises(OptionError, match="what no run has written"):
+    with pytest.raises(OptionError, match="files that were not written by a run"):
         folder.check(force=force, resume=not force)
     assert snapshot(folder.path) == before
 

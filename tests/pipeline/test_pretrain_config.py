@@ -59,8 +59,8 @@ def test_labels_that_are_numbers_have_one_form() -> None:
 @pytest.mark.parametrize(
     ("options", "match"),
     [
-        ({"max_step": 3}, r"no option 'max_step' of pre-training\. Did you mean 'max_steps'"),
-        ({"max_steps": 3, "max_hours": 1}, "a run has one budget"),
+        ({"max_step": 3}, r"has no option 'max_step'\. Did you mean 'max_steps'"),
+        ({"max_steps": 3, "max_hours": 1}, "a run has exactly one budget"),
         ({"max_steps": -1}, "max_steps=-1"),
         ({"max_epochs": 2}, "no option 'max_epochs'"),
         ({"sizes": {}}, "sizes="),

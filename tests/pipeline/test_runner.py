@@ -293,7 +293,7 @@ class TestNumbers:
         assert found["test"]["n"] == 20
         rules = found["baselines"]
         assert 0 < rules["each gene's mean bin"]["mse"] < rules["mean bin of all genes"]["mse"]
-        assert "This is a loss and not a task" in (finished / "report.md").read_text(encoding="utf-8")
+        assert "not the quality of its embeddings" in (finished / "report.md").read_text(encoding="utf-8")
 
 
 @pytest.mark.slow
@@ -335,7 +335,7 @@ def test_genes_are_selected_from_training_cells_only(pbmc: AnnData, tmp_path: Pa
         pytest.param({"model": "scgpt-minni"}, "Did you mean 'scgpt-mini'", id="model"),
         pytest.param({"gene_strategy": "biologic"}, "biologic", id="gene_strategy"),
         pytest.param({"species": "axolotl"}, "axolotl", id="species"),
-        pytest.param({"test_size": 0.0}, "scores others", id="nothing_held_out"),
+        pytest.param({"test_size": 0.0}, "for training and for testing", id="nothing_held_out"),
         pytest.param({"split_key": "phase"}, "split", id="no_split"),
         pytest.param({"labels_key": "n_counts"}, "different numbers", id="measurement"),
         pytest.param({"data_sha256": "0" * 64}, "sha256", id="other_data"),

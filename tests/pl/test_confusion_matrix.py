@@ -70,7 +70,7 @@ def test_unknown_cells_are_the_last_column_and_neither_right_nor_wrong(tuned: An
     assert list(table.columns) == ["B", MEMORY, "Dendritic", "unknown"]
     assert list(table.index) == ["B (3)", f"{MEMORY} (2)", "Dendritic (2)"]
     assert table["unknown"].tolist() == ["1", "", "1"]
-    assert ax.get_title() == "7 test cells, 2 unknown, of the others accuracy 0.800"
+    assert ax.get_title() == "7 test cells, 2 unknown, otherwise accuracy 0.800"
 
 
 def test_a_class_of_that_name_is_a_class(tuned: AnnData) -> None:
@@ -154,7 +154,7 @@ def test_clusters_can_be_compared_and_have_no_accuracy(tuned: AnnData, caplog: p
     tuned.obs["leiden"] = pd.Categorical([0, 1] * 5)
     ax = drawn(tuned, labels_key="leiden", part="all")
     assert ax.get_title() == "10 cells, no label in common"
-    assert "there is no accuracy: it has '0', '1', and the model 'B'" in caplog.text
+    assert "the accuracy is undefined: the labels are '0', '1', the classes 'B'" in caplog.text
     assert [row.rpartition(" (")[0] for row in written(ax).index][-2:] == ["0", "1"]
 
 

@@ -43,7 +43,7 @@ def test_without_validation_no_epoch_is_called_the_best(tuned: AnnData) -> None:
 
 def test_no_epoch_is_marked_where_the_weights_of_the_start_were_kept(tuned: AnnData) -> None:
     tuned.uns["finetune"]["training"]["best_epoch"] = -1
-    assert curves(drawn(tuned))["weights kept: those of the start"] == []
+    assert curves(drawn(tuned))["weights kept: initial"] == []
 
 
 def test_phases_of_a_curriculum_begin_at_lines_with_their_genes(tuned: AnnData) -> None:
@@ -91,7 +91,7 @@ def test_missing_results_name_the_call(tuned: AnnData) -> None:
 
 def test_annotation_has_no_history(tuned: AnnData) -> None:
     tuned.uns["annotate"] = {"params": {}, "weights": {}}
-    with pytest.raises(MissingKeyError, match=r"no history.*sg\.tl\.finetune"):
+    with pytest.raises(MissingKeyError, match=r"no training history.*sg\.tl\.finetune"):
         sg.pl.history(tuned, key="annotate")
 
 

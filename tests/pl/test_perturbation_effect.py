@@ -80,10 +80,10 @@ def test_draws_on_given_axes_and_without_any_effect(scored: AnnData) -> None:
 
 
 def test_what_is_not_there_is_named(scored: AnnData) -> None:
-    with pytest.raises(MissingKeyError, match="'G30' is not among the 4 perturbations that were scored"):
+    with pytest.raises(MissingKeyError, match="'G30' is not among the 4 scored perturbations"):
         drawn(scored, "G30")
     with pytest.raises(OptionError, match="n_labels=-1"):
         drawn(scored, n_labels=-1)
     del scored.uns["predict_perturbation"]
-    with pytest.raises(MissingKeyError, match="no longer holds the prediction"):
+    with pytest.raises(MissingKeyError, match="no longer contains the scored prediction"):
         drawn(scored)

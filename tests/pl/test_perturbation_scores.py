@@ -87,7 +87,7 @@ def test_names_of_many_baselines_do_not_overlap(scored: AnnData, metrics: str | 
 def test_draws_one_metric_on_given_axes(scored: AnnData) -> None:
     _, ax = plt.subplots()
     assert one(scored, ax=ax) is ax
-    with pytest.raises(OptionError, match="One ax holds one metric, and 5 are to be drawn"):
+    with pytest.raises(OptionError, match="ax= is for a single metric, but there are 5"):
         sg.pl.perturbation_scores(scored, ax=ax)
 
 
@@ -98,9 +98,9 @@ def test_scores_without_a_ceiling_are_drawn(scored: AnnData) -> None:
 
 
 def test_what_is_not_there_is_named(scored: AnnData) -> None:
-    with pytest.raises(MissingKeyError, match="no scores of metric 'r2'; choose from pearson_delta"):
+    with pytest.raises(MissingKeyError, match="no scores for metric 'r2'; choose from pearson_delta"):
         sg.pl.perturbation_scores(scored, "r2")
-    with pytest.raises(MissingKeyError, match="no scores of group 'combo_seen0'; choose from all, "):
+    with pytest.raises(MissingKeyError, match="no scores for group 'combo_seen0'; choose from all, "):
         sg.pl.perturbation_scores(scored, group="combo_seen0")
     with pytest.raises(MissingKeyError, match="Call sg.tl.evaluate_perturbation"):
         sg.pl.perturbation_scores(scored, key="mine")

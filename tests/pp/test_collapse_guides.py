@@ -163,7 +163,7 @@ class TestTable:
             collapsed(["g1"], table=table)
 
     def test_pattern_and_table_are_refused(self) -> None:
-        with pytest.raises(OptionError, match="pattern and table"):
+        with pytest.raises(OptionError, match="pattern= and table="):
             collapsed(["g1"], table=TABLE, pattern="(.+)_1")
 
 

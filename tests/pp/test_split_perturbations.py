@@ -146,8 +146,8 @@ def test_the_log_tells_what_a_reader_of_scores_must_know(caplog: pytest.LogCaptu
         sg.pp.split_perturbations(cells(), "no_split")
     said = {level: [r.getMessage() for r in caplog.records if r.levelname == level] for level in ("INFO", "WARNING")}
     assert any("1 perturbations have several labels, such as G1+ctrl and ctrl+G1: merged" in m for m in said["INFO"])
-    assert any("own perturbation is in the validation part" in message for message in said["WARNING"])
-    assert any("No perturbation is in the part 'train' or 'validation'" in message for message in said["WARNING"])
+    assert any("single perturbation is in the validation split" in message for message in said["WARNING"])
+    assert any("No perturbation is in the train or validation split" in message for message in said["WARNING"])
 
 
 @pytest.mark.parametrize(

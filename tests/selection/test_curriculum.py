@@ -90,7 +90,7 @@ class TestRefusals:
         assert not {"finetune", "X_scGPT"} & {*few.uns, *few.obsm}
 
     def test_of_a_key_without_a_curriculum(self, few: AnnData, model: SCGPT) -> None:
-        with pytest.raises(OptionError, match="genes_key='selected' belongs to a curriculum"):
+        with pytest.raises(OptionError, match="genes_key='selected' requires a curriculum"):
             sg.tl.finetune(few, model, genes_key="selected", max_epochs=1)
 
     def test_of_phases_that_do_not_rise(self, few: AnnData, model: SCGPT) -> None:

@@ -192,7 +192,7 @@ def test_a_file_that_is_open_does_not_come_into_memory(strategy: str, tmp_path: 
 def test_nothing_to_compare_is_said() -> None:
     adata = counts()
     train = adata.obs["perturbation"].to_numpy() == "control"
-    with pytest.raises(DataError, match="fewer than two perturbations"):
+    with pytest.raises(DataError, match="No perturbations can be compared: fewer than two"):
         ranked(adata, "perturbation", train=train)
 
 
@@ -212,7 +212,7 @@ def test_training_cells_are_those_of_the_part() -> None:
     assert found.tolist() == (np.arange(adata.n_obs) % 3 == 0).tolist()
     assert training_cells(adata, None) is None
     adata.obs["split"] = "test"
-    with pytest.raises(DataError, match="no cell in the part 'train'"):
+    with pytest.raises(DataError, match="no cell with 'train'"):
         training_cells(adata, "split")
 
 

@@ -44,7 +44,7 @@ def test_weights_by_name() -> None:
     asked = CLASS_WEIGHT.plain({0: 2, 1.0: 3, "2": 4})
     for classes in (("0", "1", "2", "3"), ("0.0", "1.0", "2.0", "3.0")):
         assert class_weights(asked, classes, None) == (2.0, 3.0, 4.0, 1.0)
-    with pytest.raises(OptionError, match="class_weight names 'x', and the classes are 'a', 'b', 'c', 'd'"):
+    with pytest.raises(OptionError, match="class_weight contains 'x', but the classes are 'a', 'b', 'c', 'd'"):
         class_weights({"a": 1.0, "x": 2.0}, NAMES, None)
 
 
@@ -65,7 +65,7 @@ def test_weights_by_name() -> None:
     ],
 )
 def test_what_is_no_weight_is_refused(few: AnnData, value: Any) -> None:
-    with pytest.raises(OptionError, match="'balanced', or a dict with a positive weight"):
+    with pytest.raises(OptionError, match="'balanced', or a dict with positive weights"):
         sg.tl.finetune(few, "not-loaded", labels_key="bulk_labels", class_weight=value)
 
 

@@ -63,7 +63,7 @@ def test_doubtful_labels(typed: AnnData, caplog: pytest.LogCaptureFixture, label
 def test_a_class_without_training_cells(typed: AnnData, caplog: pytest.LogCaptureFixture) -> None:
     typed.obs.loc[typed.obs["part"] == "test", "l"] = "Mono"
     (message,) = said(typed, caplog, labels_key="l", split_key="part")
-    assert "1 of 4 classes have no training cell and cannot be learned: 'Mono' (15 cells)" in message
+    assert "1 of 4 classes have no training cells and cannot be learned: 'Mono' (15 cells)" in message
 
 
 def test_a_class_of_one_cell(typed: AnnData, caplog: pytest.LogCaptureFixture) -> None:
@@ -78,7 +78,7 @@ def test_an_empty_part(typed: AnnData, caplog: pytest.LogCaptureFixture, task: d
     typed.obs["part"] = typed.obs["part"].replace(part, "train")
     (message,) = said(typed, caplog, split_key="part", **task)
     assert f"adata.obs['part'] has no {part} cells" in message
-    assert {"validation": "last epoch is kept", "test": "nothing says how good"}[part] in message
+    assert {"validation": "last epoch is kept", "test": "cannot be evaluated"}[part] in message
 
 
 def test_a_part_that_was_not_wanted_is_not_missed(typed: AnnData, caplog: pytest.LogCaptureFixture) -> None:

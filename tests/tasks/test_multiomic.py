@@ -91,7 +91,7 @@ def test_other_cells_are_embedded_jointly(cite: AnnData, fitted: SCGPT) -> None:
     np.testing.assert_array_equal(cite.obsm["layer"], cite.obsm["other"])
     assert not np.allclose(cite.obsm["other"], written, atol=1e-4)
     cite.obsm["unknown"] = pd.DataFrame(3, index=cite.obs_names, columns=["CD56", "CD57"])
-    with pytest.raises(DataError, match="no tokens of proteins such as 'CD56', 'CD57'"):
+    with pytest.raises(DataError, match="no tokens for proteins such as 'CD56', 'CD57'"):
         sg.tl.embed(cite, fitted, protein="unknown")
 
 
@@ -248,18 +248,18 @@ def test_bad_input_is_named(cite: AnnData, model: SCGPT) -> None:
     refused(mdata, model, OptionError, "protein=.* belongs to task='multiomic'", mod=["rna", "prot"], task="expression")
     refused(cite, model, OptionError, "names modalities of a MuData, and this is an AnnData", mod=["rna", "prot"])
     refused(cite, model, OptionError, "protein=3: it must be a key", protein=3)
-    refused(cite, model, OptionError, "nothing is left to learn", masked_weight=0, joint_weight=0, protein_weight=0)
-    refused(cite, model, OptionError, "proteins are no genes", curriculum=[50, 100])
+    refused(cite, model, OptionError, "so there is no loss", masked_weight=0, joint_weight=0, protein_weight=0)
+    refused(cite, model, OptionError, "not available for proteins", curriculum=[50, 100])
     refused(
         cite, model, OptionError, "is read by this call", protein="protein_expression", key_added="protein_expression"
     )
-    refused(cite, model, OptionError, "max_length=5: 4 proteins, which are never left out", max_length=5)
+    refused(cite, model, OptionError, "max_length=5 leaves no tokens for genes, since all 4 proteins", max_length=5)
     other = cite.copy()
     other.var_names = [f"x{i}" for i in range(other.n_vars)]
     refused(other, model, DataError, "None of the 150 gene names is in the vocabulary")
     constant = cite.copy()
     constant.obsm["protein_expression"] = pd.DataFrame(5, index=cite.obs_names, columns=["CD3", "CD4"])
-    refused(constant, model, DataError, "same in all training cells")
+    refused(constant, model, DataError, "constant over the training cells")
     for name, tensor in model.network.state_dict().items():
         assert torch.equal(tensor, before[name]), name
     assert not {"X_scGPT_multi", "scgpt_protein"} & set(cite.obsm)
@@ -274,7 +274,7 @@ def test_what_a_model_was_not_trained_for_is_named(cite: AnnData, model: SCGPT, 
     with pytest.raises(OptionError, match="protein=3"):
         sg.tl.predict_protein(cite, fitted, protein=3)
     for call in (sg.tl.predict_protein, sg.tl.embed):
-        with pytest.raises(OptionError, match="protein_layer='counts' says which layer"):
+        with pytest.raises(OptionError, match="protein_layer='counts' needs proteins"):
             call(cite, fitted, protein_layer="counts")
     without: dict[str, dict[str, Any]] = {"expression": {}, "integration": {"batch_key": "part"}}
     for task, options in without.items():  # whose cells come without modalities

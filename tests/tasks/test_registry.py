@@ -59,7 +59,9 @@ def test_argument_of_another_task_is_refused_and_that_task_named(
 ) -> None:
     ((name, value),) = options.items()
     this = task or "expression"
-    with pytest.raises(OptionError, match=f"{name}={value!r} belongs to task={owner!r}.*, and this is task={this!r}"):
+    with pytest.raises(
+        OptionError, match=f"{name}={value!r} is an argument of task={owner!r}.*, but the task is {this!r}"
+    ):
         call(task, **options)
 
 

@@ -47,5 +47,5 @@ def test_a_warning_says_why_a_rate_is_not_promised(
 
 @pytest.mark.parametrize("classes", [["a", "unknown"], ["unknown", "b"]])
 def test_a_class_of_the_same_name_is_refused(classes: list[str]) -> None:
-    with pytest.raises(OptionError, match="class of the name 'unknown'"):
+    with pytest.raises(OptionError, match="class named 'unknown'"):
         UnknownRule.of(0.5, classes, calibration(np.ones(9), np.ones(9, dtype=bool)), None)

@@ -275,32 +275,32 @@ class TestUnknown:
     def test_model_of_version_0_5_0_has_no_threshold(self, few: AnnData) -> None:
         before = keys(few)
         folder = Path(__file__).parents[1] / "data" / "v0.5.0" / "classes"
-        with pytest.raises(OptionError, match=r"unknown=0\.05: the model keeps no scores of validation cells"):
+        with pytest.raises(OptionError, match=r"unknown=0\.05: the model has no calibration on validation cells"):
             sg.tl.annotate(few, folder, unknown=0.05)
         assert added(few, before) == {}
 
     def test_model_without_validation_cells_has_no_threshold(self, few: AnnData, model: SCGPT) -> None:
         model.train(few, validation_size=0, **RUN)
-        with pytest.raises(OptionError, match="keeps no scores of validation cells"):
+        with pytest.raises(OptionError, match="has no calibration on validation cells"):
             sg.tl.annotate(few, model, unknown=0.5)
 
     def test_model_of_a_number_has_no_labels(self, few: AnnData, model: SCGPT) -> None:
         few.obs["depth"] = np.asarray(few.X.sum(axis=1)).ravel()
         model.train(few, values_key="depth", max_epochs=1, batch_size=32)
-        with pytest.raises(OptionError, match=r"task='regression' gives no labels"):
+        with pytest.raises(OptionError, match=r"task='regression' predicts no labels"):
             sg.tl.annotate(few, model, unknown=0.5)
 
     def test_a_class_named_unknown_is_refused(self, few: AnnData, model: SCGPT) -> None:
         few.obs["bulk_labels"] = few.obs["bulk_labels"].cat.rename_categories(["a", "b", "unknown"])
         model.train(few, **RUN)
-        with pytest.raises(OptionError, match="has a class of the name 'unknown'"):
+        with pytest.raises(OptionError, match="has a class named 'unknown'"):
             sg.tl.annotate(few, model, unknown=0.5)
 
     def test_further_training_for_something_else_forgets_the_calibration(self, many: AnnData, careful: SCGPT) -> None:
         careful.train(many, task="expression", max_epochs=1, batch_size=32)
         assert careful.classes
         assert careful.memory.calibration is None
-        with pytest.raises(OptionError, match="trained further for something else"):
+        with pytest.raises(OptionError, match="for another task afterwards"):
             sg.tl.annotate(many, careful, unknown=0.5)
 
     def test_query_with_few_of_the_genes_is_not_judged_by_novelty(
@@ -310,7 +310,7 @@ class TestUnknown:
         fewer = many[:, np.sort(np.argsort(share)[:110])].copy()
         fewer = fewer[np.asarray(fewer.X.sum(axis=1)).ravel() > 0].copy()
         sg.tl.annotate(fewer, careful, unknown=0.7)
-        assert "It cannot be said which cells are unlike the training cells" in caplog.text
+        assert "Cells dissimilar to the training cells cannot be detected" in caplog.text
         assert fewer.uns["annotate"]["unknown"]["n_novel"] == 0
         assert "scgpt_novelty" not in fewer.obs
 

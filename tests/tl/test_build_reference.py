@@ -166,7 +166,7 @@ def test_no_cells_and_no_model(few: AnnData, model: SCGPT) -> None:
 def test_a_file_is_not_overwritten(few: AnnData, model: SCGPT, tmp_path: Path) -> None:
     path = tmp_path / "atlas.h5"
     path.write_text("mine")
-    with pytest.raises(OptionError, match="there is one already"):
+    with pytest.raises(OptionError, match="already exists"):
         sg.tl.build_reference(few, model, labels=LABELS, path=path)
     assert path.read_text() == "mine"
 

@@ -93,7 +93,7 @@ class TestPredicting:
         assert likeness > 0.9
         del adata.uns["fingerprints"]  # the model keeps what it was trained with
         np.testing.assert_array_equal(effects_of(adata, model, ["tsa@1"]), before)
-        with pytest.raises(DataError, match="knows no compound 'twin'"):
+        with pytest.raises(DataError, match="not trained on the compound 'twin'"):
             sg.tl.predict_perturbation(adata, ["twin@1"], model=model)
 
     def test_ranking(self, finished: tuple[AnnData, CellModel]) -> None:
@@ -236,7 +236,10 @@ class TestBadInput:
             pytest.param(bad(unlabel), DataError, "a dose and no compound", id="dose_without_compound"),
             pytest.param(bad(no_vector), DataError, "1 of 6 compounds have no vector.*'dex'", id="no_vector"),
             pytest.param(
-                bad(nothing, vectors_key=None), DataError, "known by name only.*Pass vectors_key=", id="by_name"
+                bad(nothing, vectors_key=None),
+                DataError,
+                "without vectors only training compounds can be predicted.*Pass vectors_key=",
+                id="by_name",
             ),
             pytest.param(
                 bad(nothing, vectors_key="absent"), MissingKeyError, "vectors_key='absent' is neither", id="key"
@@ -248,7 +251,10 @@ class TestBadInput:
                 bad(nothing, pert_kind="gene"), OptionError, "dose_key='dose' belongs to pert_kind='comp", id="kind"
             ),
             pytest.param(
-                bad(nothing, prior="mixed"), OptionError, "prior='mixed' is not for pert_kind='comp", id="prior"
+                bad(nothing, prior="mixed"),
+                OptionError,
+                "prior='mixed' is not available for pert_kind='comp",
+                id="prior",
             ),
             pytest.param(bad(nothing, separator="_"), OptionError, "separator='_' belongs to genes", id="separator"),
         ],
@@ -278,7 +284,7 @@ class TestBadInput:
             pytest.param(["tsa"], "'tsa' has no positive dose", id="no_dose"),
             pytest.param(["tsa@0"], "dose 0, at which a compound is control", id="zero"),
             pytest.param(["tsa@-1"], "no positive dose", id="negative"),
-            pytest.param(["new@1"], "knows no compound 'new'", id="unknown"),
+            pytest.param(["new@1"], "not trained on the compound 'new'", id="unknown"),
         ],
     )
     def test_what_cannot_be_predicted(
@@ -292,7 +298,7 @@ class TestBadInput:
     def test_vectors_of_another_kind(self, finished: tuple[AnnData, CellModel]) -> None:
         adata, model = finished
         adata.uns["fingerprints"] = adata.uns["fingerprints"][["a", "b"]]
-        with pytest.raises(DataError, match="have 2 numbers, and those the model was trained with have 3"):
+        with pytest.raises(DataError, match="have 2 numbers, but those of the training data have 3"):
             sg.tl.predict_perturbation(adata, ["tsa@1"], model=model)
 
     def test_vectors_with_other_columns(self, finished: tuple[AnnData, CellModel]) -> None:

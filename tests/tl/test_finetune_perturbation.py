@@ -192,7 +192,7 @@ REFUSED: dict[str, tuple[dict[str, Any], type[Exception], str]] = {
     "half a gene": ({"genes_per_step": 0.5}, OptionError, "genes_per_step=0.5"),
     "prior": ({"prior": "mean"}, OptionError, "prior='mean': choose one of 'chosen'"),
     "layer": ({"layer": "counts"}, MissingKeyError, "counts"),
-    "not trained on": ({"split_key": "none"}, DataError, "No perturbed cell belongs to the part 'train'"),
+    "not trained on": ({"split_key": "none"}, DataError, "No perturbed cell is in 'train'"),
     "strange split": (
         {"split_key": "cell_line"},
         DataError,
@@ -218,7 +218,7 @@ class TestRefusals:
         for name, value in {"WORLD_SIZE": 2, "LOCAL_WORLD_SIZE": 2, "RANK": 0, "LOCAL_RANK": 0}.items():
             monkeypatch.setenv(name, str(value))
         monkeypatch.setenv("TORCHELASTIC_RUN_ID", "none")
-        with pytest.raises(OptionError, match="2 processes were asked for, and perturbations are trained by one"):
+        with pytest.raises(OptionError, match="runs in a single process, but there are 2"):
             sg.tl.finetune(adata, untrained(), **RUN)
 
     def test_single_device_may_be_named(self, adata: AnnData) -> None:
@@ -230,9 +230,9 @@ class TestRefusals:
         sg.tl.finetune(adata, untrained(), **RUN, save_dir=tmp_path / "model")  # an empty one is free
         before = slots(adata)
         model = untrained()
-        with pytest.raises(OptionError, match=r"save_dir=.*is there already and not empty"):
+        with pytest.raises(OptionError, match=r"save_dir=.*already exists and is not empty"):
             sg.tl.finetune(adata, model, **RUN, save_dir=tmp_path / "model")
-        with pytest.raises(OptionError, match="is there already"):
+        with pytest.raises(OptionError, match="already exists"):
             sg.tl.finetune(adata, model, **RUN, save_dir=tmp_path / "model" / "README.md")
         assert slots(adata) == before
         assert not model.is_trained
@@ -314,11 +314,11 @@ class TestSideEffects:
     def test_messages_say_what_there_is_to_beat(self, adata: AnnData, caplog: pytest.LogCaptureFixture) -> None:
         with sg.settings.override(verbosity=3):
             sg.tl.finetune(adata, untrained(), **RUN)
-        assert "6 perturbations to train on, 2 to validate on" in caplog.text
-        assert "2 genes are new to the vocabulary" in caplog.text
-        assert "Pearson delta on validation perturbations to beat" in caplog.text
+        assert "6 training perturbations, 2 validation perturbations" in caplog.text
+        assert "2 genes are added to the vocabulary" in caplog.text
+        assert "best baseline on validation perturbations" in caplog.text
         assert "Pearson delta on 2 validation perturbations" in caplog.text
-        assert re.search(r"expected to take about \d+ s an epoch, of which there are at most 2,", caplog.text)
+        assert re.search(r"expected time: \d+ s per epoch, at most 2 epochs,", caplog.text)
 
 
 def test_without_a_prior_and_validation_perturbations_all_epochs_are_trained(adata: AnnData) -> None:

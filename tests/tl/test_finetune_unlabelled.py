@@ -76,8 +76,8 @@ REFUSED: dict[str, tuple[Any, dict[str, Any], type[Exception], str]] = {
     "no file": (lambda *_: "nowhere.h5ad", {}, DataError, "no such file"),
     "no cell": (lambda q, _: q[:0].copy(), {}, DataError, "no cells"),
     "no gene of ours": (lambda q, _: renamed(q), {}, DataError, "none of the 150 genes"),
-    "our cells": (lambda _, few: few.copy(), {}, DataError, "are cells of adata"),
-    "one of our cells": (lambda q, few: ad.concat([q, few[3:4]]), {}, DataError, "are cells of adata"),
+    "our cells": (lambda _, few: few.copy(), {}, DataError, "are also in adata"),
+    "one of our cells": (lambda q, few: ad.concat([q, few[3:4]]), {}, DataError, "are also in adata"),
     "no such layer": (lambda q, _: q, {"layer": "logs"}, MissingKeyError, "unlabelled.*'logs'"),
     "of another task": (lambda q, _: q, {"labels_key": None, "values_key": "n_genes"}, OptionError, "task='classes'"),
 }
@@ -116,7 +116,7 @@ class TestRuns:
         assert cell_files(settle(config)[0]) == {"unlabelled": str(files[1])}
         (tmp_path / "config.json").write_text(config.to_json())
         assert RunConfig.from_json(tmp_path / "config.json") == config
-        with pytest.raises(OptionError, match="a run is made of files"):
+        with pytest.raises(OptionError, match="since a run uses files"):
             RunConfig(files[0], tmp_path / "run", unlabelled=others, **options)
         with pytest.raises(MissingKeyError, match="layer='logs'.*others.h5ad"):
             settle(config.changed(layer="logs"))

@@ -42,7 +42,7 @@ class TestRecordedModel:
     def test_folder_that_has_gone_is_named(self, tmp_path: Path) -> None:
         record = record_model(untrained(), str(tmp_path / "gone"))
         gc.collect()
-        with pytest.raises(MissingKeyError, match="the folder .*gone it was saved to is not there"):
+        with pytest.raises(MissingKeyError, match="the folder .*gone it was saved to does not exist"):
             recorded_model(with_record(record), TASK)
 
     @pytest.mark.parametrize("uns", [{}, {"finetune": {}}, {"finetune": {"params": {}}}])
@@ -78,5 +78,5 @@ class TestFreeFolder:
     def test_files_and_full_folders_are_taken(self, tmp_path: Path) -> None:
         (tmp_path / "file").touch()
         for taken in (tmp_path, tmp_path / "file"):
-            with pytest.raises(OptionError, match="is there already and not empty. Name a new folder"):
+            with pytest.raises(OptionError, match="already exists and is not empty. Pass a new folder"):
                 free_folder(taken)

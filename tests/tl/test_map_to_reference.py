@@ -149,10 +149,10 @@ def test_model_in_memory_is_not_found_in_a_file(
     for one in ("scgpt-mini", tmp_path / "model"):
         sg.tl.build_reference(atlas, one, labels="phase", path=tmp_path / f"{Path(one).name}.h5", min_matched=0)
     sg.tl.build_reference(atlas, model, labels="phase")
-    assert "a model in memory" not in caplog.text
+    assert "only in memory" not in caplog.text
     sg.tl.build_reference(atlas, model, labels="phase", path=path)
-    assert "'random' is a model in memory" in caplog.text
-    with pytest.raises(OptionError, match="had not been read from a folder.*Pass it as model="):
+    assert "'random' exists only in memory" in caplog.text
+    with pytest.raises(OptionError, match="was only in memory.*Pass it as model="):
         sg.tl.map_to_reference(query, path)
     sg.tl.map_to_reference(query, path, tmp_path / "model")
 
@@ -203,11 +203,11 @@ def test_reference_by_a_model_that_takes_batches_out(
 
 def test_other_genes(query: AnnData, index: Reference, caplog: pytest.LogCaptureFixture) -> None:
     sg.tl.map_to_reference(query, index)
-    assert "that the model sees" not in caplog.text
+    assert "in the model's vocabulary" not in caplog.text
     fewer = query[:, :100].copy()
     sg.tl.map_to_reference(fewer, index)
     assert fewer.uns["map_to_reference"]["genes"]["matched"] == 100
-    assert "has 100 of the 150 genes of the reference that the model sees, and 0 that" in caplog.text
+    assert "has 100 of the 150 genes of the reference in the model's vocabulary, and 0 that" in caplog.text
 
 
 def test_as_many_genes_that_are_others(
@@ -218,19 +218,19 @@ def test_as_many_genes_that_are_others(
     sg.tl.build_reference(atlas[:50, first].copy(), model, labels="phase", min_matched=0, path=path)
     query = query[:, ::-1].copy()
     sg.tl.map_to_reference(query[:, last].copy(), path, model, min_matched=0)
-    assert "has 10 of the 80 genes of the reference that the model sees, and 70 that" in caplog.text
+    assert "has 10 of the 80 genes of the reference in the model's vocabulary, and 70 that" in caplog.text
     caplog.clear()
     sg.tl.map_to_reference(query[:, first].copy(), path, model, min_matched=0)
     # Cells with other genes are a part of the reference that queries may be like.
     sg.tl.build_reference(atlas[50:, last].copy(), model, extend=path, min_matched=0)
     sg.tl.map_to_reference(query[:, last].copy(), path, model, min_matched=0)
-    assert "that the model sees" not in caplog.text
+    assert "in the model's vocabulary" not in caplog.text
 
 
 def test_many_more_genes(query: AnnData, atlas: AnnData, model: SCGPT, caplog: pytest.LogCaptureFixture) -> None:
     few = sg.tl.build_reference(atlas[:, :70].copy(), model, labels=["phase"], min_matched=0)
     sg.tl.map_to_reference(query, few)
-    assert "has 70 of the 70 genes of the reference that the model sees, and 80 that" in caplog.text
+    assert "has 70 of the 70 genes of the reference in the model's vocabulary, and 80 that" in caplog.text
 
 
 @pytest.mark.parametrize("as_mudata", [False, True])

@@ -63,7 +63,7 @@ def test_scores_and_drawn_cells(predicted: AnnData, name: str) -> None:
 @pytest.mark.parametrize("name", CHANGES)
 def test_predictions_and_rankings(logged: AnnData, model: SCGPT, name: str) -> None:
     other = changed(logged, CHANGES[name])
-    with pytest.raises(DataError, match=r"on another scale: .* times that of the data the model was trained on"):
+    with pytest.raises(DataError, match=r"on another scale: .* times that of the training data"):
         sg.tl.predict_perturbation(other, model=model)
     with pytest.raises(DataError, match=r"on another scale"):
         sg.tl.rank_perturbations(other, "G05", model=model, context="A")

@@ -171,7 +171,7 @@ class TestStale:
 def test_a_new_split_says_what_it_replaces(caplog: pytest.LogCaptureFixture) -> None:
     adata = with_split_of_cells()
     sg.pp.split_perturbations(adata)
-    assert "adata.obs['split'] was there, without a record of a split, and is replaced" in caplog.text
+    assert "adata.obs['split'] existed without a record of a split and is replaced" in caplog.text
     caplog.clear()
     sg.pp.split_perturbations(adata)
     assert "is replaced" not in caplog.text

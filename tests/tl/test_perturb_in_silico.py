@@ -176,7 +176,7 @@ class TestBadInput:
             ("ABSENT", {"n_cells": 0}, OptionError, "n_cells=0"),
             ("ABSENT", {"n_null": 1.5}, OptionError, "n_null=1.5"),
             ("ABSENT", {"n_null": 6}, OptionError, "n_null=6: too few random genes.*Pass 7 or more"),
-            (None, {"min_cells": 1000}, DataError, "Lower min_cells"),
+            (None, {"min_cells": 1000}, DataError, "Decrease min_cells"),
             ("ABSENT", {"groupby": "kind"}, MissingKeyError, "groupby='kind' is not a column"),
             ("ABSENT", {"target_key": "bulk_labels", "target": "T"}, MissingKeyError, "No cell is labelled 'T'"),
             ("ABSENT", {"key_added": "a/b"}, OptionError, "key_added='a/b'"),
@@ -200,7 +200,7 @@ class TestBadInput:
     def test_two_names_of_one_gene_are_refused(self, few: AnnData) -> None:
         few.var_names = ["CD19", *few.var_names[1:]]
         few.X[:, 0] = 1.5
-        with pytest.raises(OptionError, match="more than once, by another name: 'ENSG00000177455'"):
+        with pytest.raises(OptionError, match="more than once, under different names: 'ENSG00000177455'"):
             run(few, ["CD19", "ENSG00000177455"], tiny_model(few.var_names))
 
     def test_a_model_of_a_screen_is_for_another_function(self) -> None:

@@ -233,12 +233,12 @@ class TestModel:
         sg.tl.predict_perturbation(read)
         pd.testing.assert_frame_equal(effects(read), effects(adata, "first"), check_exact=True)
         shutil.rmtree(tmp_path / "model")
-        with pytest.raises(MissingKeyError, match="no longer in memory, and the folder .* is not there"):
+        with pytest.raises(MissingKeyError, match="no longer in memory, and the folder .* does not exist"):
             sg.tl.predict_perturbation(read)
 
     def test_that_was_never_recorded_is_missed(self, adata: AnnData) -> None:
         adata.uns.pop("finetune", None)
-        with pytest.raises(MissingKeyError, match=r"No model is given, and adata\.uns records none"):
+        with pytest.raises(MissingKeyError, match=r"model= is missing, and adata\.uns records none"):
             sg.tl.predict_perturbation(adata)
 
     def test_of_another_task_is_refused(self, adata: AnnData) -> None:

@@ -149,10 +149,10 @@ class TestBudget:
         assert trained.result.steps == 4
         assert len(timed) == 1
         assert timed[0] > 0
-        assert "a step takes 0.50 s here, so 2 s are 4 steps" in caplog.text
+        assert "0.50 s per step on this machine: 4 steps in 2 s" in caplog.text
 
     def test_a_run_has_one(self, model: SCGPT, files: list[Path]) -> None:
-        with pytest.raises(OptionError, match="max_steps=6 and max_cells=9: a run has one budget"):
+        with pytest.raises(OptionError, match="max_steps=6 and max_cells=9: a run has exactly one budget"):
             sg.tl.pretrain(files, model, **RUN, max_cells=9)
         assert not model.is_trained
 
@@ -337,6 +337,6 @@ def test_values_are_drawn_as_often_as_their_weights_say(model: SCGPT, few: AnnDa
 
 
 def test_files_that_are_trained_on_do_not_choose_the_weights(model: SCGPT, files: list[Path]) -> None:
-    with pytest.raises(OptionError, match="which is trained on as well"):
+    with pytest.raises(OptionError, match="which is also in the training data"):
         sg.tl.pretrain(files, model, validation=files[0], **RUN)
     assert not model.is_trained

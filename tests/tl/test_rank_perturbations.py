@@ -121,10 +121,10 @@ class TestHonesty:
         self, adata: AnnData, model: CellModel, caplog: pytest.LogCaptureFixture
     ) -> None:
         assert ranked(adata, "G02", model, recovery=False)["params"]["target_trained_on"]
-        assert "'G02' was among the data used for training" in caplog.text
+        assert "'G02' was in the training data" in caplog.text
         caplog.clear()
         assert not ranked(adata, "G05", model, recovery=False)["params"]["target_trained_on"]
-        assert "used for training" not in caplog.text
+        assert "in the training data" not in caplog.text
 
     def test_other_cells_of_a_trained_perturbation_count_as_trained(self, adata: AnnData, model: CellModel) -> None:
         adata.obs["split"] = "test"
@@ -229,8 +229,8 @@ class TestObject:
             ("late", {"target_key": "state"}, MissingKeyError, "target_key='state' is not a column"),
             ("late", {"target_key": "batch"}, MissingKeyError, "No cell is labelled 'late'"),
             ({"elsewhere": 1.0}, {}, DataError, "target has 1 genes, 0 of which are measured"),
-            ({"G00": float("nan")}, {}, DataError, "expected a finite effect"),
-            ({"G00": 1.0}, {"target_key": "batch"}, OptionError, "belongs to a label"),
+            ({"G00": float("nan")}, {}, DataError, "expected finite effects"),
+            ({"G00": 1.0}, {"target_key": "batch"}, OptionError, "is for a label"),
             ("G05", {"metric": "l3"}, OptionError, "metric='l3'"),
             ("G05", {"max_pairs": 0}, OptionError, "max_pairs=0"),
             ("G05", {"n_controls": 0}, OptionError, "n_controls=0"),
@@ -255,7 +255,7 @@ class TestObject:
 
     def test_model_without_memory_needs_candidates(self, adata: AnnData) -> None:
         upstream = tiny_model(GENES, perturbation=True)
-        with pytest.raises(OptionError, match="Name some: candidates="):
+        with pytest.raises(OptionError, match="Pass candidates="):
             ranked(adata, "G05", upstream, pert_key="perturbation")
         content = ranked(adata, "G05", upstream, candidates=["G00", "G05"], split_key="split")
         assert set(content["ranking"]["evidence"]) == {"unknown"}

@@ -55,7 +55,7 @@ def test_cells_of_the_target_are_not_edited_and_groups_without_others_left_out(a
         (
             {"groupby": "type", "groups": "c", "target_key": "state", "target": 1},
             DataError,
-            "'c' of adata.obs\\['type'\\] has no cell to change that is not 1 already",
+            "'c' of adata.obs\\['type'\\] has no cell to change outside the target 1",
         ),
     ],
 )
@@ -66,7 +66,7 @@ def test_what_cannot_be_edited_is_refused(adata: AnnData, options: dict, error: 
 
 def test_no_cell_outside_of_the_target_is_an_error(adata: AnnData) -> None:
     adata.obs["state"] = 1
-    with pytest.raises(DataError, match="adata has no cell to change that is not 1 already"):
+    with pytest.raises(DataError, match="adata has no cell to change outside the target 1"):
         states(adata, target_key="state", target=1)
 
 

@@ -156,7 +156,7 @@ class TestToResume:
     @pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
     def test_folder_that_is_not_writable(self, tmp_path: Path) -> None:
         tmp_path.chmod(0o500)
-        with pytest.raises(DiskError, match="nothing can be written to"):
+        with pytest.raises(DiskError, match="no permission to write to"):
             checkpoint_to_resume(tmp_path / "run", resume=False, identity={})
 
     @pytest.mark.parametrize("content", [b"", b"no checkpoint", b"PK\x03\x04 not really"])

@@ -91,7 +91,9 @@ class TestValues:
             pytest.param({"devices": []}, r"devices=\[\]", id="devices_none"),
             pytest.param({"devices": "two"}, "devices='two'", id="devices_word"),
             pytest.param({"devices": True}, "devices=True", id="devices_bool"),
-            pytest.param({"gradient_checkpointing": 1}, "gradient_checkpointing=1: it is True or False", id="switch"),
+            pytest.param(
+                {"gradient_checkpointing": 1}, "gradient_checkpointing=1: it must be True or False", id="switch"
+            ),
             pytest.param(
                 {"shard_optimizer": True, "optimizer": "sophia"}, "excludes optimizer='sophia'", id="sharded_sophia"
             ),

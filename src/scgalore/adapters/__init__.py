@@ -1,4 +1,4 @@
-"""Low-rank adapters for linear layers in plain torch, useful on any :class:`torch.nn.Module`."""
+"""Low-rank adapters for linear layers of any :class:`torch.nn.Module`, in plain torch."""
 
 from scgalore.adapters.base import TARGETS, Adapter, target_layers
 from scgalore.adapters.registry import ADAPTERS, AdapterSpec, attach_adapter, check_adapter

@@ -1,4 +1,4 @@
-"""What every adapter does, which layers it may take, and what trains beside it."""
+"""Base class of adapters, selection of their layers, and freezing of other parameters."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ if TYPE_CHECKING:
 
 MARK = "_adapter"
 
-# Both read the raw weights of the layers inside them, the latter only in evaluation mode.
+# Both read the raw weights of their inner layers, the latter only in evaluation mode.
 _READS_WEIGHTS = (nn.MultiheadAttention, nn.TransformerEncoderLayer)
 
 
 class Adapter(ABC):
-    """Small trainable tensors on some linear layers of a module, in place of the layers' own weights.
+    """Small trainable tensors on linear layers of a module, instead of the layers' own weights.
 
-    Attach before an optimizer is built: packed query, key and value layers are split in three, which makes new
+    Attach before creating an optimizer: packed query, key and value layers are split in three, which creates new
     parameters. The base class finds, checks and splits the layers; a subclass wraps the layers ``layer_names``.
 
     Parameters
@@ -34,9 +34,9 @@ class Adapter(ABC):
     name
         Key in :data:`~scgalore.adapters.ADAPTERS`.
     module
-        The network, changed in place.
+        The network, modified in place.
     options
-        All options of this adapter; ``rank`` and ``targets`` are read here.
+        All options of this adapter; ``rank`` and ``targets`` are used here.
 
     Attributes
     ----------
@@ -46,7 +46,7 @@ class Adapter(ABC):
     Raises
     ------
     OptionError
-        If the module has an adapter already, or an option is outside its range or fits no layer. The module is then
+        If the module already has an adapter, or an option is out of range or matches no layer. The module is then
         unchanged.
     """
 
@@ -66,31 +66,31 @@ class Adapter(ABC):
                 self.layer_names += [f"{key}.{part}" for part in "qkv"]
             else:
                 self.layer_names.append(key)
-        vars(module)[MARK] = self  # on the module, so that a deep copy of it carries an adapter of its own
+        vars(module)[MARK] = self  # on the module, so that a deep copy has its own adapter
 
     @property
     def module(self) -> nn.Module:
-        """The network this adapter is on."""
+        """The network that this adapter is attached to."""
         if self._module is None:
-            msg = f"This {self.name!r} adapter was detached; attach a new one with attach_adapter."
+            msg = f"This {self.name!r} adapter was detached. Attach a new one with attach_adapter."
             raise OptionError(msg)
         return self._module
 
     @abstractmethod
     def own_tensors(self) -> dict[str, Tensor]:
-        """Give the live tensors that make the adapter, parameters and others, by name relative to the module."""
+        """Return the tensors of the adapter, parameters and others, without copying, by name relative to the module."""
 
     def tensors(self) -> dict[str, Tensor]:
-        """Copy what an adapter-only file holds: the adapter's own tensors, on the CPU."""
+        """Copy the adapter's own tensors to the CPU, as stored in an adapter-only file."""
         return {key: tensor.detach().cpu().contiguous().clone() for key, tensor in self.own_tensors().items()}
 
     def load_tensors(self, tensors: Mapping[str, Tensor]) -> None:
-        """Take the values of :meth:`tensors` of another adapter with the same options.
+        """Load the result of :meth:`tensors` of another adapter with the same options.
 
         Raises
         ------
         WeightsError
-            If names or shapes are not exactly those of :meth:`tensors`; nothing is loaded then.
+            If names or shapes differ from those of :meth:`tensors`; nothing is loaded then.
         """
         own = self.own_tensors()
         check_tensors(own, tensors, what=f"the {self.name!r} adapter with options {self.options}")
@@ -99,26 +99,26 @@ class Adapter(ABC):
                 tensor.copy_(tensors[key])
 
     def parameters(self) -> list[nn.Parameter]:
-        """Give the adapter's own trainable tensors."""
+        """Return the adapter's own trainable tensors."""
         return [tensor for tensor in self.own_tensors().values() if isinstance(tensor, nn.Parameter)]
 
     def after_step(self) -> None:  # noqa: B027 -- most adapters have nothing to do
-        """Follow a step of the optimizer; training calls this after each one."""
+        """Hook that training calls after each optimizer step."""
 
     @abstractmethod
     def merge(self) -> None:
-        """Fold the adapter into the weights; outputs stay. Again does nothing."""
+        """Merge the adapter into the weights, without changing outputs; a second call does nothing."""
 
     @abstractmethod
     def unmerge(self) -> None:
-        """Undo :meth:`merge`; outputs stay. Again does nothing."""
+        """Undo :meth:`merge`, without changing outputs; a second call does nothing."""
 
     @abstractmethod
     def unwrap(self) -> None:
-        """Put plain linear layers in the places of ``layer_names``; called by :meth:`detach` when merged."""
+        """Replace the layers ``layer_names`` by plain linear layers; called by :meth:`detach` after merging."""
 
     def detach(self) -> None:
-        """Merge and give the module its original layers, names and ``requires_grad`` back; the adapter is then spent."""
+        """Merge, and restore the module's layers, names and ``requires_grad``; the adapter cannot be used afterwards."""
         module = self.module
         self.merge()
         self.unwrap()
@@ -131,23 +131,23 @@ class Adapter(ABC):
 
 
 def attached(module: nn.Module) -> Adapter | None:
-    """Adapter that is on a module."""
+    """Adapter attached to a module, or ``None``."""
     return vars(module).get(MARK)
 
 
 def _refuse_adapted(module: nn.Module) -> None:
     for key, part in module.named_modules():
         if MARK in vars(part):
-            where = f"its part {key!r}" if key else "it"
+            where = f"its submodule {key!r}" if key else "it"
             msg = (
-                f"{type(module).__name__}: {where} has the adapter {vars(part)[MARK].name!r} already; "
-                "call detach() of that adapter before you attach another."
+                f"{type(module).__name__}: {where} already has the adapter {vars(part)[MARK].name!r}. "
+                "Call detach() of that adapter before attaching another."
             )
             raise OptionError(msg)
 
 
 def target_layers(module: nn.Module, targets: str | Sequence[str]) -> dict[str, nn.Linear]:
-    """Linear layers of a module that an adapter is to take, by name.
+    """Linear layers of a module to adapt, by name.
 
     Parameters
     ----------
@@ -160,8 +160,8 @@ def target_layers(module: nn.Module, targets: str | Sequence[str]) -> dict[str, 
     ------
     OptionError
         If a pattern matches no linear layer, or matches one inside a :class:`torch.nn.MultiheadAttention` or
-        :class:`torch.nn.TransformerEncoderLayer`, which read raw weights: the adapter would silently not apply. Also if
-        a weight is shared with another module, which would have no adapter.
+        :class:`torch.nn.TransformerEncoderLayer`, which read raw weights, so the adapter would silently have no effect.
+        Also if a weight is shared with another module, which would not be adapted.
     """
     named = TARGETS.get(targets) if isinstance(targets, str) else None
     patterns = named or ((targets,) if isinstance(targets, str) else tuple(targets))
@@ -179,8 +179,8 @@ def target_layers(module: nn.Module, targets: str | Sequence[str]) -> dict[str, 
     if idle:
         linear = [key for key, part in module.named_modules() if isinstance(part, nn.Linear)]
         msg = (
-            f"targets={targets!r}: no linear layer of {type(module).__name__} is called {' or '.join(map(repr, idle))}; "
-            f"use one of {', '.join(map(repr, TARGETS))} or patterns of its linear layers: {', '.join(linear[:8])} ..."
+            f"targets={targets!r}: no linear layer of {type(module).__name__} matches {' or '.join(map(repr, idle))}. "
+            f"Use one of {', '.join(map(repr, TARGETS))} or patterns of its linear layers: {', '.join(linear[:8])} ..."
         )
         raise OptionError(msg)
     _refuse_shared(module, found)
@@ -189,12 +189,12 @@ def target_layers(module: nn.Module, targets: str | Sequence[str]) -> dict[str, 
 
 def _refuse_raw_readers(module: nn.Module, name: str) -> None:
     steps = name.split(".")
-    for n in range(len(steps), -1, -1):  # the innermost is the one to name
+    for n in range(len(steps), -1, -1):  # report the innermost
         outer = module.get_submodule(".".join(steps[:n]))
         if isinstance(outer, _READS_WEIGHTS):
             msg = (
-                f"{name!r} belongs to a torch.nn.{type(outer).__name__}, which reads raw weights instead of calling its "
-                "layers: an adapter there would silently not apply. Choose other targets, or a network whose attention "
+                f"{name!r} is part of a torch.nn.{type(outer).__name__}, which reads raw weights instead of calling its "
+                "layers, so an adapter would silently have no effect. Choose other targets, or a network whose attention "
                 "calls its layers, such as SCGPTNetwork."
             )
             raise OptionError(msg)
@@ -206,7 +206,7 @@ def _refuse_shared(module: nn.Module, layers: Mapping[str, nn.Linear]) -> None:
         places.setdefault(id(param), []).append(key)
     for layer in layers.values():
         if len(shared := places[id(layer.weight)]) > 1:
-            msg = f"{' and '.join(shared)} are one tensor; an adapter would change only one of them. Leave it out of targets."
+            msg = f"{' and '.join(shared)} share one tensor; an adapter would change only one of them. Exclude them from targets."
             raise OptionError(msg)
 
 
@@ -217,26 +217,26 @@ def freeze_others(
     *,
     adapted: Iterable[Tensor],
 ) -> None:
-    """Freeze what an adapter replaces, and the pre-trained rest if so wanted.
+    """Freeze the weights that an adapter replaces and, optionally, the rest of the pre-trained network.
 
-    Nothing is unfrozen: a parameter that did not require gradients before keeps its state.
+    Nothing is unfrozen: parameters that did not require gradients are unchanged.
 
     Parameters
     ----------
     module
         The network with the adapter in place.
     adapter_params
-        The adapter's own parameters; they train.
+        The adapter's own parameters, which are trained.
     others
-        ``"freeze"``: everything but the adapter and the heads is frozen. ``"train"``: the ``adapted`` weights alone
-        are, their biases train.
+        ``"freeze"``: everything except the adapter and the heads is frozen. ``"train"``: only the ``adapted`` weights
+        are frozen; their biases are trained.
     adapted
-        Weights that the adapter stands in for.
+        Weights that the adapter replaces.
 
     Notes
     -----
-    Heads are what lies outside the network's :attr:`~scgalore.nn.CellNetwork.body`. In a module that declares none, the
-    children that contain adapter parameters are its body.
+    Heads are all modules outside the network's :attr:`~scgalore.nn.CellNetwork.body`. In a module without this
+    attribute, the children that contain adapter parameters are the body.
     """
     own = {id(param) for param in adapter_params}
     for param in adapted:
@@ -252,7 +252,7 @@ def freeze_others(
 
 
 def is_packed(name: str, layer: nn.Module) -> bool:
-    """Whether a layer holds queries, keys and values in one matrix."""
+    """Whether a layer computes queries, keys and values with one matrix."""
     if type(layer) is PackedLinear:
         return True
     called = name.rpartition(".")[2] == "Wqkv"
@@ -260,9 +260,9 @@ def is_packed(name: str, layer: nn.Module) -> bool:
 
 
 def split_packed(module: nn.Module, name: str) -> SplitLinear:
-    """Put a :class:`~scgalore.nn.scgpt.SplitLinear` in the place of a packed layer, with the same values.
+    """Replace a packed layer by a :class:`~scgalore.nn.scgpt.SplitLinear` with the same values.
 
-    A common A matrix for the three would be drawn towards the one with the largest gradient.
+    A shared A matrix would be dominated by the one with the largest gradient.
     """
     packed = cast("nn.Linear", module.get_submodule(name))
     weights = packed.weight.chunk(3)
@@ -276,7 +276,7 @@ def split_packed(module: nn.Module, name: str) -> SplitLinear:
 
 
 def join_packed(module: nn.Module, name: str) -> nn.Linear:
-    """Undo :func:`split_packed`, with the values of now."""
+    """Undo :func:`split_packed`, with the current values."""
     split = cast("SplitLinear", module.get_submodule(name))
     parts = [cast("nn.Linear", part) for part in (split.q, split.k, split.v)]
     weight = torch.cat([part.weight for part in parts])
@@ -287,7 +287,7 @@ def join_packed(module: nn.Module, name: str) -> nn.Linear:
 
 
 def _linear(kind: type[nn.Linear], weight: Tensor, bias: Tensor | None, *, like: nn.Linear) -> nn.Linear:
-    # On the meta device nothing is drawn from the global generator.
+    # On the meta device, the global generator is not used.
     layer = kind(weight.shape[1], weight.shape[0], bias=bias is not None, device="meta")
     layer.weight = nn.Parameter(weight.detach().clone(), requires_grad=like.weight.requires_grad)
     if bias is not None:
@@ -296,24 +296,20 @@ def _linear(kind: type[nn.Linear], weight: Tensor, bias: Tensor | None, *, like:
 
 
 def set_submodule(module: nn.Module, name: str, part: nn.Module) -> None:
-    """Put another part into the place of this name."""
+    """Replace the submodule of this name."""
     parent, _, child = name.rpartition(".")
     setattr(module.get_submodule(parent), child, part)
 
 
 def check_tensors(own: Mapping[str, Tensor], given: Mapping[str, Tensor], *, what: str) -> None:
-    """Raise :class:`~scgalore.errors.WeightsError` unless names and shapes are the same."""
+    """Raise :class:`~scgalore.errors.WeightsError` if names or shapes differ."""
     missing, foreign = sorted(own.keys() - given.keys()), sorted(given.keys() - own.keys())
     if missing or foreign:
-        msg = (
-            f"Tensors do not fit {what}: {len(missing)} missing {missing[:3]}, {len(foreign)} not known {foreign[:3]}."
-        )
+        msg = f"Tensors do not match {what}: {len(missing)} missing {missing[:3]}, {len(foreign)} unexpected {foreign[:3]}."
         raise WeightsError(msg)
     for key, tensor in own.items():
         if tensor.shape != given[key].shape:
-            msg = (
-                f"Tensors do not fit {what}: {key} has shape {tuple(given[key].shape)}, expected {tuple(tensor.shape)}."
-            )
+            msg = f"Tensors do not match {what}: {key} has shape {tuple(given[key].shape)}, expected {tuple(tensor.shape)}."
             raise WeightsError(msg)
 
 
@@ -321,5 +317,5 @@ def _check_rank(layers: Mapping[str, nn.Linear], rank: int) -> None:
     for key, layer in layers.items():
         rows = layer.out_features // 3 if is_packed(key, layer) else layer.out_features
         if rank > min(rows, layer.in_features):
-            msg = f"rank={rank} is above the full rank of {key} ({rows} x {layer.in_features}); choose a smaller rank."
+            msg = f"rank={rank} is larger than the full rank of {key} ({rows} x {layer.in_features}). Choose a smaller rank."
             raise OptionError(msg)

@@ -1,4 +1,4 @@
-"""Options of adapters, checked before anything is attached."""
+"""Checks of adapter options before anything is attached."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from scgalore.optim.checks import closest, plain_number
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
 
-# The names that scGPT's layers have, and those of scBERT's.
+# Names of the layers of scGPT and scBERT.
 _ATTENTION = ("*layers.*.Wqkv", "*layers.*.out_proj", "*layers.*.to_[qkv]", "*layers.*.to_out")
 _MLP = ("*layers.*.linear[12]", "*layers.*.w[12]")
 
 TARGETS: dict[str, tuple[str, ...]] = {"attention": _ATTENTION, "mlp": _MLP, "all": _ATTENTION + _MLP}
-"""Patterns of module names by the word that ``targets=`` takes."""
+"""Patterns of module names for each keyword of ``targets=``."""
 
 VARIANTS = ("lora", "dora", "pissa")
 
@@ -50,7 +50,7 @@ _CHECKS: dict[str, tuple[Callable[[Any], bool], str, Iterable[str]]] = {
 
 
 def check_values(options: Mapping[str, Any]) -> dict[str, Any]:
-    """Options as Python's own values; raises :class:`~scgalore.errors.OptionError` for one outside its range."""
+    """Convert options to built-in types; raises :class:`~scgalore.errors.OptionError` if one is out of range."""
     plain = {key: plain_number(value) for key, value in options.items()}
     for key, value in plain.items():
         is_valid, expected, words = _CHECKS[key]
@@ -63,5 +63,5 @@ def check_values(options: Mapping[str, Any]) -> dict[str, Any]:
 def require_package(package: str, *, extra: str) -> None:
     """Raise :class:`~scgalore.errors.OptionError` if a package is not installed, without importing it."""
     if find_spec(package) is None:
-        msg = f'This adapter needs the package {package}, which is not installed; run: pip install "scgalore[{extra}]"'
+        msg = f'This adapter needs the package {package}, which is not installed. Run: pip install "scgalore[{extra}]"'
         raise OptionError(msg)

@@ -1,4 +1,4 @@
-"""Low-rank adaptation (LoRA), with DoRA and PiSSA, by the layers of peft.
+"""Low-rank adaptation (LoRA), with DoRA and PiSSA, using the layers of peft.
 
 Sources: LoRA, Hu et al. 2021, arXiv 2106.09685; DoRA, Liu et al. 2024, arXiv 2402.09353; PiSSA, Meng et al. 2024,
 arXiv 2404.02948.
@@ -26,7 +26,7 @@ _KEY = "default"  # peft's name of the one adapter of a layer
 class LoRAAdapter(Adapter):
     """Each layer computes ``x W' + (alpha / rank) x A' B'`` with W frozen; see :func:`attach_lora`.
 
-    While merged, the weights as they were are kept beside, so that :meth:`unmerge` restores them bit for bit.
+    While merged, a copy of the original weights is kept, so that :meth:`unmerge` restores them exactly.
     """
 
     def __init__(self, module: nn.Module, options: Mapping[str, Any]) -> None:
@@ -41,7 +41,7 @@ class LoRAAdapter(Adapter):
         for param, flag in required:
             param.requires_grad = flag
         for layer in self._layers().values():
-            # peft leaves its dropout in training mode on a network in evaluation mode.
+            # On a network in evaluation mode, peft leaves its dropout in training mode.
             layer.train(layer.get_base_layer().training)
         self._initial = self._products_at_start()
         adapted = [layer.get_base_layer().weight for layer in self._layers().values()]
@@ -53,12 +53,12 @@ class LoRAAdapter(Adapter):
             r=self.options["rank"],
             lora_alpha=self.options["alpha"],
             lora_dropout=self.options["dropout"],
-            # peft matches a regular expression in full, but names in a list also as the ends of others.
+            # peft matches a regular expression in full, but names in a list also as suffixes of others.
             target_modules="|".join(map(re.escape, self.layer_names)),
             use_dora=self.options["variant"] == "dora",
             init_lora_weights="pissa" if self.options["variant"] == "pissa" else True,
         )
-        # The factors are drawn on the CPU, whatever the device. torch.manual_seed would also seed all GPUs.
+        # The factors are drawn on the CPU, regardless of the device. torch.manual_seed would also seed all GPUs.
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(self.options["seed"])
             peft.inject_adapter_in_model(config, self.module)
@@ -67,8 +67,8 @@ class LoRAAdapter(Adapter):
         return {name: self.module.get_submodule(name) for name in self.layer_names}
 
     def _products_at_start(self) -> dict[str, Tensor]:
-        # PiSSA moves the top of W into A and B. Which part of W that was must be known to whoever loads A and B on a W
-        # of its own, and another machine's SVD gives another one where singular values are close.
+        # PiSSA moves the top of W into A and B. Loading A and B on another copy of W requires the part that was moved,
+        # and an SVD on another machine may differ if singular values are close.
         if self.options["variant"] != "pissa":
             return {}
         return {key: tensor.detach().clone() for key, tensor in self._factors().items()}
@@ -88,7 +88,7 @@ class LoRAAdapter(Adapter):
 
     @torch.no_grad()
     def load_tensors(self, tensors: Mapping[str, Tensor]) -> None:
-        """See :meth:`Adapter.load_tensors`; with PiSSA the frozen weights change, too."""
+        """See :meth:`Adapter.load_tensors`; with PiSSA the frozen weights change as well."""
         was_merged = bool(self._kept)
         self.unmerge()
         before = self._taken_out()
@@ -106,14 +106,14 @@ class LoRAAdapter(Adapter):
         return taken
 
     def after_step(self) -> None:
-        """Raise if the step came while merged: the adapter then got no gradient."""
+        """Raise an error if the adapter was merged during the step, and thus got no gradient."""
         if self._kept:
-            msg = "The optimizer stepped while the adapter was merged, so it learnt nothing; call unmerge() before training."
+            msg = "The optimizer made a step while the adapter was merged, which has no effect. Call unmerge() before training."
             raise OptionError(msg)
 
     @torch.no_grad()
     def merge(self) -> None:
-        """Add the product to the weights, for inference; call :meth:`unmerge` before training or saving goes on."""
+        """Add the product to the weights, for inference; call :meth:`unmerge` before training or saving."""
         if self._kept:
             return
         for name, layer in self._layers().items():
@@ -122,14 +122,14 @@ class LoRAAdapter(Adapter):
 
     @torch.no_grad()
     def unmerge(self) -> None:
-        """Put the weights back as they were before :meth:`merge`, bit for bit."""
+        """Restore the exact weights before :meth:`merge`."""
         for name, layer in self._layers().items() if self._kept else ():
             layer.unmerge()
             layer.get_base_layer().weight.copy_(self._kept[name])
         self._kept = {}
 
     def unwrap(self) -> None:
-        """Take peft's layers off the plain ones inside."""
+        """Replace peft's layers by the plain layers inside."""
         for name, layer in self._layers().items():
             set_submodule(self.module, name, layer.get_base_layer())
         del self.module.peft_config
@@ -147,52 +147,54 @@ def attach_lora(
     variant: Literal["lora", "dora", "pissa"] = "lora",
     seed: int = 0,
 ) -> LoRAAdapter:
-    """Train low-rank updates of linear layers in place of the layers themselves.
+    """Train low-rank updates of linear layers instead of the layers themselves.
 
-    Packed query, key and value layers are split, so that each of the three has factors of its own. Attach before the
-    optimizer is built.
+    Packed query, key and value layers are split, so that each of the three has its own factors. Attach before creating
+    the optimizer.
 
     Parameters
     ----------
     module
-        The network, changed in place until :meth:`Adapter.detach`.
+        The network, modified in place until :meth:`Adapter.detach`.
     rank
-        Rank r of the updates: ``r (in + out)`` trained numbers for a layer ``in x out``.
+        Rank r of the updates: ``r (in + out)`` trainable numbers for a layer ``in x out``.
     alpha
-        The product of the factors is multiplied by ``alpha / rank``, which keeps the best learning rate about the
-        same for all ranks.
+        The product of the factors is multiplied by ``alpha / rank``, so that the optimal learning rate hardly depends
+        on the rank.
     dropout
-        Dropout on what enters the factors, in training.
+        Dropout on the input of the factors, in training.
     targets
         ``"attention"``, ``"mlp"``, ``"all"``, or patterns of module names.
     others
-        ``"freeze"``: beside the adapter only heads train. ``"train"``: all but the adapted weights train.
+        ``"freeze"``: only the adapter and the heads are trained. ``"train"``: everything except the adapted weights is
+        trained.
     variant
-        ``"lora"``; ``"dora"``, which also trains the length of each row of the weight; ``"pissa"``, whose factors start
-        as the largest singular directions of the weight, taken out of it, and whose file is twice as large.
+        ``"lora"``; ``"dora"``, which also trains the norm of each row of the weight; ``"pissa"``, whose factors are
+        initialised with the largest singular directions of the weight, which are subtracted from it, and whose file is
+        twice as large.
     seed
-        Seed of the first A. Global random state is left alone.
+        Seed of the initial A. Global random state is not changed.
 
     Raises
     ------
     OptionError
-        If peft is missing, the module has an adapter, or an option is out of range or fits no layer.
+        If peft is missing, the module already has an adapter, or an option is out of range or matches no layer.
     """
     given = {"alpha": alpha, "dropout": dropout, "others": others, "rank": rank, "seed": seed}
     return LoRAAdapter(module, {**given, "targets": targets, "variant": variant})
 
 
 def _import_peft() -> Any:
-    # When an adapter is attached and not before: it takes seconds, and transformers and accelerate with it.
+    # Imported only when an adapter is attached: it takes seconds and imports transformers and accelerate.
     require_package("peft", extra="lora")
     try:
         return importlib.import_module("peft")
     except ImportError as error:
-        msg = f'peft is installed but cannot be imported ({error}); run: pip install --upgrade "scgalore[lora]"'
+        msg = f'peft is installed but cannot be imported ({error}). Run: pip install --upgrade "scgalore[lora]"'
         raise OptionError(msg) from error
 
 
 def _refuse_double(layers: Mapping[str, nn.Linear]) -> None:
     if double := [name for name, layer in layers.items() if layer.weight.dtype == torch.float64]:
-        msg = f"variant='pissa' takes no float64 weights, such as {double[0]}; call module.float() or choose 'lora'."
+        msg = f"variant='pissa' does not support float64 weights, such as {double[0]}. Call module.float() or choose 'lora'."
         raise OptionError(msg)

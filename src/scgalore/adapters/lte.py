@@ -1,4 +1,4 @@
-"""LoRA-the-Explorer as an adapter: which layers, when to merge, what to save."""
+"""LoRA-the-Explorer as an adapter: layers, merging and saving."""
 
 from __future__ import annotations
 
@@ -29,28 +29,28 @@ def attach_lte(
 ) -> LTE:
     """Train linear layers by parallel low-rank heads, each on its shard of the batch (LoRA-the-Explorer).
 
-    Merging sums up updates of low rank to one of high rank, so that, unlike LoRA, the change of a weight is not bound
-    to the rank of a head. Attach before the optimizer is built and call :meth:`LTE.after_step` after each of its steps.
+    Merging adds low-rank updates to a high-rank update so that, unlike in LoRA, the change of a weight is not limited
+    to the rank of a head. Attach before creating the optimizer and call :meth:`LTE.after_step` after each of its steps.
 
     Parameters
     ----------
     module
-        The network, changed in place. In training, dimension 0 of what the layers see must be the batch.
+        The network, modified in place. In training, dimension 0 of the layers' inputs must be the batch.
     n_heads
-        Number of heads; a batch should hold at least as many cells, better several for each head.
+        Number of heads; a batch should contain at least as many cells, preferably several per head.
     rank
         Rank of each head.
     alpha
-        Size of the updates: ``B A`` of a head is multiplied by ``alpha / rank``. With Adam this factor acts like one on the
-        learning rate.
+        Size of the updates: ``B A`` of a head is multiplied by ``alpha / rank``. With Adam this is equivalent to a
+        factor on the learning rate.
     merge_every
-        Optimizer steps between merges.
+        Number of optimizer steps between merges.
     targets
         ``"attention"``, ``"mlp"``, ``"all"`` or patterns of module names.
     others
-        ``"train"`` trains the rest of the network in full, ``"freeze"`` only its heads.
+        ``"train"`` trains all other weights of the network, ``"freeze"`` only its heads.
     seed
-        Seed of the first factors.
+        Seed of the initial factors.
 
     Returns
     -------
@@ -59,13 +59,13 @@ def attach_lte(
     Raises
     ------
     OptionError
-        If an option is outside its range or fits no layer, or a weight is neither float32 nor float64.
+        If an option is out of range or matches no layer, or a weight is neither float32 nor float64.
 
     Notes
     -----
     Huh et al. 2024, arXiv 2402.16828, the variant without resets; optimizer state is kept across merges. A layer of
-    ``o x i`` weights gets ``n_heads * rank * (i + o)`` trainable numbers and as many that are not trained (the factors
-    at the last merge), and the optimizer's state for the former.
+    ``o x i`` weights gets ``n_heads * rank * (i + o)`` trainable numbers and as many fixed ones (the factors
+    at the last merge), and optimizer state for the former.
     """
     options = {
         "n_heads": n_heads,
@@ -87,11 +87,11 @@ class LTE(Adapter):
     module
         The network, changed in place.
     options
-        Those of :func:`attach_lte`, all of them.
+        All options of :func:`attach_lte`.
 
     Notes
     -----
-    :meth:`tensors` are the factors alone: the merges telescope, so that the weights after a merge are those before the
+    :meth:`tensors` are only the factors: the merges telescope, so that the weights after a merge are those before the
     first step plus ``alpha / rank`` times the mean of ``B_n A_n`` over heads.
     """
 
@@ -113,39 +113,39 @@ class LTE(Adapter):
         return {key: cast("LTELinear", self.module.get_submodule(key)) for key in self.layer_names}
 
     def own_tensors(self) -> dict[str, Tensor]:
-        """Give the live factors of all heads by name."""
+        """Return the factors of all heads by name, without copying."""
         return {f"{key}.{name}": getattr(layer, name) for key, layer in self.layers.items() for name in ("A", "B")}
 
     def load_tensors(self, tensors: Mapping[str, Tensor]) -> None:
-        """Take the factors of another adapter and put the weights where its merges took them."""
+        """Load the factors of another adapter and apply its merges to the weights."""
         super().load_tensors(tensors)
         self.merge()
 
     def after_step(self) -> None:
-        """Count a step of the optimizer, and merge when it is time."""
+        """Count an optimizer step, and merge every ``merge_every`` steps."""
         layers = list(self.layers.values())
         for layer in layers:
             layer.n_steps += 1
-        # The counts are equal; reading each would make a GPU wait for every layer.
+        # The counts are equal; reading all would synchronise the GPU for every layer.
         if int(layers[0].n_steps) % self.options["merge_every"] == 0:
             self.merge()
 
     def merge(self) -> None:
-        """Add the mean over heads of what they have learnt since the last merge to the weights."""
+        """Add the mean over heads of their updates since the last merge to the weights."""
         for layer in self.layers.values():
             layer.merge()
 
     def unmerge(self) -> None:
-        """Take out of the weights all that was ever merged: the weights of before, up to rounding.
+        """Subtract all merged updates, which restores the original weights up to rounding.
 
-        Evaluation applies the heads in full then. Training goes on after a :meth:`merge`, or after the next that is due:
-        until then a head would not see what the others have learnt.
+        Evaluation then applies the full heads. Continue training after :meth:`merge`, or after the next merge that is
+        due: until then a head does not see the updates of the others.
         """
         for layer in self.layers.values():
             layer.unmerge()
 
     def unwrap(self) -> None:
-        """Put the plain linear layers back."""
+        """Restore the plain linear layers."""
         for key, layer in self.layers.items():
             set_submodule(self.module, key, layer.base)
 
@@ -154,7 +154,7 @@ def _refuse_narrow(layers: Mapping[str, nn.Linear]) -> None:
     for key, layer in layers.items():
         if layer.weight.dtype not in (torch.float32, torch.float64):
             msg = (
-                f"{key}.weight is {layer.weight.dtype}, in which small merges would round away; "
-                "convert the network with .float() and train in mixed precision."
+                f"{key}.weight is {layer.weight.dtype}, in which small merges would be lost by rounding. "
+                "Convert the network with .float() and train in mixed precision."
             )
             raise OptionError(msg)

@@ -1,4 +1,4 @@
-"""The adapters that ``adapter="..."`` can name.
+"""Registry of adapters for ``adapter="..."``.
 
 To add one, write a subclass of :class:`~scgalore.adapters.Adapter`, a function that attaches it, and an
 :class:`AdapterSpec` in :data:`ADAPTERS`.
@@ -31,19 +31,19 @@ class AdapterSpec:
     Attributes
     ----------
     name
-        What the user writes.
+        Value of ``adapter=``.
     attach
-        Puts the adapter on a module; its keywords are the options.
+        Function that attaches the adapter to a module; its keywords are the options.
     lr_factor
-        What an optimizer's default learning rate is multiplied by.
+        Factor for an optimizer's default learning rate.
     trains
-        What is trained, in a sentence.
+        Description of the trained parameters.
     state_bytes
-        State bytes of the optimizer, in words.
+        Description of the optimizer state.
     source
-        Where the defaults come from.
+        Source of the defaults.
     package
-        Package it needs, from the extra of the adapter's name.
+        Required package, from the extra with the adapter's name.
     """
 
     name: str
@@ -56,7 +56,7 @@ class AdapterSpec:
 
     @property
     def options(self) -> dict[str, Any]:
-        """Every option the adapter takes, with its default."""
+        """All options of the adapter, with defaults."""
         parameters = inspect.signature(self.attach).parameters.values()
         return {each.name: each.default for each in parameters if each.kind is each.KEYWORD_ONLY}
 
@@ -66,11 +66,11 @@ ADAPTERS: dict[str, AdapterSpec] = {
         name="lora",
         attach=attach_lora,
         lr_factor=10.0,
-        trains="Two thin matrices for each adapted layer, query, key and value apart, and the heads.",
-        state_bytes="The optimizer's, for the thin matrices and the heads; none for what is frozen.",
+        trains="Two low-rank matrices per adapted layer (separate for query, key and value), and the heads.",
+        state_bytes="That of the optimizer, for the low-rank matrices and the heads; none for frozen weights.",
         source=(
-            "alpha, all layers and ten times the learning rate: Schulman et al. 2025, 'LoRA Without Regret'. Factors of "
-            "their own for query, key and value did better than common ones on a small scGPT-shaped network."
+            "alpha, all layers and ten times the learning rate: Schulman et al. 2025, 'LoRA Without Regret'. Separate "
+            "factors for query, key and value were better than shared ones on a small scGPT-shaped network."
         ),
         package="peft",
     ),
@@ -78,12 +78,12 @@ ADAPTERS: dict[str, AdapterSpec] = {
         name="lte",
         attach=attach_lte,
         lr_factor=1.0,
-        trains="Parallel thin matrices for each adapted layer, merged into it as training goes, and the rest in full.",
-        state_bytes="The optimizer's, for the thin matrices of all heads and for the rest; none for the adapted weights.",
+        trains="Parallel low-rank matrices per adapted layer, merged into it during training, and all other weights.",
+        state_bytes="That of the optimizer, for the low-rank matrices of all heads and all other weights; none for the adapted weights.",
         source=(
-            "Huh et al. 2024, arXiv 2402.16828. The learning rate is the optimizer's own, since the rest of the network "
-            "trains with it; at 2e-3 alpha / rank = 4 did best of 1 to 64 on a small scGPT (masked expression, AdamW), and "
-            "16 was worse than frozen attention. Merging every 10 steps cost little against every step, every 50 more. One "
+            "Huh et al. 2024, arXiv 2402.16828. The learning rate is that of the optimizer, which also trains the rest of the network. "
+            "At 2e-3, alpha / rank = 4 was the best of 1 to 64 on a small scGPT (masked expression, AdamW), and "
+            "16 was worse than frozen attention. Merging every 10 steps was hardly worse than every step, every 50 steps was. One "
             "or two splits each."
         ),
     ),
@@ -91,14 +91,14 @@ ADAPTERS: dict[str, AdapterSpec] = {
 
 
 def check_adapter(name: str, options: Mapping[str, Any]) -> AdapterSpec:
-    """Entry of the registry of this name, once it is certain that it takes these options.
+    """Return the registry entry with this name, after checking its options.
 
     Parameters
     ----------
     name
         A key of :data:`ADAPTERS`.
     options
-        Options of this adapter. Whether ``targets`` and ``rank`` fit a network is known once there is one.
+        Options of this adapter. ``targets`` and ``rank`` are checked against the network later.
 
     Raises
     ------
@@ -106,7 +106,7 @@ def check_adapter(name: str, options: Mapping[str, Any]) -> AdapterSpec:
         For an unknown name or option, a value outside its range, or a package that is not installed.
     """
     if name not in ADAPTERS:
-        msg = f"adapter={name!r} is not known; choose one of {', '.join(ADAPTERS)}.{closest(name, ADAPTERS)}"
+        msg = f"adapter={name!r} does not exist; choose one of {', '.join(ADAPTERS)}.{closest(name, ADAPTERS)}"
         raise OptionError(msg)
     spec = ADAPTERS[name]
     known = spec.options
@@ -121,19 +121,19 @@ def check_adapter(name: str, options: Mapping[str, Any]) -> AdapterSpec:
 
 
 def attach_adapter(name: str, module: nn.Module, **options: Any) -> Adapter:
-    """Put an adapter of the registry on a module, in place.
+    """Attach an adapter of the registry to a module, in place.
 
     Parameters
     ----------
     name
         A key of :data:`ADAPTERS`.
     module
-        The network; build the optimizer afterwards.
+        The network; create the optimizer afterwards.
     options
         Options of this adapter, such as ``rank``.
 
     Returns
     -------
-    The adapter, whose :meth:`~scgalore.adapters.Adapter.detach` gives the module its own structure back.
+    The adapter, whose :meth:`~scgalore.adapters.Adapter.detach` restores the structure of the module.
     """
     return check_adapter(name, options).attach(module, **options)

@@ -74,7 +74,7 @@ class LogExpression:
         matrix = CellMatrix.from_adata(adata, layer=reading.layer)
         matrix.check()
         scale = scale_of(matrix, uns=adata.uns, layer=reading.layer, data_type=reading.data_type)
-        _say(adata, matrix.name, scale)
+        _log_scale(adata, matrix.name, scale)
         depth = depth_of(adata, matrix, scale, reading)
         return cls(matrix, scale, scale.base if log_base is None else log_base, depth)
 
@@ -135,7 +135,7 @@ def _with(rows: sp.csr_matrix, values: NDArray[np.floating]) -> sp.csr_matrix:
     return sp.csr_matrix((values.astype(np.float32, copy=False), rows.indices, rows.indptr), shape=rows.shape)
 
 
-def _say(adata: AnnData, name: str, scale: Scale) -> None:
+def _log_scale(adata: AnnData, name: str, scale: Scale) -> None:
     """Say what a matrix was taken for, once; with a warning if it may be something else."""
     if scale.kind == "counts":
         what = f"{'counts scaled to one sum' if scale.normalised else 'counts'}, since {scale.reason}"

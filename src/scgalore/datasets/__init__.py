@@ -1,4 +1,4 @@
-"""Public single-cell data, fetched and checked."""
+"""Public single-cell data sets: download and verification."""
 
 from scgalore.datasets.canonical import to_canonical
 from scgalore.datasets.fetch import fetch_dataset, load_dataset

@@ -1,4 +1,4 @@
-"""Public perturbation data in one form, whoever prepared the file."""
+"""Convert public perturbation data from different sources to one format."""
 
 from __future__ import annotations
 
@@ -30,12 +30,12 @@ if TYPE_CHECKING:
 __all__ = ["UNS_KEY", "make_canonical", "to_canonical"]
 
 UNS_KEY = "dataset"
-"""Where provenance is written, in ``uns``."""
+"""Key of the provenance in ``uns``."""
 
 
 @dataclass(frozen=True)
 class _Layout:
-    """Where a source keeps what; of several columns the first that is there counts."""
+    """Columns used by a source; of several candidates, the first one present is used."""
 
     label: str
     separator: str
@@ -43,7 +43,7 @@ class _Layout:
     batches: tuple[str, ...] = ("batch",)
     ids: tuple[str, ...] = ("ensembl_id",)
     symbols: str | None = None  # None: var_names
-    cell_type: str | None = None  # of all cells, where no column says it
+    cell_type: str | None = None  # of all cells, if there is no column
     outdated_uns: tuple[str, ...] = ()
     outdated_obs: tuple[str, ...] = ()
 
@@ -53,7 +53,7 @@ _LAYOUTS: dict[Source, _Layout] = {
         "condition",
         "+",
         symbols="gene_name",
-        # Keyed by names that begin with the cell type, and full of Ensembl ids and positions.
+        # Keyed by names that start with the cell type, and contains Ensembl ids and positions.
         outdated_uns=(
             "rank_genes_groups_cov_all",
             "top_non_dropout_de_20",
@@ -63,7 +63,7 @@ _LAYOUTS: dict[Source, _Layout] = {
         ),
         outdated_obs=("condition_name",),
     ),
-    # A line says more than where it is from ("lymphoblasts"). One of the files spells the column of ids differently.
+    # The cell line is more informative than its origin ("lymphoblasts"). One file spells the column of ids differently.
     "scperturb": _Layout(
         "perturbation",
         "_",
@@ -76,46 +76,46 @@ _LAYOUTS: dict[Source, _Layout] = {
 }
 
 _UNKNOWN = frozenset({"*", "", "nan", "None"})
-"""What scPerturb's files have for cells without a known guide, besides missing values."""
+"""Labels in scPerturb's files for cells without a known guide, besides missing values."""
 
-# A guide vector of Adamson et al. 2016, such as CREB1_pDS269 or 3x_neg_ctrl_pMJ144-1, behind what it targets.
+# A guide vector of Adamson et al. 2016 after its target, such as CREB1_pDS269 or 3x_neg_ctrl_pMJ144-1.
 _VECTOR = re.compile(r"_p(?:DS|BA|MJ)\d+(?:-\d+)?$")
-# That study calls two genes by their proteins.
+# That study names two genes after their proteins.
 _PROTEINS = {"PERK": "EIF2AK3", "IRE1": "ERN1"}
 
 _BARCODE = re.compile(r"[ACGT]{8,}-(\d+)")
 
 
 def to_canonical(adata: AnnData, *, source: Source, cell_type: str | None = None) -> AnnData:
-    """Bring a public perturbation data set into the form that scgalore's functions expect.
+    """Convert a public perturbation data set to the format that scgalore's functions expect.
 
     Parameters
     ----------
     adata
         Cells by genes, as read from the file.
     source
-        Who prepared the file: ``"gears"`` (``obs["condition"]``, Ensembl ids), ``"scperturb"``
+        Source of the file: ``"gears"`` (``obs["condition"]``, Ensembl ids), ``"scperturb"``
         (``obs["perturbation"]`` with genes joined by ``_``), ``"perturbench"`` (genes joined by ``+``), or ``"vcc"``
         for the Virtual Cell Challenge (``obs["target_gene"]``).
     cell_type
-        Type of all cells, where the file lacks it or states a wrong one. GEARS' file of Norman 2019 says A549,
+        Type of all cells, if it is missing or wrong in the file. GEARS' file of Norman 2019 is labelled A549,
         although its cells are K562.
 
     Returns
     -------
-    A copy, whose matrices are as they were.
+    A copy with unchanged matrices.
 
-    - ``obs["perturbation"]``: categorical of genes joined by ``+``, and ``"control"``; missing where the guide is unknown.
-      One label for each set of genes, in the order in which the file first has them, since GEARS' splits depend on it.
+    - ``obs["perturbation"]``: categorical of genes joined by ``+``, and ``"control"``; missing if the guide is unknown.
+      One label per set of genes, in order of first occurrence in the file, since GEARS' splits depend on it.
       ``obs["perturbation_original"]``: the label in the file.
-    - ``obs["cell_type"]``, and ``obs["batch"]`` where the file has batches, or barcodes that end in a lane's number.
-    - ``var_names``: symbols, as the study wrote them. Of genes that share one, all but the one that has it today
-      become ``SYMBOL_ENSG...``. ``var["ensembl_id"]`` where ids are known.
-    - ``uns["dataset"]``: ``source``, ``expression`` (``"counts"``, ``"log-normalised"`` or ``"other"``: what ``X``
-      holds) and ``notes``, which say what was corrected or derived.
+    - ``obs["cell_type"]``, and ``obs["batch"]`` if the file has batches, or barcodes that end in a lane number.
+    - ``var_names``: symbols as in the study. Of genes that share a symbol, all but the current owner of the symbol
+      become ``SYMBOL_ENSG...``. ``var["ensembl_id"]`` if ids are known.
+    - ``uns["dataset"]``: ``source``, ``expression`` (content of ``X``: ``"counts"``, ``"log-normalised"`` or
+      ``"other"``) and ``notes`` on corrected or derived entries.
 
-    What else there was in ``obs``, ``var`` and ``uns`` is kept, except GEARS' tables of differential expression: their
-    keys and genes are the old names.
+    Other entries of ``obs``, ``var`` and ``uns`` are kept, except GEARS' tables of differential expression, which use
+    the old names.
 
     Raises
     ------
@@ -124,7 +124,7 @@ def to_canonical(adata: AnnData, *, source: Source, cell_type: str | None = None
     MissingKeyError
         If the file lacks a column that the source's files have.
     DataError
-        If a label does not parse or none is control.
+        If a label cannot be parsed or there is no control.
 
     Examples
     --------
@@ -140,10 +140,10 @@ def to_canonical(adata: AnnData, *, source: Source, cell_type: str | None = None
 
 
 def make_canonical(adata: AnnData, *, source: Source, cell_type: str | None = None) -> None:
-    """Like :func:`to_canonical`, in place; an object for which this fails is left as it was."""
+    """Like :func:`to_canonical`, in place; on failure the object is unchanged."""
     layout = _LAYOUTS[source]
     if layout.label not in adata.obs:
-        msg = f"obs has no {layout.label!r}, where {source} keeps the perturbation; it has {_names(adata.obs.columns)}."
+        msg = f"obs has no column {layout.label!r}, where {source} stores the perturbation; it has {_names(adata.obs.columns)}."
         raise MissingKeyError(msg)
     labels = adata.obs[layout.label].astype(object)
     known = labels.map(_known_label) if source == "scperturb" else labels
@@ -156,7 +156,7 @@ def make_canonical(adata: AnnData, *, source: Source, cell_type: str | None = No
 
     outdated = [key for key in layout.outdated_uns if key in adata.uns]
     if outdated:
-        notes.append(f"left out, since they are keyed by the old names: {', '.join(outdated)}")
+        notes.append(f"removed, since they use the old names: {', '.join(outdated)}")
     obs = adata.obs.drop(columns=list(layout.outdated_obs), errors="ignore")
     obs["perturbation"] = pd.Categorical.from_codes(conditions.codes, pd.Index(_as_written(conditions), dtype=object))
     obs["perturbation_original"] = pd.Categorical(labels)
@@ -175,7 +175,7 @@ def make_canonical(adata: AnnData, *, source: Source, cell_type: str | None = No
 
 
 def _expression(adata: AnnData) -> str:
-    """What ``X`` holds."""
+    """Content of ``X``: counts, log-normalised or other."""
     matrix = CellMatrix.from_adata(adata)
     try:
         matrix.check()
@@ -185,13 +185,13 @@ def _expression(adata: AnnData) -> str:
 
 
 def _as_written(conditions: Conditions) -> list[str]:
-    """Label of each name of the conditions, with its genes in the order of its first spelling."""
+    """Label of each condition, with genes in the order of its first occurrence."""
     written = dict(zip(conditions.labels, conditions.written, strict=True))
     return ["+".join(written[spellings[0]]) or CONTROL if spellings else CONTROL for spellings in conditions.spellings]
 
 
 def _known_label(label: object) -> object:
-    """What an scPerturb label says in plain genes; ``None`` for a cell whose guide is unknown."""
+    """Genes of an scPerturb label; ``None`` if the guide is unknown."""
     if not isinstance(label, str) or label in _UNKNOWN:
         return None
     target = _VECTOR.sub("", label)
@@ -210,16 +210,15 @@ def _cell_types(
     if cell_type is None and stated is not None:
         if source == "gears" and list(stated.categories) == ["A549"]:
             logg.warning(
-                "The cells are called A549. If they are those of Norman 2019 as GEARS offers them, they are K562: pass "
-                'cell_type="K562".'
+                'The cells are labelled A549. In GEARS\' file of Norman 2019 they are K562: pass cell_type="K562".'
             )
         return stated
     named = cell_type or layout.cell_type
     if named is None:
-        msg = f"obs has none of {_names(layout.cell_types)}, so the cell type is not known. Pass cell_type=."
+        msg = f"obs has none of the columns {_names(layout.cell_types)}, so the cell type is unknown. Pass cell_type=."
         raise MissingKeyError(msg)
     if stated is not None and list(stated.categories) != [named]:
-        notes.append(f"cell type set to {named}, where the file says {', '.join(map(str, stated.categories))}")
+        notes.append(f"cell type set to {named}; the file has {', '.join(map(str, stated.categories))}")
     return pd.Categorical([named] * adata.n_obs)
 
 
@@ -227,25 +226,23 @@ def _batches(adata: AnnData, layout: _Layout, notes: list[str]) -> pd.Categorica
     column = next((key for key in layout.batches if key in adata.obs), None)
     if column is not None:
         return pd.Categorical(adata.obs[column].astype(object).map(lambda b: b if pd.isna(b) else str(b)))
-    # Cell Ranger numbers the lanes it aggregates at the end of the barcodes.
+    # Cell Ranger appends lane numbers to barcodes.
     lanes = [found[1] if (found := _BARCODE.fullmatch(name)) else "" for name in adata.obs_names]
     if not all(lanes) or len(set(lanes)) < 2:
         return None
-    notes.append("batch read from the number at the end of the barcodes")
+    notes.append("batch read from the lane number in the barcodes")
     return pd.Categorical(lanes)
 
 
 def _gene_names(adata: AnnData, layout: _Layout, source: Source) -> tuple[list[str], list[str] | None]:
-    """Unique symbols, and Ensembl ids (``""`` where one is unknown); ``None`` if none is known."""
+    """Unique symbols, and Ensembl ids (``""`` if unknown) or ``None`` if no id is known."""
     column = next((key for key in layout.ids if key in adata.var), None)
     written = adata.var_names if column is None else adata.var[column]
     ids = [(ensembl_id(str(name)) or "") for name in written]
     symbols = list(map(str, adata.var_names))
     if layout.symbols is not None:
         if layout.symbols not in adata.var:
-            msg = (
-                f"var has no {layout.symbols!r}, where {source} keeps the symbols; it has {_names(adata.var.columns)}."
-            )
+            msg = f"var has no column {layout.symbols!r}, where {source} stores the symbols; it has {_names(adata.var.columns)}."
             raise MissingKeyError(msg)
         found = adata.var[layout.symbols].astype(object)
         symbols = [str(s) if pd.notna(s) and s != "" else name for s, name in zip(found, adata.var_names, strict=True)]
@@ -253,7 +250,7 @@ def _gene_names(adata: AnnData, layout: _Layout, source: Source) -> tuple[list[s
 
 
 def _unique(symbols: list[str], ids: list[str]) -> list[str]:
-    """Tell genes of the same symbol apart, in CELLxGENE's way where they have ids."""
+    """Make duplicate symbols unique, in CELLxGENE's format if they have ids."""
     shared = [symbol for symbol, n in Counter(symbols).items() if n > 1]
     names = list(symbols)
     for symbol in shared:
@@ -263,7 +260,7 @@ def _unique(symbols: list[str], ids: list[str]) -> list[str]:
         for place in places:
             if place != keeper and ids[place]:
                 names[place] = f"{symbol}_{ids[place]}"
-    # Those without an id are numbered, as AnnData does.
+    # Symbols without an id are numbered, as in AnnData.
     taken = set(names)
     seen: set[str] = set()
     for place, name in enumerate(names):

@@ -1,4 +1,4 @@
-"""From a name to a verified h5ad file, and to an AnnData."""
+"""Download and verify registered data sets, and read them into an AnnData."""
 
 from __future__ import annotations
 
@@ -31,54 +31,54 @@ __all__ = ["fetch_dataset", "load_dataset"]
 
 
 def fetch_dataset(name: str, *, progress: bool | None = None) -> Path:
-    """Give the h5ad file of a registered data set, downloading it if the cache lacks it.
+    """Return the h5ad file of a registered data set, downloading it if it is not cached.
 
-    The download is held against its recorded hash, and the next address is tried if one fails. Of an archive, the h5ad
-    file is unpacked and the rest deleted. A good file in the cache is used without touching the network.
+    The hash of the download is verified; if one URL fails, the next is tried. From an archive, the h5ad
+    file is extracted and the rest deleted. A valid file in the cache is used without network access.
 
     Parameters
     ----------
     name
         One of :func:`list_datasets`.
     progress
-        Whether to show a progress bar; by default as ``sg.settings.progress`` says.
+        Whether to show a progress bar; by default ``sg.settings.progress``.
 
     Returns
     -------
-    Path of the file as its authors made it, below ``sg.settings.cachedir``.
+    Path of the original file in ``sg.settings.cachedir``.
 
     Raises
     ------
     OptionError
         If no data set has this name.
     DownloadError
-        If the file is missing and cannot be fetched; the message says how to provide it by hand.
+        If the file is missing and cannot be downloaded; the message explains how to provide it manually.
     """
     return fetch_entry(get_entry(name), progress=progress)
 
 
 def load_dataset(name: str, *, canonical: bool = True, progress: bool | None = None) -> AnnData:
-    """Read a registered data set into memory, fetching it if the cache lacks it.
+    """Read a registered data set into memory, downloading it if it is not cached.
 
     Parameters
     ----------
     name
         One of :func:`list_datasets`.
     canonical
-        Whether to bring labels and gene names into one form; see :func:`to_canonical`.
+        Whether to standardise labels and gene names; see :func:`to_canonical`.
     progress
-        Whether to show a progress bar while downloading; by default as ``sg.settings.progress`` says.
+        Whether to show a progress bar while downloading; by default ``sg.settings.progress``.
 
     Returns
     -------
-    Cells by genes. ``uns["dataset"]`` holds name, licence, citation and hash.
+    Cells by genes. ``uns["dataset"]`` contains name, licence, citation and hash.
 
     Raises
     ------
     OptionError
         If no data set has this name.
     DownloadError
-        If the file is missing and cannot be fetched.
+        If the file is missing and cannot be downloaded.
 
     Examples
     --------
@@ -89,7 +89,7 @@ def load_dataset(name: str, *, canonical: bool = True, progress: bool | None = N
 
 
 def load_entry(entry: DatasetEntry, *, canonical: bool = True, progress: bool | None = None) -> AnnData:
-    """Like :func:`load_dataset`, for an entry that need not be registered."""
+    """Like :func:`load_dataset`, for an entry that may be unregistered."""
     adata = ad.read_h5ad(fetch_entry(entry, progress=progress))
     if canonical:
         make_canonical(adata, source=entry.source, cell_type=entry.cell_type)
@@ -98,11 +98,11 @@ def load_entry(entry: DatasetEntry, *, canonical: bool = True, progress: bool | 
 
 
 def fetch_entry(entry: DatasetEntry, *, progress: bool | None = None) -> Path:
-    """Like :func:`fetch_dataset`, for an entry that need not be registered."""
-    by_hand = f"read a copy of your own and call sg.datasets.to_canonical(adata, source={entry.source!r})"
+    """Like :func:`fetch_dataset`, for an entry that may be unregistered."""
+    by_hand = f"read your own copy and call sg.datasets.to_canonical(adata, source={entry.source!r})"
     if entry.refusal is not None:
         msg = (
-            f"The data set {entry.name!r} cannot be fetched: {entry.refusal}. You can {by_hand} (source: "
+            f"The data set {entry.name!r} cannot be downloaded: {entry.refusal}. You can {by_hand} (source: "
             f"{' '.join(entry.file.urls) or entry.homepage})."
         )
         raise DownloadError(msg)
@@ -135,7 +135,7 @@ def _record(entry: DatasetEntry) -> dict[str, Any]:
 
 
 def _stamp(path: Path) -> Path:
-    """Where the hash of an unpacked file is kept whose own hash nobody has published, only the archive's."""
+    """Path for the hash of an extracted file, if only the hash of the archive was published."""
     return path.with_name(f"{path.name}.sha256")
 
 
@@ -151,17 +151,17 @@ def _unpack(archive: Path, member: RemoteFile, target: Path) -> None:
         with zipfile.ZipFile(archive) as packed:
             names = [name for name in packed.namelist() if PurePosixPath(name).name == member.name]
             if len(names) != 1:
-                msg = f"{archive} holds {len(names)} files called {member.name}, among {packed.namelist()[:10]}."
+                msg = f"{archive} contains {len(names)} files called {member.name}, among {packed.namelist()[:10]}."
                 raise DownloadError(msg)
-            # Only the content leaves the archive: no path in it decides where anything is written.
+            # Only the content is extracted: paths in the archive do not determine where it is written.
             with whole_file(target) as draft:
                 with packed.open(names[0]) as source, draft.open("wb") as file:
                     shutil.copyfileobj(source, file, 1 << 20)
                 if member.digest and file_digest(draft) != member.digest:
-                    msg = f"{member.name} in {archive} is not the file that the registry's sha256 asks for."
+                    msg = f"{member.name} in {archive} does not have the sha256 in the registry."
                     raise DownloadError(msg)
     except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError) as error:
-        msg = f"{archive} could not be unpacked: {error}. Delete it to have it fetched again."
+        msg = f"{archive} could not be unpacked: {error}. Delete it to download it again."
         raise DownloadError(msg) from error
     if not member.digest:
         with whole_file(_stamp(target)) as draft:

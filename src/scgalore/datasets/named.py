@@ -1,4 +1,4 @@
-"""One function a study, in scanpy's manner."""
+"""One function per study, as in scanpy."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ __all__ = [
 def perturbench_devel(*, canonical: bool = True) -> AnnData:
     """PerturBench's small file: CRISPRa of 18 genes and 15 pairs in K562, CRISPRi of 9 genes in three glioma lines.
 
-    5,961 cells and 500 genes, log-normalised, 1 MB: for tests and first steps. Of the 31 perturbed genes only TMSB4X is
-    measured.
+    5,961 cells and 500 genes, log-normalised, 1 MB: for tests and first steps. Of the 31 perturbed genes, only TMSB4X
+    is measured.
 
     Parameters
     ----------
     canonical
-        Whether to bring labels and gene names into one form; see :func:`to_canonical`.
+        Whether to standardise labels and gene names; see :func:`to_canonical`.
 
     Returns
     -------
@@ -44,10 +44,10 @@ def norman_2019(*, source: Literal["gears", "scperturb"] = "gears", canonical: b
     Parameters
     ----------
     source
-        ``"gears"``: 91,205 cells and 5,045 genes, log-normalised, the file that published splits are made from; needs
+        ``"gears"``: 91,205 cells and 5,045 genes, log-normalised, the basis of published splits; needs
         4 GB of memory. ``"scperturb"``: counts of all genes.
     canonical
-        Whether to bring labels and gene names into one form; see :func:`to_canonical`.
+        Whether to standardise labels and gene names; see :func:`to_canonical`.
 
     Returns
     -------
@@ -69,7 +69,7 @@ def adamson_2016(
         ``"gears"``: the large experiment, 68,603 cells and 5,060 genes, log-normalised. The others are counts of all
         genes from each of the study's three experiments.
     canonical
-        Whether to bring labels and gene names into one form; see :func:`to_canonical`.
+        Whether to standardise labels and gene names; see :func:`to_canonical`.
 
     Returns
     -------
@@ -84,9 +84,9 @@ def dixit_2016(*, source: Literal["gears", "scperturb"] = "scperturb", canonical
     Parameters
     ----------
     source
-        ``"scperturb"``: counts. ``"gears"``: refused, since no hash of its archive is known.
+        ``"scperturb"``: counts. ``"gears"``: not available, since no hash of its archive is known.
     canonical
-        Whether to bring labels and gene names into one form; see :func:`to_canonical`.
+        Whether to standardise labels and gene names; see :func:`to_canonical`.
 
     Returns
     -------
@@ -103,7 +103,7 @@ def replogle_2022_k562_essential(*, source: Literal["gears", "scperturb"] = "gea
     source
         ``"gears"``: 162,751 cells and 5,000 genes, log-normalised. ``"scperturb"``: counts of the whole screen.
     canonical
-        Whether to bring labels and gene names into one form; see :func:`to_canonical`.
+        Whether to standardise labels and gene names; see :func:`to_canonical`.
 
     Returns
     -------
@@ -120,7 +120,7 @@ def replogle_2022_rpe1(*, source: Literal["gears", "scperturb"] = "gears", canon
     source
         ``"gears"``: 162,733 cells and 5,000 genes, log-normalised. ``"scperturb"``: counts of the whole screen.
     canonical
-        Whether to bring labels and gene names into one form; see :func:`to_canonical`.
+        Whether to standardise labels and gene names; see :func:`to_canonical`.
 
     Returns
     -------
@@ -132,12 +132,13 @@ def replogle_2022_rpe1(*, source: Literal["gears", "scperturb"] = "gears", canon
 def vcc_2025_h1(*, canonical: bool = True) -> AnnData:
     """Training data of the Virtual Cell Challenge 2025: CRISPRi of 150 genes in H1 embryonic stem cells, counts.
 
-    221,273 cells and 18,080 genes, 15.5 GB. Where memory is short, open :func:`fetch_dataset`'s path backed.
+    221,273 cells and 18,080 genes, 15.5 GB. If memory is short, open the path returned by :func:`fetch_dataset` in
+    backed mode.
 
     Parameters
     ----------
     canonical
-        Whether to bring labels and gene names into one form; see :func:`to_canonical`.
+        Whether to standardise labels and gene names; see :func:`to_canonical`.
 
     Returns
     -------

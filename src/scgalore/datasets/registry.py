@@ -1,4 +1,4 @@
-"""The data sets scgalore knows by name: ``registry.toml``, read once."""
+"""Registry of data sets, read once from ``registry.toml``."""
 
 from __future__ import annotations
 
@@ -19,31 +19,31 @@ if TYPE_CHECKING:
 __all__ = ["SOURCES", "DatasetEntry", "Source", "get_entry", "list_datasets", "registry_table"]
 
 Source = Literal["gears", "scperturb", "perturbench", "vcc"]
-"""Whose way of naming columns and labels a file follows."""
+"""Source whose conventions for columns and labels a file follows."""
 
 SOURCES: tuple[Source, ...] = get_args(Source)
 
 
 @dataclass(frozen=True)
 class DatasetEntry:
-    """A data set with a name.
+    """A registered data set.
 
     Attributes
     ----------
     name
-        What users write.
+        Name of the data set.
     description
         One line about the cells and the values.
     source
-        Who offers the file, and whose conventions it follows; see :func:`scgalore.datasets.to_canonical`.
+        Provider of the file, whose conventions it follows; see :func:`scgalore.datasets.to_canonical`.
     file
-        What is downloaded: an h5ad file, or a zip archive that holds one.
+        Download: an h5ad file, or a zip archive that contains one.
     member
-        The file of the archive that is kept; ``None`` if no archive is downloaded.
+        File of the archive that is kept; ``None`` if the download is not an archive.
     licence, citation, homepage
-        Of the data and of who offers them, which are not those of scgalore's code.
+        Those of the data and their provider, not of scgalore's code.
     cell_type
-        Type of all cells, where the file states a wrong one.
+        Type of all cells, if it is wrong in the file.
     """
 
     name: str
@@ -58,12 +58,12 @@ class DatasetEntry:
 
     @property
     def refusal(self) -> str | None:
-        """Why this data set cannot be fetched; ``None`` if it can."""
+        """Reason why this data set cannot be downloaded; ``None`` if it can."""
         return refusal_of([self.file])
 
 
 def list_datasets() -> list[str]:
-    """Names of all registered data sets, including those that :attr:`DatasetEntry.refusal` keeps from being fetched."""
+    """Names of all registered data sets, including those that cannot be downloaded (:attr:`DatasetEntry.refusal`)."""
     return list(_registry())
 
 
@@ -78,23 +78,23 @@ def get_entry(name: str) -> DatasetEntry:
     Raises
     ------
     OptionError
-        If there is no data set of this name.
+        If there is no data set with this name.
     """
     registry = _registry()
     if name not in registry:
         close = get_close_matches(str(name).lower(), registry, n=1)
         hint = f"Did you mean {close[0]!r}? " if close else ""
-        msg = f"No data set is registered as {name!r}. {hint}Registered are: {', '.join(registry)}."
+        msg = f"No data set is named {name!r}. {hint}Choose one of {', '.join(registry)}."
         raise OptionError(msg)
     return registry[name]
 
 
 def registry_table() -> str:
     """All entries as a Markdown table, for the documentation."""
-    lines = ["| name | what it holds | download | licence |", "| --- | --- | --- | --- |"]
+    lines = ["| name | content | download | licence |", "| --- | --- | --- | --- |"]
     for entry in _registry().values():
         size = "" if entry.file.size is None else f"{entry.file.size / 1e6:,.0f} MB"
-        download = size if entry.refusal is None else f"refused: {entry.refusal}"
+        download = size if entry.refusal is None else f"not available: {entry.refusal}"
         lines.append(f"| `{entry.name}` | {entry.description} | {download} | {entry.licence} |")
     return "\n".join(lines) + "\n"
 

@@ -1,4 +1,4 @@
-"""Genes by name: identifiers and how they translate into one another, and gene sets."""
+"""Gene identifiers, their translation, and gene sets."""
 
 from scgalore.genes.antibodies import antibody_gene, clean_antibodies, is_isotype_control
 from scgalore.genes.identifiers import (

@@ -1,6 +1,6 @@
-"""Names of antibodies: what is added to the name of the protein, which are isotype controls, and which gene makes the protein.
+"""Names of antibodies: affixes, isotype controls, and the genes of the proteins.
 
-Antibodies are named as their vendors and the programs that count them please: ``CD3_TotalSeqB``, ``Hu.CD3_UCHT1``, ``prot:CD3``,
+Antibody names vary by vendor and counting software: ``CD3_TotalSeqB``, ``Hu.CD3_UCHT1``, ``prot:CD3``,
 ``PD-1 (CD279)``. Sources of the table: the names of CD antigens (HCDM) and the symbols of HGNC.
 """
 
@@ -32,7 +32,7 @@ _CONTROL = re.compile(
 _INSIDE = re.compile(r"^(.*?)\s*[(\[]([^)\]]+)[)\]]\s*$")
 _ENDS = re.compile(r"[-_.|: ]")
 
-# What neither HGNC's symbols nor its aliases say, by letters and digits alone.
+# Proteins missing from HGNC's symbols and aliases, by letters and digits only.
 _GENES = {
     "B220": "PTPRC", "CD45R": "PTPRC", "CD45RA": "PTPRC", "CD45RB": "PTPRC", "CD45RO": "PTPRC", "CD45RC": "PTPRC",
     "CD3": "CD3E", "CD8": "CD8A", "CD16": "FCGR3A", "CD16A": "FCGR3A", "CD16B": "FCGR3B", "CD32": "FCGR2A", "CD25": "IL2RA",
@@ -52,16 +52,16 @@ _GENES = {
 
 
 def clean_antibodies(names: Iterable[str]) -> list[str]:
-    """Names without what vendors and programs add: prefixes, suffixes such as ``_TotalSeqB``, catalogue numbers and clones.
+    """Remove prefixes, suffixes such as ``_TotalSeqB``, catalogue numbers and clones from antibody names.
 
     Parameters
     ----------
     names
-        Of all antibodies of a panel.
+        Names of all antibodies of a panel.
 
     Returns
     -------
-    One name for each given; those that would come out the same stay as they were given.
+    One name per input; names that would become identical are kept unchanged.
 
     Examples
     --------
@@ -75,26 +75,26 @@ def clean_antibodies(names: Iterable[str]) -> list[str]:
 
 
 def is_isotype_control(name: str) -> bool:
-    """Whether an antibody binds nothing on purpose, such as ``"IgG1"``, ``"Mouse IgG2a"`` or ``"IgG1_control_TotalSeqB"``.
+    """Whether an antibody is an isotype control, such as ``"IgG1"``, ``"Mouse IgG2a"`` or ``"IgG1_control_TotalSeqB"``.
 
     Parameters
     ----------
     name
-        As it is given.
+        Name of the antibody.
     """
     return any(_CONTROL.search(one) is not None for one in (name, _trimmed(name)))
 
 
 def antibody_gene(name: str) -> str | None:
-    """Gene of the protein that an antibody binds, as a current human symbol; ``None`` where the name does not tell.
+    """Gene of the protein that an antibody binds, as a current human symbol; ``None`` if unknown.
 
-    Of a protein of several chains this is one of them (CD3E for CD3), of an isoform its gene (PTPRC for CD45RA), and of a sugar
-    an enzyme that makes it (FUT4 for CD15).
+    For a protein of several chains, one of their genes (CD3E for CD3); for an isoform, its gene (PTPRC for CD45RA); for
+    a glycan, an enzyme that synthesises it (FUT4 for CD15).
 
     Parameters
     ----------
     name
-        As it is given, or cleaned.
+        Original or cleaned name.
 
     Examples
     --------
@@ -111,7 +111,7 @@ def antibody_gene(name: str) -> str | None:
 
 
 def _gene(name: str) -> str | None:
-    """Gene of exactly this name."""
+    """Gene for exactly this name."""
     solid = re.sub(r"(?<=\d)[^A-Za-z0-9]+(?=\d)", "|", name.upper())  # CD8-1 is not CD81
     known = _GENES.get(re.sub(r"[^A-Z0-9|]", "", solid))
     if known is not None:
@@ -128,13 +128,13 @@ def _trimmed(name: str) -> str:
 
 
 def _shorter(name: str) -> list[str]:
-    """The name, and what is left of it as parts are taken from its end."""
+    """The name, and its prefixes as parts are removed from the end."""
     ends = [found.start() for found in _ENDS.finditer(name)]
     return [name, *(name[:end] for end in reversed(ends) if end)]
 
 
 def _without_clone(name: str) -> str:
-    """A name whose beginning is a protein's, without what follows."""
+    """Name without the part that follows a protein name."""
     if _INSIDE.match(name) or is_isotype_control(name):
         return name
     return next((part for part in _shorter(name) if _gene(part) is not None), name)

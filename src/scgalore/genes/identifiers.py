@@ -1,8 +1,7 @@
-"""What else a gene is called: Ensembl ids, previous symbols, aliases, and human orthologs of mouse genes.
+"""Other names of genes: Ensembl ids, previous symbols, aliases, and human orthologs of mouse genes.
 
-Names are compared as they are written, case included: a mouse's ``Actb`` is not ``ACTB``, and is read as its ortholog where
-the user says that the genes are a mouse's. A name that could mean two genes means none here. The tables ship with the
-package and load on first use, once.
+Names are case-sensitive: mouse ``Actb`` is not ``ACTB``, and is mapped to its ortholog only with ``species="mouse"``.
+Ambiguous names are not resolved. The tables are part of the package and are loaded on first use.
 """
 
 from __future__ import annotations
@@ -31,15 +30,15 @@ __all__ = [
 ]
 
 NameKind = Literal["id", "current", "previous", "alias"]
-"""What a name is: an Ensembl id, a current symbol (or a name without an entry), a previous symbol, an alias."""
+"""Kind of a name: an Ensembl id, a current symbol (or an unknown name), a previous symbol, an alias."""
 
-# Bare, with a version, or next to a symbol: CELLxGENE writes genes that share one as SYMBOL_ENSG..., other programs write
-# SYMBOL|ENSG... or ENSG..._SYMBOL. The Y copy of a pseudoautosomal gene ("ENSG00000002586.20_PAR_Y") is left out on purpose:
-# its X copy is the gene that every vocabulary means.
+# Bare, with a version, or next to a symbol: CELLxGENE writes genes that share one as SYMBOL_ENSG..., other programs
+# write SYMBOL|ENSG... or ENSG..._SYMBOL. The Y copy of a pseudoautosomal gene ("ENSG00000002586.20_PAR_Y") is
+# deliberately excluded: vocabularies refer to the X copy.
 _ID = r"(?:.*[^A-Za-z0-9])?({}\d{{11}})(?:\.\d+)?(?:[^A-Za-z0-9.](?!PAR_Y).*)?"
 _ENSEMBL, _ENSEMBL_MOUSE = re.compile(_ID.format("ENSG")), re.compile(_ID.format("ENSMUSG"))
 
-# Title case, clone names and the mitochondrial and MHC prefixes; C10orf11 and its kind are human.
+# Title case, clone names and the mitochondrial and MHC prefixes; names such as C10orf11 are human.
 _MOUSE = re.compile(
     r"(?:.*[^A-Za-z0-9])?ENSMUSG\d|mt-[A-Z]|\w+Rik\d*$|D[\dXY]+Ertd|H2-[A-Z]+[a-z\d]|"
     r"(?!C\d+orf\d)[A-Z][a-z\d]*[a-z][a-z\d]*(?:[-.|]|$)"
@@ -58,15 +57,15 @@ class _Tables:
 
 @dataclass(frozen=True)
 class OtherNames:
-    """Names under which another annotation may hold the gene that a name means.
+    """Other names of a gene in other annotations.
 
     Attributes
     ----------
     kind
-        What the name itself is.
+        Kind of the name itself.
     steps
-        The other names, best first. Those of one step are equally good, so two of them found is an ambiguity.
-        ``"_ENSG..."`` stands for whatever name ends so: CELLxGENE tells genes of the same symbol apart in that way.
+        The other names, best first. Names of one step are equivalent, so finding two of them is ambiguous.
+        ``"_ENSG..."`` matches any name with this ending: CELLxGENE distinguishes genes of the same symbol in this way.
     """
 
     kind: NameKind
@@ -89,31 +88,31 @@ def ensembl_id(name: str) -> str | None:
 
 
 def _id_in(name: str, start: str, pattern: re.Pattern[str]) -> str | None:
-    # The substring test spares symbols the regular expression, which is most of the time on 30,000 names.
+    # The substring test avoids the regular expression, which is slow for 30,000 names.
     found = pattern.fullmatch(name) if start in name and name.count(start) == 1 else None
     return found[1] if found else None
 
 
 def looks_like_mouse(name: str) -> bool:
-    """Whether a name is written like a mouse or rat symbol, or is a mouse Ensembl id.
+    """Whether a name looks like a mouse or rat symbol, or is a mouse Ensembl id.
 
     Parameters
     ----------
     name
-        Name of one gene. Only the share among many names says something about a data set.
+        Name of one gene. Only the fraction among many names is informative about a data set.
     """
     return _MOUSE.match(name) is not None
 
 
 def mostly_mouse(names: Iterable[str]) -> bool:
-    """Whether more than half of some gene names are written like those of a mouse."""
-    # Human symbols are in upper case, and mouse ids alone are, too: the others need no regular expression.
+    """Whether more than half of the gene names look like mouse genes."""
+    # Of upper-case names, only mouse Ensembl ids can be mouse genes; others need no regular expression.
     found = [(not name.isupper() or "ENSMUSG" in name) and looks_like_mouse(name) for name in names]
     return 2 * sum(found) > len(found)
 
 
 def ortholog(name: str) -> str | None:
-    """Symbol of the human gene that a mouse gene is the ortholog of; each human gene is that of one mouse gene.
+    """Symbol of the human ortholog of a mouse gene; the mapping is one-to-one.
 
     Parameters
     ----------
@@ -133,14 +132,14 @@ def ortholog(name: str) -> str | None:
 
 
 def other_names(name: str, species: str = "human") -> OtherNames:
-    """List what else the gene behind a name may be called.
+    """List other names of a gene.
 
     Parameters
     ----------
     name
         Symbol or Ensembl id of a gene.
     species
-        Whose gene it is: ``"human"``, or ``"mouse"`` for the names of its human ortholog.
+        Species of the gene: ``"human"``, or ``"mouse"`` for the names of its human ortholog.
 
     Returns
     -------
@@ -164,24 +163,25 @@ def other_names(name: str, species: str = "human") -> OtherNames:
     renames = tuple(old for old in tables.previous.get(symbol, ()) if old != name)
     own, current = (name,) if name != written else (), (symbol,) if symbol != name else ()
     gene_id = tables.gene_id.get(symbol)
-    # An id is surer than an old name. CELLxGENE has RGS5 only as RGS5_ENSG00000143248, for another gene was called so.
+    # An id is more reliable than an old name. CELLxGENE has RGS5 only as RGS5_ENSG00000143248, since another gene had
+    # this symbol.
     by_id = ((gene_id,), (f"_{gene_id}",)) if gene_id else ()
     return OtherNames(kind, tuple(filter(None, (own, current, *by_id, renames))))
 
 
 def standardise(names: Iterable[str], species: str = "human") -> list[str]:
-    """Write gene names as current symbols.
+    """Convert gene names to current symbols.
 
     Parameters
     ----------
     names
         Symbols, aliases or Ensembl ids, with or without version.
     species
-        Whose genes they are: ``"human"``, or ``"mouse"`` to write those that have a human ortholog as its symbol.
+        Species of the genes: ``"human"``, or ``"mouse"`` to map genes to human orthologs if they have one.
 
     Returns
     -------
-    One name for each given: the current human symbol where there is exactly one, otherwise the name as it was.
+    One name per input: the current human symbol if it is unique, otherwise the unchanged name.
     """
     if species == "mouse":
         names = [ortholog(name) or name for name in names]
@@ -196,25 +196,25 @@ def standardise(names: Iterable[str], species: str = "human") -> list[str]:
 
 
 def _bare(name: str) -> str:
-    """The symbol in a name such as ``"TP53|7157"``, where numbers are ids of other databases."""
+    """Symbol in a name such as ``"TP53|7157"``, where numbers are ids of other databases."""
     parts = [part for part in name.split("|") if part and not part.isdecimal()] if "|" in name else []
     return parts[0] if len(parts) == 1 else name
 
 
 def is_gene(name: str) -> bool:
-    """Whether a name is a human gene's: a symbol that it has or had, an alias, or an Ensembl id.
+    """Whether a name is a human gene: a current or previous symbol, an alias, or an Ensembl id.
 
     Parameters
     ----------
     name
-        Any text, compared as it is written.
+        Any text; case-sensitive.
     """
     return ensembl_id(name) is not None or name in _tables().current or name in symbols()
 
 
 @cache
 def symbols() -> frozenset[str]:
-    """Every current symbol of a human gene that the tables of the package hold."""
+    """All current symbols of human genes in the package's tables."""
     tables = _tables()
     return frozenset({*tables.gene_id, *tables.current.values()})
 

@@ -1,4 +1,4 @@
-"""What references of several genomes and several modalities put before the names of genes: ``GRCh38_TP53``, ``rna:TP53``."""
+"""Prefixes of gene names in references of several genomes or modalities: ``GRCh38_TP53``, ``rna:TP53``."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ if TYPE_CHECKING:
 
 __all__ = ["count_prefixes", "shared_prefix"]
 
-# Cell Ranger pads the names of genomes to one length (mm10___Xkr4), and Seurat writes dashes for underscores. Only these
-# words: HLA-A and MT-ND1 have no prefix.
+# Cell Ranger pads the names of genomes to one length (mm10___Xkr4), and Seurat writes dashes for underscores. Only
+# these words: HLA-A and MT-ND1 have no prefix.
 _PREFIX = re.compile(
     r"(?:(?:GRC[hm]\d\d|hg\d\d|mm\d\d?|T2T|CHM13)(?:\.p\d+|v\d\.\d)?(?:-\d{4}-[A-Z])?|human|mouse|(?i:homo_sapiens|mus_musculus))"
     r"[_-]+(?=.)|(?:rna|gex|RNA|GEX):(?=.)"
@@ -20,7 +20,7 @@ _PREFIX = re.compile(
 
 
 def shared_prefix(names: Sequence[str]) -> str:
-    """The prefix that all names have, where it is one that programs are known to write; otherwise ``""``.
+    """Prefix shared by all names, if it is one that software is known to write; otherwise ``""``.
 
     Parameters
     ----------
@@ -41,7 +41,7 @@ def shared_prefix(names: Sequence[str]) -> str:
 
 
 def count_prefixes(names: Iterable[str]) -> Counter[str]:
-    """How many names have each of the prefixes that programs are known to write.
+    """Number of names with each of the prefixes that software is known to write.
 
     Parameters
     ----------

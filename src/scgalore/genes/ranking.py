@@ -1,4 +1,4 @@
-"""One ranked list of genes from several sources: which sources there are, and how they take turns."""
+"""Strategies for ranking genes, and interleaving of several sources into one ranking."""
 
 from __future__ import annotations
 
@@ -31,24 +31,24 @@ __all__ = [
     "merge",
 ]
 
-# Sources that come from the data. All others are names of gene sets.
+# Sources computed from the data. All others are names of gene sets.
 VARIABLE, EXPRESSED, RESPONSIVE = "variable", "expressed", "responsive"
-# Sources that come before all others.
+# Sources placed before all others.
 MUST_INCLUDE, TARGETS = "must_include", "targets"
 
 USER_WEIGHT = 0.15
-"""Weight of each gene set of the user, beside those of a strategy, which sum to 1."""
+"""Weight of each user gene set, relative to those of a strategy, which sum to 1."""
 
 
 @dataclass(frozen=True)
 class Strategy:
-    """Where genes come from.
+    """Sources of a ranking.
 
     Attributes
     ----------
     weights
-        Share of each source: :data:`VARIABLE`, :data:`RESPONSIVE`, :data:`EXPRESSED`, or the name of a gene set. One of them
-        is :data:`VARIABLE` or :data:`EXPRESSED`, which rank all genes, so that none is left over.
+        Weight of each source: :data:`VARIABLE`, :data:`RESPONSIVE`, :data:`EXPRESSED`, or the name of a gene set. One
+        of them is :data:`VARIABLE` or :data:`EXPRESSED`, which rank all genes, so that every gene is ranked.
     targets
         Whether perturbed genes come first.
     """
@@ -75,7 +75,7 @@ STRATEGIES: Mapping[str, Strategy] = {
     ),
     "expressed": Strategy({EXPRESSED: 1.0}),
 }
-"""What ``gene_strategy=`` may be."""
+"""Values of ``gene_strategy=``."""
 
 
 def get_strategy(name: str) -> Strategy:
@@ -89,7 +89,7 @@ def get_strategy(name: str) -> Strategy:
     Raises
     ------
     OptionError
-        If there is none of that name.
+        If the strategy does not exist.
     """
     if name not in STRATEGIES:
         close = get_close_matches(str(name), STRATEGIES, n=1)
@@ -108,7 +108,7 @@ class Merged:
     columns
         Best first, int64.
     sources
-        Source that placed each of them, object.
+        Source of each column, object.
     """
 
     columns: NDArray[np.int64] = field(repr=False)
@@ -118,17 +118,17 @@ class Merged:
 def best_first(
     scores: NDArray[np.floating], names: NDArray[np.int64], among: NDArray[np.int64] | None = None
 ) -> NDArray[np.int64]:
-    """Columns by falling score; equal scores by name, NaN last.
+    """Columns by descending score; ties by name, NaN last.
 
     Parameters
     ----------
     scores
-        One for each column. They are compared in float32, because sums over cells in another order differ in their last
-        digits, and the order must not hang on that.
+        One score per column. They are compared in float32, because sums over cells in another order differ in their
+        last digits, and the ranking must not depend on that.
     names
-        Place of each column's name among the sorted names.
+        Position of each column's name among the sorted names.
     among
-        Columns to order; all when left out.
+        Columns to order; ``None`` orders all.
     """
     columns = np.arange(len(names)) if among is None else among
     with np.errstate(over="ignore"):
@@ -139,27 +139,27 @@ def best_first(
 def merge(
     first: Mapping[str, NDArray[np.int64]], lists: Mapping[str, NDArray[np.int64]], weights: Mapping[str, float]
 ) -> Merged:
-    """Let sources take turns, each as often as its weight says.
+    """Interleave sources in proportion to their weights.
 
-    A source whose turn it is places its best gene that is not placed yet, and that is counted for it; a gene that another
-    source has placed costs it nothing. One without genes left drops out and its share passes to the others. The list is made
-    without a size in mind, so that any beginning of it is a selection of its own.
+    In its turn, a source places its best gene that is not yet placed; genes already placed by
+    other sources do not count. A source without remaining genes drops out and its weight passes to the others. The
+    ranking does not depend on a number of genes, so any prefix of it is a selection.
 
     Parameters
     ----------
     first
-        Sources and their columns that come before all turns.
+        Sources and their columns that are placed first.
     lists
         Columns of each source, best first.
     weights
-        Weight of each of them.
+        Weight of each source.
     """
     placed: dict[int, str] = {}
     for source, columns in first.items():
         for column in columns.tolist():
             placed.setdefault(column, source)
     waiting = {source: iter(columns.tolist()) for source, columns in lists.items()}
-    # (genes counted + 1) / weight is when a source is due next; equal times go by the order of the sources.
+    # A source is next due at (genes counted + 1) / weight; ties are broken by the order of the sources.
     due = [(1 / weights[source], number, 1, source) for number, source in enumerate(lists)]
     heapq.heapify(due)
     while len(due) > 1:
@@ -171,7 +171,7 @@ def merge(
                 break
         else:
             heapq.heappop(due)
-    for *_, source in due:  # nobody to take turns with any more
+    for *_, source in due:  # a single source remains
         placed.update((column, source) for column in waiting[source] if column not in placed)
     sources = np.fromiter(placed.values(), dtype=object, count=len(placed))
     return Merged(np.fromiter(placed, dtype=np.int64, count=len(placed)), sources)

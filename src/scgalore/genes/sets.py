@@ -1,4 +1,4 @@
-"""Gene sets: those that ship with the package, those of a GMT file, and which columns of a matrix they mean."""
+"""Gene sets of the package and of GMT files, and matching of their genes to columns of a matrix."""
 
 from __future__ import annotations
 
@@ -56,12 +56,12 @@ COLLECTIONS: Mapping[str, tuple[str, ...]] = {
         "hallmark_reactive_oxygen_species_pathway",
     ),
 }
-"""Sets that are unions of others, by name."""
+"""Sets that are unions of other sets, by name."""
 
 
 @dataclass(frozen=True)
 class GeneSet:
-    """A named list of genes and where it comes from.
+    """A named list of genes with its source.
 
     Attributes
     ----------
@@ -70,9 +70,9 @@ class GeneSet:
     genes
         Symbols, each once.
     title
-        What the set is.
+        Description of the set.
     source, licence, citation
-        Where it was taken from, under which terms, and what to cite; empty where unknown.
+        Source, licence and citation; empty if unknown.
     """
 
     name: str
@@ -84,17 +84,17 @@ class GeneSet:
 
 
 def list_gene_sets() -> list[str]:
-    """List the sets that ship with the package, of human symbols.
+    """List the gene sets of the package, with human symbols.
 
     Returns
     -------
-    Names for :func:`get_gene_set`, sorted; the unions in :data:`COLLECTIONS` among them.
+    Names for :func:`get_gene_set`, sorted, including the unions in :data:`COLLECTIONS`.
     """
     return sorted({*_shipped(), *COLLECTIONS})
 
 
 def get_gene_set(name: str) -> GeneSet:
-    """Get a set that ships with the package.
+    """Get a gene set of the package.
 
     Parameters
     ----------
@@ -104,7 +104,7 @@ def get_gene_set(name: str) -> GeneSet:
     Raises
     ------
     OptionError
-        If there is none of that name; the message has similar ones.
+        If the set does not exist; the message lists similar names.
 
     Examples
     --------
@@ -117,13 +117,13 @@ def get_gene_set(name: str) -> GeneSet:
     if name not in _shipped():
         known = list_gene_sets()
         close = get_close_matches(str(name), known, n=3, cutoff=0.4) or known[:3]
-        msg = f"No gene set {name!r} ships with scgalore; similar names: {', '.join(close)}. sg.genes.list_gene_sets() has all."
+        msg = f"No gene set is named {name!r}; similar names: {', '.join(close)}. See sg.genes.list_gene_sets()."
         raise OptionError(msg)
     return _shipped()[name]
 
 
 def read_gmt(path: PathLike) -> dict[str, GeneSet]:
-    """Read gene sets from a GMT file: one set a line, with name, description and genes separated by tabs.
+    """Read gene sets from a GMT file: one set per line, with name, description and genes separated by tabs.
 
     Parameters
     ----------
@@ -137,7 +137,7 @@ def read_gmt(path: PathLike) -> dict[str, GeneSet]:
     Raises
     ------
     DataError
-        If the file cannot be read, holds no set, names one twice, or a line is not of that form.
+        If the file cannot be read, contains no set, contains a name twice, or a line is malformed.
     """
     file = Path(path)
     try:
@@ -152,13 +152,13 @@ def read_gmt(path: PathLike) -> dict[str, GeneSet]:
             continue
         name, *rest = (cell.strip() for cell in line.split("\t"))
         genes = tuple(dict.fromkeys(filter(None, rest[1:])))
-        fault = "names a set a second time" if name in sets else "" if name and genes else "is not of that form"
+        fault = "repeats the name of a set" if name in sets else "" if name and genes else "is malformed"
         if fault:
-            msg = f"{file}, line {number} {fault}: {line[:60]!r}. A line of a GMT file is a name, a description and genes, separated by tabs."
+            msg = f"{file}, line {number} {fault}: {line[:60]!r}. Expected a name, a description and genes, separated by tabs."
             raise DataError(msg)
         sets[name] = GeneSet(name, genes, title=rest[0], source=file.name)
     if not sets:
-        msg = f"{file} holds no gene set."
+        msg = f"{file} contains no gene set. Expected lines with a name, a description and genes, separated by tabs."
         raise DataError(msg)
     return sets
 
@@ -166,18 +166,18 @@ def read_gmt(path: PathLike) -> dict[str, GeneSet]:
 class GeneColumns:
     """Columns of a matrix, found by the names of genes.
 
-    A name that a column has exactly means that column. Otherwise names are compared as current symbols, so that OCT4 finds
-    POU5F1, and a symbol an Ensembl id, with or without version.
+    An exact match of a column name has priority. Otherwise names are compared as current symbols, so that OCT4 matches
+    POU5F1, and a symbol matches an Ensembl id, with or without version.
 
     Parameters
     ----------
     names
         Names of the columns.
     species
-        Whose genes the columns are: ``"human"``, or ``"mouse"`` to compare them as their human orthologs.
+        Species of the columns: ``"human"``, or ``"mouse"`` to compare them as human orthologs.
     weights
-        What decides between columns of one gene, such as their mean expression, ``(n_columns,)``; the larger wins, then the
-        name. By name alone when left out.
+        Criterion to choose between columns of one gene, such as mean expression, ``(n_columns,)``; the largest wins,
+        ties are broken by name. ``None`` decides by name.
     """
 
     def __init__(
@@ -193,14 +193,14 @@ class GeneColumns:
         self._standard = _one_of_each(self._keys(names), heaviest)
 
     def find(self, genes: Iterable[str]) -> tuple[NDArray[np.int64], tuple[str, ...]]:
-        """Columns of some genes, each once, in the order of the genes; and the names that no column has.
+        """Columns of the genes, each once, in the order of the genes; and names without a column.
 
         Parameters
         ----------
         genes
             Symbols, aliases or Ensembl ids.
         """
-        import numpy as np  # importing the room must stay light: its names are used where there is no matrix
+        import numpy as np  # keeps the import of this subpackage light for uses without a matrix
 
         wanted = list(dict.fromkeys(genes))
         found = self.each(wanted)
@@ -209,7 +209,7 @@ class GeneColumns:
         return np.fromiter(columns, dtype=np.int64, count=len(columns)), absent
 
     def each(self, genes: Sequence[str]) -> dict[str, int]:
-        """Column of each gene that has one; two names of a gene have the same.
+        """Column of each gene that has one; two names of one gene have the same column.
 
         Parameters
         ----------
@@ -221,12 +221,12 @@ class GeneColumns:
         return {gene: column for gene, column in found.items() if column is not None}
 
     def _keys(self, names: Sequence[str]) -> list[str]:
-        # An id without a symbol must still be found whatever its version.
+        # An id without a symbol must still be found regardless of its version.
         return [(ensembl_id(name) or name) if "ENSG" in name else name for name in standardise(names, self._species)]
 
 
 def _one_of_each(texts: Sequence[str], choose: Callable[[list[int]], int]) -> dict[str, int]:
-    """Position of each text; where it stands several times, that which is chosen."""
+    """Position of each text; of several, the chosen one."""
     position = {text: i for i, text in enumerate(texts)}
     if len(position) < len(texts):
         several: dict[str, list[int]] = {text: [] for i, text in enumerate(texts) if position[text] != i}

@@ -1,4 +1,4 @@
-"""Edges of a network of genes as a table."""
+"""Edges of a gene network as a table."""
 
 from __future__ import annotations
 
@@ -32,18 +32,18 @@ def gene_network(
     ----------
     {adata}
     group
-        Group of cells; ``None`` gives the edges of all.
+        Group of cells; ``None`` returns the edges of all.
     versus
-        Another group: ``weight`` is then the difference, that of ``group`` less that of this one, for edges that are kept for both,
-        sorted by its size.
+        Another group: ``weight`` is then the difference, ``group`` minus ``versus``, for edges stored for both,
+        sorted by absolute value.
     n_edges
-        Edges to give, the first of each group.
+        Number of edges to return, the strongest of each group.
     {key}
 
     Returns
     -------
-    One row for each edge: ``group``, ``source``, ``target``, ``weight``, ``rank`` and ``n_cells``, as decoupler takes networks. Of a
-    difference ``source``, ``target`` and ``weight``. A copy.
+    A copy with one row per edge: ``group``, ``source``, ``target``, ``weight``, ``rank`` and ``n_cells``, in
+    decoupler's format. With ``versus``: ``source``, ``target`` and ``weight``.
 
     Raises
     ------
@@ -64,7 +64,7 @@ def gene_network(
     record = read_network_record(adata, key)
     edges = record["edges"]
     if group is None and versus is not None:
-        msg = f"versus={versus!r}: name the group that it is compared with as group=."
+        msg = f"versus={versus!r} needs the group to compare it with. Pass group=."
         raise OptionError(msg)
     if versus is not None:
         edges = difference(edges, group, versus)

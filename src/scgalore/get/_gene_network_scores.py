@@ -1,4 +1,4 @@
-"""Scores of networks as a table."""
+"""Scores of gene networks as a table."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ def gene_network_scores(
     ----------
     {adata}
     by_source
-        Whether to give the scores of each factor in place of those of all pairs.
+        Whether to return scores per factor instead of scores over all pairs.
     {key}
 
     Returns
     -------
-    One row for each network and baseline, with the columns that :func:`scgalore.tl.evaluate_gene_network` lists; or for each of
-    these and each factor, with ``network``, ``source``, ``n_targets``, ``auprc_ratio``, ``early_precision_ratio`` and
-    ``odds_ratio``, NaN where the factor has too few targets. A copy.
+    A copy with one row per network and baseline, with the columns listed in :func:`scgalore.tl.evaluate_gene_network`;
+    or one row per network and factor, with ``network``, ``source``, ``n_targets``, ``auprc_ratio``,
+    ``early_precision_ratio`` and ``odds_ratio``, NaN for factors with too few targets.
 
     Raises
     ------

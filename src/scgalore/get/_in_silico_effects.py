@@ -1,4 +1,4 @@
-"""What changed genes do to the predicted expression of others, as a table."""
+"""Effects of in-silico perturbations on the predicted expression of other genes, as a table."""
 
 from __future__ import annotations
 
@@ -25,22 +25,22 @@ def in_silico_effects(
     ----------
     {adata}
     gene
-        Gene that was changed; ``None`` gives all.
+        Perturbed gene; ``None`` returns all.
     group
-        Group of cells; ``None`` gives all.
+        Group of cells; ``None`` returns all.
     {key}
 
     Returns
     -------
-    Columns ``gene``, ``group``, ``target``, ``effect`` (by the network, in bins of expression) and ``coexpression`` (by regression over the same
-    cells, log-normalised), largest effects of each gene first. A copy.
+    A copy with columns ``gene``, ``group``, ``target``, ``effect`` (predicted by the network, in expression bins) and
+    ``coexpression`` (from regression over the same cells, log-normalised), largest effects of each gene first.
 
     Raises
     ------
     DataError
         If ``adata`` is not an AnnData.
     MissingKeyError
-        If there are no effects under ``key``, or none of this gene or group.
+        If there are no effects under ``key``, or none for this gene or group.
 
     Examples
     --------

@@ -1,4 +1,4 @@
-"""What changed genes do to embeddings, as a table."""
+"""Shifts of embeddings by in-silico perturbations, as a table."""
 
 from __future__ import annotations
 
@@ -23,19 +23,19 @@ def in_silico_shifts(adata: AnnData, group: Label | None = None, *, key: str = I
     ----------
     {adata}
     group
-        Group of cells; ``None`` gives all.
+        Group of cells; ``None`` returns all.
     {key}
 
     Returns
     -------
-    One row for each gene and group, in the order of their ranks; columns as there. A copy.
+    A copy with one row per gene and group, in order of rank, with the columns listed there.
 
     Raises
     ------
     DataError
         If ``adata`` is not an AnnData.
     MissingKeyError
-        If there are no shifts under ``key``, or no such group.
+        If there are no shifts under ``key``, or the group does not exist.
 
     Examples
     --------

@@ -1,4 +1,4 @@
-"""Scores of integration as a table."""
+"""Integration scores as a table."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ def integration_scores(adata: AnnData, *, key: str = IntegrationKeys().uns) -> p
 
     Returns
     -------
-    float64, one row for each embedding and baseline, one column for each score: ``nmi``, ``ari``, ``asw_label``,
-    ``isolated_labels``, ``clisi``, ``bras``, ``ilisi``, ``kbet``, ``graph_connectivity``, ``pcr_comparison``, ``asw_batch``, and
-    the means ``bio``, ``batch`` and ``total``. NaN where a score is undefined. A copy.
+    A copy, float64, with one row per embedding and baseline and one column per score: ``nmi``, ``ari``, ``asw_label``,
+    ``isolated_labels``, ``clisi``, ``bras``, ``ilisi``, ``kbet``, ``graph_connectivity``, ``pcr_comparison``,
+    ``asw_batch``, and the means ``bio``, ``batch`` and ``total``. NaN where a score is undefined.
 
     Raises
     ------

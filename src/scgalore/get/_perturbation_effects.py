@@ -1,4 +1,4 @@
-"""Predicted effects as a table."""
+"""Predicted effects of perturbations as a table."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ if TYPE_CHECKING:
 
 @shared_parameters
 def perturbation_effects(adata: AnnData, *, key: str = PerturbationKeys().prediction) -> pd.DataFrame:
-    """Read the effects that :func:`scgalore.tl.predict_perturbation` wrote, one perturbation a row.
+    """Read the effects that :func:`scgalore.tl.predict_perturbation` wrote, one row per perturbation.
 
-    In ``adata.uns`` genes are in rows, because HDF5 refuses tables with thousands of columns. Here they are in columns, as in
-    ``adata`` and as scikit-learn and seaborn expect features.
+    In ``adata.uns`` genes are in rows, because HDF5 does not support tables with thousands of columns. Here they are in
+    columns, as in ``adata`` and as scikit-learn and seaborn expect.
 
     Parameters
     ----------
@@ -27,13 +27,13 @@ def perturbation_effects(adata: AnnData, *, key: str = PerturbationKeys().predic
 
     Returns
     -------
-    float32, perturbations by genes: differences of mean log-normalised expression from the control mean. Where there are
-    several contexts, rows are named like ``"K562 | KLF1"``, whatever characters the names hold. A copy.
+    A copy, float32, perturbations by genes: differences of mean log-normalised expression from the control mean. With
+    several contexts, rows are named ``"K562 | KLF1"``.
 
     Raises
     ------
     DataError
-        If ``adata`` is no AnnData.
+        If ``adata`` is not an AnnData.
     MissingKeyError
         If there is no prediction under ``key``.
 

@@ -17,26 +17,26 @@ if TYPE_CHECKING:
 def perturbation_scores(
     adata: AnnData, *, key: str = PerturbationKeys().evaluation, summary: bool = False
 ) -> pd.DataFrame:
-    """Read what :func:`scgalore.tl.evaluate_perturbation` wrote.
+    """Read the scores that :func:`scgalore.tl.evaluate_perturbation` wrote.
 
     Parameters
     ----------
     {adata}
     {key}
     summary
-        Whether to return means over perturbations instead of the score of each.
+        Whether to return means over perturbations instead of scores per perturbation.
 
     Returns
     -------
-    A copy of one of two tidy tables. Scores: columns ``method`` (``"model"``, the baselines, ``"prior"``, ``"ceiling"``), ``perturbation``,
-    ``context``, ``group``, ``metric`` and ``value``. Summary: one row for each method, metric and group, with ``mean``, ``low`` and
-    ``high`` (95 % interval), ``n``, ``n_nan``, ``gap_closed`` with ``gap_low`` and ``gap_high``, and ``best``, the value of a
-    perfect prediction.
+    A copy of one of two tidy tables. Scores: columns ``method`` (``"model"``, the baselines, ``"prior"``,
+    ``"ceiling"``), ``perturbation``, ``context``, ``group``, ``metric`` and ``value``. Summary: one row per method,
+    metric and group, with ``mean``, ``low`` and ``high`` (95 % interval), ``n``, ``n_nan``, ``gap_closed`` with
+    ``gap_low`` and ``gap_high``, and ``best``, the value of a perfect prediction.
 
     Raises
     ------
     DataError
-        If ``adata`` is no AnnData.
+        If ``adata`` is not an AnnData.
     MissingKeyError
         If there are no scores under ``key``.
 

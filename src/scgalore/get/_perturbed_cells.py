@@ -1,4 +1,4 @@
-"""Predicted cells as an AnnData."""
+"""Simulated perturbed cells as an AnnData."""
 
 from __future__ import annotations
 
@@ -49,40 +49,41 @@ def perturbed_cells(
     with_control: bool = True,
     rng: Rng = None,
 ) -> AnnData:
-    """Draw cells around predicted means, for tests and plots that want cells.
+    """Sample cells around predicted means, for tests and plots that need cells.
 
-    The means are predictions; the cells are not. Zeros and spread are those of control cells, moved as a stated rule says
-    (:func:`scgalore.perturb.synthesise`), and differences among the drawn cells of a perturbation mean nothing.
+    Only the means are predictions. Zeros and variance are taken from control cells and shifted
+    (see :func:`scgalore.perturb.synthesise`), and differences between sampled cells of one perturbation are
+    meaningless.
 
     Parameters
     ----------
     adata
-        Annotated data matrix with the prediction and the control cells it was made from.
+        Annotated data matrix with the prediction and its control cells.
     perturbations
-        Which of the predicted ones: ``"KLF1"``, ``"KLF1+MAP2K6"``, ``"K562 | KLF1"``, or a list of such, also in the spelling
-        of the data; without a context each of them. ``None`` takes all.
+        Predicted perturbations: ``"KLF1"``, ``"KLF1+MAP2K6"``, ``"K562 | KLF1"``, or a list of these; labels of the
+        data also work. Without a context, all contexts are used. ``None`` uses all.
     n_cells
-        Cells of each perturbation. ``None`` takes as many as were measured of it, else the median over all that were measured,
-        else as many as there are control cells.
+        Number of cells per perturbation. ``None`` uses the number of measured cells, else the median over measured
+        perturbations, else the number of control cells.
     {key}
     with_control
-        Whether the control cells of the same contexts come along, as they are.
+        Whether to include the control cells of the same contexts.
     rng
-        Seed or NumPy generator; ``None`` takes the seed of the prediction. The cells of a perturbation do not depend on which
-        others are drawn.
+        Seed or NumPy generator; ``None`` uses the seed of the prediction. The cells of a perturbation do not depend on
+        which others are sampled.
 
     Returns
     -------
-    New object with log-normalised expression (float32, sparse) and the genes of ``adata``. ``obs`` holds ``perturbation``
-    (``"control"`` or the genes, sorted), ``context``, ``condition`` (both, as far as there are several contexts) and
-    ``predicted`` (``False`` for control cells). ``uns["rank_genes_groups"]`` ranks genes by predicted effect, so that
-    scanpy's plots of ranked genes work: ``sc.pl.rank_genes_groups_dotplot(cells)``. Its p-values are NaN.
+    New object with log-normalised expression (float32, sparse) and the genes of ``adata``. ``obs`` contains
+    ``perturbation`` (``"control"`` or the sorted genes), ``context``, ``condition`` (both, if there are several
+    contexts) and ``predicted`` (``False`` for control cells). ``uns["rank_genes_groups"]`` ranks genes by predicted
+    effect, so that scanpy's plots of ranked genes work: ``sc.pl.rank_genes_groups_dotplot(cells)``. Its p-values are
+    NaN.
 
     Raises
     ------
     DataError
-        If ``adata`` is no AnnData, its genes or control cells are no longer those of the prediction, or they are on another
-        scale.
+        If ``adata`` is not an AnnData, or its genes, control cells or scale differ from those of the prediction.
     MissingKeyError
         If there is no prediction under ``key``, or a perturbation or column does not exist.
     OptionError
@@ -95,7 +96,7 @@ def perturbed_cells(
     >>> sc.pl.rank_genes_groups_dotplot(cells, n_genes=5)  # doctest: +SKIP
     """
     if n_cells is not None and n_cells < 1:
-        msg = f"n_cells={n_cells}: expected 1 or more, or None for as many as were measured."
+        msg = f"n_cells={n_cells}: expected 1 or more, or None for the measured number."
         raise OptionError(msg)
     result = read_prediction_record(adata, key)
     seed = seed_from(result["params"].get("rng", 0) if rng is None else rng)
@@ -134,7 +135,7 @@ def perturbed_cells(
 def _chosen(
     result: Mapping[str, Any], perturbations: Label | Sequence[Label] | None, key: str, conditions: Conditions
 ) -> tuple[pd.DataFrame, NDArray[np.int64]]:
-    """Rows that were asked for, with their positions in the tables."""
+    """Requested rows, with their positions in the tables."""
     texts = result["rows"].astype({"perturbation": str, "context": str})
     if perturbations is None:
         return texts, np.arange(len(texts))
@@ -144,7 +145,7 @@ def _chosen(
     for label in wanted:
         found = np.flatnonzero(texts.index == label)
         name = str(label)
-        if len(found) == 0:  # written otherwise, and perhaps behind a context
+        if len(found) == 0:  # in another format, perhaps after a context
             context, _, rest = name.rpartition(" | ")
             name = canonical_name(conditions.genes_of(rest))
             here = (texts["context"] == context) if context else True
@@ -158,7 +159,7 @@ def _chosen(
             raise MissingKeyError(msg)
         places += found.tolist()
     if not places:
-        msg = "perturbations is empty. Name some of those that were predicted, or pass None for all."
+        msg = "perturbations is empty. Pass predicted perturbations, or None for all."
         raise OptionError(msg)
     chosen = np.array(list(dict.fromkeys(places)), dtype=np.int64)
     return texts.iloc[chosen], chosen
@@ -167,21 +168,21 @@ def _chosen(
 def _check_genes(predicted: pd.Index, screen: Screen) -> None:
     if list(map(str, predicted)) != list(screen.genes):
         msg = (
-            f"The prediction is of {len(predicted):,} genes, which are not the {len(screen.genes):,} of adata any more. Call "
+            f"The prediction has {len(predicted):,} genes, which differ from the {len(screen.genes):,} genes of adata. Call "
             "sg.tl.predict_perturbation(adata) again."
         )
         raise DataError(msg)
 
 
 def _pools(screen: Screen, wanted: pd.Series) -> dict[str, NDArray[np.int64]]:
-    """Control cells of the contexts that were asked for."""
+    """Control cells of the requested contexts."""
     names = [""] if screen.contexts is None else np.unique(screen.contexts).tolist()
     pools = dict(zip(names, screen.pools().of_context, strict=True))
     contexts = list(dict.fromkeys(wanted))
     for context in contexts:
         if len(pools.get(context, ())) == 0:
             where = f" of context {context!r}" if context else ""
-            msg = f"adata has no control cell{where} any more, which cells are drawn from. Pass the object that was predicted on."
+            msg = f"adata no longer has control cells{where} to sample from. Pass the object with the prediction."
             raise DataError(msg)
     return {context: pools[context] for context in contexts}
 
@@ -206,7 +207,7 @@ def _described(names: list[str], perturbation: str, context: str, condition: str
 def _ranked(
     result: Mapping[str, Any], rows: pd.DataFrame, places: NDArray[np.int64], genes: pd.Index, log_base: float
 ) -> dict[str, Any]:
-    """Record of ranked genes as the prediction wrote it, with names of the genes that scanpy finds in ``var``."""
+    """Record of ranked genes written by the prediction, with gene names as in ``var``, for scanpy."""
     effects, means = (
         pd.DataFrame(result[name].to_numpy()[:, places], index=genes, columns=rows.index)
         for name in ("effects", "means")
@@ -219,7 +220,7 @@ def _assembled(
 ) -> AnnData:
     table = pd.concat(obs)
     for column in ("perturbation", "context", "condition"):
-        # In the order of the rows, which is that of the record, as scanpy's plots expect.
+        # Categories in the order of the record, as scanpy's plots expect.
         table[column] = pd.Categorical(table[column], categories=list(dict.fromkeys(table[column])))
     cells = AnnData(sp.vstack(blocks, format="csr", dtype=np.float32), obs=table, var=adata.var.copy())
     cells.obs_names_make_unique()

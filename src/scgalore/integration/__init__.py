@@ -1,1 +1,1 @@
-"""How well batches are mixed and cell types are kept apart: scib's scores, and Harmony as a baseline; plain NumPy and SciPy."""
+"""Scores of batch mixing and cell-type separation as in scib, and Harmony as a baseline; plain NumPy and SciPy."""

@@ -1,8 +1,8 @@
-"""A correction for batches that is learned once and then holds for single cells, and that further batches are fitted to.
+"""Batch correction that is fitted once, applies to single cells, and can be extended by new batches.
 
-Harmony :cite:p:`Korsunsky2019` finds clusters in which batches are mixed, and how each batch is shifted within each. Given these, a cell
-is corrected by itself. A batch that is not among them is mapped to the clusters as they are, by a regression on the sums that
-were kept of the cells that made them (Symphony :cite:p:`Kang2021`).
+Harmony :cite:p:`Korsunsky2019` finds clusters in which batches are mixed, and the shift of each batch in each cluster.
+Given these, cells are corrected independently of each other. A new batch is mapped to the fixed clusters by a
+regression that uses stored sums of the cells that define them (Symphony :cite:p:`Kang2021`).
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 __all__ = ["Correction"]
 
 ROUNDS = 3
-"""How often a cell's clusters and its correction are found from each other."""
+"""Number of alternating updates of a cell's cluster memberships and its correction."""
 
 
 @dataclass(frozen=True)
@@ -40,13 +40,13 @@ class Correction:
     Attributes
     ----------
     centres
-        Directions of the clusters after correction, of length 1, float64 ``(n_clusters, n_dims)``.
+        Unit vectors of the clusters after correction, float64 ``(n_clusters, n_dims)``.
     shifts
-        Of each batch in each cluster, float64 ``(n_batches, n_clusters, n_dims)``.
+        Shift of each batch in each cluster, float64 ``(n_batches, n_clusters, n_dims)``.
     sizes
         Cells of each batch in each cluster, float64 ``(n_batches, n_clusters)``.
     sums
-        Sum of the corrected cells of each cluster, float64 ``(n_clusters, n_dims)``; of those that the clusters were made of.
+        Sum of the corrected cells of each cluster, over the cells used for fitting, float64 ``(n_clusters, n_dims)``.
     weights
         Number of these cells, float64 ``(n_clusters,)``.
     """
@@ -73,12 +73,12 @@ class Correction:
         x
             Components, ``(n_obs, n_dims)``.
         batches
-            Batch of each cell, from 0 on.
+            Batch of each cell, from 0.
         labels
-            Label of each cell, -1 without one. Batches are then compared within labels, so that what labels tell apart is not taken
-            for a shift; cells without a label count as a label of their own.
+            Label of each cell, -1 without one. Batches are then compared within labels, so that differences between
+            labels are not treated as shifts; cells without a label count as a separate label.
         seed
-            Of the clusters.
+            Seed for the clusters.
         """
         groups = None if labels is None else (np.unique(labels) == labels[:, None]).astype(np.float64)
         shares, corrected = mixed_clusters(x, batches, groups=groups, seed=seed)
@@ -93,11 +93,11 @@ class Correction:
 
     @property
     def n_batches(self) -> int:
-        """Batches that it has shifts of."""
+        """Number of batches."""
         return len(self.shifts)
 
     def apply(self, x: NDArray[np.float64], batches: NDArray[np.int64]) -> NDArray[np.float64]:
-        """Correct cells, each by itself.
+        """Correct cells independently of each other.
 
         Parameters
         ----------
@@ -121,7 +121,7 @@ class Correction:
         return corrected
 
     def shares(self, x: NDArray[np.float64]) -> NDArray[np.float64]:
-        """Shares of cells in the clusters, float64 ``(n_obs, n_clusters)``.
+        """Cluster memberships of cells, float64 ``(n_obs, n_clusters)``.
 
         Parameters
         ----------
@@ -131,17 +131,17 @@ class Correction:
         return normalised(np.exp(-squared_distances(unit_rows(x), self.centres) / SIGMA))
 
     def with_batch(self, x: NDArray[np.float64]) -> Self:
-        """The same with one more batch, the last; clusters and the shifts of the other batches stay as they are.
+        """Return a correction with an additional last batch; clusters and shifts of the other batches are unchanged.
 
         Parameters
         ----------
         x
-            Components of its cells, ``(n_obs, n_dims)``.
+            Components of the cells of the new batch, ``(n_obs, n_dims)``.
         """
         x = x.astype(np.float64)
         shares = self.shares(x)
         for _ in range(ROUNDS):
-            # Ridge regression on [1, of this batch] over the cells of the clusters, whose batches are out, and these cells.
+            # Ridge regression on [1, in this batch] over the corrected cells of the clusters and the new cells.
             own, sums = shares.sum(axis=0), shares.T @ x
             design = np.empty((len(own), 2, 2))
             design[:, 0, 0] = self.weights + own
@@ -158,19 +158,19 @@ class Correction:
         )
 
     def arrays(self) -> dict[str, NDArray[np.float64]]:
-        """All of it, by name."""
+        """All arrays, by name."""
         return {one.name: getattr(self, one.name) for one in fields(self)}
 
     @classmethod
     def from_arrays(cls, arrays: Mapping[str, NDArray[np.float64]], *, n_batches: int, n_dims: int) -> Self:
-        """Rebuild from :meth:`arrays`; raises ``ValueError`` if they do not belong together.
+        """Rebuild from :meth:`arrays`; raises ``ValueError`` if they are inconsistent.
 
         Parameters
         ----------
         arrays
-            By name, others included.
+            Arrays by name; other names are ignored.
         n_batches, n_dims
-            What they must be of.
+            Expected sizes.
         """
         found = cls(*(arrays[one.name] for one in fields(cls)))
         n = len(found.weights)
@@ -180,6 +180,6 @@ class Correction:
         if wrong or not all(
             array.dtype == np.float64 and np.isfinite(array).all() for array in found.arrays().values()
         ):
-            msg = f"its arrays do not fit each other or are not finite numbers: {wrong}"
+            msg = f"its arrays are inconsistent or not finite: {wrong}"
             raise ValueError(msg)
         return found

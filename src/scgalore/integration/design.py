@@ -1,4 +1,4 @@
-"""Which batch and label each cell has, and what can be said of batches and labels that are so distributed."""
+"""Batch and label of each cell, and warnings about their distribution."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class Design:
     batches, labels
         Batch and label of each cell, int64 ``(n_obs,)``.
     batch_names, label_names
-        By number.
+        Names by code.
     """
 
     batches: NDArray[np.int64] = field(repr=False)
@@ -49,31 +49,31 @@ class Design:
         MissingKeyError
             If a column does not exist.
         DataError
-            If a value is missing, all are one, or the column looks like a measurement or a name of cells.
+            If a value is missing, all are equal, or the column looks like a measurement or cell names.
         """
         batches, batch_names = _read(adata, batch_key, "batch_key", "batch")
         labels, label_names = _read(adata, labels_key, "labels_key", "label")
         return cls(batches, labels, batch_names, label_names)
 
     def table(self) -> NDArray[np.int64]:
-        """Cells of each label and batch, ``(n_labels, n_batches)``."""
+        """Number of cells by label and batch, ``(n_labels, n_batches)``."""
         table = np.zeros((len(self.label_names), len(self.batch_names)), dtype=np.int64)
         np.add.at(table, (self.labels, self.batches), 1)
         return table
 
     def doubts(self) -> Iterator[str]:
-        """What is wrong with the design, as warnings."""
+        """Yield warnings about problems of the design."""
         table = self.table()
         shared = (table > 0).sum(axis=1) > 1
         if not shared.any():
             yield (
-                "No label has cells of two batches, so what differs between batches cannot be told from what differs between labels: "
-                "BRAS, ASW batch and kBET are undefined, and the other scores of batches reward mixing cell types. Do not compare "
-                "integrations by them."
+                "No label has cells of two batches, so batch effects and differences between labels are confounded: "
+                "BRAS, ASW batch and kBET are undefined, and the other batch scores reward mixing cell types. Do not use "
+                "them to compare integrations."
             )
         elif (share := table[shared].sum() / table.sum()) < 0.5:
             yield (
-                f"Only {share:.0%} of the cells have a label that occurs in two batches or more; BRAS, ASW batch and kBET are of "
+                f"Only {share:.0%} of the cells have a label that occurs in at least two batches; BRAS, ASW batch and kBET use only "
                 "these cells."
             )
         for what, sizes, names in (
@@ -83,8 +83,8 @@ class Design:
             single = [name for name, size in zip(names, sizes, strict=True) if size == 1]
             if single:
                 yield (
-                    f"{what} of one cell ({len(single):,} in all) count in every score and say nothing of integration: {few(single)}. "
-                    "Leave them out, or join them with others."
+                    f"{what} with a single cell ({len(single):,}) affect every score but carry no information on integration: {few(single)}. "
+                    "Exclude them, or merge them with others."
                 )
 
 
@@ -94,7 +94,7 @@ def _read(adata: AnnData, key: str, argument: str, what: str) -> tuple[NDArray[n
     missing = np.array([text is None or looks_missing(text) for text in texts])
     if missing.any():
         words = sorted({text for text in texts[missing] if text is not None})
-        called = f" ({few(words)} counts as none)" if words else ""
+        called = f" ({few(words)} counts as missing)" if words else ""
         chosen = f"{where}.notna()" + (f" & ~{where}.isin({words})" if words else "")
         msg = (
             f"{int(missing.sum()):,} of {len(texts):,} cells have no {what} in {where}{called}. Score the others: adata = "
@@ -103,8 +103,8 @@ def _read(adata: AnnData, key: str, argument: str, what: str) -> tuple[NDArray[n
         raise DataError(msg)
     names = in_order(texts)
     if len(names) < 2:
-        found = f"one {what} only, {names[0]!r}" if names else f"no {what}"
-        msg = f"{where} holds {found}; expected two or more ({argument}), or there is nothing to score."
+        found = f"only one {what}, {names[0]!r}" if names else f"no {what}"
+        msg = f"{where} has {found}; expected at least two ({argument})."
         raise DataError(msg)
     refuse_measurement(column, where, n_classes=len(names))
     return pd.Categorical(texts, categories=names).codes.astype(np.int64), names

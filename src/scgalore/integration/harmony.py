@@ -25,12 +25,12 @@ __all__ = [
 ]
 
 SIGMA, THETA, RIDGE = 0.1, 2.0, 1.0
-"""Softness of clusters, weight of the diversity of batches, and penalty of a batch's shift: the paper's defaults."""
+"""Softness of clusters, weight of batch diversity, and penalty on batch shifts: defaults of the paper."""
 GROUP_RIDGE = 1e-3
-"""Penalty of the mean of a group, of which a cluster may have no cell."""
+"""Penalty on the mean of a group, since a cluster may have no cell of the group."""
 MOST_CLUSTERS, CELLS_PER_CLUSTER = 100, 30
 BLOCK = 0.05
-"""Share of the cells whose clusters are chosen at once."""
+"""Fraction of cells whose clusters are updated at once."""
 MOST_ROUNDS, MOST_STEPS = 10, 20
 ROUND_TOLERANCE, STEP_TOLERANCE = 1e-4, 1e-5
 
@@ -43,9 +43,9 @@ def harmony(x: NDArray[np.float64], batches: NDArray[np.int64], *, seed: int = 0
     x
         Principal components, ``(n_obs, n_dims)``.
     batches
-        Batch of each cell, from 0 on.
+        Batch of each cell, from 0.
     seed
-        Of the first clusters, and of the order in which cells choose theirs.
+        Seed for the initial clusters and the order of updates.
 
     Returns
     -------
@@ -57,7 +57,7 @@ def harmony(x: NDArray[np.float64], batches: NDArray[np.int64], *, seed: int = 0
 def mixed_clusters(
     x: NDArray[np.float64], batches: NDArray[np.int64], *, groups: NDArray[np.float64] | None = None, seed: int = 0
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Shares of each cell in the clusters, float64 ``(n_obs, n_clusters)``, and the corrected components.
+    """Cluster memberships of cells, float64 ``(n_obs, n_clusters)``, and corrected components.
 
     Parameters
     ----------
@@ -83,7 +83,7 @@ def mixed_clusters(
 
 
 def unit_rows(x: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Rows of length 1; those of length 0 stay."""
+    """Scale rows to unit norm; zero rows are kept."""
     norms = np.linalg.norm(x, axis=1, keepdims=True)
     return np.divide(x, norms, out=np.zeros_like(x), where=norms > 0)
 
@@ -100,24 +100,24 @@ def _centres(unit: NDArray[np.float64], clusters: NDArray[np.int64]) -> NDArray[
 
 
 def _chosen(unit: NDArray[np.float64], centres: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Shares of each cell in the clusters by distance alone, ``(n_obs, n_clusters)``."""
+    """Cluster memberships from distances alone, ``(n_obs, n_clusters)``."""
     return normalised(np.exp(-squared_distances(unit, centres) / SIGMA))
 
 
 def squared_distances(unit: NDArray[np.float64], centres: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Of rows of length 1 to centres of length 1, ``(n_obs, n_clusters)``."""
+    """Squared distances between rows and centres of unit norm, ``(n_obs, n_clusters)``."""
     return 2 * (1 - unit @ centres.T)
 
 
 def normalised(shares: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Rows with a sum of 1."""
+    """Scale rows to a sum of 1."""
     return shares / shares.sum(axis=1, keepdims=True)
 
 
 def _cluster(
     unit: NDArray[np.float64], shares: NDArray[np.float64], members: NDArray[np.float64], rng: np.random.Generator
 ) -> tuple[NDArray[np.float64], float]:
-    """Soft k-means that prefers clusters in which the cell's batch is rare; shares of the cells, and the objective."""
+    """Soft k-means that favours clusters in which a cell's batch is rare; returns memberships and the objective."""
     frequency = members.mean(axis=0)
     objectives: list[float] = []
     shares = shares.copy()
@@ -135,7 +135,7 @@ def _cluster(
         diversity = THETA * np.log((observed + 1) / (np.outer(sizes, frequency) + 1))
         entropy = shares * np.log(np.maximum(shares, np.finfo(float).tiny))
         objectives.append(float((shares * distances).sum() + SIGMA * (entropy.sum() + (observed * diversity).sum())))
-        if len(objectives) > 3:  # means of three, since single steps may go up
+        if len(objectives) > 3:  # means of three, since single steps may increase
             before, now = sum(objectives[-4:-1]), sum(objectives[-3:])
             if before - now < STEP_TOLERANCE * abs(before):
                 break
@@ -148,7 +148,7 @@ def _correct(
     members: NDArray[np.float64],
     groups: NDArray[np.float64] | None,
 ) -> NDArray[np.float64]:
-    """Take each cluster's shifts of the batches out."""
+    """Subtract the batch shifts of each cluster."""
     shifts = batch_shifts(x, shares, members, groups)
     corrected = x.copy()
     for batch, of_batch in enumerate(members.T):
@@ -170,12 +170,12 @@ def batch_shifts(
     x
         Components, ``(n_obs, n_dims)``.
     shares
-        Of each cell in the clusters, ``(n_obs, n_clusters)``.
+        Cluster memberships, ``(n_obs, n_clusters)``.
     members
-        1 where a cell is of a batch, ``(n_obs, n_batches)``.
+        Batch indicators, ``(n_obs, n_batches)``.
     groups
-        1 where a cell is of a group, ``(n_obs, n_groups)``, in place of the intercept: batches are then compared within groups, and
-        what differs between groups is not taken for a shift. ``None`` has one group.
+        Group indicators, ``(n_obs, n_groups)``, instead of the intercept: batches are then compared within groups, and
+        differences between groups are not treated as shifts. ``None`` is a single group.
     """
     kept = np.ones((len(x), 1)) if groups is None else groups
     design = np.hstack([kept, members])

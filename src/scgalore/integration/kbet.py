@@ -1,4 +1,4 @@
-"""kBET :cite:p:`Buttner2019` within each label, as scib computes it: are the batches of a cell's neighbours a fair draw?"""
+"""kBET :cite:p:`Buttner2019` within each label, as in scib: whether neighbours of a cell are a random sample of the batches."""
 
 from __future__ import annotations
 
@@ -21,18 +21,18 @@ FEWEST_NEIGHBORS, MOST_NEIGHBORS = 10, 70
 N_COMPONENTS = 100
 USABLE = 0.75
 ALPHA = 0.05
-_DENSE = 500  # cells up to which all eigenvectors are found at once
+_DENSE = 500  # up to this number of cells, all eigenvectors are computed at once
 
 
 def acceptance(indices: NDArray[np.int64], batches: NDArray[np.int64]) -> float:
-    """Share of cells for which a chi-squared test does not tell the batches of the neighbours from a draw from all batches.
+    """Fraction of cells whose neighbours are a random sample of the batches by a chi-squared test.
 
     Parameters
     ----------
     indices
         Neighbours of each cell, ``(n_obs, k)``.
     batches
-        Batch of each cell, from 0 on.
+        Batch of each cell, from 0.
     """
     expected = np.bincount(batches) / len(batches) * indices.shape[1]
     observed = np.stack([(batches[indices] == batch).sum(axis=1) for batch in range(len(expected))], axis=1)
@@ -45,22 +45,22 @@ def kbet_by_label(
 ) -> NDArray[np.float64]:
     """Acceptance within each label.
 
-    The size of the neighbourhood is a quarter of the mean number of cells of a batch, within 10 and 70. Neighbours are those
-    of a diffusion map of the label's part of the graph, so that all cells have equally many of them in every graph.
+    The neighbourhood size is a quarter of the mean number of cells per batch, between 10 and 70. Neighbours are found
+    in a diffusion map of the label's subgraph, so that all cells have the same number of neighbours in every graph.
 
     Parameters
     ----------
     graph
         Connectivities of all cells, symmetric.
     batches, labels
-        Batch and label of each cell, from 0 on.
+        Batch and label of each cell, from 0.
     seed
-        Start of the search for eigenvectors; the result does not depend on it but by rounding.
+        Seed for the start vector of the eigensolver; the result depends on it only by rounding.
 
     Returns
     -------
-    float64 ``(n_labels,)`` from 0 to 1; NaN for a label with fewer than 10 cells, or of one batch. 0 where the label's part of
-    the graph falls apart into pieces too small for a neighbourhood.
+    float64 ``(n_labels,)`` from 0 to 1; NaN for a label with fewer than 10 cells, or in one batch only. 0 if the
+    label's subgraph falls into components too small for a neighbourhood.
     """
     scores = np.full(labels.max() + 1, np.nan)
     for label in range(len(scores)):
@@ -75,7 +75,7 @@ def kbet_by_label(
 
 
 def _of_label(graph: sp.csr_matrix, batches: NDArray[np.int64], k: int, seed: int) -> float:
-    """Acceptance in one graph of cells; 0 where too much of it is in small pieces."""
+    """Acceptance in one graph of cells; 0 if too many cells are in small components."""
     n_pieces, piece = connected_components(graph, directed=False)
     sizes = np.bincount(piece)
     large = np.flatnonzero((sizes >= 3 * k) | (n_pieces == 1))
@@ -83,7 +83,7 @@ def _of_label(graph: sp.csr_matrix, batches: NDArray[np.int64], k: int, seed: in
     present, codes = np.unique(batches[used], return_inverse=True)
     if len(used) < USABLE * len(batches) or len(present) == 1:
         return 0.0
-    # Diffusion never leaves a piece of the graph.
+    # Diffusion stays within a connected component.
     indices = np.empty((len(used), min(k + 1, sizes[large].min())), dtype=np.int64)
     for number in large:
         here = np.flatnonzero(piece[used] == number)
@@ -100,16 +100,16 @@ def diffusion_neighbors(graph: sp.csr_matrix, k: int, *, seed: int = 0) -> NDArr
     graph
         Connectivities, symmetric.
     k
-        Neighbours of each cell, itself included.
+        Number of neighbours, including the cell itself.
     seed
-        Start of the search for eigenvectors.
+        Seed for the start vector of the eigensolver.
 
     Returns
     -------
     int64 ``(n_obs, k)``.
     """
     n_obs = graph.shape[0]
-    # Density is taken out as Coifman et al. (2005) do.
+    # Density normalisation as in Coifman et al. (2005).
     density = np.asarray(graph.sum(axis=0), dtype=np.float64).ravel()
     kernel = sp.diags_array(1 / density) @ graph.astype(np.float64) @ sp.diags_array(1 / density)
     root = 1 / np.sqrt(np.asarray(kernel.sum(axis=0)).ravel())
@@ -124,7 +124,7 @@ def diffusion_neighbors(graph: sp.csr_matrix, k: int, *, seed: int = 0) -> NDArr
 
         start = np.random.default_rng(seed).normal(size=n_obs)
         values, vectors = eigsh(transitions, k=n_components, which="LM", v0=start)
-    # All numbers of steps together; the first vector, of the density, belongs to eigenvalue 1 and would drown the others.
+    # Sum over all numbers of steps; the first vector (density) has eigenvalue 1 and would dominate the others.
     trivial = values.argmax()
     values[trivial] = 0
     weights = values / (1 - values)

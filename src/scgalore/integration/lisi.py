@@ -1,4 +1,4 @@
-"""Local inverse Simpson's index :cite:p:`Korsunsky2019`: how many groups are effectively among the neighbours of a cell."""
+"""Local inverse Simpson's index :cite:p:`Korsunsky2019`: the effective number of groups among the neighbours of a cell."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ MOST_STEPS = 50
 
 
 def neighbor_weights(neighbors: Neighbors) -> NDArray[np.float64]:
-    """Weight of each neighbour: an exponential kernel whose width gives each cell the same perplexity, a third of its neighbours.
+    """Weights of neighbours: an exponential kernel with the same perplexity for each cell, a third of its neighbours.
 
     Parameters
     ----------
     neighbors
-        Nearest cells; scib takes 90.
+        Nearest cells; scib uses 90.
 
     Returns
     -------
@@ -43,7 +43,7 @@ def neighbor_weights(neighbors: Neighbors) -> NDArray[np.float64]:
 def _kernel(
     distances: NDArray[np.float64], rate: NDArray[np.float64]
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Weights of the neighbours, rows of sum 1, and their entropy; 0 where all underflow."""
+    """Weights of the neighbours, with rows of sum 1, and their entropy; 0 if all underflow."""
     weights = np.exp(-distances * rate[:, None])
     total = weights.sum(axis=1)
     with np.errstate(divide="ignore", invalid="ignore"):
@@ -60,11 +60,11 @@ def lisi(weights: NDArray[np.float64], neighbors: Neighbors, codes: NDArray[np.i
     Parameters
     ----------
     weights
-        From :func:`neighbor_weights`.
+        Result of :func:`neighbor_weights`.
     neighbors
         The same neighbours.
     codes
-        Group of each cell, from 0 on.
+        Group of each cell, from 0.
 
     Returns
     -------

@@ -1,4 +1,4 @@
-"""Nearest neighbours of cells in an embedding, exact."""
+"""Exact nearest neighbours of cells in an embedding."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ __all__ = ["Neighbors", "bisected", "nearest"]
 
 TOLERANCE = 1e-5
 LEAST_WIDTH = 1e-3
-"""Of a kernel, in mean distances."""
+"""Minimum width of a kernel, in mean distances."""
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,7 @@ class Neighbors:
     distances: NDArray[np.float64]
 
     def first(self, k: int) -> Neighbors:
-        """The ``k`` nearest, the cell itself included; all of them if there are fewer."""
+        """The ``k`` nearest neighbours, including the cell itself; all if there are fewer."""
         return Neighbors(self.indices[:, :k], self.distances[:, :k])
 
     def graph(self) -> sp.csr_matrix:
@@ -46,8 +46,8 @@ class Neighbors:
     def connectivities(self) -> sp.csr_matrix:
         """Weights of UMAP's graph :cite:p:`McInnes2018`, as scanpy's ``connectivities``, symmetric ``(n_obs, n_obs)``.
 
-        A weight falls exponentially beyond the nearest other cell, at a width that gives the weights of each cell the sum
-        ``log2(k)``; the two weights of a pair are joined like probabilities, ``a + b - ab``.
+        Weights decay exponentially beyond the nearest other cell, with a width such that the weights of each cell sum
+        to ``log2(k)``; the two weights of a pair are combined like probabilities, ``a + b - ab``.
         """
         n_obs, k = self.indices.shape
         found = self.distances[:, 1:]
@@ -74,22 +74,22 @@ class Neighbors:
 def nearest(x: NDArray[np.float64], k: int) -> Neighbors:
     """Find the nearest cells by Euclidean distance.
 
-    All pairs of cells are compared, in blocks: approximate search saves little for the tens of thousands of cells that all
-    pairs are needed of anyway, for silhouettes, and its result would depend on chance.
+    All pairs of cells are compared, in blocks: silhouettes need all pairs anyway, so approximate search would save
+    little for tens of thousands of cells, and its result would be random.
 
     Parameters
     ----------
     x
         Embedding, ``(n_obs, n_dims)``.
     k
-        Neighbours of each cell, itself included; at most ``n_obs``.
+        Number of neighbours, including the cell itself; at most ``n_obs``.
     """
     from sklearn.neighbors import NearestNeighbors
 
     own = np.arange(len(x))[:, None]
     if k == 1:
         return Neighbors(own, np.zeros(own.shape))
-    # Asked for without x, a cell is not among its own neighbours, whatever duplicates it has.
+    # Called without x, scikit-learn excludes the cell itself from its neighbours, regardless of duplicates.
     distances, indices = NearestNeighbors(n_neighbors=k - 1, algorithm="brute").fit(x).kneighbors()
     return Neighbors(np.hstack([own, indices]), np.hstack([np.zeros(own.shape), distances]))
 
@@ -97,16 +97,16 @@ def nearest(x: NDArray[np.float64], k: int) -> Neighbors:
 def bisected(
     lacks: Callable[[NDArray[np.float64], NDArray[np.int64]], NDArray[np.float64]], n_obs: int, *, most_steps: int
 ) -> NDArray[np.float64]:
-    """One positive number for each cell, found by doubling and halving from 1.
+    """Solve for one positive number per cell by bisection, starting at 1.
 
     Parameters
     ----------
     lacks
-        Takes numbers and the cells they are for; gives how much each is too small, negative where it is too large.
+        Function of numbers and their cells that is positive if a number is too small and negative if it is too large.
     n_obs
         Number of cells.
     most_steps
-        After which the last numbers are taken.
+        Maximum number of steps.
     """
     value, low, high = np.ones(n_obs), np.zeros(n_obs), np.full(n_obs, np.inf)
     open_ = np.arange(n_obs)

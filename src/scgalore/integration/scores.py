@@ -1,4 +1,4 @@
-"""The scores of scib :cite:p:`Luecken2022` for one embedding, with the choices of scib-metrics, and their means."""
+"""The scores of scib :cite:p:`Luecken2022` for one embedding, as in scib-metrics, and their means."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ __all__ = ["BATCH_WEIGHT", "BIO_WEIGHT", "SCORES", "Score", "batch_variance", "s
 
 BIO_WEIGHT, BATCH_WEIGHT = 0.6, 0.4
 LISI_NEIGHBORS, KBET_NEIGHBORS, GRAPH_NEIGHBORS = 90, 50, 15
-"""Neighbours of each cell, itself included."""
+"""Number of neighbours, including the cell itself."""
 KMEANS_STARTS = 10
 
 
@@ -33,9 +33,9 @@ class Score:
     Attributes
     ----------
     name, title
-        Name of the column, and what plots call it.
+        Name of the column, and its title in plots.
     group
-        The mean that it is part of; ``"other"`` is shown only, and ``"mean"`` is one itself.
+        Mean that the score is part of; ``"other"`` for scores outside the means, ``"mean"`` for a mean itself.
     """
 
     name: str
@@ -59,7 +59,7 @@ SCORES = (
     Score("batch", "Batch correction", "mean"),
     Score("total", "Total", "mean"),
 )
-"""In the order of the columns. The classic ASW of batches is not part of a mean, since BRAS measures the same without its faults."""
+"""Scores in the order of the columns. ASW batch is in no mean, since BRAS measures the same without its flaws."""
 
 
 def score_embedding(
@@ -77,16 +77,16 @@ def score_embedding(
     x
         Embedding, ``(n_obs, n_dims)``, finite.
     batches, labels
-        Batch and label of each cell, from 0 on, at least two of each.
+        Batch and label of each cell, from 0, at least two of each.
     unintegrated_variance
         :func:`batch_variance` before integration.
     seed
-        Of k-means.
+        Seed for k-means.
 
     Returns
     -------
-    Value by name of :data:`SCORES`, 1 the best; NaN where a score is undefined for these labels and batches. Means are of the
-    scores that are defined.
+    Value by name of :data:`SCORES`, 1 is the best; NaN if a score is undefined for these labels and batches. Means are
+    over the defined scores.
     """
     neighbors = nearest(x, min(LISI_NEIGHBORS, len(x)))
     scores = {
@@ -106,17 +106,17 @@ def score_embedding(
 
 
 def batch_variance(x: NDArray[np.float64], batches: NDArray[np.int64]) -> float:
-    """Share of the variance that the means of the batches have.
+    """Fraction of variance explained by batch means.
 
-    This is the regression of all principal components on the batch (:cite:p:`Buttner2019`), weighted by their variance: the
-    weights cancel the denominators, and a rotation changes no sum of squares, so no component is ever computed.
+    Equals the regression of all principal components on the batch (:cite:p:`Buttner2019`), weighted by their variance:
+    the weights cancel the denominators, and sums of squares are rotation-invariant, so components need not be computed.
 
     Parameters
     ----------
     x
         Embedding, ``(n_obs, n_dims)``.
     batches
-        Batch of each cell, from 0 on.
+        Batch of each cell, from 0.
     """
     x = x - x.mean(axis=0)
     members = np.eye(batches.max() + 1)[batches]
@@ -127,7 +127,7 @@ def batch_variance(x: NDArray[np.float64], batches: NDArray[np.int64]) -> float:
 
 
 def _clusters(x: NDArray[np.float64], labels: NDArray[np.int64], seed: int) -> dict[str, float]:
-    """Agreement of labels with as many clusters of k-means; the best of some starts, so that none decides alone."""
+    """Agreement of labels with the same number of k-means clusters; the best of several starts."""
     from sklearn.cluster import KMeans
     from sklearn.metrics import adjusted_rand_score, normalized_mutual_info_score
 
@@ -137,7 +137,7 @@ def _clusters(x: NDArray[np.float64], labels: NDArray[np.int64], seed: int) -> d
 
 
 def _labels(widths: NDArray[np.float64], batches: NDArray[np.int64], labels: NDArray[np.int64]) -> dict[str, float]:
-    """Silhouettes of the labels, of all cells and of the labels that are in the fewest batches."""
+    """Silhouettes of the labels, over all cells and over isolated labels (those in the fewest batches)."""
     n_batches = np.array([len(np.unique(batches[labels == label])) for label in range(labels.max() + 1)])
     isolated = np.flatnonzero(n_batches == n_batches.min())
     of_label = [widths[labels == label].mean() for label in isolated]
@@ -145,7 +145,7 @@ def _labels(widths: NDArray[np.float64], batches: NDArray[np.int64], labels: NDA
 
 
 def _lisi(neighbors: Neighbors, batches: NDArray[np.int64], labels: NDArray[np.int64]) -> dict[str, float]:
-    """Median effective numbers of labels and batches around a cell, brought to 0 to 1."""
+    """Median effective numbers of labels and batches around a cell, scaled to 0 to 1."""
     weights = neighbor_weights(neighbors)
     of_labels, of_batches = (float(np.median(lisi(weights, neighbors, codes))) for codes in (labels, batches))
     n_labels, n_batches = labels.max() + 1, batches.max() + 1
@@ -156,7 +156,7 @@ def _lisi(neighbors: Neighbors, batches: NDArray[np.int64], labels: NDArray[np.i
 
 
 def _connectivity(neighbors: Neighbors, labels: NDArray[np.int64]) -> float:
-    """Mean over labels of the share of cells in the largest piece of the label's graph."""
+    """Mean over labels of the fraction of cells in the largest component of the label's graph."""
     graph, shares = neighbors.graph(), []
     for label in range(labels.max() + 1):
         cells = np.flatnonzero(labels == label)
@@ -166,7 +166,7 @@ def _connectivity(neighbors: Neighbors, labels: NDArray[np.int64]) -> float:
 
 
 def _comparison(before: float, after: float) -> float:
-    """How much less of the variance is between batches; 0 also where it is more."""
+    """Relative decrease of the variance between batches; 0 if it increases."""
     return max(0.0, (before - after) / before) if before else np.nan
 
 

@@ -12,24 +12,24 @@ if TYPE_CHECKING:
 __all__ = ["batch_mixing", "cosine_silhouettes", "silhouettes"]
 
 BLOCK = 2**23
-"""Distances that are in memory at once."""
+"""Maximum number of distances in memory."""
 
 
 def silhouettes(x: NDArray[np.float64], codes: NDArray[np.int64]) -> NDArray[np.float64]:
-    """Silhouette of each cell by Euclidean distance, as :func:`sklearn.metrics.silhouette_samples`; in bounded memory.
+    """Silhouette of each cell by Euclidean distance, as :func:`sklearn.metrics.silhouette_samples`, in bounded memory.
 
     Parameters
     ----------
     x
         Embedding, ``(n_obs, n_dims)``.
     codes
-        Group of each cell, all from 0 on, at least two of them.
+        Group of each cell, from 0, at least two.
 
     Returns
     -------
-    float64 ``(n_obs,)`` from -1 to 1; 0 for a cell that is alone in its group.
+    float64 ``(n_obs,)`` from -1 to 1; 0 for the only cell of a group.
     """
-    x = x - x.mean(axis=0)  # distances from the difference of squares keep more digits
+    x = x - x.mean(axis=0)  # centring makes distances from differences of squares more accurate
     squares = np.einsum("cd,cd->c", x, x)
     members = np.eye(codes.max() + 1)[codes]
     sums = np.empty(members.shape)
@@ -51,21 +51,21 @@ def silhouettes(x: NDArray[np.float64], codes: NDArray[np.int64]) -> NDArray[np.
 
 
 def cosine_silhouettes(x: NDArray[np.float64], codes: NDArray[np.int64]) -> NDArray[np.float64]:
-    """Silhouette of each cell by cosine distance, against the mean distance to all cells of other groups.
+    """Silhouette of each cell by cosine distance, relative to the mean distance to all cells of other groups.
 
-    A sum of cosine distances to the cells of a group is their number less the product with the sum of their unit vectors,
-    so no pair of cells is ever compared.
+    The sum of cosine distances to the cells of a group is their number minus the product with the sum of their unit
+    vectors, so pairs of cells need not be compared.
 
     Parameters
     ----------
     x
         Embedding, ``(n_obs, n_dims)``.
     codes
-        Group of each cell, all from 0 on, at least two of them.
+        Group of each cell, from 0, at least two.
 
     Returns
     -------
-    float64 ``(n_obs,)``; 0 for a cell that is alone in its group.
+    float64 ``(n_obs,)``; 0 for the only cell of a group.
     """
     norms = np.linalg.norm(x, axis=1, keepdims=True)
     unit = np.divide(x, norms, out=np.zeros_like(x), where=norms > 0)
@@ -73,7 +73,7 @@ def cosine_silhouettes(x: NDArray[np.float64], codes: NDArray[np.int64]) -> NDAr
     sizes = members.sum(axis=0)
     sums = sizes - unit @ (unit.T @ members)
     rows = np.arange(len(x))
-    sums[rows, codes] -= 1 - np.einsum("cd,cd->c", unit, unit)  # to itself: 0, also for a vector of zeros
+    sums[rows, codes] -= 1 - np.einsum("cd,cd->c", unit, unit)  # distance to itself is 0, also for a zero vector
     others = (sums.sum(axis=1) - sums[rows, codes]) / (len(x) - sizes[codes])
     return _silhouettes(_within(sums, codes), others, codes)
 
@@ -91,14 +91,14 @@ def batch_mixing(
     x
         Embedding, ``(n_obs, n_dims)``.
     batches, labels
-        Batch and label of each cell, from 0 on.
+        Batch and label of each cell, from 0.
     silhouettes_of
-        ``"euclidean"`` is the classic ASW of batches :cite:p:`Luecken2022`, against the nearest other batch; ``"cosine"`` is
-        BRAS :cite:p:`Rautenstrauch2025`, against all other batches.
+        ``"euclidean"`` is the classic ASW of batches :cite:p:`Luecken2022`, relative to the nearest other batch;
+        ``"cosine"`` is BRAS :cite:p:`Rautenstrauch2025`, relative to all other batches.
 
     Returns
     -------
-    From 0 to 1; NaN where no label has cells of two batches, and two of one of them.
+    Value from 0 to 1; NaN if no label has cells of two batches, with at least two of one of them.
     """
     of = {"euclidean": silhouettes, "cosine": cosine_silhouettes}[silhouettes_of]
     scores = []
@@ -111,7 +111,7 @@ def batch_mixing(
 
 
 def _within(sums: NDArray[np.float64], codes: NDArray[np.int64]) -> NDArray[np.float64]:
-    """Mean distance of each cell to the others of its group; 0 without others."""
+    """Mean distance of each cell to the other cells of its group; 0 without others."""
     sizes = np.bincount(codes)[codes]
     return sums[np.arange(len(codes)), codes] / np.maximum(sizes - 1, 1)
 

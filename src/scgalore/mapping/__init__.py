@@ -1,4 +1,4 @@
-"""References that cells are mapped to: nearest neighbours, what their labels are worth, and the file they are kept in."""
+"""References that cells are mapped to: nearest neighbours, calibrated label transfer, and files."""
 
 from scgalore.mapping.files import read_reference, write_reference
 from scgalore.mapping.reference import Reference

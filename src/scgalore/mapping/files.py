@@ -1,4 +1,4 @@
-"""A reference in one file: HDF5 with plain arrays, which the operating system reads while they are searched."""
+"""Reference files: HDF5 with plain arrays, which are memory-mapped during search."""
 
 from __future__ import annotations
 
@@ -25,20 +25,20 @@ __all__ = ["read_reference", "write_reference"]
 
 FORMAT = "scgalore reference 2"
 MAX_BYTES = 1 << 24
-"""Of the part in JSON."""
+"""Maximum size of the JSON part."""
 IN_MEMORY = 1 << 20
-"""Bytes up to which an array is read and not mapped."""
+"""Arrays up to this number of bytes are read instead of mapped."""
 
 
 def write_reference(reference: Reference, path: PathLike) -> Reference:
-    """Write a reference to one file, which appears whole or not at all.
+    """Write a reference to one file, completely or not at all.
 
     Parameters
     ----------
     reference
         The reference.
     path
-        Where to; a file that is there is replaced.
+        Path of the file; an existing file is replaced.
 
     Returns
     -------
@@ -47,7 +47,7 @@ def write_reference(reference: Reference, path: PathLike) -> Reference:
     Raises
     ------
     DiskError
-        If the disk takes no more.
+        If the disk is full.
     """
     target = Path(path).expanduser().absolute()
     cells, lists, space = reference.cells, reference.lists, reference.space
@@ -96,34 +96,34 @@ def write_reference(reference: Reference, path: PathLike) -> Reference:
 
 
 def read_reference(path: PathLike) -> Reference:
-    """Open a reference that was written to a file; its large arrays stay there until they are used.
+    """Open a reference file; its large arrays are read when they are used.
 
     Parameters
     ----------
     path
-        The file. It may be replaced while the reference is used, and must not be changed.
+        Path of the file. It may be replaced, but not modified, while the reference is in use.
 
     Raises
     ------
     DataError
-        If there is no such file, or it is not a reference, or it is damaged.
+        If the file does not exist, is not a reference, or is damaged.
     """
     path = Path(path).expanduser().absolute()
     if not path.is_file():
-        msg = f"There is no file {path}. Write a reference with sg.tl.build_reference(atlas, model, labels=[...], path=...)."
+        msg = f"The file {path} does not exist. Write a reference with sg.tl.build_reference(atlas, model, labels=[...], path=...)."
         raise DataError(msg)
     try:
         with h5py.File(path, "r") as file:
             found = str(file.attrs.get("format"))[:60]
             if found.startswith(FORMAT[:-1]) and found != FORMAT:
-                msg = f"it was written by another version of scgalore, as {found!r}, and this one reads {FORMAT!r}"
+                msg = f"it was written by another version of scgalore as {found!r}, but this version reads {FORMAT!r}"
                 raise ValueError(msg)
             if found != FORMAT:
                 msg = f"its format is {found!r}, expected {FORMAT!r}"
                 raise ValueError(msg)
             return _read(file, path)
     except (OSError, KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
-        msg = f"{path} is not a reference that scgalore wrote, or is damaged: {error}. Build it again with sg.tl.build_reference."
+        msg = f"{path} is not a reference written by scgalore, or is damaged: {error}. Build it again with sg.tl.build_reference."
         raise DataError(msg) from error
 
 
@@ -146,10 +146,10 @@ def _read(file: h5py.File, path: Path) -> Reference:
         float(about["recall"]),
     )
     if lists.offsets[0] != 0 or lists.offsets[-1] != n or (np.diff(lists.offsets) < 0).any():
-        msg = "its lists do not hold its cells"
+        msg = "its lists do not contain its cells"
         raise ValueError(msg)
     if n == 0 or not 0 <= int(lists.cells.min()) <= int(lists.cells.max()) < n:
-        msg = "it numbers cells that it does not hold"
+        msg = "it has indices of cells that it does not contain"
         raise ValueError(msg)
     labels, calibrations, accuracies = {}, {}, {}
     for number, one in enumerate(about["labels"]):
@@ -173,13 +173,13 @@ def _read(file: h5py.File, path: Path) -> Reference:
 
 def _column(codes: Any, classes: list[str], colors: list[str] | None = None) -> Column:
     if len(codes) and not 0 <= int(codes.min()) <= int(codes.max()) < len(classes):
-        msg = "it has labels of classes that it does not name"
+        msg = "it has labels of undefined classes"
         raise ValueError(msg)
     return Column(tuple(classes), codes, None if colors is None else tuple(colors))
 
 
 def _array(file: h5py.File, path: Path, name: str, dtype: Any, shape: tuple[int | None, ...], *, most: int = 0) -> Any:
-    """An array of the file, mapped where it is large; of a size that the file has bytes for."""
+    """Read an array of the file, or map it if it is large, after checking its size against that of the file."""
     found = file[name]
     is_kind = found.dtype.kind == "S" if dtype is None else found.dtype == dtype
     fits = found.ndim == len(shape) and all(a is None or a == b for a, b in zip(shape, found.shape, strict=False))

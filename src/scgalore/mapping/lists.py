@@ -1,9 +1,8 @@
-"""Nearest neighbours among many cells: lists of cells around centres, of which a query looks at the nearest few.
+"""Nearest neighbours among many cells by searching the lists of the nearest centres.
 
-This is the inverted file of Jegou, Douze and Schmid (2011) with vectors in half precision, as faiss has it ("IVF,SQfp16"). Its
-parts are plain arrays, so that it can be kept in a file without pickle, read from there by the operating system while it is
-searched, and extended without being built anew; a graph of neighbours (pynndescent) allows none of these. All lists together give exact
-neighbours.
+This is the inverted file of Jegou, Douze and Schmid (2011) with vectors in half precision, as in faiss ("IVF,SQfp16").
+Since it consists of plain arrays, it can be stored without pickle, memory-mapped during search, and extended without
+being rebuilt; a neighbour graph (pynndescent) allows none of these. Searching all lists gives exact neighbours.
 """
 
 from __future__ import annotations
@@ -27,39 +26,39 @@ if TYPE_CHECKING:
 __all__ = ["Lists"]
 
 EXACT = 20_000
-"""Cells up to which there is one list, and the neighbours are exact."""
+"""Up to this number of cells there is one list, and neighbours are exact."""
 RECALL = 0.98
-"""Share of the true neighbours that a search finds at least, of cells of the reference."""
+"""Minimum recall of a search, measured on cells of the reference."""
 N_TRIED = 200
-"""Cells that the number of lists to look at is chosen on."""
+"""Number of cells used to choose the number of lists to search."""
 CELLS_PER_CENTRE = 64
 N_ROUNDS = 8
 N_QUERIES = 4096
-"""Queries that are answered together: each list is read once for them."""
+"""Number of queries per batch; each list is read once per batch."""
 MOST_PRODUCTS = 1 << 24
-"""Inner products in memory at a time."""
+"""Maximum number of inner products in memory."""
 
 
 @dataclass(frozen=True, eq=False)
 class Lists:
-    """Cells of a reference, those of one list next to each other.
+    """Cells of a reference, sorted by list.
 
     Attributes
     ----------
     centers
         Centre of each list, float32 ``(n_lists, n_components)`` with unit norm.
     offsets
-        Where each list starts, int64 ``(n_lists + 1,)``.
+        Start of each list, int64 ``(n_lists + 1,)``.
     directions
         Direction of each cell, float16 ``(n_obs, n_components)``, in memory or mapped from a file.
     norms
-        Its distance to the mean, float32 ``(n_obs,)``.
+        Distance of each cell to the mean, float32 ``(n_obs,)``.
     cells
-        Number of each cell in the reference, int64 ``(n_obs,)``.
+        Index of each cell in the reference, int64 ``(n_obs,)``.
     n_probe
-        Lists that a query looks at.
+        Number of lists that a query searches.
     recall
-        Share of the true neighbours that are found so, measured on cells of the reference.
+        Recall with this number of lists, measured on cells of the reference.
     """
 
     centers: Floats = field(repr=False)
@@ -82,16 +81,16 @@ class Lists:
 
     @classmethod
     def around(cls, sample: Callable[[Ints], Floats], n_obs: int, seed: int) -> Self:
-        """Choose the centres for a number of cells, and put none of them into the lists yet.
+        """Choose the centres for a number of cells; the lists are still empty.
 
         Parameters
         ----------
         sample
-            Gives the directions of cells by their numbers.
+            Function that returns the directions of cells by index.
         n_obs
-            Number of cells to come.
+            Number of cells that will be added.
         seed
-            Of the cells that the centres are found on.
+            Seed for sampling the cells from which centres are computed.
         """
         n_lists = 1 if n_obs <= EXACT else isqrt(n_obs)
         rng = np.random.default_rng(seed)
@@ -107,16 +106,16 @@ class Lists:
         read: Callable[[Ints], tuple[Floats, Floats]],
         empty: Callable[[tuple[int, int], type], NDArray[np.float16]],
     ) -> Self:
-        """Same centres, with further cells in the lists; their numbers go on where those of the others end.
+        """Return lists with the same centres and additional cells, whose indices follow those of the existing cells.
 
         Parameters
         ----------
         n_new
-            Number of further cells.
+            Number of additional cells.
         read
-            Gives directions and norms of some of them by their numbers, counted from 0.
+            Function that returns directions and norms of additional cells by index, from 0.
         empty
-            Makes the array for the directions of all cells.
+            Function that allocates the array for the directions of all cells.
         """
         n_old = self.n_obs
         of_list = np.repeat(np.arange(self.n_lists), np.diff(self.offsets))
@@ -137,14 +136,14 @@ class Lists:
         return replace(self, offsets=offsets, directions=directions, norms=norms, cells=cells)
 
     def tuned(self, k: int, seed: int) -> Self:
-        """Look at as many lists as find :data:`RECALL` of the ``k`` true neighbours of some of the own cells.
+        """Choose the number of lists to search such that the recall of ``k`` neighbours is :data:`RECALL`.
 
         Parameters
         ----------
         k
             Number of neighbours.
         seed
-            Of the cells.
+            Seed for sampling cells.
         """
         if self.n_lists == 1:
             return self
@@ -152,7 +151,7 @@ class Lists:
         queries = self.directions[rows].astype(np.float32)
         itself = (rows, np.arange(self.n_obs))
         found = self.search(queries, k, apart=itself, n_probe=self.n_lists)
-        # A neighbour is found if its list is among those looked at, so one exact search gives the recall of every number.
+        # A neighbour is found if its list is searched, so one exact search gives the recall for every number of lists.
         rank = np.argsort(np.argsort(-(queries @ self.centers.T), axis=1, kind="stable"), axis=1)
         of_neighbor = np.searchsorted(self.offsets, found, side="right") - 1
         ranks = np.sort(np.take_along_axis(rank, of_neighbor, axis=1)[found >= 0])
@@ -162,7 +161,7 @@ class Lists:
     def search(
         self, queries: Floats, k: int, *, apart: tuple[Ints, Ints] | None = None, n_probe: int | None = None
     ) -> NDArray[np.int64]:
-        """Rows of the cells in the nearest directions, nearest first, int64 ``(n_queries, k)``; -1 where there are no more.
+        """Rows of the nearest cells, closest first, int64 ``(n_queries, k)``; -1 if there are fewer.
 
         Parameters
         ----------
@@ -171,9 +170,9 @@ class Lists:
         k
             Number of neighbours.
         apart
-            Group of each query and of each row; rows of its own group are not its neighbours.
+            Group of each query and of each row; rows of the same group are excluded from its neighbours.
         n_probe
-            Lists to look at; :attr:`n_probe` when left out.
+            Number of lists to search; by default :attr:`n_probe`.
         """
         n_probe = min(n_probe or self.n_probe, self.n_lists)
         size = max(1, min(N_QUERIES, MOST_PRODUCTS // (n_probe * k)))
@@ -203,7 +202,7 @@ class Lists:
         return np.where(there, np.take_along_axis(all_rows, best, axis=1), -1)
 
     def _visits(self, queries: Floats, n_probe: int) -> Iterator[tuple[int, int, Ints, Ints]]:
-        """Rows of a list, the queries that look at it, and as which of their lists."""
+        """For each list: its rows, the queries that search it, and its rank among their lists."""
         lists = _largest(queries @ self.centers.T, n_probe).ravel()
         order = np.argsort(lists, kind="stable")
         ends = np.searchsorted(lists[order], np.arange(self.n_lists + 1))
@@ -216,7 +215,7 @@ class Lists:
 
 
 def _largest(values: Floats, k: int) -> NDArray[np.int64]:
-    """Columns of the ``k`` largest values of each row, in no order."""
+    """Columns of the ``k`` largest values of each row, unsorted."""
     n = values.shape[1]
     return np.argpartition(values, n - k, axis=1)[:, n - k :] if k < n else np.tile(np.arange(n), (len(values), 1))
 
@@ -226,7 +225,7 @@ def _nearest(directions: Floats, centers: Floats) -> NDArray[np.int64]:
 
 
 def _k_means(directions: Floats, n: int, rng: np.random.Generator) -> Floats:
-    """Centres with unit norm, by Lloyd's rounds from random cells; one that loses all of its cells stays where it was."""
+    """Centres with unit norm by Lloyd's algorithm from random cells; a centre without cells is kept unchanged."""
     centers = directions[rng.choice(len(directions), n, replace=False)].astype(np.float32)
     for _ in range(N_ROUNDS if n > 1 else 0):
         of = np.concatenate([_nearest(directions[part], centers) for part in blocks(len(directions))])

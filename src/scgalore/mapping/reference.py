@@ -1,4 +1,4 @@
-"""A reference: where its cells are, what they are called, and what their votes are worth."""
+"""Reference: positions, names and labels of its cells, and the calibration of label transfer."""
 
 from __future__ import annotations
 
@@ -24,15 +24,15 @@ if TYPE_CHECKING:
 __all__ = ["Cells", "Column", "Reference", "distinct"]
 
 MOST_LEFT_OUT = 5_000
-"""Cells of the reference that are mapped to the others, to calibrate what is said of a query."""
+"""Number of reference cells that are held out and mapped to the others, for calibration."""
 SAME = 0.05
-"""Distance below which two cells of one name are the same cell: embedded again it is 0.0003 away, in half precision 0.02, and the next cell 0.5."""
+"""Two cells of the same name closer than this are the same cell: repeated embeddings differ by 0.0003, in half precision by 0.02, the next cell by 0.5."""
 FEWEST_LEFT_OUT = 19
-"""Cells below which no gap can be said to be exceeded by 5 % of them."""
+"""Minimum number of held-out cells for estimating a distance that 5 % of them exceed."""
 
 
 def distinct(sets: Iterable[NDArray[np.int32]]) -> tuple[NDArray[np.int32], ...]:
-    """Each of some sets of genes once."""
+    """Remove duplicate gene sets."""
     return tuple({genes.tobytes(): genes for genes in sets}.values())
 
 
@@ -47,7 +47,7 @@ class Column:
     codes
         Class of each cell, int32 ``(n_obs,)``, in memory or mapped from a file.
     colors
-        Colour of each class, where the reference has them.
+        Colour of each class, if the reference has colours.
     """
 
     classes: tuple[str, ...]
@@ -55,7 +55,7 @@ class Column:
     colors: tuple[str, ...] | None = field(default=None, repr=False)
 
     def extended(self, other: Column) -> Column:
-        """With the labels of further cells; their new classes come after the others."""
+        """Return a column with labels of additional cells; new classes come last."""
         classes = tuple(dict.fromkeys(self.classes + other.classes))
         place = np.array([classes.index(name) for name in other.classes], dtype=np.int32)
         codes = np.concatenate([self.codes, place[other.codes]])
@@ -64,7 +64,7 @@ class Column:
 
 @dataclass(frozen=True, eq=False)
 class Cells:
-    """What is kept of cells in addition to where they are, in their order.
+    """Annotations of the reference cells, in their order.
 
     Attributes
     ----------
@@ -73,11 +73,11 @@ class Cells:
     labels
         Columns of labels, by name.
     batches
-        Batch of each cell; ``None`` where cells are their own batches.
+        Batch of each cell; ``None`` if each cell is its own batch.
     coordinates
-        Of a plot, such as a UMAP, float32 ``(n_obs, 2)``; ``None`` without.
+        Coordinates of a plot, such as a UMAP, float32 ``(n_obs, 2)``, or ``None``.
     genes
-        Token ids of the genes that were measured, int32 and sorted: each set of genes that some cells have, once.
+        Token ids of the measured genes, sorted int32; each distinct set of genes once.
     """
 
     names: NDArray[np.bytes_] = field(repr=False)
@@ -87,7 +87,7 @@ class Cells:
     genes: tuple[NDArray[np.int32], ...] = field(default=(), repr=False)
 
     def extended(self, other: Cells) -> Cells:
-        """With further cells, which have the same slots."""
+        """Return annotations with additional cells, which have the same slots."""
         return Cells(
             np.concatenate([self.names, other.names]),
             {name: column.extended(other.labels[name]) for name, column in self.labels.items()},
@@ -106,28 +106,28 @@ class Reference:
     Attributes
     ----------
     space
-        Where embeddings are compared.
+        Space in which embeddings are compared.
     lists
-        The cells in it.
+        Index of the cells in this space.
     cells
-        Their names, labels, batches and coordinates.
+        Names, labels, batches and coordinates of the cells.
     calibrations
-        What the votes of neighbours are worth for each column of labels, measured on cells of the reference that were left out.
+        Calibration of label transfer for each column of labels, from held-out cells of the reference.
     accuracies
-        Share of these cells that get their own label, for each column.
+        Accuracy on these held-out cells, for each column.
     gap
-        Median distance of these to the weighted mean of their neighbours.
+        Median distance of the held-out cells to the weighted mean of their neighbours.
     gap_threshold
         Distance, relative to the median, that 5 % of them exceed; ``None`` for fewer than 19.
     n_neighbors
-        Number of neighbours that vote.
+        Number of neighbours used for voting.
     made
-        ``model``, the provenance and identity of the weights; ``tokens``, how cells became tokens; ``keys``, names of what was
-        read; ``version`` of scgalore.
+        ``model``, the provenance and identity of the weights; ``tokens``, the tokenizer settings; ``keys``, the
+        input keys; ``version`` of scgalore.
     path
-        File that it is in; ``None`` in memory.
+        File of the reference; ``None`` in memory.
     model
-        The model that made it, while it is in memory; ``None`` after it was read from a file.
+        Model that the reference was built with, while it is in memory; ``None`` after reading from a file.
     """
 
     space: Space
@@ -158,12 +158,12 @@ class Reference:
         return tuple(self.cells.labels)
 
     def names(self, cells: NDArray[np.integer]) -> NDArray[np.str_]:
-        """Names of cells by their numbers, such as those in ``query.obsm["scgpt_mapped_neighbors"]``, of the same shape.
+        """Names of cells by index, such as ``query.obsm["scgpt_mapped_neighbors"]``, in the same shape.
 
         Parameters
         ----------
         cells
-            Numbers, counted from 0 in the order in which the cells were read.
+            Indices from 0, in the order in which the cells were read.
         """
         return np.char.decode(self.cells.names[np.asarray(cells)], "utf-8")
 
@@ -179,25 +179,25 @@ class Reference:
         rng: int = 0,
         empty: Callable[[tuple[int, int], type], Any] = np.empty,
     ) -> Self:
-        """Build a reference of embeddings.
+        """Build a reference from embeddings.
 
         Parameters
         ----------
         embedding
-            float32 ``(n_obs, d_model)``; read a block at a time, so that it may be on disk.
+            float32 ``(n_obs, d_model)``; read in blocks, so it may be on disk.
         cells
-            What is kept of them.
+            Annotations of the cells.
         n_neighbors, n_components, rng
             As for :func:`scgalore.tl.build_reference`.
         made
             As the attribute.
         empty
-            Makes the array of the directions of all cells: where they are kept.
+            Function that allocates the array for the directions of all cells, in memory or on disk.
 
         Raises
         ------
         DataError
-            If cells are there twice, with the same name and embedding, or none has neighbours in another batch.
+            If cells occur twice, with the same name and embedding, or no cell has neighbours in another batch.
         """
         space = Space.fit(embedding, n_components)
         lists = Lists.around(lambda rows: space(embedding[rows])[0], len(embedding), rng)
@@ -213,7 +213,7 @@ class Reference:
         rng: int = 0,
         empty: Callable[[tuple[int, int], type], Any] = np.empty,
     ) -> Self:
-        """With further cells, in memory; axes and centres stay, and all that was measured is measured anew.
+        """Return a reference in memory with additional cells; axes and centres are kept, and calibration is repeated.
 
         Parameters
         ----------
@@ -229,7 +229,7 @@ class Reference:
         return replace(self, lists=lists, cells=self.cells.extended(cells), path=None)._measured(rng)
 
     def _measured(self, seed: int) -> Self:
-        """Choose how many lists to look at, and map some cells to the others: those of other batches, or all but themselves."""
+        """Choose the number of lists to search, and map held-out cells to cells of other batches, or to all other cells."""
         self._refuse_copies()
         lists = self.lists.tuned(self.n_neighbors, seed)
         rng = np.random.default_rng(seed)
@@ -240,12 +240,12 @@ class Reference:
         found = Neighbors.find(lists, directions, lists.norms[some], self.n_neighbors, apart)
         alone = ~np.isfinite(found.gap)
         if alone.all():
-            msg = "No cell of the reference has neighbours in another batch. Leave batch_key out."
+            msg = "No cell of the reference has neighbours in another batch. Omit batch_key=."
             raise DataError(msg)
         kept = ~alone
         found = Neighbors(found.rows[kept], found.distances[kept], found.gap[kept])
         gap = float(np.median(found.gap))
-        gap = gap if gap > 0 else 1.0  # copies of few cells
+        gap = gap if gap > 0 else 1.0  # duplicates of a few cells
         calibrations: dict[str, Calibration] = {}
         accuracies, threshold = {}, None
         for name, column in self.cells.labels.items():
@@ -258,9 +258,9 @@ class Reference:
         return replace(self, lists=lists, gap=gap, gap_threshold=threshold, **measured)
 
     def _refuse_copies(self) -> None:
-        """Refuse cells that are there twice: left out, they would find themselves. Studies may share names, and cells of one name differ then."""
+        """Raise an error for duplicate cells, which would find themselves when held out. Cells of different studies may share names but differ."""
         row_of = np.argsort(self.lists.cells)
-        order = np.lexsort((self.lists.norms[row_of], self.cells.names))  # copies next to each other
+        order = np.lexsort((self.lists.norms[row_of], self.cells.names))  # duplicates are adjacent
         n_copies, example = 0, b""
         for part in blocks(self.n_obs - 1):
             one, next_one = order[part], order[part.start + 1 : part.stop + 1]
@@ -271,9 +271,9 @@ class Reference:
             n_copies, example = n_copies + len(copies), self.cells.names[copies[0]] if len(copies) else example
         if n_copies:
             msg = (
-                f"{n_copies:,} cells would be in the reference twice, such as {example.decode()!r}: they have the same name and the same embedding. "
-                "What is measured on cells that are left out would be too good. Leave the copies out; index.names(np.arange(index.n_obs)) are the "
-                "names of the cells of a reference."
+                f"{n_copies:,} cells would be in the reference twice, such as {example.decode()!r}: same name and same embedding. "
+                "Calibration on held-out cells would be too optimistic. Remove the duplicates; index.names(np.arange(index.n_obs)) lists the "
+                "cells of a reference."
             )
             raise DataError(msg)
 
@@ -282,12 +282,12 @@ class Reference:
         return votes_of(found, column.codes[lists.cells[found.rows]], len(column.classes))
 
     def find(self, embedding: Floats) -> Neighbors:
-        """Neighbours of cells.
+        """Find the neighbours of cells.
 
         Parameters
         ----------
         embedding
-            By the model of the reference, float32 ``(n_obs, d_model)``.
+            Embeddings by the model of the reference, float32 ``(n_obs, d_model)``.
         """
         return Neighbors.find(self.lists, *self.space(embedding), self.n_neighbors)
 
@@ -307,7 +307,7 @@ class Reference:
         return softmax(logits, self.calibrations[name].temperature)
 
     def novelty(self, found: Neighbors) -> Floats:
-        """How far cells are from their neighbours, relative to the median of cells of the reference, float32 ``(n_obs,)``.
+        """Distance of cells to their neighbours, relative to the median of reference cells, float32 ``(n_obs,)``.
 
         Parameters
         ----------

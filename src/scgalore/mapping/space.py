@@ -1,4 +1,4 @@
-"""The space in which cells are compared: principal axes of the reference's embeddings, on a more even scale."""
+"""Space in which cells are compared: half-whitened principal axes of the reference's embeddings."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ if TYPE_CHECKING:
 __all__ = ["Space", "blocks"]
 
 N_CELLS = 8192
-"""Cells in memory at a time."""
+"""Number of cells in memory at once."""
 LEAST_VARIANCE = 1e-9
-"""Share of the largest variance, below which an axis is rounding."""
+"""Axes with a smaller fraction of the largest variance are rounding errors."""
 
 
 def blocks(n: int, size: int = N_CELLS) -> Iterator[slice]:
@@ -31,8 +31,8 @@ def blocks(n: int, size: int = N_CELLS) -> Iterator[slice]:
 class Space:
     """Centre embeddings, project them to principal axes, and divide each by the square root of its standard deviation.
 
-    Embeddings of cells share a large mean, and a few axes hold most of the variance. Directions after centring and half of a
-    whitening tell cell types apart better than distances in the embedding (benchmarks/mapping.py).
+    Embeddings of cells share a large mean, and a few axes have most of the variance. Directions after centring and
+    half-whitening separate cell types better than distances in the embedding (benchmarks/mapping.py).
 
     Attributes
     ----------
@@ -47,14 +47,14 @@ class Space:
 
     @classmethod
     def fit(cls, embedding: NDArray[np.float32], n_components: int | None) -> Self:
-        """Find the axes; the embeddings are read twice, a block at a time.
+        """Compute the axes; the embeddings are read twice, in blocks.
 
         Parameters
         ----------
         embedding
             Embeddings, float32 ``(n_obs, d_model)``.
         n_components
-            Most axes to keep; ``None`` keeps all.
+            Maximum number of axes; ``None`` keeps all.
 
         Raises
         ------
@@ -71,10 +71,10 @@ class Space:
         variances, vectors = variances[::-1], vectors[:, ::-1]
         kept = variances > max(LEAST_VARIANCE * variances[0], np.finfo(np.float32).tiny)
         if n < 2 or not kept.any():
-            msg = f"The {n:,} cells of the reference all have the same embedding; there is nothing to compare a query with."
+            msg = f"The {n:,} cells of the reference all have the same embedding, so queries cannot be compared with them. Check the expression of these cells."
             raise DataError(msg)
         kept[d if n_components is None else n_components :] = False
-        # The sign of an axis is arbitrary, and made that of its largest entry, so that files are the same everywhere.
+        # The sign of an axis is arbitrary; its largest entry is made positive, so that files are reproducible.
         axes = vectors[:, kept]
         axes = axes * np.sign(axes[np.abs(axes).argmax(axis=0), np.arange(axes.shape[1])])
         return cls(mean.astype(np.float32), (axes / variances[kept] ** 0.25).astype(np.float32))

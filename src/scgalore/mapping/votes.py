@@ -1,4 +1,4 @@
-"""What neighbours say of a cell: labels by weighted vote, how far it is from them, and where it goes in a plot."""
+"""Weighted votes of neighbours: labels, distances and coordinates of query cells."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ if TYPE_CHECKING:
 __all__ = ["Neighbors", "logits_of", "votes_of"]
 
 N_GATHERED = 1024
-"""Cells whose neighbours are in memory at a time."""
+"""Number of cells whose neighbours are in memory at once."""
 PRIOR_VOTES = 1.0
-"""Votes that all classes share, in addition to those of the neighbours."""
+"""Pseudo-votes shared by all classes, in addition to those of the neighbours."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -32,11 +32,12 @@ class Neighbors:
     Attributes
     ----------
     rows
-        Their rows in the lists, int64 ``(n_obs, k)``; -1 where there are no more.
+        Rows of the neighbours in the lists, int64 ``(n_obs, k)``; -1 if there are fewer.
     distances
-        Distance of the directions, float32 ``(n_obs, k)``: from 0 to 2; infinite where there are no more.
+        Cosine distances, float32 ``(n_obs, k)``, from 0 to 2; infinite if there are fewer.
     gap
-        Distance of each cell to the weighted mean of its neighbours, in the space before directions are taken, float32 ``(n_obs,)``.
+        Distance of each cell to the weighted mean of its neighbours, in the space before normalisation, float32
+        ``(n_obs,)``.
     """
 
     rows: NDArray[np.int64] = field(repr=False)
@@ -47,14 +48,14 @@ class Neighbors:
     def find(
         cls, lists: Lists, directions: Floats, norms: Floats, k: int, apart: tuple[Ints, Ints] | None = None
     ) -> Self:
-        """Search the neighbours of cells.
+        """Search for the neighbours of cells.
 
         Parameters
         ----------
         lists
             Cells of the reference.
         directions, norms
-            Of the cells, from :class:`~scgalore.mapping.space.Space`.
+            Directions and norms of the cells, from :class:`~scgalore.mapping.space.Space`.
         k
             Number of neighbours.
         apart
@@ -66,7 +67,7 @@ class Neighbors:
         for part in blocks(len(rows), N_GATHERED):
             there = rows[part] >= 0
             others = lists.directions[rows[part]].astype(np.float32)
-            # From the vectors and not from the cosine, which tells little of small angles in single precision.
+            # From the vectors, not the cosine, which is inaccurate for small angles in single precision.
             apart_by = np.linalg.norm(others - directions[part][:, None], axis=2)
             distances[part] = np.where(there, apart_by, np.inf)
             weights = weights_of(distances[part]) * lists.norms[rows[part]]
@@ -77,12 +78,12 @@ class Neighbors:
 
     @property
     def weights(self) -> Floats:
-        """Weight of each neighbour's vote, float32 ``(n_obs, k)``; those of a cell add up to 1."""
+        """Weight of each neighbour's vote, float32 ``(n_obs, k)``; weights of a cell sum to 1."""
         return weights_of(self.distances)
 
 
 def weights_of(distances: Floats) -> Floats:
-    """Gaussian weights on the scale of the farthest neighbour, which has a seventh of the weight of one at distance 0."""
+    """Gaussian weights scaled by the farthest neighbour, which has a seventh of the weight of a neighbour at distance 0."""
     there = np.isfinite(distances)
     scale = np.where(there, distances, 0).max(axis=1, keepdims=True)
     relative = np.where(there, distances, 0) / np.where(scale > 0, scale, 1)
@@ -91,14 +92,14 @@ def weights_of(distances: Floats) -> Floats:
 
 
 def votes_of(neighbors: Neighbors, codes: Ints, n_classes: int) -> Floats:
-    """Share of the votes that each class gets, float32 ``(n_obs, n_classes)``.
+    """Fraction of votes for each class, float32 ``(n_obs, n_classes)``.
 
     Parameters
     ----------
     neighbors
-        Of the cells.
+        Neighbours of the cells.
     codes
-        Class of each neighbour, ``(n_obs, k)``; those of neighbours that are not there are not looked at.
+        Class of each neighbour, ``(n_obs, k)``; ignored for missing neighbours.
     n_classes
         Number of classes.
     """
@@ -109,12 +110,12 @@ def votes_of(neighbors: Neighbors, codes: Ints, n_classes: int) -> Floats:
 
 
 def logits_of(votes: Floats, k: int) -> Floats:
-    """Logarithms of the shares, with :data:`PRIOR_VOTES` in addition to the ``k`` of the neighbours.
+    """Logarithms of vote fractions, with :data:`PRIOR_VOTES` in addition to the ``k`` votes of the neighbours.
 
     Parameters
     ----------
     votes
-        From :func:`votes_of`.
+        Result of :func:`votes_of`.
     k
         Number of neighbours.
     """

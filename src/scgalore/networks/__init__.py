@@ -1,1 +1,1 @@
-"""Networks of genes, in plain NumPy: edges from weights, correlations, and scores of edges against a truth."""
+"""Gene networks in plain NumPy: edges from weights, correlations, and scores of edges against known targets."""

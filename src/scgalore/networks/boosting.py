@@ -17,11 +17,12 @@ __all__ = ["boosted_importances"]
 def boosted_importances(
     x: NDArray[np.float32], sources: NDArray[np.int64], targets: NDArray[np.int64], *, seed: int
 ) -> NDArray[np.float64]:
-    """How much each regulator adds to the prediction of each target.
+    """Importance of each regulator for the prediction of each target.
 
-    Gradient boosting with scikit-learn, one model a target, as GRNBoost2 (Moerman et al., Bioinformatics 2019,
-    doi:10.1093/bioinformatics/bty916), with 100 trees and a learning rate of 0.1 in place of up to 5,000 and 0.01, which are too slow
-    for thousands of targets. A tenth of the regulators, at least three, is looked at in each split, and nine tenths of the cells in each tree.
+    Gradient boosting with scikit-learn, one model per target, as in GRNBoost2 (Moerman et al., Bioinformatics 2019,
+    doi:10.1093/bioinformatics/bty916), with 100 trees and a learning rate of 0.1 instead of up to 5,000 and 0.01, which
+    are too slow for thousands of targets. Each split considers a tenth of the regulators (at least three), each tree
+    nine tenths of the cells.
 
     Parameters
     ----------
@@ -30,12 +31,12 @@ def boosted_importances(
     sources, targets
         Columns of the genes. A regulator does not predict itself.
     seed
-        Of the random numbers.
+        Seed.
 
     Returns
     -------
-    Importance of the regulator times the share of the target's variance that the trees explain in training, ``(n_sources,
-    n_targets)``; 0 for constant targets and pairs of a gene with itself.
+    Importance of the regulator times the fraction of the target's variance explained by the trees in training,
+    ``(n_sources, n_targets)``; 0 for constant targets and pairs of a gene with itself.
     """
     from sklearn.ensemble import GradientBoostingRegressor
 

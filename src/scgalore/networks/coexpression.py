@@ -1,4 +1,4 @@
-"""Correlations of genes over cells that are read in chunks."""
+"""Correlations of genes across cells, read in chunks."""
 
 from __future__ import annotations
 
@@ -28,9 +28,9 @@ def correlations(
     Parameters
     ----------
     chunks
-        Number of the first cell and expression of some cells, one chunk after the other.
+        Index of the first cell and expression of the cells of each chunk.
     groups
-        Number of the group of each cell, -1 for cells to leave out, int64 ``(n_obs,)``.
+        Index of the group of each cell, -1 for excluded cells, int64 ``(n_obs,)``.
     sources, targets
         Columns of the genes.
     n_groups
@@ -38,8 +38,8 @@ def correlations(
 
     Returns
     -------
-    Correlations, float32 ``(n_groups, n_sources, n_targets)``, NaN where a gene is constant in a group, and the number of cells that
-    express the one of the two genes that fewer express, int64 of the same shape.
+    Correlations, float32 ``(n_groups, n_sources, n_targets)``, NaN if a gene is constant in a group, and the number of
+    cells that express the less widely expressed gene of the pair, int64 of the same shape.
     """
     shape = (n_groups, len(sources), len(targets))
     n, products = np.zeros(n_groups), np.zeros(shape)
@@ -60,7 +60,7 @@ def correlations(
     with np.errstate(invalid="ignore", divide="ignore"):
         means, power = ([part / n[:, None] for part in parts] for parts in (sums, squares))
         variances = [square - mean**2 for square, mean in zip(power, means, strict=True)]
-        # A constant gene has a variance of rounding errors.
+        # The variance of a constant gene consists of rounding errors.
         x, y = (np.sqrt(np.where(v > 1e-12 * square, v, np.nan)) for v, square in zip(variances, power, strict=True))
         found = products / n[:, None, None] - means[0][:, :, None] * means[1][:, None]
         found /= x[:, :, None] * y[:, None]

@@ -1,4 +1,4 @@
-"""Weights of all pairs of a regulator and a target, and the table of the best of them."""
+"""Weights of all pairs of regulator and target, and the table of the strongest."""
 
 from __future__ import annotations
 
@@ -24,15 +24,15 @@ class GeneNetwork:
     Attributes
     ----------
     sources, targets
-        Names of the genes; where one is both, its pair with itself has no weight.
+        Names of the genes; the pair of a gene with itself has no weight.
     groups
         Names of the groups.
     weights
-        Float32 ``(n_groups, n_sources, n_targets)``, NaN for pairs without.
+        Float32 ``(n_groups, n_sources, n_targets)``, NaN for pairs without weight.
     n_cells
-        Cells that a weight is from, of the same shape.
+        Number of cells behind each weight, of the same shape.
     signed
-        Whether a negative weight is as strong as a positive one.
+        Whether pairs are ranked by absolute weight.
     """
 
     sources: tuple[str, ...]
@@ -47,33 +47,33 @@ class GeneNetwork:
         self.weights[:, itself] = np.nan
 
     def without(self, min_cells: int) -> GeneNetwork:
-        """The same without weights from fewer cells."""
+        """Return the network without weights from fewer cells."""
         weights = np.where(self.n_cells >= min_cells, self.weights, np.float32(np.nan))
         return GeneNetwork(self.sources, self.targets, self.groups, weights, self.n_cells, self.signed)
 
     @property
     def n_pairs(self) -> NDArray[np.int64]:
-        """Pairs with a weight in each group, ``(n_groups,)``."""
+        """Number of pairs with a weight in each group, ``(n_groups,)``."""
         return np.isfinite(self.weights).sum(axis=(1, 2))
 
     @property
     def strength(self) -> NDArray[np.float32]:
-        """What pairs are ranked by, the largest first, of the shape of the weights."""
+        """Strength by which pairs are ranked, in the shape of the weights."""
         return np.abs(self.weights) if self.signed else self.weights
 
     def edges(self, n_edges: int | None = None) -> pd.DataFrame:
-        """The strongest pairs as a table, group by group, each sorted.
+        """Table of the strongest pairs by group, sorted within groups.
 
         Parameters
         ----------
         n_edges
-            Pairs of each group that are wanted; all when ``None``. A pair that is among those of one group comes with its
+            Number of pairs per group; ``None`` returns all. A pair selected in one group is listed with its
             weight in every group.
 
         Returns
         -------
-        Columns ``group`` (categorical), ``source``, ``target``, ``weight`` (float32), ``rank`` among all pairs of the group (int64,
-        from 1) and ``n_cells`` (int64). Of equal weights the pair that comes first in sources, then in targets, ranks first.
+        Columns ``group`` (categorical), ``source``, ``target``, ``weight`` (float32), ``rank`` among all pairs of the
+        group (int64, from 1) and ``n_cells`` (int64). Ties are broken by the order of sources, then of targets.
         """
         shape = self.weights.shape[1:]
         flat = self.strength.reshape(len(self.groups), -1)
@@ -110,13 +110,13 @@ def cosines(
     Parameters
     ----------
     embeddings
-        ``(n_groups, n_genes, d)``; NaN for genes without.
+        ``(n_groups, n_genes, d)``; NaN for genes without embedding.
     sources, targets
-        Numbers of genes.
+        Indices of genes.
 
     Returns
     -------
-    ``(n_groups, n_sources, n_targets)``; NaN where an embedding is missing or 0.
+    ``(n_groups, n_sources, n_targets)``; NaN if an embedding is missing or 0.
     """
     with np.errstate(invalid="ignore", divide="ignore"):
         x = embeddings / np.linalg.norm(embeddings, axis=2, keepdims=True)
@@ -124,12 +124,12 @@ def cosines(
 
 
 def combine(networks: Sequence[GeneNetwork]) -> GeneNetwork:
-    """Mean rank of each pair over several networks of the same pairs, from 0 to 1, the strongest; only pairs that all of them have.
+    """Mean rank of each pair over several networks, from 0 to 1 (strongest); only pairs that occur in all of them.
 
     Parameters
     ----------
     networks
-        Of the same genes and groups.
+        Networks of the same genes and groups.
     """
     strengths = np.stack([network.strength for network in networks])  # (n, g, S, T)
     known: NDArray[np.bool_] = np.isfinite(strengths).min(axis=0)

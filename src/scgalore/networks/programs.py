@@ -1,4 +1,4 @@
-"""Programs of genes: sets that they are enriched in, and how active they are in cells."""
+"""Gene programs: enriched gene sets, and activity in cells."""
 
 from __future__ import annotations
 
@@ -18,22 +18,23 @@ __all__ = ["activities", "enrichment"]
 
 
 def enrichment(programs: NDArray[np.int64], n_programs: int, sets: Mapping[str, NDArray[np.int64]]) -> pd.DataFrame:
-    """Gene sets that programs have more genes of than chance gives, by the hypergeometric distribution.
+    """Enrichment of gene sets in programs by the hypergeometric test.
 
     Parameters
     ----------
     programs
-        Number of the program of each gene, -1 for genes in none, int64 ``(n_genes,)``: all genes that could have been in one.
+        Index of the program of each gene, -1 for genes in none, int64 ``(n_genes,)``; the background is all of these
+        genes.
     n_programs
         Number of programs.
     sets
-        Positions of the genes of each set among these.
+        Positions of the genes of each set in ``programs``.
 
     Returns
     -------
-    One row for each program and set that share a gene, the smallest p-value first: ``program`` (number), ``gene_set``, ``n_overlap``,
-    ``n_program``, ``n_set``, ``p`` and ``fdr``, by Benjamini and Hochberg over all programs and sets, those without a gene in common among
-    them.
+    One row per program and set that share a gene, smallest p-value first: ``program`` (index), ``gene_set``,
+    ``n_overlap``, ``n_program``, ``n_set``, ``p`` and ``fdr``, by Benjamini and Hochberg over all pairs of program and
+    set, including those without a common gene.
     """
     n_genes, names = len(programs), list(sets)
     sizes = np.bincount(programs[programs >= 0], minlength=n_programs)
@@ -67,20 +68,20 @@ def activities(
     means: NDArray[np.float64],
     deviations: NDArray[np.float64],
 ) -> NDArray[np.float32]:
-    """Mean expression of the genes of each program in each cell, each gene brought to mean 0 and standard deviation 1.
+    """Mean expression of the genes of each program in each cell, each gene scaled to mean 0 and standard deviation 1.
 
     Parameters
     ----------
     chunks
-        Number of the first cell and expression of some cells, one chunk after the other.
+        Index of the first cell and expression of the cells of each chunk.
     n_obs
         Number of cells.
     programs
-        Number of the program of each column, -1 for columns in none.
+        Index of the program of each column, -1 for columns in none.
     n_programs
         Number of programs.
     means, deviations
-        Of each column, over all cells; constant columns count as 0.
+        Mean and standard deviation of each column, over all cells; constant columns count as 0.
 
     Returns
     -------

@@ -1,6 +1,6 @@
-"""Scores of ranked pairs of genes against known targets, and what chance gives.
+"""Scores of ranked pairs of genes against known targets, and against chance.
 
-Only pairs of a factor and a target of the truth count: a gene that no factor of the truth has as a target may not have been looked at.
+Only pairs of a factor and a target that occur in the truth are scored: other genes may not have been studied.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ METRICS = ("auprc_ratio", "early_precision_ratio", "odds_ratio")
 
 @dataclass(frozen=True)
 class Truth:
-    """Which pairs are edges.
+    """Known edges.
 
     Attributes
     ----------
@@ -36,7 +36,7 @@ class Truth:
 
     @property
     def counts(self) -> NDArray[np.bool_]:
-        """Pairs that are scored: all but those of a gene with itself."""
+        """Pairs that are scored: all except pairs of a gene with itself."""
         return np.array(self.sources, dtype=object)[:, None] != np.array(self.targets, dtype=object)
 
 
@@ -47,10 +47,11 @@ class NetworkScores:
     Attributes
     ----------
     overall
-        Of all pairs in one ranking: :data:`METRICS`, their means over shuffled truths (``auprc_ratio_null``), the standard
-        deviation (``auprc_ratio_null_sd``) and the share of shuffled truths that score at least as high (``auprc_ratio_p``).
+        Scores of all pairs in one ranking: :data:`METRICS`, their means over shuffled truths (``auprc_ratio_null``),
+        the standard deviation (``auprc_ratio_null_sd``) and the fraction of shuffled truths with at least the same
+        score (``auprc_ratio_p``).
     mean
-        Means over the factors with enough targets, with the same of shuffled truths.
+        Means over the factors with enough targets, and the same for shuffled truths.
     by_source
         Scores of each factor with enough targets, float64 ``(n_sources, 3)``, NaN for the others.
     """
@@ -68,16 +69,16 @@ def score_pairs(
     Parameters
     ----------
     strength
-        What pairs are ranked by, the largest first, ``(n_sources, n_targets)``; NaN ranks last. Equal ones count as their mean
+        Strength of the pairs, ``(n_sources, n_targets)``; NaN ranks last. Ties count as their mean
         over all orders.
     truth
-        Which pairs are edges.
+        Known edges.
     nulls
-        Shuffled truths, as :func:`shuffled` makes them.
+        Shuffled truths from :func:`shuffled`.
     top
-        Share of the pairs whose odds are compared with those of the others.
+        Fraction of pairs whose odds are compared with those of the others.
     min_targets
-        Targets that a factor must have, and genes that must not be its targets, to be scored by itself.
+        Minimum number of targets, and of other genes, for scoring a factor separately.
     """
     counts = truth.counts
     n_targets = (truth.edges & counts).sum(axis=1)
@@ -114,7 +115,7 @@ def _with_null(found: NDArray[np.float64], null: NDArray[np.float64]) -> dict[st
 
 
 class _Ranking:
-    """Pairs sorted by strength, once for many truths."""
+    """Pairs sorted by strength once, for scoring against many truths."""
 
     def __init__(self, strength: NDArray[np.floating], top: float) -> None:
         strength = np.where(np.isnan(strength), -np.inf, strength)
@@ -125,7 +126,7 @@ class _Ranking:
         self.n_top = max(1, round(top * len(ordered)))
 
     def score(self, edges: NDArray[np.bool_]) -> NDArray[np.float64]:
-        """:data:`METRICS` for one truth, ``(3,)``; NaN where all pairs are edges, or none."""
+        """:data:`METRICS` for one truth, ``(3,)``; NaN if all or no pairs are edges."""
         n, n_edges = len(edges), int(edges.sum())
         if n_edges in (0, n):
             return np.full(len(METRICS), np.nan)
@@ -135,30 +136,30 @@ class _Ranking:
         auprc = float((np.diff(found) * precision).sum() / n_edges)
         early = self._among_first(found, n_edges) / n_edges
         hits = self._among_first(found, self.n_top)
-        # 0.5 is added to each cell of the table, so that the ratio is finite.
+        # 0.5 is added to each cell of the contingency table, so that the ratio is finite.
         others = n_edges - hits, n - self.n_top - (n_edges - hits)
         odds = (hits + 0.5) * (others[1] + 0.5) / ((self.n_top - hits + 0.5) * (others[0] + 0.5))
         return np.array([auprc / density, early / density, odds])
 
     def _among_first(self, found: NDArray[np.int64], n: int) -> float:
-        """Edges among the first ``n`` pairs; those of the run that is cut count by the share of the run that is taken."""
+        """Number of edges among the first ``n`` pairs; a run of ties at the cut counts proportionally."""
         return float(np.interp(n, np.append(0, self.ends), found))
 
 
 def shuffled(truth: Truth, n: int, *, seed: int) -> list[NDArray[np.bool_]]:
-    """Truths in which each factor has as many targets, and each target as many factors, and which are random otherwise.
+    """Random truths with the same number of targets per factor and of factors per target.
 
-    By the Curveball algorithm: two factors at a time put together the targets that one of them has and the other has not, and share
-    them out at random (Strona et al., Nature Communications 2014, doi:10.1038/ncomms5114).
+    Uses the Curveball algorithm: two factors at a time pool the targets that only one of them has and redistribute
+    them at random (Strona et al., Nature Communications 2014, doi:10.1038/ncomms5114).
 
     Parameters
     ----------
     truth
-        What to shuffle.
+        Truth to shuffle.
     n
         Number of shuffled truths.
     seed
-        Of the random numbers.
+        Seed.
     """
     rng, allowed = np.random.default_rng(seed), truth.counts
     nulls: list[NDArray[np.bool_]] = []
@@ -176,5 +177,5 @@ def shuffled(truth: Truth, n: int, *, seed: int) -> list[NDArray[np.bool_]]:
 
 
 def summary(scores: NetworkScores) -> dict[str, float]:
-    """One row of a table: scores of all pairs, and with ``mean_`` in front the means over factors."""
+    """One row of a table: scores of all pairs, and means over factors with the prefix ``mean_``."""
     return {**scores.overall, **{f"mean_{name}": value for name, value in scores.mean.items()}}

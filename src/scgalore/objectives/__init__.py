@@ -1,4 +1,4 @@
-"""Training objectives: one loss a file."""
+"""Training objectives, one loss per file."""
 
 from scgalore.objectives.base import Loss, Objective
 from scgalore.objectives.classification import Classification

@@ -1,4 +1,4 @@
-"""What every training objective is: it corrupts a batch and measures a loss."""
+"""Interface of training objectives: corrupt a batch and compute a loss."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ if TYPE_CHECKING:
 class Loss(NamedTuple):
     """Loss of one batch.
 
-    ``total`` is what training minimises, ``parts`` are scalars to log beside it, ``n`` is the number of cells they are
-    means over.
+    ``total`` is minimised by training, ``parts`` are additional scalars to log, and ``n`` is the number of cells they
+    are averaged over.
     """
 
     total: Tensor
@@ -26,7 +26,7 @@ class Loss(NamedTuple):
 
 
 class Objective(Protocol):
-    """One way to train a network."""
+    """A loss for training a network."""
 
     # Properties, since frozen dataclasses have attributes that cannot be set.
     @property
@@ -36,52 +36,52 @@ class Objective(Protocol):
 
     @property
     def monitor(self) -> str:
-        """Column of the history that chooses the best epoch."""
+        """Column of the history for selecting the best epoch."""
         ...
 
     @property
     def start_score(self) -> float:
-        """Score of the weights training starts from, where these may be the best; infinity otherwise."""
+        """Score of the initial weights, if these may be the best; infinity otherwise."""
         ...
 
     @property
     def heads(self) -> Mapping[str, int]:
-        """Outputs of the cell heads it needs, by name; the network gets exactly these, or keeps its own if none is named."""
+        """Number of outputs of each required cell head; the network gets exactly these heads, or keeps its own if empty."""
 
     def example(self, batch: TokenBatch) -> TokenBatch:
         """Add the targets and conditions that this objective reads, filled with zeros of the right shapes.
 
-        Memory is estimated by tracing a step, which needs shapes and types, and no data.
+        Used to estimate memory by tracing a step, which needs shapes and types but no data.
         """
         ...
 
     def corrupt(self, batch: TokenBatch, *, seed: int, draw: int) -> TokenBatch:
-        """Prepare a batch on the CPU; random draws hang on ``seed``, ``draw`` and the cells alone."""
+        """Prepare a batch on the CPU; random draws depend only on ``seed``, ``draw`` and the cells."""
         ...
 
     def __call__(self, network: CellNetwork, batch: TokenBatch) -> Loss:
-        """Run the network and measure the loss."""
+        """Run the network and compute the loss."""
         ...
 
     def weight(self, batch: TokenBatch) -> float:
-        """What the loss of a corrupted batch is a mean over: the number of its terms, or the sum of their weights.
+        """Number of terms that the loss of a corrupted batch is averaged over, or the sum of their weights.
 
-        A step that adds up several batches weighs each by it, so that its gradient is that of the mean over all terms.
+        With gradient accumulation, batches are weighted by it, so that the gradient is that of the mean over all terms.
         """
         ...
 
     def over_epoch(self, parts: list[dict[str, Tensor]]) -> dict[str, float]:
-        """Measures of a whole validation epoch that are not means over its batches.
+        """Metrics of a whole validation epoch that are not means over batches.
 
         Parameters
         ----------
         parts
-            Parts of the loss of each batch, with ``n``, its number of cells; of several processes, of all of them.
+            Parts of the loss of each batch, over all processes, with ``n``, its number of cells.
         """
         ...
 
     def self_sampled(self, network: CellNetwork, batch: TokenBatch, generator: Generator) -> tuple[Tensor, int]:
-        """Measure the loss at targets drawn from the model itself, and count the terms it is a mean over.
+        """Compute the loss at targets sampled from the model, and the number of terms it is averaged over.
 
         Its squared gradient estimates the curvature of the loss (Gauss-Newton-Bartlett, for
         :class:`~scgalore.optim.SophiaG`).

@@ -1,4 +1,4 @@
-"""Predict the class of a cell from its embedding, alone or as a correction of a prior."""
+"""Predict the class of a cell from its embedding, optionally as a correction of a prior."""
 
 from __future__ import annotations
 
@@ -26,40 +26,40 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Classification:
-    """Cross entropy of the class logits; with ``batch.targets["prior"]``, ``(b, n_classes)``, of their sum with these.
+    """Cross entropy of the class logits, to which ``batch.targets["prior"]``, ``(b, n_classes)``, is added if present.
 
     Attributes
     ----------
     n_classes
-        How many classes there are.
+        Number of classes.
     class_weights
-        Weight of each class in the loss, which is a weighted mean over the cells of the batch; ``None`` weighs every cell
-        alike.
+        Weight of each class in the loss, which is a weighted mean over the cells of the batch; ``None`` for equal
+        weights.
     label_smoothing
-        Share of the target probability spread over all classes.
+        Fraction of the target probability that is spread over all classes.
     start_score
-        Validation loss that training starts from with a prior, that of ``batch.targets["start"]``; infinite without a prior. An
-        epoch then counts only if the mean gain over the validation cells exceeds one standard error.
+        Initial validation loss with a prior, that of ``batch.targets["start"]``; infinite without a prior. An
+        epoch is then kept only if the mean gain over the validation cells exceeds one standard error.
     """
 
     n_classes: int
     class_weights: tuple[float, ...] | None = None
     label_smoothing: float = 0.0
-    start_score: float = field(default=math.inf, repr=False)  # it follows from the cells
+    start_score: float = field(default=math.inf, repr=False)  # determined by the cells
     name: str = "classification"
 
     @property
     def monitor(self) -> str:
-        """The validation loss, or what a gain over the prior makes of it."""
+        """The validation loss, or the score by gain over the prior."""
         return CHOICE if math.isfinite(self.start_score) else "validation_loss"
 
     @property
     def heads(self) -> Mapping[str, int]:
-        """One head with a logit for each class."""
+        """One head with a logit per class."""
         return {"classes": self.n_classes}
 
     def example(self, batch: TokenBatch) -> TokenBatch:
-        """Add a label for each cell."""
+        """Add a label per cell."""
         batch = batch.with_targets(labels=batch.genes.new_zeros(len(batch)))
         if math.isfinite(self.start_score):
             zeros = batch.values.new_zeros(len(batch), self.n_classes)
@@ -73,7 +73,7 @@ class Classification:
     def __call__(self, network: CellNetwork, batch: TokenBatch) -> Loss:
         """Cross entropy and accuracy of one batch."""
         if "labels" not in batch.targets:
-            msg = 'Classification reads targets["labels"]: give cells.with_targets(labels=codes).'
+            msg = 'Classification needs targets["labels"]. Pass cells.with_targets(labels=codes).'
             raise ValueError(msg)
         logits, labels = _logits(network, batch), batch.targets["labels"]
         loss = self.loss(logits, labels)
@@ -85,13 +85,13 @@ class Classification:
         return Loss(loss, parts, len(batch))
 
     def weight(self, batch: TokenBatch) -> float:
-        """Cells, or the weights of their classes."""
+        """Number of cells, or the sum of their class weights."""
         if self.class_weights is None:
             return len(batch)
         return float(torch.tensor(self.class_weights)[batch.targets["labels"]].sum())
 
     def loss(self, logits: Tensor, labels: Tensor, *, reduction: str = "mean") -> Tensor:
-        """Weighted cross entropy, as :func:`torch.nn.functional.cross_entropy` reduces it.
+        """Weighted cross entropy, reduced as in :func:`torch.nn.functional.cross_entropy`.
 
         Parameters
         ----------
@@ -100,13 +100,13 @@ class Classification:
         labels
             int64 ``(b,)``.
         reduction
-            ``"none"`` gives that of each cell.
+            ``"none"`` returns the loss of each cell.
         """
         weight = None if self.class_weights is None else logits.new_tensor(self.class_weights)
         return F.cross_entropy(logits, labels, weight=weight, label_smoothing=self.label_smoothing, reduction=reduction)
 
     def after_prior(self, targets: Mapping[str, NDArray[Any]], validation: NDArray[np.int64]) -> Self:
-        """The objective of a network that corrects a prior; an epoch has to beat the validation loss that training starts from.
+        """Return the objective for correcting a prior; an epoch has to be better than the initial validation loss.
 
         Parameters
         ----------
@@ -119,13 +119,13 @@ class Classification:
         return replace(self, start_score=float(self.loss(start, labels)))
 
     def over_epoch(self, parts: list[dict[str, Tensor]]) -> dict[str, float]:
-        """Score that chooses the epoch, where there is a prior."""
+        """Score for selecting the epoch, if there is a prior."""
         return choice_by_gain(parts, self.start_score) if math.isfinite(self.start_score) else {}
 
     def self_sampled(self, network: CellNetwork, batch: TokenBatch, generator: Generator) -> tuple[Tensor, int]:
-        """Cross entropy at classes drawn from the softmax; its terms are the cells."""
+        """Cross entropy at classes sampled from the softmax, averaged over cells."""
         logits = _logits(network, batch)
-        # Unweighted and unsmoothed: with either, a cell's gradient at drawn labels has no mean of zero.
+        # Unweighted and unsmoothed: otherwise the expected gradient at sampled labels is not zero.
         return F.cross_entropy(logits, sample_classes(logits, generator)), len(batch)
 
 

@@ -1,4 +1,4 @@
-"""When a network that corrects a prior counts: held-out cells must be predicted better, by more than chance explains."""
+"""Selection of the epoch for a network that corrects a prior: the gain on validation cells must exceed chance."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ if TYPE_CHECKING:
 __all__ = ["CHOICE", "choice_by_gain", "gains"]
 
 CHOICE = "validation_choice"
-"""Column of the history that chooses the epoch where there is a prior."""
+"""Column of the history for selecting the epoch if there is a prior."""
 
 
 def gains(of_start: Tensor, of_both: Tensor) -> dict[str, Tensor]:
-    """Mean and mean square, over the cells of a batch, of how much training has lowered the loss.
+    """Mean and mean square over the cells of a batch of the decrease of the loss by training.
 
     Parameters
     ----------
@@ -29,19 +29,19 @@ def gains(of_start: Tensor, of_both: Tensor) -> dict[str, Tensor]:
 
 
 def choice_by_gain(parts: Sequence[dict[str, Tensor]], start_score: float) -> dict[str, float]:
-    """Score of an epoch: that of the start, less the mean gain if it exceeds one standard error.
+    """Score of an epoch: the initial score, minus the mean gain if it exceeds one standard error.
 
     Parameters
     ----------
     parts
         :func:`gains` of each validation batch, with ``n``, its number of cells.
     start_score
-        Before training.
+        Score before training.
 
     Returns
     -------
-    ``choice``; ``gain_error``, the standard error of the mean gain over cells; and ``hopeless``, 1 if the loss is higher than
-    before training by more than two of them, and such an epoch counts twice for ``patience``.
+    ``choice``; ``gain_error``, the standard error of the mean gain over cells; and ``hopeless``, 1 if the loss is
+    higher than before training by more than two standard errors; such an epoch counts twice for ``patience``.
     """
     sizes = [float(part["n"]) for part in parts]
     n = sum(sizes)

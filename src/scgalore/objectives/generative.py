@@ -1,4 +1,4 @@
-"""Generate the expression of some genes of a cell from the others: the objective scGPT is pre-trained with."""
+"""Generate the expression of some genes of a cell from the others: scGPT's pre-training objective."""
 
 from __future__ import annotations
 
@@ -19,25 +19,25 @@ if TYPE_CHECKING:
 class GenerativeExpression(MaskedExpression):
     """Squared error of genes that are generated from the perceived genes of their cell (Cui et al. 2024, pre-training).
 
-    Genes are chosen as :class:`MaskedExpression` masks them. Generated genes have a flag in place of a value and attend to the
-    perceived genes, ``<cls>`` and themselves; perceived genes see no generated ones. A masked gene, in contrast, takes
-    part in the states of all others. Where the network has the head, expression is also predicted from the cell embedding,
-    which depends on the perceived genes alone.
+    Genes are selected as in :class:`MaskedExpression`. Generated genes have a flag instead of a value and attend to the
+    perceived genes, ``<cls>`` and themselves; perceived genes do not attend to generated ones. Masked genes, in
+    contrast, influence the states of all others. If the network has the head, expression is also predicted from the
+    cell embedding, which depends only on the perceived genes.
 
-    Needs a network that generates (:attr:`scgalore.nn.CellNetwork.generates`);
-    :meth:`~scgalore.nn.CellNetwork.generative_variant` makes one of any scGPT network.
+    Needs a generative network (:attr:`scgalore.nn.CellNetwork.generates`);
+    :meth:`~scgalore.nn.CellNetwork.generative_variant` converts any scGPT network.
 
     Attributes
     ----------
     mask_ratio
-        Share of a cell's genes to generate; of several, each cell draws one (upstream: each batch). ``<cls>`` and padding are
-        never generated.
+        Fraction of a cell's genes to generate; of several, one is drawn per cell (in scGPT per batch). ``<cls>`` and
+        padding are never generated.
     mask_value
-        What stands in place of the hidden values, which the network does not read.
+        Value of the masked genes, which the network ignores.
     from_cell_prompt
-        Whether genes are generated a second time, with the cell embedding of the first pass as the input of ``<cls>`` and
-        without a gradient into it. A step takes about twice the time. Upstream does so after 1,000 steps.
-        :doc:`/concepts/generation` says what it was seen to be worth.
+        Whether genes are generated a second time, with the cell embedding of the first pass as the input of ``<cls>``,
+        without a gradient into it. Doubles the time per step. scGPT does so after 1,000 steps.
+        See :doc:`/concepts/generation` for its effect.
     """
 
     mask_ratio: float | tuple[float, ...] = (0.25, 0.5, 0.75)
@@ -49,13 +49,13 @@ class GenerativeExpression(MaskedExpression):
         return _generating(super().example(batch))
 
     def corrupt(self, batch: TokenBatch, *, seed: int, draw: int) -> TokenBatch:
-        """Choose the generated tokens and hide their values; the originals become ``targets["expression"]``."""
+        """Select the generated tokens and mask their values; the originals become ``targets["expression"]``."""
         return _generating(super().corrupt(batch, seed=seed, draw=draw))
 
     def predictions(self, network: CellNetwork, batch: TokenBatch) -> dict[str, tuple[Tensor, Tensor | None]]:
-        """Expression of every token; ``"_from_prompt"`` is that of the second pass."""
+        """Expression of every token; ``"_from_prompt"`` is the second pass."""
         if not network.generates:
-            msg = "GenerativeExpression trains networks that generate, and this one does not: take its generative_variant(seed=)."
+            msg = "GenerativeExpression needs a generative network. Use network.generative_variant(seed=)."
             raise OptionError(msg)
         inputs, conditions = (batch.genes, batch.values, batch.padding_if_any), batch.conditions
         encoded = network.encode(*inputs, cell_only=False, **conditions)

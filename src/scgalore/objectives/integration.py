@@ -1,4 +1,4 @@
-"""Embed cells without their batch: scGPT's objectives for integration, each with a weight."""
+"""Embed cells without batch effects: weighted sum of scGPT's objectives for integration."""
 
 from __future__ import annotations
 
@@ -23,38 +23,38 @@ if TYPE_CHECKING:
 
 HEAD = "classes"
 WITHOUT_LABEL = -1
-"""Class code of cells whose label is not known."""
+"""Class code of cells without a label."""
 
 
 @dataclass(frozen=True)
 class Integration:
-    """Weighted sum of scGPT's objectives for integration (Cui et al. 2024); one with a weight of 0 is left out.
+    """Weighted sum of scGPT's objectives for integration (Cui et al. 2024); objectives with weight 0 are disabled.
 
-    Needs a network that knows batches, from :meth:`~scgalore.nn.CellNetwork.integration_variant`, and cells with the condition
-    ``batches``. What chooses an epoch is the reconstruction, the weighted sum of the first three and of the classes: the adversary
-    has succeeded where its loss is high, and the similarity depends on which cells a batch holds.
+    Needs a network with batches, from :meth:`~scgalore.nn.CellNetwork.integration_variant`, and cells with the
+    condition ``batches``. The epoch is selected by the reconstruction, the weighted sum of the first three and of the
+    classes: a high loss of the adversary is a success, and the similarity depends on the composition of batches.
 
     Attributes
     ----------
     tokens
-        Weight of the squared error of masked expression, predicted from the states of the tokens (GEP).
+        Weight of the squared error of masked expression, predicted from token states (GEP).
     cell
-        Weight of the same, predicted from the cell embedding (GEPC, MVC).
+        Weight of the squared error of masked expression, predicted from the cell embedding (GEPC, MVC).
     zeros
-        Weight of the negative log-likelihood that a masked gene is expressed, in both ways.
+        Weight of the negative log-likelihood that a masked gene is expressed, for both predictions.
     similarity
         Weight of ``scgalore.objectives.losses.elastic_similarity`` (ECS).
     threshold
-        Its threshold.
+        Threshold of the similarity.
     adversary
-        Weight of the cross entropy of a discriminator that guesses the batch from the cell embedding, with its gradient reversed
-        (DAB).
+        Weight of the cross entropy of a discriminator that predicts the batch from the cell embedding, with reversed
+        gradient (DAB).
     classes
-        Weight of the cross entropy of the classes, ``batch.targets["labels"]``, over the cells that have a label.
+        Weight of the cross entropy of the classes, ``batch.targets["labels"]``, over the cells with a label.
     n_classes
-        How many classes there are; 0 where there are no labels.
+        Number of classes; 0 without labels.
     mask_ratio, mask_value
-        As for :class:`~scgalore.objectives.MaskedExpression`, whose masking it is.
+        As for :class:`~scgalore.objectives.MaskedExpression`.
     """
 
     tokens: float = 1.0
@@ -71,7 +71,7 @@ class Integration:
     start_score: float = math.inf
 
     def __post_init__(self) -> None:
-        _ = self._masked  # refuses what is no ratio
+        _ = self._masked  # checks mask_ratio
 
     @property
     def _masked(self) -> MaskedExpression:
@@ -79,13 +79,13 @@ class Integration:
 
     @property
     def monitor(self) -> str:
-        """The reconstruction on validation cells, or all of the loss where nothing is reconstructed."""
+        """The reconstruction on validation cells, or the whole loss without reconstruction."""
         reconstructs = self.tokens or self.cell or self._classifies
         return "validation_reconstruction" if reconstructs else "validation_loss"
 
     @property
     def heads(self) -> Mapping[str, int]:
-        """One logit for each class, where there are some."""
+        """One logit per class, if there are labels."""
         return {HEAD: self.n_classes} if self._classifies else {}
 
     @property
@@ -98,15 +98,15 @@ class Integration:
         return self._masked.example(batch).with_conditions(batches=zeros).with_targets(labels=zeros)
 
     def corrupt(self, batch: TokenBatch, *, seed: int, draw: int) -> TokenBatch:
-        """Hide some values; the originals become ``targets["expression"]``."""
+        """Mask some values; the originals become ``targets["expression"]``."""
         return self._masked.corrupt(batch, seed=seed, draw=draw)
 
     def __call__(self, network: CellNetwork, batch: TokenBatch) -> Loss:
         """Weighted sum of the parts of one batch."""
         if not {"expression", "masked"} <= batch.targets.keys() or "batches" not in batch.conditions:
             msg = (
-                'Integration reads the condition "batches" and the targets "expression" and "masked": pass the batch through '
-                "`corrupt` first."
+                'Integration needs the condition "batches" and the targets "expression" and "masked". Call '
+                "`corrupt` on the batch first."
             )
             raise ValueError(msg)
         batches = batch.conditions["batches"]
@@ -144,15 +144,15 @@ class Integration:
         return Loss(_total(parts, weights, encoded.cell), shown, len(batch))
 
     def weight(self, batch: TokenBatch) -> float:
-        """Masked positions, which most of the loss is a mean over; cells, where nothing is reconstructed."""
+        """Number of masked positions, which most of the loss is averaged over; without reconstruction the number of cells."""
         return self._masked.weight(batch) if self.tokens or self.cell else float(len(batch))
 
     def over_epoch(self, parts: list[dict[str, Tensor]]) -> dict[str, float]:
-        """Nothing beyond means."""
+        """No metrics besides means."""
         return {}
 
     def self_sampled(self, network: CellNetwork, batch: TokenBatch, generator: Generator) -> tuple[Tensor, int]:
-        """Masked expression alone, at values drawn around the predictions; its terms are the masked positions."""
+        """Masked expression alone, at values sampled around the predictions, averaged over masked positions."""
         return self._masked.self_sampled(network, batch, generator)
 
 

@@ -18,8 +18,8 @@ def masked_mse(prediction: Tensor, target: Tensor, mask: Tensor) -> Tensor:
 
 
 def masked_relative_error(prediction: Tensor, target: Tensor, mask: Tensor) -> Tensor:
-    """Mean of ``|p - t| / (t + 1e-6)`` over ``mask``; it explodes where the target is 0, as upstream's does."""
-    # Terms of 1e6 beside terms of 1: selecting them adds them in upstream's order, so the sum is the same to the last bit.
+    """Mean of ``|p - t| / (t + 1e-6)`` over ``mask``; very large if the target is 0, as in scGPT."""
+    # Terms differ by factors of 1e6: selecting them sums in scGPT's order, so that the result is bit-identical.
     error = (prediction - target).abs() / (target + 1e-6)
     return error[mask].sum() / mask.sum().clamp(min=1)
 
@@ -41,7 +41,7 @@ def elastic_similarity(cells: Tensor, threshold: float) -> Tensor:
 
 
 def masked_mean(x: Tensor, mask: Tensor) -> Tensor:
-    """Mean of ``x`` over the positions where ``mask`` is true, 0 where there is none."""
+    """Mean of ``x`` over the positions where ``mask`` is true, 0 if there are none."""
     weight = mask.to(x.dtype)
-    # Cells of one or two genes may have none masked; 0 / 0 would then destroy every weight of the network.
+    # Cells with one or two genes may have no masked positions; 0 / 0 would make all weights NaN.
     return (x * weight).sum() / weight.sum().clamp(min=1)

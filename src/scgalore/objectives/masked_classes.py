@@ -28,19 +28,19 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class MaskedClasses:
-    """Cross entropy of the classes of masked genes, of which there are ``ceil(mask_ratio * n)`` among a cell's ``n`` above class 0.
+    """Cross entropy of masked classes, ``ceil(mask_ratio * n)`` per cell with ``n`` genes above class 0.
 
-    Source: Yang et al., Nature Machine Intelligence 2022, doi:10.1038/s42256-022-00534-z. The mean is over the masked genes of the
-    batch.
+    Source: Yang et al., Nature Machine Intelligence 2022, doi:10.1038/s42256-022-00534-z. The mean is over the masked
+    genes of the batch.
 
     Attributes
     ----------
     mask_value
-        Class that stands for masked ones: ``n_bins`` of the network's configuration.
+        Class of masked genes: ``n_bins`` of the network's configuration.
     mask_ratio
-        Share of the genes above class 0 that are to be predicted; of several, each cell draws one.
+        Fraction of the genes above class 0 to predict; of several, one is drawn per cell.
     hidden_ratio
-        Share of these that are masked; the others keep their class.
+        Fraction of these that are masked; the others keep their class.
     """
 
     mask_value: float
@@ -58,20 +58,20 @@ class MaskedClasses:
 
     @property
     def ratios(self) -> tuple[float, ...]:
-        """The ratios a cell may draw."""
+        """Ratios, one of which is drawn per cell."""
         return ratios_of(self.mask_ratio, usual=0.15)
 
     @property
     def heads(self) -> Mapping[str, int]:
-        """None on the cell embedding."""
+        """No heads on the cell embedding."""
         return {}
 
     def example(self, batch: TokenBatch) -> TokenBatch:
-        """Add the classes to predict and where."""
+        """Add the classes to predict and their positions."""
         return batch.with_targets(expression=torch.zeros_like(batch.values), masked=torch.zeros_like(batch.padding))
 
     def corrupt(self, batch: TokenBatch, *, seed: int, draw: int) -> TokenBatch:
-        """Hide some classes; the originals become ``targets["expression"]``."""
+        """Mask some classes; the originals become ``targets["expression"]``."""
         genes, keys = batch.genes.numpy(), batch.keys.numpy().view(np.uint64)
         of_cells = np.broadcast_to(keys[:, None], genes.shape)
         expressed = (batch.values.numpy() > 0) & ~batch.padding.numpy()
@@ -85,9 +85,9 @@ class MaskedClasses:
         return replace(batch, values=values).with_targets(expression=batch.values, masked=torch.from_numpy(masked))
 
     def __call__(self, network: CellNetwork, batch: TokenBatch) -> Loss:
-        """Cross entropy and accuracy of one batch; the accuracy chooses among the classes above 0, as the original's does."""
+        """Cross entropy and accuracy of one batch; the accuracy considers only classes above 0, as in scBERT."""
         if not {"expression", "masked"} <= batch.targets.keys():
-            msg = 'MaskedClasses reads the targets "expression" and "masked": pass the batch through `corrupt` first.'
+            msg = 'MaskedClasses needs the targets "expression" and "masked". Call `corrupt` on the batch first.'
             raise ValueError(msg)
         logits, masked = _logits(network, batch), batch.targets["masked"]
         classes = batch.targets["expression"].long()
@@ -96,22 +96,22 @@ class MaskedClasses:
         return Loss(_cross_entropy(logits, classes, masked), parts, len(batch))
 
     def weight(self, batch: TokenBatch) -> float:
-        """Genes to predict."""
+        """Number of genes to predict."""
         return int(batch.targets["masked"].sum())
 
     def over_epoch(self, parts: list[dict[str, Tensor]]) -> dict[str, float]:
-        """Nothing beyond means."""
+        """No metrics besides means."""
         return {}
 
     def self_sampled(self, network: CellNetwork, batch: TokenBatch, generator: Generator) -> tuple[Tensor, int]:
-        """Cross entropy at classes drawn from the softmax; its terms are the masked genes."""
+        """Cross entropy at classes sampled from the softmax, averaged over masked genes."""
         logits, masked = _logits(network, batch), batch.targets["masked"]
         drawn = sample_classes(logits.flatten(0, 1), generator).view_as(masked)
         return _cross_entropy(logits, drawn, masked), int(masked.sum())
 
 
 def _logits(network: CellNetwork, batch: TokenBatch) -> Tensor:
-    """Logits of all tokens, ``(b, s, n_classes)``: few numbers, and memory can be traced where no token is selected."""
+    """Logits of all tokens, ``(b, s, n_classes)``: a small tensor, and memory can be traced without selecting tokens."""
     encoded = network.encode(batch.genes, batch.values, batch.padding_if_any, cell_only=False, **batch.conditions)
     return network.class_logits(encoded.hidden)
 

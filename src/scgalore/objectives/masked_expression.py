@@ -1,4 +1,4 @@
-"""Predict masked expression from the other genes and from the cell embedding: the self-supervised objective."""
+"""Predict masked expression from the other genes and from the cell embedding."""
 
 from __future__ import annotations
 
@@ -27,15 +27,15 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class MaskedExpression:
-    """Masked squared error, on the token output and, where the network has the head, from the cell embedding.
+    """Squared error of masked expression, predicted from tokens and, if possible, from the cell embedding.
 
     Attributes
     ----------
     mask_ratio
-        Share of a cell's genes to mask; of several, each cell draws one. ``<cls>`` and padding are never masked
-        (upstream's fine-tuning may mask ``<cls>``).
+        Fraction of a cell's genes to mask; of several, one is drawn per cell. ``<cls>`` and padding are never masked
+        (scGPT's fine-tuning may mask ``<cls>``).
     mask_value
-        What a masked value is replaced by.
+        Value of masked genes.
     """
 
     mask_ratio: float | tuple[float, ...] = 0.4
@@ -49,12 +49,12 @@ class MaskedExpression:
 
     @property
     def ratios(self) -> tuple[float, ...]:
-        """The ratios a cell may draw."""
+        """Ratios, one of which is drawn per cell."""
         return ratios_of(self.mask_ratio, usual=0.4)
 
     @property
     def heads(self) -> Mapping[str, int]:
-        """None on the cell embedding."""
+        """No heads on the cell embedding."""
         return {}
 
     def example(self, batch: TokenBatch) -> TokenBatch:
@@ -62,7 +62,7 @@ class MaskedExpression:
         return batch.with_targets(expression=torch.zeros_like(batch.values), masked=torch.zeros_like(batch.padding))
 
     def corrupt(self, batch: TokenBatch, *, seed: int, draw: int) -> TokenBatch:
-        """Hide some values; the originals become ``targets["expression"]``."""
+        """Mask some values; the originals become ``targets["expression"]``."""
         genes, keys = batch.genes.numpy(), batch.keys.numpy().view(np.uint64)
         maskable = ~batch.padding.numpy()
         maskable[:, 0] = False
@@ -76,7 +76,9 @@ class MaskedExpression:
     def __call__(self, network: CellNetwork, batch: TokenBatch) -> Loss:
         """Sum of the masked errors of one batch."""
         if not {"expression", "masked"} <= batch.targets.keys():
-            msg = f'{type(self).__name__} reads the targets "expression" and "masked": pass the batch through `corrupt` first.'
+            msg = (
+                f'{type(self).__name__} needs the targets "expression" and "masked". Call `corrupt` on the batch first.'
+            )
             raise ValueError(msg)
         expression, masked = batch.targets["expression"], batch.targets["masked"]
         parts = {}
@@ -88,20 +90,20 @@ class MaskedExpression:
         return Loss(total, {name: part.detach() for name, part in parts.items()}, len(batch))
 
     def weight(self, batch: TokenBatch) -> float:
-        """Genes to predict."""
+        """Number of genes to predict."""
         return int(batch.targets["masked"].sum())
 
     def predictions(self, network: CellNetwork, batch: TokenBatch) -> dict[str, tuple[Tensor, Tensor | None]]:
-        """Expression of every token in each way in which the network predicts it; see :meth:`CellNetwork.expressions`."""
+        """All predictions of the expression of every token; see :meth:`CellNetwork.expressions`."""
         encoded = network.encode(batch.genes, batch.values, batch.padding_if_any, cell_only=False, **batch.conditions)
         return network.expressions(encoded, batch.values, **batch.conditions)
 
     def over_epoch(self, parts: list[dict[str, Tensor]]) -> dict[str, float]:
-        """Nothing beyond means."""
+        """No metrics besides means."""
         return {}
 
     def self_sampled(self, network: CellNetwork, batch: TokenBatch, generator: Generator) -> tuple[Tensor, int]:
-        """Loss at values drawn around the predictions; its terms are the masked positions."""
+        """Loss at values sampled around the predictions, averaged over masked positions."""
         masked = batch.targets["masked"]
         parts = []
         for prediction, nonzero in self.predictions(network, batch).values():
@@ -119,7 +121,7 @@ def smallest(order: NDArray[np.float64], eligible: NDArray[np.bool_], n: NDArray
 
 
 def ratios_of(mask_ratio: float | tuple[float, ...], *, usual: float) -> tuple[float, ...]:
-    """The ratios a cell may draw; raise :class:`~scgalore.errors.OptionError` if one is no share, naming a ``usual`` one."""
+    """Check ratios, one of which is drawn per cell; raises :class:`~scgalore.errors.OptionError`, suggesting ``usual``."""
     ratios = mask_ratio if isinstance(mask_ratio, tuple) else (mask_ratio,)
     if not ratios or not all(0 < ratio < 1 for ratio in ratios):
         msg = f"mask_ratio={mask_ratio!r}: each ratio must lie strictly between 0 and 1, for example {usual}."
@@ -128,6 +130,6 @@ def ratios_of(mask_ratio: float | tuple[float, ...], *, usual: float) -> tuple[f
 
 
 def draw_ratio(ratios: tuple[float, ...], keys: NDArray[np.uint64], *, seed: int, draw: int) -> NDArray[np.float64]:
-    """Give each cell one of the ratios, ``(b,)``."""
+    """Draw one of the ratios for each cell, ``(b,)``."""
     u = uniforms(seed, f"mask ratio/{draw}", keys, np.zeros(len(keys), dtype=np.int64))
     return np.asarray(ratios)[(u * len(ratios)).astype(np.int64)]

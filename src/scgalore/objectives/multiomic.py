@@ -1,4 +1,4 @@
-"""Predict masked RNA and masked proteins of a cell from each other, and all proteins from both and from its RNA alone."""
+"""Predict masked RNA and proteins of a cell from each other, and all proteins from both modalities and from RNA alone."""
 
 from __future__ import annotations
 
@@ -24,28 +24,28 @@ if TYPE_CHECKING:
 
 HEAD = "proteins"
 JOINT = "joint"
-"""Head that reads proteins from the embedding of cells whose RNA and proteins are shown."""
+"""Head that predicts proteins from the joint embedding."""
 
 
 @dataclass(frozen=True)
 class Multiomic:
-    """Masked squared error of RNA and of proteins, and squared error of all proteins, read from both and from RNA alone.
+    """Squared error of masked RNA and proteins, and of all proteins predicted from both modalities and from RNA alone.
 
-    The first two are in units of the variance of bins, so that all parts are shares of a variance. That the proteins are read from
-    the embedding of cells that show most of them makes it take them up, where there are few among many genes. Reads the targets of
-    :class:`~scgalore.objectives.MaskedExpression` and ``batch.targets["proteins"]``, standardised, float32 ``(b, n_proteins)``; with
-    ``batch.targets["prior"]``, of the same shape, the head is added to it.
+    The first two are divided by the variance of bins, so that all parts are fractions of a variance. Predicting
+    proteins from the joint embedding ensures that it represents the few proteins among many genes. Needs the targets of
+    :class:`~scgalore.objectives.MaskedExpression` and ``batch.targets["proteins"]``, standardised, float32 ``(b,
+    n_proteins)``. If ``batch.targets["prior"]``, of the same shape, is present, the output of the head is added to it.
 
     Attributes
     ----------
     n_proteins
-        Outputs of the head.
+        Number of outputs of the head.
     masked
-        Which values are hidden.
+        Objective that defines the masking.
     n_bins
-        Bins of expression.
+        Number of expression bins.
     masked_weight, joint_weight, protein_weight
-        What the masked errors count, and the errors of proteins that are read from both and from RNA alone.
+        Weights of the masked errors, and of the errors of proteins predicted from both modalities and from RNA alone.
     """
 
     n_proteins: int
@@ -63,18 +63,18 @@ class Multiomic:
         object.__setattr__(self, "heads", {HEAD: self.n_proteins, JOINT: self.n_proteins})
 
     def example(self, batch: TokenBatch) -> TokenBatch:
-        """The batch with targets, and with the modality of each token."""
+        """Add targets and the modality of each token."""
         modalities = torch.full_like(batch.genes, RNA)
         zeros = batch.values.new_zeros(len(batch), self.n_proteins)
         batch = self.masked.example(batch).with_targets(proteins=zeros, prior=zeros)
         return batch.with_conditions(modalities=modalities)
 
     def corrupt(self, batch: TokenBatch, *, seed: int, draw: int) -> TokenBatch:
-        """Hide some values of both modalities."""
+        """Mask some values of both modalities."""
         return self.masked.corrupt(batch, seed=seed, draw=draw)
 
     def __call__(self, network: CellNetwork, batch: TokenBatch) -> Loss:
-        """The weighted sum; its parts without the weights."""
+        """The weighted sum, and its unweighted parts."""
         proteins = batch.targets["proteins"]
         parts: dict[str, Tensor] = {}
         predicted, joint = self._from_both(network, batch)
@@ -89,12 +89,12 @@ class Multiomic:
 
     @property
     def _variance(self) -> float:
-        """Of bins that are equally frequent."""
+        """Variance of equally frequent bins."""
         return ((self.n_bins - 1) ** 2 - 1) / 12
 
     @staticmethod
     def _from_both(network: CellNetwork, batch: TokenBatch) -> tuple[dict[str, Tensor], Tensor]:
-        """Expression of every token, in each way in which the network predicts it, and the proteins read from the embedding."""
+        """All predictions of the expression of every token, and proteins predicted from the embedding."""
         encoded = network.encode(batch.genes, batch.values, batch.padding_if_any, cell_only=False, **batch.conditions)
         predicted = network.expressions(encoded, batch.values, **batch.conditions)
         joint = network.read_head(JOINT, encoded.cell)
@@ -106,15 +106,15 @@ class Multiomic:
         return {"rna": masked & ~is_protein, "protein": masked & is_protein}
 
     def weight(self, batch: TokenBatch) -> float:
-        """Cells, which all count the same."""
+        """Number of cells."""
         return len(batch)
 
     def over_epoch(self, parts: list[dict[str, Tensor]]) -> dict[str, float]:
-        """Nothing beyond means."""
+        """No metrics besides means."""
         return {}
 
     def self_sampled(self, network: CellNetwork, batch: TokenBatch, generator: Generator) -> tuple[Tensor, int]:
-        """Squared errors at values drawn around the predictions; its terms are the masked positions and the proteins."""
+        """Squared errors at values sampled around the predictions, averaged over masked positions and proteins."""
         alone = from_rna(network, batch)
         predicted, joint = self._from_both(network, batch)
         parts = [
@@ -129,14 +129,14 @@ class Multiomic:
 
 
 def of_cells(prediction: Tensor, target: Tensor, mask: Tensor) -> Tensor:
-    """Mean over cells of the mean squared error of each over its masked positions, 0 for a cell without; arguments ``(b, s)``."""
+    """Mean over cells of the mean squared error over masked positions, 0 for cells without; arguments ``(b, s)``."""
     counted = mask.to(prediction.dtype)
     of_cell = ((prediction - target).square() * counted).sum(dim=1) / counted.sum(dim=1).clamp(min=1)
     return of_cell.mean()
 
 
 def from_rna(network: CellNetwork, batch: TokenBatch) -> Tensor:
-    """Proteins ``(b, n_proteins)`` that the head says of cells whose proteins are hidden, added to the prior if there is one."""
+    """Proteins ``(b, n_proteins)`` predicted by the head from RNA alone, plus the prior if present."""
     hidden = batch.padding | (batch.conditions["modalities"] == PROTEIN)
     encoded = network.encode(batch.genes, batch.targets["expression"], hidden, cell_only=True, **batch.conditions)
     found = network.read_head(HEAD, encoded.cell)

@@ -24,34 +24,34 @@ if TYPE_CHECKING:
 
 
 ENOUGH = 8
-"""Validation perturbations with which one standard error decides."""
+"""Number of validation perturbations from which one standard error suffices."""
 
 ONE_ERROR, TWO_ERRORS = 0.159, 0.023
-"""Probabilities that a normal number exceeds its mean by one and by two standard deviations."""
+"""Probabilities that a normal variable exceeds its mean by one and by two standard deviations."""
 
 
 @dataclass(frozen=True)
 class Perturbation:
     """Mean squared error of the expression of all measured genes (Cui et al. 2024, perturbation task).
 
-    With a prior the network's output is added to the mean of the control cells and the prior's effect: it learns what the
-    prior leaves over. Without one the output is the expression.
+    With a prior, the network's output is added to the mean of the control cells and the effect of the prior, so that
+    the network learns the residual of the prior. Without one, the output is the expression.
 
-    A validation batch is one perturbation, whose mean is to be predicted. ``delta_error`` is one minus the Pearson
-    correlation of predicted and measured effect over genes ("Pearson delta"), and ``score`` adds the share by which the
-    squared error exceeds the prior's: correlation does not see the size of effects, and a network may pay with it. ``gain``
-    is how much better the score is than the prior's. ``expression_error`` is one minus the correlation of expression itself,
-    0.99 for any model, which chooses nothing.
+    A validation batch is one perturbation, whose mean is predicted. ``delta_error`` is one minus the Pearson
+    correlation of predicted and measured effect over genes ("Pearson delta"). ``score`` adds the fraction by which the
+    squared error exceeds that of the prior, since a correlation ignores the size of effects. ``gain``
+    is the improvement of the score over the prior. ``expression_error`` is one minus the correlation of expression
+    itself, which is 0.99 for any model and is not used for selection.
 
-    What chooses an epoch is ``choice``: its score if its gains pass a paired t-test over the validation perturbations, else that
-    of the prior. With :data:`ENOUGH` perturbations the mean gain has to exceed about one standard error, with fewer about two:
-    a handful of perturbations is soon predicted better by chance, and some epoch of ten all the sooner. ``hopeless`` is 1
-    where the gains are below zero by two standard errors.
+    The epoch is selected by ``choice``: its score if its gains pass a paired t-test over the validation perturbations,
+    else that of the prior. With :data:`ENOUGH` perturbations the mean gain has to exceed about one standard error, with
+    fewer about two, since a few perturbations are easily predicted better by chance in one of ten epochs. ``hopeless``
+    is 1 if the mean gain is below zero by two standard errors.
 
     Attributes
     ----------
     start_score
-        ``score`` of the prior alone, which is its ``delta_error``: an epoch is kept only if it does better.
+        ``score`` of the prior alone, which is its ``delta_error``: an epoch is kept only if it is better.
     """
 
     start_score: float = math.inf
@@ -60,7 +60,7 @@ class Perturbation:
 
     @property
     def heads(self) -> Mapping[str, int]:
-        """None on the cell embedding."""
+        """No heads on the cell embedding."""
         return {}
 
     def example(self, batch: TokenBatch) -> TokenBatch:
@@ -74,7 +74,7 @@ class Perturbation:
         return batch
 
     def __call__(self, network: CellNetwork, batch: TokenBatch) -> Loss:
-        """Squared error of one batch and, while validating, the error of the effect."""
+        """Squared error of one batch and, in validation, the error of the effect."""
         prediction, targets, counted = _prediction(network, batch)
         error = masked_mse(prediction, targets, counted)
         parts = {"mse": error.detach()}
@@ -90,11 +90,11 @@ class Perturbation:
         return Loss(error, parts, len(batch))
 
     def weight(self, batch: TokenBatch) -> float:
-        """Measured genes of all cells."""
+        """Number of measured genes of all cells."""
         return int(batch.targets["masked"].sum())
 
     def over_epoch(self, parts: list[dict[str, Tensor]]) -> dict[str, float]:
-        """Score that chooses the epoch, from the parts of all validation perturbations."""
+        """Score for selecting the epoch, from the parts of all validation perturbations."""
         score = statistics.fmean(float(part["score"]) for part in parts)
         gains = [float(part["gain"]) for part in parts if "gain" in part]
         if not gains or not math.isfinite(self.start_score) or not all(map(math.isfinite, gains)):
@@ -107,21 +107,19 @@ class Perturbation:
         return {"choice": score if gain > enough else self.start_score, "hopeless": float(gain < -clear)}
 
     def self_sampled(self, network: CellNetwork, batch: TokenBatch, generator: Generator) -> tuple[Tensor, int]:
-        """Squared error at values drawn around the predictions; its terms are the measured genes of all cells."""
+        """Squared error at values sampled around the predictions, averaged over the measured genes of all cells."""
         prediction, _, counted = _prediction(network, batch)
         return masked_mse(prediction, sample_values(prediction, generator), counted), int(counted.sum())
 
 
 def _deviations(share: float, n: int) -> float:
-    """Standard errors that the mean of ``n`` numbers exceeds by chance with this probability."""
+    """Number of standard errors that the mean of ``n`` numbers exceeds by chance with probability ``share``."""
     return float(stats.t.ppf(1 - share, n - 1)) if n > 1 else 1.0
 
 
 def _prediction(network: CellNetwork, batch: TokenBatch) -> tuple[Tensor, Tensor, Tensor]:
     if not {"expression", "masked", "controls"} <= batch.targets.keys():
-        msg = (
-            'Perturbation reads the targets "expression", "masked" and "controls": make batches with PerturbationCells.'
-        )
+        msg = 'Perturbation needs the targets "expression", "masked" and "controls". Create batches with PerturbationCells.'
         raise ValueError(msg)
     encoded = network.encode(batch.genes, batch.values, batch.padding_if_any, cell_only=False, **batch.conditions)
     output = network.expression(encoded, batch.values)[0]  # (b, s)
@@ -131,7 +129,7 @@ def _prediction(network: CellNetwork, batch: TokenBatch) -> tuple[Tensor, Tensor
 
 
 def excess_error(prediction: Tensor, targets: Tensor, batch: TokenBatch) -> Tensor:
-    """By which share the squared error of the mean prediction exceeds that of the prior; 0 if it does not, or without one.
+    """Fraction by which the squared error of the mean prediction exceeds that of the prior, at least 0.
 
     Parameters
     ----------
@@ -151,7 +149,7 @@ def excess_error(prediction: Tensor, targets: Tensor, batch: TokenBatch) -> Tens
 
 
 def pearson_of_means(prediction: Tensor, targets: Tensor, batch: TokenBatch, reference: Tensor | None) -> Tensor:
-    """Pearson correlation over genes of the mean prediction and the mean truth; 0 where one of them does not vary.
+    """Pearson correlation over genes of the mean prediction and the mean truth; 0 if one of them is constant.
 
     Parameters
     ----------
@@ -160,7 +158,7 @@ def pearson_of_means(prediction: Tensor, targets: Tensor, batch: TokenBatch, ref
     batch
         One perturbation; every cell has the same genes.
     reference
-        What both are taken relative to, ``(b, s)``; ``None`` compares expression itself.
+        Reference to subtract from both, ``(b, s)``; ``None`` compares expression itself.
     """
     counted = batch.targets["masked"][0]
     predicted, true = (x.detach()[:, counted].double().mean(dim=0) for x in (prediction, targets))
@@ -169,7 +167,7 @@ def pearson_of_means(prediction: Tensor, targets: Tensor, batch: TokenBatch, ref
         predicted, true = predicted - control, true - control
     both = torch.stack([predicted - predicted.mean(), true - true.mean()])
     length = both.norm(dim=1)
-    # A prediction without effect correlates with nothing, rather than with rounding.
+    # A prediction without effect has correlation 0, instead of that of rounding errors.
     if bool((length <= 1e-6 * math.sqrt(both.shape[1])).any()):
         return prediction.new_zeros(())
     return (both[0] @ both[1] / length.prod()).to(prediction.dtype)

@@ -1,4 +1,4 @@
-"""The self-supervised objectives by name: what ``objective=`` of pre-training can say."""
+"""Registry of self-supervised objectives, for ``objective=`` of pre-training."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ __all__ = ["PRETRAINING", "pretraining_objective"]
 
 
 class SelfSupervised(Objective, Protocol):
-    """An objective that hides some of a cell's genes and predicts them."""
+    """An objective that masks some of a cell's genes and predicts them."""
 
     @property
     def ratios(self) -> tuple[float, ...]:
-        """Shares of the genes to predict, of which each cell draws one."""
+        """Fractions of genes to predict, one of which is drawn per cell."""
         ...
 
 
@@ -33,26 +33,26 @@ PRETRAINING: dict[str, Callable[..., SelfSupervised]] = {
     "generative": GenerativeExpression,
     "classes": MaskedClasses,
 }
-"""What makes each objective, from ``mask_value``, ``mask_ratio`` and options of its own, all by name. A network names those that it can
-be trained for (:attr:`scgalore.nn.CellNetwork.pretraining`), its own first."""
+"""Constructor of each objective, with keywords ``mask_value``, ``mask_ratio`` and its own options. A network lists the
+objectives it can be trained for (:attr:`scgalore.nn.CellNetwork.pretraining`), its default first."""
 
 
 def pretraining_objective(network: CellNetwork, name: str | None = None, **options: Any) -> SelfSupervised:
-    """Make the self-supervised objective of a network.
+    """Create the self-supervised objective of a network.
 
     Parameters
     ----------
     network
-        That is to be trained.
+        Network to train.
     name
-        Key of :data:`PRETRAINING`; the network's own when ``None``.
+        Key of :data:`PRETRAINING`; ``None`` uses the network's default.
     **options
-        Those of the objective, such as ``mask_ratio``; its own defaults where they are ``None``.
+        Options of the objective, such as ``mask_ratio``; ``None`` uses the default.
 
     Raises
     ------
     OptionError
-        If the network cannot be trained for this objective, or that has no such option.
+        If the network cannot be trained for this objective, or the objective does not have the option.
     """
     known = network.pretraining
     if name is not None and name not in known:
@@ -63,6 +63,6 @@ def pretraining_objective(network: CellNetwork, name: str | None = None, **optio
     for option, value in given.items():
         having = [one for one, made in PRETRAINING.items() if option in signature(made).parameters]
         if name not in having:
-            msg = f"{option}={value!r} is for objective={' or '.join(map(repr, having))}, and this is {name!r}. Leave it out."
+            msg = f"{option}={value!r} is for objective={' or '.join(map(repr, having))}, but the objective is {name!r}. Omit {option}=."
             raise OptionError(msg)
     return PRETRAINING[name](mask_value=network.config.mask_value, **given)

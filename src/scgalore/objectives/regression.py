@@ -29,17 +29,18 @@ HEAD = "regression"
 class Regression:
     """Squared error of standardised values, ``batch.targets["values"]``, float32 ``(b,)``.
 
-    With ``batch.targets["prior"]``, float32 ``(b, 1)``, the head is added to it; ``start_score`` is then as for
+    If ``batch.targets["prior"]``, float32 ``(b, 1)``, is present, the output of the head is added to it;
+    ``start_score`` is then as for
     :class:`~scgalore.objectives.Classification`.
     """
 
-    start_score: float = field(default=math.inf, repr=False)  # it follows from the cells
+    start_score: float = field(default=math.inf, repr=False)  # determined by the cells
     name: str = "regression"
     heads: Mapping[str, int] = field(default_factory=lambda: {HEAD: 1})
 
     @property
     def monitor(self) -> str:
-        """The validation loss, or what a gain over the prior makes of it."""
+        """The validation loss, or the score by gain over the prior."""
         return CHOICE if math.isfinite(self.start_score) else "validation_loss"
 
     def corrupt(self, batch: TokenBatch, *, seed: int, draw: int) -> TokenBatch:
@@ -47,7 +48,7 @@ class Regression:
         return batch
 
     def example(self, batch: TokenBatch) -> TokenBatch:
-        """The batch with a value of 0 for each cell."""
+        """Add a value of 0 for each cell."""
         batch = batch.with_targets(values=batch.values.new_zeros(len(batch)))
         if math.isfinite(self.start_score):
             zeros = batch.values.new_zeros(len(batch), 1)
@@ -55,7 +56,7 @@ class Regression:
         return batch
 
     def __call__(self, network: CellNetwork, batch: TokenBatch) -> Loss:
-        """Squared error of one batch, and the absolute error beside it."""
+        """Squared error of one batch, with the absolute error as additional metric."""
         values = batch.targets["values"]
         prediction = _prediction(network, batch)
         parts = {"absolute_error": (prediction - values).detach().abs().mean()}
@@ -68,16 +69,16 @@ class Regression:
         return len(batch)
 
     def after_prior(self, targets: Mapping[str, NDArray[Any]], validation: NDArray[np.int64]) -> Self:
-        """The objective of a network that corrects a prior; see :class:`~scgalore.objectives.Classification`."""
+        """Return the objective for correcting a prior; see :class:`~scgalore.objectives.Classification`."""
         error = targets["start"][validation, 0] - targets["values"][validation]
         return replace(self, start_score=float((error**2).mean()))
 
     def over_epoch(self, parts: list[dict[str, Tensor]]) -> dict[str, float]:
-        """Score that chooses the epoch, where there is a prior."""
+        """Score for selecting the epoch, if there is a prior."""
         return choice_by_gain(parts, self.start_score) if math.isfinite(self.start_score) else {}
 
     def self_sampled(self, network: CellNetwork, batch: TokenBatch, generator: Generator) -> tuple[Tensor, int]:
-        """Squared error at values drawn around the predictions; its terms are the cells."""
+        """Squared error at values sampled around the predictions, averaged over cells."""
         prediction = _prediction(network, batch)
         return F.mse_loss(prediction, sample_values(prediction, generator)), len(batch)
 

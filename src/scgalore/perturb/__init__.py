@@ -61,7 +61,7 @@ _HOMES = {
 
 
 def __getattr__(name: str) -> Any:
-    # Loaded on first use (PEP 562): most who import one module of this subpackage need no other.
+    # Loaded on first use (PEP 562): importing one module of this subpackage rarely requires the others.
     for module, names in _HOMES.items():
         if name in names:
             return getattr(import_module(f"scgalore.perturb.{module}"), name)

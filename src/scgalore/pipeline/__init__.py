@@ -1,4 +1,4 @@
-"""From a file of cells to a report, in one folder that says how it was made."""
+"""Pipeline from a file of cells to a report, in one folder with everything needed to reproduce it."""
 
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
@@ -16,7 +16,7 @@ _WHERE = {"PretrainConfig": "pretrain_config", "pretrain": "pretraining", "run":
 
 
 def __getattr__(name: str) -> Any:
-    # The command line reads RunConfig for its help, and must not wait for torch to do so (PEP 562).
+    # The help of the command line uses RunConfig and must not import torch (PEP 562).
     if name in _WHERE:
         return getattr(import_module(f"scgalore.pipeline.{_WHERE[name]}"), name)
     msg = f"module 'scgalore.pipeline' has no attribute {name!r}"

@@ -1,4 +1,4 @@
-"""The cells of a run: a file whose matrix stays on disk until it is known which rows are wanted."""
+"""Cells of a run: a file whose matrix stays on disk until the rows to read are chosen."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ __all__ = ["CellFile", "data_digest", "draw_rows", "on_selected_genes"]
 
 @dataclass(frozen=True)
 class CellFile:
-    """What can be known of a file without reading its matrix.
+    """Content of a file except its matrix.
 
     Attributes
     ----------
@@ -46,7 +46,7 @@ class CellFile:
     obs, var
         Its tables.
     layers, obsm
-        Names of its layers, and of the tables of its cells.
+        Names of its layers and of its entries in ``obsm``.
     """
 
     path: Path
@@ -62,12 +62,12 @@ class CellFile:
         Raises
         ------
         DataError
-            If it is no such file, or has no tables.
+            If the file has another format, or no tables.
         """
         root = open_file(path)
         try:
             if "obs" not in root or "var" not in root:
-                msg = f"{path} has no obs and var: it was not written by anndata."
+                msg = f"{path} has no obs and var. Expected a file written by anndata."
                 raise DataError(msg)
             names = (tuple(root.get(slot, ())) for slot in ("layers", "obsm"))
             return cls(path, read_elem(root["obs"]), read_elem(root["var"]), *names)
@@ -76,7 +76,7 @@ class CellFile:
 
     @property
     def uns(self) -> Mapping[str, Any]:
-        """Its records, each read when it is asked for."""
+        """Entries of ``uns``, read on access."""
         return _Records(self.path)
 
     def require(self, slot: str, name: str, key: str | None) -> None:
@@ -87,9 +87,9 @@ class CellFile:
         slot
             ``"obs"``, ``"var"``, ``"layers"``, ``"obsm"`` or :data:`~scgalore._options.UNS_OR_OBSM`.
         name
-            Option that asks for it.
+            Option with the key.
         key
-            Name of it; nothing is asked for with ``None``.
+            Key to look up; ``None`` is not checked.
         """
         entries = (*self.uns, *self.obsm) if slot == UNS_OR_OBSM else getattr(self, slot)
         found = entries if isinstance(entries, tuple) else tuple(map(str, entries.columns))
@@ -109,13 +109,13 @@ class CellFile:
         Parameters
         ----------
         rows
-            Their row numbers, rising.
+            Increasing row numbers.
         layer
-            Layer to take the place of ``X``; ``None`` reads ``X``.
+            Layer to read instead of ``X``; ``None`` reads ``X``.
         uns
-            Entries of ``uns`` to read too, where they are there.
+            Entries of ``uns`` to read, if present.
         obsm
-            Tables of cells to read too, where they are there.
+            Entries of ``obsm`` to read, if present.
         """
         root = open_file(self.path)
         try:
@@ -165,22 +165,22 @@ class _Records(Mapping[str, Any]):
 
 
 def draw_rows(obs: pd.DataFrame, keys: Sequence[str], *, most: int | None, seed: int) -> NDArray[np.int64]:
-    """Choose cells at random, each group with its share of them and at least one.
+    """Sample cells at random in proportion to the size of each group, with at least one per group.
 
     Parameters
     ----------
     obs
-        Cells to choose from.
+        Cells to sample from.
     keys
-        Columns whose values make the groups; cells without a value in the first are never chosen.
+        Columns that define the groups; cells without a value in the first are excluded.
     most
-        How many to choose, about; ``None`` takes all.
+        Approximate number of cells; ``None`` uses all.
     seed
-        Seed of the choice.
+        Random seed.
 
     Returns
     -------
-    Row numbers, rising.
+    Increasing row numbers.
     """
     takes_part = obs[keys[0]].notna().to_numpy() if keys else np.ones(len(obs), dtype=bool)
     all_rows = np.flatnonzero(takes_part).astype(np.int64)
@@ -193,10 +193,10 @@ def draw_rows(obs: pd.DataFrame, keys: Sequence[str], *, most: int | None, seed:
         groups = values.groupby(list(values), dropna=False, sort=False).ngroup().to_numpy()
     by_group = rows[np.argsort(groups, kind="stable")]
     sizes = np.bincount(groups)
-    # Largest remainders: the shares of the groups, in whole cells.
+    # Largest remainders: proportional numbers of cells, rounded to integers.
     exact = sizes * (most / len(rows))
     taken = np.maximum(np.floor(exact), 1).astype(np.int64)
-    remainders = np.where(exact >= 1, exact - np.floor(exact), -1)  # smaller groups have more than their share already
+    remainders = np.where(exact >= 1, exact - np.floor(exact), -1)  # smaller groups already have more than proportional
     order = np.argsort(-remainders, kind="stable")
     taken[order[: max(0, most - int(taken.sum()))]] += 1
     first = np.repeat(np.cumsum(sizes) - sizes, sizes)
@@ -213,11 +213,11 @@ def on_selected_genes(adata: AnnData, selected: NDArray[np.bool_], reading: Read
     selected
         Genes to keep, shape ``(n_vars,)``.
     reading
-        What the matrix holds.
+        Content of the matrix.
 
     Returns
     -------
-    New AnnData of the cells that express one of them, and the number of cells that do not.
+    New AnnData with the cells that express at least one of these, and the number of other cells.
     """
     expression = LogExpression.from_adata(adata, reading)
     uns = {**adata.uns, "log1p": to_log1p(expression.log_base)}
@@ -225,7 +225,7 @@ def on_selected_genes(adata: AnnData, selected: NDArray[np.bool_], reading: Read
     x = sp.vstack([chunk[:, columns] for _, chunk in expression.chunks()], format="csr")
     expressed = np.diff(x.indptr) > 0
     if not expressed.any():
-        msg = f"No cell expresses one of the {len(columns):,} selected genes. Select more, with genes=."
+        msg = f"No cell expresses any of the {len(columns):,} selected genes. Select more genes with n_genes=."
         raise DataError(msg)
     obs, var = adata.obs[expressed].copy(), adata.var[selected].copy()
     tables = {key: _rows_of(table, np.flatnonzero(expressed)) for key, table in adata.obsm.items()}
@@ -234,7 +234,7 @@ def on_selected_genes(adata: AnnData, selected: NDArray[np.bool_], reading: Read
 
 
 def data_digest(path: Path) -> str:
-    """Hash what a file holds; of a folder, the names and contents of all files in it."""
+    """Hash a file, or the names and contents of all files in a folder."""
     if path.is_file():
         return file_digest(path)
     digest = hashlib.sha256()

@@ -1,4 +1,4 @@
-"""Everything that can be found wrong before cells are read, and every choice that was left to the run."""
+"""Checks before cells are read, and default choices of a run."""
 
 from __future__ import annotations
 
@@ -39,29 +39,29 @@ __all__ = [
     "cell_files",
     "expected_epochs",
     "load_model",
-    "settle",
+    "complete_config",
     "training_call",
     "with_cells",
 ]
 
 GENES = 3000
 SELECTED = GeneKeys().selected
-"""Key of the gene selection that a run writes."""
+"""Key of the gene selection written by a run."""
 OWN_SPLIT = "run_split"
-"""Column with the split that a run makes."""
+"""Column with the split written by a run."""
 
 
-def settle(config: RunConfig) -> tuple[RunConfig, CellFile]:
-    """Check a configuration against its file, and make every choice in it.
+def complete_config(config: RunConfig) -> tuple[RunConfig, CellFile]:
+    """Check a configuration against its file, and complete it with default choices.
 
     Parameters
     ----------
     config
-        As the user gave it, or from a ``config.json``.
+        Configuration by the user, or from a ``config.json``.
 
     Returns
     -------
-    The configuration, complete but for what :func:`with_cells` decides, and what was read of the file: its tables.
+    The configuration, complete except for choices of :func:`with_cells`, and the tables of the file.
 
     Raises
     ------
@@ -80,7 +80,7 @@ def settle(config: RunConfig) -> tuple[RunConfig, CellFile]:
         sizes = {name: getattr(config, name) for name in ("validation_size", "test_size")}
         sizes = {name: defaults[name].default if size is None else size for name, size in sizes.items()}
     settled = config.changed(
-        **task.settle(file.obs, file.genes(config.gene_symbols), config.arguments),
+        **task.infer_arguments(file.obs, file.genes(config.gene_symbols), config.arguments),
         **sizes,
         **_complete(training, curriculum),
         split_key=config.split_key or task.own_split_key(file, config.arguments),
@@ -91,25 +91,25 @@ def settle(config: RunConfig) -> tuple[RunConfig, CellFile]:
     )
     if config.version not in (None, __version__):
         logg.warning(
-            f"The configuration is of version {config.version}, and this is {__version__}: numbers may differ."
+            f"The configuration was written by version {config.version}, but this is {__version__}: results may differ."
         )
     return settled, file
 
 
 def cell_files(config: RunConfig) -> dict[str, str]:
-    """Files of further cells that arguments of the task name, by the argument."""
+    """Files with additional cells in arguments of the task, by argument."""
     assert config.task is not None
     kinds = {option.name: option.kind for option in task_named(config.task).arguments}
     return {name: path for name, path in config.arguments.items() if kinds[name] is CELLS and path is not None}
 
 
 def at_most_genes(config: RunConfig, file: CellFile) -> int:
-    """How many genes would be selected if training cells expressed all of them."""
+    """Maximum number of selected genes, if training cells express all of them."""
     return min(config.n_genes or GENES, len(file.var))
 
 
 def expected_epochs(config: RunConfig, file: CellFile) -> int:
-    """About how many epochs an open budget takes, before cells are drawn and split."""
+    """Approximate number of epochs if ``max_epochs`` is not set, before cells are sampled and split."""
     n_obs = len(file.obs)
     if config.split_key is not None:
         share = float((file.obs[config.split_key] == "train").mean())
@@ -120,16 +120,16 @@ def expected_epochs(config: RunConfig, file: CellFile) -> int:
 
 
 def with_cells(config: RunConfig, n_expressed: int, sizes: Mapping[str, int]) -> RunConfig:
-    """Decide how many genes are selected, how long to train, and the phases of a curriculum, where that was left to the run.
+    """Complete the configuration with the number of genes, the length of training, and the phases of a curriculum.
 
     Parameters
     ----------
     config
-        From :func:`settle`.
+        From :func:`complete_config`.
     n_expressed
-        Genes that a training cell expresses: no others can be ranked.
+        Number of genes expressed in training cells, which can be ranked.
     sizes
-        Cells of each part of the split.
+        Number of cells in each split.
     """
     if config.n_genes is None:
         config = config.changed(n_genes=min(GENES, n_expressed))
@@ -139,17 +139,17 @@ def with_cells(config: RunConfig, n_expressed: int, sizes: Mapping[str, int]) ->
         return config
     assert config.n_genes is not None
     fewer = [n for n in DEFAULT_GENES if n < min(config.n_genes, n_expressed)]
-    # Each phase needs an epoch; the last one admits all genes.
+    # Each phase needs an epoch; the last one uses all genes.
     return config.changed(curriculum=[*fewer, config.n_genes][-config.training["max_epochs"] :])
 
 
 def training_call(config: RunConfig) -> TrainingCall:
-    """The call that a run makes, for its task.
+    """The training call of a run.
 
     Parameters
     ----------
     config
-        From :func:`settle`. The layer of its file is ``X`` of the cells that are read.
+        From :func:`complete_config`. The layer of its file is ``X`` of the cells that are read.
     """
     return TrainingCall(
         config.arguments,
@@ -163,13 +163,13 @@ def training_call(config: RunConfig) -> TrainingCall:
 
 
 def load_model(name: str) -> CellModel:
-    """Load weights, and say how to start without a network connection."""
+    """Load weights; errors explain how to start without a network connection."""
     from scgalore.model import load
 
     try:
         return load(name)
     except DownloadError as error:
-        msg = f"{error}\nWithout a network connection, start from the small weights that come with scgalore: --model scgpt-mini"
+        msg = f"{error}\nWithout a network connection, use the small weights bundled with scgalore: --model scgpt-mini"
         raise DownloadError(msg) from error
 
 
@@ -177,10 +177,10 @@ def _training(config: RunConfig) -> TrainConfig:
     assert config.task is not None
     options = {**task_named(config.task).training, **config.training}
     if options.get("curriculum") is True:
-        del options["curriculum"]  # its phases depend on the genes, and are checked when these are known
+        del options["curriculum"]  # its phases depend on the selected genes and are checked later
     training = TrainConfig.from_call(options, seed=config.rng, function=RunConfig)
     if training_processes(training).size > 1:
-        msg = "A run is made by one process. Leave out devices=, num_nodes= and the launcher; sg.tl.finetune can use several."
+        msg = "A run uses a single process. Omit devices=, num_nodes= and the launcher; sg.tl.finetune can use several."
         raise OptionError(msg)
     return training
 
@@ -216,7 +216,7 @@ def _check_file(config: RunConfig, file: CellFile) -> None:
 
 
 def _refuse_overwrite(config: RunConfig) -> None:
-    """Refuse columns that the run would write over: its own, and those of the functions that it calls."""
+    """Raise an error if the run would overwrite a column that it reads."""
     assert config.task is not None
     task, call, keys = task_named(config.task), training_call(config), known_keys(config.model, "finetune")
     reads = [*task.reads(call), ("obs", "batch_key=", config.batch_key)]
@@ -227,7 +227,7 @@ def _refuse_overwrite(config: RunConfig) -> None:
 
 
 def _model_name(name: str) -> str:
-    """Name of registered weights, or the whole path of a folder, so that the run can be repeated from anywhere."""
+    """Name of registered weights, or the absolute path of a folder, so that the run can be repeated from any directory."""
     if name in list_weights():
         return name
     return str(resolve_model_folder(name)[0].absolute())
@@ -237,8 +237,8 @@ def _digest(config: RunConfig) -> str:
     found = data_digest(Path(config.data))
     if config.data_sha256 not in (None, found):
         msg = (
-            f"{config.data} is not what the configuration was made with: its sha256 is {found}, and was {config.data_sha256}. "
-            "Give the original file, or remove data_sha256 from the configuration."
+            f"{config.data} is not the file of the configuration: its sha256 is {found}, expected {config.data_sha256}. "
+            "Pass the original file, or remove data_sha256 from the configuration."
         )
         raise DataError(msg)
     return found

@@ -1,4 +1,4 @@
-"""What a run is made of: one object, which ``config.json`` holds completely."""
+"""Complete configuration of a run, stored in ``config.json``."""
 
 from __future__ import annotations
 
@@ -39,35 +39,35 @@ if TYPE_CHECKING:
 __all__ = ["KIND", "RunConfig", "absolute", "config_text", "listed", "read_config", "training_options"]
 
 KIND = "scgalore run"
-"""Marks ``config.json`` as ours."""
+"""Value of ``kind`` in ``config.json``."""
 
 FREE = ("out", "accelerator", "logger", "checkpoint_every")
-"""Options in which a run that is continued may differ from the one that was begun."""
+"""Options that may change when a run is resumed."""
 
 NOT_IN_RUNS = ("seed", "devices", "num_nodes", "strategy", "shard_optimizer", "steps_per_epoch")
-"""Fields of :class:`~scgalore.train.TrainConfig` that are for several processes or for streams, or have another name in a run."""
+"""Fields of :class:`~scgalore.train.TrainConfig` that are for several processes or streams, or have another name in a run."""
 
 
 def training_options() -> tuple[Option, ...]:
-    """Options of training that a run has: it is made by one process, and its seed is ``rng``."""
+    """Training options of a run, which uses a single process and ``rng`` as seed."""
     return tuple(option for option in options_of(TrainConfig) if option.name not in NOT_IN_RUNS)
 
 
 @documented
 @dataclass(frozen=True, init=False)
 class RunConfig:
-    """Everything that decides the numbers of a run.
+    """All options that determine the results of a run.
 
-    Options are those below, the arguments of the task, and the fields of :class:`~scgalore.train.TrainConfig`, all by their
-    own names: ``RunConfig("cells.h5ad", "runs/types", labels_key="cell_type", max_epochs=5)``. ``None`` leaves a choice to
-    the run; ``config.json`` in its folder then holds what was chosen.
+    Options are those below, the arguments of the task, and the fields of :class:`~scgalore.train.TrainConfig`, by
+    name: ``RunConfig("cells.h5ad", "runs/types", labels_key="cell_type", max_epochs=5)``. ``None`` leaves a choice to
+    the run, which records it in ``config.json`` in its folder.
 
     Parameters
     ----------
     data
         ``.h5ad`` file or ``.zarr`` folder: cells by genes, counts or log-normalised.
     out
-        Folder to make.
+        Folder to create.
     **options
         As above.
 
@@ -89,26 +89,28 @@ class RunConfig:
     model: str = declare(
         TEXT,
         """
-        Name of registered weights (see: scgalore weights list), or folder of a checkpoint. ``"scgpt-mini"`` needs no network
-        connection.
+        Name of registered weights (see: scgalore weights list), or folder of a checkpoint. ``"scgpt-mini"`` needs no
+        network connection.
         """,
         default="scgpt",
     )
-    layer: str | None = declare(TEXT, "Layer that holds the expression, instead of X.", column="layers")
+    layer: str | None = declare(TEXT, "Layer with the expression, instead of X.", column="layers")
     gene_symbols: str | None = declare(TEXT, "Column of var with gene names, instead of its index.", column="var")
     data_type: str | None = declare(
-        DATA_TYPE, "What the expression is: counts or log1p.", shown_default="decided by its values"
+        DATA_TYPE, "Content of the matrix: counts or log1p.", shown_default="detected from the values"
     )
     depth_key: str | None = declare(
-        TEXT, "Column of obs with the counts of each cell over all of its genes.", column="obs"
+        TEXT,
+        "Column of obs with the total counts of each cell, if the matrix does not contain all genes.",
+        column="obs",
     )
     min_matched: float | None = declare(
-        MATCHED, "Share of the expressed counts that the vocabulary must know.", shown_default="the package's own"
+        MATCHED, "Minimum fraction of the counts in genes of the vocabulary.", shown_default="0.05"
     )
     max_cells: int | str = declare(
         whole(1, others=("all",)),
         """
-        Maximum number of cells to work with, drawn within classes or perturbations, or ``"all"``.
+        Maximum number of cells to use, sampled within classes or perturbations, or ``"all"``.
         """,
         default=50_000,
     )
@@ -117,7 +119,7 @@ class RunConfig:
     )
     validation_size: float | None = declare(
         FRACTION,
-        "Fraction of the cells that choose the best epoch. Not for perturbations, which are held out as a whole.",
+        "Fraction of cells for selecting the best epoch. Not for perturbations, which are held out as a whole.",
         shown_default="0.1",
     )
     test_size: float | None = declare(
@@ -125,24 +127,24 @@ class RunConfig:
     )
     n_genes: int | None = declare(
         COUNT,
-        "Number of genes to select; all that are expressed, if these are fewer.",
+        "Number of genes to select; all expressed genes if there are fewer.",
         shown_default="3000",
         aliases=("genes",),
     )
     gene_strategy: str | None = declare(
         TEXT,
         "How genes are ranked: biological, hvg, perturbation or expressed. See :func:`scgalore.tl.select_genes`.",
-        shown_default="the task's own",
+        shown_default="set by the task",
     )
     batch_key: str | None = declare(
         TEXT, "Column of obs with batches, within which variable genes are ranked.", column="obs"
     )
     must_include: list[str] = declare(NAMES, "Genes to select regardless of their rank, as in SOX2,POU5F1.", default=())
     species: str = declare(SPECIES, "Species of the genes: human or mouse.", default="human")
-    rng: int = declare(INDEX, "Seed of everything random.", default=0, aliases=("seed",))
+    rng: int = declare(INDEX, "Random seed.", default=0, aliases=("seed",))
     logger: str | None = declare(
         choice("csv", "tensorboard"),
-        "Where the loss of every tenth step is logged: csv or tensorboard, in checkpoints/logs.",
+        "Logger for the loss of every tenth step: csv or tensorboard, in checkpoints/logs.",
         shown_default="nowhere",
     )
     version: str | None = None
@@ -160,7 +162,7 @@ class RunConfig:
         for name in options:
             if name not in {*own, *of_training, *of_tasks}:
                 known = [*own, *of_tasks, *of_training]
-                msg = f"There is no option {name!r} of a run.{suggestion(name, known)} The options are {', '.join(known)}."
+                msg = f"A run has no option {name!r}.{suggestion(name, known)} The options are {', '.join(known)}."
                 raise OptionError(msg)
         chosen = {name: option.check(options.get(name, option.default)) for name, option in own.items()}
         given = {name: value for name, value in options.items() if name in of_tasks and name not in own}
@@ -169,7 +171,7 @@ class RunConfig:
             given["batch_key"] = chosen["batch_key"]
         for name, value in given.items():
             if isinstance(value, AnnData):
-                msg = f"{name}: a run is made of files. Pass the path of an .h5ad file."
+                msg = f"{name}: expected the path of an .h5ad file, since a run uses files."
                 raise OptionError(msg)
         training = {name: options[name] for name in of_training if options.get(name) is not None}
         values = {
@@ -187,28 +189,28 @@ class RunConfig:
         for name in ("validation_size", "test_size"):
             if getattr(self, name) is not None and not task.splits_cells:
                 msg = (
-                    f"{name}={getattr(self, name)!r} is for cells, and task={task.name!r} holds out something else: make the "
-                    "split yourself and pass its column as split_key, or leave it out."
+                    f"{name}={getattr(self, name)!r} is a fraction of cells, which task={task.name!r} does not hold out. Make your own "
+                    "split and pass its column as split_key, or omit it."
                 )
                 raise OptionError(msg)
 
     @property
     def model_name(self) -> str:
-        """Name of the weights, or of the folder that holds them."""
+        """Name of the weights, or of their folder."""
         return Path(self.model).name
 
     @property
     def name(self) -> str:
-        """What tables call the fitted model."""
+        """Name of the fitted model in tables."""
         return f"{self.model_name} + {self.training.get('optimizer', TrainConfig.optimizer)}"
 
     @property
     def reading(self) -> Reading:
-        """How to read the cells once they have been read: the layer of the file is their ``X``."""
+        """How to read the cells after loading, when the layer of the file is in ``X``."""
         return replace(Reading.of(self.flat()), layer=None)
 
     def flat(self) -> dict[str, Any]:
-        """All options by name, those of the task and of training included."""
+        """All options by name, including those of the task and of training."""
         own = {option.name: getattr(self, option.name) for option in options_of(RunConfig)}
         training = {option.name: self.training.get(option.name) for option in training_options()}
         last = {"version": self.version, "data_sha256": self.data_sha256}
@@ -247,7 +249,7 @@ class RunConfig:
         content |= changes
         missing = [name for name in ("data", "out") if name not in content]
         if missing:
-            msg = f"{path} lacks {missing[0]!r}."
+            msg = f"{path} has no entry {missing[0]!r}."
             raise OptionError(msg)
         try:
             return cls(**content)
@@ -256,16 +258,16 @@ class RunConfig:
             raise OptionError(msg) from error
 
     def differences(self, other: RunConfig) -> list[str]:
-        """In which options another configuration is of another run, as texts; more epochs are no other run.
+        """Differences of options that make another configuration a different run, as texts; more epochs do not.
 
         Parameters
         ----------
         other
-            What is wanted now.
+            The requested configuration.
         """
         theirs = other.flat()
         mine = extended(self.flat(), theirs)
-        # What is left to the run until cells have been read.
+        # Options that are chosen after cells have been read.
         if theirs["n_genes"] is None:
             theirs["n_genes"] = mine["n_genes"]
         if theirs["max_epochs"] is None:
@@ -285,9 +287,9 @@ def config_text(kind: str, options: Mapping[str, Any]) -> str:
     Parameters
     ----------
     kind
-        What it is a configuration of.
+        Kind of configuration.
     options
-        By name.
+        Options by name.
     """
     # JSON has no infinity, which clip_norm may be.
     content = {name: str(x) if isinstance(x, float) and math.isinf(x) else x for name, x in options.items()}
@@ -302,12 +304,12 @@ def read_config(path: PathLike, kind: str) -> dict[str, Any]:
     path
         The file.
     kind
-        What it must be a configuration of.
+        Expected kind of configuration.
 
     Raises
     ------
     OptionError
-        If it is none.
+        If the file is not such a configuration.
     """
     path = Path(path).expanduser()
     try:
@@ -316,20 +318,20 @@ def read_config(path: PathLike, kind: str) -> dict[str, Any]:
         msg = f"{path} cannot be read as JSON: {error}. Pass the config.json of a run's folder."
         raise OptionError(msg) from error
     if not isinstance(content, dict) or content.pop("kind", None) != kind:
-        msg = f'{path} is not a configuration of a run: it lacks "kind": "{kind}".'
+        msg = f'{path} is not a configuration of a run: it has no "kind": "{kind}".'
         raise OptionError(msg)
     return {name: math.inf if value == "inf" else value for name, value in content.items()}
 
 
 def listed(value: Any) -> Any:
-    """A value as it comes back from a file, in which there are no tuples."""
+    """A value as read back from JSON, with lists instead of tuples."""
     if isinstance(value, dict):
         return {name: listed(part) for name, part in value.items()}
     return [listed(part) for part in value] if isinstance(value, list | tuple) else value
 
 
 def absolute(name: str, path: Any) -> str:
-    """A path as it is from anywhere; raise :class:`~scgalore.errors.OptionError` if it is none."""
+    """Absolute path; raises :class:`~scgalore.errors.OptionError` if the value is not a path."""
     if not isinstance(path, str | Path) or not str(path):
         msg = f"{name}={path!r}: it must be a path."
         raise OptionError(msg)

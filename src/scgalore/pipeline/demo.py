@@ -1,4 +1,4 @@
-"""The demonstration: a preset of the pipeline on cells that come with scanpy, repeated with several seeds."""
+"""Demo: a preset of the pipeline on cells that are part of scanpy, repeated with several seeds."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ PRESET: dict[str, Any] = {
     "lr": 2e-3,
     "max_length": 128,
 }
-"""Options of the runs, chosen by trials on other splits of the same cells."""
+"""Options of the runs, tuned on other splits of the same cells."""
 
 NETWORK = "the network alone"
 
@@ -60,24 +60,26 @@ def run_demo(
 ) -> Path:
     """Fine-tune a model on scanpy's pbmc68k, and compare it with logistic regression on the same genes and cells.
 
-    For each seed, a run of the pipeline holds out 20 % of the cells within the classes, fine-tunes on the others, and scores
-    the model, its linear model alone and other baselines; a second run fine-tunes the network alone. Works offline.
+    For each seed, a run of the pipeline holds out 20 % of the cells, stratified by class, fine-tunes on the others, and
+    scores the model, its linear model alone and other baselines; a second run fine-tunes the network alone. Works
+    offline.
 
     Parameters
     ----------
     out
-        Folder to make. It gets ``report.md``, ``results.h5ad``, ``umap.png``, ``confusion_matrix.png`` and ``history.png``
-        (of the first seed), ``cells.h5ad``, and the folder of a run for each seed. A demonstration that fails leaves nothing.
+        Folder to create, with ``report.md``, ``results.h5ad``, ``umap.png``, ``confusion_matrix.png`` and
+        ``history.png`` (of the first seed), ``cells.h5ad``, and the folder of a run for each seed. A failed demo leaves
+        no files.
     model
         Name of registered weights, or folder of a checkpoint.
     optimizer
         Entry of :data:`scgalore.optim.OPTIMIZERS`.
     n_seeds
-        Number of repetitions, each with its own split and its own randomness of training.
+        Number of repetitions, each with its own split and training seed.
     force
-        Whether to replace an earlier demonstration in ``out``; other folders are never touched.
+        Whether to replace an earlier demo in ``out``; other folders are never changed.
     say
-        Called with each line of progress.
+        Function called with each line of progress.
     **options
         Options of the runs that differ from :data:`PRESET`.
 
@@ -88,10 +90,10 @@ def run_demo(
     Raises
     ------
     OptionError
-        If the folder is taken, or an option is out of range.
+        If the folder exists, or an option is out of range.
     """
     if n_seeds < 1:
-        msg = f"n_seeds={n_seeds}: at least 1 is needed."
+        msg = f"n_seeds={n_seeds}: expected at least 1."
         raise OptionError(msg)
     folder = Path(out).expanduser().absolute()
     chosen = {**PRESET, **OF_OPTIMIZER.get(optimizer, {}), "optimizer": optimizer, "model": str(model), **options}
@@ -116,7 +118,7 @@ def run_demo(
 
 @contextmanager
 def _room_for_demo(folder: Path, *, force: bool) -> Iterator[None]:
-    """Give an empty folder; if the block fails, all that it has written goes, and an earlier demo is back."""
+    """Yield an empty folder; if the block fails, it is removed and an earlier demo is restored."""
     _refuse_foreign(folder, force=force)
     old = None
     with no_empty_folders(folder.parent):
@@ -136,24 +138,24 @@ def _room_for_demo(folder: Path, *, force: bool) -> Iterator[None]:
 
 
 def _refuse_foreign(folder: Path, *, force: bool) -> None:
-    """Refuse a folder that holds anything but an earlier demo, and that too unless it may be replaced."""
+    """Raise an error for a folder that contains other files than an earlier demo, or one that may not be replaced."""
     if not folder.exists():
         return
     found = sorted(folder.iterdir()) if folder.is_dir() else [folder]
     runs = [path for path in found if path.is_dir() and path.name.startswith("seed_")]
     foreign = [path for path in found if path not in runs and path.name not in (*FILES, CELLS)]
     if foreign:
-        msg = f"{folder} holds files that are not a demo's, such as {foreign[0].name!r}, and is left as it is. Name a new folder."
+        msg = f"{folder} contains files that are not from a demo, such as {foreign[0].name!r}, and was not changed. Pass a new folder."
         raise OptionError(msg)
     if found and not force:
-        msg = f"{folder} holds an earlier demo. Pass force=True (--force) to replace it, or name a new folder."
+        msg = f"{folder} contains an earlier demo. Pass force=True (--force) to replace it, or a new folder."
         raise OptionError(msg)
     for path in runs:
         RunFolder(path).check(force=True, resume=False)
 
 
 def _scores_of(configs: Sequence[RunConfig], watch: Stopwatch, say: Callable[[str], None]) -> pd.DataFrame:
-    """Make all runs, each followed by that of its network alone; one row per seed and method."""
+    """Run all seeds, each followed by a run of the network alone; one row per seed and method."""
     tables = []
     for config, alone in zip(configs[::2], configs[1::2], strict=True):
         name = Path(config.out).name
@@ -173,7 +175,7 @@ def _scores_of(configs: Sequence[RunConfig], watch: Stopwatch, say: Callable[[st
 def _write_cells(path: Path) -> None:
     import scanpy as sc
 
-    # Its X is scaled; raw holds the log-normalised values. What the analysis of others has left goes.
+    # Its X is scaled; raw contains the log-normalised values. Results of earlier analyses are removed.
     adata = sc.datasets.pbmc68k_reduced().raw.to_adata()
     del adata.obsm, adata.obsp, adata.varm
     adata.uns = {}
@@ -181,7 +183,7 @@ def _write_cells(path: Path) -> None:
 
 
 def _scores(folder: Path, alone: Path, name: str, seed: int) -> pd.DataFrame:
-    """One row per method, from the metrics of a run and of that of its network alone."""
+    """One row per method, from the metrics of a run and of the run with the network alone."""
     found, network = (json.loads((run / "metrics.json").read_text(encoding="utf-8")) for run in (folder, alone))
     rows = {name: found["test"], PRIOR_ALONE: found["prior"], NETWORK: network["test"], **found["baselines"]}
     n = int(found["test"]["n"])
@@ -199,33 +201,33 @@ def _report(scores: pd.DataFrame, config: RunConfig, seconds: dict[str, float]) 
         for name in ("max_epochs", "batch_size", "lr", "max_length")
         if name in config.training
     )
-    peak = "not known on this system" if (memory := peak_memory()) is None else f"{memory / 1e6:,.0f} MB"
+    peak = "unknown on this system" if (memory := peak_memory()) is None else f"{memory / 1e6:,.0f} MB"
     times = [(part, f"{value:.1f}") for part, value in seconds.items()] + [("total", f"{sum(seconds.values()):.1f}")]
     return "\n\n".join(
         [
             "# scgalore demo",
             f"**{config.model_name}** was fine-tuned with **{config.training['optimizer']}** to predict the {found['n_classes']} "
             f"cell types of {found['cells']['cells chosen']} blood cells (pbmc68k of scanpy, log-normalised, "
-            f"`obs['bulk_labels']`). {found['cells']['test']} cells were held out, drawn at random within the classes"
-            f"{f' with each of {n_seeds} seeds' if n_seeds > 1 else ''}. The settings ({settings}) come from trials on other "
-            "splits of the same cells; those of the baselines were never tuned. Every method was fitted to the same cells, of which the network leaves a tenth to choose its epoch by, and whether it is used. Each "
-            "seed is a run of the pipeline, with a report of its own in `seed_0/report.md` and so on.",
+            f"`obs['bulk_labels']`). {found['cells']['test']} cells were held out at random, stratified by class"
+            f"{f', with each of {n_seeds} seeds' if n_seeds > 1 else ''}. The settings ({settings}) were tuned on other "
+            "splits of the same cells; those of the baselines were not tuned. All methods were fitted to the same cells; the network uses a tenth of them to select its epoch, and to decide whether it is used. Each "
+            "seed is a run of the pipeline with its own report, `seed_0/report.md` and so on.",
             "## Held-out cells",
             score_table(scores),
-            "Mean ± standard deviation over the seeds. In macro F1 every class counts the same, however rare.",
-            "## Difference to logistic regression",
-            f"{config.name} minus {rival} (the stronger of the two on these cells), seed by seed:",
+            "Mean ± standard deviation over the seeds. In macro F1 all classes have equal weight, however rare.",
+            "## Difference from logistic regression",
+            f"{config.name} minus {rival} (the better of the two on these cells), by seed:",
             _difference_table(paired_differences(scores, config.name, rival)),
             _listed(compare(scores, config.name, rival)),
             "## Figures",
-            "Of the first seed: all cells by true and predicted label, held-out cells by true and predicted class, and the loss "
+            "For the first seed: all cells by true and predicted label, held-out cells by true and predicted class, and the loss "
             "by epoch.",
             "![UMAP by true and predicted label](umap.png)",
             "![confusion matrix](confusion_matrix.png)",
             "![history](history.png)",
             "## Time and memory",
             markdown_table(("part", "seconds"), times),
-            f"Peak resident memory of the whole process: {peak}. Optimizer state: "
+            f"Peak resident memory of the process: {peak}. Optimizer state: "
             f"{found['training']['optimizer_bytes'] / 1e6:.2f} MB.",
             "## Versions",
             markdown_table(("what", "version"), list({"weights": config.model_name, **versions()}.items())),
@@ -246,7 +248,7 @@ def score_table(scores: pd.DataFrame) -> str:
 
 
 def strongest(scores: pd.DataFrame, methods: Sequence[str]) -> str:
-    """Method with the highest mean macro F1, which makes a comparison with it the harder one."""
+    """Method with the highest mean macro F1, for a conservative comparison."""
     means = scores.groupby("method")["macro_f1"].mean()
     return max(methods, key=lambda method: means[method])
 
@@ -258,9 +260,9 @@ def paired_differences(scores: pd.DataFrame, method: str, rival: str) -> pd.Data
 
 
 def compare(scores: pd.DataFrame, method: str, rival: str) -> list[str]:
-    """Compare two methods, in a sentence for each metric.
+    """Compare two methods, with one sentence per metric.
 
-    The noise is the standard deviation of the paired differences over the seeds, so it holds the choice of cells as well as
+    The noise is the standard deviation of the paired differences over the seeds, which includes the choice of cells and
     the randomness of training.
 
     Parameters
@@ -268,7 +270,7 @@ def compare(scores: pd.DataFrame, method: str, rival: str) -> list[str]:
     scores
         One row per seed and method: ``seed, method, accuracy, macro_f1, n``.
     method, rival
-        What is compared with what.
+        Methods to compare.
     """
     return [
         _verdict(name, method, rival, differences)
@@ -282,7 +284,7 @@ def _verdict(metric: str, method: str, rival: str, differences: pd.Series) -> st
     mean, sd = differences.mean(), differences.std()
     way = "below" if mean < 0 else "above"
     if len(differences) == 1:
-        return f"{metric}: {method} is {abs(mean):.3f} {way} {rival}. One seed does not tell how much of that is noise."
+        return f"{metric}: {method} is {abs(mean):.3f} {way} {rival}. With one seed, the noise cannot be estimated."
     noise = f"the standard deviation of {sd:.3f} over {len(differences)} seeds"
     if abs(mean) <= sd:
         return f"{metric}: {method} equals {rival} within the noise (difference {mean:+.3f}, not more than {noise})."

@@ -1,4 +1,4 @@
-"""The folder of a run: what it holds, and when it may be written to."""
+"""Folder of a run: its files, and when it may be written to."""
 
 from __future__ import annotations
 
@@ -29,23 +29,24 @@ FILES = (
     "results.h5ad",
     "report.md",
 )
-"""In the order in which they are written; the last one says that the run is finished."""
+"""Files in the order in which they are written; the last one marks the run as finished."""
 
 CHECKPOINTS, MODEL, LOGS, BEST = "checkpoints", "model", "logs", "best"
 
 
 @dataclass(frozen=True)
 class RunFolder:
-    """Where a run's files are found.
+    """Paths of the files of a run.
 
     Attributes
     ----------
     path
         The folder.
     files
-        Its files, in the order in which they are written: the first is its configuration, the last one says that it is finished.
+        Its files in the order in which they are written: the first is the configuration, the last one marks the run as
+        finished.
     read
-        Reads the configuration, which has ``to_json``.
+        Function that reads the configuration, which has ``to_json``.
     """
 
     path: Path
@@ -64,69 +65,69 @@ class RunFolder:
 
     @property
     def best(self) -> Path:
-        """Folder with a folder for each model of the best epochs, if the run keeps some."""
+        """Folder with a subfolder for each model of the best epochs, if these are kept."""
         return self.checkpoints / BEST
 
     @property
     def figures(self) -> Path:
-        """Folder of the pictures."""
+        """Folder of the figures."""
         return self.path / "figures"
 
     @property
     def is_begun(self) -> bool:
-        """Whether a run was begun here."""
+        """Whether a run was started in this folder."""
         return (self.path / self.files[0]).exists()
 
     @property
     def is_finished(self) -> bool:
-        """Whether the run here came to its end."""
+        """Whether the run in this folder is finished."""
         return (self.path / self.files[-1]).exists()
 
     def config(self) -> Any:
-        """Configuration of the run that was begun here."""
+        """Configuration of the run in this folder."""
         return self.read(self.path / self.files[0])
 
     def check(self, *, force: bool, resume: bool) -> None:
-        """Refuse a folder that must not be written to.
+        """Raise an error if the folder must not be written to.
 
         Parameters
         ----------
         force
-            Whether a run that is there may be replaced.
+            Whether an existing run may be replaced.
         resume
-            Whether it is to be continued.
+            Whether an existing run is resumed.
 
         Raises
         ------
         OptionError
-            If the folder holds anything that no run has written, or a run that is neither replaced nor continued.
+            If the folder contains files that were not written by a run, or a run that is neither replaced nor resumed.
         """
         if force and resume:
-            msg = "force=True replaces a run and resume=True continues it. Choose one of them."
+            msg = "force=True replaces a run, resume=True resumes it. Pass only one of them."
             raise OptionError(msg)
         if not self.path.exists() and not self.path.is_symlink():
             return
         if not self.path.is_dir():
-            msg = f"{self.path} is a file; a run is a folder. Give another path."
+            msg = f"{self.path} is a file; expected a folder. Pass another path."
             raise OptionError(msg)
         if not any(self.path.iterdir()):
             return
         if (foreign := self._foreign()) is not None:
             msg = (
-                f"{self.path} holds what no run has written, such as {foreign!r}, and is left as it is. Give the path of a "
+                f"{self.path} contains files that were not written by a run, such as {foreign!r}, and was not changed. Pass the path of a "
                 "new folder."
             )
             raise OptionError(msg)
         if not force and not resume:
             state = "a finished run" if self.is_finished else "an unfinished run"
             msg = (
-                f"{self.path} holds {state} already. Pass resume=True (--resume) to continue it, force=True (--force) to "
-                "replace it, or give another path."
+                f"{self.path} already contains {state}. Pass resume=True (--resume) to resume it, force=True (--force) to "
+                "replace it, or another path."
             )
             raise OptionError(msg)
 
     def begin(self, config: Any) -> None:
-        """Put the configuration into an empty folder; a run that was there makes place for it."""
+        """Write the configuration to an empty folder, after removing an existing run."""
         old = None
         with no_empty_folders(self.path.parent):
             self.path.parent.mkdir(parents=True, exist_ok=True)
@@ -144,26 +145,26 @@ class RunFolder:
             shutil.rmtree(old, ignore_errors=True)
 
     def go_on(self, config: Any) -> None:
-        """Let the run be an unfinished one with this configuration, which may have more epochs."""
-        # In this order: a run that is killed in between is unfinished, and can be extended again.
+        """Mark the run as unfinished, with this configuration, which may have more epochs."""
+        # In this order: a run killed in between is unfinished and can be extended again.
         (self.path / self.files[-1]).unlink(missing_ok=True)
         with self.writing(self.files[0]) as draft:
             draft.write_text(config.to_json(), encoding="utf-8")
 
     @contextmanager
     def writing(self, name: str) -> Iterator[Path]:
-        """Give a path to write to, for a file that appears whole or not at all."""
+        """Yield a path to write to; the file is written completely or not at all."""
         with whole_file(self.path / name) as draft:
             yield draft
 
     def remove_drafts(self) -> None:
-        """Remove what a run that was killed had not finished writing."""
+        """Remove incomplete files of a killed run."""
         for path in list(self.path.rglob(".*")):
             if path.is_dir():
                 shutil.rmtree(path, ignore_errors=True)
             else:
                 path.unlink(missing_ok=True)
-        # Saved after training, and a killed run cannot say that all that follows was made from it.
+        # Saved after training; after a killed run it is unknown whether later files match it.
         shutil.rmtree(self.model, ignore_errors=True)
 
     def remove(self) -> None:
@@ -171,7 +172,7 @@ class RunFolder:
         shutil.rmtree(self.path, ignore_errors=True)
 
     def _foreign(self) -> str | None:
-        """Name of something that no run writes, if it is there."""
+        """Name of a file that was not written by a run, if any."""
         for path in sorted(self.path.rglob("*")):
             parts = path.relative_to(self.path).parts
             if not self._is_ours(parts, is_dir=path.is_dir() and not path.is_symlink()):

@@ -1,4 +1,4 @@
-"""Time, memory and circumstances of a run."""
+"""Time, memory and environment of a run."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ PACKAGES = ("scgalore", "torch", "scvi-tools", "scanpy", "anndata", "scikit-lear
 
 
 class Stopwatch:
-    """Seconds by part of the work.
+    """Seconds by stage.
 
     Attributes
     ----------
     seconds
-        Sum of the times of each part, in the order in which they were first timed.
+        Total time of each stage, in the order of first use.
     """
 
     def __init__(self) -> None:
@@ -36,7 +36,7 @@ class Stopwatch:
 
     @contextmanager
     def time(self, part: str) -> Iterator[None]:
-        """Add the time that the block takes to a part."""
+        """Add the duration of the block to a stage."""
         started = time.perf_counter()
         try:
             yield
@@ -45,7 +45,7 @@ class Stopwatch:
 
 
 def peak_memory() -> int | None:
-    """Most bytes that this process has held in memory so far; ``None`` where the system does not tell."""
+    """Peak memory of this process in bytes; ``None`` if unavailable on this system."""
     try:
         import resource
     except ImportError:  # Windows
@@ -55,14 +55,14 @@ def peak_memory() -> int | None:
 
 
 def versions() -> dict[str, str]:
-    """What the numbers depend on: Python, the machine's kind and the packages that compute."""
+    """Versions that results depend on: Python, platform and numerical packages."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     machine = f"{platform.system()} {platform.machine()}, {cores} cores"
     return {"python": platform.python_version(), "machine": machine, **{name: version(name) for name in PACKAGES}}
 
 
 def circumstances(what: str) -> str:
-    """Describe when, where and by which command something was begun: one block of ``environment.txt``.
+    """Describe time, place and command of the start of a run: one block of ``environment.txt``.
 
     Parameters
     ----------
@@ -74,7 +74,7 @@ def circumstances(what: str) -> str:
     facts = {
         what: datetime.now(UTC).isoformat(timespec="seconds"),
         "command": shlex.join(sys.argv),
-        "working directory": os.getcwd(),  # noqa: PTH109 -- Path.cwd() is the same call, and no path is wanted
+        "working directory": os.getcwd(),  # noqa: PTH109 -- Path.cwd() is the same call, but a string is needed
         **versions(),
         "processes": str(current_world().size),
         "threads of torch": str(torch.get_num_threads()),

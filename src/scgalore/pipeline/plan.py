@@ -1,4 +1,4 @@
-"""What a run would do, without doing it."""
+"""Dry run: describe a run without executing it."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from scgalore.model.memory import estimate_memory
-from scgalore.pipeline.checks import at_most_genes, expected_epochs, settle
+from scgalore.pipeline.checks import at_most_genes, complete_config, expected_epochs
 from scgalore.pipeline.folder import FILES, RunFolder
 from scgalore.tasks.registry import task_named
 from scgalore.train.config import TrainConfig
@@ -28,7 +28,7 @@ def plan(config: RunConfig, *, force: bool = False, resume: bool = False) -> str
     """
     folder = RunFolder(Path(config.out))
     folder.check(force=force, resume=resume)
-    settled, file = settle(config)
+    settled, file = complete_config(config)
     epochs = settled.training.get("max_epochs") or f"about {expected_epochs(settled, file)}"
     chosen = {
         name: value
@@ -47,7 +47,7 @@ def plan(config: RunConfig, *, force: bool = False, resume: bool = False) -> str
             "",
             *(f"{name:<{width}}  {value}" for name, value in chosen.items()),
             "",
-            f"Training, for cells that express all of {genes:,} genes, which few do:",
+            f"Training (upper bound, for cells that express all of {genes:,} genes):",
             str(_estimate(settled, genes)),
             "",
             "Nothing was written.",

@@ -1,4 +1,4 @@
-"""What a pre-training run is made of: one object, which ``config.json`` holds completely."""
+"""Complete configuration of a pre-training run, stored in ``config.json``."""
 
 from __future__ import annotations
 
@@ -18,20 +18,20 @@ if TYPE_CHECKING:
 __all__ = ["PretrainConfig", "pretrain_options"]
 
 KIND = "scgalore pretrain"
-"""Marks ``config.json`` as ours."""
+"""Value of ``kind`` in ``config.json``."""
 
 FREE = ("sources", "out", "accelerator", "logger", "num_workers", "checkpoint_every", "shard_optimizer")
-"""Options in which a run that is continued may differ from the one that was begun; moved files are compared by their content."""
+"""Options that may change when a run is resumed; moved files are compared by their content."""
 
 CHANGES: dict[str, dict[str, Any]] = {
     "steps_per_epoch": {"default": 500, "shown_default": None},
     "optimizer": {"default": "adamw", "shown_default": None},
     "patience": {"shown_default": "all epochs"},
 }
-"""Options of training whose default is another one in pre-training, or has other words."""
+"""Training options with another default or another description of it in pre-training."""
 
 SIZES = Kind(
-    "give sizes of a network by name, such as {'d_model': 256, 'n_layers': 6}",
+    "give network sizes by name, such as {'d_model': 256, 'n_layers': 6}",
     lambda value: isinstance(value, Mapping) and len(value) > 0,
     lambda text: {name: as_json(value) for name, value in (part.split("=", 1) for part in comma_separated(text))},
     dict,
@@ -41,29 +41,27 @@ OWN = (
     Option(
         "model",
         TEXT,
-        "Name of registered weights (see: scgalore weights list), or folder of a checkpoint; with sizes, the family of the network.",
+        "Name of registered weights (see: scgalore weights list), or folder of a checkpoint; with sizes, the model family.",
         default="scgpt-mini",
     ),
     Option(
         "sizes",
         SIZES,
-        "Start from random weights of these sizes, such as d_model=256,n_layers=6,n_heads=8,d_hid=512, with a vocabulary of the genes in the files.",
+        "Train a new network of these sizes, such as d_model=256,n_layers=6,n_heads=8,d_hid=512, with a vocabulary of the genes in the files.",
     ),
     Option(
         "labels_key",
         TEXT,
-        "Column of obs by which embeddings of held-out cells are scored before and after, next to principal components.",
+        "Column of obs for scoring embeddings of held-out cells before and after training, compared with principal components.",
         column="obs",
     ),
-    Option(
-        "logger", choice("csv", "tensorboard"), "Where losses are logged: csv or tensorboard.", shown_default="nowhere"
-    ),
-    Option("rng", INDEX, "Seed of everything random.", default=0, aliases=("seed",)),
+    Option("logger", choice("csv", "tensorboard"), "Logger for the losses: csv or tensorboard.", shown_default="none"),
+    Option("rng", INDEX, "Random seed.", default=0, aliases=("seed",)),
 )
 
 
 def pretrain_options() -> tuple[tuple[Option, str], ...]:
-    """Every option of a pre-training run, each with its heading in the help."""
+    """All options of a pre-training run, with their heading in the help."""
     left = {"max_epochs", "curriculum", "batch_tokens", *NOT_IN_RUNS} - {"steps_per_epoch", "shard_optimizer"}
     training = [
         replace(option, **CHANGES.get(option.name, {})) for option in options_of(TrainConfig) if option.name not in left
@@ -77,17 +75,17 @@ def pretrain_options() -> tuple[tuple[Option, str], ...]:
 
 @dataclass(frozen=True, init=False)
 class PretrainConfig:
-    """Everything that decides the numbers of a pre-training run.
+    """All options that determine the results of a pre-training run.
 
-    Options are those of :func:`scgalore.tl.pretrain` and the fields of :class:`~scgalore.train.TrainConfig`, and ``sizes``, which
-    makes a network with random weights of the family that ``model`` names, ``labels_key``, ``logger`` and ``rng``.
+    Options are those of :func:`scgalore.tl.pretrain` and the fields of :class:`~scgalore.train.TrainConfig`, and
+    ``sizes`` (for a network with random weights of the family ``model``), ``labels_key``, ``logger`` and ``rng``.
 
     Parameters
     ----------
     sources
         Files and folders of files, or a dict of named lists of them.
     out
-        Folder to make.
+        Folder to create.
     **options
         As above.
 
@@ -106,7 +104,7 @@ class PretrainConfig:
         declared = {option.name: option for option, _ in pretrain_options()}
         for name in options:
             if name not in declared:
-                msg = f"There is no option {name!r} of pre-training.{suggestion(name, declared)} The options are {', '.join(declared)}."
+                msg = f"Pre-training has no option {name!r}.{suggestion(name, declared)} The options are {', '.join(declared)}."
                 raise OptionError(msg)
         chosen = {
             name: listed(option.check(option.default if options.get(name) is None else options[name]))
@@ -118,7 +116,7 @@ class PretrainConfig:
             object.__setattr__(self, name, value)
 
     def flat(self) -> dict[str, Any]:
-        """All of it by name."""
+        """All options by name."""
         return {"sources": self.sources, "out": self.out, **self.options, "version": self.version}
 
     def changed(self, **changes: Any) -> Self:
@@ -143,7 +141,8 @@ class PretrainConfig:
         Raises
         ------
         OptionError
-            If the file is not a configuration of pre-training, or has an option that does not exist or a value of another type.
+            If the file is not a configuration of pre-training, or has an option that does not exist or a value of
+            another type.
         """
         try:
             return cls(**{**read_config(path, KIND), **changes})
@@ -152,12 +151,12 @@ class PretrainConfig:
             raise OptionError(msg) from error
 
     def differences(self, other: PretrainConfig) -> list[str]:
-        """In which options another configuration is of another run, as texts.
+        """Differences of options that make another configuration a different run, as texts.
 
         Parameters
         ----------
         other
-            What is wanted now.
+            The requested configuration.
         """
         mine, theirs = self.flat(), other.flat()
         return [

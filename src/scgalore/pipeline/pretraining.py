@@ -1,4 +1,4 @@
-"""One command from files of cells to a pre-trained model and a report."""
+"""Pipeline from files of cells to a pre-trained model and a report."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 __all__ = ["FILES", "plan_pretraining", "pretrain"]
 
 FILES = ("config.json", "environment.txt", "history.csv", "metrics.json", "held_out.h5ad", "report.md")
-"""In the order in which they are written; the last one says that the run is finished."""
+"""Files in the order in which they are written; the last one marks the run as finished."""
 
 NEW, BEGUN, FINISHED = "new", "begun", "finished"
 
@@ -44,20 +44,21 @@ NEIGHBOURS, COMPONENTS, FOLDS = 15, 50, 5
 
 
 def pretrain(config: PretrainConfig, *, force: bool = False, resume: bool = False) -> Path:
-    """Pre-train a model on files of cells, and report what became of it on cells that were held out.
+    """Pre-train a model on files of cells, and report its scores on held-out cells.
 
-    The folder ``config.out`` gets ``config.json``, ``environment.txt``, ``history.csv``, ``checkpoints/`` with the model,
-    ``metrics.json``, ``held_out.h5ad`` (the held-out cells with their embeddings), ``figures/`` and ``report.md``.
+    The folder ``config.out`` gets ``config.json``, ``environment.txt``, ``history.csv``, ``checkpoints/`` with the
+    model, ``metrics.json``, ``held_out.h5ad`` (the held-out cells with their embeddings), ``figures/`` and
+    ``report.md``.
 
     Parameters
     ----------
     config
-        What to do.
+        Configuration of the run.
     force
-        Whether a run that is in the folder already is replaced.
+        Whether to replace an existing run in the folder.
     resume
-        Whether a run that was interrupted there is continued, inside a pass over the files too; the numbers are those of a run that
-        was not interrupted.
+        Whether to resume an interrupted run in the folder, also within an epoch; results are identical to those of an
+        uninterrupted run.
 
     Returns
     -------
@@ -66,7 +67,7 @@ def pretrain(config: PretrainConfig, *, force: bool = False, resume: bool = Fals
     Raises
     ------
     DataError, MissingKeyError, OptionError, WeightsError, DownloadError
-        If the run cannot be made. Nothing has been written then.
+        If the run is not possible. Nothing is written then.
 
     Examples
     --------
@@ -74,7 +75,7 @@ def pretrain(config: PretrainConfig, *, force: bool = False, resume: bool = Fals
     >>> config = sg.pipeline.PretrainConfig("cells/", "runs/x", max_hours=4)
     >>> sg.pipeline.pretrain(config)  # doctest: +SKIP
     """
-    # What was found in each file, and lines with losses and throughput, are what people look at for hours.
+    # Messages on each file, losses and throughput are needed during long runs.
     with settings.override(verbosity=max(2, settings.verbosity or 0)):
         return _pretrain(config, force=force, resume=resume)
 
@@ -82,7 +83,7 @@ def pretrain(config: PretrainConfig, *, force: bool = False, resume: bool = Fals
 def _pretrain(config: PretrainConfig, *, force: bool, resume: bool) -> Path:
     folder = _folder(config)
     stages, watch = Stages(4), Stopwatch()
-    # Of several processes the first one alone looks at the folder and writes to it: others might see what it has begun.
+    # Only the first process checks the folder and writes to it: others might see its new files.
     state = by_first(lambda: _state(folder, config, force=force, resume=resume))
     if state == FINISHED:
         stages.say(f"The run in {folder.path} is finished; nothing was changed.")
@@ -98,7 +99,7 @@ def _pretrain(config: PretrainConfig, *, force: bool, resume: bool) -> Path:
             run.train(checkpoint_dir=folder.checkpoints, resume=True, logger=config.options["logger"])
         except OURS:
             if is_first_process() and not last_checkpoint(folder.checkpoints).exists():
-                folder.remove()  # refused before anything was learned
+                folder.remove()  # failed before training
             raise
         after = None if run.shown is None else run.model.run(run.shown).embedding
         if not is_first_process():
@@ -110,7 +111,7 @@ def _pretrain(config: PretrainConfig, *, force: bool, resume: bool) -> Path:
     with stages.stage("evaluate") as note, watch.time("evaluate"):
         scores = {} if held is None else _scores(config, held, before, after, run)
         _write_metrics(folder, run, scores)
-        note(_headline(scores) or "no labels to score embeddings by")
+        note(_headline(scores) or "no labels for scoring embeddings")
     with stages.stage("report") as note, watch.time("report"):
         captions = _draw(folder, run.model, held, _keys(config))
         if held is not None:
@@ -119,12 +120,12 @@ def _pretrain(config: PretrainConfig, *, force: bool, resume: bool) -> Path:
         text = _report(config, run, start, scores, captions, watch)
         with folder.writing("report.md") as draft:
             draft.write_text(text, encoding="utf-8")
-        note(f"report.md, {len(captions)} pictures")
+        note(f"report.md, {len(captions)} figures")
     return folder.path
 
 
 def plan_pretraining(config: PretrainConfig, *, force: bool = False, resume: bool = False) -> str:
-    """Check a run and describe it, with its memory and, by timing some steps, its hours; nothing is written.
+    """Check and describe a run, with estimates of memory and time (from a few timed steps); nothing is written.
 
     Parameters
     ----------
@@ -144,12 +145,12 @@ def plan_pretraining(config: PretrainConfig, *, force: bool = False, resume: boo
     return "\n".join(
         [
             f"{run.training.n_obs:,} cells to train on, {0 if held is None else held.n_obs:,} held out, of "
-            f"{run.training.n_matched:,} genes that the model knows.",
+            f"{run.training.n_matched:,} genes in the model's vocabulary.",
             f"{run.model!r}",
             f"{sum(p.numel() for p in network.parameters()):,} parameters; a step of {run.cells_per_step} cells takes about "
-            f"{seconds:.2f} s here, which is {run.cells_per_step / seconds:,.0f} cells/s.",
+            f"{seconds:.2f} s on this machine ({run.cells_per_step / seconds:,.0f} cells/s).",
             f"{steps:,} steps ({steps * run.cells_per_step / run.training.n_obs:.1f} passes over the cells) take about "
-            f"{duration(steps * seconds)}, validation left out.",
+            f"{duration(steps * seconds)}, without validation.",
             "",
             str(run.memory()),
             "",
@@ -164,17 +165,17 @@ def plan_pretraining(config: PretrainConfig, *, force: bool = False, resume: boo
 
 
 def _begun(folder: RunFolder, state: str) -> list[str]:
-    """What there is to go on from."""
+    """Description of the checkpoint to resume from."""
     path = last_checkpoint(folder.checkpoints)
     if state != BEGUN:
         return []
     if not path.exists():
         return ["The run in the folder has no checkpoint yet and would start from the beginning."]
-    return [f"It would continue {path} at {progress(read_checkpoint(path, mmap=True))}."]
+    return [f"It would resume from {path} at {progress(read_checkpoint(path, mmap=True))}."]
 
 
 def _called(config: PretrainConfig) -> str:
-    """What training started from."""
+    """Description of the initial weights."""
     sizes = config.options["sizes"]
     if sizes is None:
         return Path(config.options["model"]).name
@@ -201,7 +202,7 @@ def _prepared(config: PretrainConfig) -> PretrainingRun:
     model: Any = options.pop("model")
     if (sizes := options.pop("sizes", None)) is not None:
         if model not in FAMILIES:
-            msg = f"model={model!r}: with sizes, name the family of the network: {', '.join(map(repr, FAMILIES))}."
+            msg = f"model={model!r}: with sizes, expected a model family: {', '.join(map(repr, FAMILIES))}."
             raise OptionError(msg)
         model = FAMILIES[model].config(**{"n_tokens": 1, "pad_id": 0, **sizes})
     for name in ("labels_key", "logger"):
@@ -211,12 +212,12 @@ def _prepared(config: PretrainConfig) -> PretrainingRun:
 
 
 def _state(folder: RunFolder, config: PretrainConfig, *, force: bool, resume: bool) -> str:
-    """What is in the folder, if it may be written to: nothing that stays, a run that goes on, or one that is finished."""
+    """State of the folder, if it may be written to: new, a run to resume, or a finished run."""
     folder.check(force=force, resume=resume)
     if not (resume and folder.is_begun):
         return NEW
     if changed := folder.config().differences(config):
-        msg = f"{folder.path} belongs to another run: {'; '.join(changed[:4])}. Continue it with its own configuration."
+        msg = f"{folder.path} contains a different run: {'; '.join(changed[:4])}. Resume it with its own configuration."
         raise OptionError(msg)
     return FINISHED if folder.is_finished else BEGUN
 
@@ -236,7 +237,7 @@ def _begin(folder: RunFolder, config: PretrainConfig, *, resumed: bool) -> None:
 def _scores(
     config: PretrainConfig, held: AnnData, before: Any, after: Any, run: PretrainingRun
 ) -> dict[str, dict[str, float]]:
-    """Add embeddings to the held-out cells, and score them by the labels, if there are some."""
+    """Add embeddings to the held-out cells, and score them by labels, if available."""
     from sklearn.decomposition import PCA
 
     own = run.model.family.embedding
@@ -255,7 +256,7 @@ def _scores(
 
 
 def _neighbour_accuracy(x: Any, labels: Any) -> dict[str, float]:
-    """Share of cells whose label their neighbours among other cells have, of labels with as many cells as folds."""
+    """Fraction of cells whose label equals that of their neighbours, for labels with at least as many cells as folds."""
     from sklearn.model_selection import StratifiedKFold, cross_val_predict
     from sklearn.neighbors import KNeighborsClassifier
 
@@ -293,7 +294,7 @@ def _write_metrics(folder: RunFolder, run: PretrainingRun, scores: dict[str, Any
 
 
 def _draw(folder: RunFolder, model: CellModel, held: AnnData | None, keys: list[str]) -> dict[str, str]:
-    captions = {"history.png": "Loss of training and of held-out cells by step."}
+    captions = {"history.png": "Training and validation loss by step."}
     figure = Figure(figsize=(5.5, 3.8), layout="constrained")
     ax = figure.subplots()
     assert model.result is not None
@@ -309,7 +310,7 @@ def _draw(folder: RunFolder, model: CellModel, held: AnnData | None, keys: list[
     if held is not None:
         shown = ["source", *keys]
         for name, (_, draw) in umap(shown, shown, held.n_obs, use_rep=model.family.embedding).items():
-            captions[name] = "UMAP, by scanpy, of the embeddings of held-out cells after pre-training."
+            captions[name] = "UMAP (scanpy) of the embeddings of held-out cells after pre-training."
             figures[name] = draw(held)
     for name, made in figures.items():
         with folder.writing(f"figures/{name}") as draft:
@@ -332,9 +333,9 @@ def _report(
     by = f" by {run.n_processes} processes" if run.n_processes > 1 else ""
     sections = [
         f"# scgalore pretrain: {run.training.n_obs:,} cells",
-        f"**{start}** was trained for {result.steps:,} steps of {about}{run.cells_per_step} cells{by} ({budget.removeprefix('max_')} were the "
-        f"budget), {(result.steps or 0) * run.cells_per_step / run.training.n_obs:.1f} passes over the cells, on the "
-        f"{run.training.n_matched:,} genes of the files that it knows. The weights of epoch {result.best_epoch} were kept.",
+        f"**{start}** was trained for {result.steps:,} steps of {about}{run.cells_per_step} cells{by} (budget in "
+        f"{budget.removeprefix('max_')}), {(result.steps or 0) * run.cells_per_step / run.training.n_obs:.1f} passes over the cells, on the "
+        f"{run.training.n_matched:,} genes of the files in its vocabulary. The weights of epoch {result.best_epoch} were kept.",
     ]
     if scores:
         rows = [
@@ -345,9 +346,9 @@ def _report(
         sections.append(
             "## Labels of neighbours\n\n"
             + markdown_table(("embedding", "accuracy", "held-out cells"), rows)
-            + f"\n\nShare of held-out cells whose `{config.options['labels_key']}` is that of most of their {NEIGHBOURS} nearest "
-            f"neighbours in other cells, by {FOLDS}-fold cross-validation, ± its standard error; labels with fewer than {FOLDS} "
-            f"cells are left out. Principal components are the first {COMPONENTS} of the log-normalised expression of the same cells."
+            + f"\n\nFraction of held-out cells whose `{config.options['labels_key']}` equals that of most of their {NEIGHBOURS} nearest "
+            f"neighbours, by {FOLDS}-fold cross-validation, ± standard error; labels with fewer than {FOLDS} "
+            f"cells are excluded. Principal components are the first {COMPONENTS} of the log-normalised expression of the same cells."
         )
     losses = [name for name in ("train_loss", "validation_loss") if name in history]
     of_losses = [
@@ -359,16 +360,16 @@ def _report(
         "## Training\n\n" + markdown_table(("loss", "first epoch", "lowest", "last epoch"), of_losses) + f"\n\n{pace}"
     )
     sections.append(
-        "## Pictures\n\n" + "\n\n".join(f"{text}\n\n![{text}](figures/{name})" for name, text in captions.items())
+        "## Figures\n\n" + "\n\n".join(f"{text}\n\n![{text}](figures/{name})" for name, text in captions.items())
     )
     out, best = Path(config.out), _folder(config).best
     kept = sorted(
         (f"`checkpoints/best/{path.name}`" for path in best.glob("epoch-*")), key=lambda name: (len(name), name)
     )
     sections.append(
-        "## How to go on\n\n```python\nimport scgalore as sg\n\n"
+        "## Next steps\n\n```python\nimport scgalore as sg\n\n"
         f'model = sg.model.load(r"{out / "checkpoints" / "model"}")\n```\n\n'
-        "`sg.tl.embed(cells, model)` embeds cells, and `sg.tl.finetune(cells, model, labels_key=...)` goes on from these weights."
+        "`sg.tl.embed(cells, model)` embeds cells, and `sg.tl.finetune(cells, model, labels_key=...)` fine-tunes these weights."
         + (f" Models of the best epochs, which can be loaded as well: {', '.join(kept)}." if kept else "")
     )
     peak = peak_memory()
@@ -376,8 +377,8 @@ def _report(
     sections.append(
         "## Time and memory\n\n"
         + markdown_table(("stage", "seconds"), cost)
-        + f"\n\nOf the session that ended the run. Peak resident memory: {'not known' if peak is None else f'{peak / 1e6:,.0f} MB'}. "
+        + f"\n\nFor the session that finished the run. Peak resident memory: {'unknown' if peak is None else f'{peak / 1e6:,.0f} MB'}. "
         f"Optimizer state: {(result.optimizer_bytes or 0) / 1e6:.2f} MB."
     )
-    sections.append("## Made with\n\n" + markdown_table(("what", "version"), list(versions().items())))
+    sections.append("## Versions\n\n" + markdown_table(("what", "version"), list(versions().items())))
     return "\n\n".join(sections) + "\n"

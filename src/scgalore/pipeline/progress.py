@@ -1,4 +1,4 @@
-"""The stages of a run as people see them: a bar on a terminal, lines in a log file."""
+"""Progress of the stages of a run: a bar on a terminal, lines in a log file."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ __all__ = ["Stages"]
 
 
 class Stages:
-    """Announces each stage and says what came of it, on the error stream.
+    """Prints the start and the result of each stage to stderr.
 
     Parameters
     ----------
@@ -32,14 +32,14 @@ class Stages:
 
     @contextmanager
     def stage(self, name: str, *, own_bar: bool = False) -> Iterator[Callable[[str], None]]:
-        """Frame one stage; what is called with a text adds it to the closing line.
+        """Context of one stage; yields a function that adds a text to the closing line.
 
         Parameters
         ----------
         name
-            What is done, in a few words.
+            Short description of the stage.
         own_bar
-            Whether the stage shows a progress bar itself: two at a time spoil each other.
+            Whether the stage shows its own progress bar, since two bars would interfere.
         """
         label, notes = f"[{self.done + 1}/{self.n}] {name}", list[str]()
         started = time.monotonic()
@@ -53,7 +53,7 @@ class Stages:
         self.say(f"{label if live else '     '} {result} ({time.monotonic() - started:.1f} s)")
 
     def say(self, line: str) -> None:
-        """Print a line; of several processes, the first one does."""
+        """Print a line, only in the first of several processes."""
         if is_first_process():
             print(line, file=sys.stderr, flush=True)
 

@@ -1,4 +1,4 @@
-"""One command from a file of cells to a report: select, split, fine-tune, predict, evaluate, report."""
+"""Pipeline from a file of cells to a report: split, select genes, fine-tune, predict, evaluate, report."""
 
 from __future__ import annotations
 
@@ -20,7 +20,15 @@ from scgalore.data.scale import is_called_counts
 from scgalore.data.split import PARTS
 from scgalore.errors import OptionError
 from scgalore.pipeline.cells import CellFile, draw_rows, on_selected_genes
-from scgalore.pipeline.checks import OWN_SPLIT, SELECTED, cell_files, load_model, settle, training_call, with_cells
+from scgalore.pipeline.checks import (
+    OWN_SPLIT,
+    SELECTED,
+    cell_files,
+    complete_config,
+    load_model,
+    training_call,
+    with_cells,
+)
 from scgalore.pipeline.folder import RunFolder
 from scgalore.pipeline.measure import Stopwatch, circumstances, peak_memory, versions
 from scgalore.pipeline.progress import Stages
@@ -49,24 +57,25 @@ N_STAGES = 7
 
 
 def run(config: RunConfig, *, force: bool = False, resume: bool = False) -> Path:
-    """Fine-tune a model on a file of cells, and report how good it is on cells that were held out.
+    """Fine-tune a model on a file of cells, and report its scores on held-out cells.
 
-    Cells are read and split, genes are ranked from the training cells and selected, the model is fine-tuned, and what was
-    held out is predicted and scored next to baselines. The folder ``config.out`` gets ``config.json``, ``environment.txt``,
-    ``selected_genes.csv``, ``split.csv``, ``history.csv``, ``checkpoints/``, ``metrics.json``, ``results.h5ad``, ``figures/`` and
-    ``report.md``; the page :doc:`/pipeline` says what is in them. Every file appears whole or not at all.
+    Cells are read and split, genes are ranked on the training cells and selected, the model is fine-tuned, and held-out
+    cells are predicted and scored together with baselines. The folder ``config.out`` contains ``config.json``,
+    ``environment.txt``, ``selected_genes.csv``, ``split.csv``, ``history.csv``, ``checkpoints/``, ``metrics.json``,
+    ``results.h5ad``, ``figures/`` and ``report.md``; see :doc:`/pipeline` for their content. Every file is written
+    completely or not at all.
 
     Parameters
     ----------
     config
-        What to do.
+        Configuration of the run.
     force
-        Whether a run that is in the folder already is replaced. Folders that hold anything else are never touched.
+        Whether to replace an existing run in the folder. Folders with other content are never changed.
     resume
-        Whether a run that was interrupted there is continued, with the same configuration; the numbers are those of a run
-        that was not interrupted. Without such a run it starts from the beginning, and a finished run stays as it is. With a
-        larger ``max_epochs`` also a finished run is continued, from its last epoch; the learning rate follows the schedule of
-        the longer run from there on.
+        Whether to resume an interrupted run in the folder, with the same configuration; results are identical to those
+        of an uninterrupted run. Without such a run it starts from the beginning; a finished run is not changed. With a
+        larger ``max_epochs``, a finished run is also continued from its last epoch; from there, the learning rate
+        follows the schedule of the longer run.
 
     Returns
     -------
@@ -75,7 +84,7 @@ def run(config: RunConfig, *, force: bool = False, resume: bool = False) -> Path
     Raises
     ------
     DataError, MissingKeyError, OptionError, WeightsError, DownloadError
-        If the run cannot be made. Nothing has been written then.
+        If the run is not possible. Nothing is written then.
 
     Examples
     --------
@@ -84,16 +93,16 @@ def run(config: RunConfig, *, force: bool = False, resume: bool = False) -> Path
     >>> sg.pipeline.run(config)  # doctest: +SKIP
     """
     if (n := launched_world().size) > 1:
-        msg = f"A run is made by one process, and {n} were started. Several train together in a script that calls sg.tl.finetune."
+        msg = f"A run uses a single process, but {n} were started. To train with several, call sg.tl.finetune in a script."
         raise OptionError(msg)
     folder = RunFolder(Path(config.out))
     folder.check(force=force, resume=resume)
-    config, file = settle(config)
+    config, file = complete_config(config)
     stages = Stages(N_STAGES)
     resumed = resume and folder.is_begun
     if resumed:
         begun = _begun(folder, config)
-        if config.training.get("max_epochs") is None:  # left to the run, which has decided it
+        if config.training.get("max_epochs") is None:  # chosen by the run
             config = config.changed(**{name: config.training.get(name) or begun.training.get(name) for name in GROWING})
         grown = [name for name in GROWING if begun.training.get(name) != config.training.get(name)]
         if grown:
@@ -108,7 +117,7 @@ def run(config: RunConfig, *, force: bool = False, resume: bool = False) -> Path
 
 
 class _Run:
-    """One run on its way through the stages."""
+    """State of a run during its stages."""
 
     def __init__(self, config: RunConfig, file: CellFile, folder: RunFolder, stages: Stages, *, resumed: bool) -> None:
         self.config, self.file, self.folder, self.stages, self.resumed = config, file, folder, stages, resumed
@@ -120,7 +129,7 @@ class _Run:
         self.sizes = {"cells in the file": len(file.obs)}
 
     def make(self) -> None:
-        """All stages. Nothing is written before all that was given has proved usable."""
+        """Execute all stages. Nothing is written before all inputs have been checked."""
         model = load_model(self.config.model)
         self.task.require(model)
         adata, genes = self._prepare()
@@ -140,7 +149,7 @@ class _Run:
             captions = self._draw(adata, findings)
             with self.folder.writing("results.h5ad") as draft:
                 adata.write_h5ad(draft)
-            note(f"report.md, {len(captions)} pictures, results.h5ad")
+            note(f"report.md, {len(captions)} figures, results.h5ad")
         report = self._report(adata, findings, captions, fitted)
         with self.folder.writing("report.md") as draft:
             draft.write_text(report.text(), encoding="utf-8")
@@ -151,7 +160,7 @@ class _Run:
             yield note
 
     def _prepare(self) -> tuple[AnnData, pd.DataFrame]:
-        """Cells with their parts and the selected genes, and the table of all genes."""
+        """Cells with their split and the selected genes, and the table of all genes."""
         config, task = self.config, self.task
         with self._stage("read") as note:
             keys = [*task.draw_keys(config.arguments), *([] if config.split_key is None else [config.split_key])]
@@ -173,18 +182,18 @@ class _Run:
         with self._stage("select genes") as note:
             self._select(adata)
             genes = adata.var[[f"{KEY}_rank", f"{KEY}_source", KEY]]
-            self.ranked = AnnData(obs=adata.obs[:0], var=adata.var, uns=dict(adata.uns))  # all genes, for a picture
+            self.ranked = AnnData(obs=adata.obs[:0], var=adata.var, uns=dict(adata.uns))  # all genes, for a figure
             adata, self.sizes["without a selected gene"] = on_selected_genes(
                 adata, adata.var[KEY].to_numpy(bool), config.reading
             )
-            note(f"{adata.n_vars:,} ({config.gene_strategy}), from training cells")
+            note(f"{adata.n_vars:,} ({config.gene_strategy}), ranked on training cells")
         self.other_cells = {name: self._read_others(Path(path)) for name, path in cell_files(config).items()}
         counts = adata.obs[self.split_key].value_counts()
         self.sizes |= {part: int(counts.get(part, 0)) for part in PARTS}
         return adata, genes.set_axis(["rank", "source", "selected"], axis=1).rename_axis("gene")
 
     def _read_others(self, path: Path) -> AnnData:
-        """Cells of another file that an argument names, with all of their genes, as logarithms."""
+        """Cells of another file given as an argument, with all genes, log-normalised."""
         file = CellFile.of(path)
         most = None if isinstance(self.config.max_cells, str) else self.config.max_cells
         adata = file.read(
@@ -193,8 +202,8 @@ class _Run:
         return on_selected_genes(adata, np.ones(adata.n_vars, dtype=bool), self.config.reading)[0]
 
     def _records(self) -> list[str]:
-        """Entries of ``uns`` that say how the matrix is to be read."""
-        # Else what is recorded of logarithms is of another matrix.
+        """Entries of ``uns`` that determine how the matrix is read."""
+        # Otherwise the record of the logarithm refers to another matrix.
         return [] if is_called_counts(self.config.layer) else ["log1p"]
 
     def _select(self, adata: AnnData) -> None:
@@ -217,9 +226,9 @@ class _Run:
         )
 
     def _call(self) -> TrainingCall:
-        """The call as it is for the cells that were read, which have their split in a column."""
+        """The training call for the cells that were read, with their split in a column."""
         call = training_call(self.config)
-        # What the stage of genes has left is logarithms, whatever the file holds.
+        # After gene selection the matrix is log-normalised, regardless of the file.
         arguments = {**call.arguments, **self.other_cells}
         return replace(
             call,
@@ -229,7 +238,7 @@ class _Run:
         )
 
     def _begin(self, adata: AnnData, genes: pd.DataFrame) -> None:
-        """Write what is known before training."""
+        """Write the files that are available before training."""
         environment = ""
         if self.resumed:
             self.folder.remove_drafts()
@@ -264,12 +273,12 @@ class _Run:
             )
         except OURS:
             if not last_checkpoint(folder.checkpoints).exists():
-                folder.remove()  # refused before anything was learned
+                folder.remove()  # failed before training
             raise
 
     def _kept(self, model: CellModel) -> str:
         best = self._best_epoch(model)
-        return f"epoch {best}" if best >= 0 else "the start"
+        return f"epoch {best}" if best >= 0 else "the initial weights"
 
     @staticmethod
     def _best_epoch(model: CellModel) -> int:
@@ -326,29 +335,29 @@ class _Run:
 
 
 def _plain(value: Any) -> Any:
-    """NumPy's numbers as Python's."""
+    """Convert NumPy scalars to built-in numbers."""
     return value.item()
 
 
 def _begun(folder: RunFolder, config: RunConfig) -> RunConfig:
-    """Configuration of the run in the folder, of which what is wanted now must be a continuation."""
+    """Configuration of the run in the folder, which must match the requested configuration."""
     begun = folder.config()
     changed = begun.differences(config)
     if changed:
         msg = (
-            f"{folder.path} belongs to another run: {'; '.join(changed[:4])}. Continue it with its own configuration, "
-            f"--config {folder.path / 'config.json'}, or give another folder."
+            f"{folder.path} contains a different run: {'; '.join(changed[:4])}. Resume it with its own configuration, "
+            f"--config {folder.path / 'config.json'}, or pass another folder."
         )
         raise OptionError(msg)
     return begun
 
 
 def _extended(folder: RunFolder, begun: RunConfig, config: RunConfig) -> RunConfig:
-    """The configuration with what the run has decided when it was begun."""
+    """The configuration with the choices of the original run."""
     if folder.is_finished and not last_checkpoint(folder.checkpoints).exists():
         msg = (
-            f"{folder.path} holds no {last_checkpoint(folder.checkpoints).name} any more that training could go on from. Leave "
-            "max_epochs as it was, or replace the run with force=True (--force)."
+            f"{folder.path} no longer has {last_checkpoint(folder.checkpoints).name}, so training cannot continue. Keep "
+            "max_epochs unchanged, or replace the run with force=True (--force)."
         )
         raise OptionError(msg)
     if config.training.get("curriculum") is True:

@@ -1,4 +1,4 @@
-"""Plots of what is in an AnnData; nothing here changes it or computes more than a count."""
+"""Plots of results stored in an AnnData; they do not modify it and compute nothing beyond counts."""
 
 from scgalore.pl._attention import attention
 from scgalore.pl._confusion_matrix import confusion_matrix

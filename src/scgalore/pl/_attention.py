@@ -1,4 +1,4 @@
-"""Weights between regulators and targets as a heat map."""
+"""Attention weights between regulators and targets as a heat map."""
 
 from __future__ import annotations
 
@@ -43,10 +43,10 @@ def attention(
     ax: Axes | None = None,
     show: bool | None = None,
 ) -> Axes | None:
-    """Draw mean attention of targets to regulators as a heat map, or the difference between two groups.
+    """Heat map of mean attention of targets to regulators, or of the difference between two groups.
 
-    It is drawn from the edges that :func:`scgalore.tl.gene_network` kept, of any method; what was not kept is grey. With
-    ``n_edges=None`` all are kept.
+    Draws the edges stored by :func:`scgalore.tl.gene_network`, with any method; pairs that were not stored are grey.
+    With ``n_edges=None`` all are stored.
 
     Parameters
     ----------
@@ -56,11 +56,11 @@ def attention(
     target
         Targets, in columns. ``None`` takes those with the most and strongest edges from the regulators that are drawn.
     group
-        Group of cells; may be left out where there is one.
+        Group of cells; may be omitted if there is only one.
     versus
-        Another group, whose weights are taken away; edges are then those of both groups, the largest difference first.
+        Another group, whose weights are subtracted; only edges of both groups are used, the largest difference first.
     n_genes
-        Regulators and targets to take, at most, where they are not named.
+        Maximum number of regulators and targets, if these are not given.
     {key}
     {ax}
     {show}
@@ -88,9 +88,7 @@ def attention(
     edges = read_network_record(adata, key)["edges"]
     edges = of_group(edges, group) if versus is None else difference(edges, group, versus)
     if edges.empty:
-        msg = (
-            f"No edge is kept for both {group!r} and {versus!r}. Keep all with sg.tl.gene_network(adata, n_edges=None)."
-        )
+        msg = f"No edge is stored for both {group!r} and {versus!r}. Store all edges with sg.tl.gene_network(adata, n_edges=None)."
         raise OptionError(msg)
     wanted = None if source is None else sources_of(edges, source)
     if wanted is not None:
@@ -106,7 +104,7 @@ def attention(
     edges = edges[edges["source"].isin(sources)]
     wide = edges.pivot(index="source", columns="target", values="weight")
     shown = wide.reindex(index=sources, columns=targets).to_numpy(dtype=np.float64)
-    label = "weight" if versus is None else f"weight, {group} less {versus}"
+    label = "weight" if versus is None else f"weight, {group} minus {versus}"
     axes = axes_or_new(ax, (0.28 * len(targets) + 2.2, 0.28 * len(sources) + 1.6))
     signed = bool(np.nanmin(shown, initial=0) < 0)
     most = float(np.nanmax(np.abs(shown), initial=1e-12)) if signed else None

@@ -21,18 +21,18 @@ ROW_POINTS = 13.0
 
 
 def axes_or_new(ax: Axes | None, figsize: tuple[float, float]) -> Axes:
-    """Give the axes of the caller, or those of a new figure.
+    """Return the given axes, or those of a new figure.
 
     Parameters
     ----------
     ax
-        What the caller passed.
+        Axes passed by the caller.
     figsize
-        Inches of a new figure.
+        Size of a new figure in inches.
     """
     if ax is not None:
         return ax
-    # Only here is pyplot touched: with axes given, no figure is registered anywhere.
+    # pyplot is used only here: with given axes, no figure is registered.
     from matplotlib import pyplot as plt
 
     return plt.subplots(figsize=figsize, layout="constrained")[1]

@@ -1,4 +1,4 @@
-"""True against predicted labels."""
+"""Confusion matrix of true and predicted labels."""
 
 from __future__ import annotations
 
@@ -58,10 +58,10 @@ def confusion_matrix(
     {adata}
     {key}
     labels_key
-        Column of ``adata.obs`` with the true labels; ``None`` is the one the model was fine-tuned on. Cells without a
-        label are left out. Labels are compared as text: 1, 1.0 and ``"1"`` are one class.
+        Column of ``adata.obs`` with the true labels; ``None`` uses the column the model was fine-tuned on. Cells
+        without a label are excluded. Labels are compared as text: 1, 1.0 and ``"1"`` are one class.
     part
-        Cells to count: those held out (``"test"``), those of another part of the split, or ``"all"``.
+        Cells to count: held-out cells (``"test"``), those of another split, or ``"all"``.
     normalize
         Whether to write and colour percentages of each row, instead of numbers of cells.
     {title}
@@ -87,7 +87,7 @@ def confusion_matrix(
     OptionError
         If ``part`` is no part of a split, ``labels_key`` is needed, or ``palette`` holds something that is not a color.
     DataError
-        If the part has no cells.
+        If the split has no cells.
 
     Examples
     --------
@@ -104,13 +104,13 @@ def confusion_matrix(
     if not labelled.any():
         accuracy = "all unknown"
     elif np.isin(truth, [*classes, *predicted]).any():
-        others = "" if labelled.all() else f"{np.sum(~labelled):,} unknown, of the others "
+        others = "" if labelled.all() else f"{np.sum(~labelled):,} unknown, otherwise "
         accuracy = f"{others}accuracy {np.mean((truth == predicted)[labelled]):.3f}"
-    else:  # clusters, say, which can be compared with classes and not be scored
+    else:  # for example clusters, which can be compared with classes but not scored
         accuracy = "no label in common"
         logg.warning(
-            f"No label of adata.obs[{labels_key!r}] is a class of the model, so there is no accuracy: it has "
-            f"{few(in_order(truth))}, and the model {few(classes or in_order(predicted))}."
+            f"No label of adata.obs[{labels_key!r}] is a class of the model, so the accuracy is undefined: the labels are "
+            f"{few(in_order(truth))}, the classes {few(classes or in_order(predicted))}."
         )
     size = _figure_size(list(counts.columns))
     drawn = axes_or_new(ax, size)
@@ -125,7 +125,7 @@ def confusion_matrix(
 def _labels_key(result: Mapping[str, Any], labels_key: str | None, key: str) -> str:
     labels_key = labels_key or result["params"].get("labels_key")
     if labels_key is None:
-        msg = f"The call that wrote adata.uns[{key!r}] saw no labels. Pass labels_key=, the column of adata.obs with the true ones."
+        msg = f"The call that wrote adata.uns[{key!r}] had no labels. Pass labels_key=, the column of adata.obs with the true labels."
         raise OptionError(msg)
     return labels_key
 
@@ -133,7 +133,7 @@ def _labels_key(result: Mapping[str, Any], labels_key: str | None, key: str) -> 
 def _labels(
     adata: AnnData, key: str, labels_key: str, part: str, classes: list[str]
 ) -> tuple[NDArray[np.object_], NDArray[np.object_]]:
-    """True and predicted labels of the labelled cells of a part, as text; classes of the model in its spelling."""
+    """True and predicted labels of the labelled cells of a split, as text; classes as spelled by the model."""
     if part not in get_args(Part):
         msg = f"part={part!r}: choose one of {', '.join(map(repr, get_args(Part)))}."
         raise OptionError(msg)
@@ -165,9 +165,9 @@ def _spelled(texts: NDArray[np.object_], classes: list[str]) -> NDArray[np.objec
 def _count(
     truth: NDArray[np.object_], predicted: NDArray[np.object_], *, order: list[str], labelled: NDArray[np.bool_]
 ) -> pd.DataFrame:
-    """Cells of each true (row) and predicted (column) class, over the classes that occur, in the model's order.
+    """Number of cells by true (row) and predicted (column) class, for the classes that occur, in the model's order.
 
-    Cells without a label of the model are in a column of their own, the last.
+    Cells without a predicted label are in an extra last column.
     """
     seen = {*truth.tolist(), *predicted[labelled].tolist()}
     names = [name for name in order if name in seen]
@@ -201,7 +201,7 @@ def _draw(ax: Axes, counts: pd.DataFrame, *, normalize: bool, cmap: str) -> None
     ax.set(xlabel="predicted" + (" (% of the true class)" if normalize else " (cells)"), ylabel="true (cells)")
     ax.set_xticks(np.arange(-0.5, len(counts.columns)), minor=True)
     ax.set_yticks(np.arange(-0.5, len(counts)), minor=True)
-    ax.grid(visible=False, which="major")  # which scanpy's figure settings turn on, through the numbers
+    ax.grid(visible=False, which="major")  # scanpy's figure settings turn the grid on
     ax.grid(which="minor", color="0.9", linewidth=0.5)
     ax.tick_params(which="minor", length=0)
     ax.spines[:].set_visible(False)

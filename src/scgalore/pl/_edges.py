@@ -1,4 +1,4 @@
-"""Which regulators a plot of a network shows."""
+"""Selection of regulators for plots of networks."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ __all__ = ["sources_of"]
 
 
 def sources_of(edges: pd.DataFrame, source: str | Sequence[str] | None) -> list[str]:
-    """Regulators that are asked for, each of which has edges; that of the strongest edge where none is."""
+    """Requested regulators, checked to have edges; by default the one with the strongest edge."""
     if source is None:
         return [str(edges["source"].iloc[0])]
     sources = [source] if isinstance(source, str) else list(source)
@@ -23,7 +23,7 @@ def sources_of(edges: pd.DataFrame, source: str | Sequence[str] | None) -> list[
     if absent := [name for name in sources if name not in known]:
         msg = (
             f"source={absent[0]!r} has no edges; {', '.join(map(repr, list(dict.fromkeys(edges['source']))[:5]))}, ... have. "
-            "Edges that were not kept can be had with sg.tl.gene_network(adata, n_edges=None)."
+            "Store all edges with sg.tl.gene_network(adata, n_edges=None)."
         )
         raise OptionError(msg)
     return sources

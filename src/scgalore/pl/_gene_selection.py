@@ -1,4 +1,4 @@
-"""What a selection of genes is made of."""
+"""Sources of selected genes."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ def gene_selection(
     Raises
     ------
     DataError
-        If ``adata`` is no AnnData.
+        If ``adata`` is not an AnnData.
     MissingKeyError
         If no selection was written under ``key``.
     OptionError
@@ -130,7 +130,7 @@ def _shares(
 
 
 def _read(adata: AnnData, key: str) -> tuple[Mapping[str, Any], NDArray[np.object_]]:
-    """Results, and source of each ranked gene, best first."""
+    """Results, and the source of each ranked gene, best first."""
     keys = GeneKeys.from_key_added(key)
     call = f"sg.tl.select_genes(adata{'' if key == GeneKeys().selected else f', key_added={key!r}'})"
     missing = f"There is no selection in adata.var[{keys.rank!r}] and adata.uns[{keys.uns!r}]. Call {call} first."

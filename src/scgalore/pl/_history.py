@@ -1,4 +1,4 @@
-"""Loss by epoch."""
+"""Losses and metrics by epoch."""
 
 from __future__ import annotations
 
@@ -39,9 +39,9 @@ def history(
 ) -> Axes | Figure | None:
     """Training and validation loss by epoch, as :func:`scgalore.tl.finetune` recorded them.
 
-    Training values are means over an epoch, with dropout and changing weights; validation values are taken at its end.
-    The epoch whose weights were kept is marked where validation cells have chosen it. With a curriculum, lines stand where
-    training begins to show more genes, whose number is written beside them.
+    Training values are means over an epoch, with dropout and changing weights; validation values are computed at its
+    end. The epoch whose weights were kept is marked if it was selected on validation cells. With a curriculum, vertical
+    lines mark where the number of genes increases.
 
     Parameters
     ----------
@@ -66,7 +66,7 @@ def history(
     OptionError
         If ``palette`` holds something that is not a color.
     MissingKeyError
-        If nothing was trained under ``key``, or the metric was not recorded.
+        If there is no training history under ``key``, or the metric was not recorded.
 
     Examples
     --------
@@ -132,6 +132,6 @@ def _mark_phases(drawn: Axes, table: pd.DataFrame) -> bool:
 
 def _table(table: Any, key: str) -> pd.DataFrame:
     if not isinstance(table, pd.DataFrame) or len(table) == 0:
-        msg = f"adata.uns[{key!r}] holds no history of a training. Pass the key that sg.tl.finetune wrote under."
+        msg = f"adata.uns[{key!r}] contains no training history. Pass the key under which sg.tl.finetune stored its results."
         raise MissingKeyError(msg)
     return table

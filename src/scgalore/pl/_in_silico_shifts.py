@@ -1,4 +1,4 @@
-"""Genes changed in silico as a volcano."""
+"""Volcano plot of in-silico perturbations."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ N_LABELS = Option("n_labels", INDEX, "", 10)
 LIMIT = 0.05
 """False discovery rate of the coloured genes."""
 NEAR = 12
-"""Pixels between genes whose names would cover each other."""
+"""Minimum distance in pixels between labelled genes, so that labels do not overlap."""
 
 
 @shared_parameters
@@ -36,18 +36,19 @@ def in_silico_shifts(
     ax: Axes | None = None,
     show: bool | None = None,
 ) -> Axes | None:
-    """Volcano of changed genes: how much they move cells, and how few random genes do as much.
+    """Volcano plot of in-silico perturbations: shift of the cells, and p-value against random genes.
 
-    With a wanted state, the horizontal axis is the share of the way to it, otherwise the shift as a multiple of that of random genes. Coloured
-    are genes with a false discovery rate of at most 5 %. p-values are shares of random genes, which is why they end at one over their number.
+    With a target state, the horizontal axis is the fraction of the distance to it, otherwise the shift relative to that
+    of random genes. Genes with a false discovery rate of at most 5 % are coloured. p-values are fractions of random
+    genes, so their minimum is one over the number of these.
 
     Parameters
     ----------
     {adata}
     group
-        Group of cells; may be left out if there is one only.
+        Group of cells; may be omitted if there is only one.
     n_labels
-        Genes with their name: those that move cells most, in either direction, as far as there is room.
+        Number of genes to label: those with the largest shifts, in either direction, as space permits.
     {key}
     {ax}
     {show}
@@ -61,7 +62,7 @@ def in_silico_shifts(
     DataError
         If ``adata`` is not an AnnData, or genes were not compared with random ones.
     MissingKeyError
-        If there are no shifts under ``key``, or no such group.
+        If there are no shifts under ``key``, or the group does not exist.
     OptionError
         If ``n_labels`` is negative or no whole number, or there are several groups and none is named.
 
@@ -75,14 +76,14 @@ def in_silico_shifts(
     shifts = of_group(record["shifts"], group, "group")
     groups = list(dict.fromkeys(shifts["group"].astype(str)))
     if len(groups) > 1:
-        msg = f"There are shifts of {len(groups)} groups: {', '.join(map(repr, groups[:5]))}. Name one as group=."
+        msg = f"There are shifts of {len(groups)} groups: {', '.join(map(repr, groups[:5]))}. Pass one as group=."
         raise OptionError(msg)
     towards = "towards" in shifts
     names = ("towards", "towards_p_value", "towards_p_adjusted") if towards else ("log2_ratio", "p_value", "p_adjusted")
     x, p, rate = (shifts[name].to_numpy(dtype=np.float64) for name in names)
     drawn = np.isfinite(x) & np.isfinite(p)
     if not drawn.any():
-        msg = "No gene was compared with random genes, so there is nothing to draw. Call sg.tl.perturb_in_silico with n_null=100."
+        msg = "Genes were not compared with random genes, so there are no p-values to plot. Call sg.tl.perturb_in_silico with n_null=100."
         raise DataError(msg)
     axes = axes_or_new(ax, (5.0, 4.0))
     height = -np.log10(p)
@@ -93,7 +94,7 @@ def in_silico_shifts(
     axes.margins(x=0.12, y=0.15)
     named: list[np.ndarray] = []
     for i in np.argsort(-np.abs(np.where(drawn, x, 0)), kind="stable"):
-        # A name that would be written over another is left out for the next gene.
+        # A label that would overlap another is skipped for the next gene.
         place = axes.transData.transform((x[i], height[i]))
         if drawn[i] and len(named) < n_labels and all(np.abs(place - other).max() > NEAR for other in named):
             axes.annotate(
@@ -107,9 +108,9 @@ def in_silico_shifts(
             named.append(place)
     state = record["params"].get("target")
     axes.set_xlabel(
-        f"share of the way to {state}" if towards else "log2 of the shift over that of random genes", fontsize=9
+        f"fraction of the distance to {state}" if towards else "log2 shift relative to random genes", fontsize=9
     )
-    axes.set_ylabel("-log10 p, against random genes", fontsize=9)
+    axes.set_ylabel("-log10 p (random genes)", fontsize=9)
     axes.set_title(
         f"{record['params']['mode']}, {groups[0]}" if groups[0] != "all" else str(record["params"]["mode"]), fontsize=10
     )

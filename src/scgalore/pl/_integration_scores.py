@@ -1,4 +1,4 @@
-"""Scores of integration as the field's table."""
+"""Integration scores as a table, as in scib."""
 
 from __future__ import annotations
 
@@ -46,7 +46,8 @@ def integration_scores(
 ) -> Axes | Figure | None:
     """Table of scores: embeddings in rows, best total first; scores as circles, and their means as bars.
 
-    Colours go from 0 to 1 in each column alike, so that small differences look small. The best value of a column is bold.
+    The colour scale is 0 to 1 in every column, so that small differences look small. The best value of a column is
+    bold.
 
     Parameters
     ----------
@@ -79,7 +80,7 @@ def integration_scores(
     """
     record = read_integration_record(adata, key)
     scores, columns = record["scores"], record["columns"].astype(str)
-    # A stable sort, and rows without a total last.
+    # Stable sort, with rows without a total last.
     scores = scores.iloc[np.argsort(-scores["total"].fillna(-1).to_numpy(), kind="stable")]
     places = _places(columns["group"].tolist())
     widest = max(len(str(name)) for name in scores.index)
@@ -95,13 +96,13 @@ def integration_scores(
 
 
 def _places(groups: list[str]) -> np.ndarray:
-    """Middle of each column, with a gap where another group begins."""
+    """Centre of each column, with gaps between groups."""
     new = [before != after for before, after in zip(groups, groups[1:], strict=False)]
     return np.arange(len(groups)) + GAP * np.concatenate([[0], np.cumsum(new)])
 
 
 def _frame(ax: Axes, scores: pd.DataFrame, columns: pd.DataFrame, places: np.ndarray) -> None:
-    """Names of rows, columns and groups, and lines between them."""
+    """Draw the names of rows, columns and groups, and separating lines."""
     n_rows = len(scores)
     ax.set_xlim(places[0] - 0.6, places[-1] + 0.6)
     ax.set_ylim(n_rows - 0.5, -1.9)

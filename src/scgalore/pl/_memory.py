@@ -1,4 +1,4 @@
-"""Where the bytes of a training run go."""
+"""Memory of a training run by component."""
 
 from __future__ import annotations
 
@@ -109,15 +109,15 @@ def memory(
 
 
 def _table(data: Any) -> pd.DataFrame:
-    """One row a bar, one column a part, and the peak."""
+    """Table with one row per bar, one column per component, and the peak."""
     if isinstance(data, pd.DataFrame):
         table = data
     else:
         named = data if isinstance(data, Mapping) else {"training": data}
         if not named or not all(hasattr(estimate, "to_frame") for estimate in named.values()):
             msg = (
-                f"sg.pl.memory draws estimates of memory, not a {type(data).__name__}. Pass sg.model.savings(...), an "
-                "estimate of sg.estimate_memory(...), or a dict of them."
+                f"data is a {type(data).__name__}; expected memory estimates. Pass sg.model.savings(...), "
+                "sg.estimate_memory(...), or a dict of estimates."
             )
             raise DataError(msg)
         table = pd.DataFrame({name: estimate.to_frame()["bytes"] for name, estimate in named.items()}).T

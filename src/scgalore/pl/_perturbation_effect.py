@@ -1,4 +1,4 @@
-"""Predicted against observed effect of a perturbation, gene by gene."""
+"""Predicted and observed effect of a perturbation by gene."""
 
 from __future__ import annotations
 
@@ -44,11 +44,11 @@ def perturbation_effect(
     ----------
     {adata}
     perturbation
-        Which one, for example ``"KLF1+MAP2K6"``; the order of the genes does not matter.
+        Perturbation, for example ``"KLF1+MAP2K6"``; the order of the genes does not matter.
     context
-        Cell type or line, where there are several.
+        Cell type or line, if there are several.
     n_labels
-        How many genes to name: those with the largest effects, as far as there is room.
+        Number of genes to label: those with the largest effects, as space permits.
     {key}
     {title}
     {ax}
@@ -102,18 +102,18 @@ def _effects(
     adata: AnnData, result: Mapping[str, Any], perturbation: str, context: str | None
 ) -> tuple[pd.Series, pd.Series]:
     observed, source = result["observed"], result["params"]["key"]
-    # As it is written, since the name of a compound may hold a +; or with its genes sorted.
+    # As written, since the name of a compound may contain a +, or with its genes sorted.
     names = [perturbation, "+".join(sorted(perturbation.split("+")))]
     wanted = names if context is None else [f"{context} | {name}" for name in names]
     row = next((label for label in wanted if label in observed), None)
     if row is None:
         labels = [str(label) for label in observed]
         close = get_close_matches(wanted[-1], labels, n=5, cutoff=0.4) or labels[:5]
-        msg = f"{wanted[-1]!r} is not among the {len(labels)} perturbations that were scored; similar ones: {', '.join(close)}."
+        msg = f"{wanted[-1]!r} is not among the {len(labels)} scored perturbations; similar ones: {', '.join(close)}."
         raise MissingKeyError(msg)
     effects = read_prediction_record(adata, source)["effects"] if source in adata.uns else None
     if effects is None or row not in effects:
-        msg = f"adata.uns[{source!r}] no longer holds the prediction that was scored. Call sg.tl.predict_perturbation(adata) again."
+        msg = f"adata.uns[{source!r}] no longer contains the scored prediction. Call sg.tl.predict_perturbation(adata) again."
         raise MissingKeyError(msg)
     return observed[row], effects.loc[observed.index, row]
 

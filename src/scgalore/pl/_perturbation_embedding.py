@@ -44,9 +44,9 @@ def perturbation_embedding(
 ) -> Axes | Figure | None:
     """Perturbations as points in the plane through control that holds most of the measured training effects.
 
-    Grey points were measured in training; coloured ones are predicted, a thin line joins each to where it was observed. The
-    plane belongs to the training perturbations, so what a new perturbation does beside it is not seen here; the labels of the
-    axes have the share of the training effects that is.
+    Grey points are training perturbations; coloured points are predictions, each joined by a thin line to its observed
+    effect. The plane is fitted to the training perturbations, so effects of a new perturbation outside this plane are
+    not visible; axis labels show the fraction of the training effects that is.
 
     A few points that are so far away that the others could not be told apart do not stretch the axes: they are drawn as
     triangles at the border, and the legend has their number.
@@ -56,7 +56,8 @@ def perturbation_embedding(
     {adata}
     {key}
     evaluation_key
-        Key of :func:`scgalore.tl.evaluate_perturbation`, which has the observed effects; predictions without are drawn alone.
+        Key of :func:`scgalore.tl.evaluate_perturbation`, for observed effects; without them, only predictions are
+        drawn.
     context
         Cell type or line to draw; ``None`` draws all.
     n_labels
@@ -76,9 +77,9 @@ def perturbation_embedding(
     Raises
     ------
     MissingKeyError
-        If there is no prediction under ``key``, or it has nothing in the context.
+        If there is no prediction under ``key``, or none in the context.
     DataError
-        If ``adata`` is no AnnData.
+        If ``adata`` is not an AnnData.
     OptionError
         If ``n_labels`` is negative, or ``palette`` holds something that is not a color.
 
@@ -178,7 +179,7 @@ def _read(adata: AnnData, key: str) -> Mapping[str, Any]:
 
 
 def _points(result: Mapping[str, Any], context: str | None) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Training points, and predicted ones by the label of their row."""
+    """Training points, and predicted points by row label."""
     table = result["embedding"].astype(dict.fromkeys(("method", "perturbation", "context"), str))
     training = table[table["method"] == "training"]
     predicted = table[table["method"] == "predicted"].set_axis(result["rows"].index, axis=0)
@@ -188,13 +189,13 @@ def _points(result: Mapping[str, Any], context: str | None) -> tuple[pd.DataFram
     inside = predicted[predicted["context"] == context]
     if len(inside) == 0:
         found = ", ".join(map(repr, predicted["context"].unique()))
-        msg = f"Nothing was predicted in context={context!r}; there is {found}."
+        msg = f"There is no prediction in context={context!r}; choose from {found}."
         raise MissingKeyError(msg)
     return training[training["context"] == context], inside
 
 
 def _observed(adata: AnnData, evaluation_key: str, key: str, directions: pd.DataFrame, rows: pd.Index) -> pd.DataFrame:
-    """Where predicted perturbations were observed, as far as this prediction was scored."""
+    """Observed positions of predicted perturbations, if this prediction was scored."""
     result = read_scores_record(adata, evaluation_key) if evaluation_key in adata.uns else None
     if result is None or result["params"].get("key") != key:
         return pd.DataFrame(columns=["x", "y"])

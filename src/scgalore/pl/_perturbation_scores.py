@@ -1,4 +1,4 @@
-"""Scores of predicted perturbations beside their baselines and their ceiling."""
+"""Scores of predicted perturbations with baselines and ceiling."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def perturbation_scores(
     ----------
     {adata}
     metrics
-        One metric, or several; ``None`` draws a choice of them. ``sg.get.perturbation_scores(adata)["metric"]`` has all.
+        One or several metrics; ``None`` draws a selection. ``sg.get.perturbation_scores(adata)["metric"]`` has all.
     {key}
     group
         Perturbations to average over: ``"all"``, or a group of the split such as ``"combo_seen2"``.
@@ -59,7 +59,7 @@ def perturbation_scores(
         Colors of ``"model"``, the baselines and ``"ceiling"``: a dictionary by name, a list in the order of the rows, or the name
         of a matplotlib colormap.
     ax
-        Axes to draw one metric on; ``None`` makes a new figure.
+        Axes to draw a single metric on; ``None`` creates a new figure.
     {show}
     {save}
     {return_fig}
@@ -72,7 +72,7 @@ def perturbation_scores(
     Raises
     ------
     MissingKeyError
-        If there are no scores under ``key``, or none of a metric or group.
+        If there are no scores under ``key``, or none for a metric or group.
     OptionError
         If several metrics are to be drawn on one ``ax``, or ``palette`` holds something that is not a color.
 
@@ -87,9 +87,7 @@ def perturbation_scores(
     names = [metrics] if isinstance(metrics, str) else [name for name in metrics or CHOICE if metrics or name in found]
     panels = [_rows(table, "metric", name) for name in names or found]
     if ax is not None and len(panels) > 1:
-        msg = (
-            f"One ax holds one metric, and {len(panels)} are to be drawn. Pass metrics= with one name, or leave ax out."
-        )
+        msg = f"ax= is for a single metric, but there are {len(panels)}. Pass one name as metrics=, or omit ax=."
         raise OptionError(msg)
     methods = list(dict.fromkeys(name for panel in panels for name in panel["method"].astype(str)))
     n_rows, widest = len(methods), max(map(len, methods))
@@ -120,7 +118,7 @@ def _rows(table: pd.DataFrame, column: str, name: str) -> pd.DataFrame:
     chosen = table[table[column].astype(str) == name]
     if len(chosen) == 0:
         found = ", ".join(dict.fromkeys(table[column].astype(str)))
-        msg = f"There are no scores of {column} {name!r}; choose from {found}."
+        msg = f"There are no scores for {column} {name!r}; choose from {found}."
         raise MissingKeyError(msg)
     return chosen
 
@@ -142,7 +140,7 @@ def _draw(ax: Axes, panel: pd.DataFrame, colors: dict[str, str], *, named: bool)
     panel = panel.set_index(panel["method"].astype(str))
     rows = panel.drop(index="ceiling", errors="ignore")
     place = np.arange(len(rows))[::-1]
-    # What is undefined for every method alike, such as the recovery of genes where none differs, is said once.
+    # Scores that are undefined for every method, such as the recovery of genes if none differs, are noted only once.
     alike = rows["n_nan"].nunique() == 1
     n_nan = int(rows["n_nan"].iloc[0]) if alike else 0
     for mean, low, high in (

@@ -1,4 +1,4 @@
-"""Find in an AnnData what a tool has written there."""
+"""Find results of tools in an AnnData."""
 
 from __future__ import annotations
 
@@ -30,19 +30,19 @@ def read_result(adata: AnnData, key: str) -> Mapping[str, Any]:
     adata
         Annotated data matrix.
     key
-        Key that a tool wrote its results under.
+        Key under which a tool stored its results.
 
     Raises
     ------
     DataError
-        If ``adata`` is no AnnData, or what is there is no result of a tool.
+        If ``adata`` is not an AnnData, or the entry is not a result of a tool.
     MissingKeyError
         If there are no results under the key.
     """
     uns = adata.uns if isinstance(adata, AnnData) else {}
     others = [name for name, value in uns.items() if isinstance(value, dict) and {"params", "weights"} <= set(value)]
-    # The key says which call is missing: its own name, or a key_added.
+    # The key tells which call is missing: it is the name of a tool, or a key_added.
     call = f"sg.tl.{key}(adata, ...)" if key in _TOOLS else f"sg.tl.finetune(adata, ..., key_added={key!r})"
-    hint = f", or pass the key of results that are there: {', '.join(map(repr, others))}" if others else ""
+    hint = f", or pass the key of existing results: {', '.join(map(repr, others))}" if others else ""
     missing = f"There are no results in adata.uns[{key!r}]. Call {call} first{hint}."
     return read_record(adata, key, missing=missing)

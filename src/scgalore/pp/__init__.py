@@ -1,4 +1,4 @@
-"""Preprocessing: what is decided about the cells before a model sees them."""
+"""Preprocessing of perturbation screens: guides and splits."""
 
 from scgalore.pp._collapse_guides import collapse_guides
 from scgalore.pp._split_perturbations import split_perturbations

@@ -1,4 +1,4 @@
-"""Guides of a screen as the genes they target."""
+"""Map guides of a screen to their target genes."""
 
 from __future__ import annotations
 
@@ -48,28 +48,28 @@ def collapse_guides(
 ) -> Data | None:
     """Map guides to the genes they target.
 
-    Screens name cells by guide (``"KLF1_1"``, ``"sgKLF1-2"``); models and splits are of genes. The column of guides stays as
-    it is; the new one is what to pass as ``pert_key=`` then.
+    Screens label cells by guide (``"KLF1_1"``, ``"sgKLF1-2"``), while models and splits need genes. The column of
+    guides is kept; pass the new column as ``pert_key=``.
 
     Parameters
     ----------
     {data}
     pert_key
-        Column of ``adata.obs`` with the guide, or the guides, of each cell.
+        Column of ``adata.obs`` with the guide or guides of each cell.
     pattern
-        Regular expression that fits the whole name of a guide, with one group, or a group ``gene``, that holds the gene:
-        ``r"(.+)_guide[AB]"``. ``None`` knows the usual spellings: ``A_1``, ``A-2``, ``A_g2``, ``A_sgRNA3``, ``sgA_1``,
-        ``A_P1P2``, ``A_+_53715438.23-P1P2`` and ``A_`` with the sequence of the guide, where ``A`` is a gene that the data, the
-        tables of genes or another label knows, or a word for control (``NT_1``). In either case genes are left whole:
-        ``HLA-A`` and ``NKX2-5`` are no guides.
+        Regular expression that matches the whole name of a guide, with one group, or a group ``gene``, for the gene:
+        ``r"(.+)_guide[AB]"``. ``None`` recognises the usual formats: ``A_1``, ``A-2``, ``A_g2``, ``A_sgRNA3``,
+        ``sgA_1``, ``A_P1P2``, ``A_+_53715438.23-P1P2`` and ``A_`` with the sequence of the guide, where ``A`` is a gene
+        in the data, in the package's gene tables or in another label, or a control word (``NT_1``). Gene symbols are
+        never split: ``HLA-A`` and ``NKX2-5`` are not guides.
     table
-        Gene of each guide, in place of a pattern: a dictionary or a Series of guide to gene, or a DataFrame with a column
-        ``"guide"`` (or guides as index) and a column ``"gene"`` (or similar names).
+        Gene of each guide, instead of a pattern: a dictionary or Series from guide to gene, or a DataFrame with a
+        column ``"guide"`` (or guides as index) and a column ``"gene"`` (or similar names).
     control
-        Labels of control guides, which become ``"control"``: a label, a pattern such as ``"NT_*"``, or a list. ``None`` takes
-        words for control for themselves, so that ``NT_1`` becomes ``NT``.
+        Labels of control guides, which become ``"control"``: a label, a pattern such as ``"NT_*"``, or a list. ``None``
+        keeps control words, so that ``NT_1`` becomes ``NT``.
     separator
-        What stands between the guides of a cell that has several; ``None`` is ``"+"``, or ``"_"`` between genes.
+        Separator between guides of a cell with several; ``None`` is ``"+"``, or ``"_"`` between genes.
     {gene_symbols}
     {mod}
     key_added
@@ -81,7 +81,8 @@ def collapse_guides(
     ``None``, or with ``copy=True`` the container it was given, with these keys set:
 
     `adata.obs['perturbed_gene' | key_added]` : :class:`pandas.Series` (dtype `category`)
-        Gene, genes joined by ``"+"``, or control; the label itself where it could not be mapped; missing where it is.
+        Gene, genes joined by ``"+"``, or control; the original label if it could not be mapped; missing if it is
+        missing.
     `adata.uns['perturbed_gene' | key_added]` : :class:`dict`
         ``labels`` (a table, one row per label: ``target``, ``n_cells`` and ``how``, which is ``"guide"``, ``"gene"``,
         ``"control"``, ``"missing"`` or ``"unmapped"``), ``targets`` (one row per target: ``n_guides``, ``n_cells``),
@@ -90,10 +91,10 @@ def collapse_guides(
     Raises
     ------
     MissingKeyError
-        If there is no such column or modality.
+        If the column or modality does not exist.
     OptionError
-        If ``key_added`` is ``pert_key``, both a pattern and a table are given, the pattern or the table cannot be used, or
-        ``control`` fits no label.
+        If ``key_added`` is ``pert_key``, both a pattern and a table are given, the pattern or table is invalid, or
+        ``control`` matches no label.
     DataError
         If a table maps a guide to several genes.
 
@@ -111,7 +112,7 @@ def collapse_guides(
     """
     check_key(key_added)
     if pattern is not None and table is not None:
-        msg = "pattern and table both say what a guide targets; pass one of them."
+        msg = "pattern= and table= both define the target of a guide. Pass only one of them."
         raise OptionError(msg)
     data = copied(data, mod=mod) if copy else data
     adata = writable_adata(data, mod=mod)
@@ -172,6 +173,6 @@ def _report(labels: pd.DataFrame) -> None:
     unmapped = {str(text): n for text, n in labels.loc[labels["how"] == "unmapped", "n_cells"].items()}
     if unmapped:
         logg.warning(
-            f"{len(unmapped):,} of {len(labels):,} labels are neither genes nor guides of one, and stay as they are: "
+            f"{len(unmapped):,} of {len(labels):,} labels are neither genes nor guides and are kept unchanged: "
             f"{labels_with_counts(unmapped)}. Pass pattern= or table= for guides, and control=[...] for controls."
         )

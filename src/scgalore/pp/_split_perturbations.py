@@ -1,4 +1,4 @@
-"""Which perturbations a model is trained on, and which it is tested on."""
+"""Split perturbations into training, validation and test."""
 
 from __future__ import annotations
 
@@ -63,46 +63,48 @@ def split_perturbations(
 ) -> Data | None:
     """Split perturbations into training, validation and test.
 
-    The kinds of GEARS :cite:p:`Roohani2024` are drawn as GEARS draws them, so that published splits can be used with the
-    same seed; :doc:`/concepts/perturbation-splits` says what each kind means. Labels of the same genes (``"A+ctrl"`` and
-    ``"ctrl+A"``, a symbol and an alias or Ensembl id of it) are one perturbation and stay together. Control cells always
-    train. Cells whose label is no condition are in no part: missing values, texts such as ``"nan"``, and words for control
-    other than the one that is named. A warning says which labels are no gene that the data or the tables of genes know.
+    The kinds of GEARS :cite:p:`Roohani2024` reproduce published splits, given the
+    same seed; :doc:`/concepts/perturbation-splits` explains each kind. Labels of the same genes (``"A+ctrl"`` and
+    ``"ctrl+A"``, a symbol and its alias or Ensembl id) are one perturbation and stay together. Control cells are always
+    in ``"train"``. Cells without a valid label are in no split: missing values, texts such as ``"nan"``, and control
+    words other than ``control``. A warning lists labels that are neither genes of the data nor in the package's gene
+    tables.
 
     Parameters
     ----------
     {data}
     kind
-        ``"simulation"``, ``"simulation_single"``, ``"combo_seen0"``, ``"combo_seen1"``, ``"combo_seen2"``, ``"single"``,
-        ``"no_test"`` or ``"no_split"``, as in GEARS; ``"cell"`` holds out cells at random, ``"context"`` whole cell types,
-        ``"custom"`` what ``parts`` says. Of compounds ``"compound"`` holds out whole compounds with all of their doses, and
-        ``"dose"`` whole doses of all compounds; GEARS' kinds are for genes. ``None`` is ``"simulation"`` for genes and
-        ``"compound"`` for compounds.
+        ``"simulation"``, ``"simulation_single"``, ``"combo_seen0"``, ``"combo_seen1"``, ``"combo_seen2"``,
+        ``"single"``, ``"no_test"`` or ``"no_split"``, as in GEARS; ``"cell"`` holds out cells at random, ``"context"``
+        whole cell types, ``"custom"`` follows ``parts``. For compounds, ``"compound"`` holds out compounds with all of
+        their doses, and ``"dose"`` holds out doses of all compounds; the kinds of GEARS are for genes. ``None`` is
+        ``"simulation"`` for genes and ``"compound"`` for compounds.
     pert_key
         Column of ``adata.obs`` with the perturbation of each cell: ``"A"``, ``"A+ctrl"`` or ``"A+B"``. Cells without a
-        label are in no part.
+        label are in no split.
     {control}
     separator
-        What stands between the genes of a label; ``None`` finds ``"+"``, or ``"_"`` if labels are made of genes or other labels.
+        Separator between genes of a label; ``None`` detects ``"+"``, or ``"_"`` if labels consist of genes or other
+        labels.
     {pert_kind}
     {dose_key}
     context_key
-        Column of ``adata.obs`` with the cell type or line: what ``kind="context"`` holds out, and within which
-        ``kind="cell"`` draws.
+        Column of ``adata.obs`` with the cell type or line, which ``kind="context"`` holds out and by which
+        ``kind="cell"`` is stratified.
     train_gene_set_size
-        Share of the genes that are seen in training (``simulation``, ``simulation_single``); ``None`` is 0.75.
+        Fraction of genes seen in training (``simulation``, ``simulation_single``); ``None`` is 0.75.
     combo_seen2_train_frac
-        Share of the doubles of two seen genes that train (``simulation``); ``None`` is 0.75.
+        Fraction of doubles of two seen genes that are trained on (``simulation``); ``None`` is 0.75.
     validation_size
-        Share held out for choosing the best epoch, of genes, labels, cells, contexts, compounds or doses, as the kind goes;
-        ``None`` is 0.1.
+        Fraction of genes, labels, cells, contexts, compounds or doses (depending on ``kind``) held out for selecting
+        the epoch; ``None`` is 0.1.
     test_size
-        Share held out for the test, likewise (``combo_seen0``, ``1``, ``2``, ``single``, ``cell``, ``context``, ``compound``,
-        ``dose``); ``None`` is 0.1.
+        Fraction held out for testing, likewise (``combo_seen0``, ``1``, ``2``, ``single``, ``cell``, ``context``,
+        ``compound``, ``dose``); ``None`` is 0.1.
     test_perts
-        Genes that must be held out (``simulation``); they change places with others.
+        Genes that must be held out (``simulation``); they are swapped with others.
     only_test_set_perts
-        Whether nothing but ``test_perts`` is held out.
+        Whether only ``test_perts`` are held out.
     validation_contexts, test_contexts
         Contexts to hold out (``context``); ``None`` draws them.
     validation_compounds, test_compounds
@@ -111,7 +113,7 @@ def split_perturbations(
         Doses to hold out (``dose``); ``None`` draws them.
     parts
         For ``custom``: ``{"test": ["A", "A+B"], ...}`` or ``{"A": "test", ...}``, with ``"train"``, ``"validation"``,
-        ``"test"`` and ``"dropped"``. If none is named for training, all others train.
+        ``"test"`` and ``"dropped"``. If none is assigned to training, all others are.
     {gene_symbols}
     {mod}
     {rng}
@@ -126,18 +128,18 @@ def split_perturbations(
     `adata.obs['split' | key_added]` : :class:`pandas.Series` (dtype `category`)
         ``"train"``, ``"validation"`` or ``"test"``; missing for dropped cells.
     `adata.uns['split' | key_added]` : :class:`dict`
-        ``params``; canonical names of the perturbations in ``train``, ``validation``, ``test`` and ``dropped``; ``groups``
-        of the test perturbations (``combo_seen0``, ``combo_seen1``, ``combo_seen2``, ``unseen_single``; of compounds
-        ``unseen_compound``, and ``unseen_dose`` where the compound was seen at other doses);
-        ``cells``, a table of the cells of each label in each part; ``labels_sha256`` of the sorted labels, one a line;
-        ``version``. By this record the other functions know the column for a split of these perturbations.
+        ``params``; canonical names of the perturbations in ``train``, ``validation``, ``test`` and ``dropped``;
+        ``groups`` of the test perturbations (``combo_seen0``, ``combo_seen1``, ``combo_seen2``, ``unseen_single``; for
+        compounds ``unseen_compound``, and ``unseen_dose`` if the compound was seen at other doses);
+        ``cells``, a table of cell numbers by label and split; ``labels_sha256`` of the sorted labels, one per line;
+        ``version``. Other functions use this record to recognise the column as a split of these perturbations.
 
     Raises
     ------
     MissingKeyError
         If a column, ``mod``, or a perturbation in ``parts`` does not exist.
     DataError
-        If a label does not parse, there is no control or no perturbation, or nothing is left to train on.
+        If a label cannot be parsed, there is no control or no perturbation, or no training cells remain.
     OptionError
         If an option is out of range or belongs to other kinds, or ``control`` is not among the labels.
 
@@ -201,11 +203,11 @@ def split_perturbations(
         parts_of_cells, record = record_split(split, conditions, adata.obs, params)
         if key_added in adata.obs and key_added not in adata.uns:
             logg.warning(
-                f"adata.obs[{key_added!r}] was there, without a record of a split, and is replaced. key_added= writes elsewhere."
+                f"adata.obs[{key_added!r}] existed without a record of a split and is replaced. Use key_added= for another name."
             )
         Results(
-            obs={key_added: (parts_of_cells, "part of each cell")},
-            uns={key_added: (record, "perturbations of each part")},
+            obs={key_added: (parts_of_cells, "split of each cell")},
+            uns={key_added: (record, "perturbations of each split")},
         ).write(data, adata, mod=mod, step=step)
     return data if copy else None
 
@@ -229,7 +231,7 @@ def _contexts(adata: AnnData, key: str, conditions: Conditions) -> list[str]:
     column = adata.obs[key]
     n_missing = int((column.isna().to_numpy() & (conditions.codes >= 0)).sum())
     if n_missing:
-        msg = f"{n_missing:,} cells with a perturbation have no value in adata.obs[{key!r}]; fill it in or leave them out."
+        msg = f"{n_missing:,} cells with a perturbation have no value in adata.obs[{key!r}]. Fill it in or exclude these cells."
         raise DataError(msg)
     return [text or "" for text in texts_of(column)]
 
@@ -242,15 +244,15 @@ def _report(split: PerturbationSplit, conditions: Conditions) -> None:
         logg.info(f"    {len(several)} perturbations have several labels, such as {' and '.join(several[0])}: merged")
     if split.moved:
         logg.warning(
-            f"The labels of {len(split.moved)} perturbations, such as {split.moved[0]}, were drawn into different parts; "
+            f"The labels of {len(split.moved)} perturbations, such as {split.moved[0]}, were assigned to different splits; "
             "all their cells are held out."
         )
     partners = split.partners_in_validation()
     if partners:
         logg.warning(
             f"{len(partners)} of {sum(len(agents_of(name)) > 1 for name in split.test)} test combinations, such as {partners[0]}, have "
-            "a gene whose own perturbation is in the validation part: not trained on, though counted as seen."
+            "a gene whose single perturbation is in the validation split: not trained on, but counted as seen."
         )
     empty = [part for part in PARTS if not getattr(split, part)]
     if empty:
-        logg.warning(f"No perturbation is in the part {' or '.join(map(repr, empty))}.")
+        logg.warning(f"No perturbation is in the {' or '.join(empty)} split. Increase validation_size or test_size.")

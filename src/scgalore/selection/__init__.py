@@ -1,1 +1,1 @@
-"""Genes of an AnnData ranked in one list, and the ranking that a curriculum follows."""
+"""Ranking of the genes of an AnnData, and the ranking that a curriculum follows."""

@@ -1,4 +1,4 @@
-"""The ranking of genes that a curriculum follows: what was written, or made now from the training cells."""
+"""Ranking of genes for a curriculum: stored in the AnnData, or computed from the training cells."""
 
 from __future__ import annotations
 
@@ -21,23 +21,23 @@ __all__ = ["curriculum_ranks", "ranked_key"]
 
 
 def ranked_key(adata: AnnData, config: TrainConfig, genes_key: str | None) -> str | None:
-    """Key of the ranking that a curriculum follows; ``None`` where training cells are to be ranked, or there is none.
+    """Key of the ranking for a curriculum; ``None`` if it has to be computed, or there is no curriculum.
 
     Parameters
     ----------
     adata, config
-        Cells by genes, and how to train.
+        Cells by genes, and the training configuration.
     genes_key
         As for :func:`scgalore.tl.finetune`.
 
     Raises
     ------
     OptionError
-        If a key was named without a curriculum.
+        If a key was passed without a curriculum.
     """
     if config.curriculum is None:
         if genes_key is not None:
-            msg = f"genes_key={genes_key!r} belongs to a curriculum. Pass curriculum=True, or leave genes_key out."
+            msg = f"genes_key={genes_key!r} requires a curriculum. Pass curriculum=True, or omit genes_key=."
             raise OptionError(msg)
         return None
     default = GeneKeys()
@@ -53,27 +53,27 @@ def curriculum_ranks(
     gene_strategy: str = "biological",
     **read: Any,
 ) -> NDArray[np.float64] | None:
-    """Rank of each gene, 0 the best, NaN for genes without, float64 ``(n_vars,)``; ``None`` without a curriculum.
+    """Rank of each gene, 0 is the best, NaN for unranked genes, float64 ``(n_vars,)``; ``None`` without a curriculum.
 
     Parameters
     ----------
     adata
         Cells by genes.
     config
-        How to train.
+        Training configuration.
     genes_key
-        From :func:`ranked_key`.
+        Result of :func:`ranked_key`.
     train
-        Cells that may be looked at where genes are ranked now, bool ``(n_obs,)``.
+        Training cells, from which genes are ranked without a stored ranking, bool ``(n_obs,)``.
     gene_strategy
-        How they are ranked then.
+        Strategy for that ranking.
     **read
-        How to read the AnnData, as for :func:`scgalore.tl.select_genes`.
+        Options for reading the AnnData, as for :func:`scgalore.tl.select_genes`.
 
     Raises
     ------
     MissingKeyError
-        If nothing was ranked under the key.
+        If there is no ranking under the key.
     """
     if config.curriculum is None:
         return None

@@ -1,4 +1,4 @@
-"""Lists of genes that a ranking takes turns with: those of the strategy and the user's own, found among the columns."""
+"""Gene lists that are interleaved into a ranking: those of the strategy and of the user, found among the columns."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ if TYPE_CHECKING:
 __all__ = ["GeneLists", "user_sets", "warn_absent"]
 
 FROM_DATA = (VARIABLE, EXPRESSED, RESPONSIVE)
-SAMPLE = 1000  # names that tell the species
+SAMPLE = 1000  # number of names from which the species is detected
 
 
 @dataclass(frozen=True)
 class GeneLists:
-    """What is to be ranked, by name.
+    """Genes to rank, by name.
 
     Attributes
     ----------
@@ -36,9 +36,9 @@ class GeneLists:
     genes
         Genes of each source that is a list.
     weights
-        Weight of every source, those that come from the data among them.
+        Weight of every source, including those computed from the data.
     asked
-        Names of the lists whose genes the user passed.
+        Names of the lists passed by the user.
     """
 
     must_include: tuple[str, ...] = field(repr=False)
@@ -48,19 +48,19 @@ class GeneLists:
 
     @classmethod
     def of(cls, strategy: Strategy, must_include: Any, gene_sets: Any) -> GeneLists:
-        """Collect them.
+        """Collect the lists.
 
         Parameters
         ----------
         strategy
-            What to start from.
+            Strategy with the default lists.
         must_include, gene_sets
             As for :func:`scgalore.tl.select_genes`.
 
         Raises
         ------
         OptionError
-            If one of them is not of that form, or a set has the name of another source.
+            If an argument is not of that form, or a set has the name of another source.
         DataError
             If a GMT file cannot be read.
         """
@@ -69,7 +69,7 @@ class GeneLists:
         own, shipped = user_sets(gene_sets)
         for name in own:
             if name in (*FROM_DATA, MUST_INCLUDE, TARGETS, *weights):
-                msg = f"gene_sets has a set {name!r}, which is the name of another source. Give it another name."
+                msg = f"gene_sets contains {name!r}, which is the name of another source. Rename it."
                 raise OptionError(msg)
         for name, members in {**own, **shipped}.items():
             genes[name] = members
@@ -82,21 +82,21 @@ class GeneLists:
         species: str,
         elsewhere: Callable[[], dict[str | None, list[str]]] | None = None,
     ) -> None:
-        """Refuse lists that cannot be those of the data.
+        """Raise an error for lists that do not match the data.
 
         Parameters
         ----------
         columns
             Names of the genes in the data.
         species
-            Whose genes the data's are.
+            Species of the genes in the data.
         elsewhere
-            Reads the names that stand elsewhere, for advice.
+            Function that returns gene names in other places, for advice.
 
         Raises
         ------
         DataError
-            If lists and data are of different species, or no gene of a list of the user is in the data.
+            If lists and data are of different species, or no gene of a user's list is in the data.
         """
         if self.genes:
             self._refuse_other_names(columns, species, elsewhere)
@@ -111,17 +111,17 @@ class GeneLists:
             where = name if name in named else f"gene_sets[{name!r}]"
             hint = "Pass gene_symbols= if var_names are other identifiers."
             if species == "human" and mostly_mouse(genes):
-                hint = "They look like mouse symbols, and the data are not: pass the human ones."
+                hint = "They look like mouse symbols, but the data are not mouse: pass human symbols."
             msg = (
-                f"None of the {len(genes):,} genes of {where} ({', '.join(genes[:3])}, ...) is in the data, whose genes are "
-                f"named {', '.join(columns[:3])}, .... {hint}"
+                f"None of the {len(genes):,} genes of {where} ({', '.join(genes[:3])}, ...) is in the data, which "
+                f"have {', '.join(columns[:3])}, .... {hint}"
             )
             raise DataError(msg)
         for name in self.asked:
             if species == "human" and mostly_mouse(self.genes[name]) and not mostly_mouse(columns):
                 msg = (
-                    f"gene_sets[{name!r}] holds mouse symbols ({', '.join(self.genes[name][:3])}, ...), and the data do not. "
-                    "Pass the human ones."
+                    f"gene_sets[{name!r}] contains mouse symbols ({', '.join(self.genes[name][:3])}, ...), but the data do not. "
+                    "Pass human symbols."
                 )
                 raise DataError(msg)
 
@@ -131,7 +131,7 @@ class GeneLists:
         species: str,
         elsewhere: Callable[[], dict[str | None, list[str]]] | None,
     ) -> None:
-        """Refuse names of which no list has one, where names that the lists do have stand elsewhere; warn where none do."""
+        """Raise an error if no list has any of the names, but other names in the data would match; warn if none would."""
         listed = {gene for genes in self.genes.values() for gene in genes}
 
         def count(names: Sequence[str], species: str) -> int:
@@ -144,8 +144,8 @@ class GeneLists:
             msg = f"The genes of the data ({', '.join(columns[:3])}, ...) are in none of the gene sets. {hint}"
             raise DataError(msg)
         logg.warning(
-            f"the genes of the data ({', '.join(columns[:3])}, ...) are in none of the gene sets: only what the data say of them "
-            "counts. Are cells in rows, and genes in columns?"
+            f"the genes of the data ({', '.join(columns[:3])}, ...) are in none of the gene sets, so only scores computed from the data are "
+            "used. Check that cells are in rows and genes in columns."
         )
 
 
@@ -154,12 +154,12 @@ def _check_species(columns: Sequence[str], species: str) -> None:
     shown = ", ".join(columns[:3])
     if mouse and species == "human":
         msg = (
-            f"The genes of the data ({shown}, ...) look like those of a mouse, and the gene sets are of human. Pass "
-            "species='mouse', which reads them as their human orthologs, or gene_strategy='hvg', which needs no gene set."
+            f"The genes of the data ({shown}, ...) look like mouse genes, but the gene sets are human. Pass "
+            "species='mouse' to map them to human orthologs, or gene_strategy='hvg', which needs no gene set."
         )
         raise DataError(msg)
     if not mouse and species == "mouse":
-        msg = f"species='mouse', and the genes of the data ({shown}, ...) do not look like those of a mouse. Leave species out."
+        msg = f"species='mouse', but the genes of the data ({shown}, ...) do not look like mouse genes. Omit species=."
         raise DataError(msg)
 
 
@@ -167,12 +167,12 @@ Sets: TypeAlias = dict[str, tuple[str, ...]]
 
 
 def user_sets(gene_sets: Any) -> tuple[Sets, Sets]:
-    """The user's own sets, and those that ship and were asked for by name.
+    """Sets passed by the user, and built-in sets requested by name.
 
     Parameters
     ----------
     gene_sets
-        A dictionary of lists, the path of a GMT file, names of sets that ship, or ``None``.
+        A dictionary of lists, the path of a GMT file, names of built-in sets, or ``None``.
 
     Raises
     ------
@@ -197,7 +197,7 @@ def _names(values: Any, where: str) -> tuple[str, ...]:
     values = () if values is None else values
     found = () if isinstance(values, str) or not isinstance(values, Iterable) else tuple(values)
     if isinstance(values, str) or not isinstance(values, Iterable) or not all(isinstance(name, str) for name in found):
-        msg = f"{where}={values!r}: expected a list of names of genes."
+        msg = f"{where}={values!r}: expected a list of gene names."
         if where == "gene_sets":
             msg = f"gene_sets={values!r}: expected a dictionary of lists, the path of a GMT file, or names of sg.genes.list_gene_sets()."
         raise OptionError(msg)
@@ -205,9 +205,9 @@ def _names(values: Any, where: str) -> tuple[str, ...]:
 
 
 def warn_absent(absent: Mapping[str, tuple[str, ...]]) -> None:
-    """Say which genes that were asked for are not in the data."""
+    """Log which requested genes are not in the data."""
     for source, names in absent.items():
         if names:
             shown = ", ".join(names[:5]) + (", ..." if names[5:] else "")
             say = logg.info if source == TARGETS else logg.warning
-            say(f"{'    ' if source == TARGETS else ''}not in the data, of {source}: {shown} ({len(names):,} in all)")
+            say(f"{'    ' if source == TARGETS else ''}not in the data ({source}): {shown} ({len(names):,} in total)")

@@ -1,4 +1,4 @@
-"""What the training cells say of each gene: how much it is expressed, how it varies, how it responds to perturbations."""
+"""Scores of genes on the training cells: expression, variability, response to perturbations."""
 
 from __future__ import annotations
 
@@ -26,16 +26,16 @@ __all__ = ["Cells", "GeneScores"]
 
 @dataclass(frozen=True)
 class Cells:
-    """Which cells are looked at, and how they are grouped.
+    """Cells used for scoring, and their groups.
 
     Attributes
     ----------
     train
-        Whether a cell is looked at, bool ``(n_obs,)``.
+        Whether a cell is used, bool ``(n_obs,)``.
     batch, context
         Batch and context of each of these cells, -1 for others, int64 ``(n_obs,)``.
     conditions
-        Perturbation of each cell; ``None`` where it does not matter.
+        Perturbation of each cell; ``None`` if not needed.
     """
 
     train: NDArray[np.bool_] = field(repr=False)
@@ -44,24 +44,24 @@ class Cells:
     conditions: Conditions | None
 
     def groups(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """Number the perturbations in their contexts as far as training cells have them.
+        """Enumerate combinations of perturbation and context in the training cells.
 
         Returns
         -------
-        Group of each cell, -1 for cells that are not looked at; and context of each group, -1 for that of the cells without a
+        Group of each cell, -1 for unused cells; and context of each group, -1 for the group of cells without a
         label.
         """
         n_names = 1 if self.conditions is None else len(self.conditions.names)
         label = np.zeros(len(self.train), dtype=np.int64) if self.conditions is None else self.conditions.codes
         code = np.where(label < 0, -1, self.context * n_names + label)
-        # Pairs that no training cell has would take memory for nothing.
+        # Combinations without training cells would waste memory.
         present, group = np.unique(code[self.train], return_inverse=True)
         groups = np.full(len(self.train), -1, dtype=np.int64)
         groups[self.train] = group
         return groups, np.where(present < 0, -1, present // n_names)
 
     def targets(self) -> list[str]:
-        """Genes that were perturbed in a training cell, by first appearance; none where compounds were given."""
+        """Genes perturbed in training cells, in order of first occurrence; empty for compounds."""
         assert self.conditions is not None
         if self.conditions.kind != "gene":
             return []
@@ -76,7 +76,7 @@ class GeneScores:
     Attributes
     ----------
     names
-        Place of each name among the sorted names, int64: it decides between equal scores.
+        Position of each name among the sorted names, int64; used to break ties.
     n_cells
         Number of training cells.
     mean
@@ -84,7 +84,7 @@ class GeneScores:
     n_expressed
         Cells that express the gene.
     variability
-        How highly variable it is; only the order means something.
+        Variability; only its order is meaningful.
     responsiveness
         See :func:`scgalore.perturb.scores.responsive.Responses`; ``None`` without perturbations.
     """
@@ -105,17 +105,17 @@ class GeneScores:
         expression
             Cells by genes.
         cells
-            Which cells count.
+            Cells to use.
         names
             Names of the genes.
 
         Raises
         ------
         DataError
-            If no batch has two cells, or there are perturbations and none that could be compared.
+            If no batch has two cells, or no perturbations can be compared.
         """
         if np.bincount(cells.batch[cells.batch >= 0], minlength=1).max() < 2:
-            msg = f"{int(cells.train.sum()):,} training cells, and no batch has two: nothing varies. Check split_key= and batch_key=."
+            msg = f"{int(cells.train.sum()):,} training cells, but no batch has two, so variability is undefined. Check split_key= and batch_key=."
             raise DataError(msg)
         groups, contexts = cells.groups()
         sizes = np.bincount(groups[groups >= 0], minlength=len(contexts))
@@ -133,7 +133,7 @@ class GeneScores:
         response = None if cells.conditions is None else logged.responsiveness()
         if response is not None and np.isnan(response).all():
             msg = (
-                "Nothing can be compared: fewer than two perturbations (control is one) have two training cells each. "
+                "No perturbations can be compared: fewer than two (including control) have at least two training cells. "
                 "Check pert_key=, context_key= and split_key=."
             )
             raise DataError(msg)
@@ -147,11 +147,11 @@ class GeneScores:
         return self.n_expressed > 0
 
     def by_expression(self, columns: NDArray[np.int64], share: float) -> NDArray[np.int64]:
-        """Those of some columns that more than a share of the training cells express, best first."""
+        """The given columns that more than a fraction ``share`` of the training cells express, best first."""
         return best_first(self.mean, self.names, columns[self.n_expressed[columns] > share * self.n_cells])
 
     def by(self, source: str) -> NDArray[np.int64]:
-        """All expressed columns, best first; by responsiveness those alone that respond beyond noise."""
+        """All expressed columns, best first; for responsiveness only columns that respond beyond noise."""
         among = np.flatnonzero(self.is_expressed)
         if source == RESPONSIVE:
             assert self.responsiveness is not None

@@ -1,4 +1,4 @@
-"""Genes of an AnnData in one ranked list, without writing anything."""
+"""Rank the genes of an AnnData, without writing results."""
 
 from __future__ import annotations
 
@@ -34,31 +34,32 @@ if TYPE_CHECKING:
 
 __all__ = ["Ranking", "rank_adata", "training_cells"]
 
-MIN_EXPRESSED = 0.01  # share of the training cells that must express a gene of a list
+MIN_EXPRESSED = 0.01  # minimum fraction of training cells that express a gene of a list
 
 
 @dataclass(frozen=True)
 class Ranking:
-    """Genes, best first.
+    """Ranked genes.
 
     Attributes
     ----------
     rank
-        Place of each gene, 0 the best, float64 ``(n_vars,)``; NaN for genes that no training cell expresses.
+        Rank of each gene, 0 is the best, float64 ``(n_vars,)``; NaN for genes that no training cell expresses.
     source
-        What placed each gene there, object ``(n_vars,)``; ``None`` where there is no rank.
+        Source of each gene, object ``(n_vars,)``; ``None`` for unranked genes.
     sources
-        Rows are the sources; ``n_listed`` genes, of which ``n_matched`` are in the data, and ``n_expressed`` in enough cells.
+        Table of sources; ``n_listed`` genes, of which ``n_matched`` are in the data, and ``n_expressed`` in enough
+        cells.
     absent
-        Genes by name that were asked for and are not in the data, by what asked for them.
+        Requested genes that are not in the data, by source.
     n_must_include
-        Number of genes that come first because they were asked for.
+        Number of genes that come first because they must be included.
     n_expressed, n_cells
-        Genes that are expressed in training cells, and number of these cells.
+        Number of genes expressed in training cells, and number of these cells.
     genes
-        How many genes of a mouse have a human ortholog, by which lists find them; empty for human genes.
+        Number of mouse genes with a human ortholog; empty for human genes.
     params
-        How it was made.
+        Parameters of the ranking.
     """
 
     rank: NDArray[np.float64] = field(repr=False)
@@ -76,12 +77,12 @@ class Ranking:
         return self.rank < n_genes
 
     def summary(self, n_genes: int | None = None) -> dict[str, Any]:
-        """Say what it was made of, for ``uns``.
+        """Summarise the sources of the ranking, for ``uns``.
 
         Parameters
         ----------
         n_genes
-            Number of genes to count by source; all that are ranked when left out.
+            Number of genes to count by source; ``None`` counts all ranked genes.
         """
         chosen = self.source[np.isfinite(self.rank) if n_genes is None else self.best(n_genes)]
         counts = pd.Series(chosen, dtype=object).value_counts()
@@ -97,19 +98,19 @@ class Ranking:
 
 
 def training_cells(adata: AnnData, split_key: str | None) -> NDArray[np.bool_] | None:
-    """Cells of the part ``"train"``, bool ``(n_obs,)``; ``None``, all of them, without a split."""
+    """Cells of the split ``"train"``, bool ``(n_obs,)``; ``None`` (all cells) without a split."""
     if split_key is None:
         return None
     check_columns(adata, {"split_key": split_key})
     train = parts_of(adata, split_key) == "train"
     if not train.any():
-        msg = f"adata.obs[{split_key!r}] has no cell in the part 'train'. Write 'train' for the cells to look at, or leave split_key out."
+        msg = f"adata.obs[{split_key!r}] has no cell with 'train'. Write 'train' for the cells to use, or omit split_key=."
         raise DataError(msg)
     return train
 
 
 def check_columns(adata: AnnData, columns: Mapping[str, str | None]) -> None:
-    """Refuse columns that ``adata.obs`` does not have, or has several times."""
+    """Raise an error for columns that are missing from ``adata.obs`` or not unique."""
     for name, key in columns.items():
         if key is not None:
             read_column(adata.obs, key, asked=name)
@@ -136,11 +137,11 @@ def rank_adata(
     Parameters
     ----------
     adata
-        Cells by genes; counts or log-normalised, sparse, dense, backed or a view. Nothing is changed.
+        Cells by genes; counts or log-normalised, sparse, dense, backed or a view. Not modified.
     gene_strategy, batch_key, pert_key, control, separator, pert_kind, dose_key, context_key, must_include, gene_sets
         As for :func:`scgalore.tl.select_genes`.
     train
-        Cells that may be looked at, bool ``(n_obs,)``; all when left out.
+        Cells to use, bool ``(n_obs,)``; ``None`` uses all.
     **read
         Attributes of :class:`~scgalore.data.reading.Reading`.
 
@@ -233,12 +234,12 @@ def _ranked(
 
 def _orthologs_of(names: Sequence[str]) -> dict[str, int]:
     n = sum(ortholog(name) is not None for name in names)
-    logg.info(f"    {n:,} of {len(names):,} mouse genes have a human ortholog, by which the lists find them")
+    logg.info(f"    {n:,} of {len(names):,} mouse genes have a human ortholog and can match gene lists")
     return {"with_ortholog": n, "without_ortholog": len(names) - n}
 
 
 def _codes(adata: AnnData, key: str | None, train: NDArray[np.bool_]) -> NDArray[np.int64]:
-    """Number of each training cell's value in a column, -1 for other cells; one value without a column."""
+    """Code of each training cell's value in a column, -1 for other cells; all 0 without a column."""
     codes = np.full(len(train), -1, dtype=np.int64)
     codes[train] = 0 if key is None else np.unique(texts_of(adata, key)[train], return_inverse=True)[1]
     return codes

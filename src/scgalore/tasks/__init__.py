@@ -1,4 +1,4 @@
-"""Tasks: what a model can be trained for. :data:`TASKS` is the one list of them."""
+"""Training tasks, listed in :data:`TASKS`."""
 
 from scgalore.tasks.base import Prepared, Task, TaskMemory, TaskModel
 from scgalore.tasks.call import TrainingCall

@@ -1,7 +1,7 @@
-"""What a task is: everything that training, the pipeline and saved models ask of it, in one class.
+"""Base class of tasks: the interface to training, the pipeline and saved models.
 
-To add a task, subclass :class:`Task` (or :class:`~scgalore.tasks.cells.CellTask`, where each cell has its own target) in one
-file and put an instance into :data:`~scgalore.tasks.TASKS`. No other file names it.
+To add a task, subclass :class:`Task` (or :class:`~scgalore.tasks.cells.CellTask`, if each cell has its own target) in
+one file and add an instance to :data:`~scgalore.tasks.TASKS`. No other file needs to be changed.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ __all__ = ["Prepared", "Task", "TaskMemory", "TaskModel", "refuse_batches"]
 
 
 class TaskMemory(Protocol):
-    """What a model keeps of its training data in addition to the weights, so that it can predict for other cells."""
+    """Information on the training data that a model stores with its weights, to predict other cells."""
 
     @property
     def task(self) -> str:
@@ -52,28 +52,28 @@ class TaskMemory(Protocol):
 
     @property
     def outlives_training(self) -> bool:
-        """Whether it still holds after the network has been trained for a task that keeps nothing itself."""
+        """Whether it remains valid after training for another task that has no memory."""
         ...
 
     def to_config(self) -> dict[str, Any]:
-        """What goes into ``config.json``, as JSON has it."""
+        """Content for ``config.json``, in JSON types."""
         ...
 
     def files(self, provenance: Mapping[str, Any], evaluation: Mapping[str, Any] | None) -> dict[str, str | bytes]:
-        """Further files of a saved model, by name.
+        """Additional files of a saved model, by name.
 
         Parameters
         ----------
         provenance
-            Where the weights come from.
+            Provenance of the weights.
         evaluation
-            Test scores for a model card, if there are some.
+            Test scores for a model card, if any.
         """
         ...
 
 
 class TaskModel(Protocol):
-    """What a task may ask of a model; :class:`scgalore.model.CellModel` has it."""
+    """Interface of a model for tasks, implemented by :class:`scgalore.model.CellModel`."""
 
     network: CellNetwork
     vocab: GeneVocab
@@ -81,21 +81,21 @@ class TaskModel(Protocol):
 
     @property
     def can(self) -> frozenset[str]:
-        """What the model's family can do."""
+        """Capabilities of the model's family."""
         ...
 
     @property
     def memory(self) -> Any:
-        """What the model keeps of its last task, a :class:`TaskMemory`; ``None`` before training."""
+        """The :class:`TaskMemory` of the last task; ``None`` before training."""
         ...
 
     @property
     def result(self) -> TrainResult | None:
-        """What the last training left; ``None`` before."""
+        """Result of the last training; ``None`` before training."""
         ...
 
     def keys(self, uns: str, key_added: str | None = None) -> CellKeys:
-        """Names of the slots that results of this model are written to."""
+        """Names of the slots for results of this model."""
         ...
 
     def cells(
@@ -110,45 +110,45 @@ class TaskModel(Protocol):
         max_length: int | None = None,
         rng: Any = 0,
     ) -> TokenCells:
-        """Cells of an AnnData as tokens of this model."""
+        """Tokenise the cells of an AnnData for this model."""
         ...
 
     @property
     def run(self) -> Callable[..., CellOutput]:
-        """Embed cells and read the cell heads; see :meth:`scgalore.model.CellModel.run`."""
+        """Compute embeddings and outputs of the cell heads; see :meth:`scgalore.model.CellModel.run`."""
         ...
 
 
 @dataclass(frozen=True)
 class Prepared:
-    """All that a training run needs, made by a task.
+    """Everything a training run needs, prepared by a task.
 
     Attributes
     ----------
     task
-        What is trained for.
+        Task to train for.
     source
-        What training reads.
+        Training data.
     split
-        Training, validation and test cells; ``None`` where the source has training cells only.
+        Training, validation and test cells; ``None`` if the source has only training cells.
     objective
         The loss.
     config
-        How to train.
+        Training configuration.
     network, vocab
-        What is trained, where that is not the model's own: a copy with other parts.
+        Network and vocabulary to train, if they differ from the model's own: a modified copy.
     validation
-        Cells that choose the best epoch, where they are not among the cells of ``source``.
+        Cells for selecting the best epoch, if they are not in ``source``.
     memory
-        What is known before training of what the model will keep, for tasks whose memory does not depend on the run.
+        Memory of the task, if it does not depend on the run.
     heads_at_zero
-        Whether fresh heads predict 0 for every cell until they are trained.
+        Whether new heads predict 0 for every cell until they are trained.
     start
-        Weight and bias of the last layer of a head, by its name, that training starts from; such heads are always fresh.
+        Initial weight and bias of the last layer of heads, by name; such heads are always new.
     identity
-        What must agree when a run is resumed, besides what the source and the configuration tell.
+        Values that must agree when a run is resumed, in addition to those of source and configuration.
     state
-        What the task itself needs again after training.
+        Objects that the task needs again after training.
     """
 
     task: Task
@@ -167,35 +167,35 @@ class Prepared:
 
 
 class Task(ABC):
-    """One thing that a model can be trained for."""
+    """A task that models can be trained for."""
 
     name: ClassVar[str]
-    """What users write as ``task=``."""
+    """Value of ``task=``."""
     summary: ClassVar[str]
-    """What the model learns, as the end of a sentence: "to predict the class of each cell"."""
+    """Goal as the end of a sentence: "to predict the class of each cell"."""
     key: ClassVar[str | None] = None
-    """Argument that chooses this task where ``task`` is left out."""
+    """Argument that selects this task if ``task`` is not given."""
     arguments: ClassVar[tuple[Option, ...]] = ()
     """Arguments of the task, for Python, the pipeline and the command line."""
     training: ClassVar[Mapping[str, Any]] = {}
-    """Its own defaults of :class:`~scgalore.train.TrainConfig`."""
+    """Defaults of :class:`~scgalore.train.TrainConfig` for this task."""
     needs: ClassVar[frozenset[str]] = frozenset()
-    """What a model family must be able to do; see :attr:`scgalore.model.Family.can`."""
+    """Required capabilities of a model family; see :attr:`scgalore.model.Family.can`."""
     predicts: ClassVar[bool] = False
-    """Whether a trained model predicts something for single cells, with :meth:`predictions`."""
+    """Whether a trained model has :meth:`predictions` for single cells."""
     gives_batches: ClassVar[bool] = False
-    """Whether its cells come with their sequencing batches."""
+    """Whether the task uses sequencing batches."""
     gene_strategy: ClassVar[str] = "biological"
-    """How genes are ranked for a curriculum or a pipeline run, where that is left open."""
+    """Default strategy for ranking genes for a curriculum or a pipeline run."""
     splits_cells: ClassVar[bool] = False
-    """Whether single cells are held out, so that a fraction of them can be asked for."""
+    """Whether single cells are held out, so that the held-out fraction is an option."""
     split_note: ClassVar[str] = "drawn at random"
-    """How a split is made, for the report."""
+    """Description of the split, for the report."""
     next_steps: ClassVar[str] = ""
-    """What can be done with the fitted model, in Markdown, for the report."""
+    """Uses of the fitted model, in Markdown, for the report."""
 
     def check(self, arguments: Mapping[str, Any]) -> dict[str, Any]:
-        """Complete the arguments with their defaults and refuse what does not go together.
+        """Complete the arguments with defaults and check their combination.
 
         Raises
         ------
@@ -211,7 +211,7 @@ class Task(ABC):
         return complete
 
     def record(self, arguments: Mapping[str, Any]) -> dict[str, Any]:
-        """Checked arguments as they are written down, such as in ``uns``."""
+        """Checked arguments in the form in which they are recorded, for example in ``uns``."""
         kinds = {option.name: option.kind for option in self.arguments}
         return {name: None if value is None else kinds[name].record(value) for name, value in arguments.items()}
 
@@ -219,113 +219,111 @@ class Task(ABC):
         """Raise :class:`~scgalore.errors.OptionError` if the model's family cannot be trained for this task."""
         missing = sorted(self.needs - model.can)
         if missing:
-            msg = f"task={self.name!r} needs a network with {' and '.join(missing)}, which {model.provenance['name']} lacks. Choose another model."
+            msg = f"task={self.name!r} needs a network with {' and '.join(missing)}, which {model.provenance['name']} does not have. Choose another model."
             raise OptionError(msg)
 
     # Training ---------------------------------------------------------------------------------------------------------
 
     @abstractmethod
     def read(self, data: Any, call: TrainingCall) -> Any:
-        """Read all that can be read and refused without a model: targets, split, ranking of genes.
+        """Read and check everything that does not need a model: targets, split, ranking of genes.
 
         Parameters
         ----------
         data
             An AnnData, or a stream of many files.
         call
-            How to read it and how to train.
+            Arguments for reading and training.
 
         Returns
         -------
-        What :meth:`prepare` continues with; it has an attribute ``title``, such as "560 of 700 cells".
+        Input of :meth:`prepare`, with an attribute ``title``, such as "560 of 700 cells".
         """
 
     @abstractmethod
     def prepare(self, reading: Any, model: TaskModel, call: TrainingCall) -> Prepared:
-        """Make source, objective and, if needed, another network.
+        """Create source, objective and, if needed, a modified network.
 
         Parameters
         ----------
         reading
-            From :meth:`read`.
+            Result of :meth:`read`.
         model
-            To start from; it is not changed.
+            Initial model; not modified.
         call
             As for :meth:`read`.
         """
 
     def remember(self, prepared: Prepared, result: TrainResult, adapter: Any = None) -> TaskMemory | None:
-        """What the model keeps of this run in addition to the weights.
+        """Create the memory that the model stores with its weights.
 
         Parameters
         ----------
         prepared, result
-            Of the run.
+            Preparation and result of the run.
         adapter
-            What its adapter learned: ``name``, ``options`` and ``tensors``; ``None`` without one.
+            Trained adapter: ``name``, ``options`` and ``tensors``; ``None`` without one.
         """
         return prepared.memory
 
     def measured(self, memory: Any, model: TaskModel, prepared: Prepared) -> TaskMemory | None:
-        """What the model keeps of this task, with what the network says once it is trained.
+        """Complete the memory with measurements on the trained network.
 
         Parameters
         ----------
         memory
-            From :meth:`remember`; or of an earlier run for this task, after one for a task that keeps nothing itself.
+            Result of :meth:`remember`; or the memory of an earlier run, after training for a task without memory.
         model
-            Trained.
+            Trained model.
         prepared
-            Of the run.
+            Preparation of the run.
         """
         return memory
 
     def load(self, folder: Path, config: Mapping[str, Any]) -> TaskMemory | None:
-        """Read what a saved model keeps of this task; ``None`` if it was not trained for it.
+        """Read the memory of a saved model; ``None`` if it was not trained for this task.
 
         Parameters
         ----------
         folder
             Folder of the model.
         config
-            Content of its ``config.json``; ``config["memory"]`` is what :meth:`TaskMemory.to_config` gave.
+            Content of its ``config.json``; ``config["memory"]`` is the result of :meth:`TaskMemory.to_config`.
         """
         return None
 
     # Results ----------------------------------------------------------------------------------------------------------
 
     def predictions(self, output: CellOutput, memory: Any, keys: CellKeys) -> Results:
-        """What the heads predict for each cell, as slots of an AnnData; :func:`scgalore.tl.annotate` writes it.
+        """Predictions of the heads for each cell, as slots of an AnnData, written by :func:`scgalore.tl.annotate`.
 
         Parameters
         ----------
         output
             Embeddings, and raw outputs of the cell heads.
         memory
-            What the model keeps of this task.
+            Memory of this task.
         keys
             Names of the slots.
         """
         raise NotImplementedError
 
     def unknown_rule(self, memory: Any, unknown: float) -> UnknownRule:
-        """When a cell gets no label; :func:`scgalore.tl.annotate` asks before it reads anything.
+        """Rule for unknown cells, which :func:`scgalore.tl.annotate` creates before it reads data.
 
         Parameters
         ----------
         memory
-            What the model keeps of this task.
+            Memory of this task.
         unknown
-            Wanted share of wrong labels.
+            Accepted fraction of wrong labels.
 
         Raises
         ------
         OptionError
-            If the task has no labels, or the model cannot tell.
+            If the task has no labels, or the model does not support it.
         """
-        msg = (
-            f"unknown={unknown!r}: a model that was trained for task={self.name!r} gives no labels. Leave unknown out."
-        )
+        msg = f"unknown={unknown!r}: a model trained for task={self.name!r} predicts no labels. Omit unknown=."
         raise OptionError(msg)
 
     def embed(
@@ -338,48 +336,48 @@ class Task(ABC):
         batch_key: str | None = None,
         **how: Any,
     ) -> CellOutput:
-        """Run a model of this task over cells; its embeddings are what :func:`scgalore.tl.embed` writes.
+        """Run a model of this task on cells; :func:`scgalore.tl.embed` writes the embeddings.
 
         Parameters
         ----------
         model
-            Trained for this task.
+            Model trained for this task.
         cells
             Tokens of the cells.
         adata, reading
             The same cells, and how to read them.
         batch_key
-            Column of ``adata.obs`` with their batches, for models that know batches.
+            Column of ``adata.obs`` with their batches, for models that use batches.
         **how
             Parameters of :meth:`scgalore.model.CellModel.run`.
 
         Raises
         ------
         OptionError
-            If batches are named and the model knows none.
+            If batches are given for a model that does not use them.
         """
         refuse_batches(batch_key, f"was trained for task={self.name!r}")
         return model.run(cells, **how)
 
     def arrays_of_embedding(self, memory: Any) -> Sequence[NDArray[Any]]:
-        """What embeddings depend on in addition to the network, for the hash that tells models of references apart.
+        """Arrays that embeddings depend on in addition to the network, for the hash that identifies models.
 
         Parameters
         ----------
         memory
-            What the model keeps of this task.
+            Memory of this task.
         """
         return ()
 
     def complete(self, output: CellOutput, memory: Any, adata: AnnData, reading: Reading) -> CellOutput:
-        """Outputs of the network with what the model adds to them, such as a linear model that they correct.
+        """Add other parts of the model to the outputs of the network, such as a linear model that they correct.
 
         Parameters
         ----------
         output
-            Of the network.
+            Outputs of the network.
         memory
-            What the model keeps of this task.
+            Memory of this task.
         adata, reading
             The same cells, and how to read them.
         """
@@ -389,22 +387,22 @@ class Task(ABC):
     def results(
         self, adata: AnnData, model: TaskModel, prepared: Prepared, call: TrainingCall, keys: CellKeys
     ) -> Results:
-        """What :func:`scgalore.tl.finetune` writes, with the task's part of ``uns`` under ``keys.uns``.
+        """Results written by :func:`scgalore.tl.finetune`, including ``uns[keys.uns]``.
 
         Parameters
         ----------
         adata
-            Cells that were trained on; nothing is written to it here.
+            Training data; not modified here.
         model
-            Fitted.
+            Fitted model.
         prepared, call
-            Of the run.
+            Preparation and call of the run.
         keys
             Names of the slots.
         """
 
     def reads(self, call: TrainingCall) -> list[Read]:
-        """Slots that training reads: what no result may be written over."""
+        """Slots that training reads, which results must not overwrite."""
         given = ((one.column, one.name, call.arguments[one.name]) for one in self.arguments)
         named = [
             (slot, f"{name}=", key)
@@ -415,7 +413,7 @@ class Task(ABC):
         return [*call.reading.reads(), *named, ("obs", "split_key=", call.split_key)]
 
     def writes(self, keys: CellKeys, call: TrainingCall) -> Mapping[str, Sequence[str]]:
-        """Names that :meth:`results` may write, by slot.
+        """Keys that :meth:`results` may write, by slot.
 
         Parameters
         ----------
@@ -429,22 +427,22 @@ class Task(ABC):
     # Memory estimate --------------------------------------------------------------------------------------------------
 
     sizes: ClassVar[tuple[Option, ...]] = ()
-    """Arguments of :func:`scgalore.estimate_memory` that say how large the heads are."""
+    """Arguments of :func:`scgalore.estimate_memory` for the sizes of the heads."""
 
     @abstractmethod
     def objective_for(self, network: CellNetwork, sizes: Mapping[str, Any]) -> Objective:
-        """The objective of a run whose data are not known yet.
+        """Objective of a run without data, for estimates.
 
         Parameters
         ----------
         network
-            Whose sizes are known; its weights may not exist.
+            Network of known size; its weights may be on the meta device.
         sizes
             Values of :attr:`sizes`.
         """
 
     def network_for(self, network: CellNetwork) -> CellNetwork:
-        """The network as it is trained; another one where the task changes more than its cell heads."""
+        """The network as it is trained, which may differ in more than its cell heads."""
         return network
 
     # Pipeline ---------------------------------------------------------------------------------------------------------
@@ -453,71 +451,71 @@ class Task(ABC):
         """:attr:`summary` with the names of the columns, for the report."""
         return self.summary
 
-    def settle(self, obs: pd.DataFrame, genes: Sequence[str], arguments: Mapping[str, Any]) -> dict[str, Any]:
-        """Arguments that were left open and that ``obs`` and the names of the genes decide."""
+    def infer_arguments(self, obs: pd.DataFrame, genes: Sequence[str], arguments: Mapping[str, Any]) -> dict[str, Any]:
+        """Determine open arguments from ``obs`` and the gene names."""
         return {}
 
     def own_split_key(self, data: Any, arguments: Mapping[str, Any]) -> str | None:
-        """Column with a split that was made for this task, if there is one.
+        """Column with a split made for this task, if any.
 
         Parameters
         ----------
         data
             Cells, with ``obs`` and ``uns``.
         arguments
-            Of the task.
+            Arguments of the task.
         """
         return None
 
     def draw_keys(self, arguments: Mapping[str, Any]) -> list[str]:
-        """Columns of ``obs`` within whose values cells are drawn; cells without a value in the first are left out."""
+        """Columns of ``obs`` by which sampling of cells is stratified; cells without a value in the first are excluded."""
         return []
 
     @abstractmethod
     def split(self, adata: AnnData, call: TrainingCall, key: str) -> None:
-        """Write the split that ``call`` asks for to ``obs[key]``, and check that something is held out.
+        """Write the requested split to ``obs[key]``, and check that something is held out.
 
         Raises
         ------
         DataError
-            If nothing is left to train or to test on.
+            If there are no cells to train or to test on.
         """
 
     def check_cells(self, adata: AnnData, model: TaskModel, call: TrainingCall) -> None:  # noqa: B027 -- most have nothing to add
-        """Refuse cells that training would refuse, before anything is written."""
+        """Raise the errors of training before anything is written."""
 
     def predict(self, adata: AnnData, model: TaskModel, call: TrainingCall) -> str:
-        """Write predictions that training has not written, and say what they are in a few words."""
+        """Write predictions that training did not write, and return a short description of them."""
         return f"embeddings of {adata.n_obs:,} cells, written by fine-tuning"
 
     @abstractmethod
     def evaluate(self, adata: AnnData, model: TaskModel, call: TrainingCall, *, name: str) -> Findings:
-        """Score what was held out, with baselines that know the same cells.
+        """Score held-out cells, with baselines fitted to the same cells.
 
         Parameters
         ----------
         adata
             With the results of :func:`scgalore.tl.finetune` and :meth:`predict`.
         model, call
-            Fitted, and how.
+            Fitted model, and the call of the run.
         name
-            What to call the model in tables, such as "scgpt-mini + galore".
+            Name of the model in tables, such as "scgpt-mini + galore".
         """
 
 
 def refuse_batches(batch_key: str | None, why: str) -> None:
-    """Raise :class:`~scgalore.errors.OptionError` if batches are named for a model that knows none.
+    """Raise :class:`~scgalore.errors.OptionError` if batches are given for a model that does not use them.
 
     Parameters
     ----------
     batch_key
-        As passed.
+        Argument of the caller.
     why
-        What the model is, as the end of a sentence: "was not trained".
+        Description of the model, as the end of a sentence: "was not trained".
     """
     if batch_key is not None:
         msg = (
-            f"batch_key={batch_key!r} is for models that take batches out, and this one {why}. Leave it out, or train one: "
+            f"batch_key={batch_key!r} is for models that remove batch effects, but this one {why}. Omit it, or train one: "
             "sg.tl.finetune(adata, task='integration', batch_key=...)."
         )
         raise OptionError(msg)

@@ -1,4 +1,4 @@
-"""Baselines for classes and numbers: simple models on the same genes, fitted to training and validation cells."""
+"""Baselines for classification and regression: simple models on all genes, fitted to training and validation cells."""
 
 from __future__ import annotations
 
@@ -23,16 +23,16 @@ __all__ = ["BASELINES", "LOGISTIC", "expression_of", "ridge"]
 
 
 def scaled_logistic(x: NDArray[np.float32], codes: NDArray[np.int64], split: Split) -> NDArray[np.int64]:
-    """Logistic regression on genes brought to mean 0 and variance 1.
+    """Logistic regression on genes scaled to mean 0 and variance 1.
 
     Parameters
     ----------
     x
         Expression, shape ``(n_obs, n_genes)``.
     codes
-        Class of each cell, shape ``(n_obs,)``; only those of training and validation cells are looked at.
+        Class of each cell, shape ``(n_obs,)``; only those of training and validation cells are used.
     split
-        Parts of the cells.
+        Training, validation and test cells.
 
     Returns
     -------
@@ -47,7 +47,7 @@ def scaled_logistic(x: NDArray[np.float32], codes: NDArray[np.int64], split: Spl
 
 
 def plain_logistic(x: NDArray[np.float32], codes: NDArray[np.int64], split: Split) -> NDArray[np.int64]:
-    """Logistic regression on the expression as it is; see :func:`scaled_logistic`."""
+    """Logistic regression on unscaled expression; see :func:`scaled_logistic`."""
     from sklearn.linear_model import LogisticRegression
 
     classifier = LogisticRegression(C=1.0, max_iter=2000)
@@ -60,7 +60,7 @@ def majority(x: NDArray[np.float32], codes: NDArray[np.int64], split: Split) -> 
 
 
 def neighbours(x: NDArray[np.float32], codes: NDArray[np.int64], split: Split) -> NDArray[np.int64]:
-    """Vote of the 15 nearest cells in 50 principal components; see :func:`scaled_logistic`."""
+    """Majority vote of the 15 nearest cells in 50 principal components; see :func:`scaled_logistic`."""
     from sklearn.decomposition import PCA
     from sklearn.neighbors import KNeighborsClassifier
 
@@ -71,7 +71,7 @@ def neighbours(x: NDArray[np.float32], codes: NDArray[np.int64], split: Split) -
 
 
 LOGISTIC = ("logistic regression, scaled genes", "logistic regression")
-"""The two that a fine-tuned model is compared with."""
+"""The two baselines that a fine-tuned model is compared with."""
 
 BASELINES: dict[str, Classifier] = {
     LOGISTIC[0]: scaled_logistic,
@@ -79,11 +79,11 @@ BASELINES: dict[str, Classifier] = {
     "15 nearest neighbours, 50 PCs": neighbours,
     "majority class": majority,
 }
-"""Baseline by the name it has in the report."""
+"""Baselines by name in the report."""
 
 
 def expression_of(adata: AnnData, reading: Reading) -> NDArray[np.float32]:
-    """Log-normalised expression of all genes, with those that the model has no token for, float32 ``(n_obs, n_genes)``.
+    """Log-normalised expression of all genes, including those without a token, float32 ``(n_obs, n_genes)``.
 
     Parameters
     ----------

@@ -1,4 +1,4 @@
-"""Columns with batches and with labels that need not be complete."""
+"""Columns with batches, and with labels that may be incomplete."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 __all__ = ["batches_of", "read_batches", "read_labels", "refuse_single", "warn_nested"]
 
 FEWEST = 2
-"""Fewest cells of a batch: of one cell, nothing tells what is the batch and what the cell."""
+"""Minimum number of cells per batch: with one cell, batch effect and cell are confounded."""
 
 
 def read_batches(adata: AnnData, key: str, *, fewest: int = 2) -> tuple[tuple[str, ...], NDArray[np.int64]]:
@@ -36,14 +36,15 @@ def read_batches(adata: AnnData, key: str, *, fewest: int = 2) -> tuple[tuple[st
     key
         The column.
     fewest
-        Batches that there must be.
+        Minimum number of batches.
 
     Raises
     ------
     MissingKeyError
         If the column does not exist.
     DataError
-        If a cell has no batch, there are fewer batches, one of a single cell, or the column looks like a measurement.
+        If a cell has no batch, there are too few batches, a batch has a single cell, or the column looks like a
+        measurement.
     """
     column, where = read_column(adata.obs, key, asked="batch_key"), f"adata.obs[{key!r}]"
     names = batches_of(column, where)
@@ -55,16 +56,16 @@ def read_batches(adata: AnnData, key: str, *, fewest: int = 2) -> tuple[tuple[st
     small = [name for name, size in zip(names, sizes, strict=True) if size < FEWEST]
     if small:
         msg = (
-            f"{where} has batches of one cell: {few(small)} ({len(small):,} in all). Nothing tells what of that cell is its batch. Join them "
-            f"with others, or leave them out: adata[~{where}.isin({small})]."
+            f"{where} has batches with a single cell: {few(small)} ({len(small):,} in total), for which batch effects cannot be estimated. Merge "
+            f"them with others, or exclude them: adata[~{where}.isin({small})]."
         )
         raise DataError(msg)
     return names, codes
 
 
 def refuse_single(names: Sequence[str], where: str) -> None:
-    """Refuse a single batch."""
-    msg = f"{where} holds one batch only, {names[0]!r}; there is nothing to integrate. Pass a column with two or more batches."
+    """Raise an error for a single batch."""
+    msg = f"{where} has only one batch, {names[0]!r}; expected at least two. Pass a column with several batches."
     raise DataError(msg)
 
 
@@ -74,15 +75,15 @@ def batches_of(column: pd.Series, where: str) -> tuple[str, ...]:
     missing = np.array([text is None or looks_missing(text) for text in texts], dtype=bool)
     if missing.any():
         msg = (
-            f"{int(missing.sum()):,} of {len(texts):,} cells have no batch in {where}. Give them one of their own, such as 'unknown', or leave "
-            f"them out: adata[{where}.notna()]."
+            f"{int(missing.sum()):,} of {len(texts):,} cells have no batch in {where}. Assign them a batch, such as 'unknown', or exclude "
+            f"them: adata[{where}.notna()]."
         )
         raise DataError(msg)
     return in_order(texts)
 
 
 def read_labels(adata: AnnData, key: str) -> tuple[tuple[str, ...], NDArray[np.int64]]:
-    """Names of the classes in a column of ``obs``, and the code of each cell, -1 where it has no label.
+    """Names of the classes in a column of ``obs``, and the code of each cell, -1 without a label.
 
     Raises
     ------
@@ -95,8 +96,8 @@ def read_labels(adata: AnnData, key: str) -> tuple[tuple[str, ...], NDArray[np.i
     texts = texts_of(column)
     classes = in_order(text for text in texts if text is not None and not looks_missing(text))
     if len(classes) < 2:
-        found = f"one class only, {classes[0]!r}" if classes else "no label"
-        msg = f"{where} holds {found}; there is nothing to keep apart. Leave labels_key out."
+        found = f"only one class, {classes[0]!r}" if classes else "no labels"
+        msg = f"{where} has {found}; expected at least two classes. Omit labels_key=."
         raise DataError(msg)
     refuse_measurement(column, where, n_classes=len(classes))
     return classes, class_codes(column, classes)
@@ -108,6 +109,6 @@ def warn_nested(labels: NDArray[np.int64], batches: NDArray[np.int64], labels_ke
     pairs = np.unique(np.column_stack([labels[known], batches[known]]), axis=0)
     if len(pairs) == len(np.unique(labels[known])):
         logg.warning(
-            f"Every class of adata.obs[{labels_key!r}] has cells of one batch of adata.obs[{batch_key!r}] only. What differs between batches "
-            "cannot be told from what differs between classes: taking the first out takes the second out, too."
+            f"Every class of adata.obs[{labels_key!r}] occurs in only one batch of adata.obs[{batch_key!r}]. Batches and classes are "
+            "confounded: removing batch effects also removes differences between classes."
         )

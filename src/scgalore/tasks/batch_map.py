@@ -1,4 +1,4 @@
-"""From expression and a network's embedding to components without the batch: what an integrated model adds to its network."""
+"""Batch-corrected components of expression and a network's embedding, computed by integrated models."""
 
 from __future__ import annotations
 
@@ -32,16 +32,16 @@ __all__ = ["MAP_FILE", "BatchMap", "read_map"]
 MAP_FILE = "batch_map.safetensors"
 
 N_GENES = 2_000
-"""Genes of the principal components: those that vary most within batches."""
+"""Number of genes for principal components: those most variable within batches."""
 N_PRIOR = 50
-"""Principal components of expression."""
+"""Number of principal components of expression."""
 N_COMPONENTS = 50
-"""Components of the result. Fewer leave more of the batch where batches differ much (docs/benchmarks/integration.md)."""
+"""Number of components of the result. Fewer leave stronger batch effects if batches differ much (docs/benchmarks/integration.md)."""
 NETWORK_SHARE, LABELLED_SHARE = 0.25, 1.0
-"""Standard deviation of the network's embedding within batches, where that of expression is 1: of a network that has learned from
-labels, and of others, which tell types apart less well than expression does where few cells have trained them."""
+"""Standard deviation of the network's embedding within batches, relative to expression: for a network trained on
+labels, and for others, which separate cell types less well than expression if they were trained on few cells."""
 MAX_CELLS = 50_000
-"""Most cells that it is fitted to; of more, a sample within batches."""
+"""Maximum number of cells for fitting; of more, a sample stratified by batch."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -51,14 +51,14 @@ class BatchMap:
     Attributes
     ----------
     axes
-        Of the joint components, on the principal components of expression, if there are some, and the network's embedding, float64
-        ``(n_inputs, n_components)``.
+        Loadings of the joint components on the principal components of expression, if used, and the network's
+        embedding, float64 ``(n_inputs, n_components)``.
     offset
-        Added to them, float64 ``(n_components,)``.
+        Offset of the components, float64 ``(n_components,)``.
     prior
-        The principal components of expression; ``None`` where the network's embedding is taken alone.
+        Principal components of expression; ``None`` if only the network's embedding is used.
     correction
-        Takes the batch out; ``None`` leaves it in.
+        Batch correction; ``None`` applies none.
     """
 
     axes: NDArray[np.float64]
@@ -80,26 +80,26 @@ class BatchMap:
         correct: bool,
         seed: int,
     ) -> Self:
-        """Fit components and correction to some cells.
+        """Fit components and correction.
 
         Parameters
         ----------
         adata, reading
             Cells, and how to read them.
         batches
-            Batch of each, int64 ``(n_obs,)``.
+            Batch of each cell, int64 ``(n_obs,)``.
         rows
-            Which of them to fit to, from :func:`fitted_rows`.
+            Cells to fit to, from :func:`fitted_rows`.
         embedding
-            The network's, of these, float32 ``(len(rows), d_model)``.
+            The network's embedding of these cells, float32 ``(len(rows), d_model)``.
         labels
-            Class of each of these, -1 without one, int64 ``(len(rows),)``; batches are compared within them.
+            Class of these cells, -1 without one, int64 ``(len(rows),)``; batches are compared within classes.
         prior
-            Whether expression takes part.
+            Whether to use expression.
         correct
-            Whether the batch is taken out.
+            Whether to correct for batches.
         seed
-            Of the clusters.
+            Seed for the clusters.
         """
         codes, model = batches[rows], None
         share = NETWORK_SHARE if labels is None else LABELLED_SHARE
@@ -122,16 +122,16 @@ class BatchMap:
 
     @property
     def n_prior(self) -> int:
-        """Principal components of expression; 0 where there are none."""
+        """Number of principal components of expression, 0 if unused."""
         return 0 if self.prior is None else len(self.prior.intercept)
 
     def components(self, embedding: NDArray[np.float32], adata: AnnData, reading: Reading) -> NDArray[np.float64]:
-        """Components of cells with the batch in them, float64 ``(n_obs, n_components)``.
+        """Uncorrected components of cells, float64 ``(n_obs, n_components)``.
 
         Parameters
         ----------
         embedding
-            The network's.
+            The network's embedding.
         adata, reading
             The same cells, and how to read them.
         """
@@ -139,14 +139,14 @@ class BatchMap:
         return np.hstack(parts).astype(np.float64) @ self.axes + self.offset
 
     def corrected(self, x: NDArray[np.float64], batches: NDArray[np.int64]) -> NDArray[np.float32]:
-        """Components without the batch, float32 ``(n_obs, n_components)``.
+        """Batch-corrected components, float32 ``(n_obs, n_components)``.
 
         Parameters
         ----------
         x
-            From :meth:`components`.
+            Result of :meth:`components`.
         batches
-            Code of each cell's batch, int64 ``(n_obs,)``. Codes beyond those that it was fitted to are of further batches, whose
+            Code of each cell's batch, int64 ``(n_obs,)``. Codes beyond the fitted ones are new batches, whose
             shifts are estimated from these cells.
         """
         correction = self.correction
@@ -155,7 +155,7 @@ class BatchMap:
         return self.extended(x, batches).correction.apply(x, batches).astype(np.float32)  # type: ignore[union-attr]
 
     def extended(self, x: NDArray[np.float64], batches: NDArray[np.int64]) -> Self:
-        """The same with the shifts of further batches; parameters as for :meth:`corrected`."""
+        """Return a map with the shifts of new batches; parameters as for :meth:`corrected`."""
         correction = self.correction
         if correction is None:
             return self
@@ -164,7 +164,7 @@ class BatchMap:
         return replace(self, correction=correction)
 
     def lasting_arrays(self) -> list[NDArray[Any]]:
-        """All that further batches leave as it is."""
+        """Arrays that are not changed by adding batches."""
         prior = [] if self.prior is None else [np.frombuffer(self.prior.to_bytes(), dtype=np.uint8)]
         correction = self.correction
         fitted = [] if correction is None else [correction.centres, correction.sums, correction.weights]
@@ -179,31 +179,31 @@ class BatchMap:
 
 
 def fitted_rows(known: NDArray[np.int64], batches: NDArray[np.int64], *, seed: int) -> NDArray[np.int64]:
-    """Cells that a map is fitted to: all of them, or a sample within batches, sorted.
+    """Sorted rows of cells for fitting a map: all, or a sample stratified by batch.
 
     Parameters
     ----------
     known
-        Rows of the cells that may be looked at.
+        Rows of the available cells.
     batches
         Batch of each cell.
     seed
-        Draws the sample.
+        Seed for the sample.
     """
     return sample(np.sort(known), batches, MAX_CELLS, np.random.default_rng(seed))
 
 
 def read_map(folder: Path, *, n_batches: int, n_prior: int) -> BatchMap | None:
-    """Read :meth:`BatchMap.files` from a folder; ``None`` where there are none.
+    """Read :meth:`BatchMap.files` from a folder; ``None`` if they do not exist.
 
     Parameters
     ----------
     folder
-        Of the model.
+        Folder of the model.
     n_batches
-        Batches that the correction must be of.
+        Expected number of batches.
     n_prior
-        Principal components of expression; 0 where there are none.
+        Expected number of principal components of expression, 0 if unused.
 
     Raises
     ------
@@ -225,13 +225,13 @@ def _from_bytes(content: bytes, *, n_batches: int) -> BatchMap:
             or offset.shape != axes.shape[1:]
             or not (np.isfinite(axes).all() and np.isfinite(offset).all())
         ):
-            msg = f"its components have the shapes {axes.shape} and {offset.shape}, or are not finite"
+            msg = f"its components have shapes {axes.shape} and {offset.shape}, or are not finite"
             raise ValueError(msg)
         correction = None
         if "centres" in arrays:
             correction = Correction.from_arrays(arrays, n_batches=n_batches, n_dims=axes.shape[1])
     except (KeyError, SafetensorError) as error:
-        msg = f"it holds no map of batches: {error!r}"
+        msg = f"it does not contain a batch map: {error!r}"
         raise ValueError(msg) from error
     return BatchMap(axes, offset, None, correction)
 
@@ -239,10 +239,10 @@ def _from_bytes(content: bytes, *, n_batches: int) -> BatchMap:
 def _principal_components(
     adata: AnnData, reading: Reading, rows: NDArray[np.int64], batches: NDArray[np.int64]
 ) -> tuple[LinearModel, NDArray[np.float64]]:
-    """Principal components of log-normalised expression within batches, and those of the cells."""
+    """Principal axes of log-normalised expression within batches, and the components of the cells."""
     expression = LogExpression.from_adata(adata, reading, log_base=math.e)
     names = standardise(gene_names(adata, reading.gene_symbols), reading.species)
-    _, unique = np.unique(names, return_index=True)  # of columns of one name, the first
+    _, unique = np.unique(names, return_index=True)  # first of several columns of one name
     x = expression.rows(rows)[:, unique]
     variance = _within_variance(x, batches)
     chosen = np.sort(np.argsort(-variance, kind="stable")[:N_GENES])
@@ -258,7 +258,7 @@ def _principal_components(
 
 
 def _members(batches: NDArray[np.int64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """1 where a cell is of a batch ``(n_batches, n)``, and how many are, of the batches that have cells."""
+    """Batch indicators ``(n_batches, n)`` and numbers of cells, for batches with cells."""
     members = (np.unique(batches)[:, None] == batches).astype(np.float64)
     return members, members.sum(axis=1)
 
@@ -271,7 +271,7 @@ def _within_variance(x: sp.csr_matrix, batches: NDArray[np.int64]) -> NDArray[np
 
 
 def _scatter(x: Any, batches: NDArray[np.int64]) -> NDArray[np.float64]:
-    """Sums of products within batches, ``(n_dims, n_dims)``."""
+    """Within-batch scatter matrix, ``(n_dims, n_dims)``."""
     members, sizes = _members(batches)
     means = np.asarray(members @ x) / sizes[:, None]
     product = x.T @ x
@@ -286,7 +286,7 @@ def _axes(scatter: NDArray[np.float64], n: int) -> NDArray[np.float64]:
 
 
 def _spread(x: NDArray[np.float64], batches: NDArray[np.int64]) -> float:
-    """Standard deviation within batches, of all dimensions together."""
+    """Standard deviation within batches, over all dimensions."""
     members, sizes = _members(batches)
     means = members @ x / sizes[:, None]
     variance = (np.square(x).sum() - sizes @ np.square(means).sum(axis=1)) / len(x)

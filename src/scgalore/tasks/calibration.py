@@ -1,4 +1,4 @@
-"""Calibrate the probabilities of classes on validation cells, and choose the threshold below which no label is given."""
+"""Calibrate class probabilities on validation cells, and choose the threshold for unknown cells."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ if TYPE_CHECKING:
 __all__ = ["Calibration", "ErrorCurve", "calibration_error", "error_bound", "softmax"]
 
 MIN_CELLS = 50
-"""Validation cells below which the temperature stays 1: fewer say too little about it."""
+"""Minimum number of validation cells for fitting a temperature; with fewer it is 1."""
 CONFIDENCE = 0.95
-"""Of the upper bound on the share of wrong labels."""
+"""Confidence of the upper bound on the fraction of wrong labels."""
 N_BINS = 15
-"""Bins of the expected calibration error, as in Guo et al. 2017."""
+"""Number of bins for the expected calibration error, as in Guo et al. 2017."""
 MOST_POINTS = 256
-"""Thresholds that a model keeps; with more validation cells, evenly spaced ones of their ranks."""
+"""Maximum number of stored thresholds; with more validation cells, evenly spaced ranks are used."""
 NOVEL_SHARE = 0.05
-"""Share of the cells of known classes that count as too unlike the training cells."""
+"""Fraction of cells of known classes that are considered too dissimilar to the training cells."""
 LOG_TEMPERATURES = (-3.0, 3.0)
 
 
@@ -36,7 +36,7 @@ def softmax(logits: NDArray[np.float32], temperature: float = 1.0) -> NDArray[np
     logits
         Outputs of the head, float32 ``(n_obs, n_classes)``.
     temperature
-        They are divided by it; the order of the classes of a cell does not change.
+        Divisor of the logits; it does not change the order of the classes.
     """
     import torch
 
@@ -47,15 +47,15 @@ def softmax(logits: NDArray[np.float32], temperature: float = 1.0) -> NDArray[np
 def fit_temperature(logits: NDArray[np.float32], codes: NDArray[np.int64]) -> float:
     """Temperature with the lowest negative log-likelihood :cite:p:`Guo2017`; 1 for fewer than ``MIN_CELLS`` cells.
 
-    The targets are smoothed as for Platt scaling, by one wrong cell in ``n + 2``. Without it, cells that are all labelled correctly
-    would ask for probabilities of 1.
+    Targets are smoothed as in Platt scaling, by one wrong cell in ``n + 2``. Otherwise, probabilities would become 1 if
+    all cells are labelled correctly.
 
     Parameters
     ----------
     logits
-        Of the validation cells, ``(n_obs, n_classes)``.
+        Logits of the validation cells, ``(n_obs, n_classes)``.
     codes
-        Their classes, ``(n_obs,)``.
+        Classes of these cells, ``(n_obs,)``.
     """
     from scipy.optimize import minimize_scalar
     from scipy.special import log_softmax
@@ -81,7 +81,7 @@ def calibration_error(confidence: NDArray[np.floating], correct: NDArray[np.bool
     confidence
         Probability of the predicted class, ``(n,)``.
     correct
-        Whether it is the true one, ``(n,)``.
+        Whether this class is correct, ``(n,)``.
     """
     bins = np.minimum((np.asarray(confidence, np.float64) * N_BINS).astype(np.int64), N_BINS - 1)
     gap = np.bincount(bins, weights=np.asarray(confidence, np.float64) - correct, minlength=N_BINS)
@@ -89,12 +89,12 @@ def calibration_error(confidence: NDArray[np.floating], correct: NDArray[np.bool
 
 
 def error_bound(n_wrong: NDArray[np.int64], n_labelled: NDArray[np.int64]) -> NDArray[np.float64]:
-    """Share of wrong labels that is exceeded with a probability of 5 % at most (Clopper and Pearson).
+    """Upper 95 % confidence bound on the fraction of wrong labels (Clopper and Pearson).
 
     Parameters
     ----------
     n_wrong, n_labelled
-        Cells with a wrong label among those with a label.
+        Number of wrong labels, and number of labels.
     """
     from scipy.stats import beta
 
@@ -104,14 +104,14 @@ def error_bound(n_wrong: NDArray[np.int64], n_labelled: NDArray[np.int64]) -> ND
 
 @dataclass(frozen=True)
 class ErrorCurve:
-    """How many validation cells have a label, and a wrong one, at each threshold of the probability.
+    """Numbers of labelled and wrongly labelled validation cells at each probability threshold.
 
     Attributes
     ----------
     thresholds
-        In descending order; a cell has a label if its probability is at least the threshold.
+        Thresholds in descending order; a cell is labelled if its probability is at least the threshold.
     labelled, wrong
-        Validation cells with a label, and with a wrong one.
+        Number of validation cells with a label, and with a wrong label.
     """
 
     thresholds: tuple[float, ...]
@@ -120,7 +120,7 @@ class ErrorCurve:
 
     @classmethod
     def of(cls, confidence: NDArray[np.floating], correct: NDArray[np.bool_]) -> Self:
-        """Count cells at the probabilities that occur, or at ``MOST_POINTS`` of them.
+        """Count cells at all occurring probabilities, or at ``MOST_POINTS`` of them.
 
         Parameters
         ----------
@@ -135,13 +135,13 @@ class ErrorCurve:
         return cls(tuple(scores[ends].tolist()), tuple((ends + 1).tolist()), tuple(wrong[ends].tolist()))
 
     def bounds(self) -> NDArray[np.float64]:
-        """Upper bound on the share of wrong labels at each threshold."""
+        """Upper bound on the fraction of wrong labels at each threshold."""
         return error_bound(np.array(self.wrong), np.array(self.labelled))
 
     def at(self, error_rate: float) -> tuple[int, bool]:
         """Position of the lowest threshold whose bound is at most ``error_rate``, and ``True``.
 
-        If there is none, the position of the lowest bound, and ``False``.
+        If there is none, position of the lowest bound and ``False``.
         """
         bounds = self.bounds()
         fits = np.flatnonzero(bounds <= error_rate)
@@ -152,20 +152,22 @@ class ErrorCurve:
 
 @dataclass(frozen=True)
 class Calibration:
-    """What the validation cells of training say about the probabilities of a model.
+    """Calibration of a model's probabilities on the validation cells of training.
 
     Attributes
     ----------
     temperature
-        Logits are divided by it; 1 with fewer than 50 validation cells.
+        Divisor of the logits; 1 with fewer than 50 validation cells.
     n
-        Validation cells.
+        Number of validation cells.
     error_before, error_after
         Their expected calibration error without and with the temperature.
     curve
-        Their labels at each threshold of the calibrated probability, of those whose novelty is not above the threshold.
+        Numbers of labels at each threshold of the calibrated probability, over cells whose novelty is not above its
+        threshold.
     novelty_threshold
-        Novelty that 5 % of cells of the training data exceed; ``None`` where novelty is not known, or of fewer than 19 cells.
+        Novelty that 5 % of cells of the training data exceed; ``None`` if novelty is not available, or with fewer than
+        19 cells.
     """
 
     temperature: float
@@ -179,16 +181,16 @@ class Calibration:
     def fit(
         cls, logits: NDArray[np.float32], codes: NDArray[np.int64], novelty: NDArray[np.floating] | None = None
     ) -> Self:
-        """Choose the temperature, and measure what it changes.
+        """Fit the temperature and measure its effect.
 
         Parameters
         ----------
         logits
-            Of the validation cells, float32 ``(n, n_classes)``.
+            Logits of the validation cells, float32 ``(n, n_classes)``.
         codes
-            Their classes, ``(n,)``.
+            Classes of these cells, ``(n,)``.
         novelty
-            How unlike the training cells each is, ``(n,)``.
+            Dissimilarity of each cell to the training cells, ``(n,)``.
         """
         temperature = fit_temperature(logits, codes)
         correct = logits.argmax(axis=1) == codes
@@ -200,19 +202,19 @@ class Calibration:
         return cls(temperature, len(codes), errors[0], errors[1], curve, threshold)
 
     def table(self, logits: NDArray[np.float32], codes: NDArray[np.int64], parts: Mapping[str, Any]) -> pd.DataFrame:
-        """Expected calibration error of each part of a split.
+        """Expected calibration error of each split.
 
         Parameters
         ----------
         logits, codes
-            Of all cells.
+            Logits and classes of all cells.
         parts
-            Row numbers of each part.
+            Row numbers of each split.
 
         Returns
         -------
-        One row per part with cells: ``n``, ``accuracy``, ``confidence`` (mean probability of the label), and the expected
-        calibration error ``ece`` and, without the temperature, ``ece_uncalibrated``.
+        One row per split with cells: ``n``, ``accuracy``, ``confidence`` (mean probability of the label), and the
+        expected calibration error ``ece`` and, without the temperature, ``ece_uncalibrated``.
         """
         rows = {}
         correct = logits.argmax(axis=1) == codes
@@ -238,7 +240,7 @@ class Calibration:
         }
 
     def to_config(self) -> dict[str, Any]:
-        """All of it, as JSON has it."""
+        """Content in JSON types."""
         curve = {name: list(getattr(self.curve, name)) for name in ("thresholds", "labelled", "wrong")}
         return {**self.summary(), "novelty_threshold": self.novelty_threshold, "curve": curve}
 
@@ -258,6 +260,6 @@ class Calibration:
 
 
 def _exceeded_by(values: NDArray[np.float64], share: float) -> float | None:
-    """Value that another cell exceeds with a probability of ``share`` at most; ``None`` for too few values."""
+    """Value that a new cell exceeds with a probability of at most ``share``; ``None`` for too few values."""
     k = int(share * (len(values) + 1))
     return None if k == 0 else float(np.sort(values)[-k])

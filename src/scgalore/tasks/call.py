@@ -1,4 +1,4 @@
-"""One call that trains: with which arguments of its task, on which cells, and how."""
+"""A training call: task arguments, cells and configuration."""
 
 from __future__ import annotations
 
@@ -28,23 +28,23 @@ class TrainingCall:
     Attributes
     ----------
     arguments
-        Arguments of the task, complete.
+        Complete arguments of the task.
     config
-        How to train.
+        Training configuration.
     given
-        Training options that were given or are the task's own, for ``uns``.
+        Training options that were given or are defaults of the task, for ``uns``.
     reading
         How to read the expression.
     split
-        The split, where it is passed as such.
+        The split, if passed as an object.
     split_key
-        Column of ``obs`` with the split; ``None`` makes one.
+        Column of ``obs`` with the split; ``None`` draws one.
     validation_size, test_size
-        Fractions of the cells for a split that is made.
+        Fractions of the cells for a random split.
     genes_key
-        What :func:`scgalore.tl.select_genes` has ranked the genes under, for a curriculum.
+        Key of the ranking by :func:`scgalore.tl.select_genes`, for a curriculum.
     validation
-        Cells to validate on, where they are not among those that are trained on.
+        Validation cells, if they are not part of the training data.
     """
 
     arguments: dict[str, Any]
@@ -60,23 +60,23 @@ class TrainingCall:
 
     @property
     def seed(self) -> int:
-        """Seed of everything random."""
+        """Seed for all random draws."""
         return self.config.seed
 
     def split_of(self, adata: AnnData, strata: NDArray[np.int64] | None = None) -> Split:
-        """The split of some cells: as passed, as its column has it, or drawn at random.
+        """Split of cells: as passed, from its column, or drawn at random.
 
         Parameters
         ----------
         adata
             The cells.
         strata
-            Code of each cell's stratum, within which a random split is drawn.
+            Code of each cell's stratum, for a stratified random split.
 
         Raises
         ------
         MissingKeyError, DataError
-            If there is no such column or it does not hold a split.
+            If the column does not exist or does not contain a split.
         """
         if self.split is not None:
             self.split.check(adata.n_obs)
@@ -92,20 +92,20 @@ class TrainingCall:
             raise DataError(msg) from error
 
     def ranking_key(self, adata: AnnData) -> str | None:
-        """Key of the ranking that a curriculum follows; ``None`` where there is none."""
+        """Key of the ranking for a curriculum, or ``None``."""
         return ranked_key(adata, self.config, self.genes_key)
 
     def ranks_of(self, adata: AnnData, train: NDArray[np.bool_], **how: Any) -> NDArray[np.float64] | None:
-        """Rank of each gene for a curriculum, 0 the best, float64 ``(n_vars,)``; ``None`` without a curriculum.
+        """Rank of each gene for a curriculum, 0 is the best, float64 ``(n_vars,)``; ``None`` without a curriculum.
 
         Parameters
         ----------
         adata
             Cells by genes.
         train
-            Cells that may be looked at where genes are ranked now, bool ``(n_obs,)``.
+            Training cells, for ranking genes now, bool ``(n_obs,)``.
         **how
-            ``gene_strategy`` and further parameters of :func:`scgalore.tl.select_genes`.
+            ``gene_strategy`` and other parameters of :func:`scgalore.tl.select_genes`.
         """
         read = {**self.reading.params(), **how}
         return curriculum_ranks(adata, self.config, self.ranking_key(adata), train=train, **read)

@@ -1,4 +1,4 @@
-"""Tasks in which each cell has its own target: what they share."""
+"""Base class of tasks in which each cell has its own target."""
 
 from __future__ import annotations
 
@@ -37,16 +37,16 @@ __all__ = ["CellTargets", "CellTask", "refuse_empty"]
 
 @dataclass(frozen=True)
 class CellTargets:
-    """What is known of each cell, without a model.
+    """Targets of each cell.
 
     Attributes
     ----------
     split
         Training, validation and test cells.
     arrays
-        Targets by the name under which the objective reads them, shape ``(n_obs,)`` each.
+        Targets by the name used in the objective, shape ``(n_obs,)`` each.
     memory
-        What a fitted model keeps of them.
+        Memory of a fitted model.
     """
 
     split: Split
@@ -56,20 +56,20 @@ class CellTargets:
 
 @dataclass(frozen=True)
 class CellReading:
-    """What :meth:`CellTask.read` found.
+    """Result of :meth:`CellTask.read`.
 
     Attributes
     ----------
     data
         The cells.
     targets
-        What is known of them; of a stream, of its validation cells.
+        Targets of the cells; for a stream, of its validation cells.
     ranks
         Rank of each gene for a curriculum.
     memory
-        What a fitted model keeps.
+        Memory of a fitted model.
     title
-        Which cells are trained on.
+        Description of the training cells.
     """
 
     data: AnnData | TokenStream = field(repr=False)
@@ -80,21 +80,22 @@ class CellReading:
 
 
 class CellTask(Task):
-    """A task whose cells are split at random, or by a column, and whose source is tokens of an AnnData or a stream."""
+    """A task with cells that are split at random or by a column, and with tokens of an AnnData or a stream as source."""
 
     needs: ClassVar[frozenset[str]] = frozenset({"cell heads"})
     splits_cells: ClassVar[bool] = True
     predicts: ClassVar[bool] = True
     head: ClassVar[str]
-    """Name of the head that corrects a linear model, for tasks that have one."""
+    """Name of the head that corrects a linear model, if the task has one."""
     heads_at_zero: ClassVar[bool] = False
-    """Whether fresh heads predict 0 for every cell until they are trained."""
+    """Whether new heads predict 0 for every cell until they are trained."""
 
-    # What a task adds -------------------------------------------------------------------------------------------------
+    # Methods of subclasses
+    # -------------------------------------------------------------------------------------------------
 
     @abstractmethod
     def targets(self, adata: AnnData, call: TrainingCall) -> CellTargets:
-        """Read the target of each cell, and split the cells with ``call.split_of``.
+        """Read the target of each cell, and split cells with ``call.split_of``.
 
         Raises
         ------
@@ -104,24 +105,24 @@ class CellTask(Task):
 
     @abstractmethod
     def objective(self, network: CellNetwork, memory: Any) -> Objective:
-        """The loss, for a network and what the model is going to keep."""
+        """The loss, for a network and the memory of the model."""
 
     def objective_of(self, reading: CellReading, network: CellNetwork, call: TrainingCall) -> Any:
         """:meth:`objective` of a training run."""
         return self.objective(network, reading.memory)
 
     def stream_memory(self, stream: TokenStream, call: TrainingCall) -> TaskMemory | None:
-        """What a fitted model keeps of a stream; raise :class:`~scgalore.errors.OptionError` if it has no such targets."""
+        """Memory of a model fitted to a stream; raises :class:`~scgalore.errors.OptionError` without such targets."""
         msg = f"task={self.name!r} cannot train on a stream of files. Pass an AnnData."
         raise OptionError(msg)
 
     def fit_prior(self, reading: CellReading, call: TrainingCall) -> LinearFit | None:
-        """The linear model that the network is to correct, fitted to the training cells; ``None`` for none."""
+        """The linear model that the network corrects, fitted to the training cells, or ``None``."""
         return None
 
     @staticmethod
     def prior_report(prepared: Prepared, metrics: pd.DataFrame) -> dict[str, Any]:
-        """What ``uns`` holds of the linear model: candidates, scores of it alone, and the correction that training started from."""
+        """Entry of ``uns`` on the linear model: candidates, its scores, and the initial correction."""
         fit, correction = prepared.state["prior"]
         shown = {"gain": correction.gain, "gain_se": correction.gain_error, "used": correction.helps}
         learned = {"unlabelled": fit.unlabelled} if fit.unlabelled else {}
@@ -129,7 +130,7 @@ class CellTask(Task):
         return {"candidates": fit.table, "metrics": metrics, "correction": corrected, **learned}
 
     def fit_correction(self, reading: CellReading, fit: LinearFit, features: NDArray[np.float32]) -> Correction:
-        """Fit the last layer of the head to what the linear model misses, for tasks that have one.
+        """Fit the last layer of the head to the errors of the linear model, if the task has one.
 
         Parameters
         ----------
@@ -143,15 +144,15 @@ class CellTask(Task):
         raise NotImplementedError
 
     def validation_arrays(self, adata: AnnData, memory: Any, call: TrainingCall) -> dict[str, NDArray[Any]]:
-        """Targets of the cells that a stream is validated on."""
+        """Targets of the validation cells of a stream."""
         return {}
 
     def scores(
         self, adata: AnnData, output: CellOutput, prepared: Prepared, call: TrainingCall, keys: CellKeys
     ) -> Results:
-        """What is written in addition after training, such as metrics in the dictionary ``uns[keys.uns]``.
+        """Additional results after training, such as metrics in ``uns[keys.uns]``.
 
-        ``output`` is that of the network alone.
+        ``output`` is the output of the network alone.
         """
         return Results()
 
@@ -162,7 +163,7 @@ class CellTask(Task):
         if not isinstance(data, AnnData):
             return self._read_stream(data, call)
         if call.validation is not None:
-            msg = "validation= goes with a stream. Validation cells of an AnnData are a part of it: see validation_size and split_key."
+            msg = "validation= is for streams. For an AnnData, use validation_size= or split_key=."
             raise OptionError(msg)
         targets = self.targets(data, call)
         _warn_empty(targets.split.sizes(), call)
@@ -173,10 +174,10 @@ class CellTask(Task):
 
     def _read_stream(self, stream: TokenStream, call: TrainingCall) -> CellReading:
         if call.split is not None or call.split_key is not None:
-            msg = "A stream trains on all of its cells. Leave the split out, and pass validation= for cells that choose the epoch."
+            msg = "A stream trains on all of its cells. Omit the split, and pass validation= for selecting the epoch."
             raise OptionError(msg)
         if "batch_size" in call.given:
-            msg = "batch_size= does not go with a stream, which has its own batches. Pass it where the stream is made."
+            msg = "batch_size= cannot be used with a stream, which makes its own batches. Pass it when creating the stream."
             raise OptionError(msg)
         if call.config.curriculum is not None:
             msg = "curriculum= needs cells in one AnnData; a stream makes its own batches."
@@ -190,7 +191,7 @@ class CellTask(Task):
         return CellReading(stream, targets, None, memory, f"{stream.n_obs:,} cells of a stream")
 
     def refuse_network(self, model: TaskModel) -> None:
-        """Raise :class:`~scgalore.errors.OptionError` if the network reads of each token or cell what this task does not give it."""
+        """Raise :class:`~scgalore.errors.OptionError` if the network needs inputs that this task does not provide."""
         network, decodes = model.network, "expression" in self.needs
         if network.reads_batches and not self.gives_batches:
             how, task = "normalises its inputs within batches", "integration"
@@ -201,8 +202,8 @@ class CellTask(Task):
         else:
             return
         msg = (
-            f"{model.provenance['name']} {how}, and cells of task={self.name!r} come without one. Start from the weights that it was "
-            f"trained from, or use task={task!r}."
+            f"{model.provenance['name']} {how}, which task={self.name!r} does not provide. Start from the weights it was "
+            f"fine-tuned from, or use task={task!r}."
         )
         raise OptionError(msg)
 
@@ -237,22 +238,20 @@ class CellTask(Task):
     def _start(
         self, model: TaskModel, cells: TokenCells, reading: CellReading, fit: LinearFit, call: TrainingCall
     ) -> tuple[TokenCells, dict[str, LastLayer], Correction]:
-        """Fit the last layer of the head, and give each cell what the head is added to, and the outputs that training starts from.
+        """Fit the last layer of the head, and return the prior of each cell and the initial outputs.
 
-        The layer is fitted to training and validation cells. So that training starts from what is known of a cell without
-        it, what the layer gains by knowing the cell is taken from its prior.
+        The layer is fitted to training and validation cells. So that training starts from held-out predictions, the
+        gain of the layer from having seen a cell is subtracted from the prior of that cell.
         """
         assert reading.targets is not None
-        rows = np.union1d(
-            fit.cells, reading.targets.split.validation
-        )  # above some size, not all of these are fitted to
+        rows = np.union1d(fit.cells, reading.targets.split.validation)  # of many cells, only a sample is fitted
         n_outputs = fit.predicted.shape[1]
         features = last_inputs(model, cells, rows, self.head, n_outputs, call.config)
         fitted = np.isin(rows, fit.cells)
         correction = self.fit_correction(reading, fit, features[fitted])
         logg.info(
-            f"    the embedding lowers the loss of the linear model on cells that it has not seen by {correction.gain:.3f} ± "
-            f"{correction.gain_error:.3f}, so the network starts from {'its correction' if correction.helps else 'no correction'}"
+            f"    the embedding lowers the loss of the linear model on left-out cells by {correction.gain:.3f} ± "
+            f"{correction.gain_error:.3f}, so the network starts {'with this' if correction.helps else 'without'} correction"
         )
         if not correction.helps:
             zeros = (np.zeros_like(correction.weight), np.zeros_like(correction.bias))
@@ -266,30 +265,30 @@ class CellTask(Task):
         return cells.with_targets(prior=prior, start=start), layer, correction
 
     def writes(self, keys: CellKeys, call: TrainingCall) -> Mapping[str, Sequence[str]]:
-        """All slots of cells; the split of an earlier run may be used again, and stays as it is."""
+        """All slots of cells, except a split of an earlier run that is used again."""
         slots = super().writes(keys, call)
         return {**slots, "obs": [key for key in slots["obs"] if key != keys.split or call.split_key != keys.split]}
 
     def results(
         self, adata: AnnData, model: TaskModel, prepared: Prepared, call: TrainingCall, keys: CellKeys
     ) -> Results:
-        """Embeddings of all cells, what the heads say of them, the split, and scores of each part of it."""
+        """Embeddings of all cells, predictions of the heads, the split, and scores of each split."""
         assert prepared.split is not None
         source: Any = prepared.source
         output = self.embed(model, source, adata, call.reading, accelerator=call.config.accelerator)
-        is_own = model.memory is not None and model.memory.task == self.name  # heads of an earlier task may be left
+        is_own = model.memory is not None and model.memory.task == self.name  # heads of an earlier task may remain
         if model.result is not None and model.result.best_epoch == -1:
             started = (
                 "linear model and its corrected head" if prepared.state["prior"][1].helps else "linear model alone"
             )
             logg.info(
                 f"    no epoch predicted the validation cells better than the {started} by more than a standard error: the "
-                "model is that, and embeddings are those of the weights it started from"
+                "model consists of that, and embeddings are those of the initial weights"
             )
         found = Results()
         if is_own and self.predicts:
             found = self.predictions(self.complete(output, model.memory, adata, call.reading), model.memory, keys)
-        known = replace(prepared, memory=model.memory) if is_own else prepared  # with what the trained network added
+        known = replace(prepared, memory=model.memory) if is_own else prepared  # completed after training
         scores = self.scores(adata, output, known, call, keys)
         split = pd.Categorical(prepared.split.labels(), categories=list(PARTS))
         sizes = {} if call.split_key else {"validation_size": call.validation_size, "test_size": call.test_size}
@@ -307,19 +306,19 @@ class CellTask(Task):
         )
 
     def objective_for(self, network: CellNetwork, sizes: Mapping[str, Any]) -> Objective:
-        """The objective; tasks with heads of their own sizes override it."""
+        """The objective; overridden by tasks with heads of variable size."""
         return self.objective(network, None)
 
     # Pipeline ---------------------------------------------------------------------------------------------------------
 
     def split(self, adata: AnnData, call: TrainingCall, key: str) -> None:
-        """Hold out cells, at random within strata or as a column says."""
+        """Hold out cells, at random within strata or by a column."""
         split = self.targets(adata, call).split
         adata.obs[key] = pd.Categorical(split.labels(), categories=list(PARTS))
         refuse_empty(split.sizes(), "cell")
 
     def check_cells(self, adata: AnnData, model: TaskModel, call: TrainingCall) -> None:
-        """Read the cells once as training will."""
+        """Read the cells once, as in training."""
         model.cells(adata, **call.reading.of_tokens(), rng=call.seed)
 
     @staticmethod
@@ -329,31 +328,31 @@ class CellTask(Task):
 
 
 def _warn_empty(sizes: Mapping[str, int], call: TrainingCall) -> None:
-    """Warn of a split without validation or test cells, unless that was asked for."""
-    missed = {"validation": "the last epoch is kept, and not the best", "test": "nothing says how good the model is"}
+    """Warn if the split has no validation or test cells, unless this was requested."""
+    missed = {"validation": "the last epoch is kept instead of the best", "test": "the model cannot be evaluated"}
     asked = {"validation": call.validation_size, "test": call.test_size}
     empty = {part: lost for part, lost in missed.items() if not sizes[part] and (call.split_key or asked[part])}
     if not empty or call.split is not None:
         return
-    where, hint = "The split", "Use more cells, or larger fractions."
+    where, hint = "The split", "Use more cells or larger fractions."
     if call.split_key:
-        where, hint = f"adata.obs[{call.split_key!r}]", "Set some cells to these, which are then not trained on."
-    logg.warning(f"{where} has no {' and no '.join(empty)} cells, so {', and '.join(empty.values())}. {hint}")
+        where, hint = f"adata.obs[{call.split_key!r}]", "Assign some cells to these, which are then not trained on."
+    logg.warning(f"{where} has no {' or '.join(empty)} cells, so {', and '.join(empty.values())}. {hint}")
 
 
 def refuse_empty(sizes: Mapping[str, int], what: str) -> None:
-    """Raise :class:`~scgalore.errors.DataError` if there is nothing to train or to test on.
+    """Raise :class:`~scgalore.errors.DataError` if the training or test split is empty.
 
     Parameters
     ----------
     sizes
-        How many are in each part of the split.
+        Size of each split.
     what
-        Of what, in the singular.
+        Unit of these sizes, in the singular.
     """
     if not sizes["test"] or not sizes["train"]:
         msg = (
-            f"A run trains on some {what}s and scores others, and the split has {dict(sizes)}. Use more of them, other "
-            "fractions, or a split_key of your own."
+            f"A run needs {what}s for training and for testing, but the split has {dict(sizes)}. Use more {what}s, other "
+            "fractions, or your own split_key."
         )
         raise DataError(msg)

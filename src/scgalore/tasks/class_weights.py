@@ -1,4 +1,4 @@
-"""Weights of classes in the loss, and what is doubtful about the classes of a run."""
+"""Class weights in the loss, and warnings about the classes of a run."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def _fits(value: Any) -> bool:
 
 
 CLASS_WEIGHT = Kind(
-    "it must be 'balanced', or a dict with a positive weight for each class that is to have another than 1",
+    "it must be 'balanced', or a dict with positive weights of classes (default 1)",
     _fits,
     as_json,
     lambda value: value if isinstance(value, str) else {text_of(name): float(one) for name, one in value.items()},
@@ -40,25 +40,25 @@ CLASS_WEIGHT = Kind(
 def class_weights(
     asked: str | Mapping[str, float] | None, classes: Sequence[str], counts: NDArray[np.int64] | None
 ) -> tuple[float, ...] | None:
-    """Weight of each class in the loss; ``None`` weighs every cell alike.
+    """Weight of each class in the loss; ``None`` for equal weights of cells.
 
     Parameters
     ----------
     asked
-        ``"balanced"``, or weights by class; classes that are not named have weight 1.
+        ``"balanced"``, or weights by class; classes that are not listed have weight 1.
     classes
         Names of the classes.
     counts
-        Training cells of each class, int64 ``(n_classes,)``; ``None`` where they are not known before they are read.
+        Number of training cells of each class, int64 ``(n_classes,)``; ``None`` if unknown before reading.
 
     Returns
     -------
-    ``"balanced"`` gives ``n_cells / (n_classes * count)`` over the classes that have training cells, as scikit-learn does.
+    ``"balanced"`` is ``n_cells / (n_classes * count)`` over the classes with training cells, as in scikit-learn.
 
     Raises
     ------
     OptionError
-        If a class that is named does not exist, or the cells of the classes are not known.
+        If a listed class does not exist, or the numbers of cells are unknown.
     """
     if asked is None:
         return None
@@ -66,12 +66,12 @@ def class_weights(
         of_class = {same_label(name, classes): weight for name, weight in asked.items()}
         if None in of_class:
             unknown = [name for name in asked if same_label(name, classes) is None]
-            msg = f"class_weight names {few(unknown)}, and the classes are {few(classes, 10)}."
+            msg = f"class_weight contains {few(unknown)}, but the classes are {few(classes, 10)}."
             raise OptionError(msg)
         return tuple(of_class.get(name, 1.0) for name in classes)
     if counts is None:
         msg = (
-            "class_weight='balanced' needs the number of cells of each class, and a loader shows its labels only while it is "
+            "class_weight='balanced' needs the number of cells of each class, which is unknown before a loader is "
             "read. Pass a dict of weights, or stream the files themselves."
         )
         raise OptionError(msg)
@@ -81,21 +81,21 @@ def class_weights(
 
 
 def untrained_classes(classes: Sequence[str], counts: NDArray[np.int64], trained: NDArray[np.int64]) -> str | None:
-    """Warning of classes without training cells, with what to do; ``None`` if there are none.
+    """Warning about classes without training cells, with advice; ``None`` if there are none.
 
     Parameters
     ----------
     classes
         Names of the classes.
     counts, trained
-        Cells, and training cells, of each class, int64 ``(n_classes,)``.
+        Number of cells, and of training cells, of each class, int64 ``(n_classes,)``.
     """
     without = np.flatnonzero(trained == 0)
     if not len(without):
         return None
     shown = ", ".join(f"{classes[code]!r} ({counts[code]:,} cells)" for code in without[:5].tolist())
     return (
-        f"{len(without):,} of {len(classes):,} classes have no training cell and cannot be learned: {shown}"
-        f"{', ...' if len(without) > 5 else ''}. Their cells outside of training count as errors. Put some of them into 'train', "
-        "or leave them out."
+        f"{len(without):,} of {len(classes):,} classes have no training cells and cannot be learned: {shown}"
+        f"{', ...' if len(without) > 5 else ''}. Their other cells count as errors. Assign some of them to 'train', "
+        "or exclude them."
     )

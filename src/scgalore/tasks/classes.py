@@ -71,35 +71,35 @@ NOVELTY_FILE = "novelty.safetensors"
 
 @dataclass(frozen=True)
 class ClassesMemory:
-    """Names of the classes that a model predicts, and how far its predictions can be trusted.
+    """Classes that a model predicts, and the calibration of its predictions.
 
     Attributes
     ----------
     classes
-        In the order of the outputs of the head.
+        Names in the order of the outputs of the head.
     calibration
-        What validation cells say about the probabilities; ``None`` without such cells.
+        Calibration on validation cells; ``None`` without such cells.
     novelty
-        What training cells look like; ``None`` where they are a stream, or few.
+        Statistics of training cells; ``None`` for a stream or too few cells.
     prior
-        The logistic regression that the network corrects; ``None`` without one.
+        Logistic regression that the network corrects, or ``None``.
     """
 
     classes: tuple[str, ...]
     task: str = "classes"
     outlives_training: bool = True
-    # Of the weights and not of the task: two runs have the same task without it.
+    # Not compared: it belongs to the weights, and runs of the same task differ in it.
     calibration: Calibration | None = field(default=None, compare=False, repr=False)
     novelty: Novelty | None = field(default=None, compare=False, repr=False)
     prior: LinearModel | None = field(default=None, repr=False)
 
     def to_config(self) -> dict[str, Any]:
-        """Names of the classes, and the calibration if there is one."""
+        """Names of the classes, and the calibration if available."""
         calibrated = {} if self.calibration is None else {"calibration": self.calibration.to_config()}
         return {"classes": list(self.classes), **calibrated}
 
     def files(self, provenance: Mapping[str, Any], evaluation: Mapping[str, Any] | None) -> dict[str, str | bytes]:
-        """What training cells look like, and the logistic regression, as far as there are any."""
+        """Statistics of training cells and the logistic regression, if available."""
         parts = {NOVELTY_FILE: self.novelty, PRIOR_FILE: self.prior}
         return {name: part.to_bytes() for name, part in parts.items() if part is not None}
 
@@ -115,14 +115,14 @@ class ClassesMemory:
 
 @dataclass(frozen=True)
 class ClassesReading(CellReading):
-    """What :meth:`Classes.read` found: also ``weights``, of each class in the loss, and ``others``, cells without labels."""
+    """Result of :meth:`Classes.read`, with ``weights`` of the classes in the loss, and ``others``, cells without labels."""
 
     weights: tuple[float, ...] | None
     others: AnnData | None
 
 
 class Classes(CellTask):
-    """Cross entropy on a column of ``obs`` with one label for each cell."""
+    """Cross entropy on a column of ``obs`` with one label per cell."""
 
     name = "classes"
     summary = "to predict the class of each cell"
@@ -133,8 +133,8 @@ class Classes(CellTask):
         Option(
             "class_weight",
             CLASS_WEIGHT,
-            "Weights of the classes in the loss: balanced gives every class the same share of it, however rare; or a dict of "
-            "weights, the others being 1. Validation weighs alike, so the epoch is chosen by the loss that is trained.",
+            "Weights of the classes in the loss: balanced gives every class the same total weight, however rare; or a dict of "
+            "weights, 1 for classes that are not listed. The validation loss uses the same weights.",
         ),
         PRIOR,
         UNLABELLED,
@@ -143,24 +143,24 @@ class Classes(CellTask):
     next_steps = "`sg.tl.annotate(other_cells, model)` predicts the classes of other cells; `sg.tl.embed(other_cells, model)` embeds them."
 
     def targets(self, adata: AnnData, call: TrainingCall) -> CellTargets:
-        """Class codes; a random split is drawn within the classes."""
+        """Class codes; a random split is stratified by class."""
         codes, classes = encode_labels(adata, call.arguments["labels_key"])
         split = call.split_of(adata, codes)
         if len(found := np.unique(codes[split.train])) < 2:
-            msg = f"All training cells are of one class, {classes[found[0]]!r}; there is nothing to tell apart. Put others into 'train'."
+            msg = f"All training cells are of one class, {classes[found[0]]!r}; expected at least two. Assign cells of other classes to 'train'."
             raise DataError(msg)
         return CellTargets(split, {"labels": codes}, ClassesMemory(classes))
 
     def check(self, arguments: Mapping[str, Any]) -> dict[str, Any]:
-        """Complete the arguments; cells without labels need a linear model to learn from them."""
+        """Complete the arguments; cells without labels require a linear model."""
         complete = super().check(arguments)
         if complete["unlabelled"] is not None and complete["prior"] == "none":
-            msg = "unlabelled= is for the linear model, and prior='none' has none. Leave one of them out."
+            msg = "unlabelled= requires the linear model, but prior='none'. Omit one of them."
             raise OptionError(msg)
         return complete
 
     def read(self, data: AnnData | TokenStream, call: TrainingCall) -> ClassesReading:
-        """Labels, split, ranking of the genes, weights, and cells without labels; doubtful labels are warned of."""
+        """Read labels, split, ranking of the genes, weights, and cells without labels; warn about doubtful labels."""
         others = self._others(data, call)
         reading = super().read(data, call)
         assert isinstance(reading.memory, ClassesMemory)
@@ -180,7 +180,7 @@ class Classes(CellTask):
         if given is None:
             return None
         if not isinstance(data, AnnData):
-            msg = "unlabelled= is for the linear model, which a stream of files has not. Leave it out, or pass an AnnData."
+            msg = "unlabelled= requires the linear model, which is not available for a stream of files. Omit it, or pass an AnnData."
             raise OptionError(msg)
         others = cells_of(given, "unlabelled")
         check_unlabelled(others, data, call.reading)
@@ -201,7 +201,7 @@ class Classes(CellTask):
         return fit_unlabelled(fit, reading.data, reading.others, call.reading, codes, classes=classes, **how)
 
     def fit_correction(self, reading: CellReading, fit: LinearFit, features: NDArray[np.float32]) -> Correction:
-        """Multinomial logistic regression on top of the logits of the other."""
+        """Multinomial logistic regression with the logits of the linear model as offset."""
         assert isinstance(reading, ClassesReading)
         assert reading.targets is not None
         predicted, codes = fit.predicted[fit.cells], reading.targets.arrays["labels"][fit.cells]
@@ -226,35 +226,37 @@ class Classes(CellTask):
         return Classification(len(memory.classes))
 
     def objective_for(self, network: CellNetwork, sizes: Mapping[str, Any]) -> Objective:
-        """Cross entropy with as many classes as are named, or as the network has."""
+        """Cross entropy with the given number of classes, or that of the network."""
         return Classification(sizes.get("n_classes") or network.config.heads.get(HEAD, 1))
 
     def stream_memory(self, stream: TokenStream, call: TrainingCall) -> ClassesMemory:
         """Classes of the stream."""
         labels_key = call.arguments["labels_key"]
         if not stream.classes:
-            msg = f"labels_key={labels_key!r}, but the stream reads no labels. Make it with labels_key={labels_key!r}."
+            msg = (
+                f"labels_key={labels_key!r}, but the stream reads no labels. Create it with labels_key={labels_key!r}."
+            )
             raise OptionError(msg)
-        of_validation = getattr(call.validation, "classes", stream.classes)  # of another stream
+        of_validation = getattr(call.validation, "classes", stream.classes)  # if it is a stream
         if of_validation != stream.classes:
             msg = (
-                f"The stream to validate on has the classes {list(of_validation)[:5]} and the one to train on "
-                f"{list(stream.classes)[:5]}. Make it with labels_key= and classes=, the classes of the other stream."
+                f"The validation stream has the classes {list(of_validation)[:5]}, but the training stream has "
+                f"{list(stream.classes)[:5]}. Create it with labels_key= and the classes= of the training stream."
             )
             raise OptionError(msg)
         return ClassesMemory(stream.classes)
 
     def validation_arrays(self, adata: AnnData, memory: ClassesMemory, call: TrainingCall) -> dict[str, NDArray[Any]]:
-        """Codes that the classes of the stream have."""
+        """Class codes of the stream."""
         labels_key = call.arguments["labels_key"]
         labels, where = read_column(adata.obs, labels_key, slot="validation.obs"), f"validation.obs[{labels_key!r}]"
         refuse_unknown(classes_of(labels, where), memory.classes, where)
         return {"labels": class_codes(labels, memory.classes)}
 
     def measured(self, memory: ClassesMemory, model: TaskModel, prepared: Prepared) -> ClassesMemory:
-        """Calibrate on the validation cells, and keep what training cells look like.
+        """Calibrate on the validation cells, and store statistics of training cells.
 
-        After a run for another task the network says something else of the same cells, and nothing is known of it.
+        After training for another task, the outputs of the network change and the calibration is no longer valid.
         """
         source: Any = prepared.source
         split = prepared.split
@@ -262,7 +264,7 @@ class Classes(CellTask):
         if prepared.validation is not None:
             held = prepared.validation
         plain = replace(memory, calibration=None, novelty=None)
-        if prepared.task is not self or "labels" not in getattr(held, "targets", {}):  # a stream keeps none
+        if prepared.task is not self or "labels" not in getattr(held, "targets", {}):  # not available for a stream
             return plain
         novelty = None
         if split is not None:
@@ -277,7 +279,7 @@ class Classes(CellTask):
         return replace(plain, calibration=Calibration.fit(logits, targets["labels"], values), novelty=novelty)
 
     def load(self, folder: Path, config: Mapping[str, Any]) -> TaskMemory | None:
-        """Names of the classes; files of version 0.5.0 have them at the top."""
+        """Names of the classes; files of version 0.5.0 have them at the top level."""
         stored = config.get("memory", config)
         if not stored.get("classes"):
             return None
@@ -289,19 +291,19 @@ class Classes(CellTask):
         return replace(memory, novelty=novelty, prior=prior)
 
     def complete(self, output: CellOutput, memory: ClassesMemory, adata: AnnData, reading: Reading) -> CellOutput:
-        """Logits of the network and of the logistic regression that it corrects."""
+        """Sum of the logits of the network and of the logistic regression that it corrects."""
         return with_prior(output, HEAD, memory.prior, adata, reading)
 
     def predictions(self, output: CellOutput, memory: ClassesMemory, keys: CellKeys) -> Results:
-        """The most probable class, its probability, and those of all classes."""
+        """The most probable class, its probability, and the probabilities of all classes."""
         found = memory.probabilities(output)
-        codes = output.heads[HEAD].argmax(axis=1)  # of the logits, which no rounding of a probability can tie
+        codes = output.heads[HEAD].argmax(axis=1)  # of logits, since rounded probabilities may be tied
         labels = pd.Categorical.from_codes(codes, categories=pd.Index(memory.classes))
         calibration = {} if memory.calibration is None else {"calibration": memory.calibration.summary()}
         return Results(
             obs={
                 keys.label: (labels, "predicted labels"),
-                keys.score: (found.max(axis=1), "their probabilities"),
+                keys.score: (found.max(axis=1), "probabilities of these labels"),
             },
             obsm={keys.probabilities: (found, "probabilities of all classes")},
             uns={keys.uns: (calibration, "")},
@@ -314,7 +316,7 @@ class Classes(CellTask):
     def scores(
         self, adata: AnnData, output: CellOutput, prepared: Prepared, call: TrainingCall, keys: CellKeys
     ) -> Results:
-        """Accuracy and macro F1 of each part of the split."""
+        """Accuracy and macro F1 of each split."""
         memory = prepared.memory
         assert isinstance(memory, ClassesMemory)
         assert prepared.split is not None
@@ -333,15 +335,15 @@ class Classes(CellTask):
         if memory.prior is not None:
             of_prior = prepared.state["prior"][0].predicted.argmax(axis=1)
             table = label_metrics(of_prior, codes, prepared.split)
-            for part in table.index:  # paired: of the same cells
+            for part in table.index:  # paired, on the same cells
                 cells = parts[part]
                 gain = (logits[cells].argmax(axis=1) == codes[cells]).astype(float) - (of_prior[cells] == codes[cells])
                 table.loc[part, ["gain", "gain_se"]] = gain.mean(), gain.std() / np.sqrt(len(cells))
             content["prior"] = self.prior_report(prepared, table)
         results = Results(uns={keys.uns: (content, "")})
         colors = class_colors(adata, call.arguments["labels_key"], memory.classes)
-        if colors is not None:  # scanpy's, so that a class has one colour in both plots
-            results.uns[keys.colors] = (colors, "their colours")
+        if colors is not None:  # scanpy's colours, so that a class has one colour in both plots
+            results.uns[keys.colors] = (colors, "colours of the labels")
         return results
 
     # Pipeline ---------------------------------------------------------------------------------------------------------
@@ -351,19 +353,19 @@ class Classes(CellTask):
         return f"to predict the classes of `obs['{arguments['labels_key']}']`"
 
     def draw_keys(self, arguments: Mapping[str, Any]) -> list[str]:
-        """Cells are drawn within classes; those without a label are left out."""
+        """Sampling is stratified by class; cells without a label are excluded."""
         return [arguments["labels_key"]]
 
     def split(self, adata: AnnData, call: TrainingCall, key: str) -> None:
-        """Each part of the split has its fraction of every class."""
+        """Split the cells, stratified by class."""
         labels_key = call.arguments["labels_key"]
         codes, classes = encode_labels(adata, labels_key)
-        # Plots take numbers for measurements; classes without cells would get colours.
+        # Plots treat numbers as measurements, and would assign colours to classes without cells.
         adata.obs[labels_key] = pd.Categorical.from_codes(codes, categories=pd.Index(classes))
         super().split(adata, call, key)
 
     def check_cells(self, adata: AnnData, model: TaskModel, call: TrainingCall) -> None:
-        """Read the cells, and those without labels, once as training will."""
+        """Read the cells with and without labels once, as in training."""
         super().check_cells(adata, model, call)
         self._others(adata, call)
 
@@ -423,7 +425,7 @@ class Classes(CellTask):
 def _counts(
     data: AnnData | TokenStream, reading: CellReading, labels_key: str
 ) -> tuple[NDArray[np.int64] | None, NDArray[np.int64] | None, str]:
-    """Cells and training cells of each class, where they are known, and what to call the labels."""
+    """Numbers of cells and training cells of each class, if known, and a description of the labels."""
     if not isinstance(data, AnnData):
         return data.class_counts, data.class_counts, f"obs[{labels_key!r}] of the stream"
     assert reading.targets is not None
@@ -434,7 +436,7 @@ def _counts(
 
 
 def label_metrics(predicted: NDArray[np.int64], truth: NDArray[np.int64], split: Split) -> pd.DataFrame:
-    """Score predictions in each part of a split.
+    """Score predictions in each split.
 
     Parameters
     ----------
@@ -445,9 +447,9 @@ def label_metrics(predicted: NDArray[np.int64], truth: NDArray[np.int64], split:
 
     Returns
     -------
-    One row per non-empty part: number of cells ``n``, ``accuracy`` with its binomial standard error ``accuracy_se``,
-    ``macro_f1`` over the classes that occur, and ``majority_accuracy``, that of always naming the most frequent class
-    of the training cells.
+    One row per non-empty split: number of cells ``n``, ``accuracy`` with its binomial standard error ``accuracy_se``,
+    ``macro_f1`` over the classes that occur, and ``majority_accuracy``, that of always predicting the most frequent
+    class of the training cells.
     """
     from sklearn.metrics import accuracy_score, f1_score
 
@@ -487,11 +489,11 @@ def _section(scores: LabelScores, name: str, differences: Mapping[str, dict[str,
         [
             "## Held-out cells",
             markdown_table(("method", *METRICS.values(), "test cells"), rows),
-            "Value ± standard error, over samples of the test cells. It shows how much the choice of test cells matters, and "
-            "not how much another seed of training would: run the same configuration with another `rng` for that. In macro "
-            "F1 every class counts the same, however rare. All methods were fitted to the same cells; the logistic regressions and "
-            "the neighbours see all genes. The network was trained on training cells alone: validation cells chose its epoch, and whether it is used.",
-            f"{name} minus others, of the two logistic regressions the stronger one on these cells:",
+            "Value ± standard error, from bootstrap samples of the test cells. The error reflects the choice of test cells, but "
+            "not the seed of training: to measure that, run the same configuration with another `rng`. In macro "
+            "F1 all classes have equal weight, however rare. All methods were fitted to the same cells; the logistic regressions and "
+            "nearest neighbours use all genes. The network was trained on training cells only: validation cells decided its epoch and whether it is used.",
+            f"{name} minus baselines (the better of the two logistic regressions on these cells):",
             "\n".join(verdicts),
         ]
     )
@@ -503,15 +505,15 @@ def _unlabelled_section(learned: Mapping[str, Any] | None) -> list[str]:
     rows = [
         (str(name), str(int(row["labelled"])), str(int(row["guessed"]))) for name, row in learned["classes"].iterrows()
     ]
-    verdict = "The linear model was fitted to them as well" if learned["used"] else "They were not used"
+    verdict = "The linear model was also fitted to these" if learned["used"] else "These were not used"
     return [
         "\n\n".join(
             [
                 "## Cells without labels",
-                markdown_table(("class", "labelled cells", "guessed cells"), rows),
-                f"Of {int(learned['n_read']):,} cells without a label, the linear model labelled those that it gave a probability above "
-                f"{learned['threshold']:g}. {verdict}: they change its accuracy on labelled cells that "
-                f"were left out by {with_error(learned['gain'], learned['gain_se'], sign='+')}. The simple classifiers above have not seen them.",
+                markdown_table(("class", "labelled cells", "pseudo-labelled cells"), rows),
+                f"Of {int(learned['n_read']):,} cells without a label, the linear model labelled those with a probability above "
+                f"{learned['threshold']:g}. {verdict}: they change its accuracy on left-out labelled cells "
+                f"by {with_error(learned['gain'], learned['gain_se'], sign='+')}. The baselines above were not fitted to them.",
             ]
         )
     ]
@@ -530,19 +532,19 @@ def _calibration_section(calibration: Mapping[str, Any] | None) -> list[str]:
     rows = [
         (part, str(int(row["n"])), *(f"{row[name]:.3f}" for name in list(columns)[1:]))
         for part, row in calibration["parts"].iterrows()
-        if part != "train"  # which the network has learned by heart
+        if part != "train"  # the network overfits these
     ]
     n = calibration["n_validation"]
-    how = f"Logits were divided by {calibration['temperature']:.2f}, chosen on {n:,} validation cells."
+    how = f"Logits were divided by {calibration['temperature']:.2f}, fitted on {n:,} validation cells."
     if calibration["temperature"] == 1:
-        how = f"{n:,} validation cells are too few to calibrate with, so the probabilities are those of the network."
+        how = f"{n:,} validation cells are too few for calibration, so the probabilities are those of the network."
     return [
         "\n\n".join(
             [
                 "## Calibration",
                 markdown_table(("cells of the split", *columns.values()), rows),
                 f"The expected calibration error is the mean distance between probability and accuracy, before and after "
-                f"calibration. {how} `sg.tl.annotate(other_cells, model, unknown=0.05)` leaves out the labels that are too "
+                f"calibration. {how} `sg.tl.annotate(other_cells, model, unknown=0.05)` labels cells as unknown if they are too "
                 "uncertain for an error rate of 5 %.",
             ]
         )
@@ -552,5 +554,5 @@ def _calibration_section(calibration: Mapping[str, Any] | None) -> list[str]:
 def _verdict(metric: str, difference: float, error: float) -> str:
     text = f"{metric}: {with_error(difference, error, sign='+')}"
     if abs(difference) <= 2 * error:
-        return f"{text}, within twice the standard error: these cells do not tell the two apart."
+        return f"{text}, within twice the standard error: no significant difference on these cells."
     return f"{text}: {'better' if difference > 0 else 'worse'} by more than twice the standard error."

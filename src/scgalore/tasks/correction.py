@@ -1,7 +1,8 @@
-"""What a network adds to a linear model before it is trained: the last layer of its head, fitted to what that model misses.
+"""Initial correction of a linear model by a network: the last layer of its head, fitted to the errors of that model.
 
-Everything below the last layer is as training starts from it, so this is a convex problem with one solution, found in
-seconds; training goes on from there. The layer is centred, as another intercept costs accuracy on cells of other donors and assays. Fitting the head before the rest keeps fine-tuning from spoiling the embedding (Kumar et al.,
+All other layers have their initial weights, so this is a convex problem with a unique solution, found in
+seconds; training continues from there. The layer is centred, since another intercept reduces accuracy on cells of other
+donors and assays. Fitting the head first prevents fine-tuning from distorting the embedding (Kumar et al.,
 "Fine-tuning can distort pretrained features", ICLR 2022).
 """
 
@@ -30,12 +31,12 @@ if TYPE_CHECKING:
 
     Array = NDArray[Any]
     Solve = Callable[[Array, Array, Array, float], Array]
-    """Centred features, outputs of the linear model, targets and inverse strength of the penalty, to coefficients."""
+    """Coefficients from centred features, outputs of the linear model, targets and inverse strength of the penalty."""
 
 __all__ = ["Correction", "fit_correction", "last_inputs", "ridge_after", "softmax_after"]
 
 PENALTIES = (0.0003, 0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0)
-"""Inverse strengths, tried from the strongest penalty on until two in a row are worse."""
+"""Inverse strengths, from the strongest penalty; the search stops after two that are worse."""
 
 
 @dataclass(frozen=True)
@@ -49,11 +50,11 @@ class Correction:
     bias
         float32 ``(n_outputs,)``.
     held_out
-        What is added to the outputs of each cell, float32 ``(n, n_outputs)``, by layers that were fitted without it.
+        Cross-validated correction of the outputs of each cell, float32 ``(n, n_outputs)``.
     gain, gain_error
-        How much lower that makes the loss of a cell, on average, and the standard error.
+        Mean reduction of the loss per cell by ``held_out``, and its standard error.
     penalty
-        Inverse strength of the penalty that was chosen.
+        Chosen inverse strength of the penalty.
     """
 
     weight: NDArray[np.float32] = field(repr=False)
@@ -65,9 +66,9 @@ class Correction:
 
     @property
     def helps(self) -> bool:
-        """Whether cells that were left out are predicted better by more than two standard errors.
+        """Whether left-out cells are predicted better by more than two standard errors.
 
-        Less is often lost again on cells of other donors and assays.
+        Smaller gains are often lost on cells of other donors and assays.
         """
         return self.gain > 2 * self.gain_error
 
@@ -80,22 +81,23 @@ def fit_correction(
     make_solver: Callable[[], Solve],
     loss: Callable[[Array, Array], Array],
 ) -> Correction:
-    """Fit the last layer; the penalty is chosen on training cells.
+    """Fit the last layer, with a penalty chosen on training cells.
 
     Parameters
     ----------
     features
         Inputs of the last layer, ``(n, n_features)``.
     predicted
-        Outputs of the linear model, ``(n, n_outputs)``, fitted without the cell.
+        Cross-validated outputs of the linear model, ``(n, n_outputs)``.
     target
         Class or value of each cell, ``(n,)``.
     folds
-        From :func:`~scgalore.tasks.folds.make_folds`.
+        Result of :func:`~scgalore.tasks.folds.make_folds`.
     make_solver
-        Makes what fits coefficients; one is used for one set of cells, from the strongest penalty to the weakest.
+        Creates a solver for the coefficients; each is used for one set of cells, from the strongest penalty to the
+        weakest.
     loss
-        Of each cell, from outputs and targets.
+        Loss of each cell, from outputs and targets.
     """
     mean = features.mean(axis=0)
     scale = math.sqrt(float(np.square(features - mean).mean())) or 1.0
@@ -128,18 +130,18 @@ def fit_correction(
 def last_inputs(
     model: TaskModel, cells: TokenCells, rows: NDArray[np.int64], name: str, n_outputs: int, config: TrainConfig
 ) -> NDArray[np.float32]:
-    """Inputs of the last layer of a head, with the weights that training will start from, float32 ``(len(rows), n_inputs)``.
+    """Inputs of the last layer of a head with initial weights, float32 ``(len(rows), n_inputs)``.
 
     Parameters
     ----------
     model
-        The network, which is as it was afterwards.
+        Model; its network is unchanged afterwards.
     cells, rows
-        Which cells to run.
+        Cells to run.
     name, n_outputs
-        Of the head.
+        Name and size of the head.
     config
-        Seed of the head, and where to compute.
+        Seed of the head, and device.
     """
     network = model.network
     heads = network.cell_heads
@@ -157,7 +159,7 @@ def last_inputs(
 
 
 def softmax_after(of_class: NDArray[np.float64]) -> Solve:
-    """Make a solver of multinomial logistic regression on top of known logits, with weights of the classes ``(n_classes,)``."""
+    """Create a solver of multinomial logistic regression with logits as offset and class weights ``(n_classes,)``."""
     start: list[Array] = []
 
     def solve(x: Array, offset: Array, y: Array, penalty: float) -> Array:
@@ -183,7 +185,7 @@ def softmax_after(of_class: NDArray[np.float64]) -> Solve:
 
 
 def ridge_after(x: Array, offset: Array, y: Array, penalty: float) -> Array:
-    """Ridge regression on what known values leave."""
+    """Ridge regression on the residuals of known values."""
     from sklearn.linear_model import Ridge
 
     return Ridge(alpha=1 / penalty, fit_intercept=False).fit(x, y - offset[:, 0]).coef_[:, None]

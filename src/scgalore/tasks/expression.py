@@ -1,4 +1,4 @@
-"""Predict masked expression, the objective that the weights were pre-trained with."""
+"""Predict masked expression, the objective of pre-training."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ RULES = ("each gene's mean bin", "mean bin of all genes", "mean visible bin of t
 
 RATIO = number("each ratio must lie strictly between 0 and 1", lambda ratio: 0 < ratio < 1)
 RATIOS = Kind(
-    "give a share of the genes between 0 and 1, or several such as [0.25, 0.5, 0.75], of which each cell draws one",
+    "give a fraction of the genes between 0 and 1, or several such as [0.25, 0.5, 0.75], one of which is drawn per cell",
     lambda value: RATIO.fits(value) or (are(RATIO.fits)(value) and len(value) > 0),
     lambda text: [float(part) for part in comma_separated(text)],
     lambda value: float(value) if RATIO.fits(value) else [float(ratio) for ratio in value],
@@ -44,28 +44,28 @@ RATIOS = Kind(
 
 
 class Expression(CellTask):
-    """Masked expression of the cells themselves: no column of ``obs`` is needed."""
+    """Masked expression; needs no column of ``obs``."""
 
     name = "expression"
     arguments: ClassVar[tuple[Option, ...]] = (
         Option(
             "objective",
             choice(*PRETRAINING),
-            "How expression is hidden and predicted: an entry of ``scgalore.objectives.PRETRAINING``. When left out: what the "
-            "network was pre-trained for.",
-            shown_default="the network's own",
+            "How expression is masked and predicted: an entry of ``scgalore.objectives.PRETRAINING``. By default the "
+            "objective of the network's pre-training.",
+            shown_default="that of the network's pre-training",
         ),
         Option(
             "mask_ratio",
             RATIOS,
-            "Share of a cell's genes to predict, or several such as 0.25,0.5,0.75, of which each cell draws one anew each epoch.",
-            shown_default="the objective's own",
+            "Fraction of a cell's genes to predict, or several such as 0.25,0.5,0.75, one of which is drawn per cell and epoch.",
+            shown_default="set by the objective",
         ),
         Option(
             "from_cell_prompt",
             SWITCH,
-            "For ``objective='generative'``: whether genes are generated a second time, from the cell embedding of the first pass, as scGPT's "
-            "pre-training does after 1,000 steps. Doubles the time of a step.",
+            "For ``objective='generative'``: whether genes are generated a second time, from the cell embedding of the first pass, as in scGPT's "
+            "pre-training after 1,000 steps. Doubles the time per step.",
             shown_default="no",
         ),
     )
@@ -81,32 +81,32 @@ class Expression(CellTask):
         return CellTargets(call.split_of(adata))
 
     def objective(self, network: CellNetwork, memory: None) -> Objective:
-        """What the network was pre-trained for."""
+        """The objective of the network's pre-training."""
         return pretraining_objective(network)
 
     def objective_of(self, reading: CellReading, network: CellNetwork, call: TrainingCall) -> Objective:
-        """The objective that was asked for."""
+        """The requested objective."""
         ratio = call.arguments.get("mask_ratio")
         ratio = tuple(ratio) if isinstance(ratio, list) else ratio
-        prompt = call.arguments.get("from_cell_prompt") or None  # without it, any objective does
+        prompt = call.arguments.get("from_cell_prompt") or None  # False is valid for any objective
         return pretraining_objective(
             network, call.arguments.get("objective"), mask_ratio=ratio, from_cell_prompt=prompt
         )
 
     def prepare(self, reading: CellReading, model: TaskModel, call: TrainingCall) -> Prepared:
-        """Tokens, the objective, and a network that can be trained for it."""
+        """Tokens, the objective, and a matching network."""
         prepared = super().prepare(reading, model, call)
         if isinstance(prepared.objective, GenerativeExpression) and not model.network.generates:
             return replace(prepared, network=model.network.generative_variant(seed=call.seed))
         return prepared
 
     def stream_memory(self, stream: TokenStream, call: TrainingCall) -> None:
-        """A stream needs nothing more."""
+        """No memory is needed."""
 
     # Pipeline ---------------------------------------------------------------------------------------------------------
 
     def evaluate(self, adata: AnnData, model: TaskModel, call: TrainingCall, *, name: str) -> Findings:
-        """Mask test cells once, and compare the network with rules that know the training cells only."""
+        """Mask test cells once, and compare the network with baselines from the training cells."""
         keys = model.keys("finetune")
         split = self.split_in(adata, keys.split)
         cells = model.cells(adata, **call.reading.of_tokens(), rng=call.seed)
@@ -125,9 +125,9 @@ class Expression(CellTask):
                 "## Masked values of held-out cells",
                 markdown_table(("method", "squared error", "test cells"), rows),
                 "Mean over the test cells of the squared error at masked positions, in bins of expression, ± its standard "
-                f"error. {share:.0%} of the expressed genes of each cell were to be predicted, the same for all methods. The first two rules "
-                "know nothing of the cell and answer with means over the training cells; the third knows nothing else. This is a loss and not a task: "
-                "it says whether the network has learnt how genes go together, and not what its embeddings are worth.",
+                f"error. {share:.0%} of the expressed genes of each cell were masked, the same for all methods. The first two baselines "
+                "are means over the training cells; the third uses only the visible genes of the cell. This loss shows "
+                "whether the network has learned dependencies between genes, not the quality of its embeddings.",
             ]
         )
         label = "squared error of masked bins, test cells"
@@ -139,7 +139,7 @@ class Expression(CellTask):
             f"squared error {found[name]['mse']:.2f} ({rival} {found[rival]['mse']:.2f}) on {n:,} test cells",
             [section],
             {
-                "masked_expression.png": ("Squared error at masked positions; less is better.", picture),
+                "masked_expression.png": ("Squared error at masked positions; lower is better.", picture),
                 **umap([keys.split], ["split"], adata.n_obs, use_rep=keys.embedding),
             },
         )
@@ -153,7 +153,7 @@ def _errors(
     overall: float,
     call: TrainingCall,
 ) -> list[NDArray[np.float64]]:
-    """Squared error of each test cell, averaged over its masked positions: of the network and of the rules."""
+    """Mean squared error over masked positions of each test cell, for the network and the baselines."""
     objective = pretraining_objective(model.network)
     device = pick_device(call.config.accelerator)
     network = model.network.to(device).eval()
@@ -183,7 +183,7 @@ def _errors(
 
 
 def _mean_bins(cells: TokenCells, rows: NDArray[np.int64]) -> tuple[NDArray[np.float64], float]:
-    """Mean value of each token over some cells that express it, and over all tokens; tokens that do not occur have that."""
+    """Mean value of each token over the cells that express it, and over all tokens (used for tokens that do not occur)."""
     n = int(cells.tokens().max()) + 1
     sums, counts = np.zeros(n), np.zeros(n)
     for start in range(0, len(rows), BATCH):

@@ -1,4 +1,4 @@
-"""Pictures of a run. Figures are made without pyplot, so that neither its backend nor its list of open figures changes."""
+"""Figures of a run, made without pyplot, so that its backend and open figures do not change."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ MOST_IN_UMAP = 50_000
 
 
 def on_axes(draw: Callable[[AnnData, Any], object], *, size: tuple[float, float]) -> Draw:
-    """Make a picture of one plot.
+    """Return a function that draws a figure with one plot.
 
     Parameters
     ----------
     draw
-        Takes the AnnData and the axes.
+        Function of the AnnData and the axes.
     size
         Width and height in inches.
     """
@@ -44,14 +44,14 @@ def on_axes(draw: Callable[[AnnData, Any], object], *, size: tuple[float, float]
 
 
 def panels(draw: Callable[[AnnData, str, Any], object], names: Sequence[str]) -> Draw:
-    """Make a picture of several plots of the same kind.
+    """Return a function that draws a figure with several plots of the same kind.
 
     Parameters
     ----------
     draw
-        Takes the AnnData, one of the names, and the axes.
+        Function of the AnnData, one of the names, and the axes.
     names
-        What each panel shows.
+        One name per panel.
     """
 
     def picture(adata: AnnData) -> Figure:
@@ -68,14 +68,14 @@ def panels(draw: Callable[[AnnData, str, Any], object], names: Sequence[str]) ->
 
 
 def umap(colors: Sequence[str], titles: Sequence[str], n_obs: int, *, use_rep: str) -> dict[str, tuple[str, Draw]]:
-    """Make the picture of the embeddings of all cells; none where they are too many.
+    """UMAP of the embeddings of all cells; empty for too many cells.
 
     Parameters
     ----------
     colors
-        Columns of ``obs``, one a panel. One that shares the categories of the first has its colours, and one legend is for both.
+        Columns of ``obs``, one per panel. A column with the categories of the first shares its colours and legend.
     titles
-        Of the panels.
+        Titles of the panels.
     n_obs
         Number of cells.
     use_rep
@@ -100,23 +100,23 @@ def umap(colors: Sequence[str], titles: Sequence[str], n_obs: int, *, use_rep: s
             shared = i + 1 < len(colors) and _shares_categories(adata, colors[0], colors[i + 1])
             look = {"legend_loc": None if shared else "right margin", "frameon": False, "show": False}
             sc.pl.umap(adata, color=color, ax=ax, title=title, colorbar_loc=None, **look)
-            if not has_categories:  # scanpy would draw the bar with pyplot, in another figure
+            if not has_categories:  # scanpy would draw the colour bar with pyplot, in another figure
                 figure.colorbar(ax.collections[0], ax=ax)
         return figure
 
-    caption = "UMAP, by scanpy, of the fine-tuned embeddings of all cells, those trained on included."
+    caption = "UMAP (scanpy) of the fine-tuned embeddings of all cells, including training cells."
     return {"umap.png": (caption, picture)}
 
 
 def bars(names: Sequence[str], values: Sequence[float], errors: Sequence[float], *, label: str) -> Draw:
-    """Make a picture of a few numbers with their errors.
+    """Return a function that draws a bar plot with error bars.
 
     Parameters
     ----------
     names, values, errors
-        Of the bars, from the top.
+        Names, values and errors of the bars, from the top.
     label
-        Of the axis.
+        Label of the axis.
     """
 
     def picture(adata: AnnData) -> Figure:
@@ -135,7 +135,7 @@ def bars(names: Sequence[str], values: Sequence[float], errors: Sequence[float],
 
 @contextmanager
 def same_threads() -> Iterator[None]:
-    """Keep the number of torch's threads: the first use of numba sets it, and another run in the same process would differ."""
+    """Restore torch's number of threads, which the first use of numba changes; later runs in the process would differ."""
     n_threads = torch.get_num_threads()
     try:
         yield
@@ -157,10 +157,10 @@ def _share_colors(adata: AnnData, source: str, target: str) -> None:
 
 
 SELECTION: tuple[str, Draw] = (
-    "What selected the genes: the share of each source among the best ones, ranked from training cells only.",
+    "Sources of the selected genes: percentage of each source among the best genes, ranked on training cells only.",
     on_axes(lambda adata, ax: pl.gene_selection(adata, ax=ax, show=False), size=(7, 4.5)),
 )
-"""Of an AnnData with all genes."""
+"""Figures of an AnnData with all genes."""
 
 HISTORY: tuple[str, Draw] = (
     "Loss by epoch; the epoch whose weights were kept is marked.",

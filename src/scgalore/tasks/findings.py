@@ -1,4 +1,4 @@
-"""What a task finds, in the form that the report and ``metrics.json`` take it in."""
+"""Scores of a task, for the report and ``metrics.json``."""
 
 from __future__ import annotations
 
@@ -18,18 +18,18 @@ __all__ = ["Findings", "markdown_table", "with_error"]
 
 @dataclass(frozen=True)
 class Findings:
-    """Scores of a run on what was held out.
+    """Scores of a run on held-out data.
 
     Attributes
     ----------
     metrics
-        For ``metrics.json``: numbers, texts and mappings of these.
+        Content of ``metrics.json``: numbers, texts and mappings of these.
     headline
         One line for the terminal.
     sections
-        Markdown, for the report.
+        Sections of the report, in Markdown.
     figures
-        What each picture shows, and how it is drawn, by the name of its file.
+        Caption and drawing function of each figure, by file name.
     """
 
     metrics: dict[str, Any]
@@ -39,7 +39,7 @@ class Findings:
 
 
 def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Lay out a table that reads well as plain text, too.
+    """Format a Markdown table with aligned columns.
 
     Parameters
     ----------
@@ -56,5 +56,5 @@ def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 def with_error(value: float, error: float, *, digits: int = 3, sign: str = "") -> str:
-    """A number and its standard error, as text."""
+    """Format a number and its standard error."""
     return f"{value:{sign}.{digits}f} ± {error:.{digits}f}"

@@ -1,4 +1,4 @@
-"""Embed cells of several batches such that the batch does not show."""
+"""Embed cells of several batches without batch effects."""
 
 from __future__ import annotations
 
@@ -50,29 +50,30 @@ if TYPE_CHECKING:
 
 __all__ = ["Integration", "IntegrationMemory"]
 
-WEIGHT = number("a weight must be a number that is not negative", lambda weight: 0 <= weight < math.inf)
+WEIGHT = number("a weight must be a non-negative number", lambda weight: 0 <= weight < math.inf)
 QUERY_FILE = "query_{}.safetensors"
 FEW = 20
-"""Cells of a batch below which its correction is warned of."""
+"""A warning is logged for batches with fewer cells."""
 THRESHOLD = number("it is a cosine similarity and must lie in [0, 1]", lambda threshold: 0 <= threshold <= 1)
 
 
 @dataclass(frozen=True)
 class IntegrationMemory:
-    """Which batches a model knows.
+    """Batches of an integrated model.
 
     Attributes
     ----------
     batch_key
-        Column of ``obs`` that they were read from.
+        Column of ``obs`` with the batches.
     batches
         Names of the batches, in the order of their codes.
     zeros
         Whether genes without expression are tokens.
     map
-        From expression and the network's embedding to components without the batch; ``None`` leaves the network's embedding as it is.
+        Maps expression and the network's embedding to batch-corrected components; ``None`` uses the network's
+        embedding.
     adapters
-        What was learned of query batches that were mapped afterwards.
+        Adapters of query batches that were mapped later.
     """
 
     batch_key: str
@@ -80,38 +81,38 @@ class IntegrationMemory:
     zeros: bool = False
     task: str = "integration"
     outlives_training: bool = False
-    # Of the weights and not of the task: two runs have the same task without them.
+    # Not compared: they belong to the weights, and runs of the same task differ in them.
     map: BatchMap | None = field(default=None, compare=False, repr=False)
     adapters: tuple[QueryAdapter, ...] = field(default=(), compare=False, repr=False)
 
     def to_config(self) -> dict[str, Any]:
-        """Batches, and what the files must hold."""
+        """Batches, and the expected content of the files."""
         n_prior = {} if self.map is None else {"n_prior": self.map.n_prior}
         adapters = {"adapters": [adapter.to_config() for adapter in self.adapters]} if self.adapters else {}
         return {"batch_key": self.batch_key, "batches": list(self.batches), "zeros": self.zeros, **n_prior, **adapters}
 
     def files(self, provenance: Mapping[str, Any], evaluation: Mapping[str, Any] | None) -> dict[str, str | bytes]:
-        """The map and the adapters, as far as there are any."""
+        """The map and the adapters, if any."""
         adapters = {QUERY_FILE.format(place): one.to_bytes() for place, one in enumerate(self.adapters)}
         return {**({} if self.map is None else self.map.files()), **adapters}
 
 
 def _weight(name: str, default: float, help: str) -> Option:
-    return Option(f"{name}_weight", WEIGHT, f"Weight in the loss of {help} 0 leaves it out.", default)
+    return Option(f"{name}_weight", WEIGHT, f"Weight in the loss of {help} 0 disables it.", default)
 
 
 class Integration(CellTask):
-    """Masked expression, with an adversary on the batch and decoders that receive it."""
+    """Masked expression, with an adversary on the batch and decoders that receive the batch."""
 
     name = "integration"
-    summary = "to embed cells without their batch"
+    summary = "to embed cells without batch effects"
     arguments: ClassVar[tuple[Option, ...]] = (
         Option("batch_key", TEXT, "Column of obs with the batch of each cell, such as donor or assay.", column="obs"),
         Option(
             "labels_key",
             TEXT,
-            "Column of obs with classes, such as cell types, that are to stay apart: the network learns them, and batches are compared "
-            "within them. Cells without a label may be there.",
+            "Column of obs with classes, such as cell types, to be kept separate: the network learns them, and batches are compared "
+            "within them. Labels may be missing.",
             column="obs",
         ),
         _weight("tokens", 1.0, "masked expression, predicted from the other tokens (GEP)."),
@@ -119,28 +120,32 @@ class Integration(CellTask):
         _weight(
             "zeros",
             0.0,
-            "whether a masked gene is expressed; genes without expression are then tokens, too, in training and afterwards.",
+            "whether a masked gene is expressed; genes without expression are then also tokens, in training and afterwards.",
         ),
         _weight("similarity", 10.0, "elastic similarity of cells (ECS)."),
         Option("similarity_threshold", THRESHOLD, "Cosine similarity above which cells attract each other.", 0.8),
         _weight("adversary", 1.0, "a discriminator of batches, whose gradient is reversed (DAB)."),
-        _weight("classes", 100.0, "the classes of labels_key, where squared errors of masked bins are in the tens."),
+        _weight(
+            "classes",
+            100.0,
+            "the classes of labels_key; for comparison, squared errors of masked bins are in the tens.",
+        ),
         Option("batch_norm", SWITCH, "Whether inputs are normalised within each batch (DSBN).", default=False),
         Option(
             "prior",
             choice("components", "none"),
             "What the network's embedding is joined with: components are principal components of log-normalised expression within "
-            "batches, for which only the genes that vary most are read; none takes the embedding alone.",
+            "batches, computed from the most variable genes only; none uses the embedding alone.",
             "components",
         ),
         Option(
             "correction",
             choice("clusters", "none"),
-            "How the batch is taken out of what training leaves: clusters finds clusters in which batches are mixed and the shift of each "
-            "batch in each of them, as Harmony does; none leaves it in.",
+            "Correction of remaining batch effects: clusters finds clusters in which batches are mixed, and the shift of each "
+            "batch in each cluster, as Harmony does; none applies no correction.",
             "clusters",
         ),
-        Option("mask_ratio", RATIOS, "Share of a cell's genes to predict.", default=0.4),
+        Option("mask_ratio", RATIOS, "Fraction of a cell's genes to predict.", default=0.4),
     )
     needs = frozenset({"cell heads", "expression", "batches"})
     gives_batches = True
@@ -148,24 +153,24 @@ class Integration(CellTask):
     next_steps = "`sg.tl.embed(other_cells, model, batch_key=...)` embeds other cells."
 
     def check(self, arguments: Mapping[str, Any]) -> dict[str, Any]:
-        """Complete the arguments; batches must be named, and something must be trained."""
+        """Complete and check the arguments; batches and at least one loss are required."""
         complete = super().check(arguments)
         if complete["batch_key"] is None:
             msg = "task='integration' needs batch_key=, a column of adata.obs with the batch of each cell."
             raise OptionError(msg)
         if complete["batch_key"] == complete["labels_key"]:
-            msg = f"batch_key and labels_key are both {complete['batch_key']!r}: what is taken out cannot be kept. Pass two columns."
+            msg = f"batch_key and labels_key are both {complete['batch_key']!r}; expected different columns."
             raise OptionError(msg)
         if not any(complete[f"{name}_weight"] for name in ("tokens", "cell", "similarity", "adversary")):
-            msg = "All weights are 0, so there is nothing to train for. Leave one of tokens_weight and cell_weight as it is."
+            msg = "All weights are 0, so there is no loss. Set tokens_weight or cell_weight to a positive number."
             raise OptionError(msg)
         return complete
 
     # Training ---------------------------------------------------------------------------------------------------------
 
     def targets(self, adata: AnnData, call: TrainingCall) -> CellTargets:
-        """Batches, and labels where there are some; a random split is drawn within batches."""
-        # A query may be one batch; whether the model is one of others is known when it is there.
+        """Batches, and labels if given; a random split is stratified by batch."""
+        # A query may have one batch; whether the model was trained on others is known only when it is loaded.
         names, codes = read_batches(adata, call.arguments["batch_key"], fewest=1 if call.config.adapter else 2)
         arrays: dict[str, NDArray[Any]] = {"batches": codes}
         if (labels_key := call.arguments["labels_key"]) is not None:
@@ -176,19 +181,19 @@ class Integration(CellTask):
         absent = [name for code, name in enumerate(names) if not (codes[split.train] == code).any()]
         if absent:
             msg = (
-                f"No training cell is of the batch {few(absent)} of adata.obs[{call.arguments['batch_key']!r}], so nothing can be learned of it. "
-                "Put some of its cells into 'train'."
+                f"Batch {few(absent)} of adata.obs[{call.arguments['batch_key']!r}] has no training cells and cannot be learned. "
+                "Assign some of its cells to 'train'."
             )
             raise DataError(msg)
         memory = IntegrationMemory(call.arguments["batch_key"], names, zeros=call.arguments["zeros_weight"] > 0)
         return CellTargets(split, arrays, memory)
 
     def objective(self, network: CellNetwork, memory: IntegrationMemory | None) -> Objective:
-        """The defaults."""
+        """The objective with default weights."""
         return Objective(mask_value=network.config.mask_value)
 
     def objective_of(self, reading: CellReading, network: CellNetwork, call: TrainingCall) -> Objective:
-        """The weights that were asked for."""
+        """The objective with the requested weights."""
         given, ratio = call.arguments, call.arguments["mask_ratio"]
         assert reading.targets is not None
         labels = reading.targets.arrays.get("labels")
@@ -204,9 +209,10 @@ class Integration(CellTask):
         )
 
     def prepare(self, reading: CellReading, model: TaskModel, call: TrainingCall) -> Prepared:
-        """Tokens with their batches, and a network that knows them.
+        """Tokens with their batches, and a network for these batches.
 
-        With an adapter, a model that has integrated others keeps their embeddings: the adapter holds for the new batches alone.
+        With an adapter, embeddings of batches that the model already integrates do not change: the adapter applies only
+        to the new batches.
         """
         prepared = super().prepare(reading, model, call)
         memory, source = cast("IntegrationMemory", prepared.memory), cast("TokenCells", prepared.source)
@@ -235,21 +241,23 @@ class Integration(CellTask):
         return replace(prepared, source=source, network=network, memory=memory, state=state)
 
     def remember(self, prepared: Prepared, result: TrainResult, adapter: Any = None) -> TaskMemory | None:
-        """The batches and, of a query, what the adapter learned."""
+        """The batches and, for a query, the trained adapter."""
         memory, reference = cast("IntegrationMemory", prepared.memory), prepared.state["reference"]
         if reference is None:
             return memory
         if adapter is None:
-            msg = "adapter_options={'others': 'train'} changes the weights that the reference was embedded with. Leave it out."
+            msg = (
+                "adapter_options={'others': 'train'} changes the weights that the reference was embedded with. Omit it."
+            )
             raise OptionError(msg)
         new = memory.batches[len(reference.batches) :]
         learned = QueryAdapter(new, adapter.name, dict(adapter.options), adapter.tensors)
         return replace(memory, adapters=(*reference.adapters, learned))
 
     def measured(self, memory: IntegrationMemory, model: TaskModel, prepared: Prepared) -> IntegrationMemory:
-        """Fit components and correction to the embedding of the trained network, on all cells but those to test on.
+        """Fit components and correction to the embedding of the trained network, on all cells except test cells.
 
-        Of a query, only the shifts of its batches are fitted, and the network is that of the reference.
+        For a query, only the shifts of its batches are fitted, with the network of the reference.
         """
         adata, call, reference = (prepared.state[name] for name in ("data", "call", "reference"))
         assert prepared.split is not None
@@ -298,7 +306,7 @@ class Integration(CellTask):
         batch_key: str | None = None,
         **how: Any,
     ) -> CellOutput:
-        """Components without the batch; of batches that training has not seen, it is estimated from their cells."""
+        """Batch-corrected components; effects of new batches are estimated from their cells."""
         memory: IntegrationMemory = model.memory
         key = memory.batch_key if batch_key is None else batch_key
         hint = "Pass batch_key=, the column with the batch of each cell." if batch_key is None else ""
@@ -318,13 +326,13 @@ class Integration(CellTask):
         return replace(output, embedding=memory.map.corrected(x, codes))
 
     def arrays_of_embedding(self, memory: IntegrationMemory) -> Sequence[NDArray[Any]]:
-        """The map, without the batches that were added to it."""
+        """The map, without added batches."""
         return [] if memory.map is None else memory.map.lasting_arrays()
 
     def results(
         self, adata: AnnData, model: TaskModel, prepared: Prepared, call: TrainingCall, keys: CellKeys
     ) -> Results:
-        """Embeddings, the split, and the cells of each batch."""
+        """Embeddings, the split, and the number of cells of each batch."""
         results = super().results(adata, model, prepared, call, keys)
         content, what = results.uns[keys.uns]
         memory: IntegrationMemory = model.memory
@@ -343,29 +351,29 @@ class Integration(CellTask):
     # Pipeline ---------------------------------------------------------------------------------------------------------
 
     def goal(self, arguments: Mapping[str, Any]) -> str:
-        """Which batches are taken out."""
-        return f"to embed cells without the batch in `obs['{arguments['batch_key']}']`"
+        """Column of batches to correct for."""
+        return f"to embed cells without effects of the batch in `obs['{arguments['batch_key']}']`"
 
     def draw_keys(self, arguments: Mapping[str, Any]) -> list[str]:
-        """Cells are drawn within batches."""
+        """Sampling is stratified by batch."""
         return [arguments["batch_key"]]
 
     def evaluate(self, adata: AnnData, model: TaskModel, call: TrainingCall, *, name: str) -> Findings:
-        """Score the embedding next to principal components and Harmony on the same cells."""
+        """Score the embedding, and principal components and Harmony on the same cells."""
         return integration_findings(adata, model.keys("finetune"), call, name=name)
 
 
 def _mapped(memory: IntegrationMemory, reference: IntegrationMemory) -> IntegrationMemory:
-    """What a model keeps that knows the batches of a query in addition to those of its reference."""
+    """Memory with the batches of a query in addition to those of its reference."""
     known = [name for name in memory.batches if name in reference.batches]
     if known:
         msg = (
-            f"adata.obs[{memory.batch_key!r}] has batches that the model was trained on: {few(known)}. With an adapter, a query is mapped to "
-            "them, and they stay as they are. Leave these cells out and embed them with sg.tl.embed, or give other batches other names."
+            f"adata.obs[{memory.batch_key!r}] has batches that the model was trained on: {few(known)}. With an adapter, a query must have only new "
+            "batches. Embed these cells with sg.tl.embed instead, or rename the batches if they are different ones."
         )
         raise DataError(msg)
     if memory.zeros != reference.zeros:
-        msg = f"zeros_weight does not fit the model, which was trained {'with' if reference.zeros else 'without'} genes that are not expressed."
+        msg = f"zeros_weight does not match the model, which was trained {'with' if reference.zeros else 'without'} genes that are not expressed."
         raise OptionError(msg)
     logg.info(f"    mapped to the {len(reference.batches):,} batches of the model, which are embedded as before")
     return replace(reference, batches=(*reference.batches, *memory.batches))
@@ -374,7 +382,7 @@ def _mapped(memory: IntegrationMemory, reference: IntegrationMemory) -> Integrat
 def _run(
     model: TaskModel, cells: TokenCells, memory: IntegrationMemory, *, rows: NDArray[np.int64] | None = None, **how: Any
 ) -> CellOutput:
-    """Run the network over cells, with what was learned of query batches for the cells of these."""
+    """Run the network on cells, with the adapters of query batches for their cells."""
     rows = np.arange(cells.n_obs) if rows is None else rows
     codes, own = cells.conditions["batches"][rows], model.network
     group = np.zeros(len(rows), dtype=np.int64)
@@ -395,24 +403,24 @@ def _run(
 
 
 def _report_new(names: Sequence[str], codes: NDArray[np.int64], memory: IntegrationMemory) -> None:
-    """Say how cells of batches that training has not seen are treated."""
+    """Log how cells of new batches are treated."""
     if not names:
         return
     counts = np.bincount(codes[codes >= 0], minlength=len(names))
     logg.info(
-        f"    batches that training has not seen: {few(names)} ({counts.sum():,} cells); what is theirs is estimated from these cells"
+        f"    new batches: {few(names)} ({counts.sum():,} cells); their batch effects are estimated from these cells"
     )
     small = [name for name, n in zip(names, counts, strict=True) if n < FEW]
     if small and memory.map is not None and memory.map.correction is not None:
         logg.warning(
-            f"The batches {few(small)} have fewer than {FEW} cells each, which may be what is taken out. Embed them together with others of "
-            "their batch."
+            f"The batches {few(small)} have fewer than {FEW} cells each, so their correction may remove biological differences. Embed them together "
+            "with other cells of the same batch."
         )
 
 
 @contextmanager
 def _knowing(model: TaskModel, cells: Any, codes: NDArray[np.int64], n_batches: int, n_known: int) -> Iterator[None]:
-    """Let the network normalise cells of further batches, by norms that are estimated from these cells."""
+    """Let the network normalise cells of new batches, with statistics estimated from these cells."""
     own = model.network
     if not own.reads_batches or n_batches == n_known:
         yield

@@ -1,4 +1,4 @@
-"""What a run of integration reports: scores of the embedding, of principal components and of Harmony on the same cells."""
+"""Report of integration: scores of the embedding, principal components and Harmony on the same cells."""
 
 from __future__ import annotations
 
@@ -32,27 +32,27 @@ __all__ = ["integration_findings"]
 PCA, HARMONY = "PCA", "Harmony"
 N_COMPONENTS = 50
 FEWEST = 50
-"""Labelled cells that were not trained on, below which scores with labels say nothing."""
+"""Minimum number of labelled test cells for scores with labels."""
 MOST = 20_000
-"""Most cells that are compared with each other."""
+"""Maximum number of cells to compare with each other."""
 
 
 def integration_findings(adata: AnnData, keys: CellKeys, call: TrainingCall, *, name: str) -> Findings:
-    """Score the embedding that fine-tuning has written.
+    """Score the embedding written by fine-tuning.
 
-    Labels that were trained on say nothing of those cells, so scores with labels are of test cells; without labels, batches
-    alone are scored, on all cells.
+    Scores with labels use only test cells, since the model was trained on the labels of others; without labels, only
+    batch scores are computed, on all cells.
 
     Parameters
     ----------
     adata
-        With the results of fine-tuning.
+        Object with the results of fine-tuning.
     keys
-        Names of their slots.
+        Names of the slots of the results.
     call
-        The run.
+        Call of the run.
     name
-        What to call the model.
+        Name of the model.
     """
     batch_key, labels_key = (call.arguments[key] for key in ("batch_key", "labels_key"))
     _, batches = read_batches(adata, batch_key)
@@ -90,7 +90,7 @@ def integration_findings(adata: AnnData, keys: CellKeys, call: TrainingCall, *, 
         f"{', '.join(headline)} on {len(cells):,} {what}",
         [_section(scores, titles, len(cells), with_labels=labels is not None)],
         {
-            "integration_scores.png": ("How well batches are mixed; 1 is the best.", _bars(scores, means[1], titles)),
+            "integration_scores.png": ("Batch mixing; 1 is the best.", _bars(scores, means[1], titles)),
             **umap(shown, shown, adata.n_obs, use_rep=keys.embedding),
         },
     )
@@ -124,7 +124,7 @@ def _scores(
 
 
 def _plain(scores: Mapping[str, float]) -> dict[str, Any]:
-    """Scores for JSON, which knows no NaN."""
+    """Scores for JSON, without NaN."""
     return {key: None if math.isnan(value) else value for key, value in scores.items()}
 
 
@@ -136,10 +136,10 @@ def _section(scores: Mapping[str, Mapping[str, float]], titles: Mapping[str, str
     columns = list(next(iter(scores.values())))
     rows = [(method, *(_text(row[key]) for key in columns)) for method, row in scores.items()]
     of = (
-        f"Of {n:,} test cells, whose labels training has not seen. The means of columns for labels (bio) and batches say how much of each is kept and taken out."
+        f"On {n:,} test cells, whose labels were not used in training. Bio and batch are the means of the scores for labels and for batches."
         if with_labels
-        else f"Of {n:,} cells, by batches alone: without labels of cells that training has not seen, nothing says whether types have been "
-        "mixed, too. An embedding of noise would have the best of these scores."
+        else f"On {n:,} cells, only batch mixing: without labels of test cells, mixing of cell types cannot be "
+        "detected. Random noise would have the best of these scores."
     )
     return "\n\n".join(
         [

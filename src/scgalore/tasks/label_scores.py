@@ -19,13 +19,13 @@ N_SAMPLES = 1000
 
 @dataclass(frozen=True)
 class LabelScores:
-    """Scores of methods on the same cells, and on the same samples of them, so that differences are paired.
+    """Scores of methods on the same cells and bootstrap samples, so that differences are paired.
 
     Attributes
     ----------
     samples
-        By method, float64 ``(1 + n_samples, 2)``: accuracy and macro F1. The first row is of the cells themselves, the others of
-        samples drawn with replacement.
+        By method, float64 ``(1 + n_samples, 2)``: accuracy and macro F1. The first row is for the original cells, the
+        others for bootstrap samples.
     n
         Number of cells.
     """
@@ -44,9 +44,9 @@ class LabelScores:
         truth
             True class codes, ``(n,)``. Macro F1 is the mean over the classes that occur here.
         seed
-            Seed of the samples.
+            Seed for the bootstrap.
         """
-        # Cells that are alike in truth and in all predictions are drawn together.
+        # Cells with the same truth and predictions are drawn together.
         kinds, counts = np.unique(np.stack([truth, *predicted.values()]), axis=1, return_counts=True)
         drawn = np.random.default_rng(seed).multinomial(len(truth), counts / len(truth), size=N_SAMPLES)
         times = np.concatenate([counts[None], drawn]).astype(np.float64)
@@ -54,7 +54,7 @@ class LabelScores:
         return cls({name: _scores(times, kinds[0], codes) for name, codes in pairs}, len(truth))
 
     def row(self, method: str) -> dict[str, float]:
-        """``accuracy`` and ``macro_f1`` of a method, and their standard errors ``accuracy_se`` and ``macro_f1_se``."""
+        """``accuracy`` and ``macro_f1`` of a method, with standard errors ``accuracy_se`` and ``macro_f1_se``."""
         return _summary(self.samples[method])
 
     def difference(self, method: str, rival: str) -> dict[str, float]:

@@ -1,4 +1,4 @@
-"""Read RNA and the proteins of the same cells together, and predict proteins of cells of which there is RNA alone."""
+"""Model RNA and proteins of the same cells together, and predict proteins of cells with RNA only."""
 
 from __future__ import annotations
 
@@ -55,12 +55,12 @@ if TYPE_CHECKING:
 
 __all__ = ["Multiomic"]
 
-WEIGHT = number("it must be a number of at least 0", lambda value: 0 <= value < np.inf)
+WEIGHT = number("it must be a non-negative number", lambda value: 0 <= value < np.inf)
 
 
 @dataclass(frozen=True)
 class MultiomicTargets(CellTargets):
-    """Targets of each cell, with the counts that tokens are made of.
+    """Targets of each cell, with the protein counts that tokens are made from.
 
     Attributes
     ----------
@@ -73,7 +73,7 @@ class MultiomicTargets(CellTargets):
 
 @dataclass(frozen=True)
 class _State:
-    """What a run needs again after training: gene report, ridge regressions, RNA alone as tokens."""
+    """Objects of a run that are needed after training: gene report, ridge regressions, tokens of RNA only."""
 
     genes: dict[str, Any]
     fit: RidgeFit
@@ -82,35 +82,35 @@ class _State:
 
 
 class Multiomic(CellTask):
-    """Masked expression of RNA and proteins, and proteins from RNA."""
+    """Masked expression of RNA and proteins, and prediction of proteins from RNA."""
 
     name = "multiomic"
-    summary = "to read RNA and proteins together, and to predict proteins from RNA"
+    summary = "to embed RNA and proteins together, and to predict proteins from RNA"
     key = "protein"
     head = HEAD
-    training: ClassVar[Mapping[str, Any]] = {"lr": 1e-3}  # as in upstream's multi-omic tutorial
+    training: ClassVar[Mapping[str, Any]] = {"lr": 1e-3}  # as in scGPT's multi-omic tutorial
     needs = frozenset({"cell heads", "expression", "modalities"})
     arguments: ClassVar[tuple[Option, ...]] = (
         Option(
             "protein",
             PROTEIN_KIND,
-            "Counts of antibodies: a key of obsm, or an AnnData with the same cells. Of a MuData, ``mod=[...]`` names the modality.",
+            "Antibody counts: a key of obsm, or an AnnData with the same cells. For a MuData, pass the modality in ``mod=[...]``.",
             shown_default=PROTEIN_KEY,
             column="obsm",
         ),
-        Option("protein_layer", TEXT, "Layer of the AnnData of the proteins; its X when left out."),
-        Option("mask_ratio", RATIO, "Share of the genes, and of the proteins, of a cell to hide.", 0.4),
-        Option("masked_weight", WEIGHT, "Weight of the masked errors of RNA and of proteins.", 1.0),
-        Option("joint_weight", WEIGHT, "Weight of the error of proteins that are read from the joint embedding.", 1.0),
-        Option("protein_weight", WEIGHT, "Weight of the error of proteins that are predicted from RNA alone.", 1.0),
+        Option("protein_layer", TEXT, "Layer of the AnnData with the proteins; its X by default."),
+        Option("mask_ratio", RATIO, "Fraction of the genes, and of the proteins, of a cell to mask.", 0.4),
+        Option("masked_weight", WEIGHT, "Weight of the loss on masked RNA and proteins.", 1.0),
+        Option("joint_weight", WEIGHT, "Weight of the loss on proteins predicted from the joint embedding.", 1.0),
+        Option("protein_weight", WEIGHT, "Weight of the loss on proteins predicted from RNA alone.", 1.0),
     )
     next_steps = (
-        "`sg.tl.predict_protein(other_cells, model)` predicts the proteins of cells with RNA alone; `sc.pp.neighbors(adata, "
-        'use_rep="X_scGPT_multi")` goes on with the joint embedding.'
+        "`sg.tl.predict_protein(other_cells, model)` predicts proteins of cells with RNA only; `sc.pp.neighbors(adata, "
+        'use_rep="X_scGPT_multi")` uses the joint embedding.'
     )
 
     def check(self, arguments: Mapping[str, Any]) -> dict[str, Any]:
-        """Proteins are where totalVI has them, unless another place is named."""
+        """Complete the arguments; by default, proteins are in the key used by totalVI."""
         return super().check(
             {"protein": PROTEIN_KEY, **{name: value for name, value in arguments.items() if value is not None}}
         )
@@ -120,7 +120,7 @@ class Multiomic(CellTask):
     def read(self, data: Any, call: TrainingCall) -> CellReading:
         """Proteins, and the split."""
         if call.config.curriculum is not None:
-            msg = "curriculum= ranks genes, and proteins are no genes. Leave it out with task='multiomic'."
+            msg = "curriculum= ranks genes and is not available for proteins. Omit it with task='multiomic'."
             raise OptionError(msg)
         return super().read(data, call)
 
@@ -132,7 +132,7 @@ class Multiomic(CellTask):
         mean, std = abundance[split.train].mean(axis=0), abundance[split.train].std(axis=0)
         if not (std > 0).all():
             same = [name for name, spread in zip(measured.names, std, strict=True) if not spread > 0]
-            msg = f"The abundance of {same} is the same in all training cells; there is nothing to learn. Leave these proteins out."
+            msg = f"The abundance of {same} is constant over the training cells. Exclude these proteins."
             raise DataError(msg)
         values = ((abundance - mean) / std).astype(np.float32)
         tokens = tuple(PREFIX + name for name in measured.cleaned)
@@ -141,17 +141,17 @@ class Multiomic(CellTask):
         return MultiomicTargets(split, {"proteins": values}, memory, measured)
 
     def objective(self, network: CellNetwork, memory: MultiomicMemory | None) -> Objective:
-        """The objective with its usual weights."""
+        """The objective with default weights."""
         masked = MaskedExpression(mask_value=network.config.mask_value)
         return Objective(1 if memory is None else len(memory.proteins), masked, network.config.n_bins)
 
     def objective_of(self, reading: CellReading, network: CellNetwork, call: TrainingCall) -> Objective:
-        """The objective that was asked for."""
+        """The objective with the requested weights."""
         assert isinstance(reading.memory, MultiomicMemory)
         usual, asked = self.objective(network, reading.memory), call.arguments
         weights = {name: asked[name] for name in ("masked_weight", "joint_weight", "protein_weight")}
         if not any(weights.values()):
-            msg = f"{', '.join(weights)} are all 0: nothing is left to learn. Give one of them a weight."
+            msg = f"{', '.join(weights)} are all 0, so there is no loss. Set one of them to a positive number."
             raise OptionError(msg)
         masked = replace(usual.masked, mask_ratio=asked["mask_ratio"])
         return replace(usual, masked=masked, **weights)
@@ -166,7 +166,7 @@ class Multiomic(CellTask):
         objective = self.objective_of(reading, model.network, call)
         n, most = len(memory.proteins), call.config.max_length
         if most is not None and most < n + 2:
-            msg = f"max_length={most}: {n} proteins, which are never left out, leave no room for a gene. Pass {2 * n} or more."
+            msg = f"max_length={most} leaves no tokens for genes, since all {n} proteins are always included. Pass {2 * n} or more."
             raise OptionError(msg)
         rna = model.cells(reading.data, **call.reading.of_tokens(), rng=call.seed)
         vocab, rows = with_proteins(model, memory, call.seed)
@@ -183,7 +183,7 @@ class Multiomic(CellTask):
         )  # fmt: skip
 
     def measured(self, memory: MultiomicMemory, model: TaskModel, prepared: Prepared) -> TaskMemory:
-        """Which proteins the trained network corrects, as validation cells say."""
+        """Determine on validation cells which proteins the trained network corrects."""
         assert prepared.split is not None
         state, rows = prepared.state, prepared.split.validation
         if len(rows) < 2:
@@ -193,7 +193,7 @@ class Multiomic(CellTask):
         started = bool(prepared.start[HEAD][0].any())
         corrects = helped(truth - state.fit.predicted[rows], truth - found, expected=started)
         logg.info(
-            f"    after {len(rows):,} validation cells, the network corrects {corrects.sum()} of {len(corrects)} proteins"
+            f"    the network corrects {corrects.sum()} of {len(corrects)} proteins, chosen on {len(rows):,} validation cells"
         )
         return replace(memory, corrects=tuple(corrects.tolist()))
 
@@ -210,7 +210,7 @@ class Multiomic(CellTask):
     # Results ----------------------------------------------------------------------------------------------------------
 
     def complete(self, output: CellOutput, memory: MultiomicMemory, adata: AnnData, reading: Reading) -> CellOutput:
-        """Ridge regression of each protein, with what the network adds where it does better."""
+        """Ridge regression of each protein, plus the correction by the network for proteins that it improves."""
         assert memory.prior is not None
         added = output.heads[HEAD] * np.asarray(memory.corrects)
         return replace(output, heads={**output.heads, HEAD: memory.prior.predict(adata, reading) + added})
@@ -222,7 +222,7 @@ class Multiomic(CellTask):
     def results(
         self, adata: AnnData, model: TaskModel, prepared: Prepared, call: TrainingCall, keys: CellKeys
     ) -> Results:
-        """Joint embeddings, proteins predicted from RNA, the split, and scores of each part of it."""
+        """Joint embeddings, proteins predicted from RNA, the split, and scores of each split."""
         assert prepared.split is not None
         state, memory = prepared.state, model.memory
         source: Any = prepared.source
@@ -249,7 +249,7 @@ class Multiomic(CellTask):
         )
 
     def network_for(self, network: CellNetwork) -> CellNetwork:
-        """The network with modalities; tokens of proteins are too few to count."""
+        """The network with modalities; the few protein tokens are neglected."""
         return network.multiomic_variant(network.gene_table.weight.detach(), len(MODALITIES), seed=0)
 
     # Pipeline ---------------------------------------------------------------------------------------------------------
@@ -259,7 +259,7 @@ class Multiomic(CellTask):
         return f"joint embeddings and predicted proteins of {adata.n_obs:,} cells, written by fine-tuning"
 
     def evaluate(self, adata: AnnData, model: TaskModel, call: TrainingCall, *, name: str) -> Findings:
-        """Pearson correlation of each protein in test cells, next to ridge regression."""
+        """Pearson correlation of each protein in test cells, compared with ridge regression."""
         keys = model.keys("finetune")
         table, n = adata.uns[keys.uns]["proteins"], len(self.split_in(adata, keys.split).test)
         mine, ridge = table["pearson"].to_numpy(), table["pearson_ridge"].to_numpy()
@@ -269,8 +269,8 @@ class Multiomic(CellTask):
             [
                 "## Proteins of held-out cells from their RNA",
                 markdown_table(("method", "Pearson", "test cells"), rows),
-                f"Mean over {len(table)} proteins of the Pearson correlation over the test cells, ± its standard error over the proteins. "
-                f"The network corrects the ridge regression of {int(table['corrected'].sum())} proteins, those that it predicts better in "
+                f"Pearson correlation across test cells, mean over {len(table)} proteins ± standard error over the proteins. "
+                f"The network corrects the ridge regression of {int(table['corrected'].sum())} proteins, which it improves on "
                 "validation cells. `uns['finetune']['proteins']` has the correlation of each protein.",
             ]
         )

@@ -1,8 +1,8 @@
-"""How unlike the training cells a cell is, from its expression.
+"""Dissimilarity of a cell to the training cells, from its expression.
 
-The probabilities of a classifier do not tell: a cell of a type that was left out of training is often given one of the others
-with a probability near 1. The distance to the training cells does, and it is taken in the space of expression, since
-fine-tuning keeps in an embedding what tells the classes apart and little else (benchmarks/unknown_types.py).
+The probabilities of a classifier are not informative: a cell of a type that was absent from training often gets one of
+the other labels with a probability near 1. The distance to the training cells is, and it is computed from expression,
+since fine-tuned embeddings keep little more than the differences between classes (benchmarks/unknown_types.py).
 """
 
 from __future__ import annotations
@@ -27,42 +27,43 @@ if TYPE_CHECKING:
 __all__ = ["Novelty"]
 
 N_GENES = 2000
-"""Most genes that are compared: those of the highest variance."""
+"""Maximum number of genes to compare: those of the highest variance."""
 N_COMPONENTS = 30
 MOST_CELLS = 4096
-"""Most training cells that are looked at."""
+"""Maximum number of training cells to use."""
 CHUNK = 512
 MOST_DEVIATIONS = 10.0
-"""A gene counts no more than this number of standard deviations."""
+"""Standardised expression is clipped to this number of standard deviations."""
 SHRINKAGE = 1e-3
-"""Share of the mean variance that is added to each, so that the covariance can be inverted."""
+"""Fraction of the mean variance added to each variance, so that the covariance can be inverted."""
 
 
 @dataclass(frozen=True)
 class Novelty:
     """Statistics of training cells that a new cell is compared with.
 
-    Expression is scaled to 10,000 counts over the genes that model and data have in common and logged; genes are brought to
-    mean 0 and variance 1. The novelty is the mean of two terms, each divided by its mean over the training cells: the squared
-    Mahalanobis distance to the nearest class, among 30 principal components and with the covariance that the classes share
-    :cite:p:`Lee2018`, and the squared length of what the components leave.
+    Expression is normalised to 10,000 counts over the genes that model and data have in common and log-transformed;
+    genes are scaled to mean 0 and variance 1. The novelty is the mean of two terms, each divided by its mean over the
+    training cells: the squared Mahalanobis distance to the nearest class, in 30 principal components and with a
+    covariance shared by the classes
+    :cite:p:`Lee2018`, and the squared norm of the residual of the components.
 
     Attributes
     ----------
     tokens
         Token ids of the genes of the training data, int64 ``(n_genes,)``.
     share
-        Mean share of a training cell's counts, float32 ``(n_genes,)``.
+        Mean fraction of a training cell's counts, float32 ``(n_genes,)``.
     compared
-        Positions of the genes that are compared, int64 ``(n_compared,)``.
+        Positions of the compared genes, int64 ``(n_compared,)``.
     mean, std
-        Of their log-normalised expression, float32 ``(n_compared,)``.
+        Mean and standard deviation of their log-normalised expression, float32 ``(n_compared,)``.
     components
-        Orthonormal, float32 ``(n_components, n_compared)``.
+        Orthonormal components, float32 ``(n_components, n_compared)``.
     whitening
-        Brings the shared covariance of the components to the identity, float32 ``(n_components, n_components)``.
+        Whitening matrix of the shared covariance of the components, float32 ``(n_components, n_components)``.
     centroids
-        Mean of each class after it, float32 ``(n_classes, n_components)``.
+        Mean of each class after whitening, float32 ``(n_classes, n_components)``.
     scale
         Means of the two terms over the training cells, float32 ``(2,)``.
     """
@@ -79,21 +80,21 @@ class Novelty:
 
     @classmethod
     def fit(cls, cells: TokenCells, rows: NDArray[np.int64], codes: NDArray[np.int64]) -> Self | None:
-        """Learn what training cells look like.
+        """Compute statistics of the training cells.
 
         Parameters
         ----------
         cells
-            Which the cells are among.
+            Cells that include the training cells.
         rows
-            Row numbers of the training cells; of more than 4,096, evenly spaced ones are taken.
+            Row numbers of the training cells; of more than 4,096, evenly spaced ones are used.
         codes
             Class of each cell, int64 ``(n_obs,)``.
 
         Returns
         -------
-        ``None`` where the cells are too few, less than twenty in addition to one for each class, or their matrix holds neither
-        counts nor logarithms.
+        ``None`` if there are too few cells (fewer than twenty in addition to one per class), or the matrix contains
+        neither counts nor log-normalised values.
         """
         if len(rows) > MOST_CELLS:
             rows = rows[np.linspace(0, len(rows) - 1, MOST_CELLS).round().astype(np.int64)]
@@ -137,7 +138,7 @@ class Novelty:
         return replace(found, scale=_float32(np.maximum(found._terms(z).mean(axis=0), 1e-6)))
 
     def present(self, cells: TokenCells) -> float:
-        """Share of the training cells' counts in genes that these cells have measured."""
+        """Fraction of the training cells' counts in genes measured in these cells."""
         return float(self.share[np.isin(self.tokens, cells.match.token_ids)].sum())
 
     def of(self, cells: TokenCells, rows: NDArray[np.int64] | None = None) -> NDArray[np.float32]:
@@ -146,14 +147,14 @@ class Novelty:
         Parameters
         ----------
         cells
-            With the vocabulary of the training cells. Genes that they lack count as average.
+            Cells with the vocabulary of the training cells. Missing genes are set to their mean.
         rows
-            Row numbers; all cells when left out.
+            Row numbers; by default all cells.
 
         Raises
         ------
         DataError
-            If their matrix holds neither counts nor logarithms.
+            If their matrix contains neither counts nor log-normalised values.
         """
         expression = cells.expression()
         rows = np.arange(cells.n_obs) if rows is None else rows
@@ -166,7 +167,7 @@ class Novelty:
         found = np.empty(len(rows), dtype=np.float32)
         for start in range(0, len(rows), CHUNK):
             chunk = rows[start : start + CHUNK]
-            # Fewer genes hold fewer counts: those of the training cells in the same genes.
+            # Fewer genes have fewer counts: scale to those of the training cells in the same genes.
             logged = _logged(_shares(expression, chunk, columns[measured]), total)
             z = np.zeros((len(chunk), len(self.compared)), dtype=np.float32)
             dense = logged[:, place[self.compared[kept]]].toarray()
@@ -175,7 +176,7 @@ class Novelty:
         return found
 
     def _terms(self, z: NDArray[np.floating]) -> NDArray[np.float32]:
-        """Squared distance to the nearest class, and squared length of the rest, float32 ``(n, 2)``."""
+        """Squared distance to the nearest class, and squared norm of the residual, float32 ``(n, 2)``."""
         inside = z @ self.components.T
         at = inside @ self.whitening
         distance = ((at[:, None] - self.centroids[None]) ** 2).sum(axis=2).min(axis=1)
@@ -183,7 +184,7 @@ class Novelty:
         return np.stack([distance, rest.clip(0)], axis=1).astype(np.float32)
 
     def to_bytes(self) -> bytes:
-        """Content of a safetensors file: at most about 0.3 MB, and 12 bytes for each gene of the training data."""
+        """Content of a safetensors file: at most about 0.3 MB, plus 12 bytes per gene of the training data."""
         return save({one.name: np.ascontiguousarray(getattr(self, one.name)) for one in fields(self)})
 
     @classmethod
@@ -192,7 +193,7 @@ class Novelty:
         try:
             arrays = {one.name: load(content)[one.name] for one in fields(cls)}
         except (KeyError, SafetensorError) as error:
-            msg = f"it holds no statistics of training cells: {error!r}"
+            msg = f"it does not contain statistics of training cells: {error!r}"
             raise ValueError(msg) from error
         found = cls(**arrays)
         n, d = len(found.compared), len(found.whitening)
@@ -201,18 +202,18 @@ class Novelty:
         wrong = [name for name, shape in shapes.items() if arrays[name].shape != shape]
         inside = ((found.compared >= 0) & (found.compared < len(found.tokens))).all()
         if wrong or not inside or not all(np.isfinite(array).all() for array in arrays.values()):
-            msg = f"its arrays do not fit each other or are not finite: {wrong}"
+            msg = f"its arrays are inconsistent or not finite: {wrong}"
             raise ValueError(msg)
         return found
 
 
 def _float32(x: NDArray[np.floating]) -> NDArray[np.float32]:
-    """Contiguous, as from a file: sums are then rounded the same before a model is saved and after."""
+    """Convert to contiguous float32, as after loading: sums are then rounded identically before and after saving."""
     return np.ascontiguousarray(x, dtype=np.float32)
 
 
 def _shares(expression: LogExpression, rows: NDArray[np.int64], columns: NDArray[np.int64]) -> sp.csr_matrix:
-    """Share of each cell's counts in each of some columns, float64 CSR ``(n, n_columns)``."""
+    """Fraction of each cell's counts in the given columns, float64 CSR ``(n, n_columns)``."""
     counts = expression.linear(expression.matrix.rows(rows))[:, columns].astype(np.float64)
     depth = np.asarray(counts.sum(axis=1)).ravel()
     counts.data /= np.repeat(np.where(depth > 0, depth, 1), np.diff(counts.indptr))

@@ -1,4 +1,4 @@
-"""Proteins and what predicts them: what a model keeps, their tokens, the layer that corrects ridge regressions, and scores."""
+"""Proteins of multi-omic models: memory, tokens, correction of ridge regressions, and scores."""
 
 from __future__ import annotations
 
@@ -47,27 +47,28 @@ __all__ = [
 ]
 
 PREFIX = "p_"
-"""In front of the names of proteins among the tokens, as in upstream's multi-omic tutorial."""
+"""Prefix of protein tokens, as in scGPT's multi-omic tutorial."""
 CORRECTION_PENALTIES = np.logspace(0, 4, 9)
-"""Strengths of the penalty on the last layer of the head, whose inputs are brought to unit mean square."""
+"""Candidate penalties on the last layer of the head, whose inputs are scaled to unit mean square."""
 
 
 @dataclass(frozen=True)
 class MultiomicMemory:
-    """What a model keeps of the proteins that it was trained with.
+    """Proteins that a model was trained with.
 
     Attributes
     ----------
     proteins
         Names of the antibodies in the training data, without isotype controls.
     tokens
-        Their tokens in the vocabulary.
+        Tokens in the vocabulary.
     genes
-        Gene of each; ``""`` where the name does not tell.
+        Gene of each protein; ``""`` if unknown.
     mean, std
-        Of the centred log-ratios of the training cells: outputs are ``(value - mean) / std``.
+        Mean and standard deviation of the centred log-ratios in training cells: outputs are ``(value - mean) / std``.
     corrects
-        Whether the network corrects the ridge regression of the protein: only where that predicts validation cells better.
+        Whether the network corrects the ridge regression of each protein, which it does only if that improves
+        predictions on validation cells.
     prior
         Ridge regression of each protein on all genes.
     """
@@ -83,7 +84,7 @@ class MultiomicMemory:
     prior: LinearModel | None = field(default=None, repr=False)
 
     def to_config(self) -> dict[str, Any]:
-        """Everything but the ridge regressions, as lists."""
+        """Everything except the ridge regressions, as lists."""
         content = asdict(replace(self, prior=None))
         return {name: list(value) for name, value in content.items() if isinstance(value, tuple)}
 
@@ -96,19 +97,19 @@ class MultiomicMemory:
         return (standardised * np.asarray(self.std) + np.asarray(self.mean)).astype(np.float32)
 
     def measured_in(self, proteins: Proteins) -> NDArray[np.float32]:
-        """Measured centred log-ratios of these proteins, NaN for those that are not there, float32 ``(n_obs, n_proteins)``.
+        """Measured centred log-ratios of these proteins, NaN for missing proteins, float32 ``(n_obs, n_proteins)``.
 
-        They are relative to the mean over the proteins that both have.
+        They are relative to the mean over the shared proteins.
 
         Raises
         ------
         DataError
-            If fewer than two of the proteins are there.
+            If fewer than two of the proteins are measured.
         """
         place = {PREFIX + name: i for i, name in enumerate(proteins.cleaned)}
         found = np.array([place.get(token, -1) for token in self.tokens])
         if (found >= 0).sum() < 2:
-            msg = f"The data have proteins such as {few(proteins.names)}, and the model was trained on others, such as {few(self.proteins)}."
+            msg = f"The data have proteins such as {few(proteins.names)}, but the model was trained on others, such as {few(self.proteins)}."
             raise DataError(msg)
         abundance = np.full((proteins.counts.shape[0], len(found)), np.nan, dtype=np.float32)
         abundance[:, found >= 0] = centred_log_ratio(proteins.counts[:, found[found >= 0]].toarray())
@@ -120,16 +121,16 @@ class MultiomicMemory:
 
 
 def with_proteins(model: TaskModel, memory: MultiomicMemory, seed: int) -> tuple[GeneVocab, Tensor]:
-    """The vocabulary of a model with tokens of proteins, and its table: each new token starts from its gene, or as genes are drawn.
+    """Add protein tokens to the vocabulary and embeddings of a model, initialised from their genes or at random.
 
     Parameters
     ----------
     model
-        To start from.
+        Initial model.
     memory
         Tokens and genes of the proteins.
     seed
-        Seed of tokens without a gene.
+        Seed for tokens without a gene.
     """
     new = [(token, gene) for token, gene in zip(memory.tokens, memory.genes, strict=True) if token not in model.vocab]
     n_known = len(model.vocab)
@@ -146,33 +147,33 @@ def with_proteins(model: TaskModel, memory: MultiomicMemory, seed: int) -> tuple
 
 
 def with_measured(cells: TokenCells, measured: Proteins, vocab: GeneVocab) -> TokenCells:
-    """The cells with those of the measured proteins as tokens that a vocabulary has.
+    """Add the measured proteins that are in a vocabulary to the tokens of cells.
 
     Parameters
     ----------
     cells
-        RNA alone.
+        Cells with RNA only.
     measured
         Proteins of the same cells.
     vocab
-        Of a model that was fine-tuned with proteins.
+        Vocabulary of a model fine-tuned with proteins.
 
     Raises
     ------
     DataError
-        If the vocabulary has none of them.
+        If the vocabulary has none of the proteins.
     """
     ids = vocab.ids(PREFIX + name for name in measured.cleaned)
     if not (ids >= 0).any():
         msg = (
-            f"The model has no tokens of proteins such as {few(measured.names)}. Fine-tune it on cells with these proteins: "
+            f"The model has no tokens for proteins such as {few(measured.names)}. Fine-tune it on cells with these proteins: "
             "sg.tl.finetune(data, model, task='multiomic')."
         )
         raise DataError(msg)
     if (ids < 0).any():
         lacking = [name for name, token in zip(measured.names, ids, strict=True) if token < 0]
         logg.warning(
-            f"{len(lacking)} of {len(ids)} proteins are no tokens of the model and are left out: {few(lacking)}."
+            f"{len(lacking)} of {len(ids)} proteins have no token in the model and are ignored: {few(lacking)}."
         )
     return cells.with_proteins(measured.counts[:, ids >= 0], ids[ids >= 0])
 
@@ -185,17 +186,17 @@ def start_layer(
     validation: NDArray[np.int64],
     call: TrainingCall,
 ) -> tuple[NDArray[np.float32], LastLayer]:
-    """What each cell's proteins are predicted from without the network, and the last layer that training starts from.
+    """Prior predictions of each cell's proteins, and the initial last layer of the head.
 
-    As :meth:`scgalore.tasks.cells.CellTask.prepare` has it for one number, for each protein by itself: the layer is fitted to what
-    the ridge regression leaves of cells that it has not seen, and is 0 for proteins that it does not help.
+    As in :meth:`scgalore.tasks.cells.CellTask.prepare`, separately for each protein: the layer is fitted to
+    cross-validated residuals of the ridge regression, and is 0 for proteins that it does not improve.
 
     Parameters
     ----------
     model
-        To start from.
+        Initial model.
     rna
-        The cells as tokens of RNA.
+        The cells as RNA tokens.
     values
         Standardised proteins, ``(n_obs, n_proteins)``.
     fit
@@ -203,7 +204,7 @@ def start_layer(
     validation
         Rows of the validation cells.
     call
-        How to train.
+        Training call.
     """
     rows = np.union1d(fit.cells, validation)
     features = last_inputs(model, rna, rows, HEAD, values.shape[1], call.config)
@@ -222,8 +223,8 @@ def start_layer(
     gain = _gains(left, left - held_out)
     error = gain.mean(axis=1).std(ddof=1) / np.sqrt(len(gain))
     logg.info(
-        f"    the embedding explains {gain.mean():.3f} ± {error:.3f} more of the variance of the proteins of cells that it was not fitted to than ridge "
-        f"regression on their genes, so the network starts from its correction of {helps.sum()} of {len(helps)} proteins"
+        f"    on left-out cells, the embedding explains {gain.mean():.3f} ± {error:.3f} more of the variance of proteins than ridge "
+        f"regression on genes alone, so the network starts with a correction of {helps.sum()} of {len(helps)} proteins"
     )
     return prior.astype(np.float32), (weight.astype(np.float32), bias.astype(np.float32))
 
@@ -231,18 +232,19 @@ def start_layer(
 def helped(
     of_ridge: NDArray[np.floating], of_both: NDArray[np.floating], *, expected: bool = False
 ) -> NDArray[np.bool_]:
-    """Which outputs a correction is used for: all but those that it harms, if it helps them taken together.
+    """Outputs for which a correction is used: all except those that get worse, if the mean improves.
 
-    Some dozens of cells say little of one protein: to use a correction only where it is seen to help by itself loses most of what it
-    gains. So the mean gain over all outputs decides, by two standard errors. An output is left out if its gain, shrunken towards that mean as
-    far as chance explains the differences (empirical Bayes; Efron and Morris, JASA 1973), is negative by more than one.
+    With some dozens of cells, the gain of a single protein is uncertain, and selecting by single gains would lose most
+    of the total gain. Therefore the mean gain over all outputs must exceed two standard errors. An output is excluded
+    if its gain, shrunken towards the mean (empirical Bayes; Efron and Morris, JASA 1973), is negative by more than one
+    standard error.
 
     Parameters
     ----------
     of_ridge, of_both
-        Residuals without and with the correction, of cells that nothing was fitted to, ``(n, n_outputs)``.
+        Residuals without and with the correction on held-out cells, ``(n, n_outputs)``.
     expected
-        Whether other cells have said already that it helps; these must then not say that it harms.
+        Whether the correction already improved other cells; then it only must not make these worse.
     """
     gain = _gains(of_ridge, of_both)
     own, error = gain.mean(axis=0), gain.var(axis=0, ddof=1) / len(gain)
@@ -256,12 +258,12 @@ def helped(
 
 
 def _gains(of_ridge: NDArray[np.floating], of_both: NDArray[np.floating]) -> NDArray[np.float64]:
-    """How much smaller the squares of the second residuals are."""
+    """Decrease of squared residuals."""
     return np.square(of_ridge, dtype=np.float64) - np.square(of_both, dtype=np.float64)
 
 
 def pearson(predicted: NDArray[np.floating], truth: NDArray[np.floating]) -> NDArray[np.float64]:
-    """Correlation of each column over the rows, float64 ``(n_columns,)``; NaN for a column that does not vary.
+    """Correlation of each column across rows, float64 ``(n_columns,)``; NaN for a constant column.
 
     Parameters
     ----------
@@ -274,7 +276,7 @@ def pearson(predicted: NDArray[np.floating], truth: NDArray[np.floating]) -> NDA
 
 
 def pearson_of_shared(predicted: NDArray[np.floating], truth: NDArray[np.floating]) -> NDArray[np.float64]:
-    """:func:`pearson` of centred log-ratios where some proteins were not measured: their columns of ``truth`` are NaN.
+    """:func:`pearson` of centred log-ratios if some proteins were not measured: their columns of ``truth`` are NaN.
 
     Parameters
     ----------
@@ -282,7 +284,7 @@ def pearson_of_shared(predicted: NDArray[np.floating], truth: NDArray[np.floatin
         ``(n, n_columns)``.
     """
     shared = np.isfinite(truth).all(axis=0)
-    if not shared.all():  # as what was measured is
+    if not shared.all():  # relative to the shared proteins, as in truth
         predicted = predicted - predicted[:, shared].mean(axis=1, keepdims=True)
     return np.where(shared, pearson(predicted, np.where(shared, truth, 0)), np.nan)
 
@@ -294,23 +296,23 @@ def score_proteins(
     truth: NDArray[np.floating],
     split: Split,
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Mean Pearson correlation of each part of the split, and what is found of each protein.
+    """Mean Pearson correlation of each split, and scores of each protein.
 
     Parameters
     ----------
     memory
-        Of the proteins.
+        Memory with the proteins.
     both, ridge, truth
-        Predicted by the ridge regressions with all corrections of the network and by themselves, and measured, standardised,
+        Standardised predictions of the ridge regressions with and without corrections by the network, and measurements,
         ``(n_obs, n_proteins)``.
     split
-        Parts of the cells.
+        Training, validation and test cells.
 
     Returns
     -------
-    One row for each part: ``n``, ``pearson``, ``pearson_ridge``. And one for each protein: ``gene``, ``token``, ``gain`` of the
-    network's correction (share of the variance, in validation cells) and its standard error ``gain_error``, ``corrected``, and
-    ``pearson`` and ``pearson_ridge`` in test cells.
+    One row per split: ``n``, ``pearson``, ``pearson_ridge``. And one row per protein: ``gene``, ``token``, ``gain`` of
+    the network's correction (fraction of the variance, in validation cells) and its standard error ``gain_error``,
+    ``corrected``, and ``pearson`` and ``pearson_ridge`` in test cells.
     """
     found = np.where(memory.corrects, both, ridge)
     parts = {part: getattr(split, part) for part, n in split.sizes().items() if n > 1}

@@ -1,4 +1,4 @@
-"""What an adapter learned of query batches, kept apart from the weights, so that cells of other batches are embedded as before."""
+"""Adapters for query batches, stored separately from the weights, so that embeddings of other batches do not change."""
 
 from __future__ import annotations
 
@@ -24,16 +24,16 @@ __all__ = ["QueryAdapter"]
 
 @dataclass(frozen=True)
 class QueryAdapter:
-    """An adapter that holds for some batches.
+    """An adapter for some batches.
 
     Attributes
     ----------
     batches
-        Their names.
+        Names of the batches.
     name, options
-        Entry of :data:`scgalore.adapters.ADAPTERS`, and all of its options.
+        Entry of :data:`scgalore.adapters.ADAPTERS`, and its complete options.
     tensors
-        Its factors.
+        Factors of the adapter.
     """
 
     batches: tuple[str, ...]
@@ -42,7 +42,7 @@ class QueryAdapter:
     tensors: dict[str, Tensor]
 
     def applied(self, network: CellNetwork) -> CellNetwork:
-        """Copy of the network it was trained on, with the adapter in the weights."""
+        """Copy of the network it was trained with, with the adapter merged into the weights."""
         changed = copy.deepcopy(network)
         with torch.random.fork_rng(devices=[]):
             adapter = attach_adapter(self.name, changed, **self.options)
@@ -51,7 +51,7 @@ class QueryAdapter:
         return changed.eval()
 
     def to_config(self) -> dict[str, Any]:
-        """All but the factors."""
+        """Everything except the factors."""
         return {"batches": list(self.batches), "name": self.name, "options": dict(self.options)}
 
     def to_bytes(self) -> bytes:
@@ -64,9 +64,9 @@ class QueryAdapter:
         try:
             tensors = load(content)
         except SafetensorError as error:
-            msg = f"it holds no adapter: {error!r}"
+            msg = f"it does not contain an adapter: {error!r}"
             raise ValueError(msg) from error
         if not tensors or not all(bool(torch.isfinite(tensor).all()) for tensor in tensors.values()):
-            msg = "it holds no factors, or some that are not finite numbers"
+            msg = "it contains no factors, or factors that are not finite"
             raise ValueError(msg)
         return cls(tuple(config["batches"]), config["name"], dict(config["options"]), tensors)

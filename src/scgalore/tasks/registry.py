@@ -1,7 +1,7 @@
-"""The tasks that ``task="..."`` can name.
+"""Registry of the tasks for ``task="..."``.
 
-To add one, write a :class:`~scgalore.tasks.base.Task` in a file of its own and put an instance into :data:`TASKS`: it is then
-trained, saved, loaded, estimated, run by the pipeline and offered on the command line like the others.
+To add one, write a :class:`~scgalore.tasks.base.Task` in its own file and add an instance to :data:`TASKS`: it is then
+available in training, saving, loading, memory estimates, the pipeline and the command line like the others.
 """
 
 from __future__ import annotations
@@ -32,11 +32,11 @@ TASKS: dict[str, Task] = {
 }
 
 DEFAULT = Expression.name
-"""Task of a call that names neither a task nor the key argument of one."""
+"""Task of a call without a task or the key argument of one."""
 
 
 def task_named(name: str) -> Task:
-    """Entry of :data:`TASKS` of this name.
+    """Entry of :data:`TASKS` with this name.
 
     Raises
     ------
@@ -50,7 +50,7 @@ def task_named(name: str) -> Task:
 
 
 def argument_names() -> dict[str, list[str]]:
-    """Names of all arguments of tasks, each with the tasks that have it."""
+    """Names of all task arguments, with the tasks that have them."""
     found: dict[str, list[str]] = {}
     for task in TASKS.values():
         for option in task.arguments:
@@ -59,26 +59,26 @@ def argument_names() -> dict[str, list[str]]:
 
 
 def choose_task(name: str | None, given: Mapping[str, Any]) -> Task:
-    """Choose the task of a call and refuse arguments of other tasks.
+    """Choose the task of a call and check that no arguments of other tasks are given.
 
     Parameters
     ----------
     name
-        As passed; ``None`` chooses the task whose key argument is given, else :data:`DEFAULT`.
+        Name of the task; ``None`` chooses the task whose key argument is given, else :data:`DEFAULT`.
     given
-        Arguments of tasks; those that are ``None`` count as not given.
+        Task arguments; ``None`` counts as not given.
 
     Raises
     ------
     OptionError
-        If there is no such task, several are asked for, or an argument belongs to another one.
+        If the task does not exist, several are requested, or an argument belongs to another task.
     """
     passed = {argument: value for argument, value in given.items() if value is not None}
     if name is None:
         asked = [task for task in TASKS.values() if task.key in passed]
         if len(asked) > 1:
             keys = " and ".join(f"{task.key}={passed[task.key]!r}" for task in asked if task.key is not None)
-            msg = f"{keys}: a model is trained for one of {', '.join(task.name for task in asked)}. Leave one out, or pass task=."
+            msg = f"{keys}: these belong to different tasks ({', '.join(task.name for task in asked)}). Omit one, or pass task=."
             raise OptionError(msg)
         name = asked[0].name if asked else DEFAULT
     task = task_named(name)
@@ -86,7 +86,7 @@ def choose_task(name: str | None, given: Mapping[str, Any]) -> Task:
     for argument, value in passed.items():
         if argument not in own:
             owners = " or ".join(f"task={owner!r}" for owner in argument_names()[argument])
-            msg = f"{argument}={value!r} belongs to {owners}, and this is task={name!r}. Pass that, or leave {argument} out."
+            msg = f"{argument}={value!r} is an argument of {owners}, but the task is {name!r}. Pass that task, or omit {argument}=."
             raise OptionError(msg)
     return task
 
@@ -94,20 +94,20 @@ def choose_task(name: str | None, given: Mapping[str, Any]) -> Task:
 def resolve_call(
     options: Mapping[str, Any], *, task: str | None, seed: int, function: Callable[..., Any], **read: Any
 ) -> tuple[Task, TrainingCall]:
-    """Sort options into arguments of a task and options of training, and check all of them.
+    """Separate options into task arguments and training options, and check all of them.
 
     Parameters
     ----------
     options
         Arguments of tasks and fields of :class:`~scgalore.train.TrainConfig`.
     task
-        Name of the task; ``None`` chooses it by the arguments that are given.
+        Name of the task; ``None`` chooses it by the given arguments.
     seed
-        Seed of everything random.
+        Seed for all random draws.
     function
-        The user's function; its parameters may be what a misspelt option was meant to be.
+        Function called by the user, whose parameters are suggested for misspelt options.
     **read
-        Further attributes of :class:`~scgalore.tasks.TrainingCall`.
+        Other attributes of :class:`~scgalore.tasks.TrainingCall`.
 
     Raises
     ------

@@ -57,16 +57,16 @@ RIDGE, MEAN = "ridge regression", "mean of the training cells"
 
 @dataclass(frozen=True)
 class RegressionMemory:
-    """What was predicted, and the scale of it.
+    """Target column of a regression, and its scale.
 
     Attributes
     ----------
     column
         Column of ``obs`` that the values came from.
     mean, std
-        Of the training cells: outputs of the head are ``(value - mean) / std``.
+        Mean and standard deviation in the training cells: outputs of the head are ``(value - mean) / std``.
     prior
-        The ridge regression that the network corrects; ``None`` without one.
+        Ridge regression that the network corrects, or ``None``.
     """
 
     column: str
@@ -81,7 +81,7 @@ class RegressionMemory:
         return {"column": self.column, "mean": self.mean, "std": self.std}
 
     def files(self, provenance: Mapping[str, Any], evaluation: Mapping[str, Any] | None) -> dict[str, str | bytes]:
-        """The ridge regression, if there is one."""
+        """The ridge regression, if any."""
         return {} if self.prior is None else {PRIOR_FILE: self.prior.to_bytes()}
 
     def values(self, output: CellOutput) -> NDArray[np.float32]:
@@ -94,7 +94,7 @@ class RegressionMemory:
 
 
 class Regression(CellTask):
-    """Squared error on a numeric column of ``obs``, standardised with the training cells."""
+    """Squared error on a numeric column of ``obs``, standardised by the training cells."""
 
     name = "regression"
     summary = "to predict a number for each cell"
@@ -105,7 +105,7 @@ class Regression(CellTask):
         Option(
             "values_key",
             TEXT,
-            "Column of obs with a number for each cell to learn, such as age or a score.",
+            "Column of obs with the value of each cell to predict, such as age or a score.",
             column="obs",
         ),
         PRIOR,
@@ -119,7 +119,7 @@ class Regression(CellTask):
         split = call.split_of(adata)
         mean, std = float(values[split.train].mean()), float(values[split.train].std())
         if not std > 0:
-            msg = f"adata.obs[{column!r}] is {mean:g} in all training cells; there is nothing to learn."
+            msg = f"adata.obs[{column!r}] is {mean:g} in all training cells; expected values that differ."
             raise DataError(msg)
         return CellTargets(
             split, {"values": ((values - mean) / std).astype(np.float32)}, RegressionMemory(column, mean, std)
@@ -138,7 +138,7 @@ class Regression(CellTask):
         return fit_values(reading.data, call.reading, targets.arrays["values"], targets.split, seed=call.seed)
 
     def fit_correction(self, reading: CellReading, fit: LinearFit, features: NDArray[np.float32]) -> Correction:
-        """Ridge regression on what the other leaves."""
+        """Ridge regression on the residuals of the linear model."""
         assert reading.targets is not None
         predicted, values = fit.predicted[fit.cells], reading.targets.arrays["values"][fit.cells]
 
@@ -156,7 +156,7 @@ class Regression(CellTask):
         return RegressionMemory(memory["column"], memory["mean"], memory["std"], prior=prior)
 
     def complete(self, output: CellOutput, memory: RegressionMemory, adata: AnnData, reading: Reading) -> CellOutput:
-        """Values of the network and of the ridge regression that it corrects."""
+        """Sum of the outputs of the network and of the ridge regression that it corrects."""
         return with_prior(output, HEAD, memory.prior, adata, reading)
 
     def predictions(self, output: CellOutput, memory: RegressionMemory, keys: CellKeys) -> Results:
@@ -166,7 +166,7 @@ class Regression(CellTask):
     def scores(
         self, adata: AnnData, output: CellOutput, prepared: Prepared, call: TrainingCall, keys: CellKeys
     ) -> Results:
-        """R2, Spearman correlation and mean absolute error of each part of the split."""
+        """R2, Spearman correlation and mean absolute error of each split."""
         memory = prepared.memory
         assert isinstance(memory, RegressionMemory)
         assert prepared.split is not None
@@ -250,18 +250,18 @@ def _by_part(predicted: NDArray[np.floating], truth: NDArray[np.float64], split:
 
 
 def read_values(adata: AnnData, column: str) -> NDArray[np.float64]:
-    """A numeric column of ``adata.obs``, float64 ``(n_obs,)``.
+    """Read a numeric column of ``adata.obs``, float64 ``(n_obs,)``.
 
     Raises
     ------
     MissingKeyError
         If the column does not exist.
     DataError
-        If it does not hold a finite number for each cell.
+        If it does not contain a finite number for each cell.
     """
     found = read_column(adata.obs, column)
     if not pd.api.types.is_numeric_dtype(found) or pd.api.types.is_bool_dtype(found):
-        msg = f"adata.obs[{column!r}] holds {found.dtype}, not numbers. For classes, pass the column as labels_key=."
+        msg = f"adata.obs[{column!r}] contains {found.dtype}, not numbers. For classes, pass the column as labels_key=."
         raise DataError(msg)
     values = found.to_numpy(dtype=np.float64)
     n_missing = int((~np.isfinite(values)).sum())
@@ -289,9 +289,9 @@ def _section(scores: ValueScores, name: str, differences: dict[str, dict[str, fl
         [
             "## Held-out cells",
             markdown_table(("method", *(TITLES[key] for key in METRICS), "test cells"), rows),
-            "Value ± standard error, over samples of the test cells; another seed of training is not in it. The ridge regression "
-            "was fitted to all genes of training and validation cells, with its penalty chosen by leave-one-out.",
-            f"{name} minus:",
+            "Value ± standard error, from bootstrap samples of the test cells; it does not include the seed of training. The ridge regression "
+            "was fitted to all genes of training and validation cells, with a penalty chosen by leave-one-out.",
+            f"{name} minus baselines:",
             "\n".join(lines),
         ]
     )

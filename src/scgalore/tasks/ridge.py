@@ -1,4 +1,4 @@
-"""Ridge regression of many numbers at once, each with its own strength: proteins from RNA, and what is left of them from embeddings."""
+"""Ridge regression with many outputs, each with its own penalty: proteins from RNA, and their residuals from embeddings."""
 
 from __future__ import annotations
 
@@ -26,25 +26,25 @@ if TYPE_CHECKING:
 __all__ = ["GENE_PENALTIES", "RidgeFit", "fit_ridge", "held_out_ridge", "ridges"]
 
 GENE_PENALTIES = np.logspace(0, 5, 16)
-"""Strengths that are tried, of log-normalised genes as they are: with unit variance, rare genes drown the others."""
+"""Candidate penalties, for unscaled log-normalised genes: with unit variance, rare genes would dominate."""
 
 
 def ridges(x: Array, y: Array, penalties: Array) -> tuple[Array, Array, Array]:
-    """Fit a ridge regression to each output, with the strength that predicts its cells best when each is left out.
+    """Fit a ridge regression to each output, with a penalty chosen by leave-one-out.
 
-    All strengths come from one eigendecomposition, and the errors of left-out cells from those of fitted ones (Golub, Heath and Wahba,
-    Technometrics 1979).
+    All penalties share one eigendecomposition; leave-one-out errors are computed from the residuals (Golub, Heath and
+    Wahba, Technometrics 1979).
 
     Parameters
     ----------
     x, y
         Features ``(n, n_features)`` and outputs ``(n, n_outputs)``.
     penalties
-        Strengths to choose from: what is added to the squared length of each direction of the features.
+        Candidate penalties, which are added to the squared norm of each direction of the features.
 
     Returns
     -------
-    Coefficients ``(n_features, n_outputs)``, intercepts and strengths ``(n_outputs,)``, all float64.
+    Coefficients ``(n_features, n_outputs)``, intercepts and penalties ``(n_outputs,)``, all float64.
     """
     of_x, of_y = x.mean(axis=0, dtype=np.float64), y.mean(axis=0, dtype=np.float64)
     centred, outputs = x - of_x, y - of_y
@@ -55,7 +55,7 @@ def ridges(x: Array, y: Array, penalties: Array) -> tuple[Array, Array, Array]:
     strength = np.full(y.shape[1], penalties[0], dtype=np.float64)
     for penalty in penalties:
         shrink = 1 / (size + penalty)
-        left = 1 - 1 / len(x) - square @ shrink  # how much of a residual remains when its cell is fitted to
+        left = 1 - 1 / len(x) - square @ shrink  # ratio of the residual to the leave-one-out error
         error = np.square((outputs - along @ (shrink[:, None] * target)) / left[:, None]).mean(axis=0)
         strength[error < lowest] = penalty
         lowest = np.minimum(lowest, error)
@@ -64,14 +64,14 @@ def ridges(x: Array, y: Array, penalties: Array) -> tuple[Array, Array, Array]:
 
 
 def held_out_ridge(x: Array, y: Array, folds: NDArray[np.int64], penalties: Array) -> NDArray[np.float32]:
-    """Predict each cell by :func:`ridges` of cells of other folds, float32 ``(n, n_outputs)``.
+    """Predict each cell by :func:`ridges` fitted to the other folds, float32 ``(n, n_outputs)``.
 
     Parameters
     ----------
     x, y, penalties
         As for :func:`ridges`.
     folds
-        From :func:`~scgalore.tasks.folds.make_folds`.
+        Result of :func:`~scgalore.tasks.folds.make_folds`.
     """
 
     def predict(fold: int, others: NDArray[np.bool_], inside: NDArray[np.int64]) -> Array:
@@ -83,17 +83,17 @@ def held_out_ridge(x: Array, y: Array, folds: NDArray[np.int64], penalties: Arra
 
 @dataclass(frozen=True)
 class RidgeFit:
-    """Ridge regressions of numbers of cells on their genes.
+    """Ridge regressions of several values per cell on its genes.
 
     Attributes
     ----------
     model
         Fitted to all training and validation cells.
     predicted
-        Outputs for all cells, float32 ``(n_obs, n_outputs)``, of models that have not seen the cell, as in
+        Cross-validated outputs for all cells, float32 ``(n_obs, n_outputs)``, as in
         :class:`~scgalore.tasks.linear.LinearFit`.
     penalty
-        Strength of each, ``(n_outputs,)``.
+        Penalty of each output, ``(n_outputs,)``.
     cells, folds
         Rows that the model was fitted to, int64 ``(n,)``, and the fold of each.
     """
@@ -115,15 +115,15 @@ def fit_ridge(
     adata, reading
         Cells, and how to read them; cells other than those of training and validation are only predicted.
     values
-        Numbers of each cell, ``(n_obs, n_outputs)``.
+        Values of each cell, ``(n_obs, n_outputs)``.
     split
-        Parts of the cells.
+        Training, validation and test cells.
     seed
-        Of the folds.
+        Seed for the folds.
     """
     expression = LogExpression.from_adata(adata, reading, log_base=math.e)
     names = standardise(gene_names(adata, reading.gene_symbols), reading.species)
-    _, unique = np.unique(names, return_index=True)  # of columns of one name, the first
+    _, unique = np.unique(names, return_index=True)  # first of several columns of one name
     rng, alike = np.random.default_rng(seed), np.zeros(adata.n_obs, dtype=np.int64)
     cells = sample(split.known, alike, MAX_CELLS, rng)
     folds = make_folds(np.isin(cells, split.train), alike[cells], rng)

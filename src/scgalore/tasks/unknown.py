@@ -1,4 +1,4 @@
-"""Which cells get no label: those whose label is too uncertain, and those that are unlike all training cells."""
+"""Unknown cells: those with a too uncertain label, and those dissimilar to all training cells."""
 
 from __future__ import annotations
 
@@ -28,26 +28,26 @@ if TYPE_CHECKING:
 __all__ = ["UnknownRule"]
 
 LEAST_PRESENT = 0.5
-"""Share of the training cells' counts in genes that were measured, below which novelty is not judged."""
+"""Minimum fraction of the training cells' counts in measured genes for computing novelty."""
 
 
 @dataclass(frozen=True)
 class UnknownRule:
-    """When a cell is called unknown.
+    """Thresholds for unknown cells.
 
     Attributes
     ----------
     error_rate
-        Share of wrong labels that was asked for.
+        Accepted fraction of wrong labels.
     threshold
-        Least calibrated probability of a label.
+        Minimum calibrated probability of a label.
     promise
-        What the threshold does on the validation cells: ``n``, ``labelled``, ``wrong``, and ``error_bound``, the upper bound on
-        the share of wrong labels; ``promised`` is whether that is at most ``error_rate``.
+        Numbers on the validation cells: ``n``, ``labelled``, ``wrong``, and ``error_bound``, the upper bound on
+        the fraction of wrong labels; ``promised`` is whether this bound is at most ``error_rate``.
     novelty
-        Compares cells with those of training; ``None`` where the model does not know them.
+        Statistics of training cells; ``None`` if the model has none.
     novelty_threshold
-        Most novelty of a cell with a label.
+        Maximum novelty of a cell with a label.
     """
 
     error_rate: float
@@ -65,33 +65,33 @@ class UnknownRule:
         Parameters
         ----------
         unknown
-            Wanted share of wrong labels among the cells that get one.
+            Accepted fraction of wrong labels among the labelled cells.
         classes, calibration, novelty
-            Of the model.
+            Classes, calibration and statistics of the model.
 
         Raises
         ------
         OptionError
-            If the rate is not between 0 and 1, or the model keeps nothing of validation cells.
+            If the rate is not between 0 and 1, or the model has no calibration.
         """
         if not (is_number(unknown) and 0 < unknown < 1):
             msg = (
-                f"unknown={unknown!r}: it must be a number between 0 and 1, the share of wrong labels to accept among the "
+                f"unknown={unknown!r}: it must be a number between 0 and 1, the accepted fraction of wrong labels among the "
                 "labelled cells, such as 0.05."
             )
             raise OptionError(msg)
         if UNKNOWN in classes:
             msg = (
-                f"unknown={unknown}: the model has a class of the name {UNKNOWN!r}, which cells without a label could not be "
-                "told from. Leave unknown out, and read the probabilities, or train with another name for the class."
+                f"unknown={unknown}: the model has a class named {UNKNOWN!r}, which would be ambiguous. "
+                "Omit unknown= and use the probabilities, or rename the class and train again."
             )
             raise OptionError(msg)
         if calibration is None:
             msg = (
-                f"unknown={unknown}: the model keeps no scores of validation cells, so there is no threshold for an error rate. "
-                "It was trained without validation cells or on a stream without an AnnData to validate on, was trained further "
-                "for something else, or was saved by a version of scgalore that did not keep them. Fine-tune again with "
-                "validation_size=0.1 or more, or leave unknown out and apply a threshold of your own to the probabilities in "
+                f"unknown={unknown}: the model has no calibration on validation cells. "
+                "It was trained without validation cells or on a stream without a validation AnnData, was trained "
+                "for another task afterwards, or was saved by an older version. Fine-tune again with "
+                "validation_size=0.1 or more, or omit unknown= and apply your own threshold to the probabilities in "
                 "adata.obs['scgpt_label_score']."
             )
             raise OptionError(msg)
@@ -106,17 +106,17 @@ class UnknownRule:
             "error_bound": float(curve.bounds()[at]),
             "promised": promised,
         }
-        # Where even the least certain validation cells may keep their labels, no probability is too low.
+        # If even the least certain validation cells may keep their labels, no threshold is needed.
         threshold = 0.0 if at == len(curve.thresholds) - 1 else curve.thresholds[at]
         return cls(rate, threshold, promise, novelty, calibration.novelty_threshold)
 
     def apply(self, results: Results, cells: TokenCells, keys: CellKeys) -> dict[str, Any]:
-        """Take the label from cells that are unknown.
+        """Set the label of unknown cells.
 
         Parameters
         ----------
         results
-            With labels and their probabilities; changed in place.
+            Results with labels and probabilities; modified in place.
         cells
             The cells.
         keys
@@ -124,14 +124,14 @@ class UnknownRule:
 
         Returns
         -------
-        What was done, for ``uns``.
+        Record for ``uns``.
         """
         labels, what = results.obs[keys.label]
         uncertain = np.asarray(results.obs[keys.score][0]) < self.threshold
         novel, values = np.zeros(len(labels), dtype=bool), self._novelties(cells)
         if values is not None and self.novelty_threshold is not None:
             novel = values > self.novelty_threshold
-            results.obs[keys.novelty] = (values, "how unlike the training cells they are")
+            results.obs[keys.novelty] = (values, "dissimilarity to the training cells")
         unknown = uncertain | novel
         codes = np.where(unknown, len(labels.categories), labels.codes)
         categories = labels.categories.append(pd.Index([UNKNOWN]))
@@ -139,12 +139,12 @@ class UnknownRule:
         n = len(labels)
         logg.info(
             f"    {unknown.sum():,} of {n:,} cells are unknown: {uncertain.sum():,} with an uncertain label, {novel.sum():,} "
-            "unlike the training cells"
+            "dissimilar to the training cells"
         )
         if 2 * novel.sum() > n:
             logg.warning(
-                f"{novel.sum():,} of {n:,} cells are unlike the training cells. Where that is not a new type, it is a difference "
-                "in how the cells were measured or normalised; fine-tune with some cells of this data set in that case."
+                f"{novel.sum():,} of {n:,} cells are dissimilar to the training cells: new cell types, or a technical difference "
+                "in measurement or normalisation. For the latter, fine-tune with some cells of this data set."
             )
         return {
             "error_rate": self.error_rate,
@@ -157,27 +157,25 @@ class UnknownRule:
         }
 
     def _novelties(self, cells: TokenCells) -> NDArray[np.float32] | None:
-        """Novelty of each cell; ``None``, with a warning, where it cannot be judged."""
+        """Novelty of each cell; ``None``, with a warning, if it cannot be computed."""
         if self.novelty is None or self.novelty_threshold is None:
-            logg.info(
-                "    the model cannot tell cells that are unlike its training cells: only uncertain labels become 'unknown'"
-            )
+            logg.info("    the model has no statistics of its training cells: only uncertain labels become 'unknown'")
             return None
         present = self.novelty.present(cells)
-        reason = f"the genes of these cells hold {100 * present:.0f} % of the counts of the training cells"
+        reason = f"their genes have only {100 * present:.0f} % of the counts of the training cells"
         if present >= LEAST_PRESENT:
             try:
                 return self.novelty.of(cells)
             except DataError as error:
                 reason = str(error)
         logg.warning(
-            f"It cannot be said which cells are unlike the training cells, and only uncertain labels become 'unknown': {reason}"
+            f"Cells dissimilar to the training cells cannot be detected, and only uncertain labels become 'unknown': {reason}"
         )
         return None
 
 
 def _warn(rate: float, curve: ErrorCurve, at: int) -> None:
-    """Say why the rate is not kept, and what is done instead."""
+    """Warn that the error rate cannot be guaranteed, with the reason and the threshold used."""
     needed, n = int(np.ceil(np.log(1 - CONFIDENCE) / np.log1p(-rate))), curve.labelled[-1]
     reason = (
         f"{n:,} validation cells are too few, at least {needed:,} are needed"
@@ -185,7 +183,7 @@ def _warn(rate: float, curve: ErrorCurve, at: int) -> None:
         else f"too many of the {n:,} validation cells have a wrong label with a high probability"
     )
     logg.warning(
-        f"unknown={rate:g} cannot be promised with a confidence of {100 * CONFIDENCE:.0f} %: {reason}. The threshold is the one with "
-        f"the lowest bound instead, {curve.bounds()[at]:.3g}, at which {curve.wrong[at]:,} of {curve.labelled[at]:,} labelled "
-        "validation cells have a wrong label. Fine-tune with more validation cells (validation_size=), or ask for a higher rate."
+        f"unknown={rate:g} cannot be guaranteed with a confidence of {100 * CONFIDENCE:.0f} %: {reason}. The threshold with "
+        f"the lowest bound, {curve.bounds()[at]:.3g}, is used instead: {curve.wrong[at]:,} of {curve.labelled[at]:,} labelled "
+        "validation cells have a wrong label. Fine-tune with more validation cells (validation_size=), or accept a higher rate."
     )

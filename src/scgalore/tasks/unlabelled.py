@@ -1,7 +1,7 @@
-"""Cells without labels: a logistic regression labels those that it is sure of, and is fitted to them as well.
+"""Self-training: a logistic regression pseudo-labels confident unlabelled cells and is fitted to them as well.
 
-Every model that predicts a cell which it has not seen does that by itself, from its own labelled cells: no label of a left-out
-cell, and none of the validation cells, reaches the model that predicts it (self-training; Yarowsky, ACL 1995; Amini et al.,
+In cross-validation, each model pseudo-labels with its own labelled cells only: labels of left-out
+cells and of validation cells never reach the model that predicts them (Yarowsky, ACL 1995; Amini et al.,
 "Self-training: a survey", Neurocomputing 2025).
 """
 
@@ -40,58 +40,58 @@ if TYPE_CHECKING:
 __all__ = ["UNLABELLED", "check_unlabelled", "fit_unlabelled"]
 
 THRESHOLD = 0.8
-"""Calibrated probability above which a guess is used."""
+"""Calibrated probability above which a pseudo-label is used."""
 MAX_UNLABELLED = 10_000
-"""Most cells that are looked at; of more, a sample."""
+"""Maximum number of unlabelled cells; of more, a sample is used."""
 MAX_COMPARED = 1_000
-"""Most pairs of cells of one name that are compared."""
+"""Maximum number of pairs of cells with the same name to compare."""
 
 
 UNLABELLED = Option(
     "unlabelled",
     CELLS,
-    "Other cells, without labels, that the linear model may learn from: those that it labels with a calibrated probability above "
-    f"{THRESHOLD:g} are fitted to as well, unless that makes it worse on labelled cells. An AnnData, or the path of an .h5ad "
-    "file, read as the labelled cells are; obs is not looked at. It helps most with few labels: :doc:`/concepts/prior`.",
+    "Additional cells without labels for the linear model: those that it labels with a calibrated probability above "
+    f"{THRESHOLD:g} are used for fitting as well, unless that makes it worse on labelled cells. An AnnData, or the path of an .h5ad "
+    "file, read like the labelled cells; obs is not used. It helps most with few labels: :doc:`/concepts/prior`.",
 )
 
 
 def check_unlabelled(others: AnnData, adata: AnnData, reading: Reading) -> None:
-    """Refuse cells that a linear model of others cannot learn from, before anything is fitted.
+    """Raise an error for unlabelled cells that cannot be used, before anything is fitted.
 
     Parameters
     ----------
     others
         Cells without labels.
     adata
-        The labelled ones.
+        Labelled cells.
     reading
         How to read both.
 
     Raises
     ------
     DataError, MissingKeyError
-        If there are none, they cannot be read, they share no gene with ``adata``, or some of them are cells of it.
+        If there are no cells, they cannot be read, share no gene with ``adata``, or some are also in ``adata``.
     """
     try:
         if others.n_obs == 0:
-            msg = "it has no cells. Leave it out, or pass some"
+            msg = "it has no cells. Omit it, or pass an AnnData with cells"
             raise DataError(msg)
         theirs, names = LogExpression.from_adata(others, reading, log_base=math.e), _genes(others, reading)
     except (DataError, MissingKeyError) as error:
-        msg = f"unlabelled: {str(error).removesuffix('.')}. It is read as adata is, with the same layer, gene_symbols, data_type and depth_key."
+        msg = f"unlabelled: {str(error).removesuffix('.')}. It is read like adata, with the same layer, gene_symbols, data_type and depth_key."
         raise type(error)(msg) from error
     own = _genes(adata, reading)
     shared, mine, in_others = np.intersect1d(own, names, return_indices=True)
     if len(shared) == 0:
         msg = (
-            f"unlabelled has none of the {len(set(own)):,} genes of adata: its genes are {names[:3]}..., and those of adata "
-            f"{own[:3]}.... Give both the same names, such as with gene_symbols=, a column of both var."
+            f"unlabelled has none of the {len(set(own)):,} genes of adata: its genes are {names[:3]}..., those of adata "
+            f"{own[:3]}.... Use the same names in both, for example with gene_symbols=, a column of both var."
         )
         raise DataError(msg)
     if 2 * len(shared) < len(set(own)):
         logg.warning(
-            f"unlabelled has {len(shared):,} of the {len(set(own)):,} genes of adata; the others are taken to be at their mean."
+            f"unlabelled has {len(shared):,} of the {len(set(own)):,} genes of adata; the others are set to their mean."
         )
     _, of_adata, of_others = np.intersect1d(adata.obs_names, others.obs_names, return_indices=True)
     if len(of_adata) == 0:
@@ -103,8 +103,8 @@ def check_unlabelled(others: AnnData, adata: AnnData, reading: Reading) -> None:
     if same.any():
         name = str(adata.obs_names[of_adata[some][same.argmax()]])
         msg = (
-            f"Cells of unlabelled are cells of adata, such as {name!r} (of {len(some):,} with the same name, {int(same.sum()):,} "
-            "have the same expression). A model that has seen a validation cell cannot be judged by it. Leave them out: "
+            f"Some cells of unlabelled are also in adata, such as {name!r} (of {len(some):,} with the same name, {int(same.sum()):,} "
+            "have the same expression), so scores on held-out cells would be invalid. Exclude them: "
             "unlabelled[~unlabelled.obs_names.isin(adata.obs_names)]."
         )
         raise DataError(msg)
@@ -121,26 +121,27 @@ def fit_unlabelled(
     weights: tuple[float, ...] | None = None,
     seed: int = 0,
 ) -> LinearFit:
-    """Fit a logistic regression again, to the cells without labels that it is sure of as well.
+    """Refit a logistic regression with confidently pseudo-labelled cells.
 
-    Scaling and penalty stay as they were. A guess counts as much as a labelled cell, but all guesses of a class no more than
-    its labelled cells. Where fewer of the left-out labelled cells get their label, by more than two standard errors, the first fit
-    stays. Their loss says less: it mostly rises, since the model gets surer of itself, and that is for the calibration.
+    Scaling and penalty are unchanged. A pseudo-label has the weight of a labelled cell, but all pseudo-labels of a
+    class at most that of its labelled cells. If the accuracy on left-out labelled cells decreases by more than two
+    standard errors, the first fit is kept. Their loss is less informative: it mostly increases, since the model becomes
+    overconfident, which calibration corrects.
 
     Parameters
     ----------
     fit
-        From :func:`~scgalore.tasks.linear.fit_classes`.
+        Result of :func:`~scgalore.tasks.linear.fit_classes`.
     adata, others, reading
-        Labelled cells, the others, and how to read them. Genes that the others lack are taken to be at their mean.
+        Labelled cells, the others, and how to read them. Genes missing in the others are set to their mean.
     codes
         Class of each cell of ``adata``; only those of the cells of ``fit`` are used.
     classes
         Names of the classes.
     weights
-        Weight of each class in the loss; ``None`` weighs all cells alike.
+        Weight of each class in the loss; ``None`` for equal weights of cells.
     seed
-        Draws the cells to look at, of many.
+        Seed for sampling from many unlabelled cells.
     """
     rng, n_classes = np.random.default_rng(seed), len(classes)
     of_class = np.ones(n_classes) if weights is None else np.array(weights)
@@ -163,7 +164,7 @@ def fit_unlabelled(
     temperature = fit_temperature(fit.predicted[fit.cells[train]], y[train])
 
     def guess(labelled: Array, first: tuple[Array, Array]) -> tuple[Array, Array, Array]:
-        """Rows that are labelled, their classes, and how much each counts."""
+        """Pseudo-labelled rows, their classes and weights."""
         p = softmax((of_others @ first[0] + first[1]) / temperature, axis=1)
         rows = np.flatnonzero(p.max(axis=1) > THRESHOLD)
         found = p[rows].argmax(axis=1)
@@ -171,7 +172,7 @@ def fit_unlabelled(
         return rows, found, np.minimum(1.0, known / np.maximum(guessed, 1))[found]
 
     def learn(labelled: Array) -> tuple[Array, Array, Array]:
-        """Coefficients, intercepts and the guesses that they were fitted to, of a model of these labelled cells."""
+        """Coefficients, intercepts and pseudo-labels of a model of these labelled cells."""
         first = Logistic(of_class, EXACT)(features[labelled], y[labelled], fit.penalty)
         rows, found, counts = guess(labelled, first)
         if len(rows) == 0:
@@ -197,8 +198,8 @@ def fit_unlabelled(
     report |= {"temperature": temperature, "gain": gain, "gain_se": error, "used": used}
     report["classes"] = pd.DataFrame(counts, index=list(classes))
     logg.info(
-        f"    {len(guessed):,} of {len(drawn):,} cells without a label got one with a probability above {THRESHOLD:g}. With them, "
-        f"the accuracy of the linear model on labelled cells that it has not seen changes by {gain:+.3f} ± {error:.3f}, so they "
+        f"    {len(guessed):,} of {len(drawn):,} unlabelled cells were labelled with a probability above {THRESHOLD:g}. With them, "
+        f"the accuracy of the linear model on left-out labelled cells changes by {gain:+.3f} ± {error:.3f}, so they "
         f"are {'used' if used else 'not used'}"
     )
     if not used:
@@ -222,7 +223,7 @@ def _stacked(
     their_genes: list[str],
     drawn: NDArray[np.int64],
 ) -> tuple[sp.csr_matrix, NDArray[np.bool_], sp.csr_matrix]:
-    """Labelled cells and the drawn others by the genes of the model, and which of these the others have."""
+    """Labelled cells and sampled others with the genes of the model, and a mask of the genes that the others have."""
     x = expression.rows(fit.cells)[:, fit.model.matched(expression, genes).columns]
     matched = fit.model.matched(theirs, their_genes)
     q = matched.of(theirs.rows(drawn))

@@ -20,13 +20,13 @@ N_SAMPLES = 500
 
 @dataclass(frozen=True)
 class ValueScores:
-    """Scores of methods on the same cells, and on the same samples of them, so that differences are paired.
+    """Scores of methods on the same cells and bootstrap samples, so that differences are paired.
 
     Attributes
     ----------
     samples
-        By method, float64 ``(1 + n_samples, 3)``: R2, Spearman correlation, mean absolute error. The first row is of the
-        cells themselves, the others of samples drawn with replacement.
+        By method, float64 ``(1 + n_samples, 3)``: R2, Spearman correlation, mean absolute error. The first row is for
+        the original cells, the others for bootstrap samples.
     n
         Number of cells.
     """
@@ -45,7 +45,7 @@ class ValueScores:
         truth
             True values, ``(n,)``.
         seed
-            Seed of the samples.
+            Seed for the bootstrap.
         """
         n = len(truth)
         drawn = np.random.default_rng(seed).integers(n, size=(N_SAMPLES, n))
@@ -68,7 +68,7 @@ class ValueScores:
 def score_values(predicted: NDArray[np.floating], truth: NDArray[np.floating]) -> dict[str, float]:
     """Coefficient of determination ``r2``, rank correlation ``spearman`` and mean absolute error ``mae``.
 
-    The first two are NaN where the true values are all the same, the second also where the predictions are.
+    The first two are NaN if the true values are constant, the second also if the predictions are.
 
     Parameters
     ----------
@@ -89,6 +89,6 @@ def score_values(predicted: NDArray[np.floating], truth: NDArray[np.floating]) -
 
 
 def _summary(samples: NDArray[np.float64]) -> dict[str, float]:
-    errors = samples[1:].std(axis=0, ddof=1)  # NaN where a score is undefined
+    errors = samples[1:].std(axis=0, ddof=1)  # NaN if a score is undefined
     numbers = dict(zip(METRICS, samples[0].tolist(), strict=True))
     return numbers | {f"{name}_se": float(error) for name, error in zip(METRICS, errors, strict=True)}

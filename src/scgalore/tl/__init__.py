@@ -1,4 +1,4 @@
-"""Tools: each reads an AnnData or MuData and writes documented keys; most call a model."""
+"""Tools: functions that read an AnnData or MuData and write documented keys; most use a model."""
 
 from scgalore.tl._annotate import annotate
 from scgalore.tl._build_reference import build_reference

@@ -1,4 +1,4 @@
-"""Labels, or other predictions, for new cells."""
+"""Predict labels or values of new cells."""
 
 from __future__ import annotations
 
@@ -43,23 +43,23 @@ def annotate(
     key_added: str | None = None,
     copy: bool = False,
 ) -> Data | None:
-    """Predict classes or values of cells with a model that was fine-tuned on others.
+    """Predict classes or values of cells with a fine-tuned model.
 
-    Genes are matched by name, so the query may have measured others than the training data.
+    Genes are matched by name; the query may contain other genes than the training data.
 
     Parameters
     ----------
     {query}
     model
-        What :func:`scgalore.tl.finetune` returned, or a folder it was saved to.
+        Model returned by :func:`scgalore.tl.finetune`, or a folder it was saved to.
     unknown
-        Share of wrong labels to accept among the labelled cells, such as 0.05; the label of the other cells is ``"unknown"``.
-        A cell is unknown if the probability of its label is below a threshold: the lowest one at which, on the validation
-        cells of training, the upper 95 % confidence bound on the share of wrong labels is at most ``unknown``; where they are too
-        few for that, a warning says so, and the threshold with the lowest bound is taken. It is also
-        unknown if it is less like the training cells than 95 % of the validation cells are, as cells of a type that training
-        had none of often are. The rate holds for cells of the classes and data like those of training; it cannot be promised for
-        new types. ``None`` labels every cell. See :doc:`/concepts/unknown-cells`.
+        Accepted fraction of wrong labels among the labelled cells, such as 0.05; all other cells are labelled
+        ``"unknown"``. A cell is unknown if the probability of its label is below a threshold: the lowest one at which,
+        on the validation cells of training, the upper 95 % confidence bound on the fraction of wrong labels is at most
+        ``unknown``. With too few validation cells for that, a warning is logged and the threshold with the lowest bound
+        is used. A cell is also unknown if it is less similar to the training cells than 95 % of the validation cells,
+        as is often the case for cell types absent from training. The error rate holds for classes and data like those
+        of training; it is not guaranteed for new types. ``None`` labels every cell. See :doc:`/concepts/unknown-cells`.
     {layer}
     {gene_symbols}
     {data_type}
@@ -81,28 +81,30 @@ def annotate(
     ``None``, or with ``copy=True`` the container it was given, with these keys set:
 
     `adata.obs['scgpt_label' | key_added + '_label']` : :class:`pandas.Categorical`
-        Most probable class; with ``unknown``, ``"unknown"`` where no label is given.
+        Most probable class; with ``unknown``, ``"unknown"`` for cells that get no label.
     `adata.obs['scgpt_label_score' | key_added + '_label_score']` : :class:`numpy.ndarray` (dtype `float32`)
         Probability of the most probable class, calibrated on the validation cells of training.
     `adata.obs['scgpt_novelty' | key_added + '_novelty']` : :class:`numpy.ndarray` (dtype `float32`)
-        How unlike the training cells each cell is, about 1 for those that are alike; with ``unknown`` only.
-    `adata.obsm['scgpt_probabilities' | key_added + '_probabilities']` : :class:`numpy.ndarray` (shape `(n_obs, n_classes)`, dtype `float32`)
+        Dissimilarity of each cell to the training cells, about 1 for cells like these; only with ``unknown``.
+    `adata.obsm['scgpt_probabilities' | key_added + '_probabilities']` : :class:`numpy.ndarray` (shape `(n_obs,
+    n_classes)`, dtype `float32`)
         Probability of each class, in the order of ``uns[...]['classes']``.
     `adata.obsm['X_scGPT' | key_added]` : :class:`numpy.ndarray` (shape `(n_obs, d_model)`, dtype `float32`)
         Embeddings with unit norm.
     `adata.obs['scgpt_value' | key_added + '_value']` : :class:`numpy.ndarray` (dtype `float32`)
-        Predicted number, in place of the first three, for a model that was fine-tuned with ``values_key``.
+        Predicted value, instead of the first three keys, for a model fine-tuned with ``values_key``.
     `adata.uns['annotate' | key_added]` : :class:`dict`
-        ``params``, ``calibration`` (temperature, number of validation cells, and their expected calibration error with it and
-        without it), ``unknown`` (thresholds, how many cells are unknown, and why), ``classes`` (or ``column``, ``mean`` and ``std`` of the values), ``weights``, ``genes`` and ``version``.
+        ``params``, ``calibration`` (temperature, number of validation cells, and their expected calibration error with
+        and without it), ``unknown`` (thresholds, number of unknown cells by reason), ``classes`` (or ``column``,
+        ``mean`` and ``std`` of the values), ``weights``, ``genes`` and ``version``.
 
     Raises
     ------
     OptionError
-        If the model was not fine-tuned to predict classes or values, or if ``unknown`` is given and the model keeps nothing of
-        validation cells: it was trained without, or saved by version 0.5.0.
+        If the model was not fine-tuned to predict classes or values, or if ``unknown`` is given and the model was
+        trained without validation cells or saved by version 0.5.0.
     DataError
-        If the matrix holds negative, NaN or infinite values, no gene matches, or a cell expresses none that does.
+        If the matrix contains negative, NaN or infinite values, no gene matches, or a cell expresses no matched gene.
 
     Examples
     --------
@@ -121,7 +123,7 @@ def annotate(
         "accelerator": accelerator,
         "devices": devices,
     }
-    RunOptions.of(**how)  # refuses before anything is read
+    RunOptions.of(**how)  # raises before anything is read
     data = copied(query, mod=mod) if copy else query
     adata = writable_adata(data, mod=mod)
     refuse_elsewhere(data, mod=mod, obs={}, gene_symbols=gene_symbols)
@@ -129,7 +131,7 @@ def annotate(
     memory = fitted.require_memory()
     task, keys = task_named(memory.task), fitted.keys("annotate", key_added)
     if not task.predicts:
-        msg = f"A model that was trained for task={task.name!r} has nothing to annotate cells with. Use sg.tl.embed(adata, model)."
+        msg = f"A model trained for task={task.name!r} cannot annotate cells. Use sg.tl.embed(adata, model)."
         raise OptionError(msg)
     rule = None if unknown is None else task.unknown_rule(memory, unknown)
     with logg.step(f"annotating {adata.n_obs:,} cells with {fitted.provenance['name']}") as step:

@@ -1,4 +1,4 @@
-"""References to map queries to."""
+"""Build references that queries are mapped to."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ if TYPE_CHECKING:
     from scgalore.model import CellModel
 
 N_EMBEDDED = 65_536
-"""Cells whose embeddings are in memory at a time."""
+"""Number of cells whose embeddings are in memory at once."""
 
 
 @shared_parameters
@@ -69,38 +69,41 @@ def build_reference(
     devices: int | str | None = None,
     rng: Rng = 0,
 ) -> Reference:
-    """Build a reference of labelled cells, to which :func:`scgalore.tl.map_to_reference` maps others.
+    """Build a reference of labelled cells for :func:`scgalore.tl.map_to_reference`.
 
-    Cells are embedded by one model. Embeddings are centred, projected to principal axes of which each is divided by the square root
-    of its standard deviation, and compared by direction. Some cells of the reference are left out and mapped to the others, which
-    calibrates the probabilities of labels and says how far from its neighbours a cell of the reference usually is.
+    Cells are embedded by one model. Embeddings are centred, projected to principal axes, each divided by the square
+    root of its standard deviation, and compared by cosine distance. Some cells of the reference are held out and mapped
+    to the others, to calibrate label probabilities and to measure the usual distance of a reference cell from its
+    neighbours.
 
     Parameters
     ----------
     sources
-        Cells with labels: an AnnData, a MuData with the modality ``mod``, the path of an ``.h5ad`` file, or a list of these. They may
-        have different genes. Files and backed objects are read a block at a time.
+        Cells with labels: an AnnData, a MuData with the modality ``mod``, the path of an ``.h5ad`` file, or a list of
+        these. They may have different genes. Files and backed objects are read in blocks.
     model
-        Name in the registry of weights, folder of a checkpoint, or a model; best one that was fine-tuned. With ``extend`` it may be
-        left out. One that is in no folder has to be passed to :func:`scgalore.tl.map_to_reference` again, once the reference is read from its file.
+        Name in the registry of weights, folder of a checkpoint, or a model; a fine-tuned one works best. May be omitted
+        with ``extend``. A model that was not saved has to be passed again to :func:`scgalore.tl.map_to_reference` when
+        the reference is read from a file.
     labels
-        Columns of ``obs`` with labels to map, such as ``["cell_type", "tissue"]``.
+        Columns of ``obs`` with labels to transfer, such as ``["cell_type", "tissue"]``.
     batch_key
-        Column of ``obs`` with the batch of each cell, such as its donor or assay. The cells that are left out are then mapped to cells of other batches,
-        so that what is measured holds for a query from a new batch. A model that takes batches out (``task="integration"``) reads it, too, or the
-        column that it was trained with; it embeds a source at once.
+        Column of ``obs`` with the batch of each cell, such as its donor or assay. Held-out cells are then mapped to
+        cells of other batches, so that the measured accuracy holds for a query from a new batch. A model that removes
+        batch effects (``task="integration"``) reads this column too, or the one it was trained with, and embeds each
+        source at once.
     basis
-        Key of ``obsm`` with coordinates of a plot, such as ``"X_umap"``, in which queries get a place.
+        Key of ``obsm`` with two-dimensional coordinates, such as ``"X_umap"``, into which queries are placed.
     path
-        File to write the reference to; it appears whole or not at all. Without, it is kept in memory.
+        File to write the reference to, completely or not at all. By default it is kept in memory.
     extend
-        Reference, or path of one, to which the cells are added: one by the same model and with the same ``labels``, ``batch_key`` and ``basis``, which are
-        those of the reference when left out. Axes stay as they are, and what was measured is measured anew. One in a file is replaced by the larger
-        one, unless ``path`` names another file.
+        Reference, or path of one, to which the cells are added. It must have been built with the same model,
+        ``labels``, ``batch_key`` and ``basis``, which may be omitted. Axes are kept, and calibration is repeated. A
+        reference in a file is replaced by the larger one, unless ``path`` names another file.
     n_neighbors
-        Number of neighbours that vote.
+        Number of neighbours used for voting.
     n_components
-        Most principal axes to keep; ``None`` keeps all.
+        Maximum number of principal axes; ``None`` keeps all.
     {layer}
     {gene_symbols}
     {data_type}
@@ -108,7 +111,8 @@ def build_reference(
     {min_matched}
     {mod}
     max_length
-        Most tokens of a cell; longer cells are sampled, with ``rng``. Queries are read alike. ``None`` is what the weights were trained with.
+        Maximum number of tokens per cell; the genes of longer cells are sampled, using ``rng``. The same limit applies
+        to queries. ``None`` uses the length the weights were trained with.
     {precision}
     {batch_size}
     {batch_tokens}
@@ -118,19 +122,19 @@ def build_reference(
 
     Returns
     -------
-    The reference. With ``path``, its large arrays stay in the file, and memory does not grow with the number of cells but by about 60 bytes
-    for each; while it is built, embeddings are on the disk of ``path``, 4 bytes a number.
+    The reference. With ``path``, its large arrays stay in the file, and memory grows by only about 60 bytes per cell;
+    while it is built, embeddings are stored on the disk of ``path``, 4 bytes per number.
 
     Raises
     ------
     MissingKeyError
         If a column, ``basis``, ``layer`` or ``mod`` does not exist.
     DataError
-        If a label is missing, no gene matches, or the matrix holds what is neither counts nor logarithms. In all these cases before cells are
-        embedded and anything is written. If cells would be in the reference twice, with the same name and embedding; before anything is
-        written.
+        If a label is missing, no gene matches, or the matrix contains neither counts nor log-normalised values (raised
+        before cells are embedded); or if a cell would be in the reference twice, with the same name and embedding.
+        Nothing is written.
     OptionError
-        If an option is out of range, there is a file at ``path``, or ``extend`` is a reference by another model.
+        If an option is out of range, ``path`` exists, or ``extend`` was built with another model.
 
     Examples
     --------
@@ -151,20 +155,20 @@ def build_reference(
         "accelerator": accelerator,
         "devices": devices,
     }
-    RunOptions.of(**how)  # refuses before anything is read
+    RunOptions.of(**how)  # raises before anything is read
     _check_number("n_neighbors", n_neighbors)
     if n_components is not None:
         _check_number("n_components", n_components)
     base = read_reference(extend) if isinstance(extend, str | os.PathLike) else extend
     if base is not None and not isinstance(base, Reference):
-        msg = f"extend is a {type(base).__name__}; pass a reference, or the path of one."
+        msg = f"extend is a {type(base).__name__}; expected a reference or its path."
         raise OptionError(msg)
     asked = {"labels": _listed(labels), "batch_key": batch_key, "basis": basis}
     keys: dict[str, Any] = asked if base is None else _same_keys(base, asked)
     if keys["labels"]:
         _check_names(keys["labels"])
     else:
-        msg = "labels= names no column of obs. Pass the columns with labels to map, such as labels=['cell_type']."
+        msg = "labels= is empty. Pass the columns of obs with labels to transfer, such as labels=['cell_type']."
         raise OptionError(msg)
     target = _target(path, base)
     atlas = [_resolved(one, mod, keys, gene_symbols) for one in _sources(sources)]
@@ -177,8 +181,8 @@ def build_reference(
         known = _known_as(fitted) if base is None else base.made["model"]
         if target is not None and known["layout"] in IN_MEMORY:
             logg.warning(
-                f"{known['name']!r} is a model in memory, and a reference in a file finds its model in a folder. Save it, model.save(folder), and "
-                "build with model=folder; or pass the model or its folder to sg.tl.map_to_reference, too."
+                f"{known['name']!r} exists only in memory, so the reference file cannot refer to it. Either save it with model.save(folder) and "
+                "build with model=folder, or pass the model to sg.tl.map_to_reference as well."
             )
         parts = [fitted.cells(adata, **reading.of_tokens(), **tokens) for adata in atlas]
         columns = replace(columns, genes=distinct(part.measured_genes() for part in parts))
@@ -214,33 +218,33 @@ def _listed(labels: str | Sequence[str] | None) -> list[str] | None:
 
 
 def _check_names(labels: Sequence[str]) -> None:
-    """Refuse columns whose results would have the same name."""
+    """Raise an error if results of two columns would have the same name."""
     for slot, names in MappingKeys.from_key_added(None, tuple(labels)).slots.items():
         if twice := {name for name in names if names.count(name) > 1}:
-            msg = f"labels={list(labels)}: two results of a query would have the name {min(twice)!r} in {slot}. Rename a column."
+            msg = f"labels={list(labels)}: two results of a query would both be named {min(twice)!r} in {slot}. Rename a column."
             raise OptionError(msg)
 
 
 def _same_keys(base: Reference, asked: dict[str, Any]) -> dict[str, Any]:
-    """Keys of the reference, which those that were passed must be."""
+    """Keys of the reference; keys that were passed must agree with them."""
     keys = dict(base.made["keys"])
     for name, value in asked.items():
         if value is not None and value != keys[name]:
-            msg = f"{name}={value!r}, and the reference to extend was built with {name}={keys[name]!r}. Leave it out, or build another reference."
+            msg = f"{name}={value!r}, but the reference to extend was built with {name}={keys[name]!r}. Omit it, or build a new reference."
             raise OptionError(msg)
     return keys
 
 
 def _target(path: PathLike | None, base: Reference | None) -> Path | None:
-    """File to write to, if there is to be one."""
+    """Resolve the file to write to, if any."""
     if path is None:
         return None if base is None else base.path
     target = Path(path).expanduser().absolute()
     if target.exists() and (base is None or target != base.path):
-        msg = f"path={str(path)!r}: there is one already. Give another path, or delete it."
+        msg = f"path={str(path)!r} already exists. Pass another path, or delete it."
         raise OptionError(msg)
     if not target.parent.is_dir():
-        msg = f"path={str(path)!r}: there is no folder {target.parent}. Make it first."
+        msg = f"path={str(path)!r}: the folder {target.parent} does not exist. Create it first."
         raise OptionError(msg)
     refuse_unwritable(target.parent, "path")
     return target
@@ -249,7 +253,7 @@ def _target(path: PathLike | None, base: Reference | None) -> Path | None:
 def _sources(sources: Any) -> list[Any]:
     listed = list(sources) if isinstance(sources, Sequence) and not isinstance(sources, str) else [sources]
     if not listed:
-        msg = "There are no cells to build a reference of. Pass an AnnData, the path of an .h5ad file, or a list of these."
+        msg = "No cells to build a reference from. Pass an AnnData, the path of an .h5ad file, or a list of these."
         raise OptionError(msg)
     return listed
 
@@ -268,7 +272,7 @@ def _read_cells(atlas: list[AnnData], keys: dict[str, Any]) -> Cells:
     labels = {name: _column(atlas, name, "labels") for name in keys["labels"]}
     batches = None if keys["batch_key"] is None else _column(atlas, keys["batch_key"], "batch_key")
     if batches is not None and len(batches.classes) < 2:
-        msg = f"batch_key={keys['batch_key']!r}: all cells are of one batch, {batches.classes[0]!r}. Leave it out."
+        msg = f"batch_key={keys['batch_key']!r}: all cells are in one batch, {batches.classes[0]!r}. Omit batch_key=."
         raise DataError(msg)
     at = None if keys["basis"] is None else np.concatenate([_coordinates(adata, keys["basis"]) for adata in atlas])
     names = np.concatenate([np.char.encode(adata.obs_names.to_numpy(dtype=str), "utf-8") for adata in atlas])
@@ -276,7 +280,7 @@ def _read_cells(atlas: list[AnnData], keys: dict[str, Any]) -> Cells:
 
 
 def _column(atlas: list[AnnData], key: str, asked: str) -> Column:
-    """A column of obs of all cells, as classes."""
+    """Read a column of obs of all cells, as classes."""
     found = [read_column(adata.obs, key, asked=asked) for adata in atlas]
     for number, column in enumerate(found):
         texts = texts_of(column)
@@ -284,8 +288,8 @@ def _column(atlas: list[AnnData], key: str, asked: str) -> Column:
         if missing.any():
             where = f"adata.obs[{key!r}]" + (f" of source {number}" if len(found) > 1 else "")
             msg = (
-                f"{missing.sum():,} of {len(column):,} cells have no label in {where}. Leave these cells out, "
-                f"adata[adata.obs[{key!r}].notna()], or give them a label."
+                f"{missing.sum():,} of {len(column):,} cells have no label in {where}. Exclude them with "
+                f"adata[adata.obs[{key!r}].notna()], or label them."
             )
             raise DataError(msg)
     of_all = np.concatenate([texts_of(column) for column in found])
@@ -305,11 +309,11 @@ def _categories(column: Any) -> tuple[str, ...] | None:
 
 def _coordinates(adata: AnnData, basis: str) -> NDArray[np.float32]:
     if basis not in adata.obsm:
-        msg = f"basis={basis!r} is not a key of adata.obsm, which has {list(adata.obsm)}. Compute it first, such as with sc.tl.umap."
+        msg = f"basis={basis!r} is not a key of adata.obsm, which has {list(adata.obsm)}. Compute it first, for example with sc.tl.umap."
         raise MissingKeyError(msg)
     at = np.asarray(adata.obsm[basis], dtype=np.float32)
     if at.ndim != 2 or at.shape[1] != 2 or not np.isfinite(at).all():
-        msg = f"adata.obsm[{basis!r}] has the shape {at.shape}; expected two finite coordinates of each cell."
+        msg = f"adata.obsm[{basis!r}] has shape {at.shape}; expected two finite coordinates per cell."
         raise DataError(msg)
     return at
 
@@ -318,13 +322,13 @@ def _model(model: PathLike | CellModel | None, base: Reference | None) -> CellMo
     if base is not None:
         return model_of_reference(base, model)
     if model is None:
-        msg = "model= is missing. Pass a name of sg.weights.list_weights(), a folder, or a model that was fine-tuned."
+        msg = "model= is missing. Pass a name from sg.weights.list_weights(), a folder, or a fine-tuned model."
         raise OptionError(msg)
     return as_model(model)
 
 
 def _known_as(model: CellModel) -> dict[str, Any]:
-    """What a reference keeps of its model: where to find it from any folder, and what to know it by."""
+    """Record of the model in a reference: its location, as an absolute path, and its identity."""
     known: dict[str, Any] = {**model.provenance, "identity": model.embedding_identity}
     if known["layout"] not in IN_MEMORY and known["name"] not in list_weights():
         known["name"] = str(Path(known["name"]).absolute())
@@ -332,12 +336,12 @@ def _known_as(model: CellModel) -> dict[str, Any]:
 
 
 def _warn_of_correction(model: CellModel) -> None:
-    """Warn of a network that was trained to correct a linear model, whose embedding need not tell apart what that model does."""
+    """Warn if the network was trained to correct a linear model: its embedding need not separate the classes."""
     trained = model.result is not None and (model.result.best_epoch is None or model.result.best_epoch >= 0)
     if trained and getattr(model.memory, "prior", None) is not None:
         logg.warning(
-            "The network of this model was trained to correct a linear model, so cells of one type need not be near to each other in its "
-            "embedding. For a reference, fine-tune it with prior='none', or take the model that it was fine-tuned from."
+            "The network of this model was trained to correct a linear model, so cells of one type need not be close to each other in its "
+            "embedding. For a reference, fine-tune with prior='none', or use the model before fine-tuning."
         )
 
 
@@ -350,7 +354,7 @@ def _embedded(
     empty: Any,
     how: dict[str, Any],
 ) -> NDArray[np.float32]:
-    """Embeddings of all cells, a block of a source at a time; the whole of it where its batches may be estimated from its cells."""
+    """Embed all cells in blocks; a whole source at once if batch effects are estimated from its cells."""
     embedding, start = empty((0, 0), np.float32), 0
     for part, adata in zip(parts, atlas, strict=True):
         for rows in blocks(part.n_obs, part.n_obs if model.knows_batches else N_EMBEDDED):
@@ -366,7 +370,7 @@ def _embedded(
 
 
 def _scratch(target: Path | None) -> Any:
-    """Makes empty arrays: in memory, or in a file next to the target that vanishes with the array."""
+    """Return a function that makes empty arrays, in memory or in a temporary file next to the target."""
     if target is None:
         return np.empty
 
@@ -375,7 +379,7 @@ def _scratch(target: Path | None) -> Any:
         if n_bytes == 0:
             return np.empty(shape, dtype)
         with writing(target), TemporaryFile(dir=target.parent) as file:
-            # A disk that is full is said here and not by a signal while the array is written.
+            # Allocating the file here raises an error on a full disk; writing to the map would end in a signal.
             if hasattr(os, "posix_fallocate"):
                 os.posix_fallocate(file.fileno(), 0, n_bytes)
             else:
@@ -388,15 +392,15 @@ def _scratch(target: Path | None) -> Any:
 def _report(found: Reference) -> None:
     for name, calibration in found.calibrations.items():
         logg.info(
-            f"    {name}: {100 * found.accuracies[name]:.1f} % of the cells of the reference that were left out get their label, with an "
+            f"    {name}: {100 * found.accuracies[name]:.1f} % of held-out reference cells get the right label, with an "
             f"expected calibration error of {calibration.error_after:.3f}"
         )
     if found.lists.n_lists > 1:
         logg.info(
-            f"    {found.lists.n_lists:,} lists, of which {found.lists.n_probe} are looked at: {100 * found.lists.recall:.1f} % of "
-            "the true neighbours of some cells"
+            f"    {found.lists.n_lists:,} lists, {found.lists.n_probe} searched per query: {100 * found.lists.recall:.1f} % of "
+            "the true neighbours found in a sample of cells"
         )
     if found.gap_threshold is None:
         logg.warning(
-            f"With {found.n_obs:,} cells it cannot be said which cells of a query are far from the reference; {FEWEST_LEFT_OUT + 1} are needed."
+            f"The reference has {found.n_obs:,} cells; at least {FEWEST_LEFT_OUT + 1} are needed to detect query cells that are far from it."
         )

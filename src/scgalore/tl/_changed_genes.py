@@ -1,4 +1,4 @@
-"""Which genes are changed in silico, and which random ones they are compared with."""
+"""Genes to change in silico, and random genes to compare them with."""
 
 from __future__ import annotations
 
@@ -24,20 +24,20 @@ __all__ = ["Genes"]
 
 @dataclass(frozen=True)
 class Genes:
-    """Genes to change, and those that random ones may be drawn from.
+    """Genes to change, and genes from which random ones may be drawn.
 
     Attributes
     ----------
     names, tokens
-        Of the genes to change.
+        Names and tokens of the genes to change.
     measured
         Names of the columns that have a token.
     columns, column_tokens
-        These columns, and their tokens.
+        These columns and their tokens.
     expression
-        Mean log-normalised expression of each of them in the chosen cells.
+        Mean log-normalised expression of each of these columns in the chosen cells.
     drawable
-        Which of them a random gene may be: those that the edit changes in some cell.
+        Columns that random genes may be drawn from: those that the edit changes in some cell.
     """
 
     names: list[str]
@@ -60,20 +60,20 @@ class Genes:
         min_cells: int,
         species: str,
     ) -> Genes:
-        """Find them, and refuse what cannot be changed.
+        """Find the genes and raise an error for those that cannot be changed.
 
         Parameters
         ----------
         names
-            What was asked for; ``None`` for all.
+            Requested genes; ``None`` for all.
         columns_named
             Names of all columns.
         model, cells, logs, edit
-            What they are changed in.
+            Model, cells and edit.
         min_cells
-            Fewest cells that express a gene which was not asked for.
+            Minimum number of cells that express a gene, if ``names`` is ``None``.
         species
-            Whose genes they are.
+            Species of the genes.
         """
         columns = np.flatnonzero(cells.tokenizer.token_ids >= 0)
         columns = columns[
@@ -88,8 +88,8 @@ class Genes:
             enough = np.flatnonzero(n_expressed >= min_cells)
             if len(enough) == 0:
                 msg = (
-                    f"No gene of the vocabulary is expressed in min_cells={min_cells} of the {logs.shape[0]:,} chosen cells. Lower min_cells, "
-                    "or raise n_cells."
+                    f"No gene of the vocabulary is expressed in min_cells={min_cells} of the {logs.shape[0]:,} chosen cells. Decrease min_cells "
+                    "or increase n_cells."
                 )
                 raise DataError(msg)
             names, tokens = [measured[i] for i in enough], column_tokens[enough]
@@ -99,19 +99,21 @@ class Genes:
             if edit.mode == "knockout":
                 place = {token: i for i, token in enumerate(column_tokens.tolist())}
                 at = np.array([place.get(token, -1) for token in tokens.tolist()])
-                hint = "A gene that is not there cannot be knocked out; mode='overexpress' and 'set' can add it."
+                hint = "A gene that is not measured cannot be knocked out; mode='overexpress' and 'set' can add it."
                 _refuse(names, at < 0, "not measured in these data", hint)
-                hint = f"Leave them out, or pass genes=None for all that at least min_cells={min_cells} express."
+                hint = f"Omit them, or pass genes=None for all genes expressed in at least min_cells={min_cells} cells."
                 _refuse(names, ~drawable[at], f"not expressed in any of the {logs.shape[0]:,} chosen cells", hint)
             first = np.unique(tokens, return_index=True)[1]
             if len(first) < len(tokens):
                 twice = [name for i, name in enumerate(names) if i not in first]
-                msg = f"genes= names a gene more than once, by another name: {few(twice)}. Pass each gene once."
+                msg = (
+                    f"genes= contains a gene more than once, under different names: {few(twice)}. Pass each gene once."
+                )
                 raise OptionError(msg)
         return cls(names, tokens, measured, columns, column_tokens, expression, drawable)
 
     def random(self, n: int, *, seed: int) -> NDArray[np.int64]:
-        """Token ids of random genes of all levels of expression."""
+        """Token ids of random genes from all levels of expression."""
         at = np.flatnonzero(self.drawable)
         return self.column_tokens[at[random_genes(self.expression[at], self.column_tokens[at], n, seed=seed)]]
 

@@ -1,4 +1,4 @@
-"""Options that are declared elsewhere, in the signature and the docstring of a function that takes them as ``**options``."""
+"""Decorators that add declared options to the signature and docstring of a function that takes ``**options``."""
 
 from __future__ import annotations
 
@@ -26,9 +26,9 @@ def with_task_arguments(function: F) -> F:
     Parameters
     ----------
     function
-        Takes them among its ``**options``; they are shown after its ``task``.
+        Function that takes the arguments in its ``**options``; they are shown after ``task``.
     """
-    options: dict[str, dict[Option, list[str]]] = {}  # a name may be that of several options, each of some tasks
+    options: dict[str, dict[Option, list[str]]] = {}  # options of different tasks may share a name
     for task in TASKS.values():
         for option in task.arguments:
             options.setdefault(option.name, {}).setdefault(option, []).append(repr(task.name))
@@ -47,7 +47,7 @@ def with_options_of(cls: type, *, after: str) -> Callable[[F], F]:
     cls
         The dataclass.
     after
-        Parameter of the function, which takes the options among its ``**options``, that they are shown after.
+        Parameter of the function after which the options are shown.
     """
     declared = options_of(cls)
     helps = {option.name: dedent(option.help).strip() for option in declared}

@@ -51,31 +51,31 @@ def embed(
 ) -> Data | None:
     """Embed cells with a foundation model :cite:p:`Cui2024`.
 
-    Expressed genes of the model's vocabulary become tokens; the embedding is the state of the ``<cls>`` token after the
-    last layer, with unit norm. Counts and log-normalised values give nearly the same numbers, since values are binned
-    within each cell. A cell's embedding depends on the cell, the weights and ``rng`` alone. scBERT reads all of its genes and
-    averages its tokens: :doc:`/scbert`.
+    Expressed genes of the model's vocabulary become tokens; the embedding is the output of the last layer at the
+    ``<cls>`` token, with unit norm. Counts and log-normalised values give nearly the same embedding, since values are
+    binned within each cell. The embedding of a cell depends only on the cell, the weights and ``rng``. scBERT reads all
+    genes of its vocabulary and averages over tokens: :doc:`/scbert`.
 
     Parameters
     ----------
     {data}
     {model}
     protein
-        Counts of antibodies of the same cells, a key of ``adata.obsm`` or an AnnData: RNA and proteins are embedded together, by a model
-        that was fine-tuned with ``task="multiomic"``.
+        Antibody counts of the same cells, a key of ``adata.obsm`` or an AnnData: RNA and proteins are embedded
+        together, by a model fine-tuned with ``task="multiomic"``.
     protein_layer
-        Layer of the AnnData of the proteins; its X when left out.
+        Layer of the AnnData with the proteins; ``None`` reads its X.
     {layer}
     {gene_symbols}
     {data_type}
     {species}
     {min_matched}
     mod
-        Modality of a MuData to work on; with two, ``["rna", "prot"]``, the second one is ``protein``.
+        Modality of a MuData to use; with two, ``["rna", "prot"]``, the second one is ``protein``.
     batch_key
-        For a model that was fine-tuned with ``task="integration"``: column of ``adata.obs`` with the batch of each cell; ``None`` is
-        the name that the column had in training. Cells of batches that training has seen are corrected each by itself. What is
-        the batch in cells of others is estimated from these cells, so they should be many, and of types that the training cells had.
+        For a model fine-tuned with ``task="integration"``: column of ``adata.obs`` with the batch of each cell;
+        ``None`` uses the column name from training. Cells of training batches are corrected one by one. The effect of a
+        new batch is estimated from its cells, which should be numerous and of the cell types seen in training.
     {max_length}
     {precision}
     {batch_size}
@@ -90,17 +90,18 @@ def embed(
     -------
     ``None``, or with ``copy=True`` the container it was given, with these keys set:
 
-    `adata.obsm['X_scGPT' | 'X_scBERT' | key_added]` : :class:`numpy.ndarray` (shape `(n_obs, d_model)`, dtype `float32`)
-        Embeddings with unit norm; of a model that takes batches out, up to 50 components that are not.
+    `adata.obsm['X_scGPT' | 'X_scBERT' | key_added]` : :class:`numpy.ndarray` (shape `(n_obs, d_model)`, dtype
+    `float32`)
+        Embeddings with unit norm; for a model that removes batch effects, up to 50 components without unit norm.
     `adata.obsm['X_scGPT_multi' | key_added]` : :class:`numpy.ndarray` (shape `(n_obs, d_model)`, dtype `float32`)
-        Those of RNA and proteins together, in place of the first, with ``protein``.
+        Embeddings of RNA and proteins together, instead of the first key, if ``protein`` is given.
     `adata.uns['embed' | key_added]` : :class:`dict`
         ``params``, ``weights`` (name, sha256), ``genes`` (matched, dropped) and ``version``.
 
     Raises
     ------
     DataError
-        If the matrix holds negative, NaN or infinite values, no gene matches, or a cell expresses none that does.
+        If the matrix contains negative, NaN or infinite values, no gene matches, or a cell expresses no matched gene.
     MissingKeyError
         If ``layer``, ``gene_symbols`` or ``mod`` does not exist.
 
@@ -124,7 +125,7 @@ def embed(
         "accelerator": accelerator,
         "devices": devices,
     }
-    RunOptions.of(**how)  # refuses before anything is read
+    RunOptions.of(**how)  # raises before anything is read
     data = copied(data, mod=mod) if copy else data
     adata = writable_adata(data, mod=mod)
     refuse_elsewhere(data, mod=mod, obs={"batch_key": batch_key}, gene_symbols=gene_symbols)
@@ -152,7 +153,7 @@ def embed(
 
 
 def _report_quality(fitted: CellModel, adata: AnnData) -> None:
-    """Report, once per object, what is known of embeddings by released weights without fine-tuning."""
+    """Log, once per object, the known quality of embeddings by released weights without fine-tuning."""
     name = fitted.provenance["name"]
     known = get_entry(name).zero_shot if name in list_weights() else ""
     if known and logg.is_news(adata, known):

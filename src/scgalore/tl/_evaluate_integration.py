@@ -1,4 +1,4 @@
-"""Scores of integration."""
+"""Evaluate integration."""
 
 from __future__ import annotations
 
@@ -51,33 +51,34 @@ def evaluate_integration(
     key_added: str | None = None,
     copy: bool = False,
 ) -> Data | None:
-    """Score embeddings by how well batches are mixed and labels are kept apart :cite:p:`Luecken2022`.
+    """Score embeddings by batch mixing and separation of labels :cite:p:`Luecken2022`.
 
-    Computes the ten scores of scib with the definitions of scib-metrics, each from 0 to 1, where 1 is the best. Two baselines are
+    Computes the ten scores of scib as defined in scib-metrics, each from 0 to 1 (best). Two baselines are
     scored on the same cells: principal components without integration, and Harmony :cite:p:`Korsunsky2019`.
-    :doc:`/concepts/integration-scores` says what each measures, where numbers differ from those of scib-metrics, and when
-    not to trust them. All pairs of cells are compared, in blocks: time grows with the square of the number of cells.
+    :doc:`/concepts/integration-scores` explains what each score measures, where values differ from scib-metrics, and
+    when not to trust them. All pairs of cells are compared, in blocks: time is quadratic in the number of cells.
 
     Parameters
     ----------
     {data}
     batch_key
-        Column of ``adata.obs`` that holds the batch of each cell.
+        Column of ``adata.obs`` with the batch of each cell.
     {labels_key}
     embeddings
         Keys of ``adata.obsm``.
     baselines
-        What to score in addition: ``"PCA"``, 50 components of the 2,000 genes that vary most within batches, and
+        Baselines to score as well: ``"PCA"``, 50 components of the 2,000 genes most variable within batches, and
         ``"Harmony"``, the same components corrected. May be empty.
     unintegrated
-        Key of ``adata.obsm`` with an embedding without integration, which takes the place of the principal components: as a
-        baseline, under its own name, as what Harmony corrects, and as what the variance between batches is compared with.
+        Key of ``adata.obsm`` with an embedding without integration, used instead of the principal components: as a
+        baseline (under its own name), as input of Harmony, and as reference for the variance between batches.
         ``None`` computes components from the expression.
     {layer}
     {data_type}
     {mod}
     rng
-        Seed or NumPy generator, for k-means and Harmony. The same value gives the same result; ``None`` a different one each time.
+        Seed or NumPy generator, for k-means and Harmony. The same seed gives the same result; ``None`` gives a
+        different one on each call.
     {key_added}
     {copy}
 
@@ -86,20 +87,20 @@ def evaluate_integration(
     ``None``, or with ``copy=True`` the container it was given, with this key set:
 
     `adata.uns['evaluate_integration' | key_added]` : :class:`dict`
-        ``scores`` (a table, one row for each embedding; columns ``nmi``, ``ari``, ``asw_label``, ``isolated_labels``, ``clisi``,
-        ``bras``, ``ilisi``, ``kbet``, ``graph_connectivity``, ``pcr_comparison``, ``asw_batch``, and the means ``bio``, ``batch`` and
-        ``total``, 0.6 of the first and 0.4 of the second), ``columns`` (a table, title and group of each), ``n_cells`` (a
-        table, labels by batches), ``params`` and ``version``.
+        ``scores`` (a table with one row per embedding; columns ``nmi``, ``ari``, ``asw_label``, ``isolated_labels``,
+        ``clisi``, ``bras``, ``ilisi``, ``kbet``, ``graph_connectivity``, ``pcr_comparison``, ``asw_batch``, and the
+        means ``bio``, ``batch`` and ``total``, 0.6 of the first and 0.4 of the second), ``columns`` (a table with title
+        and group of each column), ``n_cells`` (a table, labels by batches), ``params`` and ``version``.
 
     Raises
     ------
     MissingKeyError
         If a column, an embedding, ``layer`` or ``mod`` does not exist.
     DataError
-        If a cell has no batch or label, there is one batch or label only, an embedding holds NaN or infinite values, or the
-        matrix that principal components are computed from cannot be read.
+        If a cell has no batch or label, there is only one batch or label, an embedding contains NaN or infinite values,
+        or the expression for principal components cannot be read.
     OptionError
-        If a baseline is unknown, or two rows would have one name.
+        If a baseline is unknown, or two rows would have the same name.
 
     Examples
     --------
@@ -161,29 +162,29 @@ def evaluate_integration(
 
 
 def _checked_rows(names: Sequence[str], baselines: str | Sequence[str]) -> list[str]:
-    """Baselines in their order, after a look at the names of all rows."""
+    """Check the names of all rows and return the baselines in order."""
     wanted = [baselines] if isinstance(baselines, str) else list(baselines)
     unknown = [name for name in wanted if name not in (PCA, HARMONY)]
     if unknown:
-        msg = f"baselines={wanted}: {unknown[0]!r} is none of {PCA!r} and {HARMONY!r}. Score another embedding with embeddings=."
+        msg = f"baselines={wanted}: {unknown[0]!r} is neither {PCA!r} nor {HARMONY!r}. Pass other embeddings as embeddings=."
         raise OptionError(msg)
     rows = [*wanted, *names]
     if not rows:
-        msg = "There is nothing to score. Pass keys of adata.obsm as embeddings=."
+        msg = "No embedding to score. Pass keys of adata.obsm as embeddings=."
         raise OptionError(msg)
     twice = [name for name in rows if rows.count(name) > 1]
     if twice:
-        msg = f"{twice[0]!r} is among embeddings= and baselines= more than once; expected each row of the table to have its own name."
+        msg = f"{twice[0]!r} occurs more than once in embeddings= and baselines=; each row of the table needs a unique name."
         raise OptionError(msg)
     return [name for name in (PCA, HARMONY) if name in wanted]
 
 
 def _read(adata: AnnData, key: str) -> NDArray[np.float64]:
-    """An embedding from ``obsm``, checked."""
+    """Read and check an embedding from ``obsm``."""
     if key not in adata.obsm:
         msg = (
-            f"adata.obsm has no {key!r}; it has {', '.join(map(repr, adata.obsm)) or 'nothing'}. Make one with "
-            "sg.tl.embed(adata), or pass the keys that there are as embeddings=."
+            f"adata.obsm has no {key!r}; it has {', '.join(map(repr, adata.obsm)) or 'no key'}. Compute one with "
+            "sg.tl.embed(adata), or pass existing keys as embeddings=."
         )
         raise MissingKeyError(msg)
     value: Any = adata.obsm[key]
@@ -191,15 +192,15 @@ def _read(adata: AnnData, key: str) -> NDArray[np.float64]:
     try:
         x = np.asarray(value.toarray() if hasattr(value, "toarray") else value, dtype=np.float64)
     except (TypeError, ValueError) as error:
-        msg = f"{where} holds values that are not numbers ({error}); expected an embedding, cells by dimensions."
+        msg = f"{where} contains values that are not numbers ({error}); expected an embedding, cells by dimensions."
         raise DataError(msg) from error
     if x.ndim != 2 or x.shape[1] == 0:
-        msg = f"{where} has the shape {x.shape}; expected cells by dimensions."
+        msg = f"{where} has shape {x.shape}; expected cells by dimensions."
         raise DataError(msg)
     wrong = int((~np.isfinite(x)).any(axis=1).sum())
     if wrong:
         msg = (
-            f"{where} holds NaN or infinite values in {wrong:,} of {len(x):,} cells. Embed them again, or score the others: adata = "
+            f"{where} contains NaN or infinite values in {wrong:,} of {len(x):,} cells. Embed them again, or score the others: adata = "
             f"adata[np.isfinite({where}).all(axis=1)].copy()."
         )
         raise DataError(msg)
@@ -215,7 +216,7 @@ def _components(adata: AnnData, batch_key: str, reading: Reading) -> NDArray[np.
     for start, rows in expression.chunks():
         x[start : start + rows.shape[0]] = rows[:, genes].toarray()
     x -= x.mean(axis=0)
-    # Through the covariance, which is exact, has no random start, and is as small as the genes are few.
+    # From the covariance matrix: exact, without a random start, and small because there are few genes.
     _, axes = np.linalg.eigh(x.T.astype(np.float64) @ x)
     return x @ axes[:, ::-1][:, :N_COMPONENTS]
 
@@ -224,8 +225,8 @@ def _report(scores: pd.DataFrame) -> None:
     undefined = [score.title for score in SCORES if scores[score.name].isna().all()]
     if undefined:
         logg.warning(
-            f"Undefined for these batches and labels, and left out of the means: {', '.join(undefined)}. Means are comparable within "
-            "this table only."
+            f"Undefined for these batches and labels, and excluded from the means: {', '.join(undefined)}. Means are only comparable "
+            "within this table."
         )
     best = int(scores["total"].fillna(-1).argmax())
     logg.info(f"    highest total: {scores.index[best]}, {scores['total'].iloc[best]:.3f}")

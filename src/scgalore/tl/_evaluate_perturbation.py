@@ -1,4 +1,4 @@
-"""Scores of predicted perturbations."""
+"""Evaluate predicted perturbations."""
 
 from __future__ import annotations
 
@@ -35,30 +35,34 @@ def evaluate_perturbation(
     key_added: str | None = None,
     copy: bool = False,
 ) -> Data | None:
-    """Score predicted perturbations beside simple rules and a repetition of the experiment.
+    """Score predicted perturbations and compare with simple baselines and a noise ceiling.
 
-    Predicted means are compared with the cells that were held out. Each score stands beside those of baselines, fitted to
-    cells that were not held out, and beside the ceiling: how well two halves of the real cells agree, brought to full size.
-    :doc:`/concepts/perturbation-scores` says what each metric rewards.
+    Predicted means are compared with held-out cells. Each score is reported with those of baselines, fitted to the
+    remaining cells, and with the ceiling: the agreement of two halves of the real cells, corrected to the full number
+    of cells.
+    :doc:`/concepts/perturbation-scores` explains what each metric rewards.
 
     Parameters
     ----------
     {data}
     {key}
     baselines
-        Rules to compare with, at least one. Of genes: ``"control mean"``, ``"training mean"``, ``"training mean + own gene"``,
-        ``"additive"``, ``"matching mean"``, ``"ridge"``, ``"linear"`` and ``"mixed"``. Of compounds: ``"control mean"``,
-        ``"training mean"``, ``"dose mean"``, ``"matching mean"``, ``"dose interpolation"``, ``"vector ridge"`` and ``"dose response"``.
-        ``None`` takes all but the last of either. See :func:`scgalore.perturb.fit_rule`. What the model's network corrects is scored as well, as the method ``"prior"``.
+        Baselines to compare with, at least one. For genes: ``"control mean"``, ``"training mean"``, ``"training mean +
+        own gene"``, ``"additive"``, ``"matching mean"``, ``"ridge"``, ``"linear"`` and ``"mixed"``. For compounds:
+        ``"control mean"``, ``"training mean"``, ``"dose mean"``, ``"matching mean"``, ``"dose interpolation"``,
+        ``"vector ridge"`` and ``"dose response"``. ``None`` uses all but the last of either list. See
+        :func:`scgalore.perturb.fit_rule`. The baseline that the network corrects is scored as well, as method
+        ``"prior"``.
     metrics
-        Names of metrics; ``None`` takes all.
+        Names of metrics; ``None`` computes all.
     de
-        Whether predicted means become cells that are tested for differential expression. ``"auto"`` does so where the
-        packages of the extra ``eval`` are installed; ``True`` fails where they are not.
+        Whether to make cells from predicted means and test them for differential expression. ``"auto"`` does so if the
+        packages of the extra ``eval`` are installed; ``True`` raises an error if they are not.
     n_bootstrap
-        Samples of perturbations that the 95 % intervals are made from.
+        Number of bootstrap samples of perturbations for 95 % confidence intervals.
     max_cells
-        Most cells of a perturbation, and most control cells, that are tested for differential expression; ``None`` takes all.
+        Maximum number of cells per perturbation, and of control cells, that are tested for differential expression;
+        ``None`` uses all.
     {mod}
     {rng}
     {key_added}
@@ -69,20 +73,21 @@ def evaluate_perturbation(
     ``None``, or with ``copy=True`` the container it was given, with this key set:
 
     `adata.uns['evaluate_perturbation' | key_added]` : :class:`dict`
-        ``scores`` (a table, one row for each method, perturbation and metric; the method ``"ceiling"`` compares half of the
-        cells with the other half), ``summary`` (means over perturbations with intervals, ``n_nan`` and ``gap_closed``, the
-        share of the way from the best baseline to the ceiling), ``observed`` (real effects, genes by perturbations), ``n_de``
-        (numbers of differentially expressed genes, if they were tested), ``params`` and ``version``.
+        ``scores`` (a table with one row per method, perturbation and metric; the method ``"ceiling"`` compares half of
+        the cells with the other half), ``summary`` (means over perturbations with intervals, ``n_nan`` and
+        ``gap_closed``, the fraction of the gap between the best baseline and the ceiling), ``observed`` (measured
+        effects, genes by perturbations), ``n_de`` (numbers of differentially expressed genes, if tested), ``params``
+        and ``version``.
 
     Raises
     ------
     MissingKeyError
-        If there is no prediction under ``key``, or a column it was made from is no longer there.
+        If there is no prediction under ``key``, or a column it was made from no longer exists.
     DataError
-        If none of the predicted perturbations was measured and held out, or the prediction does not fit the data: it is of
-        other genes, or was made on another scale, such as another target sum.
+        If no predicted perturbation was both measured and held out, or the prediction was made for other genes or on
+        another scale, such as another target sum.
     OptionError
-        If an option is outside its choices, or ``de=True`` and the extra ``eval`` is not installed.
+        If an option is not one of its choices, or ``de=True`` and the extra ``eval`` is not installed.
 
     Examples
     --------

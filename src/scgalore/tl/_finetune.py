@@ -59,35 +59,35 @@ def finetune(
 ) -> CellModel:
     """Fine-tune a foundation model on your cells :cite:p:`Cui2024,Zhao2024`.
 
-    With ``labels_key`` the model learns to predict classes, with ``values_key`` a number for each cell, with ``pert_key``
-    expression after perturbations, with ``protein`` RNA and proteins together; with none of them, pre-training continues (masked
-    expression). With ``task="integration"`` and ``batch_key`` it learns to embed cells without their batch (:doc:`/integration`). The
-    weights of the epoch with the best validation score are kept. Results are written to the AnnData, and the model is returned, since weights
-    cannot be stored there.
+    The task depends on the key argument. With ``labels_key`` the model learns to predict classes, with ``values_key`` a
+    number per cell, with ``pert_key`` expression after perturbations, with ``protein`` RNA and proteins together; with
+    none of them, pre-training continues (masked expression). With ``task="integration"`` and ``batch_key`` it learns
+    embeddings without batch effects (:doc:`/integration`). The weights of the epoch with the best validation score are
+    kept. Results are written to the AnnData; the model is returned, since an AnnData cannot store weights.
 
     Parameters
     ----------
     {data}
     model
-        Name in the registry of weights, folder of a checkpoint, or a model such as :class:`scgalore.model.SCGPT`, which is
-        then trained in place: it is what is returned. Pass its folder to keep it as it is.
+        Name in the registry of weights, folder of a checkpoint, or a model such as :class:`scgalore.model.SCGPT`, which
+        is then trained in place and returned. To keep it unchanged, pass its folder instead.
     task
         Entry of :data:`scgalore.tasks.TASKS`: ``"classes"``, ``"regression"``, ``"expression"``, ``"perturbation"``,
-        ``"integration"`` or ``"multiomic"``. By default the task whose key argument is given, else ``"expression"``; integration is
-        always named.
+        ``"integration"`` or ``"multiomic"``. By default the task whose key argument is given, else ``"expression"``;
+        integration must always be named.
     {task_arguments}
     genes_key
-        For a ``curriculum=``: key under which :func:`scgalore.tl.select_genes` has ranked the genes. By default
+        For ``curriculum=``: key under which :func:`scgalore.tl.select_genes` stored the ranking of genes. By default
         ``"selected"`` if present; otherwise the genes are ranked on the training cells.
     optimizer
         Entry of :data:`scgalore.optim.OPTIMIZERS`: ``"galore"`` keeps low-rank optimizer state, ``"adamw"`` full state;
         :doc:`/optimizers` compares all of them.
     adapter
-        Entry of :data:`scgalore.adapters.ADAPTERS`, such as ``"lora"``, to train low-rank factors in place of weights;
-        ``None`` trains the weights.
+        Entry of :data:`scgalore.adapters.ADAPTERS`, such as ``"lora"``, to train low-rank factors instead of the
+        weights; ``None`` trains the weights.
     embedding
-        Entry of :data:`scgalore.nn.EMBEDDINGS`: ``"rows"`` trains the embeddings of the genes in the data, ``"full"`` the
-        whole table, ``"frozen"`` none.
+        Entry of :data:`scgalore.nn.EMBEDDINGS`: ``"rows"`` trains the embeddings of the genes in the data, ``"full"``
+        the whole table, ``"frozen"`` none.
     {layer}
     {gene_symbols}
     {data_type}
@@ -95,29 +95,31 @@ def finetune(
     {species}
     {min_matched}
     mod
-        Modality of a MuData to work on. With ``task="multiomic"`` that of the RNA and that of the proteins, ``["rna", "prot"]``.
+        Modality of a MuData to use. With ``task="multiomic"``, those of RNA and proteins, ``["rna", "prot"]``.
     split_key
-        Column of ``adata.obs`` with ``"train"``, ``"validation"`` or ``"test"`` for each cell; by default a random split,
-        within the classes if there are some. Perturbations: ``"split"`` if :func:`scgalore.pp.split_perturbations` has
-        written it for this ``pert_key``, as its record in ``uns`` says, else that function's default split, which is made and written to
-        ``"split"``, or to ``"perturbation_split"`` where somebody else's column has that name.
+        Column of ``adata.obs`` with ``"train"``, ``"validation"`` or ``"test"`` for each cell; by default a random
+        split, stratified by class if there are classes. Perturbations: ``"split"`` if
+        :func:`scgalore.pp.split_perturbations` has written it for this ``pert_key`` (as recorded in ``uns``), else that
+        function's default split, which is written to ``"split"``, or to ``"perturbation_split"`` if another column has
+        that name.
     validation_size, test_size
         Fractions of the cells used for validation (selecting the epoch) and testing, for the random split of cells;
         perturbations are split by :func:`scgalore.pp.split_perturbations`.
     checkpoint_dir
-        Folder for a checkpoint after each epoch, and with ``checkpoint_every`` inside epochs too.
+        Folder for a checkpoint after each epoch and, with ``checkpoint_every``, within epochs.
     resume
-        Whether to continue from the checkpoint there, if any. The result is, bit for bit, that of an uninterrupted run. With a
-        larger ``max_epochs`` also a finished run goes on, from its last epoch: the learning rate follows the schedule of the
-        longer run from there on (with ``lr_schedule="constant"`` and ``warmup=0`` nothing differs from a run that was begun
-        with as many), and the last phase of a curriculum takes the further epochs. A larger ``patience``, or none, lets a run
-        go on that stopped early. Without ``max_epochs`` a run keeps the one it was begun with. Everything else must be as it was.
+        Whether to resume from the checkpoint in that folder, if any. The result is bit-identical to that of an
+        uninterrupted run. With a larger ``max_epochs``, a finished run also continues from its last epoch: from there,
+        the learning rate follows the schedule of the longer run (with ``lr_schedule="constant"`` and ``warmup=0`` the
+        result is that of a run started with as many epochs), and the last phase of a curriculum gets the additional
+        epochs. A larger ``patience``, or none, continues a run that stopped early. Without ``max_epochs`` a run keeps
+        its original value. All other options must be unchanged.
     save_dir
-        Folder that the model is saved to, made by this call.
+        New folder to save the model to.
     logger
-        ``"csv"`` or ``"tensorboard"``, which write to ``logs`` in ``checkpoint_dir``, any logger of Lightning's, such as
-        ``WandbLogger(project="cells")`` or ``MLFlowLogger()``, or a list of these: they get the loss and the learning rate of every
-        tenth step, and the losses and scores of each epoch.
+        ``"csv"`` or ``"tensorboard"``, which write to ``logs`` in ``checkpoint_dir``, any Lightning logger, such as
+        ``WandbLogger(project="cells")`` or ``MLFlowLogger()``, or a list of these. They receive the loss and learning
+        rate of every tenth step, and the losses and scores of each epoch.
     {rng}
     {key_added}
     **options
@@ -127,40 +129,42 @@ def finetune(
 
     Returns
     -------
-    The fitted model. These keys are set, as far as the task has them:
+    The fitted model. These keys are set, depending on the task:
 
     `adata.obsm['X_scGPT' | key_added]` : :class:`numpy.ndarray` (shape `(n_obs, d_model)`, dtype `float32`)
-        Embeddings with unit norm; not for perturbations. With ``task="integration"`` up to 50 components without the batch, whose
-        norm is not 1.
+        Embeddings with unit norm; not for perturbations. With ``task="integration"``, up to 50 components without batch
+        effects and without unit norm.
     `adata.obsm['X_scGPT_multi' | key_added]` : :class:`numpy.ndarray` (shape `(n_obs, d_model)`, dtype `float32`)
-        Embeddings of RNA and proteins together, with unit norm, in place of the first for ``task="multiomic"``.
-    `adata.obsm['scgpt_protein' | key_added + '_protein']` : :class:`numpy.ndarray` (shape `(n_obs, n_proteins)`, dtype `float32`)
-        Proteins predicted from RNA alone, as centred log-ratios, with the index of ``uns[...]['proteins']`` as names of the
+        Embeddings of RNA and proteins together, with unit norm, instead of the first key for ``task="multiomic"``.
+    `adata.obsm['scgpt_protein' | key_added + '_protein']` : :class:`numpy.ndarray` (shape `(n_obs, n_proteins)`, dtype
+    `float32`)
+        Proteins predicted from RNA alone, as centred log-ratios; the index of ``uns[...]['proteins']`` names the
         columns.
     `adata.obs['scgpt_split' | key_added + '_split']` : :class:`pandas.Categorical`
-        Split of each cell: train, validation or test; perturbations have theirs in ``"split"``, see ``split_key``.
+        Split of each cell: train, validation or test. For perturbations it is in ``"split"``, see ``split_key``.
     `adata.obs['scgpt_label' | key_added + '_label']` : :class:`pandas.Categorical`
         Most probable class.
     `adata.obs['scgpt_label_score' | key_added + '_label_score']` : :class:`numpy.ndarray` (dtype `float32`)
-        Its probability, calibrated on the validation cells if there are at least 50.
-    `adata.obsm['scgpt_probabilities' | key_added + '_probabilities']` : :class:`numpy.ndarray` (shape `(n_obs, n_classes)`, dtype `float32`)
+        Probability of that class, calibrated on the validation cells if there are at least 50.
+    `adata.obsm['scgpt_probabilities' | key_added + '_probabilities']` : :class:`numpy.ndarray` (shape `(n_obs,
+    n_classes)`, dtype `float32`)
         Probability of each class, in the order of ``uns[...]['classes']``.
     `adata.obs['scgpt_value' | key_added + '_value']` : :class:`numpy.ndarray` (dtype `float32`)
-        Predicted number, on the scale of ``values_key``.
+        Predicted value, on the scale of ``values_key``.
     `adata.uns['finetune' | key_added]` : :class:`dict`
-        ``params``, ``history`` (one row per epoch), ``training`` (best epoch, bytes of optimizer state, steps, batch size,
-        ``max_epochs`` and ``patience`` as they were chosen, and ``converged``: whether the validation score had stopped improving),
-        ``weights`` (name and sha256 of those it started from) and ``version``; ``split`` (sizes), ``genes``, and ``metrics``
-        (one row per part of the split: accuracy with its standard error, macro F1, majority baseline, number of cells; or
-        R2, Spearman correlation and mean absolute error); ``classes``, and ``class_weights`` in their order, if the loss
-        weighed them; ``calibration`` of their probabilities (temperature, and the expected calibration error of each split);
-        ``prior`` (scores of the linear model alone, with ``gain``, the accuracy that the network adds; the candidates that
-        cross-validation chose from; what the ``correction`` that training starts from gains; and, of ``unlabelled`` cells, how many
-        were used, of which class), see :doc:`/concepts/prior`; with a
+        ``params``, ``history`` (one row per epoch), ``training`` (best epoch, bytes of optimizer state, steps, batch
+        size, ``max_epochs`` and ``patience`` as chosen, and ``converged``: whether the validation score had stopped
+        improving), ``weights`` (name and sha256 of the initial weights) and ``version``; ``split`` (sizes), ``genes``,
+        and ``metrics`` (one row per split: accuracy with its standard error, macro F1, majority baseline, number of
+        cells; or R2, Spearman correlation and mean absolute error); ``classes``, and ``class_weights`` in the same
+        order, if the loss is weighted; ``calibration`` of their probabilities (temperature, and the expected
+        calibration error of each split); ``prior`` (scores of the linear model alone; ``gain``, the accuracy added by
+        the network; the candidates of cross-validation; the gain of the ``correction`` that training starts from; and
+        the number of ``unlabelled`` cells used per class), see :doc:`/concepts/prior`; with a
         prior, training and validation cells are scored by models that were not fitted to them;
-        for perturbations ``stats`` and ``perturbations``; for integration ``batches`` (their numbers of cells).
+        for perturbations ``stats`` and ``perturbations``; for integration ``batches`` (number of cells per batch).
     `adata.uns['scgpt_label_colors' | key_added + '_label_colors']` : :class:`numpy.ndarray`
-        Colours of the classes, if the labels have some.
+        Colours of the classes, if the labels have colours.
 
     Raises
     ------
@@ -169,9 +173,9 @@ def finetune(
     MissingKeyError
         If a named column, layer or modality does not exist.
     OptionError
-        If an option does not exist, is out of range or belongs to another task, or if results would be written over what is
-        read, such as ``labels_key="scgpt_label"`` without a ``key_added``. In all three cases nothing has been trained or
-        written.
+        If an option does not exist, is out of range or belongs to another task, or if results would overwrite a column
+        that is read, such as ``labels_key="scgpt_label"`` without ``key_added``. All three errors are raised before
+        training, and nothing is written.
 
     Examples
     --------

@@ -1,4 +1,4 @@
-"""Find the model that a result was written by, while it is there."""
+"""Find the model that wrote a result, as long as it exists in memory or in a folder."""
 
 from __future__ import annotations
 
@@ -18,38 +18,38 @@ if TYPE_CHECKING:
 
 __all__ = ["free_folder", "record_model", "recorded_model", "records_of"]
 
-# Models that somebody else holds: an AnnData has no place for weights, and must not keep them alive.
+# Weak references: an AnnData cannot store weights and must not keep models alive.
 _ALIVE: WeakValueDictionary[str, CellModel] = WeakValueDictionary()
 
 
 def free_folder(folder: PathLike) -> str:
-    """Path of a folder that a model can be saved to after training, checked before it.
+    """Path of a folder to save a model to after training, checked before training.
 
     Raises
     ------
     OptionError
-        If something is there already.
+        If the folder exists and is not empty.
     """
     path = Path(folder).expanduser().absolute()
     if path.exists() and (not path.is_dir() or any(path.iterdir())):
-        msg = f"save_dir={str(folder)!r} is there already and not empty. Name a new folder."
+        msg = f"save_dir={str(folder)!r} already exists and is not empty. Pass a new folder."
         raise OptionError(msg)
     return str(path)
 
 
 def record_model(model: CellModel, folder: str | None) -> dict[str, str]:
-    """Remember a model as long as its owner keeps it, and where it was saved.
+    """Keep a weak reference to a model, and record where it was saved.
 
     Parameters
     ----------
     model
-        Fine-tuned.
+        Fine-tuned model.
     folder
-        Where it was saved, if it was.
+        Folder it was saved to, if any.
 
     Returns
     -------
-    What to write into ``uns``, for :func:`recorded_model`.
+    Record to write into ``uns``, for :func:`recorded_model`.
     """
     run = uuid4().hex
     _ALIVE[run] = model
@@ -57,7 +57,7 @@ def record_model(model: CellModel, folder: str | None) -> dict[str, str]:
 
 
 def records_of(adata: AnnData, task: str) -> dict[str, dict[str, str]]:
-    """What :func:`record_model` gave for the runs of a task whose results are in ``adata.uns``, by their key."""
+    """Records by :func:`record_model` of the runs of a task with results in ``adata.uns``, by key."""
     return {
         key: content["model"]
         for key, content in adata.uns.items()
@@ -76,17 +76,17 @@ def recorded_model(adata: AnnData, task: str) -> CellModel:
     adata
         Cells with results of :func:`scgalore.tl.finetune`.
     task
-        What the model was trained for.
+        Task the model was trained for.
 
     Raises
     ------
     MissingKeyError
-        If there are none or several, or the model is neither in memory any more nor in a folder.
+        If there are no or several such models, or the model is neither in memory nor in a folder.
     """
     found = records_of(adata, task)
     if len(found) != 1:
         records = f"the runs under {', '.join(map(repr, found))} were recorded" if found else "adata.uns records none"
-        msg = f"No model is given, and {records}. Call sg.tl.finetune(adata, task={task!r}, ...) first, or pass model=."
+        msg = f"model= is missing, and {records}. Call sg.tl.finetune(adata, task={task!r}, ...) first, or pass model=."
         raise MissingKeyError(msg)
     ((key, record),) = found.items()
     model = _ALIVE.get(record["run"])
@@ -95,9 +95,9 @@ def recorded_model(adata: AnnData, task: str) -> CellModel:
     folder = record.get("folder")
     if folder is not None and Path(folder).is_dir():
         return load(folder)
-    where = "" if folder is None else f", and the folder {folder} it was saved to is not there"
+    where = "" if folder is None else f", and the folder {folder} it was saved to does not exist"
     msg = (
-        f"The model that adata.uns[{key!r}] records is no longer in memory{where}. Keep what sg.tl.finetune returns, or let it "
-        "save the model with save_dir=, or pass model=."
+        f"The model that adata.uns[{key!r}] records is no longer in memory{where}. Keep the model that sg.tl.finetune returns, save it with "
+        "save_dir=, or pass model=."
     )
     raise MissingKeyError(msg)

@@ -1,4 +1,4 @@
-"""Labels for new cells from their neighbours in a reference."""
+"""Map cells to a reference."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from scgalore.model import CellModel
 
 LEAST_SHARED, MOST_GENES = 0.8, 2.0
-"""Genes of the reference that a query has, and all genes that it has, relative to those of the reference, below and above which a warning is given."""
+"""Warn if fewer genes of the reference are in the query, or more genes in total, relative to the genes of the reference."""
 
 
 @shared_parameters
@@ -57,24 +57,25 @@ def map_to_reference(
     key_added: str | None = None,
     copy: bool = False,
 ) -> Data | None:
-    """Map cells to a reference: their neighbours, and labels by the votes of these.
+    """Find nearest neighbours of cells in a reference and transfer labels by weighted voting.
 
-    Cells are embedded by the model of the reference. The nearer a neighbour, the more its vote weighs. The label of a cell that is far from its
-    neighbours is ``"unknown"``: farther than 95 % of the cells of the reference are when they are left out.
+    Cells are embedded by the model of the reference. Closer neighbours have larger weights. A cell is labelled
+    ``"unknown"`` if it is farther from its neighbours than 95 % of held-out cells of the reference.
 
     Parameters
     ----------
     {query}
     index
-        What :func:`scgalore.tl.build_reference` returned, or the file it was written to.
+        Reference returned by :func:`scgalore.tl.build_reference`, or its file.
     model
-        The model of the reference, where it is no longer found by its name or in its folder. Another one is refused.
+        The model of the reference, needed only if it is not found by name or in its folder. Another model raises an
+        error.
     unknown
-        Share of wrong labels to accept among the labelled cells, such as 0.05: cells with a probability below a threshold become
-        ``"unknown"``, too. The threshold is chosen on cells of the reference that were left out, as :func:`scgalore.tl.annotate`
-        does it on validation cells. ``None`` sets none.
+        Accepted fraction of wrong labels among the labelled cells, such as 0.05: cells with a probability below a
+        threshold are also ``"unknown"``. The threshold is chosen on held-out cells of the reference, as
+        :func:`scgalore.tl.annotate` does on validation cells. ``None`` sets no threshold.
     label_far
-        Whether cells that are far from the reference get a label all the same.
+        Whether to label cells that are far from the reference as well.
     {layer}
     {gene_symbols}
     {data_type}
@@ -82,7 +83,7 @@ def map_to_reference(
     {min_matched}
     {mod}
     batch_key
-        For a reference by a model that takes batches out; as for :func:`scgalore.tl.embed`.
+        For a reference with a model that removes batch effects; as for :func:`scgalore.tl.embed`.
     {precision}
     {batch_size}
     {batch_tokens}
@@ -93,33 +94,40 @@ def map_to_reference(
 
     Returns
     -------
-    ``None``, or with ``copy=True`` the container it was given, with these keys set. Those with ``LABEL`` are there for each column of
-    labels of the reference.
+    ``None``, or with ``copy=True`` the container it was given, with these keys set; those with ``LABEL`` for each
+    column of labels of the reference.
 
     `adata.obs['scgpt_mapped_LABEL' | key_added + '_LABEL']` : :class:`pandas.Categorical`
         Class with the most votes, or ``"unknown"``.
     `adata.obs['scgpt_mapped_LABEL_score' | key_added + '_LABEL_score']` : :class:`numpy.ndarray` (dtype `float32`)
         Probability of the class, calibrated on cells of the reference.
     `adata.obs['scgpt_mapped_novelty' | key_added + '_novelty']` : :class:`numpy.ndarray` (dtype `float32`)
-        How far each cell is from its neighbours, about 1 for cells like those of the reference.
-    `adata.obsm['scgpt_mapped_LABEL_probabilities' | key_added + '_LABEL_probabilities']` : :class:`numpy.ndarray` (shape `(n_obs, n_classes)`, dtype `float32`)
+        Relative distance of each cell to its neighbours, about 1 for cells like those of the reference.
+    `adata.obsm['scgpt_mapped_LABEL_probabilities' | key_added + '_LABEL_probabilities']` : :class:`numpy.ndarray`
+    (shape `(n_obs, n_classes)`, dtype `float32`)
         Probability of each class, in the order of ``uns[...]['labels'][LABEL]['classes']``.
-    `adata.obsm['scgpt_mapped_neighbors' | key_added + '_neighbors']` : :class:`numpy.ndarray` (shape `(n_obs, n_neighbors)`, dtype `int64`)
-        Numbers of the neighbours among the cells of the reference, nearest first; ``index.names`` gives their names.
-    `adata.obsm['scgpt_mapped_distances' | key_added + '_distances']` : :class:`numpy.ndarray` (shape `(n_obs, n_neighbors)`, dtype `float32`)
-        Their distances, from 0 (same direction) to 2.
-    `adata.obsm['scgpt_mapped_umap' | key_added + '_umap']` : :class:`numpy.ndarray` (shape `(n_obs, 2)`, dtype `float32`)
-        Place in the plot of the reference, where it was built with ``basis=``: the weighted mean of the neighbours' coordinates.
+    `adata.obsm['scgpt_mapped_neighbors' | key_added + '_neighbors']` : :class:`numpy.ndarray` (shape `(n_obs,
+    n_neighbors)`, dtype `int64`)
+        Indices of the nearest cells of the reference, closest first; ``index.names`` has their names.
+    `adata.obsm['scgpt_mapped_distances' | key_added + '_distances']` : :class:`numpy.ndarray` (shape `(n_obs,
+    n_neighbors)`, dtype `float32`)
+        Cosine distances of these neighbours, from 0 to 2.
+    `adata.obsm['scgpt_mapped_umap' | key_added + '_umap']` : :class:`numpy.ndarray` (shape `(n_obs, 2)`, dtype
+    `float32`)
+        Coordinates in the plot of the reference, if built with ``basis=``: the weighted mean of the neighbours'
+        coordinates.
     `adata.obsm['X_scGPT' | key_added]` : :class:`numpy.ndarray` (shape `(n_obs, d_model)`, dtype `float32`)
-        Embeddings as :func:`scgalore.tl.embed` gives them.
+        Embeddings as written by :func:`scgalore.tl.embed`.
     `adata.uns['map_to_reference' | key_added]` : :class:`dict`
-        ``params``, ``reference`` (what it is), ``labels`` (of each column: classes, accuracy and calibration on cells of the reference that were left out, threshold, how many cells are unknown), ``n_far``,
-        ``weights``, ``genes`` and ``version``.
+        ``params``, ``reference`` (its description), ``labels`` (for each column: classes, accuracy and calibration on
+        held-out cells of the reference, threshold, number of unknown cells), ``n_far``, ``weights``, ``genes`` and
+        ``version``.
 
     Raises
     ------
     DataError
-        If the file is not a reference, the matrix holds negative, NaN or infinite values, there are no cells, or no gene matches.
+        If the file is not a reference, the matrix contains negative, NaN or infinite values, there are no cells, or no
+        gene matches.
     OptionError
         If ``model`` is not the model of the reference, or cannot be found.
 
@@ -141,13 +149,11 @@ def map_to_reference(
         "accelerator": accelerator,
         "devices": devices,
     }
-    RunOptions.of(**how)  # refuses before anything is read
+    RunOptions.of(**how)  # raises before anything is read
     _check_unknown(unknown)
     reference = read_reference(index) if isinstance(index, str | os.PathLike) else index
     if not isinstance(reference, Reference):
-        msg = (
-            f"index is a {type(reference).__name__}; pass what sg.tl.build_reference returned, or the path of its file."
-        )
+        msg = f"index is a {type(reference).__name__}; pass the reference returned by sg.tl.build_reference, or the path of its file."
         raise OptionError(msg)
     data = copied(query, mod=mod) if copy else query
     adata = writable_adata(data, mod=mod)
@@ -168,15 +174,15 @@ def map_to_reference(
         )
         neighbors = np.where(found.rows >= 0, reference.lists.cells[found.rows], -1)
         results = Results(
-            obs={keys.novelty: (novelty, "how far cells are from the reference")},
+            obs={keys.novelty: (novelty, "relative distance to the reference")},
             obsm={
                 keys.embedding: (output.embedding, "cell embeddings"),
-                keys.neighbors: (neighbors, "numbers of neighbours in the reference"),
-                keys.distances: (found.distances, "their distances"),
+                keys.neighbors: (neighbors, "indices of neighbours in the reference"),
+                keys.distances: (found.distances, "distances to these neighbours"),
             },
         )
         if reference.cells.coordinates is not None:
-            results.obsm[keys.coordinates] = (reference.placed(found), "place in the plot of the reference")
+            results.obsm[keys.coordinates] = (reference.placed(found), "coordinates in the plot of the reference")
         of_labels = {
             name: _label(results, reference, found, name, keys, unknown, far & (not label_far))
             for name in reference.labels
@@ -206,23 +212,23 @@ def map_to_reference(
 
 
 def _compare_genes(of_query: NDArray[np.int32], of_reference: Sequence[NDArray[np.int32]]) -> None:
-    """Warn of a query that lacks genes of all parts of the reference, or has many more, which moves its embeddings."""
+    """Warn if the query lacks genes of every source of the reference, or has many more, which shifts its embeddings."""
     n = len(of_query)
     counts = [(len(np.intersect1d(of_query, genes)), len(genes)) for genes in of_reference]
     if any(shared >= LEAST_SHARED * own and n <= MOST_GENES * own for shared, own in counts):
         return
     shared, own = max(counts, key=lambda count: count[0] / (n + count[1] - count[0]))
     logg.warning(
-        f"The query has {shared:,} of the {own:,} genes of the reference that the model sees, and {n - shared:,} that the reference has not, so "
-        "labels are less sure, and cells of known types may be far from the reference, too. Leave out genes that only one of both has: those of the "
-        "query before it is mapped, those of the reference before it is built."
+        f"The query has {shared:,} of the {own:,} genes of the reference that are in the model's vocabulary, and {n - shared:,} others, so "
+        "labels are less reliable and cells of known types may appear far from the reference. Restrict both to their common genes: the reference "
+        "before it is built, the query before it is mapped."
     )
 
 
 def _check_unknown(unknown: object) -> None:
     if unknown is not None and not (is_number(unknown) and 0 < float(unknown) < 1):  # type: ignore[arg-type]
         msg = (
-            f"unknown={unknown!r}: it must be a number between 0 and 1, the share of wrong labels to accept among the labelled "
+            f"unknown={unknown!r}: it must be a number between 0 and 1, the accepted fraction of wrong labels among the labelled "
             "cells, such as 0.05."
         )
         raise OptionError(msg)
@@ -237,7 +243,7 @@ def _label(
     unknown: float | None,
     far: NDArray[np.bool_],
 ) -> dict[str, Any]:
-    """Add the labels of one column to the results; what is to be recorded of it."""
+    """Add the labels of one column to the results and return what to record about it."""
     column, calibration = reference.cells.labels[name], reference.calibrations[name]
     probabilities = reference.probabilities(found, name)
     codes, score = probabilities.argmax(axis=1), probabilities.max(axis=1)
@@ -248,22 +254,22 @@ def _label(
     if unknown is not None:
         curve = calibration.curve
         at, promised = curve.at(unknown)
-        # Where even the least certain cells of the reference may keep their labels, no probability is too low.
+        # If even the least certain cells of the reference may keep their labels, no threshold is needed.
         threshold = 0.0 if at == len(curve.thresholds) - 1 else curve.thresholds[at]
         uncertain = score < threshold
         bound = float(curve.bounds()[at])
         record |= {"threshold": threshold, "error_bound": bound, "promised": promised}
         if not promised:
             logg.warning(
-                f"unknown={unknown:g} cannot be promised for {name!r}: of cells of the reference that were left out, too many get a wrong "
-                f"label with a high probability, or they are too few. The threshold is the one with the lowest bound instead, {bound:.3g}."
+                f"unknown={unknown:g} cannot be guaranteed for {name!r}: too many held-out cells of the reference get a wrong "
+                f"label with a high probability, or there are too few of them. The threshold with the lowest bound, {bound:.3g}, is used instead."
             )
-    # A class of that name means the same.
+    # A class that is already named "unknown" is kept as the same class.
     classes = [*column.classes] if UNKNOWN in column.classes else [*column.classes, UNKNOWN]
     codes[far | uncertain] = classes.index(UNKNOWN)
     record |= {"n_unknown": int((far | uncertain).sum()), "n_uncertain": int(uncertain.sum())}
     results.obs[keys.label(name)] = (pd.Categorical.from_codes(codes, categories=pd.Index(classes)), f"labels, {name}")
-    results.obs[keys.score(name)] = (score, "their probabilities")
+    results.obs[keys.score(name)] = (score, "probabilities of these labels")
     results.obsm[keys.probabilities(name)] = (probabilities, "probability of each class")
     if column.colors is not None:
         grey = ["#bdbdbd"] * (len(classes) - len(column.classes))
@@ -276,6 +282,6 @@ def _report(far: NDArray[np.bool_], *, label_far: bool) -> None:
     logg.info(f"    {far.sum():,} of {n:,} cells are far from the reference{'' if label_far else ', and unknown'}")
     if 2 * far.sum() > n:
         logg.warning(
-            f"{far.sum():,} of {n:,} cells are far from the reference. Where these are not new types, it is a difference in how the cells were "
-            "measured: build the reference with batch_key=, or of more batches. label_far=True labels them all the same."
+            f"{far.sum():,} of {n:,} cells are far from the reference: new cell types, or a technical difference. For the latter, build the "
+            "reference with batch_key=, or from more batches. label_far=True labels these cells anyway."
         )

@@ -1,4 +1,4 @@
-"""Expression after perturbations."""
+"""Predict expression after perturbations."""
 
 from __future__ import annotations
 
@@ -52,24 +52,26 @@ def predict_perturbation(
     key_added: str | None = None,
     copy: bool = False,
 ) -> Data | None:
-    """Predict mean expression after perturbations, seen in training or not :cite:p:`Cui2024`.
+    """Predict mean expression after seen or unseen perturbations :cite:p:`Cui2024`.
 
-    Control cells of each context pass through the network with the perturbed genes, or the compound at its dose, flagged; the
-    mean of its outputs is added to the control mean and to the effect of the prior that the model was fine-tuned with. A
-    perturbed gene need not be measured, and a dose need not have been. What the numbers are worth says :func:`scgalore.tl.evaluate_perturbation`.
+    Control cells of each context pass through the network with the perturbed genes, or the compound at its dose,
+    flagged; the mean output is added to the control mean and to the effect predicted by the prior that the model was
+    fine-tuned with. A perturbed gene need not be measured, and a dose need not occur in the data. Use
+    :func:`scgalore.tl.evaluate_perturbation` to assess the predictions.
 
     Parameters
     ----------
     {data}
     perturbations
-        What to predict: ``"KLF1"``, ``"KLF1+MAP2K6"``, or a list of such; each in every context that has control cells. A
-        label of the data, or one written like it (``"KLF1_MAP2K6"``), names the same, and so does any name of a gene. Compounds
-        are named with a dose, ``"dexamethasone@0.5"``, any positive one in the unit of the data; those without a column of doses
-        by their name. A compound that was not trained on needs a vector under ``vectors_key``.
-        ``None`` predicts the test perturbations of the split, and without a split all that occur.
+        Perturbations to predict: ``"KLF1"``, ``"KLF1+MAP2K6"``, or a list of these; each in every context with control
+        cells. Labels of the data, labels in the same format (``"KLF1_MAP2K6"``), and gene symbols, aliases or ids are
+        accepted. Compounds are named with a dose, ``"dexamethasone@0.5"``, any positive number in the unit of the data,
+        or by name only if the data have no doses. A compound that was not in the training data needs a vector under
+        ``vectors_key``. ``None`` predicts the test perturbations of the split or, without a split, all perturbations in
+        the data.
     model
-        Fine-tuned with ``task="perturbation"``; a folder it was saved to; an upstream perturbation checkpoint. ``None`` is the
-        model that :func:`scgalore.tl.finetune` recorded in this object.
+        Model fine-tuned with ``task="perturbation"``, a folder it was saved to, or a perturbation checkpoint of the
+        original scGPT. ``None`` uses the model that :func:`scgalore.tl.finetune` recorded in this object.
     {pert_key}
     {control}
     {context_key}
@@ -77,9 +79,9 @@ def predict_perturbation(
     {dose_key}
     {vectors_key}
     split_key
-        Column of ``adata.obs`` with the part of each cell. ``None`` takes the one the model was trained with, where the
-        perturbations here are in the parts they were in then, else one that :func:`scgalore.pp.split_perturbations` has made
-        for these data.
+        Column of ``adata.obs`` with the split of each cell. ``None`` uses the column the model was trained with, if
+        it assigns the perturbations to the same splits as in training, else one that
+        :func:`scgalore.pp.split_perturbations` made for these data.
     {layer}
     {gene_symbols}
     {data_type}
@@ -87,17 +89,17 @@ def predict_perturbation(
     {species}
     {min_matched}
 
-        All of these are by default what the model was fine-tuned with.
+        By default, all of these are as in fine-tuning.
     {mod}
     per_cell
-        Column of ``adata.obs`` that names a perturbation for every cell, to be applied to that cell itself.
+        Column of ``adata.obs`` with a perturbation for each cell, which is applied to that cell.
     n_controls
-        Control cells of a context that a prediction is averaged over.
+        Number of control cells per context to average a prediction over.
     batch_tokens
-        Most tokens in a batch.
+        Maximum number of tokens per batch.
     {accelerator}
     rng
-        Seed of the choice of control cells, and of the cells that :func:`scgalore.get.perturbed_cells` draws.
+        Seed for sampling control cells, and the cells that :func:`scgalore.get.perturbed_cells` draws.
     {key_added}
     {copy}
 
@@ -106,28 +108,30 @@ def predict_perturbation(
     ``None``, or with ``copy=True`` the container it was given, with these keys set:
 
     `adata.uns['predict_perturbation' | key_added]` : :class:`dict`
-        ``means`` and ``effects`` (:class:`pandas.DataFrame`, genes in rows, perturbations in columns; mean of
-        log-normalised expression, and its difference from the control mean), ``control_means`` (genes by contexts), ``control_cells`` (their number),
-        ``rows`` (one row a column of these: ``perturbation``, ``context``, ``n_genes_perturbed``, ``group``, and ``measured``,
-        whether training saw it; ``compound`` and ``dose`` of compounds), ``gene_vectors`` (the model's embeddings of the perturbed genes, or vectors of
-        the compounds), ``embedding`` (places of training and predicted perturbations in the plane through control
-        that holds most of the training effects), ``explained`` (share of their sum of squares in each direction), ``directions``
-        (genes by two), ``params``, ``weights``, ``version``. Where names hold a ``/``, which files cannot have in names of
-        columns, the columns have ``_`` there, and their true names are a list (``effects_columns``);
-        :func:`scgalore.get.perturbation_effects` has them.
+        ``means`` and ``effects`` (:class:`pandas.DataFrame`, genes in rows, perturbations in columns; mean
+        log-normalised expression, and its difference from the control mean), ``control_means`` (genes by contexts),
+        ``control_cells`` (number of cells), ``rows`` (one row per column of ``means``: ``perturbation``, ``context``,
+        ``n_genes_perturbed``, ``group``, and ``measured``, whether it was in the training data; for compounds also
+        ``compound`` and ``dose``), ``gene_vectors`` (the model's embeddings of the perturbed genes, or vectors of the
+        compounds), ``embedding`` (coordinates of training and predicted perturbations in the plane through control that
+        captures most of the training effects), ``explained`` (fraction of their sum of squares in each direction),
+        ``directions`` (genes by two), ``params``, ``weights``, ``version``. Files do not allow ``/`` in column names:
+        it is replaced by ``_``, and the original names are stored as a list (``effects_columns``);
+        :func:`scgalore.get.perturbation_effects` restores them.
     `adata.uns['predict_perturbation_rank_genes_groups' | key_added + '_rank_genes_groups']` : :class:`dict`
         Genes ranked by effect, in the form of :func:`scanpy.tl.rank_genes_groups`, for scanpy's plots:
-        ``sc.pl.rank_genes_groups(adata, key=...)``. Scores are effects; p-values are NaN, since nothing was tested.
-    `adata.obsm['X_scGPT_perturbed' | key_added + '_perturbed']` : :class:`numpy.ndarray` (shape `(n_obs, d_model)`, dtype `float32`)
+        ``sc.pl.rank_genes_groups(adata, key=...)``. Scores are effects; p-values are NaN, since no test was performed.
+    `adata.obsm['X_scGPT_perturbed' | key_added + '_perturbed']` : :class:`numpy.ndarray` (shape `(n_obs, d_model)`,
+    dtype `float32`)
         Embedding of each cell with the genes of ``per_cell`` flagged; only with ``per_cell``.
 
     Raises
     ------
     DataError
-        If the model knows no such gene or compound, a label does not parse or lacks a dose, a dose is not positive, there is
-        no control cell, or the data are on another scale than those the model was trained on.
+        If the model does not have a gene or compound, a label cannot be parsed or lacks a dose, a dose is not positive,
+        there is no control cell, or the data are on another scale than the training data.
     MissingKeyError
-        If a column does not exist, or no model is given and none recorded.
+        If a column does not exist, or no model is given or recorded.
     OptionError
         If ``perturbations`` is empty.
 

@@ -1,4 +1,4 @@
-"""Proteins of cells of which there is RNA alone."""
+"""Predict proteins from RNA."""
 
 from __future__ import annotations
 
@@ -51,30 +51,31 @@ def predict_protein(
     key_added: str | None = None,
     copy: bool = False,
 ) -> Data | None:
-    """Predict the proteins of cells from their RNA, with a model that was fine-tuned on cells with both.
+    """Predict surface proteins of cells from RNA, with a model fine-tuned on cells with both.
 
-    The prediction is a ridge regression of each protein on all genes, which the network corrects unless cells that were held out of
-    training are predicted worse by that; see :doc:`/protein`.
+    The prediction is a ridge regression of each protein on all genes, to which the network adds a correction unless
+    that makes predictions of held-out cells worse; see :doc:`/protein`.
 
     Parameters
     ----------
     {query}
     model
-        What :func:`scgalore.tl.finetune` returned with ``task="multiomic"``, or a folder it was saved to.
+        Model returned by :func:`scgalore.tl.finetune` with ``task="multiomic"``, or a folder it was saved to.
     protein
-        Measured counts of antibodies to compare with, as for :func:`scgalore.tl.finetune`: a key of ``adata.obsm``, or an AnnData. With a
-        MuData and two modalities in ``mod``, the second one. ``None`` predicts only.
+        Measured antibody counts to compare with, as for :func:`scgalore.tl.finetune`: a key of ``adata.obsm``, or an
+        AnnData. With a MuData and two modalities in ``mod``, the second one. ``None`` predicts only.
     protein_layer
-        Layer of the AnnData of the proteins; its X when left out.
+        Layer of the AnnData with the proteins; ``None`` reads its X.
     {layer}
     {gene_symbols}
     {data_type}
     {species}
     {min_matched}
     mod
-        Modality of a MuData with the RNA; with ``["rna", "prot"]``, the second is compared with.
+        Modality of a MuData with the RNA; with ``["rna", "prot"]``, predictions are compared with the second.
     max_length
-        Most tokens of a cell; longer cells are sampled, with ``rng``. ``None`` is what the weights were trained with.
+        Maximum number of tokens per cell; the genes of longer cells are sampled, using ``rng``. ``None`` uses the
+        length the weights were trained with.
     {precision}
     {batch_size}
     {batch_tokens}
@@ -88,26 +89,28 @@ def predict_protein(
     -------
     ``None``, or with ``copy=True`` the container it was given, with these keys set:
 
-    `adata.obsm['scgpt_protein' | key_added + '_protein']` : :class:`numpy.ndarray` (shape `(n_obs, n_proteins)`, dtype `float32`)
-        Centred log-ratios: logarithms of counts plus 1, relative to their mean over the proteins of the cell. The index of
-        ``uns[...]['proteins']`` names the columns.
+    `adata.obsm['scgpt_protein' | key_added + '_protein']` : :class:`numpy.ndarray` (shape `(n_obs, n_proteins)`, dtype
+    `float32`)
+        Centred log-ratios: logarithms of counts plus 1, relative to their mean over the proteins of the cell. The index
+        of ``uns[...]['proteins']`` names the columns.
     `adata.uns['predict_protein' | key_added]` : :class:`dict`
-        ``params``, ``proteins`` (one row for each, in the order of the columns: gene, whether the network corrects it, and with
-        ``protein=`` the Pearson correlation over the cells of the prediction and of the ridge regression alone), ``weights``, ``genes``
-        and ``version``.
+        ``params``, ``proteins`` (one row per protein, in the order of the columns: gene, whether the network corrects
+        it and, with ``protein=``, the Pearson correlation across cells of the prediction and of the ridge regression
+        alone), ``weights``, ``genes`` and ``version``.
 
     Raises
     ------
     OptionError
         If the model was not fine-tuned with ``task="multiomic"``.
     DataError
-        If the matrix holds negative, NaN or infinite values, no gene matches, or ``protein`` has none of the model's proteins.
+        If the matrix contains negative, NaN or infinite values, no gene matches, or ``protein`` has none of the model's
+        proteins.
 
     Examples
     --------
     >>> import numpy as np, pandas as pd, scanpy as sc, scgalore as sg
     >>> adata = sc.datasets.pbmc68k_reduced().raw.to_adata()
-    >>> counts = np.random.default_rng(0).poisson(5, (adata.n_obs, 3))  # in place of measured ones
+    >>> counts = np.random.default_rng(0).poisson(5, (adata.n_obs, 3))  # instead of measured ones
     >>> adata.obsm["protein_expression"] = pd.DataFrame(counts, adata.obs_names, ["CD3", "CD4", "CD19"])
     >>> model = sg.tl.finetune(adata, "scgpt-mini", task="multiomic", max_epochs=1)
     >>> sg.tl.predict_protein(adata, model)
@@ -126,7 +129,7 @@ def predict_protein(
         "accelerator": accelerator,
         "devices": devices,
     }
-    RunOptions.of(**how)  # refuses before anything is read
+    RunOptions.of(**how)  # raises before anything is read
     data = copied(query, mod=mod) if copy else query
     adata = writable_adata(data, mod=mod)
     refuse_elsewhere(data, mod=mod, obs={}, gene_symbols=gene_symbols)

@@ -1,4 +1,4 @@
-"""Pre-training on collections of files."""
+"""Pre-train on collections of files."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ if TYPE_CHECKING:
     from scgalore.train.loggers import Loggers
 
 TIMED = 10
-"""Steps of each of two short epochs, of which the second says how long a step takes."""
+"""Steps of each of two short epochs; the second one is timed."""
 
 
 @shared_parameters
@@ -64,57 +64,60 @@ def pretrain(
     rng: Rng = 0,
     **options: Any,
 ) -> CellModel:
-    """Pre-train a model on a collection of files, or go on pre-training one :cite:p:`Cui2024`.
+    """Pre-train a model on a collection of files, or continue pre-training one :cite:p:`Cui2024`.
 
-    Genes of each cell are hidden and predicted; no labels are needed. Cells are read while they are used, so the files may hold
-    any number of them. An epoch is ``steps_per_epoch`` steps: after each, held-out cells are scored, a checkpoint is written, and
-    a line shows the losses, the throughput and the time that is left. The weights of the epoch with the best score are kept.
+    Genes of each cell are masked and predicted; no labels are needed. Cells are streamed from disk, so the files may
+    contain any number of them. An epoch is ``steps_per_epoch`` steps: after each, held-out cells are scored, a
+    checkpoint is written, and a line shows the losses, the throughput and the remaining time. The weights of the epoch
+    with the best score are kept.
 
     Parameters
     ----------
     sources
-        Paths of ``.h5ad`` files or ``.zarr`` folders, folders of them, AnnData objects, a list of these, or a dict of named
-        lists; see :func:`scgalore.data.stream`.
+        Paths of ``.h5ad`` files or ``.zarr`` folders, folders of them, AnnData objects, a list of these, or a dict of
+        named lists; see :func:`scgalore.data.stream`.
     model
-        Name in the registry of weights, folder of a checkpoint, or a model, which is then trained in place: its training goes on.
-        Or sizes, such as ``sg.model.scgpt_config(d_model=256, n_layers=6)``: random weights, and a vocabulary of the genes in the
-        files.
+        Name in the registry of weights, folder of a checkpoint, or a model, which is then trained in place.
+        Or a configuration, such as ``sg.model.scgpt_config(d_model=256, n_layers=6)``, for random weights and a
+        vocabulary of the genes in the files.
     {options}
     validation
-        Cells to choose the weights by, as ``sources``, in place of some that are held out.
+        Validation cells, in the same form as ``sources``. By default some cells are held out.
     steps_per_epoch
-        Most steps between checkpoints, which are also those that a killed run loses at most, unless ``checkpoint_every`` asks for more of
-        them. All epochs are equally long, so a run may take a few steps more than its budget.
+        Maximum number of steps between checkpoints, and thus the steps that a killed run loses at most, unless
+        ``checkpoint_every`` is shorter. All epochs are equally long, so a run may take a few steps more than its
+        budget.
     batch_size
         Maximum number of cells per batch.
     max_length
-        Maximum number of tokens per cell; longer cells are sampled anew in each pass. By default what the weights were trained with.
+        Maximum number of tokens per cell; the genes of longer cells are sampled again in each pass. By default the
+        length the weights were trained with.
     optimizer
         Entry of :data:`scgalore.optim.OPTIMIZERS`.
     checkpoint_dir, resume
-        As for :func:`scgalore.tl.finetune`. A run that is continued keeps the steps it was begun with, and another budget,
-        ``steps_per_epoch`` or ``keep_best`` is refused.
+        As for :func:`scgalore.tl.finetune`. A resumed run keeps its number of steps; another budget,
+        ``steps_per_epoch`` or ``keep_best`` raises an error.
     save_dir
-        Folder that the model is saved to, made by this call.
+        New folder to save the model to.
     logger
         As for :func:`scgalore.tl.finetune`.
     {rng}
     **options
-        Fields of :class:`~scgalore.train.TrainConfig`, such as ``lr``, ``lr_schedule``, ``warmup``, ``accumulate``, ``precision``,
-        ``patience``, ``checkpoint_every``, ``devices``, ``shard_optimizer`` or ``num_workers``. How several processes train
-        together: :doc:`/distributed`.
+        Fields of :class:`~scgalore.train.TrainConfig`, such as ``lr``, ``lr_schedule``, ``warmup``, ``accumulate``,
+        ``precision``, ``patience``, ``checkpoint_every``, ``devices``, ``shard_optimizer`` or ``num_workers``. How
+        several processes train together: :doc:`/distributed`.
 
     Returns
     -------
-    The model. Its ``history`` has a row for each epoch.
+    The model. Its ``history`` has one row per epoch.
 
     Raises
     ------
     DataError, MissingKeyError
         If a file cannot be read or used.
     OptionError
-        If an option does not exist, is out of range, or does not go with the others. In all three cases nothing was trained or
-        written.
+        If an option does not exist, is out of range, or conflicts with others. All three errors are raised before
+        training, and nothing is written.
 
     Examples
     --------
@@ -145,24 +148,24 @@ def pretrain(
 
 @dataclass
 class PretrainingRun:
-    """A pre-training run whose files were opened and whose options were checked.
+    """A pre-training run with open files and checked options.
 
     Attributes
     ----------
     model
-        What is trained.
+        Model to train.
     training, held
-        Cells to train on, and cells that choose the weights that are kept, if there are some.
+        Training cells, and validation cells if there are any.
     shown
-        The latter with tokens of as many genes as the model reads when it embeds.
+        Validation cells with as many tokens as the model reads for embedding.
     prepared
-        What the model is fitted to; its number of epochs is open.
+        Prepared training data; the number of epochs is not yet set.
     options
-        What was asked for.
+        Requested options.
     cells_per_step
-        Cells of a step of the optimizer, of all processes; with ``accumulate_tokens`` the expected number.
+        Cells per optimizer step over all processes; with ``accumulate_tokens`` the expected number.
     n_processes
-        How many processes train together.
+        Number of processes that train together.
     """
 
     model: CellModel
@@ -190,7 +193,7 @@ class PretrainingRun:
         own = {option.name for option in options_of(PretrainingOptions)}
         asked = PretrainingOptions(**{name: options.pop(name) for name in own & options.keys()})
         if "max_epochs" in options:
-            msg = f"max_epochs={options['max_epochs']!r}: pre-training counts its budget otherwise. Pass {', '.join(f'{name}=' for name in BUDGETS)}."
+            msg = f"max_epochs={options['max_epochs']!r}: pre-training has no epochs of all cells. Pass {', '.join(f'{name}=' for name in BUDGETS)}."
             raise OptionError(msg)
         seed = seed_from(rng)
         task, call = resolve_call(
@@ -206,13 +209,13 @@ class PretrainingRun:
         tokens = fitted.tokenizer_config(max_length=max_length, rng=seed)
         made = {"config": tokens, "batch_size": batch_size, "rng": seed, **read}
         drawing: dict[str, Any] = {"shares": asked.shares, "weights_key": asked.weights_key, "weights": asked.weights}
-        # Every process looks at the same files; the first says what it finds.
+        # Every process reads the same files; only the first logs what it finds.
         with settings.override(verbosity=settings.verbosity if is_first_process() else 0):
             training = stream(sources, fitted.vocab, **drawing, **made)
             held = None if validation is None else stream(validation, fitted.vocab, **made)
         twice = set() if held is None else {*held.files} & {*training.files}
-        if paths := sorted(name for name in twice if Path(name).exists()):  # objects have no names of their own
-            msg = f"validation= has {paths[0]}, which is trained on as well. Leave it out, so that some cells are held out."
+        if paths := sorted(name for name in twice if Path(name).exists()):  # AnnData objects have no names
+            msg = f"validation= contains {paths[0]}, which is also in the training data. Omit validation= to hold out some cells."
             raise OptionError(msg)
         if held is None and (n := min(asked.validation_cells, training.n_obs // 10)):
             training, held = training.split(n, max_cells=n)
@@ -226,14 +229,14 @@ class PretrainingRun:
 
     def train(self, *, checkpoint_dir: PathLike | None, resume: bool, logger: Loggers) -> None:
         """Train; parameters are those of :func:`pretrain`."""
-        from scgalore.train.checkpoint import saved_run  # brings Lightning
+        from scgalore.train.checkpoint import saved_run  # imports Lightning
 
         config, begun = self.prepared.config, saved_run(checkpoint_dir, resume=resume)
         if begun is None:
             config = self.with_steps(self.steps())
         else:
             config = replace(config, max_epochs=begun.get("max_epochs"), steps_per_epoch=begun.get("steps_per_epoch"))
-        # What was asked for makes the run, and not the epochs alone: they are those of the run that is continued.
+        # A run is identified by the requested value too; its actual epochs are those of the resumed run.
         asked = {name: getattr(self.options, name) for name in BUDGETS}
         asked["steps_per_epoch asked for"] = self.prepared.config.steps_per_epoch
         self.prepared = replace(self.prepared, config=config, identity={**self.prepared.identity, **asked})
@@ -241,7 +244,7 @@ class PretrainingRun:
         self.model.fit(self.prepared, keep_best=self.options.keep_best, **run)
 
     def steps(self) -> int:
-        """Steps of the optimizer that the budget is worth."""
+        """Number of optimizer steps in the budget."""
         asked = self.options
         if asked.max_steps is not None:
             return asked.max_steps
@@ -250,13 +253,15 @@ class PretrainingRun:
         assert asked.max_hours is not None
         seconds = self.seconds_per_step()
         steps = max(1, int(asked.max_hours * 3600 / seconds))
-        logg.info(f"    a step takes {seconds:.2f} s here, so {duration(asked.max_hours * 3600)} are {steps:,} steps")
+        logg.info(
+            f"    {seconds:.2f} s per step on this machine: {steps:,} steps in {duration(asked.max_hours * 3600)}"
+        )
         return steps
 
     def seconds_per_step(self) -> float:
-        """Time some steps on a copy of the network, each with its share of the validation after an epoch.
+        """Time some steps on a copy of the network, including the proportional time of validation.
 
-        Of several processes, the first one's clock counts.
+        With several processes, the time of the first one is used.
         """
         trial = copy(self.model)
         trial.network = deepcopy(self.model.network)
@@ -272,7 +277,7 @@ class PretrainingRun:
         return step + validation / (self.prepared.config.steps_per_epoch or TIMED)
 
     def memory(self) -> MemoryEstimate:
-        """What the run takes, with cells of the greatest length."""
+        """Estimate the memory of the run, with cells of maximum length."""
         config, source = self.prepared.config, self.training
         n_cells, n_tokens = source.largest_batch(None, batch_plan(replace(config, max_epochs=1), source, None))
         network = self.model.network if self.prepared.network is None else self.prepared.network
@@ -280,7 +285,7 @@ class PretrainingRun:
         return estimate_training(network, objective, config, n_cells=n_cells, n_tokens=n_tokens, n_rows=n_rows)
 
     def with_steps(self, steps: int) -> TrainConfig:
-        """The configuration with epochs of equal length that take these steps, or a few more: fewer than there are epochs."""
+        """Configuration with epochs of equal length for these steps, or a few more (fewer than the number of epochs)."""
         config = self.prepared.config
         assert config.steps_per_epoch is not None
         n_epochs = -(-steps // config.steps_per_epoch)
@@ -291,12 +296,12 @@ def _starting_model(model: Any, sources: Any, read: dict[str, Any], seed: int) -
     if not isinstance(model, NetworkConfig):
         return as_model(model)
     known = GeneVocab.from_genes(sorted(symbols()))
-    # A stream matches names of every kind, so the genes that it finds among all symbols are those of the files. What it says of them
-    # is said when they are looked at for the model.
+    # A stream matches all kinds of gene names, so the genes it finds among all symbols are those of the files. Its
+    # messages are logged later, when the files are opened for the model.
     with settings.override(verbosity=0):
         found = stream(sources, known, batch_size=1, **read).tokens()
     genes = [name for i in found if (name := known.tokens[i]) not in SPECIALS]
-    logg.info(f"    a vocabulary of {len(genes):,} genes was made from the files")
+    logg.info(f"    vocabulary of {len(genes):,} genes made from the files")
     family = next(family for family in FAMILIES.values() if type(model) is family.config)
     vocab = GeneVocab.from_genes(genes, family.specials)
     config = model.replace(n_tokens=len(vocab), pad_id=vocab.pad_id)

@@ -1,4 +1,4 @@
-"""What a pre-training run is asked for, declared once for Python and the command line."""
+"""Options of a pre-training run, declared once for Python and the command line."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ __all__ = ["BUDGETS", "MAX_STEPS", "PretrainingOptions"]
 
 MAX_STEPS = 10_000
 BUDGETS = ("max_steps", "max_cells", "max_hours")
-"""Options that say how long to train, of which a run has one."""
+"""Options for the length of training; a run has exactly one."""
 
 
 _PAIRS = re.compile(r"\s*(.+?)\s*=\s*([^=,]+?)\s*(?:,|$)")
 
 
 def _by_name(text: str) -> Any:
-    """Read ``blood=0.7,pancreas=0.3`` from a command line, or JSON, or one word; names may have ``,`` and ``=`` in them."""
+    """Parse ``blood=0.7,pancreas=0.3``, JSON, or a single word from a command line; names may contain ``,`` and ``=``."""
     if text.lstrip().startswith("{") or "".join(found.group() for found in _PAIRS.finditer(text)) != text:
         return as_json(text)
     return {name: as_json(value) for name, value in _PAIRS.findall(text)}
@@ -39,9 +39,9 @@ def _are_weights(value: Any) -> bool:
     return isinstance(value, Mapping) and all(WEIGHT.fits(weight) for weight in value.values()) and len(value) > 0
 
 
-WEIGHT = number("it must be a number that is not negative", lambda weight: 0 <= weight < math.inf)
+WEIGHT = number("it must be a non-negative number", lambda weight: 0 <= weight < math.inf)
 WEIGHTS = Kind(
-    "give a number, 0 or more, for some values of the column, as in {'T cell': 2}",
+    "give a non-negative number for some values of the column, as in {'T cell': 2}",
     _are_weights,
     _by_name,
     lambda value: {str(text_of(label)): float(weight) for label, weight in value.items()},
@@ -50,9 +50,9 @@ SHARES = Kind("give a positive number for each named source, as in {'blood': 0.7
 
 
 def of_each(kind: Kind) -> Kind:
-    """One value for all sources, or one of each named source."""
+    """One value for all sources, or one per named source."""
     return Kind(
-        f"{kind.expected}, or give one of these for each named source",
+        f"{kind.expected}, or a dict with one per named source",
         lambda value: all(map(kind.fits, value.values() if isinstance(value, Mapping) else [value])),
         _by_name,
         lambda value: dict(value) if isinstance(value, Mapping) else value,
@@ -70,43 +70,43 @@ def _of_task(name: str) -> Any:
 
 @dataclass(frozen=True)
 class PretrainingOptions:
-    """Options of :func:`scgalore.tl.pretrain` besides those of training."""
+    """Options of :func:`scgalore.tl.pretrain`, in addition to those of training."""
 
     objective: str | None = _of_task("objective")
     mask_ratio: Any = _of_task("mask_ratio")
     from_cell_prompt: bool | None = _of_task("from_cell_prompt")
     max_steps: int | None = declare(
         COUNT,
-        "Steps of the optimizer. The budget of a run is this, or cells, or hours.",
+        "Number of optimizer steps. The budget of a run is given in steps, cells or hours.",
         shown_default=f"{MAX_STEPS}",
     )
-    max_cells: int | None = declare(COUNT, "Cells to train on, counted each time that they are seen.")
+    max_cells: int | None = declare(COUNT, "Number of cells to train on, counting repeated cells.")
     max_hours: float | None = declare(
-        POSITIVE, "Hours to train, which are turned into steps once, after some steps were timed on this machine."
+        POSITIVE, "Training time in hours; converted to steps once, after timing some steps on this machine."
     )
     validation_cells: int = declare(
         whole(0),
-        "Number of cells to hold out, at most a tenth of all; they choose the weights that are kept.",
+        "Number of cells to hold out for selecting the best epoch, at most a tenth of all.",
         default=2000,
     )
     keep_best: int | None = declare(
         COUNT,
         """
-        Number of models to keep in the folder of the checkpoint, those with the lowest loss on the held-out cells: each is in
-        ``best/epoch-<number>`` in ``checkpoint_dir``, for :func:`scgalore.model.load`. ``None`` keeps none, and the weights of the best
-        epoch are those of the model in the end.
+        Number of models to keep, those with the lowest loss on held-out cells: each is saved to
+        ``best/epoch-<number>`` in ``checkpoint_dir``, for :func:`scgalore.model.load`. ``None`` saves none; the
+        returned model always has the weights of the best epoch.
         """,
         shown_default="none",
     )
     where: Any = declare(
         WHERE,
-        "Which cells of each file to take, as a query of its obs: \"is_primary_data and disease == 'normal'\".",
+        "Query of obs that selects the cells of each file: \"is_primary_data and disease == 'normal'\".",
         shown_default="all",
     )
     shares: dict[str, float] | None = declare(
         SHARES,
-        "Share of each named source in what is trained on, as in blood=0.7,pancreas=0.3. Cells are then drawn with replacement.",
-        shown_default="as many as there are",
+        "Fraction of training cells from each named source, as in blood=0.7,pancreas=0.3. Cells are then drawn with replacement.",
+        shown_default="proportional to their numbers of cells",
     )
     weights_key: str | None = declare(
         TEXT,
@@ -116,33 +116,31 @@ class PretrainingOptions:
     weights: dict[Any, float] | None = declare(
         WEIGHTS,
         """
-        How often values of that column are drawn, relative to each other, as in "T cell=2,B cell=0.5"; 1 for those that are left out, and 0
-        for those that are not to come at all.
+        Relative frequency of values of that column, as in "T cell=2,B cell=0.5"; 1 for values that are not listed, and
+        0 to exclude a value.
         """,
         shown_default="1 for each value",
     )
-    layer: Any = declare(
-        of_each(TEXT), "Layer to read, raw for raw.X, or auto for the counts wherever they are.", default="auto"
-    )
+    layer: Any = declare(of_each(TEXT), "Layer to read, raw for raw.X, or auto to find the counts.", default="auto")
     gene_symbols: Any = declare(
         of_each(TEXT),
-        "Column of var with the names of the genes.",
+        "Column of var with the gene names.",
         shown_default="the names that match best",
         column="var",
     )
     data_type: Any = declare(
-        of_each(DATA_TYPE), "What the expression is: counts or log1p.", shown_default="decided by its values"
+        of_each(DATA_TYPE), "Content of the matrix: counts or log1p.", shown_default="detected from the values"
     )
     species: Any = declare(
         of_each(SPECIES),
-        "Species of the genes: human, or mouse, which are read as their human orthologs.",
-        shown_default="what Ensembl ids and the column organism say, else human",
+        "Species of the genes: human, or mouse, whose genes are mapped to human orthologs.",
+        shown_default="detected from Ensembl ids and the column organism, else human",
     )
     min_matched: float | None = declare(
-        MATCHED, "Share of the expressed counts that the vocabulary must know.", shown_default="the package's own"
+        MATCHED, "Minimum fraction of the counts in genes of the vocabulary.", shown_default="0.05"
     )
-    block_size: int = declare(COUNT, "Neighbouring cells that are read together.", default=256)
-    buffer_size: int = declare(COUNT, "Cells in memory that are shuffled together.", default=8192)
+    block_size: int = declare(COUNT, "Number of consecutive cells that are read together.", default=256)
+    buffer_size: int = declare(COUNT, "Number of cells in memory that are shuffled together.", default=8192)
 
     def __post_init__(self) -> None:
         for option in options_of(type(self)):
@@ -150,7 +148,7 @@ class PretrainingOptions:
         given = [name for name in BUDGETS if getattr(self, name) is not None]
         if len(given) > 1:
             shown = " and ".join(f"{name}={getattr(self, name)!r}" for name in given)
-            msg = f"{shown}: a run has one budget. Leave the others out."
+            msg = f"{shown}: a run has exactly one budget. Omit the others."
             raise OptionError(msg)
         if not given:
             object.__setattr__(self, "max_steps", MAX_STEPS)

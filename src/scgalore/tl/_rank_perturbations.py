@@ -1,4 +1,4 @@
-"""Perturbations that lead from control to a wanted state."""
+"""Rank perturbations by similarity to a target state."""
 
 from __future__ import annotations
 
@@ -76,34 +76,35 @@ def rank_perturbations(
     key_added: str | None = None,
     copy: bool = False,
 ) -> Data | None:
-    """Rank perturbations by how well their predicted effect leads from control to a wanted state.
+    """Rank perturbations by how well their predicted effect matches the change from control to a target state.
 
-    Each candidate says what training knew of it, and its score stands beside those of the prior alone and of the measured
-    effect. How far such a ranking can be trusted says the recovery of held-out perturbations: the rank of the right one when
-    the effect it was observed to have is the target.
+    Each candidate is listed with its evidence in the training data, and its score with those of the prior alone and of
+    the measured effect. To judge the ranking, see ``recovery``: the rank of each held-out perturbation when its
+    observed effect is the target.
 
     Parameters
     ----------
     {data}
     target
-        Label of a perturbation, or of ``target_key``, whose cells' mean is wanted; or the wanted effect by gene (differences
-        of mean log-normalised expression from control), which is compared over these genes only.
+        Label of a perturbation, or of ``target_key``, whose mean expression is the target state; or target effects by
+        gene (differences of mean log-normalised expression from control), which are compared over these genes only.
     target_key
-        Column of ``adata.obs`` that ``target`` is a label of; ``None`` is ``pert_key``.
+        Column of ``adata.obs`` with the label ``target``; ``None`` is ``pert_key``.
     model
         As for :func:`scgalore.tl.predict_perturbation`.
     candidates
-        Perturbations to rank in addition to each gene that was perturbed in training, or each compound at the doses of training.
+        Additional perturbations to rank, besides all genes perturbed in training, or all compounds at their training
+        doses.
     pairs
-        Whether pairs of the best genes are ranked, too.
+        Whether to rank pairs of the best genes as well.
     max_pairs
-        Most pairs.
+        Maximum number of pairs.
     metric
-        Likeness of effects: ``"cosine"``, ``"pearson"`` or ``"mse"`` (where lower is better).
+        Similarity of effects: ``"cosine"``, ``"pearson"`` or ``"mse"`` (lower is better).
     recovery
-        Whether held-out perturbations are looked for, which takes a prediction of each measured one.
+        Whether to rank held-out perturbations, which requires predicting each measured perturbation.
     context
-        Cell type or line to stay in, where there are several.
+        Cell type or line to use, if there are several.
     {pert_key}
     {control}
     {context_key}
@@ -111,9 +112,9 @@ def rank_perturbations(
     {dose_key}
     {vectors_key}
     split_key
-        Column of ``adata.obs`` with the part of each cell. ``None`` takes the one the model was trained with, where the
-        perturbations here are in the parts they were in then, else one that :func:`scgalore.pp.split_perturbations` has made
-        for these data.
+        Column of ``adata.obs`` with the split of each cell. ``None`` uses the column the model was trained with, if
+        it assigns the perturbations to the same splits as in training, else one that
+        :func:`scgalore.pp.split_perturbations` made for these data.
     {layer}
     {gene_symbols}
     {data_type}
@@ -121,15 +122,15 @@ def rank_perturbations(
     {species}
     {min_matched}
 
-        All of these are by default what the model was fine-tuned with.
+        By default, all of these are as in fine-tuning.
     {mod}
     n_controls
-        Control cells that a prediction is averaged over.
+        Number of control cells to average a prediction over.
     batch_tokens
-        Most tokens in a batch.
+        Maximum number of tokens per batch.
     {accelerator}
     rng
-        Seed of the choice of control cells.
+        Seed for sampling control cells.
     {key_added}
     {copy}
 
@@ -138,24 +139,26 @@ def rank_perturbations(
     ``None``, or with ``copy=True`` the container it was given, with this key set:
 
     `adata.uns['rank_perturbations' | key_added]` : :class:`dict`
-        ``ranking``, best first: ``perturbation``, ``n_genes_perturbed``, ``evidence`` (whether training ``"measured"`` it, had
-        its ``"parts measured"``, or it was ``"unseen"``; ``"unknown"`` for upstream checkpoints), ``is_target``, ``score``, ``score_prior`` and ``score_measured``
-        (NaN where there is no prior or measurement outside the test part).
-        ``recovery``: ``rank`` of each held-out ``perturbation`` among ``n_candidates``, by ``method`` (``"model"``,
-        ``"prior"``, and ``"training mean"``, which cannot tell perturbations apart).
-        ``recovery_summary``: ``median_rank`` of each method beside ``chance``.
-        ``params`` (``target_trained_on``: whether the target was among the data used for training), ``weights``,
-        ``version``. A gene of the target perturbation is not compared, since its own change would give it away.
+        ``ranking``, best first: ``perturbation``, ``n_genes_perturbed``, ``evidence`` (``"measured"`` in the training
+        data, only its ``"parts measured"``, or ``"unseen"``; ``"unknown"`` for checkpoints of the original scGPT),
+        ``is_target``, ``score``, ``score_prior`` and ``score_measured`` (NaN without a prior or a measurement outside
+        the test split). ``recovery``: ``rank`` of each held-out ``perturbation`` among ``n_candidates``, by ``method``
+        (``"model"``, ``"prior"``, and ``"training mean"``, which cannot tell perturbations apart).
+        ``recovery_summary``: ``median_rank`` of each method, and ``chance``.
+        ``params`` (``target_trained_on``: whether the target was in the training data), ``weights``,
+        ``version``. The perturbed genes of the target are excluded from the comparison, since their own change would
+        reveal the perturbation.
 
     Raises
     ------
     DataError
-        If the model knows no such gene, a label does not parse, there is no control cell, or the data are on another scale
-        than those the model was trained on.
+        If the model does not have a gene, a label cannot be parsed, there is no control cell, or the data are on
+        another scale than the training data.
     MissingKeyError
-        If the target or a column does not exist, or no model is given and none recorded.
+        If the target or a column does not exist, or no model is given or recorded.
     OptionError
-        If an option is outside its choices, there is no candidate, or several contexts and none named.
+        If an option is not one of its choices, there is no candidate, or there are several contexts and ``context`` is
+        ``None``.
 
     Examples
     --------
@@ -188,7 +191,7 @@ def rank_perturbations(
     controls = screen.profiles()
     refuse_other_scale(fitted, screen, controls)
     if pairs and screen.conditions.kind != "gene":
-        msg = "pairs=True ranks pairs of genes, and the model was trained on compounds, which are not combined. Leave it out."
+        msg = "pairs=True ranks pairs of genes, but the model was trained on compounds, which are not combined. Omit pairs=."
         raise OptionError(msg)
     asked = perturbed_genes(candidates or [], screen, fitted)
     fitted = with_compounds(fitted, [agent for agents in asked for agent in agents], screen.vectors)
@@ -198,7 +201,7 @@ def rank_perturbations(
     chosen = search.candidates(asked)
     refuse_unknown([gene for genes in chosen for gene in genes], fitted.vocab, species=screen.reading.species)
     seen = genes_seen(screen, fitted.vocab)
-    with logg.step(f"ranking {len(chosen):,} perturbations by their likeness to {wanted.name}") as step:
+    with logg.step(f"ranking {len(chosen):,} perturbations by similarity to {wanted.name}") as step:
         found = search.recovery(chosen) if recovery else None
         content = {
             "ranking": search.ranking(chosen, wanted, max_pairs=max_pairs if pairs else 0),
@@ -233,16 +236,16 @@ def _check(*, n_controls: int, max_pairs: int, metric: str) -> None:
 def _report(content: dict[str, Any], wanted: Wanted) -> None:
     if wanted.trained_on:
         logg.warning(
-            f"The target {wanted.name!r} was among the data used for training: that it is found again says little about the model."
+            f"The target {wanted.name!r} was in the training data, so its recovery does not measure generalisation."
         )
     found = content.get("recovery_summary")
     if found is None:
         return
     if len(found) == 0:
-        logg.info("    no held-out perturbation is here, so nothing says how far the ranking can be trusted")
+        logg.info("    no held-out perturbations: ranking quality cannot be estimated")
         return
     first = found.iloc[0]
     ranks = ", ".join(f"{row.median_rank:g} ({row.method})" for row in found.itertuples())
     logg.info(
-        f"    median rank of {first['n']} held-out perturbations among {first['n_candidates']:,}: {ranks}, {first['chance']:g} (a guess)"
+        f"    median rank of {first['n']} held-out perturbations among {first['n_candidates']:,}: {ranks}, {first['chance']:g} (chance)"
     )

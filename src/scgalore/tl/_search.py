@@ -1,4 +1,4 @@
-"""Search among perturbations for a wanted effect, and what such a search is worth."""
+"""Search for the perturbation with a target effect, and evaluation of such a search."""
 
 from __future__ import annotations
 
@@ -35,22 +35,22 @@ Genes = tuple[str, ...]
 
 @dataclass(frozen=True)
 class Search:
-    """Candidates in one context, whose effects are predicted once each.
+    """Candidates in one context; the effect of each is predicted once.
 
     Attributes
     ----------
     model
-        Fine-tuned on perturbations.
+        Model fine-tuned on perturbations.
     screen
-        Where the control cells are, and what was measured.
+        Screen with control cells and measured perturbations.
     controls
         Profiles of all cells.
     code
-        Number of the context.
+        Index of the context.
     metric
         One of :data:`scgalore.perturb.predictions.retrieval.METRICS`.
     options
-        Keywords of :func:`scgalore.tasks.perturbation.fitting.predict_effects`.
+        Keyword arguments of :func:`scgalore.tasks.perturbation.fitting.predict_effects`.
     """
 
     model: CellModel
@@ -68,18 +68,18 @@ class Search:
 
     @cached_property
     def seen(self) -> set[str]:
-        """Perturbations of training, by their names in this screen."""
+        """Training perturbations, by their names in this screen."""
         return trained_on(self.model, self.screen.conditions)
 
     @cached_property
     def training(self) -> Profiles:
-        """What was measured in this context and is no secret."""
+        """Measured profiles of this context that are not held out."""
         known = training_profiles(self.screen, self.model, self.controls)
         return known.take(np.flatnonzero(known.contexts == self.code))
 
     @cached_property
     def held_out(self) -> Profiles:
-        """Test perturbations of this context that the model has a token for; they are none without a split."""
+        """Test perturbations of this context that the model has a token for; empty without a split."""
         parts = self.screen.parts
         if parts is None or "test" not in parts:
             return self.controls.take([])
@@ -92,11 +92,11 @@ class Search:
         return min(agent_tokens(genes, self.model.vocab, species=self.screen.reading.species)) >= 0
 
     def candidates(self, given: Sequence[Genes]) -> list[Genes]:
-        """Genes that were perturbed in training, and those given, without control."""
+        """Genes perturbed in training and those given, without control."""
         genes = {agent for name in self.seen for agent in agents_of(name)}
         found = sorted({(gene,) for gene in genes} | set(given) - {()})
         if not found:
-            msg = "The model does not say which genes were perturbed in its training, and none is given. Name some: candidates=[...]."
+            msg = "The model does not record which genes were perturbed in training. Pass candidates=[...]."
             raise OptionError(msg)
         return found
 
@@ -110,7 +110,7 @@ class Search:
         return np.array([self.predicted[genes] for genes in wanted])
 
     def prior_effects(self, wanted: Sequence[Genes]) -> NDArray[np.float64] | None:
-        """What the model's prior says on its own."""
+        """Effects predicted by the model's prior alone."""
         rows = [(self.code, genes) for genes in wanted]
         effects = prior_effects(self.model, self.screen, rows, self.controls)
         if effects is None:
@@ -119,7 +119,7 @@ class Search:
         return np.maximum(control + effects, 0) - control  # as in a prediction
 
     def ranking(self, candidates: list[Genes], wanted: Wanted, *, max_pairs: int) -> pd.DataFrame:
-        """Table of the candidates, best first; with ``max_pairs`` also of pairs of the best genes."""
+        """Table of the candidates, best first, including up to ``max_pairs`` pairs of the best genes."""
 
         def scored(effects: NDArray[np.float64]) -> NDArray[np.float64]:
             return retrieval.scores(effects[:, wanted.compared], wanted.effect[wanted.compared], self.metric)
@@ -146,9 +146,9 @@ class Search:
         return table.sort_values("score", ascending=self.metric == "mse", kind="stable", ignore_index=True)
 
     def recovery(self, candidates: Sequence[Genes]) -> pd.DataFrame:
-        """Ranks of held-out perturbations among the candidates, all of training and each other."""
+        """Ranks of held-out perturbations among the candidates, all training perturbations and each other."""
         observed = self.held_out
-        # Doubles of training stand beside those to be found, or their number of genes alone would narrow the choice.
+        # Training doubles are included: otherwise the number of perturbed genes alone would narrow the choice.
         names = {agents_of(name) for name in self.seen} | {*self.training.perturbed}
         names = {genes for genes in names if self.knows(genes)}
         pool = sorted({*candidates, *names, *observed.perturbed}) if len(observed) else []

@@ -1,4 +1,4 @@
-"""A choice of genes."""
+"""Select genes."""
 
 from __future__ import annotations
 
@@ -52,26 +52,28 @@ def select_genes(
     key_added: str = "selected",
     copy: bool = False,
 ) -> Data | None:
-    """Select genes, and rank all that are expressed.
+    """Rank all expressed genes and select the best.
 
-    Several sources take turns at one ranked list: how much a gene varies, how much it responds to perturbations, and lists such
-    as transcription factors, which are ranked inside by expression. The list does not depend on ``n_genes``: the best 500 are
-    among the best 1,200. :doc:`/concepts/gene-selection` says what the sources and their shares are.
+    Genes from several sources are interleaved into one ranking: variable genes, genes that respond to perturbations,
+    and gene lists such as transcription factors, which are ordered by expression. The ranking does not depend on
+    ``n_genes``: the best 500 are among the best 1,200. :doc:`/concepts/gene-selection` lists the sources and their
+    proportions.
 
     Parameters
     ----------
     {data}
     n_genes
-        Number of genes to select. If fewer are expressed, all of them are selected, and a warning says how many they are.
+        Number of genes to select. If fewer are expressed, all of them are selected and a warning is logged.
     gene_strategy
-        ``"biological"``: variable genes, transcription factors, cell cycle, metabolism, pluripotency and stress. ``"hvg"``:
-        variable genes. ``"perturbation"``: perturbed genes first, then those that respond to perturbations, transcription
-        factors, cell cycle, stress and variable genes. ``"expressed"``: by mean expression.
+        ``"biological"``: variable genes, transcription factors, cell cycle, metabolism, pluripotency and stress.
+        ``"hvg"``: variable genes. ``"perturbation"``: perturbed genes first, then those that respond to perturbations,
+        transcription factors, cell cycle, stress and variable genes. ``"expressed"``: by mean expression.
     {layer}
     {data_type}
     {depth_key}
     batch_key
-        Column of ``adata.obs`` with the batch of each cell, within which variable genes are ranked before the ranks are combined.
+        Column of ``adata.obs`` with the batch of each cell. Variable genes are ranked within batches before ranks are
+        combined.
     {pert_key}
     {control}
     {separator}
@@ -79,12 +81,13 @@ def select_genes(
     {dose_key}
     {context_key}
     split_key
-        Column of ``adata.obs`` with the part of each cell: only those in ``"train"`` are looked at. ``None`` looks at all, but
-        with ``pert_key`` takes the column ``"split"`` if :func:`scgalore.pp.split_perturbations` has written it for that key.
+        Column of ``adata.obs`` with the split of each cell: only ``"train"`` cells are used. ``None`` uses all cells,
+        or with ``pert_key`` the column ``"split"`` if :func:`scgalore.pp.split_perturbations` has written it for that
+        key.
     must_include
-        Genes that are selected whatever the data say, if they are there.
+        Genes to always include, if present.
     gene_sets
-        Further lists that take turns: a dictionary of lists, the path of a GMT file, or names of
+        Additional gene lists to interleave: a dictionary of lists, the path of a GMT file, or names of
         :func:`scgalore.genes.list_gene_sets`.
     {species}
     {gene_symbols}
@@ -100,23 +103,23 @@ def select_genes(
     `adata.var['selected' | key_added]` : :class:`pandas.Series` (dtype `bool`)
         Whether a gene is selected.
     `adata.var['selected_rank' | f'{key_added}_rank']` : :class:`pandas.Series` (dtype `float64`)
-        Place in the ranked list, 0 the best; NaN for genes that no training cell expresses, unless they must be included.
+        Rank, 0 is the best; NaN for genes that no training cell expresses, unless they must be included.
     `adata.var['selected_source' | f'{key_added}_source']` : :class:`pandas.Series` (dtype `category`)
-        What placed a gene there.
+        Source that each gene was selected from.
     `adata.uns['select_genes' | key_added]` : :class:`dict`
-        ``params``; ``n_selected``, the number of genes selected; ``sources``, a table of the genes each source lists (``n_listed``), has in the data (``n_matched``), could
-        place (``n_expressed``) and has among the selected (``n_selected``); ``absent``, names of genes that were asked for and
-        are not in the data; ``n_expressed`` genes in ``n_cells`` training cells; ``genes``, how many of a mouse have a human
-        ortholog; ``version``.
+        ``params``; ``n_selected``, the number of genes selected; ``sources``, a table with the number of genes of each
+        source (``n_listed``), in the data (``n_matched``), ranked (``n_expressed``) and selected (``n_selected``);
+        ``absent``, names of requested genes that are not in the data; ``n_expressed`` genes in ``n_cells`` training
+        cells; ``genes``, the number of mouse genes with a human ortholog; ``version``.
 
     Raises
     ------
     OptionError
-        If the strategy or species is unknown, ``n_genes`` is not a whole number of at least 1, more genes must be
-        included than selected, or ``gene_strategy="perturbation"`` has no ``pert_key``.
+        If the strategy or species is unknown, ``n_genes`` is not a whole number of at least 1, ``must_include`` has
+        more than ``n_genes`` genes, or ``gene_strategy="perturbation"`` has no ``pert_key``.
     DataError
-        If the matrix holds negative, NaN or infinite values, a list of yours has no gene in the data, lists and data are of
-        different species, or there is no control.
+        If the matrix contains negative, NaN or infinite values, no gene of a list in ``gene_sets`` is in the data,
+        lists and data are of different species, or there are no control cells.
     MissingKeyError
         If a column, ``layer`` or ``mod`` does not exist.
 
@@ -130,7 +133,7 @@ def select_genes(
     """
     keys = GeneKeys.from_key_added(key_added)
     reading = Reading(layer, gene_symbols, data_type, depth_key, species)
-    get_strategy(gene_strategy)  # refuses before anything is read
+    get_strategy(gene_strategy)  # raises before anything is read
     data = copied(data, mod=mod) if copy else data
     adata = writable_adata(data, mod=mod)
     columns = {"batch_key": batch_key, "pert_key": pert_key, "context_key": context_key, "split_key": split_key}
@@ -165,14 +168,14 @@ def select_genes(
         content["n_selected"] = n_selected
         content["params"]["split_key"] = split_key
         content["version"] = __version__
-        _say(content)
+        _report(content)
         present = pd.unique(pd.Series(ranking.source[np.isfinite(ranking.rank)], dtype=object))
         order = [name for name in content["sources"].index if name in set(present)]
         Results(
             var={
                 keys.selected: (ranking.best(n_selected), "selected genes"),
-                keys.rank: (ranking.rank, "place in the ranked list"),
-                keys.source: (pd.Categorical(ranking.source, categories=order), "what placed a gene there"),
+                keys.rank: (ranking.rank, "rank, 0 is the best"),
+                keys.source: (pd.Categorical(ranking.source, categories=order), "source of each gene"),
             },
             uns={keys.uns: (content, "parameters and genes of each source")},
         ).write(data, adata, mod=mod, step=step)
@@ -187,20 +190,20 @@ def _check_number(n_genes: Any) -> None:
 
 
 def _n_selected(n_genes: int, ranking: Ranking) -> int:
-    """Number of genes to select: all that are ranked, if more are asked for."""
+    """Number of genes to select: at most all ranked genes."""
     if ranking.n_must_include > n_genes:
-        msg = f"must_include names {ranking.n_must_include:,} genes of the data, and n_genes={n_genes:,}. Pass a larger n_genes."
+        msg = f"must_include has {ranking.n_must_include:,} genes in the data, but n_genes={n_genes:,}. Pass a larger n_genes."
         raise OptionError(msg)
     n_ranked = int(np.isfinite(ranking.rank).sum())
     if n_genes > n_ranked:
         logg.warning(
-            f"n_genes={n_genes:,}, and the {ranking.n_cells:,} cells that were looked at express {ranking.n_expressed:,} of "
-            f"{len(ranking.rank):,} genes: all {n_ranked:,} ranked genes are selected."
+            f"n_genes={n_genes:,}, but only {ranking.n_expressed:,} of {len(ranking.rank):,} genes are expressed in the "
+            f"{ranking.n_cells:,} cells: all {n_ranked:,} ranked genes are selected."
         )
     return min(n_genes, n_ranked)
 
 
-def _say(content: dict[str, Any]) -> None:
+def _report(content: dict[str, Any]) -> None:
     counts = content["sources"]["n_selected"]
     shown = ", ".join(f"{n:,} {name}" for name, n in counts.items() if n)
     logg.info(f"    {content['n_selected']:,} of {content['n_expressed']:,} expressed genes: {shown}")

@@ -1,4 +1,4 @@
-"""Steps that the functions of this subpackage share: find the model, check the object, record where results come from."""
+"""Steps shared by the functions of this subpackage: find the model, check the object, record provenance."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from scgalore.model.inference import RunOptions
 
 IN_MEMORY = ("none", "memory")
-"""Layouts of weights that no file holds."""
+"""Layouts of weights that are not stored in a file."""
 
 __all__ = [
     "IN_MEMORY",
@@ -43,7 +43,7 @@ __all__ = [
 
 
 def as_model(model: str | os.PathLike[str] | CellModel) -> CellModel:
-    """Take a model as it is, or load it."""
+    """Return a model as it is, or load it from a name or folder."""
     if isinstance(model, CellModel):
         return model
     if isinstance(model, str | os.PathLike):
@@ -53,34 +53,34 @@ def as_model(model: str | os.PathLike[str] | CellModel) -> CellModel:
 
 
 def model_of_reference(reference: Reference, model: str | os.PathLike[str] | CellModel | None) -> CellModel:
-    """The model that a reference was built with: as passed, as it is in memory, or as it is found by its name or in its folder.
+    """Return the model a reference was built with: the one passed, in memory, or found by name or folder.
 
     Raises
     ------
     OptionError
-        If it is another one, or cannot be found.
+        If the model is another one, or cannot be found.
     """
     made = reference.made["model"]
     if model is None and reference.model is not None:
         found = reference.model
     elif model is None and made["layout"] in IN_MEMORY:
         msg = (
-            f"The reference was built with {made['name']!r}, a model in memory that had not been read from a folder. Pass it as model=, or the folder "
-            "that it was saved to."
+            f"The reference was built with {made['name']!r}, a model that was only in memory. Pass it as model=, or the folder "
+            "it was saved to."
         )
         raise OptionError(msg)
     elif model is None:
         try:
             found = load(made["name"])
         except (OptionError, WeightsError, OSError) as error:
-            msg = f"The reference was built with {made['name']!r}, which cannot be loaded ({error}) Pass that model as model=."
+            msg = f"The reference was built with {made['name']!r}, which cannot be loaded. {error} Pass that model as model=."
             raise OptionError(msg) from error
     else:
         found = as_model(model)
     if (identity := found.embedding_identity) != made["identity"]:
         msg = (
-            f"The reference was built with {made['name']!r} (weights {made['identity']}), and this is {found.provenance['name']!r} (weights "
-            f"{identity}); embeddings by two models cannot be compared. Pass the model of the reference, or build one with this model."
+            f"The reference was built with {made['name']!r} (weights {made['identity']}), but this is {found.provenance['name']!r} (weights "
+            f"{identity}); embeddings of different models cannot be compared. Pass the model of the reference, or build a reference with this model."
         )
         raise OptionError(msg)
     return found
@@ -96,20 +96,20 @@ def embed_genes(
     kind: str,
     options: RunOptions,
 ) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
-    """Embeddings of genes in each group of cells, float32 ``(n_groups, n_genes, d)``, and how many cells they are from.
+    """Embeddings of genes in each group of cells, float32 ``(n_groups, n_genes, d)``, and the number of cells of each.
 
     Parameters
     ----------
     model, cells
-        The model, and cells that it reads.
+        The model and its input cells.
     columns
         Columns of the matrix that have a token.
     groups, n_groups
-        Number of the group of each cell, -1 for none, and how many there are.
+        Index of the group of each cell, -1 for none, and the number of groups.
     kind
-        ``"contextual"``, or ``"static"``, which are the same in all groups and from all of their cells.
+        ``"contextual"``, or ``"static"``, which are the same in all groups.
     options
-        Where and how to compute.
+        Device, precision and batch size.
     """
     tokens = cells.match.token_ids[columns]
     if kind == "static":
@@ -126,14 +126,14 @@ def embed_genes(
 
 @torch.no_grad()
 def static_embeddings(model: CellModel, tokens: NDArray[np.int64]) -> NDArray[np.float32]:
-    """What the network has learned of some tokens, before values are added, float32 ``(n, d)``."""
+    """Learned embeddings of tokens, before values are added, float32 ``(n, d)``."""
     network = model.network
     ids = torch.from_numpy(tokens).to(network.gene_table.weight.device)
     return network.gene_embeddings(ids).float().cpu().numpy()
 
 
 def refuse_conditions(fitted: CellModel) -> None:
-    """Refuse networks that need to be told more of a cell than its expression, where genes are changed in silico.
+    """Raise an error for networks that need more input than the expression of a cell, for in-silico perturbations.
 
     Raises
     ------
@@ -143,34 +143,34 @@ def refuse_conditions(fitted: CellModel) -> None:
     name = fitted.provenance["name"]
     if fitted.network.reads_flags:
         msg = (
-            f"{name!r} reads perturbation flags: it was trained on a screen, and predicts what was done there, in cells of any data: "
-            "adata.obs['perturbation'] = 'control'; sg.tl.predict_perturbation(adata, genes, model=model, pert_key='perturbation'). "
-            "Here, pass a model that was not trained on a screen."
+            f"{name!r} was trained on a perturbation screen and reads perturbation flags; expected a model that was not. "
+            "To predict perturbations of your cells with it: adata.obs['perturbation'] = 'control'; "
+            "sg.tl.predict_perturbation(adata, genes, model=model, pert_key='perturbation')."
         )
         raise OptionError(msg)
     if fitted.network.reads_batches:
-        msg = f"{name!r} normalises its input within each sequencing batch, which is not known here. Pass a model that does not, such as 'scgpt'."
+        msg = f"{name!r} normalises its input within each sequencing batch, which is unknown for these cells. Pass a model that does not, such as 'scgpt'."
         raise OptionError(msg)
 
 
 def provenance(model: CellModel, cells: TokenCells) -> dict[str, Any]:
-    """Weights, version and genes that made a result, for ``uns``."""
+    """Weights, version and genes behind a result, for ``uns``."""
     return {"weights": dict(model.provenance), "version": __version__, "genes": cells.genes_report()}
 
 
 def measured_proteins(
     data: Data, mod: str | Sequence[str], protein: str | AnnData | None
 ) -> tuple[str, str | AnnData | None]:
-    """Modality with the RNA, and where the proteins are: named by ``protein``, or the second modality.
+    """Find the modality with the RNA, and the proteins: ``protein``, or the second modality.
 
     Raises
     ------
     OptionError
-        If both name them, or ``protein`` is neither a key nor an AnnData.
+        If both are given, or ``protein`` is neither a key nor an AnnData.
     """
     mod, second = first_modality(data, mod)
     if second is not None and protein is not None:
-        msg = "protein= and a second modality in mod= both name the proteins. Leave one out."
+        msg = "protein= and a second modality in mod= both specify the proteins. Omit one."
         raise OptionError(msg)
     found = second if protein is None else protein
     if found is not None and not PROTEIN_KIND.fits(found):
@@ -180,16 +180,16 @@ def measured_proteins(
 
 
 def read_measured(adata: AnnData, protein: str | AnnData | None, layer: str | None) -> Proteins | None:
-    """Proteins of the cells, checked; ``None`` where none are named.
+    """Read and check the proteins of the cells; ``None`` if none are given.
 
     Raises
     ------
     OptionError
-        If a layer is named and no proteins.
+        If a layer is given without proteins.
     """
     if protein is not None:
         return read_proteins(adata, protein, layer)
     if layer is not None:
-        msg = f"protein_layer={layer!r} says which layer of the proteins to read, and none are named. Pass protein= with an AnnData, or a MuData with two modalities in mod=."
+        msg = f"protein_layer={layer!r} needs proteins, but none are given. Pass protein= with an AnnData, or a MuData with two modalities in mod=."
         raise OptionError(msg)
     return None

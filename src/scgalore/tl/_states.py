@@ -1,4 +1,4 @@
-"""Which cells are edited in silico, in which groups, and which are the wanted state."""
+"""Cells to edit in silico, by group, and cells of the target state."""
 
 from __future__ import annotations
 
@@ -24,21 +24,21 @@ if TYPE_CHECKING:
 __all__ = ["States"]
 
 ALL = "all"
-"""Name of the only group where cells have none."""
+"""Name of the single group if cells have none."""
 
 
 @dataclass(frozen=True)
 class States:
-    """Cells by group, and those of the wanted state.
+    """Cells by group, and those of the target state.
 
     Attributes
     ----------
     names
-        Of the groups.
+        Names of the groups.
     codes
         Group of each cell, int64 ``(n_obs,)``; -1 for cells that are not edited.
     target
-        Cells of the wanted state, bool ``(n_obs,)``; ``None`` without one.
+        Cells of the target state, bool ``(n_obs,)``; ``None`` without one.
     """
 
     names: tuple[str, ...]
@@ -71,14 +71,14 @@ class States:
         OptionError
             If one of two arguments that belong together is missing.
         DataError
-            If no cell is left to edit.
+            If there is no cell to edit.
         """
         if (target_key is None) != (target is None):
             given, lacks = ("target_key", "target") if target is None else ("target", "target_key")
-            msg = f"{given}= needs {lacks}=: a column of adata.obs and the label in it that is wanted. Pass both, or neither."
+            msg = f"{given}= needs {lacks}=: a column of adata.obs and the label of the target state. Pass both, or neither."
             raise OptionError(msg)
         if groups is not None and groupby is None:
-            msg = f"groups={groups!r} needs groupby=, the column of adata.obs that they are labels of."
+            msg = f"groups={groups!r} needs groupby=, the column of adata.obs with these labels."
             raise OptionError(msg)
         wanted = None if target_key is None else _has_label(adata, target_key, target, "target_key")
         labels = np.full(adata.n_obs, ALL, dtype=object)
@@ -95,29 +95,29 @@ class States:
             codes[wanted] = -1
         counts = np.bincount(codes[codes >= 0], minlength=len(names))
         if groups is None:
-            # Groups without a cell that is not in the wanted state already have nothing to be moved.
+            # Groups whose cells are all in the target state cannot be moved towards it.
             kept = np.flatnonzero(counts).tolist()
             codes = np.append([kept.index(i) if i in kept else -1 for i in range(len(names))], -1)[codes]
             names, counts = [names[i] for i in kept], counts[kept]
         empty = [name for name, count in zip(names, counts, strict=True) if count == 0]
         if empty or not names:
             what = f"{few(empty)} of adata.obs[{groupby!r}]" if empty else "adata"
-            already = "" if wanted is None else f" that is not {target!r} already"
+            already = "" if wanted is None else f" outside the target {target!r}"
             msg = f"{what} has no cell to change{already}. Choose other groups= or another target=."
             raise DataError(msg)
         return cls(tuple(names), codes, wanted)
 
     def pick(self, keys: NDArray[np.uint64], n: int, *, seed: int) -> NDArray[np.int64]:
-        """Draw cells of each group, by what they hold and not by where they are.
+        """Sample cells of each group, depending on their content and not on their order.
 
         Parameters
         ----------
         keys
             Content keys of all cells.
         n
-            Most cells of a group.
+            Maximum number of cells per group.
         seed
-            Seed of the draw.
+            Seed for sampling.
 
         Returns
         -------
@@ -127,7 +127,7 @@ class States:
         return _smallest(u, self.codes, len(self.names), n)
 
     def pick_target(self, keys: NDArray[np.uint64], n: int, *, seed: int) -> NDArray[np.int64]:
-        """Draw cells of the wanted state, as :meth:`pick` does."""
+        """Sample cells of the target state, as :meth:`pick` does."""
         assert self.target is not None
         u = uniforms(seed, "cells of the target", keys, np.zeros(len(keys), dtype=np.int64))
         return _smallest(u, np.where(self.target, 0, -1), 1, n)

@@ -1,4 +1,4 @@
-"""The state that a search for perturbations is to reach."""
+"""Target state of a search for perturbations."""
 
 from __future__ import annotations
 
@@ -33,18 +33,18 @@ __all__ = ["Wanted", "context_code"]
 
 @dataclass(frozen=True)
 class Wanted:
-    """An effect to look for.
+    """Target effect of a search.
 
     Attributes
     ----------
     name
-        What to call it; a canonical name where it is a perturbation.
+        Name; canonical if the target is a perturbation.
     effect
-        Wanted difference from the control mean, ``(n_genes,)``.
+        Target difference from the control mean, ``(n_genes,)``.
     compared
-        Genes that count, bool ``(n_genes,)``.
+        Genes that are compared, bool ``(n_genes,)``.
     trained_on
-        Whether cells it was made from, or the perturbation it is, were used for training.
+        Whether the target cells or the target perturbation were used for training.
     """
 
     name: str
@@ -63,24 +63,24 @@ class Wanted:
         code: int,
         seen: AbstractSet[str],
     ) -> Wanted:
-        """Find out what is wanted.
+        """Compute the target effect.
 
         Parameters
         ----------
         target, target_key
-            As given to :func:`scgalore.tl.rank_perturbations`.
+            As for :func:`scgalore.tl.rank_perturbations`.
         adata, screen
             The cells.
         controls
-            Has control means.
+            Profiles with control means.
         code
-            Context to stay in.
+            Index of the context.
         seen
-            Perturbations of training.
+            Training perturbations.
         """
         if isinstance(target, Mapping | pd.Series):
             if target_key is not None:
-                msg = f"target_key={target_key!r} belongs to a label, but target is a table of effects. Leave one of them out."
+                msg = f"target_key={target_key!r} is for a label, but target is a table of effects. Omit target_key=."
                 raise OptionError(msg)
             return cls._from_effects(pd.Series(target, dtype=np.float64), screen)
         perturbed: tuple[str, ...] = ()
@@ -100,7 +100,7 @@ class Wanted:
             msg = f"No cell of the target {target!r} is in context {context!r}. Choose another context=."
             raise DataError(msg)
         effect = mean_of(screen.expression, np.flatnonzero(inside)) - controls.control_means[code]
-        # That a perturbed gene changes itself would name the perturbation.
+        # The change of a perturbed gene itself would reveal the perturbation.
         compared = ~np.isin(np.array(screen.genes), perturbed)
         return cls(str(target), effect, compared, _was_trained_on(screen, inside, seen))
 
@@ -110,8 +110,8 @@ class Wanted:
         known = [gene for gene in effects.index if gene in named.index]
         if not known or not np.isfinite(effects).all() or effects.index.has_duplicates:
             msg = (
-                f"target has {len(effects):,} genes, {len(known):,} of which are measured; expected a finite effect for some "
-                "measured genes, each named once."
+                f"target has {len(effects):,} genes, {len(known):,} of which are measured; expected finite effects of "
+                "measured genes, each listed once."
             )
             raise DataError(msg)
         effect, compared = np.zeros(len(named)), np.zeros(len(named), dtype=bool)
@@ -123,13 +123,13 @@ class Wanted:
 def _perturbation(target: Any, screen: Screen) -> tuple[tuple[str, ...], NDArray[np.bool_]]:
     perturbed = screen.conditions.genes_of(target)
     if not perturbed:
-        msg = f"target={target!r} is control, where the search starts. Name a perturbation, or another column as target_key=."
+        msg = f"target={target!r} is control, where the search starts. Pass a perturbation, or another column as target_key=."
         raise OptionError(msg)
     return perturbed, screen.conditions.codes == screen.conditions.index(canonical_name(perturbed))
 
 
 def _was_trained_on(screen: Screen, cells: NDArray[np.bool_], seen: AbstractSet[str]) -> bool:
-    """Whether training saw some of these perturbed cells, or their perturbation in other cells."""
+    """Whether some of these perturbed cells, or their perturbation in other cells, were in the training data."""
     cells = cells & (screen.conditions.codes > 0)
     names = {screen.conditions.names[code] for code in np.unique(screen.conditions.codes[cells])}
     used = screen.parts is not None and bool(np.isin(screen.parts[cells], PARTS[:2]).any())
@@ -137,12 +137,12 @@ def _was_trained_on(screen: Screen, cells: NDArray[np.bool_], seen: AbstractSet[
 
 
 def context_code(context: Label | None, controls: Profiles) -> int:
-    """Number of the context to work in.
+    """Index of the context to use.
 
     Raises
     ------
     OptionError
-        If there are several and none is named, or there is no such context.
+        If there are several and none is given, or the context does not exist.
     DataError
         If it has no control cell.
     """
@@ -150,7 +150,7 @@ def context_code(context: Label | None, controls: Profiles) -> int:
     found = None if context is None else same_label(context, names)
     if context is None and len(names) > 1 or context is not None and found not in names:
         given = "" if context is None else f"context={context!r}: "
-        msg = f"{given}choose one of {few(names, 10)} as context=, since effects differ between contexts."
+        msg = f"{given}effects differ between contexts; pass one of {few(names, 10)} as context=."
         raise OptionError(msg)
     code = 0 if found is None else names.index(found)
     if controls.n_controls[code] == 0:

@@ -207,7 +207,7 @@ class TestKnowing:
 
     def test_rules_of_genes_are_refused(self) -> None:
         with pytest.raises(
-            OptionError, match="'additive' is not for perturbations by compounds; choose one of 'control mean'"
+            OptionError, match="'additive' is not available for compound perturbations; choose one of 'control mean'"
         ):
             fit_rule("additive", drawn()[0])
 

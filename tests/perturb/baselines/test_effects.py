@@ -330,7 +330,7 @@ class TestTooLittle:
             np.testing.assert_allclose(rule.predict(genes), effects[i], atol=0.05)
 
     def test_nothing_to_fit_to(self, train: Profiles) -> None:
-        with pytest.raises(DataError, match="No perturbation is there to fit.*split"):
+        with pytest.raises(DataError, match="There are no perturbations to fit.*split"):
             fit_rule("additive", train.take([]))
 
     def test_rule_that_does_not_exist(self, train: Profiles) -> None:

@@ -137,13 +137,13 @@ class TestRefusals:
     def test_values(self) -> None:
         adata = changes()
         adata.X[3, 4] = np.nan
-        with pytest.raises(DataError, match="log fold changes hold NaN"):
+        with pytest.raises(DataError, match="log fold changes contain NaN"):
             sg.perturb.fit_effects(adata, **LFC)
 
     def test_nothing_to_fit_to(self) -> None:
         adata = changes()
         adata.obs["guide"] = "ctrl"
-        with pytest.raises(DataError, match="names no perturbation"):
+        with pytest.raises(DataError, match="contains no perturbation"):
             sg.perturb.fit_effects(adata, **LFC)
 
     def test_name_of_a_rule_says_what_fits_it(self) -> None:

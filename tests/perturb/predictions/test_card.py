@@ -55,7 +55,7 @@ class TestModelCard:
                 assert shown.replace(",", "") == str(value)
         assert rows["cells seen"] == "123,456"
         assert rows["perturbations"] == "17 train, 5 validation, 9 test"
-        assert rows["prior that the network corrects"] == "mixed"
+        assert rows["prior (corrected by the network)"] == "mixed"
         assert (rows["control"], rows["context"]) == ("ctrl", "line")
         assert rows["genes new to the vocabulary"] == "1,234"
         assert rows["started from"] == "scgpt-mini"
@@ -90,10 +90,10 @@ class TestModelCard:
     def test_scores_of_test_perturbations_stand_in_it_when_they_are_given(self, summary: pd.DataFrame) -> None:
         summary["n"] = np.where(summary["group"] == "all", 9, 4)
         card = model_card(PARAMS, STATS, PARTS, WEIGHTS, {"summary": summary})
-        assert "9 test perturbations, which nothing has seen" in card
+        assert "9 held-out test perturbations" in card
         assert score_table(summary) in card
         without = model_card(PARAMS, STATS, PARTS, WEIGHTS)
-        assert "test perturbations, which nothing has seen" not in without
+        assert "held-out test perturbations" not in without
         assert "evaluate_perturbation" in without
 
     def test_tables_are_tables(self) -> None:
@@ -127,7 +127,7 @@ class TestPrior:
     def test_line_of_perturbed_genes_is_in_the_card(self) -> None:
         own = {"intercept": 0.1, "slope": -0.834, "n": 12}
         card = model_card({**PARAMS, "own_gene": own}, STATS, PARTS, WEIGHTS)
-        assert "changes by 0.1 -0.834 times its control expression, as learnt from 12 measured targets" in card
+        assert "changes by 0.1 -0.834 times its control expression, as fitted to 12 measured targets" in card
         assert "measured targets" not in model_card({**PARAMS, "own_gene": {**own, "n": 0}}, STATS, PARTS, WEIGHTS)
 
 

@@ -85,7 +85,7 @@ def test_a_program_that_fails_leaves_nothing(tmp_path: Path, monkeypatch: pytest
     broken.write_text("#!/bin/sh\nexit 70\n")
     broken.chmod(0o755)
     monkeypatch.setenv("PATH", str(broken.parent), prepend=":")
-    with pytest.raises(DataError, match="did not make a submission"):
+    with pytest.raises(DataError, match="prep failed"):
         write_vcc(cells(), tmp_path / "new" / "mine.vcc", genes=GENES)
     assert [path.name for path in tmp_path.iterdir()] == ["bin"]
 
@@ -113,13 +113,18 @@ def too_many() -> ad.AnnData:
     [
         (cells, {"pert_key": "gene"}, MissingKeyError, "'perturbation', 'note'"),
         (lambda: relabelled({"GENE3+ctrl": None}), {}, DataError, "20 cells have no label"),
-        (lambda: relabelled({"GENE3+ctrl": "GENE3+GENE5"}), {}, DataError, "one gene at a time; found GENE3"),
+        (
+            lambda: relabelled({"GENE3+ctrl": "GENE3+GENE5"}),
+            {},
+            DataError,
+            "one perturbed gene per cell, as in the challenge; found GENE3",
+        ),
         (lambda: relabelled({"ctrl": "GENE7"}), {}, DataError, "control"),
         (cells, {"control": "NT"}, OptionError, "NT"),
         (cells, {"genes": [*GENES, "MORE"]}, DataError, "1 are lacking, such as MORE"),
-        (cells, {"genes": GENES[1:]}, DataError, "1 are too many, such as GENE0"),
+        (cells, {"genes": GENES[1:]}, DataError, "1 are not in the list, such as GENE0"),
         (cells, {"genes": [*GENES, "GENE0"]}, DataError, "genes has 'GENE0' more than once"),
-        (cells, {"genes": "nowhere.csv"}, OptionError, "'nowhere.csv' is no file"),
+        (cells, {"genes": "nowhere.csv"}, OptionError, "'nowhere.csv' is not a file"),
         (lambda: with_value(-1), {}, DataError, "1 negative values"),
         (lambda: with_value(np.nan), {}, DataError, "1 NaN"),
         (lambda: with_value(15), {}, DataError, "values up to 15"),

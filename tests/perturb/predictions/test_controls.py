@@ -154,5 +154,5 @@ def test_contexts_without_control_say_nothing(n_cells: tuple[int, int]) -> None:
 
 def test_the_message_says_by_how_much() -> None:
     x = np.random.default_rng(0).gamma(1.0, 1.0, (40, 20))
-    with pytest.raises(DataError, match=r"is 0\.25 times that of home, gene by gene\. .* Go home\."):
+    with pytest.raises(DataError, match=r"is 0\.25 times that of home\. .* Go home\."):
         means_of(x).refuse_other_scale(means_of(x / 4), what="that of home", advice="Go home.")

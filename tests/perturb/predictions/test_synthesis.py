@@ -208,7 +208,7 @@ class TestDraws:
 @pytest.mark.parametrize(
     ("mean", "control", "n_cells", "error", "message"),
     [
-        ([1.0], np.zeros((0, 1)), 5, DataError, "no control cell"),
+        ([1.0], np.zeros((0, 1)), 5, DataError, "no control cells"),
         ([1.0, 2.0], np.ones((3, 1)), 5, DataError, r"shape \(2,\) and control \(3, 1\)"),
         ([np.nan], np.ones((3, 1)), 5, DataError, "NaN"),
         ([1.0], -np.ones((3, 1)), 5, DataError, "negative"),

@@ -125,7 +125,7 @@ class TestChanged:
 
     def test_a_column_that_was_replaced(self, split: AnnData) -> None:
         split.obs["split"] = np.tile(["train", "test"], 14)
-        with pytest.raises(DataError, match=r"[0-9]+ are in other parts than it says \("):
+        with pytest.raises(DataError, match=r"[0-9]+ are in other splits than recorded \("):
             own_split(split, pert_key="gene")
 
     def test_labels_that_were_replaced(self, split: AnnData) -> None:
@@ -149,7 +149,7 @@ class TestChanged:
         )
         adata.obs["split"] = adata.obs["split"].astype(object)
         adata.obs.loc[adata.obs_names[cell], "split"] = part
-        with pytest.raises(DataError, match="1 are in other parts"):
+        with pytest.raises(DataError, match="1 are in other splits"):
             refuse_changed(adata, "split")
 
     @given(st.sets(st.integers(0, 27)))

@@ -195,7 +195,7 @@ class TestSimulationOptions:
 
     def test_too_many_wanted_genes_are_refused(self) -> None:
         genes = [[gene] for gene in "ABCDEFGH"]
-        with pytest.raises(OptionError, match="only 0 others can take their place"):
+        with pytest.raises(OptionError, match="only 0 others can replace them"):
             split_by_genes(
                 [tuple(g) for g in genes],
                 seed=0,
@@ -211,7 +211,7 @@ class TestSimulationOptions:
         [
             ({"test_perts": ["TP53"]}, "TP53, which no perturbation"),
             ({"test_perts": "G1_G2"}, "expected a list of names"),
-            ({"only_test_set_perts": True}, "pass test_perts"),
+            ({"only_test_set_perts": True}, "Pass test_perts"),
             ({"train_gene_set_size": 1.5}, "from 0 to 1"),
             ({"train_gene_set_size": float("nan")}, "from 0 to 1"),
             ({"validation_size": "a"}, "from 0 to 1"),
@@ -276,8 +276,8 @@ class TestCustom:
             ({"test": ["A"], "train": ["B"]}, OptionError, "leaves out 2 perturbations, such as A[+]B, C"),
             ({"test": ["A"], "validation": ["ctrl+A"]}, OptionError, "'A' into both 'test' and 'validation'"),
             ({"test": ["ctrl"]}, OptionError, "control into 'test'"),
-            ({"tests": ["A"]}, OptionError, "expected the parts 'train'"),
-            ({"A": "tests"}, OptionError, "expected the parts 'train'"),
+            ({"tests": ["A"]}, OptionError, "expected 'train'"),
+            ({"A": "tests"}, OptionError, "expected 'train'"),
             ({"test": ["A"], "B": "train"}, OptionError, "mixes names and lists"),
             ({"test": ["Z"]}, MissingKeyError, "No perturbation 'Z'"),
             ({"test": ["A", "B", "A+B", "C"]}, DataError, "left to train on"),

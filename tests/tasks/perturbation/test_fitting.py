@@ -450,7 +450,7 @@ class TestGoingOn:
 
 FAILURES: dict[str, tuple[type[BaseException], str | None]] = {
     "prior": (OptionError, "no rule 'mix'"),
-    "nothing to train on": (DataError, "No perturbed cell belongs to the part 'train'"),
+    "nothing to train on": (DataError, "No perturbed cell is in 'train'"),
     "loss": (DataError, "became nan"),
     "interrupt": (KeyboardInterrupt, None),
 }

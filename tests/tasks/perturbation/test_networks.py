@@ -18,9 +18,9 @@ from scgalore.perturb.baselines.effects import RECIPES, prior_of
 from scgalore.tasks.perturbation.agents import refuse_unknown, targets_of
 from scgalore.tasks.perturbation.networks import (
     RowsOfCells,
+    extend_vocabulary,
     flag_tokenizer,
     gene_vectors,
-    know_genes,
     predict_outputs,
     training_cells,
 )
@@ -38,27 +38,27 @@ def vocab() -> GeneVocab:
 
 class TestKnowGenes:
     def test_known_genes_add_nothing(self, vocab: GeneVocab) -> None:
-        assert know_genes(vocab, HUMAN, ["KLF1"]) == (vocab, [])
+        assert extend_vocabulary(vocab, HUMAN, ["KLF1"]) == (vocab, [])
 
     def test_unknown_genes_come_last_and_once_each(self, vocab: GeneVocab) -> None:
-        larger, added = know_genes(vocab, ["KLF1", "NEW-B", "NEW-A"], ["NEW-A", "NEW-C", "TP53"])
+        larger, added = extend_vocabulary(vocab, ["KLF1", "NEW-B", "NEW-A"], ["NEW-A", "NEW-C", "TP53"])
         assert added == ["NEW-B", "NEW-A", "NEW-C"]
         assert larger.tokens == (*vocab.tokens, *added)
 
     def test_aliases_and_ensembl_ids_are_the_gene_they_name(self, vocab: GeneVocab) -> None:
-        larger, added = know_genes(vocab, ["KLF1", "MLL"], [TP53_ID, "MLL", "BAK1"])
+        larger, added = extend_vocabulary(vocab, ["KLF1", "MLL"], [TP53_ID, "MLL", "BAK1"])
         assert added == []
         assert tokens_of_each([f"{TP53_ID}.18", "MLL"], larger) == [vocab["TP53"], vocab["KMT2A"]]
 
     def test_perturbed_gene_is_the_measured_one_whatever_it_is_called(self, vocab: GeneVocab) -> None:
         smaller = GeneVocab.from_genes(["KLF1", "BAK1"])
-        larger, added = know_genes(smaller, ["KLF1", "KMT2A"], ["MLL"])
+        larger, added = extend_vocabulary(smaller, ["KLF1", "KMT2A"], ["MLL"])
         assert added == ["KMT2A"]
         assert tokens_of_each(["MLL"], larger) == [larger["KMT2A"]]
 
     def test_data_without_any_known_gene_are_refused(self, vocab: GeneVocab) -> None:
         with pytest.raises(DataError, match="None of the 2 gene names is in the vocabulary"):
-            know_genes(vocab, ["one", "two"], ["KLF1"])
+            extend_vocabulary(vocab, ["one", "two"], ["KLF1"])
 
 
 class TestTargetTokens:
@@ -82,7 +82,7 @@ class TestTargetTokens:
 
 
 def copy_of(model: SCGPT, n_new: int = 0, *, seed: int = 0) -> CellNetwork:
-    vocab = know_genes(model.vocab, GENES, [f"new{i}" for i in range(n_new)])[0]
+    vocab = extend_vocabulary(model.vocab, GENES, [f"new{i}" for i in range(n_new)])[0]
     return model.network.perturbation_variant(len(vocab), len(model.vocab), seed=seed)
 
 
@@ -123,7 +123,7 @@ class TestPerturbationNetwork:
     def test_rows_that_no_gene_had_are_used_first(self) -> None:
         model = tiny_model(GENES)
         wide = SCGPTNetwork(model.network.config.replace(n_tokens=len(model.vocab) + 3))
-        vocab = know_genes(model.vocab, GENES, ["new"])[0]
+        vocab = extend_vocabulary(model.vocab, GENES, ["new"])[0]
         assert wide.perturbation_variant(len(vocab), len(model.vocab), seed=0).config.n_tokens == len(model.vocab) + 3
 
     def test_perturbation_network_goes_on_with_its_own_decoder_and_flags(self) -> None:
@@ -178,7 +178,7 @@ class TestPredictOutputs:
     @pytest.fixture
     def call(self) -> dict[str, Any]:
         network = copy_of(untrained(), 2)
-        vocab = know_genes(untrained().vocab, GENES, ["new0", "new1"])[0]
+        vocab = extend_vocabulary(untrained().vocab, GENES, ["new0", "new1"])[0]
         x = np.random.default_rng(0).gamma(1, 1, (11, len(GENES))).astype(np.float32)
         # None, one, two, measured and not: rows of a batch get unlike numbers of tokens.
         targets = [targets_of(genes, vocab, {"G05"}) for genes in ([], ["G03"], ["new0", "G05"], ["new0", "new1"]) * 3]
@@ -262,7 +262,7 @@ class TestRowsOfCells:
     def test_split_without_training_perturbation_is_refused(self) -> None:
         adata = counts()
         adata.obs["split"] = np.where(adata.obs["perturbation"] == "control", "train", "validation")
-        with pytest.raises(DataError, match="No perturbed cell belongs to the part 'train'"):
+        with pytest.raises(DataError, match="No perturbed cell is in 'train'"):
             RowsOfCells.of(screen_of(adata))
 
     def test_prior_is_fitted_to_training_rows_alone(self) -> None:
@@ -322,7 +322,7 @@ class TestRowsOfCells:
 def test_training_cells_know_targets_that_are_not_measured() -> None:
     screen, model = screen_of(counts(), batch_key="batch"), untrained()
     rows = RowsOfCells.of(screen)
-    vocab, _ = know_genes(model.vocab, GENES, ["X1", "X2"])
+    vocab, _ = extend_vocabulary(model.vocab, GENES, ["X1", "X2"])
     network = model.network.perturbation_variant(len(vocab), len(model.vocab), seed=0)
     tokenizer = flag_tokenizer(network, vocab, GENES)
     cells = training_cells(screen, rows, vocab, tokenizer, prior=None, n_genes=None, seed=0)

@@ -1,11 +1,12 @@
-"""Which rules a prior is made of: chosen by how well each predicts training perturbations that it was not fitted to.
+"""Choose the rules of a prior by cross-validation on training perturbations.
 
-Perturbations are held out in two ways: one by one, and together with all others of one of their genes, as unknown genes are met
-later. Rules are judged apart for perturbations of genes that were perturbed otherwise (``"seen"``) and of genes that were not
-(``"unseen"``), since the one says nothing of the other: with singles alone any mean does for what is unseen, and no double is
-there to show that it does not for doubles. Compounds are held out likewise: at one dose, and at all of them. What decides is the
-squared error of the effect. The default rule (``"mixed"``, of compounds ``"dose response"``) gives way to another only where that is
-better by two standard errors, as a dozen of perturbations is soon predicted better by chance.
+Perturbations are held out in two ways: one by one, and together with all others of one of their genes, as for unknown
+genes. Rules are compared separately for perturbations of genes with other perturbations (``"seen"``) and of genes
+without (``"unseen"``), since one is not informative about the other: with singles only, any mean is adequate for unseen
+genes, and there are no doubles to show that it is not for doubles. Compounds are held out likewise, at one dose and at
+all doses. The criterion is the squared error of the effect. The default rule (``"mixed"``; for compounds ``"dose
+response"``) is replaced only by one that is better by two standard errors, since a dozen perturbations are easily
+predicted better by chance.
 """
 
 from __future__ import annotations
@@ -38,20 +39,20 @@ CHOSEN = "chosen"
 STACK, OWN_ONLY = "stack", "own gene"
 
 REFERENCES = (NO_EFFECT, "training mean without own gene")
-"""What stands in the table and is not chosen: candidates with a line of no slope and height 0 are the same."""
+"""References in the table that cannot be chosen, since candidates include them with zero weights."""
 
 
 def candidates_of(rules: RuleSet) -> dict[str, tuple[str, ...]]:
-    """Rules of each candidate, which all have the effect on a perturbed gene itself."""
+    """Rules of each candidate; all include the effect on the perturbed gene itself."""
     alone = {OWN_ONLY: ()} if rules.own else {}
     return {**alone, **{rule: (rule,) for rule in rules.stacked}, STACK: rules.stacked}
 
 
 FEWEST, CLEAR = 8, 2.0
-"""Perturbations that a choice needs, and standard errors by which another rule must be better than the default one."""
+"""Minimum number of perturbations for a choice, and standard errors by which another rule must beat the default."""
 
 PULL = 5.0
-"""Perturbations' worth of evidence for the default weights."""
+"""Weight of the default weights, in perturbations."""
 
 SHOWN = {
     "mse": "mse",
@@ -60,20 +61,20 @@ SHOWN = {
     "discrimination": "discrimination_score_l1",
 }
 MOST_SHOWN = 300
-"""Perturbations that scores of the table are means over; more take minutes."""
+"""Maximum number of perturbations to average scores of the table over; more would take minutes."""
 
 COLUMNS = ("question", "candidate", "n", *SHOWN, "difference", "standard_error", "chosen", "weights")
-"""Of the table; ``difference`` is that of the squared error from the default's."""
+"""Columns of the table; ``difference`` is the squared error minus that of the default."""
 
 
 @dataclass(frozen=True)
 class Choice:
-    """What a prior is made of, and why.
+    """Recipe of a prior, and the scores it was chosen by.
 
     Attributes
     ----------
     recipe
-        To be fitted.
+        Recipe to fit.
     table
         Scores of the candidates on perturbations that they were not fitted to, with columns :data:`COLUMNS`.
     """
@@ -84,16 +85,16 @@ class Choice:
 
 @dataclass(frozen=True)
 class _Held:
-    """Perturbations that were held out.
+    """Held-out perturbations.
 
     Attributes
     ----------
     row
-        Which row of the training data each is, int64 ``(n,)``.
+        Row of each in the training data, int64 ``(n,)``.
     unseen
-        Whether none of its genes was perturbed in what rules were fitted to, bool ``(n,)``.
+        Whether none of its genes was perturbed in the rows that rules were fitted to, bool ``(n,)``.
     terms
-        What each of the stacked rules says, float32 ``(n, n_rules, n_genes)``.
+        Predictions of the stacked rules, float32 ``(n, n_rules, n_genes)``.
     own
         Change of the perturbed genes themselves, float32 ``(n, n_genes)``.
     """
@@ -105,7 +106,7 @@ class _Held:
 
     @classmethod
     def of(cls, train: Profiles, embeddings: pd.DataFrame | None) -> _Held:
-        """Fit all rules to a part of the rows, and let them predict the others, in both ways of holding out."""
+        """Fit all rules to some of the rows and predict the others, for both ways of holding out."""
         everything = Recipe("all", RULE_SETS[train.kind].stacked, own=True, sub_additive=True)
         rows, unseen, terms, own = [], [], [], []
         for others, held in _parts(train):
@@ -122,7 +123,7 @@ class _Held:
 
 
 def _parts(train: Profiles) -> Iterator[tuple[NDArray[np.int64], NDArray[np.int64]]]:
-    """Rows to fit to, and rows to ask for."""
+    """Rows to fit to, and rows to predict."""
     everything = np.arange(len(train))
     for held in folds_of(train.perturbations):
         yield np.setdiff1d(everything, held), held
@@ -132,7 +133,7 @@ def _parts(train: Profiles) -> Iterator[tuple[NDArray[np.int64], NDArray[np.int6
         for gene in genes:
             n_names.setdefault(gene, set()).add(name)
     shared = {gene for gene, names in n_names.items() if len(names) > 1}
-    if not shared:  # leaving out a gene is leaving out its perturbation
+    if not shared:  # holding out a gene equals holding out its perturbation
         return
     genes = tuple(n_names)
     for of_fold in folds_of(genes):
@@ -144,14 +145,14 @@ def _parts(train: Profiles) -> Iterator[tuple[NDArray[np.int64], NDArray[np.int6
 
 
 def choose_prior(train: Profiles, *, embeddings: pd.DataFrame | None = None) -> Choice:
-    """Choose what a prior is made of.
+    """Choose the recipe of a prior.
 
     Parameters
     ----------
     train
         Measured perturbations.
     embeddings
-        Vectors of genes for the linear rule, one row a gene; or of compounds, one row a compound.
+        Vectors of genes for the linear rule, one row per gene; or of compounds, one row per compound.
     """
     rules = RULE_SETS[train.kind]
     weights = np.zeros((len(QUESTIONS), len(rules.stacked)))
@@ -176,22 +177,22 @@ def choose_prior(train: Profiles, *, embeddings: pd.DataFrame | None = None) -> 
 
 @dataclass(frozen=True)
 class _Judge:
-    """Candidates for one question.
+    """Comparison of candidates for one question (seen or unseen genes).
 
     Attributes
     ----------
     train
         Measured perturbations.
     row
-        Row of each perturbation that is asked for, ``(n,)``.
+        Row of each predicted perturbation, ``(n,)``.
     names
-        Its name: what is known by the same name is never used for its weights.
+        Name of each perturbation; rows with the same name are never used for its weights.
     terms, own
         See :class:`_Held`.
     grams, products
-        Products of the terms with each other ``(n, k, k)`` and with what is to be predicted ``(n, k)``.
+        Products of the terms with each other ``(n, k, k)`` and with the target ``(n, k)``.
     shrinks
-        Whether single rules have a weight of their own, up to 1: effects of unseen genes are smaller than the mean of others.
+        Whether single rules have a weight up to 1: effects of unseen genes are smaller than the mean of others.
     """
 
     train: Profiles
@@ -227,14 +228,14 @@ class _Judge:
         candidates, default, rules = self._candidates, self._rules.priors[0], self._rules.stacked
         effects = {name: self._predicted(name) for name in candidates}
         references = dict(zip(REFERENCES, self._references(), strict=True))
-        if not self._rules.own:  # the mean of the others is a candidate as it is
+        if not self._rules.own:  # the mean of the others is itself a candidate
             references = {NO_EFFECT: references[NO_EFFECT]}
         errors = {
             name: ((effect - self.train.effects[self.row]) ** 2).mean(axis=1)
             for name, effect in (references | effects).items()
         }
         differences = {name: error - errors[default] for name, error in errors.items()}
-        # Rows of one perturbation, in several contexts or held out twice, are no independent evidence.
+        # Rows of one perturbation, in several contexts or held out twice, are not independent.
         by_name = {name: pd.Series(x).groupby(self.names).mean() for name, x in differences.items()}
         n = len(by_name[default])
         spread = {name: float(x.std(ddof=1) / np.sqrt(n)) if n > 1 else np.nan for name, x in by_name.items()}
@@ -262,7 +263,7 @@ class _Judge:
         return pd.DataFrame(rows)[list(COLUMNS)], self._weights(best, everyone)
 
     def _weights(self, name: str, rows: NDArray[np.bool_]) -> Values:
-        """Weights of a candidate that some of the rows ask for, ``(n_rules,)``."""
+        """Weights of a candidate fitted to some of the rows, ``(n_rules,)``."""
         rules = self._rules.stacked
         used = np.array([rules.index(rule) for rule in self._candidates[name]], dtype=np.int64)
         out = np.zeros(len(rules))
@@ -275,7 +276,7 @@ class _Judge:
         return out
 
     def _predicted(self, name: str) -> NDArray[np.float32]:
-        """What a candidate says of each row, with weights that other perturbations ask for."""
+        """Predictions of a candidate for each row, with weights fitted to other perturbations."""
         out = self.own.copy()
         for of_name in np.unique(self.names):
             mine = self.names == of_name
@@ -289,7 +290,7 @@ class _Judge:
 
     @cached_property
     def _centroids(self) -> Values:
-        """Mean profile of the perturbations of each row's context but for its own; the control mean where there is no other."""
+        """Mean profile of the other perturbations in each row's context; the control mean if there are none."""
         train = self.train
         n = np.bincount(train.contexts, minlength=len(train.context_names))[train.contexts[self.row]][:, None]
         sums = np.zeros_like(train.control_means)
@@ -323,21 +324,21 @@ class _Judge:
 
 
 def _shares(gram: Values, product: Values, start: Values, n: int) -> Values:
-    """Weights of least squares, none below 0 and together at most 1, drawn to where they start.
+    """Non-negative least-squares weights with a sum of at most 1, shrunken towards the start weights.
 
     Parameters
     ----------
     gram, product
-        Of the terms with each other ``(k, k)``, and with what is to be predicted ``(k,)``.
+        Products of the terms with each other ``(k, k)``, and with the target ``(k,)``.
     start
         Weights without evidence.
     n
-        Perturbations that the products are sums over.
+        Number of perturbations in these sums.
     """
     if n == 0 or not gram.any():
         return start
     pull = PULL / n
-    # A ridge too small to matter, since rules may say the same.
+    # A negligible ridge, since rules may be identical.
     matrix = (1 + pull) * gram + 1e-9 * np.trace(gram) * np.eye(len(gram))
     factor = np.linalg.cholesky(matrix)
     target = np.linalg.solve(factor, product + pull * gram @ start)

@@ -1,4 +1,4 @@
-"""What a change of one gene would do to the others if each followed it by its regression over the same cells."""
+"""Effect of a change of one gene on the others, predicted by linear regression over the same cells."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ __all__ = ["Coexpression"]
 
 @dataclass(frozen=True)
 class Coexpression:
-    """Cells in which genes are regressed on one another.
+    """Cells for regressing genes on each other.
 
     Attributes
     ----------
     rows
         Log-normalised expression, sparse float64 ``(n_cells, n_genes)``.
     means
-        Of each gene, float64 ``(n_genes,)``.
+        Mean of each gene, float64 ``(n_genes,)``.
     """
 
     rows: sp.csr_matrix = field(repr=False)
@@ -31,7 +31,7 @@ class Coexpression:
 
     @classmethod
     def of(cls, rows: sp.csr_matrix) -> Coexpression:
-        """Take the cells of one group.
+        """Use the cells of one group.
 
         Parameters
         ----------
@@ -42,18 +42,18 @@ class Coexpression:
         return cls(rows, np.asarray(rows.mean(axis=0)).ravel())
 
     def effects(self, genes: NDArray[np.int64], changes: NDArray[np.float64]) -> NDArray[np.float64]:
-        """Change of every gene when some are changed, one at a time.
+        """Change of every gene in response to changes of single genes.
 
         Parameters
         ----------
         genes
-            Columns of the genes that change, int64 ``(b,)``.
+            Columns of the changed genes, int64 ``(b,)``.
         changes
-            By how much their mean changes, float64 ``(b,)``.
+            Change of their mean, float64 ``(b,)``.
 
         Returns
         -------
-        float64 ``(b, n_genes)``: the slope of each gene on the one that changes, times the change. 0 for a gene that does not vary.
+        float64 ``(b, n_genes)``: the slope of each gene on the changed gene, times the change; 0 for a constant gene.
         """
         n = self.rows.shape[0]
         chosen = self.rows[:, genes]

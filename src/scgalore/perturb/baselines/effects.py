@@ -1,7 +1,7 @@
-"""The baselines that every model is compared with, and the priors it starts from: rules of :data:`RULES`, fitted and put together.
+"""Baselines that models are compared with, and priors that they correct: fitted combinations of rules in :data:`RULES`.
 
-A :class:`Recipe` says which rules are added with which weights, and whether the perturbed gene itself is treated apart. Fitted
-to measured perturbations it is an :class:`Effects`, which predicts any perturbation.
+A :class:`Recipe` defines rules and their weights, and whether the effect on the perturbed gene itself is modelled
+separately. Fitted to measured perturbations it becomes an :class:`Effects`, which predicts any perturbation.
 """
 
 from __future__ import annotations
@@ -47,15 +47,16 @@ __all__ = [
 ]
 
 QUESTIONS = ("measured", "seen", "unseen")
-"""What is known of a perturbation that is asked for: it was measured; one of its genes was perturbed, or its compound given at
-another dose; none was."""
+"""Evidence on a perturbation to predict: it was measured; one of its genes was perturbed, or its compound was given at
+another dose; neither."""
 
 SUB_ADDITIVE = 0.7
-"""Share of the sum of single effects that several perturbed genes have, where no such perturbation was measured. The best share
-was 0.64 for 126 doubles of Norman et al. as pseudobulk and 0.92 for five of them as cells, 0.57 and 0.65 on two other screens."""
+"""Effect of several perturbed genes as a fraction of the sum of single effects, if no such perturbation was measured.
+The best value was 0.64 for 126 doubles of Norman et al. as pseudobulk and 0.92 for five of them as cells, 0.57 and 0.65
+on two other screens."""
 
 LEAVE_ONE_OUT, N_FOLDS = 40, 10
-"""With so many perturbations or fewer, each is a fold of its own; else there are ``N_FOLDS``."""
+"""Up to this number of perturbations, each is its own fold; otherwise there are ``N_FOLDS``."""
 
 
 @dataclass(frozen=True)
@@ -65,19 +66,19 @@ class Fitted:
     Attributes
     ----------
     rules
-        Fitted to effects without those on perturbed genes themselves, if ``own`` has any.
+        Rules, fitted to effects without those on the perturbed genes themselves if ``own`` models these.
     weights
-        Of each rule, for each of :data:`QUESTIONS`, float64 ``(3, len(rules))``.
+        Weights of the rules for each of :data:`QUESTIONS`, float64 ``(3, len(rules))``.
     perturbed
-        Genes of the perturbations it was fitted to, or compounds at any dose.
+        Genes of the perturbations in the fit, or compounds at any dose.
     measured
         Canonical names of these perturbations.
     own
         Change of a perturbed gene itself.
     control
-        Control mean of each measured gene, ``(n_genes,)``, for predictions that bring none.
+        Default control mean of each measured gene, ``(n_genes,)``.
     several
-        Factor of perturbations of several genes that were not measured.
+        Factor for unmeasured perturbations of several genes.
     """
 
     rules: tuple[Rule, ...]
@@ -89,36 +90,36 @@ class Fitted:
     several: float = 1.0
 
     def question(self, genes: Perturbed) -> str:
-        """Which of :data:`QUESTIONS` a perturbation is."""
+        """The entry of :data:`QUESTIONS` that applies to a perturbation."""
         if canonical_name(genes) in self.measured:
             return "measured"
         return "unseen" if self.perturbed.isdisjoint(map(subject_of, genes)) else "seen"
 
     def terms(self, genes: Perturbed, control: Values | None = None) -> Values:
-        """What each rule says on some control expression, ``(len(rules), n_genes)``."""
+        """Predictions of each rule given control expression, ``(len(rules), n_genes)``."""
         factor = self.several if len(genes) > 1 and self.question(genes) != "measured" else 1.0
         return factor * np.array([rule.predict(genes, control) for rule in self.rules])
 
     def predict(self, genes: Perturbed, control: Values | None = None) -> Values:
-        """Effect without the change of the perturbed genes themselves, ``(n_genes,)``."""
+        """Effect on all but the perturbed genes themselves, ``(n_genes,)``."""
         weights = self.weights[QUESTIONS.index(self.question(genes))]
         return np.asarray(weights @ self.terms(genes, control))
 
 
 @dataclass(frozen=True)
 class Effects:
-    """A recipe fitted within each context, and on all of them together for contexts without training perturbations.
+    """A recipe fitted within each context, and on all contexts for those without training perturbations.
 
     Attributes
     ----------
     name
-        Which recipe.
+        Name of the recipe.
     genes
         Names of the measured genes, the columns of an effect.
     pooled
-        Fitted on everything.
+        Fit to all rows.
     by_context
-        Fitted on the rows of one context.
+        Fits to the rows of each context.
     """
 
     name: str
@@ -136,8 +137,8 @@ class Effects:
         context
             Cell type or line.
         control
-            Mean expression of the control cells that the effect is on, float64 ``(n_genes,)``; that of the training data when
-            left out. The change of a perturbed gene's own expression depends on it.
+            Mean expression of the control cells, float64 ``(n_genes,)``; by default that of the training data. The
+            change of a perturbed gene's own expression depends on it.
 
         Returns
         -------
@@ -152,18 +153,18 @@ class Effects:
         return np.asarray(effect + fitted.own.effects([columns], control[None])[0])
 
     def predict_rows(self, rows: Profiles) -> Values:
-        """The same for some rows, on the controls of their contexts, ``(n, n_genes)``."""
+        """Effects of rows, given the controls of their contexts, ``(n, n_genes)``."""
         out = np.zeros_like(rows.means)
         for i, (genes, context) in enumerate(zip(rows.perturbed, rows.contexts, strict=True)):
             out[i] = self.predict(genes, rows.context_names[context], control=rows.control_means[context])
         return out
 
     def of(self, context: str) -> Fitted:
-        """What predicts for a context."""
+        """Fit that is used for a context."""
         return self.by_context.get(context, self.pooled)
 
     def knowing(self, vectors: pd.DataFrame) -> Effects:
-        """The same with vectors of further compounds, one row a compound."""
+        """Return effects with vectors of additional compounds, one row per compound."""
 
         def of(fitted: Fitted) -> Fitted:
             return replace(fitted, rules=tuple(rule.knowing(vectors) for rule in fitted.rules))
@@ -172,7 +173,7 @@ class Effects:
         return replace(self, pooled=of(self.pooled), by_context=by_context)
 
     def known(self, context: str = "") -> frozenset[str]:
-        """Genes, or compounds, it has learnt from, where it predicts for this context."""
+        """Genes or compounds in the fit that is used for this context."""
         return self.of(context).perturbed
 
     def own_columns(self, genes: Perturbed) -> list[int]:
@@ -186,21 +187,21 @@ class Effects:
 
 @dataclass(frozen=True)
 class Recipe:
-    """Rules to be fitted, and how they are put together.
+    """Rules to fit, and how they are combined.
 
     Attributes
     ----------
     name
-        What it is called.
+        Name of the recipe.
     rules
         Names of :data:`RULES`.
     weights
-        Of each rule, for each of :data:`QUESTIONS`, float64 ``(3, len(rules))``; 1 for all when left out.
+        Weights of the rules for each of :data:`QUESTIONS`, float64 ``(3, len(rules))``; by default 1.
     own
-        Whether the change of the perturbed gene itself is learned separately: rules are fitted to what it leaves, and it is added to
-        what they predict.
+        Whether the change of the perturbed gene itself is modelled separately: rules are fitted to the remainder, and
+        both are added in predictions.
     sub_additive
-        Whether effects of several genes are taken to be smaller than their sum where none was measured.
+        Whether unmeasured effects of several genes are assumed to be smaller than their sum.
     """
 
     name: str
@@ -217,26 +218,26 @@ class Recipe:
         train
             Rows to fit to.
         embeddings
-            Vectors for the rules that read some: one row a gene, or a compound.
+            Vectors for rules that use them: one row per gene or compound.
 
         Raises
         ------
         DataError
-            If there is nothing to fit to.
+            If there are no perturbations to fit to.
         OptionError
-            If a rule is not for what perturbs.
+            If a rule is not available for genes or compounds.
         """
         if len(train) == 0:
-            msg = "No perturbation is there to fit a baseline to. Check the split: adata.uns['split']['train']."
+            msg = "There are no perturbations to fit a baseline to. Check the split: adata.uns['split']['train']."
             raise DataError(msg)
         kind = RULE_SETS[train.kind]
         foreign = [rule for rule in self.rules if rule not in kind.rules]
         if foreign:
-            msg = f"The rule {foreign[0]!r} is not for perturbations by {train.kind}s; choose one of {', '.join(map(repr, kind.rules))}."
+            msg = f"The baseline {foreign[0]!r} is not available for {train.kind} perturbations; choose one of {', '.join(map(repr, kind.rules))}."
             raise OptionError(msg)
         table = target_vectors(train, embeddings) if "linear" in self.rules else embeddings
         everything = np.arange(len(train))
-        # Rules that compare contexts themselves are fitted once, to all of them.
+        # Rules that model contexts are fitted once, to all contexts.
         joint = {rule: RULES[rule](train, train.effects, _noise(train), table) for rule in self.rules if rule in JOINT}
         weights = np.ones((len(QUESTIONS), len(self.rules))) if self.weights is None else self.weights
 
@@ -267,10 +268,10 @@ class Recipe:
 NO_EFFECT, OWN_GENE = "control mean", "training mean + own gene"
 
 BASELINES: tuple[str, ...] = (NO_EFFECT, "training mean", OWN_GENE, "additive", "matching mean", "ridge", "linear")
-"""Rules that a model of perturbed genes is compared with."""
+"""Baselines for gene perturbations."""
 
 PRIORS: tuple[str, ...] = ("mixed", "additive", "matching mean", "ridge", "linear")
-"""Rules such a model can start from, each with the effect on the perturbed gene itself; ``"chosen"`` chooses among them."""
+"""Priors for gene perturbations, each with the effect on the perturbed gene itself; ``"chosen"`` selects one of them."""
 
 COMPOUND_BASELINES: tuple[str, ...] = (
     NO_EFFECT,
@@ -280,34 +281,34 @@ COMPOUND_BASELINES: tuple[str, ...] = (
     "dose interpolation",
     "vector ridge",
 )
-"""Rules that a model of compounds is compared with."""
+"""Baselines for compounds."""
 
 COMPOUND_PRIORS: tuple[str, ...] = ("dose response", "dose mean", "matching mean", "dose interpolation", "vector ridge")
-"""Rules such a model can start from; ``"chosen"`` chooses among them."""
+"""Priors for compounds; ``"chosen"`` selects one of them."""
 
 JOINT = frozenset({"dose response"})
-"""Rules that compare contexts themselves."""
+"""Rules that model contexts."""
 
 READ_VECTORS = frozenset({"linear", "vector ridge", "dose response"})
-"""Rules that read vectors of genes or compounds."""
+"""Rules that use vectors of genes or compounds."""
 
 
 @dataclass(frozen=True)
 class RuleSet:
-    """Rules for one way in which a perturbation is known.
+    """Rules for one kind of perturbation.
 
     Attributes
     ----------
     baselines
-        What a model is compared with.
+        Baselines that a model is compared with.
     priors
-        What it can start from; the first is the default.
+        Priors that it can correct; the first is the default.
     stacked
-        Rules that are chosen from, and that a stack is made of.
+        Candidate rules, and the rules of a stack.
     own
-        Whether a perturbed gene itself is treated apart, since it is one of those that are measured.
+        Whether the perturbed gene itself is modelled separately, since it is one of the measured genes.
     joint
-        Whether what was measured in any context counts as known in all of them.
+        Whether perturbations measured in any context count as known in all contexts.
     """
 
     baselines: tuple[str, ...]
@@ -318,7 +319,7 @@ class RuleSet:
 
     @property
     def rules(self) -> tuple[str, ...]:
-        """Every rule of the set."""
+        """All rules of the set."""
         return tuple(dict.fromkeys((*self.baselines, *self.priors, *self.stacked)))
 
 
@@ -348,64 +349,65 @@ def fit_rule(name: str, train: Profiles, *, embeddings: pd.DataFrame | None = No
     Parameters
     ----------
     name
-        ``"control mean"``: no effect. ``"training mean"``: that of all training perturbations, each counting alike.
-        ``"training mean + own gene"``: the same, and what perturbations do to the perturbed gene itself, as a function of its
-        control expression, where it is measured.
+        ``"control mean"``: no effect. ``"training mean"``: mean over all training perturbations, with equal weight.
+        ``"training mean + own gene"``: in addition, the effect on the perturbed gene itself, if measured, as a function
+        of its control expression.
         ``"additive"``: sum of the genes' single effects, 0 for genes that were not measured alone. ``"matching mean"``:
-        their average, with the training mean for genes without (Systema, doi:10.1038/s41587-025-02777-8). ``"ridge"``:
-        regression on indicators of the genes, its penalty chosen by leaving one perturbation out. ``"linear"``: the bilinear
+        their average, with the training mean for such genes (Systema, doi:10.1038/s41587-025-02777-8). ``"ridge"``:
+        regression on indicators of the genes, with the penalty chosen by leave-one-out. ``"linear"``: the bilinear
         model of Ahlmann-Eltze et al., doi:10.1038/s41592-025-02772-6, with 10 components and penalties of 0.1.
-        ``"mixed"``: additive effects of genes, shrunken as far as
-        the data ask for, with the variances of highest restricted likelihood (Henderson 1975, doi:10.2307/2529430).
+        ``"mixed"``: shrunken additive effects of genes, with variances by restricted maximum likelihood (Henderson
+        1975, doi:10.2307/2529430).
 
-        Of compounds: ``"matching mean"`` is the mean over the doses of the compound. ``"dose mean"``: mean over all
-        compounds at the dose, on a straight line in the logarithm of the dose between those that were measured.
-        ``"dose interpolation"``: the same of the compound itself, where it was measured. ``"vector ridge"``: regression on
-        the logarithm of the dose, ten principal components of the vectors, and their products. ``"dose response"``: a
-        Gaussian process over compounds, vectors, doses and contexts, with the variances of highest likelihood.
+        For compounds, ``"matching mean"`` is the mean over the doses of the compound. ``"dose mean"``: mean over all
+        compounds at the dose, interpolated linearly in the logarithm of the dose.
+        ``"dose interpolation"``: the same for the compound itself, if it was measured. ``"vector ridge"``: regression
+        on the logarithm of the dose, ten principal components of the vectors, and their products. ``"dose response"``:
+        a Gaussian process over compounds, vectors, doses and contexts, with variances by maximum likelihood.
     train
         Rows to fit to.
     embeddings
-        Vectors of compounds, one row a compound; or of genes for ``"linear"``, one row a gene; when left out, the principal scores of the measured genes, which
-        genes that are not measured do not have. Without vectors for two perturbations the rule falls back to the training mean.
+        Vectors of compounds, one row per compound; or of genes for ``"linear"``, one row per gene, by default the
+        principal scores of the measured genes, which unmeasured genes do not have. Without vectors for two
+        perturbations the rule falls back to the training mean.
 
     Raises
     ------
     OptionError
-        If there is no such rule.
+        If the rule does not exist.
     DataError
-        If there is nothing to fit to.
+        If there are no perturbations to fit to.
     """
     return _recipe(name).fit(train, embeddings=embeddings)
 
 
 def prior_of(name: str) -> Recipe:
-    """One of :data:`PRIORS`: a rule with the effect on the perturbed gene itself, and less than additive where nothing is known.
+    """Recipe of a prior: a rule with the effect on the perturbed gene itself, sub-additive if unmeasured.
 
     Parameters
     ----------
     name
-        Of the rule.
+        Name of the rule.
     """
     return replace(_recipe(name), own=True, sub_additive=True)
 
 
 def _recipe(name: str) -> Recipe:
     if name not in RECIPES:
-        msg = f"There is no rule {name!r}; choose one of {', '.join(map(repr, RECIPES))}."
+        msg = f"There is no baseline {name!r}; choose one of {', '.join(map(repr, RECIPES))}."
         raise OptionError(msg)
     return RECIPES[name]
 
 
 def folds_of(names: tuple[str, ...], *, seed: int = 0) -> list[NDArray[np.int64]]:
-    """Positions to hold out together: those of one name always are, and few names are held out one by one.
+    """Positions to hold out together: rows of one name are never separated; with few names, each is a fold.
 
     Parameters
     ----------
     names
         Name of each row.
     seed
-        Seed of the draw.
+        Random seed.
     """
     unique, place = np.unique(names, return_inverse=True)
     n = len(unique) if len(unique) <= LEAVE_ONE_OUT else N_FOLDS
@@ -416,19 +418,19 @@ def folds_of(names: tuple[str, ...], *, seed: int = 0) -> list[NDArray[np.int64]
 
 
 def held_out_effects(recipe: Recipe, train: Profiles, *, embeddings: pd.DataFrame | None = None) -> Values:
-    """What a recipe says of each perturbation when it is fitted to others.
+    """Cross-validated predictions of a recipe for each perturbation.
 
     Parameters
     ----------
     recipe
-        With its weights.
+        Recipe with its weights.
     train, embeddings
         As for :meth:`Recipe.fit`.
 
     Returns
     -------
-    float64 ``(n, n_genes)``, in the order of ``train``; no effect where there is nothing else to fit to. One compound alone is held out
-    context by context.
+    float64 ``(n, n_genes)``, in the order of ``train``; 0 if there is nothing else to fit to. A single compound is held
+    out context by context.
     """
     out = np.zeros_like(train.means)
     names = train.perturbations

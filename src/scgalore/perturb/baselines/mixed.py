@@ -1,10 +1,11 @@
-"""Additive effects of genes, shrunken as far as the data ask for.
+"""Mixed model with shrunken additive effects of genes.
 
 The effect of a perturbation with ``k`` genes is ``k mu + sum of u_g + interaction + noise``, with ``u_g`` of variance
-``gene``, interactions (of several genes only) of variance ``interaction`` and the rest of variance ``residual`` beside the
-known sampling variance. The variances are those of highest restricted likelihood, the same for all measured genes; ``mu`` is
-the generalised least squares estimate and ``u_g`` the best linear unbiased prediction (Henderson, Biometrics 1975,
-doi:10.2307/2529430). A gene that was not perturbed in training has the effect ``mu``, a well measured one nearly its own.
+``gene``, interactions (of several genes only) of variance ``interaction`` and the residual of variance ``residual``, in
+addition to the known sampling variance. Variances are estimated by restricted maximum likelihood and shared by all
+measured genes; ``mu`` is the generalised least squares estimate and ``u_g`` the best linear unbiased prediction
+(Henderson, Biometrics 1975, doi:10.2307/2529430). A gene that was not perturbed in training has the effect ``mu``, a
+well measured one nearly its measured effect.
 """
 
 from __future__ import annotations
@@ -22,12 +23,12 @@ if TYPE_CHECKING:
 
 __all__ = ["fit_mixed"]
 
-START = (0.4, 0.1, 0.4)  # variances of genes, residuals and interactions, as shares of the variance of all effects
+START = (0.4, 0.1, 0.4)  # variances of genes, residuals and interactions, as fractions of the variance of all effects
 
 
 @dataclass(frozen=True)
 class _Design:
-    """Which genes each perturbation has, ``(n, n_perturbed)``, how many, and the known variance of its measurement."""
+    """Genes of each perturbation, ``(n, n_perturbed)``, their number, and the known sampling variance."""
 
     genes: tuple[str, ...]
     present: NDArray[np.float64]
@@ -53,7 +54,8 @@ class _Design:
     def variances(self, effects: NDArray[np.float64]) -> NDArray[np.float64]:
         """Variances of genes, residuals and interactions."""
         scale = max(float(effects.var()), 1e-12)
-        # Singles alone cannot tell a gene's effect from a residual: what is not sampling noise is the gene's then.
+        # With singles only, gene effects and residuals are confounded: everything but sampling noise is attributed to
+        # the gene.
         n_free = 3 if self.several.any() else 1
         products = effects @ effects.T
 
@@ -61,7 +63,7 @@ class _Design:
             return scale * np.concatenate((np.exp(free), np.zeros(3 - n_free)))
 
         def loss(free: NDArray[np.float64]) -> float:
-            if np.abs(free).max() > 12:  # nothing is told apart out there
+            if np.abs(free).max() > 12:  # the likelihood is flat in this range
                 return np.inf
             return self._deviance(spread(free), products, effects.shape[1])
 
@@ -78,7 +80,7 @@ class _Design:
         factor, failed = linalg.lapack.dpotrf(covariance, lower=1)
         if failed:
             return np.inf
-        # An inverse takes a third of the time of solving for all of the products.
+        # Inverting takes a third of the time of solving for all products.
         lower = np.tril(linalg.lapack.dpotri(factor, lower=1)[0])
         inverse = lower + lower.T
         inverse[np.diag_indices_from(inverse)] /= 2
@@ -89,7 +91,7 @@ class _Design:
         return n * (2 * float(np.log(np.diag(factor)).sum()) + np.log(information)) + quadratic
 
     def projection(self, variances: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-        """Inverse covariance with the mean taken out ``(n, n)``, and the weights that estimate the mean ``(n,)``."""
+        """Inverse covariance with the mean projected out ``(n, n)``, and the weights that estimate the mean ``(n,)``."""
         inverse = np.linalg.pinv(self.covariance(variances), hermitian=True)
         weights = inverse @ self.n_genes
         weights_of_mean = weights / (self.n_genes @ weights)
@@ -108,12 +110,12 @@ def fit_mixed(
     effects
         Measured effects, ``(n, n_measured)``.
     noise
-        Sampling variance of each, ``(n,)``.
+        Sampling variance of each effect, ``(n,)``.
 
     Returns
     -------
-    The mean effect of a gene ``(n_measured,)``; names of the perturbed genes and of the perturbations of several genes; and
-    their effects ``(len(names), n_measured)``, of the latter with their interaction.
+    The mean effect of a gene ``(n_measured,)``; names of the perturbed genes and of the perturbations of several genes;
+    and their effects ``(len(names), n_measured)``, including interactions of the latter.
     """
     design = _Design.of(perturbed, noise)
     gene, _, interaction = variances = design.variances(effects)

@@ -1,4 +1,4 @@
-"""Priors without cells: fitted to profiles of perturbations, such as pseudobulk or log fold changes."""
+"""Priors fitted to profiles of perturbations, such as pseudobulk or log fold changes, without single cells."""
 
 from __future__ import annotations
 
@@ -38,19 +38,20 @@ DATA_TYPES = ("lfc", "log1p", "counts")
 
 @dataclass(frozen=True)
 class ProfileModel:
-    """A prior that was fitted to profiles of perturbations.
+    """A prior fitted to profiles of perturbations.
 
     Attributes
     ----------
     effects
-        What predicts.
+        Fitted effects, which predict perturbations.
     scores
-        How well each candidate predicts perturbations that it was not fitted to: one row for each, and for each of the
-        questions ``"seen"`` (another perturbation of one of the genes was measured) and ``"unseen"``. Columns ``question``,
-        ``candidate``, ``n`` (perturbations), ``mse``, ``pearson_delta``, ``pearson_centroid``, ``discrimination``,
-        ``difference`` (of the squared error, from the candidate ``"mixed"``), ``standard_error`` (its), ``chosen`` and ``weights``.
+        Cross-validated scores, one row per candidate and
+        question: ``"seen"`` (another perturbation of one of the genes was measured) or ``"unseen"``. Columns
+        ``question``, ``candidate``, ``n`` (perturbations), ``mse``, ``pearson_delta``, ``pearson_centroid``,
+        ``discrimination``, ``difference`` (of the squared error from that of ``"mixed"``), its ``standard_error``,
+        ``chosen`` and ``weights``.
     profiles
-        What it was fitted to.
+        Profiles that it was fitted to.
     """
 
     effects: Effects
@@ -59,28 +60,28 @@ class ProfileModel:
     _conditions: Conditions = field(repr=False)
 
     def predict(self, perturbations: Label | Sequence[Label], *, context: str | None = None) -> pd.DataFrame:
-        """Effects of perturbations, measured or not.
+        """Predict effects of perturbations, measured or not.
 
         Parameters
         ----------
         perturbations
-            Labels, written as those of the profiles or as ``"A+B"``.
+            Labels in the format of the profiles or as ``"A+B"``.
         context
-            Cell type or line, where profiles have several.
+            Cell type or line, if profiles have several.
 
         Returns
         -------
-        One row for each perturbation and one column for each measured gene, on the scale of the profiles.
+        One row per perturbation and one column per measured gene, on the scale of the profiles.
 
         Raises
         ------
         OptionError
-            If no perturbation is named, or the context is none of the profiles'.
+            If ``perturbations`` is empty, or the context is not in the profiles.
         """
         one = isinstance(perturbations, str | int | float)
         labels: list[Any] = [perturbations] if one else list(perturbations)  # type: ignore[arg-type]
         if not labels:
-            msg = "perturbations is empty. Name some, such as 'KLF1+MAP2K6'."
+            msg = "perturbations is empty. Pass at least one, such as 'KLF1+MAP2K6'."
             raise OptionError(msg)
         names = self.profiles.context_names
         if context is None and len(names) > 1 or context is not None and context not in names:
@@ -108,42 +109,42 @@ def fit_effects(
     layer: str | None = None,
     gene_symbols: str | None = None,
 ) -> ProfileModel:
-    """Fit simple rules to profiles of perturbations, choose among them, and score them without any cells.
+    """Fit simple baselines to profiles of perturbations, score them by cross-validation, and choose the best.
 
-    Many screens are published as pseudobulk or as tables of log fold changes. This is what
-    :func:`scgalore.tl.finetune` gives a network to correct, for such data.
+    For screens that are published as pseudobulk or as tables of log fold changes. The result is the prior that
+    :func:`scgalore.tl.finetune` would let a network correct.
 
     Parameters
     ----------
     adata
-        Profiles by genes. It is not changed.
+        Profiles by genes. Not modified.
     pert_key
-        Column of ``adata.obs`` with the perturbation of each profile: ``KLF1``, ``KLF1+ctrl`` or ``KLF1+MAP2K6``. Profiles
-        without one are left out; those of one perturbation, such as replicates, count one by one.
+        Column of ``adata.obs`` with the perturbation of each profile: ``KLF1``, ``KLF1+ctrl`` or ``KLF1+MAP2K6``.
+        Profiles without a label are excluded; replicates of a perturbation count separately.
     data_type
-        ``"lfc"``: log fold changes, which are effects as they are. ``"log1p"`` or ``"counts"``: expression, of which that of
-        control profiles is subtracted, after counts were scaled to 10,000 and logarithms taken.
+        ``"lfc"``: log fold changes, used as effects. ``"log1p"`` or ``"counts"``: expression, from which that of
+        control profiles is subtracted; counts are first normalised to 10,000 and log-transformed.
     control
-        Label of control profiles, a pattern, or several; the usual ones are recognised. Log fold changes need none, and have
-        those that are there left out.
+        Label of control profiles, a pattern, or several; the usual ones are recognised. Log fold changes need no
+        controls; existing ones are excluded.
     context_key
         Column of ``adata.obs`` with the cell type or line, within which rules are fitted.
     separator
         Separator between the genes of a label. Detected if not given.
     pert_kind
-        What perturbs: ``"gene"``, or ``"compound"``, whose labels are names of compounds.
+        Type of perturbation: ``"gene"``, or ``"compound"``, whose labels are names of compounds.
     dose_key
-        Column of ``adata.obs`` with the dose of each compound; ``None`` where each has one dose only.
+        Column of ``adata.obs`` with the dose of each compound; ``None`` if each has a single dose.
     prior
-        ``"chosen"``, or one of :data:`scgalore.perturb.PRIORS`, of compounds :data:`scgalore.perturb.COMPOUND_PRIORS`; all of
-        them are scored in any case.
+        ``"chosen"``, or one of :data:`scgalore.perturb.PRIORS` (for compounds
+        :data:`scgalore.perturb.COMPOUND_PRIORS`); all are scored in any case.
     embeddings
-        Vectors of genes, one row a gene, for the linear rule, which finds similar genes by them; principal scores of the
-        measured genes when left out. Or vectors of compounds, one row a compound; compounds are known by name when left out.
+        Vectors of genes, one row per gene, for similarities in the linear baseline; by default principal scores of the
+        measured genes. Or vectors of compounds, one row per compound; by default compounds are represented by name.
     layer
         Layer to read; ``None`` is ``adata.X``.
     gene_symbols
-        Column of ``adata.var`` that holds the gene names; ``None`` is ``adata.var_names``.
+        Column of ``adata.var`` with the gene names; ``None`` reads ``adata.var_names``.
 
     Returns
     -------
@@ -154,9 +155,9 @@ def fit_effects(
     MissingKeyError
         If a column or layer does not exist.
     DataError
-        If labels do not parse, values are not finite, or there is no perturbation.
+        If labels cannot be parsed, values are not finite, or there are no perturbations.
     OptionError
-        If an option is outside its choices.
+        If an option is not one of its choices.
 
     Examples
     --------
@@ -170,7 +171,7 @@ def fit_effects(
     >>> prior.predict(["dexamethasone@0.3"])  # doctest: +SKIP
     """
     if not isinstance(adata, AnnData):
-        msg = f"Expected an AnnData of profiles, not a {type(adata).__name__}. A rule is fitted by sg.perturb.fit_rule(name, profiles)."
+        msg = f"Expected an AnnData of profiles, not a {type(adata).__name__}. To fit a baseline to Profiles, call sg.perturb.fit_rule(name, profiles)."
         raise DataError(msg)
     check_kind(pert_kind, dose_key=dose_key, separator=separator)
     priors = (CHOSEN, *RULE_SETS[pert_kind].priors)
@@ -197,10 +198,10 @@ def fit_effects(
 def _log_fold_changes(
     adata: AnnData, pert_key: str, context_key: str | None, labels: dict[str, Any], read: dict[str, Any]
 ) -> tuple[Conditions, Profiles]:
-    """Profiles whose control is zero everywhere."""
+    """Profiles of log fold changes, with zero controls."""
     texts = texts_of(read_column(adata.obs, pert_key, asked="pert_key", gaps=True))
     genes = gene_names(adata, read["gene_symbols"])
-    # The parser of labels expects one of control, and log fold changes need no profile of it.
+    # The label parser expects a control label, but log fold changes need no control profile.
     is_there = labels["control"] is not None or any(
         text is not None and text.strip() in CONTROL_LABELS for text in texts
     )
@@ -212,7 +213,7 @@ def _log_fold_changes(
     codes = conditions.codes[len(added) :]
     rows = np.flatnonzero(codes > 0)
     if len(rows) == 0:
-        msg = f"adata.obs[{pert_key!r}] names no perturbation. Pass the column of the perturbations as pert_key=."
+        msg = f"adata.obs[{pert_key!r}] contains no perturbation. Pass the column of perturbations as pert_key=."
         raise DataError(msg)
     contexts = np.full(adata.n_obs, "")
     if context_key is not None:
@@ -225,7 +226,7 @@ def _log_fold_changes(
     values = matrix[rows]
     effects = np.asarray(values.toarray() if sp.issparse(values) else values, dtype=np.float64)
     if not np.isfinite(effects).all():
-        msg = "The log fold changes hold NaN or infinity. Leave out these genes, or set them to 0."
+        msg = "The log fold changes contain NaN or infinite values. Exclude these genes, or set them to 0."
         raise DataError(msg)
     nothing = np.zeros((len(names), effects.shape[1]))
     return conditions, Profiles(

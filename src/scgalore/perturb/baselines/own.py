@@ -1,9 +1,10 @@
-"""What a perturbation does to the expression of the perturbed gene itself.
+"""Effect of a perturbation on the expression of the perturbed gene itself.
 
-A knock-out, CRISPRi or CRISPRa changes its target much more than other genes, and in a similar way for all targets. So the change
-of a target that was never perturbed can be predicted: by a straight line in the target's control expression, shrunken as far as
-leaving targets out asks for. The line shows which kind a screen is: CRISPRi takes away a share of what is there (a negative
-slope), CRISPRa adds (a positive intercept), and a knock-out may leave the messenger as it is (no line).
+Knock-outs, CRISPRi and CRISPRa change their target much more than other genes, and similarly for all targets. The
+change of a target that was never perturbed is therefore predicted by a straight line in its control expression, with
+shrinkage chosen by cross-validation over targets. The line depends on the type of screen: CRISPRi removes a fraction of
+the expression (negative slope), CRISPRa adds expression (positive intercept), and a knock-out may not change mRNA
+levels (no line).
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
 __all__ = ["OwnGene", "fit_own", "target_columns"]
 
 PENALTIES = np.geomspace(1e-2, 1e2, 9)
-"""Penalties of the line that are tried; without a line is one more choice."""
+"""Candidate penalties of the line; no line is another candidate."""
 
 
 @dataclass(frozen=True)
@@ -35,9 +36,9 @@ class OwnGene:
     Attributes
     ----------
     intercept, slope
-        Of the line in its control expression.
+        Coefficients of the line in its control expression.
     n
-        Targets it was fitted to.
+        Number of targets in the fit.
     """
 
     intercept: float = 0.0
@@ -45,15 +46,15 @@ class OwnGene:
     n: int = 0
 
     def effects(self, columns: Sequence[Sequence[int]], controls: Values) -> Values:
-        """Changes of the perturbed genes of some rows, 0 for all other genes.
+        """Changes of the perturbed genes of each row, 0 for all other genes.
 
         Parameters
         ----------
         columns
             Columns of the perturbed genes of each row, from :func:`target_columns`.
         controls
-            Control mean of each row, ``(n, n_genes)``. Expression does not fall below zero; log fold changes, whose
-            control is zero everywhere, have no such floor.
+            Control mean of each row, ``(n, n_genes)``. Predicted expression is not negative; log fold changes, with
+            zero controls, are not bounded.
 
         Returns
         -------
@@ -68,7 +69,7 @@ class OwnGene:
 
 
 def target_columns(perturbed: Sequence[Sequence[str]], genes: Sequence[str]) -> list[list[int]]:
-    """Columns in which the perturbed genes of each row are measured.
+    """Columns of the perturbed genes of each row, if measured.
 
     Parameters
     ----------
@@ -82,12 +83,12 @@ def target_columns(perturbed: Sequence[Sequence[str]], genes: Sequence[str]) -> 
 
 
 def fit_own(train: Profiles) -> OwnGene:
-    """Fit the line to the measured targets of some rows, with the penalty of the smallest error on targets left out.
+    """Fit the line to the measured targets, with the penalty of the smallest cross-validation error.
 
     Parameters
     ----------
     train
-        Rows to fit to; with fewer than two measured targets there is nothing to tell chance by, and no line.
+        Rows to fit to; with fewer than two measured targets there is no line.
     """
     columns = target_columns(train.perturbed, train.genes)
     rows = np.array([row for row, of_row in enumerate(columns) for _ in of_row], dtype=np.int64)

@@ -1,6 +1,6 @@
 """Effects of perturbations by simple rules.
 
-Rules of genes add or average one row a gene, so all of them become the same thing, a :class:`GeneEffects`. Those of compounds
+Rules for genes add or average one row per gene, and are all fitted to a :class:`GeneEffects`. Rules for compounds
 depend on the dose, and are a :class:`~scgalore.perturb.baselines.dose.DoseEffects`.
 """
 
@@ -30,23 +30,23 @@ Perturbed = tuple[str, ...]
 
 N_COMPONENTS = 10
 RIDGE = 0.1
-"""Of the linear baseline, as its authors set them."""
+"""Settings of the linear baseline, as chosen by its authors."""
 
 
 @dataclass(frozen=True)
 class GeneEffects:
-    """Effect of a perturbation as a sum, or a mean, over its genes.
+    """Effect of a perturbation as a sum or mean over its genes.
 
     Attributes
     ----------
     intercept
-        Part of every effect, ``(n_genes,)``.
+        Common part of all effects, ``(n_genes,)``.
     unknown
-        Row of a gene that has none, ``(n_genes,)``.
+        Effect of a gene without a row, ``(n_genes,)``.
     names
-        Names of the rows: genes, and perturbations of several genes that were measured as such.
+        Names of the rows: genes, and measured perturbations of several genes.
     rows
-        Their effects, ``(len(names), n_genes)``.
+        Effects, ``(len(names), n_genes)``.
     average
         Whether the rows of a perturbation's genes are averaged.
     """
@@ -58,11 +58,11 @@ class GeneEffects:
     average: bool = False
 
     def knowing(self, vectors: pd.DataFrame) -> GeneEffects:
-        """Itself: it reads no vectors when it predicts."""
+        """Return itself, since predictions do not use vectors."""
         return self
 
     def predict(self, genes: Perturbed, control: Values | None = None) -> Values:
-        """Effect on mean log-normalised expression, ``(n_genes,)``; 0 for no gene. It is the same on every control expression."""
+        """Effect on mean log-normalised expression, ``(n_genes,)``; 0 for no gene, independent of ``control``."""
         if not genes:
             return np.zeros_like(self.intercept)
         place = {name: i for i, name in enumerate(self.names)}
@@ -77,7 +77,7 @@ class GeneEffects:
 Rule = GeneEffects | DoseEffects
 
 Fit = Callable[["Profiles", "Values", "Values", "pd.DataFrame | None"], Rule]
-"""Rows, their effects as far as a rule is to predict them, their sampling variances, and vectors of agents."""
+"""Arguments: rows, their effects to fit, their sampling variances, and vectors of genes or compounds."""
 
 
 def _control_mean(train: Profiles, effects: Values, noise: Values, table: pd.DataFrame | None) -> GeneEffects:
@@ -110,7 +110,7 @@ def _ridge(train: Profiles, effects: Values, noise: Values, table: pd.DataFrame 
         return _training_mean(train, effects, noise, table)
     penalties = np.geomspace(1e-2, 1e2, 13)
     if present.sum(axis=0).max() == 1:
-        # Every penalty leaves the same error where no gene is perturbed twice, and rounding would choose.
+        # If no gene is perturbed twice, all penalties have the same error and rounding would decide.
         penalties = penalties[:1]
     model = RidgeCV(alphas=penalties).fit(present, effects)
     weights = model.coef_.reshape(effects.shape[1], len(genes)).T
@@ -142,7 +142,7 @@ def _mixed(train: Profiles, effects: Values, noise: Values, table: pd.DataFrame 
 
 
 def _by_name(names: Iterable[str], rows: NDArray[np.float64]) -> tuple[tuple[str, ...], NDArray[np.float64]]:
-    """One row a name: a perturbation that was measured in several contexts counts with their mean."""
+    """One row per name: the mean over contexts of each perturbation."""
     unique, place = np.unique(list(names), return_inverse=True)
     sums = np.zeros((len(unique), rows.shape[1]))
     np.add.at(sums, place, rows)
@@ -162,7 +162,7 @@ RULES: Mapping[str, Fit] = {
 
 
 def target_vectors(train: Profiles, embeddings: pd.DataFrame | None) -> pd.DataFrame:
-    """Vectors of genes for the linear rule: principal scores of embeddings, or without them of the measured genes."""
+    """Vectors of genes for the linear rule: principal scores of embeddings or, by default, of the measured genes."""
     import pandas as pd
 
     if embeddings is None:

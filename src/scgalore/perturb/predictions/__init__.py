@@ -1,1 +1,1 @@
-"""Predicted effects: as cells, ranked genes, places in a plane, submissions and a model card."""
+"""Predicted effects: simulated cells, ranked genes, embedding in a plane, submissions and model cards."""

@@ -1,4 +1,4 @@
-"""The model card of a perturbation model, filled from its run."""
+"""Model card of a perturbation model, filled in from its training run."""
 
 from __future__ import annotations
 
@@ -27,31 +27,31 @@ def model_card(
     Parameters
     ----------
     params
-        How the screen was read and the model was made.
+        Parameters for reading the screen and making the model.
     stats
-        What the training run took; see :attr:`scgalore.tasks.perturbation.fitting.ScreenMemory.stats`.
+        Statistics of the training run; see :attr:`scgalore.tasks.perturbation.fitting.ScreenMemory.stats`.
     perturbations
-        Canonical names by part.
+        Canonical names by split.
     weights
         Provenance of the weights.
     evaluation
-        What :func:`scgalore.tl.evaluate_perturbation` wrote, for the scores of test perturbations.
+        Result of :func:`scgalore.tl.evaluate_perturbation`, for the scores of test perturbations.
     choice
-        Scores by which the prior was chosen, from :func:`scgalore.perturb.choose_prior`.
+        Scores used to choose the prior, from :func:`scgalore.perturb.choose_prior`.
     vectors
-        Vectors of the compounds, one row a compound.
+        Vectors of the compounds, one row per compound.
     """
     sizes = ", ".join(f"{len(names)} {part}" for part, names in perturbations.items())
     validation = stats.get("validation_pearson_delta") or {}
     lines = [
         f"# {weights['name']}: perturbation response",
         "",
-        f"Fine-tuned with scgalore. Predicts the mean of log-normalised expression after {_what(params)}.",
+        f"Fine-tuned with scgalore. Predicts mean log-normalised expression after {_what(params)}.",
         "",
         "| | |",
         "| --- | --- |",
-        f"| started from | {weights.get('base') or weights['name']} |",
-        f"| prior that the network corrects | {params['prior']} |",
+        f"| base model | {weights.get('base') or weights['name']} |",
+        f"| prior (corrected by the network) | {params['prior']} |",
         f"| perturbations | {sizes} |",
         f"| control | {_listed(params['control'])} |",
         f"| context | {params['context_key'] or 'one'} |",
@@ -77,9 +77,9 @@ def model_card(
         *_tested(evaluation),
         "## Limits",
         "",
-        "Simple rules predict perturbations as well as networks on many data sets (doi:10.1038/s41592-025-02772-6). A score "
-        "without its baselines says little. Predictions are means; cells drawn from them have zeros and spread of a stated "
-        "model, not of the network.",
+        "On many data sets, simple baselines predict perturbations as well as networks do (doi:10.1038/s41592-025-02772-6). Compare "
+        "every score with its baselines. Predictions are means; zeros and variance of cells sampled from them come from a simple "
+        "model, not from the network.",
         "",
     ]
     return "\n".join(lines)
@@ -90,19 +90,19 @@ def _what(params: Mapping[str, Any]) -> str:
 
 
 def _known_by(params: Mapping[str, Any], vectors: pd.DataFrame | None) -> list[str]:
-    """How compounds are known."""
+    """How compounds are represented."""
     if params.get("pert_kind") != "compound":
         return []
     known = "name only" if vectors is None else f"vectors of {vectors.shape[1]:,} numbers"
-    return [f"| compounds are known by | {known} |", f"| doses | {params['dose_key'] or 'one'} |"]
+    return [f"| compounds are represented by | {known} |", f"| doses | {params['dose_key'] or 'one'} |"]
 
 
 def _chosen(stats: Mapping[str, Any]) -> list[str]:
     if stats["best_epoch"] >= 0:
         return [f"The weights are those after epoch {stats['best_epoch']}.", ""]
     return [
-        "No epoch did better than the prior alone on the validation perturbations: the network adds nothing, and predictions "
-        "are the prior's.",
+        "No epoch was better than the prior alone on the validation perturbations: the network adds nothing, and predictions "
+        "are those of the prior.",
         "",
     ]
 
@@ -114,8 +114,8 @@ def _prior(params: Mapping[str, Any], choice: pd.DataFrame | None) -> list[str]:
         columns = [name for name in choice.columns if name not in ("difference", "standard_error", "chosen")]
         columns.insert(columns.index("weights"), "mse - mixed")
         lines += [
-            "Perturbations that the rules were not fitted to chose it; those of genes that were perturbed otherwise, and those "
-            "of genes that were not, apart. The difference has its standard error.",
+            "Chosen on perturbations that the baselines were not fitted to, separately for genes with and without other "
+            "perturbations. The difference is given with its standard error.",
             "",
             "| " + " | ".join(name.replace("_", " ") for name in columns) + " |",
             "| --- |" + " --- |" * (len(columns) - 1),
@@ -129,7 +129,7 @@ def _prior(params: Mapping[str, Any], choice: pd.DataFrame | None) -> list[str]:
     if own.get("n"):
         lines += [
             f"A perturbed gene itself changes by {own['intercept']:.3g} {own['slope']:+.3g} times its control expression, as "
-            f"learnt from {own['n']} measured targets.",
+            f"fitted to {own['n']} measured targets.",
             "",
         ]
     return ["## Prior", "", *lines] if lines else []
@@ -144,7 +144,7 @@ def _scores(validation: Mapping[str, float], stats: Mapping[str, Any]) -> list[s
         for name, score in validation.items()
     ]
     return [
-        f"Pearson delta, mean over {stats['validation_perturbations']} validation perturbations, which also chose the epoch:",
+        f"Pearson delta, mean over {stats['validation_perturbations']} validation perturbations, which were also used to select the epoch:",
         "",
         "| method | Pearson delta |",
         "| --- | --- |",
@@ -154,12 +154,14 @@ def _scores(validation: Mapping[str, float], stats: Mapping[str, Any]) -> list[s
 
 def _tested(evaluation: Mapping[str, Any] | None) -> list[str]:
     if evaluation is None:
-        how = "Save the model with evaluation=adata.uns['evaluate_perturbation'] to have the scores of test perturbations here."
+        how = (
+            "Save the model with evaluation=adata.uns['evaluate_perturbation'] to include scores of test perturbations."
+        )
         return [how, ""]
     summary = evaluation["summary"]
     n = int(summary.loc[summary["group"] == "all", "n"].max())
     return [
-        f"{n} test perturbations, which nothing has seen, with all baselines and the ceiling of the data:",
+        f"{n} held-out test perturbations, with all baselines and the noise ceiling:",
         "",
         score_table(summary),
     ]
@@ -182,14 +184,14 @@ CARD_METRICS = (
 
 
 def score_table(summary: pd.DataFrame, metrics: tuple[str, ...] = CARD_METRICS) -> str:
-    """Scores of a model, its baselines and the ceiling as a table in Markdown.
+    """Scores of a model, its baselines and the ceiling as a Markdown table.
 
     Parameters
     ----------
     summary
         ``adata.uns["evaluate_perturbation"]["summary"]``.
     metrics
-        Which of them, as far as they are there.
+        Metrics to include, if present.
     """
     of_all = summary[(summary["group"] == "all") & summary["metric"].isin(metrics)]
     table = of_all.pivot_table(index="method", columns="metric", values="mean", sort=False, observed=True, dropna=False)

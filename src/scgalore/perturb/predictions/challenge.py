@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
 __all__ = ["write_vcc"]
 
-# The form of a submission, as the program that packs it (cell-eval prep) and the challenge's own data have it.
+# Format of a submission, as in cell-eval prep and the challenge's data.
 LABEL, CONTROL_LABEL = "target_gene", "non-targeting"
 N_GENES, MAX_CELLS = 18_080, 200_000
 MAX_LOGGED = 15
@@ -52,37 +52,37 @@ def write_vcc(
 ) -> None:
     """Write predicted cells as a submission to the Virtual Cell Challenge.
 
-    Everything is checked before anything is written, and the file appears whole or not at all. It is packed by
-    ``cell-eval prep``, which the extra ``eval`` installs, with the programs ``zstd`` and ``tar``.
+    Everything is checked before the file is written, completely or not at all. It is packed by
+    ``cell-eval prep`` (extra ``eval``), which needs the programs ``zstd`` and ``tar``.
 
     Parameters
     ----------
     adata
         Predicted cells and control cells, log-normalised, or counts, which ``cell-eval`` normalises to the median
-        depth and logs. At most 200,000 cells.
+        depth and log-transforms. At most 200,000 cells.
     path
         File to write, ending in ``.vcc``.
     genes
         The challenge's genes in its order, or the path of its ``gene_names.csv`` (no header, names in the first
-        column). ``adata`` must have these genes and no others, in any order. ``None`` takes ``adata.var_names``.
+        column). ``adata`` must have exactly these genes, in any order. ``None`` uses ``adata.var_names``.
     pert_key
         Column of ``adata.obs`` with the perturbed gene of each cell. It is written as ``obs["target_gene"]``, and
         control as ``"non-targeting"``.
     control
-        Label of control in that column, or several; ``None`` finds it.
+        Label of control in that column, or several; ``None`` detects it.
     layer
         Layer to write; ``None`` is ``adata.X``.
     overwrite
-        Whether a file at ``path`` may be replaced.
+        Whether an existing file at ``path`` may be replaced.
 
     Raises
     ------
     OptionError
-        If the path is taken or does not end in ``.vcc``, or if ``cell-eval``, ``zstd`` or ``tar`` is missing.
+        If the path exists or does not end in ``.vcc``, or if ``cell-eval``, ``zstd`` or ``tar`` is missing.
     MissingKeyError
-        If ``adata.obs`` lacks the column.
+        If ``adata.obs`` does not have the column.
     DataError
-        If labels, genes or values are not those of a submission, or if packing fails.
+        If labels, genes or values are invalid for a submission, or packing fails.
 
     Examples
     --------
@@ -107,13 +107,13 @@ def _check_target(target: Path, *, overwrite: bool) -> None:
         msg = f"path={str(target)!r}: expected a file name that ends in .vcc."
         raise OptionError(msg)
     if target.is_dir():
-        msg = f"{target} is a folder; give the path of a file."
+        msg = f"{target} is a folder; pass the path of a file."
         raise OptionError(msg)
     if target.parent.exists() and not target.parent.is_dir():
-        msg = f"{target.parent} is a file, so no file can be written below it. Give another path."
+        msg = f"{target.parent} is a file, not a folder. Pass another path."
         raise OptionError(msg)
     if target.exists() and not overwrite:
-        msg = f"{target} is there already. Pass overwrite=True to replace it, or give another path."
+        msg = f"{target} already exists. Pass overwrite=True to replace it, or another path."
         raise OptionError(msg)
 
 
@@ -126,7 +126,7 @@ def _check_programs() -> None:
     }
     missing = {cure: names for cure, names in cures.items() if names}
     if missing:
-        what = "; ".join(f"{' and '.join(names)}, to be had with {cure}" for cure, names in missing.items())
+        what = "; ".join(f"{' and '.join(names)}, install with {cure}" for cure, names in missing.items())
         msg = f"Packing a submission needs programs that were not found: {what}."
         raise OptionError(msg)
 
@@ -134,16 +134,16 @@ def _check_programs() -> None:
 def _labels(adata: AnnData, pert_key: str, control: Control) -> NDArray[np.object_]:
     labels = read_column(adata.obs, pert_key, hint="Pass the column of perturbed genes as pert_key=.")
     if adata.n_obs > MAX_CELLS:
-        msg = f"{adata.n_obs:,} cells; a submission has at most {MAX_CELLS:,}. Draw fewer cells for each perturbation."
+        msg = f"{adata.n_obs:,} cells; a submission has at most {MAX_CELLS:,}. Sample fewer cells per perturbation."
         raise DataError(msg)
     conditions = Conditions.from_labels(labels, control=control)
     if n_missing := int((conditions.codes < 0).sum()):
         left_out = f" ({', '.join(map(repr, conditions.left_out))})" if conditions.left_out else ""
-        msg = f"{n_missing:,} cells have no label of a perturbation or control in obs[{pert_key!r}]{left_out}. Take them out."
+        msg = f"{n_missing:,} cells have no perturbation or control label in obs[{pert_key!r}]{left_out}. Remove them."
         raise DataError(msg)
     several = [name for name, genes in zip(conditions.names, conditions.genes, strict=True) if len(genes) > 1]
     if several:
-        msg = f"The challenge perturbs one gene at a time; found {', '.join(several[:5])}. Take these cells out."
+        msg = f"Expected one perturbed gene per cell, as in the challenge; found {', '.join(several[:5])}. Remove these cells."
         raise DataError(msg)
     return np.array([CONTROL_LABEL, *conditions.perturbations], dtype=object)[conditions.codes]
 
@@ -153,7 +153,7 @@ def _gene_list(genes: Sequence[str] | str | os.PathLike[str]) -> list[str]:
         return list(map(str, genes))
     path = Path(genes).expanduser()
     if not path.is_file():
-        msg = f"genes={os.fspath(genes)!r} is no file; expected gene names, or the path of gene_names.csv."
+        msg = f"genes={os.fspath(genes)!r} is not a file; expected gene names, or the path of gene_names.csv."
         raise OptionError(msg)
     with path.open(newline="", encoding="utf-8") as file:
         return [row[0] for row in csv.reader(file) if row]
@@ -163,20 +163,20 @@ def _gene_order(own: list[str], wanted: list[str]) -> NDArray[np.int64]:
     for what, names in (("adata.var_names", own), ("genes", wanted)):
         if len(set(names)) < len(names):
             repeated = Counter(names).most_common(1)[0][0]
-            msg = f"{what} has {repeated!r} more than once; a submission has every gene once."
+            msg = f"{what} contains {repeated!r} more than once; expected each gene once."
             raise DataError(msg)
     position = {name: i for i, name in enumerate(own)}
     lacking, extra = [g for g in wanted if g not in position], sorted(position.keys() - set(wanted))
     if lacking or extra:
         parts = [
             f"{len(names):,} {verb}, such as {', '.join(names[:5])}"
-            for names, verb in ((lacking, "are lacking"), (extra, "are too many"))
+            for names, verb in ((lacking, "are missing"), (extra, "are not in the list"))
             if names
         ]
-        msg = f"adata must have the {len(wanted):,} genes of the list and no others: {'; '.join(parts)}."
+        msg = f"adata must have exactly the {len(wanted):,} genes of the list: {'; '.join(parts)}."
         raise DataError(msg)
     if len(wanted) != N_GENES:
-        logg.warning(f"{len(wanted):,} genes are written; the challenge of 2025 had {N_GENES:,}.")
+        logg.warning(f"Writing {len(wanted):,} genes; the challenge of 2025 had {N_GENES:,}.")
     return np.array([position[name] for name in wanted], dtype=np.int64)
 
 
@@ -186,8 +186,8 @@ def _checked_matrix(adata: AnnData, layer: str | None) -> CellMatrix:
     values = matrix.summary()
     if not values.is_whole and values.max >= MAX_LOGGED:
         msg = (
-            f"{matrix.name} holds fractions and values up to {values.max:.4g}: logarithms end below {MAX_LOGGED}, and "
-            "counts are whole. Are predicted and control cells on the same scale?"
+            f"{matrix.name} contains fractional values up to {values.max:.4g}; expected integer counts, or logarithms below {MAX_LOGGED}. "
+            "Check that predicted and control cells are on the same scale."
         )
         raise DataError(msg)
     return matrix
@@ -222,10 +222,10 @@ def _pack(folder: Path, target: Path, n_genes: int) -> None:
     command += ["--expected-gene-dim", str(n_genes), "--max-cell-dim", str(MAX_CELLS)]
     # In the folder, since Python looks for modules in the working directory first.
     run = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
-    # cell-eval does not look at how the programs it calls have ended.
+    # cell-eval does not check the exit status of the programs it calls.
     if run.returncode or not _is_submission(target):
         reason = (run.stderr or run.stdout).strip().splitlines()[-1:] or ["no message"]
-        msg = f"cell-eval prep did not make a submission: {reason[0]}"
+        msg = f"cell-eval prep failed: {reason[0]}"
         raise DataError(msg)
 
 

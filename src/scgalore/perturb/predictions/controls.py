@@ -1,8 +1,9 @@
-"""Control means, kept with a prediction or a model, and whether other data are on their scale.
+"""Control means stored with a prediction or a model, and the check that other data are on the same scale.
 
-Effects are differences of means, so they belong to data of one scale: one target sum, one logarithm. Whether two sets of control
-cells have it is told by the slope of a regression through the origin of the one's means on the other's, gene by gene. Other
-cells, other batches and noise only lower such a slope, in both directions; a slope above 1, in one of them, is another scale.
+Effects are differences of means and depend on the scale of the data: target sum and base of the logarithm. Two sets of
+control cells are compared by the slope of a regression through the origin of their means over genes, in both
+directions. Different cells, batches and noise only decrease the slope; a slope above 1 in one direction indicates
+another scale.
 """
 
 from __future__ import annotations
@@ -33,15 +34,15 @@ _FEWEST_GENES = 10
 
 
 def most_allowed(n_cells: float) -> float:
-    """Largest slope that control cells of one scale have.
+    """Maximum slope between control cells on the same scale.
 
-    In halves of five public data sets the slope of the means of ``n`` cells exceeds ``1 + 0.55 / sqrt(n)`` once in a thousand
-    draws; between cell types, lines, stimulations and assays it was at most 1.09.
+    For random halves of five public data sets, the slope of the means of ``n`` cells exceeds ``1 + 0.55 / sqrt(n)`` in
+    one of 1,000 draws; between cell types, lines, stimulations and assays it was at most 1.09.
 
     Parameters
     ----------
     n_cells
-        Control cells of the smaller set.
+        Number of control cells in the smaller set.
     """
     return _SLOPE + _NOISE / np.sqrt(max(n_cells, 1))
 
@@ -55,11 +56,11 @@ class ControlMeans:
     genes
         Names of the columns.
     contexts
-        Names of the rows: cell types or lines; ``("",)`` where there is one only.
+        Names of the rows: cell types or lines; ``("",)`` if there is only one.
     means
         Means of log-normalised expression, ``(n_contexts, n_genes)``.
     n_cells
-        Control cells of each context, int64 ``(n_contexts,)``.
+        Number of control cells of each context, int64 ``(n_contexts,)``.
     """
 
     genes: tuple[str, ...] = field(repr=False)
@@ -69,12 +70,12 @@ class ControlMeans:
 
     @classmethod
     def of(cls, profiles: Profiles) -> ControlMeans:
-        """Those of profiles."""
+        """Control means of profiles."""
         return cls(profiles.genes, profiles.context_names, profiles.control_means, profiles.n_controls)
 
     @classmethod
     def of_screen(cls, screen: Screen) -> ControlMeans:
-        """Those of a screen, of which nothing else is read."""
+        """Control means of a screen, reading only its control cells."""
         contexts = ("",) if screen.contexts is None else tuple(np.unique(screen.contexts).tolist())
         pools = screen.pools().of_context
         means = [mean_of(screen.expression, pool) if len(pool) else np.zeros(len(screen.genes)) for pool in pools]
@@ -83,19 +84,19 @@ class ControlMeans:
     def slope_to(
         self, other: ControlMeans, columns: Sequence[int] | NDArray[np.int64] | None = None
     ) -> tuple[float, float]:
-        """By how much other data differ from these, and from how many control cells that is known.
+        """Scale factor of other data relative to these, and the number of control cells it is based on.
 
         Parameters
         ----------
         other
             Control means of the other data.
         columns
-            Column here of each gene of the others, -1 for those that are not here; by their names when left out.
+            Column in these means of each gene of the others, -1 if missing; matched by name by default.
 
         Returns
         -------
-        Slope of the others on these if that is above 1, and one over the slope of these on the others if that is; 1 where neither
-        is, or nothing can be said. And the number of cells.
+        Slope of the others on these if it is above 1, or the inverse of the reverse slope if that is above 1; 1
+        otherwise, or if it cannot be estimated. And the number of cells.
         """
         if columns is None:
             place = {gene: i for i, gene in enumerate(self.genes)}
@@ -112,7 +113,7 @@ class ControlMeans:
             rows, others = ([names.index(name) for name in shared] for names in (self.contexts, other.contexts))
             weights = np.minimum(self.n_cells[rows], other.n_cells[others]).astype(np.float64)
             mine, theirs = mine[rows], theirs[others]
-        elif self.n_cells.sum() and other.n_cells.sum():  # other cells altogether, which have no context in common
+        elif self.n_cells.sum() and other.n_cells.sum():  # no context in common
             mine, theirs = (
                 np.average(means, axis=0, weights=of.n_cells)[None] for means, of in ((mine, self), (theirs, other))
             )
@@ -143,31 +144,31 @@ class ControlMeans:
         other, columns
             As for :meth:`slope_to`.
         what
-            Where these means are from, such as "those of the training data".
+            Description of these means, such as "those of the training data".
         advice
-            What to do, as a sentence.
+            Advice for the user, as a sentence.
         """
         slope, n_cells = self.slope_to(other, columns)
         if max(slope, 1 / slope) <= most_allowed(n_cells):
             return
         msg = (
-            f"These data are on another scale: the mean expression of their control cells is {slope:.3g} times {what}, gene by "
-            f"gene. Another target sum, another base of the logarithm, scaled values, or counts that were cut to some genes do that. {advice}"
+            f"These data are on another scale: the mean expression of their control cells is {slope:.3g} times {what}. Possible "
+            f"causes: another target sum or base of the logarithm, scaled values, or counts restricted to some genes. {advice}"
         )
         raise DataError(msg)
 
 
 def refuse_other_scale(adata: AnnData, key: str, screen: Screen) -> None:
-    """Raise :class:`~scgalore.errors.DataError` if a screen is on another scale than the prediction that was made from it.
+    """Raise :class:`~scgalore.errors.DataError` if a screen is on another scale than its prediction.
 
     Parameters
     ----------
     adata
-        Holds the prediction.
+        Object with the prediction.
     key
-        Where it is, in ``uns``.
+        Its key in ``uns``.
     screen
-        The cells as they are now.
+        The current cells.
     """
     record = read_prediction_record(adata, key)
     table = record.get("control_means")
@@ -177,10 +178,10 @@ def refuse_other_scale(adata: AnnData, key: str, screen: Screen) -> None:
     contexts = tuple(map(str, table.columns)) if screen.contexts is not None else ("",)
     n_cells = np.asarray(record.get("control_cells", [now.n_cells.sum()] * len(contexts)), dtype=np.int64)
     if table.shape[1] != len(contexts) or len(n_cells) != len(contexts):
-        return  # contexts are read otherwise than they were, which does not concern the scale
+        return  # contexts are defined differently now, which is unrelated to the scale
     before = ControlMeans(tuple(map(str, table.index)), contexts, table.to_numpy(np.float64).T, n_cells)
     before.refuse_other_scale(
         now,
         what=f"that of the cells the prediction in adata.uns[{key!r}] was made from",
-        advice="Bring back the values it was made from, or call sg.tl.predict_perturbation(adata) again.",
+        advice="Restore the original values, or call sg.tl.predict_perturbation(adata) again.",
     )

@@ -1,4 +1,4 @@
-"""Whether a gene's score is more than that of random genes which change cells as much."""
+"""Significance of a gene's score relative to random genes with a similar dose."""
 
 from __future__ import annotations
 
@@ -16,19 +16,19 @@ if TYPE_CHECKING:
 __all__ = ["FEWEST", "Compared", "adjusted", "against_random", "random_genes"]
 
 FEWEST = 20
-"""Fewest random genes that a p-value is computed from."""
+"""Minimum number of random genes for a p-value."""
 
 
 @dataclass(frozen=True)
 class Compared:
-    """Scores of genes next to those of random genes with about the same dose.
+    """Scores of genes compared with those of random genes with a similar dose.
 
     Attributes
     ----------
     expected
         Median of the random genes, scaled to the dose of the gene.
     p_values
-        Share of random genes whose score is at least as extreme, the gene itself counted; NaN with less than
+        Fraction of random genes with a score at least as extreme, including the gene itself; NaN with fewer than
         :data:`FEWEST` random genes.
     """
 
@@ -39,18 +39,18 @@ class Compared:
 def random_genes(
     expression: NDArray[np.floating], tokens: NDArray[np.int64], n: int, *, seed: int
 ) -> NDArray[np.int64]:
-    """Draw genes of all levels of expression: one from each of ``n`` equal parts of the genes sorted by it.
+    """Draw genes from all levels of expression: one from each of ``n`` equal bins of the sorted genes.
 
     Parameters
     ----------
     expression
-        Mean of each gene that may be drawn.
+        Mean expression of each candidate gene.
     tokens
-        Their token ids, which the draw depends on, and not on the order of the genes.
+        Token ids of the candidates; the draw depends on these and not on the order of the genes.
     n
-        How many; all where there are no more.
+        Number of genes to draw; all if there are fewer.
     seed
-        Seed of the draw.
+        Random seed.
 
     Returns
     -------
@@ -72,22 +72,22 @@ def against_random(
     *,
     signed: bool,
 ) -> Compared:
-    """Compare each gene with the ``n`` random genes whose dose is nearest to its own.
+    """Compare each gene with the ``n`` random genes of the most similar dose.
 
-    A score grows with how much of the input changes, so scores are divided by the dose before they are compared.
+    Scores increase with the change of the input, so they are divided by the dose before they are compared.
 
     Parameters
     ----------
     scores
-        Of all genes, ``(g,)``.
+        Scores of all genes, ``(g,)``.
     doses
-        How much of the input of the network each changes, positive for those that can be compared.
+        Change of the network input by each gene, positive for genes that can be compared.
     null
-        Which of them are random genes. A gene is never compared with itself.
+        Mask of random genes. A gene is never compared with itself.
     n
-        Most random genes to compare with.
+        Maximum number of random genes to compare with.
     signed
-        Whether scores have two directions, both of which count; otherwise only large ones do.
+        Whether the test is two-sided; otherwise only large scores are extreme.
     """
     ratios = np.divide(scores, doses, out=np.full(len(scores), np.nan), where=doses > 0)
     pool = np.flatnonzero(null & (doses > 0))
@@ -106,12 +106,12 @@ def against_random(
 
 
 def adjusted(p_values: NDArray[np.float64]) -> NDArray[np.float64]:
-    """False discovery rates of Benjamini and Hochberg; NaN where there is no p-value.
+    """False discovery rates of Benjamini and Hochberg; NaN without a p-value.
 
     Parameters
     ----------
     p_values
-        Of the tests of one family.
+        p-values of one family of tests.
     """
     out = np.full(len(p_values), np.nan)
     tested = np.isfinite(p_values)

@@ -1,4 +1,4 @@
-"""The plane through control in which measured effects lie best."""
+"""Plane through control that best fits measured effects."""
 
 from __future__ import annotations
 
@@ -16,27 +16,27 @@ __all__ = ["embed_in_plane", "main_directions"]
 
 
 def main_directions(effects: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Two orthogonal directions that hold the largest share of the effects.
+    """Two orthogonal directions that capture the largest fraction of the effects.
 
-    These are the first right singular vectors of the effects as they are. Their mean is not taken out, since effects are
-    differences from control, which is then the origin of the plane.
+    These are the first right singular vectors of the effects. The effects are not centred, since they are
+    differences from control, which is the origin of the plane.
 
     Parameters
     ----------
     effects
-        One perturbation a row, ``(n, n_genes)``.
+        One row per perturbation, ``(n, n_genes)``.
 
     Returns
     -------
-    Directions of unit norm ``(n_genes, 2)``, each with its largest entry positive; 0 where the effects span less than a plane.
-    And the share of the sum of squares along each, ``(2,)``.
+    Directions of unit norm ``(n_genes, 2)``, each with its largest entry positive; 0 if the effects span less than a
+    plane. And the fraction of the sum of squares along each, ``(2,)``.
     """
     n, n_genes = effects.shape
     directions, explained = np.zeros((n_genes, 2)), np.zeros(2)
     total = float((effects**2).sum())
     if total == 0:
         return directions, explained
-    # By the smaller of the two products: a screen has thousands of genes and often a few dozen perturbations.
+    # Uses the smaller of the two Gram matrices: a screen has thousands of genes and often a few dozen perturbations.
     small = effects @ effects.T if n < n_genes else effects.T @ effects
     values, vectors = np.linalg.eigh(small)
     for i in range(min(2, len(values))):
@@ -55,17 +55,17 @@ def embed_in_plane(training: Profiles, predicted: pd.DataFrame, effects: NDArray
     Parameters
     ----------
     training
-        Measured; the directions are theirs alone. Without any, they are those of the predicted effects.
+        Measured profiles, which define the directions. Without any, predicted effects define them.
     predicted
         Columns ``perturbation`` and ``context`` of each row of ``effects``.
     effects
-        Predicted, ``(n, n_genes)``.
+        Predicted effects, ``(n, n_genes)``.
 
     Returns
     -------
-    ``embedding``, a table with ``method`` (``"training"`` or ``"predicted"``), ``perturbation``, ``context``, ``x`` and ``y``;
-    ``explained`` and ``directions`` (a table, genes in rows) as :func:`main_directions` finds them. An effect's dot product
-    with the directions is its place.
+    ``embedding``, a table with ``method`` (``"training"`` or ``"predicted"``), ``perturbation``, ``context``, ``x`` and
+    ``y``; ``explained`` and ``directions`` (a table, genes in rows) from :func:`main_directions`. Coordinates are dot
+    products of effects with the directions.
     """
     import pandas as pd
 

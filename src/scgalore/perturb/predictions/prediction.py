@@ -1,4 +1,4 @@
-"""Predicted perturbations, and which measured ones they belong to."""
+"""Predicted perturbations, and their matching with measured ones."""
 
 from __future__ import annotations
 
@@ -34,15 +34,16 @@ class Prediction:
     genes
         Names of the columns, each a gene of the screen.
     rows
-        One row each, with columns ``perturbation`` (canonical name), ``context`` (``""`` if there is one only) and ``group``.
+        One row per prediction, with columns ``perturbation`` (canonical name), ``context`` (``""`` if there is only
+        one) and ``group``.
     means
         Predicted mean log-normalised expression, ``(n, n_genes)``.
     effects
-        The same minus the control mean the predictor started from.
+        Predicted means minus the control means used by the predictor.
     vectors
-        The predictor's embeddings of perturbed genes, one row a gene, for the linear baseline; ``None`` without.
+        The predictor's embeddings of perturbed genes, one row per gene, for the linear baseline, or ``None``.
     prior
-        Effects that the predictor started from, ``(n, n_genes)``; ``None`` without.
+        Effects predicted by the prior, ``(n, n_genes)``, or ``None``.
     """
 
     genes: tuple[str, ...] = field(repr=False)
@@ -61,15 +62,17 @@ def columns_of(genes: Sequence[str], prediction: Prediction) -> NDArray[np.int64
     genes
         Genes of the screen.
     prediction
-        What is scored.
+        Prediction to score.
 
     Raises
     ------
     DataError
-        If the prediction holds NaN or infinite values, or names a gene that was not measured.
+        If the prediction contains NaN or infinite values, or a gene that was not measured.
     """
     if not np.isfinite(prediction.means).all() or not np.isfinite(prediction.effects).all():
-        msg = "The prediction holds NaN or infinite values. Predict again with sg.tl.predict_perturbation(adata, ...)."
+        msg = (
+            "The prediction contains NaN or infinite values. Predict again with sg.tl.predict_perturbation(adata, ...)."
+        )
         raise DataError(msg)
     place = {name: i for i, name in enumerate(genes)}
     missing = [name for name in prediction.genes if name not in place]
@@ -84,16 +87,16 @@ def columns_of(genes: Sequence[str], prediction: Prediction) -> NDArray[np.int64
 
 @dataclass(frozen=True)
 class HeldOut:
-    """Which cells are scored against, and which baselines may see; bool ``(n_obs,)``.
+    """Cells used for scoring, and cells available to baselines; bool ``(n_obs,)``.
 
     Attributes
     ----------
     test
-        Held-out perturbed cells, and the control cells.
+        Held-out perturbed cells, and control cells.
     train
-        The other perturbed cells that are used, and the same control cells.
+        The other perturbed cells, and the same control cells.
     group
-        Of the cells of ``test``, context times number of names plus name, int64; -1 for all others.
+        Group of the ``test`` cells, context times number of names plus name, int64; -1 for all others.
     """
 
     test: NDArray[np.bool_] = field(repr=False)
@@ -102,14 +105,14 @@ class HeldOut:
 
 
 def held_out(screen: Screen, prediction: Prediction) -> HeldOut:
-    """Sort cells into those held out and those that may be learned from.
+    """Separate held-out cells from cells available for fitting.
 
     Parameters
     ----------
     screen
         Measured cells.
     prediction
-        Its rows are what is held out where there is no split.
+        Prediction; without a split, its rows are held out.
     """
     codes, names = screen.conditions.codes, screen.conditions.names
     contexts, context = np.array([""]), np.zeros(len(codes), dtype=np.int64)
@@ -128,21 +131,21 @@ def held_out(screen: Screen, prediction: Prediction) -> HeldOut:
         held = screen.parts == "test"
         trained = perturbed & np.isin(screen.parts, ["train", "validation"])
     test = perturbed & held
-    # Control cells are known at prediction; those that a split by cell holds out are not, unless there are no others.
+    # Control cells are available for prediction, except those held out by a split of cells, unless there are no others.
     free = control & ~held
     free |= control & ~np.isin(context, context[free])
     return HeldOut(test | free, trained | free, np.where(test | free, group, -1))
 
 
 def profiles_of(screen: Screen, cells: NDArray[np.bool_], columns: NDArray[np.int64]) -> Profiles:
-    """Average some cells.
+    """Average profiles of selected cells.
 
     Parameters
     ----------
     screen
         Measured cells.
     cells
-        Which of them count, bool ``(n_obs,)``.
+        Cells to use, bool ``(n_obs,)``.
     columns
         Genes to keep, in this order.
     """
@@ -156,14 +159,14 @@ def profiles_of(screen: Screen, cells: NDArray[np.bool_], columns: NDArray[np.in
 
 
 def matched_rows(measured: Profiles, prediction: Prediction) -> tuple[list[int], list[int]]:
-    """Rows of the prediction that were measured and held out, and where they are among the measured ones.
+    """Rows of the prediction that were measured and held out, and their positions among the measured rows.
 
     Parameters
     ----------
     measured
         Held-out rows of the screen.
     prediction
-        What is scored.
+        Prediction to score.
 
     Raises
     ------
@@ -177,7 +180,7 @@ def matched_rows(measured: Profiles, prediction: Prediction) -> tuple[list[int],
     ]
     twice = sorted({label for label in asked if asked.count(label) > 1})
     if twice:
-        msg = f"{twice[0]!r} was predicted more than once. Predict each perturbation once in each context."
+        msg = f"{twice[0]!r} was predicted more than once. Predict each perturbation once per context."
         raise DataError(msg)
     taken = [i for i, label in enumerate(asked) if label in place]
     if not taken:

@@ -1,4 +1,4 @@
-"""Predicted effects in the form that scanpy's plots of ranked genes read."""
+"""Predicted effects in the format of scanpy's plots of ranked genes."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def ranked_genes(
     Parameters
     ----------
     effects, means
-        Effect on and mean of log-normalised expression, genes in rows, perturbations in columns.
+        Effects and means of log-normalised expression, genes in rows, perturbations in columns.
     groupby
         Column of ``adata.obs`` with perturbations.
     log_base
@@ -29,9 +29,9 @@ def ranked_genes(
 
     Returns
     -------
-    What :func:`scanpy.tl.rank_genes_groups` writes: ``names``, ``scores`` (effects) and ``logfoldchanges`` (log2 of the
-    ratio of the means without the logarithm, with ``1e-9`` added as scanpy does). ``pvals`` and ``pvals_adj`` are NaN, since nothing
-    was tested.
+    Entries as written by :func:`scanpy.tl.rank_genes_groups`: ``names``, ``scores`` (effects) and ``logfoldchanges``
+    (log2 ratio of the exponentiated means, with ``1e-9`` added as in scanpy). ``pvals`` and ``pvals_adj`` are NaN,
+    since no test is performed.
     """
     groups = list(effects.columns)
     values, after = effects.to_numpy(np.float64), means.to_numpy(np.float64)

@@ -1,4 +1,4 @@
-"""Which of many perturbations has the effect that is wanted."""
+"""Find the perturbation with a target effect among many."""
 
 from __future__ import annotations
 
@@ -22,28 +22,28 @@ if TYPE_CHECKING:
 __all__ = ["METRICS", "best_pairs", "evidence", "mean_of", "rank_of", "recovery", "rule_effects", "scores", "summary"]
 
 METRICS = ("cosine", "pearson", "mse")
-"""Likeness of two effects. The first two are best at 1, the last at 0."""
+"""Similarity of two effects. The first two are best at 1, the last at 0."""
 
 _CHUNK = 4096
-"""Cells averaged at a time, which bounds memory."""
+"""Number of cells averaged at once, which limits memory."""
 
 
 def scores(effects: NDArray[np.float64], wanted: NDArray[np.float64], metric: str) -> NDArray[np.float64]:
-    """Compare effects with the one that is wanted.
+    """Compare effects with a target effect.
 
     Parameters
     ----------
     effects
-        One perturbation a row, ``(n, n_genes)``.
+        One row per perturbation, ``(n, n_genes)``.
     wanted
-        ``(n_genes,)``.
+        Target effect, ``(n_genes,)``.
     metric
-        One of :data:`METRICS`. Cosine and Pearson correlation are 0 where an effect is constant and so points nowhere.
+        One of :data:`METRICS`. Cosine and Pearson correlation are 0 for constant effects, which have no direction.
 
     Raises
     ------
     OptionError
-        If there is no such metric.
+        If the metric does not exist.
     """
     if metric not in METRICS:
         msg = f"metric={metric!r}: choose one of {', '.join(map(repr, METRICS))}."
@@ -52,21 +52,21 @@ def scores(effects: NDArray[np.float64], wanted: NDArray[np.float64], metric: st
         return ((effects - wanted) ** 2).mean(axis=1)
     if metric == "pearson":
         effects, wanted = effects - effects.mean(axis=1, keepdims=True), wanted - wanted.mean()
-    # Summed row by row: a matrix product may round equal rows differently, and ties must stay ties.
+    # Summed row by row: a matrix product may round equal rows differently, which would break ties.
     product, squares = (effects * wanted).sum(axis=1), (effects**2).sum(axis=1)
     length = np.sqrt(squares * (wanted**2).sum())
     return np.divide(product, length, out=np.zeros(len(effects)), where=length > 1e-12)
 
 
 def rank_of(values: NDArray[np.float64], place: int, metric: str) -> float:
-    """Rank of one of the scores, 1 for the best; equal scores share the mean of their ranks."""
+    """Rank of one of the scores, 1 for the best; ties get their mean rank."""
     cost = values if metric == "mse" else -values
     near = np.isclose(cost, cost[place], rtol=1e-9, atol=1e-12)
     return 1 + float((cost[~near] < cost[place]).sum()) + (float(near.sum()) - 1) / 2
 
 
 def mean_of(expression: LogExpression, cells: NDArray[np.int64]) -> NDArray[np.float64]:
-    """Mean of some cells, float64 ``(n_genes,)``."""
+    """Mean expression of the given cells, float64 ``(n_genes,)``."""
     total = np.zeros(expression.n_vars)
     for start in range(0, len(cells), _CHUNK):
         rows = expression.rows(cells[start : start + _CHUNK]).astype(np.float64)
@@ -77,7 +77,7 @@ def mean_of(expression: LogExpression, cells: NDArray[np.int64]) -> NDArray[np.f
 def rule_effects(
     rule: Effects, perturbed: Sequence[tuple[str, ...]], context: str, genes: Sequence[str]
 ) -> NDArray[np.float64]:
-    """What a rule says of perturbations, ``(n, n_genes)``; 0 for genes that it does not know.
+    """Effects of perturbations predicted by a rule, ``(n, n_genes)``; 0 for genes unknown to the rule.
 
     Parameters
     ----------
@@ -99,14 +99,14 @@ def rule_effects(
 
 
 def evidence(genes: tuple[str, ...], trained_on: AbstractSet[str]) -> str:
-    """Say what training knew of a perturbation: ``"measured"``, ``"parts measured"`` or ``"unseen"``.
+    """Evidence on a perturbation in the training data: ``"measured"``, ``"parts measured"`` or ``"unseen"``.
 
     Parameters
     ----------
     genes
         Perturbed genes, sorted.
     trained_on
-        Canonical names of the perturbations of training. A gene of any of them is a measured part, and so is a compound at
+        Canonical names of training perturbations. Their genes count as measured parts, as do compounds at
         another dose.
     """
     if canonical_name(genes) in trained_on:
@@ -116,18 +116,18 @@ def evidence(genes: tuple[str, ...], trained_on: AbstractSet[str]) -> str:
 
 
 def best_pairs(singles: Sequence[str], values: NDArray[np.float64], metric: str, most: int) -> list[tuple[str, str]]:
-    """Pairs of the genes that score best alone: all pairs of as many genes as ``most`` allows.
+    """Pairs of the genes with the best single scores: all pairs of as many genes as ``most`` allows.
 
     Parameters
     ----------
     singles
         Genes.
     values
-        Score of each.
+        Score of each gene.
     metric
-        Which score it is.
+        Metric of the scores.
     most
-        Most pairs.
+        Maximum number of pairs.
     """
     n = int((1 + np.sqrt(1 + 8 * most)) / 2)
     order = np.argsort(values if metric == "mse" else -values, kind="stable")[:n]
@@ -143,27 +143,27 @@ def recovery(
     genes: Sequence[str],
     metric: str,
 ) -> pd.DataFrame:
-    """Rank the right perturbation among candidates, when the effect it was observed to have is wanted.
+    """Rank the true perturbation among candidates, with its observed effect as target.
 
     Parameters
     ----------
     observed
         Effects of held-out perturbations, ``(n, n_genes)``.
     perturbed
-        Their genes; each is among the candidates.
+        Genes of these perturbations, each of which is among the candidates.
     candidates
         Genes of the candidates.
     effects
         Predicted effects of the candidates by method, ``(n_candidates, n_genes)`` each.
     genes
-        Names of the columns. Those of the right perturbation are left out: that they change themselves would tell it.
+        Names of the columns. Genes of the true perturbation are excluded, since their own change would reveal it.
     metric
         One of :data:`METRICS`.
 
     Returns
     -------
-    A row for each held-out perturbation and method: ``perturbation``, ``method``, ``rank`` (1 is the best; equal scores share
-    the mean of their ranks) and ``n_candidates``.
+    One row per held-out perturbation and method: ``perturbation``, ``method``, ``rank`` (1 is the best; ties get
+    their mean rank) and ``n_candidates``.
     """
     import pandas as pd
 
@@ -178,17 +178,17 @@ def recovery(
 
 
 def summary(recovered: pd.DataFrame) -> pd.DataFrame:
-    """Median rank of each method, beside that of guessing.
+    """Median rank of each method, and the expected rank by chance.
 
     Parameters
     ----------
     recovered
-        What :func:`recovery` returned.
+        Result of :func:`recovery`.
 
     Returns
     -------
-    Columns ``method``, ``n`` (held-out perturbations), ``median_rank``, ``first`` (share with rank 1), ``n_candidates`` and
-    ``chance`` (expected rank of a guess).
+    Columns ``method``, ``n`` (held-out perturbations), ``median_rank``, ``first`` (fraction with rank 1),
+    ``n_candidates`` and ``chance`` (expected rank by chance).
     """
     grouped = recovered.groupby("method", sort=False)
     table = grouped["rank"].agg(n="size", median_rank="median", first=lambda ranks: float((ranks == 1).mean()))

@@ -1,7 +1,7 @@
-"""Cells whose mean is a prediction, with the zeros and the spread of real ones.
+"""Simulate cells with a predicted mean, and with the zeros and variance of real cells.
 
-Tests of differential expression compare cells. Control cells shifted by an effect, or copies of the mean, have no zeros
-where real cells have many, and nearly every gene then looks significant.
+Tests of differential expression compare cells. Control cells shifted by an effect, or copies of the mean, have fewer
+zeros than real cells, and nearly every gene would appear significant.
 """
 
 from __future__ import annotations
@@ -21,17 +21,17 @@ if TYPE_CHECKING:
 __all__ = ["synthesise"]
 
 _BLOCK = 1024
-"""Genes worked on together, which bounds memory; results do not depend on it."""
+"""Number of genes processed at once, which limits memory; results do not depend on it."""
 
 
 def synthesise(mean: ArrayLike, control: sp.csr_matrix | sp.csr_array, *, n_cells: int, seed: int) -> sp.csr_matrix:
-    """Draw cells around a predicted mean.
+    """Sample cells around a predicted mean.
 
-    Each cell starts as a control cell. The share of cells that express a gene moves as a Poisson rate that is
-    proportional to the mean would move it: ``1 - (1 - p) ** (mean / control mean)``, and the values follow the
-    distribution of the control's non-zero values, scaled to meet the mean. The order of the cells within a gene stays that of
-    the control cells, and with it most of what genes have in common. With the control mean itself the result is control
-    cells, each used equally often.
+    Each cell starts as a control cell. The fraction of cells that express a gene changes as for a Poisson rate
+    proportional to the mean: ``1 - (1 - p) ** (mean / control mean)``; the values follow the
+    distribution of the non-zero control values, scaled to match the mean. Within each gene, the order of
+    the control cells is kept, which preserves most correlations between genes. For the control mean itself, the result
+    consists of control cells, each used equally often.
 
     A gene that no control cell expresses gets single counts: the smallest value of each control cell.
 
@@ -42,19 +42,19 @@ def synthesise(mean: ArrayLike, control: sp.csr_matrix | sp.csr_array, *, n_cell
     control
         Log-normalised expression of control cells, ``(n_control, n_genes)``.
     n_cells
-        Number of cells to draw.
+        Number of cells to sample.
     seed
-        Seed; draws hang on it and on the positions of gene and cell.
+        Random seed; draws depend on it and on the positions of gene and cell.
 
     Returns
     -------
-    float32 ``(n_cells, n_genes)``. Its mean is ``mean`` to rounding for every gene that is expected in at least half a
-    cell; of rarer genes one cell or none is drawn, which is right on average and keeps rare genes rare.
+    float32 ``(n_cells, n_genes)``. Its mean equals ``mean`` up to rounding for every gene expected in at least half a
+    cell; rarer genes are expressed in one cell or none, which is correct on average and keeps rare genes rare.
 
     Raises
     ------
     DataError
-        If there is no control cell, the shapes do not fit, or a value is not finite.
+        If there is no control cell, shapes do not match, or a value is not finite.
     OptionError
         If ``n_cells`` is below 1.
     """
@@ -75,7 +75,7 @@ def synthesise(mean: ArrayLike, control: sp.csr_matrix | sp.csr_array, *, n_cell
 
 @dataclass(frozen=True)
 class _Source:
-    """Non-zero values that each gene draws from, sorted: ``values[start : start + length]``, with their ``mean``."""
+    """Sorted non-zero values to sample from for each gene: ``values[start : start + length]``, with their ``mean``."""
 
     values: NDArray[np.float64]
     start: NDArray[np.int64]
@@ -85,14 +85,14 @@ class _Source:
 
 def _check(mean: NDArray[np.float64], control: sp.csr_matrix, n_cells: int) -> None:
     if control.shape[0] == 0:
-        msg = "There is no control cell to draw from; pass at least one, of the context of the prediction."
+        msg = "There are no control cells to sample from; pass at least one from the context of the prediction."
         raise DataError(msg)
     if mean.shape != (control.shape[1],):
-        msg = f"mean has shape {mean.shape} and control {control.shape}; expected one mean for each of its genes."
+        msg = f"mean has shape {mean.shape} and control {control.shape}; expected one mean per gene of control."
         raise DataError(msg)
     values = control.data
     if not (np.isfinite(mean).all() and np.isfinite(values).all() and values.min(initial=0) >= 0):
-        msg = "mean or control holds NaN or infinite values, or control negative ones; expected log-normalised expression."
+        msg = "mean or control contains NaN or infinite values, or control contains negative values; expected log-normalised expression."
         raise DataError(msg)
     if n_cells < 1:
         msg = f"n_cells={n_cells}; expected at least 1."
@@ -112,37 +112,37 @@ def _values_of(columns: sp.csc_matrix, target: NDArray[np.float64]) -> _Source:
 
 
 def _sorted_within(group: NDArray[np.int64], values: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Positive values sorted within each group; ten times as fast as lexsort."""
-    # The bits of positive float32 numbers stand in the order of the numbers.
+    """Sort positive values within each group, ten times faster than lexsort."""
+    # The bit patterns of positive float32 numbers have the order of the numbers.
     bits = np.ascontiguousarray(values, dtype=np.float32).view(np.uint32)
     keys = np.sort((group.astype(np.uint64) << np.uint64(32)) | bits)
     return keys.astype(np.uint32).view(np.float32).astype(np.float64)
 
 
 def _single_counts(rows: sp.csr_matrix) -> NDArray[np.float64]:
-    """What one count is in each control cell: its smallest value, sorted."""
+    """Value of a single count in each control cell (its smallest value), sorted."""
     expressing = np.diff(rows.indptr) > 0
     if not expressing.any():
-        return np.log1p([1.0])  # all cells are empty: any scale will do
+        return np.log1p([1.0])  # all cells are empty: any scale works
     return np.sort(np.minimum.reduceat(rows.data, rows.indptr[:-1][expressing]))
 
 
 def _n_expressing(
     target: NDArray[np.float64], columns: sp.csc_matrix, source: _Source, n_cells: int, seed: int
 ) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
-    """Number of cells that express each gene, and the share it is rounded from."""
+    """Number of cells that express each gene, and the fraction before rounding."""
     n_control = columns.shape[0]
     detected = np.diff(columns.indptr) / n_control
     # A gene in every cell has no finite rate; the cap is too close to 1 to cost it a cell.
     rate = -np.log1p(-np.minimum(detected, 1 - 0.25 / max(n_control, n_cells)))
-    # Counts and logarithms are proportional where zeros are common, so the ratio of means serves as that of rates; on real
-    # perturbations it met the share of zeros better than the ratio of expm1.
+    # Counts and logarithms are proportional where zeros are common, so the ratio of means serves as that of rates; on
+    # real perturbations it matched the fraction of zeros better than the ratio of expm1.
     expected = (
         np.where(detected > 0, rate / np.where(detected > 0, detected * source.mean, 1), 1 / source.mean) * target
     )
     share = -np.expm1(-expected)
     n = np.rint(share * n_cells).astype(np.int64)
-    # Were every rare gene in one cell at least, thousands of genes would be a little too common, all of them at once.
+    # If every rare gene were in at least one cell, thousands of genes would be slightly too common at the same time.
     rare = share * n_cells < 0.5
     lucky = uniforms(seed, "expressed", 0, np.arange(len(target))) < share * n_cells
     return np.where(rare, lucky, n).astype(np.int64), share
@@ -156,7 +156,7 @@ def _values(
     n_cells: int,
     seed: int,
 ) -> NDArray[np.float64]:
-    """Non-zero values of each gene, sorted, one gene after the other: evenly spaced quantiles of the control's."""
+    """Sorted non-zero values, gene by gene: evenly spaced quantiles of the control values."""
     gene = np.repeat(np.arange(len(target)), n_expressing)
     first = np.cumsum(n_expressing) - n_expressing
     rank = np.arange(len(gene)) - first[gene]
@@ -171,8 +171,8 @@ def _values(
     last = (first + n_expressing - 1)[present]
     largest = np.zeros(len(target))
     largest[present] = values[last]
-    # What rounding leaves is put on one cell. Scaling all by a hair would break the ties of discrete values with the
-    # control, all in one direction, which a rank test takes for an effect.
+    # The rounding error is added to one cell. Scaling all values slightly would break ties with discrete control
+    # values in one direction, which a rank test would detect as an effect.
     local = np.abs(missing) <= largest
     scale = np.ones(len(target))
     np.divide(target * n_cells, total, out=scale, where=present & ~rare & ~local)
@@ -184,7 +184,7 @@ def _values(
 
 
 def _cells(columns: sp.csc_matrix, n_expressing: NDArray[np.int64], n_cells: int, seed: int) -> NDArray[np.int64]:
-    """Which cells express each gene, in the order of the values: one gene after the other."""
+    """Cells that express each gene, in the order of the values, gene by gene."""
     n_control = columns.shape[0]
     generator = np.random.default_rng(seed)
     rounds = [generator.permutation(n_control) for _ in range(-(-n_cells // n_control))]

@@ -1,1 +1,1 @@
-"""Scores of predicted effects, with their baselines and the ceiling of the data."""
+"""Scores of predicted effects, with baselines and the noise ceiling."""

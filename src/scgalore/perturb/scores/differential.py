@@ -1,6 +1,6 @@
-"""Differential expression of predicted and real cells, and how well the one recovers the other.
+"""Differential expression of predicted and real cells, and scores of their agreement.
 
-Tests and scores are those of pdex and cell-eval (extra ``eval``), so that the numbers are theirs.
+Tests and scores are computed by pdex and cell-eval (extra ``eval``), so that values are identical to theirs.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ METRICS: dict[str, Metric] = {
         Metric("de_direction_match", 1.0, "cells", None, None, "reliability"),
         Metric("de_spearman_lfc_sig", 1.0, "cells", 0.0, 0.0, "reliability"),
         Metric("de_sig_genes_recall", 1.0, "cells", 0.0, None, "reliability"),
-        # Without a real DE gene, or with nothing but such, there is nothing to recover, whatever is predicted.
+        # If no gene or every gene is differentially expressed, recovery is undefined regardless of the prediction.
         Metric("pr_auc", 1.0, "cells", None, None, "reliability"),
         Metric("roc_auc", 1.0, "cells", 0.5, None, "reliability"),
         Metric("de_nsig_counts_real", None, "cells", None, None, None),
@@ -46,17 +46,17 @@ _PACKAGES = ("pdex", "cell_eval")
 
 
 def is_installed() -> bool:
-    """Whether the packages of the extra ``eval`` are there."""
+    """Whether the packages of the extra ``eval`` are installed."""
     return all(find_spec(package) is not None for package in _PACKAGES)
 
 
 def require_extra() -> None:
-    """Raise an OptionError that says how to install the extra, if it is missing."""
+    """Raise an OptionError with install instructions if the extra is missing."""
     missing = [package for package in _PACKAGES if find_spec(package) is None]
     if missing:
         msg = (
             f"Scores of differential expression need {' and '.join(missing)}, which is not installed. Call "
-            'pip install "scgalore[eval]", or pass de=False to leave these scores out.'
+            'pip install "scgalore[eval]", or pass de=False to skip these scores.'
         )
         raise OptionError(msg)
 
@@ -66,8 +66,8 @@ def differential_expression(
 ) -> polars.DataFrame:
     """Compare the cells of each label with the control cells.
 
-    Mann-Whitney U with Benjamini-Hochberg correction within a label, and log2 fold changes of geometric means without a
-    pseudocount: a gene that is zero on one side has an infinite one. These are cell-eval's settings of pdex.
+    Mann-Whitney U tests with Benjamini-Hochberg correction within a label, and log2 fold changes of geometric means
+    without a pseudocount: infinite if a gene is zero on one side. These are cell-eval's settings for pdex.
 
     Parameters
     ----------
@@ -82,14 +82,14 @@ def differential_expression(
 
     Returns
     -------
-    Table of pdex, one row for each label and gene.
+    Table by pdex, one row per label and gene.
 
     Raises
     ------
     OptionError
         If the extra ``eval`` is not installed.
     DataError
-        If there are no control cells, or nothing else.
+        If there are no control cells, or only control cells.
     """
     require_extra()
     found = set(labels)
@@ -102,7 +102,7 @@ def differential_expression(
 
     obs = pd.DataFrame({"label": pd.Categorical(list(labels))}, index=[str(i) for i in range(len(labels))])
     adata = AnnData(cells, obs=obs, var=pd.DataFrame(index=list(genes)))
-    # Its progress bar writes to the error stream. threads=0 would ask numba for all cores, which fails where the user has
+    # Its progress bar writes to stderr. threads=0 would request all cores from numba, which fails if the user has
     # limited them.
     with contextlib.redirect_stderr(io.StringIO()), np.errstate(divide="ignore", invalid="ignore"):
         table = pdex(
@@ -127,8 +127,8 @@ def de_scores(real: polars.DataFrame, predicted: polars.DataFrame) -> pd.DataFra
 
     Returns
     -------
-    One row a label, one column for each of :data:`METRICS`; NaN where a metric is undefined, and where cell-eval leaves a
-    label out.
+    One row per label, one column per metric of :data:`METRICS`; NaN if a metric is undefined or cell-eval excludes the
+    label.
 
     Raises
     ------
@@ -141,7 +141,7 @@ def de_scores(real: polars.DataFrame, predicted: polars.DataFrame) -> pd.DataFra
 
     talkative = logging.getLogger("cell_eval")
     level = talkative.level
-    talkative.setLevel(logging.ERROR)  # it warns of every table that has an infinite fold change, which is most of them
+    talkative.setLevel(logging.ERROR)  # it warns about every table with an infinite fold change, which is most of them
     try:
         tables = cell_eval.initialize_de_comparison(real=real, pred=predicted)
     finally:

@@ -1,4 +1,4 @@
-"""Scores of predicted perturbations beside those of simple rules and of a repetition of the experiment."""
+"""Scores of predicted perturbations, compared with simple baselines and the noise ceiling."""
 
 from __future__ import annotations
 
@@ -35,26 +35,27 @@ if TYPE_CHECKING:
 __all__ = ["Evaluation", "choose_metrics", "evaluate"]
 
 PRIOR = "prior"
-"""Method of what a prediction started from, before a network corrected it."""
+"""Method name of the prior, before correction by the network."""
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What :func:`evaluate` finds.
+    """Result of :func:`evaluate`.
 
     Attributes
     ----------
     scores
-        Tidy: ``method``, ``perturbation``, ``context``, ``group``, ``metric``, ``value``, and ``compound`` and ``dose`` of compounds. Rows of the method ``"ceiling"`` are of one
-        half of the real cells against the other, at half depth.
+        Tidy: ``method``, ``perturbation``, ``context``, ``group``, ``metric``, ``value``, and ``compound`` and ``dose``
+        for compounds. Rows of method ``"ceiling"`` compare one half of the real cells with the other, at half the
+        number of cells.
     summary
-        Means, intervals and shares of the gap; see :func:`scgalore.perturb.scores.summary.summarise`.
+        Means, intervals and ``gap_closed``; see :func:`scgalore.perturb.scores.summary.summarise`.
     observed
         Real effects, rows by genes, float32.
     n_de
         Numbers of differentially expressed genes, rows by ``"real"`` and the methods; ``None`` without tests.
     predicted
-        Mean expression as each method predicts it, ``(n, n_genes)``, in the order of ``observed``.
+        Mean expression predicted by each method, ``(n, n_genes)``, in the order of ``observed``.
     """
 
     scores: pd.DataFrame
@@ -70,10 +71,10 @@ def choose_metrics(metrics: Sequence[str] | None, *, de: bool | Literal["auto"])
     Parameters
     ----------
     metrics
-        Names; ``None`` takes all.
+        Names; ``None`` uses all.
     de
-        Whether to test for differential expression. ``"auto"`` does so where the extra ``eval`` is installed, and says so
-        where it is not.
+        Whether to test for differential expression. ``"auto"`` does so if the extra ``eval`` is installed, and logs
+        a message otherwise.
 
     Raises
     ------
@@ -93,19 +94,19 @@ def choose_metrics(metrics: Sequence[str] | None, *, de: bool | Literal["auto"])
         raise OptionError(msg)
     of_cells = [name for name in names if every[name].needs == "cells"]
     if of_cells and de is False and metrics is not None:
-        msg = f"de=False leaves out what {', '.join(of_cells)} is computed from. Pass de='auto', or other metrics."
+        msg = f"{', '.join(of_cells)} needs tests of differential expression, but de=False. Pass de='auto', or other metrics."
         raise OptionError(msg)
     if of_cells and de is True:
         differential.require_extra()
     if of_cells and (de is False or not differential.is_installed()):
         if de == "auto":
             logg.warning(
-                f"{', '.join(of_cells)} are left out: they need packages that are not installed. Call "
-                'pip install "scgalore[eval]" to have them.'
+                f"{', '.join(of_cells)} are skipped: they need packages that are not installed. Call "
+                'pip install "scgalore[eval]" to compute them.'
             )
         names = [name for name in names if name not in of_cells]
     if not names:
-        msg = 'No metric is left to compute. Call pip install "scgalore[eval]", or choose others.'
+        msg = 'No metric can be computed. Call pip install "scgalore[eval]", or choose other metrics.'
         raise OptionError(msg)
     return {name: every[name] for name in names}
 
@@ -121,36 +122,37 @@ def evaluate(
     max_cells: int | None = None,
     seed: int = 0,
 ) -> Evaluation:
-    """Score a prediction, the baselines and the ceiling of the data on the rows that were held out.
+    """Score a prediction, the baselines and the noise ceiling on held-out rows.
 
-    Baselines are fitted to cells that are not held out, and see no others. Real and predicted effects are differences from
-    the control cells that are not held out either. The ceiling splits the real cells of each row, and the control cells, into
-    disjoint halves. For tests of differential expression predicted means become cells, for all methods alike
-    (:func:`scgalore.perturb.predictions.synthesis.synthesise`), as many as the real row has.
+    Baselines are fitted only to cells that are not held out. Real and predicted effects are differences from
+    control cells, which are not held out either. For the ceiling, the real cells of each row, and the control cells,
+    are split into disjoint halves. For tests of differential expression, cells are sampled from predicted means, in the
+    same way for all methods (:func:`scgalore.perturb.predictions.synthesis.synthesise`), as many as in the real row.
 
     Parameters
     ----------
     screen
         Measured cells.
     prediction
-        What is scored.
+        Prediction to score.
     baselines
-        Names of rules, see :data:`scgalore.perturb.baselines.effects.RULE_SETS`; ``None`` takes those for what perturbs.
+        Names of rules, see :data:`scgalore.perturb.baselines.effects.RULE_SETS`; ``None`` uses the defaults for genes
+        or compounds.
     metrics, de
         See :func:`choose_metrics`.
     n_bootstrap
-        Samples of perturbations for the intervals.
+        Number of bootstrap samples of perturbations for the intervals.
     max_cells
-        Most cells of a row, and most control cells of a context, that are tested; ``None`` takes all.
+        Maximum number of cells per row, and of control cells per context, that are tested; ``None`` uses all.
     seed
-        Seed of halves, predicted cells and samples. Draws belong to cells: their order changes nothing.
+        Seed for halves, sampled cells and bootstrap. Results do not depend on the order of cells.
 
     Raises
     ------
     OptionError
-        If an option is outside its choices.
+        If an option is not one of its choices.
     DataError
-        If the prediction does not fit the data, or none of its rows was measured and held out.
+        If the prediction does not match the data, or none of its rows was both measured and held out.
     """
     chosen = choose_metrics(metrics, de=de)
     kind = screen.conditions.kind
@@ -195,18 +197,18 @@ def evaluate(
 def _check_options(baselines: Sequence[str], rules: Sequence[str], n_bootstrap: int, max_cells: int | None) -> None:
     unknown = [name for name in baselines if name not in rules]
     if unknown or isinstance(baselines, str) or len(set(baselines)) < len(baselines) or not baselines:
-        msg = f"baselines={baselines!r}: pass a list of some of {', '.join(map(repr, rules))}; a score needs one."
+        msg = f"baselines={baselines!r}: expected a list with at least one of {', '.join(map(repr, rules))}."
         raise OptionError(msg)
     for name, value in (("n_bootstrap", n_bootstrap), ("max_cells", max_cells)):
         if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
-            msg = f"{name}={value!r}: expected a whole number from 1 on."
+            msg = f"{name}={value!r}: expected a whole number, at least 1."
             raise OptionError(msg)
 
 
 def _baseline_effects(
     baselines: Sequence[str], train: Profiles, real: Profiles, vectors: pd.DataFrame | None
 ) -> dict[str, Values]:
-    """What each rule, fitted to training rows, predicts for the rows that are scored."""
+    """Predictions of each rule, fitted to training rows, for the scored rows."""
     effects: dict[str, Values] = {}
     for name in baselines:
         if name == NO_EFFECT:
@@ -216,16 +218,16 @@ def _baseline_effects(
             effects[name] = rule.predict_rows(real)
     if len(effects) < len(baselines):
         left_out = ", ".join(name for name in baselines if name not in effects)
-        logg.warning(f"No perturbation is left to fit baselines to: {left_out} are left out.")
+        logg.warning(f"No perturbations to fit baselines to: {left_out} are skipped.")
     if not effects:
-        msg = f"No baseline can be fitted, and a score needs one. Pass baselines=[{NO_EFFECT!r}, ...]."
+        msg = f"No baseline can be fitted, but at least one is needed. Pass baselines=[{NO_EFFECT!r}, ...]."
         raise DataError(msg)
     return effects
 
 
 @dataclass(frozen=True)
 class _Judge:
-    """Scores of means, with everything that hangs on the real data alone."""
+    """Scores of means, with all quantities that depend only on the real data."""
 
     real: Profiles
     metrics: dict[str, Metric]
@@ -240,17 +242,17 @@ class _Judge:
         if centroid is None and (of_centroid := [name for name in of_means if name.startswith("pearson_centroid")]):
             of_means = {name: metric for name, metric in of_means.items() if name not in of_centroid}
             logg.warning(
-                f"{', '.join(of_centroid)} {'is' if len(of_centroid) == 1 else 'are'} left out: there are no training "
-                "perturbations to take the mean of."
+                f"{', '.join(of_centroid)} {'is' if len(of_centroid) == 1 else 'are'} skipped: there are no training "
+                "perturbations to average."
             )
         return cls(real, of_means, centroid, pooled_means(real, rest, train), gene_weights(real, rest, train))
 
     def scores(self, predicted: Values, predicted_control: Values) -> pd.DataFrame:
-        """Table of the rows by metric."""
+        """Table of scores, rows by metrics."""
         return self._table(self.real, predicted, predicted_control, np.arange(len(self.real)))
 
     def agreement(self, first: Profiles, second: Profiles) -> pd.DataFrame:
-        """The same of one half of the cells as real and the other as predicted, for rows that have both."""
+        """Table of scores with one half of the cells as real and the other as predicted, for rows with both."""
         place = [{label: i for i, label in enumerate(half.labels)} for half in (first, second)]
         rows = [i for i, label in enumerate(self.real.labels) if label in place[0] and label in place[1]]
         first, second = (
@@ -298,7 +300,7 @@ def _row_cells(
 
 
 def _numbers(tested: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
-    """Numbers of differentially expressed genes: the real ones, and each method's."""
+    """Numbers of differentially expressed genes, real and by method."""
     real = tested[MODEL]["de_nsig_counts_real"].rename("real")
     return pd.concat([real, *(table["de_nsig_counts_pred"].rename(name) for name, table in tested.items())], axis=1)
 

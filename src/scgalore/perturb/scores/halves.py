@@ -1,4 +1,4 @@
-"""Two disjoint halves of each group of cells, drawn so that neither the order of cells nor their names matter."""
+"""Random disjoint halves of each group of cells, independent of the order and names of cells."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ __all__ = ["cell_draws", "disjoint_halves", "in_drawn_order"]
 
 
 def cell_draws(expression: LogExpression, seed: int) -> NDArray[np.float64]:
-    """Draw a number in [0, 1) for each cell, made from its content and the seed.
+    """Draw a number in [0, 1) for each cell, from its content and the seed.
 
     Parameters
     ----------
@@ -28,7 +28,7 @@ def cell_draws(expression: LogExpression, seed: int) -> NDArray[np.float64]:
 
     Returns
     -------
-    float64 ``(n_obs,)``. Cells with the same content share their number, and it does not matter which of them is taken.
+    float64 ``(n_obs,)``. Cells with the same content share their number and are interchangeable.
     """
     keys = [
         cell_keys(rows.indices.astype(np.int64), rows.data, rows.indptr.astype(np.int64))
@@ -45,9 +45,9 @@ def in_drawn_order(cells: NDArray[np.int64], draws: NDArray[np.float64], most: i
     cells
         Row numbers.
     draws
-        Of all cells, from :func:`cell_draws`.
+        Numbers of all cells, from :func:`cell_draws`.
     most
-        How many to keep; all when left out.
+        Maximum number of cells to keep; ``None`` keeps all.
     """
     return cells[np.argsort(draws[cells], kind="stable")][:most]
 
@@ -60,15 +60,16 @@ def disjoint_halves(
     Parameters
     ----------
     group
-        Context times ``n_names`` plus number of the perturbation, 0 for control, for each cell; -1 for cells left out.
+        Group of each cell: context times ``n_names`` plus index of the perturbation (0 for control); -1 for excluded
+        cells.
     draws
-        From :func:`cell_draws`.
+        Result of :func:`cell_draws`.
     n_names
-        Number of perturbations and control together.
+        Number of perturbations, including control.
 
     Returns
     -------
-    Which cells are in the first half, and which in the second. Groups of one cell are in neither, nor is any cell of a context
+    Masks of the first and the second half. Groups of one cell are in neither, nor are cells of a context
     with fewer than two control cells.
     """
     n = np.bincount(group[group >= 0], minlength=1)

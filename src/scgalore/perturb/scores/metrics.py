@@ -1,4 +1,4 @@
-"""Scores of predicted mean expression, one number for each perturbation; a row is a perturbation in a context."""
+"""Scores of predicted mean expression, one per row; a row is a perturbation in a context."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ if TYPE_CHECKING:
 
 __all__ = ["METRICS", "Means", "Metric"]
 
-# Predictions are kept as float32: an effect this small against its profile is the rounding of no effect at all, and the
-# correlation of rounding errors is a random number.
+# Predictions are stored as float32: an effect this small relative to its profile is a rounding error, and the
+# correlation of rounding errors is random.
 _ROUNDING = 4 * float(np.finfo(np.float32).eps)
 
 _SAME = 5e-4
-"""A profile that differs from the centroid by no more in any gene is the centroid, to three decimals: what is left would be
-compared by its direction alone, however small it is."""
+"""A profile that differs from the centroid by no more than this in every gene equals the centroid to three decimals;
+the remainder would be compared by its direction, however small it is."""
 
 
 @dataclass(frozen=True)
@@ -37,20 +37,22 @@ class Means:
     perturbations
         Name of each row's perturbation.
     perturbed
-        Its genes.
+        Perturbed genes of each row.
     contexts
-        Number of the context (cell type or line) of each row, int64 ``(n,)``. Rows are ranked against rows of their own
+        Index of the context (cell type or line) of each row, int64 ``(n,)``. Rows are ranked within their
         context.
     predicted, real
         Mean log-normalised expression, float64 ``(n, n_genes)``.
     predicted_control, real_control
-        Mean of the control cells that each is compared with, ``(n, n_genes)``.
+        Mean of the control cells for comparison, ``(n, n_genes)``.
     centroid
-        Mean of the training perturbations of the row's context, ``(n, n_genes)``; ``None`` where nothing was trained on.
+        Mean of the training perturbations of the row's context, ``(n, n_genes)``; ``None`` without training
+        perturbations.
     pooled
         Mean of all perturbations of the row's context, ``(n, n_genes)``.
     weights
-        Weight of each gene in each row, from 0 to 1, ``(n, n_genes)``; see :func:`scgalore.perturb.scores.reference.gene_weights`.
+        Weight of each gene in each row, from 0 to 1, ``(n, n_genes)``; see
+        :func:`scgalore.perturb.scores.reference.gene_weights`.
     """
 
     genes: tuple[str, ...]
@@ -66,7 +68,7 @@ class Means:
     weights: Values | None = field(default=None, repr=False)
 
     def part(self, row: int, columns: NDArray[np.int64]) -> Means:
-        """One row, with some of the genes."""
+        """Select one row and some of the genes."""
 
         def of(values: Values | None) -> Any:
             return None if values is None else values[row : row + 1, columns]
@@ -98,23 +100,23 @@ class Means:
 
 @dataclass(frozen=True)
 class Metric:
-    """What there is to know about a score.
+    """Description of a metric.
 
     Attributes
     ----------
     name
-        Its name in tables.
+        Name in tables.
     best
         Value of a perfect prediction; ``None`` for a count, which is neither good nor bad.
     needs
         Whether it is computed from mean expression or from the cells themselves.
     chance
-        Value of a prediction that knows nothing of the perturbation; ``None`` where that depends on the data.
+        Expected value of a prediction without information on the perturbation; ``None`` if it depends on the data.
     undefined
-        What a NaN counts as in a mean over perturbations; ``None`` leaves it out.
+        Value that replaces NaN in means over perturbations; ``None`` excludes NaN.
     halves
-        How agreement of two halves of the real cells becomes that of two experiments of full size; ``None`` if there is
-        no such way. See :func:`scgalore.perturb.scores.summary.full_depth`.
+        How the agreement of two halves of the real cells is corrected to two full experiments; ``None`` if this is not
+        possible. See :func:`scgalore.perturb.scores.summary.full_depth`.
     compute
         Scores of all rows, ``(n,)``; ``None`` for those that need cells.
     """
@@ -129,7 +131,7 @@ class Metric:
 
 
 def _pearson(x: Values, y: Values, *, x_profile: Values, y_profile: Values) -> Values:
-    """Pearson correlation row by row; NaN where a side is constant up to the rounding of the profile it came from."""
+    """Row-wise Pearson correlation; NaN if a side is constant up to rounding of its profile."""
     x, y = (side - side.mean(axis=1, keepdims=True) for side in (x, y))
     norms = [np.linalg.norm(side, axis=1) for side in (x, y)]
     constant = [
@@ -199,7 +201,7 @@ def _unit(x: Values) -> Values:
 
 
 def _without_target(compute: Callable[[Means], Values]) -> Callable[[Means], Values]:
-    """The same score of each row, of all genes but those that are perturbed in it."""
+    """Score of each row without the genes perturbed in it."""
 
     def of_others(means: Means) -> Values:
         scores = np.full(len(means.real), np.nan)
@@ -220,7 +222,7 @@ def _distances(metric: str, x: Values, y: Values) -> Values:
 
 
 def _discrimination(means: Means, metric: str) -> Values:
-    """Rank of the right perturbation, as cell-eval has it: over n, ties by position, and without the gene of that name."""
+    """Rank of the true perturbation as in cell-eval: divided by n, ties by position, without the perturbed gene."""
     scores = np.empty(len(means.real))
     column = {gene: i for i, gene in enumerate(means.genes)}
     for context in np.unique(means.contexts):
@@ -229,7 +231,7 @@ def _discrimination(means: Means, metric: str) -> Values:
         for i, row in enumerate(rows):
             kept = np.arange(len(means.genes)) != column.get(means.perturbations[row], -1)
             distances = _distances(metric, predicted[i : i + 1, kept], real[:, kept])[0]
-            # The sort is not stable, and neither is cell-eval's: equal distances are ordered alike in both.
+            # The sort is not stable, as in cell-eval, so ties are ordered identically.
             scores[row] = 1 - np.flatnonzero(np.argsort(distances) == i)[0] / len(rows)
     return scores
 
@@ -247,10 +249,11 @@ def _discrimination_cosine(means: Means) -> Values:
 
 
 def _pds_cosine(means: Means) -> Values:
-    """Share of the other perturbations that are farther from the prediction than the right one; a tie counts half."""
+    """Fraction of other perturbations that are farther from the prediction than the true one; ties count half."""
     scores = np.full(len(means.real), np.nan)
     targets = {gene for genes in means.perturbed for gene in genes}
-    # Of all perturbations: leaving out each row's own target would tell the rows apart by which gene is missing.
+    # Targets of all perturbations are excluded: excluding only each row's own target would reveal the row by its
+    # missing gene.
     kept = np.array([gene not in targets for gene in means.genes], dtype=bool)
     effects = []
     for effect, profile in ((means.predicted_effect, means.predicted), (means.real_effect, means.real)):
@@ -261,7 +264,7 @@ def _pds_cosine(means: Means) -> Values:
         if len(rows) < 2:
             continue
         distances = _distances("cosine", effects[0][rows], effects[1][rows])
-        # Equal perturbations differ by rounding after the division by their norms.
+        # Equal perturbations may differ by rounding after normalisation.
         distances = np.round(distances, 12)
         own = np.diag(distances)[:, None]
         nearer = (distances < own).sum(axis=1) + 0.5 * ((distances == own).sum(axis=1) - 1)

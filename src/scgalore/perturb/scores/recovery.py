@@ -1,4 +1,4 @@
-"""How well predicted cells recover what differs between real perturbed cells and their controls."""
+"""Recovery of differential expression between real perturbed and control cells by predicted cells."""
 
 from __future__ import annotations
 
@@ -37,17 +37,17 @@ class RowCells:
     expression
         Cells by genes.
     columns
-        Which genes are tested.
+        Genes to test.
     group
-        Group of each cell; -1 for cells left out.
+        Group of each cell; -1 for excluded cells.
     rows
         Group of each row.
     controls
         Group of the control cells of each context.
     draws
-        Order in which cells are taken, see :func:`scgalore.perturb.scores.halves.cell_draws`.
+        Random order of cells, see :func:`scgalore.perturb.scores.halves.cell_draws`.
     most
-        Most cells of a group that are taken; ``None`` takes all.
+        Maximum number of cells per group; ``None`` uses all.
     """
 
     expression: LogExpression
@@ -59,7 +59,7 @@ class RowCells:
     most: int | None = None
 
     def read(self, code: int, within: NDArray[np.bool_] | None = None) -> sp.csr_matrix:
-        """Cells of a group, ``(n, n_genes)``; those in a mask, if one is given."""
+        """Cells of a group, ``(n, n_genes)``, optionally restricted to a mask."""
         chosen = self.group == code
         cells = np.flatnonzero(chosen if within is None else chosen & within)
         return self.expression.rows(in_drawn_order(cells, self.draws, self.most))[:, self.columns]
@@ -68,22 +68,23 @@ class RowCells:
 def recovery_scores(
     cells: RowCells, real: Profiles, predicted: Mapping[str, NDArray[np.float64]], *, seed: int
 ) -> dict[str, pd.DataFrame]:
-    """Test real and predicted cells against the same control cells, and compare the two.
+    """Test real and predicted cells against the same control cells, and compare the results.
 
     Parameters
     ----------
     cells
         Real cells.
     real
-        The rows.
+        Profiles of the rows.
     predicted
         Mean expression of the rows by method, ``(n, n_genes)``.
     seed
-        Seed of the predicted cells, which differ between methods only by what the means make of the same draws.
+        Seed for the predicted cells; all methods use the same random draws.
 
     Returns
     -------
-    For each method a table of :data:`scgalore.perturb.scores.differential.METRICS`, one row a row of ``real``, by its label.
+    For each method, a table of :data:`scgalore.perturb.scores.differential.METRICS` with one row per row of ``real``,
+    by label.
     """
     parts: dict[str, list[pd.DataFrame]] = {name: [] for name in predicted}
     for context in np.unique(real.contexts):
@@ -116,9 +117,9 @@ def half_scores(cells: RowCells, real: Profiles, halves: Sequence[NDArray[np.boo
     cells
         Real cells.
     real
-        The rows.
+        Profiles of the rows.
     halves
-        Which cells are in each of two disjoint halves.
+        Masks of two disjoint halves.
 
     Returns
     -------
@@ -153,6 +154,6 @@ def _table(
     for name, own in zip(names, cells, strict=True):
         labels += [name] * own.shape[0]
     every = sp.vstack([control, *cells], format="csr")
-    if log_base != math.e:  # fold changes are made of natural logarithms
+    if log_base != math.e:  # fold changes need natural logarithms
         every = every * np.float32(math.log(log_base))
     return differential_expression(every, labels, genes, control=CONTROL)

@@ -1,4 +1,4 @@
-"""What real perturbations are compared with besides their controls: each other, and all other cells."""
+"""References for real perturbations other than control: other perturbations, and all other cells."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ def centroids(train: Profiles) -> Values | None:
     Parameters
     ----------
     train
-        Rows that are not test.
+        Rows that are not held out.
 
     Returns
     -------
-    ``(n_contexts, n_genes)``, or ``None`` without any row. A context without training perturbations gets its control
+    ``(n_contexts, n_genes)``, or ``None`` without rows. A context without training perturbations gets its control
     mean plus the mean effect over the rows of the other contexts.
     """
     if len(train) == 0:
@@ -38,7 +38,7 @@ def centroids(train: Profiles) -> Values | None:
 
 
 def pooled_means(*parts: Profiles) -> Values:
-    """Mean profile of all perturbations of each context, each row counting once.
+    """Mean profile of all perturbations of each context, with equal weight per row.
 
     Parameters
     ----------
@@ -47,7 +47,7 @@ def pooled_means(*parts: Profiles) -> Values:
 
     Returns
     -------
-    ``(n_contexts, n_genes)``; the control mean where a context has no row.
+    ``(n_contexts, n_genes)``; the control mean for contexts without rows.
     """
     contexts = np.concatenate([part.contexts for part in parts])
     means = np.concatenate([part.means for part in parts])
@@ -60,18 +60,19 @@ def pooled_means(*parts: Profiles) -> Values:
 def gene_weights(real: Profiles, *others: Profiles) -> Values:
     """Weights of genes after Mejia et al. (arXiv 2506.22641): the squares of |t|, scaled to 0 to 1 in each row.
 
-    t is Welch's, of the cells of a row against all other cells of its context, control cells among them.
+    t is Welch's statistic of the cells of a row against all other cells of its context, including control cells.
 
     Parameters
     ----------
     real
         Rows to weight.
     *others
-        Further rows of the same genes and contexts.
+        Additional rows of the same genes and contexts.
 
     Returns
     -------
-    ``(n, n_genes)``; a row in which no gene differs has zeros only. The variance of a single cell is taken from the others.
+    ``(n, n_genes)``; all zeros for a row without differences. For a row with a single cell, the variance of the others
+    is used.
     """
     n, total, squares = _context_moments(real, *others)
     own_n, context = real.n_cells[:, None], real.contexts
@@ -82,7 +83,7 @@ def gene_weights(real: Profiles, *others: Profiles) -> Values:
     rest_variance = np.maximum(rest_variance, 0) / np.maximum(rest_n - 1, 1)
     own_variance = np.where(own_n > 1, real.variances, rest_variance)
     error = np.sqrt(own_variance / own_n + rest_variance / rest_n)
-    # What is left of equal sums after the subtractions above is rounding, not a difference.
+    # Remainders after subtracting equal sums above are rounding errors.
     error[error**2 <= 1e-12 * (own_square / own_n + 1e-300)] = 0
     t = np.zeros_like(error)
     np.divide(np.abs(real.means - rest_mean), error, out=t, where=error > 0)
@@ -91,7 +92,7 @@ def gene_weights(real: Profiles, *others: Profiles) -> Values:
 
 
 def _context_moments(*parts: Profiles) -> tuple[NDArray[np.int64], Values, Values]:
-    """Cells, sums and sums of squares of each context over all rows and its control cells."""
+    """Number of cells, sums and sums of squares of each context over all rows and control cells."""
     first = parts[0]
 
     def moments(n: NDArray[np.int64], mean: Values, variance: Values) -> tuple[Values, Values]:

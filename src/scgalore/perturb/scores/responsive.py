@@ -1,4 +1,4 @@
-"""Genes that respond to perturbations: how much their means differ, beyond what the number of cells explains."""
+"""Response of genes to perturbations: variance of their means beyond sampling noise."""
 
 from __future__ import annotations
 
@@ -22,22 +22,22 @@ __all__ = ["Responses"]
 
 @dataclass(frozen=True)
 class Responses:
-    """Sums of log-normalised expression from which the response of each gene follows.
+    """Sums of log-normalised expression from which the response of each gene is computed.
 
-    Make it with :meth:`of`, or with :meth:`empty` and :meth:`add` where one reading serves several purposes.
+    Create it with :meth:`of`, or with :meth:`empty` and :meth:`add` to share one pass over the data.
 
     Attributes
     ----------
     n_cells, contexts
-        Cells of each group (a perturbation in a context; control is one), and its context, int64 ``(n_groups,)``. A negative
-        context is for cells that are no group.
+        Number of cells of each group (a perturbation, or control, in a context), and its context, int64
+        ``(n_groups,)``. A negative context marks ungrouped cells.
     weights
-        Share of each cell's squares in the noise, by group.
+        Weight of each cell's squares in the noise, by group.
     sums
-        Of each group, float64 ``(n_groups, n_vars)``.
+        Sums of each group, float64 ``(n_groups, n_vars)``.
     squares
-        Of all cells, weighted, float64 ``(n_vars,)``: squares of each group are not needed, which would take as much memory as
-        the sums.
+        Weighted squares of all cells, float64 ``(n_vars,)``: squares by group are not needed and would take as much
+        memory as the sums.
     """
 
     n_cells: NDArray[np.int64] = field(repr=False)
@@ -48,8 +48,8 @@ class Responses:
 
     @classmethod
     def empty(cls, n_cells: NDArray[np.int64], contexts: NDArray[np.int64], n_vars: int) -> Self:
-        """Nothing added yet; the sizes of the groups are known from the labels."""
-        # A single cell has no variance, and a single group nothing to differ from.
+        """Create empty sums for groups of known sizes."""
+        # A single cell has no variance, and a single group cannot differ from others.
         used = (n_cells > 1) & (contexts >= 0)
         n_groups = np.array([(used & (contexts == context)).sum() for context in contexts])
         used &= n_groups > 1
@@ -67,7 +67,7 @@ class Responses:
         rows
             Log-normalised expression, cells by genes.
         group
-            Group of each cell, int64 ``(n_obs,)``; -1 for cells that do not count.
+            Group of each cell, int64 ``(n_obs,)``; -1 for excluded cells.
         contexts
             Context of each group, int64 ``(n_groups,)``.
         """
@@ -84,7 +84,7 @@ class Responses:
         rows
             Log-normalised expression.
         group
-            Group of each of the rows; -1 for those that do not count.
+            Group of each row; -1 for excluded rows.
         """
         counted = group >= 0
         if not counted.all():
@@ -96,14 +96,15 @@ class Responses:
 
     @property
     def mean(self) -> NDArray[np.float64]:
-        """Mean expression of each gene over all cells that count."""
+        """Mean expression of each gene over all included cells."""
         return self.sums.sum(axis=0) / max(1, self.n_cells.sum())
 
     def responsiveness(self) -> NDArray[np.float64]:
         """Variance of the means of perturbations within a context, minus its sampling noise, averaged over contexts.
 
-        The noise is the mean over perturbations of the variance within one, divided by its number of cells. What is left is
-        unbiased: 0 on average for a gene that nothing changes, and the variance of the true means for any other.
+        The noise is the mean over perturbations of the variance within a perturbation divided by its number of cells.
+        The difference is unbiased: its expectation is the variance of the true means, 0 for a gene that does not
+        respond.
 
         Returns
         -------

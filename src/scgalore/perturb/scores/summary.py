@@ -1,4 +1,4 @@
-"""From scores of single perturbations to means with intervals, beside the best baseline and the ceiling."""
+"""Mean scores over perturbations with intervals, relative to the best baseline and the ceiling."""
 
 from __future__ import annotations
 
@@ -24,29 +24,30 @@ ALL = "all"
 """Group of all rows."""
 
 MODEL, CEILING = "model", "ceiling"
-"""Methods that are no baselines."""
+"""Methods that are not baselines."""
 
 COLUMNS = (
     *("method", "metric", "group", "mean", "low", "high", "n", "n_nan"),
     *("gap_closed", "gap_low", "gap_high", "best"),
 )
-"""Of the summary."""
+"""Columns of the summary."""
 
 INTERVAL = (2.5, 97.5)
 """Percentiles of the bootstrap means."""
 
 
 def full_depth(value: Values, halves: str | None) -> Values:
-    """Agreement of two experiments of full size, from that of two halves of one.
+    """Agreement of two full experiments, estimated from that of two halves of one.
 
     Parameters
     ----------
     value
         Score of one half against the other.
     halves
-        ``"reliability"``: Spearman-Brown, 2r / (1 + r), and NaN for r <= 0, as cell-eval does. ``"square"``: an expected
-        squared difference of two means halves when both have twice the cells. ``"absolute"``: the difference itself
-        shrinks by the root of 2. ``"residual"``: 1 minus a squared difference over a variance. ``None``: NaN.
+        ``"reliability"``: Spearman-Brown, 2r / (1 + r), and NaN for r <= 0, as cell-eval does. ``"square"``: the
+        expected squared difference of two means is halved if both have twice the cells. ``"absolute"``: the absolute
+        difference shrinks by the square root of 2. ``"residual"``: 1 minus a squared difference divided by a variance.
+        ``None``: NaN.
 
     Returns
     -------
@@ -75,29 +76,30 @@ def summarise(
 ) -> pd.DataFrame:
     """Average scores over perturbations.
 
-    A NaN counts as :attr:`scgalore.perturb.scores.metrics.Metric.undefined`. Intervals are percentiles over samples of
-    perturbations, drawn with replacement, the same for all methods; the rows of a perturbation in several contexts stay
+    NaN is replaced by :attr:`scgalore.perturb.scores.metrics.Metric.undefined`. Intervals are percentiles over
+    bootstrap samples of perturbations, the same for all methods; rows of a perturbation in several contexts stay
     together.
 
     Parameters
     ----------
     scores
-        Tidy scores: columns ``method``, ``perturbation``, ``context``, ``group``, ``metric``, ``value``. Those of the method
-        ``"ceiling"`` are of one half of the cells against the other.
+        Tidy scores: columns ``method``, ``perturbation``, ``context``, ``group``, ``metric``, ``value``. Scores of
+        method ``"ceiling"`` compare one half of the cells with the other.
     metrics
-        What is known of each metric.
+        Description of each metric.
     baselines
         Methods the model is compared with.
     n_bootstrap
         Number of samples.
     seed
-        Seed of the samples.
+        Seed for the bootstrap.
 
     Returns
     -------
-    One row for each group, method and metric, with columns ``method, metric, group, mean, low, high, n, n_nan, gap_closed,
-    gap_low, gap_high, best``. The mean of the ceiling is brought to full depth. ``gap_closed`` is (u - b) / (r - b) with u the
-    mean of the method, b that of the best baseline and r the ceiling; NaN where the ceiling is not better than that baseline.
+    One row per group, method and metric, with columns ``method, metric, group, mean, low, high, n, n_nan, gap_closed,
+    gap_low, gap_high, best``. The mean of the ceiling is corrected to the full number of cells. ``gap_closed`` is (u -
+    b) / (r - b), with u the mean of the method, b that of the best baseline and r the ceiling; NaN if the ceiling is
+    not better than that baseline.
     """
     groups = {ALL: scores}
     groups |= {str(name): part for name, part in scores.groupby("group", sort=False) if name}
@@ -117,7 +119,7 @@ def _group(
     times = np.random.default_rng(seed % 2**32).multinomial(
         len(names), np.full(len(names), 1 / len(names)), size=n_bootstrap
     )
-    # The first sample is the data themselves, so that the mean and its interval are computed alike.
+    # The first sample is the original data, so that the mean and its interval are computed in the same way.
     times = np.concatenate([np.ones((1, len(names)), dtype=times.dtype), times])
     methods, of = scores["method"].to_numpy(str), scores["metric"].to_numpy(str)
     rows = []
@@ -139,7 +141,7 @@ def _group(
 
 
 def _means(value: Values, metric: Metric, times: NDArray[np.int64], *, ceiling: bool) -> Values:
-    """Mean in each sample, in which every value occurs some times, ``(n_samples, n)``."""
+    """Mean in each bootstrap sample, given the counts of every value, ``(n_samples, n)``."""
     if metric.undefined is not None:
         value = np.where(np.isnan(value), metric.undefined, value)
     counted = ~np.isnan(value)
@@ -151,7 +153,7 @@ def _means(value: Values, metric: Metric, times: NDArray[np.int64], *, ceiling: 
 
 
 def _gaps(means: Mapping[str, Values], best: float | None, baselines: Sequence[str]) -> dict[str, Values]:
-    """Share of the way from the best baseline to the ceiling, in each sample; of every method but the ceiling."""
+    """Fraction of the gap between best baseline and ceiling, by sample, for every method except the ceiling."""
     others = {name: means[name] for name in baselines if name in means and not np.isnan(means[name][0])}
     if best is None or CEILING not in means or not others:
         return {}
@@ -163,7 +165,7 @@ def _gaps(means: Mapping[str, Values], best: float | None, baselines: Sequence[s
 
 
 def _interval(samples: Values, n: int) -> tuple[float, float]:
-    """Percentiles over samples; NaN where the value itself is, and for one perturbation, which says nothing of others."""
+    """Percentiles over samples; NaN if the value is NaN or there is only one perturbation."""
     drawn = samples[1:][~np.isnan(samples[1:])]
     if n < 2 or np.isnan(samples[0]) or len(drawn) == 0:
         return np.nan, np.nan

@@ -1,1 +1,1 @@
-"""Which perturbations train a model, which choose its epoch, and which are held out."""
+"""Splits of perturbations into training, validation and test."""

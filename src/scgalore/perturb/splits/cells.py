@@ -1,4 +1,4 @@
-"""Splits of cells rather than perturbations: at random, or by whole cell types."""
+"""Splits of cells instead of perturbations: at random, or by cell type."""
 
 from __future__ import annotations
 
@@ -24,18 +24,18 @@ __all__ = ["rows_at_random", "rows_by_context"]
 def rows_at_random(
     conditions: Conditions, *, seed: int, contexts: Sequence[str] | None, validation_size: float, test_size: float
 ) -> dict[str, NDArray[np.int64]]:
-    """Perturbed cells of each part; every perturbation, in every context, has the same share in each.
+    """Split perturbed cells at random, stratified by perturbation and context.
 
     Parameters
     ----------
     conditions
         Perturbation of each cell.
     seed
-        Seed of the draw.
+        Random seed.
     contexts
         Cell type or line of each cell.
     validation_size, test_size
-        Shares of the cells.
+        Fractions of the cells.
     """
     perturbed = np.flatnonzero(conditions.codes > 0)
     strata = conditions.codes[perturbed]
@@ -56,26 +56,26 @@ def rows_by_context(
     validation_contexts: Sequence[Label],
     test_contexts: Sequence[Label],
 ) -> dict[str, NDArray[np.int64]]:
-    """Perturbed cells of each part; a context is in one part only.
+    """Split perturbed cells by context; each context is in a single split.
 
     Parameters
     ----------
     conditions
         Perturbation of each cell.
     seed
-        Seed of the draw.
+        Random seed.
     contexts
         Cell type or line of each cell.
     validation_size, test_size
-        Shares of the contexts that are drawn where none are named, at least one each. One context always trains, so data
-        with two have no validation part.
+        Fractions of the contexts to draw if none are given, at least one each. One context is always in training, so
+        data with two have no validation split.
     validation_contexts, test_contexts
-        Contexts that are held out.
+        Contexts to hold out.
 
     Raises
     ------
     OptionError
-        If a context does not exist or is in both parts.
+        If a context does not exist or is in both splits.
     """
     of_cell = np.asarray(contexts, dtype=str)
     perturbed = conditions.codes > 0
@@ -97,7 +97,7 @@ def rows_by_context(
 
 
 def _named_contexts(existing: list[str], *named: Sequence[Label]) -> list[list[str]]:
-    """Contexts as the data have them, of two parts."""
+    """Contexts of both splits, as spelled in the data."""
     found = [[same_label(context, existing) or str(context) for context in of_part] for of_part in named]
     unknown = sorted({context for of_part in found for context in of_part} - set(existing))
     both = sorted(set(found[0]) & set(found[1]))

@@ -1,4 +1,4 @@
-"""Splits of compounds: whole compounds are held out, or whole doses."""
+"""Splits by compound or by dose."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 __all__ = ["COMPOUND_GROUPS", "parts_by_compound", "parts_by_dose"]
 
 COMPOUND_GROUPS = ("unseen_compound", "unseen_dose")
-"""Test perturbations whose compound is in no other part, and those whose compound is, at other doses."""
+"""Groups of test perturbations: compound in no other split, or in another split at other doses."""
 
 
 def parts_by_compound(
@@ -29,23 +29,23 @@ def parts_by_compound(
     validation_compounds: Sequence[str],
     test_compounds: Sequence[str],
 ) -> dict[str, str]:
-    """Part of each perturbation; a compound is in one part with all of its doses.
+    """Split by compound; all doses of a compound are in a single split.
 
     Parameters
     ----------
     names
         Compounds at doses.
     seed
-        Seed of the draw.
+        Random seed.
     validation_size, test_size
-        Shares of the compounds that are drawn where none are named, at least one each; one always trains.
+        Fractions of the compounds to draw if none are given, at least one each; one is always in training.
     validation_compounds, test_compounds
-        Compounds that are held out.
+        Compounds to hold out.
 
     Raises
     ------
     OptionError
-        If a compound does not exist or is in both parts.
+        If a compound does not exist or is in both splits.
     """
     of_name = {name: Agent.of(name).subject for name in names}
     held = {
@@ -64,23 +64,23 @@ def parts_by_dose(
     validation_doses: Sequence[str],
     test_doses: Sequence[str],
 ) -> dict[str, str]:
-    """Part of each perturbation; a dose is in one part with all compounds.
+    """Split by dose; all compounds at a dose are in a single split.
 
     Parameters
     ----------
     names
         Compounds at doses.
     seed
-        Seed of the draw.
+        Random seed.
     validation_size, test_size
-        Shares of the doses that are drawn where none are named, at least one each; one always trains.
+        Fractions of the doses to draw if none are given, at least one each; one is always in training.
     validation_doses, test_doses
-        Doses that are held out.
+        Doses to hold out.
 
     Raises
     ------
     OptionError
-        If a dose does not exist or is in both parts.
+        If a dose does not exist or is in both splits.
     """
     of_name = {name: _dose(Agent.of(name).dose) for name in names}
     asked = {"validation_doses": validation_doses, "test_doses": test_doses}
@@ -96,17 +96,17 @@ def parts_by_dose(
 
 
 def _dose(dose: float | None) -> str:
-    """A dose in the form in which doses are compared."""
+    """Canonical text of a dose."""
     return "" if dose is None else at_dose("", dose).removeprefix("@")
 
 
 def _found(option: str, asked: Sequence[str], existing: object) -> list[str]:
-    """Names as the data have them."""
+    """Names as spelled in the data."""
     names = list(dict.fromkeys(existing))  # type: ignore[call-overload]
     found = [same_label(name, names) or name for name in asked]
     unknown = [name for name in found if name not in names]
     if unknown:
-        msg = f"{option}: no perturbed cell has {few(unknown, 3)}; there are {few(names, 10)}."
+        msg = f"{option}: no perturbed cell has {few(unknown, 3)}; choose from {few(names, 10)}."
         raise OptionError(msg)
     return found
 
@@ -120,7 +120,7 @@ def _parts(of_name: dict[str, str], held: dict[str, list[str]], shares: dict[str
     named = {*held["validation"], *held["test"]}
     drawn = np.random.default_rng(seed).permutation([name for name in existing if name not in named]).tolist()
     part_of = {name: part for part, names in held.items() for name in names}
-    for part in ("test", "validation"):  # the first gets one where there are two
+    for part in ("test", "validation"):  # with two, only the test split gets one
         n = max(1, round(len(existing) * shares[part])) if shares[part] and not held[part] else 0
         n = min(n, max(len(drawn) - 1, 0))
         part_of |= dict.fromkeys(drawn[:n], part)

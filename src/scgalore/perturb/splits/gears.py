@@ -1,7 +1,7 @@
-"""Splits of GEARS :cite:p:`Roohani2024`, label by label, so that they equal the published ones.
+"""Splits of GEARS :cite:p:`Roohani2024`, label by label, identical to the published ones.
 
-Everything here hangs on details of the original: draws from the legacy generator, in its order, with or without
-replacement; counts that are truncated; spellings of one perturbation ("A+ctrl", "ctrl+A") that count twice.
+This depends on details of the original: draws from the legacy generator, in its order, with or without
+replacement; truncated counts; spellings of one perturbation ("A+ctrl", "ctrl+A") that count twice.
 """
 
 from __future__ import annotations
@@ -30,12 +30,12 @@ __all__ = [
 ]
 
 GROUPS = ("combo_seen0", "combo_seen1", "combo_seen2", "unseen_single")
-"""Kinds of test perturbations: doubles by how many of their genes are seen in training, and singles."""
+"""Groups of test perturbations: doubles by the number of their genes seen in training, and singles."""
 
 
 @dataclass
 class Partition:
-    """Part of each label, by its position in the list that was split; ``groups`` says why a label is in the test set."""
+    """Split of each label, by its position in the input list; ``groups`` has the group of test labels."""
 
     train: list[int] = field(default_factory=list)
     validation: list[int] = field(default_factory=list)
@@ -54,24 +54,24 @@ def split_by_genes(
     test_perts: Collection[str],
     only_test_set_perts: bool,
 ) -> Partition:
-    """GEARS' ``simulation``: genes are held out, and doubles are tested by how many of their genes are.
+    """GEARS' ``simulation``: genes are held out, and test doubles are grouped by their number of held-out genes.
 
     Parameters
     ----------
     labels
-        Genes of each label, one or two, in the order they are written.
+        Genes of each label, one or two, in written order.
     seed
-        Seed of all draws.
+        Random seed.
     train_gene_set_size
-        Share of the genes that are seen in training.
+        Fraction of genes seen in training.
     combo_seen2_train_frac
-        Share of the doubles of two seen genes that train.
+        Fraction of doubles of two seen genes in training.
     validation_size
-        One minus both shares, in the second round that splits validation off the training labels.
+        One minus both fractions in the second round, which splits validation from the training labels.
     test_perts
-        Genes that must be held out; they change places with others.
+        Genes that must be held out; they are swapped with others.
     only_test_set_perts
-        Whether nothing else is held out.
+        Whether no other genes are held out.
     """
     generator = _legacy(seed)
     genes = _genes(labels, range(len(labels)))
@@ -90,7 +90,7 @@ def split_by_genes(
 def split_singles_by_genes(
     labels: Sequence[Genes], *, seed: int, train_gene_set_size: float, validation_size: float
 ) -> Partition:
-    """GEARS' ``simulation_single``: the same on singles alone; doubles are dropped, where GEARS fails.
+    """GEARS' ``simulation_single``: ``simulation`` on singles only; doubles, for which GEARS fails, are dropped.
 
     Parameters
     ----------
@@ -116,7 +116,7 @@ def split_singles_by_genes(
     )
 
 
-# Of a double with one and with two held-out genes: which part it goes to.
+# Split of doubles with one and with two held-out genes.
 _FATES = {
     "single": ("dropped", "dropped"),
     "combo_seen0": ("dropped", "held"),
@@ -127,7 +127,7 @@ _FATES = {
 def split_by_hits(
     labels: Sequence[Genes], *, kind: str, seed: int, test_size: float, validation_size: float
 ) -> Partition:
-    """GEARS' ``single``, ``combo_seen0`` and ``combo_seen1``: genes are hit; their singles, and some doubles, are tested.
+    """GEARS' ``single``, ``combo_seen0`` and ``combo_seen1``: genes are drawn; their singles and some doubles are tested.
 
     Parameters
     ----------
@@ -138,7 +138,7 @@ def split_by_hits(
     seed
         As in :func:`split_by_genes`.
     test_size, validation_size
-        Genes that are drawn, with replacement, for each single label.
+        Number of genes to draw, with replacement, per single label.
     """
     generator = _legacy(seed)
     fates = _FATES[kind]
@@ -159,7 +159,7 @@ def split_by_labels(
     labels, seed
         As in :func:`split_by_genes`.
     validation_size, test_size
-        Share of the labels that are drawn, with replacement; without ``test_size`` nothing is tested.
+        Fraction of labels to draw, with replacement; without ``test_size`` there is no test split.
     """
     generator = _legacy(seed)
     kept, test = list(range(len(labels))), list[int]()
@@ -176,14 +176,14 @@ def check_labels(labels: Sequence[Genes]) -> None:
     many = [genes for genes in labels if len(genes) > 2]
     if many:
         msg = (
-            f"The splits of GEARS are defined for one and two perturbed genes; {len(many):,} labels have more, such as "
-            f"{'+'.join(many[0])!r}. Use kind='custom' or 'cell', or leave those cells out."
+            f"The splits of GEARS are defined for one or two perturbed genes; {len(many):,} labels have more, such as "
+            f"{'+'.join(many[0])!r}. Use kind='custom' or 'cell', or exclude those cells."
         )
         raise DataError(msg)
 
 
 def _legacy(seed: int) -> np.random.RandomState:
-    # Published splits were drawn with the legacy generator; an instance leaves the global one alone.
+    # Published splits used the legacy generator; an instance does not change the global state.
     return np.random.RandomState(seed)
 
 
@@ -207,8 +207,8 @@ def _seen_genes(
     pool = sorted(set(genes) - seen - set(test_perts))
     if len(pool) < len(leaving):
         msg = (
-            f"test_perts takes {len(leaving)} genes out of training and only {len(pool)} others can take their place. "
-            "Lower train_gene_set_size, or pass only_test_set_perts=True."
+            f"test_perts removes {len(leaving)} genes from training, but only {len(pool)} others can replace them. "
+            "Decrease train_gene_set_size, or pass only_test_set_perts=True."
         )
         raise OptionError(msg)
     entering = _draw(generator, range(len(pool)), len(leaving), replace=False) if leaving else []
@@ -218,10 +218,10 @@ def _seen_genes(
 def _by_seen_genes(
     labels: Sequence[Genes], among: Collection[int], seen: set[str], train_frac: float, seed: int
 ) -> tuple[list[int], list[int], dict[int, str]]:
-    """Labels that stay, labels held out, and the group of the latter."""
+    """Labels that are kept, labels held out, and the groups of the latter."""
     n_seen = {i: sum(gene in seen for gene in labels[i]) for i in among}
     doubles = set(_doubles(labels, among))
-    # Sorted as strings, as they are written: "B+A" and "A+B" stand in different places.
+    # Sorted as written: "B+A" and "A+B" have different positions.
     familiar = sorted((i for i in doubles if n_seen[i] == 2), key=lambda i: "+".join(labels[i]))
     kept = set(_draw(_legacy(seed), familiar, int(len(familiar) * train_frac), replace=False))
     kept |= {i for i in among if i not in doubles and n_seen[i]}
@@ -245,7 +245,7 @@ def _hit_round(
     share: float,
     generator: np.random.RandomState,
 ) -> tuple[list[int], list[int], list[int]]:
-    """Labels that stay, that are held out, and that are dropped."""
+    """Labels that are kept, held out, and dropped."""
     hit = _hit_genes(labels, among, share, generator)
     parts: dict[str, list[int]] = {"kept": [], "held": [], "dropped": []}
     for i in among:
@@ -262,7 +262,7 @@ def _label_round(
     share: float,
     generator: np.random.RandomState,
 ) -> tuple[list[int], list[int]]:
-    """Labels that stay and that are held out."""
-    _hit_genes(labels, among, share, generator)  # drawn and not used by the original, which moves its generator on
+    """Labels that are kept, and labels held out."""
+    _hit_genes(labels, among, share, generator)  # drawn but not used by GEARS; advances the generator
     held = set(_draw(generator, pool, int(len(pool) * share), replace=True))
     return [i for i in among if i not in held], sorted(held)

@@ -1,7 +1,7 @@
-"""Which column of ``obs`` is a split of the perturbations at hand: one that was written here for them, or one that is named.
+"""Find the column of ``obs`` with a split of the perturbations in the data.
 
-A column called ``"split"`` is usual, and may be anybody's: of cells, of another column, of other data. It is used without being
-named only if ``uns`` holds the record that is written with such a split, for the same column of perturbations.
+Many objects have a column ``"split"`` that is unrelated: a split of cells, of another column, or of other data. It is
+used by default only if ``uns`` contains the record written with such a split, for the same column of perturbations.
 """
 
 from __future__ import annotations
@@ -32,13 +32,13 @@ if TYPE_CHECKING:
 __all__ = ["SPLIT_KEYS", "free_split_key", "groups_in", "is_own_split", "own_split", "record_split", "refuse_changed"]
 
 SPLIT_KEYS = (PerturbationKeys().split, "perturbation_split")
-"""Where a split is written that nobody names: the second where the first is somebody else's."""
+"""Default keys of a split; the second is used if the first is another column."""
 
 DROPPED = "dropped"
 
 
 class Tables(Protocol):
-    """What is asked of an AnnData, or of a file of one."""
+    """Required interface of an AnnData, or of its file."""
 
     @property
     def obs(self) -> pd.DataFrame:
@@ -54,7 +54,7 @@ class Tables(Protocol):
 def record_split(
     split: PerturbationSplit, conditions: Conditions, obs: pd.DataFrame, params: Mapping[str, Any]
 ) -> tuple[pd.Categorical[Any], dict[str, Any]]:
-    """A split in the form in which it is written to ``obs`` and ``uns``.
+    """Entries of ``obs`` and ``uns`` for a split.
 
     Parameters
     ----------
@@ -63,9 +63,9 @@ def record_split(
     conditions
         Perturbation of each cell.
     obs
-        What they were read from.
+        Cell annotations with the labels.
     params
-        How the split was made, with ``kind``, ``pert_key``, ``dose_key`` and ``context_key``.
+        Parameters of the split, with ``kind``, ``pert_key``, ``dose_key`` and ``context_key``.
     """
     parts = np.asarray(split.cell_labels(conditions), dtype=object)
     record = {
@@ -82,7 +82,7 @@ def record_split(
 def own_split(
     data: Tables, *, pert_key: str, context_key: str | None = None, dose_key: str | None = None
 ) -> str | None:
-    """Column with a split that was made for these perturbations; ``None`` if there is none, which is said where one seems to be.
+    """Column with a split made for these perturbations, or ``None``; a similar column that is not used is logged.
 
     Parameters
     ----------
@@ -91,14 +91,14 @@ def own_split(
     pert_key
         Column of perturbations.
     context_key
-        Column of contexts, which concerns splits that hold out whole contexts.
+        Column of contexts, for splits that hold out contexts.
     dose_key
         Column of doses.
 
     Raises
     ------
     DataError
-        If the column is no longer what was written.
+        If the column has changed since it was written.
     """
     where = {"pert_key": pert_key, "context_key": context_key, "dose_key": dose_key}
     for key in SPLIT_KEYS:
@@ -110,7 +110,7 @@ def own_split(
 def is_own_split(
     data: Tables, key: str, *, pert_key: str | None, context_key: str | None = None, dose_key: str | None = None
 ) -> bool:
-    """Whether a column holds a split that was made for these perturbations; what speaks against it is said once.
+    """Whether a column is a split made for these perturbations; the reason against it is logged once.
 
     Parameters
     ----------
@@ -122,13 +122,15 @@ def is_own_split(
     Raises
     ------
     DataError
-        If the column is no longer what was written.
+        If the column has changed since it was written.
     """
     params = _params(data.uns.get(key))
     use = f"split_key={key!r} uses it."
     if params is None:
         _say(
-            data, logg.info, f"    adata.obs[{key!r}] is not used: sg.pp.split_perturbations has not written it. {use}"
+            data,
+            logg.info,
+            f"    adata.obs[{key!r}] is not used: it was not written by sg.pp.split_perturbations. {use}",
         )
     elif params.get("pert_key") != pert_key:
         was = f"was made for pert_key={params.get('pert_key')!r}"
@@ -146,12 +148,12 @@ def is_own_split(
 
 
 def refuse_changed(data: Tables, key: str) -> None:
-    """Raise :class:`~scgalore.errors.DataError` if a column contradicts the record that was written with it, if one was.
+    """Raise :class:`~scgalore.errors.DataError` if a column contradicts the record written with it, if any.
 
     Parameters
     ----------
     data
-        Cells. They may be fewer than were split, and some may be in no part any more.
+        Cells. Cells may have been removed, and some may no longer have a split.
     key
         Column of ``obs``.
     """
@@ -169,16 +171,16 @@ def refuse_changed(data: Tables, key: str) -> None:
     before = before.set_axis(before.index.astype(str), axis=0)
     new = now.index.difference(before.index, sort=False)
     known = now.index.intersection(before.index, sort=False)
-    held = list(PARTS)  # cells may be left out: they are neither trained on nor scored
+    held = list(PARTS)  # cells may be excluded: they are neither trained on nor scored
     moved = known[((now.loc[known, held] > 0) & (before.loc[known, held] == 0)).any(axis=1).to_numpy()]
     if len(new) == len(moved) == 0:
         return
     faults = {f"{len(new)} labels are new ({few(list(new), 5)})": len(new)}
-    faults |= {f"{len(moved)} are in other parts than it says ({few(list(moved), 5)})": len(moved)}
+    faults |= {f"{len(moved)} are in other splits than recorded ({few(list(moved), 5)})": len(moved)}
     msg = (
         f"adata.obs[{key!r}] is no longer the split that adata.uns[{key!r}] records: "
         f"{' and '.join(text for text, n in faults.items() if n)}. Cells were added, or the column was changed. Call "
-        f"sg.pp.split_perturbations(adata) again, or pass split_key={key!r} to use it as it is."
+        f"sg.pp.split_perturbations(adata) again, or pass split_key={key!r} to use it anyway."
     )
     raise DataError(msg)
 
@@ -191,14 +193,14 @@ def free_split_key(data: Tables) -> str:
 
 
 def groups_in(uns: Mapping[str, Any], key: str | None) -> dict[str, str]:
-    """Group of each test perturbation of a split, from its record; nothing where there is none.
+    """Group of each test perturbation of a split, from its record; empty without a record.
 
     Parameters
     ----------
     uns
-        Of an AnnData.
+        ``uns`` of an AnnData.
     key
-        Of the split.
+        Key of the split.
     """
     record = None if key is None else uns.get(key)
     groups = record.get("groups") if _params(record) is not None and isinstance(record, Mapping) else None
@@ -208,13 +210,13 @@ def groups_in(uns: Mapping[str, Any], key: str | None) -> dict[str, str]:
 
 
 def _params(record: Any) -> Mapping[str, Any] | None:
-    """How a split was made, if this is the record of one."""
+    """Parameters of a split, if this is the record of one."""
     params = record.get("params") if isinstance(record, Mapping) else None
     return params if isinstance(params, Mapping) and {"kind", "pert_key"} <= set(params) else None
 
 
 def _cells(labels: Iterable[str | None], parts: Iterable[str | None]) -> pd.DataFrame:
-    """Cells of each label in each part."""
+    """Number of cells by label and split."""
     table = pd.DataFrame({"label": list(labels), "part": [part or DROPPED for part in parts]}).dropna()
     counts = table.groupby(["label", "part"], sort=False).size().unstack(fill_value=0)
     counts = counts.reindex(columns=[*PARTS, DROPPED], fill_value=0).astype(np.int64)

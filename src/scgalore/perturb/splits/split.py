@@ -1,4 +1,4 @@
-"""Which perturbations train a model, which choose its best epoch, and which are held out."""
+"""Split perturbations into training, validation and test."""
 
 from __future__ import annotations
 
@@ -40,22 +40,22 @@ __all__ = ["KINDS", "PerturbationSplit", "default_kind", "split_conditions"]
 
 @dataclass(frozen=True)
 class PerturbationSplit:
-    """Part of each perturbation.
+    """Split of each perturbation.
 
     Attributes
     ----------
     train, validation, test
-        Canonical names, by first appearance in the data, without control. A name is in one part only, except where cells
-        are split (``by_cell``): there it is in each part that has cells of it.
+        Canonical names, in order of first occurrence in the data, without control. A name is in a single split, unless
+        cells are split (``by_cell``): then it is in each split with cells of it.
     dropped
-        Names that are in no part.
+        Names that are in no split.
     groups
-        Test perturbations by what training has seen of them; see :data:`~scgalore.perturb.splits.gears.GROUPS`, and
+        Test perturbations by what was seen of them in training; see :data:`~scgalore.perturb.splits.gears.GROUPS`, and
         :data:`~scgalore.perturb.splits.compounds.COMPOUND_GROUPS` for compounds.
     by_cell
-        Rows of each part where cells and not perturbations are split; cells without a label are in none.
+        Rows of each split if cells instead of perturbations are split; cells without a label are in none.
     moved
-        Names with several spellings that the draw had put into different parts; they are held out.
+        Names with several spellings that were drawn into different splits; they are held out.
     options
         Options of the kind, as used.
     """
@@ -70,12 +70,12 @@ class PerturbationSplit:
     options: dict[str, Any] = field(default_factory=dict)
 
     def cell_labels(self, conditions: Conditions) -> NDArray[np.object_]:
-        """Part of each cell, ``(n_obs,)``; None for dropped cells and those without a label. Control cells train.
+        """Split of each cell, ``(n_obs,)``; None for dropped cells and those without a label. Control cells are in training.
 
         Parameters
         ----------
         conditions
-            What was split.
+            Conditions that were split.
         """
         if self.by_cell is not None:
             labels = np.full(len(conditions.codes), None, dtype=object)
@@ -87,7 +87,7 @@ class PerturbationSplit:
         return np.array([*(of_name[name] for name in conditions.names), None], dtype=object)[conditions.codes]
 
     def partners_in_validation(self) -> tuple[str, ...]:
-        """Test perturbations of several genes, one of which is perturbed alone in the validation part."""
+        """Test perturbations of several genes, one of which is a single perturbation in the validation split."""
         agents = {name: agents_of(name) for name in self.test}
         return tuple(
             name for name in self.test if len(agents[name]) > 1 and not set(self.validation).isdisjoint(agents[name])
@@ -104,20 +104,21 @@ def split_conditions(
     conditions
         Perturbation of each cell.
     kind
-        One of :data:`KINDS`; ``None`` is the first of them for what perturbs: ``"simulation"`` or ``"compound"``.
+        One of :data:`KINDS`; ``None`` is ``"simulation"`` for genes and ``"compound"`` for compounds.
     seed
-        Seed of all draws.
+        Random seed.
     contexts
         Cell type or line of each cell, for the kinds that split cells.
     options
-        Those of the kind; ``None`` stands for the default.
+        Options of the kind; ``None`` is the default.
 
     Raises
     ------
     OptionError
-        If the kind does not exist or is not for what perturbs, or an option is out of range or belongs to other kinds.
+        If the kind does not exist or is not available for genes or compounds, or an option is out of range or belongs
+        to other kinds.
     DataError
-        If there is no perturbation, or none is left to train on.
+        If there are no perturbations, or none remain for training.
     MissingKeyError
         If ``parts`` names a perturbation that does not exist.
     """
@@ -133,18 +134,18 @@ def split_conditions(
     how = KINDS[kind]
     used = _checked(kind, how.options, {name: value for name, value in options.items() if value is not None})
     if how.needs_contexts and contexts is None:
-        msg = f"kind={kind!r} holds out whole cell types or lines; name their column with context_key=."
+        msg = f"kind={kind!r} holds out cell types or lines. Pass their column as context_key=."
         raise OptionError(msg)
     seen_by = {"contexts": contexts} if how.of_cells else {}
     split = how.split(conditions, seed=seed, **seen_by, **used)
     if not split.train and kind != "no_split":
-        msg = f"No perturbation of {len(conditions.perturbations)} is left to train on. Use kind='cell', or hold out less."
+        msg = f"None of {len(conditions.perturbations)} perturbations remain for training. Use kind='cell', or hold out fewer."
         raise DataError(msg)
     return replace(split, options=used, groups=split.groups or _groups(split, conditions))
 
 
 def default_kind(conditions: Conditions) -> str:
-    """Kind of split that is drawn where none is named: the first one that is for what perturbs."""
+    """Default kind of split: the first one available for genes or compounds."""
     return _offered(conditions)[0]
 
 
@@ -161,7 +162,7 @@ def _checked(kind: str, defaults: dict[str, Any], given: dict[str, Any]) -> dict
     used = defaults | given
     for name, value in used.items():
         if isinstance(defaults[name], float) and not (isinstance(value, int | float | np.number) and 0 <= value <= 1):
-            msg = f"{name}={value!r}: expected a share from 0 to 1."
+            msg = f"{name}={value!r}: expected a fraction from 0 to 1."
             raise OptionError(msg)
         if isinstance(defaults[name], tuple):
             used[name] = _names(name, value)
@@ -179,7 +180,7 @@ def _names(option: str, given: Any) -> tuple[str, ...]:
 
 
 def _groups(split: PerturbationSplit, conditions: Conditions) -> dict[str, tuple[str, ...]]:
-    """Groups of the test perturbations that are in no other part; a gene is seen if it is perturbed in another part."""
+    """Groups of test perturbations that are in no other split; a gene is seen if it is perturbed in another split."""
     elsewhere = {*split.train, *split.validation}
     if conditions.kind == "compound":
         measured = {subject_of(agent) for name in elsewhere for agent in agents_of(name)}
@@ -201,7 +202,7 @@ def _groups(split: PerturbationSplit, conditions: Conditions) -> dict[str, tuple
 def _of_labels(
     algorithm: Callable[..., Partition], conditions: Conditions, *, seed: int, **options: Any
 ) -> PerturbationSplit:
-    """Split label by label, as GEARS does, and bring the labels of one perturbation together."""
+    """Split label by label, as GEARS does, and merge the labels of each perturbation."""
     perturbed = [i for i, genes in enumerate(conditions.written) if genes]
     genes = [conditions.written[i] for i in perturbed]
     check_labels(genes)
@@ -211,7 +212,7 @@ def _of_labels(
     names = [conditions.names[conditions.index(conditions.labels[i])] for i in perturbed]
     part_of: dict[str, str] = {}
     moved = set()
-    # From the strictest part on: what one of its spellings holds out is held out.
+    # Strictest split first: a perturbation is held out if one of its spellings is.
     for part in ("test", "validation", "train", "dropped"):
         for position in sorted(getattr(partition, part)):
             if part_of.setdefault(names[position], part) != part:
@@ -225,15 +226,15 @@ def _of_labels(
 
 
 def _test_genes(options: dict[str, Any], conditions: Conditions) -> tuple[str, ...]:
-    """Genes of ``test_perts`` by the names that are drawn from."""
+    """Genes of ``test_perts``, by the names in the data."""
     drawn = {conditions.name_of(gene): gene for of_label in conditions.written for gene in of_label}
     named = {gene: drawn.get(conditions.name_of(gene)) for gene in options["test_perts"]}
     unknown = sorted(gene for gene, found in named.items() if found is None)
     if unknown:
-        msg = f"test_perts names {', '.join(unknown)}, which no perturbation of these data has; pass genes, one by one."
+        msg = f"test_perts contains {', '.join(unknown)}, which no perturbation in the data has; pass single genes."
         raise OptionError(msg)
     if options.get("only_test_set_perts") and not options["test_perts"]:
-        msg = "only_test_set_perts=True holds out the genes of test_perts and nothing else; pass test_perts=[...]."
+        msg = "only_test_set_perts=True holds out only the genes of test_perts. Pass test_perts=[...]."
         raise OptionError(msg)
     return tuple(gene for gene in named.values() if gene is not None)
 
@@ -324,4 +325,4 @@ KINDS: dict[str, _Kind] = {
         needs_contexts=True,
     ),
 }
-"""Kinds of splits, with the options of each and their defaults, which are those of GEARS where it has the kind."""
+"""Kinds of splits with their options and defaults, which are those of GEARS for its kinds."""

@@ -1,1 +1,1 @@
-"""Expression after genetic perturbations."""
+"""Prediction of expression after perturbations."""

@@ -1,8 +1,8 @@
-"""How a network reads what perturbs a cell: an agent is a token with a flag.
+"""Input of perturbations to a network: an agent (gene or compound) is a token with a flag.
 
-A gene is its own token. A compound is one that the vocabulary gets in addition, whose value is the logarithm of the dose where
-that of a gene is its expression. Where compounds have vectors, the embedding of such a token begins as a fixed projection of its
-vector, so that similar compounds begin alike and one that was never trained on has a place, too.
+A gene is its own token. A compound is an additional token of the vocabulary, whose value is the logarithm of the dose
+instead of expression. If compounds have vectors, the embedding of such a token is initialised with a fixed projection
+of its vector, so that similar compounds start similar and compounds absent from training can be predicted.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ __all__ = [
 AnyModel = TypeVar("AnyModel", bound="TaskModel")
 
 COMPOUND = "compound:"
-"""Begins the names of tokens of compounds, since some are called like genes: IL6 and its gene are two things."""
+"""Prefix of compound tokens, since some compounds are named like genes: IL6 and its gene are different."""
 
 
 def token_name(agent: str) -> str:
@@ -53,7 +53,7 @@ def token_name(agent: str) -> str:
 
 
 def agent_tokens(agents: Iterable[str], vocab: GeneVocab, *, species: str = "human") -> list[int]:
-    """Token of each agent, -1 for those that a vocabulary lacks."""
+    """Token of each agent, -1 for agents that are not in the vocabulary."""
     return tokens_of_each(map(token_name, agents), vocab, species=species)
 
 
@@ -65,20 +65,20 @@ def targets_of(
     species: str = "human",
     lowest_dose: float | None = None,
 ) -> Targets:
-    """Tokens of what perturbs a cell.
+    """Tokens of the perturbation of a cell.
 
     Parameters
     ----------
     agents
         Genes, or a compound at a dose.
     vocab
-        Knows each.
+        Vocabulary with all agents.
     known
-        Genes, or compounds, that a prior knows.
+        Genes or compounds known to the prior.
     species
-        Whose genes they are.
+        Species of the genes.
     lowest_dose
-        Lowest dose of the training data, from which logarithms of doses are taken.
+        Lowest dose of the training data, to which logarithms of doses are relative.
     """
     tokens = np.array(agent_tokens(agents, vocab, species=species), dtype=np.int64)
     doses = [Agent.of(agent).dose for agent in agents]
@@ -99,13 +99,13 @@ def refuse_unknown(agents: Iterable[str], vocab: GeneVocab, *, species: str = "h
     compounds = list(dict.fromkeys(subject_of(agent) for agent in unknown if Agent.of(agent).dose is not None))
     if compounds:
         msg = (
-            f"The model knows no compound {few(compounds)}: it was not trained on it and has no vector of it. Write its vector to "
-            "the table of vectors_key=, adata.uns[...], for a model that was fine-tuned with vectors_key=; a model without has learnt "
-            "its training compounds by name, and cannot tell what another one does."
+            f"The model was not trained on the compound {few(compounds)} and has no vector for it. For a model fine-tuned with "
+            "vectors_key=, add its vector to that table in adata.uns. A model without vectors can only predict "
+            "the compounds it was trained on."
         )
         raise DataError(msg)
     msg = (
-        f"The model knows no gene {few(unknown)}, so it cannot be told that it was perturbed. Use a current symbol or an "
+        f"The model has no token for the gene {few(unknown)} and cannot predict its perturbation. Use a current symbol or an "
         "Ensembl id, or fine-tune on data in which the gene is measured or perturbed."
     )
     raise DataError(msg)
@@ -114,20 +114,20 @@ def refuse_unknown(agents: Iterable[str], vocab: GeneVocab, *, species: str = "h
 def place_compounds(
     network: CellNetwork, vocab: GeneVocab, new: Iterable[str], vectors: pd.DataFrame, reference: pd.DataFrame
 ) -> None:
-    """Set the embeddings of compounds' tokens to projections of their vectors, in place.
+    """Initialise the embeddings of compound tokens with projections of their vectors, in place.
 
     Parameters
     ----------
     network
-        Has rows for them.
+        Network with embeddings for the compounds.
     vocab
-        Has tokens for them.
+        Vocabulary with tokens for the compounds.
     new
         Compounds.
     vectors
-        One row a compound.
+        One row per compound.
     reference
-        Vectors of the compounds of the training data, from which centre and size are taken.
+        Vectors of the training compounds, used for centring and scaling.
     """
     new = list(new)
     if not new:
@@ -144,36 +144,36 @@ def place_compounds(
 
 
 def with_compounds(model: AnyModel, agents: Iterable[str], vectors: pd.DataFrame | None) -> AnyModel:
-    """The model, or a copy that knows further compounds by their vectors.
+    """Return the model, or a copy with additional compounds, represented by their vectors.
 
     Parameters
     ----------
     model
-        Fine-tuned.
+        Fine-tuned model.
     agents
-        What is asked for.
+        Agents to predict.
     vectors
-        Vectors of compounds that came with the cells; ``None`` without.
+        Vectors of compounds that came with the cells, or ``None``.
 
     Raises
     ------
     DataError
-        If vectors have another length than those of the training data, or compounds of these have other vectors.
+        If vectors have another length than those of the training data, or training compounds have other vectors.
     """
     memory = memory_of(model)
     if memory is None or memory.vectors is None or vectors is None:
         return model
     if vectors.shape[1] != memory.vectors.shape[1]:
         msg = (
-            f"Vectors of compounds have {vectors.shape[1]:,} numbers, and those the model was trained with have "
-            f"{memory.vectors.shape[1]:,}. Pass vectors that were made in the same way."
+            f"Vectors of compounds have {vectors.shape[1]:,} numbers, but those of the training data have "
+            f"{memory.vectors.shape[1]:,}. Pass vectors computed in the same way."
         )
         raise DataError(msg)
     shared = memory.vectors.index.intersection(vectors.index)
     if not np.allclose(vectors.loc[shared], memory.vectors.loc[shared], rtol=1e-5, atol=1e-8):
         msg = (
-            "Vectors of compounds that the model was trained with are others here, so those of new compounds need not mean the same. Pass the "
-            "vectors of the training data, with columns in the same order, and rows for the new compounds."
+            "Vectors of training compounds differ from those in training, so vectors of new compounds may not be comparable. Pass the "
+            "vectors of the training data, with columns in the same order, and add rows for the new compounds."
         )
         raise DataError(msg)
     asked = dict.fromkeys(subject_of(agent) for agent in agents)

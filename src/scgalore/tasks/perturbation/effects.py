@@ -1,4 +1,4 @@
-"""What a fitted model predicts for perturbations: mean effects, and embeddings of perturbed cells."""
+"""Predictions of a fitted model: mean effects of perturbations, and embeddings of perturbed cells."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 __all__ = ["perturbed_embeddings", "predict_effects", "prior_effects", "refuse_other_scale"]
 
 CELL_TOKENS = 1 << 14
-"""Tokens that a batch of a prediction holds at most, unless a single cell has more."""
+"""Default maximum number of tokens per batch of a prediction, unless a single cell has more."""
 
 
 def predict_effects(
@@ -45,26 +45,26 @@ def predict_effects(
     batch_tokens: int | None = None,
     seed: int = 0,
 ) -> NDArray[np.float64]:
-    """Effects of perturbations on the mean of log-normalised expression.
+    """Effects of perturbations on mean log-normalised expression.
 
     Parameters
     ----------
     model
-        Fine-tuned on a screen, or with an upstream checkpoint of this kind.
+        Model fine-tuned on a screen, or with a perturbation checkpoint of the original scGPT.
     screen
-        Has control cells of every context.
+        Screen with control cells of every context.
     wanted
-        Number of the context, and perturbed genes or compound at a dose, of each row.
+        Index of the context, and perturbed genes or compound at a dose, of each row.
     controls
-        Knows the control means of the contexts.
+        Profiles with the control means of the contexts.
     device
-        Where to compute.
+        Torch device.
     n_controls
-        Control cells that a prediction is averaged over; all where a context has fewer.
+        Number of control cells to average a prediction over; all if a context has fewer.
     batch_tokens
-        Most tokens in a batch.
+        Maximum number of tokens per batch.
     seed
-        Seed of the choice of control cells.
+        Seed for sampling control cells.
 
     Returns
     -------
@@ -98,14 +98,14 @@ def perturbed_embeddings(
     device: torch.device,
     batch_tokens: int | None = None,
 ) -> NDArray[np.float32]:
-    """Embedding of every cell with genes of its own flagged, unit norm, float32 ``(n_obs, d)``.
+    """Embedding of every cell with its own perturbed genes flagged, unit norm, float32 ``(n_obs, d)``.
 
     Parameters
     ----------
     model, screen, device, batch_tokens
         As for :func:`predict_effects`.
     wanted
-        Genes to perturb in each cell; ``()`` leaves it as it is.
+        Genes to perturb in each cell; ``()`` for none.
     """
     species = screen.reading.species
     refuse_unknown([gene for genes in wanted for gene in genes], model.vocab, species=species)
@@ -137,7 +137,7 @@ def _tokenizer(model: TaskModel, screen: Screen) -> FlagTokenizer:
 
 
 def _targets(model: TaskModel, genes: tuple[str, ...], context: str) -> Targets:
-    """Tokens of what perturbs, named as in the model's training data."""
+    """Tokens of the perturbation, named as in the model's training data."""
     memory = memory_of(model)
     lowest_dose = None if memory is None else memory.params.get("lowest_dose")
     known = _known(model, context)
@@ -145,21 +145,21 @@ def _targets(model: TaskModel, genes: tuple[str, ...], context: str) -> Targets:
 
 
 def _own_species(model: TaskModel) -> str:
-    """Whose genes the model was trained on."""
+    """Species of the training data."""
     memory = memory_of(model)
     return Reading.of({} if memory is None else memory.params).species
 
 
 def _known(model: TaskModel, context: str) -> frozenset[str]:
-    """Genes that the model's prior has learnt from, for cells of this context."""
+    """Genes in the fit of the model's prior for this context."""
     memory = memory_of(model)
     return frozenset() if memory is None or memory.prior is None else memory.prior.known(context)
 
 
 def _own_names(model: TaskModel, genes: Collection[str], species: str) -> dict[str, str]:
-    """What the training data of the model call each of these genes of a species, asked for by an alias or an Ensembl id.
+    """Names in the training data of genes given by an alias or an Ensembl id.
 
-    Compounds have one name.
+    Compounds have a single name.
     """
     memory = memory_of(model)
     if memory is None:
@@ -182,7 +182,7 @@ def _batch_cells(tokenizer: FlagTokenizer, batch_tokens: int | None) -> int:
 def prior_effects(
     model: TaskModel, screen: Screen, wanted: list[tuple[int, tuple[str, ...]]], controls: Profiles
 ) -> NDArray[np.float64] | None:
-    """What the model's prior says on its own, for the genes of this screen; genes that it does not know have none.
+    """Effects predicted by the model's prior alone, for the genes of this screen; 0 for genes unknown to it.
 
     Parameters
     ----------
@@ -214,7 +214,7 @@ def prior_effects(
         out[i, here >= 0] = effect[here[here >= 0]]
     if not np.isfinite(out).all():
         bad = wanted[int(np.flatnonzero(~np.isfinite(out).all(axis=1))[0])][1]
-        msg = f"The prior of the model predicts NaN or infinity for {'+'.join(bad) or 'control'}. Fine-tune the model again."
+        msg = f"The prior of the model predicts NaN or infinite values for {'+'.join(bad) or 'control'}. Fine-tune the model again."
         raise DataError(msg)
     return out
 
@@ -232,15 +232,15 @@ def refuse_other_scale(model: TaskModel, screen: Screen, controls: Profiles) -> 
         memory.controls.refuse_other_scale(
             ControlMeans.of(controls),
             columns=_own_columns(model, memory, screen),
-            what="that of the data the model was trained on",
-            advice="Normalise them as those were, or pass counts: layer=, data_type= and depth_key= say how they are read.",
+            what="that of the training data",
+            advice="Normalise them in the same way, or pass counts; see layer=, data_type= and depth_key=.",
         )
 
 
 def _own_columns(model: TaskModel, memory: PerturbationMemory, screen: Screen) -> NDArray[np.int64]:
-    """Position of each gene of the screen among the genes of the training data, -1 where it is none of them."""
+    """Position of each gene of the screen among the genes of the training data, -1 if it is not among them."""
     place = {gene: i for i, gene in enumerate(memory.genes)}
-    # Other data may name a gene otherwise.
+    # Other data may use other names of genes.
     own = match_genes(memory.genes, model.vocab, species=_own_species(model)).token_ids.tolist()
     by_token = {token: i for i, token in enumerate(own)}
     by_token[-1] = -1

@@ -1,4 +1,4 @@
-"""Scores of predicted perturbations with baselines, as they are written to an AnnData."""
+"""Scores of predicted perturbations with baselines, in the form written to an AnnData."""
 
 from __future__ import annotations
 
@@ -39,22 +39,22 @@ def score_prediction(
     seed: int,
     **options: Any,
 ) -> Results:
-    """Score a prediction, and put the scores into the form that :func:`scgalore.tl.evaluate_perturbation` documents.
+    """Score a prediction, and return the results documented in :func:`scgalore.tl.evaluate_perturbation`.
 
     Parameters
     ----------
     adata
         Cells that the prediction is compared with.
     prediction, origin
-        From :func:`read_prediction`.
+        Result of :func:`read_prediction`.
     keys
         Names of the slots.
     key
-        Where the prediction is, in ``uns``.
+        Key of the prediction in ``uns``.
     metrics
         Names of metrics.
     seed
-        Seed of everything random.
+        Seed for all random draws.
     **options
         ``baselines``, ``n_bootstrap`` and ``max_cells`` of :func:`scgalore.perturb.scores.evaluation.evaluate`.
     """
@@ -64,7 +64,7 @@ def score_prediction(
     refuse_other_scale(adata, key, screen)
     found = evaluate(screen, prediction, metrics=list(metrics), seed=seed, **options)
     params = {"key": key, "metrics": list(metrics), **options, "rng": seed}
-    # Genes in rows, as in the prediction: HDF5 refuses tables with thousands of columns.
+    # Genes in rows, as in the prediction: HDF5 does not support tables with thousands of columns.
     observed = found.observed.T.set_axis(adata.uns[key]["effects"].index, axis=0)
     result = {"params": params, "scores": found.scores, "summary": found.summary, "observed": observed}
     result |= {"version": __version__} | ({} if found.n_de is None else {"n_de": found.n_de})
@@ -72,7 +72,7 @@ def score_prediction(
 
 
 def read_prediction(adata: AnnData, key: str) -> tuple[Prediction, Mapping[str, Any]]:
-    """What was predicted, with genes by the names they have in the data, and the parameters of that call."""
+    """Read a prediction, with gene names as in the data, and the parameters of its call."""
     result = read_prediction_record(adata, key)
     params, means, effects = result["params"], result["means"], result["effects"]
     prediction = Prediction(
@@ -87,7 +87,7 @@ def read_prediction(adata: AnnData, key: str) -> tuple[Prediction, Mapping[str, 
 
 
 def _screen(adata: AnnData, params: Mapping[str, Any]) -> Screen:
-    """The cells the prediction is compared with, read as they were for it."""
+    """Read the cells with the parameters of the prediction."""
     read: dict[str, Any] = {name: params.get(name) for name in (*READ, "split_key", "log_base")}
-    # What the prediction knew of vectors is in its record.
+    # Vectors used for the prediction are in its record.
     return Screen.from_adata(adata, **read | label_options(params) | {"vectors_key": None})

@@ -1,4 +1,4 @@
-"""Training on a perturbation screen: what the network corrects, the cells, the objective, and what the run is remembered by."""
+"""Training on a perturbation screen: prior, cells, objective and memory."""
 
 from __future__ import annotations
 
@@ -28,10 +28,10 @@ from scgalore.tasks.perturbation.agents import place_compounds, token_name
 from scgalore.tasks.perturbation.memory import PerturbationMemory, memory_of
 from scgalore.tasks.perturbation.networks import (
     RowsOfCells,
+    extend_vocabulary,
     flag_tokenizer,
     gene_vectors,
     genes_seen,
-    know_genes,
     training_cells,
 )
 
@@ -53,15 +53,15 @@ __all__ = ["NO_PRIOR", "Fitting", "prepare_screen", "remember_screen"]
 NO_PRIOR = "none"
 
 FEWEST_TO_SHARE = 4
-"""Training perturbations of which some can be spared."""
+"""Minimum number of training perturbations for holding out some for validation."""
 
 PROBED = 4
-"""Cells of the step from which the time of an epoch is estimated."""
+"""Number of cells in the step that is timed to estimate the duration of an epoch."""
 
 
 @dataclass(frozen=True)
 class Fitting:
-    """What is known of a run before it begins and needed when it has ended.
+    """State of a run that is determined before training and needed after it.
 
     Attributes
     ----------
@@ -70,23 +70,23 @@ class Fitting:
     rows
         Its training and validation perturbations.
     genes
-        Which genes the weights knew before, and with which share of the expression.
+        Genes in the initial vocabulary, and their fraction of the expression.
     prior
-        What the network corrects, fitted to everything but test cells; ``None`` without one.
+        Prior that the network corrects, fitted to all but test cells, or ``None``.
     choice
-        Why it is that; ``None`` where it was named.
+        Scores by which the prior was chosen; ``None`` if it was named.
     params
-        How the network was made.
+        Parameters of the network.
     scores
         Pearson delta of the baselines on the validation perturbations.
     start
-        Score of the prior alone; infinity where the network does not start from it.
+        Score of the prior alone; infinity if the network does not start from it.
     started
-        Time at which the run began.
+        Start time of the run.
     controls
         Means of the control cells.
     vectors
-        Vectors of the compounds; ``None`` without.
+        Vectors of the compounds, or ``None``.
     """
 
     screen: Screen
@@ -116,34 +116,34 @@ def prepare_screen(
     hold_out: bool = True,
     flag_unmeasured: bool = True,
 ) -> Prepared:
-    """Make a network that reads perturbation flags, its training cells, and the prior that it corrects.
+    """Create a network with perturbation flags, its training data, and the prior that it corrects.
 
     Parameters
     ----------
     task
         The task.
     model
-        To start from; it is not changed.
+        Initial model; not modified.
     screen
-        With a split.
+        Screen with a split.
     config
-        How to train.
+        Training configuration.
     prior
-        Rule that the network corrects, of :data:`scgalore.perturb.PRIORS`; ``"chosen"`` by the training perturbations, or
-        ``"none"``.
+        Prior that the network corrects, from :data:`scgalore.perturb.PRIORS`; ``"chosen"`` on the training
+        perturbations, or ``"none"``.
     genes_per_step
-        Genes of a training step; ``None`` takes all.
+        Number of genes per training step; ``None`` uses all.
     ranks
-        Rank of each gene for a curriculum, 0 the best, NaN for genes without, shape ``(n_vars,)``.
+        Rank of each gene for a curriculum, 0 is the best, NaN for unranked genes, shape ``(n_vars,)``.
     monitor
-        What chooses the epoch; the effects on validation perturbations when left out.
+        Metric for selecting the epoch; by default the effects on validation perturbations.
     held_out
-        Whether the network also sees what the prior predicts for perturbations it was not fitted to.
+        Whether the network also sees cross-validated predictions of the prior.
     hold_out
-        Whether some training perturbations choose the epoch where there are no validation perturbations. The prior is fitted to
-        them all the same.
+        Whether to hold out some training perturbations for selecting the epoch if there are no validation
+        perturbations. The prior is fitted to them as well.
     flag_unmeasured
-        Whether perturbed genes that are not measured are tokens. This and the three before are for ablations.
+        Whether unmeasured perturbed genes are tokens. This and the previous three parameters are for ablations.
     """
     started = time.perf_counter()
     seen = _with_validation(screen) if hold_out and prior != NO_PRIOR else screen
@@ -154,7 +154,7 @@ def prepare_screen(
     check_genes(screen.conditions, lambda gene: tokens_of_each([gene], model.vocab, species=species)[0] >= 0)
     genes = genes_seen(screen, model.vocab)
     names = list(dict.fromkeys(map(token_name, agents)))
-    vocab, added = know_genes(model.vocab, screen.genes, names, species=species)
+    vocab, added = extend_vocabulary(model.vocab, screen.genes, names, species=species)
     network = model.network.perturbation_variant(len(vocab), len(model.vocab), seed=config.seed)
     vectors = of_compounds = None
     if screen.vectors is not None:
@@ -168,7 +168,7 @@ def prepare_screen(
     expected = None if recipe is None else rows.prior(recipe, vectors)
     before = memory_of(model)
     corrects = before is not None and before.prior is not None
-    if expected is not None and not corrects:  # what another decoder predicts is not a correction
+    if expected is not None and not corrects:  # the output of another decoder is not a correction
         network.start_at_zero()
     tokenizer = flag_tokenizer(network, vocab, screen.genes, species=species, flag_unmeasured=flag_unmeasured)
     cells = training_cells(
@@ -184,14 +184,14 @@ def prepare_screen(
     if ranks is not None:
         cells = cells.with_ranks(ranks)
     if len(rows.validation) == 0:
-        config = replace(config, patience=None)  # nothing to be patient about
+        config = replace(config, patience=None)  # without validation
     scores = _validation_scores(rows, tokenizer.columns, of_compounds)
     start = math.inf
     if expected is not None and len(rows.validation):
         of_prior = _mean_pearson(expected[len(rows.train) :], rows.validation, tokenizer.columns)
         scores[f"prior ({prior})"] = of_prior
         if network.starts_at_zero:
-            # Metrics are logged in single precision, in which the prior must not look better than itself.
+            # Metrics are logged in single precision; rounding must not make the prior better than itself.
             start = float(np.float32(1 - of_prior))
     _report(rows, added, scores, choice)
     known = screen.profiles("train", "validation")
@@ -209,19 +209,17 @@ def prepare_screen(
     fitting = Fitting(screen, rows, genes, fitted, choice, params, scores, start, started, controls, of_compounds)
     objective, split = _objective(start, monitor), _split(seen)
     seconds = _expected_seconds(network, cells, split, pick_device(config.accelerator))
-    logg.info(
-        f"    expected to take about {seconds:,.0f} s an epoch, of which there are at most {config.max_epochs}{_end(config)}"
-    )
+    logg.info(f"    expected time: {seconds:,.0f} s per epoch, at most {config.max_epochs} epochs{_end(config)}")
     return Prepared(task, cells, split, objective, config, network=network, vocab=vocab, state=fitting)
 
 
 def refuse_without_vectors(screen: Screen) -> None:
-    """Raise :class:`~scgalore.errors.DataError` if compounds are held out that nothing could tell apart.
+    """Raise :class:`~scgalore.errors.DataError` if held-out compounds cannot be distinguished.
 
     Parameters
     ----------
     screen
-        With a split.
+        Screen with a split.
     """
     if screen.conditions.kind == "gene" or screen.vectors is not None:
         return
@@ -233,17 +231,17 @@ def refuse_without_vectors(screen: Screen) -> None:
     )
     if held - trained:
         msg = (
-            f"The split holds out {len(held - trained)} compounds that are not trained on ({few(sorted(held - trained))}), and "
-            "compounds are known by name only, so nothing tells what they do. Pass vectors_key= with a vector of each "
+            f"The split holds out {len(held - trained)} compounds that are not trained on ({few(sorted(held - trained))}), but "
+            "without vectors only training compounds can be predicted. Pass vectors_key= with a vector for each "
             "compound, or hold out doses: sg.pp.split_perturbations(adata, 'dose', pert_kind='compound', ...)."
         )
         raise DataError(msg)
 
 
 def _with_validation(screen: Screen) -> Screen:
-    """The screen with a quarter of its training perturbations in the validation part, if nothing is there.
+    """Move a quarter of the training perturbations to the validation split, if it is empty.
 
-    Otherwise nothing would tell whether the network does better than its prior, and its last epoch would be used.
+    Otherwise the network could not be compared with its prior, and its last epoch would be used.
     """
     assert screen.parts is not None
     codes, parts = screen.conditions.codes, screen.parts
@@ -252,21 +250,21 @@ def _with_validation(screen: Screen) -> Screen:
         return screen
     chosen = np.random.default_rng(0).permutation(names)[: max(2, len(names) // 4)]
     logg.info(
-        f"    no perturbation is there to validate on: {len(chosen)} of {len(names)} to train on choose the epoch; the prior is fitted to all"
+        f"    no validation perturbations: {len(chosen)} of {len(names)} training perturbations are used to select the epoch; the prior is fitted to all"
     )
     moved = np.where((parts == "train") & np.isin(codes, chosen), "validation", parts)
     return replace(screen, parts=moved)
 
 
 def remember_screen(prepared: Prepared, result: TrainResult) -> PerturbationMemory:
-    """What a fitted model keeps of its screen.
+    """Create the memory of a fitted model.
 
     Parameters
     ----------
     prepared
-        From :func:`prepare_screen`.
+        Result of :func:`prepare_screen`.
     result
-        What training left.
+        Result of training.
     """
     fitting: Fitting = prepared.state
     return PerturbationMemory(
@@ -282,13 +280,13 @@ def remember_screen(prepared: Prepared, result: TrainResult) -> PerturbationMemo
 
 
 def _expected_seconds(network: CellNetwork, cells: PerturbationCells, split: Split, device: torch.device) -> float:
-    """How long an epoch will take, from one step of a few cells."""
+    """Estimate the duration of an epoch from one step of a few cells."""
     train, validation = (rows[cells.rows[rows] >= 0] for rows in (split.train, split.validation))
     few = train[np.linspace(0, len(train) - 1, min(PROBED, len(train))).astype(int)]
     batch = cells.batch(BatchRequest(few)).to(device)
     network.eval().to(device)
     try:
-        for _ in range(2):  # the first of them finds out how to compute
+        for _ in range(2):  # the first step is a warm-up
             started = time.perf_counter()
             encoded = network.encode(
                 batch.genes, batch.values, batch.padding_if_any, cell_only=False, **batch.conditions
@@ -305,18 +303,18 @@ def _expected_seconds(network: CellNetwork, cells: PerturbationCells, split: Spl
 
 
 def _end(config: TrainConfig) -> str:
-    return "" if config.patience is None else f", and {config.patience} where none beats the prior"
+    return "" if config.patience is None else f", {config.patience} if none is better than the prior"
 
 
 def _objective(start: float, monitor: str | None) -> PerturbationObjective:
     if monitor is None:
         return PerturbationObjective(start)
-    # The score of the start is not comparable with other metrics.
+    # The initial score is not comparable with other metrics.
     return PerturbationObjective(start if monitor == "validation_score" else math.inf, monitor=monitor)
 
 
 def _split(screen: Screen) -> Split:
-    """Cells that are left out are not trained on either, which is all that a run asks."""
+    """Split for a run; excluded cells are only not trained on."""
     assert screen.parts is not None
     train, validation = (np.flatnonzero(screen.parts == part) for part in ("train", "validation"))
     rest = np.flatnonzero(~np.isin(screen.parts, ("train", "validation")))
@@ -346,16 +344,16 @@ def _mean_pearson(effects: NDArray[np.float64], rows: Profiles, columns: NDArray
 
 
 def _report(rows: RowsOfCells, added: list[str], scores: dict[str, float], choice: Choice | None) -> None:
-    logg.info(f"    {len(rows.train)} perturbations to train on, {len(rows.validation)} to validate on")
+    logg.info(f"    {len(rows.train)} training perturbations, {len(rows.validation)} validation perturbations")
     if added:
-        logg.info(f"    {len(added):,} genes are new to the vocabulary and start from random embeddings")
+        logg.info(f"    {len(added):,} genes are added to the vocabulary with random embeddings")
     if choice is not None and choice.table["chosen"].any():
         of_question = choice.table[choice.table["chosen"]].set_index("question")["weights"]
-        told = [f"{weights or 'own gene'} where a gene is {question}" for question, weights in of_question.items()]
-        logg.info(f"    the prior, chosen by training perturbations that were left out: {'; '.join(told)}")
+        told = [f"{weights or 'own gene'} for {question} genes" for question, weights in of_question.items()]
+        logg.info(f"    prior, chosen by cross-validation on training perturbations: {'; '.join(told)}")
     if scores:
         best = max(scores, key=lambda name: scores[name])
-        logg.info(f"    Pearson delta on validation perturbations to beat: {scores[best]:.3f} ({best})")
+        logg.info(f"    best baseline on validation perturbations: Pearson delta {scores[best]:.3f} ({best})")
 
 
 def _by_part(screen: Screen) -> dict[str, list[str]]:

@@ -1,4 +1,4 @@
-"""What a model keeps of the perturbation screen it was fine-tuned on, and the files it is saved to."""
+"""Memory of the perturbation screen that a model was fine-tuned on, and its files."""
 
 from __future__ import annotations
 
@@ -38,39 +38,39 @@ SCREEN_BYTES = 1 << 28  # names of genes and perturbations, for every context
 CONTENT = {
     "genes": NAMES,
     "perturbations": Kind(
-        "it must give a list of names for each part of the split",
+        "it must give a list of names for each split",
         lambda value: OBJECT.fits(value) and all(map(are(STRING.fits), value.values())),
     ),
     "params": OBJECT,
     "stats": OBJECT,
     "prior": nullable(STRING),
 }
-"""What ``screen.json`` must hold."""
+"""Required fields of ``screen.json``."""
 CONTROL_MEANS, VECTORS = "control_means", "compound_vectors"
 
 
 @dataclass(frozen=True)
 class PerturbationMemory:
-    """What a model keeps of its screen in addition to the weights.
+    """Information on the screen that a model stores with its weights.
 
     Attributes
     ----------
     genes
         Names of the measured genes.
     prior
-        Rule that the network's output is added to, fitted to everything but test cells; ``None`` without one.
+        Prior that the network's output is added to, fitted to all but test cells, or ``None``.
     perturbations
-        Canonical names by part of the split.
+        Canonical names by split.
     params
-        How the screen was read and the model was made.
+        Parameters for reading the screen and making the model.
     stats
-        What the training run took and why it ended.
+        Statistics of the training run, and why it ended.
     choice
-        Scores by which the prior was chosen, on perturbations that it was not fitted to; ``None`` where it was named.
+        Cross-validated scores by which the prior was chosen; ``None`` if it was named.
     controls
-        Means of the control cells, which tell whether other data are on the same scale; ``None`` in models of version 0.5.0.
+        Means of the control cells, to check the scale of other data; ``None`` in models of version 0.5.0.
     vectors
-        Vectors of the compounds, one row a compound; ``None`` without.
+        Vectors of the compounds, one row per compound, or ``None``.
     """
 
     genes: tuple[str, ...] = field(repr=False)
@@ -85,20 +85,20 @@ class PerturbationMemory:
     outlives_training: bool = False
 
     def to_config(self) -> dict[str, Any]:
-        """Nothing: all of it is in files of its own."""
+        """Empty, since everything is in separate files."""
         return {}
 
     def files(
         self, provenance: Mapping[str, Any], evaluation: Mapping[str, Any] | None = None
     ) -> dict[str, str | bytes]:
-        """Content of the files: what the model needs again, and two for people, the statistics and the card.
+        """Content of the files: those that the model needs, and two for readers, statistics and model card.
 
         Parameters
         ----------
         provenance
-            Of the weights.
+            Provenance of the weights.
         evaluation
-            Scores for the card, as :func:`scgalore.tl.evaluate_perturbation` wrote them.
+            Scores for the card, as written by :func:`scgalore.tl.evaluate_perturbation`.
         """
         content = {
             "genes": list(self.genes),
@@ -139,12 +139,12 @@ class PerturbationMemory:
 
 
 def memory_of(model: TaskModel) -> PerturbationMemory | None:
-    """What a model keeps of its screen; ``None`` if it was not fine-tuned on one."""
+    """Memory of the screen of a model; ``None`` if it was not fine-tuned on one."""
     return model.memory if isinstance(model.memory, PerturbationMemory) else None
 
 
 def read_memory(folder: Path) -> PerturbationMemory | None:
-    """Read what :meth:`PerturbationMemory.files` made; ``None`` where the model was not trained on a screen.
+    """Read the files of :meth:`PerturbationMemory.files`; ``None`` if the model was not trained on a screen.
 
     Parameters
     ----------
@@ -176,7 +176,7 @@ def read_memory(folder: Path) -> PerturbationMemory | None:
             vectors=_vectors(content, arrays),
         )
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        msg = f"{folder / SCREEN} and {EFFECTS} are damaged or do not belong together ({error}). Save the model again."
+        msg = f"{folder / SCREEN} and {EFFECTS} are damaged or inconsistent ({error}). Save the model again."
         raise WeightsError(msg) from error
 
 
@@ -196,14 +196,14 @@ def _vectors(content: dict[str, Any], arrays: dict[str, np.ndarray]) -> pd.DataF
 
 
 TABLES = ("intercept", "unknown", "rows")
-"""Arrays of a rule of genes."""
+"""Arrays of a rule for genes."""
 
 DOSE_TABLES = ("rows", "doses", "numbers")
-"""Arrays of a rule of compounds; those of its space are the vectors and the control expression of contexts."""
+"""Arrays of a rule for compounds; those of its space are the vectors and the control expression of contexts."""
 
 
 def _written(fitted: Fitted, arrays: dict[str, np.ndarray], written: dict[int, dict[str, Any]]) -> dict[str, Any]:
-    """What a recipe was fitted to, in JSON; what takes space is added to the arrays, once for rules that contexts share."""
+    """Fitted recipe as JSON; large parts are added to the arrays, once for rules shared by contexts."""
     rules = []
     for weights, rule in zip(fitted.weights.T.tolist(), fitted.rules, strict=True):
         if id(rule) not in written:
@@ -242,7 +242,7 @@ def _effects(content: dict[str, Any], arrays: dict[str, np.ndarray], genes: tupl
 
 
 def _fitted(part: dict[str, Any], arrays: dict[str, np.ndarray], n: int) -> Fitted:
-    # Up to version 0.7.0 a prior was one rule, and its description stood where the list of rules is now.
+    # Up to version 0.7.0 a prior was a single rule, with its description in place of the list of rules.
     written = part.get("rules", [part])
     rules = [_rule(rule, arrays, n) for rule in written]
     weights = np.array([rule.get("weights", [1.0] * len(QUESTIONS)) for rule in written], dtype=np.float64)

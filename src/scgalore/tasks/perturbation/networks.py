@@ -1,4 +1,4 @@
-"""From a network that embeds cells to one that predicts perturbations, its training data, and its predictions."""
+"""Perturbation variants of networks, their training data, and their outputs."""
 
 from __future__ import annotations
 
@@ -37,14 +37,14 @@ __all__ = [
     "flag_tokenizer",
     "gene_vectors",
     "genes_seen",
-    "know_genes",
+    "extend_vocabulary",
     "predict_outputs",
     "training_cells",
 ]
 
 
 def genes_seen(screen: Screen, vocab: GeneVocab) -> dict[str, Any]:
-    """Say which measured genes a vocabulary knows, and with which share of the expression; for ``uns``.
+    """Report on the measured genes in a vocabulary and their fraction of the expression, for ``uns``.
 
     Parameters
     ----------
@@ -56,7 +56,7 @@ def genes_seen(screen: Screen, vocab: GeneVocab) -> dict[str, Any]:
     Raises
     ------
     DataError
-        If no measured gene is in the vocabulary, or the share is smaller than ``min_matched``.
+        If no measured gene is in the vocabulary, or the fraction is smaller than ``min_matched``.
     """
     reading, matrix = screen.reading, screen.expression.matrix
     match = match_genes(screen.genes, vocab, species=reading.species, columns=screen.columns)
@@ -66,19 +66,19 @@ def genes_seen(screen: Screen, vocab: GeneVocab) -> dict[str, Any]:
     return {**match.report(), **seen.report()}
 
 
-def know_genes(
+def extend_vocabulary(
     vocab: GeneVocab, measured: Sequence[str], perturbed: Iterable[str], *, species: str = "human"
 ) -> tuple[GeneVocab, list[str]]:
-    """Add what a vocabulary lacks, so that each measured gene and whatever perturbs is a token of its own.
+    """Extend a vocabulary, so that each measured gene and each perturbation has its own token.
 
     Parameters
     ----------
     vocab
-        Of the weights training starts from.
+        Vocabulary of the initial weights.
     measured, perturbed
-        Names of genes, and of the tokens of what perturbs.
+        Names of genes, and of tokens of perturbations.
     species
-        Whose genes they are.
+        Species of the genes.
 
     Returns
     -------
@@ -103,7 +103,7 @@ def _appended(vocab: GeneVocab, names: Sequence[str]) -> dict[str, int]:
 def gene_vectors(
     network: CellNetwork, vocab: GeneVocab, genes: Iterable[str], *, species: str = "human"
 ) -> pd.DataFrame:
-    """Embeddings of genes, one row a gene that the vocabulary has, float32."""
+    """Embeddings of genes, one row per gene in the vocabulary, float32."""
     genes = list(dict.fromkeys(genes))
     tokens = np.array(tokens_of_each(genes, vocab, species=species))
     known = np.flatnonzero(tokens >= 0)
@@ -123,7 +123,7 @@ class RowsOfCells:
     of_cell
         Row of each cell among training rows followed by validation rows, int64 ``(n_obs,)``; -1 for other cells.
     species
-        Whose genes are measured and perturbed.
+        Species of the measured and perturbed genes.
     """
 
     train: Profiles
@@ -133,23 +133,23 @@ class RowsOfCells:
 
     @property
     def lowest_dose(self) -> float | None:
-        """Lowest dose of the training rows; ``None`` where genes are perturbed."""
+        """Lowest dose of the training rows; ``None`` for gene perturbations."""
         doses = [Agent.of(agent).dose for agents in self.train.perturbed for agent in agents]
         return min((dose for dose in doses if dose is not None), default=None)
 
     @classmethod
     def of(cls, screen: Screen) -> RowsOfCells:
-        """Average the cells of both parts; test cells are not looked at.
+        """Average the cells of both splits; test cells are not used.
 
         Raises
         ------
         DataError
-            If no perturbation is there to train on.
+            If there are no training perturbations.
         """
         assert screen.parts is not None
         train, validation = screen.profiles("train"), screen.profiles("validation")
         if len(train) == 0:
-            msg = "No perturbed cell belongs to the part 'train' of the split. Choose another split, or another kind of it."
+            msg = "No perturbed cell is in 'train'. Choose another split, or another kind of split."
             raise DataError(msg)
         contexts = screen.contexts if screen.contexts is not None else np.full(len(screen.conditions.codes), "")
         of_cell = np.full(len(contexts), -1)
@@ -163,30 +163,30 @@ class RowsOfCells:
         return cls(train, validation, of_cell, screen.reading.species)
 
     def prior(self, recipe: Recipe, embeddings: pd.DataFrame | None) -> NDArray[np.float64]:
-        """What a recipe that is fitted to the training rows says of every row."""
+        """Predictions for every row of a recipe fitted to the training rows."""
         fitted = recipe.fit(self.train, embeddings=embeddings)
         return np.concatenate([fitted.predict_rows(part) for part in (self.train, self.validation)])
 
     def held_out_prior(self, recipe: Recipe, embeddings: pd.DataFrame | None) -> NDArray[np.float64]:
-        """The same, but of each training row what the recipe says when it is fitted to others."""
+        """Predictions for every row, cross-validated for training rows."""
         of_train = held_out_effects(recipe, self.train, embeddings=embeddings)
         fitted = recipe.fit(self.train, embeddings=embeddings)
         return np.concatenate([of_train, fitted.predict_rows(self.validation)])
 
     def targets(self, vocab: GeneVocab, *, known: bool, held_out: bool = False) -> tuple[Targets, ...]:
-        """What perturbs every row, with those marked that the training rows of its context hold.
+        """Perturbation of every row, with a mark for agents known from the training rows of its context.
 
-        A context without training rows gets what was fitted to all of them, and so does every context if the rules know
-        of all contexts.
+        Contexts without training rows use the fit to all rows, as do all contexts if the rules are fitted to
+        all contexts.
 
         Parameters
         ----------
         vocab
-            Knows every perturbed gene.
+            Vocabulary with every perturbed gene.
         known
-            Whether there is a prior that could know them.
+            Whether there is a prior.
         held_out
-            Whether a training row itself does not count.
+            Whether to ignore the training row itself.
         """
         train, validation = self.train, self.validation
         counts = Counter(
@@ -219,26 +219,26 @@ def training_cells(
     n_genes: int | None,
     seed: int,
 ) -> PerturbationCells:
-    """Put a screen in the form that training reads.
+    """Create the training data from a screen.
 
     Parameters
     ----------
     screen
         The cells.
     rows
-        Their rows.
+        Rows of the cells.
     vocab
-        Knows every perturbed gene.
+        Vocabulary with every perturbed gene.
     tokenizer
-        Makes tokens of the measured genes.
+        Tokenizer of the measured genes.
     prior
-        Effect of each row that the network need not learn, ``(n_rows, n_genes)``.
+        Prior effect of each row, ``(n_rows, n_genes)``.
     held_out
-        The same from a prior that has not seen the row; ``None`` never shows that one.
+        Cross-validated prior effects; ``None`` does not use them.
     n_genes
-        Genes of a training step.
+        Number of genes per training step.
     seed
-        Seed of pairing and drawing.
+        Seed for pairing and sampling.
     """
     parts = (rows.train, rows.validation)
     contexts = np.concatenate([part.contexts for part in parts])
@@ -265,7 +265,7 @@ def training_cells(
 def flag_tokenizer(
     network: CellNetwork, vocab: GeneVocab, genes: Sequence[str], *, species: str = "human", **options: Any
 ) -> FlagTokenizer:
-    """Tokens for these measured genes, as this network reads them."""
+    """Tokenizer for these measured genes and this network."""
     config = network.config
     return FlagTokenizer(
         match_genes(genes, vocab, species=species).token_ids,
@@ -287,22 +287,22 @@ def predict_outputs(
     batch_cells: int,
     device: torch.device,
 ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    """Run a perturbation network over cells with flags.
+    """Run a perturbation network on cells with flags.
 
     Parameters
     ----------
     network
         The network.
     tokenizer
-        Makes tokens.
+        Tokenizer of the network.
     expression
         Expression in the tokenizer's columns, float32 ``(b, n_columns)``.
     targets
         Genes to flag in each cell.
     batch_cells
-        Cells in a batch.
+        Number of cells per batch.
     device
-        Where to compute.
+        Torch device.
 
     Returns
     -------
@@ -311,7 +311,7 @@ def predict_outputs(
     Raises
     ------
     DataError
-        If there is NaN or infinity in them.
+        If the outputs contain NaN or infinite values.
     """
     network.eval().to(device)
     columns = tokenizer.columns

@@ -1,4 +1,4 @@
-"""Predicted means and effects of perturbations, as they are written to an AnnData."""
+"""Predicted means and effects of perturbations, in the form written to an AnnData."""
 
 from __future__ import annotations
 
@@ -39,20 +39,20 @@ __all__ = ["Wanted", "predict_wanted"]
 
 
 class Wanted:
-    """Which perturbations to predict, read from an AnnData; refuses what cannot be predicted before any work.
+    """Perturbations to predict, read from an AnnData and checked before any work.
 
     Parameters
     ----------
     adata
         Cells by genes.
     perturbations
-        Labels to predict; ``None`` takes those of the test split, or all without a split.
+        Labels to predict; ``None`` uses those of the test split, or all without a split.
     read
-        From :func:`~scgalore.tasks.perturbation.reading.read_params`.
+        Result of :func:`~scgalore.tasks.perturbation.reading.read_params`.
     model
-        That is to predict, and may write labels otherwise than the data.
+        Model for the prediction, whose labels may have another format than those of the data.
     per_cell
-        Column of ``adata.obs`` that names a perturbation for every cell.
+        Column of ``adata.obs`` with a perturbation for each cell.
     """
 
     def __init__(
@@ -74,7 +74,7 @@ class Wanted:
         #: One row per prediction: perturbation, context and genes.
         self.rows = _rows(names, self.screen, self.controls)
         agents = {agent for part in (*self.rows["genes"], *(self.by_cell or ())) for agent in part}
-        #: The model, which knows compounds that came with vectors.
+        #: The model, extended by compounds with vectors in the data.
         self.model = with_compounds(model, agents, self.screen.vectors)
         refuse_unknown(agents, self.model.vocab, species=self.screen.reading.species)
 
@@ -88,22 +88,22 @@ def predict_wanted(
     batch_tokens: int | None = None,
     seed: int = 0,
 ) -> Results:
-    """Predict, and put the results into the form that :func:`scgalore.tl.predict_perturbation` documents.
+    """Predict, and return the results documented in :func:`scgalore.tl.predict_perturbation`.
 
     Parameters
     ----------
     wanted
-        What to predict, with the model that predicts.
+        Perturbations to predict, with the model.
     keys
         Names of the slots.
     device
-        Where to compute.
+        Torch device.
     n_controls
-        Control cells of a context that a prediction is averaged over.
+        Number of control cells per context to average a prediction over.
     batch_tokens
         Maximum number of tokens per batch.
     seed
-        Seed of the choice of control cells.
+        Seed for sampling control cells.
     """
     rows, screen, read, model = wanted.rows, wanted.screen, wanted.read, wanted.model
     refuse_other_scale(model, screen, wanted.controls)
@@ -150,7 +150,7 @@ def _names(perturbations: Label | Sequence[Label] | None, screen: Screen, model:
     one = isinstance(perturbations, str) or not isinstance(perturbations, Iterable)
     labels: list[Label] = [perturbations] if one else list(perturbations)  # type: ignore[arg-type, list-item]
     if not labels:
-        msg = "perturbations is empty. Name some, such as 'KLF1+MAP2K6', or pass None for those of the test split."
+        msg = "perturbations is empty. Pass at least one, such as 'KLF1+MAP2K6', or None for those of the test split."
         raise OptionError(msg)
     return list(map(canonical_name, perturbed_genes(labels, screen, model)))
 
@@ -170,7 +170,7 @@ def _rows(names: list[str] | None, screen: Screen, controls: Profiles) -> pd.Dat
     else:
         pairs = [(code, name) for code in range(len(contexts)) if controls.n_controls[code] for name in names]
     if not pairs:
-        msg = "No perturbation is there to predict. Name some: perturbations=['KLF1+MAP2K6']."
+        msg = "There are no perturbations to predict. Pass some, as in perturbations=['KLF1+MAP2K6']."
         raise OptionError(msg)
     table = pd.DataFrame(pairs, columns=["context_code", "perturbation"])
     table["context"] = [contexts[code] for code in table["context_code"]]
@@ -225,7 +225,7 @@ def _content(
 
 
 def _vectors(model: TaskModel, screen: Screen, rows: pd.DataFrame) -> dict[str, pd.DataFrame]:
-    """Vectors that baselines are given too: the model's embeddings of perturbed genes, or those of compounds if there are some."""
+    """Vectors for the baselines: the model's embeddings of perturbed genes, or the vectors of compounds."""
     agents = sorted({agent for part in (*screen.conditions.genes, *rows["genes"]) for agent in part})
     if screen.conditions.kind == "gene":
         vectors = gene_vectors(model.network, model.vocab, agents, species=screen.reading.species)

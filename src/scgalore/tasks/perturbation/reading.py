@@ -1,4 +1,4 @@
-"""How the tools for perturbations read an object, and what a model has been trained on."""
+"""Parameters for reading an object with perturbations, and the training perturbations of a model."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ __all__ = [
 
 
 def _is_control(value: object) -> bool:
-    """Whether it is a label, or a sequence of labels, as text or numbers."""
+    """Whether a value is a label, or a sequence of labels, as text or numbers."""
     several = isinstance(value, Iterable) and not isinstance(value, str | bytes | Mapping)
     labels = list(value) if several else [value]  # type: ignore[call-overload]
     return bool(labels) and all(
@@ -55,7 +55,7 @@ def _is_control(value: object) -> bool:
 
 
 def _control_of(text: str) -> Any:
-    """Control from a command line: a label, labels between commas, or a list in JSON for labels that hold commas."""
+    """Parse control from a command line: a label, comma-separated labels, or a JSON list for labels with commas."""
     found = as_json(text) if text.startswith("[") else text
     return comma_separated(found) if isinstance(found, str) and "," in found else found
 
@@ -83,14 +83,14 @@ READ = (
 
 
 def read_params(adata: AnnData, model: TaskModel, given: dict[str, Any], split_key: str | None) -> dict[str, Any]:
-    """How to read the object: as asked for, else as the model's own data were read, as far as columns are here."""
+    """Parameters for reading the object: as given, else as for the model's training data if the columns exist."""
     memory = memory_of(model)
     own = {} if memory is None else memory.params
     read = {name: own.get(name) if value is None else value for name, value in given.items()}
     read["pert_key"] = read["pert_key"] or "perturbation"
     read["pert_kind"] = read["pert_kind"] or PERT_KINDS[0]
     labels = set(texts_of(read_column(adata.obs, read["pert_key"], asked="pert_key"))) - {None}
-    # Other data may spell control and the joint of genes otherwise.
+    # Other data may use another control label and separator.
     if given["control"] is None:
         read["control"] = [
             name for name in asked_controls(read["control"]) if same_label(name, labels) in labels
@@ -101,28 +101,28 @@ def read_params(adata: AnnData, model: TaskModel, given: dict[str, Any], split_k
         if given[name] is None and read[name] not in adata.obs:
             read[name] = None
     if given["vectors_key"] is None and read["vectors_key"] not in {*adata.uns, *adata.obsm}:
-        read["vectors_key"] = None  # the model keeps those of its training data
+        read["vectors_key"] = None  # the model stores those of its training data
     if split_key is None:
         split_key = _split_key(adata, memory, read)
-    # What is predicted and what it is compared with are logarithms to the base that the model was trained on.
+    # Predictions and measurements are logarithms to the base of the training data.
     return {**read, "split_key": split_key, "log_base": own.get("log_base")}
 
 
 def _split_key(adata: AnnData, memory: PerturbationMemory | None, read: Mapping[str, Any]) -> str | None:
-    """Column with the split that the model was trained with, or with one that was made for these perturbations."""
+    """Column with the split of the model's training, or with a split made for these perturbations."""
     where = {name: read[name] for name in ("pert_key", "context_key", "dose_key")}
     key = None if memory is None else memory.params.get("split_key")
     if memory is not None and key is not None and key in adata.obs.columns:
         if _is_split_of(memory, adata, key, read):
             return key
-        message = f"    adata.obs[{key!r}] is not the split that the model was trained with, and is not used. split_key={key!r} uses it."
+        message = f"    adata.obs[{key!r}] differs from the split that the model was trained with and is not used. Pass split_key={key!r} to use it."
         if key not in SPLIT_KEYS and logg.is_news(adata, message):
             logg.info(message)
     return own_split(adata, **where)
 
 
 def _is_split_of(memory: PerturbationMemory, adata: AnnData, key: str, read: Mapping[str, Any]) -> bool:
-    """Whether the perturbations of the data are where they were in training; new ones must be in one part each."""
+    """Whether perturbations have the same split as in training; each new one must be in a single split."""
     genes = gene_names(adata, read["gene_symbols"])
     conditions = read_conditions(adata.obs, genes=genes, **label_options(read))
     was: dict[str, set[str]] = {}
@@ -138,14 +138,14 @@ def _is_split_of(memory: PerturbationMemory, adata: AnnData, key: str, read: Map
 
 
 def slots_read(read: Mapping[str, Any], *, records: Iterable[str]) -> list[Read]:
-    """Slots that predicting reads, for :func:`scgalore.data.results.refuse_overwrite`.
+    """Slots read by predictions, for :func:`scgalore.data.results.refuse_overwrite`.
 
     Parameters
     ----------
     read
-        From :func:`read_params`.
+        Result of :func:`read_params`.
     records
-        Keys in ``uns`` of the runs that the model was looked for in.
+        Keys in ``uns`` of the runs searched for the model.
     """
     in_uns = {
         "the split": read["split_key"],
@@ -167,16 +167,16 @@ def require_flags(model: TaskModel) -> None:
 
 
 def perturbed_genes(labels: Sequence[object], screen: Screen, model: TaskModel) -> list[tuple[str, ...]]:
-    """Genes of perturbations that a user names, each once, by their names in a screen.
+    """Genes of the given perturbations, each once, by their names in a screen.
 
     Parameters
     ----------
     labels
-        Labels, written as in the screen, as in the training data of the model, or as canonical names.
+        Labels, in the format of the screen or of the model's training data, or canonical names.
     screen
-        As it was read.
+        The screen.
     model
-        Fine-tuned.
+        Fine-tuned model.
     """
     memory = memory_of(model)
     separator = None if memory is None else memory.params["separator"]
@@ -184,14 +184,14 @@ def perturbed_genes(labels: Sequence[object], screen: Screen, model: TaskModel) 
 
 
 def trained_on(model: TaskModel, conditions: Conditions) -> set[str]:
-    """Perturbations of the training and validation parts, by their names in some data; none for upstream checkpoints.
+    """Training and validation perturbations, by their names in the data; empty for checkpoints of the original scGPT.
 
     Parameters
     ----------
     model
-        Fine-tuned.
+        Fine-tuned model.
     conditions
-        Of the data, which may call a gene otherwise than the training data did.
+        Conditions of the data, which may use other gene names than the training data.
     """
     memory = memory_of(model)
     if memory is None:
@@ -201,14 +201,14 @@ def trained_on(model: TaskModel, conditions: Conditions) -> set[str]:
 
 
 def training_profiles(screen: Screen, model: TaskModel, everything: Profiles) -> Profiles:
-    """Measured perturbations that are no secret: all but the test part, or without a split those the model was trained on.
+    """Measured perturbations that are not held out; without a split, the model's training perturbations.
 
     Parameters
     ----------
     screen
-        As it was read.
+        The screen.
     model
-        Fine-tuned.
+        Fine-tuned model.
     everything
         Profiles of all cells.
     """

@@ -1,4 +1,4 @@
-"""Predict expression after genetic perturbations, those that were not measured included."""
+"""Predict expression after perturbations, including unmeasured ones."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ KEYS = PerturbationKeys()
 SPLIT_SEED = 42
 
 SHOWN = {"pearson_delta": "Pearson of effects", "mse": "squared error", "pds_cosine": "discrimination (cosine)"}
-"""What report and figure show, of all that ``metrics.json`` holds."""
+"""Metrics of ``metrics.json`` that are shown in report and figure."""
 
 
 @dataclass(frozen=True)
@@ -75,7 +75,7 @@ class ScreenReading:
     ranks
         Rank of each gene for a curriculum.
     title
-        What is trained on.
+        Description of the training data.
     """
 
     screen: Screen
@@ -84,7 +84,7 @@ class ScreenReading:
 
 
 class Perturbation(Task):
-    """A network that reads perturbation flags corrects a prior of simple rules."""
+    """Correction of a simple prior by a network with perturbation flags."""
 
     name = "perturbation"
     summary = "to predict expression after perturbations"
@@ -99,28 +99,28 @@ class Perturbation(Task):
         Option(
             "pert_kind",
             choice(*PERT_KINDS),
-            "What perturbs: gene, or compound for drugs, cytokines and other stimuli, whose labels are read as they are.",
+            "Type of perturbation: gene, or compound for drugs, cytokines and other stimuli, whose labels are not parsed.",
             PERT_KINDS[0],
         ),
         Option(
             "dose_key",
             TEXT,
-            "Column of obs with the dose of each compound, a positive number; 0 or missing for control. Left out where each "
-            "compound has one dose only.",
+            "Column of obs with the dose of each compound, a positive number; 0 or missing for control. Omit if each "
+            "compound has a single dose.",
             column="obs",
         ),
         Option(
             "vectors_key",
             TEXT,
-            "Key of vectors of compounds, such as fingerprints: in uns a table with compounds as index, or in obsm a vector for "
-            "each cell. Left out, compounds are known by name, and only those that were trained on can be predicted.",
+            "Key of compound vectors, such as fingerprints: in uns a table with compounds as index, or in obsm a vector for "
+            "each cell. By default compounds are represented by name, and only training compounds can be predicted.",
             column=UNS_OR_OBSM,
         ),
         Option(
             "control",
             CONTROL,
-            "Label of control cells in that column: that label and no other. A pattern such as NT_* or a list, as in "
-            "NT_1,NT_2, pools several. Detected if it is one of the usual words.",
+            "Label of control cells in that column. A pattern such as NT_* or a list, as in "
+            "NT_1,NT_2, pools several labels. By default detected (control, ctrl, non-targeting, ...).",
         ),
         Option(
             "context_key",
@@ -138,47 +138,49 @@ class Perturbation(Task):
         Option(
             "prior",
             choice(CHOSEN, *dict.fromkeys(prior for rules in RULE_SETS.values() for prior in rules.priors), NO_PRIOR),
-            "Rule that the network corrects; chosen: by perturbations that the rules were not fitted to; none: it predicts "
-            "expression itself.",
+            "Baseline that the network corrects; chosen: selected by cross-validation; none: the network predicts "
+            "expression directly, as in the original scGPT.",
             CHOSEN,
         ),
         Option(
             "genes_per_step",
             COUNT,
-            "Genes of a training step, drawn anew for each; perturbed genes are always among them.",
+            "Number of genes per training step, sampled for each step; perturbed genes are always included.",
             shown_default="all",
         ),
     )
     training = {"dropout": 0.0, "max_epochs": 10, "patience": 3, "batch_size": 64, "lr": 1e-3}
     needs = frozenset({"flags"})
     gene_strategy = "perturbation"
-    split_note = "by perturbation, as `sg.pp.split_perturbations` draws them"
+    split_note = "by perturbation, from `sg.pp.split_perturbations`"
     next_steps = (
         '`sg.tl.predict_perturbation(adata, ["A", "A+B"], model=model)` predicts other perturbations; '
         "`sg.tl.evaluate_perturbation(adata, de=True)` adds scores of differential expression, with the extra `eval`."
     )
 
     def check(self, arguments: Mapping[str, Any]) -> dict[str, Any]:
-        """The column of the perturbations has a usual name, and options and prior are for what perturbs."""
+        """Complete and check the arguments, depending on the type of perturbation."""
         found = super().check({"pert_key": "perturbation", **{k: v for k, v in arguments.items() if v is not None}})
         kind, prior = found["pert_kind"], found["prior"]
         check_kind(kind, **{name: found[name] for name in ("dose_key", "vectors_key", "separator")})
         offered = (CHOSEN, *RULE_SETS[kind].priors, NO_PRIOR)
         if prior not in offered:
-            msg = f"prior={prior!r} is not for pert_kind={kind!r}; choose one of {', '.join(map(repr, offered))}."
+            msg = f"prior={prior!r} is not available for pert_kind={kind!r}; choose one of {', '.join(map(repr, offered))}."
             raise OptionError(msg)
         return found
 
     # Training ---------------------------------------------------------------------------------------------------------
 
     def read(self, data: AnnData, call: TrainingCall) -> ScreenReading:
-        """The screen with its split, which is made where there is none, and the ranking of the genes."""
+        """Read the screen, its split (drawn by default), and the ranking of the genes."""
         if not isinstance(data, AnnData) or call.validation is not None or call.split is not None:
-            msg = "Perturbations are read from one AnnData with a split in obs. Pass that, with sg.pp.split_perturbations(adata)."
+            msg = (
+                "task='perturbation' needs a single AnnData with a split in obs. See sg.pp.split_perturbations(adata)."
+            )
             raise OptionError(msg)
         n_processes = training_processes(call.config).size
         if n_processes > 1:
-            msg = f"{n_processes} processes were asked for, and perturbations are trained by one. Leave out devices=, num_nodes= and the launcher."
+            msg = f"task='perturbation' runs in a single process, but there are {n_processes}. Omit devices=, num_nodes= and the launcher."
             raise OptionError(msg)
         read = {name: call.arguments[name] for name in (*LABELS, "context_key", "batch_key", "vectors_key")}
         split_key = call.split_key or self.own_split_key(data, call.arguments)
@@ -186,7 +188,7 @@ class Perturbation(Task):
         if screen.parts is None:
             labels, key = _default_split(screen).cell_labels(screen.conditions), free_split_key(data)
             logg.info(
-                f"    no split is named or recorded: one is made as sg.pp.split_perturbations does, for adata.obs[{key!r}]"
+                f"    no split given or recorded: drawing the default split of sg.pp.split_perturbations into adata.obs[{key!r}]"
             )
             screen = screen.with_parts(labels, key)
         of_screen = {name: screen.params[name] for name in (*LABELS, "context_key")}
@@ -195,7 +197,7 @@ class Perturbation(Task):
         return ScreenReading(screen, ranks, f"{len(screen.conditions.perturbations):,} perturbations")
 
     def prepare(self, reading: ScreenReading, model: TaskModel, call: TrainingCall) -> Prepared:
-        """A network that reads flags, its cells, and the prior that it corrects."""
+        """A network with flags, its training data, and the prior that it corrects."""
         options = {name: call.arguments[name] for name in ("prior", "genes_per_step")}
         return prepare_screen(self, model, reading.screen, call.config, ranks=reading.ranks, **options)
 
@@ -210,7 +212,7 @@ class Perturbation(Task):
     def results(
         self, adata: AnnData, model: TaskModel, prepared: Prepared, call: TrainingCall, keys: CellKeys
     ) -> Results:
-        """Statistics and the perturbations of each part of the split; the split itself where it was made now."""
+        """Statistics, the perturbations of each split, and the split itself if it was drawn now."""
         memory = model.memory
         _log(memory.stats)
         content = {
@@ -226,7 +228,7 @@ class Perturbation(Task):
         if key not in adata.obs:
             labels, record = _recorded(prepared.state.screen, adata.obs)
             results.obs[key] = (labels, "split of the cells")
-            results.uns[key] = (record, "perturbations of each part")
+            results.uns[key] = (record, "perturbations of each split")
         return results
 
     def reads(self, call: TrainingCall) -> list[Read]:
@@ -234,7 +236,7 @@ class Perturbation(Task):
         return [*super().reads(call), *(("uns", "the split", key) for key in (call.split_key, *SPLIT_KEYS))]
 
     def writes(self, keys: CellKeys, call: TrainingCall) -> Mapping[str, Sequence[str]]:
-        """No slots of cells. A split that is made is written where nothing is."""
+        """No slots of cells. A new split is written to an unused key."""
         return {"uns": (keys.uns,)}
 
     # Memory estimate --------------------------------------------------------------------------------------------------
@@ -251,25 +253,25 @@ class Perturbation(Task):
     # Pipeline ---------------------------------------------------------------------------------------------------------
 
     def goal(self, arguments: Mapping[str, Any]) -> str:
-        """Which column is learned."""
+        """Goal with the column of perturbations."""
         return f"to predict expression after the perturbations of `obs['{arguments['pert_key']}']`"
 
-    def settle(self, obs: pd.DataFrame, genes: Sequence[str], arguments: Mapping[str, Any]) -> dict[str, Any]:
-        """Control and separator, as the labels have them."""
+    def infer_arguments(self, obs: pd.DataFrame, genes: Sequence[str], arguments: Mapping[str, Any]) -> dict[str, Any]:
+        """Detect control and separator from the labels."""
         found = read_conditions(obs, genes=genes, **{name: arguments[name] for name in LABELS})
         return {"control": found.control, "separator": found.separator}
 
     def own_split_key(self, data: Tables, arguments: Mapping[str, Any]) -> str | None:
-        """The column that :func:`scgalore.pp.split_perturbations` has written for these perturbations."""
+        """Column written by :func:`scgalore.pp.split_perturbations` for these perturbations."""
         return own_split(data, **{name: arguments[name] for name in ("pert_key", "context_key", "dose_key")})
 
     def draw_keys(self, arguments: Mapping[str, Any]) -> list[str]:
-        """Cells are drawn within perturbations and contexts; those without a label are left out."""
+        """Sampling is stratified by perturbation and context; cells without a label are excluded."""
         keys = (arguments["pert_key"], arguments["dose_key"], arguments["context_key"])
         return [key for key in keys if key is not None]
 
     def split(self, adata: AnnData, call: TrainingCall, key: str) -> None:
-        """Hold out perturbations, unless that was done."""
+        """Hold out perturbations, unless there is a split."""
         read = {name: call.arguments[name] for name in LABELS}
         if call.split_key is None:
             how = {"context_key": call.arguments["context_key"], "gene_symbols": call.reading.gene_symbols}
@@ -287,9 +289,9 @@ class Perturbation(Task):
         return f"effects of {wanted.rows['perturbation'].nunique():,} held-out perturbations"
 
     def evaluate(self, adata: AnnData, model: TaskModel, call: TrainingCall, *, name: str) -> Findings:
-        """Score the effects with baselines and the ceiling of the data."""
+        """Score the effects with baselines and the noise ceiling."""
         prediction, origin = read_prediction(adata, KEYS.prediction)
-        # Tests of differential expression need packages that not everybody has, and the numbers must not depend on that.
+        # Tests of differential expression need optional packages, on which the report must not depend.
         rules = RULE_SETS[call.arguments["pert_kind"]]
         options = {"baselines": list(rules.baselines), "n_bootstrap": 1000, "max_cells": None}
         metrics = list(choose_metrics(None, de=False))
@@ -311,11 +313,11 @@ class Perturbation(Task):
             [_section(everything, shown, n, is_prior=model.result.best_epoch < 0)],
             {
                 "perturbation_scores.png": (
-                    "Mean scores with 95 % intervals over perturbations; the line is the ceiling of the data.",
+                    "Mean scores with 95 % intervals over perturbations; the line is the noise ceiling.",
                     panels(lambda adata, name, ax: pl.perturbation_scores(adata, name, ax=ax, show=False), shown),
                 ),
                 "perturbation_embedding.png": (
-                    "Training perturbations and predicted ones in the plane of the largest effects.",
+                    "Training and predicted perturbations in the plane of the largest effects.",
                     on_axes(lambda adata, ax: pl.perturbation_embedding(adata, ax=ax, show=False), size=(6, 5)),
                 ),
             },
@@ -323,12 +325,12 @@ class Perturbation(Task):
 
 
 def _default_split(screen: Screen) -> PerturbationSplit:
-    """The split that :func:`scgalore.pp.split_perturbations` makes by default."""
+    """Default split of :func:`scgalore.pp.split_perturbations`."""
     return split_conditions(screen.conditions, seed=SPLIT_SEED)
 
 
 def _recorded(screen: Screen, obs: pd.DataFrame) -> tuple[pd.Categorical[Any], dict[str, Any]]:
-    """That split as it is written."""
+    """Default split in the form in which it is written."""
     split = _default_split(screen)
     read = {name: screen.params[name] for name in (*LABELS, "context_key")}
     params = {"kind": default_kind(screen.conditions), **read, "rng": SPLIT_SEED, **split.options}
@@ -345,7 +347,7 @@ def _log(stats: Mapping[str, Any]) -> None:
         f"{scores['model']:.3f}, best baseline {scores[best]:.3f} ({best})"
     )
     if stats["best_epoch"] < 0:
-        logg.info("    no epoch did better than the prior alone: predictions are the prior's")
+        logg.info("    no epoch was better than the prior alone: predictions are those of the prior")
 
 
 def _section(table: pd.DataFrame, shown: list[str], n: int, *, is_prior: bool) -> str:
@@ -355,21 +357,21 @@ def _section(table: pd.DataFrame, shown: list[str], n: int, *, is_prior: bool) -
     parts = [
         "## Held-out perturbations",
         markdown_table(("method", *(SHOWN[name] for name in shown), "perturbations"), rows),
-        "Mean with a 95 % interval over samples of the perturbations. All methods know the same: everything but the test "
-        "cells. The ceiling is how well one half of the real cells predicts the other, corrected to the full number of cells. Interval "
-        "and ceiling say what these perturbations and cells can tell; another seed of training is not in them. "
+        "Mean with a 95 % bootstrap interval over perturbations. All methods were fitted to the same data, without test "
+        "cells. The ceiling is the agreement of two halves of the real cells, corrected to the full number of cells. Intervals "
+        "do not include the seed of training. "
         "`results.h5ad` has every score of every perturbation in `uns['evaluate_perturbation']`.",
     ]
     if is_prior:
         parts.append(
-            "**No epoch did better on the validation perturbations than the prior alone**, so the predictions are those of "
-            f"the prior, the method `{PRIOR}`."
+            "**No epoch was better than the prior alone on the validation perturbations**, so the predictions are those of "
+            f"the prior (method `{PRIOR}`)."
         )
     return "\n\n".join(parts)
 
 
 def _scores(table: pd.DataFrame) -> dict[str, dict[str, dict[str, float | None]]]:
-    """Mean and interval of each metric by method; what is undefined is ``None``, since JSON knows no NaN."""
+    """Mean and interval of each metric by method; ``None`` if undefined, since JSON has no NaN."""
     found: dict[str, dict[str, dict[str, float | None]]] = {}
     columns = ("mean", "low", "high", "n", "n_nan")
     for row in table.to_dict("records"):

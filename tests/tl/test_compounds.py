@@ -10,6 +10,7 @@ import pandas as pd
 import pytest
 import torch
 from anndata import AnnData
+from matplotlib.axes import Axes
 from tests.bitwise import differences
 from tests.dosed_screens import COMPOUNDS, DOSES, KEYS, TRAINING, dosed, untrained
 
@@ -47,9 +48,15 @@ class TestPredicting:
         assert sorted(set(rows["dose"])) == list(DOSES)
         assert set(rows["group"]) == {"unseen_compound"}
         assert not rows["measured"].any()
+        observed = adata.uns["predict_perturbation"]["observed"]
+        assert list(observed) == [f"{context} | dex@{dose:g}" for context in "AB" for dose in DOSES]
         sg.tl.evaluate_perturbation(adata, de=False, n_bootstrap=5)
         adata.write_h5ad(tmp_path / "x.h5ad")
-        scores = sg.get.perturbation_scores(ad.read_h5ad(tmp_path / "x.h5ad"))
+        again = ad.read_h5ad(tmp_path / "x.h5ad")
+        ax = sg.pl.dose_response(again, "G03", "dex", context="A", show=False)
+        assert isinstance(ax, Axes)
+        np.testing.assert_array_equal(ax.lines[2].get_ydata(), observed.loc["G03"].iloc[:3])
+        scores = sg.get.perturbation_scores(again)
         methods = {"model", "prior", "ceiling", *sg.perturb.COMPOUND_BASELINES}
         assert set(scores["method"]) == methods
         assert set(scores["compound"]) == {"dex"}
@@ -66,6 +73,18 @@ class TestPredicting:
         assert (sizes[:, 3] < 0.05 * sizes[:, 0]).all()
         between = np.linalg.norm(found[:, 1] - (found[:, 0] + found[:, 2]) / 2, axis=1)
         assert (between < np.linalg.norm(found[:, 2] - found[:, 0], axis=1)).all()
+
+    def test_above_the_highest_dose_its_effect_is_held(
+        self, finished: tuple[AnnData, CellModel], tmp_path: Path, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        adata, model = finished
+        model.save(tmp_path / "model")
+        for known in (model, load(tmp_path / "model")):
+            caplog.clear()
+            found = effects_of(adata, known, ["tsa@10", "tsa@1e6"]).to_numpy().reshape(2, 2, -1)
+            np.testing.assert_array_equal(found[:, 0], found[:, 1])
+            assert np.abs(found).max() > 0.1
+            assert "'tsa@1e+06' is above 10, the highest dose of the training data" in caplog.text
 
     def test_the_network_is_told_the_dose(self, finished: tuple[AnnData, CellModel], tmp_path: Path) -> None:
         adata, model = finished
@@ -221,6 +240,14 @@ def no_vector(adata: AnnData) -> None:
     adata.uns["fingerprints"] = adata.uns["fingerprints"].drop("dex")
 
 
+def numbered(adata: AnnData) -> None:
+    adata.uns["fingerprints"].columns = [0, 1, 2]
+
+
+def nothing_to_train_on(adata: AnnData) -> None:
+    sg.pp.split_perturbations(adata, "no_split", **KEYS, key_added="split")
+
+
 def nothing(adata: AnnData) -> None:
     pass
 
@@ -234,6 +261,12 @@ class TestBadInput:
             pytest.param(bad(set_dose(0.0, "dex")), DataError, "a compound at dose 0", id="zero_dose"),
             pytest.param(bad(set_dose(3.0, "DMSO")), DataError, "control with a dose", id="control_with_dose"),
             pytest.param(bad(unlabel), DataError, "a dose and no compound", id="dose_without_compound"),
+            pytest.param(
+                bad(numbered), DataError, r"Columns of adata.uns\['fingerprints'\] are named '0', '1'", id="columns"
+            ),
+            pytest.param(
+                bad(nothing_to_train_on), DataError, "all splits of kind 'no_split'.*'compound', ...", id="no_split"
+            ),
             pytest.param(bad(no_vector), DataError, "1 of 6 compounds have no vector.*'dex'", id="no_vector"),
             pytest.param(
                 bad(nothing, vectors_key=None),
@@ -285,6 +318,9 @@ class TestBadInput:
             pytest.param(["tsa@0"], "dose 0, at which a compound is control", id="zero"),
             pytest.param(["tsa@-1"], "no positive dose", id="negative"),
             pytest.param(["new@1"], "not trained on the compound 'new'", id="unknown"),
+            pytest.param(["DMSO@1"], "'DMSO@1' is control with a dose.*'DMSO' for control", id="control"),
+            pytest.param(["dex@1+IL6@1"], "joins 2 compounds, and compounds are not combined", id="joined"),
+            pytest.param(["dex+IL6@1"], "joins 2 compounds", id="joined_at_a_dose"),
         ],
     )
     def test_what_cannot_be_predicted(

@@ -90,7 +90,7 @@ def read_prediction_record(adata: AnnData, key: str) -> dict[str, Any]:
             "sg.tl.predict_perturbation(adata) again."
         )
         raise DataError(msg)
-    for name in ("control_means", "directions", "embedding", "prior"):
+    for name in ("control_means", "directions", "embedding", "prior", "observed"):
         if isinstance(record.get(name), pd.DataFrame):
             record[name] = table_in(record, name)
     return record

@@ -2,6 +2,7 @@
 
 from scgalore.pl._attention import attention
 from scgalore.pl._confusion_matrix import confusion_matrix
+from scgalore.pl._dose_response import dose_response
 from scgalore.pl._gene_network import gene_network
 from scgalore.pl._gene_selection import gene_selection
 from scgalore.pl._history import history
@@ -15,6 +16,7 @@ from scgalore.pl._perturbation_scores import perturbation_scores
 __all__ = [
     "attention",
     "confusion_matrix",
+    "dose_response",
     "gene_network",
     "gene_selection",
     "history",

@@ -112,7 +112,8 @@ def predict_perturbation(
         log-normalised expression, and its difference from the control mean), ``control_means`` (genes by contexts),
         ``control_cells`` (number of cells), ``rows`` (one row per column of ``means``: ``perturbation``, ``context``,
         ``n_genes_perturbed``, ``group``, and ``measured``, whether it was in the training data; for compounds also
-        ``compound`` and ``dose``), ``gene_vectors`` (the model's embeddings of the perturbed genes, or vectors of the
+        ``compound`` and ``dose``), ``observed`` (measured effects of these compounds, in the form of ``effects``),
+        ``gene_vectors`` (the model's embeddings of the perturbed genes, or vectors of the
         compounds), ``embedding`` (coordinates of training and predicted perturbations in the plane through control that
         captures most of the training effects), ``explained`` (fraction of their sum of squares in each direction),
         ``directions`` (genes by two), ``params``, ``weights``, ``version``. Files do not allow ``/`` in column names:

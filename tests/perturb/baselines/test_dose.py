@@ -65,6 +65,14 @@ def at(rule: Effects, compound: str, dose: float, context: str = "") -> np.ndarr
     return rule.predict((at_dose(compound, dose),), context)
 
 
+@pytest.mark.parametrize("name", ["dose mean", "dose interpolation", "vector ridge", "dose response"])
+def test_above_the_highest_dose_effects_are_held(name: str) -> None:
+    train, vectors = drawn()
+    rule = fit_rule(name, train, embeddings=vectors)
+    np.testing.assert_array_equal(at(rule, "dex", 1e7), at(rule, "dex", max(DOSES)))
+    assert np.abs(at(rule, "dex", max(DOSES)) - at(rule, "dex", max(DOSES) / 2)).max() > 0
+
+
 class TestCurves:
     train = profiles({("a", 1.0): np.full(N, 1.0), ("a", 100.0): np.full(N, 3.0), ("b", 1.0): np.full(N, 2.0)})
 

@@ -29,7 +29,7 @@ def test_the_dose_is_the_value_of_the_token() -> None:
     vocab, _ = know_genes(model.vocab, GENES, ["compound:a"])
     tokenizer = flag_tokenizer(model.network, vocab, GENES)
     assert isinstance(tokenizer, FlagTokenizer)
-    targets = [targets_of([f"a@{dose}"], vocab, known, lowest_dose=0.1) for dose, known in ((0.1, {"a"}), (10, ()))]
+    targets = [targets_of([f"a@{dose}"], vocab, known, doses=(0.1, 10)) for dose, known in ((0.1, {"a"}), (10, ()))]
     batch = tokenizer.batch(
         np.ones((2, len(GENES)), dtype=np.float32), targets, columns=tokenizer.columns, cells=np.arange(2)
     )

@@ -1,6 +1,7 @@
 """Effects of compounds at doses: curves over the logarithm of the dose, and a Gaussian process over compounds, doses and cells.
 
-A dose counts by its logarithm, :func:`log_dose`, which is 0 for no compound. Every rule here is a weighted sum of some rows of
+A dose counts by its logarithm, :func:`log_dose`, which is 0 for no compound and does not grow above the highest dose of the
+training data, so that effects are held there. Every rule here is a weighted sum of some rows of
 effects, so all of them are :class:`DoseEffects`; a rule says how the weights depend on compound, dose and control expression.
 
 ``"dose response"`` is to compounds what ``"mixed"`` (:mod:`scgalore.perturb.baselines.mixed`) is to genes. The effect of a
@@ -46,7 +47,7 @@ N_COMPONENTS = 10
 """Principal components of the vectors that the ridge regression reads."""
 
 
-def log_dose(dose: float, lowest: float) -> float:
+def log_dose(dose: float, lowest: float, highest: float = np.inf) -> float:
     """Logarithm of a dose, 0 for none and 2.4 for the lowest dose of the data.
 
     Parameters
@@ -55,8 +56,10 @@ def log_dose(dose: float, lowest: float) -> float:
         In the unit of the data.
     lowest
         Lowest dose of the data.
+    highest
+        Highest dose of the data; those above it count as it does.
     """
-    return float(np.log1p(BELOW * dose / lowest))
+    return float(np.log1p(BELOW * min(dose, highest) / lowest))
 
 
 @dataclass(frozen=True)
@@ -65,8 +68,8 @@ class Space:
 
     Attributes
     ----------
-    lowest
-        Lowest dose.
+    lowest, highest
+        Lowest and highest dose.
     compounds
         Compounds with a vector.
     vectors
@@ -76,6 +79,7 @@ class Space:
     """
 
     lowest: float
+    highest: float
     compounds: tuple[str, ...] = field(repr=False, default=())
     vectors: Values = field(repr=False, default_factory=lambda: np.empty((0, 0)))
     contexts: Values = field(repr=False, default_factory=lambda: np.empty((0, 0)))
@@ -83,16 +87,17 @@ class Space:
     @classmethod
     def of(cls, train: Profiles, table: pd.DataFrame | None) -> Space:
         """Of training rows, with the vectors of all compounds that have one."""
-        lowest = min(dose for _, dose in map(_compound, train.perturbed))
+        doses = [dose for _, dose in map(_compound, train.perturbed)]
+        extent = min(doses), max(doses)
         contexts = train.control_means[np.unique(train.contexts)]
         if table is None or table.shape[1] == 0:
-            return cls(lowest, contexts=contexts)
-        return cls(lowest, tuple(map(str, table.index)), table.to_numpy(np.float64), contexts)
+            return cls(*extent, contexts=contexts)
+        return cls(*extent, tuple(map(str, table.index)), table.to_numpy(np.float64), contexts)
 
     def place(self, perturbed: tuple[str, ...]) -> tuple[str, float]:
         """Compound and logarithm of the dose."""
         compound, dose = _compound(perturbed)
-        return compound, log_dose(dose, self.lowest)
+        return compound, log_dose(dose, self.lowest, self.highest)
 
     def vector(self, compound: str) -> Values | None:
         """Vector of a compound, ``(k,)``; ``None`` without vectors.
@@ -201,7 +206,7 @@ def _curves(train: Profiles, effects: Values, *, own: bool) -> DoseEffects:
 
 
 def _curve_weights(rule: DoseEffects, compound: str, dose: float, control: Values | None) -> Values:
-    """Straight lines between measured doses, from no effect at no dose; the last effect above the highest dose."""
+    """Straight lines between measured doses, from no effect at no dose; the last effect above the compound's highest dose."""
     name = compound if compound in rule.compounds else ""
     at = np.array([i for i, of_row in enumerate(rule.compounds) if of_row == name])
     at = at[np.argsort(rule.doses[at])]

@@ -120,7 +120,7 @@ class Compounds(Conditions):
         Raises
         ------
         DataError
-            If it names no compound or no dose, or the dose is not positive.
+            If it names no compound, several, control with a dose, or no dose, or the dose is not positive.
         """
         text = text_of(label)
         if text is None or looks_missing(text):
@@ -129,6 +129,7 @@ class Compounds(Conditions):
         if (same_label(text, self.controls) or text) in (*self.controls, CONTROL):
             return ()
         compound, dose = Agent.of(text)
+        self._refuse_no_compound(text, compound)
         if not self.has_doses:
             if dose not in (None, ONE_DOSE):
                 msg = f"{text!r} names a dose, and these data have none. Pass the column of doses, dose_key=, or name {compound!r}."
@@ -152,6 +153,20 @@ class Compounds(Conditions):
     def unknown(self, known: Callable[[str], bool] = lambda gene: False) -> dict[str, int]:
         """Nothing: the name of a compound can be any text."""
         return {}
+
+    def _refuse_no_compound(self, text: str, compound: str) -> None:
+        """Refuse control at a dose, and compounds that are joined."""
+        if (same_label(compound, self.controls) or compound) in (*self.controls, CONTROL):
+            msg = f"{text!r} is control with a dose, and control is no compound. Name a compound, or {compound!r} for control."
+            raise DataError(msg)
+        parts = [Agent.of(part.strip()) for part in text.split(JOINT)]
+        are_compounds = all(part.subject in self._compounds for part in parts) or all(part.dose for part in parts)
+        if len(parts) > 1 and are_compounds and compound not in self._compounds:
+            msg = (
+                f"{text!r} joins {len(parts)} compounds, and compounds are not combined. Predict one at a time; what a mixture does can be "
+                "predicted if cells were given it, as a compound with a label of its own."
+            )
+            raise DataError(msg)
 
     @property
     def _compounds(self) -> list[str]:

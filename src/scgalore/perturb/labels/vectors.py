@@ -40,8 +40,10 @@ def read_vectors(adata: AnnData, key: str, conditions: Conditions) -> pd.DataFra
     MissingKeyError
         If neither slot has the key.
     DataError
-        If a compound has no vector or several, or they are not numbers of one length, all finite.
+        If a compound has no vector or several, they are not numbers of one length, all finite, or columns of a table are not named
+        by text.
     """
+    _refuse_columns_without_names(adata, key)
     if key in adata.uns:
         table = _of_table(adata.uns[key], key)
     elif key in adata.obsm:
@@ -77,6 +79,19 @@ def require_vectors(agents: list[str], table: pd.DataFrame, key: str) -> None:
         msg = (
             f"{len(lacking)} of {len(compounds)} compounds have no vector under {key!r}: {few(lacking, 5)}. It has "
             f"{few(list(table.index), 5)}. Add their rows, by the names that the labels have, or leave their cells out."
+        )
+        raise DataError(msg)
+
+
+def _refuse_columns_without_names(adata: AnnData, key: str) -> None:
+    """Refuse a table whose columns are numbers: AnnData could not be written to a file."""
+    slot = "uns" if key in adata.uns else "obsm"
+    table = getattr(adata, slot).get(key)
+    if isinstance(table, pd.DataFrame) and not all(isinstance(name, str) for name in table.columns):
+        where = f"adata.{slot}[{key!r}]"
+        msg = (
+            f"Columns of {where} are named {few(table.columns)}, which are no texts, so that AnnData cannot write it to a file. "
+            f"Rename them: {where}.columns = {where}.columns.astype(str)."
         )
         raise DataError(msg)
 

@@ -63,7 +63,7 @@ def targets_of(
     known: Collection[str],
     *,
     species: str = "human",
-    lowest_dose: float | None = None,
+    doses: tuple[float, float] | None = None,
 ) -> Targets:
     """Tokens of the perturbation of a cell.
 
@@ -77,14 +77,13 @@ def targets_of(
         Genes or compounds known to the prior.
     species
         Species of the genes.
-    lowest_dose
-        Lowest dose of the training data, to which logarithms of doses are relative.
+    doses
+        Lowest and highest dose of the training data, for :func:`~scgalore.perturb.baselines.dose.log_dose`; ``None`` for genes.
     """
     tokens = np.array(agent_tokens(agents, vocab, species=species), dtype=np.int64)
-    doses = [Agent.of(agent).dose for agent in agents]
     values = None
-    if lowest_dose is not None:
-        values = np.array([log_dose(dose or 0.0, lowest_dose) for dose in doses], dtype=np.float32)
+    if doses is not None:
+        values = np.array([log_dose(Agent.of(agent).dose or 0.0, *doses) for agent in agents], dtype=np.float32)
     return Targets(tokens, np.array([subject_of(agent) in known for agent in agents], dtype=bool), values)
 
 

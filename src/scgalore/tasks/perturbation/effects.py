@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -139,9 +140,12 @@ def _tokenizer(model: TaskModel, screen: Screen) -> FlagTokenizer:
 def _targets(model: TaskModel, genes: tuple[str, ...], context: str) -> Targets:
     """Tokens of the perturbation, named as in the model's training data."""
     memory = memory_of(model)
-    lowest_dose = None if memory is None else memory.params.get("lowest_dose")
+    params = {} if memory is None else memory.params
+    lowest, highest = params.get("lowest_dose"), params.get("highest_dose")
+    # Version 0.12.0 kept no highest dose.
+    doses = None if lowest is None else (lowest, math.inf if highest is None else highest)
     known = _known(model, context)
-    return targets_of(genes, model.vocab, known, species=_own_species(model), lowest_dose=lowest_dose)
+    return targets_of(genes, model.vocab, known, species=_own_species(model), doses=doses)
 
 
 def _own_species(model: TaskModel) -> str:

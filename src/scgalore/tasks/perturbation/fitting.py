@@ -203,7 +203,8 @@ def prepare_screen(
         "flag_unmeasured": flag_unmeasured,
         "added_genes": added,
         "own_gene": None if fitted is None else asdict(fitted.pooled.own),
-        "lowest_dose": rows.lowest_dose,
+        "lowest_dose": None if rows.doses is None else rows.doses[0],
+        "highest_dose": None if rows.doses is None else rows.doses[1],
     }
     controls = ControlMeans.of(known)
     fitting = Fitting(screen, rows, genes, fitted, choice, params, scores, start, started, controls, of_compounds)

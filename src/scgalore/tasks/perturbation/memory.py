@@ -230,7 +230,8 @@ def _rule_written(rule: Rule, arrays: dict[str, np.ndarray]) -> dict[str, Any]:
     arrays |= {f"{number}.{name}": np.ascontiguousarray(getattr(rule, name)) for name in DOSE_TABLES}
     arrays[f"{number}.space_vectors"] = np.ascontiguousarray(rule.space.vectors)
     arrays[f"{number}.space_contexts"] = np.ascontiguousarray(rule.space.contexts)
-    space = {"lowest": rule.space.lowest, "compounds": list(rule.space.compounds)}
+    highest = None if np.isinf(rule.space.highest) else rule.space.highest
+    space = {"lowest": rule.space.lowest, "highest": highest, "compounds": list(rule.space.compounds)}
     of_rows = {"names": list(rule.compounds), "contexts": rule.contexts.tolist()}
     return {"how": rule.how, **of_rows, "space": space, "number": number}
 
@@ -279,5 +280,7 @@ def _rule(rule: dict[str, Any], arrays: dict[str, np.ndarray], n: int) -> Rule:
     if rule["how"] not in WEIGHTS or len(vectors) != len(compounds) or contexts.max(initial=0) >= len(controls):
         msg = f"a rule of {rule['how']!r} with {len(vectors)} vectors of {len(compounds)} compounds"
         raise ValueError(msg)
-    space = Space(float(rule["space"]["lowest"]), compounds, vectors, controls)
+    # Version 0.12.0 kept no highest dose.
+    lowest, highest = float(rule["space"]["lowest"]), float(rule["space"].get("highest") or np.inf)
+    space = Space(lowest, highest, compounds, vectors, controls)
     return DoseEffects(rule["how"], space, rows, names, doses, contexts, numbers)

@@ -19,6 +19,7 @@ from scgalore.errors import DataError
 from scgalore.nn.finite import refuse_not_finite_outputs
 from scgalore.perturb.baselines.effects import RULE_SETS, held_out_effects
 from scgalore.perturb.labels.parsing import Agent, subject_of
+from scgalore.perturb.splits.split import default_kind
 from scgalore.tasks.perturbation.agents import targets_of
 
 if TYPE_CHECKING:
@@ -132,10 +133,13 @@ class RowsOfCells:
     species: str = "human"
 
     @property
-    def lowest_dose(self) -> float | None:
-        """Lowest dose of the training rows; ``None`` for gene perturbations."""
-        doses = [Agent.of(agent).dose for agents in self.train.perturbed for agent in agents]
-        return min((dose for dose in doses if dose is not None), default=None)
+    def doses(self) -> tuple[float, float] | None:
+        """Lowest dose of the training rows, and highest of training and validation; ``None`` for gene perturbations."""
+        train, validation = (
+            [dose for agents in part.perturbed for agent in agents if (dose := Agent.of(agent).dose) is not None]
+            for part in (self.train, self.validation)
+        )
+        return (min(train), max(train + validation)) if train else None
 
     @classmethod
     def of(cls, screen: Screen) -> RowsOfCells:
@@ -149,7 +153,11 @@ class RowsOfCells:
         assert screen.parts is not None
         train, validation = screen.profiles("train"), screen.profiles("validation")
         if len(train) == 0:
-            msg = "No perturbed cell is in 'train'. Choose another split, or another kind of split."
+            kind = default_kind(screen.conditions)
+            msg = (
+                "No perturbed cell is in 'train', as in all splits of kind 'no_split', which are for models that are already "
+                f"trained. Choose another kind: sg.pp.split_perturbations(adata, {kind!r}, ...)."
+            )
             raise DataError(msg)
         contexts = screen.contexts if screen.contexts is not None else np.full(len(screen.conditions.codes), "")
         of_cell = np.full(len(contexts), -1)
@@ -197,14 +205,14 @@ class RowsOfCells:
         names = Counter(zip(train.contexts, train.perturbations, strict=True))
         fitted = set(train.contexts.tolist())
         contexts = np.concatenate([train.contexts, validation.contexts]).tolist()
-        joint, lowest_dose = RULE_SETS[train.kind].joint, self.lowest_dose
+        joint, doses = RULE_SETS[train.kind].joint, self.doses
         out = []
         for row, agents in enumerate((*train.perturbed, *validation.perturbed)):
             where = fitted if joint else {contexts[row]} & fitted or fitted
             own = sum(names[c, train.perturbations[row]] for c in where) if held_out and row < len(train) else 0
             subjects = [subject_of(agent) for agent in agents]
             seen = {subject for subject in subjects if sum(counts[c, subject] for c in where) > own}
-            out.append(targets_of(agents, vocab, seen if known else (), species=self.species, lowest_dose=lowest_dose))
+            out.append(targets_of(agents, vocab, seen if known else (), species=self.species, doses=doses))
         return tuple(out)
 
 

@@ -9,6 +9,8 @@ import numpy as np
 import pandas as pd
 
 from scgalore import __version__
+from scgalore import _logging as logg
+from scgalore._words import few
 from scgalore.data.columns import read_column
 from scgalore.data.results import Results
 from scgalore.data.texts import texts_of
@@ -21,6 +23,7 @@ from scgalore.perturb.predictions.ranking import ranked_genes
 from scgalore.perturb.splits.own import groups_in
 from scgalore.tasks.perturbation.agents import refuse_unknown, with_compounds
 from scgalore.tasks.perturbation.effects import perturbed_embeddings, predict_effects, prior_effects, refuse_other_scale
+from scgalore.tasks.perturbation.memory import memory_of
 from scgalore.tasks.perturbation.networks import gene_vectors, genes_seen
 from scgalore.tasks.perturbation.reading import perturbed_genes, trained_on, training_profiles
 
@@ -77,6 +80,7 @@ class Wanted:
         #: The model, extended by compounds with vectors in the data.
         self.model = with_compounds(model, agents, self.screen.vectors)
         refuse_unknown(agents, self.model.vocab, species=self.screen.reading.species)
+        _warn_of_high_doses(agents, model)
 
 
 def predict_wanted(
@@ -161,6 +165,23 @@ def _per_cell(adata: AnnData, key: str, screen: Screen, model: TaskModel) -> lis
     return [genes[label] for label in labels]
 
 
+def _warn_of_high_doses(agents: Iterable[str], model: TaskModel) -> None:
+    """Warn of doses above those of the training data, which get the effect of the highest."""
+    memory = memory_of(model)
+    if memory is None:
+        return
+    trained = [
+        agent for part in ("train", "validation") for name in memory.perturbations[part] for agent in agents_of(name)
+    ]
+    highest = max((Agent.of(agent).dose or 0.0 for agent in trained), default=0.0)
+    above = sorted(agent for agent in agents if (Agent.of(agent).dose or 0.0) > highest)
+    if above:
+        logg.warning(
+            f"extrapolated: {few(above)} {'is' if len(above) == 1 else 'are'} above {highest:g}, the highest dose of the training data, "
+            "whose effect is predicted. What a higher one does is not known."
+        )
+
+
 def _rows(names: list[str] | None, screen: Screen, controls: Profiles) -> pd.DataFrame:
     """Perturbation, context and genes of each row to predict."""
     contexts = controls.context_names
@@ -217,6 +238,7 @@ def _content(
         "control_cells": [int(n) for n in controls.n_controls],
         "rows": table,
         **_vectors(model, screen, rows),
+        **_observed(controls, table),
         **embed_in_plane(training_profiles(screen, model, controls), table, effects),
         "params": read | {name: screen.params[name] for name in ("control", "separator", "log_base")},
         "weights": dict(model.provenance),
@@ -235,6 +257,16 @@ def _vectors(model: TaskModel, screen: Screen, rows: pd.DataFrame) -> dict[str, 
     else:
         return {}
     return {"gene_vectors": vectors.set_axis([f"d{i}" for i in range(vectors.shape[1])], axis=1)}
+
+
+def _observed(measured: Profiles, rows: pd.DataFrame) -> dict[str, pd.DataFrame]:
+    """Measured effects of compounds that are predicted, at all of their doses and in all contexts; nothing for genes."""
+    if measured.kind != "compound":
+        return {}
+    compounds = set(rows["compound"])
+    of_rows = np.flatnonzero([subject_of(name) in compounds for name in measured.perturbations])
+    found = measured.take(of_rows)
+    return {"observed": pd.DataFrame(found.effects.T.astype(np.float32), list(found.genes), found.labels)}
 
 
 def _context_columns(controls: Profiles) -> list[str]:

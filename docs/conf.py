@@ -1,56 +1,40 @@
 import os
 import shutil
+import sys
 from importlib.metadata import metadata
 from pathlib import Path
 
-from scgalore.adapters import ADAPTERS
-from scgalore.datasets.registry import registry_table
-from scgalore.nn import EMBEDDINGS
-from scgalore.optim import OPTIMIZERS
+docs = Path(__file__).parent
+sys.path.insert(0, str(docs))
+
+import generated  # noqa: E402 -- modules of this folder
+import results  # noqa: E402
 
 info = metadata("scgalore")
 project = info["Name"]
 author = info["Author"]
 project_copyright = f"2026, {author}"
 version = release = info["Version"]
-repository_url = dict(url.split(", ") for url in info.get_all("Project-URL") or ())["Source"]
+repository_url = dict(url.split(", ") for url in info.get_all("Project-URL") or ())[
+    "Source"
+]
 
 # Sphinx reads what is below docs. A symbolic link would break the links between notebooks, which are resolved through it.
-docs = Path(__file__).parent
 shutil.rmtree(docs / "tutorials", ignore_errors=True)
 shutil.copytree(docs.parent / "tutorials", docs / "tutorials")
+generated.write(docs / "_generated")
+results.write(docs / "_generated" / "figures")
 
 
-def registry_page(registry):
-    """What the entries say of themselves, and their defaults."""
-    for name, entry in registry.items():
-        yield f"`{name}`\n: {entry.trains} Optimizer state: {entry.state_bytes}"
-        if options := getattr(entry, "options", None):
-            shown = {
-                key: value for key, value in {"lr": getattr(entry, "lr", None), **options}.items() if value is not None
-            }
-            yield f"  Defaults: {', '.join(f'`{key}={value!r}`' for key, value in shown.items())}. {entry.source}"
+def show_results(app, path, page, content):
+    """Fold the tables of an included file of results, and put its figure first."""
+    if path.parent.name == "results":
+        content[0] = results.shown(path.stem, content[0])
 
 
-def capabilities(registry):
-    """Which training options each optimizer goes with, and whether it needs an estimate of the curvature."""
-    columns = {
-        "`shard_optimizer`": "shardable",
-        "`per_layer_update`": "per_layer",
-        "needs curvature": "needs_curvature",
-    }
-    yield f"| optimizer | {' | '.join(columns)} |"
-    yield f"|---|{'---|' * len(columns)}"
-    for name, spec in registry.items():
-        yield f"| `{name}` | {' | '.join('yes' if getattr(spec, what) else 'no' for what in columns.values())} |"
+def setup(app):
+    app.connect("include-read", show_results)
 
-
-(docs / "_generated").mkdir(exist_ok=True)
-for title, registry in {"optimizers": OPTIMIZERS, "adapters": ADAPTERS, "embeddings": EMBEDDINGS}.items():
-    (docs / "_generated" / f"{title}.md").write_text("\n\n".join(registry_page(registry)) + "\n")
-
-(docs / "_generated" / "capabilities.md").write_text("\n".join(capabilities(OPTIMIZERS)) + "\n")
-(docs / "_generated" / "datasets.md").write_text(registry_table())
 
 extensions = [
     "myst_nb",
@@ -60,6 +44,7 @@ extensions = [
     "sphinx.ext.mathjax",
     "sphinx.ext.napoleon",
     "sphinx_copybutton",
+    "sphinx_design",
     "sphinxcontrib.bibtex",
 ]
 
@@ -123,6 +108,8 @@ nitpick_ignore = [("py:class", f"scgalore.{name}") for name in _INNER]
 
 html_theme = "sphinx_book_theme"
 html_title = project
+html_static_path = ["_static"]
+html_css_files = ["site.css"]
 html_theme_options = {
     "path_to_docs": "docs/",
     "repository_branch": "main",

@@ -19,9 +19,10 @@ from scgalore.errors import DownloadError
 
 REPOSITORY = Path(__file__).parents[1]
 SHELLS = ("bash", "shell", "sh", "console")
-DIRECTIVES = ("{include}", "{toctree}", "{eval-rst}", "{bibliography}")
+DIRECTIVES = ("{include}", "{literalinclude}", "{toctree}", "{eval-rst}", "{bibliography}", "{glossary}")
 REASONS: dict[str, str] = {
     "needs a connection": "",
+    "needs data": r"--data FOLDER",
     "needs the package muon": r"\bmu\.",
     "needs the package annbatch": r"\bannbatch\.",
     "installs packages": r"\bpip install ",

@@ -29,8 +29,8 @@ LARGE = 1e-5
 
 #: Arrays of the original that nothing of ours computes, by the start of their name.
 NOT_COMPARED = {
-    "styles/mvc_decoder/concat query": "not built: upstream's own forward pass fails with this decoder (IndexError)",
-    "styles/mvc_decoder/sum query": "not built: upstream's own forward pass fails with this decoder (IndexError)",
+    "styles/mvc_decoder/concat query": "not implemented: scGPT's forward pass fails with this decoder (IndexError)",
+    "styles/mvc_decoder/sum query": "not implemented: scGPT's forward pass fails with this decoder (IndexError)",
     "base/loss_cce": "the contrastive loss is not built: no objective of ours uses it",
     "perturb_metrics/": "perturbation metrics are not built yet",
     "scbert/log2": "classes are found without logarithms, in whole numbers; `tokens` are what becomes of them",
@@ -47,22 +47,22 @@ INPUTS = re.compile(
 
 #: What ours does otherwise although no array of the original shows it.
 CHOICES = (
-    "Upstream's tutorials may mask the value of `<cls>` and draw masks by position; ours never masks `<cls>`, and a cell's "
-    "mask depends on the cell, the seed and the epoch alone.",
-    "Where a network predicts the probability of a non-zero value, upstream's perturbation generator samples zeros even in "
-    "evaluation; ours returns the expectation's two factors and draws nothing.",
-    "Upstream applies dropout to attention probabilities as well; ours to the residual branches and value encoder only. The "
+    "scGPT's tutorials may mask the value of `<cls>` and draw masks by position; ours never masks `<cls>`, and a cell's "
+    "mask depends on the cell, the seed and the epoch only.",
+    "Where a network predicts the probability of a non-zero value, scGPT's perturbation generator samples zeros even in "
+    "evaluation; ours returns the two factors of the expectation and draws nothing.",
+    "scGPT applies dropout to attention probabilities as well; ours to the residual branches and value encoder only. The "
     "arrays were made with dropout 0.",
-    "Upstream breaks ties of the binning at random by default; ours puts them in the upper bin, as the release's own "
+    "scGPT breaks ties of the binning at random by default; ours puts them in the upper bin, as the release's own "
     "pre-training did. Both are compared.",
 )
 
 
 LARGER_VALUES = """\
 The spacing of float32 numbers is 2e-6 at 20 and 3e-5 at 300, so sums of such numbers agree to 1e-5 only where they are added
-in the same order. Our attention adds in another order than upstream's, and every kind of processor in its own. *Rounding* is
-how far the original itself is from our result in float64, where that was computed. The gradients are those before clipping;
-clipped to norm 1, as the optimizer gets them, they agree to better than 1e-5 (`train_step/grad (clipped)`)."""
+in the same order. Our attention adds in another order than scGPT's, and the order differs between processors. *Rounding* is
+the difference between the recorded array and our result in float64, where that was computed. The gradients are those before clipping;
+clipped to norm 1, as the optimizer receives them, they agree to better than 1e-5 (`train_step/grad (clipped)`)."""
 
 
 @dataclass(frozen=True)
@@ -180,7 +180,7 @@ def page(rows: Iterable[Agreement]) -> str:
     order = {name: place for place, name in enumerate(arrays_of_the_original())}
     rows = sorted(rows, key=lambda row: order.get(row.name, len(order)))
     lines = [*_introduction(rows), "", "## Larger values", "", LARGER_VALUES, ""]
-    lines += ["| array | largest | difference | relative | rounding of the original |", "|---|---|---|---|---|"]
+    lines += ["| array | largest | difference | relative | rounding |", "|---|---|---|---|---|"]
     for row in rows:
         if row.difference > LARGE:
             rounding = "" if row.rounding is None else f"{row.rounding:.1e}"
@@ -209,9 +209,9 @@ def _introduction(rows: list[Agreement]) -> list[str]:
     n_equal = sum(row.difference == 0 for row in rows)
     worst = max((row.relative for row in large), default=0)
     return [
-        "# Parity with the original programs",
+        "# Parity with scGPT and scBERT",
         "",
-        "Numbers that unmodified scGPT and scBERT computed on the CPU in float32, with tiny networks of random weights, next to ours with",
+        "Results of unmodified scGPT and scBERT on the CPU in float32, with tiny networks of random weights, compared with ours for",
         "the same weights and input: tokens, outputs, losses, gradients and embeddings, one row per array.",
         "",
         f"- originals: scGPT {manifest['scgpt']}, torch {manifest['torch']}, NumPy {manifest['numpy']} (all files but `scbert.npz`); scBERT at",

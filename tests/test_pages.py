@@ -1,21 +1,24 @@
 """The code of the README and of every page of the documentation runs, in order, with what a reader has.
 
-The Python blocks of a page share their names, as a reader's session does. What a page takes for granted, such as "your" ``adata``, is
-in :data:`READERS`: small stand-ins for the reader's data, and for weights that they have downloaded, nothing else. Commands of scgalore
-run as they are typed. A block that cannot run here says why in a comment above it, ``<!-- not run: needs a connection -->``; the reasons
-are those of ``tests/pages.py``, and are checked. ``<!-- takes minutes -->`` leaves a block to the slow tests. A block of text is what the
-Python block above it prints. Whatever else a page shows is a fault.
+The Python blocks of a page share their names, as a reader's session does, and import what they use. What a page takes for granted, such as
+"your" ``adata``, is named in its text and is in :data:`READERS`: small stand-ins for the reader's data, and for weights that they have
+downloaded, nothing else. Commands of scgalore run as they are typed. A block that cannot run here has the reason in a comment above it,
+``<!-- not run: needs a connection -->``; the reasons are those of ``tests/pages.py``, and are checked. ``<!-- takes minutes -->`` leaves a
+block to the slow tests. A block of text is what the Python block above it prints. Anything else on a page fails.
 """
 
 import doctest
 import importlib
 import re
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from io import StringIO
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
+import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import pytest
@@ -26,7 +29,6 @@ from tests.dosed_screens import dosed
 from tests.pages import REPOSITORY, Block, blocks_of, read, run_blocks
 from tests.scberts import small_model
 from tests.tiny_plugin import few_cells
-from tests.toy_task import MarkerTask
 
 import scgalore as sg
 from scgalore.train import budget
@@ -56,7 +58,7 @@ def reduced() -> AnnData:
     """``sc.datasets.pbmc68k_reduced()`` with fewer cells and genes, so that training takes seconds."""
     adata = _whole()
     few = few_cells(adata, n_obs=60, n_vars=100)
-    genes = adata.raw.var_names[::5].union(["CD3D", "CD8A"])
+    genes = adata.raw.var_names[::5].union(["CD3D", "CD8A", "CD79A", "CD74"])
     few.raw = adata.raw.to_adata()[few.obs_names, genes].copy()
     return few
 
@@ -162,11 +164,15 @@ def in_files(*names: str, cells: Callable[[], AnnData] = cells) -> dict[str, Any
     return {}
 
 
+def in_weights(folder: str) -> dict[str, Any]:
+    """Write weights to a folder of the working directory; no name stands for it."""
+    shutil.copytree(BUNDLED / "scgpt-mini", folder)
+    return {}
+
+
 READERS: dict[str, Callable[[], dict[str, Any]]] = {
-    "README.md": lambda: {"query": cells(slice(40, 60))[:, 30:].copy(), "screen": screen(), **in_files("cells.h5ad")},
     "docs/api/data.md": lambda: {"model": small(), **in_files("lung.h5ad", "blood.zarr")},
     "docs/api/perturb.md": lambda: {"adata": split_screen()},
-    "docs/api/tasks.md": lambda: {"adata": cells(), "MarkerTask": MarkerTask},
     "docs/concepts/curriculum.md": lambda: {"adata": cells()},
     "docs/concepts/galore.md": lambda: {"adata": cells(), "network": small().network},
     "docs/concepts/gene-selection.md": lambda: {"adata": screen()},
@@ -182,29 +188,38 @@ READERS: dict[str, Callable[[], dict[str, Any]]] = {
     "docs/genes.md": lambda: {"adata": blood()},
     "docs/pretraining.md": in_folder,
     "docs/concepts/tokens.md": lambda: {"adata": mouse()},
-    "docs/concepts/weights.md": lambda: {
-        "adata": cells(),
-        "folder": shutil.copytree(BUNDLED / "scgpt-mini", "path/to/folder"),
-    },
+    "docs/concepts/weights.md": lambda: {"adata": cells(), **in_weights("path/to/folder")},
     "docs/distributed.md": lambda: in_files("cells.h5ad"),
     "docs/optimizers.md": lambda: {"adata": cells(), "network": small().network},
     "docs/scbert.md": lambda: {"adata": cells(), "query": cells(slice(40, 60)), **small_scbert()},
     "docs/protein.md": lambda: {"adata": with_proteins(cells()), "query": cells(slice(40, 60))},
     "docs/pipeline.md": lambda: in_files("cells.h5ad", "data.h5ad"),
 }
-"""What the reader of a page has before its first block, besides scanpy and scgalore; by page."""
+"""What the reader of a page has before its first block; by page, and nothing on the others."""
+
+FIRST_STEPS = ("README.md", "docs/index.md", "docs/quickstart.md")
+"""Pages that a reader copies before having anything."""
 
 
 @pytest.fixture
-def session(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], dict[str, Any]]:
+def session(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str], dict[str, Any]]]:
     """Begin a session in an empty folder, where small weights and cells stand in for large ones."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sc.datasets, "pbmc68k_reduced", reduced)
     monkeypatch.setattr(budget, "STEPS", 1)
     monkeypatch.setattr(budget, "FEWEST_EPOCHS", 2)
     monkeypatch.setitem(_registry(), "scgpt", _registry()["scgpt-mini"])
-    monkeypatch.setitem(sg.tasks.TASKS, "markers", MarkerTask())  # so that one that a page adds is taken out again
-    return lambda page: {"sc": sc, "sg": sg, "__name__": "__main__", **READERS.get(page, dict)()}
+    with registries_as_they_were():
+        yield lambda page: {"__name__": "__main__", **READERS.get(page, dict)()}
+
+
+@contextmanager
+def registries_as_they_were() -> Iterator[None]:
+    """Take out again what a page registers."""
+    with ExitStack() as stack:
+        for registry in (sg.tasks.TASKS, sg.model.FAMILIES, sg.optim.OPTIMIZERS):
+            stack.enter_context(patch.dict(registry))
+        yield
 
 
 LONG = {"docs/pipeline.md"}  # two runs, as in tests/pipeline
@@ -226,7 +241,7 @@ def test_a_page_runs_with_what_takes_minutes(page: str, session: Callable[[str],
 
 @pytest.mark.parametrize("module", MODULES)
 def test_examples_of_docstrings_run(module: str, session: Callable[[str], dict[str, Any]]) -> None:
-    names = session(module)
+    names = {"sc": sc, "sg": sg, **session(module)}
     loaded = importlib.import_module(module)
     report, runner = StringIO(), doctest.DocTestRunner(optionflags=doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE)
     for test in doctest.DocTestFinder().find(loaded, globs={**names, **vars(loaded)}):
@@ -234,8 +249,25 @@ def test_examples_of_docstrings_run(module: str, session: Callable[[str], dict[s
     assert not runner.failures, report.getvalue()
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("page", FIRST_STEPS)
+def test_first_steps_run_as_they_are(page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(plt, "show", lambda: plt.close("all"))
+    run_blocks(page, blocks_of(read(page)), {"__name__": "__main__"})
+
+
+@pytest.mark.parametrize("page", READERS)
+def test_a_page_names_what_it_takes_for_granted(page: str, session: Callable[[str], dict[str, Any]]) -> None:
+    text = read(page)
+    for name in session(page).keys() - {"__name__"}:
+        used = re.search(rf"^```python\n(?:(?!```).*\n)*?.*\b{name}\b", text, flags=re.MULTILINE)
+        assert used is None or f"`{name}`" in text[: used.start()], f"{page} uses {name}, and does not say what it is"
+
+
 def test_every_reader_has_a_page() -> None:
     assert {*READERS, *ELSEWHERE} <= {*PAGES}
+    assert not {*FIRST_STEPS} & {*READERS}
     assert {"README.md", "docs/pipeline.md", "docs/fit-your-card.md"} <= {*PAGES}
 
 

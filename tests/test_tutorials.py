@@ -73,11 +73,6 @@ def test_is_small_enough_for_the_repository(path: Path) -> None:
     assert path.stat().st_size < 500_000
 
 
-def test_is_reached_by_the_documentation(path: Path) -> None:
-    index = TUTORIALS.parent / "docs" / "index.md"
-    assert f"tutorials/{path.stem}" in index.read_text(encoding="utf-8").splitlines()
-
-
 @pytest.mark.slow
 def test_runs_and_shows_the_same_kinds_of_things(path: Path, notebook: dict[str, Any]) -> None:
     for package in ("nbclient", "ipykernel"):

@@ -21,7 +21,7 @@ FIXTURES = Path(__file__).parent / "scgpt"
 PAD, CLS = 200, 201
 SORTED = (
     "ours draws the genes of a long cell by cell and gene, and sorts tokens by id (their order means nothing); compared "
-    "with upstream's draws handed in"
+    "using scGPT's draws"
 )
 
 

@@ -14,7 +14,7 @@ from scgalore.objectives.losses import elastic_similarity
 
 ZEROED = "torch's fast path leaves hidden states at padding 0, ours ordinary numbers; compared with ours set to 0"
 FIRST_LABEL = (
-    "each cell is normalised by its own batch, upstream's by the first label of the mini-batch; "
+    "each cell is normalised by its own batch, in scGPT by the first label of the mini-batch; "
     "compared with ours normalised by that label"
 )
 
@@ -69,7 +69,7 @@ def test_average_over_tokens(original, base, agree):
         "base/cell_emb_avg-pool",
         encoded.cell * n_real / batch.padding.shape[1],
         base["cell_emb_avg-pool"],
-        instead="ours is the mean over real tokens, upstream's divides by all; compared with ours x real / all tokens",
+        instead="ours is the mean over real tokens, scGPT's divides by all; compared with ours x real / all tokens",
     )
     agree(
         "base/cell_emb_avg-pool_autograd",

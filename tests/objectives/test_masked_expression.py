@@ -15,7 +15,7 @@ from scgalore.objectives.losses import masked_mse, negative_log_bernoulli
 from scgalore.objectives.masked_expression import smallest
 
 PAD, CLS = 40, 41
-BY_POSITION = "ours draws by cell and gene and spares `<cls>`; compared with upstream's draws handed in"
+BY_POSITION = "ours draws by cell and gene and never masks `<cls>`; compared using scGPT's draws"
 
 
 def batch_of(x, **options):
@@ -66,7 +66,9 @@ def test_masks_of_the_original_collator(original, agree):
     probability[:, 0] = 0
     masked = torch.bernoulli(probability, generator=generator).bool()
     ours = smallest(1.0 - masked.numpy(), probability.numpy() > 0, masked.sum(dim=1).numpy())
-    instead = "ours masks a fixed share of a cell's genes, upstream's collator each gene by chance; draws handed in"
+    instead = (
+        "ours masks a fixed fraction of a cell's genes, scGPT's collator each gene at random; compared using its draws"
+    )
     agree("collator/out_seed31/masked_expr", np.where(ours, -1, values), z["out_seed31/masked_expr"], instead=instead)
 
 

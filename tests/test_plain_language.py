@@ -1,0 +1,119 @@
+"""User-facing text is plain technical English: phrases of ``plain_language.toml`` do not come back."""
+
+import ast
+import json
+import re
+import tomllib
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+REPOSITORY = Path(__file__).parents[1]
+RULES = tomllib.loads(Path(__file__).with_name("plain_language.toml").read_text(encoding="utf-8"))
+PHRASES = [
+    (
+        re.compile(phrase["pattern"], flags=re.IGNORECASE),
+        phrase["instead"],
+        phrase.get("trees", RULES["default_trees"]),
+    )
+    for phrase in RULES["phrases"]
+]
+GENERATED = {"docs/_build", "docs/_generated", "docs/api/generated", "docs/tutorials"}
+FILES = [
+    (tree, path.relative_to(REPOSITORY).as_posix())
+    for tree, patterns in RULES["trees"].items()
+    if any(tree in trees for _, _, trees in PHRASES)
+    for path in sorted({found for pattern in patterns for found in REPOSITORY.glob(pattern)})
+    if not any(path.is_relative_to(REPOSITORY / folder) for folder in [*GENERATED, *RULES["pending"]])
+]
+
+
+def prose_of_page(text: str) -> str:
+    """A page without code: blocks and inline literals are blanked, lines stay where they are."""
+    text = re.sub(
+        r"^(`{3,}|~{3,}).*?^\1", lambda block: "\n" * block[0].count("\n"), text, flags=re.DOTALL | re.MULTILINE
+    )
+    return re.sub(r"(?<!})`[^`\n]*`", "`x`", text)
+
+
+def prose_of_source(text: str) -> str:
+    """Docstrings and messages of a module, each on the line where it begins."""
+    lines = [""] * (text.count("\n") + 2)
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, ast.Constant) and isinstance(node.value, str) and " " in node.value:
+            for offset, line in enumerate(node.value.splitlines()):
+                at = min(node.lineno - 1 + offset, len(lines) - 1)
+                lines[at] += f" {line}"
+    return re.sub(r"``[^`\n]*``", "`x`", "\n".join(lines))
+
+
+def prose_of_notebook(text: str) -> str:
+    """Markdown cells of a notebook."""
+    cells = json.loads(text)["cells"]
+    return prose_of_page("\n\n".join("".join(cell["source"]) for cell in cells if cell["cell_type"] == "markdown"))
+
+
+PROSE = {".md": prose_of_page, ".py": prose_of_source, ".ipynb": prose_of_notebook}
+
+
+def findings(prose: str, tree: str) -> Iterator[str]:
+    """Phrases of a text, with their lines and what to write instead."""
+    for pattern, instead, trees in PHRASES:
+        if tree in trees:
+            for found in pattern.finditer(prose):
+                line = prose.count("\n", 0, found.start()) + 1
+                yield f"line {line}: {found[0]!r}. Write: {instead}."
+
+
+@pytest.mark.parametrize(("tree", "file"), FILES)
+def test_text_is_plain(tree: str, file: str) -> None:
+    path = REPOSITORY / file
+    prose = PROSE[path.suffix](path.read_text(encoding="utf-8"))
+    assert list(findings(prose, tree)) == []
+
+
+# Sentences of version 0.5.0.
+OLD = [
+    "Most tokens worked on together, which is what memory hangs on",
+    "without either, it goes on with masked expression, the objective it was pre-trained with",
+    "Perturbations, beside the baselines that beat many models:",
+    "An AnnData goes in; embeddings, labels and an honest score come back in .obsm, .obs and .uns.",
+    "Weights are not loaded and nothing is allocated, but for folders and models of yours.",
+    "keeps a small data set from being learnt by heart",
+    "rows of the genes at hand (default)",
+    "1: a fault of the program",
+    "The house and its rooms",
+    "cell embeddings with unit norm, float32, one row a cell",
+    "ranked by how good they are, whatever is measured",
+    "batch size, unless told otherwise",
+    "the error that bfloat16 makes stands beside.",
+    "the file is held against its sha256",
+    "The page says how it is measured",
+    "Cells without a label take part as a class of their own.",
+    "a split that is there",
+    '"none", with which the network predicts expression itself, as upstream',
+]
+
+
+@pytest.mark.parametrize("sentence", OLD)
+def test_an_old_sentence_is_found(sentence: str) -> None:
+    assert list(findings(prose_of_page(sentence), "docs"))
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "The maximum number of tokens per batch, on which memory depends.",
+        "The call `model.at_hand(beside)` is code.",
+        "Is there a simpler model? There is no reference here, and there are none in the file.",
+        "```text\nwhatever hangs on the house\n```\nThe types can be told apart.",
+    ],
+)
+def test_plain_sentences_and_code_pass(text: str) -> None:
+    assert list(findings(prose_of_page(text), "docs")) == []
+
+
+def test_messages_of_a_module_are_read() -> None:
+    code = 'def f():\n    """Memory hangs on it."""\n    raise ValueError(f"{1} of the genes at hand")  # beside\n'
+    assert [line.split(":")[0] for line in findings(prose_of_source(code), "docs")] == ["line 2", "line 3"]

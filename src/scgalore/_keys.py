@@ -30,14 +30,14 @@ STEM = "scgpt"
 
 @dataclass(frozen=True)
 class CellKeys:
-    """Slots of :func:`scgalore.tl.embed`, :func:`scgalore.tl.finetune` and :func:`scgalore.tl.annotate`.
+    """Slots of :func:`scgalore.tl.embed`, :func:`scgalore.tl.finetune`, :func:`scgalore.tl.annotate` and :func:`scgalore.tl.predict_protein`.
 
     Attributes
     ----------
     uns
         Parameters, provenance and results, in ``uns``.
     embedding
-        Cell embeddings, in ``obsm``.
+        Cell embeddings with unit norm (float32), in ``obsm``.
     stem
         Start of the names of all other slots.
     """
@@ -48,17 +48,17 @@ class CellKeys:
 
     @property
     def label(self) -> str:
-        """Predicted class, in ``obs``."""
+        """Predicted class (categorical, ``"unknown"`` for unknown cells), in ``obs``."""
         return f"{self.stem}_label"
 
     @property
     def score(self) -> str:
-        """Its probability, in ``obs``."""
+        """Calibrated probability of the predicted class, in ``obs``."""
         return f"{self.stem}_label_score"
 
     @property
     def novelty(self) -> str:
-        """How unlike the training cells a cell is, in ``obs``."""
+        """Distance to the training cells, about 1 for a similar cell, in ``obs``."""
         return f"{self.stem}_novelty"
 
     @property
@@ -68,12 +68,12 @@ class CellKeys:
 
     @property
     def colors(self) -> str:
-        """Colours of the classes, in ``uns``, where scanpy looks for them."""
+        """Colours of the classes for scanpy's plots, in ``uns``."""
         return f"{self.label}_colors"
 
     @property
     def value(self) -> str:
-        """Predicted number, in ``obs``."""
+        """Predicted number, on the scale of ``values_key``, in ``obs``."""
         return f"{self.stem}_value"
 
     @property
@@ -83,7 +83,7 @@ class CellKeys:
 
     @property
     def protein(self) -> str:
-        """Proteins predicted from RNA, in ``obsm``; ``uns[...]["proteins"]`` names its columns."""
+        """Proteins predicted from RNA, in ``obsm``; ``uns[...]["proteins"]`` names the columns."""
         return f"{self.stem}_protein"
 
     @property
@@ -143,7 +143,7 @@ class MappingKeys:
         return f"{self.stem}_{name.replace('/', '_')}"
 
     def score(self, name: str) -> str:
-        """Its probability, in ``obs``."""
+        """Its calibrated probability, in ``obs``."""
         return f"{self.label(name)}_score"
 
     def probabilities(self, name: str) -> str:
@@ -151,17 +151,17 @@ class MappingKeys:
         return f"{self.label(name)}_probabilities"
 
     def colors(self, name: str) -> str:
-        """Colours of the classes, in ``uns``, where scanpy looks for them."""
+        """Colours of the classes for scanpy's plots, in ``uns``."""
         return f"{self.label(name)}_colors"
 
     @property
     def novelty(self) -> str:
-        """How far a cell is from the reference, in ``obs``."""
+        """Distance to the reference, about 1 for a similar cell, in ``obs``."""
         return f"{self.stem}_novelty"
 
     @property
     def neighbors(self) -> str:
-        """Numbers of the neighbours among the cells of the reference, in ``obsm``."""
+        """Indices of the nearest cells of the reference, in ``obsm``."""
         return f"{self.stem}_neighbors"
 
     @property
@@ -171,7 +171,7 @@ class MappingKeys:
 
     @property
     def coordinates(self) -> str:
-        """Place in the plot of the reference, in ``obsm``."""
+        """Coordinates in the plot of the reference, in ``obsm``."""
         return f"{self.stem}_umap"
 
     @property

@@ -143,14 +143,10 @@ class TestSignature:
                 assert {"Parameters", "Returns", "Examples"} <= parts.keys()
 
 
-OLD = {"pl.attention", "pl.gene_network", "pl.in_silico_shifts"}
-
-
 def test_plots_draw_on_given_axes(subtests: pytest.Subtests) -> None:
     for name, function in functions_of("pl").items():
         with subtests.test(name):
-            expected = {"ax", "show", "save", "return_fig", "title"}
-            assert ({"ax", "show"} if name in OLD else expected) <= parameters_of(function).keys()
+            assert {"ax", "show", "save", "return_fig", "title"} <= parameters_of(function).keys()
             assert "Axes" in str(inspect.signature(function).return_annotation)
 
 

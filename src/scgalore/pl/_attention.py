@@ -13,7 +13,7 @@ from scgalore._options import COUNT, Option
 from scgalore.data.edges import difference, of_group
 from scgalore.data.records import read_network_record
 from scgalore.errors import OptionError
-from scgalore.pl._axes import axes_or_new, show_or_return
+from scgalore.pl._axes import axes_or_new, finish, set_title
 from scgalore.pl._edges import sources_of
 
 if TYPE_CHECKING:
@@ -21,8 +21,9 @@ if TYPE_CHECKING:
 
     from anndata import AnnData
     from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
-    from scgalore._typing import Label
+    from scgalore._typing import Label, PathLike
 
 
 N_GENES = Option("n_genes", COUNT, "", 20)
@@ -40,9 +41,12 @@ def attention(
     versus: Label | None = None,
     n_genes: int = 20,
     key: str = NetworkKeys().network,
+    title: str | None = None,
     ax: Axes | None = None,
     show: bool | None = None,
-) -> Axes | None:
+    save: bool | PathLike | None = None,
+    return_fig: bool = False,
+) -> Axes | Figure | None:
     """Heat map of mean attention of targets to regulators, or of the difference between two groups.
 
     Draws the edges stored by :func:`scgalore.tl.gene_network`, with any method; pairs that were not stored are grey.
@@ -62,12 +66,15 @@ def attention(
     n_genes
         Maximum number of regulators and targets, if these are not given.
     {key}
+    {title}
     {ax}
     {show}
+    {save}
+    {return_fig}
 
     Returns
     -------
-    The axes, or ``None`` if the figure was shown.
+    The axes, the figure with ``return_fig``, or ``None`` if the figure was shown.
 
     Raises
     ------
@@ -118,7 +125,8 @@ def attention(
     axes.invert_yaxis()
     axes.grid(visible=False)
     axes.figure.colorbar(image, ax=axes, label=label, shrink=0.8)
-    return show_or_return(axes, show=show, own_figure=ax is None)
+    set_title(axes, title)
+    return finish("attention", axes, ax=ax, show=show, save=save, return_fig=return_fig)
 
 
 def _chosen(edges: pd.DataFrame, n: int) -> tuple[list[str], list[str]]:

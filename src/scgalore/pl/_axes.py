@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
     from scgalore._typing import PathLike
 
-__all__ = ["axes_or_new", "finish", "legend_right", "set_title", "show_or_return"]
+__all__ = ["axes_or_new", "finish", "legend_right", "set_title"]
 
 ROW_POINTS = 13.0
 """Height of one row of a legend in small type."""
@@ -143,8 +143,3 @@ def _save(figure: Figure, name: str, save: Literal[True] | PathLike) -> None:
 def _of_scanpy(setting: str, *, default: Any) -> Any:
     """One of scanpy's settings; its default as long as scanpy was not imported, so that nobody can have changed it."""
     return getattr(getattr(sys.modules.get("scanpy"), "settings", None), setting, default)
-
-
-def show_or_return(ax: Axes, *, show: bool | None, own_figure: bool) -> Axes | None:
-    """Show the figure or return its axes; for plots without the other options of :func:`finish`."""
-    return finish("", ax, ax=None if own_figure else ax, show=show, save=None, return_fig=False)  # type: ignore[return-value]

@@ -13,15 +13,17 @@ from scgalore.data.records import read_prediction_record
 from scgalore.data.texts import same_label
 from scgalore.errors import DataError, MissingKeyError, OptionError
 from scgalore.perturb.labels.parsing import Agent
-from scgalore.pl._axes import axes_or_new, show_or_return
+from scgalore.pl._axes import axes_or_new, finish, legend_right, set_title
+from scgalore.pl._colors import tone
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from anndata import AnnData
     from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
-    from scgalore._typing import Label
+    from scgalore._typing import Label, PathLike
 
 STYLES = ("-", "--", ":", "-.")
 """Lines of genes, where compounds have the colours."""
@@ -35,9 +37,12 @@ def dose_response(
     *,
     context: str | None = None,
     key: str = PerturbationKeys().prediction,
+    title: str | None = None,
     ax: Axes | None = None,
     show: bool | None = None,
-) -> Axes | None:
+    save: bool | PathLike | None = None,
+    return_fig: bool = False,
+) -> Axes | Figure | None:
     """Draw predicted and measured effects of compounds on some genes over the logarithm of the dose.
 
     Lines join the doses that :func:`scgalore.tl.predict_perturbation` predicted; circles are the effects of all doses that were measured, those that
@@ -53,12 +58,15 @@ def dose_response(
     context
         Cell type or line; may be left out where there is one.
     {key}
+    {title}
     {ax}
     {show}
+    {save}
+    {return_fig}
 
     Returns
     -------
-    The axes, or ``None`` if the figure was shown. Colours are compounds, or genes where there is one compound.
+    The axes, the figure with ``return_fig``, or ``None`` if the figure was shown. Colours are compounds, or genes where there is one compound.
 
     Raises
     ------
@@ -94,8 +102,8 @@ def dose_response(
     predicted = _by_dose(record["effects"], rows.index, context)
     observed = record.get("observed")
     measured = predicted.iloc[:0] if observed is None else _by_dose(observed, observed.columns, context)
-    drawn = axes_or_new(ax, (5.4, 3.8))
-    drawn.axhline(0, color="0.8", linewidth=0.8, zorder=0)
+    drawn = axes_or_new(ax, (4.6, 3.8))
+    drawn.axhline(0, color=tone(drawn, 0.8), linewidth=0.8, zorder=0)
     for i, compound in enumerate(named):
         for j, gene in enumerate(genes):
             color = f"C{(i if len(named) > 1 else j) % 10}"
@@ -106,15 +114,14 @@ def dose_response(
                 line["dose"], line[gene], style, color=color, marker=".", markersize=4, linewidth=1.4, label=name
             )
             drawn.plot(points["dose"], points[gene], "o", color=color, markersize=6, fillstyle="none")
-    drawn.plot([], [], "o", color="0.3", markersize=6, fillstyle="none", label="measured")
+    drawn.plot([], [], "o", color=tone(drawn, 0.3), markersize=6, fillstyle="none", label="measured")
     drawn.set(xscale="log", xlabel="dose", ylabel="effect (log1p expression)")
     drawn.grid(visible=False)
     drawn.spines[["top", "right"]].set_visible(False)
     of = genes if len(genes) == 1 else named if len(named) == 1 else []
-    drawn.set_title(", ".join([*of, *([context] if context else [])]), fontsize=10)
-    # Beside the axes, where no curve is.
-    drawn.legend(fontsize=8, frameon=False, loc="upper left", bbox_to_anchor=(1, 1))
-    return show_or_return(drawn, show=show, own_figure=ax is None)
+    set_title(drawn, title, ", ".join([*of, *([context] if context else [])]))
+    legend_right(drawn, own=ax is None)
+    return finish("dose_response", drawn, ax=ax, show=show, save=save, return_fig=return_fig)
 
 
 def _found(asked: Sequence[Label], known: pd.Series | pd.Index, argument: str) -> list[str]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -10,7 +10,7 @@ from scgalore._docs import shared_parameters
 from scgalore._keys import NetworkKeys
 from scgalore.data.edges import N_EDGES, of_group
 from scgalore.data.records import read_network_record
-from scgalore.pl._axes import axes_or_new, show_or_return
+from scgalore.pl._axes import axes_or_new, finish, set_title
 from scgalore.pl._edges import sources_of
 
 if TYPE_CHECKING:
@@ -19,8 +19,9 @@ if TYPE_CHECKING:
     import pandas as pd
     from anndata import AnnData
     from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
-    from scgalore._typing import Label
+    from scgalore._typing import Label, PathLike
 
 UP, DOWN, SOURCE = "#c0392b", "#2e6da4", "#f4c95d"
 LETTER, LINE = 0.09, 0.16
@@ -37,9 +38,12 @@ def gene_network(
     group: Label | None = None,
     n_edges: int = 15,
     key: str = NetworkKeys().network,
+    title: str | None = None,
     ax: Axes | None = None,
     show: bool | None = None,
-) -> Axes | None:
+    save: bool | PathLike | None = None,
+    return_fig: bool = False,
+) -> Axes | Figure | None:
     """Draw the strongest edges of some regulators.
 
     Targets are in a circle around their regulators, the stronger the edge the thicker; edges with a negative weight are blue. A target of
@@ -55,12 +59,15 @@ def gene_network(
     n_edges
         Edges of each regulator.
     {key}
+    {title}
     {ax}
     {show}
+    {save}
+    {return_fig}
 
     Returns
     -------
-    The axes, or ``None`` if the figure was shown.
+    The axes, the figure with ``return_fig``, or ``None`` if the figure was shown.
 
     Raises
     ------
@@ -91,7 +98,9 @@ def gene_network(
         extent = ax.get_window_extent()
         radius = max(min(extent.width, extent.height) / ax.figure.dpi / 2 - margin, 0.1)
     _draw(axes, edges, places, sources, reach=1 + margin / radius, room=2 * np.pi * radius / len(places))
-    return show_or_return(axes, show=show, own_figure=ax is None)
+    named = ", ".join(sources) if len(sources) <= 3 else f"{len(sources)} regulators"
+    set_title(axes, title, f"{named}: strongest edges")
+    return finish("gene_network", axes, ax=ax, show=show, save=save, return_fig=return_fig)
 
 
 def _places(edges: pd.DataFrame, sources: Sequence[str]) -> dict[str, complex]:
@@ -119,16 +128,24 @@ def _draw(
     boxes = {}
     for gene, place in places.items():
         if gene in sources:
-            box = {"boxstyle": "round,pad=0.25", "facecolor": SOURCE, "edgecolor": "0.5", "linewidth": 0.6}
-            how = {"ha": "center", "va": "center", "weight": "bold", "bbox": box}
-            name = ax.text(place.real, place.imag, gene, fontsize=8, zorder=3, **how)
-            boxes[gene] = name.get_bbox_patch()
+            box: dict[str, Any] = {
+                "boxstyle": "round,pad=0.25",
+                "facecolor": SOURCE,
+                "edgecolor": "0.5",
+                "linewidth": 0.6,
+            }
+            middle: dict[str, Any] = {"ha": "center", "va": "center", "fontsize": 8, "weight": "bold", "color": "black"}
+            boxes[gene] = ax.text(place.real, place.imag, gene, bbox=box, zorder=3, **middle).get_bbox_patch()
         else:
             # Away from the centre, and never upside down.
-            degrees, left = float(np.degrees(np.angle(place))), place.real < -1e-9
-            turned = {"rotation": degrees + 180 * left, "rotation_mode": "anchor", "ha": "right" if left else "left"}
-            name = place * (1 + 0.02 * reach)
-            ax.text(name.real, name.imag, gene, fontsize=fontsize, va="center_baseline", **turned)
+            at, left = place * (1 + 0.02 * reach), place.real < -1e-9
+            degrees = float(np.degrees(np.angle(place))) + 180 * left
+            outwards: dict[str, Any] = {
+                "ha": "right" if left else "left",
+                "va": "center_baseline",
+                "fontsize": fontsize,
+            }
+            ax.text(at.real, at.imag, gene, rotation=degrees, rotation_mode="anchor", **outwards)
     for start, end, w, value in zip(edges["source"], edges["target"], width, weight, strict=True):
         look = {"arrowstyle": "-|>", "linewidth": w, "color": UP if value >= 0 else DOWN, "alpha": 0.7}
         ends = {"patchA": boxes[start], "patchB": boxes.get(end), "shrinkA": 1, "shrinkB": 1}
@@ -136,5 +153,3 @@ def _draw(
         ax.annotate("", (tip.real, tip.imag), (tail.real, tail.imag), arrowprops={**look, **ends}, zorder=2)
     ax.set(xlim=(-reach, reach), ylim=(-reach, reach), aspect="equal")
     ax.set_axis_off()
-    named = ", ".join(sources) if len(sources) <= 3 else f"{len(sources)} regulators"
-    ax.set_title(f"{named}: strongest edges", fontsize=10)

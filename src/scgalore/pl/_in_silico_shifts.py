@@ -11,19 +11,20 @@ from scgalore._keys import InSilicoKeys
 from scgalore._options import INDEX, Option
 from scgalore.data.records import of_group, read_in_silico_record
 from scgalore.errors import DataError, OptionError
-from scgalore.pl._axes import axes_or_new, show_or_return
+from scgalore.pl._axes import axes_or_new, finish, set_title
+from scgalore.pl._colors import tone
+from scgalore.pl._points import name_points
 
 if TYPE_CHECKING:
     from anndata import AnnData
     from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
-    from scgalore._typing import Label
+    from scgalore._typing import Label, PathLike
 
 N_LABELS = Option("n_labels", INDEX, "", 10)
 LIMIT = 0.05
 """False discovery rate of the coloured genes."""
-NEAR = 12
-"""Minimum distance in pixels between labelled genes, so that labels do not overlap."""
 
 
 @shared_parameters
@@ -33,9 +34,12 @@ def in_silico_shifts(
     *,
     n_labels: int = 10,
     key: str = InSilicoKeys().uns,
+    title: str | None = None,
     ax: Axes | None = None,
     show: bool | None = None,
-) -> Axes | None:
+    save: bool | PathLike | None = None,
+    return_fig: bool = False,
+) -> Axes | Figure | None:
     """Volcano plot of in-silico perturbations: shift of the cells, and p-value against random genes.
 
     With a target state, the horizontal axis is the fraction of the distance to it, otherwise the shift relative to that
@@ -50,12 +54,15 @@ def in_silico_shifts(
     n_labels
         Number of genes to label: those with the largest shifts, in either direction, as space permits.
     {key}
+    {title}
     {ax}
     {show}
+    {save}
+    {return_fig}
 
     Returns
     -------
-    The axes, or ``None`` if the figure was shown.
+    The axes, the figure with ``return_fig``, or ``None`` if the figure was shown.
 
     Raises
     ------
@@ -88,30 +95,21 @@ def in_silico_shifts(
     axes = axes_or_new(ax, (5.0, 4.0))
     height = -np.log10(p)
     found = drawn & (rate <= LIMIT)
-    for which, color in ((drawn & ~found, "0.7"), (found, "C3")):
+    for which, color in ((drawn & ~found, tone(axes, 0.7)), (found, "C3")):
         axes.scatter(x[which], height[which], s=12, color=color, linewidths=0)
-    axes.axvline(0, color="0.5", linewidth=0.6, zorder=0)
+    axes.axvline(0, color=tone(axes, 0.5), linewidth=0.6, zorder=0)
     axes.margins(x=0.12, y=0.15)
-    named: list[np.ndarray] = []
-    for i in np.argsort(-np.abs(np.where(drawn, x, 0)), kind="stable"):
-        # A label that would overlap another is skipped for the next gene.
-        place = axes.transData.transform((x[i], height[i]))
-        if drawn[i] and len(named) < n_labels and all(np.abs(place - other).max() > NEAR for other in named):
-            axes.annotate(
-                shifts["gene"][i],
-                (x[i], height[i]),
-                xytext=(2, 3),
-                textcoords="offset points",
-                rotation=35,
-                fontsize=7,
-            )
-            named.append(place)
     state = record["params"].get("target")
     axes.set_xlabel(
         f"fraction of the distance to {state}" if towards else "log2 shift relative to random genes", fontsize=9
     )
     axes.set_ylabel("-log10 p (random genes)", fontsize=9)
-    axes.set_title(
-        f"{record['params']['mode']}, {groups[0]}" if groups[0] != "all" else str(record["params"]["mode"]), fontsize=10
+    mode = str(record["params"]["mode"])
+    set_title(axes, title, mode if groups[0] == "all" else f"{mode}, {groups[0]}")
+    far = np.flatnonzero(drawn)
+    far = far[np.argsort(-np.abs(x[far]), kind="stable")]
+    first, rest = far[:n_labels], far[n_labels:]
+    name_points(
+        axes, x[first], height[first], list(shifts["gene"].iloc[first]), others=np.column_stack([x, height])[rest]
     )
-    return show_or_return(axes, show=show, own_figure=ax is None)
+    return finish("in_silico_shifts", axes, ax=ax, show=show, save=save, return_fig=return_fig)

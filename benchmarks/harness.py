@@ -12,6 +12,7 @@ import argparse
 import json
 import os
 import platform
+import re
 import subprocess
 import sys
 import tempfile
@@ -33,6 +34,8 @@ if TYPE_CHECKING:
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
 CACHE = ROOT / "benchmarks" / ".cache"
+FLAGS = ("avx2", "avx512f", "avx512_bf16", "amx_bf16")
+"""Instructions that decide how fast matrices are multiplied."""
 MB = 1e6
 GB = 1e9
 
@@ -206,6 +209,7 @@ def machine(
     total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") if hasattr(os, "sysconf") else 0
     return {
         "cpu": models[0] if models else platform.processor(),
+        "flags": [flag for flag in FLAGS if any(flag in line.split() for line in lines if line.startswith("flags"))],
         "cores": os.cpu_count(),
         "memory_gb": round(total / GB, 1),
         "system": f"{platform.system()} {platform.machine()}",
@@ -299,7 +303,7 @@ class Report:
         about = self.machine
         size = "--quick: smaller sizes, so the claims are not tested. " if self.options.get("quick") else ""
         where = (
-            f"{size}{about['cpu']}, {about['cores']} cores, {about['threads']} threads, load {about['load']} at the start, "
+            f"{size}{processor(about)}, {about['cores']} cores, {about['threads']} threads, load {about['load']} at the start, "
             f"torch {about['torch']}, scgalore {about['scgalore']}, {about['date']}."
         )
         return "\n\n".join([where, *self.parts, "\n".join(map(self._line, self.claims))]).rstrip() + "\n"
@@ -315,16 +319,44 @@ class Report:
         }
 
     def finish(self, folder: Path | None) -> None:
-        """Print the results as a line of JSON and, given a folder, write ``NAME.json``, ``NAME.md`` and a line of runs.jsonl."""
+        """Print the results as a line of JSON and, given a folder, write ``NAME.json``, ``NAME.md`` and a line of runs.jsonl.
+
+        ``NAME.md`` holds the last run on each processor, this one first.
+        """
         record = self.record()
         say(json.dumps(record))
         if folder is None:
             return
         folder.mkdir(parents=True, exist_ok=True)
+        sections = {processor(self.machine): self.markdown(), **sections_of(folder, self.name)}
+        sections[processor(self.machine)] = self.markdown()
         (folder / f"{self.name}.json").write_text(json.dumps(record, indent=1) + "\n")
-        (folder / f"{self.name}.md").write_text(self.markdown())
+        text = "\n".join(f"{SECTION.format(name)}\n\n{part}" for name, part in sections.items())
+        (folder / f"{self.name}.md").write_text(text)
         with (folder / "runs.jsonl").open("a") as runs:
             runs.write(json.dumps({key: value for key, value in record.items() if key != "measured"}) + "\n")
+
+
+SECTION = "<!-- {} -->"
+"""Begins the results of one processor."""
+
+
+def processor(about: Mapping[str, Any]) -> str:
+    """Name of a processor with the instructions that matter."""
+    flags = ", ".join(about.get("flags", ()))
+    return f"{about['cpu']} ({flags})" if flags else str(about["cpu"])
+
+
+def sections_of(folder: Path, name: str) -> dict[str, str]:
+    """Results that a file holds, by processor; one of earlier versions holds those of one."""
+    path, record = folder / f"{name}.md", folder / f"{name}.json"
+    if not path.exists() or not record.exists():
+        return {}
+    text = path.read_text()
+    if not text.startswith("<!-- "):
+        return {processor(json.loads(record.read_text())["machine"]): text}
+    parts = re.split(r"^<!-- (.+) -->\n\n", text, flags=re.MULTILINE)[1:]
+    return {name: part.rstrip() + "\n" for name, part in zip(parts[::2], parts[1::2], strict=True)}
 
 
 def parser(doc: str | None) -> argparse.ArgumentParser:

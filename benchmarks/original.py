@@ -83,8 +83,9 @@ def open_cells(path: str) -> None:
     STATE["adata"] = adata[:, adata.var["id_in_vocab"] >= 0].copy()
 
 
-def embed(max_length: int, seed: int = 0) -> None:
-    """Embed the cells with the loaded network."""
+def embed(max_length: int, seed: int = 0, fast_path: bool = True) -> None:  # noqa: FBT001, FBT002 (from JSON)
+    """Embed the cells with the loaded network; without torch's fast path, no tensors of unequal cells are made."""
+    torch.backends.mha.set_fastpath_enabled(fast_path)
     np.random.seed(seed)  # noqa: NPY002 (ties in the original's binning draw from it)
     torch.manual_seed(seed)
     adata = STATE["adata"]
@@ -99,8 +100,9 @@ def embed(max_length: int, seed: int = 0) -> None:
     )
 
 
-def end_to_end(path: str, folder: str, max_length: int) -> None:
+def end_to_end(path: str, folder: str, max_length: int, fast_path: bool = True) -> None:  # noqa: FBT001, FBT002 (from JSON)
     """``scgpt.tasks.embed_data``, from files to embeddings."""
+    torch.backends.mha.set_fastpath_enabled(fast_path)
     options = {"gene_col": "index", "max_length": max_length, "batch_size": 64, "device": "cpu"}
     result = import_module("scgpt.tasks").embed_data(path, folder, **options)
     STATE["embedding"] = result.obsm["X_scGPT"]
@@ -143,15 +145,24 @@ def evaluate(n_cells: int) -> float:
         return float(loss_of(n_cells, "32-true"))
 
 
-def saved_bytes(n_cells: int, precision: str) -> int:
+def _training(*, attention_dropout: bool) -> torch.nn.Module:
+    """The network, which drops attention probabilities as well unless told not to."""
+    model: torch.nn.Module = STATE["model"].train()
+    for layer in model.modules():
+        if isinstance(layer, torch.nn.MultiheadAttention):
+            layer.dropout = STATE["config"]["dropout"] if attention_dropout else 0.0
+    return model
+
+
+def saved_bytes(n_cells: int, precision: str, attention_dropout: bool = True) -> int:  # noqa: FBT001, FBT002 (from JSON)
     """Bytes kept for the backward pass."""
-    model = STATE["model"].train()
+    model = _training(attention_dropout=attention_dropout)
     return saved_for_backward(lambda: loss_of(n_cells, precision), storages_of(model))
 
 
-def step(n_cells: int, precision: str) -> float:
+def step(n_cells: int, precision: str, attention_dropout: bool = True) -> float:  # noqa: FBT001, FBT002 (from JSON)
     """One step of training."""
-    model = STATE["model"].train()
+    model = _training(attention_dropout=attention_dropout)
     STATE["optimizer"].zero_grad()
     loss = loss_of(n_cells, precision)
     loss.backward()

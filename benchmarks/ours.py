@@ -15,6 +15,7 @@ import scgalore as sg
 from scgalore.data.sampler import BatchRequest
 from scgalore.data.tokens import TokenBatch
 from scgalore.data.vocab import GeneVocab
+from scgalore.nn.cpu import kernels_in_words
 from scgalore.objectives import MaskedExpression
 from scgalore.optim import build_optimizer
 
@@ -22,6 +23,12 @@ if TYPE_CHECKING:
     from scgalore.nn import SCGPTNetwork
 
 STATE: dict[str, Any] = {}
+AUTO = "auto"
+
+
+def kernels() -> dict[str, str]:
+    """Whose kernels compute on this machine, by the arithmetic."""
+    return {str(dtype).removeprefix("torch."): kernels_in_words(dtype) for dtype in (torch.float32, torch.bfloat16)}
 
 
 def peak(dtype: str) -> float:
@@ -46,10 +53,11 @@ def open_cells(path: str) -> None:
     STATE["adata"] = ad.read_h5ad(path)
 
 
-def embed(max_length: int, precision: str) -> None:
+def embed(max_length: int, precision: str, kernels: str = AUTO) -> None:
     """Embed the cells with the loaded network."""
     adata = STATE["adata"]
-    sg.tl.embed(adata, STATE["model"], max_length=max_length, precision=precision)
+    with sg.settings.override(cpu_kernels=kernels):
+        sg.tl.embed(adata, STATE["model"], max_length=max_length, precision=precision)
     STATE["embedding"] = adata.obsm["X_scGPT"]
 
 
@@ -58,15 +66,17 @@ def tokenise(max_length: int) -> None:
     STATE["cells"] = STATE["model"].cells(STATE["adata"], max_length=max_length)
 
 
-def run(precision: str) -> None:
+def run(precision: str, kernels: str = AUTO) -> None:
     """Run the network over cells made ready by :func:`tokenise`."""
-    STATE["embedding"] = STATE["model"].run(STATE["cells"], precision=precision).embedding
+    with sg.settings.override(cpu_kernels=kernels):
+        STATE["embedding"] = STATE["model"].run(STATE["cells"], precision=precision).embedding
 
 
-def end_to_end(path: str, folder: str, max_length: int, precision: str) -> None:
+def end_to_end(path: str, folder: str, max_length: int, precision: str, kernels: str = AUTO) -> None:
     """``sg.tl.embed``, from files to embeddings."""
     adata = ad.read_h5ad(path)
-    sg.tl.embed(adata, folder, max_length=max_length, precision=precision)
+    with sg.settings.override(cpu_kernels=kernels):
+        sg.tl.embed(adata, folder, max_length=max_length, precision=precision)
     STATE["embedding"] = adata.obsm["X_scGPT"]
 
 
@@ -128,18 +138,20 @@ def _training(*, recompute: bool) -> SCGPTNetwork:
     return network
 
 
-def saved_bytes(n_cells: int, precision: str, recompute: bool = False) -> int:  # noqa: FBT001, FBT002 (from JSON)
+def saved_bytes(n_cells: int, precision: str, recompute: bool = False, kernels: str = AUTO) -> int:  # noqa: FBT001, FBT002 (from JSON)
     """Bytes kept for the backward pass."""
     network = _training(recompute=recompute)
-    return saved_for_backward(lambda: loss_of(n_cells, precision), storages_of(network))
+    with sg.settings.override(cpu_kernels=kernels):
+        return saved_for_backward(lambda: loss_of(n_cells, precision), storages_of(network))
 
 
-def step(n_cells: int, precision: str, recompute: bool = False) -> float:  # noqa: FBT001, FBT002 (from JSON)
+def step(n_cells: int, precision: str, recompute: bool = False, kernels: str = AUTO) -> float:  # noqa: FBT001, FBT002 (from JSON)
     """One step of training."""
     network = _training(recompute=recompute)
     STATE["optimizer"].zero_grad()
-    loss = loss_of(n_cells, precision)
-    loss.backward()
+    with sg.settings.override(cpu_kernels=kernels):
+        loss = loss_of(n_cells, precision)
+        loss.backward()
     torch.nn.utils.clip_grad_norm_(network.parameters(), 1.0)
     STATE["optimizer"].step()
     return loss.item()
@@ -148,6 +160,7 @@ def step(n_cells: int, precision: str, recompute: bool = False) -> float:  # noq
 if __name__ == "__main__":
     sg.settings.progress = False
     handlers = (
+        kernels,
         peak,
         vocabulary,
         load,

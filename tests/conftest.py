@@ -54,6 +54,14 @@ def _own_settings(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.
     settings.reset()
 
 
+@pytest.fixture(params=["torch", "onednn"])
+def each_kernel(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Compute with torch's kernels for CPUs, then with ours wherever there is a choice, in layers of any size."""
+    monkeypatch.setattr("scgalore.nn.cpu.linear._SMALLEST", 1)
+    settings.cpu_kernels = request.param
+    return request.param
+
+
 @pytest.fixture(autouse=True)
 def _no_figures_left() -> Iterator[None]:
     """Close what a test drew: pyplot keeps figures until they are closed, and the next test may count them."""

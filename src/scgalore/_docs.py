@@ -72,7 +72,8 @@ PARAMETERS = {
     ),
     "precision": (
         'Numerical precision: ``"32-true"`` (float32), ``"bf16-true"`` (bfloat16, faster but less accurate), or ``"auto"``,\n'
-        "bfloat16 on GPUs that support it and float32 otherwise; ``None`` is ``sg.settings.precision``."
+        "bfloat16 on GPUs that support it and float32 otherwise; ``None`` is ``sg.settings.precision``. On a\n"
+        'CPU, ``"auto"`` uses bfloat16 if ``sg.settings.cpu_bfloat16`` is set and it was measured to be faster.'
     ),
     "accelerator": 'Device, as in Lightning: ``"auto"``, ``"cpu"``, ``"gpu"`` or ``"mps"``; ``None`` is ``sg.settings.accelerator``.',
     "devices": (

@@ -71,6 +71,16 @@ class Settings(BaseSettings):
     """Arithmetic of embedding and prediction: bfloat16 on GPUs that have it and float32 elsewhere (``"auto"``), or one of
     them everywhere."""
 
+    cpu_bfloat16: bool = False
+    """Whether ``precision="auto"`` takes bfloat16 on a CPU, too, if it was measured to be faster there than float32."""
+
+    cpu_kernels: Literal["auto", "torch", "onednn"] = "auto"
+    """Matrix products and attention on a CPU: torch's own kernels (``"torch"``), products by oneDNN wherever there is a choice
+    (``"onednn"``), or for each kind and size of product the one that is faster by a tenth (``"auto"``). That is measured where
+    it is first needed, in less than a second, and kept in :attr:`cachedir` for this processor, number of threads and version of
+    torch. The kernels add in another order: the same seed gives the same numbers to the last bit with the same kernels, and
+    to rounding errors with others. With ``"torch"`` dropout is torch's as well and draws other values."""
+
     accelerator: str = "auto"
     """Where to compute, as Lightning calls it, for example ``"auto"``, ``"cpu"``, ``"gpu"`` or ``"mps"``."""
 

@@ -8,7 +8,7 @@ from anndata import AnnData
 from scgalore import settings
 from scgalore.data import stream
 from scgalore.errors import OptionError
-from scgalore.model import SCGPT
+from scgalore.model import SCGPT, inference
 from scgalore.model.inference import pick_dtype, run_network
 from scgalore.nn import CellEncoder
 from scgalore.nn.device import pick_device
@@ -109,11 +109,43 @@ class TestPrecision:
     def test_a_cpu_computes_in_float32_unless_told_otherwise(self) -> None:
         assert pick_dtype("auto", CPU) == torch.float32
 
+    @pytest.mark.parametrize(
+        ("wanted", "gain", "dtype"),
+        [(True, 2.0, torch.bfloat16), (True, 1.05, torch.float32), (False, 2.0, torch.float32)],
+    )
+    def test_a_cpu_takes_bfloat16_where_it_is_wanted_and_faster(
+        self, monkeypatch: pytest.MonkeyPatch, wanted: bool, gain: float, dtype: torch.dtype
+    ) -> None:
+        monkeypatch.setattr(inference, "gain_of_bfloat16", lambda: gain)
+        with settings.override(cpu_bfloat16=wanted):
+            assert pick_dtype("auto", CPU) == dtype
+            assert pick_dtype("32-true", CPU) == torch.float32
+
+    @pytest.mark.parametrize(("gain", "warnings"), [(0.6, 1), (1.0, 0)])
+    def test_bfloat16_that_is_slower_is_warned_of_once(
+        self, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, gain: float, warnings: int
+    ) -> None:
+        monkeypatch.setattr(inference, "gain_of_bfloat16", lambda: gain)
+        inference._warn_of_bfloat16.cache_clear()
+        with settings.override(verbosity=1):
+            assert [pick_dtype("bf16-true", CPU) for _ in range(2)] == [torch.bfloat16] * 2
+        found = [message for message in caplog.messages if "slower than float32" in message]
+        assert len(found) == warnings
+        assert all("0.60 times" in message for message in found)
+
+    def test_results_say_whose_kernels_computed_them(self, few: AnnData, model: SCGPT) -> None:
+        cells = model.cells(few)
+        with settings.override(cpu_kernels="torch"):
+            assert model.run(cells).arithmetic == {"precision": "32-true", "cpu_kernels": "torch"}
+        with settings.override(cpu_kernels="onednn"):
+            assert model.run(cells).arithmetic["cpu_kernels"].startswith("onednn: small product; ")
+
     def test_unknown_word_is_refused(self, few: AnnData, model: SCGPT) -> None:
         with pytest.raises(OptionError, match="precision='half'.*'auto', '32-true', 'bf16-true'"):
             model.run(model.cells(few), precision="half")
 
 
+@pytest.mark.usefixtures("each_kernel")
 @pytest.mark.parametrize(("batch_size", "batch_tokens"), [(None, 1), (None, 500), (3, 10_000)])
 def test_caps_change_nothing(few: AnnData, model: SCGPT, batch_size: int | None, batch_tokens: int) -> None:
     cells = model.cells(few)

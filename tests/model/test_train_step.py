@@ -7,6 +7,8 @@ from torch.nn import functional as F
 from scgalore.objectives import Classification, MaskedExpression
 from scgalore.objectives.losses import elastic_similarity, masked_mse, masked_relative_error, negative_log_bernoulli
 
+pytestmark = pytest.mark.usefixtures("each_kernel")
+
 EMBEDDING = "encoder.embedding.weight"
 SOME_ROWS = f"{EMBEDDING}[pad,cls,0:5]"
 

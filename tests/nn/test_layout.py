@@ -54,6 +54,7 @@ def test_cls_alone_attends_as_among_all(lengths, seed):
     assert torch.equal(layout.cells(layout.cls(expected)), expected)
 
 
+@pytest.mark.usefixtures("each_kernel")
 @pytest.mark.parametrize("lengths", [[700, 700, 3], [257, 256, 1, 1], [1, 40] * 30], ids=["long", "blocks", "many"])
 def test_bfloat16_is_the_same_attention_in_blocks(lengths):
     _, _, packed = states(lengths, dtype=torch.bfloat16)

@@ -7,6 +7,8 @@ from torch.nn import functional as F
 from scgalore.nn import SCGPTConfig, SCGPTNetwork
 from scgalore.nn.scgpt_encoder import CellEncoder
 
+pytestmark = pytest.mark.usefixtures("each_kernel")
+
 PAD, CLS = 17, 18
 LENGTHS = [16, 1, 9, 9, 5]
 STYLES = {

@@ -12,6 +12,8 @@ from scgalore.nn import Encoded
 from scgalore.nn.scgpt import CellExpressionDecoder
 from scgalore.objectives.losses import elastic_similarity
 
+pytestmark = pytest.mark.usefixtures("each_kernel")
+
 ZEROED = "torch's fast path leaves hidden states at padding 0, ours ordinary numbers; compared with ours set to 0"
 FIRST_LABEL = (
     "each cell is normalised by its own batch, in scGPT by the first label of the mini-batch; "

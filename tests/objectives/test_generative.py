@@ -8,12 +8,12 @@ from hypothesis import strategies as st
 from tests.objectives.test_masked_expression import CLS, PAD, batch_of, masked_genes, rows_of
 from tests.prepared import prepared
 
+import scgalore as sg
 from scgalore.adapters.base import split_packed
 from scgalore.data.sampler import BatchRequest
 from scgalore.data.split import random_split
 from scgalore.errors import OptionError
 from scgalore.nn import SCGPTConfig, SCGPTNetwork
-from scgalore.nn.cpu.switch import use_cpu_kernels
 from scgalore.nn.layout import Padded
 from scgalore.objectives import GenerativeExpression, MaskedExpression
 from scgalore.objectives.losses import masked_mse
@@ -231,12 +231,12 @@ def test_bfloat16_in_blocks_is_the_same_attention():
     torch.manual_seed(0)
     batch = corrupted(batch_of(np.random.default_rng(0).poisson(20, (3, PAD))))
     network = network_of(d_model=32, d_hid=32)
-    with torch.autocast("cpu", dtype=torch.bfloat16):
+    with torch.autocast("cpu", dtype=torch.bfloat16), sg.settings.override(cpu_kernels="onednn"):
         ours = GenerativeExpression(from_cell_prompt=True)(network, batch)
     ours.total.backward()
     gradients = [p.grad.clone() for p in network.parameters()]
     network.zero_grad()
-    with torch.autocast("cpu", dtype=torch.bfloat16), use_cpu_kernels(on=False):
+    with torch.autocast("cpu", dtype=torch.bfloat16), sg.settings.override(cpu_kernels="torch"):
         theirs = GenerativeExpression(from_cell_prompt=True)(network, batch)
     theirs.total.backward()
     torch.testing.assert_close(ours.total, theirs.total, rtol=0.02, atol=0)
@@ -365,7 +365,7 @@ def test_a_step_is_traced_without_numbers(precision, gpu, monkeypatch):
     assert masked.kept < once.kept < twice.kept
 
 
-@pytest.mark.parametrize("kernels", [True, False])
+@pytest.mark.parametrize("kernels", ["torch", "onednn"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_the_mask_is_kept_once_for_all_layers(kernels, dtype):
     def kept(n_layers):
@@ -381,7 +381,7 @@ def test_the_mask_is_kept_once_for_all_layers(kernels, dtype):
         with (
             torch.autograd.graph.saved_tensors_hooks(keep, lambda x: x),
             torch.autocast("cpu", dtype=torch.bfloat16, enabled=dtype == torch.bfloat16),
-            use_cpu_kernels(on=kernels),
+            sg.settings.override(cpu_kernels=kernels),
         ):
             GenerativeExpression()(network, batch)
         return len(sizes)

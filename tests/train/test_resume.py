@@ -20,6 +20,7 @@ from tests.bitwise import differences
 from tests.prepared import prepared
 from tests.steps import is_step
 
+from scgalore._settings import settings
 from scgalore.adapters import ADAPTERS
 from scgalore.data.split import random_split
 from scgalore.errors import OptionError, WeightsError
@@ -130,6 +131,26 @@ def assert_same_run(model: SCGPT, expected: SCGPT) -> None:
 @pytest.fixture
 def make(few: AnnData, make_model: Callable[..., SCGPT]) -> Callable[[], SCGPT]:
     return lambda: make_model(few.var_names)
+
+
+def test_a_run_goes_on_with_the_kernels_it_was_begun_with(
+    few: AnnData, make_model: Callable[..., SCGPT], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    def make() -> SCGPT:
+        return make_model(few.var_names, d_model=64, d_hid=64)  # wide enough for a choice
+
+    with settings.override(cpu_kernels="torch", verbosity=3):
+        whole = train(make, few, max_epochs=2)
+        with stopping_at(7), pytest.raises(Stop):
+            train(make, few, max_epochs=2, checkpoint_dir=tmp_path)
+        settings.cpu_kernels = "onednn"
+        resumed = train(make, few, max_epochs=2, checkpoint_dir=tmp_path, resume=True)
+        assert settings.cpu_kernels == "onednn"
+        assert "on with cpu_kernels='torch', which the run was begun with, and not 'onednn'" in caplog.text
+        other = train(make, few, max_epochs=2)
+    assert_same_run(resumed, whole)
+    assert resumed.result.summary()["cpu_kernels"] == "torch"
+    assert differences(other.network.state_dict(), whole.network.state_dict())
 
 
 def test_a_run_whose_length_was_open_keeps_its_length(

@@ -433,7 +433,7 @@ class CellModel:
                 label="cells",
             )
             heads = {name: gather(outputs, world) for name, outputs in output.heads.items()}
-            return CellOutput(gather(output.embedding, world), heads, output.precision)
+            return replace(output, embedding=gather(output.embedding, world), heads=heads)
 
     # Training ---------------------------------------------------------------------------------------------------------
 

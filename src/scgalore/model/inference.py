@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cache
 from typing import TYPE_CHECKING, Any, Literal, Self, get_args
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 
+from scgalore import _logging as logg
 from scgalore._progress import progress
 from scgalore._settings import settings
 from scgalore.data.sampler import cut_batches
 from scgalore.errors import OptionError
 from scgalore.model.distributed import refuse_devices
 from scgalore.nn import AttentionMeans, CellOutput
+from scgalore.nn.cpu import gain_of_bfloat16, kernels_in_words
+from scgalore.nn.cpu.measure import MARGIN
 from scgalore.nn.device import pick_device
 from scgalore.nn.finite import refuse_not_finite_outputs
 
@@ -53,7 +57,9 @@ def pick_dtype(precision: str, device: torch.device) -> torch.dtype:
     Parameters
     ----------
     precision
-        ``"32-true"``, ``"bf16-true"``, or ``"auto"``: bfloat16 on GPUs that have it, float32 elsewhere.
+        ``"32-true"``, ``"bf16-true"``, or ``"auto"``: bfloat16 on GPUs that have it, float32 elsewhere; on a CPU also bfloat16
+        if ``sg.settings.cpu_bfloat16`` is on and it was measured to be faster there. Where it is slower and asked for, a warning
+        says so, once.
     device
         Where to compute.
 
@@ -66,8 +72,20 @@ def pick_dtype(precision: str, device: torch.device) -> torch.dtype:
         msg = f"precision={precision!r}: choose one of {', '.join(map(repr, get_args(InferencePrecision)))}."
         raise OptionError(msg)
     if precision == "auto":
-        precision = "bf16-true" if device.type == "cuda" and torch.cuda.is_bf16_supported() else "32-true"
+        has_it = device.type == "cuda" and torch.cuda.is_bf16_supported()
+        wants_it = device.type == "cpu" and settings.cpu_bfloat16
+        return torch.bfloat16 if has_it or (wants_it and gain_of_bfloat16() >= MARGIN) else torch.float32
+    if precision == "bf16-true" and device.type == "cpu" and (gain := gain_of_bfloat16()) < 1:
+        _warn_of_bfloat16(gain)
     return torch.bfloat16 if precision == "bf16-true" else torch.float32
+
+
+@cache
+def _warn_of_bfloat16(gain: float) -> None:
+    logg.warning(
+        f"precision='bf16-true' is slower than float32 on this processor: a layer was measured at {gain:.2f} times its speed. "
+        "Pass precision='32-true'."
+    )
 
 
 @dataclass(frozen=True)
@@ -175,7 +193,8 @@ def run_network(
             norms = torch.linalg.vector_norm(embedded, dim=1).cpu().numpy()
         named = {"the embedding": norms, **{f"head {name!r}": outputs[at] for name, outputs in heads.items()}}
         refuse_not_finite_outputs(named, at, precision=dtype)
-    return CellOutput(embedding, heads, "bf16-true" if dtype == torch.bfloat16 else "32-true")
+    own = kernels_in_words(dtype) if device.type == "cpu" else None
+    return CellOutput(embedding, heads, "bf16-true" if dtype == torch.bfloat16 else "32-true", own)
 
 
 def mean_states(

@@ -60,11 +60,19 @@ class CellOutput:
         Raw outputs of the cell heads by name, float32 ``(n_obs, n_outputs)``: logits, for classes.
     precision
         Arithmetic they were computed in, ``"32-true"`` or ``"bf16-true"``.
+    kernels
+        On a CPU, whose kernels computed them, as :func:`scgalore.nn.cpu.kernels_in_words` says.
     """
 
     embedding: NDArray[np.float32]
     heads: dict[str, NDArray[np.float32]]
     precision: str
+    kernels: str | None = None
+
+    @property
+    def arithmetic(self) -> dict[str, str]:
+        """What is recorded of how they were computed: ``precision`` and, on a CPU, ``cpu_kernels``."""
+        return {"precision": self.precision} | ({} if self.kernels is None else {"cpu_kernels": self.kernels})
 
 
 def set_last_layer(head: nn.Module, weight: Any, bias: Any) -> None:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from torch.autograd.function import once_differentiable
 
-from scgalore.nn.cpu.switch import one_block_is_enough
+from scgalore.nn.cpu.traced import one_block_is_enough
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

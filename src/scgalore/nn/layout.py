@@ -12,7 +12,8 @@ import torch
 import torch.nn.functional as F
 
 from scgalore.nn.cpu.blockwise import attend_in_blocks
-from scgalore.nn.cpu.switch import takes
+from scgalore.nn.cpu.choice import differentiates, takes
+from scgalore.nn.cpu.measure import LONG
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -87,7 +88,7 @@ class Padded:
     def attend(self, q: Tensor, k: Tensor, v: Tensor, n_heads: int) -> Tensor:
         """Exact attention; padding and generated tokens are never attended to by others."""
         q, k, v = (split_heads(part, n_heads) for part in (q, k, v))
-        mixed = _attend(q, k, v, self._mask(q))  # (b, h, s, e)
+        mixed = _attend(q, k, v, self._mask(q, k, v))  # (b, h, s, e)
         return mixed.transpose(1, 2).flatten(-2)  # (b, s, d)
 
     def sum(self, x: Tensor) -> Tensor:
@@ -98,10 +99,10 @@ class Padded:
         """Number of these tokens, ``(b, 1)``."""
         return self.length if self.unseen is None else (~self.unseen).sum(dim=1, keepdim=True)
 
-    def _mask(self, q: Tensor) -> Tensor | None:
+    def _mask(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor | None:
         """Which keys the queries ``q`` see: booleans, or numbers to add to the scores."""
         attended = None if self._attended is None else self._attended[:, :, : q.shape[2]]
-        if attended is None or attended.shape[2] == 1 or _in_blocks(q):
+        if attended is None or attended.shape[2] == 1 or _in_blocks(q, k, v):
             return attended
         # Torch would make numbers of the booleans in each layer, and keep them all for the backward pass.
         if self._bias is None or self._bias.dtype != q.dtype:
@@ -187,14 +188,15 @@ class Packed:
 
 def _attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tensor:
     """Exact attention ``(b, h, s, e)`` by the kernel that is the faster one."""
-    if _in_blocks(q):
-        return attend_in_blocks(q, k, v, mask)
+    if _in_blocks(q, k, v):
+        return attend_in_blocks(q, k, v, mask, forward=_in_blocks(q, k, v, backward=False))
     # Attention probabilities carry no dropout: with it SDPA falls back to the path that materialises (s, s) maps.
     return F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
 
 
-def _in_blocks(q: Tensor) -> bool:
-    return q.dtype == torch.bfloat16 and takes(q)
+def _in_blocks(q: Tensor, k: Tensor, v: Tensor, *, backward: bool | None = None) -> bool:
+    backward = differentiates(q, k, v) if backward is None else backward
+    return takes("attention", q, large=k.shape[2] > LONG, backward=backward)
 
 
 def split_heads(x: Tensor, n_heads: int) -> Tensor:

@@ -19,7 +19,6 @@ from scgalore._words import few
 from scgalore.data.columns import read_column
 from scgalore.data.labels import class_codes
 from scgalore.errors import DataError, OptionError
-from scgalore.nn.base import CellOutput
 from scgalore.objectives import Integration as Objective
 from scgalore.tasks.batch_columns import batches_of, read_batches, read_labels, refuse_single, warn_nested
 from scgalore.tasks.batch_map import BatchMap, fitted_rows, read_map
@@ -41,7 +40,7 @@ if TYPE_CHECKING:
     from scgalore.data.cells import TokenCells
     from scgalore.data.reading import Reading
     from scgalore.data.results import Results
-    from scgalore.nn.base import CellNetwork
+    from scgalore.nn.base import CellNetwork, CellOutput
     from scgalore.tasks.base import Prepared, TaskMemory, TaskModel
     from scgalore.tasks.call import TrainingCall
     from scgalore.tasks.cells import CellReading
@@ -399,7 +398,7 @@ def _run(
     order = np.argsort(np.concatenate([at for at, _ in parts]))
     embedding = np.concatenate([output.embedding for _, output in parts])[order]
     heads = {name: np.concatenate([output.heads[name] for _, output in parts])[order] for name in parts[0][1].heads}
-    return CellOutput(embedding, heads, parts[0][1].precision)
+    return replace(parts[0][1], embedding=embedding, heads=heads)
 
 
 def _report_new(names: Sequence[str], codes: NDArray[np.int64], memory: IntegrationMemory) -> None:

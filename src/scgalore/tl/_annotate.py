@@ -146,7 +146,7 @@ def annotate(
             "unknown": unknown,
             **reading.of_tokens(),
             "max_length": max_length,
-            "precision": output.precision,
+            **output.arithmetic,
             "rng": seed,
         }
         content = {"params": params, **memory.to_config(), **found, **provenance(fitted, cells)}

@@ -142,7 +142,7 @@ def embed(
             **reading.of_tokens(),
             "batch_key": batch_key,
             "max_length": max_length,
-            "precision": output.precision,
+            **output.arithmetic,
             "rng": seed,
         }
         Results(

@@ -189,7 +189,7 @@ def map_to_reference(
         }
         _report(far, label_far=label_far)
         params = {"unknown": unknown, "label_far": label_far, **reading.of_tokens(), "batch_key": batch_key}
-        params["precision"] = output.precision
+        params |= output.arithmetic
         content = {
             "params": params,
             "reference": {

@@ -154,7 +154,7 @@ def predict_protein(
             ridge = memory.values(memory.prior.predict(adata, reading))
             proteins["pearson"] = pearson_of_shared(results.obsm[keys.protein][0], truth)
             proteins["pearson_ridge"] = pearson_of_shared(ridge, truth)
-        params = {**reading.of_tokens(), "max_length": max_length, "precision": output.precision, "rng": seed}
+        params = {**reading.of_tokens(), "max_length": max_length, **output.arithmetic, "rng": seed}
         content = {"params": params, "proteins": proteins, **provenance(fitted, cells)}
         results.uns[keys.uns] = (content, "parameters, proteins and provenance")
         results.write(data, adata, mod=mod, step=step)

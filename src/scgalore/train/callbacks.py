@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any, cast
 
 import pandas as pd
@@ -15,6 +16,7 @@ from torch import distributed
 from scgalore import _logging as logg
 from scgalore._progress import Progress
 from scgalore._words import duration
+from scgalore.nn.cpu import kernels, kernels_in_words, using_kernels
 from scgalore.optim.layerwise import LayerwiseUpdate
 from scgalore.train.divergence import end_run
 from scgalore.train.free import memory_now
@@ -28,7 +30,7 @@ if TYPE_CHECKING:
     from scgalore.nn import CellNetwork
     from scgalore.nn.adapter import SCGPTModule
 
-__all__ = ["BestWeights", "History", "SameBuffers", "ShowProgress", "StopEarly", "UpdateInBackward"]
+__all__ = ["BestWeights", "History", "SameBuffers", "SameKernels", "ShowProgress", "StopEarly", "UpdateInBackward"]
 
 
 LOSSES = ("train_loss", "validation_loss")
@@ -271,6 +273,56 @@ class SameBuffers(Callback):
         for buffer in _network(pl_module).buffers():
             if trainer.world_size > 1:
                 distributed.broadcast(buffer, src=0)
+
+
+class SameKernels(Callback):
+    """Compute with the kernels for CPUs that the run was begun with, in all processes.
+
+    Attributes
+    ----------
+    in_words
+        As :func:`scgalore.nn.cpu.kernels_in_words` says, where a CPU has trained.
+    """
+
+    def __init__(self) -> None:
+        self.in_words: str | None = None
+        self._begun: dict[str, Any] | None = None
+        self._run = ExitStack()
+
+    def state_dict(self) -> dict[str, Any]:
+        """Kernels that have been chosen."""
+        return kernels()
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on with these."""
+        self._begun = dict(state_dict)
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Take them, or those of the first process."""
+        if trainer.strategy.root_device.type != "cpu":
+            return
+        now, chosen = kernels(), self._begun
+        if chosen is not None and chosen["mode"] != now["mode"]:
+            logg.info(
+                f"    on with cpu_kernels={chosen['mode']!r}, which the run was begun with, and not {now['mode']!r}"
+            )
+        if trainer.world_size > 1:
+            chosen = trainer.strategy.broadcast(chosen or kernels(complete=True))
+        self._run.enter_context(using_kernels(chosen))
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Note what has computed."""
+        if trainer.strategy.root_device.type == "cpu":
+            half = str(trainer.precision).startswith("bf16")
+            self.in_words = kernels_in_words(torch.bfloat16 if half else torch.float32)
+
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Go back to the setting."""
+        self._run.close()
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """The same."""
+        self._run.close()
 
 
 class UpdateInBackward(Callback):

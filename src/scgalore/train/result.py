@@ -36,6 +36,8 @@ class TrainResult:
         Epochs that it was to take at most, and that may pass without a better validation score, as they were chosen.
     converged
         Whether the validation score had stopped improving; ``None`` where nothing tells, as without validation cells.
+    cpu_kernels
+        On a CPU, whose kernels computed; see ``sg.settings.cpu_kernels``.
     adapter
         What an adapter has learnt, if it can be saved alone.
     memory
@@ -52,11 +54,12 @@ class TrainResult:
     max_epochs: int | None = None
     patience: int | None = None
     converged: bool | None = None
+    cpu_kernels: str | None = None
     adapter: Any = field(default=None, repr=False)
     memory: Any = None
 
-    def summary(self) -> dict[str, int | None]:
-        """Best epoch, bytes of optimizer state, steps, cells in a batch and batches in a step; and, where known, the budget and whether training converged."""
+    def summary(self) -> dict[str, int | str | None]:
+        """Best epoch, bytes of optimizer state, steps, cells in a batch and batches in a step; and, where known, the budget, whether training converged and the kernels."""
         names = ("best_epoch", "optimizer_bytes", "steps", "batch_size", "accumulate")
-        known = {name: getattr(self, name) for name in ("max_epochs", "patience", "converged")}
+        known = {name: getattr(self, name) for name in ("max_epochs", "patience", "converged", "cpu_kernels")}
         return {name: getattr(self, name) for name in names} | {n: x for n, x in known.items() if x is not None}

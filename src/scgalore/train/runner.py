@@ -20,7 +20,15 @@ from scgalore.errors import OptionError
 from scgalore.nn.adapter import SCGPTModule
 from scgalore.optim import state_bytes
 from scgalore.train.budget import has_converged
-from scgalore.train.callbacks import BestWeights, History, SameBuffers, ShowProgress, StopEarly, UpdateInBackward
+from scgalore.train.callbacks import (
+    BestWeights,
+    History,
+    SameBuffers,
+    SameKernels,
+    ShowProgress,
+    StopEarly,
+    UpdateInBackward,
+)
 from scgalore.train.checkpoint import Checkpoints, WholeFiles, checkpoint_to_resume
 from scgalore.train.config import ALL, TrainConfig
 from scgalore.train.curriculum import batch_plan
@@ -166,6 +174,8 @@ def fit(
     best = BestWeights(objective.monitor, start=objective.start_score)
     callbacks = _callbacks(config, history, best, first_epoch=batches.phases[-1].start)
     callbacks += [LogSteps()] if loggers else []
+    same_kernels = SameKernels()
+    callbacks.append(same_kernels)
     with ExitStack() as run:
         for context in (_quiet_lightning(), _quiet_scvi(), _interruptible(), torch.random.fork_rng()):
             run.enter_context(context)
@@ -219,6 +229,7 @@ def fit(
         max_epochs=config.max_epochs,
         patience=config.patience,
         converged=converged,
+        cpu_kernels=same_kernels.in_words,
     )
 
 

@@ -28,7 +28,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 
 from scgalore.data.tokens import TokenBatch
-from scgalore.nn.cpu.switch import traced
+from scgalore.nn.cpu.traced import traced
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator

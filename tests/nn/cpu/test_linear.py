@@ -4,8 +4,11 @@ from torch import nn
 from torch.nn import functional as F
 
 from scgalore.nn.cpu.linear import Linear, linear
+from scgalore.nn.cpu.onednn import product
 
-WIDE = (192, 160)  # large enough for the convolution
+pytestmark = pytest.mark.usefixtures("each_kernel")
+
+WIDE = (192, 160)
 
 
 def layer(d_out, d_in, bias=True, dtype=torch.float32):
@@ -49,11 +52,52 @@ def test_a_strided_input_is_read_as_it_is_seen():
     torch.testing.assert_close(linear(x, weight, bias), F.linear(x, weight, bias), rtol=0, atol=1e-4)
 
 
-@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
-def test_other_dtypes_take_the_product_of_torch(dtype):
-    weight, bias = layer(*WIDE, dtype=dtype)
-    x = torch.randn(6, 160, dtype=dtype)
+def test_float64_takes_the_product_of_torch():
+    weight, bias = layer(*WIDE, dtype=torch.float64)
+    x = torch.randn(6, 160, dtype=torch.float64)
     assert torch.equal(linear(x, weight, bias), F.linear(x, weight, bias))
+
+
+@pytest.mark.parametrize("grad", [True, False])
+def test_bfloat16_is_as_close_as_its_rounding(grad):
+    weight, bias = layer(*WIDE, dtype=torch.bfloat16)
+    x = torch.randn(6, 160).bfloat16()
+    with torch.set_grad_enabled(grad):
+        ours = linear(x, weight, bias)
+    exact = F.linear(x.double(), weight.double(), bias.double())
+    assert ours.dtype == torch.bfloat16
+    assert (ours.double() - exact).norm() < 0.01 * exact.norm()
+
+
+def test_gradients_have_gradients():
+    weight, bias = layer(*WIDE)
+    x = torch.randn(5, 160, requires_grad=True)
+    found = []
+    for multiply in (product, F.linear):
+        (grad,) = torch.autograd.grad(multiply(x, weight, bias).pow(3).sum(), x, create_graph=True)
+        found.append(torch.autograd.grad(grad.square().sum(), (x, weight, bias)))
+    for ours, expected in zip(*found, strict=True):
+        assert (ours - expected).norm() < 1e-4 * expected.norm()
+
+
+def test_what_needs_no_gradient_gets_none():
+    weight, _ = layer(*WIDE)
+    x = torch.randn(5, 160)
+    out = linear(x, weight.detach().requires_grad_())
+    assert out.requires_grad
+    frozen = linear(x.requires_grad_(), weight.detach())
+    (grad,) = torch.autograd.grad(frozen.sum(), x)
+    torch.testing.assert_close(grad, weight.detach().sum(dim=0).expand_as(x), rtol=0, atol=1e-4)
+
+
+def test_compiled_layers_compute_the_same():
+    ours = Linear(160, 192)
+    x = torch.randn(5, 160, requires_grad=True)
+    compiled = torch.compile(ours, backend="aot_eager", fullgraph=True)
+    pairs = [(compiled(x), ours(x))]
+    pairs += zip(*(torch.autograd.grad(out.square().sum(), (x, ours.weight)) for out in pairs[0]), strict=True)
+    for a, b in pairs:
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-4)
 
 
 def test_no_rows_give_no_rows():

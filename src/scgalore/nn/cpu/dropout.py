@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from scgalore.nn.cpu.switch import takes
+from scgalore.nn.cpu.choice import takes
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -25,7 +25,7 @@ class Dropout(nn.Dropout):
 
     def forward(self, input: Tensor) -> Tensor:
         """Set a share ``p`` of the values to 0 while training and scale the others up."""
-        if not self.training or self.p == 0 or not takes(input):
+        if not self.training or self.p == 0 or not takes("dropout", input):
             return F.dropout(input, self.p, self.training)
         return _Dropped.apply(input, keep_mask(input.shape, self.p), 1 / (1 - self.p))
 

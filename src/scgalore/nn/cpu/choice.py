@@ -1,0 +1,130 @@
+"""Which kernels layers on a CPU compute with: torch's own or ours, as settings say or as it was measured on this machine."""
+
+from __future__ import annotations
+
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from scgalore._settings import settings
+from scgalore.nn.cpu.measure import CASES, Case, faster_than_torch, layer_gain
+from scgalore.nn.cpu.onednn import is_available
+from scgalore.nn.cpu.traced import as_elsewhere
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
+    from torch import Tensor
+
+__all__ = ["differentiates", "gain_of_bfloat16", "kernels", "kernels_in_words", "takes", "using_kernels"]
+
+# Once made, a choice holds until the process ends: the same call then gives the same bits.
+_measured: dict[torch.dtype, frozenset[Case]] = {}
+_gains: dict[tuple[frozenset[Case], ...], float] = {}
+_mode: str | None = None  # of a run that is continued, in place of the setting
+
+
+def takes(part: str, x: Tensor, *, large: bool = False, backward: bool = False) -> bool:
+    """Whether our kernel computes, rather than torch's own.
+
+    Parameters
+    ----------
+    part
+        ``"product"``, ``"attention"``, or ``"dropout"``, which is not measured: what it draws must not depend on the processor.
+    x
+        An input of the layer.
+    large, backward
+        As for :class:`~scgalore.nn.cpu.measure.Case`.
+    """
+    return x.device.type == "cpu" and _chosen(part, x.dtype, large, backward)
+
+
+def differentiates(*tensors: Tensor | None) -> bool:
+    """Whether a backward pass goes through an operation on these tensors."""
+    return torch.is_grad_enabled() and any(tensor is not None and tensor.requires_grad for tensor in tensors)
+
+
+# torch.compile calls it once, and compiles what was chosen.
+@torch.compiler.assume_constant_result
+def _chosen(part: str, dtype: torch.dtype, large: bool, backward: bool) -> bool:  # noqa: FBT001
+    mode = "torch" if as_elsewhere() else _mode or settings.cpu_kernels
+    if mode == "torch" or part == "dropout":
+        return mode != "torch"
+    case = Case(part, large, backward)
+    if case not in CASES.get(dtype, ()):
+        return False
+    return is_available() if mode == "onednn" else case in _faster(dtype)
+
+
+def _faster(dtype: torch.dtype) -> frozenset[Case]:
+    if dtype not in _measured:
+        _measured[dtype] = faster_than_torch(dtype)
+    return _measured[dtype]
+
+
+def kernels_in_words(dtype: torch.dtype) -> str:
+    """Which kernels of ours this process computes with in an arithmetic, such as ``"onednn: large product"``, or ``"torch"``.
+
+    Parameters
+    ----------
+    dtype
+        The arithmetic.
+    """
+    own = _own(dtype)
+    return f"onednn: {'; '.join(case.name for case in CASES[dtype] if case in own)}" if own else "torch"
+
+
+def gain_of_bfloat16() -> float:
+    """How many times as fast as in float32 a layer is in bfloat16 on this machine, forwards, with the kernels that are chosen."""
+    own = {dtype: _own(dtype) for dtype in CASES}
+    key = tuple(own.values())
+    if key not in _gains:
+        _gains[key] = layer_gain(own)
+    return _gains[key]
+
+
+def _own(dtype: torch.dtype) -> frozenset[Case]:
+    cases = CASES.get(dtype, ())
+    return frozenset(case for case in cases if _chosen(case.part, dtype, case.large, case.backward))
+
+
+def kernels(*, complete: bool = False) -> dict[str, Any]:
+    """What has been chosen, for :func:`using_kernels`: plain values.
+
+    Parameters
+    ----------
+    complete
+        Whether to choose now what has not been needed yet.
+    """
+    if complete:
+        for dtype in CASES:
+            _faster(dtype)
+    faster = {str(dtype): sorted(case.name for case in cases) for dtype, cases in _measured.items()}
+    return {"mode": _mode or settings.cpu_kernels, "faster": faster}
+
+
+@contextmanager
+def using_kernels(chosen: Mapping[str, Any] | None) -> Iterator[None]:
+    """Compute with the kernels of a run that is continued, or of another process; ``None`` changes nothing.
+
+    Parameters
+    ----------
+    chosen
+        From :func:`kernels`; names that are not known are torch's.
+    """
+    global _mode
+    if chosen is None:
+        yield
+        return
+    before = _mode, dict(_measured)
+    _mode = str(chosen["mode"])
+    for dtype, cases in CASES.items():
+        if (names := chosen["faster"].get(str(dtype))) is not None:
+            _measured[dtype] = frozenset(case for case in cases if case.name in names and is_available())
+    try:
+        yield
+    finally:
+        _mode = before[0]
+        _measured.clear()
+        _measured.update(before[1])

@@ -1,0 +1,251 @@
+"""How long kernels take on this machine, measured once and kept in the cache folder."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import platform
+import re
+import time
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+from uuid import uuid4
+
+import torch
+import torch.nn.functional as F
+
+from scgalore import __version__
+from scgalore._settings import settings
+from scgalore.nn.cpu.blockwise import attend_in_blocks
+from scgalore.nn.cpu.onednn import is_available, product
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+
+    from torch import Tensor
+
+__all__ = ["CASES", "LONG", "WIDE", "Case", "faster_than_torch", "layer_gain"]
+
+WIDE = 2**16
+"""Numbers in a weight from which on it counts as large."""
+
+LONG = 512
+"""Tokens beyond which a cell counts as large."""
+
+MARGIN = 1.1
+"""How many times as fast as torch's own another kernel must be, so that the choice is the same in every measurement."""
+
+REPEATS = 4
+ROWS, WIDTHS = 1024, {False: (192, 64), True: (512, 512)}
+CELLS, TOKENS = {False: 4, True: 1}, {False: 128, True: 640}
+HEADS, HEAD_WIDTH = 4, 64
+
+
+class Case(NamedTuple):
+    """What a kernel is chosen for.
+
+    Attributes
+    ----------
+    part
+        ``"product"`` or ``"attention"``.
+    large
+        Whether the weight has :data:`WIDE` numbers, or the cells have more than :data:`LONG` tokens.
+    backward
+        Whether gradients are computed as well.
+    """
+
+    part: str
+    large: bool
+    backward: bool
+
+    @property
+    def name(self) -> str:
+        """In words."""
+        return f"{'large' if self.large else 'small'} {self.part}{', backward' if self.backward else ''}"
+
+
+CASES: dict[torch.dtype, tuple[Case, ...]] = {
+    torch.float32: tuple(Case("product", large, backward) for large in (False, True) for backward in (False, True)),
+    # Torch multiplies bfloat16 by oneDNN as well; only the way there is shorter, and the backward pass has no other.
+    torch.bfloat16: (
+        *(Case("product", large, False) for large in (False, True)),  # noqa: FBT003
+        *(Case("attention", large, backward) for large in (False, True) for backward in (False, True)),
+    ),
+}
+"""What there is to choose. Attention in float32 is torch's: on no processor was another kernel faster in both directions."""
+
+
+def faster_than_torch(dtype: torch.dtype) -> frozenset[Case]:
+    """Cases in which our kernel is faster by :data:`MARGIN`, as it was measured on this machine or is now.
+
+    Parameters
+    ----------
+    dtype
+        One of :data:`CASES`.
+    """
+    if not is_available():
+        return frozenset()
+    kept = _kept(_name(dtype), partial(_measure, dtype))
+    return frozenset(case for case in CASES[dtype] if kept.get(case.name, 0.0) >= MARGIN)
+
+
+def layer_gain(own: Mapping[torch.dtype, frozenset[Case]]) -> float:
+    """How many times as fast as in float32 a layer of the networks is in bfloat16, forwards.
+
+    Parameters
+    ----------
+    own
+        Cases in which our kernel computes.
+    """
+    names = sorted(f"{_name(dtype)} {case.name}" for dtype, cases in own.items() for case in cases)
+    digest = hashlib.sha256("; ".join(names).encode()).hexdigest()[:8]
+    return _kept(f"gain-of-bfloat16-{digest}", lambda: {"gain": _gain(own)})["gain"]
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
+def _measure(dtype: torch.dtype) -> dict[str, float]:
+    """Speed of our kernel next to torch's in each case."""
+    ratios: dict[str, float] = {}
+    for case in CASES[dtype]:
+        # A forward pass before a backward one is that of the cases without.
+        forward = ratios.get(case._replace(backward=False).name, 0.0) >= MARGIN
+        torchs, ours = _seconds(
+            [_call(case, dtype, own=own, forward=forward or not case.backward) for own in (False, True)]
+        )
+        ratios[case.name] = torchs / ours
+    return ratios
+
+
+def _gain(own: Mapping[torch.dtype, frozenset[Case]]) -> float:
+    """A layer has six products of 512 x 512 for each token, and attention of eight heads."""
+    times = []
+    for part in ("product", "attention"):
+        case = Case(part, large=True, backward=False)
+        times.append(_seconds([_call(case, dtype, own=case in own[dtype]) for dtype in CASES]))
+    products, attention = times
+    n_products, n_attentions = 6 * TOKENS[True] / ROWS, 8 / HEADS
+    wide, narrow = (n_products * a + n_attentions * b for a, b in zip(products, attention, strict=True))
+    return wide / narrow
+
+
+def _call(case: Case, dtype: torch.dtype, *, own: bool, forward: bool = True) -> Callable[[], object]:
+    """Work of one case, by our kernel or torch's."""
+    generator = torch.Generator().manual_seed(0)
+
+    def draw(*shape: int) -> Tensor:
+        return torch.randn(*shape, generator=generator).to(dtype)
+
+    kernel = _kernel(case.part, own=own, forward=forward)
+    if case.part == "product":
+        d_out, d_in = WIDTHS[case.large]
+        inputs = [draw(ROWS, d_in), draw(d_out, d_in), draw(d_out)]
+    else:
+        # As a layer makes them: queries, keys and values next to each other, tokens before heads.
+        packed = draw(CELLS[case.large], TOKENS[case.large], 3, HEADS, HEAD_WIDTH)
+        inputs = [part.transpose(1, 2) for part in packed.unbind(2)]
+    if not case.backward:
+        return lambda: _without_gradients(kernel, inputs)
+    for tensor in inputs:
+        tensor.requires_grad_()
+    pull = torch.ones_like(kernel(*inputs))
+    return lambda: torch.autograd.grad(kernel(*inputs), inputs, pull)
+
+
+def _kernel(part: str, *, own: bool, forward: bool) -> Callable[..., Tensor]:
+    if part == "product":
+        return product if own else F.linear
+    return partial(attend_in_blocks, forward=forward) if own else F.scaled_dot_product_attention
+
+
+@torch.no_grad()
+def _without_gradients(kernel: Callable[..., Tensor], inputs: Sequence[Tensor]) -> Tensor:
+    return kernel(*inputs)
+
+
+def _seconds(calls: Sequence[Callable[[], object]]) -> list[float]:
+    """Least time of the processor that each takes, in turn: neighbours can only add to it."""
+    for call in calls:
+        call()
+    least = [float("inf")] * len(calls)
+    for _ in range(REPEATS):
+        for number, call in enumerate(calls):
+            begin = time.process_time()
+            call()
+            least[number] = min(least[number], time.process_time() - begin)
+    return [max(seconds, 1e-9) for seconds in least]
+
+
+def _kept(name: str, measure: Callable[[], dict[str, float]]) -> dict[str, float]:
+    """Numbers from the cache folder, or measured now and written there.
+
+    Of processes that measure at the same time the first to write is right for all. Where nothing can be written, each has
+    its own numbers.
+    """
+    path = _path(name)
+    found = _read(path)
+    if found is None:
+        # In a thread of its own no gradient mode, autocast, hook or mode of dispatch of the caller is on.
+        with ThreadPoolExecutor(1) as thread:
+            found = thread.submit(measure).result()
+        _write_first(path, {"machine": _machine(), "ratios": found})
+        found = _read(path) or found
+    return found
+
+
+def _path(name: str) -> Path:
+    digest = hashlib.sha256(json.dumps(_machine(), sort_keys=True).encode()).hexdigest()[:16]
+    return settings.cachedir / "cpu_kernels" / f"{name}-{digest}.json"
+
+
+def _read(path: Path) -> dict[str, float] | None:
+    try:
+        ratios = json.loads(path.read_text(encoding="utf-8"))["ratios"]
+        return {str(name): float(ratio) for name, ratio in ratios.items()}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return None
+
+
+def _write_first(path: Path, content: dict[str, Any]) -> None:
+    """Write a file whole, unless a sound one has come there meanwhile."""
+    draft = path.with_name(f".{uuid4().hex[:8]}.draft")
+    with suppress(OSError):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            draft.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+            if path.exists() and _read(path) is None:
+                draft.replace(path)
+            else:
+                os.link(draft, path)  # fails where there is one, as a rename does not
+        finally:
+            draft.unlink(missing_ok=True)
+
+
+def _machine() -> dict[str, Any]:
+    """What times depend on: the processor and its instructions, how many threads, and whose kernels."""
+    return {
+        "processor": _processor(),
+        "instructions": torch.backends.cpu.get_cpu_capability(),
+        "limits": {name: os.environ[name] for name in _LIMITS if name in os.environ},
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+        "scgalore": __version__,
+    }
+
+
+_LIMITS = ("ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA", "MKL_ENABLE_INSTRUCTIONS", "ATEN_CPU_CAPABILITY")
+
+
+def _processor() -> str:
+    with suppress(OSError):
+        about = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
+        lines = dict(re.findall(r"^(model name|flags)\s*:\s*(.*)$", about, flags=re.MULTILINE))
+        vectors = sorted(flag for flag in lines.get("flags", "").split() if flag.startswith(("avx", "amx", "fma")))
+        return " ".join([lines.get("model name", platform.processor()), *vectors])
+    return f"{platform.machine()} {platform.processor()}"

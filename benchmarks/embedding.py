@@ -55,7 +55,7 @@ SIDES = {FP32: "32-true", BF16: "bf16-true"}
 """Processes of ours, and their arithmetic."""
 OURS = {FP32: (FP32, "auto"), FP32_TORCH: (FP32, "torch"), BF16: (BF16, "auto"), BF16_TORCH: (BF16, "torch")}
 """Process and kernels of each way of ours."""
-N_CELLS = {PBMC68K: 64, "CITE-seq": 8, "Kang": 16}
+N_CELLS = {PBMC68K: 32, "CITE-seq": 4, "Kang": 16}
 OWN_TORCH = {FP32: FP32_TORCH, BF16: BF16_TORCH}
 SAME = 1e-5  # cosine distance up to which two float32 results count as the same
 MAX_LENGTH = 1200

@@ -113,3 +113,23 @@ except AttributeError as error:
     listed, message = run(code, home)
     assert {"tl", "pl", "model", "settings", "__version__"} <= set(listed)
     assert "tools" in message
+
+
+def test_embedding_loads_nothing_that_it_does_not_need(home: Path) -> None:
+    loaded = run(
+        """
+import json, sys
+import numpy as np, pandas as pd
+from anndata import AnnData
+import scgalore as sg
+
+genes = ["CD3D", "CD3E", "LYZ", "CD14", "MS4A1", "CD79A", "NKG7", "GNLY"]
+values = np.arange(1, 33, dtype=np.float32).reshape(4, 8)
+adata = AnnData(values, var=pd.DataFrame(index=genes))
+sg.tl.embed(adata, "scgpt-mini")
+print(json.dumps(sorted(sys.modules)))
+""",
+        home,
+    )
+    slow = ("lightning", "matplotlib", "scanpy", "scipy.optimize", "scipy.stats", "scvi", "sklearn", "torch._dynamo")
+    assert [name for name in slow if name in loaded] == []

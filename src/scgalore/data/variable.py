@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
-from scipy.stats import rankdata
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -86,6 +85,8 @@ def median_rank(scores: NDArray[np.float64]) -> NDArray[np.float64]:
         float64 ``(n_batches, n_vars)``. They are compared in float32: genes with the same counts in other cells are equal,
         and differ in the last digits of their sums only.
     """
+    from scipy.stats import rankdata  # slow to import
+
     return np.median(rankdata(-scores.astype(np.float32), method="min", axis=1) - 1, axis=0)
 
 

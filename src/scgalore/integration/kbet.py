@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING
 import numpy as np
 import scipy.sparse as sp
 from scipy.sparse.csgraph import connected_components
-from scipy.stats import chi2
 
 from scgalore.integration.neighbors import nearest
 
@@ -34,6 +33,8 @@ def acceptance(indices: NDArray[np.int64], batches: NDArray[np.int64]) -> float:
     batches
         Batch of each cell, from 0.
     """
+    from scipy.stats import chi2  # slow to import
+
     expected = np.bincount(batches) / len(batches) * indices.shape[1]
     observed = np.stack([(batches[indices] == batch).sum(axis=1) for batch in range(len(expected))], axis=1)
     statistic = (np.square(observed - expected) / expected).sum(axis=1)

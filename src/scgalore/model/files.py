@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from dataclasses import dataclass
 from io import StringIO
 from typing import TYPE_CHECKING, Any, TypedDict
@@ -15,6 +16,7 @@ from scgalore._json import OBJECT, STRING, check_fields, named, nullable, read_j
 from scgalore._options import INDEX, TEXT, whole
 from scgalore.data.vocab import GeneVocab
 from scgalore.errors import DataError, OptionError, WeightsError
+from scgalore.nn.blank import WithoutDraws, on_meta_device
 from scgalore.tasks.registry import TASKS
 from scgalore.train.result import TrainResult
 from scgalore.weights import load_tensors, resolve_model_folder, write_checkpoint
@@ -113,10 +115,10 @@ def read_model(model: PathLike, families: Mapping[str, Family]) -> StoredModel:
         msg = f"{folder / 'vocab.json'}: {error}"
         raise WeightsError(msg) from error
     config = family.config_of(checkpoint, vocab)
-    with torch.device("meta"):
-        _refuse_random(family.network(config), checkpoint)
+    with on_meta_device():
+        lacking = _refuse_random(family.network(config), checkpoint)
     # Heads that the file lacks stay random: the same in every process, and at no cost to the user's generator.
-    with torch.random.fork_rng(devices=[]):
+    with torch.random.fork_rng(devices=[]), nullcontext() if lacking else WithoutDraws():
         torch.manual_seed(0)
         network = family.network(config)
     report = load_tensors(network, checkpoint)
@@ -128,8 +130,8 @@ def read_model(model: PathLike, families: Mapping[str, Family]) -> StoredModel:
     return StoredModel(family, network.eval(), vocab, provenance, report, result)
 
 
-def _refuse_random(network: CellNetwork, checkpoint: Checkpoint) -> None:
-    """Refuse a configuration that asks for more random weights than the file brings, before memory is taken for them."""
+def _refuse_random(network: CellNetwork, checkpoint: Checkpoint) -> int:
+    """Refuse a configuration that asks for more random weights than the file brings, before memory is taken for them; their number."""
     report, sizes = compare_tensors(network, checkpoint), network.state_dict()
     lacking, found = (sum(sizes[name].numel() for name in names) for names in (report.random, report.loaded))
     if lacking > found:
@@ -139,6 +141,7 @@ def _refuse_random(network: CellNetwork, checkpoint: Checkpoint) -> None:
             f"that it holds; most of them are {named(largest)}, {tuple(sizes[largest].shape)}. Take both from the same folder."
         )
         raise WeightsError(msg)
+    return lacking
 
 
 def write_model(

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pandas as pd
-import torch
 
 from scgalore._docs import shared_parameters
 from scgalore._settings import settings
@@ -15,6 +14,7 @@ from scgalore.errors import OptionError
 from scgalore.model.cell_model import CellModel
 from scgalore.model.families import FAMILIES, load
 from scgalore.nn import NetworkConfig
+from scgalore.nn.blank import on_meta_device
 from scgalore.tasks.registry import DEFAULT, TASKS, task_named
 from scgalore.train.config import DEFAULT_BATCH_SIZE, TrainConfig
 from scgalore.train.estimate import MemoryEstimate, estimate_training
@@ -212,7 +212,7 @@ def _trained_for(
             msg = f"{name}={value!r} belongs to task={owners[0].name!r}, not to task={task!r}. Leave one of them out."
             raise OptionError(msg)
         own[name].check(value)
-    with torch.device("meta"):
+    with on_meta_device():
         network = chosen.network_for(on_meta(_known(model)))
         objective = chosen.objective_for(network, given)
         if objective.heads:
@@ -233,7 +233,7 @@ def _known(model: PathLike | CellModel | NetworkConfig) -> CellNetwork:
         return model.network
     if isinstance(model, NetworkConfig):
         (family,) = (family for family in FAMILIES.values() if type(model) is family.config)
-        with torch.device("meta"):
+        with on_meta_device():
             return family.network(model)
     if not isinstance(model, str) or model not in list_weights():
         return load(model).network

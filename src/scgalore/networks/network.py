@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
-from scipy.stats import rankdata
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -131,6 +130,8 @@ def combine(networks: Sequence[GeneNetwork]) -> GeneNetwork:
     networks
         Networks of the same genes and groups.
     """
+    from scipy.stats import rankdata  # slow to import
+
     strengths = np.stack([network.strength for network in networks])  # (n, g, S, T)
     known: NDArray[np.bool_] = np.isfinite(strengths).min(axis=0)
     weights = np.full(known.shape, np.nan, dtype=np.float32)

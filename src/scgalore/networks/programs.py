@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
-from scipy.stats import false_discovery_control, hypergeom
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -36,6 +35,8 @@ def enrichment(programs: NDArray[np.int64], n_programs: int, sets: Mapping[str, 
     ``n_overlap``, ``n_program``, ``n_set``, ``p`` and ``fdr``, by Benjamini and Hochberg over all pairs of program and
     set, including those without a common gene.
     """
+    from scipy.stats import false_discovery_control, hypergeom  # slow to import
+
     n_genes, names = len(programs), list(sets)
     sizes = np.bincount(programs[programs >= 0], minlength=n_programs)
     overlaps = np.zeros((n_programs, len(names)), dtype=np.int64)

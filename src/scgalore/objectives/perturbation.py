@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
-from scipy import stats
+from scipy.special import stdtrit
 
 from scgalore.objectives.base import Loss
 from scgalore.objectives.losses import masked_mse
@@ -114,7 +114,7 @@ class Perturbation:
 
 def _deviations(share: float, n: int) -> float:
     """Number of standard errors that the mean of ``n`` numbers exceeds by chance with probability ``share``."""
-    return float(stats.t.ppf(1 - share, n - 1)) if n > 1 else 1.0
+    return float(stdtrit(n - 1, 1 - share)) if n > 1 else 1.0
 
 
 def _prediction(network: CellNetwork, batch: TokenBatch) -> tuple[Tensor, Tensor, Tensor]:

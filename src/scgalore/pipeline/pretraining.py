@@ -7,8 +7,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
 
 from scgalore import __version__, errors
 from scgalore._settings import settings
@@ -294,6 +292,9 @@ def _write_metrics(folder: RunFolder, run: PretrainingRun, scores: dict[str, Any
 
 
 def _draw(folder: RunFolder, model: CellModel, held: AnnData | None, keys: list[str]) -> dict[str, str]:
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
+
     captions = {"history.png": "Training and validation loss by step."}
     figure = Figure(figsize=(5.5, 3.8), layout="constrained")
     ax = figure.subplots()

@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import pandas as pd
-from matplotlib.ticker import MaxNLocator
 
 from scgalore._docs import shared_parameters
 from scgalore.errors import MissingKeyError
@@ -75,6 +74,8 @@ def history(
     >>> model = sg.tl.finetune(adata, "scgpt-mini", labels_key="bulk_labels", max_epochs=2)
     >>> ax = sg.pl.history(adata, metric="accuracy", show=False)
     """
+    from matplotlib.ticker import MaxNLocator
+
     result = read_result(adata, key)
     table = _table(result.get("history"), key)
     columns = {part: f"{part}_{metric}" for part in PARTS if f"{part}_{metric}" in table}

@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
-from matplotlib import rcParams
 
 from scgalore._docs import shared_parameters
 from scgalore._keys import PerturbationKeys
@@ -134,6 +133,8 @@ def perturbation_embedding(
 
 def _distinct(n: int) -> list[str]:
     """Colors of ``n`` groups: those of the style while they suffice."""
+    from matplotlib import rcParams
+
     cycle = rcParams["axes.prop_cycle"].by_key().get("color", ["C0"])
     if n <= len(cycle):
         return cycle[:n]

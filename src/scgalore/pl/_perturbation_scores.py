@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import numpy as np
-from matplotlib.ticker import MaxNLocator
 
 from scgalore._docs import shared_parameters
 from scgalore._keys import PerturbationKeys
@@ -137,6 +136,8 @@ def _grid(n: int, height: float, left: float) -> list[Axes]:
 
 
 def _draw(ax: Axes, panel: pd.DataFrame, colors: dict[str, str], *, named: bool) -> None:
+    from matplotlib.ticker import MaxNLocator
+
     panel = panel.set_index(panel["method"].astype(str))
     rows = panel.drop(index="ceiling", errors="ignore")
     place = np.arange(len(rows))[::-1]

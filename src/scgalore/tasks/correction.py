@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from scipy.optimize import minimize
 from scipy.special import log_softmax
 
 from scgalore.nn.base import set_last_layer
@@ -160,6 +159,8 @@ def last_inputs(
 
 def softmax_after(of_class: NDArray[np.float64]) -> Solve:
     """Create a solver of multinomial logistic regression with logits as offset and class weights ``(n_classes,)``."""
+    from scipy.optimize import minimize  # slow to import
+
     start: list[Array] = []
 
     def solve(x: Array, offset: Array, y: Array, penalty: float) -> Array:

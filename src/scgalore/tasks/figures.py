@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 import torch
-from matplotlib.figure import Figure
 
 from scgalore import pl
 
@@ -16,6 +15,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
     from anndata import AnnData
+    from matplotlib.figure import Figure
 
     from scgalore.tasks.findings import Draw
 
@@ -36,7 +36,7 @@ def on_axes(draw: Callable[[AnnData, Any], object], *, size: tuple[float, float]
     """
 
     def picture(adata: AnnData) -> Figure:
-        figure = Figure(figsize=size, layout="constrained")
+        figure = _figure(size)
         draw(adata, figure.subplots())
         return figure
 
@@ -56,7 +56,7 @@ def panels(draw: Callable[[AnnData, str, Any], object], names: Sequence[str]) ->
 
     def picture(adata: AnnData) -> Figure:
         n_rows = -(-len(names) // 2)
-        figure = Figure(figsize=(10, 3.2 * n_rows), layout="constrained")
+        figure = _figure((10, 3.2 * n_rows))
         axes = figure.subplots(n_rows, 2, squeeze=False).ravel()
         for name, ax in zip(names, axes, strict=False):
             draw(adata, name, ax)
@@ -91,7 +91,7 @@ def umap(colors: Sequence[str], titles: Sequence[str], n_obs: int, *, use_rep: s
         with same_threads():
             sc.pp.neighbors(adata, use_rep=use_rep, n_neighbors=n_neighbors, random_state=0)
             sc.tl.umap(adata, random_state=0)
-        figure = Figure(figsize=(6.5 * len(colors), 5), layout="constrained")
+        figure = _figure((6.5 * len(colors), 5))
         axes = figure.subplots(1, len(colors), squeeze=False).ravel()
         for i, (color, title, ax) in enumerate(zip(colors, titles, axes, strict=True)):
             has_categories = isinstance(adata.obs[color].dtype, pd.CategoricalDtype)
@@ -120,7 +120,7 @@ def bars(names: Sequence[str], values: Sequence[float], errors: Sequence[float],
     """
 
     def picture(adata: AnnData) -> Figure:
-        figure = Figure(figsize=(6, 0.5 * len(names) + 1), layout="constrained")
+        figure = _figure((6, 0.5 * len(names) + 1))
         ax = figure.subplots()
         place = np.arange(len(names))[::-1]
         colors = ["C0", *["0.6"] * (len(names) - 1)]
@@ -166,3 +166,9 @@ HISTORY: tuple[str, Draw] = (
     "Loss by epoch; the epoch whose weights were kept is marked.",
     on_axes(lambda adata, ax: pl.history(adata, ax=ax, show=False), size=(5.5, 3.8)),
 )
+
+
+def _figure(size: tuple[float, float]) -> Figure:
+    from matplotlib.figure import Figure  # slow to import
+
+    return Figure(figsize=size, layout="constrained")

@@ -12,6 +12,7 @@ import torch
 
 from scgalore._words import format_bytes
 from scgalore.adapters import attach_adapter
+from scgalore.nn.blank import on_meta_device
 from scgalore.nn.embedding import embedding_mode
 from scgalore.optim import OPTIMIZERS, build_optimizer
 from scgalore.optim.expected import weights_of
@@ -189,7 +190,7 @@ def _as_trained(case: Case) -> Iterator[tuple[CellNetwork, int]]:
     ):
         table = _bytes(before - set(network.parameters()))
         if config.adapter is not None:
-            with torch.device("meta"):
+            with on_meta_device():
                 attach_adapter(config.adapter, network, **config.adapter_options)
         yield network, table
 

@@ -17,7 +17,6 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
-from scipy.optimize import nnls
 
 from scgalore.perturb.baselines.effects import NO_EFFECT, QUESTIONS, RULE_SETS, Fitted, Recipe, RuleSet, folds_of
 from scgalore.perturb.labels.parsing import subject_of
@@ -335,6 +334,8 @@ def _shares(gram: Values, product: Values, start: Values, n: int) -> Values:
     n
         Number of perturbations in these sums.
     """
+    from scipy.optimize import nnls  # slow to import
+
     if n == 0 or not gram.any():
         return start
     pull = PULL / n

@@ -19,7 +19,7 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
-from scipy import linalg, optimize
+from scipy import linalg
 
 from scgalore.errors import DataError
 from scgalore.perturb.labels.parsing import Agent
@@ -409,8 +409,10 @@ def _likely(
         slopes = np.tensordot(terms[used], n * inverse - weighted, axes=2) * variances
         return deviance / effects.size, slopes / effects.size
 
+    from scipy.optimize import minimize  # slow to import
+
     start = np.full(len(used), np.log(1 / len(used)))
-    best = optimize.minimize(loss, start, jac=True, method="L-BFGS-B", bounds=[(-14.0, 5.0)] * len(used))
+    best = minimize(loss, start, jac=True, method="L-BFGS-B", bounds=[(-14.0, 5.0)] * len(used))
     variances = np.zeros(N_TERMS + 1)
     variances[used] = scale * np.exp(best.x)
     return float(best.fun), variances, length

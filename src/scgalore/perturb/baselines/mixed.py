@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
-from scipy import linalg, optimize
+from scipy import linalg
 
 from scgalore.perturb.labels.parsing import canonical_name
 
@@ -53,6 +53,8 @@ class _Design:
 
     def variances(self, effects: NDArray[np.float64]) -> NDArray[np.float64]:
         """Variances of genes, residuals and interactions."""
+        from scipy.optimize import minimize  # slow to import
+
         scale = max(float(effects.var()), 1e-12)
         # With singles only, gene effects and residuals are confounded: everything but sampling noise is attributed to
         # the gene.
@@ -70,7 +72,7 @@ class _Design:
         start = np.log(START[:n_free])
         if len(self.n_genes) < 3:
             return spread(start)
-        found = optimize.minimize(loss, start, method="Nelder-Mead", options={"xatol": 1e-3, "fatol": 1e-3})
+        found = minimize(loss, start, method="Nelder-Mead", options={"xatol": 1e-3, "fatol": 1e-3})
         return spread(found.x)
 
     def _deviance(self, variances: NDArray[np.float64], products: NDArray[np.float64], n: int) -> float:

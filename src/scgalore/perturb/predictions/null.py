@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
-from scipy.stats import false_discovery_control
 
 from scgalore.data.hashing import uniforms
 
@@ -113,6 +112,8 @@ def adjusted(p_values: NDArray[np.float64]) -> NDArray[np.float64]:
     p_values
         p-values of one family of tests.
     """
+    from scipy.stats import false_discovery_control  # slow to import
+
     out = np.full(len(p_values), np.nan)
     tested = np.isfinite(p_values)
     if tested.any():

@@ -6,7 +6,6 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
-from scipy.spatial.distance import cdist
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -218,6 +217,8 @@ def _distances(metric: str, x: Values, y: Values) -> Values:
     """Distances ``(len(x), len(y))``; a zero vector is at cosine distance 1 from everything."""
     if metric == "cosine":
         return np.clip(1 - _unit(x) @ _unit(y).T, 0, 2)
+    from scipy.spatial.distance import cdist  # slow to import
+
     return cdist(x, y, {"l1": "cityblock", "l2": "euclidean"}[metric])
 
 

@@ -25,7 +25,7 @@ REPOSITORY = Path(__file__).parents[1]
 hypothesis_settings.register_profile("scgalore", deadline=None)
 hypothesis_settings.load_profile("scgalore")
 
-pytest_plugins = ("tests.original_plugin", "tests.parity_plugin", "tests.tiny_plugin")
+pytest_plugins = ("tests.hub_plugin", "tests.original_plugin", "tests.parity_plugin", "tests.tiny_plugin")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

@@ -26,14 +26,16 @@ import scanpy as sc
 import scipy.sparse as sp
 from anndata import AnnData
 from tests.dosed_screens import dosed
+from tests.hub import Hub
 from tests.pages import REPOSITORY, Block, blocks_of, read, run_blocks
 from tests.scberts import small_model
 from tests.tiny_plugin import few_cells
 
 import scgalore as sg
+import scgalore.weights.registry as registry
 from scgalore.train import budget
 from scgalore.weights.fetch import BUNDLED
-from scgalore.weights.registry import _registry
+from scgalore.weights.registry import _packaged
 
 GENERATED = {"_build", "_generated", "generated", "tutorials"}
 PAGES = [
@@ -194,6 +196,11 @@ READERS: dict[str, Callable[[], dict[str, Any]]] = {
     "docs/scbert.md": lambda: {"adata": cells(), "query": cells(slice(40, 60)), **small_scbert()},
     "docs/protein.md": lambda: {"adata": with_proteins(cells()), "query": cells(slice(40, 60))},
     "docs/pipeline.md": lambda: in_files("cells.h5ad", "data.h5ad"),
+    "docs/sharing.md": lambda: {
+        "adata": batches(),
+        "query": cells(slice(40, 60)),
+        "folder": shutil.copytree(BUNDLED / "scgpt-mini", "runs/types"),
+    },
 }
 """What the reader of a page has before its first block; by page, and nothing on the others."""
 
@@ -202,13 +209,14 @@ FIRST_STEPS = ("README.md", "docs/index.md", "docs/quickstart.md")
 
 
 @pytest.fixture
-def session(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str], dict[str, Any]]]:
-    """Begin a session in an empty folder, where small weights and cells stand in for large ones."""
+def session(hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str], dict[str, Any]]]:
+    """Begin a session in an empty folder, where small weights and cells stand in for large ones, and a server for the hub."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sc.datasets, "pbmc68k_reduced", reduced)
     monkeypatch.setattr(budget, "STEPS", 1)
     monkeypatch.setattr(budget, "FEWEST_EPOCHS", 2)
-    monkeypatch.setitem(_registry(), "scgpt", _registry()["scgpt-mini"])
+    monkeypatch.setattr(registry, "_REGISTERED", {})
+    monkeypatch.setitem(_packaged(), "scgpt", _packaged()["scgpt-mini"])
     with registries_as_they_were():
         yield lambda page: {"__name__": "__main__", **READERS.get(page, dict)()}
 
@@ -217,8 +225,8 @@ def session(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callabl
 def registries_as_they_were() -> Iterator[None]:
     """Take out again what a page registers."""
     with ExitStack() as stack:
-        for registry in (sg.tasks.TASKS, sg.model.FAMILIES, sg.optim.OPTIMIZERS):
-            stack.enter_context(patch.dict(registry))
+        for entries in (sg.tasks.TASKS, sg.model.FAMILIES, sg.optim.OPTIMIZERS):
+            stack.enter_context(patch.dict(entries))
         yield
 
 

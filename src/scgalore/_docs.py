@@ -14,8 +14,9 @@ PARAMETERS = {
     "data": "Annotated data matrix, or a MuData with the modality ``mod``.",
     "query": "Annotated data matrix, or a MuData with the modality ``mod``; its genes may differ from those of the training data.",
     "model": (
-        "Name in the registry of weights (:func:`scgalore.weights.list_weights`), folder of a checkpoint (saved by\n"
-        "scgalore, or in the layout of scGPT or scBERT), or a model such as :class:`scgalore.model.SCGPT`."
+        "Name in the registry of weights (:func:`scgalore.weights.list_weights`), address on the Hugging Face Hub\n"
+        '(``"hf://owner/name@revision"``), folder of a checkpoint (saved by scgalore, or in the layout of scGPT or scBERT), or a\n'
+        "model such as :class:`scgalore.model.SCGPT`."
     ),
     "layer": "Layer with the expression; ``None`` reads ``adata.X``.",
     "gene_symbols": "Column of ``adata.var`` with the gene names; ``None`` reads ``adata.var_names``.",

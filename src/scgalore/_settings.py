@@ -49,6 +49,10 @@ class Settings(BaseSettings):
     cachedir: Path = Field(default_factory=_os_cache)
     """Folder that downloaded weights and data sets are kept in; the operating system's cache folder by default."""
 
+    registry: Path | None = None
+    """A TOML file with weights of your own, which can then be named like those of the package; those that
+    :func:`scgalore.weights.register` keeps in :attr:`cachedir` are known without it."""
+
     offline: bool = False
     """Whether to look only in :attr:`cachedir` and never in the network."""
 
@@ -84,11 +88,11 @@ class Settings(BaseSettings):
     accelerator: str = "auto"
     """Where to compute, as Lightning calls it, for example ``"auto"``, ``"cpu"``, ``"gpu"`` or ``"mps"``."""
 
-    @field_validator("cachedir")
+    @field_validator("cachedir", "registry")
     @classmethod
-    def _anchor(cls, path: Path) -> Path:
-        # A relative cache folder would otherwise move with the working directory.
-        return path.expanduser().absolute()
+    def _anchor(cls, path: Path | None) -> Path | None:
+        # A relative path would otherwise move with the working directory.
+        return None if path is None else path.expanduser().absolute()
 
     @contextmanager
     def override(self, **values: Any) -> "Iterator[Settings]":

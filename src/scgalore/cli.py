@@ -411,7 +411,7 @@ def _run_config(given: dict[str, Any], config: Path | None, *, resume: bool) -> 
 
 @weights.callback()
 def about_weights() -> None:
-    """Show, download and find registered weights."""
+    """Show, download, share and bundle weights."""
 
 
 @weights.command("list")
@@ -441,6 +441,80 @@ def path(name: Annotated[str, typer.Argument(help="One of: scgalore weights list
         msg = f"The weights {name!r} are not here: {_state(name)}."
         raise errors.WeightsError(msg)
     typer.echo(folder)
+
+
+ADDRESS = "hf://owner/name, or hf://owner/name@revision with a branch, a tag or a commit."
+
+
+@weights.command()
+def pull(address: Annotated[str, typer.Argument(help=ADDRESS)]) -> None:
+    """Download a model of the Hugging Face Hub to the cache, check it, and print its folder.
+
+    For a private model, log in first (hf auth login) or set HF_TOKEN.
+    """
+    from scgalore.weights.hub import HubAddress, fetch_hub
+
+    typer.echo(fetch_hub(HubAddress.parse(address))[0])
+
+
+@weights.command()
+def publish(
+    folder: Annotated[Path, typer.Argument(help="Folder of a saved model, in any layout that scgalore reads.")],
+    repo: Annotated[str, typer.Argument(help="owner/name on the Hugging Face Hub; made if it does not exist.")],
+    private: Annotated[
+        bool | None,
+        typer.Option(
+            "--private/--public", help="Who sees a repository that is made.", show_default="its owner's setting"
+        ),
+    ] = None,
+    revision: Annotated[
+        str | None, typer.Option(help="Branch; made if it does not exist.", show_default="main")
+    ] = None,
+    licence: Annotated[
+        str | None,
+        typer.Option(
+            help="Licence of the weights, such as cc-by-4.0.", show_default="that of the weights it was trained from"
+        ),
+    ] = None,
+    message: Annotated[str | None, typer.Option(help="Message of the commit.", show_default=False)] = None,
+) -> None:
+    """Publish a model on the Hugging Face Hub, with a model card, and print its address.
+
+    The model is loaded, and written as safetensors. A README.md in the folder is its card; without one a card is made. Other
+    files in the folder stay where they are. Log in first (hf auth login) or set HF_TOKEN.
+
+        scgalore weights publish runs/types/checkpoints/model my-lab/pbmc-types --licence cc-by-4.0
+    """
+    from scgalore.model import load
+
+    if not folder.exists():
+        msg = f"There is no folder {folder}. Expected that of a saved model, such as runs/x/checkpoints/model."
+        raise errors.OptionError(msg)
+    card = folder / "README.md"
+    how: dict[str, Any] = {"private": private, "revision": revision, "licence": licence, "commit_message": message}
+    typer.echo(load(folder).push_to_hub(repo, card=card.read_text("utf-8") if card.is_file() else None, **how))
+
+
+@weights.command()
+def bundle(
+    models: Annotated[list[str], typer.Argument(help="Names of weights, and addresses hf://owner/name.")],
+    out: Annotated[Path, typer.Argument(help="File to make.")],
+) -> None:
+    """Put weights into one file, for a machine without a network, where "unbundle" unpacks it.
+
+    scgalore weights bundle scgpt hf://my-lab/pbmc-types weights.tar
+    """
+    from scgalore.weights import bundle
+
+    typer.echo(bundle(models, out))
+
+
+@weights.command()
+def unbundle(path: Annotated[Path, typer.Argument(help='File that "bundle" made.')]) -> None:
+    """Unpack bundled weights into the cache, check them, and print the names that they can be loaded by."""
+    from scgalore.weights import unbundle
+
+    typer.echo("\n".join(unbundle(path)))
 
 
 def _folder(name: str) -> Path | None:

@@ -4,7 +4,7 @@ Each message states what was found, what was expected and what to call. All of t
 scanpy user would catch: :class:`ValueError`, :class:`KeyError`, :class:`OSError` or :class:`ConnectionError`.
 """
 
-__all__ = ["DataError", "DiskError", "DownloadError", "MissingKeyError", "OptionError", "WeightsError"]
+__all__ = ["DataError", "DiskError", "DownloadError", "MissingKeyError", "OptionError", "UploadError", "WeightsError"]
 
 
 class DataError(ValueError):
@@ -33,3 +33,7 @@ class WeightsError(ValueError):
 
 class DownloadError(ConnectionError):
     """Weights or data could not be downloaded."""
+
+
+class UploadError(ConnectionError):
+    """A model could not be published."""

@@ -65,6 +65,7 @@ class TestRoundTrip:
         assert not loaded.is_trained
         assert loaded.history.empty
         assert sorted(path.name for path in (tmp_path / "model").iterdir()) == [
+            "README.md",
             "config.json",
             "model.safetensors",
             "vocab.json",

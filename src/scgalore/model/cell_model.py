@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
@@ -18,6 +20,7 @@ from scgalore.data.cells import TokenCells
 from scgalore.data.reading import Reading
 from scgalore.errors import OptionError, WeightsError
 from scgalore.model.adapter_files import write_adapter
+from scgalore.model.card import public_name
 from scgalore.model.distributed import gather, process_group, share
 from scgalore.model.files import memory_config, write_model
 from scgalore.model.identity import embedding_identity, run_identity
@@ -28,10 +31,10 @@ from scgalore.nn.base import CellOutput, set_last_layer
 from scgalore.nn.device import pick_device
 from scgalore.tasks.base import refuse_batches
 from scgalore.tasks.registry import resolve_call, task_named
+from scgalore.weights.hub import check_repo_id, publish, require_hub
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-    from pathlib import Path
+    from collections.abc import Mapping, Sequence
 
     from numpy.typing import NDArray
 
@@ -99,6 +102,8 @@ class CellModel:
         self.load_report = load_report
         #: What the last training left: history, split, best epoch, steps, bytes, task memory; ``None`` before.
         self.result: TrainResult | None = None
+        #: Licence of the weights, which that of weights trained from them follows; empty if it is not known.
+        self.licence: str = ""
 
     @classmethod
     def own_family(cls) -> Family:
@@ -616,6 +621,7 @@ class CellModel:
             vocab=self.vocab if prepared.vocab is None else prepared.vocab,
             provenance=self._provenance_after(),
             result=replace(result, memory=self._memory_after(prepared, result, ready.adapter_weights())),
+            licence=self.licence,
             overwrite=True,
         )
 
@@ -644,30 +650,113 @@ class CellModel:
 
     # Files ------------------------------------------------------------------------------------------------------------
 
-    def save(self, folder: PathLike, *, evaluation: Mapping[str, Any] | None = None, overwrite: bool = False) -> None:
-        """Write ``config.json, vocab.json, model.safetensors`` and ``history.csv``, all or nothing.
+    def save(
+        self,
+        folder: PathLike,
+        *,
+        evaluation: Mapping[str, Any] | Sequence[str] | None = None,
+        overwrite: bool = False,
+    ) -> None:
+        """Write ``config.json, vocab.json, model.safetensors``, ``history.csv`` and a model card, ``README.md``, all or nothing.
 
-        A model of perturbations has further files: its prior, ``training_stats.json`` and a model card, ``README.md``.
+        A model that :func:`scgalore.tl.finetune` trained also has ``finetune.json``, with the settings and scores that the card shows.
+        Tasks have further files, such as the prior and ``training_stats.json`` of a model of perturbations.
 
         Parameters
         ----------
         folder
             Made by this call.
         evaluation
-            Test scores for the card: ``adata.uns["evaluate_perturbation"]``.
+            Test scores for the card: ``adata.uns["evaluate_perturbation"]`` or ``adata.uns["evaluate_integration"]``, or sections of your own
+            in Markdown.
         overwrite
             Whether a checkpoint in the folder may be replaced.
         """
+        self._write(folder, evaluation=evaluation, overwrite=overwrite)
+
+    def _write(
+        self, folder: PathLike, *, provenance: Provenance | None = None, licence: str | None = None, **how: Any
+    ) -> None:
         write_model(
             folder,
             family=self.family,
             network=self.network,
             vocab=self.vocab,
-            provenance=self.provenance,
+            provenance=provenance or self.provenance,
             result=self.result,
-            evaluation=evaluation,
-            overwrite=overwrite,
+            licence=self.licence if licence is None else licence,
+            **how,
         )
+
+    def push_to_hub(
+        self,
+        repo_id: str,
+        *,
+        private: bool | None = None,
+        token: str | None = None,
+        revision: str | None = None,
+        commit_message: str | None = None,
+        licence: str | None = None,
+        evaluation: Mapping[str, Any] | Sequence[str] | None = None,
+        card: str | None = None,
+    ) -> str:
+        """Publish the model on the Hugging Face Hub: the files of :meth:`save`, a model card and ``SHA256SUMS``, in one commit.
+
+        Needs the extra ``hub`` and a token that may write: log in once (``hf auth login``), set ``HF_TOKEN``, or pass it here. The
+        token is neither stored nor logged.
+
+        Parameters
+        ----------
+        repo_id
+            ``"owner/name"``; made if it does not exist. Files that a model left there before and that this one does not have are
+            deleted, and no others.
+        private
+            Whether a repository that is made is private; ``None`` leaves it to the settings of its owner. With ``True`` a public
+            repository is refused.
+        token
+            Of the hub; ``None`` takes that of the login.
+        revision
+            Branch to publish to, made if it does not exist; ``None`` is ``main``.
+        commit_message
+            Of the commit.
+        licence
+            Licence of the weights, such as ``"cc-by-4.0"``; ``None`` takes that of the weights the model was trained from, where it is known.
+        evaluation
+            As for :meth:`save`.
+        card
+            Model card in Markdown, in place of the one that is made.
+
+        Returns
+        -------
+        Address with the commit, for :func:`scgalore.model.load`: ``"hf://owner/name@3f2a..."``.
+
+        Raises
+        ------
+        OptionError
+            If ``repo_id`` is not a name, or huggingface_hub is not installed.
+        UploadError
+            If the hub refuses or cannot be reached. Nothing has been published then.
+
+        Examples
+        --------
+        >>> model.push_to_hub("my-lab/pbmc-types", licence="cc-by-4.0")  # doctest: +SKIP
+        'hf://my-lab/pbmc-types@3f2a...'
+        >>> sg.model.load("hf://my-lab/pbmc-types")  # doctest: +SKIP
+        """
+        check_repo_id(repo_id)
+        require_hub()
+        if not (licence or self.licence):
+            logg.warning(
+                "No licence of the weights is known, so nobody may use them. Pass licence=, for example 'cc-by-4.0'."
+            )
+        shown = self.provenance.copy()
+        shown["name"], shown["base"] = public_name(shown["name"]), public_name(shown["base"])
+        with TemporaryDirectory() as place:
+            folder = Path(place) / "model"
+            content: dict[str, Any] = {"evaluation": evaluation, "card": card, "address": f"hf://{repo_id}"}
+            self._write(folder, provenance=shown, licence=licence, **content, overwrite=False)
+            how: dict[str, Any] = {"private": private, "token": token, "revision": revision}
+            return str(publish(folder, repo_id, commit_message=commit_message, **how))
 
     def save_adapter(self, folder: PathLike, *, overwrite: bool = False) -> None:
         """Write what the adapter of the last training learned: ``adapter.json, adapter.safetensors``, all or nothing.

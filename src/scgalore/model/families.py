@@ -29,8 +29,9 @@ def load(model: PathLike = "scgpt", *, base: PathLike | None = None) -> CellMode
     Parameters
     ----------
     model
-        Name in the registry (:func:`scgalore.weights.list_weights`), or folder: one that ``save`` or ``save_adapter`` of a
-        model wrote, or one in the layout of a family's authors.
+        Name in the registry (:func:`scgalore.weights.list_weights`); address on the Hugging Face Hub, ``"hf://owner/name"``
+        or ``"hf://owner/name@revision"``, where a revision is a branch, a tag or a commit; or folder: one that ``save`` or
+        ``save_adapter`` of a model wrote, or one in the layout of a family's authors.
     base
         Where the weights are that an adapter belongs to, when that is no longer where its folder says.
 
@@ -41,9 +42,10 @@ def load(model: PathLike = "scgpt", *, base: PathLike | None = None) -> CellMode
     Raises
     ------
     OptionError
-        If ``model`` is neither a name nor a folder.
+        If ``model`` is neither a name nor an address nor a folder.
     WeightsError
-        If the folder is incomplete or damaged, or was trained for a task that is not registered.
+        If files are missing, damaged or not those that were published, or the model was trained for a task that is not
+        registered.
     DownloadError
         If the weights must be fetched and cannot be.
 
@@ -74,6 +76,6 @@ def known_keys(model: PathLike | CellModel, uns: str, key_added: str | None = No
 
 def _family_of(model: PathLike) -> Family | None:
     if isinstance(model, str) and model in list_weights():
-        return FAMILIES[get_entry(model).family]
+        return FAMILIES.get(get_entry(model).family)
     folder = Path(model).expanduser()
     return family_of(folder, FAMILIES) if folder.exists() and not is_adapter_folder(folder) else None

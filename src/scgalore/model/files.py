@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Mapping
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from io import StringIO
 from typing import TYPE_CHECKING, Any, TypedDict
 
@@ -16,6 +18,7 @@ from scgalore._json import OBJECT, STRING, check_fields, named, nullable, read_j
 from scgalore._options import INDEX, TEXT, whole
 from scgalore.data.vocab import GeneVocab
 from scgalore.errors import DataError, OptionError, WeightsError
+from scgalore.model.card import CARD, model_card, score_sections
 from scgalore.nn.blank import WithoutDraws, on_meta_device
 from scgalore.tasks.registry import TASKS
 from scgalore.train.result import TrainResult
@@ -23,7 +26,7 @@ from scgalore.weights import load_tensors, resolve_model_folder, write_checkpoin
 from scgalore.weights.load import compare_tensors
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Sequence
     from pathlib import Path
 
     from scgalore._typing import PathLike
@@ -34,7 +37,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Provenance", "StoredModel", "family_of", "read_memory", "read_model", "write_model"]
 
-HISTORY = "history.csv"
+HISTORY, RECORD = "history.csv", "finetune.json"
 HISTORY_BYTES = 1 << 24
 
 CONFIG = {
@@ -45,6 +48,7 @@ CONFIG = {
     "task": nullable(TEXT),
     "memory": OBJECT,
     "training": nullable(OBJECT),
+    "licence": STRING,
 }
 """What ``config.json`` of a saved model must hold; those of version 0.5.0 may end after the first two."""
 
@@ -57,7 +61,7 @@ PARTS = {"weights": PROVENANCE, "training": TRAINING}
 
 
 class Provenance(TypedDict):
-    """Where weights come from: registry name or folder, hash of the file, its layout ("memory" while there is no file).
+    """Where weights come from: registry name, address on the hub or folder, hash of the file, its layout ("memory" while there is no file).
 
     ``base`` is the name of what they were trained from, where the file has it; it is the name that stood here when the
     model was saved.
@@ -79,15 +83,16 @@ class StoredModel:
     provenance: Provenance
     report: LoadReport
     result: TrainResult | None
+    licence: str
 
 
 def read_model(model: PathLike, families: Mapping[str, Family]) -> StoredModel:
-    """Read a model from a registry name or a folder in any known layout.
+    """Read a model from a registry name, an address on the hub or a folder in any known layout.
 
     Parameters
     ----------
     model
-        Name or folder.
+        Name, address or folder.
     families
         Which it may be of, by name; the first one reads a folder that none recognises.
 
@@ -127,7 +132,9 @@ def read_model(model: PathLike, families: Mapping[str, Family]) -> StoredModel:
     base = checkpoint.args.get("weights", {}).get("name", "") if own else ""
     provenance = Provenance(name=name, sha256=checkpoint.sha256, layout=checkpoint.layout, base=base)
     result = _read_result(folder, checkpoint.args) if own else None
-    return StoredModel(family, network.eval(), vocab, provenance, report, result)
+    licence = "" if entry is None else entry.licence
+    licence = licence or (checkpoint.args.get("licence", "") if own else "")
+    return StoredModel(family, network.eval(), vocab, provenance, report, result, licence)
 
 
 def _refuse_random(network: CellNetwork, checkpoint: Checkpoint) -> int:
@@ -152,11 +159,16 @@ def write_model(
     vocab: GeneVocab,
     provenance: Provenance,
     result: TrainResult | None,
-    evaluation: Mapping[str, Any] | None = None,
+    licence: str = "",
+    evaluation: Mapping[str, Any] | Sequence[str] | None = None,
+    card: str | None = None,
+    address: str | None = None,
     overwrite: bool,
 ) -> None:
-    """Write a model in our own layout; see :meth:`scgalore.model.CellModel.save`."""
+    """Write a model in our own layout; see :meth:`scgalore.model.CellModel.save` and :meth:`~scgalore.model.CellModel.push_to_hub`."""
     memory = None if result is None else result.memory
+    if result is not None and (sections := score_sections(evaluation)):
+        result = replace(result, record={**(result.record or {}), "evaluation": sections})
     config: dict[str, Any] = {
         "scgalore": __version__,
         "family": family.name,
@@ -164,8 +176,23 @@ def write_model(
         "weights": dict(provenance),
         **memory_config(memory),
         "training": None if result is None else result.summary(),
+        "licence": licence,
     }
-    extra: dict[str, str | bytes] = {} if memory is None else memory.files(provenance, evaluation)
+    of_task = evaluation if isinstance(evaluation, Mapping) else None
+    extra: dict[str, str | bytes] = {} if memory is None else memory.files(provenance, of_task)
+    own = extra.get(CARD)
+    extra[CARD] = card or model_card(
+        family=family,
+        network=network,
+        vocab=vocab,
+        provenance=provenance,
+        result=result,
+        licence=licence,
+        own=own if isinstance(own, str) else None,
+        address=address,
+    )
+    if result is not None and result.record is not None:
+        extra[RECORD] = json.dumps(result.record, indent=1, ensure_ascii=False) + "\n"
     if result is not None and not result.history.empty:
         text = StringIO()
         result.history.to_csv(text, index_label="epoch")
@@ -216,7 +243,8 @@ def _read_result(folder: Path, config: Mapping[str, Any]) -> TrainResult | None:
     history, memory = _read_history(folder / HISTORY), read_memory(folder, config)
     if history.empty and memory is None:
         return None
-    return TrainResult(history=history, memory=memory, **{name: training.get(name) for name in TRAINING})
+    record = read_json(folder / RECORD) if (folder / RECORD).exists() else None
+    return TrainResult(history=history, memory=memory, record=record, **{name: training.get(name) for name in TRAINING})
 
 
 def _read_history(path: Path) -> pd.DataFrame:

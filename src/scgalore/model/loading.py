@@ -11,9 +11,11 @@ from scgalore.model.adapter_files import is_adapter_folder, read_adapter
 from scgalore.model.files import read_model
 from scgalore.model.training import apply_adapter
 from scgalore.train.result import TrainResult
+from scgalore.weights import resolve_model_folder
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+    from pathlib import Path
 
     from scgalore._typing import PathLike
     from scgalore.model.adapter_files import StoredAdapter
@@ -28,7 +30,7 @@ def load_model(model: PathLike, *, base: PathLike | None, families: Mapping[str,
     Parameters
     ----------
     model
-        Name in the registry, or folder.
+        Name in the registry, address on the hub, or folder.
     base
         Where the weights are that an adapter belongs to, when that is no longer where its folder says.
     families
@@ -38,8 +40,11 @@ def load_model(model: PathLike, *, base: PathLike | None, families: Mapping[str,
     -------
     A model of its family's class.
     """
-    if is_adapter_folder(model):
-        return _with_adapter(model, base, families)
+    folder, entry = resolve_model_folder(model)
+    if entry is not None:
+        model = entry.name  # with the commit, so that the next look-up needs no network
+    if is_adapter_folder(folder):
+        return _with_adapter(folder, str(model), base, families)
     if base is not None:
         msg = f"base={str(base)!r} belongs to an adapter, and {str(model)!r} is not one. Leave base out."
         raise OptionError(msg)
@@ -50,14 +55,14 @@ def load_model(model: PathLike, *, base: PathLike | None, families: Mapping[str,
     except WeightsError as error:
         msg = f"The vocabulary and the network of {stored.provenance['name']} do not belong together: {error}"
         raise WeightsError(msg) from error
-    loaded.result = stored.result
+    loaded.result, loaded.licence = stored.result, stored.licence
     return loaded
 
 
-def _with_adapter(folder: PathLike, base: PathLike | None, families: Mapping[str, Family]) -> Any:
+def _with_adapter(folder: Path, own_name: str, base: PathLike | None, families: Mapping[str, Family]) -> Any:
     stored = read_adapter(folder)
     name = stored.base["name"] if base is None else base
-    if is_adapter_folder(name):
+    if is_adapter_folder(resolve_model_folder(name)[0]):
         msg = f"The adapter in {folder} names {str(name)!r} as its weights, which is an adapter too. Name whole weights with base=."
         raise WeightsError(msg)
     loaded = load_model(name, base=None, families=families)
@@ -77,7 +82,7 @@ def _with_adapter(folder: PathLike, base: PathLike | None, families: Mapping[str
         msg = f"The adapter in {folder} does not fit {loaded.provenance['name']}: {error}"
         raise WeightsError(msg) from error
     loaded.result = TrainResult(history=pd.DataFrame(), adapter=(stored.weights, stored.base), memory=stored.memory)
-    loaded.provenance = {**loaded.provenance, "name": str(folder), "sha256": "", "layout": "adapter"}
+    loaded.provenance = {**loaded.provenance, "name": own_name, "sha256": "", "layout": "adapter"}
     loaded.provenance["base"] = stored.base["name"]
     return loaded
 

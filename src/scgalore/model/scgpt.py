@@ -48,7 +48,8 @@ class SCGPT(CellModel):
         Parameters
         ----------
         model
-            Name in the registry (:func:`scgalore.weights.list_weights`), or folder: one that :meth:`save` or
+            Name in the registry (:func:`scgalore.weights.list_weights`), address on the Hugging Face Hub
+            (``"hf://owner/name@revision"``), or folder: one that :meth:`save` or
             :meth:`save_adapter` wrote, one in the original layout (``args.json, vocab.json, best_model.pt``), or a
             safetensors copy of it.
         base
@@ -61,7 +62,7 @@ class SCGPT(CellModel):
         Raises
         ------
         OptionError
-            If ``model`` is neither a name nor a folder.
+            If ``model`` is neither a name nor an address nor a folder.
         WeightsError
             If the folder is incomplete or damaged, an encoder tensor would stay random, or ``base`` holds other weights
             than the adapter was trained on.

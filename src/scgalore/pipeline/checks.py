@@ -227,10 +227,11 @@ def _refuse_overwrite(config: RunConfig) -> None:
 
 
 def _model_name(name: str) -> str:
-    """Name of registered weights, or the absolute path of a folder, so that the run can be repeated from any directory."""
+    """Name of registered weights, address of a commit, or absolute path of a folder, so that the run can be repeated from any directory."""
     if name in list_weights():
         return name
-    return str(resolve_model_folder(name)[0].absolute())
+    folder, entry = resolve_model_folder(name)
+    return str(folder.absolute()) if entry is None else entry.name
 
 
 def _digest(config: RunConfig) -> str:

@@ -145,6 +145,7 @@ class _Run:
             findings = self.task.evaluate(adata, fitted, self._call(), name=self.config.name)
             note(findings.headline)
             self._write_metrics(findings, fitted, adata.n_vars)
+            fitted.save(self.folder.model, evaluation=findings.sections, overwrite=True)  # with the scores in its card
         with self._stage("report") as note:
             captions = self._draw(adata, findings)
             with self.folder.writing("results.h5ad") as draft:

@@ -30,6 +30,7 @@ from scgalore.mapping.space import blocks
 from scgalore.model.inference import RunOptions
 from scgalore.tl._shared import IN_MEMORY, as_model, model_of_reference
 from scgalore.weights import list_weights
+from scgalore.weights.hub import is_hub_address
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -330,7 +331,8 @@ def _model(model: PathLike | CellModel | None, base: Reference | None) -> CellMo
 def _known_as(model: CellModel) -> dict[str, Any]:
     """Record of the model in a reference: its location, as an absolute path, and its identity."""
     known: dict[str, Any] = {**model.provenance, "identity": model.embedding_identity}
-    if known["layout"] not in IN_MEMORY and known["name"] not in list_weights():
+    is_folder = known["name"] not in list_weights() and not is_hub_address(known["name"])
+    if known["layout"] not in IN_MEMORY and is_folder:
         known["name"] = str(Path(known["name"]).absolute())
     return known
 

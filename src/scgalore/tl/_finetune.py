@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +14,7 @@ from scgalore._rng import seed_from
 from scgalore.data.reading import Reading
 from scgalore.data.resolve import refuse_elsewhere, writable_adata
 from scgalore.data.results import refuse_overwrite
+from scgalore.model.card import run_record
 from scgalore.model.distributed import by_first
 from scgalore.model.families import known_keys
 from scgalore.tasks.registry import resolve_call
@@ -218,13 +220,15 @@ def finetune(
         fitted.fit(prepared, checkpoint_dir=checkpoint_dir, resume=resume, logger=logger)
         assert fitted.result is not None
         results = chosen.results(adata, fitted, prepared, call, keys)
-        if folder is not None:
-            by_first(partial(fitted.save, folder))
         content, what = results.uns[keys.uns]
         read = {**call.reading.params(), "rng": call.seed, **call.given}
         if call.config.curriculum is not None:
             read["genes_key"] = call.ranking_key(adata)
         params = {"task": chosen.name, **chosen.record(call.arguments), **content.pop("params"), **read}
+        record = run_record({**content, "params": params, "weights": start})
+        fitted.result = replace(fitted.result, record=record)
+        if folder is not None:
+            by_first(partial(fitted.save, folder))
         common = {
             "params": params,
             "history": fitted.history,

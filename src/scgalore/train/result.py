@@ -6,6 +6,8 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     import pandas as pd
 
     from scgalore.data.split import Split
@@ -42,6 +44,9 @@ class TrainResult:
         What an adapter has learnt, if it can be saved alone.
     memory
         What the task keeps in addition to the weights.
+    record
+        Settings, data and scores of the run for the model card, as JSON has them; ``None`` unless
+        :func:`scgalore.tl.finetune` made it.
     """
 
     history: pd.DataFrame = field(repr=False)
@@ -57,6 +62,7 @@ class TrainResult:
     cpu_kernels: str | None = None
     adapter: Any = field(default=None, repr=False)
     memory: Any = None
+    record: Mapping[str, Any] | None = field(default=None, repr=False)
 
     def summary(self) -> dict[str, int | str | None]:
         """Best epoch, bytes of optimizer state, steps, cells in a batch and batches in a step; and, where known, the budget, whether training converged and the kernels."""

@@ -7,6 +7,7 @@ from scgalore._fetch import fetch_files
 from scgalore._folders import recover_folder
 from scgalore._settings import settings
 from scgalore.errors import DownloadError, OptionError, WeightsError
+from scgalore.weights.hub import HubAddress, fetch_hub, is_hub_address
 from scgalore.weights.registry import WeightsEntry, get_entry, list_weights, suggestion
 
 __all__ = ["fetch_weights", "resolve_model_folder"]
@@ -41,7 +42,7 @@ def fetch_weights(name: str, *, progress: bool | None = None) -> Path:
 
 
 def resolve_model_folder(model: str | os.PathLike[str]) -> tuple[Path, WeightsEntry | None]:
-    """Turn what a user passes as ``model`` into a folder, and the registry entry if it has one.
+    """Turn what a user passes as ``model`` into a folder, and an entry with its name if it has one.
 
     A registered name always means the registered weights, whatever lies in the working directory; write ``"./scgpt"``
     for a folder of that name.
@@ -49,15 +50,28 @@ def resolve_model_folder(model: str | os.PathLike[str]) -> tuple[Path, WeightsEn
     Parameters
     ----------
     model
-        Name of registered weights, or path of a folder.
+        Name of registered weights, address on the Hugging Face Hub (``"hf://owner/name"`` or
+        ``"hf://owner/name@revision"``), or path of a folder.
+
+    Returns
+    -------
+    The folder, and the entry: that of the registry, for a model of the hub one that is named by its address with the commit, for
+    other folders ``None``.
 
     Raises
     ------
     OptionError
-        If ``model`` is neither.
+        If ``model`` is none of these, or huggingface_hub is not installed.
+    DownloadError
+        If the model must be downloaded and cannot be.
+    WeightsError
+        If what was downloaded is not what was published.
     """
     if isinstance(model, str) and model in list_weights():
         return fetch_weights(model), get_entry(model)
+    if isinstance(model, str) and is_hub_address(model):
+        folder, address = fetch_hub(HubAddress.parse(model))
+        return folder, WeightsEntry(str(address), "", (), licence="", citation="", homepage="")
     folder = Path(model).expanduser()
     recover_folder(folder)
     if folder.is_dir():
@@ -67,7 +81,10 @@ def resolve_model_folder(model: str | os.PathLike[str]) -> tuple[Path, WeightsEn
     if folder.is_file():
         msg = f"model={os.fspath(model)!r} is a file; pass the folder it lies in: model={str(folder.parent)!r}."
         raise OptionError(msg)
-    msg = f"model={os.fspath(model)!r} is neither an existing folder nor the name of weights. {suggestion(folder.name)}"
+    msg = (
+        f"model={os.fspath(model)!r} is neither an existing folder nor the name of weights; a model of the Hugging Face Hub is "
+        f"'hf://owner/name'. {suggestion(folder.name)}"
+    )
     raise OptionError(msg)
 
 

@@ -1,17 +1,39 @@
-"""The weights scgalore knows by name: ``registry.toml``, read once."""
+"""The weights that can be named: those of the package (``registry.toml``), and those that users add."""
 
+import json
+import re
 import tomllib
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from difflib import get_close_matches
-from functools import cache
+from functools import cache, lru_cache
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote, urlsplit
 
 from scgalore._fetch import RemoteFile, refusal_of
-from scgalore.errors import OptionError
+from scgalore._files import whole_file
+from scgalore._json import OBJECT, STRING, check_fields, nullable
+from scgalore._options import INDEX, Kind
+from scgalore._settings import settings
+from scgalore.errors import OptionError, WeightsError
 
-__all__ = ["WeightsEntry", "WeightsFile", "get_entry", "list_weights"]
+__all__ = ["WeightsEntry", "WeightsFile", "get_entry", "list_weights", "own_entry", "register"]
+
+NAME = re.compile(r"[A-Za-z0-9][\w.-]*")
+TAKEN = ("datasets", "hub", "registry")  # folders in the cache that are not weights
+SHA256 = Kind(
+    "it must be 64 hexadecimal digits",
+    lambda value: isinstance(value, str) and bool(re.fullmatch("[0-9a-f]{64}", value)),
+)
+
+FILE = {"name": STRING, "sha256": SHA256, "url": STRING, "size": nullable(INDEX)}
+FILES = Kind(
+    "it must be a list of files, each with name and sha256", lambda value: isinstance(value, list) and bool(value)
+)
+TEXTS = ("description", "licence", "citation", "homepage", "family", "url")
+TABLE = {"files": FILES, **dict.fromkeys(TEXTS, STRING), "revision": nullable(STRING), "args": OBJECT}
+"""Fields of weights in a registry of a user; all but the first may be left out."""
 
 
 @dataclass(frozen=True)
@@ -117,6 +139,180 @@ def get_entry(name: str) -> WeightsEntry:
     return registry[name]
 
 
+def register(
+    name: str,
+    url: str,
+    sha256: str | Mapping[str, str] | None = None,
+    *,
+    family: str = "scgpt",
+    licence: str = "",
+    description: str = "",
+    citation: str = "",
+    homepage: str = "",
+    save: bool = False,
+) -> WeightsEntry:
+    """Give weights on a server of your own a name, for ``model="name"``; or weights of the package another address.
+
+    The files are downloaded on first use, into the cache folder, and their hashes are checked.
+
+    Parameters
+    ----------
+    name
+        What to write as ``model``. A name of the package stays that of the same files: only their address changes, as for a mirror.
+    url
+        Address of the files, with ``{file}`` in place of their names: ``"https://models.example.org/blood/{file}"``. Without it,
+        the address of the only file. User name and password belong into ``~/.netrc``.
+    sha256
+        Hash of each file by name, or of the only file. ``None`` for a name of the package, whose hashes are known.
+    family
+        One of :data:`scgalore.model.FAMILIES`.
+    licence, description, citation, homepage
+        Of the weights, for ``scgalore weights list`` and the cards of models that are trained from them.
+    save
+        Whether later processes of yours know the name as well, from a file in ``sg.settings.cachedir``; else only this one does.
+
+    Returns
+    -------
+    The entry that ``name`` stands for now.
+
+    Raises
+    ------
+    OptionError
+        If the name, the address or a hash cannot be used.
+
+    Examples
+    --------
+    >>> import scgalore as sg
+    >>> sums = {"config.json": "0" * 64, "vocab.json": "1" * 64, "model.safetensors": "2" * 64}
+    >>> entry = sg.weights.register("blood", "https://models.example.org/blood/{file}", sums, licence="CC-BY-4.0")
+    >>> "blood" in sg.weights.list_weights()
+    True
+    """
+    known = _packaged().get(name)
+    if sha256 is None:
+        if known is None or not all(file.sha256 for file in known.files):
+            msg = f"sha256= is missing for {name!r}, whose hashes the package does not know. Pass the hash of each file by its name."
+            raise OptionError(msg)
+        sha256 = {file.name: file.sha256 for file in known.files}
+    if isinstance(sha256, str):
+        sha256 = {unquote(urlsplit(url).path).rpartition("/")[2]: sha256}
+    if len(sha256) > 1 and "{file}" not in url:
+        msg = f"url={url!r} is one address, and there are {len(sha256)} files. Write {{file}} in place of their names."
+        raise OptionError(msg)
+    texts = {
+        "family": family,
+        "licence": licence,
+        "description": description,
+        "citation": citation,
+        "homepage": homepage,
+    }
+    files = [{"name": file, "sha256": digest} for file, digest in sha256.items()]
+    entry = own_entry(name, {**texts, "url": url, "files": files}, where="sg.weights.register")
+    if save:
+        with whole_file(settings.cachedir / "registry" / f"{name}.toml") as draft:
+            draft.write_text(toml_of(entry), encoding="utf-8")
+    _REGISTERED[name] = entry
+    return entry
+
+
+_REGISTERED: dict[str, WeightsEntry] = {}
+
+
+def own_entry(name: str, table: Mapping[str, Any], *, where: object) -> WeightsEntry:
+    """An entry from a table of a user's registry, checked.
+
+    Parameters
+    ----------
+    name
+        Of the weights.
+    table
+        Fields as in ``registry.toml``.
+    where
+        What the table was read from, for messages.
+
+    Raises
+    ------
+    OptionError
+        If a field is missing or wrong, or the name is that of other weights of the package.
+    """
+    where = f"{where}, weights {name!r}"
+    if not NAME.fullmatch(name) or name in TAKEN:
+        msg = f"{where}: a name has letters, digits, '.', '_' and '-', and is none of {', '.join(TAKEN)}."
+        raise OptionError(msg)
+    try:
+        check_fields(table, TABLE, where=where, missing=list(TABLE)[1:])
+        for file in table["files"]:
+            check_fields(file, FILE, where=f"{where}, files", missing=["url", "size"])
+        if unknown := sorted({*table}.difference(TABLE)):
+            msg = f"{where}: {unknown[0]!r} is unknown. Expected {', '.join(TABLE)}."
+            raise OptionError(msg)
+    except WeightsError as error:
+        raise OptionError(str(error)) from error
+    url = table.get("url", "").replace("{revision}", table.get("revision") or "")
+    files = tuple(WeightsFile(**{"url": url.replace("{file}", file["name"]), **file}) for file in table["files"])
+    for file in files:
+        _check_file(file, where)
+    texts = {text: table.get(text, "") for text in TEXTS if text not in ("url", "family")}
+    known = _packaged().get(name)
+    if known is None:
+        return WeightsEntry(
+            name,
+            files=files,
+            family=table.get("family", "scgpt"),
+            revision=table.get("revision"),
+            args=table.get("args"),
+            **texts,
+        )
+    return _mirror(known, files, where)
+
+
+def _mirror(known: WeightsEntry, files: tuple[WeightsFile, ...], where: str) -> WeightsEntry:
+    """Weights of the package at another address."""
+    own = {file.name: file for file in files}
+    same = own.keys() == {file.name for file in known.files} and not known.bundled
+    if not same or any(file.sha256 not in ("", own[file.name].sha256) for file in known.files):
+        msg = f"{where}: the package has other weights of this name, with the files {', '.join(file.name for file in known.files)}. Choose another name."
+        raise OptionError(msg)
+    return replace(
+        known, files=tuple(replace(file, url=own[file.name].url, sha256=own[file.name].sha256) for file in known.files)
+    )
+
+
+def _check_file(file: WeightsFile, where: str) -> None:
+    address = urlsplit(file.url)
+    if Path(file.name).name != file.name or file.name.startswith("."):
+        msg = f"{where}: {file.name!r} is not a plain file name."
+        raise OptionError(msg)
+    if address.scheme not in ("http", "https") or not address.hostname:
+        msg = f"{where}: the address of {file.name} is {file.url!r}. Expected one that begins with https:// or http://."
+        raise OptionError(msg)
+    if address.username is not None or address.password is not None:
+        msg = f"{where}: the address of {file.name} holds a user name or a password. Write them into ~/.netrc, and leave them out here."
+        raise OptionError(msg)
+
+
+def toml_of(entry: WeightsEntry) -> str:
+    """An entry as a file of a user's registry."""
+    fields = {name: getattr(entry, name) for name in ("description", "licence", "citation", "homepage", "family")}
+    lines = [f"[weights.{json.dumps(entry.name)}]"]
+    lines += [f"{name} = {json.dumps(value, ensure_ascii=False)}" for name, value in fields.items() if value]
+    if entry.args:
+        lines += ["", f"[weights.{json.dumps(entry.name)}.args]"]
+        lines += [f"{name} = {json.dumps(value, ensure_ascii=False)}" for name, value in entry.args.items()]
+    for file in entry.files:
+        lines += ["", f"[[weights.{json.dumps(entry.name)}.files]]"]
+        own = {"name": file.name, "url": file.url, "sha256": file.sha256, "size": file.size}
+        lines += [
+            f"{name} = {json.dumps(value, ensure_ascii=False)}" for name, value in own.items() if value is not None
+        ]
+    return "\n".join(lines) + "\n"
+
+
+def is_packaged(name: str) -> bool:
+    """Whether a name is one of the package."""
+    return name in _packaged()
+
+
 def suggestion(name: str) -> str:
     """Sentences that list the registered names, the one closest to ``name`` first."""
     close = get_close_matches(name.lower(), list_weights(), n=1)
@@ -124,8 +320,36 @@ def suggestion(name: str) -> str:
     return f"{hint}Registered are: {', '.join(list_weights())}."
 
 
-@cache
 def _registry() -> dict[str, WeightsEntry]:
+    """Of the package, of files of the user, and of this process; the later ones take precedence."""
+    found = dict(_packaged())
+    files = sorted((settings.cachedir / "registry").glob("*.toml"))
+    for path in [*files, *([] if settings.registry is None else [settings.registry])]:
+        try:
+            state = path.stat()
+        except OSError as error:
+            msg = f"The registry of weights {path} cannot be read: {error.strerror}. Correct sg.settings.registry (SCGALORE_REGISTRY)."
+            raise OptionError(msg) from error
+        found |= _of_file(path, state.st_mtime_ns, state.st_size)
+    return found | _REGISTERED
+
+
+@lru_cache(maxsize=64)
+def _of_file(path: Path, *_state: int) -> dict[str, WeightsEntry]:
+    try:
+        content = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, OSError) as error:
+        msg = f"The registry of weights {path} cannot be read: {error}. Correct or remove it."
+        raise OptionError(msg) from error
+    tables = content.get("weights")
+    if not isinstance(tables, dict):
+        msg = f"The registry of weights {path} has no tables [weights.NAME]. Correct or remove it."
+        raise OptionError(msg)
+    return {name: own_entry(name, table, where=path) for name, table in tables.items()}
+
+
+@cache
+def _packaged() -> dict[str, WeightsEntry]:
     content = tomllib.loads(Path(__file__).with_name("registry.toml").read_text(encoding="utf-8"))
     return {name: _entry(name, content["origins"], **table) for name, table in content["weights"].items()}
 

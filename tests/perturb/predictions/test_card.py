@@ -94,7 +94,6 @@ class TestModelCard:
         assert score_table(summary) in card
         without = model_card(PARAMS, STATS, PARTS, WEIGHTS)
         assert "held-out test perturbations" not in without
-        assert "evaluate_perturbation" in without
 
     def test_tables_are_tables(self) -> None:
         lines = model_card(PARAMS, STATS, PARTS, WEIGHTS).splitlines()

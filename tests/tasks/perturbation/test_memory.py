@@ -95,9 +95,7 @@ class TestRoundTrip:
 
     def test_other_models_have_no_such_files(self, make_model: Callable[..., SCGPT], tmp_path: Path) -> None:
         make_model(["A", "B"]).save(tmp_path / "model")
-        assert not {"screen.json", "README.md", "training_stats.json"} & {
-            p.name for p in (tmp_path / "model").iterdir()
-        }
+        assert not {"screen.json", "training_stats.json"} & {p.name for p in (tmp_path / "model").iterdir()}
         assert SCGPT.load(tmp_path / "model").memory is None
 
 

@@ -154,10 +154,7 @@ def _scores(validation: Mapping[str, float], stats: Mapping[str, Any]) -> list[s
 
 def _tested(evaluation: Mapping[str, Any] | None) -> list[str]:
     if evaluation is None:
-        how = (
-            "Save the model with evaluation=adata.uns['evaluate_perturbation'] to include scores of test perturbations."
-        )
-        return [how, ""]
+        return []
     summary = evaluation["summary"]
     n = int(summary.loc[summary["group"] == "all", "n"].max())
     return [

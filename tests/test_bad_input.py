@@ -403,7 +403,7 @@ def no_epochs(world: World) -> None:
 
 @wrong(
     OptionError,
-    "devices=2: embedding starts no processes itself",
+    "devices=2, but the number of processes is 1",
     "torch.distributed.run --standalone --nproc_per_node=2",
 )
 def more_processes_than_there_are(world: World) -> None:
@@ -431,7 +431,7 @@ def precision_unknown(world: World) -> None:
 
 @wrong(OptionError, "accelerator='tpu'", "'cpu'")
 def accelerator_unknown(world: World) -> None:
-    with pytest.raises(OptionError, match="accelerator='gpuu' is not on this machine"):
+    with pytest.raises(OptionError, match="accelerator='gpuu' is not available on this machine"):
         world.embed(accelerator="gpuu")
     world.finetune(model="never looked at", accelerator="tpu")
 
@@ -511,7 +511,7 @@ def patience_without_validation(world: World) -> None:
 
 @wrong(
     OptionError,
-    "'random' was not trained to predict anything for cells",
+    "'random' was not trained to predict labels or values for cells",
     r"sg\.tl\.finetune\(adata, labels_key=\.\.\.\)",
 )
 def annotate_without_classes(world: World) -> None:

@@ -58,10 +58,10 @@ class TestWeightsInMemory:
     @pytest.mark.parametrize("value", WORST)
     def test_embed_writes_nothing(self, few: AnnData, model: SCGPT, value: float) -> None:
         poison(model, "transformer_encoder.layers.1.norm2.weight", value)
-        refused(lambda: sg.tl.embed(few, model), DataError, r"NaN or infinity as the embedding of \d+ of", few)
+        refused(lambda: sg.tl.embed(few, model), DataError, r"NaN or infinite values as the embedding of \d+ of", few)
         cells = model.cells(few)
-        refused(lambda: model.run(cells), DataError, "NaN or infinity as the embedding", few)
-        refused(lambda: model.get_latent_representation(few), DataError, "NaN or infinity as the embedding", few)
+        refused(lambda: model.run(cells), DataError, "NaN or infinite values as the embedding", few)
+        refused(lambda: model.get_latent_representation(few), DataError, "NaN or infinite values as the embedding", few)
 
     def test_norm_beyond_all_floats_is_no_embedding_of_zeros(self, few: AnnData, model: SCGPT) -> None:
         for value in ("weight", "bias"):

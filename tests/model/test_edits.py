@@ -11,7 +11,7 @@ from scgalore.model.edits import Edit
     ("mode", "level", "says"),
     [
         ("knock-out", None, "Did you mean 'knockout'"),
-        ("knockout", 1.0, "a knock-out has none"),
+        ("knockout", 1.0, "not for a knock-out"),
         ("overexpress", None, "expected a number, more than 0"),
         ("overexpress", 0, "expected a number, more than 0"),
         ("set", None, "expected a number, 0 or more"),

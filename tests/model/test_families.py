@@ -99,7 +99,7 @@ def test_adapter_trains_beside_the_heads_and_is_saved_alone(few: AnnData, toy: C
 def test_what_it_cannot_do_is_refused_before_training(few: AnnData, toy: CellModel) -> None:
     with pytest.raises(OptionError, match="task='expression' needs a network with expression"):
         toy.train(few, max_epochs=1)
-    with pytest.raises(OptionError, match="reads no perturbation flags"):
+    with pytest.raises(OptionError, match="does not support perturbation flags"):
         toy.network.perturbation_variant(10, 10, seed=0)
 
 
@@ -162,5 +162,5 @@ def test_nothing_left_to_train_is_refused(few: AnnData, toy: CellModel) -> None:
     toy.train(few, **LABELS)
     for parameter in toy.network.parameters():
         parameter.requires_grad = False
-    with pytest.raises(OptionError, match="Nothing is left to train"):
+    with pytest.raises(OptionError, match="There are no trainable parameters"):
         toy.train(few, **LABELS)

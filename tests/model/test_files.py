@@ -94,7 +94,7 @@ class TestRoundTrip:
         path = tmp_path / "model" / "config.json"
         content = json.loads(path.read_text())
         path.write_text(json.dumps({"network": content["network"]}))
-        with pytest.raises(WeightsError, match=r"config\.json is not one that scgalore wrote"):
+        with pytest.raises(WeightsError, match=r"config\.json was not written by scgalore"):
             read_model(tmp_path / "model", FAMILIES)
 
     def test_damaged_history_is_refused(self, trained: SCGPT, tmp_path: Path) -> None:

@@ -26,12 +26,14 @@ class TestPickDevice:
 
     @pytest.mark.parametrize("accelerator", ["cup", "tpu", "", "cuda:9"])
     def test_unknown_word_is_refused(self, accelerator: str) -> None:
-        with pytest.raises(OptionError, match=f"accelerator='{accelerator}' is not on this machine.*'auto', 'cpu'"):
+        with pytest.raises(
+            OptionError, match=f"accelerator='{accelerator}' is not available on this machine.*'auto', 'cpu'"
+        ):
             pick_device(accelerator)
 
     @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
     def test_missing_gpu_is_refused(self, few: AnnData, model: SCGPT) -> None:
-        with pytest.raises(OptionError, match="accelerator='gpu' is not on this machine"):
+        with pytest.raises(OptionError, match="accelerator='gpu' is not available on this machine"):
             model.train(few, labels_key="bulk_labels", accelerator="gpu")
         with settings.override(accelerator="gpu"), pytest.raises(OptionError, match="'gpu'"):
             model.get_latent_representation(few)

@@ -38,7 +38,7 @@ class TestModels:
         assert on_gpu("scgpt-mini", genes_per_cell=500) == on_gpu(config, genes_per_cell=500)
 
     def test_sizes_that_nobody_has_published_are_asked_for(self) -> None:
-        with pytest.raises(OptionError, match="'scgpt-brain' are known once its files have been fetched: "):
+        with pytest.raises(OptionError, match="'scgpt-brain' are unknown before its files are downloaded. "):
             on_gpu("scgpt-brain")
 
     def test_what_is_neither_is_refused(self) -> None:
@@ -102,7 +102,7 @@ class TestSavings:
         table = savings(FEW_LAYERS, genes_per_cell=3000, batch_size=8, accelerator="cuda")
         assert (table["peak"].diff().dropna() <= 0).all()
         assert table.drop(columns="peak").sum(axis=1).equals(table["peak"])
-        assert table.index[-1] == "1,500 genes a cell"
+        assert table.index[-1] == "1,500 genes per cell"
 
     def test_the_ends_are_what_the_settings_say(self) -> None:
         table = savings(FEW_LAYERS, genes_per_cell=2000, batch_size=2, fewer_genes=700, accelerator="cuda", n_vars=5000)

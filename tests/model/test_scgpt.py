@@ -294,11 +294,11 @@ class TestMaking:
     @pytest.mark.parametrize(
         ("fields", "message"),
         [
-            pytest.param({"n_tokens": 4, "pad_id": 2}, "vocabulary has 5 tokens but the network embeds 4", id="short"),
+            pytest.param({"n_tokens": 4, "pad_id": 2}, "vocabulary has 5 tokens but the network has 4", id="short"),
             pytest.param({"n_tokens": 5, "pad_id": 0}, "<pad> is token 2", id="pad_elsewhere"),
             pytest.param(
                 {"n_tokens": 5, "pad_id": 2, "heads": {"classes": 3}},
-                "training puts heads in place",
+                "heads are added by training",
                 id="unnamed_classes",
             ),
         ],
@@ -319,7 +319,7 @@ class TestMaking:
         assert model.split is None
 
     def test_classes_must_be_learnt_first(self, few: AnnData, model: SCGPT) -> None:
-        with pytest.raises(OptionError, match="'random' was not trained to predict anything.*labels_key="):
+        with pytest.raises(OptionError, match="'random' was not trained to predict labels or values.*labels_key="):
             model.predict(few)
 
     @pytest.mark.parametrize("batch_size", [0, -3])

@@ -227,7 +227,7 @@ class TestSavedAdapter:
     def test_of_other_weights_is_refused(self, big: Callable[..., SCGPT], trained: SCGPT, tmp_path: Path) -> None:
         trained.save_adapter(tmp_path / "adapter")
         big(rng=1).save(tmp_path / "other")
-        with pytest.raises(WeightsError, match="holds other weights"):
+        with pytest.raises(WeightsError, match="has other weights"):
             SCGPT.from_pretrained(tmp_path / "adapter", base=tmp_path / "other")
 
     @pytest.mark.parametrize("damage", ["no tensors", "cut", "no json", "foreign"])
@@ -243,7 +243,7 @@ class TestSavedAdapter:
             config.write_text("{")
         else:
             config.write_text(json.dumps({"peft_type": "LORA"}))
-        with pytest.raises(WeightsError, match="does not hold an adapter that scgalore wrote"):
+        with pytest.raises(WeightsError, match="does not contain an adapter written by scgalore"):
             SCGPT.from_pretrained(folder)
 
     def test_needs_an_adapter(self, few: AnnData, base: Path, tmp_path: Path) -> None:
@@ -262,11 +262,11 @@ class TestSavedAdapter:
     def test_needs_a_base_in_a_file(self, few: AnnData, big: Callable[..., SCGPT], tmp_path: Path) -> None:
         model = big()
         model.train(few, adapter="lora", **QUICK)
-        with pytest.raises(OptionError, match="that no file holds"):
+        with pytest.raises(OptionError, match="are not saved in a file"):
             model.save_adapter(tmp_path / "adapter")
 
     def test_base_is_for_adapters(self, base: Path) -> None:
-        with pytest.raises(OptionError, match="belongs to an adapter"):
+        with pytest.raises(OptionError, match="is for an adapter"):
             SCGPT.from_pretrained(base, base=base)
 
 

@@ -70,9 +70,9 @@ def test_what_a_family_does_not_do_is_refused_by_name() -> None:
     encoded = network.encode(tokens, torch.ones(1, 4))
     with pytest.raises(OptionError, match="BagOfGenes predicts no expression"):
         network.expressions(encoded, torch.ones(1, 4))
-    with pytest.raises(OptionError, match="BagOfGenes cannot learn perturbations"):
+    with pytest.raises(OptionError, match="BagOfGenes does not support perturbation flags"):
         network.perturbation_variant(22, 20, seed=0)
-    with pytest.raises(OptionError, match="BagOfGenes cannot learn several modalities"):
+    with pytest.raises(OptionError, match="BagOfGenes does not support several modalities"):
         network.multiomic_variant(network.gene_table.weight, 5, seed=0)
     assert not network.reads_modalities
     assert not network.reads_flags

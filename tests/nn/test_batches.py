@@ -97,5 +97,5 @@ def test_a_norm_is_estimated_from_tokens(tokens):
 
 
 def test_networks_of_perturbations_are_refused():
-    with pytest.raises(OptionError, match="knows no batches"):
+    with pytest.raises(OptionError, match="does not support batches"):
         network_of(perturbation=True).integration_variant(2, **PARTS, seed=0)

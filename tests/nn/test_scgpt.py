@@ -340,7 +340,7 @@ def test_modalities_that_are_not_given_are_asked_for():
         network.expression(encoded, values)
     with pytest.raises(OptionError, match="`modalities`"):
         network.expression_from_cell(encoded)
-    with pytest.raises(WeightsError, match="cell_style='avg-pool' does not go with n_modalities=5"):
+    with pytest.raises(WeightsError, match="cell_style='avg-pool' cannot be used with n_modalities=5"):
         network.config.replace(cell_style="avg-pool")
 
 

@@ -136,7 +136,7 @@ def test_ratios_out_of_range_are_refused(option, value):
 
 def test_a_network_without_classes_says_so(few, make_model):
     network = make_model(few.var_names).network
-    with pytest.raises(OptionError, match="predicts no classes of expression"):
+    with pytest.raises(OptionError, match="does not predict classes of expression"):
         network.class_logits(torch.zeros(1, 16))
 
 

@@ -279,7 +279,7 @@ def test_what_an_export_leaves_behind_is_said(
     fitted = sg.tl.finetune(batches, model, batch_key="batch", batch_norm=True, **OPTIONS)
     with caplog.at_level(logging.WARNING, logger="scgalore"):
         cast("SCGPT", fitted).export_scgpt(tmp_path / "export")
-    assert "a correction for the batch, which the original layout has no place for" in caplog.text
+    assert "a batch correction, which cannot be stored in the original layout" in caplog.text
     again = sg.model.load(tmp_path / "export").network
     assert (again.config.n_batches, again.config.batch_norm, again.config.adversary) == (3, "per-batch", True)
     for name, tensor in fitted.network.state_dict().items():

@@ -193,7 +193,7 @@ class TestBadInput:
     def test_a_gene_that_no_chosen_cell_expresses_cannot_be_knocked_out(self, few: AnnData, model: SCGPT) -> None:
         few.X[:, 3] = 0
         few.X.eliminate_zeros()
-        with pytest.raises(DataError, match="not expressed in any of the 10 chosen cells: .*Leave them out"):
+        with pytest.raises(DataError, match="not expressed in any of the 10 chosen cells: .*Omit them"):
             run(few, [few.var_names[3]], model)
         assert run(few, [few.var_names[3]], model, mode="set", level=1.0).loc[0, "n_cells"] == 10
 

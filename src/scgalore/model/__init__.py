@@ -1,4 +1,4 @@
-"""Models as users hold them, their families, and the memory they take in training."""
+"""Models, model families, and memory estimates."""
 
 from scgalore.model.cell_model import CellModel
 from scgalore.model.families import FAMILIES, load

@@ -1,4 +1,4 @@
-"""Folders that hold an adapter alone: a few megabytes beside the weights they belong to."""
+"""Adapter-only folders: a few megabytes, used together with the base weights."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ ADAPTER = FolderKind("an adapter", is_one=lambda names: TENSORS in names)
 
 
 CONTENT = {"adapter": TEXT, "options": OBJECT, "base": OBJECT, "heads": HEADS, "memory": OBJECT}
-"""What ``adapter.json`` must hold, the last not in version 0.5.0."""
+"""Required fields of ``adapter.json``; the last one is missing in version 0.5.0."""
 
 
 @dataclass(frozen=True)
@@ -47,13 +47,13 @@ class StoredAdapter:
     Attributes
     ----------
     weights
-        Its factors and heads.
+        Factors and heads.
     base
-        Provenance of the weights it was trained on.
+        Provenance of the base weights.
     heads
-        Outputs of each cell head by name.
+        Number of outputs of each cell head by name.
     memory
-        What the model keeps of its task.
+        Memory of the task.
     """
 
     weights: AdapterWeights
@@ -63,7 +63,7 @@ class StoredAdapter:
 
 
 def is_adapter_folder(path: PathLike) -> bool:
-    """Whether :func:`write_adapter` made this folder."""
+    """Whether a folder was written by :func:`write_adapter`."""
     recover_folder(Path(path))
     return (Path(path).expanduser() / CONFIG).is_file()
 
@@ -85,7 +85,7 @@ def write_adapter(
         )
         raise OptionError(msg)
     if not base["sha256"]:
-        msg = f"The adapter belongs to weights ({base['name']!r}) that no file holds. Use save(), which writes all weights."
+        msg = f"The base weights of the adapter ({base['name']!r}) are not saved in a file. Use save(), which writes all weights."
         raise OptionError(msg)
     content = {
         "scgalore": __version__,
@@ -107,7 +107,7 @@ def write_adapter(
 
 
 def read_adapter(folder: PathLike) -> StoredAdapter:
-    """Read what :func:`write_adapter` wrote.
+    """Read an adapter written by :func:`write_adapter`.
 
     Raises
     ------
@@ -118,13 +118,13 @@ def read_adapter(folder: PathLike) -> StoredAdapter:
     try:
         return _read(folder)
     except WeightsError as error:
-        msg = f"{folder} does not hold an adapter that scgalore wrote: {error} Save the adapter again."
+        msg = f"{folder} does not contain an adapter written by scgalore: {error} Save the adapter again."
         raise WeightsError(msg) from error
 
 
 def _read(folder: Path) -> StoredAdapter:
     content = read_json(folder / CONFIG)
-    # Version 0.5.0 names the classes in place of the heads.
+    # Version 0.5.0 has the names of the classes instead of the heads.
     if "heads" not in content and NAMES.fits(content.get("classes")):
         content["heads"] = {"classes": len(content["classes"])}
     if OBJECT.fits(content.get("heads")):
@@ -137,7 +137,7 @@ def _read(folder: Path) -> StoredAdapter:
     for key, tensor in tensors.items():
         group, _, name = key.partition(":")
         if group not in groups:
-            msg = f"{folder / TENSORS} holds {key!r}; expected names that begin with {' or '.join(f'{one}:' for one in groups)}."
+            msg = f"{folder / TENSORS} contains {key!r}; expected names that start with {' or '.join(f'{one}:' for one in groups)}."
             raise WeightsError(msg)
         groups[group][name] = tensor
     weights = AdapterWeights(content["adapter"], content["options"], groups["adapter"], groups["network"])

@@ -1,4 +1,4 @@
-"""A model as users hold it: a network with its vocabulary, its family and what its last training left."""
+"""Model: a network with its vocabulary, family and the result of its last training."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ __all__ = ["CellModel"]
 
 
 class CellModel:
-    """A network with its vocabulary, of any family; :func:`scgalore.model.load` makes one from a name or a folder.
+    """A network of any family with its vocabulary; :func:`scgalore.model.load` loads one from a name or a folder.
 
     Method names are those of scvi-tools.
 
@@ -66,13 +66,13 @@ class CellModel:
     network
         The network.
     vocab
-        Its genes and special tokens.
+        Genes and special tokens.
     family
-        Row of :data:`scgalore.model.FAMILIES`; that of the class where it has one.
+        Entry of :data:`scgalore.model.FAMILIES`; by default that of the class.
     provenance
-        Where the weights come from.
+        Provenance of the weights.
     load_report
-        What a checkpoint filled, left random, and held beyond the network.
+        Tensors that a checkpoint filled, left random, and contained in addition.
     """
 
     def __init__(
@@ -86,8 +86,8 @@ class CellModel:
     ) -> None:
         if len(vocab) > network.config.n_tokens:
             msg = (
-                f"The vocabulary has {len(vocab):,} tokens but the network embeds {network.config.n_tokens:,}; "
-                "vocab.json and the weights do not belong together."
+                f"The vocabulary has {len(vocab):,} tokens but the network has {network.config.n_tokens:,}; "
+                "vocab.json and the weights do not match."
             )
             raise WeightsError(msg)
         if network.config.pad_id != vocab.pad_id:
@@ -100,28 +100,28 @@ class CellModel:
         self.family = family or self.own_family()
         self.provenance: Provenance = provenance or {"name": "random", "sha256": "", "layout": "none", "base": ""}
         self.load_report = load_report
-        #: What the last training left: history, split, best epoch, steps, bytes, task memory; ``None`` before.
+        #: Result of the last training: history, split, best epoch, steps, bytes, task memory; ``None`` before training.
         self.result: TrainResult | None = None
         #: Licence of the weights, which that of weights trained from them follows; empty if it is not known.
         self.licence: str = ""
 
     @classmethod
     def own_family(cls) -> Family:
-        """Row of :data:`scgalore.model.FAMILIES` that the class belongs to.
+        """Entry of :data:`scgalore.model.FAMILIES` of this class.
 
         Raises
         ------
         OptionError
-            If it is a class of models of any family.
+            If the class is for models of any family.
         """
-        msg = f"{cls.__name__} is of any family. Pass family=, or use the class of one, such as sg.model.SCGPT."
+        msg = f"{cls.__name__} is for any family. Pass family=, or use a specific class, such as sg.model.SCGPT."
         raise OptionError(msg)
 
     @classmethod
     def from_config(
         cls, config: NetworkConfig, vocab: GeneVocab, *, rng: Rng = 0, family: Family | None = None
     ) -> Self:
-        """Make a model with random weights.
+        """Create a model with random weights.
 
         Parameters
         ----------
@@ -132,13 +132,13 @@ class CellModel:
         rng
             Seed of the weights.
         family
-            That of the class when left out.
+            By default that of the class.
         """
         family = family or cls.own_family()
         if config.heads:
             msg = (
-                f"{type(config).__name__}.heads={dict(config.heads)}: training puts heads in place, for example with labels_key=. Leave "
-                "them out."
+                f"{type(config).__name__}.heads={dict(config.heads)}: heads are added by training, for example with labels_key=. Omit "
+                "them."
             )
             raise WeightsError(msg)
         with torch.random.fork_rng(devices=[]):
@@ -147,7 +147,7 @@ class CellModel:
 
     @classmethod
     def load(cls, folder: PathLike) -> Self:
-        """Read what :meth:`save` wrote.
+        """Read a model written by :meth:`save`.
 
         Parameters
         ----------
@@ -166,11 +166,11 @@ class CellModel:
             f"{len(self.vocab):,} tokens, {n_parameters / 1e6:.1f} M parameters{trained}"
         )
 
-    # What the last training left --------------------------------------------------------------------------------------
+    # Result of the last training --------------------------------------------------------------------------------------
 
     @property
     def history(self) -> pd.DataFrame:
-        """One row per epoch of the last training; empty before."""
+        """One row per epoch of the last training; empty before training."""
         return pd.DataFrame() if self.result is None else self.result.history
 
     @property
@@ -185,36 +185,36 @@ class CellModel:
 
     @property
     def memory(self) -> Any:
-        """What the model keeps of its task, a :class:`scgalore.tasks.TaskMemory`; ``None`` without one."""
+        """Memory of its task, a :class:`scgalore.tasks.TaskMemory`, or ``None``."""
         return None if self.result is None else self.result.memory
 
     @property
     def classes(self) -> tuple[str, ...]:
-        """Names of the classes that the model predicts, in the order of the outputs; empty if it predicts none."""
+        """Names of the predicted classes, in the order of the outputs; empty if the model predicts none."""
         return getattr(self.memory, "classes", ())
 
     @property
     def can(self) -> frozenset[str]:
-        """What networks of the family can do; see :class:`scgalore.model.Family`."""
+        """Capabilities of the family; see :class:`scgalore.model.Family`."""
         return self.family.can
 
     def require_memory(self) -> Any:
-        """What the model keeps of its task; raise :class:`~scgalore.errors.OptionError` if it was trained for none."""
+        """Memory of its task; raises :class:`~scgalore.errors.OptionError` if it was not trained for one."""
         if self.memory is None:
             msg = (
-                f"{self.provenance['name']!r} was not trained to predict anything for cells. Fine-tune it first: "
+                f"{self.provenance['name']!r} was not trained to predict labels or values of cells. Fine-tune it first: "
                 "model = sg.tl.finetune(adata, labels_key=...)."
             )
             raise OptionError(msg)
         return self.memory
 
     def keys(self, uns: str, key_added: str | None = None) -> CellKeys:
-        """Names of the slots that results of this model are written to.
+        """Names of the slots for results of this model.
 
         Parameters
         ----------
         uns
-            Name in ``uns`` if ``key_added`` is ``None``: that of the function.
+            Key in ``uns`` if ``key_added`` is ``None``: the name of the function.
         key_added
             As for the functions of :mod:`scgalore.tl`.
         """
@@ -223,7 +223,7 @@ class CellModel:
     # Cells ------------------------------------------------------------------------------------------------------------
 
     def tokenizer_config(self, *, max_length: int | None = None, rng: Rng = 0) -> TokenizerConfig:
-        """How cells become tokens of this network, for a :func:`scgalore.data.stream`.
+        """Tokenizer settings of this network, for a :func:`scgalore.data.stream`.
 
         Parameters
         ----------
@@ -244,22 +244,22 @@ class CellModel:
         max_length: int | None = None,
         rng: Rng = 0,
     ) -> TokenCells:
-        """Check an AnnData, match its genes and make it ready for the network.
+        """Check an AnnData, match its genes and prepare it for the network.
 
         Parameters
         ----------
         adata
             Cells by genes; counts or log-normalised.
         layer
-            Layer to read; ``X`` when left out.
+            Layer to read; ``None`` reads ``X``.
         gene_symbols
-            Column of ``adata.var`` with gene names; ``var_names`` when left out.
+            Column of ``adata.var`` with gene names; ``None`` reads ``var_names``.
         data_type, species, min_matched
             As for :func:`scgalore.tl.embed`.
         max_length
-            Most tokens of a cell; what the weights were trained with when left out.
+            Maximum number of tokens per cell; by default the length the weights were trained with.
         rng
-            Seed of the sampling of longer cells.
+            Seed for sampling genes of longer cells.
         """
         reading = Reading(layer, gene_symbols, data_type, None, species, min_matched)
         tokens = self.tokenizer_config(max_length=max_length, rng=rng)
@@ -281,23 +281,23 @@ class CellModel:
         batch_key: str | None = None,
         batch_size: int | None = None,
     ) -> NDArray[np.float32]:
-        """Cell embeddings with unit norm, float32 ``(n_obs, d_model)``; of a model of batches, components without the batch.
+        """Cell embeddings with unit norm, float32 ``(n_obs, d_model)``; of an integrated model, its components.
 
         Parameters
         ----------
         adata
             Cells by genes; counts or log-normalised. Or many files, as a :func:`scgalore.data.stream` with
-            ``shuffle=False`` and ``config=model.tokenizer_config()``; the other parameters are then the stream's own.
+            ``shuffle=False`` and ``config=model.tokenizer_config()``, which then determines the other parameters.
         layer, gene_symbols, data_type, species, min_matched, max_length, rng
             As for :meth:`cells`.
         batch_key
             As for :func:`scgalore.tl.embed`.
         batch_size
-            Cells in a batch; it changes speed and memory, not the numbers.
+            Maximum number of cells per batch; affects speed and memory, not results.
         """
         if not isinstance(adata, AnnData):
             if self.knows_batches:
-                msg = f"{self.provenance['name']} takes batches out, and a stream does not tell them. Pass an AnnData."
+                msg = f"{self.provenance['name']} needs the batch of each cell, which a stream does not provide. Pass an AnnData."
                 raise OptionError(msg)
             return self.run(adata, batch_size=batch_size).embedding
         reading = Reading(layer, gene_symbols, data_type, None, species, min_matched)
@@ -306,28 +306,28 @@ class CellModel:
 
     @property
     def embedding_identity(self) -> str:
-        """Hash of what its embeddings depend on, 16 hexadecimal digits: the same in memory and in any file.
+        """Hash of everything that embeddings depend on, 16 hexadecimal digits: identical in memory and in files.
 
-        Heads and decoders do not matter, and neither do batches that were added to a model of task ``"integration"``, which leave the
-        embeddings of the others as they are.
+        It does not include heads and decoders, nor batches that were added to a model of task ``"integration"``, which
+        do not change the embeddings of the others.
         """
         added = () if self.memory is None else task_named(self.memory.task).arrays_of_embedding(self.memory)
         return embedding_identity(self.network, self.vocab, added)
 
     @property
     def knows_batches(self) -> bool:
-        """Whether its embeddings are without the batch, which it is therefore told of each cell."""
+        """Whether its embeddings are batch-corrected, so that it needs the batch of each cell."""
         return self.memory is not None and task_named(self.memory.task).gives_batches
 
     def embed(
         self, cells: TokenCells, adata: AnnData, reading: Reading, *, batch_key: str | None = None, **how: Any
     ) -> CellOutput:
-        """Embed cells as the model's task does; :meth:`run` gives what the network says.
+        """Embed cells as defined by the model's task; :meth:`run` returns the outputs of the network.
 
         Parameters
         ----------
         cells
-            From :meth:`cells`.
+            Result of :meth:`cells`.
         adata, reading
             The same cells, and how they were read.
         batch_key
@@ -353,12 +353,12 @@ class CellModel:
         rng: Rng = 0,
         batch_size: int | None = None,
     ) -> pd.DataFrame:
-        """What the model was trained to predict, one row per cell: a probability for each class, or a number.
+        """Predictions for cells, one row per cell: the probability of each class, or a value.
 
         Parameters
         ----------
         adata
-            Cells by genes; counts or log-normalised. Its genes need not be those of the training data.
+            Cells by genes; counts or log-normalised. Its genes may differ from those of the training data.
         layer, gene_symbols, data_type, species, min_matched, max_length, rng
             As for :meth:`cells`.
         batch_size
@@ -367,11 +367,11 @@ class CellModel:
         Raises
         ------
         OptionError
-            If the model was not trained to predict anything for cells.
+            If the model was not trained to predict labels or values of cells.
         """
         memory = self.require_memory()
         if not hasattr(memory, "table"):
-            msg = f"A model that was trained for task={memory.task!r} predicts nothing for single cells. Use sg.tl.embed(adata, model)."
+            msg = f"A model trained for task={memory.task!r} has no predictions for single cells. Use sg.tl.embed(adata, model)."
             raise OptionError(msg)
         reading = Reading(layer, gene_symbols, data_type, None, species, min_matched)
         cells = self.cells(adata, **reading.of_tokens(), max_length=max_length, rng=rng)
@@ -390,27 +390,27 @@ class CellModel:
         accelerator: str | None = None,
         devices: int | str | None = None,
     ) -> CellOutput:
-        """Embed cells and read the cell heads, in one pass.
+        """Compute embeddings and outputs of the cell heads in one pass.
 
-        Several processes that were started together (torchrun, SLURM) each run a share of the cells, and all get the whole
+        Several processes started together (torchrun, SLURM) share the cells, and all of them get the complete
         result.
 
         Parameters
         ----------
         cells
-            From :meth:`cells`, or a stream of many files that does not shuffle.
+            Result of :meth:`cells`, or a stream of many files without shuffling.
         rows
-            Row numbers of the cells to run; all when left out.
+            Row numbers of the cells to run; ``None`` runs all.
         precision
             ``"32-true"``, ``"bf16-true"`` or ``"auto"``.
         batch_size, batch_tokens
-            Most cells and most tokens in a batch; they change speed and memory, not the numbers.
+            Maximum numbers of cells and tokens per batch; they affect speed and memory, not results.
         accelerator
-            Where to compute, in Lightning's words.
+            Device, as in Lightning.
 
-            All of these are from ``sg.settings`` when left out.
+            By default, all of these are from ``sg.settings``.
         devices
-            Number of processes on this machine, to be sure of it; ``None`` takes as many as there are.
+            Expected number of processes on this machine; ``None`` uses all of them.
         """
         options = RunOptions.of(
             precision=precision,
@@ -471,24 +471,24 @@ class CellModel:
         ----------
         adata
             Cells by genes; counts or log-normalised. Or many files, as a :func:`scgalore.data.stream` with
-            ``config=model.tokenizer_config()``; all of its cells are trained on, in its own batches.
+            ``config=model.tokenizer_config()``; all of its cells are training cells, in the batches of the stream.
         task
             Entry of :data:`scgalore.tasks.TASKS`; by default the task whose key argument is given (``labels_key=`` for
             classes), else masked expression. A stream has its own labels.
         layer, gene_symbols, data_type, depth_key, species, min_matched
-            As for :func:`scgalore.tl.finetune`; of ``validation`` with a stream.
+            As for :func:`scgalore.tl.finetune`; with a stream, they apply to ``validation``.
         validation
-            For a stream: cells that choose the best epoch, or another stream. Otherwise they are part of ``adata``.
+            For a stream: cells for selecting the best epoch, or another stream. Otherwise these are part of ``adata``.
         split
             Training, validation and test cells; by default ``split_key``, a column of ``adata.obs``, or a random split.
         split_key, validation_size, test_size, genes_key
             As for :func:`scgalore.tl.finetune`.
         rng
-            Seed of everything random.
+            Random seed.
         checkpoint_dir
-            Folder for a checkpoint after each epoch, and with ``checkpoint_every`` inside epochs too.
+            Folder for a checkpoint after each epoch and, with ``checkpoint_every``, within epochs.
         resume
-            Whether to continue from the checkpoint there, if any; with a larger ``max_epochs``, as for
+            Whether to resume from the checkpoint in that folder, if any; with a larger ``max_epochs``, as for
             :func:`scgalore.tl.finetune`.
         logger
             As for :func:`scgalore.tl.finetune`.
@@ -498,7 +498,7 @@ class CellModel:
         Raises
         ------
         DataError, MissingKeyError, OptionError
-            If data or options cannot be used; nothing has changed then.
+            If data or options cannot be used; the model is then unchanged.
         """
         implied = {} if isinstance(adata, AnnData) else adata.arguments
         chosen, call = resolve_call(
@@ -527,14 +527,14 @@ class CellModel:
         logger: Loggers = None,
         keep_best: int | None = None,
     ) -> None:
-        """Train on what a task has prepared; :meth:`train` in steps.
+        """Train with the preparation of a task; the last step of :meth:`train`.
 
-        The model changes when training has ended, and only then.
+        The model changes only at the end of training.
 
         Parameters
         ----------
         prepared
-            From :meth:`scgalore.tasks.Task.prepare`.
+            Result of :meth:`scgalore.tasks.Task.prepare`.
         checkpoint_dir, resume, logger
             As for :meth:`train`.
         keep_best
@@ -576,7 +576,7 @@ class CellModel:
             identity = None
             if checkpoint_dir is not None:
                 identity = run_identity(source, split, objective, config, network, validation=validation)
-                identity |= memory_config(prepared.memory)  # names of classes, which codes do not tell
+                identity |= memory_config(prepared.memory)  # names of classes, which are not in the codes
                 identity |= {"keep_best": keep_best, **prepared.identity}
             tokens = source.tokens() if validation is None else np.union1d(source.tokens(), validation.tokens())
             with trainable(network, config, tokens) as ready:
@@ -591,7 +591,7 @@ class CellModel:
         finally:
             network.eval().cpu()
         memory = self._memory_after(prepared, result, learned)
-        # An adapter alone does not hold what a task changes in the network beyond heads.
+        # An adapter alone does not include changes of the network by a task, other than heads.
         adapter = None if learned is None or prepared.network is not None else (learned, self.provenance)
         self.network, self.vocab = network, self.vocab if prepared.vocab is None else prepared.vocab
         self.result = replace(result, adapter=adapter, memory=memory)
@@ -608,12 +608,12 @@ class CellModel:
         return memory
 
     def _provenance_after(self) -> Provenance:
-        # No file holds these weights yet, and those they started from did not make what comes next.
+        # These weights are not in a file yet, and the hash of the initial weights is no longer valid.
         base = self.provenance["base"] if self.provenance["layout"] == "memory" else self.provenance["name"]
         return {"name": f"fine-tuned {base}", "sha256": "", "layout": "memory", "base": base}
 
     def _write_as_trained(self, prepared: Prepared, ready: Trainable, folder: Path, result: TrainResult) -> None:
-        """Write the model as training has made it so far."""
+        """Write the model with the current weights of training."""
         write_model(
             folder,
             family=self.family,
@@ -626,20 +626,20 @@ class CellModel:
         )
 
     def put_heads(self, sizes: Mapping[str, int], *, seed: int) -> None:
-        """Give the network exactly these cell heads, with fresh weights.
+        """Replace the cell heads of the network by new heads.
 
         Parameters
         ----------
         sizes
-            Outputs of each head by name.
+            Number of outputs of each head by name.
         seed
-            Seed of their weights.
+            Seed for their weights.
         """
         self._put_heads(self.network, sizes, keep=False, at_zero=False, seed=seed)
 
     @staticmethod
     def _put_heads(network: CellNetwork, sizes: Mapping[str, int], *, keep: bool, at_zero: bool, seed: int) -> None:
-        """Give a network exactly these heads: its own of these names and sizes if they are to be kept, else fresh ones."""
+        """Set the heads of a network: existing heads of the same name and size if these are kept, otherwise new ones."""
         own = network.cell_heads if keep else {}
         kept = {name: head for name, head in own.items() if network.config.heads[name] == sizes.get(name)}
         fresh = network.fresh_heads({name: n for name, n in sizes.items() if name not in kept}, seed=seed)
@@ -665,7 +665,7 @@ class CellModel:
         Parameters
         ----------
         folder
-            Made by this call.
+            Folder to create.
         evaluation
             Test scores for the card: ``adata.uns["evaluate_perturbation"]`` or ``adata.uns["evaluate_integration"]``, or sections of your own
             in Markdown.
@@ -759,21 +759,21 @@ class CellModel:
             return str(publish(folder, repo_id, commit_message=commit_message, **how))
 
     def save_adapter(self, folder: PathLike, *, overwrite: bool = False) -> None:
-        """Write what the adapter of the last training learned: ``adapter.json, adapter.safetensors``, all or nothing.
+        """Write the adapter of the last training: ``adapter.json, adapter.safetensors``, completely or not at all.
 
-        :func:`scgalore.model.load` reads it, and the weights it belongs to from where they were.
+        :func:`scgalore.model.load` reads it together with the base weights from their original location.
 
         Parameters
         ----------
         folder
-            Made by this call.
+            Folder to create.
         overwrite
             Whether an adapter in the folder may be replaced.
 
         Raises
         ------
         OptionError
-            If there was no adapter, other weights were trained too, or no file holds those it belongs to.
+            If there was no adapter, other weights were also trained, or the base weights are not in a file.
         """
         adapter = None if self.result is None else self.result.adapter
         weights, base = (None, self.provenance) if adapter is None else adapter

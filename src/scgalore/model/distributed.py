@@ -1,4 +1,4 @@
-"""Cells shared out among processes, and their results brought together again."""
+"""Distribution of cells over processes, and gathering of results."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ T = TypeVar("T")
 
 TIMEOUT = timedelta(minutes=30)
 
-# Keys of an earlier group may still be in the launcher's store, so each group has a name of its own. All processes start
+# Keys of an earlier group may still be in the launcher's store, so each group has a unique name. All processes start
 # their groups in the same order.
 _numbers = count()
 
@@ -36,9 +36,9 @@ _numbers = count()
 def process_group() -> Iterator[World]:
     """Processes that share the work of the block.
 
-    They are those of torch's process group, if training or the user has started one. Otherwise, where torchrun or SLURM
-    has started several, a group (gloo: what is exchanged lies in host memory) is started for the block and ended after it.
-    A process alone is ``World()``. All processes must enter.
+    Uses torch's process group, if training or the user has started one. Otherwise, if torchrun or SLURM
+    started several processes, a group (gloo, since data are exchanged in host memory) is created for the block.
+    A single process is ``World()``. All processes must enter.
     """
     if distributed.is_available() and distributed.is_initialized():
         yield current_world()
@@ -55,14 +55,14 @@ def process_group() -> Iterator[World]:
 
 
 def by_first(work: Callable[[], T]) -> T:
-    """Let the first of several processes do something, and give all of them its result, or the error it raised.
+    """Run a function in the first of several processes, and return its result, or raise its error, in all of them.
 
-    All processes must call this, and go on only when it is done.
+    All processes must call this, and wait until it is finished.
 
     Parameters
     ----------
     work
-        What to do, such as writing a file. Its result is pickled where there are other processes.
+        Function to run, such as writing a file. Its result is pickled if there are other processes.
     """
     with process_group() as world:
         if world.size == 1:
@@ -82,31 +82,31 @@ def by_first(work: Callable[[], T]) -> T:
 
 
 def share(n_obs: int, world: World) -> slice:
-    """Rows of this process: consecutive, and as many as the others have or one more.
+    """Consecutive rows of this process; numbers of rows of processes differ by at most one.
 
     Parameters
     ----------
     n_obs
         Number of rows.
     world
-        From :func:`process_group`.
+        Result of :func:`process_group`.
     """
     return slice(world.rank * n_obs // world.size, (world.rank + 1) * n_obs // world.size)
 
 
 def gather(array: NDArray[np.float32], world: World) -> NDArray[np.float32]:
-    """Rows of all processes, in order, on every process, with the bits that their owners have.
+    """Gather the rows of all processes, in order and bit-identical, in every process.
 
     Parameters
     ----------
     array
-        Rows of this process, float32; the other processes may have more or fewer, or none, of the same shape.
+        Rows of this process, float32; other processes may have other numbers of rows, also none.
     world
-        From :func:`process_group`.
+        Result of :func:`process_group`.
     """
     if world.size == 1:
         return array
-    # nccl knows no host memory.
+    # nccl does not support host memory.
     device = torch.device("cuda", world.local_rank) if distributed.get_backend() == "nccl" else torch.device("cpu")
     n = torch.tensor([len(array)], device=device)
     counts = [torch.empty_like(n) for _ in range(world.size)]
@@ -120,27 +120,27 @@ def gather(array: NDArray[np.float32], world: World) -> NDArray[np.float32]:
 
 
 def refuse_devices(devices: object) -> None:
-    """Refuse a number of devices for a call that starts no processes itself.
+    """Raise an error if ``devices`` differs from the number of processes, for calls that start no processes.
 
-    Lightning starts further processes by running the script once more from its first line. Training does that once, and
-    its processes stay for what follows; a call that embeds would run everything before it again for a few seconds of work.
+    Lightning starts additional processes by running the script again from its first line. Training does that once, and
+    its processes remain for later calls; embedding would repeat everything before it for a few seconds of work.
 
     Parameters
     ----------
     devices
-        What the user asked for.
+        Requested number of devices.
 
     Raises
     ------
     OptionError
-        If it is another number than there are processes.
+        If it differs from the number of processes.
     """
     world = current_world()
     if devices in ("auto", None, world.size, world.local_size):
         return
     msg = (
-        f"devices={devices!r}: embedding starts no processes itself, and there is {world.size}. Put the call into a script "
-        f"and run python -m torch.distributed.run --standalone --nproc_per_node={devices} script.py; every process then embeds a share "
+        f"devices={devices!r}, but the number of processes is {world.size}, and embedding does not start any. Put the call into a script "
+        f"and run python -m torch.distributed.run --standalone --nproc_per_node={devices} script.py; each process then embeds some "
         "of the cells."
     )
     raise OptionError(msg)
@@ -151,7 +151,7 @@ def _store(world: World) -> distributed.Store:
     if "TORCHELASTIC_RUN_ID" in env:
         store, _, _ = next(distributed.rendezvous("env://", world.rank, world.size, timeout=TIMEOUT))
     else:
-        # As Lightning does for SLURM: the first machine, and a port that all processes know without asking.
+        # As in Lightning for SLURM: the first machine, and a port that all processes can compute.
         host = env.get("MASTER_ADDR") or _first_node(env.get("SLURM_NODELIST", "127.0.0.1"))
         port = int(env.get("MASTER_PORT") or 15000 + int(env.get("SLURM_JOB_ID", "0")[-4:]))
         store = distributed.TCPStore(host, port, world.size, world.rank == 0, timeout=TIMEOUT)
@@ -159,5 +159,5 @@ def _store(world: World) -> distributed.Store:
 
 
 def _first_node(nodes: str) -> str:
-    """First name in SLURM's list: ``"node[03-05,9],other"`` begins with ``"node03"``."""
+    """First name in SLURM's list: ``"node[03-05,9],other"`` starts with ``"node03"``."""
     return re.sub(r"\[(\d+)[^\]]*\]", r"\1", nodes, count=1).split(",")[0]

@@ -1,4 +1,4 @@
-"""The families of models. To add one, put a :class:`~scgalore.model.family.Family` into :data:`FAMILIES`."""
+"""Registry of model families. To add one, add a :class:`~scgalore.model.family.Family` to :data:`FAMILIES`."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def load(model: PathLike = "scgpt", *, base: PathLike | None = None) -> CellMode
         or ``"hf://owner/name@revision"``, where a revision is a branch, a tag or a commit; or folder: one that ``save`` or
         ``save_adapter`` of a model wrote, or one in the layout of a family's authors.
     base
-        Where the weights are that an adapter belongs to, when that is no longer where its folder says.
+        Location of the base weights of an adapter, if it differs from the one recorded in its folder.
 
     Returns
     -------
@@ -47,7 +47,7 @@ def load(model: PathLike = "scgpt", *, base: PathLike | None = None) -> CellMode
         If files are missing, damaged or not those that were published, or the model was trained for a task that is not
         registered.
     DownloadError
-        If the weights must be fetched and cannot be.
+        If the weights are not downloaded and cannot be.
 
     Examples
     --------
@@ -59,7 +59,7 @@ def load(model: PathLike = "scgpt", *, base: PathLike | None = None) -> CellMode
 
 
 def known_keys(model: PathLike | CellModel, uns: str, key_added: str | None = None) -> CellKeys | None:
-    """Names of the slots of a model's results, without loading it; ``None`` where its family is not known before.
+    """Names of the slots of a model's results, without loading it; ``None`` if its family is unknown before loading.
 
     Parameters
     ----------

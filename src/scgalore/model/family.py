@@ -1,4 +1,4 @@
-"""What a family of models is: all that the package asks of scGPT or any other, in one row."""
+"""Description of a model family, such as scGPT: everything that the package needs to know about it."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ if TYPE_CHECKING:
 __all__ = ["CAN", "Family"]
 
 CAN = frozenset({"cell heads", "expression", "flags", "generation", "batches", "modalities"})
-"""What tasks may ask of a family: heads on the cell embedding, expression of each token, perturbation flags, expression of some
-tokens from the others alone, networks that know the sequencing batch of a cell, and tokens of several modalities."""
+"""Capabilities of a family: heads on the cell embedding, expression of each token, perturbation flags, generation of
+the expression of some tokens from the others, sequencing batches, and tokens of several modalities."""
 
 
 def binned_tokens(config: NetworkConfig, *, max_length: int | None, seed: int) -> TokenizerConfig:
@@ -33,11 +33,11 @@ def binned_tokens(config: NetworkConfig, *, max_length: int | None, seed: int) -
     Parameters
     ----------
     config
-        Of the network.
+        Configuration of the network.
     max_length
-        Most tokens of a cell; what the weights were trained with when ``None``.
+        Maximum number of tokens per cell; ``None`` uses the length the weights were trained with.
     seed
-        Seed of the sampling of longer cells.
+        Seed for sampling genes of longer cells.
     """
     return TokenizerConfig(
         n_bins=config.n_bins,
@@ -49,19 +49,19 @@ def binned_tokens(config: NetworkConfig, *, max_length: int | None, seed: int) -
 
 
 def own_folders_only(checkpoint: Checkpoint, vocab: GeneVocab) -> NetworkConfig:
-    """Refuse a folder that scgalore did not write."""
-    msg = f"{checkpoint.folder} was not written by scgalore, and there is no reader for other folders of this family."
+    """Raise an error for a folder that was not written by scgalore."""
+    msg = f"{checkpoint.folder} was not written by scgalore, and other folders of this family are not supported."
     raise WeightsError(msg)
 
 
 @dataclass(frozen=True, eq=False)
 class Family:
-    """One entry of :data:`scgalore.model.FAMILIES`; the first seven fields suffice for one that has no released weights.
+    """Entry of :data:`scgalore.model.FAMILIES`; the first seven fields suffice for a family without released weights.
 
     Attributes
     ----------
     name
-        What ``config.json`` of a saved model says.
+        Name in ``config.json`` of a saved model.
     title
         Name in messages.
     stem
@@ -69,28 +69,29 @@ class Family:
     embedding
         Key of cell embeddings in ``obsm``, such as ``"X_scGPT"``.
     network
-        Class of its networks, made from a configuration.
+        Class of its networks, constructed from a configuration.
     config
         Class of their configurations.
     model
-        :class:`~scgalore.model.CellModel`, or a subclass with what this family has in addition.
+        :class:`~scgalore.model.CellModel`, or a subclass with additional methods of this family.
     can
-        What it can do, of :data:`CAN`.
+        Its capabilities, from :data:`CAN`.
     specials
-        Special tokens that its vocabularies have, appended where a file lacks them.
+        Special tokens of its vocabularies, which are appended if missing in a file.
     encoder
-        How many cells are embedded fast: called as :class:`scgalore.nn.PaddedEncoder`, which works for all networks and shows
-        the methods that are needed.
+        Fast encoder for many cells, with the interface of :class:`scgalore.nn.PaddedEncoder`, which works for all
+        networks.
     tokenizer
-        How cells become tokens, from a network's configuration, ``max_length`` and ``seed``.
+        Tokenizer settings from a network's configuration, ``max_length`` and ``seed``.
     recognises
-        Whether a folder that scgalore did not write holds weights of this family.
+        Whether a folder that was not written by scgalore contains weights of this family.
     read
-        Reads a folder, in scgalore's layout or one that it recognises, with ``args`` of the registry of weights.
+        Function that reads a folder, in scgalore's layout or a recognised one, with ``args`` from the registry of
+        weights.
     foreign_config
-        Configuration of the network in a folder that scgalore did not write.
+        Configuration of the network in a folder that was not written by scgalore.
     sizes
-        Networks of registered weights whose files need not be there to know them, by name.
+        Configurations of registered weights that are known without their files, by name.
     """
 
     name: str
@@ -115,7 +116,7 @@ class Family:
         Raises
         ------
         WeightsError
-            If the checkpoint does not describe a network of this family, or states sizes that its tensors do not have.
+            If the checkpoint does not describe a network of this family, or its sizes differ from those of its tensors.
         """
         where, shapes = checkpoint.args_file, checkpoint.shapes
         seen = self.config.seen_in(shapes)
@@ -128,12 +129,12 @@ class Family:
                 msg = f"{where} does not describe a network of the family {self.name!r}: {error} Save the model again."
                 raise WeightsError(msg) from error
             seen |= self.config.heads_in(shapes)
-        # Before a network is built: this bounds what a file can ask for by what it brings.
+        # Before a network is built: limits the memory that a configuration can request to the size of its file.
         for name, value in seen.items():
             if (stated := getattr(config, name)) != value:
                 msg = (
-                    f"{where} says {name}={named(stated)}, and the tensors in {checkpoint.weights_file} have {name}={named(value)}: they do "
-                    "not belong together. Take both from the same folder."
+                    f"{where} has {name}={named(stated)}, but the tensors in {checkpoint.weights_file} have {name}={named(value)}: they do "
+                    "not match. Use both from the same folder."
                 )
                 raise WeightsError(msg)
         return config

@@ -1,4 +1,4 @@
-"""Models in folders: what is written in addition to the weights, and how a folder of any family becomes a network."""
+"""Model folders: files written in addition to the weights, and reading of folders of any family."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ CONFIG = {
     "training": nullable(OBJECT),
     "licence": STRING,
 }
-"""What ``config.json`` of a saved model must hold; those of version 0.5.0 may end after the first two."""
+"""Required fields of ``config.json`` of a saved model; version 0.5.0 may have only the first two."""
 
 TRAINING = {
     "best_epoch": nullable(whole(-1)),
@@ -63,8 +63,8 @@ PARTS = {"weights": PROVENANCE, "training": TRAINING}
 class Provenance(TypedDict):
     """Where weights come from: registry name, address on the hub or folder, hash of the file, its layout ("memory" while there is no file).
 
-    ``base`` is the name of what they were trained from, where the file has it; it is the name that stood here when the
-    model was saved.
+    ``base`` is the name of the initial weights, if it is in the file: the ``name`` at the time of
+    saving.
     """
 
     name: str
@@ -94,12 +94,12 @@ def read_model(model: PathLike, families: Mapping[str, Family]) -> StoredModel:
     model
         Name, address or folder.
     families
-        Which it may be of, by name; the first one reads a folder that none recognises.
+        Possible families, by name; the first one is used for a folder that none recognises.
 
     Raises
     ------
     WeightsError
-        If the folder is damaged, or the model is of another family or task than are known.
+        If the folder is damaged, or the family or task of the model is unknown.
     """
     folder, entry = resolve_model_folder(model)
     family = family_of(folder, families)
@@ -112,7 +112,7 @@ def read_model(model: PathLike, families: Mapping[str, Family]) -> StoredModel:
                 content, where = checkpoint.args.get(part) or {}, f"{checkpoint.args_file}: {part}"
                 check_fields(content, kinds, where=where, missing=kinds)
         except WeightsError as error:
-            msg = f"{folder}/config.json is not one that scgalore wrote: {error} Save the model again."
+            msg = f"{folder}/config.json was not written by scgalore: {error} Save the model again."
             raise WeightsError(msg) from error
     try:
         vocab = GeneVocab.from_dict(checkpoint.vocab, family.specials)
@@ -144,8 +144,8 @@ def _refuse_random(network: CellNetwork, checkpoint: Checkpoint) -> int:
     if lacking > found:
         largest = max(report.random, key=lambda name: sizes[name].numel())
         msg = (
-            f"{checkpoint.args_file} describes a network with {lacking:,} weights that {checkpoint.weights_file} lacks, and {found:,} "
-            f"that it holds; most of them are {named(largest)}, {tuple(sizes[largest].shape)}. Take both from the same folder."
+            f"{checkpoint.args_file} describes a network with {lacking:,} weights that are missing in {checkpoint.weights_file}, and "
+            f"{found:,} that are present; the largest missing tensor is {named(largest)}, {tuple(sizes[largest].shape)}. Use both from the same folder."
         )
         raise WeightsError(msg)
     return lacking
@@ -203,21 +203,21 @@ def write_model(
 
 
 def memory_config(memory: TaskMemory | None) -> dict[str, Any]:
-    """What a configuration file holds of a task: its name, and what the model keeps of it."""
+    """Task entries of a configuration file: name and memory."""
     if memory is None:
         return {"task": None, "memory": {}}
     return {"task": memory.task, "memory": memory.to_config()}
 
 
 def read_memory(folder: Path, config: Mapping[str, Any]) -> TaskMemory | None:
-    """Read what a model keeps of its task.
+    """Read the task memory of a model.
 
     Parameters
     ----------
     folder
         Folder of the model.
     config
-        Its configuration. Files of version 0.5.0 do not name the task: each task looks for what is its own.
+        Its configuration. Files of version 0.5.0 do not have the name of the task: each task looks for its own files.
 
     Raises
     ------
@@ -234,7 +234,7 @@ def read_memory(folder: Path, config: Mapping[str, Any]) -> TaskMemory | None:
         found = (task.load(folder, config) for task in (TASKS.values() if name is None else [TASKS[name]]))
         return next((memory for memory in found if memory is not None), None)
     except (KeyError, TypeError, ValueError, AttributeError) as error:
-        msg = f"{folder} holds no memory of task={name!r}: {error}. Save the model again."
+        msg = f"{folder} has no valid memory of task={name!r}: {error}. Save the model again."
         raise WeightsError(msg) from error
 
 
@@ -252,7 +252,7 @@ def _read_history(path: Path) -> pd.DataFrame:
         return pd.DataFrame()
     try:
         if path.stat().st_size > HISTORY_BYTES:
-            msg = f"it has {path.stat().st_size:,} bytes, at most {HISTORY_BYTES:,} are read"
+            msg = f"it has {path.stat().st_size:,} bytes, more than the maximum of {HISTORY_BYTES:,}"
             raise ValueError(msg)
         table = pd.read_csv(path, index_col="epoch", float_precision="round_trip")
         return table.set_axis(pd.Index(table.index.astype(int), name="epoch")).astype(float, errors="raise")
@@ -261,29 +261,29 @@ def _read_history(path: Path) -> pd.DataFrame:
         TypeError,
         OverflowError,
         OSError,
-    ) as error:  # all that pandas raises for a file it cannot parse
-        msg = f"{path} is not a history of a training ({error}). Delete it, or save the model again."
+    ) as error:  # all exceptions by pandas for an invalid file
+        msg = f"{path} is not a training history ({error}). Delete it, or save the model again."
         raise WeightsError(msg) from error
 
 
 def family_of(folder: Path, families: Mapping[str, Family]) -> Family:
-    """Family of the model in a folder; the first one of a folder that none recognises.
+    """Family of the model in a folder; the first one if none recognises it.
 
     Raises
     ------
     OptionError
-        If it names a family that is not known.
+        If its family is unknown.
     """
     first = next(iter(families.values()))
     found = [family for family in families.values() if family.recognises(folder)]
     try:
         config = read_json(folder / "config.json")
     except WeightsError:
-        config = {}  # of others, or damaged, which whoever reads it says
+        config = {}  # of other programs, or damaged, which is reported when it is read
     if "scgalore" not in config:
         return (found or [first])[0]
-    name = config.get("family", "scgpt")  # version 0.5.0 had one
+    name = config.get("family", "scgpt")  # the only family of version 0.5.0
     if not isinstance(name, str) or name not in families:
-        msg = f"{folder / 'config.json'} names a model of the family {named(name)}; known here: {', '.join(map(repr, families))}. Use sg.model.load."
+        msg = f"{folder / 'config.json'} has a model of family {named(name)}; expected {', '.join(map(repr, families))}. Use sg.model.load."
         raise OptionError(msg)
     return families[name]

@@ -1,4 +1,4 @@
-"""What makes a training run this run, which a resumed one must agree in, and weights these weights."""
+"""Identity of a training run, which must match when it is resumed, and of weights."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 __all__ = ["embedding_identity", "run_identity"]
 
-# Where and how to compute may differ between the parts of a run, as long as what is computed stays the same.
+# Device and speed options may differ between sessions of a run, as long as results are the same.
 FREE = (
     "accelerator",
     "devices",
@@ -49,7 +49,7 @@ def run_identity(
     *,
     validation: CellSource | None = None,
 ) -> dict[str, Any]:
-    """Describe a run by numbers and hashes; the cells are read once for it, but for those of a stream.
+    """Describe a run by numbers and hashes; cells are read once for this, except those of a stream.
 
     Parameters
     ----------
@@ -58,11 +58,11 @@ def run_identity(
     network
         The network before training.
     validation
-        Cells that choose the best epoch, where these are not of the split.
+        Cells for selecting the best epoch, if these are not in the split.
 
     Returns
     -------
-    Numbers and strings by what they stand for (``"lr"``, ``"labels"``), so that a difference can be named.
+    Numbers and strings by name (``"lr"``, ``"labels"``), so that differences can be reported.
     """
     held = {} if validation is None else validation.identity()
     settings = {name: value for name, value in config.to_dict().items() if name not in FREE}
@@ -73,7 +73,7 @@ def run_identity(
         "objective": parts_of(objective, objective.name),
         "network": parts_of(network.config),
         "processes": training_processes(config).size,
-        # Heads are made from the seed, or kept from the run that made the other weights, or fitted to the cells.
+        # Heads are determined by the seed, by the run that trained the other weights, or by the cells.
         "initial weights": _weights(network),
         **settings,
         "optimizer_options": json.dumps(config.optimizer_options, sort_keys=True, default=str),
@@ -81,16 +81,16 @@ def run_identity(
 
 
 def embedding_identity(network: CellNetwork, vocab: GeneVocab, added: Iterable[NDArray[Any]]) -> str:
-    """Hash of what embeddings depend on, the same for a model in memory and in any file: 16 hexadecimal digits.
+    """Hash of everything that embeddings depend on, 16 hexadecimal digits: identical in memory and in files.
 
     Parameters
     ----------
     network
-        The network; its heads and decoders do not matter.
+        The network, without heads and decoders.
     vocab
-        Its genes.
+        Its vocabulary.
     added
-        From :meth:`scgalore.tasks.Task.arrays_of_embedding`.
+        Result of :meth:`scgalore.tasks.Task.arrays_of_embedding`.
     """
     genes = np.frombuffer("\n".join(vocab.tokens).encode(), dtype=np.uint8)
     weights = [

@@ -1,4 +1,4 @@
-"""Cells with the expression of one gene changed, run through a network: what that does to embedding and predicted expression.
+"""Effects of in-silico edits of single genes on embeddings and predicted expression.
 
 Shape letters: c cells, b genes that are changed, g groups of cells, d width, n columns of the matrix.
 """
@@ -33,22 +33,22 @@ __all__ = ["EditedCells", "Shifts"]
 
 @dataclass(frozen=True)
 class Shifts:
-    """What edits of some genes do.
+    """Effects of edits of genes.
 
     Attributes
     ----------
     n_changed
-        Cells of each group whose tokens change, int64 ``(b, g)``.
+        Number of cells of each group whose tokens change, int64 ``(b, g)``.
     dose
-        Mean size of the change of the gene's value, over all cells of a group, in units of the network's input, ``(b, g)``.
+        Mean absolute change of the gene's value over all cells of a group, in units of the network's input, ``(b, g)``.
     change
         Mean change of the log-normalised expression of the gene, ``(b, g)``.
     shift
         Mean cosine distance of the embeddings before and after, ``(b, g)``.
     towards
-        Mean share of the way to the wanted state, ``(b, g)``; NaN without one.
+        Mean fraction of the distance to the target state, ``(b, g)``; NaN without one.
     embedding
-        Mean change of the embedding before it gets unit norm, float32 ``(b, g, d)``.
+        Mean change of the embedding before normalisation, float32 ``(b, g, d)``.
     """
 
     n_changed: NDArray[np.int64]
@@ -60,26 +60,26 @@ class Shifts:
 
 
 class EditedCells:
-    """Cells of some groups, ready to be edited.
+    """Cells of groups, prepared for edits.
 
     Parameters
     ----------
     model
-        Reads no perturbation flags.
+        Model without perturbation flags.
     cells
-        Of all of the AnnData.
+        All cells of the AnnData.
     rows
-        Which cells to edit, int64 ``(c,)``.
+        Cells to edit, int64 ``(c,)``.
     groups
-        Group of each, int64 ``(c,)``, from 0 without gaps.
+        Group of each of these, int64 ``(c,)``, from 0 without gaps.
     logs
-        Log-normalised expression of ``rows``, to the base e.
+        Log-normalised expression of ``rows``, natural logarithm.
     edit
-        What is done to each gene.
+        Edit of each gene.
     extra
-        Token ids of genes that are not measured and may be edited.
+        Token ids of unmeasured genes that may be edited.
     options
-        Where and how to run the network.
+        Device, precision and batch size.
     """
 
     def __init__(
@@ -107,7 +107,7 @@ class EditedCells:
         known = torch.from_numpy(np.union1d(cells.tokens(), extra))
         self._encode = model.family.encoder(model.network, known, levels=levels_of(config), dtype=options.dtype)
         self._batch_tokens = options.batch_tokens or BATCH_TOKENS[options.device.type == "cpu"]
-        #: Embeddings before edits, as the network gives them, ``(c, d)``.
+        #: Embeddings before edits, not normalised, ``(c, d)``.
         self.before = self._run_all(self._each_cell())
 
     @property
@@ -116,7 +116,7 @@ class EditedCells:
         return F.normalize(torch.from_numpy(self.before), dim=1).numpy()
 
     def values(self, tokens: NDArray[np.int64]) -> NDArray[np.float32]:
-        """Value of each of these tokens in each cell, 0 where the cell does not have it, ``(c, b)``."""
+        """Value of each of these tokens in each cell, 0 if the cell does not have it, ``(c, b)``."""
         order = np.argsort(tokens)
         at = np.searchsorted(tokens[order], self._tokens.genes).clip(max=len(tokens) - 1)
         hit = tokens[order][at] == self._tokens.genes
@@ -126,7 +126,7 @@ class EditedCells:
         return out
 
     def logs(self, tokens: NDArray[np.int64]) -> NDArray[np.float64]:
-        """Log-normalised expression of genes in each cell, 0 for those that are not measured, ``(c, b)``."""
+        """Log-normalised expression of genes in each cell, 0 for unmeasured genes, ``(c, b)``."""
         out = np.zeros((self._logs.shape[0], len(tokens)))
         columns = np.array([self._column.get(token, -1) for token in tokens.tolist()])
         measured = np.flatnonzero(columns >= 0)
@@ -134,14 +134,14 @@ class EditedCells:
         return out
 
     def shifts(self, tokens: NDArray[np.int64], axes: NDArray[np.float64] | None) -> Shifts:
-        """Edit each of some genes in all cells.
+        """Edit each of the genes in all cells.
 
         Parameters
         ----------
         tokens
             Token ids, int64 ``(b,)``.
         axes
-            Way from each group to the wanted state, ``(g, d)``; ``None`` without one.
+            Direction from each group to the target state, ``(g, d)``; ``None`` without one.
         """
         old, logs = self.values(tokens), self.logs(tokens)
         changed_logs = self.edit.apply(logs)
@@ -155,7 +155,7 @@ class EditedCells:
         for cells, genes, after in self._run(self._edited(tokens, new, changed)):
             place = genes * n_groups + self.groups[cells]
             after_unit = F.normalize(torch.from_numpy(after), dim=1).numpy()
-            # Of unit vectors, 1 - cosine is half the squared distance, which keeps its digits where it is small.
+            # For unit vectors, 1 - cosine is half the squared distance, which is more accurate for small distances.
             distance = np.square(after_unit - unit[cells], dtype=np.float64).sum(axis=1) / 2
             np.add.at(shift.reshape(-1), place, distance)
             np.add.at(moved.reshape(-1, d), place, after - self.before[cells])
@@ -178,7 +178,7 @@ class EditedCells:
         Parameters
         ----------
         change
-            Of embeddings, as :attr:`Shifts.embedding` has them, ``(b, d)``.
+            Changes of embeddings, as :attr:`Shifts.embedding`, ``(b, d)``.
         tokens
             Token ids of the genes, int64 ``(n,)``.
 

@@ -45,28 +45,28 @@ __all__ = [
 InferencePrecision = Literal["auto", "32-true", "bf16-true"]
 
 WINDOW = 1024
-"""Cells in memory at a time."""
+"""Number of cells in memory at once."""
 
 BATCH_TOKENS = {True: 4096, False: 65536}
-"""Most tokens in a batch, on a CPU, whose caches should hold a layer's work, and elsewhere."""
+"""Default maximum number of tokens per batch, on a CPU (so that a layer fits into its caches) and on other devices."""
 
 
 def pick_dtype(precision: str, device: torch.device) -> torch.dtype:
-    """Turn Lightning's word for a precision into the arithmetic of a network.
+    """Convert Lightning's name of a precision to a dtype.
 
     Parameters
     ----------
     precision
-        ``"32-true"``, ``"bf16-true"``, or ``"auto"``: bfloat16 on GPUs that have it, float32 elsewhere; on a CPU also bfloat16
-        if ``sg.settings.cpu_bfloat16`` is on and it was measured to be faster there. Where it is slower and asked for, a warning
-        says so, once.
+        ``"32-true"``, ``"bf16-true"``, or ``"auto"``: bfloat16 on GPUs that support it, float32 otherwise; on a CPU also
+        bfloat16 if ``sg.settings.cpu_bfloat16`` is set and it was measured to be faster. If it is requested but slower, a
+        warning is logged once.
     device
-        Where to compute.
+        Torch device.
 
     Raises
     ------
     OptionError
-        If there is no such word.
+        If the precision does not exist.
     """
     if precision not in get_args(InferencePrecision):
         msg = f"precision={precision!r}: choose one of {', '.join(map(repr, get_args(InferencePrecision)))}."
@@ -90,14 +90,15 @@ def _warn_of_bfloat16(gain: float) -> None:
 
 @dataclass(frozen=True)
 class RunOptions:
-    """Where and how to run a network, checked.
+    """Checked options for running a network.
 
     Attributes
     ----------
     device, dtype
-        Where, and in which arithmetic.
+        Device and precision.
     batch_size, batch_tokens
-        Most cells and most tokens in a batch; ``None`` sets no cap, and leaves tokens to the device.
+        Maximum numbers of cells and tokens per batch; ``None`` sets no limit for cells, and the default of the device
+        for tokens.
     """
 
     device: torch.device
@@ -115,12 +116,13 @@ class RunOptions:
         accelerator: str | None = None,
         devices: int | str | None = None,
     ) -> Self:
-        """Take what was asked for, and the rest from ``sg.settings``.
+        """Check options, with defaults from ``sg.settings``.
 
         Raises
         ------
         OptionError
-            If there is no such precision or device, a cap is not positive, or there are not as many processes.
+            If the precision or device does not exist, a limit is not positive, or the number of processes differs from
+            ``devices``.
         """
         refuse_devices(devices)
         for name, most in (("batch_size", batch_size), ("batch_tokens", batch_tokens)):
@@ -144,38 +146,38 @@ def run_network(
     dtype: torch.dtype = torch.float32,
     label: str,
 ) -> CellOutput:
-    """Embed cells and read the cell heads.
+    """Compute embeddings and outputs of the cell heads.
 
-    Cells are read, tokenised and run a window at a time, so that memory does not grow with their number, and files are
-    read forwards. Within a window the longest come first; nothing is padded.
+    Cells are read, tokenised and run in windows, so that memory does not grow with their number, and files are
+    read sequentially. Within a window, cells are sorted by decreasing length; there is no padding.
 
     Parameters
     ----------
     network
-        Left in evaluation mode on ``device``.
+        Network; afterwards in evaluation mode on ``device``.
     cells
-        Each has its own result, whatever the batch that it is in. A stream must not shuffle.
+        Cells; results do not depend on batches. A stream must not shuffle.
     encoder
-        Of the network's family: see :class:`scgalore.model.Family`.
+        Encoder of the network's family, see :class:`scgalore.model.Family`.
     rows
-        Which of them; all when left out. A stream is always run as a whole.
+        Rows to run; ``None`` runs all. A stream is always run as a whole.
     batch_size
-        Most cells in a batch; ``None`` sets no cap.
+        Maximum number of cells per batch; ``None`` sets no limit.
     batch_tokens
-        Most tokens in a batch; when ``None``, as many as the device works on best.
+        Maximum number of tokens per batch; ``None`` uses the default of the device.
     device
-        Where to compute.
+        Torch device.
     dtype
-        Arithmetic of the blocks.
+        Dtype of the blocks.
     label
-        Words in front of the progress bar.
+        Text in front of the progress bar.
 
     Raises
     ------
     DataError
         If an embedding or the output of a head is not finite.
     """
-    network.eval().to(device)  # outside of inference mode, in which moved weights could never be trained again
+    network.eval().to(device)  # outside of inference mode, since weights moved within could not be trained later
     config, n_obs = network.config, cells.n_obs if rows is None else len(rows)
     embedding = np.empty((n_obs, config.d_model), dtype=np.float32)
     heads = {name: np.empty((n_obs, n), dtype=np.float32) for name, n in config.heads.items()}
@@ -189,7 +191,7 @@ def run_network(
             embedding[at] = F.normalize(embedded, dim=1).cpu().numpy()
             for name, outputs in heads.items():
                 outputs[at] = network.read_head(name, cell).cpu().numpy()
-            # A length beyond all floats would make an embedding of zeros.
+            # An infinite norm would make an embedding of zeros.
             norms = torch.linalg.vector_norm(embedded, dim=1).cpu().numpy()
         named = {"the embedding": norms, **{f"head {name!r}": outputs[at] for name, outputs in heads.items()}}
         refuse_not_finite_outputs(named, at, precision=dtype)
@@ -207,36 +209,36 @@ def mean_states(
     encoder: Callable[..., Any],
     options: RunOptions,
 ) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
-    """Mean last state of some genes over the cells of each group that have them as a token.
+    """Mean last state of genes over the cells of each group with these genes as tokens.
 
-    Cells are run as :func:`run_network` runs them; only sums are kept.
+    Cells are run as in :func:`run_network`; only sums are kept.
 
     Parameters
     ----------
     network
-        Left in evaluation mode on the device.
+        Network; afterwards in evaluation mode on the device.
     cells
-        The states of a cell do not depend on its batch.
+        Cells; the states of a cell do not depend on its batch.
     genes
         Token ids, int64 ``(n_genes,)``, each once.
     groups
-        Number of the group of each cell, -1 for cells to leave out, int64 ``(n_obs,)``.
+        Group of each cell, -1 for excluded cells, int64 ``(n_obs,)``.
     n_groups
         Number of groups.
     encoder
-        Of the network's family: see :class:`scgalore.model.Family`.
+        Encoder of the network's family, see :class:`scgalore.model.Family`.
     options
-        Where and how.
+        Device, precision and batch size.
 
     Returns
     -------
-    Means, float32 ``(n_groups, n_genes, d_model)``, NaN where a group has no cell with the gene, and the number of cells, int64
-    ``(n_groups, n_genes)``.
+    Means, float32 ``(n_groups, n_genes, d_model)``, NaN if a group has no cell with the gene, and the number of cells,
+    int64 ``(n_groups, n_genes)``.
 
     Raises
     ------
     OptionError
-        If the network reads the batch of each cell, and the cells do not have it.
+        If the network needs the batch of each cell, but the cells do not have it.
     DataError
         If a state is not finite.
     """
@@ -248,7 +250,7 @@ def mean_states(
     ).states
     place = torch.full((network.config.n_tokens,), -1, device=device)
     place[torch.from_numpy(genes).to(device)] = torch.arange(len(genes), device=device)
-    # Sums in float64 do not depend on the order of the cells as far as float32 shows. Some devices have no float64.
+    # Sums in float64 do not depend on the order of the cells up to float32 precision. Some devices have no float64.
     wide = torch.float32 if device.type == "mps" else torch.float64
     sums = torch.zeros((n_groups * len(genes), network.config.d_model), dtype=wide, device=device)
     n_cells = torch.zeros(n_groups * len(genes), dtype=torch.int64, device=device)
@@ -290,25 +292,25 @@ def mean_attention(
 ) -> AttentionMeans:
     """Mean attention between pairs of genes over the cells of each group; see :class:`scgalore.nn.AttentionMeans`.
 
-    One cell is run at a time, in float32: ranks of scores that differ by rounding would depend on the batch.
+    Cells are run one by one, in float32: ranks of scores that differ by rounding would depend on the batch.
 
     Parameters
     ----------
     network
-        Left in evaluation mode on the device.
+        Network; afterwards in evaluation mode on the device.
     cells
         The cells.
     keys, queries, layers, scale, n_groups
         As for :class:`scgalore.nn.AttentionMeans`.
     groups
-        Number of the group of each cell, -1 for cells to leave out, int64 ``(n_obs,)``.
+        Group of each cell, -1 for excluded cells, int64 ``(n_obs,)``.
     device
-        Where to compute.
+        Torch device.
 
     Raises
     ------
     OptionError
-        If the network reads the batch of each cell, and the cells do not have it.
+        If the network needs the batch of each cell, but the cells do not have it.
     """
     _refuse_unknown_batches(network, cells)
     network.eval().to(device)
@@ -324,7 +326,7 @@ def mean_attention(
 
 
 def levels_of(config: TokenizerConfig) -> range | None:
-    """Values that tokens may have: bins, 0, and what stands at ``<cls>``."""
+    """Possible values of tokens: bins, 0, and the value of ``<cls>``."""
     if not config.binned or config.cls_value % 1:
         return None
     return range(min(int(config.cls_value), 0), max(int(config.cls_value) + 1, config.n_bins))
@@ -333,7 +335,7 @@ def levels_of(config: TokenizerConfig) -> range | None:
 def _batches(
     cells: TokenSource, rows: NDArray[np.int64] | None, caps: dict[str, int | None], *, label: str
 ) -> Iterator[tuple[NDArray[np.int64], RaggedTokens]]:
-    """Batches with the positions of their cells among all, under a progress bar."""
+    """Iterate over batches with the positions of their cells, with a progress bar."""
 
     def cut() -> Iterator[tuple[NDArray[np.int64], RaggedTokens]]:
         start = 0
@@ -349,7 +351,7 @@ def _batches(
 def _refuse_unknown_batches(network: CellNetwork, cells: TokenSource) -> None:
     if network.reads_batches and "batches" not in getattr(cells, "conditions", {}):
         msg = (
-            "The model normalises its input within each sequencing batch, which is not known here. Pass one that does not, such as "
+            "The model normalises its input within each sequencing batch, which is unknown for these cells. Pass a model that does not, such as "
             "'scgpt'."
         )
         raise OptionError(msg)
@@ -360,6 +362,6 @@ def _conditions(batch: RaggedTokens, device: torch.device) -> dict[str, torch.Te
 
 
 def _cut(lengths: NDArray[np.int64], caps: dict[str, int | None]) -> list[NDArray[np.int64]]:
-    # Cells of equal length come together, which attends to them in one call.
+    # Cells of equal length are grouped, so that attention is a single call.
     order = np.argsort(-lengths, kind="stable")
     return [order[cut] for cut in cut_batches(lengths[order], **caps, padded=False)]

@@ -1,4 +1,4 @@
-"""From a name or a folder to a model, with the adapter in it if there is one."""
+"""Load a model from a name or a folder, including an adapter."""
 
 from __future__ import annotations
 
@@ -25,16 +25,16 @@ __all__ = ["load_model"]
 
 
 def load_model(model: PathLike, *, base: PathLike | None, families: Mapping[str, Family]) -> Any:
-    """Load a model of one of some families.
+    """Load a model of one of the given families.
 
     Parameters
     ----------
     model
         Name in the registry, address on the hub, or folder.
     base
-        Where the weights are that an adapter belongs to, when that is no longer where its folder says.
+        Location of the base weights of an adapter, if it differs from the one recorded in its folder.
     families
-        Which it may be of.
+        Possible families.
 
     Returns
     -------
@@ -46,14 +46,14 @@ def load_model(model: PathLike, *, base: PathLike | None, families: Mapping[str,
     if is_adapter_folder(folder):
         return _with_adapter(folder, str(model), base, families)
     if base is not None:
-        msg = f"base={str(base)!r} belongs to an adapter, and {str(model)!r} is not one. Leave base out."
+        msg = f"base={str(base)!r} is for an adapter, but {str(model)!r} is not one. Omit base=."
         raise OptionError(msg)
     stored = read_model(model, families)
     known = {"family": stored.family, "provenance": stored.provenance, "load_report": stored.report}
     try:
         loaded = stored.family.model(stored.network, stored.vocab, **known)
     except WeightsError as error:
-        msg = f"The vocabulary and the network of {stored.provenance['name']} do not belong together: {error}"
+        msg = f"The vocabulary and the network of {stored.provenance['name']} do not match: {error}"
         raise WeightsError(msg) from error
     loaded.result, loaded.licence = stored.result, stored.licence
     return loaded
@@ -69,8 +69,8 @@ def _with_adapter(folder: Path, own_name: str, base: PathLike | None, families: 
     if loaded.provenance["sha256"] != stored.base["sha256"]:
         msg = (
             f"The adapter in {folder} was trained on {stored.base['name']} (sha256 {stored.base['sha256'][:12]}), and "
-            f"{loaded.provenance['name']} holds other weights ({loaded.provenance['sha256'][:12]}). Name the right ones "
-            "with base=."
+            f"{loaded.provenance['name']} has other weights ({loaded.provenance['sha256'][:12]}). Pass the right ones "
+            "as base=."
         )
         raise WeightsError(msg)
     if stored.memory != loaded.memory:
@@ -79,7 +79,7 @@ def _with_adapter(folder: Path, own_name: str, base: PathLike | None, families: 
     try:
         apply_adapter(loaded.network, stored.weights)
     except OptionError as error:
-        msg = f"The adapter in {folder} does not fit {loaded.provenance['name']}: {error}"
+        msg = f"The adapter in {folder} does not match {loaded.provenance['name']}: {error}"
         raise WeightsError(msg) from error
     loaded.result = TrainResult(history=pd.DataFrame(), adapter=(stored.weights, stored.base), memory=stored.memory)
     loaded.provenance = {**loaded.provenance, "name": own_name, "sha256": "", "layout": "adapter"}
@@ -88,9 +88,9 @@ def _with_adapter(folder: Path, own_name: str, base: PathLike | None, families: 
 
 
 def _check_heads(folder: PathLike, stored: StoredAdapter, own: Mapping[str, int]) -> None:
-    """Refuse heads that neither the adapter nor its base has tensors for, before memory is taken for them."""
+    """Raise an error, before allocating memory, for heads without tensors in the adapter or its base."""
     rows = {len(tensor) for tensor in stored.weights.heads.values() if tensor.ndim}
     for name, n in stored.heads.items():
         if own.get(name) != n and n not in rows:
-            msg = f"The adapter in {folder} states a head {name!r} with {n:,} outputs and holds no such tensor. Save it again."
+            msg = f"The adapter in {folder} lists a head {name!r} with {n:,} outputs but has no such tensor. Save it again."
             raise WeightsError(msg)

@@ -1,4 +1,4 @@
-"""Memory of a fine-tuning call, and what each setting saves of it."""
+"""Memory of a fine-tuning call, and savings by each setting."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 __all__ = ["estimate_memory", "savings"]
 
 MAPS_AT_ONCE = 3
-"""Maps of scores that exist for one block while attention is computed without a fused kernel."""
+"""Number of score maps per block while attention is computed without a fused kernel."""
 
 
 @shared_parameters
@@ -45,45 +45,46 @@ def estimate_memory(
     gradient_checkpointing: bool = False,
     **options: Any,
 ) -> MemoryEstimate:
-    """Estimate the memory that :func:`scgalore.tl.finetune` will take, before it takes any.
+    """Estimate the memory of :func:`scgalore.tl.finetune` before training.
 
-    Weights are not loaded and nothing is allocated, but for folders and models of yours. Parameters, gradients and
-    optimizer state are exact. Activations and working memory are those of one step on tensors that have shapes and no
-    numbers; they were compared with what autograd keeps and with the memory of processes on CPUs, and with nothing on a GPU.
+    Does not load weights or allocate memory, unless you pass a folder or a model. Parameters, gradients and
+    optimizer state are exact. Activations and working memory are traced in one step on tensors without data;
+    they were verified against autograd and the memory of processes on CPUs, but not on a GPU.
 
     Parameters
     ----------
     {model}
         Or a configuration such as :class:`scgalore.nn.SCGPTConfig`.
     genes_per_cell
-        Genes of the longest cell that become tokens: the expressed ones, or those that a model of perturbations reads. A network
-        that reads all of its genes, such as scBERT, takes these instead.
+        Number of genes of the longest cell that become tokens: the expressed ones, or those that a perturbation model
+        reads. A network that reads all of its genes, such as scBERT, uses these instead.
     batch_size
-        Cells of a batch.
+        Number of cells per batch.
     task
-        Entry of :data:`scgalore.tasks.TASKS`; by default the task whose sizes are given, such as ``n_classes``, else masked
-        expression.
+        Entry of :data:`scgalore.tasks.TASKS`; by default the task whose sizes are given, such as ``n_classes``, else
+        masked expression.
     n_vars
-        Genes of the data that the model knows, whose embeddings ``embedding="rows"`` trains; ``genes_per_cell`` when left
-        out.
+        Number of genes of the data in the model's vocabulary, whose embeddings are trained with ``embedding="rows"``;
+        by default ``genes_per_cell``.
     optimizer
         Entry of :data:`scgalore.optim.OPTIMIZERS`.
     precision
         ``"32-true"``, ``"bf16-mixed"`` or ``"16-mixed"``.
     gradient_checkpointing
-        Whether blocks are computed once more in the backward pass.
+        Whether blocks are recomputed in the backward pass.
     **options
-        Sizes of the task's heads: ``n_classes``. Further fields of :class:`~scgalore.train.TrainConfig`, such as ``accelerator="cuda"``, ``embedding``, ``adapter``,
-        ``per_layer_update`` or ``max_length``.
+        Sizes of the task's heads: ``n_classes``. Other fields of :class:`~scgalore.train.TrainConfig`, such as
+        ``accelerator="cuda"``, ``embedding``, ``adapter``, ``per_layer_update`` or ``max_length``.
 
     Returns
     -------
-    The estimate: bytes by part, their ``peak``, and the settings that would lower it. Its ``str()`` is a table.
+    The estimate: bytes by component, their ``peak``, and settings that would reduce it. Its ``str()`` is a table.
 
     Raises
     ------
     OptionError
-        If an option does not exist or has a value out of range, or the sizes of the model are not known without its files.
+        If an option does not exist or has a value out of range, or the sizes of the model are unknown without its
+        files.
 
     Examples
     --------
@@ -138,10 +139,11 @@ def savings(
     naive: bool = False,
     **options: Any,
 ) -> pd.DataFrame:
-    """What a run takes while one setting after the other is turned to the one that takes less.
+    """Memory of a run as memory-saving settings are added one by one.
 
-    It begins with AdamW in float32 on the whole gene embedding. Each further row keeps the settings of those before it:
-    the rows of the genes in the data, GaLore, bfloat16, gradient checkpointing, updates in the backward pass, fewer genes.
+    Starts with AdamW in float32 on the whole gene embedding. Each row keeps the settings of those before it:
+    the rows of the genes in the data, GaLore, bfloat16, gradient checkpointing, updates in the backward pass, fewer
+    genes.
 
     Parameters
     ----------
@@ -150,16 +152,16 @@ def savings(
     genes_per_cell, batch_size
         As for :func:`estimate_memory`.
     fewer_genes
-        Genes of the last row; half of ``genes_per_cell`` when left out.
+        Number of genes in the last row; by default half of ``genes_per_cell``.
     naive
-        Whether a row before all others has attention that keeps its probabilities, as networks without a fused kernel do.
-        That row is a formula and no setting of ours.
+        Whether to add a first row for attention that stores its probabilities, as in networks without a fused kernel.
+        This row is computed by a formula and is not an available setting.
     **options
-        Further parameters of :func:`estimate_memory`.
+        Other parameters of :func:`estimate_memory`.
 
     Returns
     -------
-    One row a setting, with the bytes of each part and their ``peak``, for :func:`scgalore.pl.memory`.
+    One row per setting, with the bytes of each component and their ``peak``, for :func:`scgalore.pl.memory`.
 
     Examples
     --------
@@ -178,7 +180,7 @@ def savings(
         ("bfloat16", {"precision": "bf16-mixed"}),
         ("gradient checkpointing", {"gradient_checkpointing": True}),
         ("update in the backward pass", {"per_layer_update": True}),
-        (f"{fewer:,} genes a cell", {"genes_per_cell": fewer}),
+        (f"{fewer:,} genes per cell", {"genes_per_cell": fewer}),
     ]
     rows: dict[str, MemoryEstimate] = {}
     for name, change in steps:
@@ -193,7 +195,7 @@ def savings(
 
 
 def _materialised(estimate: MemoryEstimate, sizes: Any, n_tokens: int, n_cells: int) -> MemoryEstimate:
-    """The same run with one map of probabilities kept in each block, in float32."""
+    """Estimate with one map of attention probabilities stored per block, in float32."""
     one = 4 * n_cells * sizes.n_heads * n_tokens**2
     kept, workspace = estimate.activations + sizes.n_layers * one, estimate.workspace + MAPS_AT_ONCE * one
     return replace(estimate, activations=kept, workspace=workspace, weigh=tuple)
@@ -202,14 +204,14 @@ def _materialised(estimate: MemoryEstimate, sizes: Any, n_tokens: int, n_cells: 
 def _trained_for(
     model: PathLike | CellModel | NetworkConfig, task: str | None, sizes: dict[str, Any]
 ) -> tuple[CellNetwork, Objective]:
-    """The network as it will be trained, without memory, and what for."""
+    """The network to train, on the meta device, and its objective."""
     given = {name: value for name, value in sizes.items() if value is not None}
     owners = [one for one in TASKS.values() if given.keys() & {option.name for option in one.sizes}]
     chosen = task_named(task) if task is not None else (owners or [TASKS[DEFAULT]])[0]
     own = {option.name: option for option in chosen.sizes}
     for name, value in given.items():
         if name not in own:
-            msg = f"{name}={value!r} belongs to task={owners[0].name!r}, not to task={task!r}. Leave one of them out."
+            msg = f"{name}={value!r} is for task={owners[0].name!r}, not for task={task!r}. Omit one of them."
             raise OptionError(msg)
         own[name].check(value)
     with on_meta_device():
@@ -228,7 +230,7 @@ def _count(name: str, value: Any) -> int:
 
 
 def _known(model: PathLike | CellModel | NetworkConfig) -> CellNetwork:
-    """A network of these sizes; without memory where its files are not needed to know them."""
+    """A network of these sizes; on the meta device if its files are not needed."""
     if isinstance(model, CellModel):
         return model.network
     if isinstance(model, NetworkConfig):
@@ -243,7 +245,7 @@ def _known(model: PathLike | CellModel | NetworkConfig) -> CellNetwork:
     entry = get_entry(model)
     folder = settings.cachedir / model
     if not entry.bundled and not all((Path(folder) / file.name).exists() for file in entry.files):
-        first = "pass" if entry.refusal else f"call sg.weights.fetch_weights({model!r}), or pass"
-        msg = f"The sizes of {model!r} are known once its files have been fetched: {first} a folder, a model or a configuration."
+        first = "Pass" if entry.refusal else f"Call sg.weights.fetch_weights({model!r}), or pass"
+        msg = f"The sizes of {model!r} are unknown before its files are downloaded. {first} a folder, a model or a configuration."
         raise OptionError(msg)
     return load(model).network

@@ -1,4 +1,4 @@
-"""scBERT: released and fine-tuned weights, the original's file, and its row of the families."""
+"""scBERT: released and fine-tuned weights, original files, and its entry in the families."""
 
 from __future__ import annotations
 
@@ -28,8 +28,8 @@ __all__ = ["SCBERT", "SCBERT_FAMILY"]
 class SCBERT(CellModel):
     """A scBERT model :cite:p:`Yang2022`.
 
-    Made by :meth:`from_pretrained` (released or fine-tuned weights) or :meth:`from_config` (random weights). Parameters are
-    those of :class:`scgalore.model.CellModel`.
+    Created by :meth:`from_pretrained` (released or fine-tuned weights) or :meth:`from_config` (random weights).
+    Parameters are those of :class:`scgalore.model.CellModel`.
 
     Examples
     --------
@@ -40,35 +40,36 @@ class SCBERT(CellModel):
 
     @classmethod
     def own_family(cls) -> Family:
-        """The row of scBERT."""
+        """The scBERT family."""
         return SCBERT_FAMILY
 
     @classmethod
     def from_pretrained(cls, model: PathLike = "scbert", *, base: PathLike | None = None, **parts: Any) -> Self:
-        """Load weights of scBERT; :func:`scgalore.model.load` takes those of any family.
+        """Load weights of scBERT; :func:`scgalore.model.load` loads weights of any family.
 
         Parameters
         ----------
         model
-            Name in the registry (:func:`scgalore.weights.list_weights`), the original's ``.pth`` file or a folder that holds it,
-            or a folder that :meth:`save` or :meth:`save_adapter` wrote.
+            Name in the registry (:func:`scgalore.weights.list_weights`), an original ``.pth`` file or its folder,
+            or a folder written by :meth:`save` or :meth:`save_adapter`.
         base
-            Where the weights are that an adapter belongs to, when that is no longer where its folder says.
+            Location of the base weights of an adapter, if it differs from the one recorded in its folder.
         **parts
-            As for :meth:`with_parts`: ``pooling``, ``head``, ``attention``. What the folder says when left out.
+            As for :meth:`with_parts`: ``pooling``, ``head``, ``attention``. By default as recorded in the folder.
 
         Returns
         -------
-        The model in evaluation mode, on the CPU; ``load_report`` accounts for every tensor, those of the optimizer included.
+        The model in evaluation mode, on the CPU; ``load_report`` accounts for every tensor, including those of the
+        optimizer.
 
         Raises
         ------
         OptionError
             If ``model`` is neither a name, a file nor a folder, or a part does not exist.
         WeightsError
-            If the file is incomplete or damaged, or does not say which genes it has.
+            If the file is incomplete or damaged, or has no gene names.
         DownloadError
-            If the weights must be fetched and cannot be.
+            If the weights are not downloaded and cannot be.
         """
         loaded = load_model(model, base=base, families={SCBERT_FAMILY.name: SCBERT_FAMILY})
         return loaded.with_parts(**parts) if parts else loaded
@@ -76,27 +77,28 @@ class SCBERT(CellModel):
     def with_parts(
         self, *, attention: Attention | None = None, pooling: Pooling | None = None, head: Head | None = None
     ) -> SCBERT:
-        """Copy of the model with other parts and the same weights; its heads are left out if they are of another kind.
+        """Copy of the model with other parts and the same weights; heads of another kind are dropped.
 
         Parameters
         ----------
         attention
-            ``"exact"`` attends to the expressed genes alone and leaves the random features out, which cannot come back.
-            Released weights were trained with features, which are far from the softmax at their logits: with exact attention
-            they are a start for training, and nothing to embed with.
+            ``"exact"`` attends only to the expressed genes and drops the random features, which cannot be restored.
+            Released weights were trained with features, which differ much from the softmax at their logits: with exact
+            attention they can be trained further, but not used for embedding.
         pooling
-            What a cell's embedding is: ``"mean"`` over its tokens, or ``"cls"``, the state of the trailing token.
+            Cell embedding: ``"mean"`` over its tokens, or ``"cls"``, the state of the trailing token.
         head
-            What heads will be: ``"linear"`` layers on the embedding, or as scBERT's, which reads the ``"tokens"`` of all genes.
+            Type of heads: ``"linear"`` layers on the embedding, or as in scBERT, which uses the ``"tokens"`` of all
+            genes.
 
         Returns
         -------
-        The copy. Parts that are ``None`` are as they were.
+        The copy. Parts that are ``None`` are unchanged.
 
         Raises
         ------
         OptionError
-            If a part does not exist, or features are asked for that are not there.
+            If a part does not exist, or the model has no random features.
         """
         changes: dict[str, Any] = {"attention": attention, "pooling": pooling, "head": head}
         changes = {name: value for name, value in changes.items() if value is not None}
@@ -106,7 +108,7 @@ class SCBERT(CellModel):
                 msg = f"{name}={value!r}: {kind.expected}."
                 raise OptionError(msg)
         if attention == "favor" and config.attention == "exact":
-            msg = "attention='favor': this model has no random features, and those of its weights cannot be drawn again. Load them anew."
+            msg = "attention='favor': this model has no random features, and they cannot be drawn again. Load the weights again."
             raise OptionError(msg)
         other_heads = head not in (None, config.head)
         with torch.random.fork_rng(devices=[]):
@@ -120,28 +122,28 @@ class SCBERT(CellModel):
         return copy
 
     def export_scbert(self, folder: PathLike, *, overwrite: bool = False) -> None:
-        """Write ``scbert.pth`` for the original program, and ``vocab.json`` with the order of its genes.
+        """Write ``scbert.pth`` for the original implementation, and ``vocab.json`` with the order of its genes.
 
-        Heads on the cell embedding have no place there and are left behind, with a warning.
+        Heads on the cell embedding cannot be exported; a warning is logged.
 
         Parameters
         ----------
         folder
-            Made by this call.
+            Folder to create.
         overwrite
             Whether a checkpoint in the folder may be replaced.
 
         Raises
         ------
         OptionError
-            If the network has exact attention, which the original has not.
+            If the network has exact attention, which the original implementation does not support.
         """
         if self.network.config.attention != "favor":
-            msg = "A network with exact attention has no random features, so the original program cannot run it. Keep it with save()."
+            msg = "A network with exact attention has no random features, so the original scBERT cannot run it. Use save() instead."
             raise OptionError(msg)
         if self.network.config.heads:
             logg.warning(
-                f"The heads {list(self.network.config.heads)} have no place in the original layout and are left behind; save() keeps them."
+                f"The heads {list(self.network.config.heads)} cannot be stored in the original layout and are not exported; save() keeps them."
             )
         genes = self.vocab.gene_ids()
         export_scbert(
@@ -159,7 +161,7 @@ def _released_config(checkpoint: Checkpoint, vocab: GeneVocab) -> SCBERTConfig:
 
 
 def _class_tokens(config: SCBERTConfig, *, max_length: int | None, seed: int) -> TokenizerConfig:
-    """Classes of expression; of all genes, or where attention is exact of those in a class above 0."""
+    """Classes of expression as tokens: all genes, or with exact attention those in a class above 0."""
     return TokenizerConfig(
         n_bins=config.n_bins,
         max_length=config.max_length if max_length is None else max_length,

@@ -1,4 +1,4 @@
-"""scGPT: released and fine-tuned weights, the original's files, and its row of the families."""
+"""scGPT: released and fine-tuned weights, original files, and its entry in the families."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ __all__ = ["SCGPT", "SCGPT_FAMILY", "scgpt_config"]
 class SCGPT(CellModel):
     """A scGPT model.
 
-    Made by :meth:`from_pretrained` (released or fine-tuned weights) or :meth:`from_config` (random weights). Parameters are
-    those of :class:`scgalore.model.CellModel`.
+    Created by :meth:`from_pretrained` (released or fine-tuned weights) or :meth:`from_config` (random weights).
+    Parameters are those of :class:`scgalore.model.CellModel`.
 
     Examples
     --------
@@ -38,12 +38,12 @@ class SCGPT(CellModel):
 
     @classmethod
     def own_family(cls) -> Family:
-        """The row of scGPT."""
+        """The scGPT family."""
         return SCGPT_FAMILY
 
     @classmethod
     def from_pretrained(cls, model: PathLike = "scgpt", *, base: PathLike | None = None) -> Self:
-        """Load weights of scGPT; :func:`scgalore.model.load` takes those of any family.
+        """Load weights of scGPT; :func:`scgalore.model.load` loads weights of any family.
 
         Parameters
         ----------
@@ -53,7 +53,7 @@ class SCGPT(CellModel):
             :meth:`save_adapter` wrote, one in the original layout (``args.json, vocab.json, best_model.pt``), or a
             safetensors copy of it.
         base
-            Where the weights are that an adapter belongs to, when that is no longer where its folder says.
+            Location of the base weights of an adapter, if it differs from the one recorded in its folder.
 
         Returns
         -------
@@ -64,34 +64,34 @@ class SCGPT(CellModel):
         OptionError
             If ``model`` is neither a name nor an address nor a folder.
         WeightsError
-            If the folder is incomplete or damaged, an encoder tensor would stay random, or ``base`` holds other weights
-            than the adapter was trained on.
+            If the folder is incomplete or damaged, an encoder tensor would stay random, or ``base`` has other weights
+            than those the adapter was trained on.
         DownloadError
-            If the weights must be fetched and cannot be.
+            If the weights are not downloaded and cannot be.
         """
         return load_model(model, base=base, families={SCGPT_FAMILY.name: SCGPT_FAMILY})
 
     def export_scgpt(self, folder: PathLike, *, overwrite: bool = False) -> None:
-        """Write ``args.json, vocab.json, best_model.pt`` for the original program.
+        """Write ``args.json, vocab.json, best_model.pt`` for the original implementation.
 
-        A linear model that the network corrects, or a correction for batches, has no place there and is left behind, with a warning.
+        A linear model that the network corrects, or a batch correction, cannot be exported; a warning is logged.
 
         Parameters
         ----------
         folder
-            Made by this call.
+            Folder to create.
         overwrite
             Whether a checkpoint in the folder may be replaced.
         """
         if getattr(self.memory, "map", None) is not None:
             logg.warning(
-                "The embedding of this model is made of the network's, of principal components of expression and of a correction for the batch, which "
-                "the original layout has no place for: what is exported is the network. save() keeps all of it."
+                "The embedding of this model combines the network with principal components of expression and a batch correction, which "
+                "cannot be stored in the original layout: only the network is exported. save() keeps everything."
             )
         if getattr(self.memory, "prior", None) is not None and self.memory.task != "perturbation":
             logg.warning(
-                "The network corrects a linear model, which the original layout has no place for: what is exported predicts the "
-                "correction alone. save() keeps both; fine-tune with prior='none' for a network that predicts by itself."
+                "The network corrects a linear model, which cannot be stored in the original layout: the exported network predicts only the "
+                "correction. save() keeps both; fine-tune with prior='none' to train a network without a linear model."
             )
         export_scgpt(
             folder,
@@ -103,13 +103,14 @@ class SCGPT(CellModel):
 
 
 def scgpt_config(**sizes: Any) -> SCGPTConfig:
-    """Sizes of a network whose vocabulary is made from files, for :func:`scgalore.tl.pretrain`.
+    """Configuration of a new network, for :func:`scgalore.tl.pretrain`, which makes its vocabulary from the files.
 
     Parameters
     ----------
     **sizes
-        Fields of :class:`scgalore.nn.SCGPTConfig`, such as ``d_model``, ``n_heads``, ``d_hid``, ``n_layers`` and ``max_length``; those
-        of the whole-human network when left out. ``n_tokens`` and ``pad_id`` are the vocabulary's.
+        Fields of :class:`scgalore.nn.SCGPTConfig`, such as ``d_model``, ``n_heads``, ``d_hid``, ``n_layers`` and
+        ``max_length``; by default those of the whole-human network. ``n_tokens`` and ``pad_id`` are set by the
+        vocabulary.
 
     Examples
     --------
@@ -125,13 +126,13 @@ def _recognises(folder: Path) -> bool:
 
 
 def _released_config(checkpoint: Checkpoint, vocab: GeneVocab) -> SCGPTConfig:
-    # The original keeps the names of the classes elsewhere, so its classification head cannot name what it predicts.
+    # The original stores the names of the classes elsewhere, so they are unknown for its classification head.
     shapes = {name: shape for name, shape in checkpoint.shapes.items() if not name.startswith("cls_decoder.")}
     where = checkpoint.args_file
     config = SCGPTConfig.from_args(checkpoint.args, shapes=shapes, pad_id=vocab.pad_id, where=where)
     if checkpoint.args.get("MVC") and not config.mvc:
         logg.info(
-            "    the head that predicts expression from the cell embedding (MVC) is not in the file, and left out"
+            "    the head that predicts expression from the cell embedding (MVC) is not in the file and is omitted"
         )
     return config
 
@@ -150,7 +151,7 @@ SCGPT_FAMILY = Family(
     recognises=_recognises,
     read=read_scgpt,
     foreign_config=_released_config,
-    # The sizes that the authors publish.
+    # Sizes published by the authors.
     sizes={"scgpt": _WHOLE_HUMAN.replace(generative=True), "scgpt-continual": _WHOLE_HUMAN.replace(mvc=False)},
 )
 """Cui et al., Nature Methods 2024, doi:10.1038/s41592-024-02201-0."""

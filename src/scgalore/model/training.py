@@ -1,4 +1,4 @@
-"""A network made ready for a training run, and put back in its own shape afterwards."""
+"""Preparation of a network for training, and restoration of its structure afterwards."""
 
 from __future__ import annotations
 
@@ -30,18 +30,18 @@ __all__ = ["AdapterWeights", "Trainable", "apply_adapter", "trainable"]
 
 @dataclass(frozen=True)
 class AdapterWeights:
-    """What an adapter learnt, apart from the weights it was attached to.
+    """Trained adapter, separate from the base weights.
 
     Attributes
     ----------
     name
         Entry of :data:`scgalore.adapters.ADAPTERS`.
     options
-        All of its options.
+        Complete options.
     tensors
-        Its factors.
+        Factors of the adapter.
     heads
-        Tensors of the network that were trained in full beside it.
+        Other tensors of the network that were trained.
     """
 
     name: str
@@ -57,11 +57,11 @@ class Trainable:
     Attributes
     ----------
     adapter
-        Attached to it, if any.
+        Attached adapter, if any.
     before
-        Its tensors before the adapter was attached.
+        Tensors before the adapter was attached.
     table
-        Its whole table of gene embeddings, as it was.
+        Original table of gene embeddings.
     """
 
     network: CellNetwork
@@ -70,7 +70,7 @@ class Trainable:
     table: nn.Embedding
 
     def whole(self) -> CellNetwork:
-        """Copy of the network in its own structure with what was learnt so far, on the CPU."""
+        """Copy of the network with its own structure and the current weights, on the CPU."""
         copied = deepcopy(self.network).cpu()
         if (adapter := attached(copied)) is not None:
             adapter.detach()
@@ -80,14 +80,14 @@ class Trainable:
         return copied.eval()
 
     def adapter_weights(self) -> AdapterWeights | None:
-        """What the adapter has learnt; ``None`` if too much was trained beside it for the adapter to stand alone."""
+        """Trained adapter; ``None`` if other weights were trained, so that the adapter alone is not sufficient."""
         adapter = self.adapter
         if adapter is None or adapter.options["others"] != "freeze":
             return None
         own = {id(param) for param in adapter.parameters()}
         trained: dict[str, Tensor] = {}
         trained |= {name: p for name, p in self.network.named_parameters() if p.requires_grad and id(p) not in own}
-        # Statistics of batch norms move in frozen layers too.
+        # Statistics of batch norms also change in frozen layers.
         trained |= {name: buffer for name, buffer in self.network.named_buffers() if name in self.before}
         own_heads = {id(param) for head in self.network.cell_heads.values() for param in head.parameters()}
         heads = {
@@ -103,19 +103,19 @@ class Trainable:
 
 @contextmanager
 def trainable(network: CellNetwork, config: TrainConfig, tokens: NDArray[np.int64]) -> Iterator[Trainable]:
-    """Slice or freeze the gene embedding and attach the adapter, as the configuration says.
+    """Slice or freeze the gene embedding and attach the adapter, according to the configuration.
 
-    When the block ends, rows are merged into the table and the adapter into the weights; when it fails, every weight is as
-    it was.
+    At the end of the block, rows are merged into the table and the adapter into the weights; if it fails, all weights
+    are restored.
 
     Parameters
     ----------
     network
-        On the CPU.
+        Network on the CPU.
     config
-        Names the embedding mode and the adapter.
+        Configuration with embedding mode and adapter.
     tokens
-        Token ids that batches may hold, int64 ``(n,)``.
+        Token ids that occur in batches, int64 ``(n,)``.
     """
     table = network.gene_table
     with embedding_mode(config.embedding).applied(network, torch.from_numpy(tokens)):
@@ -126,7 +126,7 @@ def trainable(network: CellNetwork, config: TrainConfig, tokens: NDArray[np.int6
                 options = {"seed": config.seed, **config.adapter_options}
                 adapter = attach_adapter(config.adapter, network, **options)
             if not any(param.requires_grad for param in network.parameters()):
-                msg = "Nothing is left to train: unfreeze parameters of model.network, or choose another embedding=."
+                msg = "There are no trainable parameters. Unfreeze parameters of model.network, or choose another embedding=."
                 raise OptionError(msg)
             yield Trainable(network, adapter, before, table)
         except BaseException:
@@ -139,17 +139,17 @@ def trainable(network: CellNetwork, config: TrainConfig, tokens: NDArray[np.int6
 
 
 def apply_adapter(network: CellNetwork, weights: AdapterWeights) -> None:
-    """Merge what an adapter learnt into the weights it was trained on, and put the heads trained beside it in place.
+    """Merge a trained adapter into its base weights, and load the heads trained with it.
 
     Raises
     ------
     WeightsError
-        If names or shapes are not those of this network.
+        If names or shapes differ from those of this network.
     """
     own = network.state_dict()
     wrong = [name for name, head in weights.heads.items() if name not in own or own[name].shape != head.shape]
     if wrong:
-        msg = f"The adapter's {wrong[0]} has no place in this network; it belongs to other weights."
+        msg = f"The adapter's {wrong[0]} does not match this network. Use the weights it was trained on."
         raise WeightsError(msg)
     adapter = attach_adapter(weights.name, network, **weights.options)
     try:

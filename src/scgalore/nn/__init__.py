@@ -1,4 +1,4 @@
-"""Networks in plain torch: they know nothing of AnnData, scanpy or scvi, and are useful by themselves."""
+"""Networks in plain torch, independent of AnnData, scanpy and scvi."""
 
 from scgalore.nn.attention import AttentionMeans, attention_scores, rank_scores
 from scgalore.nn.base import CellNetwork, CellOutput, Encoded, NetworkConfig, PaddedEncoder

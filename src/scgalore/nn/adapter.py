@@ -17,14 +17,14 @@ __all__ = ["SCGPTModule"]
 
 
 class SCGPTModule(BaseModuleClass):
-    """What scvi's training plan calls: ``loss`` is the objective's.
+    """Module for scvi's training plan; its ``loss`` is that of the objective.
 
     Parameters
     ----------
     network
         The network to train.
     objective
-        What it is trained for.
+        The training objective.
     """
 
     def __init__(self, network: CellNetwork, objective: Objective) -> None:
@@ -38,6 +38,6 @@ class SCGPTModule(BaseModuleClass):
         return LossOutput(loss=loss.total, n_obs_minibatch=loss.n, extra_metrics=loss.parts)
 
     def forward(self, batch: TokenBatch, **_: Any) -> tuple[dict[str, Tensor], dict[str, Tensor], LossOutput]:
-        """Measure the loss, in the triple that scvi's training plans unpack."""
-        # Objectives run the network themselves, since corruption and heads differ; encoding here too would double the work.
+        """Compute the loss, in the triple expected by scvi's training plans."""
+        # Objectives run the network themselves, since corruption and heads differ; encoding here would double the work.
         return {}, {}, self.loss(batch)

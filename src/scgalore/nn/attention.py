@@ -1,4 +1,4 @@
-"""Attention maps, and their means over many cells, from an explicit path that training never takes.
+"""Attention maps, and their means over many cells, computed explicitly (not used in training).
 
 Shape letters: b cells, s tokens, d width, h heads, e width of a head, q and k wanted queries and keys in a cell.
 """
@@ -26,7 +26,7 @@ __all__ = ["AttentionMeans", "AttentionScale", "attention_scores", "rank_scores"
 AttentionScale = Literal["rank", "softmax"]
 
 CHUNK = 1 << 24
-"""Scores of one head that exist at a time (64 MiB)."""
+"""Maximum number of scores of one head in memory (64 MiB)."""
 
 
 @torch.no_grad()
@@ -39,7 +39,7 @@ def attention_scores(
     layer: int = -1,
     **conditions: Any,
 ) -> Tensor:
-    """Give the raw query-key products of one layer.
+    """Raw query-key products of one layer.
 
     Parameters
     ----------
@@ -50,12 +50,12 @@ def attention_scores(
     layer
         Index of the block.
     conditions
-        What the network reads in addition, as for :meth:`CellNetwork.encode`.
+        Additional inputs of the network, as for :meth:`CellNetwork.encode`.
 
     Returns
     -------
     Tensor
-        Float ``(b, h, s, s)``: queries by keys, neither scaled nor soft-maxed, as in upstream's gene network tutorial.
+        Float ``(b, h, s, s)``: queries by keys, neither scaled nor soft-maxed, as in scGPT's gene network tutorial.
     """
     number = range(len(network.blocks))[layer]
     found: list[Tensor] = []
@@ -80,8 +80,8 @@ def rank_scores(scores: Tensor) -> Tensor:
 
     Notes
     -----
-    As upstream's tutorial does it. Ranks within rows are whole numbers, of which a column holds many equal ones, and the order
-    in which a sort leaves these decides about their ranks: :class:`AttentionMeans` gives them their mean rank.
+    As in scGPT's tutorial. Ranks within rows are integers with many ties within a column, whose ranks depend on the
+    order of the sort: :class:`AttentionMeans` uses mean ranks for ties.
     """
     for dim in (-1, -2):
         scores = scores.argsort(dim=dim).argsort(dim=dim) / scores.shape[-1]
@@ -89,38 +89,38 @@ def rank_scores(scores: Tensor) -> Tensor:
 
 
 class AttentionMeans:
-    """Mean attention between pairs of genes over many cells, in memory that does not grow with their number.
+    """Mean attention between pairs of genes over many cells, in constant memory.
 
-    Cells are added one by one, and each layer is reduced while the network runs: of one cell and one layer, queries and keys
-    exist, and scores of some rows of one head. A cell counts for the pairs of which both genes are among its tokens.
+    Cells are added one by one, and each layer is reduced while the network runs: only queries and keys of one cell and
+    layer, and scores of some rows of one head, are in memory. A cell counts for pairs with both genes among its tokens.
 
     Parameters
     ----------
     network
-        In evaluation mode, on the device to compute on.
+        Network in evaluation mode, on its device.
     keys
-        Token ids of the genes that are attended to, int64 ``(n_keys,)``, each once.
+        Token ids of the genes attended to, int64 ``(n_keys,)``, each once.
     queries
-        Token ids of the genes that attend, int64 ``(n_queries,)``, each once.
+        Token ids of the attending genes, int64 ``(n_queries,)``, each once.
     layers
-        Numbers of the blocks to average over, from either end; all when ``None``.
+        Indices of the blocks to average over, from either end; ``None`` uses all.
     scale
-        ``"rank"``: ranks among all tokens of the cell, within queries and then within keys, from 0 to 1, equal ones with their
-        mean rank; see :func:`rank_scores`. ``"softmax"``: attention weights, as they mix values.
+        ``"rank"``: ranks among all tokens of the cell, within queries and then within keys, from 0 to 1, with
+        mean ranks for ties; see :func:`rank_scores`. ``"softmax"``: attention weights.
     n_groups
         Number of groups of cells, each with its own means.
 
     Raises
     ------
     OptionError
-        If there is no such scale or layer, or the network does not attend.
+        If the scale or layer does not exist, or the network has no attention.
 
     Attributes
     ----------
     sums
         Sum over cells of the mean over heads and layers, float64 ``(n_groups, n_keys, n_queries)``.
     n_cells
-        Cells that have both genes, int64, of the same shape.
+        Number of cells with both genes, int64, of the same shape.
     """
 
     def __init__(
@@ -150,13 +150,13 @@ class AttentionMeans:
         Parameters
         ----------
         genes
-            Its tokens, int64 ``(s,)``.
+            Tokens of the cell, int64 ``(s,)``.
         values
-            Their values, float32 ``(s,)``.
+            Values of these tokens, float32 ``(s,)``.
         group
-            Number of its group.
+            Index of the group of the cell.
         conditions
-            What the network reads of the cell in addition, ``(1,)``, such as ``batches``.
+            Additional inputs of the network, ``(1,)``, such as ``batches``.
         """
         ids = genes.cpu().numpy()
         rows, columns = self._row_of_query[ids], self._row_of_key[ids]
@@ -172,7 +172,7 @@ class AttentionMeans:
         self.n_cells[place] += 1
 
     def means(self) -> NDArray[np.float32]:
-        """Means over the cells that have both genes, NaN where there are none, float32 ``(n_groups, n_keys, n_queries)``."""
+        """Means over the cells with both genes, NaN if there are none, float32 ``(n_groups, n_keys, n_queries)``."""
         with np.errstate(invalid="ignore"):
             return (self.sums / self.n_cells).astype(np.float32)
 
@@ -180,7 +180,7 @@ class AttentionMeans:
 def _layers(network: CellNetwork, layers: Sequence[int] | None) -> list[int]:
     n = len(network.blocks)
     if n == 0:
-        msg = f"{type(network).__name__} has no attention to show. Choose another model, or another method."
+        msg = f"{type(network).__name__} has no attention. Choose another model, or another method."
         raise OptionError(msg)
     wanted = list(range(n)) if layers is None else list(layers)
     if not wanted or any(not -n <= layer < n for layer in wanted) or len({layer % n for layer in wanted}) < len(wanted):
@@ -197,9 +197,9 @@ def _places(tokens: NDArray[np.int64], n_tokens: int) -> NDArray[np.int64]:
 
 @contextmanager
 def _listening(network: CellNetwork, listeners: dict[int, Callable[[Tensor], None]]) -> Iterator[None]:
-    """Call functions with the input of blocks, by their number, whenever the network runs."""
+    """Call functions with the input of blocks, by index, whenever the network runs."""
 
-    # Listening at the block leaves it to `encode` what a network adds to its tokens before.
+    # Hooks on the blocks include everything that `encode` adds to the tokens before.
     def hook(listen: Callable[[Tensor], None]) -> Callable[[nn.Module, tuple[Any, ...]], None]:
         return lambda _, args: listen(args[0])
 
@@ -220,7 +220,7 @@ def _adder(
     at_k: NDArray[np.int64],
     scale: str,
 ) -> Callable[[Tensor], None]:
-    """What adds the mean over heads of one layer of one cell to ``total``, ``(k, q)``."""
+    """Function that adds the mean over heads of one layer of one cell to ``total``, ``(k, q)``."""
     reduce = _ranks if scale == "rank" else _weights
 
     def add(x: Tensor) -> None:
@@ -232,10 +232,10 @@ def _adder(
 
 
 def _ranks(q: Tensor, k: Tensor, at_q: NDArray[np.int64], at_k: NDArray[np.int64]) -> NDArray[np.floating]:
-    """Ranks of one head within rows, and of these within columns, for the wanted pairs, ``(k, q)``."""
+    """Ranks of one head within rows, then within columns, for the given pairs, ``(k, q)``."""
     s = len(k)
     columns = torch.from_numpy(at_k).to(k.device)
-    # Columns are ranked over all queries, and only the wanted ones of them.
+    # Columns are ranked over all queries, but only the given columns.
     ranks = torch.cat([_doubled_ranks(q[rows] @ k.T, columns) for rows in _chunks(s, s)]).T  # (k, s)
     places = ranks + 2 * s * torch.arange(len(columns), device=k.device).unsqueeze(1)
     counts = torch.bincount(places.flatten(), minlength=2 * s * len(columns)).unflatten(0, (len(columns), -1))
@@ -244,9 +244,9 @@ def _ranks(q: Tensor, k: Tensor, at_q: NDArray[np.int64], at_k: NDArray[np.int64
 
 
 def _doubled_ranks(scores: Tensor, columns: Tensor) -> Tensor:
-    """Twice the ranks of some columns among all, within each row; equal ones have their mean rank."""
+    """Twice the ranks of the given columns among all, within each row; ties have their mean rank."""
     wanted = scores[:, columns].contiguous()
-    # NumPy sorts on a CPU in a tenth of torch's time, and the place among sorted scores is the rank.
+    # On a CPU, NumPy sorts ten times faster than torch; the position among sorted scores is the rank.
     ordered = torch.from_numpy(np.sort(scores.numpy(), axis=1)) if scores.device.type == "cpu" else scores.sort(1)[0]
     smaller = torch.searchsorted(ordered, wanted)
     if not bool((ordered[:, 1:] == ordered[:, :-1]).any()):
@@ -255,7 +255,7 @@ def _doubled_ranks(scores: Tensor, columns: Tensor) -> Tensor:
 
 
 def _weights(q: Tensor, k: Tensor, at_q: NDArray[np.int64], at_k: NDArray[np.int64]) -> NDArray[np.floating]:
-    """Attention weights of one head for the wanted pairs, ``(k, q)``."""
+    """Attention weights of one head for the given pairs, ``(k, q)``."""
     q = q[torch.from_numpy(at_q).to(q.device)] * q.shape[1] ** -0.5
     columns = torch.from_numpy(at_k).to(k.device)
     parts = [(q[rows] @ k.T).softmax(dim=1)[:, columns] for rows in _chunks(len(q), len(k))]

@@ -1,4 +1,4 @@
-"""What every network of cells is: the base class that a model family derives from, and what networks return.
+"""Base class of networks for all model families, and their outputs.
 
 Shape letters: b cells, s tokens, d width (``d_model``).
 """
@@ -34,11 +34,11 @@ def _are_heads(value: Any) -> bool:
     return names and len(value) <= 1024 and all(map(OUTPUTS.fits, value.values()))
 
 
-HEADS = Kind("it must give the number of outputs of each head, at least 1, by its name", _are_heads)
+HEADS = Kind("it must give the number of outputs of each head, at least 1, by name", _are_heads)
 
 
 class Encoded(NamedTuple):
-    """Tokens after the network's body.
+    """Output of the network's body.
 
     ``hidden`` and ``genes`` (the gene embeddings before values are added) are ``(b, s, d)``, ``cell`` is ``(b, d)``.
     """
@@ -50,7 +50,7 @@ class Encoded(NamedTuple):
 
 @dataclass(frozen=True)
 class CellOutput:
-    """What a network predicts for each cell, in the order of the data.
+    """Outputs of a network for each cell, in the order of the data.
 
     Attributes
     ----------
@@ -59,9 +59,9 @@ class CellOutput:
     heads
         Raw outputs of the cell heads by name, float32 ``(n_obs, n_outputs)``: logits, for classes.
     precision
-        Arithmetic they were computed in, ``"32-true"`` or ``"bf16-true"``.
+        Precision of the computation, ``"32-true"`` or ``"bf16-true"``.
     kernels
-        On a CPU, whose kernels computed them, as :func:`scgalore.nn.cpu.kernels_in_words` says.
+        Kernels used on a CPU, as described by :func:`scgalore.nn.cpu.kernels_in_words`.
     """
 
     embedding: NDArray[np.float32]
@@ -76,7 +76,7 @@ class CellOutput:
 
 
 def set_last_layer(head: nn.Module, weight: Any, bias: Any) -> None:
-    """Fill the layer that a cell head ends with, with arrays ``(n_outputs, n_inputs)`` and ``(n_outputs,)``, or with one number."""
+    """Set the last layer of a cell head to arrays ``(n_outputs, n_inputs)`` and ``(n_outputs,)``, or to a constant."""
     *_, own_weight, own_bias = head.parameters()
     with torch.no_grad():
         for own, new in ((own_weight, weight), (own_bias, bias)):
@@ -85,31 +85,31 @@ def set_last_layer(head: nn.Module, weight: Any, bias: Any) -> None:
 
 @dataclass(frozen=True, kw_only=True)
 class NetworkConfig:
-    """What training, inference and files read of any network's configuration; families add their own fields.
+    """Common configuration of all networks, for training, inference and files; families add their own fields.
 
     Attributes
     ----------
     n_tokens
-        Rows of the gene embedding: genes and special tokens.
+        Number of rows of the gene embedding: genes and special tokens.
     pad_id
         Token id of ``<pad>``.
     d_model
         Width.
     dropout
-        Probability of dropout.
+        Dropout probability.
     heads
-        Outputs of each head on the cell embedding, by name.
+        Number of outputs of each head on the cell embedding, by name.
     n_bins
-        Bins of expression the weights were trained with, the one for zeros included.
+        Number of expression bins the weights were trained with, including the bin for zeros.
     max_length
-        Most tokens of a cell.
+        Maximum number of tokens per cell.
     mask_value
-        What stands for a masked value.
+        Value of masked tokens.
     pad_value
-        What stands at padding and at ``<cls>``.
+        Value of padding and ``<cls>``.
     kinds
-        What each field must be. The numbers come from files of others, and the bounds lie far beyond any network: nothing
-        that they let pass takes long to refuse.
+        Kind of each field. Values come from files of unknown origin; the bounds are far beyond any network, but small
+        enough that invalid configurations are rejected quickly.
     """
 
     kinds: ClassVar[Mapping[str, Kind]] = {
@@ -137,19 +137,19 @@ class NetworkConfig:
     def __post_init__(self) -> None:
         check_fields(vars(self), self.kinds, where=type(self).__name__)
         if self.pad_id >= self.n_tokens:
-            msg = f"pad_id={self.pad_id} is no row of a table of n_tokens={self.n_tokens}."
+            msg = f"pad_id={self.pad_id} is not a row of the table with n_tokens={self.n_tokens}."
             raise WeightsError(msg)
 
     def to_dict(self) -> dict[str, Any]:
-        """Give the fields as a plain dict of numbers, strings, booleans and, for the heads, a dict."""
+        """Return the fields as a dict of numbers, strings, booleans and, for the heads, a dict."""
         return asdict(self)
 
     @classmethod
     def from_dict(cls, content: Mapping[str, Any]) -> Self:
-        """Rebuild from :meth:`to_dict`; fields that are unknown or absent raise :class:`~scgalore.errors.WeightsError`."""
+        """Rebuild from :meth:`to_dict`; unknown or missing fields raise :class:`~scgalore.errors.WeightsError`."""
         own = {field.name: field for field in fields(cls)}
         if unknown := sorted(set(content) - set(own)):
-            msg = f"it holds the unknown fields {named(unknown)}; it was written by a newer scgalore. Update scgalore."
+            msg = f"it has the unknown fields {named(unknown)}, written by a newer version. Update scgalore."
             raise WeightsError(msg)
         if absent := [name for name in ("n_tokens", "pad_id") if name not in content]:
             msg = f"it lacks {', '.join(absent)}."
@@ -158,7 +158,7 @@ class NetworkConfig:
 
     @classmethod
     def seen_in(cls, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
-        """Fields that the tensors of a file show, whatever its configuration file states.
+        """Fields determined by the tensors of a file, regardless of its configuration file.
 
         Parameters
         ----------
@@ -169,7 +169,7 @@ class NetworkConfig:
 
     @classmethod
     def heads_in(cls, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
-        """The same, for fields of the heads on the cell embedding, which only scgalore's own files must keep to."""
+        """Fields of the heads on the cell embedding determined by the tensors; checked only for files written by scgalore."""
         return {}
 
     def replace(self, **changes: Any) -> Self:
@@ -180,8 +180,9 @@ class NetworkConfig:
 class CellNetwork(nn.Module):
     """A network that embeds cells, given as tokens with values.
 
-    A subclass builds its modules in ``__init__``, names its table of genes in :attr:`table` and writes :meth:`encode`; all
-    else has defaults. It ends its ``__init__`` with ``self.put_heads(self.fresh_heads(config.heads))``.
+    A subclass builds its modules in ``__init__``, sets the name of its gene embedding in :attr:`table` and implements
+    :meth:`encode`; everything else has defaults. Its ``__init__`` ends with
+    ``self.put_heads(self.fresh_heads(config.heads))``.
 
     Parameters
     ----------
@@ -192,15 +193,15 @@ class CellNetwork(nn.Module):
     table: ClassVar[str]
     """Name of the :class:`torch.nn.Embedding` that token ids index, such as ``"encoder.embedding"``."""
     body: ClassVar[tuple[str, ...]] = ()
-    """First parts of the names of tensors that pre-training learned and every embedding depends on; the others are heads."""
+    """Prefixes of the names of pre-trained tensors that embeddings depend on; all others are heads."""
     required: ClassVar[tuple[str, ...]] = ()
-    """First parts of the names of tensors that a checkpoint must hold, and all of whose tensors must have a place."""
+    """Prefixes of the names of tensors that a checkpoint must contain, and that must all be loaded."""
     pretraining: ClassVar[tuple[str, ...]] = ("masked",)
-    """Self-supervised objectives that it can be trained for, keys of :data:`scgalore.objectives.PRETRAINING`, its own first."""
+    """Supported self-supervised objectives, keys of :data:`scgalore.objectives.PRETRAINING`, the default first."""
     recompute: bool = False
-    """Whether training keeps only the input of each block and computes the rest again in the backward pass."""
+    """Whether training stores only the input of each block and recomputes the rest in the backward pass."""
     seed: int = 0
-    """Seed of what the network itself draws in training; dropout has that of the step."""
+    """Seed for random draws of the network in training, other than dropout, which uses the seed of the step."""
 
     def __init__(self, config: NetworkConfig) -> None:
         super().__init__()
@@ -208,7 +209,7 @@ class CellNetwork(nn.Module):
         self.heads = nn.ModuleDict()
 
     def __setattr__(self, name: str, value: Any) -> None:
-        # torch registers a module under any name without looking for a property of that name, such as `gene_table`.
+        # torch registers a module under any name without checking for a property of that name, such as `gene_table`.
         if isinstance(getattr(type(self), name, None), property):
             object.__setattr__(self, name, value)
         else:
@@ -218,7 +219,7 @@ class CellNetwork(nn.Module):
 
     @property
     def gene_table(self) -> nn.Embedding:
-        """The table that token ids index; another one with the same ids may be put in its place."""
+        """The table indexed by token ids; may be replaced by another one with the same ids."""
         return cast("nn.Embedding", self.get_submodule(self.table))
 
     @gene_table.setter
@@ -228,7 +229,7 @@ class CellNetwork(nn.Module):
 
     @property
     def blocks(self) -> Sequence[nn.Module]:
-        """Modules that take most of the time, for :func:`torch.compile`."""
+        """Most expensive modules, for :func:`torch.compile`."""
         return ()
 
     def gene_embeddings(self, genes: Tensor) -> Tensor:
@@ -238,21 +239,21 @@ class CellNetwork(nn.Module):
     def queries_and_keys(self, block: int, x: Tensor) -> tuple[Tensor, Tensor]:
         """Queries and keys of the tokens of one of :attr:`blocks`, ``(b, h, s, e)`` each.
 
-        Their products over the square root of ``e`` are what attention takes the exponential of, or what it approximates.
+        Their products divided by the square root of ``e`` are the logits of attention, exact or approximated.
 
         Parameters
         ----------
         block
-            Number of the block.
+            Index of the block.
         x
-            What it is called with, ``(b, s, d)``.
+            Input of the block, ``(b, s, d)``.
 
         Raises
         ------
         OptionError
-            If networks of this family do not attend.
+            If networks of this family have no attention.
         """
-        msg = f"{type(self).__name__} has no attention to show. Choose another model, or another method."
+        msg = f"{type(self).__name__} has no attention. Choose another model, or another method."
         raise OptionError(msg)
 
     def encode(
@@ -264,7 +265,7 @@ class CellNetwork(nn.Module):
         cell_only: bool = False,
         **conditions: Tensor | None,
     ) -> Encoded:
-        """Tokens to hidden states and a cell embedding.
+        """Compute hidden states and a cell embedding from tokens.
 
         Parameters
         ----------
@@ -275,27 +276,27 @@ class CellNetwork(nn.Module):
         padding
             ``True`` at padding, ``(b, s)``.
         cell_only
-            Whether only the cell embedding will be read.
+            Whether only the cell embedding is needed.
         conditions
-            What the network reads in addition, such as ``flags``, int64 ``(b, s)``.
+            Additional inputs, such as ``flags``, int64 ``(b, s)``.
         """
         raise NotImplementedError
 
     def embedding(self, cell: Tensor) -> Tensor:
-        """Cell embeddings ``(b, d)`` in what :meth:`encode` gives as ``cell``, which heads may read more of."""
+        """Cell embeddings ``(b, d)`` in ``cell`` of :meth:`encode`, which may contain more inputs of heads."""
         return cell
 
     # Heads on tokens --------------------------------------------------------------------------------------------------
 
     def expression(self, encoded: Encoded, values: Tensor, **conditions: Tensor | None) -> tuple[Tensor, Tensor | None]:
         """Expression of every token ``(b, s)``, and the probability that it is not zero if the network predicts it."""
-        msg = f"{type(self).__name__} predicts no expression. Train it with labels_key=, or choose another model."
+        msg = f"{type(self).__name__} does not predict expression. Train it with labels_key=, or choose another model."
         raise OptionError(msg)
 
     def expressions(
         self, encoded: Encoded, values: Tensor, **conditions: Tensor | None
     ) -> dict[str, tuple[Tensor, Tensor | None]]:
-        """Every way in which the network predicts expression: ``""`` is :meth:`expression`, the others have names."""
+        """All predictions of expression: ``""`` is :meth:`expression`, others have names."""
         return {"": self.expression(encoded, values, **conditions)}
 
     def expression_change(self, change: Tensor, genes: Tensor) -> Tensor | None:
@@ -310,13 +311,14 @@ class CellNetwork(nn.Module):
 
         Returns
         -------
-        Tensor ``(b, s)`` in units of the values of tokens; ``None`` for networks that predict no expression from the cell embedding alone.
+        Tensor ``(b, s)`` in units of the values of tokens; ``None`` for networks that do not predict expression from
+        the cell embedding alone.
         """
         return None
 
     def class_logits(self, hidden: Tensor) -> Tensor:
         """Logits of each class of expression, the one for masked values last, ``(..., n_classes)``, from states ``(..., d)``."""
-        msg = f"{type(self).__name__} predicts no classes of expression. Train it with another objective, or choose another model."
+        msg = f"{type(self).__name__} does not predict classes of expression. Train it with another objective, or choose another model."
         raise OptionError(msg)
 
     # Heads on the cell embedding --------------------------------------------------------------------------------------
@@ -327,18 +329,18 @@ class CellNetwork(nn.Module):
         return dict(self.heads.items())
 
     def make_head(self, n_outputs: int) -> nn.Module:
-        """Make a head with random weights: a module from ``(b, d)`` to ``(b, n_outputs)`` with ``out_features``."""
+        """Create a head with random weights: a module from ``(b, d)`` to ``(b, n_outputs)`` with ``out_features``."""
         return nn.Linear(self.config.d_model, n_outputs).to(self.gene_table.weight)
 
     def fresh_heads(self, sizes: Mapping[str, int], *, seed: int | None = None) -> dict[str, nn.Module]:
-        """Make heads of these sizes, in this order; with a seed, the same ones each time, and no other random numbers change."""
+        """Create heads of these sizes, in this order; reproducible with a seed, without using the global generator."""
         with torch.random.fork_rng(devices=[], enabled=seed is not None):
             if seed is not None:
                 torch.manual_seed(seed)
             return {name: self.make_head(n_outputs) for name, n_outputs in sizes.items()}
 
     def put_heads(self, heads: Mapping[str, nn.Module]) -> None:
-        """Put exactly these heads in place, and their sizes into the configuration."""
+        """Replace the heads, and record their sizes in the configuration."""
         self.heads = nn.ModuleDict(heads)
         sizes = {name: cast("nn.Linear", head).out_features for name, head in self.cell_heads.items()}
         self.config = self.config.replace(heads=sizes)
@@ -349,11 +351,11 @@ class CellNetwork(nn.Module):
         Raises
         ------
         OptionError
-            If the network has no head of this name.
+            If the network has no head with this name.
         """
         heads = self.cell_heads
         if name not in heads:
-            msg = f"The network has no head {name!r}; its heads are {sorted(heads)}. Training puts them in place."
+            msg = f"The network has no head {name!r}; its heads are {sorted(heads)}. Heads are added by training."
             raise OptionError(msg)
         return heads[name](cell)
 
@@ -366,16 +368,16 @@ class CellNetwork(nn.Module):
 
     @property
     def generates(self) -> bool:
-        """Whether :meth:`encode` reads ``generated``, the tokens whose expression is to be generated from the others."""
+        """Whether :meth:`encode` uses ``generated``, the tokens whose expression is generated from the others."""
         return False
 
     def generative_variant(self, *, seed: int) -> Self:
-        """Copy into a network that generates the expression of some tokens from the others.
+        """Copy to a network that generates the expression of some tokens from the others.
 
         Parameters
         ----------
         seed
-            Seed of what is new.
+            Seed for new weights.
 
         Raises
         ------
@@ -389,12 +391,12 @@ class CellNetwork(nn.Module):
 
     @property
     def reads_batches(self) -> bool:
-        """Whether :meth:`encode` reads ``batches``, the code of each cell's sequencing batch."""
+        """Whether :meth:`encode` uses ``batches``, the code of each cell's sequencing batch."""
         return False
 
     @property
     def decodes_batches(self) -> bool:
-        """Whether :meth:`expression` reads ``batches``."""
+        """Whether :meth:`expression` uses ``batches``."""
         return False
 
     def integration_variant(
@@ -408,31 +410,31 @@ class CellNetwork(nn.Module):
         zeros: bool,
         seed: int,
     ) -> Self:
-        """Copy into a network that knows sequencing batches; all else keeps its weights.
+        """Copy to a network with sequencing batches; other weights are kept.
 
         Parameters
         ----------
         n_batches
-            Batches that it knows afterwards.
+            Number of batches of the copy.
         n_known
-            The first of those that it knew, which it keeps under their numbers; the others start anew.
+            Number of existing batches to keep, with the same codes; others are initialised.
         batch_norm
             Whether inputs are normalised within each batch.
         adversary
-            Whether a discriminator guesses the batch from the cell embedding.
+            Whether a discriminator predicts the batch from the cell embedding.
         from_cell
-            Whether expression is predicted from the cell embedding, too.
+            Whether expression is also predicted from the cell embedding.
         zeros
             Whether decoders predict the probability that a gene is expressed.
         seed
-            Seed of what is new.
+            Seed for new weights.
 
         Raises
         ------
         OptionError
-            If networks of this family know no batches.
+            If networks of this family do not support batches.
         """
-        msg = f"{type(self).__name__} knows no sequencing batches. Choose another model."
+        msg = f"{type(self).__name__} does not support sequencing batches. Choose another model."
         raise OptionError(msg)
 
     def with_batches(self, n_batches: int) -> Self:
@@ -440,54 +442,54 @@ class CellNetwork(nn.Module):
         raise NotImplementedError
 
     def take_norms(self, other: Self, n_known: int) -> None:
-        """Take the norms of the batches from this number on from another network; nothing where it reads no batches."""
+        """Copy the norms of batches from ``n_known`` on from another network; does nothing without batch norms."""
 
     def estimate_norm(self, batch: int, tokens: Iterable[tuple[Tensor, Tensor]]) -> None:
-        """Take the norm of one batch from its tokens.
+        """Estimate the norm of one batch from its tokens.
 
         Parameters
         ----------
         batch
-            Its code.
+            Code of the batch.
         tokens
-            Ids and values of tokens, ``(n,)`` each, some at a time.
+            Ids and values of tokens, ``(n,)`` each, in chunks.
         """
         raise NotImplementedError
 
     def discriminate(self, encoded: Encoded) -> Tensor:
         """Logits of the sequencing batch ``(b, n)``, with a reversed gradient into the cell embedding."""
-        msg = f"{type(self).__name__} has no discriminator of batches: take its integration_variant()."
+        msg = f"{type(self).__name__} has no discriminator of batches. Use its integration_variant()."
         raise OptionError(msg)
 
     # Perturbations ----------------------------------------------------------------------------------------------------
 
     @property
     def reads_flags(self) -> bool:
-        """Whether :meth:`encode` reads ``flags``, the perturbation flag of each token."""
+        """Whether :meth:`encode` uses ``flags``, the perturbation flag of each token."""
         return False
 
     def perturbation_variant(self, n_tokens: int, n_known: int, *, seed: int) -> Self:
-        """Copy into a network that reads perturbation flags and has rows for new genes.
+        """Copy to a network with perturbation flags and embeddings for new genes.
 
         Parameters
         ----------
         n_tokens
-            Rows of the copy's gene embedding, if it needs more than there are.
+            Number of rows of the copy's gene embedding, if more are needed.
         n_known
-            How many tokens the network knows; the rows after them are new.
+            Number of tokens of the network; later rows are new.
         seed
-            Seed of what is new.
+            Seed for new weights.
 
         Raises
         ------
         OptionError
-            If networks of this family cannot read flags.
+            If networks of this family do not support flags.
         """
-        msg = f"{type(self).__name__} cannot learn perturbations: it reads no perturbation flags. Choose another model."
+        msg = f"{type(self).__name__} does not support perturbation flags. Choose another model."
         raise OptionError(msg)
 
     def start_at_zero(self) -> None:
-        """Let a perturbation network predict 0 for every input until it is trained, for training on top of a prior."""
+        """Initialise a perturbation network to predict 0 for every input, for training with a prior."""
         raise NotImplementedError
 
     @property
@@ -499,43 +501,43 @@ class CellNetwork(nn.Module):
 
     @property
     def reads_modalities(self) -> bool:
-        """Whether :meth:`expressions` reads ``modalities``, the modality of each token."""
+        """Whether :meth:`expressions` uses ``modalities``, the modality of each token."""
         return False
 
     def multiomic_variant(self, rows: Tensor, n_modalities: int, *, seed: int) -> Self:
-        """Copy into a network that has other tokens in addition and reads the modality of each token.
+        """Copy to a network with additional tokens and modalities of tokens.
 
         Parameters
         ----------
         rows
-            The whole gene embedding of the copy, ``(n_tokens, d)``.
+            Complete gene embedding of the copy, ``(n_tokens, d)``.
         n_modalities
-            How many modalities there are.
+            Number of modalities.
         seed
-            Seed of what is new.
+            Seed for new weights.
 
         Raises
         ------
         OptionError
-            If networks of this family cannot read modalities.
+            If networks of this family do not support modalities.
         """
-        msg = f"{type(self).__name__} cannot learn several modalities. Choose another model."
+        msg = f"{type(self).__name__} does not support several modalities. Choose another model."
         raise OptionError(msg)
 
 
 class PaddedEncoder:
-    """Cell embeddings of any network in evaluation mode, by padded batches through :meth:`CellNetwork.encode`.
+    """Cell embeddings of any network in evaluation mode, from padded batches with :meth:`CellNetwork.encode`.
 
     Parameters
     ----------
     network
-        In evaluation mode, on the device to compute on. Cells must not depend on their padding.
+        Network in evaluation mode, on its device. Outputs must not depend on padding.
     tokens
-        Ids of the tokens that cells may hold, int64 ``(t,)``.
+        Ids of the tokens that may occur, int64 ``(t,)``.
     levels
-        Values that they may hold; ``None`` for values that are not binned.
+        Values that may occur; ``None`` for unbinned values.
     dtype
-        Arithmetic; the network's own when left out.
+        Dtype; by default that of the network.
     """
 
     def __init__(
@@ -550,18 +552,18 @@ class PaddedEncoder:
 
     @torch.no_grad()
     def __call__(self, genes: Tensor, values: Tensor, lengths: Sequence[int], **conditions: Tensor) -> Tensor:
-        """Embed some cells.
+        """Embed cells.
 
         Parameters
         ----------
         genes
-            Token ids of the cells, one after the other, each with ``<cls>`` first, int64 ``(n,)``.
+            Concatenated token ids of the cells, each with ``<cls>`` first, int64 ``(n,)``.
         values
-            Their values, float32 ``(n,)``.
+            Values of these tokens, float32 ``(n,)``.
         lengths
-            Tokens of each cell.
+            Number of tokens of each cell.
         conditions
-            What the network reads of each cell in addition, ``(b,)``, such as ``batches``.
+            Additional inputs, ``(b,)``, such as ``batches``.
 
         Returns
         -------
@@ -573,7 +575,7 @@ class PaddedEncoder:
 
     @torch.no_grad()
     def states(self, genes: Tensor, values: Tensor, lengths: Sequence[int], **conditions: Tensor) -> Tensor:
-        """Last states ``(n, d)`` of all tokens, ``<cls>`` included, for the same parameters."""
+        """Last states ``(n, d)`` of all tokens, including ``<cls>``; parameters as for calls."""
         encoded, padding = self._encode(genes, values, lengths, cell_only=False, **conditions)
         return encoded.hidden[~padding].to(self.network.gene_table.weight.dtype)
 

@@ -1,4 +1,4 @@
-"""Where to compute."""
+"""Choice of the torch device."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ __all__ = ["pick_device"]
 
 
 def pick_device(accelerator: str) -> torch.device:
-    """Turn Lightning's word for an accelerator into a device of torch.
+    """Convert Lightning's name of an accelerator to a torch device.
 
     Raises
     ------
     OptionError
-        If there is no such word, or no such device on this machine.
+        If the accelerator does not exist, or is not available on this machine.
     """
     available = {
         "cpu": True,
@@ -27,6 +27,6 @@ def pick_device(accelerator: str) -> torch.device:
         return torch.device("cuda" if available["cuda"] else "cpu")
     if not available.get(accelerator, False):
         there = ", ".join(repr(name) for name, is_there in {"auto": True, **available}.items() if is_there)
-        msg = f"accelerator={accelerator!r} is not on this machine; choose one of {there}."
+        msg = f"accelerator={accelerator!r} is not available on this machine; choose one of {there}."
         raise OptionError(msg)
     return torch.device("cuda" if accelerator == "gpu" else accelerator)

@@ -1,6 +1,6 @@
-"""What training does with the table of gene embeddings, which holds 60 % of scGPT's parameters.
+"""Modes of training the table of gene embeddings, which contains 60 % of scGPT's parameters.
 
-To add a way, write its context manager and put an :class:`EmbeddingMode` into :data:`EMBEDDINGS`.
+To add a mode, write its context manager and add an :class:`EmbeddingMode` to :data:`EMBEDDINGS`.
 """
 
 from __future__ import annotations
@@ -23,19 +23,19 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class EmbeddingMode:
-    """One entry of :data:`EMBEDDINGS`.
+    """Entry of :data:`EMBEDDINGS`.
 
     Attributes
     ----------
     name
-        What the user writes as ``embedding=``.
+        Value of ``embedding=``.
     applied
-        Context manager over a network and the token ids, int64 ``(n,)``, that batches may hold: inside, the network is
-        as it is to be trained; afterwards it has its own structure again, with what was learnt.
+        Context manager for a network and the token ids, int64 ``(n,)``, that occur in batches: inside, the network has
+        the structure for training; afterwards its own structure is restored, with the trained weights.
     trains
-        What is trained, in a sentence.
+        Description of the trained parameters.
     state_bytes
-        Bytes of optimizer state, in words.
+        Description of the optimizer state.
     """
 
     name: str
@@ -45,14 +45,14 @@ class EmbeddingMode:
 
 
 class RowEmbedding(nn.Embedding):
-    """Some rows of a larger table, looked up by their ids in the larger one.
+    """Subset of the rows of a larger table, looked up by their ids in the larger table.
 
     Parameters
     ----------
     table
-        The larger table; its weight is copied from and left alone.
+        The larger table; its weight is copied and not modified.
     rows
-        Ids of the rows, int64 ``(n,)``, sorted and without repeats, on the CPU: the table may be on the meta device.
+        Ids of the rows, int64 ``(n,)``, sorted and unique, on the CPU: the table may be on the meta device.
     """
 
     def __init__(self, table: nn.Embedding, rows: Tensor) -> None:
@@ -61,7 +61,7 @@ class RowEmbedding(nn.Embedding):
         weight = table.weight.detach()[rows]
         super().__init__(len(rows), table.embedding_dim, _weight=weight)
         self.weight.requires_grad = table.weight.requires_grad
-        # -1 lies outside the rows: a token that was not announced is an error and not a wrong gene.
+        # -1 is outside the rows: an unexpected token raises an error instead of using a wrong gene.
         row_of = torch.full((table.num_embeddings,), -1, device=weight.device)
         row_of[rows] = torch.arange(len(rows), device=weight.device)
         self.register_buffer("row_of", row_of, persistent=False)
@@ -70,12 +70,12 @@ class RowEmbedding(nn.Embedding):
         self.ids = ids
 
     def forward(self, ids: Tensor) -> Tensor:
-        """Rows of the ids, ``(..., d)``."""
+        """Embeddings of the ids, ``(..., d)``."""
         return super().forward(self.row_of[ids])
 
     @torch.no_grad()
     def write_back(self, table: nn.Embedding) -> None:
-        """Put the rows into a table as large as the one they are from."""
+        """Copy the rows to a table of the original size."""
         table.weight[self.ids] = self.weight.detach().to(table.weight)
 
 
@@ -113,14 +113,14 @@ EMBEDDINGS: dict[str, EmbeddingMode] = {
         EmbeddingMode(
             name="rows",
             applied=_rows,
-            trains="The rows of the genes at hand; the others are neither copied to the device nor touched.",
-            state_bytes="The optimizer's, for the rows of the genes at hand; none for the others.",
+            trains="Embeddings of the genes in your data; all others are neither copied to the device nor changed.",
+            state_bytes="That of the optimizer, for the genes in your data; none for the others.",
         ),
         EmbeddingMode(
             name="full",
             applied=_full,
             trains="All rows. Without weight decay those of absent genes get no update, at the full cost.",
-            state_bytes="The optimizer's, for every row.",
+            state_bytes="That of the optimizer, for all rows.",
         ),
         EmbeddingMode(
             name="frozen",
@@ -133,7 +133,7 @@ EMBEDDINGS: dict[str, EmbeddingMode] = {
 
 
 def embedding_mode(name: str) -> EmbeddingMode:
-    """Entry of :data:`EMBEDDINGS` of this name.
+    """Entry of :data:`EMBEDDINGS` with this name.
 
     Raises
     ------

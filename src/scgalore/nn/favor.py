@@ -1,7 +1,7 @@
-"""FAVOR+: attention by random features, linear in the number of tokens, in memory that does not grow with the features.
+"""FAVOR+: attention by random features, with time linear in the number of tokens.
 
-Source: Choromanski et al., Rethinking Attention with Performers, ICLR 2021, arXiv:2009.14794. Shape letters: b cells, h heads, s tokens,
-e width of a head, m random features.
+Source: Choromanski et al., Rethinking Attention with Performers, ICLR 2021, arXiv:2009.14794. Shape letters: b cells, h
+heads, s tokens, e width of a head, m random features.
 """
 
 from __future__ import annotations
@@ -24,19 +24,20 @@ EPS = 1e-4
 """Added to each feature after the exponential."""
 
 CHUNK = {True: 1 << 18, False: 1 << 25}
-"""Features that exist at a time, on a CPU, whose caches should hold them, and elsewhere."""
+"""Maximum number of features in memory, on a CPU (to fit into its caches) and on other devices."""
 
 
 def attend_by_features(q: Tensor, k: Tensor, v: Tensor, projection: Tensor, padding: Tensor | None = None) -> Tensor:
     """Mix values by the softmax kernel's positive random features, ``phi(q) (phi(k)' v) / (phi(q) sum phi(k))``.
 
-    Features of a query are shifted by its largest exponent, those of keys by the largest of the cell, of all heads and tokens;
-    :data:`EPS` is added afterwards, so the shift does not cancel. The original takes the largest of the whole batch, and so
-    agrees with this for one cell at a time.
+    Features of a query are shifted by its largest exponent, those of keys by the largest of the cell, over all heads
+    and tokens;
+    :data:`EPS` is added afterwards, so the shift does not cancel. The original implementation uses the largest of the
+    whole batch, which is identical for single cells.
 
-    Tokens are visited in chunks, and the features of each are computed again in the backward pass: what is kept are queries,
-    keys, values and results. On a CPU cells are visited one by one, so that a cell's numbers are the same to the last bit
-    in any batch.
+    Tokens are processed in chunks, and their features are recomputed in the backward pass: only queries,
+    keys, values and results are stored. On a CPU, cells are processed one by one, so that the result of a cell is
+    bit-identical in any batch.
 
     Parameters
     ----------
@@ -45,7 +46,7 @@ def attend_by_features(q: Tensor, k: Tensor, v: Tensor, projection: Tensor, padd
     k, v
         ``(b, h, s, e)``.
     projection
-        Directions of the features, ``(m, e)``. They get no gradient.
+        Directions of the features, ``(m, e)``, without gradient.
     padding
         ``True`` at padding, ``(b, s)``; the first token of a cell is never padding.
 
@@ -59,14 +60,14 @@ def attend_by_features(q: Tensor, k: Tensor, v: Tensor, projection: Tensor, padd
 
 
 def orthogonal_features(n_features: int, width: int, generator: Generator | None = None) -> Tensor:
-    """Draw directions ``(m, e)`` that are orthogonal in blocks of ``e``, with the lengths of Gaussian vectors.
+    """Draw directions ``(m, e)`` that are orthogonal in blocks of ``e``, with norms of Gaussian vectors.
 
     Parameters
     ----------
     n_features, width
         ``m`` and ``e``.
     generator
-        Of the CPU; torch's own when left out.
+        CPU generator; by default torch's global generator.
     """
     blocks = []
     for start in range(0, n_features, width):
@@ -101,9 +102,9 @@ class _Attention(torch.autograd.Function):
 
 
 class _Keys(NamedTuple):
-    """What queries read: features of the keys, times values ``(b, h, m, e)``, and summed ``(b, h, m, 1)``.
+    """Sums over keys: features times values ``(b, h, m, e)``, and features ``(b, h, m, 1)``.
 
-    ``top`` is the largest exponent of each cell ``(b, 1, 1, 1)``, and ``winner`` the chunk that it is in ``(b,)``.
+    ``top`` is the largest exponent of each cell ``(b, 1, 1, 1)``, and ``winner`` its chunk ``(b,)``.
     """
 
     sums: Tensor
@@ -121,7 +122,7 @@ def _sum_keys(k: Tensor, v: Tensor, weight: Tensor, padding: Tensor | None) -> _
         x = _exponents(k[:, :, at], weight, _columns(padding, at))
         tops.append(x.amax(dim=(1, 2, 3), keepdim=True))
         last, top = top, torch.maximum(top, tops[-1])
-        shrink = (last - top).exp()  # what was summed with another shift
+        shrink = (last - top).exp()  # sums so far have another shift
         x = x.sub_(_half_squares(k[:, :, at]).add_(top)).exp_()
         sums.mul_(shrink).add_(x.transpose(-1, -2) @ v[:, :, at])
         totals.mul_(shrink).add_(x.sum(dim=2).unsqueeze(-1))
@@ -145,7 +146,7 @@ def _read(out: Tensor, q: Tensor, weight: Tensor, keys: _Keys) -> None:
 def _read_backward(
     dq: Tensor, grad: Tensor, q: Tensor, out: Tensor, weight: Tensor, keys: _Keys
 ) -> tuple[Tensor, Tensor]:
-    """Write the gradient of the queries, and give those of sums and totals."""
+    """Write the gradient of the queries, and return those of sums and totals."""
     dsums, dtotals = torch.zeros_like(keys.sums), torch.zeros_like(keys.totals)
     totals = EPS * keys.totals.sum(dim=2, keepdim=True)
     for at in _chunks(q, weight):
@@ -188,7 +189,7 @@ def _sum_keys_backward(
 
 
 def _cells(x: Tensor) -> Iterator[slice]:
-    """Cells that are visited together."""
+    """Cells that are processed together."""
     if x.device.type != "cpu" or one_block_is_enough(x):
         yield slice(None)
     else:
@@ -204,7 +205,7 @@ def _columns(padding: Tensor | None, at: slice) -> Tensor | None:
 
 
 def _chunks(x: Tensor, weight: Tensor) -> Iterator[slice]:
-    """Tokens that are visited together."""
+    """Tokens that are processed together."""
     b, h, n, _ = x.shape
     size = max(1, CHUNK[x.device.type == "cpu"] // (b * h * len(weight)))
     for start in range(0, n, size):
@@ -236,7 +237,7 @@ def _of_exponents(gradient: Tensor, x: Tensor, weight: Tensor) -> tuple[Tensor, 
 def _add_of_largest(
     dk: Tensor, of_top: Tensor, k: Tensor, weight: Tensor, padding: Tensor | None, winner: Tensor
 ) -> None:
-    """Add the gradient of each cell's shift, ``(b,)``, to the key that it is from, in the chunk ``winner`` ``(b,)``."""
+    """Add the gradient of each cell's shift, ``(b,)``, to the key it comes from, in the chunk ``winner`` ``(b,)``."""
     b, h, n, e = k.shape
     size = next(_chunks(k, weight)).stop
     tokens = (winner[:, None] * size + torch.arange(size, device=k.device)).clamp(max=n - 1)  # (b, chunk)

@@ -1,7 +1,7 @@
-"""The scBERT network in plain torch, to be read from top to bottom: gene table, attention, block, network.
+"""The scBERT network in plain torch, from top to bottom: gene table, attention, block, network.
 
-Module names are the tensor names of the released checkpoint. Written from the paper and a description of the file's layout.
-Source: Yang et al., Nature Machine Intelligence 2022, doi:10.1038/s42256-022-00534-z.
+Module names are the tensor names of the released checkpoint. Written from the paper and a description of the file's
+layout. Source: Yang et al., Nature Machine Intelligence 2022, doi:10.1038/s42256-022-00534-z.
 
 Shape letters: b cells, s tokens, d width (``d_model``), h heads, e width of a head.
 """
@@ -30,11 +30,11 @@ if TYPE_CHECKING:
 __all__ = ["SCBERTNetwork"]
 
 REDRAW_AFTER = 1000
-"""Training forward passes after which the next one draws new features: one in 1,001 does."""
+"""Number of forward passes in training before new features are drawn: one in 1,001 draws them."""
 
 
 class GeneTable(nn.Embedding):
-    """Gene embeddings that were given, with their digits beyond float32, which some devices do not have."""
+    """Fixed gene embeddings, with a float64 remainder, which some devices do not support."""
 
     def __init__(self, n_tokens: int, d_model: int, padding_idx: int) -> None:
         super().__init__(n_tokens, d_model, padding_idx=padding_idx)
@@ -44,7 +44,7 @@ class GeneTable(nn.Embedding):
 
 
 class Genes(nn.Module):
-    """Embedding of each gene, in the place where other transformers embed positions."""
+    """Embedding of each gene, instead of position embeddings in other transformers."""
 
     def __init__(self, config: SCBERTConfig) -> None:
         super().__init__()
@@ -56,7 +56,7 @@ class Genes(nn.Module):
 
 
 class Mixing(Protocol):
-    """How values of a cell's tokens are mixed."""
+    """Interface of attention."""
 
     def __call__(self, q: Tensor, k: Tensor, v: Tensor, layout: Padded, n_heads: int) -> Tensor:
         """Mix values ``(b, s, h e)``."""
@@ -71,7 +71,7 @@ class ExactAttention(nn.Module):
 
 
 class FeatureAttention(nn.Module):
-    """Attention by random features, which are stored with the weights: these were trained with them."""
+    """Attention by random features, which are stored with the weights that were trained with them."""
 
     def __init__(self, n_features: int, d_head: int) -> None:
         super().__init__()
@@ -79,7 +79,7 @@ class FeatureAttention(nn.Module):
         self.projection_matrix: Tensor
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor, layout: Padded, n_heads: int) -> Tensor:
-        # In float32 also under autocast: an exponential turns rounding of exponents into relative errors.
+        # In float32 also under autocast: the exponential turns rounding errors of exponents into relative errors.
         with torch.autocast(q.device.type, enabled=False):
             queries, keys, values = (split_heads(part.float(), n_heads) for part in (q, k, v))
             mixed = attend_by_features(queries, keys, values, self.projection_matrix.float(), layout.unseen)
@@ -87,7 +87,7 @@ class FeatureAttention(nn.Module):
 
     @torch.no_grad()
     def redraw(self, generator: torch.Generator) -> None:
-        """Draw other features."""
+        """Draw new features."""
         n_features, width = self.projection_matrix.shape
         self.projection_matrix.copy_(orthogonal_features(n_features, width, generator))
 
@@ -126,7 +126,7 @@ class FeedForward(nn.Module):
 
 
 class Wrapped(nn.Module):
-    """A level in the names of the released tensors, where the original cuts tokens into chunks."""
+    """Level in the names of the released tensors; the original chunks tokens here."""
 
     def __init__(self, fn: nn.Module) -> None:
         super().__init__()
@@ -171,14 +171,14 @@ class Blocks(nn.Module):
 
 
 class Performer(nn.Module):
-    """The blocks, and when their features were drawn.
+    """The blocks, with periodic redrawing of their features.
 
     Attributes
     ----------
     recompute
         As :attr:`scgalore.nn.CellNetwork.recompute`.
     seed
-        Seed of the features that are drawn in training.
+        Seed for features drawn in training.
     """
 
     def __init__(self, config: SCBERTConfig) -> None:
@@ -203,16 +203,16 @@ class Performer(nn.Module):
 
     @torch.no_grad()
     def _count(self) -> None:
-        """Count a training forward pass, or draw new features and start counting with the next."""
+        """Count a forward pass in training, or draw new features and restart counting."""
         calls = self.calls_since_last_redraw
         if is_fake(calls) or calls.is_meta:
-            return  # memory is traced without numbers
+            return  # memory is traced without data
         if calls < REDRAW_AFTER:
             calls += 1
             return
         calls.zero_()
         attentions = [part for part in self.modules() if isinstance(part, FeatureAttention)]
-        # The seed follows from the features there are: the same in every process, and in a run that is resumed.
+        # The seed is derived from the current features: identical in every process and in a resumed run.
         state = hashlib.blake2b(f"{self.seed}".encode(), digest_size=7)
         for attention in attentions:
             state.update(attention.projection_matrix.cpu().numpy().tobytes())
@@ -222,7 +222,7 @@ class Performer(nn.Module):
 
 
 class TokensHead(nn.Module):
-    """Outputs for a cell from one number of each gene, by two hidden layers."""
+    """Outputs for a cell from one number per gene, with two hidden layers."""
 
     def __init__(self, n_inputs: int, n_outputs: int) -> None:
         super().__init__()
@@ -235,7 +235,7 @@ class TokensHead(nn.Module):
 
     @property
     def out_features(self) -> int:
-        """How many outputs it has."""
+        """Number of outputs."""
         return self.fc3.out_features
 
 
@@ -249,8 +249,8 @@ class SCBERTNetwork(CellNetwork):
 
     Notes
     -----
-    A token is the embedding of its gene plus that of its class of expression. The original's trailing token, whose gene
-    embedding is 0, is ``<cls>`` here and comes first: tokens carry no position.
+    A token is the embedding of its gene plus that of its class of expression. The trailing token of the original, whose
+    gene embedding is 0, is ``<cls>`` here and comes first: tokens have no positions.
     """
 
     table = "pos_emb.emb"
@@ -276,7 +276,7 @@ class SCBERTNetwork(CellNetwork):
 
     @property
     def recompute(self) -> bool:
-        """Whether training keeps only the input of each block."""
+        """Whether training stores only the input of each block."""
         return self.performer.recompute
 
     @recompute.setter
@@ -285,7 +285,7 @@ class SCBERTNetwork(CellNetwork):
 
     @property
     def seed(self) -> int:
-        """Seed of the features that are drawn in training."""
+        """Seed for features drawn in training."""
         return self.performer.seed
 
     @seed.setter
@@ -308,7 +308,7 @@ class SCBERTNetwork(CellNetwork):
         cell_only: bool = False,
         **conditions: Tensor | None,
     ) -> Encoded:
-        """Tokens to hidden states and a cell embedding.
+        """Compute hidden states and a cell embedding from tokens.
 
         Parameters
         ----------
@@ -319,15 +319,15 @@ class SCBERTNetwork(CellNetwork):
         padding
             ``True`` at padding, ``(b, s)``.
         cell_only
-            Whether only the cell embedding will be read. Where that is the state of ``<cls>``, the last block then works
-            on this one token, and ``hidden`` is ``(b, 1, d)``.
+            Whether only the cell embedding is needed. If that is the state of ``<cls>``, the last block is then applied
+            only to this token, and ``hidden`` is ``(b, 1, d)``.
         conditions
-            None are read.
+            Not used.
 
         Returns
         -------
-        States and embeddings. Where heads read all tokens, ``cell`` has one number of each gene after the cell embedding,
-        ``(b, d + n_tokens)``: 0 for those that are no tokens.
+        States and embeddings. If heads use all tokens, ``cell`` has one number per gene after the cell embedding,
+        ``(b, d + n_tokens)``: 0 for genes that are not tokens.
         """
         embedded = self.gene_embeddings(genes)  # (b, s, d)
         x = embedded + self.token_emb(values.long())
@@ -344,17 +344,17 @@ class SCBERTNetwork(CellNetwork):
         return Encoded(hidden, embedded, cell)
 
     def embedding(self, cell: Tensor) -> Tensor:
-        """Cell embeddings ``(b, d)`` in what :meth:`encode` gives as ``cell``."""
+        """Cell embeddings ``(b, d)`` in ``cell`` of :meth:`encode`."""
         return cell[:, : self.config.d_model]
 
     def make_head(self, n_outputs: int) -> nn.Module:
-        """Make a head with random weights: a linear layer, or one that reads all tokens."""
+        """Create a head with random weights: a linear layer, or one that uses all tokens."""
         if self.config.head == "linear":
             return super().make_head(n_outputs)
         return TokensHead(self.config.n_tokens, n_outputs).to(self.gene_table.weight)
 
     def read_head(self, name: str, cell: Tensor) -> Tensor:
-        """Outputs ``(b, n_outputs)`` of one head for what :meth:`encode` gives as ``cell``."""
+        """Outputs ``(b, n_outputs)`` of one head for ``cell`` of :meth:`encode`."""
         return super().read_head(name, cell if self.to_scalars is None else cell[:, self.config.d_model :])
 
     def class_logits(self, hidden: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""What a scBERT network is made of."""
+"""Configuration of scBERT networks."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class SCBERTConfig(NetworkConfig):
     Attributes
     ----------
     n_tokens
-        Rows of the gene embedding: genes, ``<cls>`` (the original's trailing token) and ``<pad>``.
+        Number of rows of the gene embedding: genes, ``<cls>`` (the trailing token of the original) and ``<pad>``.
     pad_id
         Token id of ``<pad>``.
     d_model
@@ -35,35 +35,35 @@ class SCBERTConfig(NetworkConfig):
     dropout
         Not used: scBERT has no dropout.
     heads
-        Outputs of each head on the cell embedding, by name.
+        Number of outputs of each head on the cell embedding, by name.
     n_bins
-        Classes of expression, 0 to ``n_bins - 1``.
+        Number of expression classes, 0 to ``n_bins - 1``.
     max_length
-        Most tokens of a cell.
+        Maximum number of tokens per cell.
     mask_value
-        Class that stands for a masked one: ``n_bins``.
+        Class of masked tokens: ``n_bins``.
     pad_value
-        What stands at padding and at ``<cls>``.
+        Value of padding and ``<cls>``.
     n_heads
-        Attention heads.
+        Number of attention heads.
     d_head
-        Width of a head; heads together are wider than the network.
+        Width of a head; all heads together are wider than the network.
     d_hid
         Width of the feed-forward layers.
     n_layers
         Number of blocks.
     attention
-        ``"favor"`` attends by random features to all genes, as the released weights need. ``"exact"`` attends to the genes with
-        a class above 0, which are then the only tokens.
+        ``"favor"`` attends to all genes by random features, as required by the released weights. ``"exact"`` attends to
+        the genes with a class above 0, which are then the only tokens.
     n_features
-        Random features of a head.
+        Number of random features per head.
     pooling
-        What a cell's embedding is: the mean over its tokens, or the state of ``<cls>``.
+        Cell embedding: the mean over its tokens, or the state of ``<cls>``.
     head
-        What heads are: ``"linear"`` layers on the cell's embedding, or as scBERT's ``"tokens"``: one number of each gene's token,
-        then layers of 512 and 128.
+        Type of heads: ``"linear"`` layers on the cell embedding, or ``"tokens"`` as in scBERT: one number per gene
+        token, then layers of 512 and 128.
     gene2vec
-        Whether the gene embeddings are given vectors: they are not trained, and their digits beyond float32 are kept for
+        Whether the gene embeddings are fixed vectors: they are not trained, and their float64 values are kept for
         export.
     """
 
@@ -98,7 +98,7 @@ class SCBERTConfig(NetworkConfig):
 
     @classmethod
     def seen_in(cls, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
-        """Sizes and parts, of which names and shapes of the tensors tell."""
+        """Sizes and parts determined by names and shapes of the tensors."""
         first = "performer.net.layers.0."
         projection = shapes.get(f"{first}0.fn.fast_attention.projection_matrix", ())
         table, classes = shapes.get("pos_emb.emb.weight", ()), shapes.get("token_emb.weight", ())
@@ -109,7 +109,7 @@ class SCBERTConfig(NetworkConfig):
         if inner and projection and projection[1]:
             found["n_heads"] = inner[0] // projection[1]
         if classes:
-            found["n_bins"] = classes[0] - 1  # the last one stands for masked ones
+            found["n_bins"] = classes[0] - 1  # the last one is for masked tokens
         return {
             **found,
             "n_layers": len({name.split(".")[3] for name in shapes if name.startswith("performer.net.layers.")}),
@@ -120,7 +120,7 @@ class SCBERTConfig(NetworkConfig):
 
     @classmethod
     def heads_in(cls, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
-        """Outputs of the heads."""
+        """Numbers of outputs of the heads."""
         found = {}
         for name, shape in shapes.items():
             parts = name.split(".")

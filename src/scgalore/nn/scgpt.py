@@ -1,4 +1,4 @@
-"""The scGPT network in plain torch, to be read from top to bottom: encoders, block, heads, network.
+"""The scGPT network in plain torch, from top to bottom: encoders, block, heads, network.
 
 Module names are the tensor names of the released checkpoints, so a file loads and exports without renaming.
 Source: Cui et al., Nature Methods 2024, doi:10.1038/s41592-024-02201-0.
@@ -28,14 +28,14 @@ if TYPE_CHECKING:
     from scgalore.nn.layout import Layout
     from scgalore.nn.scgpt_config import SCGPTConfig
 
-MAX_VALUE = 512.0  # the value encoder saturates here, as upstream's does
+MAX_VALUE = 512.0  # the value encoder saturates here, as in the original
 BATCH_NORM_EPS = 6.1e-5
 UNPERTURBED, PERTURBED, KNOWN = 0, 1, 2  # rows of the flag embedding, as in scgalore.data.perturbations
-GENERATED = 1  # row of the flag embedding of pre-training; upstream reads no other
+GENERATED = 1  # row of the flag embedding of pre-training; the original uses no other
 
 
 class GeneEncoder(nn.Module):
-    """Lookup and norm: also the encoder of sequencing batches."""
+    """Embedding lookup and norm; also the encoder of sequencing batches."""
 
     def __init__(self, n_tokens: int, d_model: int, padding_idx: int | None = None) -> None:
         super().__init__()
@@ -54,7 +54,7 @@ class CategoryValueEncoder(GeneEncoder):
 
 
 class ContinuousValueEncoder(nn.Module):
-    """A two-layer network on one number."""
+    """A two-layer network of one number."""
 
     def __init__(self, d_model: int, dropout: float) -> None:
         super().__init__()
@@ -84,14 +84,14 @@ class PackedLinear(Linear):
 
 
 class SplitLinear(nn.Module):
-    """The same by three layers, for adapters that treat each by itself."""
+    """Queries, keys and values by three layers, so that adapters can treat them separately."""
 
     def __init__(self, q: nn.Module, k: nn.Module, v: nn.Module) -> None:
         super().__init__()
         self.q, self.k, self.v = q, k, v
 
     def parts(self, x: Tensor, queries: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
-        """As :meth:`PackedLinear.parts`. Every part is called as a layer, never read as a weight."""
+        """As :meth:`PackedLinear.parts`. The parts are called as layers; their weights are not used directly."""
         return self.q(x if queries is None else queries), self.k(x), self.v(x)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -104,7 +104,7 @@ class SelfAttention(nn.Module):
     def __init__(self, d_model: int, n_heads: int) -> None:
         super().__init__()
         self.n_heads = n_heads
-        self.Wqkv = PackedLinear(d_model, 3 * d_model)  # an adapter may put a SplitLinear in its place
+        self.Wqkv = PackedLinear(d_model, 3 * d_model)  # an adapter may replace it by a SplitLinear
         self.out_proj = Linear(d_model, d_model)
 
     def forward(self, x: Tensor, layout: Layout, queries: Tensor | None = None) -> Tensor:
@@ -113,7 +113,7 @@ class SelfAttention(nn.Module):
         projected = self.out_proj(mixed)
         if queries is not None or layout.generated is None:
             return projected
-        # As the released weights were trained: what a generated token attended to is not projected.
+        # As in training of the released weights: the attention output of generated tokens is not projected.
         return torch.where(layout.generated.unsqueeze(-1), mixed, projected)
 
 
@@ -143,8 +143,8 @@ class Transformer(nn.Module):
     Attributes
     ----------
     recompute
-        Whether training keeps only the input of each block and computes the rest again in the backward pass (Chen et al.,
-        arXiv:1604.06174): less memory for a tenth to a fifth more time on a CPU, and the same numbers.
+        Whether training stores only the input of each block and recomputes the rest in the backward pass (Chen et al.,
+        arXiv:1604.06174): less memory for 10 to 20 % more time on a CPU, with identical results.
     """
 
     def __init__(self, config: SCGPTConfig) -> None:
@@ -164,14 +164,14 @@ class Transformer(nn.Module):
 
 
 class PerBatchNorm(nn.Module):
-    """One batch norm a sequencing batch, without affine parameters ("domain-specific batch norm")."""
+    """One batch norm per sequencing batch, without affine parameters ("domain-specific batch norm")."""
 
     def __init__(self, d_model: int, n_batches: int) -> None:
         super().__init__()
         self.bns = nn.ModuleList(nn.BatchNorm1d(d_model, eps=BATCH_NORM_EPS, affine=False) for _ in range(n_batches))
 
     def start_new(self, n_known: int) -> None:
-        """Let the batches from this number on start from the mean of the statistics of those before."""
+        """Initialise the batches from ``n_known`` on with the mean statistics of those before."""
         for name in ("running_mean", "running_var"):
             mean = torch.stack([getattr(bn, name) for bn in self.bns[:n_known]]).mean(dim=0)
             for bn in self.bns[n_known:]:
@@ -216,7 +216,7 @@ class AffineExpressionDecoder(nn.Module):
         self.adaptive_bias = config.adaptive_bias
 
     def start_at_zero(self) -> None:
-        """Let it predict 0 for every input until it is trained, as what is learnt on top of something else should."""
+        """Initialise the decoder to predict 0 for every input, for training with a prior."""
         for parameter in self._last():
             nn.init.zeros_(parameter)
 
@@ -237,7 +237,7 @@ class AffineExpressionDecoder(nn.Module):
 
 
 class CellExpressionDecoder(nn.Module):
-    """Expression of each gene from its embedding and the cell embedding alone (upstream's MVC decoder)."""
+    """Expression of each gene from its embedding and the cell embedding alone (scGPT's MVC decoder)."""
 
     def __init__(self, d_gene: int, d_cell: int, *, zero_probabilities: bool) -> None:
         super().__init__()
@@ -270,7 +270,7 @@ class CellDecoder(nn.Module):
 
     @property
     def out_features(self) -> int:
-        """How many outputs it has."""
+        """Number of outputs."""
         return self.out_layer.out_features
 
 
@@ -290,16 +290,16 @@ class SCGPTNetwork(CellNetwork):
     Parameters
     ----------
     config
-        Sizes and parts; a part that the config leaves out has no parameters.
+        Sizes and parts; a disabled part has no parameters.
 
     Notes
     -----
-    Tokens carry no position: their order changes nothing. ``encode`` turns tokens into hidden states and a cell
-    embedding; the other methods are the heads. Nothing here knows of AnnData.
+    Tokens have no positions: their order does not matter. ``encode`` computes hidden states and a cell
+    embedding from tokens; the other methods are the heads.
     """
 
     table = "encoder.embedding"
-    # Not the flags of generation and the batches: a network that has new ones learns them also when an adapter is attached.
+    # Without generation flags and batches: new ones are also trained when an adapter is attached.
     body = ("encoder", "value_encoder", "pert_encoder", "bn", "transformer_encoder")
     required = ("encoder", "value_encoder", "transformer_encoder")
     pretraining = ("masked", "generative")
@@ -331,7 +331,7 @@ class SCGPTNetwork(CellNetwork):
         self.apply(_initialise)
         nn.init.uniform_(self.encoder.embedding.weight, -0.1, 0.1)
         self.put_heads(self.fresh_heads(config.heads))
-        # The last: networks with and without them then draw the same weights.
+        # Last, so that networks with and without these draw the same weights.
         self.flag_encoder = nn.Embedding(2, d) if config.generative else None
         self.mod_encoder = GeneEncoder(config.n_modalities, d) if config.n_modalities else None
 
@@ -359,7 +359,7 @@ class SCGPTNetwork(CellNetwork):
         q, k, _ = attention.Wqkv.parts(x)
         return split_heads(q, attention.n_heads), split_heads(k, attention.n_heads)
 
-    def encode(  # type: ignore[override]  # names what it reads
+    def encode(  # type: ignore[override]  # explicit conditions
         self,
         genes: Tensor,
         values: Tensor,
@@ -372,7 +372,7 @@ class SCGPTNetwork(CellNetwork):
         cell: Tensor | None = None,
         modalities: Tensor | None = None,
     ) -> Encoded:
-        """Tokens to hidden states and a cell embedding.
+        """Compute hidden states and a cell embedding from tokens.
 
         Parameters
         ----------
@@ -383,28 +383,28 @@ class SCGPTNetwork(CellNetwork):
         padding
             ``True`` at padding, ``(b, s)``.
         cell_only
-            Whether only the cell embedding will be read. Where that is the state of ``<cls>``, the last block then works
-            on this one token, and ``hidden`` is ``(b, 1, d)``.
+            Whether only the cell embedding is needed. If that is the state of ``<cls>``, the last block is then applied
+            only to this token, and ``hidden`` is ``(b, 1, d)``.
         batches
-            Codes of the sequencing batches, int64 ``(b,)``; needed by networks that know batches.
+            Codes of the sequencing batches, int64 ``(b,)``; required by networks with batches.
         flags
-            Perturbation flags, int64 ``(b, s)``; needed by perturbation networks.
+            Perturbation flags, int64 ``(b, s)``; required by perturbation networks.
         generated
-            ``True`` at tokens whose expression is to be generated from the other tokens of the cell, bool ``(b, s)``; never
-            at ``<cls>``. They have a flag and no value, attend to the other tokens and to themselves, and nothing else
-            depends on them, the cell embedding included. Needs a network with ``SCGPTConfig.generative``.
+            ``True`` at tokens whose expression is generated from the other tokens of the cell, bool ``(b, s)``; never
+            at ``<cls>``. They have a flag instead of a value and attend to the other tokens and to themselves; no other
+            output depends on them, including the cell embedding. Needs a network with ``SCGPTConfig.generative``.
         cell
-            Cell embeddings ``(b, d)`` that take the place of the input of ``<cls>``.
+            Cell embeddings ``(b, d)`` that replace the input of ``<cls>``.
         modalities
-            Modality of each token, int64 ``(b, s)``: read by the decoders alone, as upstream's are.
+            Modality of each token, int64 ``(b, s)``; used only by the decoders, as in the original.
 
         Raises
         ------
         OptionError
-            If the network reads batches or flags, and they are not given, or it cannot generate, and it should.
+            If required batches or flags are missing, or ``generated`` is given to a network that is not generative.
         """
         gene_embeddings = self.encoder(genes)  # (b, s, d)
-        # Values that are not to be read may be anything, also what the value encoder has no gradient for.
+        # Unused values are arbitrary, and may have no gradient in the value encoder.
         x = self.add_values(gene_embeddings, values if generated is None else values.masked_fill(generated, 0))
         if generated is not None:
             flag = _built(self.flag_encoder, "generative")(generated.new_full((), GENERATED, dtype=torch.int64))
@@ -429,7 +429,7 @@ class SCGPTNetwork(CellNetwork):
         batches: Tensor | None = None,
         modalities: Tensor | None = None,
     ) -> Tensor:
-        """Expression ``(b, s)`` of a cell known by its embedding ``(b, d)``, which takes the place of ``<cls>``."""
+        """Expression ``(b, s)`` generated from a cell embedding ``(b, d)``, which replaces ``<cls>``."""
         x = self.encoder(genes)
         if values is not None:
             x = self.add_values(x, values)
@@ -452,7 +452,7 @@ class SCGPTNetwork(CellNetwork):
     def expression_from_cell(
         self, encoded: Encoded, *, batches: Tensor | None = None, modalities: Tensor | None = None
     ) -> tuple[Tensor, Tensor | None]:
-        """Like :meth:`expression`, from the cell embedding and gene identities alone."""
+        """Like :meth:`expression`, from the cell embedding and gene embeddings alone."""
         decoder = _built(self.mvc_decoder, "mvc")
         if self.mod_encoder is None:
             return decoder(self._with_context(encoded.cell, batches, None), encoded.genes)
@@ -469,7 +469,7 @@ class SCGPTNetwork(CellNetwork):
         modalities: Tensor | None = None,
         **conditions: Tensor | None,
     ) -> dict[str, tuple[Tensor, Tensor | None]]:
-        """``""``: :meth:`expression`; ``"_from_cell"``: :meth:`expression_from_cell`, where the network has that head."""
+        """``""``: :meth:`expression`; ``"_from_cell"``: :meth:`expression_from_cell`, if the network has that head."""
         context = {"batches": batches, "modalities": modalities}
         predicted = {"": self.expression(encoded, values, **context)}
         if self.mvc_decoder is not None:
@@ -492,17 +492,17 @@ class SCGPTNetwork(CellNetwork):
 
     @property
     def cell_heads(self) -> dict[str, nn.Module]:
-        """Heads on the cell embedding by name; that of the classes is the one of released checkpoints."""
+        """Heads on the cell embedding by name; the head for classes is that of released checkpoints."""
         own = {} if self.cls_decoder is None else {"classes": self.cls_decoder}
         return {**own, **super().cell_heads}
 
     def make_head(self, n_outputs: int) -> nn.Module:
-        """Make a head of ``n_layers_cls`` layers with random weights."""
+        """Create a head of ``n_layers_cls`` layers with random weights."""
         head = CellDecoder(self.config.d_model, n_outputs, self.config.n_layers_cls, nn.ReLU())
         return head.to(self.gene_table.weight)
 
     def put_heads(self, heads: Mapping[str, nn.Module]) -> None:
-        """Put exactly these heads in place, and their sizes into the configuration."""
+        """Replace the heads, and record their sizes in the configuration."""
         self.cls_decoder = heads.get("classes")
         super().put_heads({name: head for name, head in heads.items() if name != "classes"})
 
@@ -523,10 +523,10 @@ class SCGPTNetwork(CellNetwork):
         return x
 
     def pool(self, hidden: Tensor, values: Tensor, layout: Layout) -> Tensor:
-        """Cell embeddings ``(b, d)`` from the last states of all tokens or, where these are the cell, of ``<cls>``."""
+        """Cell embeddings ``(b, d)`` from the last states of all tokens, or of ``<cls>``."""
         if self.config.cell_style == "cls":
             return layout.cells(layout.cls(hidden))
-        # Upstream pools over padding too, which makes an embedding depend on its neighbours in the batch; ours does not.
+        # The original also pools over padding, so that an embedding depends on other cells in the batch; ours does not.
         if self.config.cell_style == "avg-pool":
             return layout.sum(hidden) / layout.count()
         return F.normalize(layout.sum(hidden * values.unsqueeze(-1)), dim=1)
@@ -537,12 +537,12 @@ class SCGPTNetwork(CellNetwork):
         return self.config.generative
 
     def generative_variant(self, *, seed: int) -> Self:
-        """Copy into a network that has a flag for generated tokens; all else keeps its weights.
+        """Copy to a network with a flag for generated tokens; other weights are kept.
 
         Parameters
         ----------
         seed
-            Seed of the flag embedding, where the network has none.
+            Seed of the flag embedding, if the network has none.
         """
         variant = copy.deepcopy(self)
         if not self.generates:
@@ -558,11 +558,11 @@ class SCGPTNetwork(CellNetwork):
         return self.config.perturbation
 
     def perturbation_variant(self, n_tokens: int, n_known: int, *, seed: int) -> Self:
-        """Copy into a network that reads perturbation flags and has rows for new genes.
+        """Copy to a network with perturbation flags and embeddings for new genes.
 
-        Encoders and transformer keep their weights; the decoder is a new one, unless the network already was of this kind.
-        The flag of unperturbed genes has no vector of its own, or keeps the one it has. New genes get embeddings drawn
-        like those that are there.
+        Encoders and transformer keep their weights; the decoder is new, unless the network already is a perturbation
+        network. The flag of unperturbed genes has a zero vector, or keeps its vector. Embeddings of new genes are drawn
+        from the distribution of existing ones.
 
         Parameters
         ----------
@@ -571,7 +571,7 @@ class SCGPTNetwork(CellNetwork):
         """
         old = self.config
         if self.reads_batches:
-            msg = "A network that normalises its inputs within batches cannot learn perturbations, whose cells come without. Start from other weights."
+            msg = "A network that normalises its inputs within batches cannot be trained on perturbations, which have no batches. Use other weights."
             raise OptionError(msg)
         n_tokens = max(old.n_tokens, n_tokens)
         config = old.replace(n_tokens=n_tokens, perturbation=True, pert_pad_id=UNPERTURBED, n_modalities=0)
@@ -586,7 +586,7 @@ class SCGPTNetwork(CellNetwork):
         genes = self.encoder.embedding.weight.detach()[:n_known]
         tensors["encoder.embedding.weight"] = torch.cat([genes, genes.mean(dim=0) + genes.std(dim=0) * new])
         if old.perturbation and old.pert_pad_id == KNOWN:
-            # Upstream's padding flag, which no gene ever had.
+            # Padding flag of the original, which no gene ever has.
             flags = tensors["pert_encoder.weight"].clone()
             flags[KNOWN] = flags[PERTURBED]
             tensors["pert_encoder.weight"] = flags
@@ -594,7 +594,7 @@ class SCGPTNetwork(CellNetwork):
         return copy.eval()
 
     def start_at_zero(self) -> None:
-        """Let the affine decoder predict 0 for every input until it is trained."""
+        """Initialise the affine decoder to predict 0 for every input."""
         self._affine_decoder().start_at_zero()
 
     @property
@@ -623,10 +623,10 @@ class SCGPTNetwork(CellNetwork):
         zeros: bool,
         seed: int,
     ) -> Self:
-        """Copy into a network that knows sequencing batches; all else keeps its weights.
+        """Copy to a network with sequencing batches; other weights are kept.
 
-        Decoders get further inputs for the batch, with weights of zero: predictions are the old ones until they are trained.
-        New batches start from the mean of the norms of those that are kept.
+        Decoders get additional inputs for the batch, with zero weights, so that predictions do not change before
+        training. Norms of new batches are initialised with the mean of existing ones.
 
         Parameters
         ----------
@@ -635,9 +635,7 @@ class SCGPTNetwork(CellNetwork):
         """
         own = self.config
         if own.perturbation:
-            msg = (
-                "A network of perturbations knows no batches of cells. Start from the weights that it was trained from."
-            )
+            msg = "A perturbation network does not support batches of cells. Start from the weights before fine-tuning."
             raise OptionError(msg)
         config = own.replace(
             n_batches=n_batches,
@@ -651,7 +649,7 @@ class SCGPTNetwork(CellNetwork):
             torch.manual_seed(seed)
             variant = type(self)(config)
         old = self.state_dict()
-        for name, tensor in variant.state_dict().items():  # the live tensors
+        for name, tensor in variant.state_dict().items():  # references, not copies
             if name not in old:
                 continue
             part, before = name.partition(".")[0], old[name]
@@ -667,7 +665,7 @@ class SCGPTNetwork(CellNetwork):
         return variant.to(self.gene_table.weight).eval()
 
     def with_batches(self, n_batches: int) -> Self:
-        """Copy with norms for more batches, which start from the mean of those that there are."""
+        """Copy with norms for more batches, initialised with the mean of existing ones."""
         has = self.config
         return self.integration_variant(
             n_batches,
@@ -680,14 +678,14 @@ class SCGPTNetwork(CellNetwork):
         )
 
     def take_norms(self, other: Self, n_known: int) -> None:
-        """Take the norms of the batches from this number on from another network."""
+        """Copy the norms of batches from ``n_known`` on from another network."""
         if self.dsbn is not None and other.dsbn is not None:
             for own, new in zip(self.dsbn.bns[n_known:], other.dsbn.bns[n_known:], strict=True):
                 own.load_state_dict(new.state_dict())
 
     @torch.no_grad()
     def estimate_norm(self, batch: int, tokens: Iterable[tuple[Tensor, Tensor]]) -> None:
-        """Take the norm of one batch from its tokens; parameters as for :meth:`CellNetwork.estimate_norm`."""
+        """Estimate the norm of one batch from its tokens; parameters as for :meth:`CellNetwork.estimate_norm`."""
         norm = cast("nn.BatchNorm1d", cast("PerBatchNorm", _built(self.dsbn, "batch_norm")).bns[batch])
         assert norm.running_mean is not None
         assert norm.running_var is not None
@@ -706,14 +704,14 @@ class SCGPTNetwork(CellNetwork):
 
     @property
     def reads_modalities(self) -> bool:
-        """Whether its decoders read the modality of each token."""
+        """Whether decoders use the modality of each token."""
         return self.config.n_modalities > 0
 
     def multiomic_variant(self, rows: Tensor, n_modalities: int, *, seed: int) -> Self:
-        """Copy into a network that has more tokens and whose decoders read modalities.
+        """Copy to a network with more tokens, and with modalities in the decoders.
 
-        What is new in the decoders starts at 0, so the copy of a network without batches predicts what that predicts until it is
-        trained.
+        New weights of the decoders are initialised with 0, so that predictions of a network without batches do not
+        change before training.
 
         Parameters
         ----------
@@ -734,7 +732,7 @@ class SCGPTNetwork(CellNetwork):
         return variant.eval()
 
     def _with_context(self, x: Tensor, batches: Tensor | None, modalities: Tensor | None) -> Tensor:
-        """States ``(b, d)`` or ``(b, s, d)`` next to what the decoders know of batch and modality, if they know anything."""
+        """States ``(b, d)`` or ``(b, s, d)``, concatenated with embeddings of batch and modality, if used."""
         context: Tensor | None = None
         if self.mod_encoder is not None:
             context = self.mod_encoder(_given(modalities, "modalities"))  # as x
@@ -753,7 +751,7 @@ class SCGPTNetwork(CellNetwork):
 
 
 def _placed(tensor: Tensor, like: Tensor) -> Tensor:
-    """The tensor in the first rows and columns of one of another shape, and zeros elsewhere."""
+    """Copy a tensor to the first rows and columns of a zero tensor of another shape."""
     if tensor.shape == like.shape:
         return tensor
     larger = torch.zeros_like(like)
@@ -765,28 +763,28 @@ def _value_encoder(config: SCGPTConfig) -> nn.Module | None:
     if config.value_style == "continuous":
         return ContinuousValueEncoder(config.d_model, config.dropout)
     if config.value_style == "category":
-        # Upstream's convention: the last but one bin stands for padding.
+        # Convention of scGPT: the last but one bin is padding.
         return CategoryValueEncoder(config.n_value_bins, config.d_model, padding_idx=config.n_value_bins - 2)
     return None
 
 
 def _initialise(module: nn.Module) -> None:
     if isinstance(module, SelfAttention):
-        # As torch's MultiheadAttention, which upstream trains when flash-attn is absent.
+        # As torch's MultiheadAttention, which scGPT uses without flash-attn.
         nn.init.xavier_uniform_(module.Wqkv.weight)
         nn.init.zeros_(module.Wqkv.bias)
         nn.init.zeros_(module.out_proj.bias)
 
 
 def _put_first(cell: Tensor, x: Tensor) -> Tensor:
-    """Cell embeddings ``(b, d)`` in place of the first token of ``x``, ``(b, s, d)``."""
+    """Replace the first token of ``x``, ``(b, s, d)``, by cell embeddings ``(b, d)``."""
     return torch.cat([cell.unsqueeze(1), x[:, 1:]], dim=1)
 
 
 def _given(tensor: Tensor | None, name: str) -> Tensor:
     if tensor is None:
         msg = (
-            f"This network was built with a part that reads `{name}`, and the cells come without them. Build it without "
+            f"This network has a part that needs `{name}`, but the cells have none. Build the network without "
             "that part; see SCGPTConfig."
         )
         raise OptionError(msg)
@@ -795,6 +793,6 @@ def _given(tensor: Tensor | None, name: str) -> Tensor:
 
 def _built(module: nn.Module | None, field: str) -> nn.Module:
     if module is None:
-        msg = f"This network has no such part: SCGPTConfig.{field} is off."
+        msg = f"This network does not have this part: SCGPTConfig.{field} is disabled."
         raise OptionError(msg)
     return module

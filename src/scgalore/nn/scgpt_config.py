@@ -1,4 +1,4 @@
-"""What a scGPT network is made of, read from a checkpoint or written down by hand."""
+"""Configuration of scGPT networks, from a checkpoint or by hand."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 ValueStyle = Literal["continuous", "category", "scaling"]
 CellStyle = Literal["cls", "avg-pool", "w-pool"]
 BatchNorm = Literal["none", "shared", "per-batch"]
-# Modules of torch.nn that are made without arguments and take any shape.
+# Modules of torch.nn that need no arguments and accept any shape.
 Activation = Literal[
     "CELU", "ELU", "GELU", "Hardsigmoid", "Hardswish", "Hardtanh", "Identity", "LeakyReLU", "LogSigmoid", "Mish", "ReLU",
     "ReLU6", "SELU", "SiLU", "Sigmoid", "Softplus", "Softshrink", "Softsign", "Tanh", "Tanhshrink",
@@ -36,7 +36,7 @@ ARGS = {
     "mask_value": "mask_value",
     "pad_value": "pad_value",
 }
-"""Fields by the names that the original's ``args.json`` has for them; the first four are always there."""
+"""Fields by their names in ``args.json`` of scGPT; the first four are always present."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,64 +46,64 @@ class SCGPTConfig(NetworkConfig):
     Attributes
     ----------
     n_tokens
-        Rows of the gene embedding: genes and special tokens.
+        Number of rows of the gene embedding: genes and special tokens.
     pad_id
         Token id of ``<pad>``.
     d_model
         Width.
     n_heads
-        Attention heads; they divide the width.
+        Number of attention heads, a divisor of the width.
     d_hid
         Width of the feed-forward layers.
     n_layers
         Number of blocks.
     dropout
-        Probability on the residual branches and after the value encoder.
+        Dropout probability on the residual branches and after the value encoder.
     heads
-        Outputs of each head on the cell embedding, by name.
+        Number of outputs of each head on the cell embedding, by name.
     n_layers_cls
         Depth of these heads.
     mvc
         Whether the head that predicts expression from the cell embedding exists ("masked value prediction for cell
         modelling").
     value_style
-        How expression enters: a small network ("continuous"), a lookup of bins ("category") or a factor on the gene
-        embedding ("scaling").
+        Encoding of expression: a small network ("continuous"), an embedding of bins ("category") or a factor on the
+        gene embedding ("scaling").
     n_value_bins
-        Bins of the "category" style.
+        Number of bins of the "category" style.
     cell_style
-        How tokens become a cell embedding.
+        Pooling of tokens to a cell embedding.
     n_batches
-        Sequencing batches the network knows.
+        Number of sequencing batches.
     batch_labels
-        Whether the decoders see the batch of a cell.
+        Whether the decoders receive the batch of a cell.
     batch_norm
         Whether inputs are normalised, over all cells ("shared") or within each batch ("per-batch").
     adversary
-        Whether a discriminator tries to guess the batch, with its gradient reversed.
+        Whether a discriminator predicts the batch, with reversed gradient.
     zero_probabilities
         Whether decoders also predict the probability of a non-zero value.
     perturbation
-        Whether the input carries perturbation flags and the expression decoder is affine, as in upstream's generator.
+        Whether the input has perturbation flags and the expression decoder is affine, as in scGPT's perturbation model.
     pert_pad_id
-        Flag whose embedding stays zero.
+        Flag with a fixed zero embedding.
     decoder_activation
-        Name of a module of :mod:`torch.nn` after both parts of the affine decoder.
+        Name of a module of :mod:`torch.nn` that is applied after both parts of the affine decoder.
     adaptive_bias
         Whether its bias is multiplied by the mean of a cell's non-zero values.
     generative
-        Whether the network has a flag for tokens whose expression it is to generate, as in upstream's pre-training.
+        Whether the network has a flag for generated tokens, as in scGPT's pre-training.
     n_modalities
-        Rows of the embedding of modalities that the decoders read with each token, as in upstream's multi-omic model; 0 for a
-        network of genes alone. Cell embeddings are then those of ``<cls>``.
+        Number of modalities, whose embedding is an input of the decoders for each token, as in scGPT's multi-omic
+        model; 0 for a network with genes only. With modalities, cell embeddings are those of ``<cls>``.
     n_bins
-        Bins of expression the weights were trained with, the one for zeros included.
+        Number of expression bins the weights were trained with, including the bin for zeros.
     max_length
-        Most tokens of a cell.
+        Maximum number of tokens per cell.
     mask_value
-        What stands for a masked value.
+        Value of masked tokens.
     pad_value
-        What stands at padding and at ``<cls>``.
+        Value of padding and ``<cls>``.
     """
 
     kinds: ClassVar[Mapping[str, Kind]] = {
@@ -152,7 +152,7 @@ class SCGPTConfig(NetworkConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.n_modalities and self.cell_style != "cls":
-            msg = f"cell_style={self.cell_style!r} does not go with n_modalities={self.n_modalities}. Use cell_style='cls'."
+            msg = f"cell_style={self.cell_style!r} cannot be used with n_modalities={self.n_modalities}. Use cell_style='cls'."
             raise WeightsError(msg)
         if self.d_model % self.n_heads:
             msg = f"The width d_model={self.d_model} is not a multiple of n_heads={self.n_heads}."
@@ -168,9 +168,9 @@ class SCGPTConfig(NetworkConfig):
         where: str = "args.json",
         **overrides: Any,
     ) -> Self:
-        """Read an upstream checkpoint: hyperparameters from its ``args.json``, parts from its tensors.
+        """Read the configuration of an original checkpoint: hyperparameters from ``args.json``, parts from its tensors.
 
-        ``args.json`` does not say which heads, encoders and norms a fine-tuned file holds, but the tensor names do.
+        Heads, encoders and norms of a fine-tuned file are not in ``args.json``, but follow from the tensor names.
 
         Parameters
         ----------
@@ -181,17 +181,17 @@ class SCGPTConfig(NetworkConfig):
         pad_id
             Token id of ``<pad>``.
         where
-            What the hyperparameters were read from, for messages.
+            File of the hyperparameters, for messages.
         overrides
-            Fields that neither source tells, such as ``cell_style`` or ``decoder_activation``.
+            Fields that are in neither source, such as ``cell_style`` or ``decoder_activation``.
 
         Raises
         ------
         WeightsError
-            If a size is missing from ``args``, is no number in its range, or ``shapes`` lacks the gene embedding.
+            If a size is missing in ``args`` or out of range, or the gene embedding is missing in ``shapes``.
         """
         if len(shapes.get("encoder.embedding.weight", ())) != 2:
-            msg = f"The weights of {where} hold no table 'encoder.embedding.weight' (tokens, width); found {named(sorted(shapes))}."
+            msg = f"The weights of {where} have no table 'encoder.embedding.weight' (tokens, width); found {named(sorted(shapes))}."
             raise WeightsError(msg)
         kinds = {key: cls.kinds[name] for key, name in ARGS.items()}
         check_fields(args, kinds, where=where, missing=list(ARGS)[4:])
@@ -202,7 +202,7 @@ class SCGPTConfig(NetworkConfig):
 
     @classmethod
     def seen_in(cls, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
-        """Sizes and parts, of which names and shapes of the tensors tell."""
+        """Sizes and parts determined by names and shapes of the tensors."""
         per_batch = sum(name.startswith("dsbn.bns.") and name.endswith("running_mean") for name in shapes)
         table = shapes.get("encoder.embedding.weight", ())
         hidden = shapes.get("transformer_encoder.layers.0.linear1.weight", ())
@@ -234,7 +234,7 @@ class SCGPTConfig(NetworkConfig):
 
     @classmethod
     def heads_in(cls, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
-        """Outputs and depth of the heads; that of the classes has the name of released files."""
+        """Numbers of outputs and depth of the heads; the head for classes has the name of released files."""
         last = ".out_layer.weight"
         paths = [name.removesuffix(last) for name in shapes if name.endswith(last) and len(shapes[name]) == 2]
         paths = [path for path in paths if path == "cls_decoder" or path.startswith("heads.")]
@@ -247,7 +247,7 @@ class SCGPTConfig(NetworkConfig):
         return {"heads": outputs, "n_layers_cls": 1 + len(list(before))}
 
     def to_args(self) -> dict[str, Any]:
-        """Spell the sizes as upstream's ``args.json`` does, for :func:`~scgalore.weights.export_scgpt`."""
+        """Sizes by their names in ``args.json`` of scGPT, for :func:`~scgalore.weights.export_scgpt`."""
         return {
             "embsize": self.d_model,
             "nheads": self.n_heads,
@@ -270,7 +270,7 @@ class SCGPTConfig(NetworkConfig):
     def from_dict(cls, content: Mapping[str, Any]) -> Self:
         """Rebuild from :meth:`to_dict`; unknown fields raise :class:`~scgalore.errors.WeightsError`."""
         content = dict(content)
-        n_classes = content.pop("n_classes", 0)  # scgalore 0.5.0 knew no other head
-        if n_classes:  # checked as all heads are
+        n_classes = content.pop("n_classes", 0)  # the only head in scgalore 0.5.0
+        if n_classes:  # checked like all heads
             content["heads"] = {"classes": n_classes}
         return super().from_dict(content)

@@ -1,4 +1,4 @@
-"""A network made ready to embed many cells: no padding, and what is the same for all cells computed once."""
+"""Fast embedding of many cells: no padding, and precomputed tables."""
 
 from __future__ import annotations
 
@@ -23,21 +23,21 @@ __all__ = ["CellEncoder"]
 
 
 class CellEncoder:
-    """Cell embeddings of a network in evaluation mode, for as long as its weights do not change.
+    """Cell embeddings of a network in evaluation mode, valid as long as its weights do not change.
 
-    Embeddings of genes, ``LayerNorm(E[gene])``, and of binned values are tables, and tokens look both up. The last block
-    works on ``<cls>`` alone where nothing else is read.
+    Embeddings of genes, ``LayerNorm(E[gene])``, and of binned values are precomputed tables. The last block
+    is applied only to ``<cls>`` if no other states are needed.
 
     Parameters
     ----------
     network
-        In evaluation mode, on the device to compute on.
+        Network in evaluation mode, on its device.
     tokens
-        Ids of the tokens that cells may hold, int64 ``(t,)``, sorted.
+        Ids of the tokens that may occur, int64 ``(t,)``, sorted.
     levels
-        Values that they may hold, whole numbers in a range without gaps; ``None`` for values that are not binned.
+        Values that may occur, integers in a range without gaps; ``None`` for unbinned values.
     dtype
-        Arithmetic of the blocks, of which a copy is made; the network's own when left out. Tables and norms keep theirs.
+        Dtype of the blocks, which are copied; by default that of the network. Tables and norms keep their dtype.
     """
 
     @torch.no_grad()
@@ -68,16 +68,16 @@ class CellEncoder:
     def __call__(
         self, genes: Tensor, values: Tensor, lengths: Sequence[int], *, batches: Tensor | None = None
     ) -> Tensor:
-        """Embed some cells.
+        """Embed cells.
 
         Parameters
         ----------
         genes
-            Token ids of the cells, one after the other, each with ``<cls>`` first, int64 ``(n,)``.
+            Concatenated token ids of the cells, each with ``<cls>`` first, int64 ``(n,)``.
         values
-            Their values, float32 ``(n,)``.
+            Values of these tokens, float32 ``(n,)``.
         lengths
-            Tokens of each cell.
+            Number of tokens of each cell.
         batches
             Codes of the sequencing batches, int64 ``(b,)``; for networks that normalise within batches.
 
@@ -91,14 +91,14 @@ class CellEncoder:
 
     @torch.no_grad()
     def states(self, genes: Tensor, values: Tensor, lengths: Sequence[int], *, batches: Tensor | None = None) -> Tensor:
-        """Last states ``(n, d)`` of all tokens, ``<cls>`` included, for the same parameters."""
+        """Last states ``(n, d)`` of all tokens, including ``<cls>``; parameters as for calls."""
         return self._run(genes, values, lengths, batches, cls_only=False)[0].to(self._genes)
 
     def _run(
         self, genes: Tensor, values: Tensor, lengths: Sequence[int], batches: Tensor | None, *, cls_only: bool
     ) -> tuple[Tensor, Packed]:
         network = self.network
-        x = F.embedding(self._row_of[genes], self._genes)  # (n, d); an id that was not announced is an error
+        x = F.embedding(self._row_of[genes], self._genes)  # (n, d); an unexpected id raises an error
         if self._values is None:
             x = network.add_values(x, values)
         else:
@@ -110,10 +110,10 @@ class CellEncoder:
 
 
 def _copied(blocks: nn.Module, dtype: torch.dtype) -> nn.Module:
-    """Copy blocks with the weights of their layers in another precision, and those of the norms as they are."""
+    """Copy blocks with the weights of layers in another precision, without changing those of norms."""
     memo: dict[int, Any] = {}
     for part in blocks.modules():
         for weight in part.parameters(recurse=False):
             kept = weight if isinstance(part, nn.LayerNorm) else weight.detach().to(dtype)
             memo[id(weight)] = nn.Parameter(kept.detach(), requires_grad=False)
-    return copy.deepcopy(blocks, memo)  # looks weights up instead of copying them first
+    return copy.deepcopy(blocks, memo)  # uses converted weights instead of copying them first

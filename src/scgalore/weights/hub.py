@@ -7,6 +7,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from glob import escape
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 from scgalore import __version__
@@ -121,31 +122,28 @@ def fetch_hub(address: HubAddress) -> tuple[Path, HubAddress]:
     """
     hub = require_hub()
     with _bars(), _errors(hub, DownloadError, f"{address} was not downloaded", address.repo_id):
-        folder = None if settings.offline else _online(hub, address)
-        if folder is None:
-            folder = _snapshot(hub, address, local=True)
+        folder = _snapshot(hub, address, local=True) if settings.offline else _online(hub, address)
     return folder, HubAddress(address.repo_id, folder.name)
 
 
-def _online(hub: ModuleType, address: HubAddress) -> Path | None:
-    """Folder of the files of a model; ``None`` where there is no network and the cache has to do."""
+def _online(hub: ModuleType, address: HubAddress) -> Path:
+    """Folder of the files of a model, from the cache where it must be the same or where there is no network."""
     if _COMMIT.fullmatch(address.revision or ""):  # which never changes
         with suppress(hub.errors.EntryNotFoundError, DownloadError, WeightsError):
             return _snapshot(hub, address, local=True)
     api = hub.HfApi(library_name="scgalore", library_version=__version__)
     try:
         info = api.model_info(address.repo_id, revision=address.revision, timeout=settings.download_timeout)
-    except hub.errors.HfHubHTTPError:
-        raise
-    except hub.errors.HfHubHTTPError.__bases__[
-        0
-    ] as error:  # fails at once, while downloads of the client are tried for half a minute
+    except _http_error(hub) as error:
+        if isinstance(error, hub.errors.HfHubHTTPError):
+            raise  # an answer of the hub
+        # Known at once, while the client tries a download for half a minute.
         try:
             folder = _snapshot(hub, address, local=True)
         except hub.errors.EntryNotFoundError:
             raise error from None
         logg.warning(
-            f"There is no connection to {hub.constants.ENDPOINT}; {address} is the copy in the cache, {folder.name[:8]}."
+            f"There is no connection to {hub.constants.ENDPOINT}: using {address} from the cache, commit {folder.name[:8]}."
         )
         return folder
     names = {sibling.rfilename for sibling in info.siblings or ()}
@@ -238,6 +236,9 @@ def publish(
         If the hub refuses, cannot be reached, or has a public repository of this name where a private one is wanted.
     """
     hub = require_hub()
+    if settings.offline or hub.constants.HF_HUB_OFFLINE:
+        msg = f"{repo_id} was not published: sg.settings.offline or HF_HUB_OFFLINE is on. Turn that off."
+        raise UploadError(msg)
     paths = {path.name: path for path in sorted(folder.iterdir())}
     sums = format_sums({name: file_digest(path) for name, path in paths.items()}).encode()
     api = hub.HfApi(token=token, library_name="scgalore", library_version=__version__)
@@ -264,11 +265,11 @@ def publish(
 
 def _former(api: Any, repo_id: str, revision: str | None) -> set[str]:
     """Names of the files of the model that is in the repository now."""
-    from tempfile import TemporaryDirectory
-
     with TemporaryDirectory() as folder:
         path = api.hf_hub_download(repo_id, SUMS, revision=revision, local_dir=folder)
-        return set(parse_sums(Path(path).read_bytes(), where=f"{SUMS} of {SCHEME}{repo_id}"))
+        with suppress(WeightsError):  # what cannot be read is replaced
+            return set(parse_sums(Path(path).read_bytes(), where=path))
+    return set()
 
 
 @contextmanager
@@ -289,23 +290,28 @@ def _bars() -> Iterator[None]:
 @contextmanager
 def _errors(hub: ModuleType, kind: type[DownloadError | UploadError], what: str, repo_id: str) -> Iterator[None]:
     """Turn errors of the hub's client into one of ours."""
-    http_error = hub.errors.HfHubHTTPError.__bases__[0]  # of whichever library the client speaks HTTP with
     try:
         with writing(settings.cachedir):
             yield
-    except (http_error, OSError, ValueError, RuntimeError) as error:
+    except (_http_error(hub), OSError, ValueError, RuntimeError) as error:
         if isinstance(error, OURS):
             raise
         # Neither the text of the error nor its chain: addresses of the hub may be signed, and answers may repeat a request.
-        msg = f"{what}: {_cause(hub, error, http_error, repo_id)}"
+        msg = f"{what}: {_cause(hub, error, repo_id)}"
         raise kind(msg) from None
 
 
-def _cause(hub: ModuleType, error: BaseException, http_error: type[Exception], repo_id: str) -> str:
-    errors = hub.errors
+def _http_error(hub: ModuleType) -> type[Exception]:
+    """Base of the errors of whichever library the client speaks HTTP with."""
+    base: type[Exception] = hub.errors.HfHubHTTPError.__bases__[0]
+    return base
+
+
+def _cause(hub: ModuleType, error: BaseException, repo_id: str) -> str:
+    errors, http_error = hub.errors, _http_error(hub)
     if settings.offline or isinstance(error, errors.OfflineModeIsEnabled):
         return (
-            "it is not in the cache, or not completely, and sg.settings.offline or HF_HUB_OFFLINE is on. Turn that off, or bring the model "
+            "sg.settings.offline or HF_HUB_OFFLINE is on, and the cache does not have the whole model. Turn that off, or bring the model "
             "with 'scgalore weights bundle' and 'unbundle'."
         )
     if not isinstance(error, http_error) and isinstance(error.__cause__, http_error):

@@ -84,6 +84,11 @@ class TestFinishedRun:
             pixels = image.imread(finished / link)
             assert 0.003 < np.mean(pixels[..., :3].min(axis=2) < 0.9) < 0.9, f"{link} shows nothing"
 
+    def test_card_of_the_model_has_the_scores_of_the_report(self, finished: Path) -> None:
+        files = (finished / "report.md", finished / "checkpoints" / "model" / "README.md")
+        report, card = (set(re.findall(r"^\| .+ \|$", path.read_text("utf-8"), flags=re.M)) for path in files)
+        assert len(report & card) > 2
+
     def test_configuration_is_complete(self, finished: Path) -> None:
         config = RunConfig.from_json(finished / "config.json")
         left = {name for name, value in config.flat().items() if value is None}

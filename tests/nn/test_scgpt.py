@@ -94,6 +94,19 @@ def test_the_cell_alone_is_the_same_cell(network):
     assert_close([alone.hidden], [encoded.hidden[:, :n_hidden]])
 
 
+def test_the_cell_alone_has_the_same_gradients():
+    network = small()
+    genes, values, padding = cells([16, 1, 9])
+    found = []
+    for cell_only in (True, False):
+        network.zero_grad()
+        network.encode(genes, values, padding, cell_only=cell_only).cell.pow(3).sum().backward()
+        found.append({name: p.grad.clone() for name, p in network.named_parameters() if p.grad is not None})
+    alone, among_all = found
+    assert alone.keys() == among_all.keys()
+    assert_close(alone.values(), among_all.values(), atol=1e-5)
+
+
 def test_query_key_and_value_may_be_three_layers(network):
     genes, values, padding, context = inputs(network, [16, 1, 9])
     expected = everything(network, genes, values, padding, **context)

@@ -43,6 +43,23 @@ class Layout(Protocol):
         """Mix the values of each cell; ``q`` holds all tokens or, as :meth:`cls` gives them, one a cell."""
         ...
 
+    def attend_once(self, q: Tensor, x: Tensor) -> Tensor:
+        """Mix the states of each cell as the queries of its ``<cls>`` weigh them.
+
+        Parameters
+        ----------
+        q
+            Scaled queries of each head, against states, ``(b, h, d)``.
+        x
+            States of all tokens.
+
+        Returns
+        -------
+        Tensor
+            ``(b, h, d)``.
+        """
+        ...
+
     def sum(self, x: Tensor) -> Tensor:
         """Sum over the tokens of each cell that may be attended to, ``(b, d)``."""
         ...
@@ -90,6 +107,11 @@ class Padded:
         q, k, v = (split_heads(part, n_heads) for part in (q, k, v))
         mixed = _attend(q, k, v, self._mask(q, k, v))  # (b, h, s, e)
         return mixed.transpose(1, 2).flatten(-2)  # (b, s, d)
+
+    def attend_once(self, q: Tensor, x: Tensor) -> Tensor:
+        """See :meth:`Layout.attend_once`."""
+        unseen = None if self.unseen is None else self.unseen.unsqueeze(1)
+        return _mix_states(q, x, unseen)
 
     def sum(self, x: Tensor) -> Tensor:
         """Sum over the tokens that are neither padding nor generated."""
@@ -177,6 +199,14 @@ class Packed:
         keys, values = (jagged(part, ends, shortest, longest) for part in (k, v))
         return F.scaled_dot_product_attention(queries, keys, values).transpose(1, 2).values().flatten(-2)
 
+    def attend_once(self, q: Tensor, x: Tensor) -> Tensor:
+        """See :meth:`Layout.attend_once`; a run of equal cells at a time."""
+        mixed = []
+        for first, n_cells, start, length in self._runs:
+            states = x[start : start + n_cells * length].unflatten(0, (n_cells, length))
+            mixed.append(_mix_states(q[first : first + n_cells], states))
+        return torch.cat(mixed)
+
     def sum(self, x: Tensor) -> Tensor:
         """Sum over the tokens of each cell."""
         return torch.segment_reduce(x, "sum", offsets=self.offsets, axis=0)
@@ -192,6 +222,14 @@ def _attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tens
         return attend_in_blocks(q, k, v, mask, forward=_in_blocks(q, k, v, backward=False))
     # Attention probabilities carry no dropout: with it SDPA falls back to the path that materialises (s, s) maps.
     return F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
+
+
+def _mix_states(q: Tensor, x: Tensor, unseen: Tensor | None = None) -> Tensor:
+    """Means of states ``(b, s, d)`` by the scores of queries ``(b, h, d)``, excluding ``unseen`` tokens ``(b, 1, s)``."""
+    scores = q @ x.transpose(1, 2)  # (b, h, s)
+    if unseen is not None:
+        scores = scores.masked_fill(unseen, -torch.inf)
+    return scores.softmax(dim=-1) @ x  # (b, h, d)
 
 
 def _in_blocks(q: Tensor, k: Tensor, v: Tensor, *, backward: bool | None = None) -> bool:

@@ -260,3 +260,23 @@ def test_with_zeros_all_genes_are_tokens(few: AnnData, model: SCGPT) -> None:
     assert set(cells.lengths) == {min(few.n_vars + 1, cells.tokenizer.config.max_length)}
     assert (batch.values[:, 1:] == 0).any()
     assert batch.values.shape[1] == cells.lengths.max()
+
+
+@pytest.mark.parametrize(("config", "kept"), [({}, True), ({"ties": "random"}, False), ({"max_length": 3}, False)])
+def test_tokens_are_kept_only_where_each_draw_gives_the_same(
+    few: AnnData, model: SCGPT, config: dict[str, Any], kept: bool
+) -> None:
+    cells = TokenCells.from_adata(few, model.vocab, config=TokenizerConfig(**config)).with_targets(
+        labels=np.arange(few.n_obs)
+    )
+    rows = np.array([2, 0])
+    for draw in (0, 1):
+        batch = cells.batch(BatchRequest(rows, draw))
+        (tokens,) = cells.windows(rows, draw=draw)
+        anew = cells.tokenizer.pad(tokens)
+        assert all(
+            torch.equal(getattr(batch, name), getattr(anew, name))
+            for name in ("genes", "values", "padding", "cells", "keys")
+        )
+        assert batch.targets["labels"].tolist() == rows.tolist()
+    assert (cells._kept is not None) == kept

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
-from functools import partial
+from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -26,6 +26,7 @@ from scgalore.data.sampler import sorted_batches
 from scgalore.data.scale import log_base_of, scale_of
 from scgalore.data.seen import FEW_UNSEEN, Seen, sums_of
 from scgalore.data.tokenizer import Tokenizer
+from scgalore.data.tokens import RaggedTokens
 from scgalore.errors import DataError, MissingKeyError, OptionError, WeightsError
 
 if TYPE_CHECKING:
@@ -37,11 +38,14 @@ if TYPE_CHECKING:
     from scgalore.data.batches import Batches, BatchPlan
     from scgalore.data.reading import Reading
     from scgalore.data.sampler import BatchRequest
-    from scgalore.data.tokens import RaggedTokens, TokenBatch, TokenizerConfig
+    from scgalore.data.tokens import TokenBatch, TokenizerConfig
     from scgalore.data.vocab import GeneVocab
 
 COMPUTED = ("prior", "start")
 """Targets that follow from the cells and the others, but for rounding, which depends on the number of threads."""
+
+MOST_KEPT = 2**23
+"""Most tokens that are kept for further epochs: 12 bytes each."""
 
 __all__ = ["TokenCells", "gene_names", "gene_ranks", "ranked_tokens"]
 
@@ -306,7 +310,18 @@ class TokenCells:
     def batch(self, request: BatchRequest) -> TokenBatch:
         """Read, tokenise and pad the cells of a request."""
         of_rows = {name: torch.from_numpy(values[request.rows]) for name, values in self.targets.items()}
-        return self.tokenizer.pad(self._tokens(request.rows, request.draw)).with_targets(**of_rows)
+        kept = self._kept
+        tokens = self._tokens(request.rows, request.draw) if kept is None else kept.take(request.rows)
+        return self.tokenizer.pad(tokens).with_targets(**of_rows)
+
+    @cached_property
+    def _kept(self) -> RaggedTokens | None:
+        """Tokens of all cells, where each draw gives the same ones and they are few."""
+        config = self.tokenizer.config
+        drawn = config.ties == "random" or bool((self.lengths >= config.max_length).any())
+        if drawn or self.n_obs == 0 or self.lengths.sum() > MOST_KEPT:
+            return None
+        return RaggedTokens.concatenate(list(self.windows()))
 
     def _tokens(self, rows: NDArray[np.int64], draw: int) -> RaggedTokens:
         ragged = self.tokenizer.encode(self.matrix.rows(rows), rows, draw=draw)

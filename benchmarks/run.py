@@ -16,6 +16,7 @@ SCRIPTS = {
     "bfloat16": "what bfloat16 changes with trained weights",
     "training_step": "a step of 8 x 1,200 tokens: seconds, activation memory",
     "loading": "vocabulary and checkpoint",
+    "first_use": "seconds of a first embedding, a fine-tuning and a perturbation fit, next to an earlier version",
     "streaming": "token batches from several files; a file larger than memory",
     "stream_files": "a stream of 1 to 200 files cut from real ones: cells/s, memory, shares of what is drawn",
     "scaling": "throughput over cells and over length, with a plot",

@@ -31,6 +31,7 @@ def unconfigured_logging() -> Iterator[None]:
 
 def say_everything() -> None:
     _logging.warning("w")
+    _logging.result("r")
     _logging.info("i")
     _logging.hint("h")
     _logging.debug("d")
@@ -39,12 +40,12 @@ def say_everything() -> None:
 @pytest.mark.parametrize(
     ("verbosity", "printed"),
     [
-        pytest.param(None, ["WARNING: w"], id="default"),
+        pytest.param(None, ["WARNING: w", "r"], id="default"),
         pytest.param(0, [], id="errors"),
-        pytest.param(1, ["WARNING: w"], id="warnings"),
-        pytest.param(2, ["WARNING: w", "i"], id="information"),
-        pytest.param(3, ["WARNING: w", "i", "--> h"], id="hints"),
-        pytest.param(4, ["WARNING: w", "i", "--> h", "    d"], id="everything"),
+        pytest.param(1, ["WARNING: w", "r"], id="results"),
+        pytest.param(2, ["WARNING: w", "r", "i"], id="information"),
+        pytest.param(3, ["WARNING: w", "r", "i", "--> h"], id="hints"),
+        pytest.param(4, ["WARNING: w", "r", "i", "--> h", "    d"], id="everything"),
     ],
 )
 def test_verbosity_decides_what_is_printed(
@@ -65,7 +66,7 @@ def test_scanpy_is_followed_until_told_otherwise(
     with unconfigured_logging():
         monkeypatch.setitem(sys.modules, "scanpy", scanpy)
         say_everything()
-        assert capsys.readouterr().err.splitlines() == ["WARNING: w", "i"]
+        assert capsys.readouterr().err.splitlines() == ["WARNING: w", "r", "i"]
         settings.verbosity = 0
         say_everything()
     assert capsys.readouterr().err == ""
@@ -96,6 +97,7 @@ def test_configured_logging_gets_the_records(
     say_everything()
     assert [(record.name, record.levelname, record.message) for record in caplog.records] == [
         ("scgalore", "WARNING", "w"),
+        ("scgalore", "RESULT", "r"),
         ("scgalore", "INFO", "i"),
     ]
     assert {record.funcName for record in caplog.records} == {"say_everything"}
@@ -105,14 +107,21 @@ def test_configured_logging_gets_the_records(
 @pytest.mark.parametrize(
     ("verbosity", "expected"),
     [
-        (2, "embedding\n    finished (0:00:00)\n"),
-        (3, "embedding\n    finished: added\n    'X_scGPT', cell embedding (adata.obsm) (0:00:00)\n"),
+        (1, "embedding\n    finished (0:00:00), added adata.obsm['X_scGPT', 'X_b'], adata.uns['embed']\n"),
+        (2, "embedding\n    finished (0:00:00), added adata.obsm['X_scGPT', 'X_b'], adata.uns['embed']\n"),
+        (
+            3,
+            "embedding\n    finished: added\n    'X_scGPT', cell embedding (adata.obsm),\n    'X_b', cell embedding (adata.obsm),\n"
+            "    'embed', parameters (adata.uns) (0:00:00)\n",
+        ),
     ],
 )
 def test_step_closes_as_scanpy_does(capsys: pytest.CaptureFixture[str], verbosity: int, expected: str) -> None:
     settings.verbosity = verbosity
     with unconfigured_logging(), _logging.step("embedding") as done:
         done.added("obsm", "X_scGPT", "cell embedding")
+        done.added("obsm", "X_b", "cell embedding")
+        done.added("uns", "embed", "parameters")
     assert capsys.readouterr().err == expected
 
 

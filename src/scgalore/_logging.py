@@ -21,14 +21,18 @@ from scgalore._world import is_first_process
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-__all__ = ["HINT", "Step", "debug", "hint", "info", "is_news", "logger", "step", "warning"]
+__all__ = ["HINT", "RESULT", "Step", "debug", "hint", "info", "is_news", "logger", "result", "step", "warning"]
 
 HINT = 15
 """Level between information and debugging, the same number as scanpy's."""
 
+RESULT = 25
+"""Level between warnings and information: the few lines per call that are shown by default."""
+
 logger = logging.getLogger("scgalore")
 
-_LEVELS = (logging.ERROR, logging.WARNING, logging.INFO, HINT, logging.DEBUG)
+_LEVELS = (logging.ERROR, RESULT, logging.INFO, HINT, logging.DEBUG)
+_NAMES = {RESULT: "RESULT", HINT: "HINT"}
 _PREFIXES = {logging.WARNING: "WARNING: ", HINT: "--> ", logging.DEBUG: "    "}
 
 
@@ -55,7 +59,8 @@ def threshold() -> int:
     scanpy_settings = getattr(sys.modules.get("scanpy"), "settings", None)
     if scanpy_settings is not None:
         return _LEVELS[min(int(scanpy_settings.verbosity), len(_LEVELS) - 1)]
-    return logger.getEffectiveLevel()
+    level = logger.getEffectiveLevel()
+    return level if logger.hasHandlers() else min(level, RESULT)
 
 
 def _emit(level: int, message: str) -> None:
@@ -64,6 +69,7 @@ def _emit(level: int, message: str) -> None:
     # The frame above info()/warning(), so that %(funcName)s in a user's format is the function that logged the message.
     path, line, function, _ = logger.findCaller(stacklevel=3)
     record = logger.makeRecord(logger.name, level, path, line, message, (), None, function)
+    record.levelname = _NAMES.get(level, record.levelname)
     if logger.hasHandlers():
         logger.handle(record)
     else:
@@ -73,6 +79,11 @@ def _emit(level: int, message: str) -> None:
 def warning(message: str) -> None:
     """Log a message that needs the user's attention."""
     _emit(logging.WARNING, message)
+
+
+def result(message: str) -> None:
+    """Log what every user wants to know: task, genes matched, split sizes, scores, where results are (verbosity 1)."""
+    _emit(RESULT, message)
 
 
 def info(message: str) -> None:
@@ -117,6 +128,7 @@ class Step:
 
     def __init__(self) -> None:
         self.keys: list[str] = []
+        self.slots: dict[str, list[str]] = {}
 
     def added(self, slot: str, key: str, what: str) -> None:
         """Add a key to the closing message.
@@ -131,6 +143,7 @@ class Step:
             Short description of its content.
         """
         self.keys.append(f"    {key!r}, {what} (adata.{slot})")
+        self.slots.setdefault(slot, []).append(key)
 
 
 @contextmanager
@@ -144,11 +157,14 @@ def step(message: str) -> "Iterator[Step]":
     message
         What the step does, for example ``"embedding 700 cells with scgpt-mini"``.
     """
-    info(message)
+    result(message)
     started = time.monotonic()
     done = Step()
     yield done
     passed = timedelta(seconds=round(time.monotonic() - started))
-    # Keys are listed from verbosity 3 (hints), as in scanpy.
-    added = ": added\n" + ",\n".join(done.keys) if done.keys and threshold() <= HINT else ""
-    info(f"    finished{added} ({passed})")
+    # What each key holds is listed from verbosity 3 (hints), as in scanpy.
+    if done.keys and threshold() <= HINT:
+        result("    finished: added\n" + ",\n".join(done.keys) + f" ({passed})")
+    else:
+        slots = [f"adata.{slot}[{', '.join(map(repr, keys))}]" for slot, keys in done.slots.items()]
+        result(f"    finished ({passed})" + (f", added {', '.join(slots)}" if slots else ""))

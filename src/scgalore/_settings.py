@@ -57,7 +57,8 @@ class Settings(BaseSettings):
     """Whether to look only in :attr:`cachedir` and never in the network."""
 
     verbosity: int | None = Field(default=None, ge=0, le=4)
-    """Errors (0), warnings (1), information (2), hints (3) or everything (4); ``None`` follows scanpy's setting."""
+    """Errors (0); warnings and a few lines per call with task, genes, split, scores and slots (1); information (2), hints (3) or
+    everything (4). ``None`` follows scanpy's setting, which is 1 by default."""
 
     download_timeout: float = Field(default=30.0, gt=0)
     """Seconds after which a download is given up that has not brought 10,000 bytes for each of them."""

@@ -264,7 +264,7 @@ class CellModel:
         reading = Reading(layer, gene_symbols, data_type, None, species, min_matched)
         tokens = self.tokenizer_config(max_length=max_length, rng=rng)
         cells = TokenCells.from_adata(adata, self.vocab, config=tokens, reading=reading)
-        logg.info(f"    {cells.match.summary()}")
+        logg.result(f"    {cells.match.summary()}")
         return cells
 
     def get_latent_representation(

@@ -401,6 +401,16 @@ class Task(ABC):
             Names of the slots.
         """
 
+    def headline(self, content: Mapping[str, Any]) -> str:
+        """Held-out score next to its baselines in one line, or ``""`` if the task has none.
+
+        Parameters
+        ----------
+        content
+            What :meth:`results` writes to ``uns``.
+        """
+        return ""
+
     def reads(self, call: TrainingCall) -> list[Read]:
         """Slots that training reads, which results must not overwrite."""
         given = ((one.column, one.name, call.arguments[one.name]) for one in self.arguments)

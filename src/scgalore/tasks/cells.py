@@ -281,7 +281,7 @@ class CellTask(Task):
             started = (
                 "linear model and its corrected head" if prepared.state["prior"][1].helps else "linear model alone"
             )
-            logg.info(
+            logg.result(
                 f"    no epoch predicted the validation cells better than the {started} by more than a standard error: the "
                 "model consists of that, and embeddings are those of the initial weights"
             )

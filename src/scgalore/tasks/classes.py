@@ -28,7 +28,7 @@ from scgalore.tasks.cells import CellReading, CellTargets, CellTask
 from scgalore.tasks.class_weights import CLASS_WEIGHT, class_weights, untrained_classes
 from scgalore.tasks.correction import fit_correction, softmax_after
 from scgalore.tasks.figures import on_axes, umap
-from scgalore.tasks.findings import Findings, markdown_table, with_error
+from scgalore.tasks.findings import Findings, held_out, markdown_table, with_error
 from scgalore.tasks.label_scores import LabelScores
 from scgalore.tasks.linear import (
     PRIOR,
@@ -345,6 +345,15 @@ class Classes(CellTask):
         if colors is not None:  # scanpy's colours, so that a class has one colour in both plots
             results.uns[keys.colors] = (colors, "colours of the labels")
         return results
+
+    def headline(self, content: Mapping[str, Any]) -> str:
+        """Accuracy of the model, the linear model and the most frequent class."""
+        part, row = held_out(content["metrics"])
+        baselines = [f"most frequent class: {row['majority_accuracy']:.3f}"]
+        if "prior" in content:
+            baselines.insert(0, f"linear model: {content['prior']['metrics'].loc[part, 'accuracy']:.3f}")
+        score = with_error(row["accuracy"], row["accuracy_se"])
+        return f"accuracy on {int(row['n']):,} {part} cells: {score}; {', '.join(baselines)}"
 
     # Pipeline ---------------------------------------------------------------------------------------------------------
 

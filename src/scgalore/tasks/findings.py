@@ -8,12 +8,13 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
+    import pandas as pd
     from anndata import AnnData
     from matplotlib.figure import Figure
 
     Draw = Callable[[AnnData], Figure]
 
-__all__ = ["Findings", "markdown_table", "with_error"]
+__all__ = ["Findings", "held_out", "markdown_table", "with_error"]
 
 
 @dataclass(frozen=True)
@@ -53,6 +54,19 @@ def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     return "\n".join(
         f"| {' | '.join(text.ljust(width) for text, width in zip(line, widths, strict=True))} |" for line in lines
     )
+
+
+def held_out(metrics: pd.DataFrame) -> tuple[str, pd.Series]:
+    """Name and scores of the split that says most: test, else validation, else training cells.
+
+    Parameters
+    ----------
+    metrics
+        One row per split.
+    """
+    part = next(part for part in ("test", "validation", "train") if part in metrics.index)
+    scores: Any = metrics.loc[part]
+    return part, scores
 
 
 def with_error(value: float, error: float, *, digits: int = 3, sign: str = "") -> str:

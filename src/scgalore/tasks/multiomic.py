@@ -23,7 +23,7 @@ from scgalore.tasks.base import Prepared
 from scgalore.tasks.cells import CellTargets, CellTask
 from scgalore.tasks.expression import RATIO
 from scgalore.tasks.figures import on_axes, umap
-from scgalore.tasks.findings import Findings, markdown_table, with_error
+from scgalore.tasks.findings import Findings, held_out, markdown_table, with_error
 from scgalore.tasks.linear import PRIOR_FILE, LinearModel, read_part
 from scgalore.tasks.proteins import (
     PREFIX,
@@ -246,6 +246,14 @@ class Multiomic(CellTask):
             obs={keys.split: (pd.Categorical(prepared.split.labels(), categories=list(PARTS)), "split of the cells")},
             obsm={keys.joint: (joint.embedding, "embeddings of RNA and proteins together"), **found.obsm},
             uns={keys.uns: (content, "parameters, history, metrics, provenance")},
+        )
+
+    def headline(self, content: Mapping[str, Any]) -> str:
+        """Mean correlation of proteins predicted from RNA, by the model and by ridge regression."""
+        part, row = held_out(content["metrics"])
+        return (
+            f"mean Pearson correlation of proteins on {int(row['n']):,} {part} cells: {row['pearson']:.3f}; "
+            f"ridge regression: {row['pearson_ridge']:.3f}"
         )
 
     def network_for(self, network: CellNetwork) -> CellNetwork:

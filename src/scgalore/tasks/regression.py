@@ -18,7 +18,7 @@ from scgalore.tasks.baselines import expression_of, ridge
 from scgalore.tasks.cells import CellTargets, CellTask
 from scgalore.tasks.correction import fit_correction, ridge_after
 from scgalore.tasks.figures import on_axes, umap
-from scgalore.tasks.findings import Findings, markdown_table, with_error
+from scgalore.tasks.findings import Findings, held_out, markdown_table, with_error
 from scgalore.tasks.linear import (
     PRIOR,
     PRIOR_ALONE,
@@ -179,6 +179,12 @@ class Regression(CellTask):
             table = _by_part(_on_scale(prepared.state["prior"][0].predicted, memory), truth, prepared.split)
             content["prior"] = self.prior_report(prepared, table)
         return Results(uns={keys.uns: (content, "")})
+
+    def headline(self, content: Mapping[str, Any]) -> str:
+        """R2 of the model and the linear model; the mean of the cells has 0."""
+        part, row = held_out(content["metrics"])
+        linear = f"; linear model: {content['prior']['metrics'].loc[part, 'r2']:.3f}" if "prior" in content else ""
+        return f"R2 on {int(row['n']):,} {part} cells: {row['r2']:.3f}{linear}; their mean: 0"
 
     # Pipeline ---------------------------------------------------------------------------------------------------------
 

@@ -17,9 +17,9 @@ from scgalore.data.results import refuse_overwrite
 from scgalore.model.card import run_record
 from scgalore.model.distributed import by_first
 from scgalore.model.families import known_keys
-from scgalore.tasks.registry import resolve_call
+from scgalore.tasks.registry import TASKS, resolve_call
 from scgalore.tl._declared import with_task_arguments
-from scgalore.tl._fitted import free_folder, record_model
+from scgalore.tl._fitted import free_folder, kept_loss, record_model
 from scgalore.tl._shared import as_model, measured_proteins
 
 if TYPE_CHECKING:
@@ -215,8 +215,15 @@ def finetune(
     chosen.require(fitted)
     start, keys = dict(fitted.provenance), fitted.keys("finetune", key_added)
     refuse_overwrite(chosen.writes(keys, call), reads, data=data, mod=mod)
-    with logg.step(f"fine-tuning {start['name']} on {reading.title}") as step:
+    goal = chosen.goal(call.arguments).replace("`", "")
+    with logg.step(f"fine-tuning {start['name']} {goal}, on {reading.title}") as step:
+        if task is None and chosen.key is None:
+            named = " or ".join(f"{one.key}=" for one in TASKS.values() if one.key is not None)
+            logg.result(f"    continuing pre-training on masked expression, as {named} was not passed")
         prepared = chosen.prepare(reading, fitted, call)
+        if prepared.split is not None:
+            sizes = ", ".join(f"{n:,} {part}" for part, n in prepared.split.sizes().items())
+            logg.result(f"    split: {sizes} cells")
         fitted.fit(prepared, checkpoint_dir=checkpoint_dir, resume=resume, logger=logger)
         assert fitted.result is not None
         results = chosen.results(adata, fitted, prepared, call, keys)
@@ -229,6 +236,7 @@ def finetune(
         fitted.result = replace(fitted.result, record=record)
         if folder is not None:
             by_first(partial(fitted.save, folder))
+            logg.result(f"    saved to {folder}")
         common = {
             "params": params,
             "history": fitted.history,
@@ -237,6 +245,7 @@ def finetune(
             "model": record_model(fitted, folder),
             "version": __version__,
         }
+        logg.result(f"    {chosen.headline(content) or kept_loss(fitted)}")
         results.uns[keys.uns] = ({**common, **content}, what)
         results.write(data, adata, mod=mod, step=step)
     return fitted

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     from scgalore._typing import PathLike
 
-__all__ = ["free_folder", "record_model", "recorded_model", "records_of"]
+__all__ = ["free_folder", "kept_loss", "record_model", "recorded_model", "records_of"]
 
 # Weak references: an AnnData cannot store weights and must not keep models alive.
 _ALIVE: WeakValueDictionary[str, CellModel] = WeakValueDictionary()
@@ -35,6 +35,24 @@ def free_folder(folder: PathLike) -> str:
         msg = f"save_dir={str(folder)!r} already exists and is not empty. Pass a new folder."
         raise OptionError(msg)
     return str(path)
+
+
+def kept_loss(model: CellModel) -> str:
+    """Loss of the kept weights after training, as a line for users.
+
+    Parameters
+    ----------
+    model
+        Trained model.
+    """
+    assert model.result is not None
+    history, best = model.history, model.result.best_epoch
+    part = "validation" if "validation_loss" in history else "train"
+    losses = history[f"{part}_loss"]
+    name = "validation loss" if part == "validation" else "training loss"
+    if best is None or best not in losses.index:
+        return f"weights kept: those of the start ({name} after {len(losses)} epochs: {losses.iloc[-1]:.4g})"
+    return f"{name}: {losses.loc[best]:.4g} (epoch {best}, whose weights are kept); first epoch: {losses.iloc[0]:.4g}"
 
 
 def record_model(model: CellModel, folder: str | None) -> dict[str, str]:

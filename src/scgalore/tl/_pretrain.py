@@ -25,7 +25,7 @@ from scgalore.nn.base import NetworkConfig
 from scgalore.tasks.expression import Expression
 from scgalore.tasks.registry import resolve_call
 from scgalore.tl._declared import with_options_of
-from scgalore.tl._fitted import free_folder
+from scgalore.tl._fitted import free_folder, kept_loss
 from scgalore.tl._pretraining import BUDGETS, PretrainingOptions
 from scgalore.tl._shared import as_model
 from scgalore.train.curriculum import batch_plan
@@ -140,9 +140,14 @@ def pretrain(
         **options,
     )
     with logg.step(f"pre-training {run.model.provenance['name']} on {run.training.n_obs:,} cells"):
+        logg.result(
+            f"    {len(run.model.vocab):,} genes in the vocabulary, {0 if run.held is None else run.held.n_obs:,} validation cells"
+        )
         run.train(checkpoint_dir=checkpoint_dir, resume=resume, logger=logger)
+        logg.result(f"    {kept_loss(run.model)}")
         if folder is not None:
             by_first(partial(run.model.save, folder))
+            logg.result(f"    saved to {folder}")
     return run.model
 
 

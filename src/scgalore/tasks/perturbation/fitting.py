@@ -345,7 +345,7 @@ def _mean_pearson(effects: NDArray[np.float64], rows: Profiles, columns: NDArray
 
 
 def _report(rows: RowsOfCells, added: list[str], scores: dict[str, float], choice: Choice | None) -> None:
-    logg.info(f"    {len(rows.train)} training perturbations, {len(rows.validation)} validation perturbations")
+    logg.result(f"    {len(rows.train)} training perturbations, {len(rows.validation)} validation perturbations")
     if added:
         logg.info(f"    {len(added):,} genes are added to the vocabulary with random embeddings")
     if choice is not None and choice.table["chosen"].any():

@@ -214,7 +214,8 @@ class Perturbation(Task):
     ) -> Results:
         """Statistics, the perturbations of each split, and the split itself if it was drawn now."""
         memory = model.memory
-        _log(memory.stats)
+        if memory.stats["validation_pearson_delta"] and memory.stats["best_epoch"] < 0:
+            logg.result("    no epoch was better than the prior alone: predictions are those of the prior")
         content = {
             "params": dict(memory.params),
             "stats": memory.stats,
@@ -238,6 +239,18 @@ class Perturbation(Task):
     def writes(self, keys: CellKeys, call: TrainingCall) -> Mapping[str, Sequence[str]]:
         """No slots of cells. A new split is written to an unused key."""
         return {"uns": (keys.uns,)}
+
+    def headline(self, content: Mapping[str, Any]) -> str:
+        """Pearson correlation of effects on validation perturbations."""
+        stats = content["stats"]
+        scores = stats["validation_pearson_delta"]
+        if not scores:
+            return ""
+        best = max((name for name in scores if name != "model"), key=lambda name: scores[name])
+        return (
+            f"Pearson delta on {stats['validation_perturbations']} validation perturbations: {scores['model']:.3f}; "
+            f"best baseline ({best}): {scores[best]:.3f}"
+        )
 
     # Memory estimate --------------------------------------------------------------------------------------------------
 
@@ -335,19 +348,6 @@ def _recorded(screen: Screen, obs: pd.DataFrame) -> tuple[pd.Categorical[Any], d
     read = {name: screen.params[name] for name in (*LABELS, "context_key")}
     params = {"kind": default_kind(screen.conditions), **read, "rng": SPLIT_SEED, **split.options}
     return record_split(split, screen.conditions, obs, params)
-
-
-def _log(stats: Mapping[str, Any]) -> None:
-    scores = stats["validation_pearson_delta"]
-    if not scores:
-        return
-    best = max((name for name in scores if name != "model"), key=lambda name: scores[name])
-    logg.info(
-        f"    Pearson delta on {stats['validation_perturbations']} validation perturbations: "
-        f"{scores['model']:.3f}, best baseline {scores[best]:.3f} ({best})"
-    )
-    if stats["best_epoch"] < 0:
-        logg.info("    no epoch was better than the prior alone: predictions are those of the prior")
 
 
 def _section(table: pd.DataFrame, shown: list[str], n: int, *, is_prior: bool) -> str:

@@ -41,7 +41,7 @@ def test_axes_that_are_given_are_drawn_on() -> None:
 
 
 def test_what_cannot_be_drawn_is_an_error() -> None:
-    with pytest.raises(OptionError, match="shifts of 2 groups: '0', '1'. Name one"):
+    with pytest.raises(OptionError, match="shifts of 2 groups: '0', '1'. Pass one"):
         sg.pl.in_silico_shifts(changed(), show=False)
     with pytest.raises(OptionError, match="n_labels=-1"):
         sg.pl.in_silico_shifts(changed(), "0", n_labels=-1)

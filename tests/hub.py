@@ -134,7 +134,7 @@ def _create(answer: Answer, *, body: bytes) -> None:
     if repo_id in answer.server.repos:
         answer._json({"error": "You already created this model repo", "url": url}, 409)
         return
-    answer.server.repos[repo_id] = Repo(private=wanted.get("visibility") == "private")
+    answer.server.repos[repo_id] = Repo(private=wanted.get("visibility") == "private" or bool(wanted.get("private")))
     answer._json({"url": url, "name": repo_id})
 
 

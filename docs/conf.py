@@ -8,6 +8,7 @@ docs = Path(__file__).parent
 sys.path.insert(0, str(docs))
 
 import generated  # noqa: E402 -- modules of this folder
+import plot_examples  # noqa: E402
 import results  # noqa: E402
 
 info = metadata("scgalore")
@@ -22,7 +23,7 @@ repository_url = dict(url.split(", ") for url in info.get_all("Project-URL") or 
 # Sphinx reads what is below docs. A symbolic link would break the links between notebooks, which are resolved through it.
 shutil.rmtree(docs / "tutorials", ignore_errors=True)
 shutil.copytree(docs.parent / "tutorials", docs / "tutorials")
-generated.write(docs / "_generated")
+generated.write(docs / "_generated", plot_examples.EXAMPLES)
 results.write(docs / "_generated" / "figures")
 
 

@@ -13,6 +13,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import typer
 
 from scgalore import _keys, pl
@@ -327,17 +328,21 @@ def gallery(pictures: Path) -> str:
     return f"{grid(cards)}\n\n```{{toctree}}\n:hidden:\n\n{entries}\n```"
 
 
-def plots(pictures: Path) -> str:
-    """A figure of each plot, from the tutorials, where one shows it."""
-    found: dict[str, tuple[str, bytes]] = {}
-    for notebook, content in notebooks().items():
-        for cell, png in figures_of(content):
+def plots(pictures: Path, examples: Mapping[str, Callable[[], Any]]) -> str:
+    """A figure of each plot: of the first tutorial that shows it, else of an example."""
+    found: dict[str, bytes] = {}
+    for notebook in notebooks().values():
+        for cell, png in figures_of(notebook):
             for name in re.findall(r"\bsg\.pl\.(\w+)\(", "".join(cell["source"])):
-                found.setdefault(name, (notebook, png))
+                found.setdefault(name, png)
     cards = []
-    for name in sorted(set(pl.__all__) & found.keys()):
-        notebook, png = found[name]
-        (pictures / f"pl_{name}.png").write_bytes(png)
+    for name in sorted({*found, *examples} & set(pl.__all__)):
+        path = pictures / f"pl_{name}.png"
+        if name in found:
+            path.write_bytes(found[name])
+        elif not path.exists():
+            axes = np.ravel(examples[name]())[0]
+            axes.figure.savefig(path, dpi=100)
         link = f"generated/scgalore.pl.{name}"
         cards.append(
             card(
@@ -349,8 +354,8 @@ def plots(pictures: Path) -> str:
     return grid(cards)
 
 
-def write(folder: Path) -> None:
-    """Write all of it to a folder."""
+def write(folder: Path, examples: Mapping[str, Callable[[], Any]]) -> None:
+    """Write all of it to a folder; ``examples`` draw the plots that no tutorial shows."""
     pictures = folder / "pictures"
     pictures.mkdir(parents=True, exist_ok=True)
     texts = {
@@ -362,7 +367,7 @@ def write(folder: Path) -> None:
         "gallery": gallery(pictures),
         "keys": keys(),
         "optimizers": registry(OPTIMIZERS),
-        "plots": plots(pictures),
+        "plots": plots(pictures, examples),
         "weights": weights(),
     }
     for name, text in texts.items():

@@ -5,7 +5,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 import pytest
-from docs import generated, results
+from docs import generated, plot_examples, results
 from tests.pages import REPOSITORY, SHELLS, blocks_of, read
 
 import scgalore as sg
@@ -101,8 +101,10 @@ def test_every_command_and_weight_is_listed() -> None:
     assert all(f"`{name}`\n" in weights for name in sg.weights.list_weights())
 
 
-def test_plots_of_tutorials_are_shown(tmp_path: Path) -> None:
-    text = generated.plots(tmp_path)
+def test_every_plot_has_a_figure(tmp_path: Path) -> None:
+    text = generated.plots(tmp_path, {})
+    shown = set(re.findall(r"`pl\.(\w+)`", text))
+    assert shown | plot_examples.EXAMPLES.keys() == set(sg.pl.__all__)
     assert "`pl.confusion_matrix`" in text
     assert (tmp_path / "pl_confusion_matrix.png").read_bytes().startswith(b"\x89PNG")
 

@@ -86,8 +86,7 @@ def annotate(
         Probability of the most probable class, calibrated on the validation cells of training.
     `adata.obs['scgpt_novelty' | key_added + '_novelty']` : :class:`numpy.ndarray` (dtype `float32`)
         Dissimilarity of each cell to the training cells, about 1 for cells like these; only with ``unknown``.
-    `adata.obsm['scgpt_probabilities' | key_added + '_probabilities']` : :class:`numpy.ndarray` (shape `(n_obs,
-    n_classes)`, dtype `float32`)
+    `adata.obsm['scgpt_probabilities' | key_added + '_probabilities']` : :class:`numpy.ndarray` (shape `(n_obs, n_classes)`, dtype `float32`)
         Probability of each class, in the order of ``uns[...]['classes']``.
     `adata.obsm['X_scGPT' | key_added]` : :class:`numpy.ndarray` (shape `(n_obs, d_model)`, dtype `float32`)
         Embeddings with unit norm.

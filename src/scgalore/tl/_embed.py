@@ -90,8 +90,7 @@ def embed(
     -------
     ``None``, or with ``copy=True`` the container it was given, with these keys set:
 
-    `adata.obsm['X_scGPT' | 'X_scBERT' | key_added]` : :class:`numpy.ndarray` (shape `(n_obs, d_model)`, dtype
-    `float32`)
+    `adata.obsm['X_scGPT' | 'X_scBERT' | key_added]` : :class:`numpy.ndarray` (shape `(n_obs, d_model)`, dtype `float32`)
         Embeddings with unit norm; for a model that removes batch effects, up to 50 components without unit norm.
     `adata.obsm['X_scGPT_multi' | key_added]` : :class:`numpy.ndarray` (shape `(n_obs, d_model)`, dtype `float32`)
         Embeddings of RNA and proteins together, instead of the first key, if ``protein`` is given.

@@ -138,8 +138,7 @@ def finetune(
         effects and without unit norm.
     `adata.obsm['X_scGPT_multi' | key_added]` : :class:`numpy.ndarray` (shape `(n_obs, d_model)`, dtype `float32`)
         Embeddings of RNA and proteins together, with unit norm, instead of the first key for ``task="multiomic"``.
-    `adata.obsm['scgpt_protein' | key_added + '_protein']` : :class:`numpy.ndarray` (shape `(n_obs, n_proteins)`, dtype
-    `float32`)
+    `adata.obsm['scgpt_protein' | key_added + '_protein']` : :class:`numpy.ndarray` (shape `(n_obs, n_proteins)`, dtype `float32`)
         Proteins predicted from RNA alone, as centred log-ratios; the index of ``uns[...]['proteins']`` names the
         columns.
     `adata.obs['scgpt_split' | key_added + '_split']` : :class:`pandas.Categorical`
@@ -148,8 +147,7 @@ def finetune(
         Most probable class.
     `adata.obs['scgpt_label_score' | key_added + '_label_score']` : :class:`numpy.ndarray` (dtype `float32`)
         Probability of that class, calibrated on the validation cells if there are at least 50.
-    `adata.obsm['scgpt_probabilities' | key_added + '_probabilities']` : :class:`numpy.ndarray` (shape `(n_obs,
-    n_classes)`, dtype `float32`)
+    `adata.obsm['scgpt_probabilities' | key_added + '_probabilities']` : :class:`numpy.ndarray` (shape `(n_obs, n_classes)`, dtype `float32`)
         Probability of each class, in the order of ``uns[...]['classes']``.
     `adata.obs['scgpt_value' | key_added + '_value']` : :class:`numpy.ndarray` (dtype `float32`)
         Predicted value, on the scale of ``values_key``.

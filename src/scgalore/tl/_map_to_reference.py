@@ -103,17 +103,13 @@ def map_to_reference(
         Probability of the class, calibrated on cells of the reference.
     `adata.obs['scgpt_mapped_novelty' | key_added + '_novelty']` : :class:`numpy.ndarray` (dtype `float32`)
         Relative distance of each cell to its neighbours, about 1 for cells like those of the reference.
-    `adata.obsm['scgpt_mapped_LABEL_probabilities' | key_added + '_LABEL_probabilities']` : :class:`numpy.ndarray`
-    (shape `(n_obs, n_classes)`, dtype `float32`)
+    `adata.obsm['scgpt_mapped_LABEL_probabilities' | key_added + '_LABEL_probabilities']` : :class:`numpy.ndarray` (shape `(n_obs, n_classes)`, dtype `float32`)
         Probability of each class, in the order of ``uns[...]['labels'][LABEL]['classes']``.
-    `adata.obsm['scgpt_mapped_neighbors' | key_added + '_neighbors']` : :class:`numpy.ndarray` (shape `(n_obs,
-    n_neighbors)`, dtype `int64`)
+    `adata.obsm['scgpt_mapped_neighbors' | key_added + '_neighbors']` : :class:`numpy.ndarray` (shape `(n_obs, n_neighbors)`, dtype `int64`)
         Indices of the nearest cells of the reference, closest first; ``index.names`` has their names.
-    `adata.obsm['scgpt_mapped_distances' | key_added + '_distances']` : :class:`numpy.ndarray` (shape `(n_obs,
-    n_neighbors)`, dtype `float32`)
+    `adata.obsm['scgpt_mapped_distances' | key_added + '_distances']` : :class:`numpy.ndarray` (shape `(n_obs, n_neighbors)`, dtype `float32`)
         Cosine distances of these neighbours, from 0 to 2.
-    `adata.obsm['scgpt_mapped_umap' | key_added + '_umap']` : :class:`numpy.ndarray` (shape `(n_obs, 2)`, dtype
-    `float32`)
+    `adata.obsm['scgpt_mapped_umap' | key_added + '_umap']` : :class:`numpy.ndarray` (shape `(n_obs, 2)`, dtype `float32`)
         Coordinates in the plot of the reference, if built with ``basis=``: the weighted mean of the neighbours'
         coordinates.
     `adata.obsm['X_scGPT' | key_added]` : :class:`numpy.ndarray` (shape `(n_obs, d_model)`, dtype `float32`)

@@ -122,8 +122,7 @@ def predict_perturbation(
     `adata.uns['predict_perturbation_rank_genes_groups' | key_added + '_rank_genes_groups']` : :class:`dict`
         Genes ranked by effect, in the form of :func:`scanpy.tl.rank_genes_groups`, for scanpy's plots:
         ``sc.pl.rank_genes_groups(adata, key=...)``. Scores are effects; p-values are NaN, since no test was performed.
-    `adata.obsm['X_scGPT_perturbed' | key_added + '_perturbed']` : :class:`numpy.ndarray` (shape `(n_obs, d_model)`,
-    dtype `float32`)
+    `adata.obsm['X_scGPT_perturbed' | key_added + '_perturbed']` : :class:`numpy.ndarray` (shape `(n_obs, d_model)`, dtype `float32`)
         Embedding of each cell with the genes of ``per_cell`` flagged; only with ``per_cell``.
 
     Raises

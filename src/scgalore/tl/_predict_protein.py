@@ -89,8 +89,7 @@ def predict_protein(
     -------
     ``None``, or with ``copy=True`` the container it was given, with these keys set:
 
-    `adata.obsm['scgpt_protein' | key_added + '_protein']` : :class:`numpy.ndarray` (shape `(n_obs, n_proteins)`, dtype
-    `float32`)
+    `adata.obsm['scgpt_protein' | key_added + '_protein']` : :class:`numpy.ndarray` (shape `(n_obs, n_proteins)`, dtype `float32`)
         Centred log-ratios: logarithms of counts plus 1, relative to their mean over the proteins of the cell. The index
         of ``uns[...]['proteins']`` names the columns.
     `adata.uns['predict_protein' | key_added]` : :class:`dict`

@@ -9,7 +9,11 @@ from typing import Any
 import pytest
 
 import scgalore as sg
+from scgalore._options import options_of
 from scgalore.model import SCGPT
+from scgalore.tasks import TASKS
+from scgalore.tl._declared import TRAINING
+from scgalore.train import TrainConfig
 
 ROOMS = (
     "adapters",
@@ -168,6 +172,22 @@ def test_docstrings_describe_every_parameter_and_leave_types_to_the_signature(su
             assert documented(function) == list(parameters_of(function))
             assert [name for name in documented(function) if " : " in name] == []
             assert re.findall(r"^ *\{\w+\}$", text, flags=re.MULTILINE) == [], "a placeholder is left"
+
+
+def test_training_options_have_the_defaults_that_are_declared(subtests: pytest.Subtests) -> None:
+    declared = {option.name: option for option in options_of(TrainConfig)}
+    functions: Functions = {"tl.finetune": sg.tl.finetune, "tl.pretrain": sg.tl.pretrain, "train": SCGPT.train}
+    of_tasks = {name for task in TASKS.values() for name in task.training}
+    for name, function in functions.items():
+        shown = {key: p.default for key, p in parameters_of(function).items() if key in TRAINING}
+        own = {"batch_size"} if name == "tl.pretrain" else set()  # pre-training is one task
+        for key in shown.keys() - own:
+            with subtests.test(f"{name}: {key}"):
+                left_open = key in of_tasks or key == "accelerator"
+                assert shown[key] == (None if left_open else declared[key].default)
+    assert set(TRAINING) <= parameters_of(sg.tl.finetune).keys() & parameters_of(SCGPT.train).keys()
+    text = sections(sg.tl.finetune)["Parameters"]
+    assert "Default: 64 for ``task='perturbation'``, 32 for others." in text
 
 
 def test_every_public_name_has_documentation(subtests: pytest.Subtests) -> None:

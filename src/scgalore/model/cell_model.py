@@ -6,7 +6,7 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, Literal, Self
 
 import numpy as np
 import pandas as pd
@@ -49,6 +49,7 @@ if TYPE_CHECKING:
     from scgalore.model.training import Trainable
     from scgalore.nn.base import CellNetwork, NetworkConfig
     from scgalore.tasks.base import Prepared, TaskMemory
+    from scgalore.train.config import Accelerator, Precision
     from scgalore.train.loggers import Loggers
     from scgalore.train.result import TrainResult
     from scgalore.weights import LoadReport
@@ -459,6 +460,14 @@ class CellModel:
         validation_size: float = 0.1,
         test_size: float = 0.0,
         genes_key: str | None = None,
+        max_epochs: int | None = None,
+        batch_size: int | Literal["auto"] | None = None,
+        lr: float | None = None,
+        max_length: int | None = None,
+        patience: int | None = None,
+        precision: Precision = "32-true",
+        curriculum: bool | Sequence[int] | Mapping[int, int] | None = None,
+        accelerator: Accelerator | None = None,
         rng: Rng = 0,
         checkpoint_dir: PathLike | None = None,
         resume: bool = False,
@@ -483,6 +492,8 @@ class CellModel:
             Training, validation and test cells; by default ``split_key``, a column of ``adata.obs``, or a random split.
         split_key, validation_size, test_size, genes_key
             As for :func:`scgalore.tl.finetune`.
+        max_epochs, batch_size, lr, max_length, patience, precision, curriculum, accelerator
+            As for :func:`scgalore.tl.finetune`.
         rng
             Random seed.
         checkpoint_dir
@@ -493,7 +504,7 @@ class CellModel:
         logger
             As for :func:`scgalore.tl.finetune`.
         **options
-            Arguments of the task, and fields of :class:`~scgalore.train.TrainConfig`.
+            Arguments of the task, and further fields of :class:`~scgalore.train.TrainConfig`.
 
         Raises
         ------
@@ -502,7 +513,18 @@ class CellModel:
         """
         implied = {} if isinstance(adata, AnnData) else adata.arguments
         chosen, call = resolve_call(
-            {**implied, **options},
+            {
+                **implied,
+                "max_epochs": max_epochs,
+                "batch_size": batch_size,
+                "lr": lr,
+                "max_length": max_length,
+                "patience": patience,
+                "precision": precision,
+                "curriculum": curriculum,
+                "accelerator": accelerator,
+                **options,
+            },
             task=task,
             seed=seed_from(rng),
             function=self.train,

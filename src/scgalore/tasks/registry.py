@@ -99,7 +99,7 @@ def resolve_call(
     Parameters
     ----------
     options
-        Arguments of tasks and fields of :class:`~scgalore.train.TrainConfig`.
+        Arguments of tasks and fields of :class:`~scgalore.train.TrainConfig`; ``None`` stands for the default.
     task
         Name of the task; ``None`` chooses it by the given arguments.
     seed
@@ -117,7 +117,8 @@ def resolve_call(
     of_tasks = argument_names()
     given = {name: value for name, value in options.items() if name in of_tasks}
     chosen = choose_task(task, given)
-    training = {**chosen.training, **{name: value for name, value in options.items() if name not in of_tasks}}
+    asked = {name: value for name, value in options.items() if name not in of_tasks and value is not None}
+    training = {**chosen.training, **asked}
     config = TrainConfig.from_call(training, seed=seed, function=function)
     training_processes(config)  # before anything is read
     return chosen, TrainingCall(chosen.check(given), config, training, **read)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from scgalore import __version__
 from scgalore import _logging as logg
@@ -18,20 +18,22 @@ from scgalore.model.card import run_record
 from scgalore.model.distributed import by_first
 from scgalore.model.families import known_keys
 from scgalore.tasks.registry import TASKS, resolve_call
-from scgalore.tl._declared import with_task_arguments
+from scgalore.tl._declared import with_task_arguments, with_training_options
 from scgalore.tl._fitted import free_folder, kept_loss, record_model
 from scgalore.tl._shared import as_model, measured_proteins
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from scgalore._typing import Data, PathLike, Rng
     from scgalore.model import CellModel
+    from scgalore.train.config import Accelerator, Precision
     from scgalore.train.loggers import Loggers
 
 
 @shared_parameters
 @with_task_arguments
+@with_training_options
 def finetune(
     data: Data,
     model: PathLike | CellModel = "scgpt",
@@ -41,6 +43,14 @@ def finetune(
     optimizer: str = "galore",
     adapter: str | None = None,
     embedding: str = "rows",
+    max_epochs: int | None = None,
+    batch_size: int | Literal["auto"] | None = None,
+    lr: float | None = None,
+    max_length: int | None = None,
+    patience: int | None = None,
+    precision: Precision = "32-true",
+    curriculum: bool | Sequence[int] | Mapping[int, int] | None = None,
+    accelerator: Accelerator | None = None,
     layer: str | None = None,
     gene_symbols: str | None = None,
     data_type: str | None = None,
@@ -90,6 +100,7 @@ def finetune(
     embedding
         Entry of :data:`scgalore.nn.EMBEDDINGS`: ``"rows"`` trains the embeddings of the genes in the data, ``"full"``
         the whole table, ``"frozen"`` none.
+    {training_options}
     {layer}
     {gene_symbols}
     {data_type}
@@ -125,9 +136,9 @@ def finetune(
     {rng}
     {key_added}
     **options
-        Fields of :class:`~scgalore.train.TrainConfig`, such as ``max_epochs``, ``batch_size``, ``batch_tokens``,
-        ``max_length``, ``curriculum``, ``lr``, ``patience``, ``precision``, ``gradient_checkpointing``, ``devices``,
-        ``optimizer_options`` or ``adapter_options``. How several processes train together: :doc:`/distributed`.
+        Further fields of :class:`~scgalore.train.TrainConfig`, such as ``batch_tokens``, ``accumulate``, ``lr_schedule``,
+        ``weight_decay``, ``gradient_checkpointing``, ``devices``, ``optimizer_options`` or ``adapter_options``. For
+        training with several processes, see :doc:`/distributed`.
 
     Returns
     -------
@@ -191,7 +202,20 @@ def finetune(
     adata = writable_adata(data, mod=mod)
     check_key(key_added)
     chosen, call = resolve_call(
-        {"optimizer": optimizer, "adapter": adapter, "embedding": embedding, **options},
+        {
+            "optimizer": optimizer,
+            "adapter": adapter,
+            "embedding": embedding,
+            "max_epochs": max_epochs,
+            "batch_size": batch_size,
+            "lr": lr,
+            "max_length": max_length,
+            "patience": patience,
+            "precision": precision,
+            "curriculum": curriculum,
+            "accelerator": accelerator,
+            **options,
+        },
         task=task,
         seed=seed_from(rng),
         function=finetune,

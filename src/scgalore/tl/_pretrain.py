@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from scgalore.data.streaming import TokenStream
     from scgalore.model import CellModel
     from scgalore.tasks.base import Prepared
-    from scgalore.train.config import TrainConfig
+    from scgalore.train.config import Accelerator, Precision, TrainConfig
     from scgalore.train.estimate import MemoryEstimate
     from scgalore.train.loggers import Loggers
 
@@ -57,6 +57,10 @@ def pretrain(
     batch_size: int = 32,
     max_length: int | None = None,
     optimizer: str = "adamw",
+    lr: float | None = None,
+    patience: int | None = None,
+    precision: Precision = "32-true",
+    accelerator: Accelerator | None = None,
     checkpoint_dir: PathLike | None = None,
     resume: bool = False,
     save_dir: PathLike | None = None,
@@ -94,6 +98,8 @@ def pretrain(
         length the weights were trained with.
     optimizer
         Entry of :data:`scgalore.optim.OPTIMIZERS`.
+    lr, patience, precision, accelerator
+        As for :func:`scgalore.tl.finetune`.
     checkpoint_dir, resume
         As for :func:`scgalore.tl.finetune`. A resumed run keeps its number of steps; another budget,
         ``steps_per_epoch`` or ``keep_best`` raises an error.
@@ -103,8 +109,8 @@ def pretrain(
         As for :func:`scgalore.tl.finetune`.
     {rng}
     **options
-        Fields of :class:`~scgalore.train.TrainConfig`, such as ``lr``, ``lr_schedule``, ``warmup``, ``accumulate``,
-        ``precision``, ``patience``, ``checkpoint_every``, ``devices``, ``shard_optimizer`` or ``num_workers``. How
+        Further fields of :class:`~scgalore.train.TrainConfig`, such as ``lr_schedule``, ``warmup``, ``accumulate``,
+         ``checkpoint_every``, ``devices``, ``shard_optimizer`` or ``num_workers``. How
         several processes train together: :doc:`/distributed`.
 
     Returns
@@ -136,6 +142,10 @@ def pretrain(
         batch_size=batch_size,
         max_length=max_length,
         optimizer=optimizer,
+        lr=lr,
+        patience=patience,
+        precision=precision,
+        accelerator=accelerator,
         rng=rng,
         **options,
     )

@@ -324,7 +324,7 @@ class TrainConfig:
         COUNT,
         """
         Epochs without a better validation score before training stops. Needs validation cells. ``None`` is 5 where
-        ``max_epochs`` is left open and there are such cells, and else trains all epochs.
+        ``max_epochs`` is left open and there are such cells, and else trains all epochs. As many as ``max_epochs`` train all epochs.
         """,
         shown_default="5, or all epochs where --max-epochs is given",
     )

@@ -1,4 +1,4 @@
-"""From an AnnData to batches of tokens: resolve, matrix, vocabulary, binning, tokens; and streams of many files."""
+"""From an AnnData to batches of tokens, and streams of many files."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ __all__ = ["TokenStream", "stream"]
 
 
 def __getattr__(name: str) -> Any:
-    # Loaded on first use (PEP 562): the parts of this room are often used one by one, and torch takes seconds.
+    # Loaded on first use (PEP 562): modules of this subpackage are often used separately, and torch takes seconds.
     if name in __all__:
         return getattr(import_module("scgalore.data.opening"), name)
     msg = f"module 'scgalore.data' has no attribute {name!r}"

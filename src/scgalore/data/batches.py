@@ -1,4 +1,4 @@
-"""Batches of one split, as data sets and samplers of PyTorch: drawn anew each epoch, or a fixed list."""
+"""Batches of one split, as PyTorch data sets and samplers: shuffled in each epoch, or a fixed list."""
 
 from __future__ import annotations
 
@@ -23,20 +23,20 @@ if TYPE_CHECKING:
 __all__ = ["BatchPlan", "Batches", "Drawn", "ListedBatches", "Phase", "SampledBatches", "largest_batch"]
 
 
-WHOLE_PASSES = "an epoch of an AnnData is a pass over its cells. Leave it out, or make a stream of it (sg.data.stream)."
-"""Why sources in memory have no epochs of some steps."""
+WHOLE_PASSES = "an epoch of an AnnData is a pass over its cells. Omit it, or create a stream (sg.data.stream)."
+"""Reason why sources in memory do not support epochs of a number of steps."""
 
 
 @dataclass(frozen=True)
 class Phase:
-    """Some epochs on some genes.
+    """Epochs of a curriculum with the same genes.
 
     Attributes
     ----------
     start, stop
         First epoch, and the one after the last.
     n_genes
-        How many of the best-ranked genes may be tokens; ``None`` admits all, ranked or not.
+        Number of best-ranked genes that may be tokens; ``None`` uses all, ranked or not.
     """
 
     start: int
@@ -46,20 +46,21 @@ class Phase:
 
 @dataclass(frozen=True)
 class BatchPlan:
-    """How a run cuts cells into batches.
+    """How a run divides cells into batches.
 
     Attributes
     ----------
     batch_size, batch_tokens
-        Most cells and most tokens in a batch, padding included; ``None`` sets no cap.
+        Maximum numbers of cells and tokens per batch, including padding; ``None`` sets no limit.
     max_length
-        Most tokens of a training cell; longer ones are sampled anew each epoch. Validation cells keep theirs.
+        Maximum number of tokens per training cell; genes of longer cells are sampled again in each epoch. Validation
+        cells are not shortened.
     phases
-        Genes of the training cells by epoch, from the first epoch on; validation cells keep all of theirs.
+        Genes of the training cells by epoch; validation cells keep all genes.
     seed
-        Seed of the shuffling.
+        Seed for shuffling.
     n_batches
-        Batches of an epoch, for sources whose passes are long; ``None`` passes over all cells in each epoch.
+        Number of batches per epoch, for sources with long passes; ``None`` uses all cells in each epoch.
     """
 
     batch_size: int | None
@@ -71,14 +72,14 @@ class BatchPlan:
 
 
 class Drawn(NamedTuple):
-    """A batch before the objective has prepared it.
+    """A batch before preparation by the objective.
 
     Attributes
     ----------
     batch
-        Its cells.
+        Cells of the batch.
     draw
-        Which draw of the randomness that belongs to cells: the epoch in training, 0 in validation.
+        Index of the random draws of cells: the epoch in training, 0 in validation.
     share
         As in :class:`~scgalore.data.sampler.BatchRequest`.
     """
@@ -94,14 +95,14 @@ class Batches(ABC):
     Attributes
     ----------
     rows
-        Row numbers of what is served, int64; empty where the source does not number them.
+        Row numbers of the cells, int64; empty if the source does not number them.
     n
-        How many cells (or perturbations) an epoch has.
+        Number of cells (or perturbations) per epoch.
     dataset
-        Yields or answers requests with :class:`Drawn`.
+        Data set that returns :class:`Drawn`.
     reload
-        Whether a trainer has to ask for the loader anew each epoch, since epochs differ in their number of batches or the
-        source has to receive the epoch before it is iterated over.
+        Whether a trainer has to recreate the loader in each epoch, since epochs differ in their number of batches or
+        the source has to receive the epoch before iteration.
     """
 
     rows: NDArray[np.int64]
@@ -112,25 +113,25 @@ class Batches(ABC):
     @property
     @abstractmethod
     def sampler(self) -> Iterable[BatchRequest] | None:
-        """Makes the requests; ``None`` where the data set is iterable."""
+        """Sampler of requests; ``None`` if the data set is iterable."""
 
     @abstractmethod
     def n_batches(self, epoch: int) -> int:
-        """Batches of an epoch, the same for all processes."""
+        """Number of batches per epoch, identical for all processes."""
 
     @abstractmethod
     def first(self) -> Drawn:
-        """Some cells, to look at what a loss depends on."""
+        """Some cells, for tracing a loss."""
 
-    def set_epoch(self, epoch: int, start: int = 0) -> None:  # noqa: B027 (nothing to do for fixed batches)
-        """Choose the epoch of the next iteration, and the batch that it begins with; fixed batches ignore it."""
+    def set_epoch(self, epoch: int, start: int = 0) -> None:  # noqa: B027 (not needed for fixed batches)
+        """Set the epoch of the next iteration and its first batch; ignored by fixed batches."""
 
     def set_process(self, rank: int, size: int) -> None:  # noqa: B027 (as above)
-        """Choose which of several processes this is; where each gets its own cells anyway, nothing changes."""
+        """Set the rank of this process among several; ignored if processes have their own cells."""
 
 
 class _Answers(Dataset[Drawn]):
-    """Answers a request with a batch."""
+    """Data set that returns a batch for a request."""
 
     def __init__(self, make: Callable[[BatchRequest], TokenBatch]) -> None:
         self.make = make
@@ -140,7 +141,7 @@ class _Answers(Dataset[Drawn]):
 
 
 class RankedCells(Protocol):
-    """Cells that can be narrowed to the best-ranked genes."""
+    """Cells that can be restricted to the best-ranked genes."""
 
     @property
     def ranked(self) -> NDArray[np.int64] | None:
@@ -149,21 +150,21 @@ class RankedCells(Protocol):
 
     @property
     def lengths(self) -> NDArray[np.int64]:
-        """Tokens of each cell, ``(n_obs,)``."""
+        """Number of tokens of each cell, ``(n_obs,)``."""
         ...
 
     def within(self, genes: NDArray[np.int64]) -> Self:
-        """Same cells with these genes and no others."""
+        """Return the same cells with only these genes."""
         ...
 
     def batch(self, request: BatchRequest) -> TokenBatch:
-        """Make a batch."""
+        """Create a batch."""
         ...
 
 
 @dataclass(frozen=True)
 class _Stage:
-    """Training cells as one phase shows them; its sampler draws from those that have a gene in this phase."""
+    """Training cells in one phase; its sampler uses cells that express a gene of this phase."""
 
     start: int
     cells: RankedCells
@@ -176,7 +177,7 @@ class _Stage:
             cells = cells.within(cells.ranked[: phase.n_genes])
             rows = rows[cells.lengths[rows] > 1]  # more than <cls>
             if len(rows) == 0:
-                msg = f"No training cell expresses one of the first {phase.n_genes} genes of the curriculum. Begin with more."
+                msg = f"No training cell expresses any of the first {phase.n_genes} genes of the curriculum. Start with more genes."
                 raise DataError(msg)
         sampler = BucketSampler(
             rows,
@@ -189,7 +190,7 @@ class _Stage:
 
 
 class _Stages(Sampler[BatchRequest]):
-    """Shuffled batches of the phase that the epoch belongs to."""
+    """Shuffled batches of the phase of the current epoch."""
 
     def __init__(self, stages: Sequence[_Stage]) -> None:
         self.stages = stages
@@ -200,11 +201,11 @@ class _Stages(Sampler[BatchRequest]):
         return [stage for stage in self.stages if stage.start <= epoch][-1]
 
     def batch(self, request: BatchRequest) -> TokenBatch:
-        """Answer a request as the phase of its epoch, which is its draw, shows the cells."""
+        """Create a batch with the genes of the phase of its epoch, which is its draw."""
         return self.at(request.draw).cells.batch(request)
 
     def set_epoch(self, epoch: int) -> None:
-        """Choose the epoch; Lightning calls this, for one that is gone on with too."""
+        """Set the epoch; called by Lightning, also for a resumed epoch."""
         if epoch != self.epoch:
             self.epoch, self.start = epoch, 0
 
@@ -212,7 +213,7 @@ class _Stages(Sampler[BatchRequest]):
         return self.at(self.epoch).sampler.n_batches(self.epoch)
 
     def __iter__(self) -> Iterator[BatchRequest]:
-        # A generator, since Lightning asks for the iterator of a resumed run before it says which epoch that is in.
+        # A generator, since Lightning requests the iterator of a resumed run before it sets the epoch.
         sampler = self.at(self.epoch).sampler
         sampler.set_epoch(self.epoch)
         yield from islice(sampler, self.start, None)
@@ -224,11 +225,11 @@ class SampledBatches(Batches):
     Parameters
     ----------
     cells
-        What is served.
+        Cells.
     rows
         Row numbers to draw from.
     plan
-        How.
+        Batch plan.
 
     Raises
     ------
@@ -240,16 +241,16 @@ class SampledBatches(Batches):
         self.rows, self.n = rows, len(rows)
         self._stages = _Stages([_Stage.of(cells, rows, phase, plan) for phase in plan.phases])
         self.dataset = _Answers(self._stages.batch)
-        # Lightning counts batches when it asks for the loader and drops those beyond.
+        # Lightning counts batches when it requests the loader and drops any further ones.
         self.reload = plan.batch_tokens is not None
 
     @property
     def sampler(self) -> Iterable[BatchRequest]:
-        """Draws the batches of the epoch."""
+        """Sampler of the batches of the epoch."""
         return self._stages
 
     def n_batches(self, epoch: int) -> int:
-        """Batches of an epoch, the same for all processes."""
+        """Number of batches per epoch, identical for all processes."""
         return self._stages.at(epoch).sampler.n_batches(epoch)
 
     def first(self) -> Drawn:
@@ -257,26 +258,26 @@ class SampledBatches(Batches):
         return self.dataset[BatchRequest(self._stages.at(0).sampler.rows[:1])]
 
     def set_epoch(self, epoch: int, start: int = 0) -> None:
-        """Choose the epoch of the next iteration, and the batch that it begins with."""
+        """Set the epoch of the next iteration and its first batch."""
         self._stages.epoch, self._stages.start = epoch, start
 
     def set_process(self, rank: int, size: int) -> None:
-        """Choose which share of each batch is this process's."""
+        """Set the rank of this process, which determines its cells of each batch."""
         for stage in self._stages.stages:
             stage.sampler.rank, stage.sampler.size = rank, size
 
 
 class ListedBatches(Batches):
-    """Batches that are always the same, for validation.
+    """Fixed batches, for validation.
 
     Parameters
     ----------
     make
-        Answers requests.
+        Function that returns a batch for a request.
     rows
-        Row numbers of what is served.
+        Row numbers of the cells.
     requests
-        Lists the batches of a process, called with ``rank=`` and ``size=``.
+        Function that lists the batches of a process, called with ``rank=`` and ``size=``.
     """
 
     def __init__(
@@ -295,7 +296,7 @@ class ListedBatches(Batches):
         return self._requests(**self._process)
 
     def n_batches(self, epoch: int) -> int:
-        """Batches, the same for all processes and epochs."""
+        """Number of batches, identical for all processes and epochs."""
         return len(self.sampler)
 
     def first(self) -> Drawn:
@@ -303,19 +304,19 @@ class ListedBatches(Batches):
         return self.dataset[self.sampler[0]]
 
     def set_process(self, rank: int, size: int) -> None:
-        """Choose which share of each batch is this process's."""
+        """Set the rank of this process, which determines its cells of each batch."""
         self._process = {"rank": rank, "size": size}
 
 
 def largest_batch(lengths: NDArray[np.int64], plan: BatchPlan) -> tuple[int, int]:
-    """Cells and tokens of the largest batch that may come: as many cells as fit of the longest.
+    """Maximum numbers of cells and tokens in a batch: as many of the longest cells as fit.
 
     Parameters
     ----------
     lengths
-        Tokens of the training cells, ``(n,)``.
+        Number of tokens of the training cells, ``(n,)``.
     plan
-        How they are cut.
+        Batch plan.
     """
     if plan.max_length is not None:
         lengths = lengths.clip(max=plan.max_length)

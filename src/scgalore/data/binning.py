@@ -1,8 +1,8 @@
-"""Expression as ranks: each cell's non-zero values cut at their own quantiles.
+"""Binning of expression: the non-zero values of each cell are binned by their own quantiles.
 
-The quantiles of a cell come from its non-zero values alone, so the result does not change when a cell is scaled.
-Values equal to several edges (a count of 1 is often more than half of a cell) may go to any of the tied bins:
-``"upper"`` takes the highest, which is what the released scGPT weights were trained with; ``"random"`` spreads them
+The quantiles of a cell are computed from its non-zero values only, so the result is independent of the scale of a cell.
+Values equal to several edges (a count of 1 often has more than half of the values) may be in any of the tied bins:
+``"upper"`` uses the highest, as in training of the released scGPT weights; ``"random"`` distributes them
 evenly.
 """
 
@@ -24,7 +24,7 @@ Ties = Literal["upper", "random"]
 
 
 def check_binning(n_bins: int, ties: str) -> None:
-    """Refuse a number of bins or a tie rule that does not exist."""
+    """Raise an error for an invalid number of bins or tie rule."""
     if n_bins < 3:
         msg = f"n_bins={n_bins}: at least 3 are needed (0 for zeros and two for the expressed genes); scGPT uses 51."
         raise OptionError(msg)
@@ -34,14 +34,14 @@ def check_binning(n_bins: int, ties: str) -> None:
 
 
 def bin_edges(x: ArrayLike, n_bins: int = 51) -> NDArray[np.float64]:
-    """Edges of the bins of one cell: ``np.quantile(x, np.linspace(0, 1, n_bins - 1))``, to the last bit.
+    """Edges of the bins of one cell: bit-identical to ``np.quantile(x, np.linspace(0, 1, n_bins - 1))``.
 
     Parameters
     ----------
     x
         Non-zero values of the cell.
     n_bins
-        Number of bins, the one for zeros included.
+        Number of bins, including the bin for zeros.
     """
     check_binning(n_bins, "upper")
     values = np.sort(np.asarray(x).ravel())
@@ -63,11 +63,11 @@ def bin_values(
     x
         Non-zero, finite values of the cell.
     n_bins
-        Number of bins, the one for zeros included.
+        Number of bins, including the bin for zeros.
     ties
-        Which of several tied bins a value gets.
+        Choice between tied bins.
     u
-        One number in [0, 1) a value, needed for ``ties="random"``.
+        One number in [0, 1) per value, required for ``ties="random"``.
 
     Returns
     -------
@@ -85,20 +85,20 @@ def bin_rows(
     ties: Ties = "upper",
     u: ArrayLike | None = None,
 ) -> NDArray[np.int64]:
-    """Bins of many cells held as CSR arrays, each cell by its own quantiles.
+    """Bins of many cells in CSR arrays, each cell by its own quantiles.
 
     Parameters
     ----------
     data
-        Non-zero, finite values, one cell after the other.
+        Non-zero, finite values of all cells, concatenated.
     indptr
-        Where each cell starts; one longer than the number of cells.
+        Start of each cell; one longer than the number of cells.
     n_bins
-        Number of bins, the one for zeros included.
+        Number of bins, including the bin for zeros.
     ties
-        Which of several tied bins a value gets.
+        Choice between tied bins.
     u
-        One number in [0, 1) a value, needed for ``ties="random"``.
+        One number in [0, 1) per value, required for ``ties="random"``.
 
     Returns
     -------
@@ -106,7 +106,7 @@ def bin_rows(
     """
     check_binning(n_bins, ties)
     if ties == "random" and u is None:
-        msg = 'ties="random" needs u, one number in [0, 1) for each value (scgalore.data.hashing.uniforms makes them).'
+        msg = 'ties="random" needs u, one number in [0, 1) per value (see scgalore.data.hashing.uniforms).'
         raise OptionError(msg)
     order = argsort_rows(_as_keys(data), indptr)
     ordered = data[order]
@@ -114,8 +114,8 @@ def bin_rows(
     bounds = np.append(indptr[filled], indptr[-1:])
     below, t = _virtual(bounds, n_bins)
     a, b, edges = _interpolate(ordered, bounds, below, t)
-    # An edge lies between the two values that it is interpolated from, so it need not be searched for; where it equals one
-    # of them, values count as above it from the first of the equal ones on, or from behind the last.
+    # An edge lies between the two values that it is interpolated from, so it need not be searched for; where it equals
+    # one of them, values count as above it from the first of the equal ones on, or from behind the last.
     runs, run = _runs(ordered, bounds)
     left = np.empty(len(data), dtype=np.int64)
     left[order] = _count_up(np.where(edges <= a, runs[run[below]], below + 1), bounds)
@@ -131,7 +131,7 @@ def bin_rows(
 
 
 def _as_keys(data: NDArray[Any]) -> NDArray[Any]:
-    """Numbers that are ordered as the values are; uint32 for float32, which sorts fastest."""
+    """Integers in the order of the values; uint32 for float32, which sorts fastest."""
     if data.dtype != np.float32:
         return data
     bits = data.view(np.int32)
@@ -140,7 +140,7 @@ def _as_keys(data: NDArray[Any]) -> NDArray[Any]:
 
 
 def _runs(ordered: NDArray[Any], indptr: NDArray[np.integer]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Where each run of equal values of a cell starts, with the end of the last; and the number of each value's run."""
+    """Start of each run of equal values of a cell, with the end of the last; and the index of each value's run."""
     new = np.ones(len(ordered), dtype=bool)
     np.not_equal(ordered[1:], ordered[:-1], out=new[1:])
     new[indptr[:-1]] = True
@@ -148,14 +148,14 @@ def _runs(ordered: NDArray[Any], indptr: NDArray[np.integer]) -> tuple[NDArray[n
 
 
 def _count_up(at: NDArray[np.int64], indptr: NDArray[np.integer]) -> NDArray[np.int64]:
-    """Give each sorted value the number of edges that fall at or before it."""
+    """Number of edges at or before each sorted value."""
     bounds = np.concatenate((indptr[:-1, None], at, indptr[1:, None]), axis=1)
     digits = np.broadcast_to(np.arange(at.shape[1] + 1), (len(at), at.shape[1] + 1))
     return np.repeat(digits.ravel(), np.diff(bounds, axis=1).ravel())
 
 
 def _virtual(indptr: NDArray[np.integer], n_bins: int) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
-    """Position of the value at or below each quantile, and how far beyond it the quantile lies, ``(b, n_bins - 1)``."""
+    """Position of the value at or below each quantile, and the offset of the quantile from it, ``(b, n_bins - 1)``."""
     virtual = (np.diff(indptr)[:, None] - 1) * np.linspace(0, 1, n_bins - 1)
     below = np.floor(virtual)
     return (indptr[:-1, None] + below).astype(np.int64), virtual - below
@@ -164,8 +164,8 @@ def _virtual(indptr: NDArray[np.integer], n_bins: int) -> tuple[NDArray[np.int64
 def _interpolate(
     ordered: NDArray[Any], indptr: NDArray[np.integer], below: NDArray[np.int64], t: NDArray[np.float64]
 ) -> tuple[NDArray[Any], NDArray[Any], NDArray[np.float64]]:
-    """The two values around each quantile, and the quantile; no cell may be empty."""
-    # The arithmetic, down to the order and dtype of each operation, is that of np.quantile(method="linear").
+    """The two values around each quantile, and the quantile; requires non-empty cells."""
+    # Order and dtype of all operations are those of np.quantile(method="linear").
     a = ordered[below]
     b = ordered[np.minimum(below + 1, indptr[1:, None] - 1)]
     step = b - a

@@ -1,4 +1,4 @@
-"""Cells in the order of an epoch, a buffer at a time, from blocks of rows of many files."""
+"""Buffers of cells in the order of an epoch, from blocks of rows of many files."""
 
 from __future__ import annotations
 
@@ -49,26 +49,26 @@ __all__ = ["FileBuffers", "Part", "Share"]
 
 @dataclass(frozen=True)
 class Part:
-    """Cells of a buffer that come from one source.
+    """Cells of a buffer from one source.
 
     Attributes
     ----------
     rows
         Expression, float32, in canonical form.
     cells
-        Number of each cell among those of all sources, int64.
+        Index of each cell among those of all sources, int64.
     labels
         Class codes, int64, or ``None``.
     tokenizer
-        Makes their tokens.
+        Tokenizer of the source.
     name
-        What to call the source in messages.
+        Name of the source in messages.
     first
-        Number of the source's first cell; ``cells - first`` are rows of the source.
+        Index of the source's first cell; ``cells - first`` are rows of the source.
     allow_unseen
         Whether cells may express no gene of the vocabulary.
     repeats
-        Numbers that tell the draws of one cell in an epoch apart, int64; ``None`` where each comes once.
+        Index of each draw of a cell in an epoch, int64; ``None`` if each cell occurs once.
     """
 
     rows: sp.csr_matrix
@@ -81,35 +81,35 @@ class Part:
     repeats: NDArray[np.int64] | None = None
 
     def check(self) -> None:
-        """Refuse negative, NaN and infinite values; the message names the rows."""
+        """Raise an error for negative, NaN and infinite values, with their rows."""
         values = self.rows.data
         if np.isfinite(values).all() and values.min(initial=0) >= 0:
             return
         wrong = np.repeat(self.cells, np.diff(self.rows.indptr))[~(np.isfinite(values) & (values >= 0))]
         msg = (
-            f"{self.name} holds negative, NaN or infinite values in {self.called(np.unique(wrong))}; expected counts or "
-            "log-normalised expression. Pass the layer= that holds them."
+            f"{self.name} contains negative, NaN or infinite values in {self.called(np.unique(wrong))}; expected counts or "
+            "log-normalised expression. Pass the layer= with these."
         )
         raise DataError(msg)
 
     def called(self, cells: NDArray[np.int64]) -> str:
-        """Name some of these cells by their rows in the source."""
+        """Describe cells by their rows in the source."""
         shown = ", ".join(map(str, (cells[:5] - self.first).tolist()))
         return f"{len(cells):,} of the rows read (for example {shown})"
 
 
 @dataclass(frozen=True)
 class Share:
-    """Which part of an epoch is wanted.
+    """Part of an epoch.
 
     Attributes
     ----------
     cells
-        Those of the process, by their places in the order of the epoch.
+        Cells of the process, by position in the order of the epoch.
     worker, n_workers
-        The worker of the process; each gets every ``n_workers``-th buffer.
+        Index of the worker of the process; each gets every ``n_workers``-th buffer.
     skipped
-        How many of its buffers are left out, from the first on.
+        Number of its first buffers to skip.
     """
 
     cells: range
@@ -118,32 +118,32 @@ class Share:
     skipped: int = 0
 
     def buffers(self, size: int) -> Iterator[tuple[int, range]]:
-        """Numbers and places of the buffers of ``size`` cells that are wanted."""
+        """Indices and positions of the buffers of ``size`` cells."""
         numbers = range(self.worker, -(-len(self.cells) // size), self.n_workers)[self.skipped :]
         return ((number, self.cells[number * size : (number + 1) * size]) for number in numbers)
 
 
 class FileBuffers:
-    """Blocks of rows, drawn over all sources.
+    """Blocks of rows, sampled from all sources.
 
     Parameters
     ----------
     wanted
-        Files and objects; each is opened once, to check it and to find out how it is to be read.
+        Files and objects; each is opened once to check it and to determine how to read it.
     vocab
-        Tokens of the network.
+        Vocabulary of the network.
     config
-        How cells become tokens.
+        Tokenizer settings.
     names
-        Of the groups of the sources.
+        Names of the groups of sources.
     block_size
-        Rows of a block.
+        Number of rows per block.
     labels_key
-        Column of ``obs`` with class labels; ``None`` without.
+        Column of ``obs`` with class labels, or ``None``.
     classes
-        Names of the classes; taken from the sources when left out.
+        Names of the classes; by default those of the sources.
     weighing
-        How cells are drawn with replacement; ``None`` where each comes once.
+        Weights for sampling with replacement; ``None`` if each cell occurs once.
     """
 
     def __init__(
@@ -165,7 +165,7 @@ class FileBuffers:
         )
         values = None if weighing is None or weighing.key is None else CodedColumn(weighing.key)
         self._vocab = vocab
-        self._bases: list[float | None] = []  # of each source: base of its logarithms, where tokens depend on it
+        self._bases: list[float | None] = []  # base of the logarithms of each source, if tokens depend on it
         look, kept = Look(vocab), []
         for one in wanted:
             place = one.source.place()
@@ -184,27 +184,29 @@ class FileBuffers:
                 column.require()
         if not kept:
             query = wanted[0].query
-            msg = f"where={query.text if query else None!r} leaves no cell of any source."
+            msg = f"where={query.text if query else None!r} selects no cell of any source."
             raise DataError(msg)
         self._tables = look.tables
         self.classes = () if labels is None else labels.names
         if labels is not None and len(self.classes) < 2:
-            msg = f"All sources together hold one class only, {self.classes[0]!r}; there is nothing to tell apart."
+            msg = f"All sources together have only one class, {self.classes[0]!r}; expected at least two."
             raise DataError(msg)
         self._labels = None if labels is None else labels.codes()
         self._values = None if values is None else values.codes()
         self._value_names = () if values is None else values.names
         self._keep(kept)
-        #: Makes the tokens of the first source; all pad alike.
+        #: Tokenizer of the first source; padding is the same for all.
         self.tokenizer = self._tokenizer(self._kept[0].table, self._bases[0])
 
     def _keep(self, kept: Sequence[Kept]) -> None:
-        """Count cells, and cut them into blocks."""
+        """Count cells, and divide them into blocks."""
         self._kept = tuple(kept)
         sizes = np.array([one.n_kept for one in kept])
-        self._first = starts(sizes)  # position of the first cell that is read
-        self._offset = starts(np.array([one.n_obs for one in kept]))  # number of the first of all cells
-        #: Cells of each class, int64.
+        self._first = starts(sizes)  # position of the first selected cell
+        self._offset = starts(
+            np.array([one.n_obs for one in kept])
+        )  # index of the first cell, including unselected ones
+        #: Number of cells of each class, int64.
         self.class_counts = np.zeros(len(self.classes), dtype=np.int64)
         for codes in self._labels or ():
             self.class_counts += np.bincount(codes, minlength=len(self.classes))
@@ -216,7 +218,9 @@ class FileBuffers:
 
     @property
     def _blocks(self) -> Blocks:
-        return Blocks.of(self._first, self.block_size)  # each time, since worker processes are sent what is kept
+        return Blocks.of(
+            self._first, self.block_size
+        )  # recomputed, since stored attributes are sent to worker processes
 
     @property
     def n_obs(self) -> int:
@@ -225,7 +229,7 @@ class FileBuffers:
 
     @property
     def shares(self) -> dict[str, float]:
-        """Share of the cells of an epoch that each group has, or is expected to have."""
+        """Actual or expected fraction of the cells of an epoch from each group."""
         blocks = self._blocks
         source = np.searchsorted(self._first, blocks.first, side="right") - 1
         sizes = blocks.stop - blocks.first if self._weighting is None else self._weighting.of_blocks
@@ -234,27 +238,27 @@ class FileBuffers:
         return dict(zip(self.names, (sums / sums.sum()).tolist(), strict=True))
 
     def locate(self, cells: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
-        """Where cells come from.
+        """Find the source of cells.
 
         Parameters
         ----------
         cells
-            Their numbers among the cells of all files.
+            Indices among the cells of all files.
 
         Returns
         -------
-        Number of the group, number of the file and row in it, int64 each.
+        Index of the group, index of the file, and row in the file, int64 each.
         """
         file = np.searchsorted(self._offset, cells, side="right") - 1
         return np.array([one.group for one in self._kept])[file], file, cells - self._offset[file]
 
     @property
     def files(self) -> tuple[str, ...]:
-        """What the files are called in messages, in the order of :meth:`locate`."""
+        """Names of the files in messages, in the order of :meth:`locate`."""
         return tuple(one.source.name for one in self._kept)
 
     def identity(self) -> dict[str, Any]:
-        """Hashes of what the files are like, and of which cells of them are read how often."""
+        """Hashes of the files, of the selected cells and of their weights."""
         sources = [one.source for one in self._kept]
         each = [(source.name, source.fingerprint.lasting) for source in sources if source.fingerprint is not None]
         lasting = [found for _, found in each]
@@ -272,15 +276,15 @@ class FileBuffers:
         return found[found > 0].astype(np.int64) - 1
 
     def split(self, n: int, seed: int) -> tuple[FileBuffers, FileBuffers]:
-        """Two of them that share tables and files: with the cells that are left, and with those held out, which come once each.
+        """Split into remaining and held-out cells, which share tables and files; held-out cells occur once each.
 
         Parameters
         ----------
         n
-            How many cells are held out. A hash of the seed, the content of the file and the row chooses them, so that
-            neither names nor order of the files matter; of copies of a cell, all are held out.
+            Number of cells to hold out. They are chosen by a hash of the seed, the content of the file and the row, so
+            that names and order of the files do not matter; all copies of a cell are held out.
         seed
-            Seed of the choice.
+            Random seed.
         """
         draws = [
             uniforms(seed, "holdout", one.key, np.arange(one.n_obs) if one.rows is None else one.rows)
@@ -297,23 +301,23 @@ class FileBuffers:
             codes = getattr(self, name)
             if codes is not None:
                 setattr(some, name, [of_file[which] for of_file, which in zip(codes, chosen, strict=True)])
-        # Files of which nothing is left stay, so that cells keep their numbers.
+        # Files without remaining cells are kept, so that cells keep their indices.
         some._keep([one.only(which) for one, which in zip(self._kept, chosen, strict=True)])
         return some
 
     def read(
         self, share: Share, *, size: int, seeds: Sequence[int] | None
     ) -> Generator[tuple[int, list[Part]], None, None]:
-        """Read the buffers of a share, with their numbers.
+        """Read the buffers of a part of an epoch, with their indices.
 
         Parameters
         ----------
         share
-            Whose buffers.
+            Part of the epoch.
         size
-            Cells in a buffer.
+            Number of cells per buffer.
         seeds
-            Seed and epoch, which decide the order of the blocks; they come in order when left out.
+            Seed and epoch, which determine the order of the blocks; ``None`` for no shuffling.
         """
         visits = self._visits(seeds)
         tokenizer_of = lru_cache(maxsize=8)(self._tokenizer)
@@ -333,7 +337,7 @@ class FileBuffers:
                 )
 
     def with_config(self, config: TokenizerConfig) -> FileBuffers:
-        """Same cells as other tokens."""
+        """Return the same cells with other tokenizer settings."""
         other = copy(self)
         other._config = config
         other.tokenizer = other._tokenizer(self._kept[0].table, self._bases[0])
@@ -416,12 +420,12 @@ class FileBuffers:
 
 
 def _texts(obs: Table, key: str, rows: NDArray[np.int64]) -> NDArray[np.object_]:
-    """Labels of some cells; ``None`` where they have none, or the table no such column."""
+    """Labels of cells; ``None`` for missing labels, or if the table does not have the column."""
     return texts_of(obs.column(key).iloc[rows]) if key in obs.columns else np.full(len(rows), None)
 
 
 def _report_lacking(files: Sequence[AnnData], keys: Sequence[str]) -> None:
-    """Name the files whose cells have no value in a column; refuse a column that none has."""
+    """Log the files without values in a column; raise an error if no file has values."""
     for key in keys:
         without = [cells.obs["file"].iloc[0] for cells in files if cells.obs[key].isna().all()]
         if len(without) == len(files):

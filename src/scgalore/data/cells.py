@@ -1,4 +1,4 @@
-"""Cells of an AnnData made ready for a network: checked, matched to a vocabulary, and served as token batches."""
+"""Cells of an AnnData prepared for a network: checked, matched to a vocabulary, and tokenised in batches."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ if TYPE_CHECKING:
     from scgalore.data.vocab import GeneVocab
 
 COMPUTED = ("prior", "start")
-"""Targets that follow from the cells and the others, but for rounding, which depends on the number of threads."""
+"""Targets that are determined by cells and other targets up to rounding, which depends on the number of threads."""
 
 MOST_KEPT = 2**23
 """Most tokens that are kept for further epochs: 12 bytes each."""
@@ -52,30 +52,30 @@ __all__ = ["TokenCells", "gene_names", "gene_ranks", "ranked_tokens"]
 
 @dataclass(frozen=True)
 class TokenCells:
-    """Cells that a network can read.
+    """Tokenised cells for a network.
 
     Attributes
     ----------
     matrix
         Rows of the expression matrix.
     tokenizer
-        Turns rows into tokens.
+        Tokenizer for rows.
     match
-        Which column became which token.
+        Token of each column.
     lengths
-        Tokens of each cell, ``<cls>`` included, int64, shape ``(n_obs,)``.
+        Number of tokens of each cell, including ``<cls>``, int64, shape ``(n_obs,)``.
     seen
-        Share of the expression that lies in genes with a token.
+        Fraction of the expression in genes with a token.
     targets
-        What each cell has that an objective reads, arrays ``(n_obs, ...)`` by their names in
+        Targets of an objective, arrays ``(n_obs, ...)`` by their names in
         :attr:`TokenBatch.targets <scgalore.data.tokens.TokenBatch>`.
     conditions
-        What a network reads of each cell in addition, arrays ``(n_obs,)`` by their names in
+        Additional inputs of a network, arrays ``(n_obs,)`` by their names in
         :attr:`TokenBatch.conditions <scgalore.data.tokens.TokenBatch>`, such as ``batches``.
     ranked
         Token ids of the genes from best to worst, int64, for a curriculum; ``None`` without a ranking.
     signs
-        What else than the values says what the matrix holds, as ``scale_of`` reads it.
+        Additional evidence on the scale of the matrix, for ``scale_of``.
     """
 
     matrix: CellMatrix
@@ -104,18 +104,18 @@ class TokenCells:
         adata
             Cells by genes; counts or log-normalised, sparse, dense, backed or a view.
         vocab
-            Tokens of the network.
+            Vocabulary of the network.
         config
-            How cells become tokens.
+            Tokenizer settings.
         reading
-            Which matrix to read, and what its genes are called.
+            Matrix to read, and names of its genes.
 
         Raises
         ------
         DataError
-            If the matrix is empty or holds negative, NaN or infinite values, if no gene matches or those that do have too
-            small a share of the expression, if a cell expresses no gene at all, or if more than 1 % of the cells express no
-            gene of the vocabulary.
+            If the matrix is empty or contains negative, NaN or infinite values, if no gene matches or the matched genes
+            have too small a fraction of the expression, if a cell expresses no gene at all, or if more than 1 % of the
+            cells express no gene of the vocabulary.
         MissingKeyError
             If the layer or the column does not exist.
         """
@@ -125,12 +125,12 @@ class TokenCells:
         try:
             match = match_genes(names, vocab, species=reading.species, columns=columns)
         except DataError:
-            matrix.check()  # what is wrong with the values is said before what is wrong with the names
+            matrix.check()  # errors of values are reported before errors of names
             raise
         signs = {"uns": {key: adata.uns[key] for key in adata.uns if key == "log1p"}, "layer": reading.layer}
         signs["data_type"] = reading.data_type
         log_base = None
-        if config.classes:  # other tokens are the same for counts and their logarithms
+        if config.classes:  # other tokens are identical for counts and their logarithms
             matrix.check()
             log_base = log_base_of(matrix, **signs)
         tokenizer = Tokenizer.of_vocab(match.token_ids, vocab, config, log_base=log_base)
@@ -145,12 +145,12 @@ class TokenCells:
         return cls(matrix, tokenizer, match, lengths, seen, signs=signs)
 
     def expression(self) -> LogExpression:
-        """The matrix with what its values are, which tokens do not depend on.
+        """The matrix with the detected scale of its values, on which tokens do not depend.
 
         Raises
         ------
         DataError
-            If they are neither counts nor logarithms.
+            If the values are neither counts nor log-normalised.
         """
         return LogExpression(self.matrix, scale_of(self.matrix, **self.signs))
 
@@ -165,12 +165,12 @@ class TokenCells:
         return int((self.tokenizer.token_ids >= 0).sum())
 
     def measured_genes(self) -> NDArray[np.int32]:
-        """Token ids of the genes that were measured, sorted."""
+        """Sorted token ids of the measured genes."""
         ids = self.tokenizer.token_ids
         return np.sort(ids[ids >= 0]).astype(np.int32)
 
     def genes_report(self) -> dict[str, Any]:
-        """Which genes the network sees, and with which share of the expression, for ``uns``."""
+        """Matched genes and their fraction of the expression, for ``uns``."""
         return {**self.match.report(), **self.seen.report()}
 
     @property
@@ -179,7 +179,7 @@ class TokenCells:
         return {"steps_per_epoch": WHOLE_PASSES}
 
     def with_targets(self, **targets: NDArray[Any]) -> TokenCells:
-        """Same cells with targets in addition, such as ``labels=codes``; :meth:`batch` puts them into ``batch.targets``.
+        """Return the same cells with additional targets, such as ``labels=codes``, for ``batch.targets``.
 
         Parameters
         ----------
@@ -189,7 +189,7 @@ class TokenCells:
         return replace(self, targets={**self.targets, **targets})
 
     def with_conditions(self, **conditions: NDArray[Any]) -> TokenCells:
-        """Same cells with conditions in addition, such as ``batches=codes``; :meth:`batch` and :meth:`windows` give them to the network.
+        """Return the same cells with additional inputs of the network, such as ``batches=codes``.
 
         Parameters
         ----------
@@ -199,12 +199,12 @@ class TokenCells:
         return replace(self, conditions={**self.conditions, **conditions})
 
     def with_zeros(self) -> TokenCells:
-        """Same cells whose genes without expression are tokens, too, with value 0."""
+        """Return the same cells with unexpressed genes as tokens with value 0."""
         tokenizer = self._tokenizer(config=replace(self.tokenizer.config, include_zeros=True))
         return replace(self, tokenizer=tokenizer, lengths=self.matrix.count(tokenizer.lengths))
 
     def with_proteins(self, counts: sp.csr_matrix, token_ids: NDArray[np.int64]) -> TokenCells:
-        """Same cells with proteins as further tokens, which are binned by themselves.
+        """Return the same cells with proteins as additional tokens, which are binned separately.
 
         Parameters
         ----------
@@ -216,18 +216,18 @@ class TokenCells:
         Raises
         ------
         OptionError
-            If a cell cannot have as many tokens.
+            If the maximum number of tokens is too small.
         WeightsError
-            If there are genes after the proteins.
+            If there are genes after the proteins in the vocabulary.
         """
         config = self.tokenizer.config
         if len(token_ids) >= config.max_genes:
-            msg = f"{len(token_ids)} proteins leave no room for a gene among max_length={config.max_length} tokens. Pass a larger one."
+            msg = f"max_length={config.max_length} leaves no tokens for genes, since there are {len(token_ids)} proteins. Pass a larger value."
             raise OptionError(msg)
         if self.tokenizer.token_ids.max() > token_ids.min():
             msg = (
-                "The vocabulary of these weights has genes after its proteins, and a token is a protein if it comes after all genes. Start "
-                "from weights that learned the proteins last."
+                "The vocabulary of these weights has genes after its proteins, but proteins must come last. Start "
+                "from weights to which proteins were added last."
             )
             raise WeightsError(msg)
         genes, shape = self.matrix, (self.n_obs, self.matrix.n_vars + len(token_ids))
@@ -242,29 +242,29 @@ class TokenCells:
         return replace(self, matrix=CellMatrix(read, shape, name=genes.name), tokenizer=tokenizer, lengths=lengths)
 
     def with_ranks(self, ranks: NDArray[np.floating]) -> TokenCells:
-        """Same cells with a ranking of the genes.
+        """Return the same cells with a ranking of the genes.
 
         Parameters
         ----------
         ranks
-            Rank of each column, 0 the best, NaN for genes without, shape ``(n_vars,)``.
+            Rank of each column, 0 is the best, NaN for unranked genes, shape ``(n_vars,)``.
         """
         return replace(self, ranked=ranked_tokens(self.tokenizer.token_ids, ranks))
 
     def shortened(self, max_length: int) -> TokenCells:
-        """Same cells with at most ``max_length`` tokens each; which genes of a longer cell depends on the draw."""
+        """Return the same cells with at most ``max_length`` tokens each; genes of longer cells are sampled."""
         config = replace(self.tokenizer.config, max_length=min(max_length, self.tokenizer.config.max_length))
         return replace(
             self, tokenizer=self._tokenizer(config=config), lengths=np.minimum(self.lengths, config.max_length)
         )
 
     def within(self, genes: NDArray[np.int64]) -> TokenCells:
-        """Same cells with these genes as tokens and no others; the matrix is read once to count them.
+        """Return the same cells with only these genes as tokens; the matrix is read once to count them.
 
         Parameters
         ----------
         genes
-            Their token ids. A cell may be left with ``<cls>`` alone.
+            Token ids of the genes. A cell may have only ``<cls>``.
         """
         tokenizer = self._tokenizer(admitted=genes)
         return replace(self, tokenizer=tokenizer, lengths=self.matrix.count(tokenizer.lengths))
@@ -277,11 +277,11 @@ class TokenCells:
         return Tokenizer(own.token_ids, **{**same, **changes})
 
     def tokens(self) -> NDArray[np.int64]:
-        """Ids of all tokens that a batch of these cells may hold, sorted."""
+        """Sorted ids of all tokens that may occur in these cells."""
         return np.union1d(self.tokenizer.genes, [self.tokenizer.cls_id, self.tokenizer.pad_id])
 
     def keys(self) -> Iterator[NDArray[np.uint64]]:
-        """Content keys of the cells, a chunk of them at a time; see :func:`scgalore.data.hashing.cell_keys`."""
+        """Content keys of the cells, in chunks; see :func:`scgalore.data.hashing.cell_keys`."""
         for _, rows in self.matrix.chunks():
             genes = self.tokenizer.token_ids[rows.indices]
             kept = genes >= 0
@@ -291,14 +291,14 @@ class TokenCells:
     def windows(
         self, rows: NDArray[np.int64] | None = None, *, size: int = 4096, draw: int = 0
     ) -> Iterator[RaggedTokens]:
-        """Tokens of some cells in their order, each cell read and tokenised once, one window of them in memory.
+        """Tokens of cells in order, in windows; each cell is read and tokenised once.
 
         Parameters
         ----------
         rows
-            Row numbers; all cells when left out. Rows of a file are read in consecutive runs where they lie so.
+            Row numbers; by default all cells. Consecutive rows of a file are read together.
         size
-            Cells in a window.
+            Number of cells per window.
         draw
             As for :meth:`scgalore.data.tokenizer.Tokenizer.encode`.
         """
@@ -328,7 +328,7 @@ class TokenCells:
         return replace(ragged, conditions={name: codes[rows] for name, codes in self.conditions.items()})
 
     def identity(self) -> dict[str, Any]:
-        """Digests of everything that training depends on; the matrix is read once for it."""
+        """Hashes of everything that training depends on; the matrix is read once for this."""
         return {
             "number of cells": self.n_obs,
             "genes": digest([self.tokens()]),
@@ -345,7 +345,7 @@ class TokenCells:
         return SampledBatches(cells, self._rows(rows), plan)
 
     def validation_batches(self, rows: NDArray[np.int64] | None, plan: BatchPlan) -> Batches:
-        """Batches of the cells at their full length, the longest first."""
+        """Batches of the cells at full length, the longest first."""
         rows = self._rows(rows)
         list_of = partial(
             sorted_batches,
@@ -357,7 +357,7 @@ class TokenCells:
         return ListedBatches(self.batch, rows, list_of)
 
     def largest_batch(self, rows: NDArray[np.int64] | None, plan: BatchPlan) -> tuple[int, int]:
-        """Cells of a training batch and tokens of its longest cell, at most."""
+        """Maximum numbers of cells in a training batch and of tokens of a cell."""
         return largest_batch(self.lengths[self._rows(rows)], plan)
 
     def _rows(self, rows: NDArray[np.int64] | None) -> NDArray[np.int64]:
@@ -365,14 +365,14 @@ class TokenCells:
 
 
 def ranked_tokens(token_ids: NDArray[np.int64], ranks: NDArray[np.floating]) -> NDArray[np.int64]:
-    """Token ids of the columns that have one and a rank, best first.
+    """Token ids of the columns with a token and a rank, best first.
 
     Parameters
     ----------
     token_ids
         Token id of each column, -1 for columns without, shape ``(n_vars,)``.
     ranks
-        Rank of each column, 0 the best, NaN for columns without, shape ``(n_vars,)``.
+        Rank of each column, 0 is the best, NaN for unranked columns, shape ``(n_vars,)``.
     """
     order = np.argsort(ranks, kind="stable")
     order = order[(token_ids[order] >= 0) & np.isfinite(ranks[order])]
@@ -380,15 +380,15 @@ def ranked_tokens(token_ids: NDArray[np.int64], ranks: NDArray[np.floating]) -> 
 
 
 def gene_names(adata: AnnData, gene_symbols: str | None) -> list[str]:
-    """Names of the genes: ``adata.var_names``, or a column of ``adata.var``, as :func:`~scgalore.data.names.as_names` reads them."""
+    """Names of the genes: ``adata.var_names``, or a column of ``adata.var``, as read by :func:`~scgalore.data.names.as_names`."""
     if gene_symbols is None:
         return as_names(adata.var_names)
-    hint = "Leave gene_symbols out to use var_names."
+    hint = "Omit gene_symbols= to use var_names."
     return as_names(read_column(adata.var, gene_symbols, slot="adata.var", hint=hint))
 
 
 def gene_ranks(adata: AnnData, key: str) -> NDArray[np.float64]:
-    """Ranks that :func:`scgalore.tl.select_genes` wrote under ``key``: 0 the best, NaN for genes without, ``(n_vars,)``."""
+    """Ranks that :func:`scgalore.tl.select_genes` wrote under ``key``: 0 is the best, NaN for unranked genes, ``(n_vars,)``."""
     column = GeneKeys.from_key_added(key).rank
     call = f"sg.tl.select_genes(adata{'' if key == GeneKeys().selected else f', key_added={key!r}'})"
     if column not in adata.var:
@@ -396,13 +396,13 @@ def gene_ranks(adata: AnnData, key: str) -> NDArray[np.float64]:
         raise MissingKeyError(msg)
     ranks = pd.to_numeric(adata.var[column], errors="coerce").to_numpy(dtype=np.float64)
     if not np.isfinite(ranks).any():
-        msg = f"adata.var[{column!r}] ranks no gene. Write it with {call}."
+        msg = f"adata.var[{column!r}] has no ranks. Write it with {call}."
         raise DataError(msg)
     return ranks
 
 
 def _check_unseen_cells(adata: AnnData, matrix: CellMatrix, unseen: NDArray[np.int64], *, allowed: bool) -> None:
-    """Refuse cells that express nothing; warn of few that express no gene of the vocabulary, and refuse many."""
+    """Raise an error for empty cells; warn about cells without a gene of the vocabulary, or raise an error for many."""
     if len(unseen) == 0:
         return
 
@@ -413,17 +413,15 @@ def _check_unseen_cells(adata: AnnData, matrix: CellMatrix, unseen: NDArray[np.i
     if not n_genes.all():
         msg = f"{called(unseen[n_genes == 0])} are empty in {matrix.name}. Remove them: sc.pp.filter_cells(adata, min_genes=1)."
         raise DataError(msg)
-    says = f"{called(unseen)} express no gene that the model knows"
+    says = f"{called(unseen)} express no gene of the model's vocabulary"
     if allowed or len(unseen) <= FEW_UNSEEN * matrix.n_obs:
-        logg.warning(f"{says}; what is computed for them says nothing about them.")
+        logg.warning(f"{says}; results for them are meaningless.")
         return
-    call = (
-        f"sc.pp.filter_cells(adata, min_genes={n_genes.max() + 1})"  # cells with so many genes all express a known one
-    )
+    call = f"sc.pp.filter_cells(adata, min_genes={n_genes.max() + 1})"  # all cells with this number of genes express a matched gene
     if len(unseen) <= 3:
         call = f"adata = adata[~adata.obs_names.isin({adata.obs_names[unseen].tolist()})].copy()"
     msg = (
-        f"{says}, so there is nothing to embed. Remove them: {call}, pass min_matched=0 to keep them all the same, or choose a "
+        f"{says} and cannot be embedded. Remove them: {call}, pass min_matched=0 to keep them, or choose a "
         "model with more of your genes."
     )
     raise DataError(msg)

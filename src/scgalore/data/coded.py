@@ -1,4 +1,4 @@
-"""A column of labels of many sources as small numbers."""
+"""A column of labels of many sources as integer codes."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ __all__ = ["CodedColumn", "refuse_unknown"]
 
 
 class CodedColumn:
-    """Labels of the cells that are read, source by source.
+    """Labels of the selected cells, by source.
 
     Parameters
     ----------
     key
         Column of ``obs``.
     known
-        Names of the labels; any when ``None``.
+        Names of the labels; ``None`` allows any.
     """
 
     def __init__(self, key: str, known: Sequence[str] | None = None) -> None:
@@ -41,19 +41,19 @@ class CodedColumn:
         self._lacking: list[Table] = []
 
     def read(self, obs: Table, rows: NDArray[np.integer[Any]] | None) -> None:
-        """Read the labels of one source; one that lacks the column is noted for :meth:`require`.
+        """Read the labels of one source; a source without the column is recorded for :meth:`require`.
 
         Parameters
         ----------
         obs
-            Its table of cells.
+            Table of cells of the source.
         rows
-            Cells that are read; all when ``None``.
+            Selected cells; ``None`` for all.
 
         Raises
         ------
         DataError
-            If a label is missing or none of those known.
+            If a label is missing or unknown.
         """
         if self._key not in obs.columns:
             self._lacking.append(obs)
@@ -71,33 +71,33 @@ class CodedColumn:
         self._labels.append(pd.Series(once))
 
     def require(self) -> None:
-        """Refuse sources that lack the column.
+        """Raise an error if sources do not have the column.
 
         Raises
         ------
         MissingKeyError
-            If there are such; all of them are counted, and the first ones named.
+            If there are such sources; the message has their number and the first ones.
         """
         if not self._lacking:
             return
         first, n = self._lacking[0], len(self._lacking) + len(self._found)
         msg = (
             f"obs has no column {self._key!r} in {len(self._lacking)} of {n} sources: {few(one.of for one in self._lacking)}. That of {first.of} "
-            f"has {list(first.columns)}. Leave these out, or name a column that all have."
+            f"has {list(first.columns)}. Omit these sources, or pass a column that all have."
         )
         raise MissingKeyError(msg)
 
     @property
     def names(self) -> tuple[str, ...]:
-        """Names of all labels: in the order of the sources where they agree on it, otherwise sorted, numbers as numbers."""
+        """Names of all labels: in the order of the sources if these agree, otherwise sorted, numbers numerically."""
         if self._known is not None:
             return tuple(self._known)
-        # One source may have spelled as text what is a number in another.
+        # A label may be text in one source and a number in another.
         agreed = len(set(self._found)) == 1
         return self._found[0] if agreed else in_order(texts_of([name for names in self._found for name in names]))
 
     def codes(self) -> list[NDArray[np.integer[Any]]]:
-        """Position among the names of each label, of each source, in as few bytes as hold them."""
+        """Codes of the labels of each source, in the smallest integer type."""
         names = self.names
         small = np.min_scalar_type(-len(names) - 1)
         pairs = zip(self._codes, self._labels, strict=True)
@@ -105,8 +105,8 @@ class CodedColumn:
 
 
 def refuse_unknown(found: Iterable[str], known: Sequence[str], name: str) -> None:
-    """Raise :class:`~scgalore.errors.DataError` if a source has other labels than the known classes."""
+    """Raise :class:`~scgalore.errors.DataError` if a source has labels that are not among the classes."""
     unknown = sorted(label for label in set(found) if same_label(label, known) is None)
     if unknown:
-        msg = f"{name} has the labels {unknown[:5]}, which are none of the {len(known)} classes: {list(known)[:10]}."
+        msg = f"{name} has the labels {unknown[:5]}, which are not among the {len(known)} classes: {list(known)[:10]}."
         raise DataError(msg)

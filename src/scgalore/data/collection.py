@@ -1,4 +1,4 @@
-"""Named groups of files and objects, as a user lists them."""
+"""Named groups of files and objects, as listed by the user."""
 
 from __future__ import annotations
 
@@ -24,18 +24,18 @@ Listed: TypeAlias = "PathLike | AnnData | Sequence[PathLike | AnnData]"
 
 @dataclass(frozen=True)
 class Collection:
-    """Files and objects, each of a named group.
+    """Files and objects in named groups.
 
     Attributes
     ----------
     names
-        Names of the groups; those of a list without names are its files.
+        Names of the groups; for a list without names, its files.
     sources
-        All files and objects, group by group.
+        All files and objects, by group.
     group_of
-        Number of the group of each.
+        Index of the group of each.
     named
-        Whether the user gave the names.
+        Whether the user named the groups.
     """
 
     names: tuple[str, ...]
@@ -45,24 +45,24 @@ class Collection:
 
     @classmethod
     def of(cls, listed: Listed | Mapping[str, Listed]) -> Collection:
-        """Read what the user has passed.
+        """Parse the argument of the user.
 
         Parameters
         ----------
         listed
-            A path, an AnnData, a sequence of them, or a mapping of names to such. A folder that is no ``.zarr`` stands for all
-            ``.h5ad`` files and ``.zarr`` folders in it, sorted by name.
+            A path, an AnnData, a sequence of them, or a mapping of names to such. A folder other than ``.zarr`` is
+            replaced by all ``.h5ad`` files and ``.zarr`` folders in it, sorted by name.
 
         Raises
         ------
         DataError
-            If there is none.
+            If there are no sources.
         """
         if isinstance(listed, Mapping):
             groups = {str(name): _each(of_name) for name, of_name in listed.items()}
             empty = [name for name, found in groups.items() if not found]
             if empty:
-                msg = f"The source {empty[0]!r} lists no files. Leave it out, or give it paths of .h5ad files or .zarr folders."
+                msg = f"The source {empty[0]!r} has no files. Omit it, or pass paths of .h5ad files or .zarr folders."
                 raise DataError(msg)
             sources = [source for found in groups.values() for source in found]
             numbers = [number for number, found in enumerate(groups.values()) for _ in found]
@@ -75,7 +75,7 @@ class Collection:
                 for number, source in enumerate(sources)
             )
         if not sources:
-            msg = "There are no sources; pass paths of .h5ad files or .zarr folders, or AnnData objects."
+            msg = "There are no sources. Pass paths of .h5ad files or .zarr folders, or AnnData objects."
             raise DataError(msg)
         return cls(names, tuple(sources), tuple(numbers), isinstance(listed, Mapping))
 
@@ -85,14 +85,14 @@ class Collection:
         Parameters
         ----------
         option
-            Its name.
+            Name of the option.
         value
-            One for all, or a mapping of names of groups to their own; ``None`` for those that it leaves out.
+            One value for all, or a mapping from names of groups to values; ``None`` for groups that are not listed.
 
         Raises
         ------
         OptionError
-            If it names a group that there is not.
+            If it contains an unknown group.
         """
         if not isinstance(value, Mapping):
             return [value] * len(self.sources)
@@ -100,10 +100,10 @@ class Collection:
         return [value.get(self.names[group]) for group in self.group_of]
 
     def check_names(self, option: str, value: Mapping[str, Any]) -> None:
-        """Raise :class:`~scgalore.errors.OptionError` if a mapping names a group that there is not."""
+        """Raise :class:`~scgalore.errors.OptionError` if a mapping contains an unknown group."""
         unknown = [name for name in value if name not in self.names]
         if unknown:
-            msg = f"{option} names the source {unknown[0]!r}; there are {list(self.names)[:10]}."
+            msg = f"{option} contains the unknown source {unknown[0]!r}; choose from {list(self.names)[:10]}."
             raise OptionError(msg)
 
 
@@ -121,7 +121,7 @@ def _each(listed: Listed) -> list[Path | AnnData]:
             continue
         inside = sorted(one for one in path.iterdir() if one.suffix in FORMATS)
         if not inside:
-            msg = f"There is no .h5ad file and no .zarr folder in {path}."
+            msg = f"{path} contains no .h5ad files or .zarr folders. Pass their paths."
             raise DataError(msg)
         found += inside
     return found

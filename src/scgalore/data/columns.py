@@ -1,4 +1,4 @@
-"""A column of ``obs`` or ``var`` that a user names: there, once, and without gaps where none are allowed."""
+"""Read a column of ``obs`` or ``var``, and check that it exists, is unique and has no missing values if required."""
 
 from __future__ import annotations
 
@@ -32,20 +32,20 @@ def read_column(
     key
         Name of the column.
     slot
-        What to call the table in messages.
+        Name of the table in messages.
     asked
-        Parameter that names the column, for messages.
+        Parameter with the column, for messages.
     hint
-        What to do if it does not exist, as a sentence.
+        Advice if the column does not exist, as a sentence.
     gaps
         Whether values may be missing.
 
     Raises
     ------
     MissingKeyError
-        If there is no such column.
+        If the column does not exist.
     DataError
-        If there are several of that name, or values are missing and must not be.
+        If there are several columns with that name, or values are missing although this is not allowed.
     """
     if not pd.api.types.is_hashable(key) or key not in table.columns:
         found = list(table.columns)
@@ -57,7 +57,7 @@ def read_column(
     column = table[key]
     if isinstance(column, pd.DataFrame):
         msg = (
-            f"{slot} has {column.shape[1]} columns named {key!r}, of which one is to be read. Rename the others, or keep the "
+            f"{slot} has {column.shape[1]} columns named {key!r}; expected one. Rename the others, or keep the "
             "first of each name: table.loc[:, ~table.columns.duplicated()]."
         )
         raise DataError(msg)

@@ -1,4 +1,4 @@
-"""Counts of each cell over all of its genes, also those that a matrix no longer holds."""
+"""Total counts of each cell over all genes, including genes that were removed from the matrix."""
 
 from __future__ import annotations
 
@@ -23,51 +23,51 @@ if TYPE_CHECKING:
 __all__ = ["depth_of"]
 
 TOTAL_COUNTS = "total_counts"
-"""Column in which :func:`scanpy.pp.calculate_qc_metrics` writes the counts of each cell."""
+"""Column in which :func:`scanpy.pp.calculate_qc_metrics` stores total counts."""
 
 OTHER_TOTALS = ("n_counts", "nCount_RNA", "nUMI", "n_umi", "n_umis", "ncounts", "total_umis", "umi_count", "UMI_count")
-"""Columns in which others do."""
+"""Columns with total counts written by other programs."""
 
 NUMBERS_OF_GENES = ("n_genes_by_counts", "n_genes", "nFeature_RNA", "nGene", "ngenes")
-"""Columns that count the genes of each cell."""
+"""Columns with the number of genes of each cell."""
 
 SELECTIONS = ("highly_variable", "selected", "vst.variable", "hvg")
-"""Columns of ``var`` that mark a choice of genes."""
+"""Columns of ``var`` that mark selected genes."""
 
 PANEL = 2000
-"""Number of genes below which a matrix holds a panel or a selection; whole transcriptomes have more."""
+"""A matrix with fewer genes is a panel or a selection; whole transcriptomes have more."""
 
 ROUNDING = 1e-3
 
 
 def depth_of(adata: AnnData, matrix: CellMatrix, scale: Scale, reading: Reading) -> NDArray[np.float64] | None:
-    """Find the counts of each cell that its values are shares of.
+    """Find the total counts of each cell.
 
-    That is the column that was named, else ``adata.obs["total_counts"]``, else the sum over ``adata.raw`` if that holds counts of
-    more genes. What cannot be right, since it is less than a cell has in the matrix, is not used.
+    Uses the given column, else ``adata.obs["total_counts"]``, else the sum over ``adata.raw`` if that contains counts
+    of more genes. Values that are smaller than the sum of the matrix are not used.
 
     Parameters
     ----------
     adata
-        Its annotation is looked at.
+        AnnData with annotations.
     matrix
         Cells by genes.
     scale
-        What it holds: depth matters to counts alone.
+        Scale of the matrix: depth is only needed for counts.
     reading
-        May name a column.
+        Reading options, which may include a column.
 
     Returns
     -------
-    float64 ``(n_obs,)``; ``None`` where the sums of the matrix are all that is known, with a warning if it seems to hold a choice
-    of genes.
+    float64 ``(n_obs,)``; ``None`` if only the sums of the matrix are known, with a warning if it seems to contain
+    selected genes.
 
     Raises
     ------
     DataError
-        If the column that was named cannot hold what it should.
+        If the given column cannot be total counts.
     MissingKeyError
-        If it does not exist.
+        If the column does not exist.
     """
     key = reading.depth_key
     if key is not None:
@@ -77,11 +77,11 @@ def depth_of(adata: AnnData, matrix: CellMatrix, scale: Scale, reading: Reading)
     if key is not None:
         depth, problem = _column(adata, key, _sums(matrix))
         if problem:
-            msg = f"adata.obs[{key!r}] cannot be the counts of each cell: {problem}. Pass another depth_key=, or none."
+            msg = f"adata.obs[{key!r}] cannot be total counts: {problem}. Pass another depth_key=, or omit it."
             raise DataError(msg)
         return depth
     if scale.normalised or (scale.one_count is not None and not 0.5 < scale.one_count < 1.5):
-        return None  # the matrix is not in counts that others could be compared with
+        return None  # not raw counts, so totals cannot be compared
     problem = ""
     if TOTAL_COUNTS in adata.obs:
         sums = _sums(matrix)
@@ -104,7 +104,7 @@ def _sums(matrix: CellMatrix) -> NDArray[np.float64]:
 
 
 def _column(adata: AnnData, key: str, sums: NDArray[np.float64]) -> tuple[NDArray[np.float64], str]:
-    """The values of a column, and what is wrong with them."""
+    """Values of a column, and a description of problems."""
     depth = pd.to_numeric(read_column(adata.obs, key), errors="coerce").to_numpy(dtype=np.float64, na_value=np.nan)
     return depth, _problem(depth, sums)
 
@@ -112,7 +112,7 @@ def _column(adata: AnnData, key: str, sums: NDArray[np.float64]) -> tuple[NDArra
 def _problem(depth: NDArray[np.float64], sums: NDArray[np.float64]) -> str:
     unusable = ~np.isfinite(depth) | (depth < 0)
     if unusable.any():
-        return f"it is missing, negative or no number for {int(unusable.sum()):,} of {len(depth):,} cells"
+        return f"it is missing, negative or not a number for {int(unusable.sum()):,} of {len(depth):,} cells"
     less = depth < sums * (1 - ROUNDING) - 0.5
     if less.any():
         first = int(np.argmax(less))
@@ -124,7 +124,7 @@ def _problem(depth: NDArray[np.float64], sums: NDArray[np.float64]) -> str:
 
 
 def _raw_sums(adata: AnnData, sums: NDArray[np.float64]) -> NDArray[np.float64] | None:
-    """Sums over the genes of ``adata.raw``, if that holds counts."""
+    """Sums over the genes of ``adata.raw``, if it contains counts."""
     raw = CellMatrix.from_raw(adata)
     values = raw.summary()
     if values.n_nan or values.n_inf or values.n_negative:
@@ -143,7 +143,7 @@ def _known(
     adata: AnnData, name: str, source: str, depth: NDArray[np.float64], sums: NDArray[np.float64]
 ) -> NDArray[np.float64]:
     share = float(np.median(sums[depth > 0] / depth[depth > 0])) if (depth > 0).any() else 1.0
-    message = f"    {source} has the counts of each cell; {name} holds {share:.0%} of them"
+    message = f"    total counts of each cell from {source}; {name} contains {share:.0%} of them"
     if share < 1 - ROUNDING and logg.is_news(adata, message):
         logg.info(message)
     return depth
@@ -159,19 +159,19 @@ def _warn(adata: AnnData, matrix: CellMatrix, problem: str) -> None:
     cure = (
         f"Pass depth_key={totals[0]!r} if that column counts all genes"
         if totals
-        else "Name the column of adata.obs that has them as depth_key="
+        else "Pass the column of adata.obs with total counts as depth_key="
     )
     message = (
-        f"{problem}{matrix.name} seems to hold a choice of genes ({why}), and the counts of each cell over all genes are not known, so "
-        f"cells are scaled to the sum of these genes. {cure}, or call sc.pp.calculate_qc_metrics(adata, inplace=True) before "
-        "genes are left out; if these are all that were measured, call it now."
+        f"{problem}{matrix.name} seems to contain selected genes ({why}) and total counts are unknown, so "
+        f"cells are normalised by the sum of these genes. {cure}, or call sc.pp.calculate_qc_metrics(adata, inplace=True) before "
+        "selecting genes; if no other genes were measured, call it now."
     )
     if logg.is_news(adata, message):
         logg.warning(message)
 
 
 def _cut(adata: AnnData, matrix: CellMatrix) -> str:
-    """What says that genes were left out; empty if nothing does."""
+    """Evidence that genes were removed, or an empty text."""
     for key in SELECTIONS:
         if key in adata.var and adata.var[key].dtype == bool and adata.var[key].all():
             return f"all have adata.var[{key!r}]"
@@ -180,8 +180,8 @@ def _cut(adata: AnnData, matrix: CellMatrix) -> str:
         if key in adata.obs and pd.api.types.is_numeric_dtype(adata.obs[key]):
             here = _n_genes(matrix) if here is None else here
             if np.median(adata.obs[key].to_numpy(dtype=np.float64, na_value=np.nan) - here) > 0.2 * np.median(here):
-                return f"adata.obs[{key!r}] counts more genes in a cell"
-    return f"there are {matrix.n_vars:,}" if matrix.n_vars < PANEL else ""
+                return f"adata.obs[{key!r}] has more genes per cell"
+    return f"only {matrix.n_vars:,} genes" if matrix.n_vars < PANEL else ""
 
 
 def _n_genes(matrix: CellMatrix) -> NDArray[np.int64]:

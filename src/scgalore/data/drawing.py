@@ -1,8 +1,8 @@
-"""Which cells an epoch has, and in which order: each once, or drawn with replacement by weights.
+"""Cells of an epoch and their order: each cell once, or sampled with replacement by weights.
 
-Either way an epoch is a sequence of visits to blocks, which are neighbouring cells of one source, so that files are read in
-large pieces. What is drawn with replacement is a sample of independent draws, each of which is a cell with its own
-probability: the draws are shared out among the blocks by a multinomial distribution, and then within each block.
+An epoch is a sequence of visits to blocks of consecutive cells of one source, so that files are read in
+large pieces. Sampling with replacement consists of independent draws by the weights of cells:
+numbers of draws per block are multinomial, followed by draws within each block.
 """
 
 from __future__ import annotations
@@ -21,17 +21,17 @@ if TYPE_CHECKING:
 
 __all__ = ["Blocks", "Visits", "Weighting", "drawn", "once"]
 
-_WITHIN = 1  # what the random numbers of a visit are for
+_WITHIN = 1  # stream of the random numbers within a visit
 
 
 @dataclass(frozen=True)
 class Blocks:
-    """Neighbouring cells of one source each.
+    """Blocks of consecutive cells of one source.
 
     Attributes
     ----------
     first, stop
-        Position of their first cell, and of the one behind their last, int64.
+        Positions of the first cell, and after the last cell, int64.
     """
 
     first: NDArray[np.int64]
@@ -39,14 +39,14 @@ class Blocks:
 
     @classmethod
     def of(cls, bounds: NDArray[np.int64], size: int) -> Blocks:
-        """Cut sources into blocks.
+        """Divide sources into blocks.
 
         Parameters
         ----------
         bounds
             Position of the first cell of each source, and number of all cells.
         size
-            Cells of a block.
+            Number of cells per block.
         """
         numbers = -(-np.diff(bounds) // size)
         first = np.repeat(bounds[:-1], numbers) + size * (
@@ -59,14 +59,14 @@ class Blocks:
 
 
 class Visits:
-    """Blocks in the order in which an epoch comes to them, and the cells of each visit.
+    """Blocks in the order of an epoch, and the cells of each visit.
 
     Parameters
     ----------
     counts
-        Cells of each visit, int64.
+        Number of cells of each visit, int64.
     cells
-        Gives the positions of the cells of a visit, and numbers that tell the draws of one cell in an epoch apart.
+        Function that returns the positions of the cells of a visit, and the index of each draw of a cell in an epoch.
     """
 
     def __init__(
@@ -75,7 +75,7 @@ class Visits:
         self._starts, self._cells = starts(counts), cells
 
     def between(self, start: int, stop: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """Cells from the ``start``-th to before the ``stop``-th of the epoch, by rising position, and numbers of the draws of a cell."""
+        """Cells ``start`` to ``stop`` of the epoch, by increasing position, and indices of the draws of each cell."""
         first, last = np.searchsorted(self._starts, [start, stop - 1], side="right") - 1
         found = [self._cells(visit) for visit in range(first, last + 1)]
         cut = slice(start - self._starts[first], stop - self._starts[first])
@@ -85,14 +85,14 @@ class Visits:
 
 
 def once(blocks: Blocks, seeds: Sequence[int] | None) -> Visits:
-    """Visit each block once, and take all of its cells.
+    """Visit each block once, with all of its cells.
 
     Parameters
     ----------
     blocks
         All blocks.
     seeds
-        Seed and epoch; ``None`` for the blocks in order.
+        Seed and epoch; ``None`` for no shuffling.
     """
     order = np.arange(len(blocks)) if seeds is None else np.random.default_rng(seeds).permutation(len(blocks))
 
@@ -106,7 +106,7 @@ def once(blocks: Blocks, seeds: Sequence[int] | None) -> Visits:
 def drawn(blocks: Blocks, weighting: Weighting, seeds: Sequence[int], *, size: int) -> Visits:
     """Draw as many cells as there are, with replacement.
 
-    A block from which many are drawn is visited several times, so that the cells of a heavy one lie all over the epoch.
+    A block with many draws is visited several times, so that its cells are spread over the epoch.
 
     Parameters
     ----------
@@ -117,14 +117,16 @@ def drawn(blocks: Blocks, weighting: Weighting, seeds: Sequence[int], *, size: i
     seeds
         Seed and epoch.
     size
-        Most cells of a visit.
+        Maximum number of cells per visit.
     """
     rng = np.random.default_rng(seeds)
     weights = weighting.of_blocks
     counts = rng.multinomial(int(blocks.stop[-1]), weights / weights.sum())
     n_visits = -(-counts // size)
     block = np.repeat(np.arange(len(blocks)), n_visits)
-    number = np.arange(len(block)) - np.repeat(starts(n_visits)[:-1], n_visits)  # of the visit among those of its block
+    number = np.arange(len(block)) - np.repeat(
+        starts(n_visits)[:-1], n_visits
+    )  # index of the visit among those of its block
     order = rng.permutation(len(block))
     block, number = block[order], number[order]
     of_visit = np.minimum(counts[block] - number * size, size)
@@ -134,7 +136,7 @@ def drawn(blocks: Blocks, weighting: Weighting, seeds: Sequence[int], *, size: i
         within = np.random.default_rng([*seeds, _WITHIN, 0, at, nth])
         total = np.cumsum(weighting.of(int(blocks.first[at]), int(blocks.stop[at])))
         places = np.searchsorted(total, within.random(int(of_visit[visit])) * total[-1], side="right")
-        places = np.sort(np.minimum(places, np.searchsorted(total, total[-1])))  # where the product was rounded up
+        places = np.sort(np.minimum(places, np.searchsorted(total, total[-1])))  # if the product was rounded up
         is_first = np.concatenate([[True], places[1:] > places[:-1]])
         before = np.arange(len(places)) - np.flatnonzero(is_first)[np.cumsum(is_first) - 1]
         return blocks.first[at] + places, nth * size + before
@@ -148,11 +150,11 @@ class Weighting:
     Parameters
     ----------
     weights
-        Of a cell, by its group and its value, float64 ``(n_groups, n_values)``.
+        Weight of a cell, by group and value, float64 ``(n_groups, n_values)``.
     groups
         Group of each source.
     values
-        Value of each cell of each source, small integers; ``None`` where all have the first.
+        Value of each cell of each source, small integers; ``None`` if all have the first value.
     bounds
         Position of the first cell of each source, and number of all cells.
     blocks
@@ -176,7 +178,7 @@ class Weighting:
             self.of_blocks = np.array(sums)
 
     def of(self, first: int, stop: int) -> NDArray[np.float64]:
-        """Weights of the cells from position ``first`` to before ``stop``, all of one source."""
+        """Weights of the cells from position ``first`` to ``stop``, all of one source."""
         source = int(np.searchsorted(self._bounds, first, side="right")) - 1
         weights = self._weights[self._groups[source]]
         if self._values is None:

@@ -1,4 +1,4 @@
-"""Edges of groups of cells, as :func:`scgalore.tl.gene_network` keeps them in a table."""
+"""Edges of groups of cells, in the table of :func:`scgalore.tl.gene_network`."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 __all__ = ["N_EDGES", "difference", "of_group"]
 
 N_EDGES = Option("n_edges", COUNT, "")
-"""How many edges to keep or to show."""
+"""Number of edges to store or to show."""
 
 
 def of_group(edges: pd.DataFrame, group: Label | None) -> pd.DataFrame:
@@ -25,14 +25,14 @@ def of_group(edges: pd.DataFrame, group: Label | None) -> pd.DataFrame:
     Parameters
     ----------
     edges
-        Of all groups.
+        Edges of all groups.
     group
-        Name of the group; ``None`` where there is one only.
+        Name of the group; ``None`` if there is only one.
 
     Raises
     ------
     OptionError
-        If it does not exist, or there are several and none is named.
+        If the group does not exist, or there are several and none is given.
     """
     names = edges["group"].astype(str)
     known = list(names.unique())
@@ -44,12 +44,12 @@ def of_group(edges: pd.DataFrame, group: Label | None) -> pd.DataFrame:
 
 
 def difference(edges: pd.DataFrame, group: Label | None, versus: Label) -> pd.DataFrame:
-    """Weights of one group less those of another, for edges of both, the largest difference first.
+    """Differences of weights between two groups, for edges of both, the largest difference first.
 
     Parameters
     ----------
     edges
-        Of all groups.
+        Edges of all groups.
     group, versus
         Names of the groups.
 
@@ -60,7 +60,7 @@ def difference(edges: pd.DataFrame, group: Label | None, versus: Label) -> pd.Da
     Raises
     ------
     OptionError
-        If a group does not exist or is not named.
+        If a group does not exist or is not given.
     """
     own, other = (of_group(edges, name) for name in (group, versus))
     both = own.merge(other, on=["source", "target"], suffixes=("", "_other"), validate="one_to_one")

@@ -1,4 +1,4 @@
-"""Log-normalised expression, whatever the matrix holds."""
+"""Log-normalised expression from counts or log-normalised matrices."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 __all__ = ["TARGET_SUM", "LogExpression"]
 
 TARGET_SUM = 1e4
-"""Counts a cell is scaled to before the logarithm, where the matrix holds counts."""
+"""Total counts per cell after normalisation of counts."""
 
 
 @dataclass(frozen=True)
@@ -36,13 +36,13 @@ class LogExpression:
     Attributes
     ----------
     matrix
-        What is read.
+        Matrix to read.
     scale
-        What it holds. Counts are scaled to :data:`TARGET_SUM` a cell and logged while they are read.
+        Its scale. Counts are normalised to :data:`TARGET_SUM` per cell and log-transformed while reading.
     log_base
-        Base of the logarithms that are given: that of the matrix, unless another one was asked for.
+        Base of the returned logarithms: by default that of the matrix.
     depth
-        Counts of each cell over all of its genes, float64 ``(n_obs,)``; ``None`` takes the sum of its row.
+        Total counts of each cell, float64 ``(n_obs,)``; ``None`` uses the sum of its row.
     """
 
     matrix: CellMatrix = field(repr=False)
@@ -52,24 +52,24 @@ class LogExpression:
 
     @classmethod
     def from_adata(cls, adata: AnnData, reading: Reading = AS_IT_IS, *, log_base: float | None = None) -> LogExpression:
-        """Check a matrix and find out what it holds, which is said once for each object.
+        """Check a matrix and detect its scale, which is logged once per object.
 
         Parameters
         ----------
         adata
             Cells by genes; counts or log-normalised.
         reading
-            Which matrix to read, and what it holds.
+            Matrix to read, and its data type.
         log_base
-            Base of the logarithms to give, where they are to be compared with others; that of the matrix when left out.
+            Base of the returned logarithms, for comparison with other data; by default that of the matrix.
 
         Raises
         ------
         DataError
-            If the matrix is empty, holds negative, NaN or infinite values, is neither counts nor logarithms, or the depth of its
-            cells cannot be right.
+            If the matrix is empty, contains negative, NaN or infinite values, is neither counts nor log-normalised, or
+            the total counts are inconsistent.
         MissingKeyError
-            If the layer or the column of depths does not exist.
+            If the layer or the column of total counts does not exist.
         """
         matrix = CellMatrix.from_adata(adata, layer=reading.layer)
         matrix.check()
@@ -80,7 +80,7 @@ class LogExpression:
 
     @property
     def from_counts(self) -> bool:
-        """Whether the matrix holds counts, whole or not."""
+        """Whether the matrix contains counts, possibly fractional."""
         return self.scale.kind == "counts"
 
     @property
@@ -94,23 +94,23 @@ class LogExpression:
         return self.matrix.n_vars
 
     def rows(self, indices: ArrayLike) -> sp.csr_matrix:
-        """Rows in the order asked for, float32, in canonical form."""
+        """Rows in the requested order, float32, in canonical form."""
         return self.logged(self.matrix.rows(indices), np.asarray(indices, dtype=np.int64))
 
     def chunks(self, size: int = 512) -> Iterator[tuple[int, sp.csr_matrix]]:
-        """Walk through all rows, as :meth:`scgalore.data.matrix.CellMatrix.chunks`."""
+        """Iterate over all rows, as :meth:`scgalore.data.matrix.CellMatrix.chunks`."""
         for start, rows in self.matrix.chunks(size):
             yield start, self.logged(rows, np.arange(start, start + rows.shape[0]))
 
     def logged(self, rows: sp.csr_matrix, cells: NDArray[np.int64]) -> sp.csr_matrix:
-        """Bring rows of :attr:`matrix` to the scale; they stay as they are.
+        """Log-normalise rows of :attr:`matrix`, without modifying them.
 
         Parameters
         ----------
         rows
-            As the matrix gives them.
+            Rows as returned by the matrix.
         cells
-            Their numbers.
+            Row numbers.
         """
         factor = math.log(self.scale.base) / math.log(self.log_base)
         if not self.from_counts:
@@ -122,7 +122,7 @@ class LogExpression:
         return _with(rows, values if factor == 1 else values * factor)
 
     def linear(self, rows: sp.csr_matrix) -> sp.csr_matrix:
-        """Rows of :attr:`matrix` without the logarithm; they stay as they are."""
+        """Rows of :attr:`matrix` without the logarithm; not modified in place."""
         if self.from_counts:
             return rows
         return _with(
@@ -136,19 +136,19 @@ def _with(rows: sp.csr_matrix, values: NDArray[np.floating]) -> sp.csr_matrix:
 
 
 def _log_scale(adata: AnnData, name: str, scale: Scale) -> None:
-    """Say what a matrix was taken for, once; with a warning if it may be something else."""
+    """Log the detected scale of a matrix once, as a warning if it is uncertain."""
     if scale.kind == "counts":
-        what = f"{'counts scaled to one sum' if scale.normalised else 'counts'}, since {scale.reason}"
-        how = f"read as log(1 + counts scaled to {TARGET_SUM:g} a cell)"
+        what = f"{'counts normalised to one sum' if scale.normalised else 'counts'}, since {scale.reason}"
+        how = f"read as log(1 + counts normalised to {TARGET_SUM:g} per cell)"
     else:
         base = "natural logarithms" if scale.base == math.e else f"logarithms to base {scale.base:g}"
-        what, how = f"{base}, since {scale.reason}", "read as they are"
+        what, how = f"{base}, since {scale.reason}", "read unchanged"
     if scale.doubt:
-        message = f"{name} holds {what}; but {scale.doubt}. It is {how}. Pass data_type= to say what it holds."
+        message = f"{name} contains {what}; but {scale.doubt}. It is {how}. Pass data_type= to specify it."
     elif not scale.sure:
-        message = f"{name} may hold counts or logarithms of them. It seems to hold {what}, and is {how}. Pass data_type='counts' or data_type='log1p' to be sure."
+        message = f"{name} may contain counts or log-normalised values. It seems to contain {what}, and is {how}. Pass data_type='counts' or data_type='log1p' to specify it."
     else:
-        if logg.is_news(adata, message := f"    {name} holds {what}: {how}"):
+        if logg.is_news(adata, message := f"    {name} contains {what}: {how}"):
             logg.info(message)
         return
     if logg.is_news(adata, message):

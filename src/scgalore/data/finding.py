@@ -1,4 +1,4 @@
-"""How a source is to be read where that was not said: which matrix holds counts, what its genes are called, and whose they are."""
+"""Detect how to read a source: matrix with counts, gene names, and species."""
 
 from __future__ import annotations
 
@@ -30,39 +30,39 @@ if TYPE_CHECKING:
 __all__ = ["AUTO", "GeneNames", "find_genes", "find_layer", "find_species", "ways_of"]
 
 AUTO = "auto"
-"""Value of ``layer=`` for the counts, wherever they are."""
+"""Value of ``layer=`` that searches for counts."""
 
 _COUNTS = re.compile(r"(raw[_.]?)?(umi[_.]?)?counts?|raw|umis?", re.IGNORECASE)
 _IDS = re.compile(r"ENS[A-Z]*G\d{11}")
 _MOUSE_IDS = re.compile(r"ENSMUSG\d{11}")
 _ID_COLUMNS = ("gene_ids", "gene_id", "ensembl_id", "ensembl", "feature_id")
 _SPECIES = {"homo sapiens": "human", "ncbitaxon:9606": "human", "mus musculus": "mouse", "ncbitaxon:10090": "mouse"}
-_ORGANISM = ("organism", "organism_ontology_term_id")  # the columns that CELLxGENE prescribes
+_ORGANISM = ("organism", "organism_ontology_term_id")  # columns of the CELLxGENE schema
 
 
 def find_layer(place: Place, reading: Reading, rows: NDArray[np.integer[Any]]) -> tuple[str | None, str]:
-    """Choose the matrix that holds counts: a layer of such a name, ``raw.X`` or ``X``, whichever comes first.
+    """Choose the matrix with counts: a layer with a suitable name, ``raw.X`` or ``X``, whichever comes first.
 
-    Where there are none, the one that holds logarithms of them is taken, ``X`` first. With ``data_type="log1p"``, these are
-    looked for.
+    Without counts, a log-normalised matrix is used, ``X`` first. With ``data_type="log1p"``, log-normalised values are
+    searched for.
 
     Parameters
     ----------
     place
-        What is read.
+        Source.
     reading
-        What was asked for.
+        Requested reading options.
     rows
-        Some cells, rising, by which to decide.
+        Increasing rows of cells used for the decision.
 
     Returns
     -------
-    The layer, and how it was found; ``""`` where there is nothing to choose from.
+    The layer, and how it was found; ``""`` without alternatives.
 
     Raises
     ------
     DataError
-        If no matrix holds expression.
+        If no matrix contains expression.
     """
     named = sorted(
         (layer for layer in place.layers if _COUNTS.fullmatch(layer)),
@@ -88,41 +88,41 @@ def find_layer(place: Place, reading: Reading, rows: NDArray[np.integer[Any]]) -
                 f"no {'counts' if wanted == 'counts' else 'logarithms'} found, so {place.called(layer)} is read",
             )
     what = "; ".join(f"{place.called(layer)} {reasons[layer]}" for layer in places)
-    msg = f"{place.name} holds no expression that could be read: {what}. Pass the layer= that does."
+    msg = f"{place.name} contains no readable expression: {what}. Pass the layer= with expression."
     raise DataError(msg)
 
 
 def _held(place: Place, layer: str | None, rows: NDArray[np.integer[Any]]) -> tuple[str, str]:
-    """What a matrix holds, ``""`` for what no cell can be read from, and why."""
+    """Scale of a matrix, ``""`` if it cannot be read, and the reason."""
     sample = place.matrix(layer).rows(rows)
     matrix = CellMatrix(sample.__getitem__, sample.shape, name=f"{place.called(layer)} of {place.name}")
     values = matrix.summary()
     if values.n_nan or values.n_inf or values.n_negative:
-        return "", "holds negative, NaN or infinite values"
+        return "", "contains negative, NaN or infinite values"
     try:
         scale = scale_of(matrix, uns={} if layer == RAW else place.records(), layer=None if layer == RAW else layer)
     except DataError:
-        return "neither", "holds neither counts nor logarithms of them"
+        return "neither", "contains neither counts nor log-normalised values"
     return scale.kind, scale.reason
 
 
 def find_species(
     place: Place, reading: Reading, rows: NDArray[np.integer[Any]] | None, vocab: GeneVocab
 ) -> tuple[str, str]:
-    """Find out whose genes they are: by Ensembl ids, else by the column ``organism`` of ``obs``.
+    """Detect the species of the genes: from Ensembl ids, else from the column ``organism`` of ``obs``.
 
     Parameters
     ----------
     place, reading
         As for :func:`find_layer`; the layer must be known.
     rows
-        Cells that are read; all when ``None``.
+        Selected cells; ``None`` for all.
     vocab
-        Tokens of the network. If these are genes of a mouse, those of the source need no orthologs and are read as they are.
+        Vocabulary of the network. If it has mouse genes, genes of the source are not mapped to orthologs.
 
     Returns
     -------
-    The species, human where nothing is said, and what says so.
+    The species, human by default, and the evidence.
 
     Raises
     ------
@@ -150,7 +150,7 @@ def _species_of(place: Place, reading: Reading, rows: NDArray[np.integer[Any]] |
             species_found = {_SPECIES.get(one.lower(), one) for one in found}
             if len(species_found) > 1:
                 msg = (
-                    f"{place.name} has cells of {few(found)} in obs[{key!r}], whose genes cannot be read alike. Choose one: "
+                    f"{place.name} has cells of {few(found)} in obs[{key!r}], which cannot be read together. Select one: "
                     f'where="{key} == {found[0]!r}".'
                 )
                 raise DataError(msg)
@@ -159,8 +159,8 @@ def _species_of(place: Place, reading: Reading, rows: NDArray[np.integer[Any]] |
                 return species, f"obs[{key!r}]"
             if found:
                 warning(
-                    f"{place.name} has cells of {found[0]!r} in obs[{key!r}]. Only genes of human and mouse are known, so its genes "
-                    "are read as human. Pass species= to say that this is meant, or leave the file out."
+                    f"{place.name} has cells of {found[0]!r} in obs[{key!r}]. Only human and mouse are supported, so its genes "
+                    "are read as human. Pass species= to confirm this, or omit the file."
                 )
     return "human", ""
 
@@ -172,13 +172,13 @@ class GeneNames:
     Attributes
     ----------
     names
-        As they were read.
+        Gene names.
     key
-        Column of ``var`` that they were read from; ``None`` for ``var_names``.
+        Column of ``var`` with the names; ``None`` for ``var_names``.
     match
-        Their tokens.
+        Tokens of the genes.
     note
-        How the column was found; ``""`` where there was nothing to choose from.
+        How the column was found; ``""`` without alternatives.
     """
 
     names: list[str]
@@ -188,9 +188,9 @@ class GeneNames:
 
 
 def ways_of(place: Place, reading: Reading) -> dict[str | None, list[str]]:
-    """Names that genes may be read by, by their column of ``var``; ``None`` are ``var_names``.
+    """Candidate gene names by column of ``var``; ``None`` are ``var_names``.
 
-    Where these are numbers or Ensembl ids and no column was named, the other columns that may hold names are ways too.
+    If these are numbers or Ensembl ids and no column was given, other columns that may contain names are included.
 
     Parameters
     ----------
@@ -212,18 +212,18 @@ def find_genes(
     species: str,
     columns: Callable[[], dict[str | None, list[str]]],
 ) -> GeneNames:
-    """Match the genes of a source in the way that matches most of them.
+    """Match the genes of a source by the column with the most matches.
 
     Parameters
     ----------
     ways
-        From :func:`ways_of`.
+        Result of :func:`ways_of`.
     vocab
-        Tokens of the network.
+        Vocabulary of the network.
     species
-        Whose genes they are.
+        Species of the genes.
     columns
-        Reads the names that stand elsewhere, for advice.
+        Function that returns other candidate names, for advice.
 
     Raises
     ------
@@ -237,13 +237,13 @@ def find_genes(
     for way, of_way in ways.items():
         try:
             matches[way] = match_genes(of_way, vocab, species=species)
-        except DataError:  # these are no names, as the others may be
+        except DataError:  # not gene names, but others may be
             continue
     if not matches:
-        matches[first] = match_genes(names, vocab, species=species, columns=columns)  # says why
+        matches[first] = match_genes(names, vocab, species=species, columns=columns)  # raises an error with the reason
     best = max(matches, key=lambda way: matches[way].matched)
     counted = [f"{matches[way].matched if way in matches else 0:,} by {_called(way)}" for way in ways if way != best]
-    note = f"names of genes from {_called(best)}, by which {matches[best].matched:,} match ({', '.join(counted)})"
+    note = f"gene names from {_called(best)}, of which {matches[best].matched:,} match ({', '.join(counted)})"
     return GeneNames(ways[best], best, matches[best], note)
 
 

@@ -1,4 +1,4 @@
-"""What tells that a file is no longer the one that it was."""
+"""Detection of changed files."""
 
 from __future__ import annotations
 
@@ -18,22 +18,22 @@ if TYPE_CHECKING:
 __all__ = ["Fingerprint", "Written", "changed_files", "content_of", "written"]
 
 ENDS = 4
-"""Cells at either end of a matrix that are looked at."""
+"""Number of cells at either end of a matrix that are hashed."""
 
 _PARTS = ("", "data", "indices", "indptr")
-_CHUNKS = ("", "c")  # where Zarr's two formats keep what they write
+_CHUNKS = ("", "c")  # chunk folders of Zarr's two formats
 
 
 @dataclass(frozen=True)
 class Written:
-    """How large a file is and when it was written; of a folder, when entries of it came or went.
+    """Size and modification time of a file; for a folder, times of changes of its entries.
 
     Attributes
     ----------
     size
         Bytes; 0 for a folder.
     times
-        In nanoseconds.
+        Times in nanoseconds.
     """
 
     size: int
@@ -42,16 +42,16 @@ class Written:
 
 @dataclass(frozen=True)
 class Fingerprint:
-    """What a source was like when it was looked at first.
+    """State of a source when it was first opened.
 
     Attributes
     ----------
     shape
-        Cells and genes.
+        Numbers of cells and genes.
     content
-        Hash of the matrix's shape and of its first and last cells. It does not depend on the kind of file.
+        Hash of the matrix's shape and of its first and last cells, independent of the file format.
     written
-        Of files.
+        Size and times of files.
     """
 
     shape: tuple[int, int]
@@ -60,17 +60,17 @@ class Fingerprint:
 
     @property
     def lasting(self) -> tuple[str, int]:
-        """What stays when the file is copied elsewhere."""
+        """Parts that do not change when the file is copied."""
         return self.content, 0 if self.written is None else self.written.size
 
 
 def changed_files(before: Sequence[Sequence[str]], now: Sequence[Sequence[str]]) -> str:
-    """Say which files are not those that they were.
+    """Describe which files have changed.
 
     Parameters
     ----------
     before, now
-        Path and hash of each, in their order. A file that is elsewhere is still the same.
+        Path and hash of each file, in order. Moved files are not changed.
     """
     (old_names, old_hashes), (names, hashes) = (
         ([Path(path).name for path, _ in files], {found for _, found in files}) for files in (before, now)
@@ -78,14 +78,14 @@ def changed_files(before: Sequence[Sequence[str]], now: Sequence[Sequence[str]])
     told = {
         "has changed": [path for path, found in now if found not in old_hashes and Path(path).name in old_names],
         "is new": [path for path, found in now if found not in old_hashes and Path(path).name not in old_names],
-        "is gone": [path for path, found in before if found not in hashes and Path(path).name not in names],
+        "is missing": [path for path, found in before if found not in hashes and Path(path).name not in names],
     }
     parts = [
-        f"{path} {what}" if len(paths) == 1 else f"{path} {what}, and so {len(paths) - 1} more"
+        f"{path} {what}" if len(paths) == 1 else f"{path} {what} (and {len(paths) - 1} more)"
         for what, paths in told.items()
         for path in paths[:1]
     ]
-    return ", ".join(parts) or "its files were others, or in another order"
+    return ", ".join(parts) or "its files or their order have changed"
 
 
 def content_of(matrix: CellMatrix) -> str:
@@ -94,7 +94,7 @@ def content_of(matrix: CellMatrix) -> str:
     Parameters
     ----------
     matrix
-        Of which a few rows are read.
+        Matrix, of which a few rows are read.
     """
     n_obs = matrix.n_obs
     rows = matrix.rows(np.union1d(np.arange(min(ENDS, n_obs)), np.arange(max(0, n_obs - ENDS), n_obs)))
@@ -103,19 +103,19 @@ def content_of(matrix: CellMatrix) -> str:
 
 
 def written(path: Path, slot: str) -> Written:
-    """Ask the file system about a file.
+    """Get size and modification times of a file.
 
     Parameters
     ----------
     path
         ``.h5ad`` file or ``.zarr`` folder.
     slot
-        Where the matrix is in it.
+        Position of the matrix in the file.
 
     Raises
     ------
     OSError
-        If it does not exist.
+        If the file does not exist.
     """
     found = path.stat()
     if not path.is_dir():

@@ -1,7 +1,7 @@
-"""Random numbers that belong to a cell and a gene, not to a position.
+"""Random numbers that depend on the content of a cell and a gene, not on positions.
 
-Every draw is a pure function of ``(seed, stream, content of the cell, token)``: it is the same whatever the order of
-the cells, the batch they are in, the number of workers or the process. The generator is SplitMix64 (Steele, Lea and
+Every draw is a pure function of ``(seed, stream, content of the cell, token)``: it is independent of the order of
+the cells, the batch, the number of workers and the process. The generator is SplitMix64 (Steele, Lea and
 Flood, OOPSLA 2014): ``token`` indexes the sequence that starts at a state made from seed, stream and cell.
 """
 
@@ -41,7 +41,7 @@ def splitmix64(x: ArrayLike) -> NDArray[np.uint64]:
     uint64 array of the same shape.
     """
     z = np.asarray(x).astype(np.uint64)
-    with np.errstate(over="ignore"):  # wrapping is the point; 0-d arrays would warn
+    with np.errstate(over="ignore"):  # overflow is intended; 0-d arrays would warn
         z += np.uint64(_STEP)
         z ^= z >> np.uint64(30)
         z *= np.uint64(0xBF58476D1CE4E5B9)
@@ -52,7 +52,7 @@ def splitmix64(x: ArrayLike) -> NDArray[np.uint64]:
 
 
 def fold_seed(seed: int, *parts: int | str) -> int:
-    """Make a new seed from a seed and what it is used for, such as an epoch or a name.
+    """Derive a new seed from a seed and its use, such as an epoch or a name.
 
     Parameters
     ----------
@@ -64,30 +64,30 @@ def fold_seed(seed: int, *parts: int | str) -> int:
     state = int(splitmix64(np.uint64(seed & _MASK)))
     for part in parts:
         if isinstance(part, str):
-            # Not hash(): Python salts it anew in every process.
+            # Not hash(), which Python salts in every process.
             part = int.from_bytes(blake2b(part.encode(), digest_size=8).digest(), "little")
         state = int(splitmix64(np.uint64(state ^ (part & _MASK))))
     return state
 
 
 def cell_keys(genes: NDArray[np.int64], values: ArrayLike, indptr: NDArray[np.integer]) -> NDArray[np.uint64]:
-    """Key of each cell, made from its genes and their expression alone.
+    """Key of each cell, computed from its genes and their expression.
 
-    The key is a sum over genes, so it depends neither on their order nor on where the cell stands. Two cells with the
-    same content share a key, and with it all their draws.
+    The key is a sum over genes, so it does not depend on their order or on the position of the cell. Two cells with the
+    same content have the same key, and thus the same random draws.
 
     Parameters
     ----------
     genes
-        Token ids of the expressed genes of all cells, one cell after the other.
+        Token ids of the expressed genes of all cells, concatenated.
     values
         Their expression, hashed as float32.
     indptr
-        Where each cell starts; one longer than the number of cells.
+        Start of each cell; one longer than the number of cells.
 
     Returns
     -------
-    uint64 array, one key a cell.
+    uint64 array, one key per cell.
     """
     bits = np.ascontiguousarray(values, dtype=np.float32).view(np.uint32)
     mixed = splitmix64((genes.astype(np.uint64) << np.uint64(32)) | bits)
@@ -98,16 +98,16 @@ def cell_keys(genes: NDArray[np.int64], values: ArrayLike, indptr: NDArray[np.in
 
 
 def uniforms(seed: int, stream: int | str, cell_key: ArrayLike, token_id: ArrayLike) -> NDArray[np.float64]:
-    """Uniform numbers in [0, 1), one for each pair of a cell and a token.
+    """Uniform random numbers in [0, 1), one per pair of cell and token.
 
     Parameters
     ----------
     seed
         Any integer.
     stream
-        What the numbers are for; different streams are independent.
+        Use of the numbers; different streams are independent.
     cell_key
-        Keys from :func:`cell_keys`, uint64 or the same bits as int64.
+        Result of :func:`cell_keys`, uint64 or the same bits as int64.
     token_id
         Token ids, broadcast against the keys.
     """
@@ -118,12 +118,12 @@ def uniforms(seed: int, stream: int | str, cell_key: ArrayLike, token_id: ArrayL
 
 
 def is_digest(value: object) -> bool:
-    """Whether a value is what :func:`digest` gives."""
+    """Whether a value has the format of :func:`digest`."""
     return isinstance(value, str) and len(value) == DIGITS and set(value) <= set(hexdigits.lower())
 
 
 def digest(arrays: Iterable[NDArray[np.generic]]) -> str:
-    """Hash the bytes of some arrays, 16 hexadecimal digits of SHA-256."""
+    """Hash the bytes of arrays, 16 hexadecimal digits of SHA-256."""
     state = hashlib.sha256()
     for array in arrays:
         state.update(np.ascontiguousarray(array).data)

@@ -32,13 +32,13 @@ __all__ = [
 ]
 
 MOST_IN_FEW_CELLS = 20
-"""Classes that any column may have, however few cells there are."""
+"""Number of classes allowed in any column, regardless of the number of cells."""
 
 NO_TYPE = frozenset(
     {"?", "", "unknown", "unk", "unassigned", "unclassified", "undefined", "unlabeled", "unlabelled", "unspecified"}
     | {"not assigned", "not available", "no label", "undetermined", "unannotated"}
 )
-"""What people call cells whose type they do not know, without dashes and underscores."""
+"""Usual labels of cells of unknown type, without dashes and underscores."""
 
 
 def encode_labels(adata: AnnData, key: str) -> tuple[NDArray[np.int64], tuple[str, ...]]:
@@ -49,32 +49,32 @@ def encode_labels(adata: AnnData, key: str) -> tuple[NDArray[np.int64], tuple[st
     adata
         Cells.
     key
-        Column with one label for each cell.
+        Column with one label per cell.
 
     Returns
     -------
-    Codes, int64 ``(n_obs,)``, and the name of each class, in the order of the codes: that of a
-    categorical column, otherwise sorted, numbers as numbers.
+    Codes, int64 ``(n_obs,)``, and the name of each class, in the order of the codes: the order of a
+    categorical column, otherwise sorted, numbers numerically.
 
     Raises
     ------
     MissingKeyError
         If the column does not exist.
     DataError
-        If a label is missing, if there is only one class, or if the column looks like a measurement or a name of cells.
+        If a label is missing, there is only one class, or the column looks like a measurement or cell names.
     """
     column, where = read_column(adata.obs, key), f"adata.obs[{key!r}]"
     classes = classes_of(column, where)
     if len(classes) < 2:
-        found = f"one class only, {classes[0]!r}" if classes else "no label"
-        msg = f"{where} holds {found}; there is nothing to tell apart."
+        found = f"only one class, {classes[0]!r}" if classes else "no labels"
+        msg = f"{where} has {found}; expected at least two classes."
         raise DataError(msg)
     refuse_measurement(column, where, n_classes=len(classes))
     return class_codes(column, classes), classes
 
 
 def groups_of(adata: AnnData, key: str | None) -> tuple[NDArray[np.int64], tuple[str, ...]]:
-    """Groups of cells that are looked at apart.
+    """Groups of cells that are analysed separately.
 
     Parameters
     ----------
@@ -85,14 +85,14 @@ def groups_of(adata: AnnData, key: str | None) -> tuple[NDArray[np.int64], tuple
 
     Returns
     -------
-    Number of the group of each cell, -1 for cells without a label, int64 ``(n_obs,)``, and the names of the groups.
+    Code of the group of each cell, -1 for cells without a label, int64 ``(n_obs,)``, and the names of the groups.
 
     Raises
     ------
     MissingKeyError
         If the column does not exist.
     DataError
-        If no cell has a label, or the column looks like a measurement or a name of cells.
+        If no cell has a label, or the column looks like a measurement or cell names.
     """
     if key is None:
         return np.zeros(adata.n_obs, dtype=np.int64), ("all",)
@@ -110,26 +110,26 @@ def groups_of(adata: AnnData, key: str | None) -> tuple[NDArray[np.int64], tuple
 
 
 def classes_of(column: pd.Series, where: str) -> tuple[str, ...]:
-    """Names of the classes in a column: in the order of a categorical column, otherwise as :func:`in_order` has them.
+    """Names of the classes in a column: in the order of a categorical column, otherwise sorted by :func:`in_order`.
 
     Parameters
     ----------
     column
-        One label for each cell, of any type: 1, 1.0 and "1" are one label.
+        One label per cell, of any type: 1, 1.0 and "1" are the same label.
     where
-        What to call the column in messages.
+        Name of the column in messages.
 
     Raises
     ------
     DataError
-        If a label is missing, or is a word for missing such as ``"nan"``.
+        If a label is missing, or is a text for missing values such as ``"nan"``.
     """
     texts = texts_of(column)
     words = sorted({text for text in texts if text is not None and looks_missing(text)})
     n_missing = int(np.isin(texts, words).sum() + pd.isna(texts).sum())
     if n_missing:
         _refuse_missing(n_missing, words, column, where)
-    # A categorical's own order is kept, so that plots of labels and predictions use the same colours.
+    # The order of a categorical is kept, so that plots of labels and predictions use the same colours.
     if isinstance(column.dtype, pd.CategoricalDtype):
         first = np.unique(column.cat.codes, return_index=True)[1]
         return tuple(dict.fromkeys(texts[first]))
@@ -141,17 +141,17 @@ def _refuse_missing(n_missing: int, words: Sequence[str], column: pd.Series, whe
     chosen, hint, called = f"{labels}.notna()", "", ""
     if words:
         chosen += f" & ~{labels}.isin({words})"
-        called = f" ({few(words)} counts as none)"
-        hint = f" If {words[0]!r} is a class of yours, give it another name."
+        called = f" ({few(words)} counts as missing)"
+        hint = f" If {words[0]!r} is a class, rename it."
     msg = (
         f"{n_missing:,} of {len(column):,} cells have no label in {where}{called}. Train on the labelled ones, "
-        f"adata[{chosen}], and label the others with sg.tl.annotate; with unlabelled= a model of classes learns from them, too.{hint}"
+        f"adata[{chosen}], and label the others with sg.tl.annotate; unlabelled= also uses them for training.{hint}"
     )
     raise DataError(msg)
 
 
 def in_order(names: Iterable[str]) -> tuple[str, ...]:
-    """Each name once, sorted; as numbers where all of them are numbers, so that 2 comes before 10.
+    """Unique names, sorted; numerically if all are numbers, so that 2 comes before 10.
 
     Parameters
     ----------
@@ -166,7 +166,7 @@ def in_order(names: Iterable[str]) -> tuple[str, ...]:
 
 
 def class_names(classes: Iterable[object]) -> tuple[str, ...]:
-    """Names of classes that a user lists, as text.
+    """Names of classes listed by the user, as text.
 
     Parameters
     ----------
@@ -176,43 +176,43 @@ def class_names(classes: Iterable[object]) -> tuple[str, ...]:
     Raises
     ------
     OptionError
-        If one is missing or comes twice.
+        If a name is missing or duplicated.
     """
     listed = list(classes)
     names = texts_of(listed)
     once = tuple(dict.fromkeys(name for name in names if name is not None))
     if len(once) < len(names):
-        msg = f"classes={listed}: each must be the name of a class, and none may come twice (1, 1.0 and '1' are one name)."
+        msg = f"classes={listed}: expected unique names of classes (1, 1.0 and '1' are the same name)."
         raise OptionError(msg)
     return once
 
 
 def class_codes(column: pd.Series, classes: Sequence[str]) -> NDArray[np.int64]:
-    """Position of each label among the classes, -1 for a label that is none of them.
+    """Position of each label among the classes, -1 for other labels.
 
     Parameters
     ----------
     column
-        One label for each cell, of any type.
+        One label per cell, of any type.
     classes
         Names of the classes.
     """
     place: dict[str | None, int] = {name: code for code, name in enumerate(classes)}
     codes, found = pd.factorize(pd.Series(column))
-    # Label by label: some rows of a column do not tell whether all of it is whole numbers, as texts_of asks.
+    # Label by label: texts_of needs the whole column to decide whether all labels are whole numbers.
     of_label = [place.get(same_label(label, classes), -1) for label in found]
     return np.array([*of_label, -1], dtype=np.int64)[codes]  # the code of a missing label is -1
 
 
 def class_colors(adata: AnnData, key: str, classes: Sequence[str]) -> NDArray[np.str_] | None:
-    """Colour of each class, where scanpy has given colours to the categories of the labels.
+    """Colour of each class, if the categories of the labels have scanpy colours.
 
     Parameters
     ----------
     adata
         Cells.
     key
-        Column of ``obs`` with their labels.
+        Column of ``obs`` with the labels.
     classes
         Names of the classes.
     """
@@ -227,16 +227,16 @@ def class_colors(adata: AnnData, key: str, classes: Sequence[str]) -> NDArray[np
 
 
 def doubtful_labels(classes: Sequence[str], counts: NDArray[np.int64], where: str) -> list[str]:
-    """Warnings of classes that are probably none: each says how many cells there are, and what to do.
+    """Warnings about doubtful classes, with numbers of cells and advice.
 
     Parameters
     ----------
     classes
         Names of the classes.
     counts
-        Cells of each class, int64 ``(n_classes,)``.
+        Number of cells of each class, int64 ``(n_classes,)``.
     where
-        What to call the labels.
+        Name of the labels in messages.
     """
     n_of = dict(zip(classes, counts.tolist(), strict=True))
     of_form: dict[str, list[str]] = {}
@@ -249,23 +249,23 @@ def doubtful_labels(classes: Sequence[str], counts: NDArray[np.int64], where: st
     found = []
     if untyped:
         found.append(
-            f"{where} has the class {_counted(untyped, n_of)}, which would be learned like a type of cells. Leave these cells "
-            "out, and label them with sg.tl.annotate(adata, model)."
+            f"{where} has the class {_counted(untyped, n_of)}, which would be learned like a cell type. Exclude these cells "
+            "and label them with sg.tl.annotate(adata, model)."
         )
     if alike:
         groups = "; ".join(" and ".join(_counted([name], n_of) for name in names) for names in alike[:3])
         found.append(
-            f"{where} has classes that differ in nothing but case and blanks: {groups}. They are learned as different classes; "
-            "write them alike if they are one."
+            f"{where} has classes that differ only in case and spaces: {groups}. They are learned as different classes; "
+            "use one spelling if they are the same."
         )
     if blank:
         found.append(
-            f"{where} has labels that begin or end with a blank: {_counted(blank, n_of)}. Strip them, .str.strip()."
+            f"{where} has labels with leading or trailing spaces: {_counted(blank, n_of)}. Remove them with .str.strip()."
         )
     if single:
         found.append(
-            f"{where} has classes of one cell ({len(single):,} in all), which is too few to learn from and to test on: {few(single)}. Join "
-            "them with others, or leave them out."
+            f"{where} has classes with a single cell ({len(single):,} in total), too few for training and testing: {few(single)}. Merge "
+            "them with others, or exclude them."
         )
     return found
 
@@ -278,11 +278,11 @@ def _counted(names: Sequence[str], n_of: dict[str, int]) -> str:
 def refuse_measurement(column: pd.Series, where: str, *, n_classes: int) -> None:
     """Raise :class:`~scgalore.errors.DataError` if a column looks like a measurement or like names of cells."""
     is_number = pd.api.types.is_numeric_dtype(column) and not pd.api.types.is_bool_dtype(column)
-    share = 0.1 if is_number else 0.5  # names that repeat less than this are barcodes, not classes
+    share = 0.1 if is_number else 0.5  # names with fewer repetitions are barcodes, not classes
     if n_classes > max(MOST_IN_FEW_CELLS, share * len(column)):
         what = "numbers" if is_number else "names"
         msg = (
-            f"{where} holds {n_classes:,} different {what} in {len(column):,} cells; expected "
-            "classes, such as cell types. A measurement can be cut into classes with pandas.cut."
+            f"{where} has {n_classes:,} different {what} in {len(column):,} cells; expected "
+            "classes, such as cell types. A measurement can be divided into classes with pandas.cut."
         )
         raise DataError(msg)

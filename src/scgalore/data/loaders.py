@@ -1,4 +1,4 @@
-"""Cells of a loader that another package made, such as annbatch's, as buffers of a stream."""
+"""Cells of a loader of another package, such as annbatch, as buffers of a stream."""
 
 from __future__ import annotations
 
@@ -36,27 +36,27 @@ __all__ = ["LoaderBuffers"]
 
 
 class LoaderBuffers:
-    """Cells as another loader brings them.
+    """Cells in the order of another loader.
 
     Parameters
     ----------
     loader
-        Yields dictionaries with ``X`` and, where it has them, ``obs`` and ``index``; has ``n_obs`` and ``var``.
+        Loader that yields dictionaries with ``X`` and optionally ``obs`` and ``index``, and has ``n_obs`` and ``var``.
     vocab
-        Tokens of the network.
+        Vocabulary of the network.
     config
-        How cells become tokens.
+        Tokenizer settings.
     labels_key
         Column of ``obs`` with labels.
     classes
         Names of the classes.
     reading
-        What its genes are called.
+        How to read the names of its genes.
     """
 
     name = "the loader"
-    block_size = 0  # the loader's own
-    class_counts = None  # the labels are not known before they are read
+    block_size = 0  # determined by the loader
+    class_counts = None  # labels are unknown before reading
 
     def __init__(
         self,
@@ -69,17 +69,17 @@ class LoaderBuffers:
         reading: Reading = AS_IT_IS,
     ) -> None:
         if loader.var is None:
-            msg = "The loader knows no gene names: its var is None. Add AnnData objects that have var to it."
+            msg = "The loader has no gene names, since its var is None. Add AnnData objects with var to it."
             raise DataError(msg)
         if labels_key is not None and classes is None:
-            msg = "A loader shows its labels only while it is read: pass classes=, the names of all of them."
+            msg = "Labels of a loader are unknown before reading. Pass the names of all classes as classes=."
             raise OptionError(msg)
         self._loader, self._labels_key, self.reading = loader, labels_key, reading
         self.classes = class_names(classes or ())
         self._genes = as_names(loader.var.index)
         self._match = match_genes(self._genes, vocab, species=reading.species)
         self._vocab, self._checked = vocab, False
-        #: Makes the tokens.
+        #: Tokenizer.
         self.tokenizer = Tokenizer.of_vocab(self._match.token_ids, vocab, config)
 
     @property
@@ -94,7 +94,7 @@ class LoaderBuffers:
 
     @property
     def files(self) -> tuple[str, ...]:
-        """Its files are its own affair."""
+        """Its files are unknown."""
         return (self.name,)
 
     @property
@@ -103,11 +103,11 @@ class LoaderBuffers:
         return {self.name: 1.0}
 
     def locate(self, cells: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
-        """Where cells come from: the loader, under the numbers that it gives them."""
+        """Source of cells: the loader, with its indices."""
         return np.zeros_like(cells), np.zeros_like(cells), cells
 
     def identity(self) -> dict[str, str]:
-        """Nothing is known of its files."""
+        """Empty, since its files are unknown."""
         return {}
 
     def genes(self) -> NDArray[np.int64]:
@@ -117,19 +117,19 @@ class LoaderBuffers:
     def read(
         self, share: Share, *, size: int, seeds: Sequence[int] | None
     ) -> Generator[tuple[int, list[Part]], None, None]:
-        """Read the buffers, with their numbers; the order is the loader's.
+        """Read the buffers with their indices, in the order of the loader.
 
         Parameters
         ----------
         share
-            Must be everything; buffers that are skipped are read all the same.
+            Must be the whole epoch; skipped buffers are also read.
         size
-            Cells in a buffer.
+            Number of cells per buffer.
         seeds
             Not used.
         """
         if (len(share.cells), share.n_workers) != (self.n_obs, 1):
-            msg = "A loader cannot be shared between ranks or DataLoader workers here. Pass the files themselves."
+            msg = "A loader cannot be shared between ranks or DataLoader workers. Pass the files themselves."
             raise OptionError(msg)
         held: list[Part] = []
         seen = number = 0
@@ -156,7 +156,7 @@ class LoaderBuffers:
         return replace(part, tokenizer=self.tokenizer)
 
     def _check(self, rows: sp.csr_matrix) -> None:
-        """Look at the first cells that come: which genes they express is not known before."""
+        """Check the first cells, since expressed genes are unknown before reading."""
         advice = partial(advice_for, self._genes, self._vocab, species=self.reading.species)
         seen = Seen.of(*sums_of(rows, self._match.token_ids).T)
         seen.check(
@@ -200,4 +200,4 @@ def _as_csr(x: Any) -> sp.csr_matrix:
             parts = (x.values(), x.col_indices(), x.crow_indices())
             return sp.csr_matrix(tuple(part.numpy() for part in parts), shape=tuple(x.shape), copy=True)
         x = x.to_dense().numpy()
-    return sp.csr_matrix(x, copy=True)  # what the loader gave may be its own
+    return sp.csr_matrix(x, copy=True)  # the loader may reuse its arrays

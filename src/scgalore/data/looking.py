@@ -1,4 +1,4 @@
-"""A first look at a source: which of its cells are read, how, and which token each of its genes is."""
+"""Inspection of a source: selected cells, reading options, and tokens of its genes."""
 
 from __future__ import annotations
 
@@ -30,23 +30,23 @@ if TYPE_CHECKING:
 __all__ = ["SAMPLED", "Kept", "Look", "Wanted"]
 
 SAMPLED = 256
-"""Cells of a file that are looked at before it is read."""
+"""Number of cells of a file that are inspected before reading."""
 
 
 @dataclass(frozen=True)
 class Wanted:
-    """What is to be read of one source.
+    """Requested cells of one source.
 
     Attributes
     ----------
     source
-        The file or object, with the reading that was asked for; its layer may be ``"auto"``.
+        The file or object, with the requested reading; its layer may be ``"auto"``.
     group
-        Number of the named group that it belongs to.
+        Index of its named group.
     query
-        Which of its cells; all when ``None``.
+        Query that selects its cells; ``None`` for all.
     find_species
-        Whether its genes tell whose they are.
+        Whether to detect the species from its genes.
     """
 
     source: Source
@@ -57,20 +57,20 @@ class Wanted:
 
 @dataclass(frozen=True)
 class Kept:
-    """What is read of one source.
+    """Selected cells of one source.
 
     Attributes
     ----------
     source
-        The file or object, with a reading that leaves nothing open.
+        The file or object, with a fully determined reading.
     n_obs
-        Cells that it has.
+        Number of its cells.
     rows
-        Those that are read, rising; ``None`` for all.
+        Increasing rows of selected cells; ``None`` for all.
     table
-        Number of its table of token ids.
+        Index of its table of token ids.
     group
-        Number of its named group.
+        Index of its named group.
     """
 
     source: Source
@@ -81,17 +81,17 @@ class Kept:
 
     @property
     def n_kept(self) -> int:
-        """Cells that are read."""
+        """Number of selected cells."""
         return self.n_obs if self.rows is None else len(self.rows)
 
     @cached_property
     def key(self) -> int:
-        """Key of the random numbers of its rows, which depends on its content and not on its path."""
+        """Key for the random numbers of its rows, which depends on its content and not on its path."""
         assert self.source.fingerprint is not None
         return int(self.source.fingerprint.content, 16)
 
     def only(self, chosen: NDArray[np.bool_]) -> Kept:
-        """Same with some of the cells that are read."""
+        """Return the source with a subset of the selected cells."""
         if chosen.all():
             return self
         rows = np.flatnonzero(chosen).astype(np.int32) if self.rows is None else self.rows[chosen]
@@ -99,48 +99,48 @@ class Kept:
 
 
 class Look:
-    """Looks at one source after the other.
+    """Inspects sources one after the other.
 
     Parameters
     ----------
     vocab
-        Tokens of the network.
+        Vocabulary of the model.
 
     Attributes
     ----------
     tables
-        Token id of each column and 1 more, so that 0 stands for none, in the fewest bytes; one table for each list of genes, which
-        files with the same list share.
+        Token id plus 1 of each column, 0 for columns without a token, in the smallest integer type; files with the
+        same genes share a table.
     """
 
     def __init__(self, vocab: GeneVocab) -> None:
         self.tables: list[NDArray[np.unsignedinteger[Any]]] = []
         self._vocab = vocab
-        # Number of the table, column of the names and how it was found; no names, of which there may be millions in all.
+        # Index of the table, column of the names and how it was found; not the names, of which there may be millions.
         self._known: dict[bytes, tuple[int, str | None, str]] = {}
 
     def at(self, place: Place, wanted: Wanted) -> Kept | None:
-        """Choose the cells of a source, and find out how it is to be read.
+        """Select the cells of a source, and determine how to read it.
 
         Parameters
         ----------
         place
-            The source, open.
+            The open source.
         wanted
-            What was asked for.
+            Requested cells.
 
         Returns
         -------
-        What is read of it; ``None`` if none of its cells are meant.
+        Selected cells; ``None`` if there are none.
 
         Raises
         ------
         DataError, MissingKeyError
-            If it cannot be read as was asked.
+            If the source cannot be read as requested.
         """
         (n_obs, n_vars), said = place.shape, []
         if not (n_obs and n_vars):
-            msg = f"{place.name} is empty: {n_obs} cells x {n_vars} genes. Leave it out."
+            msg = f"{place.name} is empty: {n_obs} cells x {n_vars} genes. Omit it."
             raise DataError(msg)
         rows = None
         if wanted.query is not None:
@@ -188,7 +188,7 @@ class Look:
         except DataError as error:
             msg = f"{where}{error}"
             raise DataError(msg) from error
-        # The whole file is not read before its turn; what share the matched genes have, its first cells tell.
+        # The whole file is not read yet; the fraction of matched genes is estimated from its first cells.
         rows = opened.rows(sample)
         advice = partial(advice_for, found.names, self._vocab, species=reading.species, columns=columns)
         seen = Seen.of(*sums_of(rows, found.match.token_ids).T)
@@ -202,7 +202,7 @@ def _others(place: Place, reading: Reading) -> dict[str | None, list[str]]:
 
 
 def _chosen(place: Place, query: Query) -> NDArray[np.integer[Any]]:
-    """Rows that a query means."""
+    """Rows selected by a query."""
     columns = {key: place.obs.column(key) for key in query.columns}
     chosen = query.rows(columns)
     if not chosen.any():
@@ -210,6 +210,6 @@ def _chosen(place: Place, query: Query) -> NDArray[np.integer[Any]]:
             f"{key!r}: {few(map(str, column.dropna().unique()[:6]), 5)}" for key, column in columns.items()
         )
         warning(
-            f"{place.name}: 0 of {len(chosen):,} cells are meant by where={query.text!r}, so it is left out. Its columns hold {held}."
+            f"{place.name}: where={query.text!r} selects 0 of {len(chosen):,} cells, so it is skipped. Values of its columns: {held}."
         )
     return np.flatnonzero(chosen).astype(np.int32 if len(chosen) < 2**31 else np.int64)

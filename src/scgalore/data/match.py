@@ -1,7 +1,4 @@
-"""Which column of a matrix is which token.
-
-Everything here takes time in proportion to the number of names.
-"""
+"""Matching of the columns of a matrix to tokens, in time linear in the number of names."""
 
 from __future__ import annotations
 
@@ -27,10 +24,10 @@ if TYPE_CHECKING:
 
 __all__ = ["GeneMatch", "advice_for", "match_genes", "tokens_of_each"]
 
-# Of two columns that are the same gene, the one with the better kind of name keeps the token.
+# If two columns are the same gene, the one with the better kind of name gets the token.
 _RANK = {kind: rank for rank, kind in enumerate(get_args(NameKind))}
 
-# What var_names_make_unique makes of a repeated name.
+# Suffix that var_names_make_unique adds to repeated names.
 _NUMBERED = re.compile(r"(.+)-\d+")
 
 _OTHER_SPECIES = re.compile(r"ENS[A-Z]+G\d")
@@ -38,24 +35,24 @@ _OTHER_SPECIES = re.compile(r"ENS[A-Z]+G\d")
 
 @dataclass(frozen=True, eq=False)
 class GeneMatch:
-    """Which token each column of a matrix is.
+    """Token of each column of a matrix.
 
     Attributes
     ----------
     token_ids
-        Token id of every column, int64, -1 for a column without one.
+        Token id of every column, int64, -1 for columns without a token.
     renamed
-        Token of each matched column whose name is written differently.
+        Token of each matched column with another name.
     dropped
-        Names that the vocabulary does not hold.
+        Names that are not in the vocabulary.
     duplicates
-        Names left out because a column with a better name has their token.
+        Names without token because another column is the same gene.
     numbered
-        Those of ``dropped`` that are names of matched columns with a number, such as ``"TP53-1"``.
+        Names in ``dropped`` that are names of matched columns with a number, such as ``"TP53-1"``.
     species
-        Whose genes the names are.
+        Species of the genes.
     without_ortholog
-        Those of ``dropped`` that have no human ortholog, of a mouse.
+        Names in ``dropped`` of mouse genes without a human ortholog.
     """
 
     token_ids: NDArray[np.int64]
@@ -77,7 +74,7 @@ class GeneMatch:
         return int((self.token_ids >= 0).sum())
 
     def report(self) -> dict[str, Any]:
-        """Numbers of matched and renamed columns and the names that were dropped, for ``uns``."""
+        """Numbers of matched and renamed columns, and dropped names, for ``uns``."""
         of_mouse = {
             "with_ortholog": self.n_vars - len(self.without_ortholog),
             "without_ortholog": len(self.without_ortholog),
@@ -92,7 +89,7 @@ class GeneMatch:
         }
 
     def summary(self) -> str:
-        """One line for the user."""
+        """Summary in one line."""
         if self.species == "mouse":
             ways = {"human ortholog": len(self.renamed)}
         else:
@@ -104,7 +101,7 @@ class GeneMatch:
         for n, what in (
             (len(self.without_ortholog), "without a human ortholog"),
             (lacking, "not in the vocabulary"),
-            (len(self.duplicates), "left out because another column is the same gene"),
+            (len(self.duplicates), "omitted because another column is the same gene"),
         ):
             text += f", {n:,} {what}" if n else ""
         return text
@@ -119,9 +116,9 @@ def match_genes(
 ) -> GeneMatch:
     """Find the token of every gene.
 
-    A name that is a token itself keeps it. Others are looked up by Ensembl id, then as a current, previous or alias
-    symbol, those of a mouse as the names of their human ortholog; what is ambiguous gets no token, and no two columns get
-    the same. The result does not depend on the order of the columns.
+    A name that is a token gets this token. Others are looked up by Ensembl id, then as a current, previous or alias
+    symbol; mouse genes by the names of their human ortholog. Ambiguous names get no token, and no two columns get
+    the same token. The result does not depend on the order of the columns.
 
     Parameters
     ----------
@@ -130,18 +127,18 @@ def match_genes(
     vocab
         The model's vocabulary.
     species
-        Whose genes they are: ``"human"`` or ``"mouse"``.
+        Species of the genes: ``"human"`` or ``"mouse"``.
     columns
-        Reads the names that stand elsewhere (``scgalore.data.names.other_columns``), for advice where these do not match.
+        Function that returns names in other columns (``scgalore.data.names.other_columns``), for advice.
 
     Returns
     -------
-    Token ids, and what was renamed or left out.
+    Token ids, and renamed and dropped names.
 
     Raises
     ------
     DataError
-        If no name matches, if the names are those of another species, or if two columns of the same name would be the same
+        If no name matches, the names are of another species, or two columns of the same name would get the same
         token.
     """
     names = list(map(str, names))
@@ -172,7 +169,7 @@ def match_genes(
 
 
 def tokens_of_each(names: Iterable[str], vocab: GeneVocab, *, species: str = "human") -> list[int]:
-    """Token of each name, looked up for itself: two names of one gene have the same; -1 for those without.
+    """Token of each name, looked up separately: two names of one gene have the same token; -1 for names without token.
 
     Parameters
     ----------
@@ -189,7 +186,7 @@ def advice_for(
     species: str = "human",
     columns: Callable[[], dict[str | None, list[str]]] | None = None,
 ) -> str:
-    """Say what to call so that more of the names match; ``""`` where nothing is better.
+    """Advice on how to match more of the names; ``""`` if there is no better way.
 
     Parameters
     ----------
@@ -211,12 +208,12 @@ class _Names:
         return name in self.vocab and not (name.startswith("<") and name.endswith(">"))
 
     def tokens(self, names: Iterable[str]) -> list[int]:
-        """Token of each name for itself, -1 for those without."""
+        """Token of each name, looked up separately, -1 for names without token."""
         found = (name if self.is_gene(name) else self.other_token(name)[1] for name in names)
         return [-1 if token is None else self.vocab[token] for token in found]
 
     def other_token(self, name: str) -> tuple[NameKind, str | None]:
-        """Token of a name that is none: that of the first of its other names that is one, and means one gene."""
+        """Token of a name by its other names: the first one that is an unambiguous token."""
         other = other_names(name, self.species)
         for step in other.steps:
             found = [gene if self.is_gene(gene) else self._endings.get(gene) for gene in step]
@@ -226,7 +223,7 @@ class _Names:
         return other.kind, None
 
     def advice(self, names: Sequence[str], fallback: str = "") -> str:
-        """What to call so that more of some names match."""
+        """Advice on how to match more names."""
 
         def count(names: Sequence[str], species: str) -> int:
             return sum(token >= 0 for token in replace(self, species=species).tokens(names))
@@ -235,7 +232,7 @@ class _Names:
 
     @cached_property
     def _endings(self) -> dict[str, str]:
-        """``"_ENSG..."`` -> the token that ends so, where it is one."""
+        """Mapping from ``"_ENSG..."`` to the token with this ending, if unique."""
         tokens: dict[str, list[str]] = defaultdict(list)
         for token in self.vocab.tokens:
             gene_id = ensembl_id(token)
@@ -245,7 +242,7 @@ class _Names:
 
 
 def _rename(unknown: set[str], exact: set[str], read: _Names) -> tuple[dict[str, str], set[str]]:
-    """Tokens for names that are none, and the names that lost theirs to a column with a better name."""
+    """Tokens for names that are not tokens, and names that lost their token to a column with a better name."""
     claims: dict[str, list[tuple[int, str]]] = defaultdict(list)
     for name in unknown:
         kind, token = read.other_token(name)
@@ -257,36 +254,36 @@ def _rename(unknown: set[str], exact: set[str], read: _Names) -> tuple[dict[str,
 
 
 def _refuse_repeated(names: Sequence[str], wanted: Collection[str]) -> None:
-    # Repeated names that no vocabulary entry answers to (Y_RNA) are dropped with the rest and do no harm.
+    # Repeated names without token (Y_RNA) are dropped and do no harm.
     repeated = [name for name, count in Counter(names).items() if count > 1 and name in wanted]
     if repeated:
         msg = (
             f"{len(repeated):,} genes of the vocabulary occur in more than one column: {few(repeated)}. "
             "Sum such columns, or keep one: adata = adata[:, ~adata.var_names.duplicated()].copy(). "
-            "adata.var_names_make_unique() is no way out: it turns all but the first into names that no vocabulary "
-            f"holds ({repeated[0] + '-1'!r}), and their counts would be lost."
+            "adata.var_names_make_unique() does not help: it renames all but the first to names that are in no vocabulary "
+            f"({repeated[0] + '-1'!r}), so their counts would be lost."
         )
         raise DataError(msg)
 
 
 def _refuse_species(names: Sequence[str], exact: set[str], read: _Names) -> None:
-    """Refuse names that are most of them not those of the species, since the few that match would match by chance."""
-    # A few symbols are the same in mouse and human (C3, F10), so "nothing matched" alone would let mouse data through.
+    """Raise an error if most names are not those of the species, since the few matches would be by chance."""
+    # A few symbols are identical in mouse and human (C3, F10), so mouse data would pass a check for any match.
     of_mouse = [name for name in names if looks_like_mouse(name)]
     if read.species == "mouse":
         strangers = [name for name in names if not looks_like_mouse(name) and ortholog(name) is None]
         if 2 * len(strangers) > len(names):
             msg = (
-                f"species='mouse', and {len(strangers):,} of {len(names):,} gene names do not look like those of a mouse "
-                f"({few(strangers)}). {read.advice(names, 'Leave species out if they are human.')}"
+                f"species='mouse', and {len(strangers):,} of {len(names):,} gene names do not look like mouse genes "
+                f"({few(strangers)}). {read.advice(names, 'Omit species= if they are human.')}"
             )
             raise DataError(msg)
     elif 2 * len(of_mouse) > len(names) and len(exact) <= 0.05 * len(names) and not mostly_mouse(read.vocab.tokens):
-        hint = "Replace those of a rat by their human orthologs in adata.var_names, or use a model with a mouse vocabulary."
+        hint = "For rat genes, use human orthologs as adata.var_names, or a model with a mouse vocabulary."
         msg = (
             f"{len(of_mouse):,} of {len(names):,} gene names look like mouse or rat genes ({few(of_mouse)}), but those of the "
-            f"vocabulary do not ({few(read.vocab.tokens)}). Names are not matched by changing their case, since the genes differ: "
-            f"species='mouse' reads those of a mouse as their human orthologs. {read.advice(names)} {hint}"
+            f"vocabulary do not ({few(read.vocab.tokens)}). Pass species='mouse' to map mouse genes to human orthologs; changing "
+            f"the case would match other genes. {read.advice(names)} {hint}"
         )
         raise DataError(" ".join(msg.split()))
 
@@ -298,11 +295,9 @@ def _nothing_matched(names: Sequence[str], read: _Names) -> str:
     elif any(_OTHER_SPECIES.match(name) for name in names):
         hint = "The data has Ensembl ids of another species than human; replace them by the human orthologs."
     elif any(ensembl_id(name) for name in names):
-        hint = f"Human Ensembl ids were translated, but not into any of these tokens; {column}, and check the model."
+        hint = f"Human Ensembl ids were translated, but none is a token; {column}, and check the model."
     else:
-        hint = (
-            f"{column[0].upper()}{column[1:]}; expected are human symbols or Ensembl ids, as the vocabulary has them."
-        )
+        hint = f"{column[0].upper()}{column[1:]}; expected human symbols or Ensembl ids, as in the vocabulary."
     return (
         f"None of the {len(names):,} gene names is in the vocabulary of {len(read.vocab):,} tokens. "
         f"The data has {few(names)}; the vocabulary has {few(read.vocab.tokens)}. {read.advice(names, hint)}"

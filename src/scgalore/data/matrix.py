@@ -1,4 +1,4 @@
-"""Rows of an expression matrix as float32 CSR, whatever holds it, and what its values are like."""
+"""Rows of an expression matrix as float32 CSR, and a summary of its values."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ __all__ = ["CellMatrix", "MatrixSummary", "canonical"]
 
 @dataclass(frozen=True)
 class MatrixSummary:
-    """What the values of a matrix are like.
+    """Summary of the values of a matrix.
 
     Attributes
     ----------
     min, max
-        Smallest and largest finite value, zeros included; NaN when there is none.
+        Smallest and largest finite value, including zeros; NaN if there is none.
     n_nan, n_inf, n_negative, n_fractional
-        Number of values that are NaN, infinite, below zero, not whole.
+        Number of NaN, infinite, negative and fractional values.
     n_empty
         Number of cells without a non-zero value.
     """
@@ -46,23 +46,23 @@ class MatrixSummary:
 
     @property
     def is_whole(self) -> bool:
-        """Whether all values are whole numbers and none is negative; counts may be others, see ``scgalore.data.scale``."""
+        """Whether all values are non-negative integers; counts may also be fractional, see ``scgalore.data.scale``."""
         return not (self.n_nan or self.n_inf or self.n_negative or self.n_fractional)
 
 
 class CellMatrix:
     """Rows of one matrix of an AnnData.
 
-    Make it with :meth:`from_adata`. The AnnData must not change while it is in use.
+    Create it with :meth:`from_adata`. The AnnData must not change while it is in use.
 
     Parameters
     ----------
     read
-        Returns the rows at some strictly increasing positions.
+        Function that returns the rows at strictly increasing positions.
     shape
-        Numbers of cells and of genes.
+        Numbers of cells and genes.
     name
-        What to call the matrix in messages.
+        Name of the matrix in messages.
     """
 
     def __init__(self, read: Read, shape: tuple[int, int], *, name: str) -> None:
@@ -73,14 +73,14 @@ class CellMatrix:
 
     @classmethod
     def from_adata(cls, adata: AnnData, layer: str | None = None) -> CellMatrix:
-        """Take ``adata.X`` or a layer: CSR, CSC or dense, in memory, backed, or seen through a view.
+        """Use ``adata.X`` or a layer: CSR, CSC or dense, in memory, backed, or a view.
 
         Parameters
         ----------
         adata
             Annotated data.
         layer
-            Layer to use; ``X`` when left out.
+            Layer to use; ``None`` uses ``X``.
         """
         if layer is not None and layer not in adata.layers:
             found = ", ".join(map(repr, adata.layers)) or "none"
@@ -94,21 +94,21 @@ class CellMatrix:
 
     @classmethod
     def from_raw(cls, adata: AnnData) -> CellMatrix:
-        """Take ``adata.raw.X``, which must be there."""
+        """Use ``adata.raw.X``, which must exist."""
         return cls(open_matrix(adata.raw.X, "adata.raw.X"), adata.raw.shape, name="adata.raw.X")
 
     @classmethod
     def from_rows(cls, rows: sp.csr_matrix, name: str) -> CellMatrix:
-        """Take some rows of a matrix."""
+        """Use rows in memory."""
         return cls(open_matrix(rows, name), rows.shape, name=name)
 
     def rows(self, indices: ArrayLike) -> sp.csr_matrix:
-        """Rows in the order asked for.
+        """Rows in the requested order.
 
         Parameters
         ----------
         indices
-            Row numbers, in any order, with repetitions or not.
+            Row numbers, in any order, possibly repeated.
 
         Returns
         -------
@@ -123,32 +123,32 @@ class CellMatrix:
         wanted = wanted.astype(np.int64)
         if (np.diff(wanted) > 0).all():
             return canonical(self._read(wanted))
-        # Files are read forwards, each row once; the order asked for is restored in memory.
+        # Files are read sequentially, each row once; the requested order is restored in memory.
         unique, inverse = np.unique(wanted, return_inverse=True)
         return canonical(self._read(unique))[inverse]
 
     def chunks(self, size: int = 512) -> Iterator[tuple[int, sp.csr_matrix]]:
-        """Walk through all rows: the number of the first row of each chunk, and the chunk as from :meth:`rows`."""
+        """Iterate over all rows: the index of the first row of each chunk, and the chunk as from :meth:`rows`."""
         for start in range(0, self.n_obs, size):
             yield start, self.rows(np.arange(start, min(start + size, self.n_obs)))
 
     def summary(self) -> MatrixSummary:
-        """What the values are like; the matrix is read once, in chunks, the first time."""
+        """Summary of the values; the matrix is read once, in chunks, on first use."""
         if self._summary is None:
             self._summary = _summary_of(rows for _, rows in self.chunks())
         return self._summary
 
     def count(self, count: Callable[[sp.csr_matrix], NDArray[Any]]) -> NDArray[Any]:
-        """Count something in every cell; the same reading of the matrix serves :meth:`summary` and :meth:`check`.
+        """Compute numbers of every cell, in the same pass over the matrix as :meth:`summary` and :meth:`check`.
 
         Parameters
         ----------
         count
-            Takes some rows, as from :meth:`rows`, and gives one number for each, or several.
+            Function of rows, as from :meth:`rows`, that returns one or several numbers per row.
 
         Returns
         -------
-        Array of these, ``(n_obs, ...)``.
+        Array of these numbers, ``(n_obs, ...)``.
         """
         counts = [count(self.rows([]))]
 
@@ -173,12 +173,12 @@ class CellMatrix:
         found = self.summary()
         if found.n_nan or found.n_inf:
             return (
-                f"holds {found.n_nan:,} NaN and {found.n_inf:,} infinite values; expected finite expression. "
-                "Take out the genes or cells concerned, or pass another layer=."
+                f"contains {found.n_nan:,} NaN and {found.n_inf:,} infinite values; expected finite expression. "
+                "Remove the affected genes or cells, or pass another layer=."
             )
         if found.n_negative:
             return (
-                f"holds {found.n_negative:,} negative values (smallest {found.min:.3g}), so it looks scaled; "
+                f"contains {found.n_negative:,} negative values (smallest {found.min:.3g}), so it looks scaled; "
                 "expected counts or log-normalised expression. Pass layer=, or adata.raw.to_adata()."
             )
         return None
@@ -207,9 +207,9 @@ def _summary_of(chunks: Iterable[sp.csr_matrix]) -> MatrixSummary:
 
 
 def canonical(csr: sp.csr_matrix) -> sp.csr_matrix:
-    """Make float32 with sorted column indices, no duplicates and no stored zeros of it; it may be changed in place."""
+    """Convert to float32 with sorted column indices, no duplicates and no stored zeros; may modify the input."""
     csr.sum_duplicates()
-    with np.errstate(over="ignore"):  # what float32 cannot hold becomes infinite, and check() reports it
+    with np.errstate(over="ignore"):  # values beyond float32 become infinite and are reported by check()
         csr = csr.astype(np.float32, copy=False)
     csr.eliminate_zeros()
     return csr

@@ -1,4 +1,4 @@
-"""Sums of expression over groups of cells, from one reading of a matrix, whatever holds it."""
+"""Sums of expression over groups of cells, from one pass over a matrix."""
 
 from __future__ import annotations
 
@@ -16,12 +16,13 @@ if TYPE_CHECKING:
 
 __all__ = ["Chunked", "Moments", "add_sums", "column_sums"]
 
-# Adding up one group takes a product with a vector, several groups a scattered addition, which costs about four products.
+# Sums of one group are a matrix-vector product; those of several groups a scattered addition, as expensive as four
+# products.
 _FEW_GROUPS = 4
 
 
 class Chunked(Protocol):
-    """Rows that come in chunks: a matrix, or its logarithm."""
+    """Rows in chunks: a matrix, or its logarithm."""
 
     @property
     def n_obs(self) -> int:
@@ -34,7 +35,7 @@ class Chunked(Protocol):
         ...
 
     def chunks(self, size: int = ...) -> Iterator[tuple[int, sp.csr_matrix]]:
-        """Walk through all rows: the number of the first row of each chunk, and the chunk."""
+        """Iterate over all rows: the index of the first row of each chunk, and the chunk."""
         ...
 
 
@@ -42,16 +43,16 @@ class Chunked(Protocol):
 class Moments:
     """Sums and sums of squares of each gene in each group of cells.
 
-    Make it with :meth:`of`, or with :meth:`empty` and :meth:`add` where one reading serves several purposes.
+    Create it with :meth:`of`, or with :meth:`empty` and :meth:`add` to share one pass over the data.
 
     Attributes
     ----------
     n_cells
-        Cells of each group, int64 ``(n_groups,)``.
+        Number of cells of each group, int64 ``(n_groups,)``.
     n_expressed
-        Cells of any group in which a gene is not zero, int64 ``(n_vars,)``.
+        Number of cells of any group that express each gene, int64 ``(n_vars,)``.
     sums, squares
-        Of the values and of their squares, float64 ``(n_groups, n_vars)``.
+        Sums of the values and of their squares, float64 ``(n_groups, n_vars)``.
     """
 
     n_cells: NDArray[np.int64]
@@ -61,7 +62,7 @@ class Moments:
 
     @classmethod
     def empty(cls, n_groups: int, n_vars: int) -> Self:
-        """Nothing added yet."""
+        """Create empty sums."""
         shape = (n_groups, n_vars)
         n_cells, n_expressed = (np.zeros(n, dtype=np.int64) for n in shape)
         return cls(n_cells, n_expressed, np.zeros(shape), np.zeros(shape))
@@ -75,7 +76,7 @@ class Moments:
         rows
             Cells by genes.
         group
-            Group of each cell, int64 ``(n_obs,)``; -1 for cells that do not count.
+            Group of each cell, int64 ``(n_obs,)``; -1 for excluded cells.
         n_groups
             Number of groups.
         """
@@ -92,16 +93,16 @@ class Moments:
         rows
             Cells by genes, in canonical form.
         group
-            Group of each of the rows; -1 for those that do not count.
+            Group of each row; -1 for excluded rows.
         """
         counted = group >= 0
         if not counted.all():
             rows, group = rows[np.flatnonzero(counted)], group[counted]
         self.n_cells[:] += np.bincount(group, minlength=len(self.n_cells))
-        # A product counts faster than np.bincount, and exactly as long as a chunk has less than 2**24 rows.
+        # A product counts faster than np.bincount, and is exact for fewer than 2**24 rows per chunk.
         ones = sp.csr_matrix((np.ones(rows.nnz, dtype=np.float32), rows.indices, rows.indptr), shape=rows.shape)
         self.n_expressed[:] += (ones.T @ np.ones(rows.shape[0], dtype=np.float32)).astype(np.int64)
-        # In float64, so that the difference of squares and squared sums keeps enough digits.
+        # In float64, so that differences of squares and squared sums are accurate.
         values = rows.data.astype(np.float64)
         add_sums(self.sums, rows, values, group)
         add_sums(self.squares, rows, np.square(values, out=values), group)
@@ -113,7 +114,7 @@ class Moments:
 
     @property
     def variances(self) -> NDArray[np.float64]:
-        """Sample variance within each group, ``(n_groups, n_vars)``; 0 for a group of less than two cells."""
+        """Sample variance within each group, ``(n_groups, n_vars)``; 0 for a group with fewer than two cells."""
         n = self.n_cells[:, None]
         return np.maximum(self.squares - n * self.means**2, 0) / np.maximum(n - 1, 1)
 
@@ -121,16 +122,16 @@ class Moments:
 def add_sums(
     sums: NDArray[np.float64], rows: sp.csr_matrix, values: NDArray[np.float64], group: NDArray[np.int64]
 ) -> None:
-    """Add values that stand where those of ``rows`` do to the sums of their groups.
+    """Add values at the positions of stored values of ``rows`` to the sums of their groups.
 
     Parameters
     ----------
     sums
-        Changed in place, float64 ``(n_groups, n_vars)``.
+        Modified in place, float64 ``(n_groups, n_vars)``.
     rows
-        Where the values stand.
+        Matrix with the positions of the values.
     values
-        One for each stored value.
+        One per stored value.
     group
         Group of each row.
     """
@@ -144,5 +145,5 @@ def add_sums(
 
 
 def column_sums(rows: sp.csr_matrix, values: NDArray[np.float64], weights: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Sum values that stand where those of ``rows`` do over each column, weighted by row; float64 ``(n_vars,)``."""
+    """Weighted column sums of values at the positions of stored values of ``rows``; float64 ``(n_vars,)``."""
     return sp.csr_matrix((values, rows.indices, rows.indptr), shape=rows.shape).T @ weights

@@ -1,4 +1,4 @@
-"""Names of genes as they are read from ``var``, and what to do where they are not those that a model knows."""
+"""Gene names from ``var``, and advice if they do not match a vocabulary."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ if TYPE_CHECKING:
 __all__ = ["advice", "as_names", "other_columns"]
 
 SAMPLE = 1000
-"""Names that are tried, since advice needs no exact numbers."""
+"""Maximum number of names to try for advice, which needs no exact numbers."""
 
 
 def as_names(names: Iterable[Any]) -> list[str]:
-    """Read names of genes as text, without a prefix that a program has put before all of them, such as ``GRCh38_``.
+    """Read gene names as text, without a common prefix added by software, such as ``GRCh38_``.
 
     Parameters
     ----------
@@ -33,25 +33,25 @@ def as_names(names: Iterable[Any]) -> list[str]:
     texts = list(map(str, names))
     prefix = shared_prefix(texts)
     if prefix:
-        logg.info(f"    names of genes are read without {prefix!r}, which all of them begin with")
+        logg.info(f"    gene names are read without their common prefix {prefix!r}")
     return _without(prefix, texts)
 
 
 def other_columns(var: pd.DataFrame, used: str | None) -> dict[str | None, list[str]]:
-    """Names that stand elsewhere in ``var``, by the name of their column; ``None`` are ``var_names``.
+    """Other candidate names in ``var``, by column; ``None`` are ``var_names``.
 
     Parameters
     ----------
     var
         Annotation of the genes.
     used
-        Column that was read, which is left out; ``None`` if ``var_names`` were.
+        Column already used, which is omitted; ``None`` for ``var_names``.
     """
     found: dict[str | None, list[str]] = {} if used is None else {None: _plain(var.index)}
     for number, key in enumerate(var.columns):
         column = var.iloc[:, number].dropna()
         texts = column.dtype == "category" or pd.api.types.is_string_dtype(column) or column.dtype == object
-        # What few genes share is no name; a class of genes may read like one.
+        # Columns with few distinct values are classes of genes, not names.
         if key != used and texts and 2 * column.nunique() > len(var):
             found[str(key)] = _plain(column)
     return found
@@ -64,11 +64,11 @@ class _Way:
     Attributes
     ----------
     names, species
-        Which names, and as those of which species.
+        Names, and their species.
     how
-        What is different, to follow "would match".
+        Difference, as a text to follow "would match".
     call
-        What reads them so.
+        Call that reads them in this way.
     """
 
     names: Sequence[str]
@@ -84,20 +84,20 @@ def advice(
     columns: Callable[[], dict[str | None, list[str]]] | None = None,
     fallback: str = "",
 ) -> str:
-    """Say what to call so that more genes match.
+    """Advice on how to match more genes.
 
     Parameters
     ----------
     names
-        As they were read.
+        Gene names as read.
     species
-        As which they were read.
+        Species they were read as.
     count
-        How many of some names, of a species, the model knows.
+        Counts how many of the given names of a species are in the model's vocabulary.
     columns
-        Reads the names that stand elsewhere, as :func:`other_columns` gives them.
+        Returns the names in other columns, as :func:`other_columns` does.
     fallback
-        What to say if no other way is better.
+        Advice if no other way matches more genes.
     """
     names = _some(names)
     prefixes = count_prefixes(names)
@@ -114,7 +114,7 @@ def advice(
 
 
 def _ways(names: Sequence[str], species: str, columns: dict[str | None, list[str]]) -> list[_Way]:
-    """Other ways to read names, those that change least first."""
+    """Other ways to read names, those with the smallest change first."""
     other = "mouse" if species == "human" else "human"
     passed, as_other = {species: "", other: f"species={other!r}"}, {species: "", other: f" as {other} genes"}
     ways = [_Way(names, other, as_other[other].strip(), f"pass {passed[other]}")]
@@ -122,15 +122,15 @@ def _ways(names: Sequence[str], species: str, columns: dict[str | None, list[str
     for key in sorted(columns, key=lambda key: str(key).startswith("Unnamed")):
         for of in (species, other):
             if key is None:
-                call = "leave gene_symbols out" + (f" and pass {passed[of]}" if passed[of] else "")
+                call = "omit gene_symbols=" + (f" and pass {passed[of]}" if passed[of] else "")
                 ways.append(_Way(columns[key], of, f"from adata.var_names{as_other[of]}", call))
             else:
                 call = f"pass gene_symbols={key!r}" + (f", {passed[of]}" if passed[of] else "")
                 ways.append(_Way(columns[key], of, f"from adata.var[{key!r}]{as_other[of]}", call))
-    changes = {"without blanks around them": ("strip()", [name.strip() for name in names])}
-    if not mostly_mouse(names):  # whose genes are not made human ones by their case
+    changes = {"without surrounding spaces": ("strip()", [name.strip() for name in names])}
+    if not mostly_mouse(names):  # changing the case does not convert mouse to human genes
         changes["in upper case"] = "upper()", [name.upper() for name in names]
-        changes["with a capital"] = "capitalize()", [name.capitalize() for name in names]
+        changes["capitalised"] = "capitalize()", [name.capitalize() for name in names]
     for prefix in (*_beginnings(names), *count_prefixes(names)):
         changes[f"without {prefix!r}"] = f"removeprefix({prefix!r})", [name.removeprefix(prefix) for name in names]
     for how, (method, changed) in changes.items():
@@ -142,7 +142,7 @@ def _ways(names: Sequence[str], species: str, columns: dict[str | None, list[str
 
 
 def _beginnings(names: Sequence[str]) -> list[str]:
-    """Beginnings of the first name that end behind ``_``, ``-``, ``:`` or ``|`` and that all names share."""
+    """Common prefixes of all names that end with ``_``, ``-``, ``:`` or ``|``."""
     first = names[0] if names else ""
     ends = [i + 1 for i, letter in enumerate(first) if letter in "_-:|" and first[i + 1 : i + 2] not in ("", letter)]
     return [first[:end] for end in ends if all(name.startswith(first[:end]) for name in names)]
@@ -152,7 +152,7 @@ def _several(names: Sequence[str], prefixes: Counter[str]) -> str:
     shown = ", ".join(f"{prefix!r} ({100 * n / len(names):.0f} %)" for prefix, n in prefixes.most_common(3))
     first = prefixes.most_common(1)[0][0]
     return (
-        f"Names begin with {shown}: genes of several genomes or modalities. Keep the cells and the genes of one: "
+        f"Names start with {shown}: genes of several genomes or modalities. Keep the cells and genes of one: "
         f"adata = adata[:, adata.var_names.str.startswith({first!r})].copy()."
     )
 
@@ -163,8 +163,8 @@ def _two_species(names: Sequence[str]) -> str:
     if 5 * min(len(mouse), len(human)) < len(names):
         return ""
     return (
-        f"{100 * len(mouse) / len(names):.0f} % of the names are those of a mouse ({few(mouse)}) and the others are not "
-        f"({few(human)}): if cells of two species are in here, keep the cells and the genes of one."
+        f"{100 * len(mouse) / len(names):.0f} % of the names look like mouse genes ({few(mouse)}) and the others do not "
+        f"({few(human)}): if these are cells of two species, keep the cells and genes of one."
     )
 
 

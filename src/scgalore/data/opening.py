@@ -1,4 +1,4 @@
-"""From what users list to a stream: options are checked, and each file is looked at once."""
+"""Makes a stream from sources: options are checked, and each file is inspected once."""
 
 from __future__ import annotations
 
@@ -55,62 +55,65 @@ def stream(
 ) -> TokenStream:
     """Stream token batches from many files.
 
-    Genes are matched by name in each source, so sources may have different genes in different orders. A cell's tokens are
-    those that :class:`~scgalore.data.cells.TokenCells` makes of its file alone. What is found out of a file, such as which
-    matrix holds counts, is said once.
+    Genes are matched by name in each source, so sources may have different genes in different orders. A cell gets the
+    same tokens as in :class:`~scgalore.data.cells.TokenCells` made from its file alone. What is inferred from a file,
+    such as which matrix contains counts, is logged once.
 
     Parameters
     ----------
     sources
-        Paths of ``.h5ad`` files and ``.zarr`` folders, AnnData objects in memory or backed, or one of these. Another folder stands
-        for all such files in it. Matrices in files are CSR or dense. With names, ``{"blood": ["a.h5ad", "b.h5ad"], "pancreas":
-        "folder/"}``, sources can have shares and options of their own. Or a loader with the protocol of annbatch's ``Loader``:
-        it has ``n_obs`` and ``var`` and yields dictionaries with ``X`` and, where it has them, ``obs`` and ``index``. It brings its
-        own order; its cells are shuffled within the buffer. Tested with annbatch 0.3.1 on Python 3.12, which it needs.
+        One or several paths of ``.h5ad`` files or ``.zarr`` folders, or AnnData objects in memory or backed. Any other
+        folder stands for all such files in it. Matrices in files must be CSR or dense. Named sources, ``{"blood":
+        ["a.h5ad", "b.h5ad"], "pancreas": "folder/"}``, can have their own shares and options. Alternatively, a loader
+        with the protocol of annbatch's ``Loader``: it has ``n_obs`` and ``var`` and yields dictionaries with ``X`` and
+        optionally ``obs`` and ``index``. The loader determines the order; its cells are shuffled within the buffer.
+        Tested with annbatch 0.3.1, which needs Python 3.12.
     vocab
-        Tokens of the network.
+        Vocabulary of the model.
     config
-        How cells become tokens; scGPT's pre-training settings with the seed of ``rng`` when left out.
+        Options of the tokenizer. By default, scGPT's pre-training settings with the seed ``rng``.
     batch_size
-        Cells in a batch; the last one of an epoch may be smaller.
+        Number of cells per batch; the last batch of an epoch may be smaller.
     block_size
-        Neighbouring rows that are read together. Shuffling moves whole blocks between buffers, so where files are sorted,
-        by cell type for example, blocks should be small and the buffer large.
+        Number of adjacent rows that are read together. Shuffling moves whole blocks between buffers, so if files are
+        sorted, for example by cell type, use small blocks and a large buffer.
     buffer_size
-        Cells in memory that are shuffled together, rounded down to whole batches. While one buffer is used, the next is read.
+        Number of cells in memory that are shuffled together, rounded down to whole batches. The next buffer is read
+        while the current one is used.
     shuffle
-        Whether blocks are drawn over all sources and cells shuffled in the buffer, then cut into batches of like length.
-        Otherwise cells come in order.
+        Whether to draw blocks from all sources, shuffle the cells in the buffer and cut it into batches of similar
+        length. Otherwise, cells keep their order.
     rng
-        Seed of the order of blocks, cells and batches.
+        Seed for the order of blocks, cells and batches.
     where
-        Which cells, as a query on ``obs`` in the words of :meth:`pandas.DataFrame.query`: ``"is_primary_data and disease ==
-        'normal'"``. It has comparisons, ``and``, ``or``, ``not``, ``in``, literals, arithmetic and names of columns, of which no
-        others are read. A file without such cells is left out with a warning.
+        Query on ``obs`` that selects cells, in the syntax of :meth:`pandas.DataFrame.query`: ``"is_primary_data and
+        disease == 'normal'"``. Comparisons, ``and``, ``or``, ``not``, ``in``, literals, arithmetic and column names are
+        supported; only these columns are read. A file without matching cells is skipped with a warning.
     shares
-        Share of each named source in the cells that are drawn; they need not add up to 1.
+        Fraction of the drawn cells from each named source; values are normalised to sum to 1.
     weights_key
-        Column of ``obs``, each value of which is drawn equally often: with ``shares`` within each source, otherwise over all.
+        Column of ``obs`` whose values are drawn equally often: within each source if ``shares`` is given, otherwise
+        over all.
     weights
-        How often values of that column are drawn, relative to each other; 1 for those that are left out.
+        Relative frequency of values of that column; values that are not listed have weight 1.
     layer
-        Layer to read; ``None`` is ``X``, and ``"raw"`` is ``raw.X`` with the genes of ``raw.var``. ``"auto"`` takes counts where
-        they are: a layer of such a name, ``raw.X`` or ``X``, whichever comes first, decided by the first cells.
+        Layer to read; ``None`` is ``X``, and ``"raw"`` is ``raw.X`` with the genes of ``raw.var``. ``"auto"`` searches
+        for counts in a layer with such a name, ``raw.X`` and ``X``, in this order, based on the first cells.
     gene_symbols
-        Column of ``var`` that holds gene names. When left out, the names of ``var``; where these are numbers or Ensembl ids, the
-        column by which most genes match, if that is more.
+        Column of ``var`` with gene names. By default, ``var_names``; if these are numbers or Ensembl ids, the column
+        with the most matching genes.
     data_type, min_matched
         As for :func:`scgalore.tl.embed`.
     species
-        As for :func:`scgalore.tl.embed`. When left out, what Ensembl ids say or the column ``organism`` of ``obs``, and human
-        otherwise.
+        As for :func:`scgalore.tl.embed`. By default, inferred from Ensembl ids or the column ``organism`` of ``obs``,
+        otherwise human.
     labels_key
         Column of ``obs`` with class labels.
     classes
-        Names of the classes, in the order of their codes. When left out: those found, in the order of the categories where all
-        sources agree on it, otherwise sorted, numbers as numbers.
+        Names of the classes, in the order of their codes. By default, all labels found, in the order of the categories
+        if all sources agree on it, otherwise sorted (numbers by value).
     rank, world_size
-        This process and how many there are; asked of :mod:`torch.distributed` when left out.
+        Rank of this process and number of processes. By default, from :mod:`torch.distributed`.
 
     Returns
     -------
@@ -119,21 +122,23 @@ def stream(
     Raises
     ------
     DataError
-        If a source does not exist, cannot be read, holds its matrix by columns, has no gene of the vocabulary, a label that
-        is missing or none of the classes, or cells of two species; if no cell is left. While reading: if a cell has negative,
-        NaN or infinite values or no known gene, or a file has changed, was cut off or is gone.
+        If a source does not exist, cannot be read, stores its matrix by columns, has no gene of the vocabulary, missing
+        or unknown labels, or cells of two species; or if no cells remain. While reading: if a cell has negative, NaN or
+        infinite values or no gene of the vocabulary, or a file has changed, is truncated or is missing.
     MissingKeyError
         If a layer or a column does not exist.
     OptionError
-        If a size, ``rank`` or ``world_size`` is out of range, ``where`` is no query, or a share or weight is none.
+        If a size, ``rank`` or ``world_size`` is out of range, ``where`` is not a valid query, or a share or weight is
+        invalid.
 
     Notes
     -----
-    With ``shares`` or ``weights_key`` an epoch is as many draws, with replacement, as there are cells: independent draws with the
-    probabilities asked for. They are decided by the seed and the epoch. A cell that comes twice in an epoch is sampled and
-    masked differently each time.
+    With ``shares`` or ``weights_key``, an epoch consists of independent draws with replacement, as many as there are
+    cells. They depend only on the seed and the epoch. A cell drawn twice in an epoch is sampled and masked differently
+    each time.
 
-    ``layer, gene_symbols, data_type, species`` and ``where`` may be mappings by the names of sources.
+    ``layer``, ``gene_symbols``, ``data_type``, ``species`` and ``where`` may be mappings with one value per named
+    source.
 
     Examples
     --------
@@ -166,7 +171,7 @@ def stream(
         buffers = LoaderBuffers(sources, vocab, config, labels_key=labels_key, classes=classes, reading=reading)
     else:
         if not shuffle and any(value is not None for value in drawing.values()):
-            msg = "shares= and weights_key= draw cells at random, so they do not go with shuffle=False."
+            msg = "shares= and weights_key= draw cells at random, so they cannot be combined with shuffle=False."
             raise OptionError(msg)
         collection = Collection.of(sources)
         weighing = Weighing.of(collection, shares, weights_key, weights)
@@ -192,7 +197,7 @@ def stream(
 
 
 def _wanted(collection: Collection, where: str | Mapping[str, str] | None, readings: Mapping[str, Any]) -> list[Wanted]:
-    """What is to be read of each file."""
+    """Options for reading each file."""
     queries = {
         text: None if text is None else Query.of(text) for text in dict.fromkeys(collection.each("where", where))
     }
@@ -216,8 +221,8 @@ def _is_loader(sources: Any) -> bool:
 def _check_sizes(batch_size: int, block_size: int, buffer_size: int) -> None:
     if min(batch_size, block_size) < 1 or buffer_size < batch_size:
         msg = (
-            f"batch_size={batch_size}, block_size={block_size}, buffer_size={buffer_size}: the first two must be at least 1, "
-            "and a buffer must hold at least one batch."
+            f"batch_size={batch_size}, block_size={block_size}, buffer_size={buffer_size}: batch and block need at least "
+            "1 cell, and a buffer at least one batch."
         )
         raise OptionError(msg)
 

@@ -1,7 +1,7 @@
-"""Control cells as tokens with perturbation flags, and the expression of perturbed cells as what to predict.
+"""Control cells as tokens with perturbation flags, and the expression of perturbed cells as targets.
 
-Shape letters: b cells in a batch, s tokens in a row (``<cls>`` included), n columns of the matrix, r rows: perturbations in
-their contexts.
+Shape letters: b cells in a batch, s tokens in a row (``<cls>`` included), n columns of the matrix, r rows
+(perturbations in their contexts).
 """
 
 from __future__ import annotations
@@ -29,20 +29,20 @@ if TYPE_CHECKING:
 __all__ = ["FlagTokenizer", "HeldOutPrior", "PerturbationCells", "Targets"]
 
 UNPERTURBED, PERTURBED, KNOWN = 0, 1, 2
-"""Flags: left alone; perturbed; perturbed, and the prior has learnt what that does."""
+"""Flags: not perturbed; perturbed; perturbed, and the prior was fitted to this perturbation."""
 
 
 class Targets(NamedTuple):
-    """What perturbs a cell: genes, or a compound at a dose.
+    """Perturbation of a cell: genes, or a compound at a dose.
 
     Attributes
     ----------
     tokens
-        Their tokens, int64 ``(k,)``.
+        Token ids, int64 ``(k,)``.
     known
-        Whether the prior was fitted to perturbations of each, bool ``(k,)``; never without a prior.
+        Whether the prior was fitted to perturbations of each token, bool ``(k,)``; all ``False`` without a prior.
     values
-        Logarithms of doses, float32 ``(k,)``, the values of tokens that are not measured; ``None`` for genes.
+        Logarithms of doses, float32 ``(k,)``, used as values of the tokens of compounds; ``None`` for genes.
     """
 
     tokens: NDArray[np.int64]
@@ -51,13 +51,13 @@ class Targets(NamedTuple):
 
     @property
     def flags(self) -> NDArray[np.int64]:
-        """Flag of each."""
+        """Flag of each token."""
         return np.where(self.known, KNOWN, PERTURBED)
 
 
 @dataclass(frozen=True)
 class HeldOutPrior:
-    """What the prior says of each row when it is fitted to the others, and which genes it knows then.
+    """Prediction of the prior for each row when it is fitted to the other rows, and the genes it then covers.
 
     Attributes
     ----------
@@ -73,24 +73,24 @@ class HeldOutPrior:
 
 @dataclass(frozen=True)
 class FlagTokenizer:
-    """Turn expression, and perturbed genes or compounds, into tokens with flags.
+    """Convert expression and perturbed genes or compounds to tokens with flags.
 
-    A cell's tokens are ``<cls>``, the measured genes, and what perturbs it without being measured: a perturbed gene is
-    always a token, since the flag on it is all that tells the network what was done, and a compound is one with its dose as value.
+    A cell's tokens are ``<cls>``, the measured genes, and perturbations that are not measured. A perturbed gene is
+    always a token, since only its flag tells the network about the perturbation; a compound is a token with its dose as
+    value.
 
     Attributes
     ----------
     token_ids
-        Token of each column, int64 ``(n,)``; -1 for columns without.
+        Token id of each column, int64 ``(n,)``; -1 for columns without a token.
     cls_id, pad_id
-        Special tokens.
+        Ids of the special tokens.
     cls_value, pad_value
-        Values that stand there.
+        Values of the special tokens.
     unmeasured_value
-        Value of a perturbed gene that is not measured: what stands for masked values, which are not known either.
+        Value of a perturbed gene that is not measured; the same as for masked values.
     flag_unmeasured
-        Whether perturbed genes that are not measured become tokens. ``False`` is upstream's way, which is there to be
-        measured against.
+        Whether perturbed genes that are not measured become tokens. ``False`` reproduces scGPT, for comparison.
     """
 
     token_ids: NDArray[np.int64] = field(repr=False)
@@ -103,7 +103,7 @@ class FlagTokenizer:
 
     @property
     def columns(self) -> NDArray[np.int64]:
-        """Columns of the matrix that have a token."""
+        """Columns of the matrix with a token."""
         return np.flatnonzero(self.token_ids >= 0)
 
     def batch(
@@ -128,7 +128,7 @@ class FlagTokenizer:
             Row number of each cell.
         """
         ids = self.token_ids[columns]
-        # Measured ones stand where their column is; the others come after all columns.
+        # Measured genes are at the position of their column; the others follow after all columns.
         measured_at = {token: 1 + i for i, token in enumerate(ids.tolist())}
         n_extra = 0
         if self.flag_unmeasured:
@@ -170,20 +170,20 @@ class FlagTokenizer:
 
 @dataclass(frozen=True)
 class PerturbationCells:
-    """Perturbed cells, each with control cells it may be paired with.
+    """Perturbed cells, each with the control cells it can be paired with.
 
     Attributes
     ----------
     expression
         Log-normalised expression of all cells.
     tokenizer
-        Makes tokens of it.
+        Converts expression to tokens.
     targets
         Perturbed genes of each row.
     rows
-        Row of each cell, int64 ``(n_obs,)``; -1 for control cells and those left out.
+        Row of each cell, int64 ``(n_obs,)``; -1 for control cells and excluded cells.
     pools
-        Pool of control cells that each cell is paired with, int64 ``(n_obs,)``: those of its cell type and batch.
+        Pool of control cells of each cell, int64 ``(n_obs,)``: those of the same cell type and batch.
     pool_cells
         Control cells of each pool.
     row_pools
@@ -193,21 +193,22 @@ class PerturbationCells:
     controls
         Mean expression of the control cells of each row's context, float32 ``(r, n)``.
     prior
-        Effect that the network's output is added to, float32 ``(r, n)``; ``None`` leaves all to the network.
+        Effect that the network's output is added to, float32 ``(r, n)``; ``None`` for no prior.
     held_out
-        The prior as it is for perturbations it has not seen. Each training cell is shown now with the one and now with the
-        other, and the flags say which: what a network learns of genes that the prior does not know must not be added once
-        more where the prior knows them.
+        The prior for perturbations it was not fitted to. Training cells alternate between the two priors, with
+        different flags: what the network learns about genes that the prior does not cover must not be added again for
+        genes that it covers.
     n_genes
-        Genes of a training step, drawn anew for each; perturbed ones are always among them. ``None`` takes all.
+        Number of genes per training step, drawn anew for each step and always including the perturbed genes. ``None``
+        uses all genes.
     n_controls
-        Control cells that a perturbation is validated with.
+        Number of control cells used to validate a perturbation.
     seed
-        Seed of pairing and of drawing genes.
+        Seed for pairing cells and drawing genes.
     ranked
         Token ids of the measured genes from best to worst, for a curriculum; ``None`` without a ranking.
     admitted
-        Token ids of the measured genes that training may show, perturbed ones beside them; ``None`` admits all.
+        Token ids of the measured genes used in training, in addition to the perturbed genes; ``None`` for all.
     """
 
     expression: LogExpression
@@ -234,12 +235,12 @@ class PerturbationCells:
 
     @property
     def lengths(self) -> NDArray[np.int64]:
-        """Tokens of each cell in training, int64 ``(n_obs,)``, as far as they are the same for all."""
+        """Number of tokens of each cell in training, int64 ``(n_obs,)``, without genes that are not measured."""
         n = len(self._admitted_columns())
         return np.full(self.n_obs, 1 + min(n, self.n_genes or n))
 
     def tokens(self) -> NDArray[np.int64]:
-        """Ids of all tokens that a batch may hold, sorted."""
+        """Ids of all tokens that a batch can contain, sorted."""
         known = self.tokenizer.token_ids[self.tokenizer.columns]
         special = [self.tokenizer.cls_id, self.tokenizer.pad_id]
         return np.unique(np.concatenate([known, special, *(of_row.tokens for of_row in self.targets)]).astype(np.int64))
@@ -249,24 +250,24 @@ class PerturbationCells:
         return replace(self, ranked=ranked_tokens(self.tokenizer.token_ids, ranks))
 
     def within(self, genes: NDArray[np.int64]) -> PerturbationCells:
-        """Same cells, of which training shows these genes and what is perturbed in them."""
+        """Same cells, with training restricted to these genes and the perturbed genes."""
         return replace(self, admitted=genes)
 
     @property
     def n_matched(self) -> int:
-        """Number of measured genes that are tokens of the network."""
+        """Number of measured genes with a token."""
         return len(self.tokenizer.columns)
 
     @property
     def limits(self) -> Mapping[str, str]:
-        """A cell is as long as its measured genes."""
+        """``max_length`` does not apply, since cells have a token for each measured gene."""
         return {
-            "max_length": "perturbed cells show all measured genes, or those of a step. Set genes_per_step instead.",
+            "max_length": "perturbed cells have a token for each measured gene, or for each gene of a step. Set genes_per_step instead.",
             "steps_per_epoch": WHOLE_PASSES,
         }
 
     def identity(self) -> dict[str, Any]:
-        """Digests of everything that training depends on; the matrix is read once for it."""
+        """Hashes of everything that training depends on; reads the matrix once."""
         return {
             "number of cells": self.n_obs,
             "genes": digest([self.tokens()]),
@@ -276,19 +277,19 @@ class PerturbationCells:
         }
 
     def training_batches(self, rows: NDArray[np.int64] | None, plan: BatchPlan) -> Batches:
-        """Shuffled batches of the perturbed cells; control cells are partners and not examples."""
+        """Shuffled batches of the perturbed cells, each paired with a control cell."""
         rows = np.arange(self.n_obs) if rows is None else rows
         return SampledBatches(self, rows[self.rows[rows] >= 0], plan)
 
     def validation_batches(self, rows: NDArray[np.int64] | None, plan: BatchPlan) -> Batches:
-        """One batch per perturbation and context that the cells have; every process has all of them."""
+        """One batch per perturbation and context of the cells; every process gets all of them."""
         perturbed = np.unique(self.rows if rows is None else self.rows[rows])
         perturbed = perturbed[perturbed >= 0]
         requests = [BatchRequest(row) for row in perturbed[:, None]]
         return ListedBatches(self._validation, perturbed, lambda rank, size: requests)
 
     def largest_batch(self, rows: NDArray[np.int64] | None, plan: BatchPlan) -> tuple[int, int]:
-        """Cells of a training batch and their tokens, at most."""
+        """Maximum numbers of cells per training batch and of tokens per cell."""
         return largest_batch(self.lengths if rows is None else self.lengths[rows], plan)
 
     def _arrays(self) -> Iterator[NDArray[np.generic]]:
@@ -310,7 +311,7 @@ class PerturbationCells:
         Parameters
         ----------
         request
-            Perturbed cells; ``draw`` is the epoch, which chooses the partners.
+            Perturbed cells; ``draw`` is the epoch, which determines the control cells.
         """
         cells = request.rows
         rows = self.rows[cells]
@@ -330,12 +331,12 @@ class PerturbationCells:
     def validation_batch(self, row: int) -> TokenBatch:
         """Control cells of one row, flagged as perturbed, with the mean of its perturbed cells to be predicted.
 
-        Every row has :attr:`n_controls` of them, so that batches weigh alike.
+        Every row has :attr:`n_controls` of them, so that batches have equal weight.
 
         Parameters
         ----------
         row
-            Which row.
+            Index of the row.
         """
         pool = self.row_pools[row]
         generator = np.random.default_rng([self.seed, row])
@@ -363,7 +364,7 @@ class PerturbationCells:
         perturbed = np.unique(np.concatenate([self.targets[row].tokens for row in rows]))
         always = np.flatnonzero(np.isin(self.tokenizer.token_ids, perturbed))
         if not self.tokenizer.flag_unmeasured:
-            always = always[:0]  # upstream draws without regard to what was perturbed
+            always = always[:0]  # scGPT draws genes regardless of the perturbation
         if of_all:
             return np.union1d(always, columns)
         assert self.n_genes is not None

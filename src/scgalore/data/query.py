@@ -1,8 +1,8 @@
-"""Which cells are meant by a query on ``obs``, such as ``is_primary_data and disease == 'normal'``.
+"""Selects cells by a query on ``obs``, such as ``is_primary_data and disease == 'normal'``.
 
-The language is that of :meth:`pandas.DataFrame.query`, without what could run code or reach outside of the table: comparisons,
-``and``, ``or``, ``not``, ``in``, parentheses, literals, arithmetic, and names of columns. The text is parsed, never evaluated,
-so that it may come from a file or a command line.
+The syntax is that of :meth:`pandas.DataFrame.query`, restricted to expressions that cannot run code or access anything
+but the table: comparisons, ``and``, ``or``, ``not``, ``in``, parentheses, literals, arithmetic, and column names. The
+text is parsed but never evaluated by Python, so it may come from a file or the command line.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 __all__ = ["Query"]
 
 LONGEST = 10_000
-"""Characters of a query."""
+"""Maximum number of characters of a query."""
 
 _COMPARED: dict[type[ast.cmpop], Callable[[Any, Any], Any]] = {
     ast.Eq: operator.eq,
@@ -47,7 +47,7 @@ _COMPUTED: dict[type[ast.operator], Callable[[Any, Any], Any]] = {
 }
 _SIGNS: dict[type[ast.unaryop], Callable[[Any], Any]] = {ast.USub: operator.neg, ast.UAdd: operator.pos}
 
-# Names in backticks may be any text; what looks like one within quotes is text.
+# Names in backticks can be any text; backticks within quotes belong to the text.
 _QUOTED = re.compile(r"""'(?:\\.|[^'\\])*'|"(?:\\.|[^"\\])*"|`([^`]+)`""")
 
 
@@ -58,9 +58,9 @@ class Query:
     Attributes
     ----------
     text
-        As it was passed.
+        The query as passed.
     columns
-        Names of the columns that it reads, each once.
+        Unique names of the columns it reads.
     """
 
     text: str
@@ -75,19 +75,21 @@ class Query:
         Parameters
         ----------
         text
-            For example ``"is_primary_data and disease in ['normal', 'COVID-19'] and n_genes > 500"``. Names of columns that are no
-            Python names stand in backticks.
+            For example ``"is_primary_data and disease in ['normal', 'COVID-19'] and n_genes > 500"``. Put column names
+            that are not valid Python names in backticks.
 
         Raises
         ------
         OptionError
-            If it is no such query.
+            If it is not a valid query.
         """
         if not isinstance(text, str) or not text.strip():
             msg = f"where={text!r}: it must be a query on obs, such as \"is_primary_data and disease == 'normal'\"."
             raise OptionError(msg)
         if len(text) > LONGEST:
-            raise OptionError(_wrong(f"{text[:60]}...", f"it has {len(text):,} characters, of {LONGEST:,} allowed"))
+            raise OptionError(
+                _wrong(f"{text[:60]}...", f"it has {len(text):,} characters, expected at most {LONGEST:,}")
+            )
         names: dict[str, str] = {}
 
         def named(found: re.Match[str]) -> str:
@@ -106,25 +108,27 @@ class Query:
             what = (
                 error.msg
                 if isinstance(error, SyntaxError)
-                else "it is nested too deeply or has characters that none may have"
+                else "it is nested too deeply or contains invalid characters"
             )
-            raise OptionError(_wrong(text, f"{what}. Names that are no Python names stand in `backticks`")) from error
+            raise OptionError(
+                _wrong(text, f"{what}. Put names that are not valid Python names in `backticks`")
+            ) from error
         if not read.columns:
-            raise OptionError(_wrong(text, "it names no column of obs"))
+            raise OptionError(_wrong(text, "it contains no column of obs"))
         return cls(text, tuple(dict.fromkeys(read.columns)), tree, names)
 
     def rows(self, columns: Mapping[str, pd.Series]) -> NDArray[np.bool_]:
-        """Whether each cell is meant, bool ``(n_obs,)``. A comparison with a missing value does not hold, except ``!=`` and ``not in``.
+        """Select cells, bool ``(n_obs,)``. Comparisons with a missing value are false, except ``!=`` and ``not in``.
 
         Parameters
         ----------
         columns
-            Those in :attr:`columns`, each with one value for each cell.
+            Values of each column in :attr:`columns`, one per cell.
 
         Raises
         ------
         OptionError
-            If values cannot be compared as the query does.
+            If the query compares incompatible values.
         """
         n_obs = len(next(iter(columns.values())))
         with np.errstate(all="ignore"):
@@ -137,7 +141,7 @@ def _wrong(text: str, what: str) -> str:
 
 
 class _Checked:
-    """Refuses what is no part of the language, and notes the columns."""
+    """Rejects unsupported expressions and collects the columns."""
 
     def __init__(self, text: str, names: Mapping[str, str]) -> None:
         self.text, self.names = text, names
@@ -152,7 +156,7 @@ class _Checked:
                 return
             case ast.List(elts=parts) | ast.Tuple(elts=parts):
                 if not all(isinstance(part, ast.Constant | ast.UnaryOp) for part in parts):
-                    self.refuse(node, "a list must hold literals")
+                    self.refuse(node, "a list can only contain literals")
             case ast.BoolOp(values=parts):
                 pass
             case ast.UnaryOp(op=ast.Not() | ast.USub() | ast.UAdd(), operand=part):
@@ -161,22 +165,22 @@ class _Checked:
                 ast.BinOp(left=left, op=ast.BitAnd() | ast.BitOr() | ast.BitXor())
                 | ast.UnaryOp(op=ast.Invert(), operand=left)
             ):
-                self.refuse(node, "write and, or and not")
+                self.refuse(node, "use and, or and not")
             case ast.BinOp(left=left, op=op, right=right) if type(op) in _COMPUTED:
                 parts = [left, right]
             case ast.Compare(left=left, ops=ops, comparators=others):
                 parts = [left, *others]
                 for compared, right in zip(ops, others, strict=True):
                     if isinstance(compared, ast.In | ast.NotIn) != isinstance(right, ast.List | ast.Tuple):
-                        self.refuse(node, "in takes a list of literals, and nothing else does")
+                        self.refuse(node, "lists of literals can only follow in or not in")
                     if not isinstance(compared, ast.In | ast.NotIn) and type(compared) not in _COMPARED:
                         self.refuse(node, "use == or !=")
                 if isinstance(left, ast.List | ast.Tuple):
-                    self.refuse(node, "a list stands behind in")
+                    self.refuse(node, "use a list only after in or not in")
             case _:
                 self.refuse(
                     node,
-                    "only comparisons, and, or, not, in, parentheses, literals and arithmetic with columns may be used",
+                    "only comparisons, and, or, not, in, parentheses, literals and arithmetic with columns are supported",
                 )
         for part in parts:
             self.check(part)
@@ -195,7 +199,7 @@ class _Evaluated:
     n_obs: int
 
     def truth(self, node: ast.expr) -> NDArray[np.bool_]:
-        """A part that is true or false."""
+        """Evaluate a boolean expression."""
         match node:
             case ast.BoolOp(op=op, values=parts):
                 join = np.logical_and if isinstance(op, ast.And) else np.logical_or
@@ -210,12 +214,10 @@ class _Evaluated:
             return np.full(self.n_obs, value)
         if isinstance(value, pd.Series) and all(isinstance(one, bool | np.bool_) for one in value.dropna().unique()):
             return value.astype("boolean").fillna(value=False).to_numpy(dtype=bool)
-        raise OptionError(
-            _wrong(self.text, f"{self._shown(node)} is neither true nor false; compare it with something")
-        )
+        raise OptionError(_wrong(self.text, f"{self._shown(node)} is not boolean; compare it with a value"))
 
     def value(self, node: ast.expr) -> Any:
-        """A part that is a number, a text or a column."""
+        """Evaluate a number, a string or a column."""
         match node:
             case ast.Name(id=name):
                 return _plain(self.columns[self.names.get(name, name)])
@@ -255,12 +257,12 @@ class _Evaluated:
     def _shown(self, node: ast.expr) -> str:
         if isinstance(node, ast.Name):
             key = self.names.get(node.id, node.id)
-            return f"the column {key!r}, which holds {few(list(map(str, self.columns[key].dropna().unique()[:5])))},"
+            return f"the column {key!r}, which contains {few(list(map(str, self.columns[key].dropna().unique()[:5])))},"
         return repr(ast.unparse(node))
 
 
 def _plain(column: pd.Series) -> pd.Series:
-    """A column as the values of its categories, which can be compared with each other and with those of another column."""
+    """Convert a categorical column to plain values, which can be compared with each other and with another column."""
     column = column.reset_index(drop=True)
     if not isinstance(column.dtype, pd.CategoricalDtype):
         return column

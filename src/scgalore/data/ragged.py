@@ -1,4 +1,4 @@
-"""Arrays that hold many cells one after the other, and the sorting of each of them in one pass."""
+"""Arrays with many cells concatenated, and sorting within each cell in one pass."""
 
 from __future__ import annotations
 
@@ -13,29 +13,29 @@ if TYPE_CHECKING:
 
 __all__ = ["argsort_rows", "blocks", "starts"]
 
-# A sort key is a uint64 of three fields: the row in its block, the 32-bit key, the position in its block. One plain sort
-# of such numbers is vectorised by NumPy and carries the positions along, which a sort by rows followed by an argsort is not.
+# A sort key is a uint64 of three fields: row in its block, 32-bit key, position in its block. NumPy vectorises the sort
+# of such numbers, and the positions come with it; sorting by row followed by an argsort is not vectorised.
 _POSITION_BITS = 20
 _ROW_BITS = 12
 _CACHED = 2**16  # entries: a block, its keys and the sort's own memory stay in the cache of a core
 
 
 def starts(lengths: NDArray[np.integer]) -> NDArray[np.int64]:
-    """Where each cell starts, from the number of its entries."""
+    """Start of each cell, from the numbers of entries."""
     return np.concatenate(([0], np.cumsum(lengths, dtype=np.int64)))
 
 
 def blocks(indptr: NDArray[np.integer], size: int = _CACHED, most_rows: int = 2**_ROW_BITS) -> Iterator[slice]:
-    """Consecutive runs of rows with about ``size`` entries; a row that has more is a run by itself.
+    """Consecutive blocks of rows with about ``size`` entries; a longer row is a block by itself.
 
     Parameters
     ----------
     indptr
-        Where each row starts; one longer than the number of rows.
+        Start of each row, followed by the end of the last one.
     size
-        Entries of a run.
+        Maximum number of entries per block.
     most_rows
-        Rows of a run.
+        Maximum number of rows per block.
     """
     first, n_rows = 0, len(indptr) - 1
     while first < n_rows:
@@ -51,9 +51,9 @@ def argsort_rows(keys: NDArray[Any], indptr: NDArray[np.integer]) -> NDArray[np.
     Parameters
     ----------
     keys
-        Keys of all rows, one row after the other; by far the fastest as uint32.
+        Keys of all rows, concatenated; fastest as uint32.
     indptr
-        Where each row starts; one longer than the number of rows.
+        Start of each row, followed by the end of the last one.
 
     Returns
     -------

@@ -1,10 +1,11 @@
-"""Readers of matrix rows: one for each thing that may hold a matrix, in memory or in a file.
+"""Readers of matrix rows, one for each storage of a matrix in memory or in a file.
 
-A reader takes strictly increasing row numbers, at least one, and returns these rows as CSR. A sparse matrix is never
-made dense, and a dense one is read a block of rows at a time, so memory follows the rows asked for and not the matrix.
+A reader takes strictly increasing row numbers, at least one, and returns these rows as CSR. Sparse matrices are never
+converted to dense ones, and dense matrices are read in blocks of rows, so memory depends on the requested rows and not
+on the size of the matrix.
 
-Readers can be pickled, since worker processes get them so wherever processes are not forked: on macOS, on Windows, and on Linux
-from Python 3.14. One of a file opens the file anew there.
+Readers can be pickled, since worker processes receive them this way unless processes are forked: on macOS, on Windows,
+and on Linux from Python 3.14. The reader of a file opens the file again there.
 """
 
 from __future__ import annotations
@@ -32,19 +33,19 @@ Read: TypeAlias = Callable[[NDArray[np.int64]], sp.csr_matrix]
 logger = logging.getLogger("scgalore")
 
 _BLOCK_VALUES = 2**24  # of a dense matrix in memory at a time: 64 MB as float32
-_FEW_SPANS = 8  # of rows, whose beginnings are read by themselves
-_GAP = 8  # rows on disk that are cheaper to read along than to seek past
+_FEW_SPANS = 8  # ranges of rows for which only the needed part of indptr is read
+_GAP = 8  # rows on disk that are cheaper to read than to skip
 
 
 def open_matrix(x: Any, name: str) -> Read:
-    """Make a reader for what may stand in ``X`` or a layer.
+    """Make a reader for the value of ``X`` or a layer.
 
     Parameters
     ----------
     x
         Matrix in memory, or its place in an open HDF5 or Zarr file.
     name
-        What to call it in messages.
+        Name in messages.
     """
     if x is None:
         msg = f"{name} is not set. Pass layer= with the layer to use."
@@ -53,21 +54,21 @@ def open_matrix(x: Any, name: str) -> Read:
     if not (on_disk or sp.issparse(x) or isinstance(x, np.ndarray | CSRDataset | CSCDataset)):
         msg = (
             f"{name} is a {type(x).__module__}.{type(x).__name__}; expected a NumPy array or a SciPy sparse matrix, in "
-            "memory or backed. Bring it into memory first (adata.to_memory(), or .compute() for Dask)."
+            "memory or backed. Load it into memory first (adata.to_memory(), or .compute() for Dask)."
         )
         raise DataError(msg)
     if x.dtype.kind not in "biuf":
-        msg = f"{name} holds values of type {x.dtype}; expected numbers."
+        msg = f"{name} has dtype {x.dtype}; expected numbers."
         raise DataError(msg)
     if isinstance(x, CSRDataset):
         group = x.group
         begin = _Starts(_Held(group["indptr"]))
         return partial(_sparse_file_rows, _Held(group["data"]), _Held(group["indices"]), begin, x.shape[1])
     if isinstance(x, CSCDataset):
-        logger.info("%s is backed by columns (CSC): it is read into memory once, as a sparse matrix.", name)
+        logger.info("%s is stored by columns (CSC): it is read into memory once as a sparse matrix.", name)
         x = x.to_memory()
     if sp.issparse(x):
-        csr = sp.csr_matrix(x)  # shares memory with a CSR matrix; converts any other form, once
+        csr = sp.csr_matrix(x)  # shares memory with a CSR matrix; converts any other format once
         return partial(_rows, csr)
     read = partial(_dense_file_rows, _Held(x)) if on_disk else partial(_rows, np.asarray(x))
     return partial(_in_blocks, read, max(1, _BLOCK_VALUES // max(1, x.shape[1])))
@@ -81,17 +82,17 @@ def open_backed_view(adata: AnnData, name: str) -> Read:
     adata
         The view.
     name
-        What to call the matrix in messages.
+        Name of the matrix in messages.
     """
-    # `.X` of a backed view loads all of it, and a sparse one with selected genes the whole file at each access: rows
-    # are taken from the file instead. anndata has no public name for where a view looks.
+    # `.X` of a backed view loads all of it, and for a sparse matrix with selected genes the whole file at each access:
+    # rows are read from the file instead. anndata has no public name for the indices of a view.
     parent, obs, var = adata._adata_ref, adata._oidx, adata._vidx
     read = open_matrix(parent.X, name)
     return partial(_rows_of_view, read, np.arange(parent.n_obs)[obs], np.arange(parent.n_vars)[var])
 
 
 class _Held:
-    """A dataset in a file. A process that it is sent to opens the file itself, since HDF5's handles cannot be sent."""
+    """Dataset in a file. Pickled by its path and opened again when unpickled, since HDF5 handles cannot be pickled."""
 
     def __init__(self, values: Any) -> None:
         self.values = values
@@ -103,9 +104,9 @@ class _Held:
 
 
 class _Starts:
-    """Where the rows of a sparse matrix in a file begin: read where they are needed, and as a whole once that is often.
+    """Row starts of a sparse matrix in a file, read in part at first and as a whole once they are needed often.
 
-    A file of a million rows has 8 MB of them, and a stream opens each of many files for a few blocks.
+    A file with a million rows has 8 MB of them, and a stream opens each of many files for a few blocks.
     """
 
     def __init__(self, held: _Held) -> None:
@@ -113,7 +114,7 @@ class _Starts:
         self._whole: NDArray[np.int64] | None = None
 
     def of(self, spans: list[tuple[int, int]]) -> list[NDArray[np.int64]]:
-        """Where the rows of each span begin, and where its last one ends."""
+        """Start of each row of the spans, and the end of their last rows."""
         if self._whole is None and len(spans) > _FEW_SPANS:
             self._whole = self._held.values[:]
         values = self._held.values if self._whole is None else self._whole
@@ -167,7 +168,7 @@ def _sparse_file_rows(
 
 
 def _spans(rows: NDArray[np.int64], longest: int | None = None) -> list[tuple[int, int]]:
-    """Half-open ranges that cover increasing row numbers in few reads."""
+    """Half-open ranges that cover increasing row numbers with few reads."""
     breaks = np.flatnonzero(np.diff(rows) > _GAP) + 1
     firsts, lasts = rows[np.concatenate(([0], breaks))], rows[np.concatenate((breaks - 1, [len(rows) - 1]))]
     spans = [(int(first), int(last) + 1) for first, last in zip(firsts, lasts, strict=True)]

@@ -1,4 +1,4 @@
-"""How an AnnData is read: which matrix, what its values are, and what its genes are called."""
+"""Options for reading an AnnData: matrix, type of its values, and gene names."""
 
 from __future__ import annotations
 
@@ -22,27 +22,27 @@ MATCHED = number("it must be a fraction from 0 to 1", lambda value: 0 <= value <
 @documented
 @dataclass(frozen=True)
 class Reading:
-    """How the cells of an AnnData are read.
+    """Options for reading the cells of an AnnData.
 
-    The public functions have these as parameters of their own; inside the package one object travels.
+    Public functions have them as separate parameters; the package passes them as one object.
 
     Raises
     ------
     OptionError
-        If a value is none of the choices, or out of range.
+        If a value is not one of the choices or out of range.
     """
 
-    layer: str | None = declare(TEXT, "Layer to read the expression from; ``None`` is ``adata.X``.")
+    layer: str | None = declare(TEXT, "Layer with the expression; ``None`` is ``adata.X``.")
     gene_symbols: str | None = declare(
-        TEXT, "Column of ``adata.var`` that holds the gene names; ``None`` is ``adata.var_names``."
+        TEXT, "Column of ``adata.var`` with gene names; ``None`` is ``adata.var_names``."
     )
     data_type: str | None = declare(
-        DATA_TYPE, 'What the matrix holds: ``"counts"`` or ``"log1p"``; ``None`` decides by its values.'
+        DATA_TYPE, 'Content of the matrix: ``"counts"`` or ``"log1p"``; ``None`` infers it from the values.'
     )
-    depth_key: str | None = declare(TEXT, "Column of ``adata.obs`` with the counts of each cell over all of its genes.")
+    depth_key: str | None = declare(TEXT, "Column of ``adata.obs`` with the total counts of each cell.")
     species: str = declare(SPECIES, 'Species of the genes: ``"human"`` or ``"mouse"``.', default="human")
     min_matched: float | None = declare(
-        MATCHED, "Share of the expressed counts that the vocabulary must know; ``None`` is the default of the package."
+        MATCHED, "Minimum fraction of the counts in genes of the vocabulary; ``None`` is the default of the package."
     )
 
     def __post_init__(self) -> None:
@@ -52,12 +52,12 @@ class Reading:
 
     @classmethod
     def of(cls, given: Mapping[str, Any]) -> Self:
-        """Take what a mapping has of these, such as recorded parameters; what is missing or ``None`` is the default."""
+        """Create from a mapping, such as recorded parameters; missing keys and ``None`` use the default."""
         found: dict[str, Any] = {name: given.get(name) for name in READING}
         return cls(**found)
 
     def reads(self) -> list[Read]:
-        """Slots that are read, for ``scgalore.data.results.refuse_overwrite``."""
+        """Slots that are read, as input of ``scgalore.data.results.refuse_overwrite``."""
         return [
             ("layers", "layer=", self.layer),
             ("var", "gene_symbols=", self.gene_symbols),
@@ -66,11 +66,11 @@ class Reading:
         ]
 
     def params(self) -> dict[str, Any]:
-        """All of them by name, for ``uns`` and for functions that have them as parameters."""
+        """All options by name, for ``uns`` and as keyword arguments."""
         return asdict(self)
 
     def of_tokens(self) -> dict[str, Any]:
-        """Those that tokens depend on: all but the depth of cells, since values are binned within each cell."""
+        """Options that affect tokens: all but ``depth_key``, since values are binned within each cell."""
         return {name: value for name, value in asdict(self).items() if name != "depth_key"}
 
 
@@ -78,4 +78,4 @@ READING = tuple(option.name for option in options_of(Reading))
 """Names of the parameters."""
 
 AS_IT_IS = Reading()
-"""``X``, by the names of ``var``, with values that say themselves what they are."""
+"""The defaults: ``X`` with ``var_names``, and the data type inferred from the values."""

@@ -1,4 +1,4 @@
-"""What a tool wrote to ``adata.uns``: found by its key, with tables where tables belong."""
+"""Reads what a tool wrote to ``adata.uns``, and checks that it contains the expected tables."""
 
 from __future__ import annotations
 
@@ -40,22 +40,22 @@ def read_record(
     key
         Key of the dictionary.
     tables
-        Keys in it that must hold tables; they come with the true names of their columns.
+        Required keys with tables; original column names are restored.
     holds
-        Keys that it must have as well; ``"params"`` must hold a dictionary.
+        Further required keys; ``"params"`` must contain a dictionary.
     missing
-        What to say if nothing of the kind is under the key.
+        Error message if the key does not exist.
 
     Returns
     -------
-    A copy of the dictionary; what it holds is not copied.
+    A shallow copy of the dictionary.
 
     Raises
     ------
     DataError
-        If ``adata`` is no AnnData, or what is under a key is not what was written there.
+        If ``adata`` is not an AnnData, or the value of a key does not have the expected type.
     MissingKeyError
-        If there is no such dictionary.
+        If the key does not exist.
     """
     if not isinstance(adata, AnnData):
         msg = f"Expected an AnnData, not a {type(adata).__name__}. Pass the modality of a MuData: mdata['rna']."
@@ -72,21 +72,21 @@ def read_record(
         if not isinstance(record[name], kind):
             expected = "a table" if kind is pd.DataFrame else "a dictionary"
             msg = (
-                f"adata.uns[{key!r}][{name!r}] is a {type(record[name]).__name__}, and {expected} was written there. Make it again "
-                "with the call that wrote it, or read the file anew."
+                f"adata.uns[{key!r}][{name!r}] is a {type(record[name]).__name__}, expected {expected}. Repeat the "
+                "call that wrote it, or read the file again."
             )
             raise DataError(msg)
     return {**record, **{name: table_in(record, name) for name in tables}}
 
 
 def read_prediction_record(adata: AnnData, key: str) -> dict[str, Any]:
-    """What :func:`scgalore.tl.predict_perturbation` wrote under ``adata.uns[key]``, as :func:`read_record` gives it."""
+    """Read results of :func:`scgalore.tl.predict_perturbation` from ``adata.uns[key]`` with :func:`read_record`."""
     missing = f"There is no prediction in adata.uns[{key!r}]. Call sg.tl.predict_perturbation(adata) first, or pass its key_added as key=."
     record = read_record(adata, key, tables=("means", "effects", "rows"), missing=missing)
     shapes = {name: record[name].shape for name in ("means", "effects")}
     if len({*shapes.values(), (record["means"].shape[0], len(record["rows"]))}) > 1:
         msg = (
-            f"adata.uns[{key!r}] has tables that do not belong together: {shapes} for {len(record['rows'])} rows. Call "
+            f"adata.uns[{key!r}] has tables of inconsistent shapes: {shapes} for {len(record['rows'])} rows. Call "
             "sg.tl.predict_perturbation(adata) again."
         )
         raise DataError(msg)
@@ -97,51 +97,51 @@ def read_prediction_record(adata: AnnData, key: str) -> dict[str, Any]:
 
 
 def read_scores_record(adata: AnnData, key: str) -> dict[str, Any]:
-    """What :func:`scgalore.tl.evaluate_perturbation` wrote under ``adata.uns[key]``, as :func:`read_record` gives it."""
+    """Read results of :func:`scgalore.tl.evaluate_perturbation` from ``adata.uns[key]`` with :func:`read_record`."""
     missing = f"There are no scores in adata.uns[{key!r}]. Call sg.tl.evaluate_perturbation(adata) first, or pass its key_added as key=."
     return read_record(adata, key, tables=("scores", "summary", "observed"), missing=missing)
 
 
 def read_integration_record(adata: AnnData, key: str) -> dict[str, Any]:
-    """What :func:`scgalore.tl.evaluate_integration` wrote under ``adata.uns[key]``, as :func:`read_record` gives it."""
+    """Read results of :func:`scgalore.tl.evaluate_integration` from ``adata.uns[key]`` with :func:`read_record`."""
     missing = f"There are no scores in adata.uns[{key!r}]. Call sg.tl.evaluate_integration(adata, batch_key, labels_key) first, or pass its key_added as key=."
     return read_record(adata, key, tables=("scores", "columns", "n_cells"), missing=missing)
 
 
 def read_in_silico_record(adata: AnnData, key: str) -> dict[str, Any]:
-    """What :func:`scgalore.tl.perturb_in_silico` wrote under ``adata.uns[key]``, as :func:`read_record` gives it."""
+    """Read results of :func:`scgalore.tl.perturb_in_silico` from ``adata.uns[key]`` with :func:`read_record`."""
     missing = f"There are no in-silico perturbations in adata.uns[{key!r}]. Call sg.tl.perturb_in_silico(adata) first, or pass its key_added as key=."
     return read_record(adata, key, tables=("shifts", "effects"), missing=missing)
 
 
 def of_group(table: pd.DataFrame, label: object, column: str) -> pd.DataFrame:
-    """Rows of a table with a label in a column, numbered anew; all for ``None``.
+    """Rows of a table with a label in a column, with a new index; all rows for ``None``.
 
     Parameters
     ----------
     table
-        A table of a record.
+        Table of a record.
     label
-        What the user asks for.
+        Label passed by the user.
     column
-        Where it is looked up.
+        Column to search.
 
     Raises
     ------
     MissingKeyError
-        If no row has it.
+        If no row has this label.
     """
     if label is None:
         return table
     names = list(dict.fromkeys(table[column].astype(str)))
     found = same_label(label, names)
     if found not in names:
-        msg = f"There is no {column} {label!r} in this table, which has {few(names, 5)}."
+        msg = f"This table has no {column} {label!r}; choose from {few(names, 5)}."
         raise MissingKeyError(msg)
     return table[table[column].astype(str) == found].reset_index(drop=True)
 
 
 def read_network_record(adata: AnnData, key: str) -> dict[str, Any]:
-    """What :func:`scgalore.tl.gene_network` wrote under ``adata.uns[key]``, as :func:`read_record` gives it."""
+    """Read results of :func:`scgalore.tl.gene_network` from ``adata.uns[key]`` with :func:`read_record`."""
     missing = f"There is no network in adata.uns[{key!r}]. Call sg.tl.gene_network(adata) first, or pass its key_added as key=."
     return read_record(adata, key, tables=("edges", "n_pairs"), missing=missing)

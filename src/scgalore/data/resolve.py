@@ -1,4 +1,4 @@
-"""The AnnData to work on, whatever the user holds: an AnnData, or a MuData with the cells in one modality."""
+"""Finds the AnnData to work on: the AnnData itself, or a modality of a MuData."""
 
 from __future__ import annotations
 
@@ -40,29 +40,29 @@ CELLS = Kind(
     plain=lambda value: value if isinstance(value, AnnData) else str(Path(value).expanduser().absolute()),
     record=lambda value: f"{value.n_obs} cells x {value.n_vars} genes" if isinstance(value, AnnData) else value,
 )
-"""Cells that an option names, in addition to those that a function works on."""
+"""Option for cells in addition to those that a function works on."""
 
 
 def cells_of(value: AnnData | str, name: str) -> AnnData:
-    """Cells that an option of the kind :data:`CELLS` names; those of a file stay there until they are read.
+    """Open the cells of an option of the kind :data:`CELLS`; files are opened in backed mode.
 
     Parameters
     ----------
     value
         Value of the option.
     name
-        Its name.
+        Name of the option.
 
     Raises
     ------
     DataError
-        If there is no such file, or the object cannot be read.
+        If the file does not exist, or the object cannot be read.
     """
     if isinstance(value, AnnData):
         _refuse_lazy(value)
         return value
     if not Path(value).is_file():
-        msg = f"{name}={value!r}: there is no such file. Pass an AnnData, or the path of an .h5ad file."
+        msg = f"{name}={value!r}: file not found. Pass an AnnData or the path of an .h5ad file."
         raise DataError(msg)
     return ad.read_h5ad(value, backed="r")
 
@@ -73,13 +73,13 @@ def resolve_adata(data: AnnData | MuData, *, mod: str = "rna") -> AnnData:
     Parameters
     ----------
     data
-        Annotated data, of one modality or of several.
+        AnnData or MuData.
     mod
-        Modality to use of a MuData; ignored for an AnnData.
+        Modality of a MuData; ignored for an AnnData.
 
     Returns
     -------
-    The object itself, or the modality it holds (not a copy: what is written there lands in ``data``).
+    The object itself, or its modality (not a copy, so that results are written to ``data``).
     """
     if isinstance(data, AnnData):
         _refuse_lazy(data)
@@ -95,78 +95,80 @@ def resolve_adata(data: AnnData | MuData, *, mod: str = "rna") -> AnnData:
         msg = f"Modality {mod!r} is a {type(adata).__name__}, expected an AnnData."
         raise DataError(msg)
     if not adata.obs_names.is_unique:
-        # Found here, before any work: results could not be brought to the MuData's own obs.
-        msg = f"Modality {mod!r} has repeated obs_names; make them unique before the MuData is made."
+        # Checked before any work: results could not be added to the obs of the MuData.
+        msg = f"Modality {mod!r} has repeated obs_names; make them unique before creating the MuData."
         raise DataError(msg)
     _refuse_lazy(adata)
     return adata
 
 
 def first_modality(data: AnnData | MuData, mod: str | Sequence[str]) -> tuple[str, AnnData | None]:
-    """Name of the modality to work on, and the AnnData of the second one, where two are named.
+    """Name of the modality to work on, and the AnnData of the second modality if two are passed.
 
     Parameters
     ----------
     data
-        What the user holds.
+        AnnData or MuData.
     mod
-        Name of a modality, or of that with RNA and that with proteins.
+        Name of one modality, or names of those with RNA and with proteins.
 
     Raises
     ------
     OptionError
-        If there are more or fewer, or ``data`` has no modalities.
+        If there are not one or two names, or ``data`` has no modalities.
     MissingKeyError
-        If there is no such modality.
+        If the modality does not exist.
     """
     if isinstance(mod, str):
         return mod, None
     names = list(mod) if isinstance(mod, Sequence) else [mod]
     if not all(map(is_text, names)) or len(names) != 2 or len(set(names)) != 2:
-        msg = f'mod={mod!r}: name one modality, or two, such as ["rna", "prot"].'
+        msg = f'mod={mod!r}: expected the name of one modality, or of two, such as ["rna", "prot"].'
         raise OptionError(msg)
     if isinstance(data, AnnData):
-        msg = f"mod={names!r} names modalities of a MuData, and this is an AnnData. Pass protein= with a key of its obsm, or another AnnData."
+        msg = (
+            f"mod={names!r} requires a MuData, found an AnnData. Pass a key of its obsm or another AnnData as protein=."
+        )
         raise OptionError(msg)
     return names[0], resolve_adata(data, mod=names[1])
 
 
 def writable_adata(data: AnnData | MuData, *, mod: str = "rna") -> AnnData:
-    """Find the AnnData to work on and make sure that results can be written to it; nothing changes yet."""
+    """Find the AnnData to work on and check that results can be written to it, without changing it."""
     adata = resolve_adata(data, mod=mod)
     if adata.is_view and adata.isbacked:
-        msg = "This is a view of a backed file, which results cannot be written to. Use adata[...].to_memory()."
+        msg = "Results cannot be written to a view of a backed file. Use adata[...].to_memory()."
         raise DataError(msg)
     return adata
 
 
 def copied(data: AnnData | MuData, *, mod: str = "rna") -> AnnData | MuData:
-    """Copy what ``copy=True`` is to return."""
+    """Copy the data for ``copy=True``."""
     adata = writable_adata(data, mod=mod)
     if adata.isbacked:
-        msg = "copy=True cannot copy an AnnData that is backed by a file. Leave copy out, or pass adata.to_memory()."
+        msg = "copy=True cannot copy an AnnData in backed mode. Omit copy, or pass adata.to_memory()."
         raise DataError(msg)
     return data.copy()
 
 
 def refuse_elsewhere(data: AnnData | MuData, *, mod: str = "rna", obs: Mapping[str, Any], **var: Any) -> None:
-    """Say where a column is that the modality does not have and the MuData around it has.
+    """Raise an error with advice if a column exists in the MuData but not in the modality.
 
     Parameters
     ----------
     data
-        What the user holds; nothing is done for an AnnData.
+        AnnData or MuData; nothing is done for an AnnData.
     mod
-        Modality that is read.
+        Modality to read.
     obs
-        Columns of ``obs`` that a call reads, by the name of its argument; ``None`` where nothing is read.
+        Columns of ``obs`` that a call reads, by argument name; ``None`` for unused arguments.
     **var
-        The same for columns of ``var``.
+        Columns of ``var`` that a call reads, by argument name.
 
     Raises
     ------
     MissingKeyError
-        If one stands in the tables of the MuData only.
+        If a column exists only in the tables of the MuData.
     """
     if not _is_mudata(data):
         return
@@ -183,35 +185,35 @@ def refuse_elsewhere(data: AnnData | MuData, *, mod: str = "rna", obs: Mapping[s
                 else f"{table}[{key!r}] = mdata.{slot}[{key!r}].reindex({table}.index)"
             )
             msg = (
-                f"{argument}={key!r} is a column of the MuData's {slot}, and {slot} of its modality {mod!r} has none of that name; "
-                f"it has {list(own.columns)}. Read it there: {call}."
+                f"{argument}={key!r} is a column of {slot} of the MuData, but not of its modality {mod!r}, which has "
+                f"{list(own.columns)}. To use it: {call}."
             )
             raise MissingKeyError(msg)
 
 
 def _refuse_lazy(adata: AnnData) -> None:
-    """Refuse tables that are not in memory, as those of :func:`anndata.experimental.read_lazy`."""
+    """Reject tables that are not in memory, such as those of :func:`anndata.experimental.read_lazy`."""
     for slot in ("obs", "var"):
         table = getattr(adata, slot)
         if not isinstance(table, pd.DataFrame):
             msg = (
-                f"adata.{slot} is a {type(table).__name__}, expected a pandas.DataFrame. Bring the AnnData into memory with "
+                f"adata.{slot} is a {type(table).__name__}, expected a pandas.DataFrame. Load the AnnData into memory with "
                 "adata = adata.to_memory(), or open the file with anndata.read_h5ad(path, backed='r')."
             )
             raise DataError(msg)
 
 
 def write_obs(data: AnnData | MuData, adata: AnnData, keys: Iterable[str], mod: str = "rna") -> None:
-    """Show columns of a modality in the obs of its MuData, as ``"{mod}:{key}"``.
+    """Add columns of a modality to the obs of its MuData as ``"{mod}:{key}"``.
 
     Parameters
     ----------
     data
-        What the user holds; nothing is done for an AnnData.
+        AnnData or MuData; nothing is done for an AnnData.
     adata
-        The modality, with the columns already in its obs.
+        The modality, with the columns in its obs.
     keys
-        Columns to show.
+        Columns to add.
     mod
         Name of the modality.
     """
@@ -220,24 +222,25 @@ def write_obs(data: AnnData | MuData, adata: AnnData, keys: Iterable[str], mod: 
 
 
 def write_var(data: AnnData | MuData, adata: AnnData, keys: Iterable[str], mod: str = "rna") -> None:
-    """Show columns of a modality in the var of its MuData, as :func:`write_obs` does for obs."""
+    """Add columns of a modality to the var of its MuData, as :func:`write_obs` does for obs."""
     if _is_mudata(data):
-        # By mudata's map and not by name: a protein may be called like a gene. It counts from 1; 0 is of another modality.
+        # By mudata's map, not by name, since a protein can have the name of a gene. It counts from 1; 0 is another
+        # modality.
         place = np.asarray(data.varmap[mod]).ravel().astype(np.int64) - 1
         _show(data, "var", adata.var, place, keys, mod)
 
 
 def shown_keys(data: Any, slot: str, keys: Iterable[str], mod: str = "rna") -> list[str]:
-    """Names under which a MuData shows columns of a modality in its own ``obs`` or ``var``; none for an AnnData.
+    """Names of columns of a modality in the ``obs`` or ``var`` of the MuData; empty for an AnnData.
 
     Parameters
     ----------
     data
-        What the user holds.
+        AnnData or MuData.
     slot
-        Where the columns are.
+        ``"obs"`` or ``"var"``.
     keys
-        Their names in the modality.
+        Names of the columns in the modality.
     mod
         Name of the modality.
     """
@@ -245,24 +248,23 @@ def shown_keys(data: Any, slot: str, keys: Iterable[str], mod: str = "rna") -> l
 
 
 def _show(data: MuData, slot: str, own: pd.DataFrame, place: NDArray[np.int64], keys: Iterable[str], mod: str) -> None:
-    """Bring columns to other rows, of which each has its place among the own ones; -1 becomes a missing value."""
+    """Add columns to a table of the MuData; ``place`` is the position of each row in the modality, -1 for missing rows."""
     with warnings.catch_warnings():
-        # Writing turns a view into an object of its own, as it does everywhere in scanpy; mudata's way there warns of
-        # what its next version will do.
+        # Writing to a view copies it, as in scanpy; mudata's own way to do so emits a FutureWarning.
         warnings.simplefilter("ignore", ImplicitModificationWarning)
         warnings.simplefilter("ignore", FutureWarning)
         for key in keys:
             column = own[key].reset_index(drop=True)
             if column.dtype == bool and (place < 0).any():
-                # Plain bool with holes becomes an object column, which no h5mu file can hold.
+                # A bool column with missing values would become an object column, which cannot be written to h5mu.
                 column = column.astype("boolean")
-            table = getattr(data, slot)  # another one after a view was written to
+            table = getattr(data, slot)  # a new table if a view was copied
             (shown,) = shown_keys(data, slot, [key], mod)
             table[shown] = column.reindex(place).set_axis(table.index)
 
 
 def _is_mudata(data: Any) -> bool:
-    # By name: importing mudata to look at an AnnData would cost its import time for nothing.
+    # By name, so that mudata is not imported for an AnnData.
     return any(f"{base.__module__.partition('.')[0]}.{base.__name__}" == "mudata.MuData" for base in type(data).__mro__)
 
 

@@ -1,4 +1,4 @@
-"""Everything one call writes to an AnnData, collected so that it is written at once or not at all."""
+"""Everything a call writes to an AnnData, collected to be written at once or not at all."""
 
 from __future__ import annotations
 
@@ -22,17 +22,17 @@ if TYPE_CHECKING:
 __all__ = ["Read", "Results", "refuse_overwrite"]
 
 Read: TypeAlias = "tuple[str, str, str | None]"
-"""A slot, the argument that names a key in it, and the key; ``None`` where nothing is read."""
+"""A slot, the argument with a key in it, and the key; ``None`` if nothing is read."""
 
 
 @dataclass
 class Results:
-    """Values by slot and key, each with a few words for the closing message.
+    """Values by slot and key, each with a short description for the log message.
 
     Attributes
     ----------
     obs, var, obsm, varm, uns
-        Pairs of a value and what it is, by key.
+        Pairs of a value and its description, by key.
     """
 
     obs: dict[str, tuple[Any, str]] = field(default_factory=dict)
@@ -42,20 +42,21 @@ class Results:
     uns: dict[str, tuple[Any, str]] = field(default_factory=dict)
 
     def write(self, data: Data, adata: AnnData, *, mod: str = "rna", step: logg.Step | None = None) -> None:
-        """Assign to the AnnData, mirror ``obs`` and ``var`` to a MuData, and name the keys in the closing message.
+        """Write to the AnnData, add ``obs`` and ``var`` to the MuData, and log the keys.
 
         Parameters
         ----------
         data, adata
-            The container that the user gave, and the AnnData in it.
+            The AnnData or MuData passed by the user, and the AnnData in it.
         mod
             Modality of a MuData.
         step
-            The message that names the keys.
+            Log step that reports the keys.
         """
         uns = {key: to_uns(value) for key, (value, _) in self.uns.items()}
         if adata.is_view:
-            # As scanpy does: writing to a view would copy it anyway, with a warning that points here and not at the user.
+            # As in scanpy: writing to a view would copy it anyway, with a warning that points here and not to the
+            # user's code.
             adata._init_as_actual(adata.copy())
         for key, (value, _) in self.obs.items():
             adata.obs[key] = pd.Series(value, index=adata.obs_names)
@@ -78,25 +79,25 @@ class Results:
 def refuse_overwrite(
     writes: Mapping[str, Iterable[str]], reads: Iterable[Read], *, data: Data | None = None, mod: str = "rna"
 ) -> None:
-    """Raise :class:`~scgalore.errors.OptionError` if a call would write over what it reads.
+    """Raise :class:`~scgalore.errors.OptionError` if a call would overwrite what it reads.
 
-    Called before any work, so that labels and records of the user are never replaced by what was made of them. A second call
-    may replace the results of the first.
+    Called before any work, so that labels and records of the user are never replaced by results derived from them. A
+    second call may replace the results of the first.
 
     Parameters
     ----------
     writes
-        Names that the call may write, by slot.
+        Keys that the call may write, by slot.
     reads
-        What it reads.
+        Keys that it reads.
     data, mod
-        What the user holds; a MuData shows the columns of its modality in its own tables, too.
+        AnnData or MuData, and modality; the tables of a MuData contain the columns of its modalities as well.
     """
     taken = {slot: {*keys, *shown_keys(data, slot, keys, mod)} for slot, keys in writes.items()}
     for slot, argument, key in reads:
         if key is not None and key in taken.get(slot, ()):
             msg = (
-                f"adata.{slot}[{key!r}] is read by this call ({argument}), and its results would be written over it. Pass another "
+                f"adata.{slot}[{key!r}] is read by this call ({argument}) and would be overwritten by its results. Pass another "
                 f"key_added=, or read a copy: adata.{slot}['my_{key}'] = adata.{slot}[{key!r}]."
             )
             raise OptionError(msg)

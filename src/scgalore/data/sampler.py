@@ -1,4 +1,4 @@
-"""Batches of cells of similar length, so that little of a batch is padding."""
+"""Batches of cells of similar length, to avoid padding."""
 
 from __future__ import annotations
 
@@ -16,22 +16,22 @@ if TYPE_CHECKING:
 __all__ = ["BatchRequest", "BucketSampler", "cut_batches", "sorted_batches"]
 
 WINDOW = 16
-"""Batches that are sorted by length together while training: enough to avoid padding, few enough to stay random."""
+"""Number of training batches whose cells are sorted by length together: a compromise between padding and randomness."""
 
 
 @dataclass(frozen=True)
 class BatchRequest:
-    """Cells that are to become one batch.
+    """Cells of one batch.
 
     Attributes
     ----------
     rows
         Row numbers in the data set, int64, shape ``(b,)``.
     draw
-        Which draw of the randomness that belongs to cells; the epoch in training, 0 elsewhere.
+        Number that selects the random draws of cells; the epoch in training, otherwise 0.
     share
-        For one of several processes: how many of the cells count, and how many cells all processes together have in
-        this step. A process that gets none repeats one that does not count, since all of them must take the step.
+        For one of several processes: how many of the cells count, and the number of cells of all processes in this
+        step. A process without cells repeats one that does not count, since all processes must take the step.
     """
 
     rows: NDArray[np.int64]
@@ -42,22 +42,22 @@ class BatchRequest:
 def cut_batches(
     lengths: NDArray[np.int64], *, batch_size: int | None, batch_tokens: int | None, padded: bool
 ) -> list[slice]:
-    """Cut cells into batches, in their order.
+    """Divide cells into batches, keeping their order.
 
     Parameters
     ----------
     lengths
-        Tokens of each cell, shape ``(n,)``.
+        Number of tokens of each cell, shape ``(n,)``.
     batch_size
-        Most cells in a batch; ``None`` sets no cap.
+        Maximum number of cells per batch; ``None`` for no limit.
     batch_tokens
-        Most tokens in a batch; ``None`` sets no cap. A cell that is longer is a batch by itself.
+        Maximum number of tokens per batch; ``None`` for no limit. A longer cell is a batch by itself.
     padded
-        Whether every cell of a batch counts as its longest one, or as itself.
+        Whether ``batch_tokens`` includes padding.
 
     Returns
     -------
-    Consecutive runs of cells that cover all of them.
+    Consecutive slices that cover all cells.
     """
     n = len(lengths)
     size = max(n, 1) if batch_size is None else batch_size
@@ -68,7 +68,7 @@ def cut_batches(
     start = 0
     while start < n:
         if padded:
-            # The first cell bounds how many may follow, so that no more of them are looked at.
+            # The first cell bounds the number of cells in the batch, so no more of them are examined.
             most = min(size, batch_tokens // max(int(lengths[start]), 1))
             longest = np.maximum.accumulate(lengths[start : start + most])
             fit = int(np.searchsorted(longest * np.arange(1, len(longest) + 1), batch_tokens, side="right"))
@@ -83,28 +83,29 @@ def cut_batches(
 class BucketSampler(Sampler[BatchRequest]):
     """Shuffled batches for training.
 
-    An epoch shuffles the cells, sorts them by length inside windows of 16 batches, cuts the windows into batches and
-    shuffles the batches. It depends on ``seed`` and the epoch alone, so a resumed run sees the batches it would have seen.
+    An epoch shuffles the cells, sorts them by length within windows of 16 batches, divides the windows into batches and
+    shuffles the batches. It depends only on ``seed`` and the epoch, so a resumed run gets the same batches.
 
-    Of several processes, each has the caps to itself and gets every ``size``-th cell of a step, so that they are about
-    equally long: the cells of a step are those of one process with ``size`` times the ``batch_size``. All processes
-    take equally many steps. The last step may leave processes without a cell; see :class:`BatchRequest`.
+    With several processes, the limits apply to each process, and each gets every ``size``-th cell of a step, so that
+    their batches have about equal length. The cells of a step are those of one process with ``size`` times the
+    ``batch_size``. All processes take the same number of steps. In the last step, processes may be without a cell; see
+    :class:`BatchRequest`.
 
     Parameters
     ----------
     rows
         Row numbers to draw from, shape ``(n,)``.
     lengths
-        Tokens of each of them, shape ``(n,)``.
+        Number of tokens of each row, shape ``(n,)``.
     batch_size
-        Most cells in a batch; ``None`` sets no cap.
+        Maximum number of cells per batch; ``None`` for no limit.
     batch_tokens
-        Most tokens in a batch, padding included; ``None`` sets no cap. With it epochs may differ in the number of
-        their batches.
+        Maximum number of tokens per batch, including padding; ``None`` for no limit. If set, the number of batches can
+        differ between epochs.
     seed
         Seed of the shuffling.
     rank, size
-        Number of this process and how many there are.
+        Rank of this process and number of processes.
     """
 
     def __init__(
@@ -124,11 +125,11 @@ class BucketSampler(Sampler[BatchRequest]):
         self.epoch = 0
 
     def set_epoch(self, epoch: int) -> None:
-        """Choose the epoch; Lightning calls this."""
+        """Set the epoch; called by Lightning."""
         self.epoch = epoch
 
     def n_batches(self, epoch: int) -> int:
-        """Batches of an epoch, the same for all processes."""
+        """Number of batches of an epoch, the same for all processes."""
         if self.batch_tokens is None:
             return -(-len(self.rows) // ((self.batch_size or max(len(self.rows), 1)) * self.size))
         return len(self._batches(np.random.default_rng([self.seed, epoch])))
@@ -168,20 +169,20 @@ def sorted_batches(
     rank: int = 0,
     size: int = 1,
 ) -> list[BatchRequest]:
-    """Batches for inference: the longest cells first, so that a batch that does not fit fails at once.
+    """Batches for inference, the longest cells first, so that a batch that does not fit into memory fails at once.
 
     Parameters
     ----------
     rows
         Row numbers, shape ``(n,)``.
     lengths
-        Tokens of each of them, shape ``(n,)``.
+        Number of tokens of each row, shape ``(n,)``.
     batch_size
-        Most cells in a batch; ``None`` sets no cap.
+        Maximum number of cells per batch; ``None`` for no limit.
     batch_tokens
-        Most tokens in a batch, padding included; ``None`` sets no cap.
+        Maximum number of tokens per batch, including padding; ``None`` for no limit.
     rank, size
-        Number of this process and how many there are, as for :class:`BucketSampler`.
+        Rank of this process and number of processes.
     """
     order = np.argsort(-lengths, kind="stable")
     cuts = _cut_for_all(lengths[order], batch_size, batch_tokens, size)
@@ -191,7 +192,7 @@ def sorted_batches(
 def _cut_for_all(
     lengths: NDArray[np.int64], batch_size: int | None, batch_tokens: int | None, size: int
 ) -> list[slice]:
-    """Cut cells that are sorted by length such that the share of each process keeps to the caps."""
+    """Divide cells sorted by length such that the batch of each process is within the limits."""
     firsts = np.arange(0, len(lengths), size)
     longest = np.maximum.reduceat(lengths, firsts) if len(lengths) else lengths
     cuts = cut_batches(longest, batch_size=batch_size, batch_tokens=batch_tokens, padded=True)

@@ -1,15 +1,15 @@
-"""What the values of a matrix are: counts, whole or not, or logarithms of normalised counts, and to which base.
+"""Infers whether a matrix contains counts (integers or not) or logarithms of normalised counts, and their base.
 
-No single sign tells, so several are asked, the sharpest first:
+No single criterion is sufficient, so several are tried, the strictest first:
 
-- *Steps.* Counts of a cell are multiples of one count, whatever they were multiplied by, and so are the values of a cell once the right
-  logarithm has been undone.
-- *Sums.* Normalised cells have one sum each, before the logarithm was taken and after it is undone.
-- *Size.* No share of a cell's counts exceeds a million in a million.
-- *Whole numbers* remain where only some counts were corrected or shared out.
-- *Records*: the name of the layer, and what :func:`scanpy.pp.log1p` noted.
-- *Depth.* In cells with more counts a gene that is expressed has more counts, but a smaller share of them; and numbers that are
-  no logarithms add up to wild sums if they are exponentiated.
+- *Steps.* Scaled counts of a cell are multiples of one count, and so are log-normalised values once the right logarithm
+  is undone.
+- *Sums.* Normalised cells all have the same sum, before the logarithm is taken and after it is undone.
+- *Size.* No value exceeds the logarithm of a million counts per million.
+- *Integers* remain if only some counts were corrected or distributed.
+- *Records*: the name of the layer, and the record of :func:`scanpy.pp.log1p`.
+- *Depth.* In cells with more counts, an expressed gene has more counts but a smaller fraction of them; and values that
+  are not logarithms have widely varying sums when exponentiated.
 """
 
 from __future__ import annotations
@@ -35,41 +35,41 @@ if TYPE_CHECKING:
 __all__ = ["LARGEST_SHARE", "Scale", "is_called_counts", "log_base_of", "recorded_base", "scale_of", "to_log1p"]
 
 LARGEST_SHARE = 1e6
-"""Largest sum that cells are usually normalised to: counts per million."""
+"""Largest usual target sum of normalisation: counts per million."""
 
 Kind = Literal["counts", "log1p", "neither"]
 
-_SAMPLE = 512  # cells that are looked at
+_SAMPLE = 512  # number of cells examined
 _BASES = (math.e, 2.0, 10.0)
-_TOO_LARGE = 80  # what exp makes of larger values is more than float32 holds
+_TOO_LARGE = 80  # exp of larger values exceeds float32
 _FEWEST_CELLS, _FEWEST_STEPS = 5, 8
-_ONE_SUM = 0.02  # relative spread of sums that are meant to be one
-_DIFFERENT = 1e-3  # and of those that are not, at least
-_TIED = 0.2  # share of equal values that corrected counts do not have
+_ONE_SUM = 0.02  # maximum relative spread of sums that count as equal
+_DIFFERENT = 1e-3  # minimum relative spread of sums that count as different
+_TIED = 0.2  # fraction of equal values that corrected counts never reach
 _LOGS = re.compile(r"log|norm|^data$|^scale", re.IGNORECASE)
 _COUNTS = re.compile(r"count|^raw|umi|splic|soupx|decont|ambient|cellbender|correct", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
 class Scale:
-    """What values are.
+    """Inferred type of the values.
 
     Attributes
     ----------
     kind
-        ``"counts"``, which need not be whole, or ``"log1p"``; what is neither is refused.
+        ``"counts"``, which may have decimals, or ``"log1p"``; anything else is rejected.
     reason
-        What says so, as the end of a sentence: "... holds counts, since all values are whole".
+        Reason, as the end of a sentence: "... contains counts, since all values are integers".
     base
         Base of the logarithm; e for counts.
     normalised
-        Whether the depth of the cells is taken out: of logarithms, and of counts that were scaled to one sum.
+        Whether values are normalised for sequencing depth: logarithms, and counts that were scaled to the same sum.
     one_count
-        What one count is in a usual cell; ``None`` where it is not known.
+        Value of one count in a typical cell; ``None`` if unknown.
     sure
         Whether nothing else is likely.
     doubt
-        What speaks against it, as a sentence; empty if nothing does.
+        Evidence against it, as a sentence; empty if there is none.
     """
 
     kind: Kind
@@ -82,15 +82,15 @@ class Scale:
 
 
 def recorded_base(uns: Mapping[str, Any]) -> float | None:
-    """Base of the logarithm that ``uns["log1p"]`` records: e for natural ones; ``None`` where nothing is recorded.
+    """Base of the logarithm that ``uns["log1p"]`` records: e for natural ones; ``None`` if nothing is recorded.
 
-    Scanpy writes ``{"base": None}``, of which files of older versions keep ``{}``. Anything that is no dictionary says that
-    logarithms were taken, and not which: natural ones are assumed.
+    Scanpy writes ``{"base": None}``, which files of older versions store as ``{}``. Any value that is not a dictionary
+    is read as natural logarithms.
 
     Raises
     ------
     DataError
-        If the base is no number that a logarithm can have.
+        If the base is not a number above 1.
     """
     if "log1p" not in uns:
         return None
@@ -117,75 +117,75 @@ def recorded_base(uns: Mapping[str, Any]) -> float | None:
 
 
 def is_called_counts(layer: str | None) -> bool:
-    """Whether the name of a layer says that it holds counts, as ``"counts"`` and ``"soupX"`` do and ``"logcounts"`` does not."""
+    """Whether the name of a layer indicates counts, such as ``"counts"`` and ``"soupX"``, but not ``"logcounts"``."""
     return layer is not None and not _LOGS.search(layer) and bool(_COUNTS.search(layer))
 
 
 def to_log1p(base: float) -> dict[str, float | None]:
-    """What ``uns["log1p"]`` says of logarithms to a base, as scanpy writes it."""
+    """Value of ``uns["log1p"]`` for logarithms to a base, as written by scanpy."""
     return {"base": None if base == math.e else base}
 
 
 def scale_of(
     matrix: CellMatrix, *, uns: Mapping[str, Any] | None = None, layer: str | None = None, data_type: str | None = None
 ) -> Scale:
-    """Find out what the values of a matrix are; some of its cells are read.
+    """Infer the type of the values of a matrix from some of its cells.
 
     Parameters
     ----------
     matrix
-        Without negative, NaN and infinite values.
+        Matrix without negative, NaN and infinite values.
     uns
-        Of its AnnData.
+        ``uns`` of its AnnData.
     layer
         Name of the layer; ``None`` for ``X``.
     data_type
-        What they are, where that was said: ``"counts"`` or ``"log1p"``.
+        ``"counts"`` or ``"log1p"`` if passed by the user.
 
     Raises
     ------
     DataError
-        If they are neither, cannot be what was said, or ``uns["log1p"]`` is damaged.
+        If the values are neither, contradict ``data_type``, or ``uns["log1p"]`` is damaged.
     """
     summary, base = matrix.summary(), recorded_base(uns or {})
     if summary.n_fractional:
         found = _found(_Signs.of(matrix, summary.max, base), base, layer)
     else:
-        found = Scale("counts", "all values are whole", one_count=1.0)
+        found = Scale("counts", "all values are integers", one_count=1.0)
     if data_type is None:
         if found.kind == "neither":
             msg = (
-                f"{matrix.name} holds neither counts nor logarithms of them: {found.reason}. Pass the layer= that holds counts, "
-                "or data_type='log1p' to take the values as they are."
+                f"{matrix.name} contains neither counts nor their logarithms: {found.reason}. Pass a layer= with counts, "
+                "or data_type='log1p' to use the values unchanged."
             )
             raise DataError(msg)
         return found
     if data_type == "log1p" and summary.max > _TOO_LARGE:
         msg = (
-            f"data_type='log1p' was passed, and {matrix.name} holds values up to {summary.max:.4g}, which are no logarithms of "
-            "counts. Pass data_type='counts', or the layer= that holds logarithms."
+            f"data_type='log1p' was passed, but {matrix.name} contains values up to {summary.max:.4g}, which cannot be logarithms of "
+            "counts. Pass data_type='counts', or a layer= with logarithms."
         )
         raise DataError(msg)
     said = f"data_type={data_type!r} was passed"
     if found.kind == data_type:
         return replace(found, reason=said, sure=True, doubt="")
-    doubt = f"it looks as if it held {_WHAT[found.kind]}, since {found.reason}" if found.sure else ""
+    doubt = f"it appears to contain {_WHAT[found.kind]}, since {found.reason}" if found.sure else ""
     if data_type == "counts":
         return Scale("counts", said, doubt=doubt)
     return Scale("log1p", said, base=base or math.e, normalised=True, doubt=doubt)
 
 
 def log_base_of(matrix: CellMatrix, **signs: Any) -> float | None:
-    """Base of the logarithms that a matrix holds, ``None`` for counts; arguments as for :func:`scale_of`."""
+    """Base of the logarithms in a matrix, ``None`` for counts; arguments as for :func:`scale_of`."""
     scale = scale_of(matrix, **signs)
     return None if scale.kind == "counts" else scale.base
 
 
 @dataclass(frozen=True)
 class _Steps:
-    """Values of a cell as multiples of its smallest, on one scale."""
+    """Values of a cell as multiples of its smallest value, on one scale."""
 
-    share: float  # of the multiples below 5.5 that are whole
+    share: float  # fraction of integers among the multiples below 5.5
     error: float  # root mean square of their distances from whole numbers
     fit: bool
 
@@ -200,7 +200,7 @@ class _Steps:
         if len(ratio) < _FEWEST_STEPS:
             return cls(0.0, math.inf, fit=False)
         share = float(near.mean())
-        # A logarithm or a square of multiples can be a multiple, but then 2 is not among them as often as 3 is.
+        # Logarithms or squares of multiples can be multiples, but then 2 is rarer among them than 3.
         has_two = 2 * int((near & (whole == 2)).sum()) >= max(int((near & (whole == 3)).sum()), 1)
         return cls(
             share, float(np.sqrt(np.mean(distance[near] ** 2))) if near.any() else math.inf, share > 0.8 and has_two
@@ -209,7 +209,7 @@ class _Steps:
 
 @dataclass(frozen=True)
 class _Signs:
-    """What some cells of a matrix show."""
+    """Statistics of some cells of a matrix."""
 
     rows: sp.csr_matrix = field(repr=False)
     scales: tuple[str | float, ...]
@@ -229,7 +229,7 @@ class _Signs:
 
     @cached_property
     def steps(self) -> dict[str | float, _Steps]:
-        """By scale; undoing a logarithm keeps what is distinct."""
+        """Steps by scale; undoing a logarithm keeps distinct values distinct."""
         cells = [values.astype(np.float64) for values in self._distinct]
         return {name: _Steps.of([_undone(values, name) for values in cells]) for name in self.scales}
 
@@ -239,7 +239,7 @@ class _Signs:
 
     @cached_property
     def spreads(self) -> dict[str | float, float]:
-        """Spread of the sums of the cells on each scale, relative to the median and robust against odd cells."""
+        """Spread of the cells' sums on each scale, relative to the median and robust to outliers."""
         if self.rows.shape[0] < _FEWEST_CELLS:
             return {}
         middle = {name: np.median(self.sums(name)) for name in self.scales}
@@ -247,20 +247,20 @@ class _Signs:
 
     @cached_property
     def ties(self) -> float:
-        """Share of the other values of a cell that equal its smallest: those of one count, if there were counts."""
+        """Fraction of the other values of a cell that equal its smallest, which would be single counts."""
         smallest = np.repeat([values[0] for values in self._distinct], np.diff(self.rows.indptr))
         n_others = self.rows.nnz - self.rows.shape[0]
         return ((self.rows.data == smallest).sum() - self.rows.shape[0]) / n_others if n_others else 0.0
 
     @cached_property
     def whole(self) -> float:
-        """Share of the values above 1.5 that are whole."""
+        """Fraction of integers among the values above 1.5."""
         values = self.rows.data[self.rows.data > 1.5]
         return float((values == np.rint(values)).mean()) if len(values) >= 20 else 0.0
 
     @cached_property
     def slope(self) -> float:
-        """Whether cells with more genes have larger values, as counts have, or smaller ones: elasticity of the mean; NaN if unknown."""
+        """Elasticity of a cell's mean with its number of genes: positive for counts, negative otherwise; NaN if unknown."""
         n_genes = np.diff(self.rows.indptr)
         if len(n_genes) < 4 * _FEWEST_CELLS or np.ptp(n_genes) == 0:
             return math.nan
@@ -268,7 +268,7 @@ class _Signs:
 
     @cached_property
     def wildness(self) -> float:
-        """How far the sums of large cells exceed the usual one, were the values natural logarithms; NaN if unknown."""
+        """Ratio of the sums of large cells to the typical sum if the values were natural logarithms; NaN if unknown."""
         if math.e not in self.scales or self.rows.shape[0] < 4 * _FEWEST_CELLS:
             return math.nan
         sums = self.sums(math.e)
@@ -286,7 +286,7 @@ _WHAT = {"counts": "counts", "log1p": "logarithms", "neither": "neither counts n
 
 
 def _found(signs: _Signs, base: float | None, layer: str | None) -> Scale:
-    """What the sharpest of the signs says that says anything."""
+    """Result of the strictest criterion that applies."""
     scale = _by_steps(signs) or _by_sums(signs) or _by_size(signs, base)
     return _by_records(signs, base, layer) if scale is None else _checked(scale, base, layer)
 
@@ -295,7 +295,7 @@ def _by_steps(signs: _Signs) -> Scale | None:
     fitting = sorted((steps.error, str(name), name) for name, steps in signs.steps.items() if steps.fit)
     if not fitting or len(fitting) > 1 and fitting[1][0] < 2 * fitting[0][0]:
         return None
-    return _named(signs, fitting[0][2], "the values of a cell are multiples of its smallest")
+    return _named(signs, fitting[0][2], "the values of a cell are multiples of its smallest value")
 
 
 def _by_sums(signs: _Signs) -> Scale | None:
@@ -311,13 +311,13 @@ def _by_sums(signs: _Signs) -> Scale | None:
 def _by_size(signs: _Signs, base: float | None) -> Scale | None:
     limit = math.log1p(LARGEST_SHARE) / math.log(base or math.e)
     if signs.whole > 0.05:
-        return Scale("counts", f"{signs.whole:.0%} of the values above 1 are whole", one_count=1.0)
+        return Scale("counts", f"{signs.whole:.0%} of the values above 1 are integers", one_count=1.0)
     if signs.largest <= limit:
         return None
     if signs.ties > _TIED:
         return Scale(
             "neither",
-            f"they reach {signs.largest:.4g}, and those of a cell are no multiples of the one that most genes share",
+            f"values reach {signs.largest:.4g} and are not multiples of the most frequent value of a cell",
         )
     return Scale(
         "counts", f"values reach {signs.largest:.4g}, and no logarithm of normalised counts exceeds {limit:.1f}"
@@ -336,7 +336,7 @@ def _by_records(signs: _Signs, base: float | None, layer: str | None) -> Scale:
 
 def _named(signs: _Signs, name: str | float, what: str) -> Scale:
     if name == "square roots":
-        return Scale("neither", f"squared, {what}, as if square roots had been taken")
+        return Scale("neither", f"after squaring, {what}, so these appear to be square roots")
     if isinstance(name, float):
         return Scale("log1p", f"once the logarithm{_to(name)} is undone, {what}", name, normalised=True)
     smallest = np.median(np.minimum.reduceat(signs.rows.data, signs.rows.indptr[:-1]))
@@ -346,7 +346,7 @@ def _named(signs: _Signs, name: str | float, what: str) -> Scale:
 
 
 def _checked(scale: Scale, base: float | None, layer: str | None) -> Scale:
-    """The same with what the records say against it."""
+    """Add evidence against the result from the records."""
     doubt = ""
     if scale.kind == "log1p" and base not in (None, scale.base):
         doubt = f"adata.uns['log1p'] records logarithms{_to(base or math.e)}"
@@ -359,15 +359,15 @@ def _by_depth(signs: _Signs) -> Scale:
     counts = (signs.slope > 0.1) + (signs.wildness > 4)
     logs = (signs.slope < -0.1) + (signs.wildness < 1.6)
     sure = 2 in (counts, logs)
-    if signs.ties > _TIED:  # counts would have been multiples of the value that is shared
+    if signs.ties > _TIED:  # counts would be multiples of the repeated value
         counts, sure = -1, False
     if counts > logs or counts == logs and signs.slope > -0.1 and signs.wildness > 2:
         return Scale(
             "counts",
-            "cells with more genes have larger values, or sums would be wild if they were logarithms",
+            "cells with more genes have larger values, or their sums would vary too much if they were logarithms",
             sure=sure,
         )
-    return Scale("log1p", "values are small, and no larger in cells with more genes", normalised=True, sure=sure)
+    return Scale("log1p", "values are small and not larger in cells with more genes", normalised=True, sure=sure)
 
 
 def _to(base: float) -> str:

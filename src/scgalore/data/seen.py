@@ -1,4 +1,4 @@
-"""How much of the expression of cells lies in genes that a model knows."""
+"""Fraction of a cell's expression in genes of the vocabulary."""
 
 from __future__ import annotations
 
@@ -22,28 +22,28 @@ if TYPE_CHECKING:
 __all__ = ["FEW_GENES", "FEW_UNSEEN", "LITTLE", "MIN_MATCHED", "Seen", "sums_of"]
 
 FEW_GENES = 200
-"""Fewer genes than these, and there is a warning."""
+"""Minimum number of genes without a warning."""
 
 LITTLE = 0.5
-"""A smaller share of the expression than this, and there is a warning."""
+"""Minimum fraction of the expression without a warning."""
 
 MIN_MATCHED = 0.05
-"""A smaller share than this is an error, unless ``min_matched`` says otherwise."""
+"""Minimum fraction without an error; default of ``min_matched``."""
 
 FEW_UNSEEN = 0.01
-"""Share of cells in which no gene is known that is warned of; more are an error, unless ``min_matched`` is 0."""
+"""Maximum fraction of cells without a gene of the vocabulary; more are an error, unless ``min_matched`` is 0."""
 
 
 @dataclass(frozen=True)
 class Seen:
-    """Share of the expression that lies in genes with a token.
+    """Fraction of the expression in genes with a token.
 
     Attributes
     ----------
     share
-        Of all cells together.
+        Fraction over all cells together.
     quartiles
-        Lower quartile, median and upper quartile of the shares of the cells.
+        Lower quartile, median and upper quartile over cells.
     """
 
     share: float
@@ -51,12 +51,12 @@ class Seen:
 
     @classmethod
     def of(cls, seen: ArrayLike, total: ArrayLike) -> Seen:
-        """Compare sums over the genes with a token with sums over all.
+        """Compute from sums over the genes with a token and over all genes.
 
         Parameters
         ----------
         seen, total
-            Both sums of each cell, or of each group of cells, ``(n,)``. Those without expression do not count.
+            Sums of each cell or group of cells, ``(n,)``. Cells without expression are ignored.
         """
         seen, total = np.asarray(seen, dtype=np.float64), np.asarray(total, dtype=np.float64)
         seen, total = seen[total > 0], total[total > 0]
@@ -66,7 +66,7 @@ class Seen:
         return cls(float(seen.sum() / total.sum()), (low, middle, high))
 
     def report(self) -> dict[str, Any]:
-        """The shares, for ``uns``."""
+        """The fractions, for ``uns``."""
         low, middle, high = self.quartiles
         return {
             "share": self.share,
@@ -82,43 +82,43 @@ class Seen:
         where: str = "",
         what: str = "expression",
     ) -> None:
-        """Warn of few genes or a small share, and refuse a share that is too small.
+        """Warn about few genes or a small fraction, and raise an error if it is too small.
 
         Parameters
         ----------
         match
-            Which genes have a token.
+            Matched genes.
         min_matched
-            Smallest share that is allowed; :data:`MIN_MATCHED` when left out.
+            Minimum fraction; ``None`` is :data:`MIN_MATCHED`.
         advice
-            Says how more genes might match.
+            Returns advice on how to match more genes.
         where
-            What is read, to begin the message with.
+            Start of the message: what was read.
         what
-            What the matrix holds.
+            Content of the matrix.
 
         Raises
         ------
         DataError
-            If the share is too small.
+            If the fraction is too small.
         """
         if match.numbered:
             logg.warning(
-                f"{where}{len(match.numbered):,} genes are numbered copies of others ({few(match.numbered)}) and no vocabulary holds "
-                "such names, so their counts are left out. Sum the columns of a gene before var_names_make_unique() renames them."
+                f"{where}{len(match.numbered):,} genes are numbered duplicates of others ({few(match.numbered)}) and not in the "
+                "vocabulary, so their counts are ignored. Sum the columns of a gene before calling var_names_make_unique()."
             )
         least = MIN_MATCHED if min_matched is None else min_matched
         if match.matched >= FEW_GENES and self.share >= max(LITTLE, least):
             return
         low, middle, high = (f"{100 * share:.3g}" for share in self.quartiles)
         text = (
-            f"{where}{match.matched:,} of {match.n_vars:,} genes matched, in which the model sees {middle} % of a cell's {what} "
-            f"(median; quartiles {low} and {high} %; {100 * self.share:.3g} % of all cells' together)."
+            f"{where}{match.matched:,} of {match.n_vars:,} genes matched, with {middle} % of a cell's {what} "
+            f"(median; quartiles {low} and {high} %; {100 * self.share:.3g} % over all cells)."
         )
-        hint = advice() if self.share < LITTLE else "So few genes say little about a cell."
+        hint = advice() if self.share < LITTLE else "Results from so few genes are unreliable."
         text = f"{text} {hint}".rstrip()
         if self.share < least:
-            msg = f"{text} Expected are {100 * least:.3g} % at least; min_matched= sets another share, and min_matched=0 allows any."
+            msg = f"{text} Expected at least {100 * least:.3g} %; change this with min_matched= (0 accepts any data)."
             raise DataError(msg)
         logg.warning(text)
 

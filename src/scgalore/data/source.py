@@ -1,4 +1,4 @@
-"""What training and inference read cells from; everything outside of this package sees these protocols only."""
+"""Protocols for the cells that training and inference read; code outside of this package depends on these only."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ __all__ = ["CellSource", "TokenSource"]
 class CellSource(Protocol):
     """Cells to train or validate on.
 
-    :class:`~scgalore.data.cells.TokenCells` (an AnnData), :class:`~scgalore.data.TokenStream` (many files) and
-    ``PerturbationCells`` (perturbed cells with control cells) are such.
+    Implemented by :class:`~scgalore.data.cells.TokenCells` (an AnnData), :class:`~scgalore.data.TokenStream` (many
+    files) and ``PerturbationCells`` (perturbed cells with control cells).
     """
 
     @property
@@ -31,12 +31,12 @@ class CellSource(Protocol):
 
     @property
     def n_matched(self) -> int:
-        """Number of genes in the data that are tokens of the network."""
+        """Number of genes in the data with a token."""
         ...
 
     @property
     def lengths(self) -> NDArray[np.int64] | None:
-        """Tokens of each cell in training, ``<cls>`` included, int64 ``(n_obs,)``; ``None`` where they are not known."""
+        """Number of tokens of each cell in training, including ``<cls>``, int64 ``(n_obs,)``; ``None`` if unknown."""
         ...
 
     @property
@@ -46,15 +46,15 @@ class CellSource(Protocol):
 
     @property
     def limits(self) -> Mapping[str, str]:
-        """Options of :class:`~scgalore.train.TrainConfig` that the source decides itself, with the reason for each."""
+        """Options of :class:`~scgalore.train.TrainConfig` that the source does not support, with the reason for each."""
         ...
 
     def tokens(self) -> NDArray[np.int64]:
-        """Ids of all tokens that a batch may hold, sorted."""
+        """Ids of all tokens that a batch can contain, sorted."""
         ...
 
     def identity(self) -> dict[str, Any]:
-        """Numbers and hashes, by what they stand for, that must agree when a run is resumed."""
+        """Numbers and hashes by description, which must be equal when a run is resumed."""
         ...
 
     def training_batches(self, rows: NDArray[np.int64] | None, plan: BatchPlan) -> Batches:
@@ -65,29 +65,29 @@ class CellSource(Protocol):
         rows
             Row numbers of the training cells; ``None`` for all.
         plan
-            Caps, phases and seed.
+            Limits, phases and seed.
 
         Raises
         ------
         DataError
-            If no cell expresses a gene of some phase.
+            If no cell expresses a gene of one of the phases.
         """
         ...
 
     def validation_batches(self, rows: NDArray[np.int64] | None, plan: BatchPlan) -> Batches:
-        """Batches to validate on, the same whenever they are iterated over.
+        """Batches to validate on, the same at each iteration.
 
         Parameters
         ----------
         rows
             Row numbers of the validation cells; ``None`` for all.
         plan
-            Caps.
+            Limits.
         """
         ...
 
     def largest_batch(self, rows: NDArray[np.int64] | None, plan: BatchPlan) -> tuple[int, int]:
-        """Cells of a training batch and tokens of its longest cell, at most.
+        """Maximum numbers of cells per training batch and of tokens per cell.
 
         Parameters
         ----------
@@ -98,26 +98,26 @@ class CellSource(Protocol):
 
 
 class TokenSource(CellSource, Protocol):
-    """Cells that can also be run through a network one by one."""
+    """Cells that can also be used for inference."""
 
     @property
     def tokenizer(self) -> Tokenizer:
-        """Makes the tokens."""
+        """Tokenizer of the cells."""
         ...
 
     def windows(self, rows: NDArray[np.int64] | None = None, *, size: int = 4096) -> Iterator[RaggedTokens]:
-        """Tokens of cells in their order, one window of them in memory.
+        """Tokens of cells in order, with one window in memory at a time.
 
         Parameters
         ----------
         rows
-            Row numbers; all cells when left out.
+            Row numbers; ``None`` for all cells.
         size
-            Cells in a window; a source that knows no lengths has windows of its own.
+            Number of cells per window; ignored by sources without known lengths.
 
         Raises
         ------
         OptionError
-            If the source cannot serve these rows in their order.
+            If the source cannot read these rows in order.
         """
         ...

@@ -1,4 +1,4 @@
-"""What a stream reads cells from: files and AnnData objects, each opened when its cells are wanted."""
+"""Sources of a stream: files and AnnData objects, each opened when its cells are needed."""
 
 from __future__ import annotations
 
@@ -37,20 +37,20 @@ if TYPE_CHECKING:
 __all__ = ["FORMATS", "RAW", "OpenSource", "OpenSources", "Place", "Source", "open_file"]
 
 RAW = "raw"
-"""Value of ``layer=`` for ``raw.X`` with the genes of ``raw.var``, unless there is a layer of this name."""
+"""Value of ``layer=`` for ``raw.X`` with the genes of ``raw.var``, unless a layer has this name."""
 
 
 class Place(ABC):
-    """An AnnData, or an open file.
+    """An AnnData or an open file.
 
     Attributes
     ----------
     name
-        What to call it in messages.
+        Name in messages.
     layers
-        Names of its layers.
+        Names of the layers.
     has_x, has_raw
-        Whether it has ``X`` and ``raw.X``.
+        Whether ``X`` and ``raw.X`` exist.
     """
 
     name: str
@@ -61,16 +61,16 @@ class Place(ABC):
     @property
     @abstractmethod
     def obs(self) -> Table:
-        """Its table of cells."""
+        """Table of the cells."""
 
     @property
     @abstractmethod
     def shape(self) -> tuple[int, int]:
-        """Numbers of cells and of genes; of the genes of ``X``, if it has one."""
+        """Numbers of cells and genes (those of ``X`` if it exists)."""
 
     @abstractmethod
     def matrix(self, layer: str | None) -> CellMatrix:
-        """Find a matrix, which must be there; it is not read."""
+        """Open a matrix, which must exist, without reading it."""
 
     @abstractmethod
     def var(self, layer: str | None) -> Table:
@@ -78,21 +78,21 @@ class Place(ABC):
 
     @abstractmethod
     def records(self) -> Mapping[str, Any]:
-        """What ``uns`` says of logarithms."""
+        """Record of logarithms in ``uns``."""
 
     def written(self, layer: str | None) -> Written | None:
-        """When a file was written."""
+        """Size and modification time of the file of a matrix."""
         return None
 
     def close(self) -> None:  # noqa: B027 (an object needs no closing)
-        """End the reading."""
+        """Close the file."""
 
     def require(self, layer: str | None) -> None:
         """Raise :class:`~scgalore.errors.MissingKeyError` unless a matrix exists."""
         if self.has_x if layer is None else layer in self.layers or layer == RAW and self.has_raw:
             return
         what = "X" if layer is None else f"layer {layer!r}"
-        raw = " and raw.X, which layer='raw' reads" if self.has_raw else ", and no raw.X"
+        raw = " and raw.X (layer='raw')" if self.has_raw else " and no raw.X"
         msg = (
             f"{self.name} has no {what}; it has the layers {sorted(self.layers)}{raw}. "
             "Pass one of them as layer=, or None for X."
@@ -100,13 +100,13 @@ class Place(ABC):
         raise MissingKeyError(msg)
 
     def called(self, layer: str | None) -> str:
-        """What to call a matrix in messages."""
+        """Name of a matrix in messages."""
         return "X" if layer is None else f"layer {layer!r}" if layer in self.layers else "raw.X"
 
     def refuse_columns(self, layer: str | None) -> None:
-        """Refuse a matrix that is kept by columns."""
+        """Reject a matrix that is stored by columns."""
         msg = (
-            f"{self.name} holds its matrix by columns (CSC), which cannot be streamed by rows, in {self.called(layer)}. Convert it "
+            f"{self.name} stores {self.called(layer)} by columns (CSC), which cannot be streamed by rows. Convert it "
             "once: adata = sc.read_h5ad(path); adata.X = adata.X.tocsr(); adata.write_h5ad(path)."
         )
         raise DataError(msg)
@@ -150,7 +150,7 @@ class _Object(Place):
 
 
 class _File(Place):
-    """An open file, as any version of anndata has written it."""
+    """An open file, written by any version of anndata."""
 
     def __init__(self, path: Path, name: str) -> None:
         self._path, self.name = path, name
@@ -158,11 +158,11 @@ class _File(Place):
         try:
             lacking = [slot for slot in ("obs", "var") if slot not in root]
             if lacking:
-                msg = f"{name} has no {' and no '.join(lacking)}: it was not written by anndata."
+                msg = f"{name} has no {' and no '.join(lacking)}: it is not an AnnData file."
                 raise DataError(msg)
             self.layers = tuple(root["layers"]) if "layers" in root else ()
             self.has_x = self._holds("X")
-            # Before anndata 0.7 there was no group "raw".
+            # Files of anndata before 0.7 have no group "raw".
             self._raw = "raw/" if "raw/X" in root else "raw."
             self.has_raw = self._holds(f"{self._raw}X")
         except BaseException:
@@ -188,7 +188,7 @@ class _File(Place):
 
     def _values(self, layer: str | None) -> Any:
         x = self._root[self._slot(layer)]
-        return x if hasattr(x, "dtype") else sparse_dataset(x)  # a group, which is how sparse matrices are kept
+        return x if hasattr(x, "dtype") else sparse_dataset(x)  # sparse matrices are stored as groups
 
     def _slot(self, layer: str | None) -> str:
         return "X" if layer is None else f"layers/{layer}" if layer in self.layers else f"{self._raw}X"
@@ -211,7 +211,7 @@ class _File(Place):
         try:
             return written(self._path, self._slot(layer))
         except OSError as error:
-            msg = f"{self.name} cannot be found any more: {error}. {_START_ANEW}"
+            msg = f"{self.name} is missing: {error}. {_START_ANEW}"
             raise DataError(msg) from error
 
     def close(self) -> None:
@@ -219,29 +219,29 @@ class _File(Place):
 
 
 _START_ANEW = (
-    "A stream reads files as they were when it was made. Put the file back as it was, or make the stream again and start from "
-    "the last checkpoint."
+    "Files must not change while a stream is used. Restore the file, or create the stream again and resume from the last "
+    "checkpoint."
 )
 
 
 class OpenSource:
-    """Cells that can be read now.
+    """An open source whose cells can be read.
 
     Parameters
     ----------
     place
-        Where they are.
+        The AnnData or open file.
     reading
-        Which matrix and which names of genes.
+        Matrix and gene names to read.
     first
-        What the source was like before; looked at when left out.
+        Fingerprint of the source when the stream was created; ``None`` computes it.
 
     Attributes
     ----------
     matrix
-        Rows of expression.
+        Expression matrix.
     name
-        What to call the source in messages.
+        Name of the source in messages.
     """
 
     def __init__(self, place: Place, reading: Reading, first: Fingerprint | None = None) -> None:
@@ -270,7 +270,7 @@ class OpenSource:
 
     @cached_property
     def fingerprint(self) -> Fingerprint:
-        """What the source is like."""
+        """Fingerprint of the source."""
         written = self._place.written(self._reading.layer)
         with self._reported():
             return Fingerprint((self.matrix.n_obs, self.matrix.n_vars), content_of(self.matrix), written)
@@ -279,7 +279,7 @@ class OpenSource:
         found = self._place.written(self._reading.layer)
         if found != first.written or (self.matrix.n_obs, self.matrix.n_vars) != first.shape:
             return False
-        # The size and time of one file speak for all of it, and those of folders do not.
+        # Size and modification time identify the content of a file, but not of a folder.
         return found is not None and found.size > 0 or self.fingerprint.content == first.content
 
     def genes(self) -> list[str]:
@@ -288,11 +288,11 @@ class OpenSource:
         return as_names(self.var.index() if key is None else self.var.column(key))
 
     def columns(self) -> dict[str | None, list[str]]:
-        """Names that stand elsewhere, for advice."""
+        """Gene names in other columns, for advice in messages."""
         return other_columns(self.var.frame(), self._reading.gene_symbols)
 
     def rows(self, rows: NDArray[np.integer[Any]]) -> sp.csr_matrix:
-        """Read some rows, in the order asked for.
+        """Read rows in the given order.
 
         Raises
         ------
@@ -301,44 +301,44 @@ class OpenSource:
         """
         with self._reported():
             found = self.matrix.rows(rows)
-        # Afterwards, so that nothing of a file that was changed meanwhile is used.
+        # Checked after reading, so that rows of a file that changed meanwhile are not used.
         if self._first is not None and self._place.written(self._reading.layer) != self._first.written:
             self._refuse_changed()
         return found
 
     def close(self) -> None:
-        """End the reading."""
+        """Close the source."""
         self._place.close()
 
     def _refuse_changed(self) -> None:
-        msg = f"{self.name} has changed since the stream was made. {_START_ANEW}"
+        msg = f"{self.name} has changed since the stream was created. {_START_ANEW}"
         raise DataError(msg)
 
     @contextmanager
     def _reported(self) -> Iterator[None]:
         try:
             yield
-        except Exception as error:  # HDF5, Zarr and their filters have many
+        except Exception as error:  # HDF5, Zarr and their filters raise many types
             if isinstance(error, DataError | MissingKeyError | OptionError | MemoryError):
                 raise
-            msg = f"{self.name} cannot be read: {error}. It may be cut off or damaged. {_START_ANEW}"
+            msg = f"{self.name} cannot be read: {error}. It may be truncated or damaged. {_START_ANEW}"
             raise DataError(msg) from error
 
 
 @dataclass(frozen=True)
 class Source:
-    """One file or AnnData. A file is named only, so that its source pickles.
+    """A file or an AnnData. For a file, only the path is stored, so that the source can be pickled.
 
     Attributes
     ----------
     what
-        Path, or the object.
+        Path or object.
     name
-        What to call it in messages.
+        Name in messages.
     reading
-        Which matrix and names of genes to read.
+        Matrix and gene names to read.
     fingerprint
-        What it was like; a source that is no longer so is refused. ``None`` where that is not known yet.
+        Expected fingerprint; a source with another one is rejected. ``None`` if not yet known.
     """
 
     what: Path | AnnData
@@ -348,16 +348,16 @@ class Source:
 
     @classmethod
     def of(cls, what: PathLike | AnnData, number: int, **options: Any) -> Self:
-        """Name a source.
+        """Create a source from a path or an AnnData.
 
         Parameters
         ----------
         what
             Path of an ``.h5ad`` file or a ``.zarr`` folder, or an AnnData.
         number
-            Its position among the sources, which names an AnnData.
+            Position among the sources, used to name an AnnData.
         options
-            Attributes of the source.
+            Further attributes of the source.
         """
         if isinstance(what, AnnData):
             return cls(what, f"AnnData number {number}", **options)
@@ -366,7 +366,7 @@ class Source:
         return cls(path, str(path), **options)
 
     def place(self) -> Place:
-        """Open it, and nothing more.
+        """Open the file without reading anything.
 
         Raises
         ------
@@ -376,14 +376,14 @@ class Source:
         return _Object(self.what, self.name) if isinstance(self.what, AnnData) else _File(self.what, self.name)
 
     def open(self) -> OpenSource:
-        """Open it and find the matrix, which is not read.
+        """Open the file and its matrix, without reading it.
 
         Raises
         ------
         DataError
-            If the file cannot be read, is not what it was, or holds its matrix by columns.
+            If the file cannot be read, has changed, or stores its matrix by columns.
         MissingKeyError
-            If there is no such layer.
+            If the layer does not exist.
         """
         place = self.place()
         try:
@@ -394,7 +394,7 @@ class Source:
 
 
 def open_file(path: Path) -> Any:
-    """Open a file of cells for reading: an :class:`h5py.File`, or a Zarr group.
+    """Open an ``.h5ad`` file or ``.zarr`` folder for reading, as an :class:`h5py.File` or a Zarr group.
 
     Parameters
     ----------
@@ -404,7 +404,7 @@ def open_file(path: Path) -> Any:
     Raises
     ------
     DataError
-        If it is neither, does not exist, or cannot be read.
+        If it is neither, does not exist or cannot be read.
     """
     _check_file(path)
     try:
@@ -416,7 +416,7 @@ def open_file(path: Path) -> Any:
 
 def _check_file(path: Path) -> None:
     if path.suffix not in ("", *FORMATS) or (path.exists() and path.suffix not in FORMATS):
-        msg = f"{path} is neither an .h5ad file nor a .zarr folder. Write it with adata.write_h5ad or write_zarr."
+        msg = f"{path} is neither an .h5ad file nor a .zarr folder. Write it with adata.write_h5ad or adata.write_zarr."
         raise DataError(msg)
     if not path.exists():
         msg = f"{path} does not exist."
@@ -424,7 +424,7 @@ def _check_file(path: Path) -> None:
 
 
 class OpenSources:
-    """The source that was read last stays open, and no other: each open file takes memory. Leaving the context closes it.
+    """Keeps only the last used source open, since each open file takes memory. Leaving the context closes it.
 
     Parameters
     ----------
@@ -443,7 +443,7 @@ class OpenSources:
         return self._last[1]
 
     def close(self) -> None:
-        """Close what is open."""
+        """Close the open source."""
         if self._last is not None:
             self._last[1].close()
             self._last = None
@@ -458,15 +458,15 @@ class OpenSources:
 
 
 def _open_h5ad(path: Path) -> h5py.File:
-    # Each dataset has a cache of this size for as long as its file is open, 8 MB unless told otherwise.
+    # Cache of each dataset while the file is open; the default is 8 MB.
     return h5py.File(path, "r", rdcc_nbytes=2**20)
 
 
 def _open_zarr(path: Path) -> Any:
-    import zarr  # slow to import, and most users have no such folder
+    import zarr  # slow to import and rarely needed
 
     return zarr.open_group(str(path), mode="r")
 
 
 FORMATS: dict[str, Callable[[Path], Any]] = {".h5ad": _open_h5ad, ".zarr": _open_zarr}
-"""What opens a file, by the end of its name."""
+"""Functions that open a file, by suffix."""

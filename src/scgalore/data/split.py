@@ -1,4 +1,4 @@
-"""Which cells train a model, which choose its best epoch, and which are held out."""
+"""Split of cells into training, validation and test cells."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ PARTS = ("train", "validation", "test")
 
 @dataclass(frozen=True)
 class Split:
-    """Row numbers of the three parts, int64 and sorted; together they are every cell once."""
+    """Row numbers of the three parts, int64 and sorted; each cell is in exactly one part."""
 
     train: NDArray[np.int64]
     validation: NDArray[np.int64]
@@ -31,23 +31,23 @@ class Split:
 
     @property
     def known(self) -> NDArray[np.int64]:
-        """Training and validation cells, whose targets may be used."""
+        """Training and validation cells, whose targets can be used."""
         return np.sort(np.concatenate([self.train, self.validation]))
 
     def labels(self) -> NDArray[np.str_]:
-        """Name of the part of each cell, shape ``(n_obs,)``."""
+        """Part of each cell, shape ``(n_obs,)``."""
         names = np.empty(len(self.train) + len(self.validation) + len(self.test), dtype="U10")
         for part in PARTS:
             names[getattr(self, part)] = part
         return names
 
     def check(self, n_obs: int) -> None:
-        """Raise :class:`~scgalore.errors.DataError` unless the parts are the cells of a data set, each once."""
+        """Raise :class:`~scgalore.errors.DataError` unless each cell of the data is in exactly one part."""
         rows = np.sort(np.concatenate([self.train, self.validation, self.test]))
         if not np.array_equal(rows, np.arange(n_obs)):
             msg = (
-                f"The split has {len(rows):,} rows and the data {n_obs:,} cells; every cell must be in one part, and in "
-                "one only. Make the split for these cells: random_split(adata.n_obs) or split_from_labels(...)."
+                f"The split has {len(rows):,} rows and the data {n_obs:,} cells; each cell must be in exactly one "
+                "part. Create the split for these cells: random_split(adata.n_obs) or split_from_labels(...)."
             )
             raise DataError(msg)
 
@@ -71,30 +71,30 @@ def random_split(
     n_obs
         Number of cells.
     validation_size, test_size
-        Shares of the cells, each in [0, 1) and together below 1.
+        Fractions of the cells, each in [0, 1), with a sum below 1.
     strata
-        Codes of the classes, shape ``(n_obs,)``; each part then holds the same share of every class, up to rounding, and
-        a class keeps at least one cell for training.
+        Class codes, shape ``(n_obs,)``; each part then contains the same fraction of every class, up to rounding, and
+        each class keeps at least one training cell.
     seed
         Seed of the split.
 
     Raises
     ------
     OptionError
-        If the shares are out of range.
+        If the fractions are out of range.
     DataError
-        If no cell is left to train on.
+        If no training cell is left.
     """
     if not (validation_size >= 0 and test_size >= 0 and validation_size + test_size < 1):
         msg = (
-            f"validation_size={validation_size} and test_size={test_size}: both must be at least 0 and together below "
-            "1, so that cells are left to train on."
+            f"validation_size={validation_size} and test_size={test_size}: both must be at least 0 and their sum below "
+            "1, so that training cells are left."
         )
         raise OptionError(msg)
     generator = np.random.default_rng(seed)
     order = generator.permutation(n_obs)
     if strata is not None:
-        # Neighbours in this order belong to the same class, so taking evenly spaced cells is taking equal shares.
+        # Cells are ordered by class, so evenly spaced cells contain the same fraction of each class.
         order = order[np.argsort(np.asarray(strata)[order], kind="stable")]
     part = np.zeros(n_obs, dtype=np.int64)
     n_test = round(n_obs * test_size)
@@ -107,7 +107,7 @@ def random_split(
 
 
 def split_from_labels(labels: Iterable[object] | pd.Series) -> Split:
-    """Read a split from the name of each cell's part.
+    """Create a split from the part of each cell.
 
     Parameters
     ----------
@@ -117,24 +117,27 @@ def split_from_labels(labels: Iterable[object] | pd.Series) -> Split:
     Raises
     ------
     DataError
-        If another name occurs, a cell has none, or no cell is for training.
+        If another value occurs, a value is missing, or there are no training cells.
     """
     codes = {"train": 0, "validation": 1, "val": 1, "valid": 1, "test": 2}
     names = texts_of(labels)
     unknown = sorted({name for name in names if name is not None} - set(codes))
     n_missing = int(sum(name is None for name in names))
     if unknown or n_missing:
-        found = [*([f"{unknown[:5]}"] if unknown else []), *([f"nothing for {n_missing:,} cells"] if n_missing else [])]
-        msg = f"The split holds {' and '.join(found)}; each cell must be 'train', 'validation' or 'test'."
+        found = [
+            *([f"{unknown[:5]}"] if unknown else []),
+            *([f"missing values for {n_missing:,} cells"] if n_missing else []),
+        ]
+        msg = f"The split contains {' and '.join(found)}; each cell must be 'train', 'validation' or 'test'."
         raise DataError(msg)
     return _from_codes(np.array([codes[name] for name in names], dtype=np.int64))
 
 
 def _evenly(order: NDArray[np.int64], n: int, generator: np.random.Generator) -> NDArray[np.int64]:
-    """Take ``n`` evenly spaced members, from a random start."""
+    """Take ``n`` evenly spaced members from a random start."""
     if len(order) == 0:
         return order
-    # In whole numbers: a running sum of fractions would round to one cell more or less.
+    # With integers, since a running sum of fractions could round to one cell more or less.
     steps = (np.arange(len(order) + 1) * n + generator.integers(len(order))) // len(order)
     return order[np.diff(steps) > 0]
 
@@ -147,6 +150,6 @@ def _keep_one_of_each(part: NDArray[np.int64], strata: NDArray[np.integer]) -> N
 def _from_codes(part: NDArray[np.int64]) -> Split:
     split = Split(*(np.flatnonzero(part == code) for code in range(len(PARTS))))
     if len(split.train) == 0:
-        msg = f"No cell is left to train on ({split.sizes()}). Use more cells or a smaller test_size."
+        msg = f"No training cell is left ({split.sizes()}). Use more cells or a smaller test_size."
         raise DataError(msg)
     return split

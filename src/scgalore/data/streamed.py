@@ -1,4 +1,4 @@
-"""Batches of a stream for a training run: an epoch is a pass over all cells, or some batches of it."""
+"""Batches of a stream for training: an epoch is a pass over all cells or a part of one."""
 
 from __future__ import annotations
 
@@ -21,41 +21,41 @@ __all__ = ["Passes", "StreamedBatches"]
 
 
 class Passes(Protocol):
-    """What a stream does, pass by pass."""
+    """Protocol of a stream of which each pass is an epoch."""
 
     @property
     def n_obs(self) -> int:
-        """Cells of a pass, of all processes together."""
+        """Number of cells of a pass over all processes."""
         ...
 
     @property
     def position(self) -> tuple[int, int]:
-        """Epoch of the next iteration, and the batch that it begins with."""
+        """Epoch of the next iteration and its first batch."""
         ...
 
     def __len__(self) -> int:
-        """Batches of a pass of this process."""
+        """Number of batches of a pass of this process."""
         ...
 
     def set_epoch(self, epoch: int, start: int = 0) -> None:
-        """Choose the epoch of the next iteration, and the batch that it begins with."""
+        """Set the epoch of the next iteration and its first batch."""
         ...
 
     def batches(self, epoch: int, start: int = 0) -> Iterator[TokenBatch]:
-        """Batches of a pass from its ``start``-th on."""
+        """Batches of a pass, starting from number ``start``."""
         ...
 
     def n_batches_of(self, worker: int) -> int:
-        """Batches of a pass that a worker has."""
+        """Number of batches of a worker in a pass."""
         ...
 
     def batches_of(self, worker: int, epoch: int, start: int = 0) -> Iterator[TokenBatch]:
-        """Those, from its ``start``-th on."""
+        """Batches of a worker in a pass, starting from number ``start``."""
         ...
 
 
 class _Epochs(IterableDataset[Drawn]):
-    """Batches of the epoch that the stream is in, or always of the same one."""
+    """Batches of the current epoch of the stream, or always of the same epoch."""
 
     def __init__(self, stream: Passes, epoch: int | None) -> None:
         super().__init__()
@@ -71,17 +71,18 @@ class _Epochs(IterableDataset[Drawn]):
 
 
 class _Pieces(IterableDataset[Drawn]):
-    """Passes over the stream, one after the other, cut into epochs of ``size`` batches.
+    """Consecutive passes over the stream, divided into epochs of ``size`` batches.
 
-    A draw is a pass. An epoch that follows the last one goes on reading where that has ended; any other finds its place anew. An
-    epoch may begin with a later batch; workers of a DataLoader then take the places of each other, since it asks its first first.
+    A draw is a pass. An epoch that follows the previous one continues reading; any other epoch starts from its own
+    position. If an epoch starts with a later batch, the workers of a DataLoader swap roles, since the loader always
+    asks its first worker first.
     """
 
     def __init__(self, stream: Passes, size: int) -> None:
         super().__init__()
         self.stream, self.size = stream, size
-        self._at = -1, -1  # whose batches come, and the number of the next
-        self._batches: Iterator[Drawn] = iter(())  # where it comes from
+        self._at = -1, -1  # current worker, and the number of the next batch
+        self._batches: Iterator[Drawn] = iter(())  # source of the next batch
 
     def __len__(self) -> int:
         return self.size
@@ -108,22 +109,22 @@ class _Pieces(IterableDataset[Drawn]):
             number, start = number + 1, 0
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**vars(self), "_at": (-1, -1), "_batches": iter(())}  # what is open stays where it is
+        return {**vars(self), "_at": (-1, -1), "_batches": iter(())}  # open iterators are not pickled
 
 
 class StreamedBatches(Batches):
-    """Batches as a stream makes them. Each of several processes gets cells of its own.
+    """Batches of a stream. Each process gets different cells.
 
     Parameters
     ----------
     stream
-        The cells.
+        The stream.
     rows
-        Must be ``None``: a stream serves all of its cells.
+        Must be ``None``: a stream always reads all of its cells.
     epoch
-        Which epoch to serve whenever they are iterated over; ``None`` for the one that :meth:`set_epoch` chooses.
+        Epoch of every iteration; ``None`` for the one set by :meth:`set_epoch`.
     n_batches
-        Batches of an epoch; ``None`` for a pass over all cells.
+        Number of batches per epoch; ``None`` for a pass over all cells.
     """
 
     reload = True
@@ -136,7 +137,7 @@ class StreamedBatches(Batches):
         n_batches: int | None = None,
     ) -> None:
         if rows is not None:
-            msg = "split= does not go with a stream, which serves all of its cells. Make one stream for each split."
+            msg = "split= does not apply to a stream, which reads all of its cells. Make one stream for each split."
             raise OptionError(msg)
         self.rows, self.n = np.empty(0, dtype=np.int64), stream.n_obs
         self.dataset: IterableDataset[Drawn] = (
@@ -147,11 +148,11 @@ class StreamedBatches(Batches):
 
     @property
     def sampler(self) -> None:
-        """The stream decides itself what comes next."""
+        """``None``, since the stream determines the order."""
 
     def n_batches(self, epoch: int) -> int:
-        """Batches of an epoch, the same for all processes."""
-        # Counted when it is asked for, since how many processes there are is not known before training begins.
+        """Number of batches of an epoch, the same for all processes."""
+        # Computed on request, since the number of processes is not known before training starts.
         return len(self._stream) if self._n_batches is None else self._n_batches
 
     def first(self) -> Drawn:
@@ -163,6 +164,6 @@ class StreamedBatches(Batches):
             batches.close()  # type: ignore[attr-defined]
 
     def set_epoch(self, epoch: int, start: int = 0) -> None:
-        """Choose the epoch of the next iteration, and the batch to begin with."""
+        """Set the epoch of the next iteration and its first batch."""
         if self._epoch is None:
             self._stream.set_epoch(epoch, start)

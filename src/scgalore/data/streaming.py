@@ -1,4 +1,4 @@
-"""Token batches from many files, in memory that does not grow with their number."""
+"""Token batches from many files, with memory that does not depend on their number."""
 
 from __future__ import annotations
 
@@ -37,32 +37,33 @@ if TYPE_CHECKING:
 
 __all__ = ["TokenStream"]
 
-_Buffer: TypeAlias = "tuple[int, RaggedTokens, NDArray[np.int64] | None]"  # its number, tokens and class codes
+_Buffer: TypeAlias = "tuple[int, RaggedTokens, NDArray[np.int64] | None]"  # number, tokens and class codes
 
 
 class TokenStream(IterableDataset[TokenBatch]):
-    """Batches of tokens, read while they are used. Made by :func:`scgalore.data.stream`.
+    """Batches of tokens, read while they are used. Created by :func:`scgalore.data.stream`.
 
-    An epoch is determined by the seed and its number. Without shares and weights each cell comes once in it. Each process gets as many cells, and so as many batches, as any other:
-    the cells left over, fewer than there are processes, are the last of the epoch's order and are not read in it. A DataLoader's workers share the buffers of their process, so the batches are the same whatever the number of
-    workers, and only their order differs; without workers nothing changes the order. Files are opened where they are read,
-    one at a time, and closed when the iteration ends or is dropped. A file that was changed since the stream was made, that is
-    cut off or gone, is an error that names it as soon as it is read again.
+    An epoch depends only on the seed and its number. Without shares and weights, it contains each cell once. All
+    processes get the same number of cells and batches; the remaining cells, fewer than the number of processes, are the
+    last in the order of the epoch and are not read. The workers of a DataLoader share the buffers of their process, so
+    the number of workers changes the order of the batches but not the batches. Files are opened one at a time where
+    they are read, and closed when the iteration ends or is abandoned. Reading a file that has changed since the stream
+    was created, is truncated or is missing raises an error.
 
     Parameters
     ----------
     buffers
         The cells.
     batch_size
-        Cells in a batch.
+        Number of cells per batch.
     buffer_size
-        Cells in a buffer.
+        Number of cells per buffer.
     seed
-        Seed of the shuffling; ``None`` for the cells in order.
+        Seed of the shuffling; ``None`` keeps the order of the cells.
     rank, world_size
-        This process and how many there are; asked of :mod:`torch.distributed` when ``None``.
+        Rank of this process and number of processes; ``None`` uses :mod:`torch.distributed`.
     labels_key
-        Column that the class codes were read from.
+        Column with the class labels.
     """
 
     def __init__(
@@ -77,18 +78,18 @@ class TokenStream(IterableDataset[TokenBatch]):
         labels_key: str | None = None,
     ) -> None:
         super().__init__()
-        #: Arguments of tasks that the stream was made with, for training.
+        #: Arguments of the task that the stream was created with, for training.
         self.arguments = {} if labels_key is None else {"labels_key": labels_key}
         self._buffers, self._seed = buffers, seed
         self._held_seed = seed or 0
         self.batch_size = batch_size
         self._buffer_size = buffer_size // batch_size * batch_size
         self._ranks = None if rank is None or world_size is None else (rank, world_size)
-        # In shared memory, so that workers that outlive an epoch learn of the next: its number, and the batch to begin with.
+        # In shared memory, so that persistent workers learn of the next epoch: its number and its first batch.
         self._position = torch.zeros(2, dtype=torch.int64).share_memory_()
-        #: Seconds that this process has waited for cells that were not yet read.
+        #: Seconds this process has waited for cells to be read.
         self.waited = 0.0
-        #: Cells and tokens (without padding) that this process was given so far; those of DataLoader workers are not counted.
+        #: Cells and tokens (without padding) this process has received so far; those of DataLoader workers are not counted.
         self.n_cells_given = self.n_tokens_given = 0
 
     def __repr__(self) -> str:
@@ -99,7 +100,7 @@ class TokenStream(IterableDataset[TokenBatch]):
 
     @property
     def n_obs(self) -> int:
-        """Number of cells in all sources, those left out by ``where`` or held out not counted; draws of an epoch."""
+        """Number of cells in all sources after ``where`` and splitting; also the number of draws per epoch."""
         return self._buffers.n_obs
 
     @property
@@ -109,94 +110,95 @@ class TokenStream(IterableDataset[TokenBatch]):
 
     @property
     def class_counts(self) -> NDArray[np.int64] | None:
-        """Cells of each class, int64 ``(n_classes,)``; ``None`` for a loader, which shows its labels only while it is read."""
+        """Number of cells of each class, int64 ``(n_classes,)``; ``None`` for a loader, whose labels are not known in advance."""
         return self._buffers.class_counts
 
     @property
     def epoch(self) -> int:
-        """Number of the epoch that the next iteration is."""
+        """Epoch of the next iteration."""
         return int(self._position[0])
 
     @property
     def position(self) -> tuple[int, int]:
-        """Number of the epoch that the next iteration is, and of the batch that it begins with."""
+        """Epoch of the next iteration and its first batch."""
         epoch, start = self._position.tolist()
         return epoch, start
 
     def set_epoch(self, epoch: int, start: int = 0) -> None:
-        """Choose the epoch of the next iteration, with its order of cells and its draws.
+        """Set the epoch of the next iteration, which determines its order of cells and random draws.
 
         Parameters
         ----------
         epoch
-            Its number.
+            Number of the epoch.
         start
-            Number of the batch to begin with, as for :meth:`batches`.
+            Number of the first batch, as for :meth:`batches`.
         """
         self._position[0], self._position[1] = epoch, start
 
     @property
     def names(self) -> tuple[str, ...]:
-        """Names of the sources; of a list without names, its files."""
+        """Names of the sources; their files if they have no names."""
         return self._buffers.names
 
     @property
     def shares(self) -> dict[str, float]:
-        """Share of the cells of an epoch that each source has; the expected one where cells are drawn with replacement."""
+        """Fraction of the cells of an epoch from each source; expected value if cells are drawn with replacement."""
         return self._buffers.shares
 
     @property
     def files(self) -> tuple[str, ...]:
-        """What is read, one after the other: paths, or words for objects."""
+        """Files in the order of reading: paths, or descriptions of objects."""
         return self._buffers.files
 
     def locate(
         self, cells: NDArray[np.int64] | torch.Tensor
     ) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
-        """Where cells come from.
+        """Find the source, file and row of cells.
 
         Parameters
         ----------
         cells
-            ``cells`` of batches: their numbers among the cells of all files, those included that are not read.
+            ``cells`` of batches: positions among the cells of all files, including those that are not selected.
 
         Returns
         -------
-        Number of the source in :attr:`names`, of the file in :attr:`files`, and row in the file, int64 each.
+        Index of the source in :attr:`names`, index of the file in :attr:`files`, and row in the file, int64 each.
         """
         return self._buffers.locate(np.asarray(cells))
 
     def split(self, validation: float = 0.01, *, max_cells: int = 5000) -> tuple[TokenStream, TokenStream]:
-        """Hold some cells out, to validate on.
+        """Hold out some cells for validation.
 
-        Which ones is decided by a hash of the stream's seed, the content of each file and the row, whatever files are called and
-        whichever order they have. Copies of a file have the same cells held out.
+        Cells are selected by a hash of the stream's seed, the content of the file and the row, independently of the
+        names and the order of the files. The same cells are held out in copies of a file.
 
         Parameters
         ----------
         validation
-            Share of the cells, or how many if it is a whole number.
+            Fraction of the cells (float) or number of cells (int).
         max_cells
-            Most cells to hold out.
+            Maximum number of cells to hold out.
 
         Returns
         -------
-        The stream without them, and a stream of them in order, without shares and weights. They share their tables with this one.
+        The stream without these cells, and a stream of these cells in order, without shares and weights. Both share
+        their tables with this stream.
 
         Raises
         ------
         OptionError
-            If nothing would be held out or left, or the stream is one of a loader.
+            If no cells would be held out or left, or the stream reads a loader.
         """
         if isinstance(self._buffers, LoaderBuffers):
-            msg = "A loader brings its cells in its own order, of which none can be held out. Pass a second loader as validation=."
+            msg = "Cells of a loader cannot be held out. Pass a second loader as validation=."
             raise OptionError(msg)
         whole = isinstance(validation, int | np.integer) and not isinstance(validation, bool)
         n = min(int(validation) if whole else round(self.n_obs * validation), max_cells)
         if not 0 < n < self.n_obs:
             msg = (
-                f"validation={validation!r} with max_cells={max_cells} would hold out {n:,} of {self.n_obs:,} cells; it must be a share "
-                "between 0 and 1, or a number of cells, and leave some on either side."
+                f"validation={validation!r} with max_cells={max_cells} would hold out {n:,} of {self.n_obs:,} cells; expected a fraction "
+                "between 0 and 1 or a number of cells that leaves cells in both parts."
             )
             raise OptionError(msg)
         training, held = self._buffers.split(n, self._held_seed)
@@ -217,38 +219,38 @@ class TokenStream(IterableDataset[TokenBatch]):
         return other
 
     def with_config(self, config: TokenizerConfig) -> TokenStream:
-        """Same cells as other tokens; of files only.
+        """Same cells with other options of the tokenizer; only for files.
 
         Parameters
         ----------
         config
-            How cells become tokens.
+            Options of the tokenizer.
         """
         assert isinstance(self._buffers, FileBuffers)
         return self._with(self._buffers.with_config(config), self._seed)
 
     @property
     def tokenizer(self) -> Tokenizer:
-        """Makes the tokens of the first source; all are made alike."""
+        """Tokenizer of the first source; all sources use the same options."""
         return self._buffers.tokenizer
 
     @property
     def n_matched(self) -> int:
-        """Number of genes in the files that are tokens of the network."""
+        """Number of genes in the files with a token."""
         return len(self._buffers.genes())
 
     @property
     def lengths(self) -> None:
-        """Not known before the cells are read."""
+        """``None``, since lengths are not known before the cells are read."""
 
     @property
     def ranked(self) -> None:
-        """A stream has no ranking of genes."""
+        """``None``, since a stream has no ranking of genes."""
 
     @property
     def limits(self) -> Mapping[str, str]:
-        """Batches and lengths are the stream's own."""
-        own = "a stream makes its own batches. Set it where the stream is made."
+        """Options on batches and lengths, which are set when the stream is created."""
+        own = "a stream makes its own batches. Set it when creating the stream."
         return {
             "batch_size": own,
             "batch_tokens": own,
@@ -257,7 +259,7 @@ class TokenStream(IterableDataset[TokenBatch]):
         }
 
     def identity(self) -> dict[str, Any]:
-        """Sizes, settings, and hashes of what the files are like; few of their cells are read."""
+        """Sizes, settings, and fingerprints of the files; few cells are read."""
         return {
             "number of cells": self.n_obs,
             "genes": digest([self.tokens()]),
@@ -274,81 +276,79 @@ class TokenStream(IterableDataset[TokenBatch]):
         }
 
     def training_batches(self, rows: NDArray[np.int64] | None, plan: BatchPlan) -> Batches:
-        """The stream's own batches, each pass in another order."""
+        """Batches of the stream, in a different order in each pass."""
         return StreamedBatches(self, rows, n_batches=plan.n_batches)
 
     def validation_batches(self, rows: NDArray[np.int64] | None, plan: BatchPlan) -> Batches:
-        """The stream's own batches of its first epoch, always the same; each process has its own."""
+        """Batches of the first epoch of the stream, the same at each iteration and different for each process."""
         return StreamedBatches(self, rows, epoch=0)
 
     def largest_batch(self, rows: NDArray[np.int64] | None, plan: BatchPlan) -> tuple[int, int]:
-        """Cells of a batch and tokens of a cell, at most."""
+        """Maximum numbers of cells per batch and of tokens per cell."""
         return self.batch_size, self.tokenizer.config.max_length
 
     def windows(self, rows: NDArray[np.int64] | None = None, *, size: int = 0) -> Iterator[RaggedTokens]:
-        """Tokens of all cells in their order, a buffer at a time; the stream must not shuffle.
+        """Tokens of all cells in order, one buffer at a time; the stream must not shuffle.
 
         Parameters
         ----------
         rows
-            Consecutive ones, as each of several processes asks for; all when left out.
+            Consecutive rows, such as those of one of several processes; ``None`` for all.
         size
-            Not used; windows are the stream's buffers.
+            Ignored; windows are the buffers of the stream.
 
         Raises
         ------
         OptionError
-            If it shuffles, or other rows are asked for.
+            If the stream shuffles, or ``rows`` are not consecutive.
         """
         if self._seed is not None:
-            msg = "This stream shuffles its cells, so results could not be told apart. Make it with shuffle=False."
+            msg = "This stream shuffles its cells, so results could not be assigned to cells. Create it with shuffle=False."
             raise OptionError(msg)
         cells = range(self.n_obs)
         if rows is not None:
             cells = cells[rows[0] : rows[-1] + 1] if len(rows) else range(0)
             if not np.array_equal(rows, cells):
-                msg = (
-                    "A stream is read forwards and without gaps: rows= must be consecutive. Leave it out for all cells."
-                )
+                msg = "rows= of a stream must be consecutive. Omit it to read all cells."
                 raise OptionError(msg)
         with closing(self._buffers.read(Share(cells), size=self._buffer_size, seeds=None)) as buffers:
             for _, ragged, _ in self._ahead(_encoded(buffers, self.epoch)):
                 yield ragged
 
     def to_adata(self, vocab: GeneVocab, *, obs_keys: Sequence[str] = ()) -> AnnData:
-        """Read all cells into memory, in their order.
+        """Read all cells into memory in order.
 
         Parameters
         ----------
         vocab
-            What the stream was made with.
+            Vocabulary that the stream was created with.
         obs_keys
-            Columns of ``obs`` to take along, as text; cells of files that lack one have no value there.
+            Columns of ``obs`` to include, as strings; values are missing for files without the column.
 
         Returns
         -------
-        Cells by the genes of all files that are tokens, log-normalised over these, with ``obs["source"]``, ``obs["file"]`` and the
-        columns.
+        Cells by all genes with a token, log-normalised over these genes, with ``obs["source"]``, ``obs["file"]`` and
+        the requested columns.
 
         Raises
         ------
         MissingKeyError
-            If no file has such a column.
+            If no file has the column.
         OptionError
-            If the stream is one of a loader.
+            If the stream reads a loader.
         """
         if isinstance(self._buffers, LoaderBuffers):
-            msg = "A loader brings its cells in its own order, of which none can be gathered. Make a stream of files."
+            msg = "Cells of a loader cannot be collected. Create a stream of files."
             raise OptionError(msg)
         return self._buffers.gather(vocab.tokens, obs_keys)
 
     def tokens(self) -> NDArray[np.int64]:
-        """Ids of all tokens that a batch may hold, sorted."""
+        """Ids of all tokens that a batch can contain, sorted."""
         genes = np.union1d(self._buffers.genes(), self.tokenizer.genes)
         return np.union1d(genes, [self.tokenizer.cls_id, self.tokenizer.pad_id])
 
     def __len__(self) -> int:
-        """Batches of this process in an epoch, the same for every process."""
+        """Number of batches of this process in an epoch, the same for every process."""
         _, world_size = self._rank()
         return -(-(self.n_obs // world_size) // self.batch_size)
 
@@ -356,24 +356,24 @@ class TokenStream(IterableDataset[TokenBatch]):
         return self.batches(*self.position)
 
     def n_batches_of(self, worker: int) -> int:
-        """Batches that a worker of this process has in an epoch.
+        """Number of batches of a worker of this process in an epoch.
 
         Parameters
         ----------
         worker
-            Its number; 0 where there are none.
+            Number of the worker; 0 without workers.
 
         Raises
         ------
         OptionError
-            If there are more workers than buffers of cells, so that this one has none.
+            If there are more workers than buffers.
         """
         share, size = self._share(worker), self._buffer_size
         n_batches = sum(-(-len(cells) // self.batch_size) for _, cells in share.buffers(size))
         if not n_batches:
             msg = (
-                f"num_workers={share.n_workers} workers share {-(-len(share.cells) // size)} buffers of cells, which is fewer. Make "
-                "the stream with a smaller buffer_size=, or lower num_workers."
+                f"num_workers={share.n_workers} is more than the {-(-len(share.cells) // size)} buffers of cells. Create "
+                "the stream with a smaller buffer_size=, or use fewer workers."
             )
             raise OptionError(msg)
         return n_batches
@@ -381,7 +381,7 @@ class TokenStream(IterableDataset[TokenBatch]):
     def _share(self, worker: int | None = None) -> Share:
         rank, world_size = self._rank()
         if self.n_obs < world_size:
-            msg = f"There are {self.n_obs} cells for {world_size} processes; each needs at least one."
+            msg = f"There are {self.n_obs} cells for {world_size} processes; each process needs at least one."
             raise DataError(msg)
         worker_info = get_worker_info()
         number, n_workers = (0, 1) if worker_info is None else (worker_info.id, worker_info.num_workers)
@@ -390,16 +390,16 @@ class TokenStream(IterableDataset[TokenBatch]):
         return Share(cells, number if worker is None else worker, n_workers)
 
     def batches(self, epoch: int, start: int = 0) -> Iterator[TokenBatch]:
-        """Batches of one epoch, whichever :meth:`set_epoch` has chosen.
+        """Batches of one epoch, independent of :meth:`set_epoch`.
 
         Parameters
         ----------
         epoch
-            Its number.
+            Number of the epoch.
         start
-            How many of the batches of this process have been there before: those that follow are the same as if these had been
-            read. Buffers before are not read. In the workers of a DataLoader, which take turns, they are the batches that the
-            loader gave first, as long as there are as many workers as there were.
+            Number of batches of this process to skip: the following batches are the same as if these had been read, but
+            their buffers are not read. In the workers of a DataLoader, which take turns, these are the first batches of
+            the loader, provided the number of workers is unchanged.
 
         Raises
         ------
@@ -408,27 +408,27 @@ class TokenStream(IterableDataset[TokenBatch]):
         """
         share = self._share()
         given, turn = _turns(start, len(self), self._buffer_size // self.batch_size, share.n_workers)
-        worker = (share.worker + turn) % share.n_workers  # a DataLoader asks its first worker first
+        worker = (share.worker + turn) % share.n_workers  # a DataLoader always asks its first worker first
         yield from self.batches_of(worker, epoch, given[worker])
 
     def batches_of(self, worker: int, epoch: int, start: int = 0) -> Iterator[TokenBatch]:
-        """Those of a worker alone; 0 where there are none.
+        """Batches of one worker.
 
         Parameters
         ----------
         worker
-            Its number.
+            Number of the worker; 0 without workers.
         epoch
             As for :meth:`batches`.
         start
-            How many of its own batches have been there before.
+            Number of batches of the worker to skip.
         """
         skipped, begun = divmod(start, self._buffer_size // self.batch_size)
         share = replace(self._share(worker), skipped=skipped)
         seeds = None if self._seed is None else (self._seed, epoch)
         with closing(self._buffers.read(share, size=self._buffer_size, seeds=seeds)) as buffers:
             for number, ragged, labels in self._ahead(_encoded(buffers, epoch)):
-                # The same in all processes: of each step they get batches of equal size and like length.
+                # The same in all processes, so that their batches in a step have equal sizes and similar lengths.
                 shuffle = None if self._seed is None else np.random.default_rng([self._seed, epoch, 0, number])
                 lengths = ragged.lengths
                 for rows in islice(self._cut(lengths, shuffle), begun, None):
@@ -439,7 +439,7 @@ class TokenStream(IterableDataset[TokenBatch]):
                 begun = 0
 
     def __getstate__(self) -> dict[str, Any]:
-        # A spawned worker knows nothing of torch.distributed, so what the process knows of it travels along.
+        # torch.distributed is not initialised in a spawned worker, so rank and world size are pickled.
         return {**vars(self), "_ranks": self._rank() if _is_distributed() else self._ranks}
 
     def _rank(self) -> tuple[int, int]:
@@ -448,7 +448,7 @@ class TokenStream(IterableDataset[TokenBatch]):
         return (distributed.get_rank(), distributed.get_world_size()) if _is_distributed() else (0, 1)
 
     def _ahead(self, buffers: Iterator[_Buffer]) -> Iterator[_Buffer]:
-        """Make the next buffer in a thread while the present one is used."""
+        """Read the next buffer in a thread while the current one is used."""
         with ThreadPoolExecutor(1, thread_name_prefix="scgalore-stream") as reader:
             pending = reader.submit(next, buffers, None)
             while True:
@@ -482,15 +482,15 @@ def _tokens(part: Part, epoch: int) -> Iterator[RaggedTokens]:
     empty = sums_of(part.rows, part.tokenizer.token_ids)[:, 0] == 0
     if empty.any() and not part.allow_unseen:
         msg = (
-            f"{part.name} has cells that express no gene that the model knows: {part.called(part.cells[empty])}. "
-            "Remove them, or pass min_matched=0 to keep them all the same."
+            f"{part.name} has cells without expression in genes of the vocabulary: {part.called(part.cells[empty])}. "
+            "Remove them, or pass min_matched=0 to keep them."
         )
         raise DataError(msg)
     yield from part.tokenizer.parts(part.rows, part.cells, draw=epoch, repeats=part.repeats)
 
 
 def _turns(start: int, n_batches: int, per_buffer: int, n_workers: int) -> tuple[list[int], int]:
-    """How many of the first ``start`` batches each worker gave, and whose turn is next: they take turns until they have no more."""
+    """Number of batches of each worker among the first ``start``, and the worker whose turn is next."""
     n_buffers = -(-n_batches // per_buffer)
     left = [len(range(worker, n_buffers, n_workers)) * per_buffer for worker in range(n_workers)]
     if n_buffers:

@@ -1,4 +1,4 @@
-"""Tables of cells or genes, in memory or in a file, from which single columns are read."""
+"""Tables of cells or genes in memory or in a file, with access to single columns."""
 
 from __future__ import annotations
 
@@ -26,15 +26,15 @@ class Table:
     Attributes
     ----------
     slot
-        Which table it is.
+        ``"obs"`` or ``"var"``.
     of
-        What to call its source in messages.
+        Name of the source in messages.
     columns
-        Names of its columns.
+        Names of the columns.
     index
-        Reads the names of its rows.
+        Reads the index.
     frame
-        Reads all of it.
+        Reads the whole table.
     """
 
     slot: str
@@ -46,7 +46,7 @@ class Table:
 
     @classmethod
     def of_frame(cls, frame: pd.DataFrame, slot: str, of: str) -> Table:
-        """Take a table in memory."""
+        """Create from a table in memory."""
         return cls(
             slot,
             of,
@@ -58,23 +58,23 @@ class Table:
 
     @classmethod
     def of_file(cls, place: Any, slot: str, of: str, uns: Mapping[str, Any]) -> Table:
-        """Take a table in an open file, as any version of anndata has written it.
+        """Create from a table in an open file, written by any version of anndata.
 
         Parameters
         ----------
         place
-            Group or data set that holds it.
+            Group or dataset of the table.
         slot, of
-            What to call it and its source in messages.
+            Names of the table and its source in messages.
         uns
-            Where the oldest files keep the categories.
+            Group in which the oldest files store the categories.
         """
         if isinstance(place, h5py.Dataset):  # anndata before 0.7
             return cls._of_records(place, slot, of, uns)
         # Before version 0.8, anndata stored categories separately from the columns.
         if place.attrs.get("encoding-version") != "0.2.0":
             with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # that it is old is no news to whoever has it
+                warnings.simplefilter("ignore")  # no warnings about the old file format
                 return cls.of_frame(read_elem(place), slot, of)
         return cls(
             slot,
@@ -87,7 +87,7 @@ class Table:
 
     @classmethod
     def _of_records(cls, place: h5py.Dataset, slot: str, of: str, uns: Mapping[str, Any]) -> Table:
-        """A data set of records, of which the first field is the index; categories are numbers, and their names are in ``uns``."""
+        """Structured array whose first field is the index; categories are codes, with their names in ``uns``."""
         index, *columns = place.dtype.names
 
         def read(key: str) -> pd.Series:
@@ -108,7 +108,7 @@ class Table:
         Raises
         ------
         MissingKeyError
-            If it does not exist.
+            If the column does not exist.
         """
         if key not in self.columns:
             msg = f"{self.of} has no column {key!r} in {self.slot}; it has {list(self.columns)}."

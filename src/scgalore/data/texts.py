@@ -1,8 +1,8 @@
-"""Labels as text, in the one form in which they are compared.
+"""Converts labels to strings in a canonical form for comparison.
 
-The same label reaches us as ``1``, ``1.0``, ``"1"``, ``np.int64(1)`` or a category: pandas makes floats of whole numbers as
-soon as one is missing, files keep categories of numbers, and users type what they see. Wherever labels are read or compared,
-these functions make text of them first.
+The same label may be given as ``1``, ``1.0``, ``"1"``, ``np.int64(1)`` or a category: pandas converts integers to
+floats if a value is missing, files contain categories of numbers, and users type what they see. Labels are converted
+with these functions wherever they are read or compared.
 """
 
 from __future__ import annotations
@@ -27,12 +27,12 @@ _MISSING = frozenset({"", "nan", "na", "n/a", "<na>", "none", "null", "nat"})
 
 
 def text_of(label: object) -> str | None:
-    """Text of one label; ``None`` for a missing one.
+    """Convert a label to a string; ``None`` if it is missing.
 
     Parameters
     ----------
     label
-        Text, bytes, a number, a truth value, or anything that ``str`` makes a name of. Whole numbers have no decimal point.
+        String, bytes, number, boolean, or anything else that ``str`` converts. Integers get no decimal point.
 
     Examples
     --------
@@ -57,13 +57,14 @@ def text_of(label: object) -> str | None:
 
 
 def texts_of(labels: Iterable[object] | pd.Series) -> NDArray[np.object_]:
-    """Text of each label, object ``(n_obs,)``; ``None`` where one is missing.
+    """Convert labels to strings, object ``(n_obs,)``; ``None`` for missing labels.
 
     Parameters
     ----------
     labels
-        A column of ``obs``, or any sequence of labels. Text such as ``"1.0"`` loses its decimals where the column has the same
-        number without them, or has nothing but whole numbers and words for missing: it is one of numbers that was made text.
+        A column of ``obs``, or any sequence of labels. Decimals of strings such as ``"1.0"`` are removed if the column
+        also contains ``"1"``, or contains only integers and missing values, since these were numbers converted to
+        strings.
     """
     codes, found = pd.factorize(pd.Series(labels, dtype=getattr(labels, "dtype", object)))
     texts = [text_of(label) for label in found]
@@ -71,18 +72,18 @@ def texts_of(labels: Iterable[object] | pd.Series) -> NDArray[np.object_]:
     if all(map(_WHOLE.fullmatch, named)):
         texts = [text and _without_decimals(text) for text in texts]
     texts = [whole if text and (whole := _without_decimals(text)) in named else text for text in texts]
-    return np.array([*texts, None], dtype=object)[codes]  # the code of a missing label is -1
+    return np.array([*texts, None], dtype=object)[codes]  # the code of missing labels is -1
 
 
 def same_label(label: object, labels: Iterable[str]) -> str | None:
-    """Which of the labels of a column is meant, in their own spelling; ``None`` if it is none of them.
+    """Find a label among the labels of a column, in their spelling; ``None`` if it is not found.
 
     Parameters
     ----------
     label
-        What the user passed, such as ``0`` or ``"0.0"``.
+        Label passed by the user, such as ``0`` or ``"0.0"``.
     labels
-        Labels of a column, from :func:`texts_of`, or names of classes.
+        Labels of a column from :func:`texts_of`, or names of classes.
     """
     text, among = text_of(label), set(labels) - {None}
     if text is None or text in among:
@@ -97,11 +98,11 @@ def _without_decimals(text: str) -> str:
 
 
 def looks_missing(text: str) -> bool:
-    """Whether a label is what other programs write for a missing value, such as ``"nan"``.
+    """Whether a label is a common notation for missing values, such as ``"nan"``.
 
     Parameters
     ----------
     text
-        The label.
+        Label.
     """
     return text.strip().lower() in _MISSING

@@ -1,4 +1,4 @@
-"""From rows of a matrix to tokens.
+"""Conversion of matrix rows to tokens.
 
 Shape letters: b cells in a batch, s tokens in a row (``<cls>`` included).
 """
@@ -29,31 +29,31 @@ __all__ = ["Tokenizer", "keep_smallest"]
 
 
 class Tokenizer:
-    """Turn rows of a matrix into tokens.
+    """Convert rows of a matrix to tokens.
 
-    A cell's tokens depend on its expression, the configuration and ``draw`` alone: not on the order of columns or rows,
-    the batch, or what held the matrix. Genes come sorted by token id.
+    A cell's tokens depend only on its expression, the configuration and ``draw``: not on the order of columns or rows,
+    the batch, or how the matrix is stored. Genes are sorted by token id.
 
     Parameters
     ----------
     token_ids
-        Token id of each column of the matrix; -1 for columns to leave out.
+        Token id of each column of the matrix; -1 for columns to ignore.
     cls_id
         Token id of ``<cls>``.
     pad_id
         Token id of ``<pad>``.
     config
-        How cells become tokens; scGPT's pre-training settings when left out.
+        Options; ``None`` uses scGPT's pre-training settings.
     admitted
-        Token ids of genes that may become tokens; ``None`` admits all. Values are binned over all genes all the same, so
-        that the value of a gene does not hang on which others are admitted.
+        Token ids of genes that can become tokens; ``None`` for all. Values are still binned over all genes, so that the
+        value of a gene does not depend on the admitted genes.
     vocabulary
-        Token ids of all genes that the network knows; read where ``config.every_gene`` asks for those that the matrix lacks.
+        Token ids of all genes of the model; used if ``config.every_gene`` is set.
     log_base
-        Base of the logarithm ``log(1 + x)`` that values are, ``None`` for counts; read where ``config.classes`` asks for it.
+        Base of the logarithm ``log(1 + x)`` of the values, ``None`` for counts; used if ``config.classes`` is set.
     first_protein
-        Token id from which on tokens are proteins, which are binned by themselves and never left out of a long cell; batches
-        then hold the condition ``"modalities"``. ``None`` where all are genes.
+        First token id of the proteins, which are binned separately and always kept when a long cell is sampled; batches
+        then have the condition ``"modalities"``. ``None`` if there are only genes.
     """
 
     def __init__(
@@ -79,22 +79,22 @@ class Tokenizer:
         every = np.asarray([] if vocabulary is None or not self.config.every_gene else vocabulary, dtype=np.int64)
         #: Token ids of the genes that are kept, sorted.
         self.genes: NDArray[np.int64] = np.union1d(self.token_ids[columns], every)
-        # Position of each column in `genes`; sorting by it is sorting by token id.
+        # Position of each column in `genes`; sorting by it sorts by token id.
         self._rank = np.full(len(self.token_ids), -1, dtype=np.int32)
         self._rank[columns] = np.searchsorted(self.genes, self.token_ids[columns])
-        #: Whether each of `genes` may become a token; ``None`` where all may.
+        #: Whether each of `genes` can become a token; ``None`` if all can.
         self.admitted: NDArray[np.bool_] | None = None if admitted is None else np.isin(self.genes, admitted)
 
     @classmethod
     def of_vocab(
         cls, token_ids: ArrayLike, vocab: GeneVocab, config: TokenizerConfig, *, log_base: float | None = None
     ) -> Self:
-        """Make one for a vocabulary.
+        """Create a tokenizer for a vocabulary.
 
         Parameters
         ----------
         token_ids
-            Token id of each column of the matrix; -1 for columns to leave out.
+            Token id of each column of the matrix; -1 for columns to ignore.
         vocab
             Genes and special tokens.
         config, log_base
@@ -106,11 +106,11 @@ class Tokenizer:
 
     @property
     def n_vars(self) -> int:
-        """Columns of the matrix that :meth:`encode` expects."""
+        """Number of columns of the matrix that :meth:`encode` expects."""
         return len(self.token_ids)
 
     def lengths(self, csr: sp.csr_matrix | sp.csr_array) -> NDArray[np.int64]:
-        """Number of tokens that each row will have, ``<cls>`` included.
+        """Number of tokens of each row, including ``<cls>``.
 
         Parameters
         ----------
@@ -140,21 +140,21 @@ class Tokenizer:
         draw: int = 0,
         repeats: NDArray[np.int64] | None = None,
     ) -> RaggedTokens:
-        """Tokens of some rows.
+        """Convert rows to tokens.
 
-        Values are binned over all expressed genes of the vocabulary before a long cell is sampled.
+        Values are binned over all expressed genes of the vocabulary before long cells are sampled.
 
         Parameters
         ----------
         csr
-            Rows of the matrix, in canonical form (as from :meth:`scgalore.data.matrix.CellMatrix.rows`).
+            Rows of the matrix in canonical form (as from :meth:`scgalore.data.matrix.CellMatrix.rows`).
         cells
-            Row number of each of them in the data set.
+            Row number of each row in the data set.
         draw
-            Which draw of the sampling and of random ties, such as the epoch; the same draw gives the same tokens.
+            Number that selects the random sampling and ties, such as the epoch; the same draw gives the same tokens.
         repeats
-            Where a cell comes several times in this draw: numbers that tell these times apart, int64 ``(b,)``. Each but 0 gives
-            the cell another key, and so other random numbers. All are 0 when left out.
+            Number of each repetition of a cell in this draw, int64 ``(b,)``. Each value but 0 gives the cell another
+            key and therefore other random numbers. ``None`` is 0 for all.
         """
         return RaggedTokens.concatenate(list(self.parts(csr, cells, draw=draw, repeats=repeats)))
 
@@ -166,7 +166,7 @@ class Tokenizer:
         draw: int = 0,
         repeats: NDArray[np.int64] | None = None,
     ) -> Iterator[RaggedTokens]:
-        """Tokens of some rows as :meth:`encode` makes them, in parts that fit a core's cache; at least one.
+        """Convert rows to tokens as :meth:`encode`, in one or more parts that fit into the cache of a core.
 
         Parameters
         ----------
@@ -177,7 +177,7 @@ class Tokenizer:
         if csr.shape != (len(cells), self.n_vars):
             msg = (
                 f"The rows have shape {csr.shape}; expected {(len(cells), self.n_vars)}: "
-                "one row for each of `cells`, one column for each of `token_ids`."
+                "one row per element of `cells`, one column per element of `token_ids`."
             )
             raise DataError(msg)
         seed = fold_seed(self.config.seed, draw)
@@ -187,21 +187,21 @@ class Tokenizer:
             yield self._encode(csr, slice(0, 0), cells, seed, repeats)
 
     def pad(self, ragged: RaggedTokens, rows: ArrayLike | None = None) -> TokenBatch:
-        """Pad some cells to the longest of them.
+        """Pad cells to the length of the longest.
 
         Parameters
         ----------
         ragged
             Tokens from :meth:`encode`.
         rows
-            Which of its cells, by position; all when left out.
+            Positions of the cells; ``None`` for all.
         """
         picked = np.arange(len(ragged)) if rows is None else np.asarray(rows, dtype=np.int64)
         lengths = ragged.lengths[picked]  # (b,)
         offset = np.arange(lengths.max(initial=0))  # (s,)
         padding = offset >= lengths[:, None]  # (b, s)
         source = ragged.indptr[picked][:, None] + offset
-        genes = ragged.genes.take(source, mode="clip")  # padding takes what follows, or the last token
+        genes = ragged.genes.take(source, mode="clip")  # padding reads the following tokens, or the last one
         values = ragged.values.take(source, mode="clip")
         np.copyto(genes, self.pad_id, where=padding)
         np.copyto(values, np.float32(self.config.pad_value), where=padding)
@@ -224,12 +224,12 @@ class Tokenizer:
         repeated = ids[1:][ids[1:] == ids[:-1]]
         if len(repeated):
             msg = (
-                f"Token id {repeated[0]} stands for more than one column ({len(repeated)} such columns in all). "
-                "Give -1 to the columns to leave out."
+                f"Token id {repeated[0]} occurs for more than one column ({len(repeated)} such columns in all). "
+                "Use -1 for columns to ignore."
             )
             raise DataError(msg)
         if np.isin((self.cls_id, self.pad_id), ids).any():
-            msg = f"A column has the token id of <cls> ({self.cls_id}) or <pad> ({self.pad_id}); give it -1."
+            msg = f"A column has the token id of <cls> ({self.cls_id}) or <pad> ({self.pad_id}); use -1 to ignore it."
             raise DataError(msg)
 
     def _encode(
@@ -271,7 +271,7 @@ class Tokenizer:
     def _expressed(
         self, csr: sp.csr_matrix | sp.csr_array, rows: slice
     ) -> tuple[NDArray[np.int32], NDArray[np.float32], NDArray[np.int64]]:
-        """Rank among `genes`, value, and indptr of the kept non-zero entries, sorted by rank within each row."""
+        """Position in `genes`, value, and indptr of the kept non-zero entries, sorted by position within each row."""
         indptr = csr.indptr[rows.start : rows.stop + 1].astype(np.int64)
         entries = slice(indptr[0], indptr[-1])
         indptr -= indptr[0]
@@ -280,10 +280,10 @@ class Tokenizer:
         if not kept.all():
             rank, values, indptr = rank[kept], values[kept], starts(_kept_lengths(kept, indptr))
         if not np.isfinite(values).all():
-            msg = "The rows hold NaN or infinite values; scgalore.data.matrix.CellMatrix.check() says how many."
+            msg = "The rows contain NaN or infinite values; call scgalore.data.matrix.CellMatrix.check() to count them."
             raise DataError(msg)
         rising = rank[1:] > rank[:-1]
-        rising[indptr[(indptr > 0) & (indptr < len(rank))] - 1] = True  # from one cell to the next
+        rising[indptr[(indptr > 0) & (indptr < len(rank))] - 1] = True  # between cells
         if not rising.all():
             order = argsort_rows(rank.view(np.uint32), indptr)
             rank, values = rank[order], values[order]
@@ -340,14 +340,14 @@ def keep_smallest(u: NDArray[np.floating], indptr: NDArray[np.integer], limit: i
     Parameters
     ----------
     u
-        Numbers of all cells, one cell after the other.
+        Numbers of all cells, concatenated.
     indptr
-        Where each cell starts.
+        Start of each cell.
     limit
-        How many to keep of a cell; all of a cell that has no more.
+        Maximum number to keep per cell.
     """
     kept = np.ones(len(u), dtype=bool)
-    # By row: those concerned are long, and padding them to equal length for one call takes longer than the calls.
+    # Row by row: such rows are long, and padding them to equal length for one call would take longer than the calls.
     for row in np.flatnonzero(np.diff(indptr) > limit).tolist():
         cell = slice(int(indptr[row]), int(indptr[row + 1]))
         last = np.partition(u[cell], limit - 1)[limit - 1]
@@ -363,7 +363,7 @@ def _kept_lengths(kept: NDArray[np.bool_], indptr: NDArray[Any]) -> NDArray[np.i
 
 
 def _by_modality(is_gene: NDArray[np.bool_], indptr: NDArray[Any]) -> NDArray[np.int64]:
-    """Where the genes of each cell start, and where what comes after them does, int64 ``(2 b + 1,)``."""
+    """Start of the genes and of the proteins of each cell, int64 ``(2 b + 1,)``."""
     starts_of = np.empty(2 * len(indptr) - 1, dtype=np.int64)
     starts_of[::2] = indptr
     np.add(indptr[:-1], _kept_lengths(is_gene, indptr), out=starts_of[1::2])

@@ -1,4 +1,4 @@
-"""Cells as tokens: the named types that every later stage works on.
+"""Types for cells as tokens, used by all later stages.
 
 Shape letters: b cells in a batch, s tokens in a row (``<cls>`` included).
 """
@@ -23,38 +23,38 @@ if TYPE_CHECKING:
 __all__ = ["MODALITIES", "PROTEIN", "RaggedTokens", "Ties", "TokenBatch", "TokenizerConfig"]
 
 MODALITIES = ("Protein", "RNA", "<pad>", "<cls>", "<eoc>")
-"""Modalities of tokens, in the order in which upstream's multi-omic models number them."""
+"""Modalities of tokens, numbered as in scGPT's multi-omic models."""
 PROTEIN, RNA, NO_TOKEN, CELL = range(4)
 
 
 @dataclass(frozen=True)
 class TokenBatch:
-    """Padded tokens of some cells; everything a network or an objective may read about them.
+    """Padded tokens of cells, with all inputs of networks and objectives.
 
     Attributes
     ----------
     genes
-        Token ids, int64, shape ``(b, s)``; column 0 is ``<cls>`` when the tokenizer appends it.
+        Token ids, int64, shape ``(b, s)``; column 0 is ``<cls>`` if the tokenizer adds it.
     values
-        Binned (or plain) expression, float32, shape ``(b, s)``.
+        Binned (or unbinned) expression, float32, shape ``(b, s)``.
     padding
-        ``True`` where a position is padding, bool, shape ``(b, s)``.
+        ``True`` for padding, bool, shape ``(b, s)``.
     cells
         Row number of each cell in the data set, int64, shape ``(b,)``.
     keys
         Content key of each cell, int64 (bits of a uint64), shape ``(b,)``: random draws depend on it, not on position.
     conditions
-        What a network reads in addition, as keyword arguments of its ``encode``: ``"batches"``, codes of sequencing batches,
-        int64 ``(b,)``; ``"flags"``, perturbation flags, int64 ``(b, s)``; ``"generated"``, tokens whose expression is to
-        be generated from the others, bool ``(b, s)``; ``"modalities"``, of each token, positions in :data:`MODALITIES`, int64
-        ``(b, s)``.
+        Further inputs of a network, as keyword arguments of its ``encode``: ``"batches"``, codes of sequencing batches,
+        int64 ``(b,)``; ``"flags"``, perturbation flags, int64 ``(b, s)``; ``"generated"``, tokens whose expression is
+        generated from the others, bool ``(b, s)``; ``"modalities"``, positions in :data:`MODALITIES`, int64 ``(b, s)``.
     targets
-        What an objective reads: ``"labels"``, class codes, int64 ``(b,)``; ``"values"``, numbers, float32 ``(b,)``;
-        ``"expression"``, expression to predict, float32 ``(b, s)``, and ``"masked"``, where it counts, bool ``(b, s)``;
-        ``"proteins"``, standardised abundance of each protein, float32 ``(b, n_proteins)``; ``"controls"``, mean expression of control cells, and ``"prior"``, the effect that a network's output is added to,
-        float32 ``(b, s)``.
+        Inputs of an objective: ``"labels"``, class codes, int64 ``(b,)``; ``"values"``, numbers, float32 ``(b,)``;
+        ``"expression"``, expression to predict, float32 ``(b, s)``, and ``"masked"``, the positions that count, bool
+        ``(b, s)``; ``"proteins"``, standardised abundance of each protein, float32 ``(b, n_proteins)``; ``"controls"``,
+        mean expression of control cells, and ``"prior"``, the effect that a network's output is added to, float32 ``(b,
+        s)``.
     padded
-        Whether any position is padding; known without asking the device.
+        Whether any position is padding; known without synchronising with the device.
     """
 
     genes: torch.Tensor
@@ -71,36 +71,36 @@ class TokenBatch:
 
     @property
     def n_tokens(self) -> int:
-        """Tokens that are not padding."""
+        """Number of tokens without padding."""
         return int((~self.padding).sum())
 
     @property
     def padding_if_any(self) -> torch.Tensor | None:
-        """``padding``, or ``None`` where no position is: attention without a mask is the faster one."""
+        """``padding``, or ``None`` if there is none, since attention without a mask is faster."""
         return self.padding if self.padded else None
 
     def with_conditions(self, **tensors: torch.Tensor) -> TokenBatch:
-        """Same cells with these conditions in addition."""
+        """Same cells with additional conditions."""
         return replace(self, conditions={**self.conditions, **tensors})
 
     def with_targets(self, **tensors: torch.Tensor) -> TokenBatch:
-        """Same cells with these targets in addition."""
+        """Same cells with additional targets."""
         return replace(self, targets={**self.targets, **tensors})
 
     def to(self, device: torch.device | str, *, non_blocking: bool = False) -> TokenBatch:
-        """Move every tensor to a device.
+        """Move all tensors to a device.
 
         Parameters
         ----------
         device
-            Where to.
+            Target device.
         non_blocking
-            Whether the host goes on while tensors in pinned memory are copied.
+            Whether to copy tensors in pinned memory asynchronously.
         """
         return self._each(lambda tensor: tensor.to(device, non_blocking=non_blocking))
 
     def pin_memory(self) -> TokenBatch:
-        """Copy every tensor to page-locked memory, from where it is copied to a CUDA device while the host goes on."""
+        """Copy all tensors to pinned memory, for asynchronous copies to a CUDA device."""
         return self._each(lambda tensor: tensor.pin_memory())
 
     def _each(self, change: Callable[[torch.Tensor], torch.Tensor]) -> TokenBatch:
@@ -118,33 +118,33 @@ class TokenBatch:
 
 @dataclass(frozen=True)
 class TokenizerConfig:
-    """How cells become tokens.
+    """Options of the tokenizer.
 
     Attributes
     ----------
     n_bins
-        Bins of expression, the one for zeros included.
+        Number of expression bins, including the bin for zeros.
     max_length
-        Most tokens a cell may have, ``<cls>`` included; longer cells are sampled.
+        Maximum number of tokens per cell, including ``<cls>``; longer cells are sampled.
     cls_value
-        Value at ``<cls>``: -2 in scGPT's pre-training and embedding, 0 in its fine-tuning.
+        Value of ``<cls>``: -2 in scGPT's pre-training and embedding, 0 in its fine-tuning.
     pad_value
-        Value at padding.
+        Value of padding.
     ties
-        Which bin a value gets that equals several edges.
+        Bin of a value that equals several edges.
     include_zeros
-        Whether genes without expression become tokens too, with value 0.
+        Whether genes without expression become tokens with value 0.
     append_cls
         Whether each cell starts with ``<cls>``.
     binned
-        Whether values are binned; otherwise they are taken as they are.
+        Whether to bin values; otherwise they are used unchanged.
     classes
-        Whether they are binned into classes of ``log2(1 + counts per 10,000)``, rounded down, of which the last is
-        ``n_bins - 1``, in place of bins of the cell. Genes of class 0 are no tokens, unless those without expression are.
+        Whether to bin values into the classes ``log2(1 + counts per 10,000)``, rounded down and limited to ``n_bins -
+        1``, instead of bins of the cell. Genes of class 0 are not tokens, unless genes without expression are.
     every_gene
-        Whether genes without expression become tokens too, with value 0, and also those that the data lack.
+        Whether all genes without expression become tokens with value 0, including genes that the data lack.
     seed
-        Seed of the sampling of long cells and of random ties.
+        Seed for sampling long cells and for random ties.
     """
 
     n_bins: int = 51
@@ -162,33 +162,33 @@ class TokenizerConfig:
     def __post_init__(self) -> None:
         check_binning(self.n_bins, self.ties)
         if self.max_genes < 1:
-            msg = f"max_length={self.max_length} leaves no room for a gene; scGPT uses 1200."
+            msg = f"max_length={self.max_length} is too small for a gene; scGPT uses 1200."
             raise OptionError(msg)
 
     @property
     def max_genes(self) -> int:
-        """Most genes a cell may have."""
+        """Maximum number of genes per cell."""
         return self.max_length - self.append_cls
 
 
 @dataclass(frozen=True)
 class RaggedTokens:
-    """Tokens of some cells without padding, one cell after the other.
+    """Tokens of cells without padding, concatenated.
 
     Attributes
     ----------
     genes
         Token ids, int64, shape ``(n_tokens,)``.
     values
-        Binned (or plain) expression, float32, shape ``(n_tokens,)``.
+        Binned (or unbinned) expression, float32, shape ``(n_tokens,)``.
     indptr
-        Where each cell starts, int64, shape ``(b + 1,)``.
+        Start of each cell, int64, shape ``(b + 1,)``.
     cells
         Row number of each cell in the data set, int64, shape ``(b,)``.
     keys
         Content key of each cell, uint64, shape ``(b,)``.
     conditions
-        What a network reads of each cell in addition, such as ``"batches"``, arrays ``(b,)``.
+        Further inputs of a network for each cell, such as ``"batches"``, arrays ``(b,)``.
     """
 
     genes: NDArray[np.int64]
@@ -203,11 +203,11 @@ class RaggedTokens:
 
     @property
     def lengths(self) -> NDArray[np.int64]:
-        """Number of tokens of each cell, ``<cls>`` included."""
+        """Number of tokens of each cell, including ``<cls>``."""
         return np.diff(self.indptr)
 
     def take(self, rows: NDArray[np.integer]) -> RaggedTokens:
-        """Some of the cells, by position, in the order asked for."""
+        """Select cells by position, in the given order."""
         lengths = self.lengths[rows]
         indptr = starts(lengths)
         source = np.arange(indptr[-1]) + np.repeat(self.indptr[rows] - indptr[:-1], lengths)
@@ -218,7 +218,7 @@ class RaggedTokens:
 
     @staticmethod
     def concatenate(parts: Sequence[RaggedTokens]) -> RaggedTokens:
-        """Join the cells of several parts, in their order."""
+        """Concatenate the cells of several parts."""
         if len(parts) == 1:
             return parts[0]
         lengths = np.concatenate([part.lengths for part in parts])

@@ -1,8 +1,8 @@
-"""Highly variable genes from sums that were made in chunks, by the definitions of scanpy's ``highly_variable_genes``.
+"""Highly variable genes from sums over chunks, as defined by scanpy's ``highly_variable_genes``.
 
-Counts: flavor ``"seurat_v3"`` (:cite:p:`Stuart2019`); the variance of a gene after each value was standardised by what a
-curve through all genes expects at its mean, large values clipped. Log-normalised values: flavor ``"seurat"``
-(:cite:p:`Satija2015`); dispersions, standardised within bins of the mean.
+For counts, flavor ``"seurat_v3"`` (:cite:p:`Stuart2019`): the variance of a gene after standardising values by the
+standard deviation expected from its mean and clipping large values. For log-normalised values, flavor ``"seurat"``
+(:cite:p:`Satija2015`): dispersions, standardised within bins of the mean.
 """
 
 from __future__ import annotations
@@ -19,31 +19,31 @@ if TYPE_CHECKING:
 
 __all__ = ["median_rank", "normalised_dispersions", "standardised_variances"]
 
-SPAN = 0.3  # of the local regression, the share of the genes that each fit looks at
+SPAN = 0.3  # fraction of the genes in each fit of the local regression
 N_BINS = 20
 # Local quadratic regression needs several points within each span.
 _FEWEST_FOR_LOESS = 30
 
 
 def standardised_variances(counts: Chunked, batch: NDArray[np.int64], moments: Moments) -> NDArray[np.float64]:
-    """Variance of each gene beyond what its mean lets expect; the matrix is read once.
+    """Standardised variance of each gene; the matrix is read once.
 
     Parameters
     ----------
     counts
         Cells by genes.
     batch
-        Batch of each cell, -1 for cells that do not count.
+        Batch of each cell, -1 for cells to ignore.
     moments
-        Of the same cells, grouped by batch.
+        Moments of the same cells, grouped by batch.
 
     Returns
     -------
-    float64 ``(n_batches, n_vars)``; 0 for a gene without variance. A batch of less than two cells is left out.
+    float64 ``(n_batches, n_vars)``; 0 for a gene without variance. Batches with fewer than two cells are omitted.
     """
     used = np.flatnonzero(moments.n_cells > 1)
     n, mean = moments.n_cells[used, None], moments.means[used]
-    # The fit jumps where equal means differ in their last digits, as those of scaled counts do.
+    # The fit is unstable if equal means differ in their last digits, as for scaled counts.
     is_whole = bool((moments.sums == np.rint(moments.sums)).all())
     pairs = zip(mean, moments.variances[used], strict=True)
     spread = np.array([_expected_deviation(*pair, is_whole=is_whole) for pair in pairs])
@@ -61,8 +61,8 @@ def _clip(
     sums: NDArray[np.float64],
     squares: NDArray[np.float64],
 ) -> None:
-    """Take what lies above the limits out of sums and sums of squares, in place; all ``(len(used), n_vars)``."""
-    # A little below, so that rounding to float32 loses no candidate; few values are, and they are compared exactly.
+    """Clip sums and sums of squares to the limits in place; all ``(len(used), n_vars)``."""
+    # Slightly below the limit, so that rounding to float32 loses no candidate; these few values are compared exactly.
     low = np.nextafter(limits.astype(np.float32), np.float32(-np.inf))
     n_vars = limits.shape[1]
     for start, rows in counts.chunks():
@@ -82,8 +82,8 @@ def median_rank(scores: NDArray[np.float64]) -> NDArray[np.float64]:
     Parameters
     ----------
     scores
-        float64 ``(n_batches, n_vars)``. They are compared in float32: genes with the same counts in other cells are equal,
-        and differ in the last digits of their sums only.
+        Scores, float64 ``(n_batches, n_vars)``, compared in float32: genes with the same counts in different cells have
+        equal scores that differ only in the last digits of their sums.
     """
     from scipy.stats import rankdata  # slow to import
 
@@ -91,12 +91,12 @@ def median_rank(scores: NDArray[np.float64]) -> NDArray[np.float64]:
 
 
 def normalised_dispersions(moments: Moments) -> NDArray[np.float64]:
-    """Dispersion of each gene within those of genes of like mean, averaged over batches.
+    """Dispersion of each gene relative to genes with a similar mean, averaged over batches.
 
     Parameters
     ----------
     moments
-        Of values whose logarithm was undone, grouped by batch.
+        Moments of values with the logarithm undone, grouped by batch.
 
     Returns
     -------
@@ -105,7 +105,7 @@ def normalised_dispersions(moments: Moments) -> NDArray[np.float64]:
     n_batches, n_vars = moments.sums.shape
     scores = np.zeros((n_batches, n_vars))
     for number in range(n_batches):
-        # With one batch genes that no cell expresses take part in the bins, with several they do not, as in scanpy.
+        # As in scanpy, genes without expression are included in the bins only if there is a single batch.
         present = moments.sums[number] > 0 if n_batches > 1 else np.ones(n_vars, dtype=bool)
         scores[number, present] = _binned(moments.means[number, present], moments.variances[number, present])
     found = np.isfinite(scores)
@@ -116,7 +116,7 @@ def normalised_dispersions(moments: Moments) -> NDArray[np.float64]:
 def _expected_deviation(
     mean: NDArray[np.float64], variance: NDArray[np.float64], *, is_whole: bool
 ) -> NDArray[np.float64]:
-    """Standard deviation that a curve through all genes has at each mean; 1 for genes without variance."""
+    """Standard deviation expected at each mean from a curve through all genes; 1 for genes without variance."""
     fitted = np.zeros(len(mean))
     varies = np.flatnonzero(variance > 0)
     # Sorted, so that the last digits of the fit do not depend on the order of the columns.
@@ -136,7 +136,7 @@ def _curve(x: NDArray[np.float64], y: NDArray[np.float64]) -> NDArray[np.float64
             model = loess(x, y, span=SPAN, degree=2)
             model.fit()
             return np.asarray(model.outputs.fitted_values)
-        except ValueError:  # many genes of one mean, as in very sparse data, leave too few points for a local fit
+        except ValueError:  # many genes with equal means, as in very sparse data, leave too few points for a local fit
             pass
     return (
         np.polynomial.Polynomial.fit(x, y, min(2, n_distinct - 1))(x) if n_distinct > 1 else np.full(len(x), y.mean())

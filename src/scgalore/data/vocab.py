@@ -1,6 +1,6 @@
-"""The tokens a model knows. How columns of a matrix find theirs is in :mod:`scgalore.data.match`.
+"""Vocabulary of a model. Columns of a matrix are matched to tokens in :mod:`scgalore.data.match`.
 
-Everything here takes time in proportion to the number of tokens, of which the released vocabularies hold 60,697.
+All operations are linear in the number of tokens; the released vocabularies have 60,697.
 """
 
 from __future__ import annotations
@@ -28,13 +28,13 @@ if TYPE_CHECKING:
 __all__ = ["SPECIALS", "GeneVocab"]
 
 SPECIALS = ("<pad>", "<cls>", "<eoc>")
-"""Tokens that are no genes, in the order in which they follow the genes."""
+"""Tokens that are not genes, in the order in which they follow the genes."""
 
 
 class GeneVocab:
-    """Tokens and their ids, 0 to n - 1. Cannot be changed; equal to another with the same content.
+    """Tokens and their ids, 0 to n - 1. Immutable; vocabularies with the same content are equal.
 
-    Made by :meth:`from_file`, :meth:`from_dict` or :meth:`from_genes`.
+    Create it with :meth:`from_file`, :meth:`from_dict` or :meth:`from_genes`.
     """
 
     __slots__ = ("_added", "_ids", "_tokens")
@@ -50,57 +50,57 @@ class GeneVocab:
 
     @classmethod
     def from_file(cls, path: PathLike, specials: Sequence[str] = SPECIALS) -> Self:
-        """Read a ``vocab.json``, an object of token and id in any order.
+        """Read a ``vocab.json``, which maps tokens to ids in any order.
 
         Parameters
         ----------
         path
-            The file.
+            File to read.
         specials
-            Special tokens the vocabulary must have; missing ones are appended and listed in :attr:`added`.
+            Required special tokens; missing ones are appended and listed in :attr:`added`.
         """
         path = Path(path)
         try:
             mapping = json.loads(path.read_text(encoding="utf-8"))
         except OSError as error:
-            msg = f"Cannot read the vocabulary {path}: {error.strerror}. A model folder holds it as 'vocab.json'."
+            msg = f"Cannot read the vocabulary {path}: {error.strerror}. In a model folder, it is 'vocab.json'."
             raise WeightsError(msg) from error
         except ValueError as error:
-            # Upstream also reads pickles, which can run code.
-            msg = f"{path} is not a JSON file ({error}). Expected an object of token and id; pickles are not read."
+            # scGPT also reads pickles, which can run code.
+            msg = f"{path} is not a JSON file ({error}). Expected an object {{token: id}}; pickles are not supported."
             raise WeightsError(msg) from error
         if not isinstance(mapping, dict):
-            msg = f"{path} holds a JSON {type(mapping).__name__}, expected an object of token and id."
+            msg = f"{path} contains a JSON {type(mapping).__name__}, expected an object {{token: id}}."
             raise WeightsError(msg)
         return cls.from_dict(mapping, specials)
 
     @classmethod
     def from_dict(cls, mapping: Mapping[str, int], specials: Sequence[str] = SPECIALS) -> Self:
-        """Take tokens and ids from a mapping, in any order.
+        """Create from a mapping of tokens to ids, in any order.
 
         Parameters
         ----------
         mapping
             Id of each token. The ids must be 0 to n - 1, each once.
         specials
-            Special tokens the vocabulary must have; missing ones are appended and listed in :attr:`added`.
+            Required special tokens; missing ones are appended and listed in :attr:`added`.
         """
         tokens = _by_id(mapping)
         added = tuple(token for token in dict.fromkeys(specials) if token not in mapping)
         if added:
-            info(f"the vocabulary has no {', '.join(added)}: appended from id {len(tokens):,} on")
+            info(f"appended {', '.join(added)} to the vocabulary, from id {len(tokens):,}")
         return cls((*tokens, *added), added=added)
 
     @classmethod
     def from_genes(cls, genes: Iterable[str], specials: Sequence[str] = SPECIALS) -> Self:
-        """Number genes in the order given, with the special tokens after them.
+        """Create from genes in the given order, followed by the special tokens.
 
         Parameters
         ----------
         genes
-            Gene names, each once.
+            Unique gene names.
         specials
-            Tokens to append.
+            Special tokens to append.
         """
         tokens = list(genes)
         known = set(tokens)
@@ -116,7 +116,7 @@ class GeneVocab:
         try:
             return self._ids[token]
         except KeyError:
-            msg = f"{token!r} is none of the {len(self):,} tokens. ids() gives -1 for such, match_genes() knows renamed genes."
+            msg = f"{token!r} is not one of the {len(self):,} tokens. Use ids(), which returns -1 for unknown tokens, or match_genes() for renamed genes."
             raise MissingKeyError(msg) from None
 
     def __eq__(self, other: object) -> bool:
@@ -134,7 +134,7 @@ class GeneVocab:
 
     @property
     def added(self) -> tuple[str, ...]:
-        """Special tokens that the source lacked; no weights exist for them."""
+        """Special tokens that the source did not contain; there are no trained weights for them."""
         return self._added
 
     @property
@@ -148,12 +148,12 @@ class GeneVocab:
         return self["<cls>"]
 
     def ids(self, tokens: Iterable[str]) -> NDArray[np.int64]:
-        """Ids of many tokens, -1 for those that are unknown.
+        """Ids of tokens, -1 for unknown tokens.
 
         Parameters
         ----------
         tokens
-            Names, compared as they are written.
+            Names; must match exactly.
         """
         get = self._ids.get
         return np.fromiter((get(token, -1) for token in tokens), dtype=np.int64)
@@ -163,19 +163,19 @@ class GeneVocab:
         return np.array([i for token, i in self._ids.items() if not token.startswith("<")], dtype=np.int64)
 
     def to_dict(self) -> dict[str, int]:
-        """Id of each token, ordered by id."""
+        """Mapping of tokens to ids, ordered by id."""
         return dict(self._ids)
 
     def save(self, path: PathLike) -> None:
-        """Write the tokens as JSON, readable by :meth:`from_file` and by the original program.
+        """Write the vocabulary as JSON, readable by :meth:`from_file` and by scGPT.
 
         Parameters
         ----------
         path
-            File to write. One that exists is replaced only once the new one is complete.
+            File to write. An existing file is replaced only once the new one is complete.
         """
         path = Path(path)
-        # Beside the target, so that the move is one step on the same file system.
+        # In the folder of the target, so that the move is atomic.
         unfinished = path.with_name(f".{path.name}.{os.getpid()}.part")
         try:
             unfinished.write_text(json.dumps(self._ids, indent=2), encoding="utf-8")
@@ -185,15 +185,15 @@ class GeneVocab:
 
 
 def _by_id(mapping: Mapping[str, int]) -> list[str]:
-    """Tokens in the order of their ids, once these have been checked."""
+    """Check the ids and return the tokens in their order."""
     expected = f"Expected {{token: id}} with the ids 0 to {len(mapping) - 1:,}, each once"
     if not mapping or not all(isinstance(token, str) for token in mapping):
-        msg = f"The vocabulary is empty or has tokens that are no strings. {expected}."
+        msg = f"The vocabulary is empty or has tokens that are not strings. {expected}."
         raise WeightsError(msg)
     try:
         ids = np.fromiter(map(operator.index, mapping.values()), dtype=np.int64, count=len(mapping))
     except (TypeError, OverflowError) as error:
-        msg = f"The vocabulary has ids that are no whole numbers ({error}). {expected}."
+        msg = f"The vocabulary has ids that are not integers ({error}). {expected}."
         raise WeightsError(msg) from error
     order = np.argsort(ids)
     wrong = np.flatnonzero(ids[order] != np.arange(len(ids)))
@@ -202,7 +202,7 @@ def _by_id(mapping: Mapping[str, int]) -> list[str]:
         what = (
             f"has no token with id {at:,}" if found > at else f"has the id {found:,} " + ("twice" if at else "below 0")
         )
-        msg = f"The vocabulary of {len(mapping):,} tokens {what}. {expected}; is the file cut off or merged from two?"
+        msg = f"The vocabulary of {len(mapping):,} tokens {what}. {expected}; the file may be truncated or merged from two."
         raise WeightsError(msg)
     tokens = list(mapping)
     return [tokens[i] for i in order]

@@ -1,4 +1,4 @@
-"""How often cells are drawn: shares of named sources, and weights of the values of a column."""
+"""Probabilities of drawing cells: shares of named sources, and weights of the values of a column."""
 
 from __future__ import annotations
 
@@ -25,16 +25,16 @@ __all__ = ["Weighing"]
 
 @dataclass(frozen=True)
 class Weighing:
-    """What the draws of an epoch should consist of.
+    """Composition of the draws of an epoch.
 
     Attributes
     ----------
     shares
-        Of each named source; ``None`` where sources count by their cells.
+        Fraction of each named source; ``None`` for the fraction of its cells.
     key
-        Column of ``obs`` whose values are weighed; ``None`` without.
+        Column of ``obs`` whose values have weights; ``None`` for no weights.
     weights
-        Weight of each value, 1 for those that are left out.
+        Weight of each value; 1 for values that are not listed.
     """
 
     shares: Mapping[str, float] | None = None
@@ -43,15 +43,15 @@ class Weighing:
 
     @classmethod
     def of(cls, collection: Collection, shares: Any, key: str | None, weights: Any) -> Weighing | None:
-        """Check what was asked for; ``None`` if nothing was.
+        """Check the options; ``None`` if none is given.
 
         Raises
         ------
         OptionError
-            If a share or weight is no number or negative, or a source is not named.
+            If a share or weight is not a number or negative, or a source has no name.
         """
         if weights is not None and key is None:
-            msg = "weights= gives weights to the values of a column; name it as weights_key=."
+            msg = "weights= requires a column of obs. Pass it as weights_key=."
             raise OptionError(msg)
         for name, given, least in (("shares", shares, "positive"), ("weights", weights, "0 or more")):
             if given is None:
@@ -70,7 +70,7 @@ class Weighing:
             collection.check_names("shares", shares)
             lacking = [name for name in collection.names if name not in shares]
             if lacking:
-                msg = f"shares has none for the source {lacking[0]!r}. Give one to each, or leave the source out."
+                msg = f"shares has no entry for the source {lacking[0]!r}. Add one, or omit the source."
                 raise OptionError(msg)
         return None if shares is None and key is None else cls(shares, key, weights)
 
@@ -82,27 +82,27 @@ class Weighing:
         values: Sequence[str],
         codes: Sequence[NDArray[np.integer[Any]]] | None,
     ) -> NDArray[np.float64]:
-        """Weight of a cell by its group and its value, float64 ``(n_groups, n_values)``.
+        """Weight of a cell by group and value, float64 ``(n_groups, n_values)``.
 
         Parameters
         ----------
         names
-            Of the groups.
+            Names of the groups.
         groups
             Group of each source.
         sizes
-            Cells of each source.
+            Number of cells of each source.
         values
             Names of the values.
         codes
-            Value of each cell of each source; ``None`` without a column.
+            Codes of the values of each cell of each source; ``None`` without a column.
 
         Raises
         ------
         DataError
-            If there are no cells of a group.
+            If a group has no cells.
         OptionError
-            If a weight is for a value that no cell has, or none is left.
+            If a weight is for a value that no cell has, or no cell has a positive weight.
         """
         counts = np.zeros((len(names), max(len(values), 1)))
         for number, (group, size) in enumerate(zip(groups, sizes, strict=True)):
@@ -115,8 +115,8 @@ class Weighing:
         if self.shares is not None:
             for name, total, n in zip(names, totals[:, 0], counts.sum(axis=1), strict=True):
                 if total == 0:
-                    why = "no cells" if n == 0 else f"only cells of weight 0, by obs[{self.key!r}]"
-                    msg = f"The source {name!r} has a share and {why}. Leave it out of the sources."
+                    why = "no cells" if n == 0 else f"only cells of weight 0 (by obs[{self.key!r}])"
+                    msg = f"The source {name!r} has a share but {why}. Remove it from the sources."
                     raise DataError(msg)
         elif not totals.any():
             msg = f"weights={dict(self.weights or {})}: no cell has a weight above 0."
@@ -131,7 +131,7 @@ class Weighing:
         for label, weight in (self.weights or {}).items():
             name = same_label(label, values)
             if name is None:
-                msg = f"weights has {label!r}, which no cell has in obs[{self.key!r}]; there are {few(values, 10)}."
+                msg = f"weights has {label!r}, which no cell has in obs[{self.key!r}]; choose from {few(values, 10)}."
                 raise OptionError(msg)
             found[name] = float(weight)
         return np.array(list(found.values()) or [1.0])

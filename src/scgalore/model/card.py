@@ -188,7 +188,11 @@ def _settings(record: Mapping[str, Any], result: TrainResult) -> list[str]:
     }
     rows = [(name, f"`{_short(value)}`") for name, value in given.items()]
     known = {name: value for name, value in result.summary().items() if value is not None and name not in given}
-    rows += [(name, f"{value:,}") for name, value in known.items() if name != "best_epoch"]
+    rows += [
+        (name, f"`{value}`" if isinstance(value, (str, bool)) else f"{value:,}")
+        for name, value in known.items()
+        if name != "best_epoch"
+    ]
     lines = ["## Settings", markdown_table(("", ""), rows)] if rows else []
     if result.best_epoch is not None:
         kept = f"The weights are those after epoch {result.best_epoch}."

@@ -151,7 +151,7 @@ class Packed:
     def __init__(self, lengths: Sequence[int], device: torch.device) -> None:
         self.lengths = list(lengths)
         bounds = [0, *accumulate(self.lengths)]
-        self.offsets = torch.tensor(bounds, device=device)
+        self.offsets = torch.tensor(bounds).to(device)
         #: First cell, number of cells, first token and length of each run of cells of equal length.
         self._runs: list[tuple[int, int, int, int]] = []
         for length, group in groupby(range(len(self.lengths)), key=self.lengths.__getitem__):

@@ -59,7 +59,8 @@ class CellEncoder:
         self._lowest, self._values = 0, None
         if levels is not None and isinstance(network.value_encoder, ContinuousValueEncoder):
             self._lowest = levels.start
-            self._values = network.value_encoder(torch.tensor(levels, dtype=torch.float32, device=device))
+            values = torch.arange(levels.start, levels.stop, dtype=torch.float32, device=device)
+            self._values = network.value_encoder(values)
         self._blocks: nn.Module = network.transformer_encoder
         if self.dtype != own.dtype:
             self._blocks = _copied(self._blocks, self.dtype)

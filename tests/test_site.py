@@ -4,6 +4,7 @@ import re
 from pathlib import Path
 from urllib.parse import urlsplit
 
+import numpy as np
 import pytest
 from docs import generated, plot_examples, results
 from tests.pages import REPOSITORY, SHELLS, blocks_of, read
@@ -107,6 +108,12 @@ def test_every_plot_has_a_figure(tmp_path: Path) -> None:
     assert shown | plot_examples.EXAMPLES.keys() == set(sg.pl.__all__)
     assert "`pl.confusion_matrix`" in text
     assert (tmp_path / "pl_confusion_matrix.png").read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", plot_examples.EXAMPLES)
+def test_examples_of_plots_are_drawn(name: str) -> None:
+    assert np.ravel(plot_examples.EXAMPLES[name]())[0].has_data()
 
 
 @pytest.mark.parametrize("name", sorted(path.stem for path in results.RESULTS.glob("*.md")))

@@ -34,6 +34,8 @@ def execute(path: Path) -> NotebookNode:
     environment = {name: value for name, value in os.environ.items() if name != "MPLBACKEND"}
     environment["PYTHONWARNINGS"] = "ignore"
     environment["SCGALORE_PROGRESS"] = "0"  # a bar that has ended is of no use to a reader
+    # Commands in notebooks mean this interpreter.
+    environment["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), environment.get("PATH", "")])
     with TemporaryDirectory() as folder:
         client = NotebookClient(
             notebook,
@@ -44,6 +46,10 @@ def execute(path: Path) -> NotebookNode:
             resources={"metadata": {"path": folder}},
         )
         client.execute(env=environment)
+        for cell in notebook.cells:
+            for output in cell.get("outputs", []):
+                if "text" in output:  # messages name files by their whole path
+                    output.text = output.text.replace(f"{folder}{os.sep}", "")
     notebook.metadata = nbformat.from_dict(METADATA)
     return notebook
 

@@ -55,7 +55,7 @@ class Progress:
         What is counted. ``"B"`` scales to kB, MB and GB.
     shown
         Whether to show a bar; by default where one would be seen (:func:`is_shown`). Without a bar, lines are logged at
-        the level of information unless ``sg.settings.progress`` is off.
+        the default verbosity unless ``sg.settings.progress`` is off.
     """
 
     def __init__(self, label: str, total: int | None = None, *, unit: str = "", shown: bool | None = None) -> None:
@@ -90,7 +90,7 @@ class Progress:
         elif self._lines and (now := time.monotonic()) >= self._due:
             spent = now - self._started
             self._due = now + max(EVERY, spent / 20)
-            logg.info(f"    {self._line(spent)}")
+            logg.result(f"    {self._line(spent)}")
 
     def close(self) -> None:
         """End the bar."""

@@ -9,6 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 import scgalore as sg
+from scgalore.pl._axes import legend_right
 
 
 @pytest.fixture
@@ -114,3 +115,12 @@ def test_nothing_global_changes(tuned: AnnData) -> None:
     assert list(tuned.uns) == list(state.uns)
     assert tuned.obs.equals(state.obs)
     assert tuned.uns["finetune"]["history"].equals(state.uns["finetune"]["history"])
+
+
+def test_legend_fits_a_figure_that_no_window_shows() -> None:
+    """As the figures of reports, which are made without pyplot."""
+    axes = Figure(figsize=(4, 3)).subplots()
+    axes.plot([0, 1], label="a long name of a source")
+    width = axes.get_position().width
+    legend_right(axes, own=False)
+    assert 0 < axes.get_position().width < width

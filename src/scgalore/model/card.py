@@ -189,7 +189,7 @@ def _settings(record: Mapping[str, Any], result: TrainResult) -> list[str]:
     rows = [(name, f"`{_short(value)}`") for name, value in given.items()]
     known = {name: value for name, value in result.summary().items() if value is not None and name not in given}
     rows += [
-        (name, f"`{value}`" if isinstance(value, (str, bool)) else f"{value:,}")
+        (name, f"{value:,}" if type(value) is int else f"`{_short(value)}`")
         for name, value in known.items()
         if name != "best_epoch"
     ]

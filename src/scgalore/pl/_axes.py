@@ -78,7 +78,7 @@ def legend_right(axes: Axes, *, own: bool, title: str | None = None, reverse: bo
         title=title, loc="center left", bbox_to_anchor=(1.01, 0.5), frameon=False, fontsize=8, title_fontsize=8,
         alignment="left", ncols=-(-n_entries // n_rows), reverse=reverse,
     )  # fmt: skip
-    width = legend.get_window_extent(figure.canvas.get_renderer()).width
+    width = legend.get_window_extent().width
     if own:
         figure.set_figwidth(figure.get_figwidth() + width / figure.dpi)
     elif figure.get_layout_engine() is None:

@@ -52,7 +52,14 @@ def notebook(path: Path) -> dict[str, Any]:
 
 
 def test_there_are_tutorials() -> None:
-    assert {path.stem for path in NOTEBOOKS} >= {"checkpoints", "finetune", "genes_and_memory", "perturbation"}
+    assert {path.stem for path in NOTEBOOKS} >= {
+        "checkpoints",
+        "embedding",
+        "finetune",
+        "genes_and_memory",
+        "own_data",
+        "perturbation",
+    }
 
 
 def test_was_executed_from_first_to_last_cell(notebook: dict[str, Any]) -> None:

@@ -90,7 +90,7 @@ def test_weights_list_says_what_can_be_had() -> None:
     entries = {block.split()[0]: block for block in text.strip().split("\n\n")}
     assert list(entries) == list_weights()
     assert "207 MB" in entries["scgpt"]
-    assert "can be fetched: scgalore weights fetch scgpt" in entries["scgpt"]
+    assert "not downloaded; to download: scgalore weights fetch scgpt" in entries["scgpt"]
     assert "licence: MIT" in entries["scgpt"]
     assert "cannot be fetched: no sha256 is known" in entries["scgpt-brain"]
 
@@ -120,18 +120,18 @@ def test_damaged_weights_are_not_here(small_weights: WeightsEntry) -> None:
         pytest.param(["demo", "--seeds", "0"], "'--seeds'", id="seeds"),
         pytest.param(["demo", "--out", "taken"], "'thesis.tex'", id="out"),
         pytest.param(["demo", "--out", "taken", "--force"], "'thesis.tex'", id="out_forced"),
-        pytest.param(["run"], "Name the data", id="no_data"),
+        pytest.param(["run"], "Missing data", id="no_data"),
         pytest.param(["run", "absent.h5ad"], "absent.h5ad does not exist", id="no_such_file"),
         pytest.param(["run", "absent.h5ad", "--genes", "0"], "n_genes=0", id="no_genes"),
         pytest.param(["run", "absent.h5ad", "--genes", "many"], "n_genes='many'", id="genes_in_words"),
         pytest.param(
-            ["run", "absent.h5ad", "--curriculum", "10,few"], "numbers of genes must be whole", id="curriculum"
+            ["run", "absent.h5ad", "--curriculum", "10,few"], "numbers of genes must be integers", id="curriculum"
         ),
         pytest.param(["run", "absent.h5ad", "--strategy", "fast"], "curriculum='fast'", id="strategy"),
         pytest.param(["run", "absent.h5ad", "--lr", "-1"], "lr=-1", id="lr"),
         pytest.param(["run", "absent.h5ad", "--control", "ctrl"], "belongs to task='perturbation'", id="other_task"),
         pytest.param(["run", "x.h5ad", "--out", "taken", "--force"], "'thesis.tex'", id="run_out_forced"),
-        pytest.param(["run", "--resume", "--out", "new"], "no run in new to continue", id="nothing_to_resume"),
+        pytest.param(["run", "--resume", "--out", "new"], "new contains no run to resume", id="nothing_to_resume"),
         pytest.param(["run", "--config", "absent.json"], "absent.json cannot be read", id="no_config"),
     ],
 )

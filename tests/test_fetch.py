@@ -87,13 +87,13 @@ def test_sha256_counts_where_both_are_known(server: Server, tmp_path: Path) -> N
 @pytest.mark.parametrize(
     ("manner", "cause"),
     [
-        ("circle", "the server sent from one address to the next without an end"),
-        ("long", r"the server sends 25,6\d\d bytes or more, and the file has 25,600|sends 65,536 bytes or more"),
-        ("long, and says so", "the server sends 1,000,000,000,000 bytes or more, and the file has 25,600"),
-        ("short", "the server sent 25,590 bytes, and the file has 25,600"),
-        ("drip", r"the server was too slow: \d+ bytes in 0.2 seconds; sg.settings.download_timeout gives it more time"),
+        ("circle", "too many redirects"),
+        ("long", r"the server sends 25,6\d\d bytes or more, expected 25,600|sends 65,536 bytes or more"),
+        ("long, and says so", "the server sends 1,000,000,000,000 bytes or more, expected 25,600"),
+        ("short", "the server sent 25,590 bytes, expected 25,600"),
+        ("drip", r"the server was too slow: \d+ bytes in 0.2 seconds; increase sg.settings.download_timeout"),
         ("drip in the headers", "the server was too slow: 0 bytes in 0.2 seconds"),
-        ("packed", "the server sends .* bytes or more, and the file has 25,600"),
+        ("packed", "the server sends .* bytes or more, expected 25,600"),
     ],
 )
 class TestMischief:

@@ -206,7 +206,7 @@ class TestTraining:
         refused(
             lambda: sg.tl.finetune(few, model, labels_key="bulk_labels", **options, checkpoint_dir=tmp_path),
             DataError,
-            r"encoder.enc_norm.weight' \(1 NaN of 16 values\) in epoch 1, so training cannot go on",
+            r"encoder.enc_norm.weight' \(1 NaN of 16 values\) in epoch 1, so training was stopped",
             few,
             model,
         )

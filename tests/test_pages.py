@@ -305,7 +305,7 @@ class TestWhatAPageMayNotDo:
             ("    ls\n", "no language"),
             ("```r\nlibrary(Seurat)\n```", "'r'"),
             ("```bash\nls -l\n```", "no command of scgalore"),
-            ("```bash\nscgalore run\n```", "Name the data"),
+            ("```bash\nscgalore run\n```", "Missing data"),
             ("<!-- not run: no wish to -->\n```bash\nls\n```", "none of the reasons"),
             ("<!-- not run: installs packages -->\n```bash\nls\n```", "nothing in the block"),
             ("<!-- not run: needs several processes -->\n```python\n1 / 0\n```", "nothing in the block"),

@@ -1,4 +1,4 @@
-"""Files from the network: verified, tried at several addresses, kept in a folder."""
+"""Downloads files from several addresses, verifies them and stores them in a folder."""
 
 from __future__ import annotations
 
@@ -24,25 +24,25 @@ if TYPE_CHECKING:
 __all__ = ["RemoteFile", "fetch_files", "refusal_of"]
 
 RETRY_WAITS = (1.0, 4.0)  # seconds before the second and the third attempt
-MIN_RATE = 10_000  # bytes a second below which a connection is as good as none
+MIN_RATE = 10_000  # minimum bytes per second of a usable connection
 CHUNK = 1 << 16
-TRANSIENT = frozenset({408, 425, 429, *range(500, 600)})  # answers of a server that may change its mind
+TRANSIENT = frozenset({408, 425, 429, *range(500, 600)})  # responses that may succeed when repeated
 
 
 @dataclass(frozen=True)
 class RemoteFile:
-    """A file with a known hash and the addresses it can be had from.
+    """A file with a known hash and the URLs to download it from.
 
     Attributes
     ----------
     name
         File name in the folder it is kept in.
     urls
-        Addresses, tried in this order.
+        URLs, tried in this order.
     size
-        Bytes, where known.
+        Size in bytes, if known.
     sha256, md5
-        What the content must hash to; the first counts where both are known.
+        Hashes of the content; ``sha256`` is used if both are known.
     """
 
     name: str
@@ -53,12 +53,12 @@ class RemoteFile:
 
     @property
     def algorithm(self) -> str:
-        """Which of the hashes counts."""
+        """The hash algorithm used."""
         return "md5" if self.md5 and not self.sha256 else "sha256"
 
     @property
     def digest(self) -> str:
-        """What the content must hash to under :attr:`algorithm`; empty if nobody has published it."""
+        """Expected hash for :attr:`algorithm`; empty if it is not published."""
         return self.sha256 or self.md5
 
     def is_good(self, path: Path) -> bool:
@@ -67,7 +67,7 @@ class RemoteFile:
 
 
 def refusal_of(files: Sequence[RemoteFile]) -> str | None:
-    """Say why files cannot be fetched; ``None`` if they can."""
+    """Reason why files cannot be downloaded; ``None`` if they can."""
     unhashed = [file.name for file in files if not file.digest]
     unplaced = [file.name for file in files if not file.urls]
     if unhashed:
@@ -80,20 +80,20 @@ def refusal_of(files: Sequence[RemoteFile]) -> str | None:
 def fetch_files(
     files: Sequence[RemoteFile], folder: Path, *, what: str, instead: str, progress: bool | None = None
 ) -> bool:
-    """Download the files that a folder lacks or holds in a damaged state.
+    """Download files that are missing or damaged in a folder.
 
     Parameters
     ----------
     files
-        What the folder shall hold.
+        Files that the folder should contain.
     folder
-        Made if files are downloaded.
+        Folder, created if files are downloaded.
     what
-        What the files are, for messages, such as ``"Weights 'scgpt'"``.
+        Description of the files for messages, such as ``"Weights 'scgpt'"``.
     instead
-        How to do without them: a clause that follows "Or" in the message.
+        Alternative to the files: a clause that follows "Or" in the message.
     progress
-        Whether to show a progress bar; by default as ``sg.settings.progress`` says.
+        Whether to show a progress bar; ``None`` uses ``sg.settings.progress``.
 
     Returns
     -------
@@ -102,7 +102,7 @@ def fetch_files(
     Raises
     ------
     DownloadError
-        If files are missing and cannot be fetched; the message says how to provide them by hand.
+        If files are missing and cannot be downloaded; the message explains how to provide them manually.
     """
     missing = [file for file in files if not file.is_good(folder / file.name)]
     if missing and settings.offline:
@@ -117,11 +117,11 @@ def fetch_files(
 
 
 class _NoAddressWorked(Exception):
-    """Every address failed; the message says how each of them did."""
+    """All URLs failed; the message contains the reason for each."""
 
 
 class _WrongAnswerError(ValueError):
-    """The server sends something else than the file, or too slowly; the message says what, and another try would not help."""
+    """The server sends something other than the file, or too slowly; not repeated."""
 
 
 def _from_any_address(file: RemoteFile, folder: Path, *, progress: bool | None) -> None:
@@ -131,7 +131,7 @@ def _from_any_address(file: RemoteFile, folder: Path, *, progress: bool | None) 
     for url in file.urls:
         try:
             _download(file, url, folder, progress=progress)
-        # Trouble on this machine (a full disk is an OSError too) would be the same at the next address.
+        # Errors of this machine (a full disk is also an OSError) would occur at the next URL as well.
         except (RequestException, ValueError) as error:
             causes.append(_cause(error, file))
         else:
@@ -152,11 +152,11 @@ def _download(file: RemoteFile, url: str, folder: Path, *, progress: bool | None
             start = received.read(512).lstrip().lower()
             n = received.seek(0, os.SEEK_END)
         if start.startswith((b"<!doctype html", b"<html")):
-            # Harvard Dataverse was seen to answer programs in this way in 2026, with a status that says success.
-            msg = "the server sent a web page instead of the file, as some do to programs; a browser may get the file"
+            # Harvard Dataverse did this in 2026, with a status of success.
+            msg = "the server sent a web page instead of the file; downloading it with a browser may work"
             raise _WrongAnswerError(msg)
         if file.size is not None and n != file.size:
-            msg = f"the server sent {n:,} bytes, and the file has {file.size:,}"
+            msg = f"the server sent {n:,} bytes, expected {file.size:,}"
             raise _WrongAnswerError(msg)
 
     # Pooch writes to a temporary file and renames it once its hash is right, so neither a broken download nor a wrong
@@ -176,10 +176,10 @@ def _download(file: RemoteFile, url: str, folder: Path, *, progress: bool | None
 
 
 class _Transfer:
-    """One download, on a thread of its own, so that nothing a server does can hold up the one that waits for it.
+    """A download in a separate thread, so that a server cannot block the caller.
 
-    A limit on the time between two bytes, which is all that sockets know, lets a server that sends one byte a second go on
-    for as long as it likes, in the headers too.
+    The timeout of sockets is for the time between two bytes, so a server that sends one byte per second could continue
+    indefinitely, also in the headers.
     """
 
     def __init__(self, file: RemoteFile, url: str, target: BinaryIO) -> None:
@@ -189,7 +189,7 @@ class _Transfer:
         self.error: BaseException | None = None
 
     def run(self, *, progress: bool | None) -> None:
-        """Wait for the end of the download as long as it brings enough.
+        """Wait for the end of the download while it is fast enough.
 
         Raises
         ------
@@ -202,7 +202,7 @@ class _Transfer:
             with Progress(self.file.name, self.file.size, unit="B", shown=progress) as bar:
                 self._watch(thread, bar)
         finally:
-            self.given_up = True  # tells a thread that is still at it, also after Ctrl-C
+            self.given_up = True  # stops the thread, also after Ctrl-C
         if self.error is not None:
             raise self.error
 
@@ -215,7 +215,7 @@ class _Transfer:
             if time.monotonic() >= due and thread.is_alive():
                 if self.n_received - before < MIN_RATE * patience:
                     got = f"{self.n_received - before:,} bytes in {patience:g} seconds"
-                    msg = f"the server was too slow: {got}; sg.settings.download_timeout gives it more time"
+                    msg = f"the server was too slow: {got}; increase sg.settings.download_timeout"
                     raise _WrongAnswerError(msg)
                 due, before = time.monotonic() + patience, self.n_received
         bar.update(self.n_received - bar.n)
@@ -224,7 +224,7 @@ class _Transfer:
         import requests
 
         try:
-            # Packed bytes could be few and unpack into many.
+            # A small compressed response could unpack to a large one.
             headers = {"Accept-Encoding": "identity"}
             with requests.get(self.url, stream=True, timeout=patience, headers=headers) as response:
                 response.raise_for_status()
@@ -240,7 +240,7 @@ class _Transfer:
 
     def _refuse_longer(self, n: int) -> None:
         if self.file.size is not None and n > self.file.size:
-            msg = f"the server sends {n:,} bytes or more, and the file has {self.file.size:,}"
+            msg = f"the server sends {n:,} bytes or more, expected {self.file.size:,}"
             raise _WrongAnswerError(msg)
 
 
@@ -258,21 +258,21 @@ def _cause(error: Exception, file: RemoteFile) -> str:
     if isinstance(error, HTTPError) and error.response is not None:
         return f"the server answered {error.response.status_code} {error.response.reason}"
     if isinstance(error, ChunkedEncodingError):
-        return "the connection broke in the middle of the file"
+        return "the connection was interrupted"
     if isinstance(error, TooManyRedirects):
-        return "the server sent from one address to the next without an end"
+        return "too many redirects"
     if isinstance(error, Timeout):
         return "the server did not answer in time"
     if isinstance(error, RequestException):
         return "there is no connection to the server"
     if isinstance(error, _WrongAnswerError):
         return str(error)
-    return f"the server sent other bytes than the recorded {file.algorithm} asks for"
+    return f"the content does not match the recorded {file.algorithm}"
 
 
 def _no_download(missing: Sequence[RemoteFile], folder: Path, cause: str, what: str, instead: str) -> str:
-    lines = [f"{what}: the cache lacks good copies of files, and they were not downloaded: {cause}."]
-    lines += ["Save these files by other means:"]
+    lines = [f"{what}: files are missing or damaged in the cache and could not be downloaded: {cause}."]
+    lines += ["Download these files manually:"]
     for file in missing:
         size = "" if file.size is None else f" ({file.size:,} bytes)"
         lines += [f"  {folder / file.name}{size}"]

@@ -47,47 +47,48 @@ class Settings(BaseSettings):
     )
 
     cachedir: Path = Field(default_factory=_os_cache)
-    """Folder that downloaded weights and data sets are kept in; the operating system's cache folder by default."""
+    """Folder for downloaded weights and data sets; by default, the cache folder of the operating system."""
 
     registry: Path | None = None
     """A TOML file with weights of your own, which can then be named like those of the package; those that
     :func:`scgalore.weights.register` keeps in :attr:`cachedir` are known without it."""
 
     offline: bool = False
-    """Whether to look only in :attr:`cachedir` and never in the network."""
+    """Whether to use only files in :attr:`cachedir`, without network access."""
 
     verbosity: int | None = Field(default=None, ge=0, le=4)
-    """Errors (0); warnings and a few lines per call with task, genes, split, scores and slots (1); information (2), hints (3) or
-    everything (4). ``None`` follows scanpy's setting, which is 1 by default."""
+    """Errors (0); warnings and a few lines per call with task, genes, split, scores and slots (1); information (2),
+    hints (3) or everything (4). ``None`` follows scanpy's setting, which is 1 by default."""
 
     download_timeout: float = Field(default=30.0, gt=0)
-    """Seconds after which a download is given up that has not brought 10,000 bytes for each of them."""
+    """Seconds after which a download is stopped if it is slower than 10,000 bytes per second."""
 
     progress: bool = True
-    """Whether long work shows a progress bar."""
+    """Whether to show progress bars."""
 
     batch_size: int | None = Field(default=None, gt=0)
-    """Most cells in a batch where a function is not told otherwise; ``None`` leaves it to :attr:`batch_tokens`."""
+    """Maximum number of cells per batch, unless a function sets its own; ``None`` only limits :attr:`batch_tokens`."""
 
     batch_tokens: int | None = Field(default=None, gt=0)
-    """Most tokens in a batch where a function is not told otherwise; ``None`` is what the device works on best."""
+    """Maximum number of tokens per batch, unless a function sets its own; ``None`` uses a value suited to the device."""
 
     precision: Literal["auto", "32-true", "bf16-true"] = "auto"
-    """Arithmetic of embedding and prediction: bfloat16 on GPUs that have it and float32 elsewhere (``"auto"``), or one of
-    them everywhere."""
+    """Precision of embedding and prediction: bfloat16 on GPUs that support it and otherwise float32 (``"auto"``), or
+    always one of them."""
 
     cpu_bfloat16: bool = False
-    """Whether ``precision="auto"`` takes bfloat16 on a CPU, too, if it was measured to be faster there than float32."""
+    """Whether ``precision="auto"`` also uses bfloat16 on a CPU if it is measured to be faster than float32."""
 
     cpu_kernels: Literal["auto", "torch", "onednn"] = "auto"
-    """Matrix products and attention on a CPU: torch's own kernels (``"torch"``), products by oneDNN wherever there is a choice
-    (``"onednn"``), or for each kind and size of product the one that is faster by a tenth (``"auto"``). That is measured where
-    it is first needed, in less than a second, and kept in :attr:`cachedir` for this processor, number of threads and version of
-    torch. The kernels add in another order: the same seed gives the same numbers to the last bit with the same kernels, and
-    to rounding errors with others. With ``"torch"`` dropout is torch's as well and draws other values."""
+    """Kernels for matrix products and attention on a CPU: torch's own (``"torch"``), oneDNN for all products
+    (``"onednn"``), or whichever is at least 10 % faster for each kind and size of product (``"auto"``). This is
+    measured on first use, in less than a second, and stored in :attr:`cachedir` for the processor, the number of
+    threads and the version of torch. Kernels add in different orders: the same seed gives bitwise identical results
+    with the same kernels, and equal results up to rounding errors with others. With ``"torch"``, dropout is also
+    torch's and draws different values."""
 
     accelerator: str = "auto"
-    """Where to compute, as Lightning calls it, for example ``"auto"``, ``"cpu"``, ``"gpu"`` or ``"mps"``."""
+    """Accelerator, as in Lightning, for example ``"auto"``, ``"cpu"``, ``"gpu"`` or ``"mps"``."""
 
     @field_validator("cachedir", "registry")
     @classmethod
@@ -97,12 +98,12 @@ class Settings(BaseSettings):
 
     @contextmanager
     def override(self, **values: Any) -> "Iterator[Settings]":
-        """Change settings inside a ``with`` block and restore them after it.
+        """Change settings within a ``with`` block.
 
         Parameters
         ----------
         **values
-            New values by the name of the setting.
+            New values of settings.
         """
         fields = type(self).model_fields
         if unknown := sorted(values.keys() - fields.keys()):
@@ -118,7 +119,7 @@ class Settings(BaseSettings):
                 setattr(self, name, value)
 
     def reset(self) -> None:
-        """Go back to the defaults and the environment variables."""
+        """Restore the defaults and the values of environment variables."""
         fresh = type(self)()
         for name in type(self).model_fields:
             setattr(self, name, getattr(fresh, name))

@@ -1,7 +1,7 @@
-"""The command ``scgalore``. Heavy imports are inside the commands, so that ``--help`` answers at once.
+"""The command ``scgalore``. Slow imports are inside the commands, so that ``--help`` is fast.
 
-The options of ``run`` and ``pretrain`` are made from what a run, its tasks and its training declare (:mod:`scgalore._options`),
-when the command is first used.
+The options of ``run`` and ``pretrain`` are created from the options declared by the run, its tasks and its training
+(:mod:`scgalore._options`) when the command is first used.
 """
 
 from __future__ import annotations
@@ -30,10 +30,10 @@ BAD_INPUT, INTERRUPTED = 2, 130
 
 
 class _Commands(TyperGroup):
-    """Commands whose errors are a message for people: only an internal error is worth a traceback."""
+    """Commands that print errors as messages; only internal errors show a traceback."""
 
     def resolve_command(self, ctx: Any, args: list[str]) -> tuple[str | None, Any, list[str]]:
-        """Find the command that is called; those with many options are made now, and not for a list of all commands."""
+        """Find a command; those with many options are created here, so that listing the commands stays fast."""
         name, command, rest = super().resolve_command(ctx, args)
         makers = {"run": (_run, _run_parameters), "pretrain": (_pretrain, _pretrain_parameters)}
         return name, command if name not in makers else _made_command(name, *makers[name]), rest
@@ -47,7 +47,7 @@ class _Commands(TyperGroup):
 
 
 class _InGroups(TyperCommand):
-    """A command whose help lists its options under headings, as plain text that a log file or a pager keeps."""
+    """A command whose help lists its options under headings, as plain text for log files and pagers."""
 
     def format_options(self, ctx: Any, formatter: Any) -> None:
         shown = [(self._heading(param), param.get_help_record(ctx)) for param in self.get_params(ctx)]
@@ -94,7 +94,7 @@ def main(
 
         scgalore demo
 
-    It fine-tunes a small scGPT with GaLore on real blood cells and writes a report, pictures and an AnnData to look at.
+    It fine-tunes a small scGPT with GaLore on real blood cells and writes a report, figures and an AnnData.
 
     Your own cells, from a file to a report:
 
@@ -108,7 +108,7 @@ def main(
 
         scgalore pretrain folder/of/h5ad --max-hours 4 --out runs/own
 
-    What "scgpt" stands for, and which other weights there are:
+    To list the available weights:
 
         scgalore weights list
     """
@@ -116,19 +116,18 @@ def main(
 
 @app.command()
 def demo(
-    out: Annotated[Path, typer.Option(help="Folder to make.")] = Path("scgalore_demo"),
+    out: Annotated[Path, typer.Option(help="Output folder.")] = Path("scgalore_demo"),
     model: Annotated[
-        str, typer.Option(help="Name of weights (see: scgalore weights list), or folder of a checkpoint.")
+        str, typer.Option(help="Name of weights (see: scgalore weights list) or folder of a checkpoint.")
     ] = "scgpt-mini",
-    optimizer: Annotated[str, typer.Option(help="galore, or adamw to compare with.")] = "galore",
-    seeds: Annotated[int, typer.Option(min=1, help="Repetitions, each with other cells held out.")] = 3,
+    optimizer: Annotated[str, typer.Option(help="galore, or adamw for comparison.")] = "galore",
+    seeds: Annotated[int, typer.Option(min=1, help="Number of repetitions, each with different held-out cells.")] = 3,
     force: Annotated[bool, typer.Option("--force", help="Replace an earlier demo in that folder.")] = False,
 ) -> None:
     """Fine-tune a model on real cells, and compare it with logistic regression.
 
-    Takes 700 blood cells that come with scanpy, holds out 20 % of them, fine-tunes on the others, and writes report.md,
-    results.h5ad, umap.png, confusion_matrix.png and history.png, and the folder of a run for each seed. Needs no network
-    connection.
+    Uses 700 blood cells included in scanpy, holds out 20 % of them, fine-tunes on the others, and writes report.md,
+    results.h5ad, umap.png, confusion_matrix.png and history.png, and a run folder for each seed. Works offline.
     """
     typer.echo("Loading PyTorch, scvi-tools and scanpy ...")
     from scgalore.pipeline.demo import run_demo
@@ -168,7 +167,7 @@ def _run_parameters() -> list[Parameter]:
 def _pretrain_parameters() -> list[Parameter]:
     from scgalore.pipeline.pretrain_config import pretrain_options
 
-    what = "Files (.h5ad, .zarr) and folders of them; NAME=PATH puts a file into a named source."
+    what = "Files (.h5ad, .zarr) or folders of them; NAME=PATH assigns a file to a named source."
     argument = ("sources", list[str] | None, typer.Argument(help=what, show_default=False), None)
     return [*_own_parameters(argument, "scgalore_pretrain"), *map(_parameter, *zip(*pretrain_options(), strict=True))]
 
@@ -187,7 +186,7 @@ def _declared() -> list[tuple[Option, str]]:
         for option in task.arguments:
             if option.name not in known:
                 heading = f"Task {task.name}: {task.summary}"
-                if option.name in of_tasks:  # the first task's, with what the name is for this one
+                if option.name in of_tasks:  # defined by the first task, with the help of this task appended
                     first, heading = of_tasks[option.name]
                     if first.help == option.help:
                         continue
@@ -198,7 +197,7 @@ def _declared() -> list[tuple[Option, str]]:
 
 
 def _parameter(option: Option, heading: str) -> Parameter:
-    """A parameter of the command for a declared option; values are texts, which the option reads."""
+    """Command-line parameter of a declared option; values are strings, which the option parses."""
     names = [f"--{name.replace('_', '-')}" for name in (option.name, *option.aliases)]
     has_default = option.default not in (None, (), {}) and not option.kind.is_switch
     shown = option.shown_default or (str(option.default) if has_default else False)
@@ -212,17 +211,17 @@ def _parameter(option: Option, heading: str) -> Parameter:
 
 
 def _own_parameters(argument: tuple[str, Any, Any, Any], out: str) -> list[Parameter]:
-    """Parameters that are not options of a run: what is read, and where to."""
+    """Parameters that are not options of a run: input and output."""
     here: dict[str, Any] = {"rich_help_panel": FOLDER}
     flag = {
-        "resume": "Continue the run in the folder.",
-        "force": "Replace the run in the folder; other files are never touched.",
+        "resume": "Resume the run in the folder.",
+        "force": "Replace the run in the folder; other files are kept.",
     }
     flag["dry_run"] = "Check everything, describe the run, and write nothing."
     config = "config.json of another run; options given in addition take precedence."
     parameters = [
         argument,
-        ("out", Path | None, typer.Option(help="Folder to make.", show_default=out, **here), None),
+        ("out", Path | None, typer.Option(help="Output folder.", show_default=out, **here), None),
         ("config", Path | None, typer.Option(help=config, **here), None),
         *(
             (name, bool, typer.Option(f"--{name.replace('_', '-')}", help=text, **here), False)
@@ -238,8 +237,8 @@ def _own_parameters(argument: tuple[str, Any, Any, Any], out: str) -> list[Param
 def _run(**given: Any) -> None:
     """Fine-tune a model on a file of cells and write a report.
 
-    Reads, splits, selects genes from the training cells, fine-tunes, predicts what was held out, and scores it next to
-    baselines. Cell types:
+    Reads and splits the data, selects genes on the training cells, fine-tunes the model, predicts held-out cells, and
+    compares the scores with baselines. Cell types:
 
         scgalore run cells.h5ad --labels-key cell_type --out runs/types
 
@@ -251,20 +250,20 @@ def _run(**given: Any) -> None:
 
         scgalore run data.h5ad --strategy progressive --genes 5000 --epochs 30 --max-cells 50000 --device cpu
 
-    Interrupted? It resumes, and the numbers are those of an uninterrupted run:
+    Resume an interrupted run, with the same results as without interruption:
 
         scgalore run --resume --out runs/x
 
-    Finished, and more epochs are wanted?
+    Continue a finished run with more epochs:
 
         scgalore run --resume --out runs/x --epochs 40
 
-    The same again, in another folder, gives the same numbers:
+    Repeat a run in another folder, with the same results:
 
         scgalore run --config runs/x/config.json --out runs/y
 
-    The folder gets report.md (begin there), metrics.json, results.h5ad, selected_genes.csv, split.csv, history.csv, figures,
-    checkpoints with the fitted model, config.json and environment.txt.
+    The folder contains report.md (start there), metrics.json, results.h5ad, selected_genes.csv, split.csv, history.csv,
+    figures, checkpoints with the fitted model, config.json and environment.txt.
 
     Exit codes: 0 done, 2 bad input (nothing was written), 1 internal error, 130 interrupted.
     """
@@ -285,38 +284,39 @@ def _run(**given: Any) -> None:
 def _pretrain(**given: Any) -> None:
     """Pre-train a model on a collection of files and write a report.
 
-    Genes of each cell are hidden and predicted; no labels are needed. Files are read while they are used, so there may be any
-    number of cells. To go on with small weights of the package, on every file of a folder:
+    The expression of masked genes is predicted; no labels are needed. Files are streamed, so there can be any number of
+    cells. Continue from the small weights of the package, on all files of a folder:
 
         scgalore pretrain cells/ --model scgpt-mini --max-hours 4 --out runs/blood
 
-    From random weights, with a vocabulary of the genes in the files:
+    Start from random weights, with a vocabulary of the genes in the files:
 
         scgalore pretrain cells/ --model scgpt --sizes d_model=256,n_layers=6,n_heads=8,d_hid=512 --max-steps 100000
 
-    Healthy cells of files from CELLxGENE, each tissue with its share, cell types drawn equally often:
+    Healthy cells from CELLxGENE files, with a share for each tissue and cell types drawn equally often:
 
         scgalore pretrain blood=census/blood/ pancreas=census/pancreas.h5ad --shares blood=0.7,pancreas=0.3
             --where "is_primary_data and disease == 'normal'" --weights-key cell_type
 
-    How long would it take, and how much memory?
+    Estimate the time and memory of a run:
 
         scgalore pretrain cells/ --max-cells 1000000 --dry-run
 
-    Interrupted? It resumes inside the pass over the files, and the numbers are those of an uninterrupted run:
+    Resume an interrupted run within the pass over the files, with the same results as without interruption:
 
         scgalore pretrain --resume --out runs/blood
 
-    Options are those of the run. Files that were moved are named again:
+    Options are those of the run. If files were moved, pass their new paths:
 
         scgalore pretrain elsewhere/ --resume --out runs/blood
 
     On two GPUs, with a checkpoint every half hour:
 
-        torchrun --standalone --nproc_per_node=2 -m scgalore pretrain cells/ --checkpoint-every "30 min" --out runs/blood
+        torchrun --standalone --nproc_per_node=2 -m scgalore pretrain cells/ --checkpoint-every "30 min" --out
+        runs/blood
 
-    The folder gets report.md (begin there), metrics.json, history.csv, held_out.h5ad with embeddings of held-out cells, figures,
-    checkpoints with the model, config.json and environment.txt.
+    The folder contains report.md (start there), metrics.json, history.csv, held_out.h5ad with embeddings of held-out
+    cells, figures, checkpoints with the model, config.json and environment.txt.
 
     Exit codes: 0 done, 2 bad input (nothing was written), 1 internal error, 130 interrupted.
     """
@@ -328,9 +328,11 @@ def _pretrain(**given: Any) -> None:
     if sources:
         values["sources"] = _named_sources(sources)
     if config is None and resume and (out / "config.json").exists():
-        config = out / "config.json"  # the run's own options, and files that may be elsewhere now
+        config = out / "config.json"  # options of the run; files may have been moved
     if config is None and not sources:
-        msg = "Name the files: scgalore pretrain cells/. All options are explained by: scgalore pretrain --help"
+        msg = (
+            "Missing files. Pass them, for example: scgalore pretrain cells/. For all options: scgalore pretrain --help"
+        )
         raise errors.OptionError(msg)
     wanted = PretrainConfig.from_json(config, **values, out=out) if config else PretrainConfig(out=out, **values)
     _echo_once("Loading PyTorch, scvi-tools and scanpy ...", err=True)
@@ -344,7 +346,7 @@ def _pretrain(**given: Any) -> None:
 
 
 def _echo_once(text: Any, *, err: bool = False) -> None:
-    """Print, of several processes in the first one."""
+    """Print in the first process only."""
     if is_first_process():
         typer.echo(text, err=err)
 
@@ -355,7 +357,7 @@ def _named_sources(paths: list[str]) -> Any:
     if not pairs:
         return paths
     if len(pairs) < len(paths):
-        msg = "Some files have a name (NAME=PATH) and others have none. Name all of them, or none."
+        msg = "Some files have a name (NAME=PATH), others do not. Name all of them or none."
         raise errors.OptionError(msg)
     named: dict[str, list[str]] = {}
     for name, path in pairs:
@@ -364,7 +366,7 @@ def _named_sources(paths: list[str]) -> Any:
 
 
 def _read(given: dict[str, Any], declared: Iterable[tuple[Option, str]]) -> dict[str, Any]:
-    """Values of options from the texts of a command line."""
+    """Parse the values of options from the command line."""
     options = {option.name: option for option, _ in declared}
     return {
         name: options[name].kind.read(value) if isinstance(value, str) else value
@@ -375,7 +377,7 @@ def _read(given: dict[str, Any], declared: Iterable[tuple[Option, str]]) -> dict
 
 @contextmanager
 def _interruptible(command: str, out: Path) -> Iterator[None]:
-    """Say how to continue a run that is interrupted."""
+    """Print how to resume a run when it is interrupted."""
     try:
         yield
     except KeyboardInterrupt as error:
@@ -386,26 +388,28 @@ def _interruptible(command: str, out: Path) -> Iterator[None]:
 
 
 def _run_config(given: dict[str, Any], config: Path | None, *, resume: bool) -> RunConfig:
-    """Configuration of a run: what was given, on top of that of a file or of the run that is to be continued."""
+    """Configuration of a run: the given options, and otherwise those of a file or of the run to resume."""
     from scgalore.pipeline.config import RunConfig
 
     out = given.get("out", Path("scgalore_run"))
     if config is None and resume and "data" not in given:
         config = out / "config.json"
         if not config.exists():
-            msg = f"There is no run in {out} to continue. Name the data, to begin one."
+            msg = f"{out} contains no run to resume. Pass the data to start one."
             raise errors.OptionError(msg)
         return RunConfig.from_json(config, **given)
     if config is None:
         if "data" not in given:
-            msg = "Name the data: scgalore run cells.h5ad. All options are explained by: scgalore run --help"
+            msg = (
+                "Missing data. Pass a file, for example: scgalore run cells.h5ad. For all options: scgalore run --help"
+            )
             raise errors.OptionError(msg)
         return RunConfig(**{"out": out, **given})
     if "data" in given:
-        given["data_sha256"] = None  # other data are meant
+        given["data_sha256"] = None  # for other data
     wanted = RunConfig.from_json(config, **given)
     if given.keys() & {"n_genes", "max_epochs"} and "curriculum" not in given and wanted.training.get("curriculum"):
-        return wanted.changed(curriculum=True)  # the phases of the file belong to its own genes and epochs
+        return wanted.changed(curriculum=True)  # the phases in the file are for its genes and epochs
     return wanted
 
 
@@ -416,7 +420,7 @@ def about_weights() -> None:
 
 @weights.command("list")
 def list_() -> None:
-    """Show the weights that can be named: size, licence, and whether they are here or can be fetched."""
+    """List available weights with size, licence, and whether they are downloaded or can be."""
     from scgalore.weights import get_entry, list_weights
 
     for name in list_weights():
@@ -427,7 +431,7 @@ def list_() -> None:
 
 @weights.command()
 def fetch(name: Annotated[str, typer.Argument(help="One of: scgalore weights list.")]) -> None:
-    """Download weights to the cache, check them, and print their folder."""
+    """Download weights to the cache, verify them, and print their folder."""
     from scgalore.weights import fetch_weights
 
     typer.echo(fetch_weights(name))
@@ -435,10 +439,10 @@ def fetch(name: Annotated[str, typer.Argument(help="One of: scgalore weights lis
 
 @weights.command()
 def path(name: Annotated[str, typer.Argument(help="One of: scgalore weights list.")]) -> None:
-    """Print the folder of weights that are here, without downloading anything."""
+    """Print the folder of downloaded weights, without downloading anything."""
     folder = _folder(name)
     if folder is None:
-        msg = f"The weights {name!r} are not here: {_state(name)}."
+        msg = f"The weights {name!r} are not downloaded: {_state(name)}."
         raise errors.WeightsError(msg)
     typer.echo(folder)
 
@@ -448,7 +452,7 @@ ADDRESS = "hf://owner/name, or hf://owner/name@revision with a branch, a tag or 
 
 @weights.command()
 def pull(address: Annotated[str, typer.Argument(help=ADDRESS)]) -> None:
-    """Download a model of the Hugging Face Hub to the cache, check it, and print its folder.
+    """Download a model from the Hugging Face Hub to the cache, verify it, and print its folder.
 
     For a private model, log in first (hf auth login) or set HF_TOKEN.
     """
@@ -460,35 +464,31 @@ def pull(address: Annotated[str, typer.Argument(help=ADDRESS)]) -> None:
 @weights.command()
 def publish(
     folder: Annotated[Path, typer.Argument(help="Folder of a saved model, in any layout that scgalore reads.")],
-    repo: Annotated[str, typer.Argument(help="owner/name on the Hugging Face Hub; made if it does not exist.")],
+    repo: Annotated[str, typer.Argument(help="owner/name on the Hugging Face Hub; created if it does not exist.")],
     private: Annotated[
         bool | None,
-        typer.Option(
-            "--private/--public", help="Who sees a repository that is made.", show_default="its owner's setting"
-        ),
+        typer.Option("--private/--public", help="Visibility of a new repository.", show_default="the owner's setting"),
     ] = None,
     revision: Annotated[
-        str | None, typer.Option(help="Branch; made if it does not exist.", show_default="main")
+        str | None, typer.Option(help="Branch; created if it does not exist.", show_default="main")
     ] = None,
     licence: Annotated[
         str | None,
-        typer.Option(
-            help="Licence of the weights, such as cc-by-4.0.", show_default="that of the weights it was trained from"
-        ),
+        typer.Option(help="Licence of the weights, such as cc-by-4.0.", show_default="that of the initial weights"),
     ] = None,
-    message: Annotated[str | None, typer.Option(help="Message of the commit.", show_default=False)] = None,
+    message: Annotated[str | None, typer.Option(help="Commit message.", show_default=False)] = None,
 ) -> None:
     """Publish a model on the Hugging Face Hub, with a model card, and print its address.
 
-    The model is loaded, and written as safetensors. A README.md in the folder is its card; without one a card is made. Other
-    files in the folder stay where they are. Log in first (hf auth login) or set HF_TOKEN.
+    The model is loaded and written as safetensors. README.md in the folder is used as model card; otherwise, a card is
+    generated. Other files in the folder are not published. Log in first (hf auth login) or set HF_TOKEN.
 
         scgalore weights publish runs/types/checkpoints/model my-lab/pbmc-types --licence cc-by-4.0
     """
     from scgalore.model import load
 
     if not folder.exists():
-        msg = f"There is no folder {folder}. Expected that of a saved model, such as runs/x/checkpoints/model."
+        msg = f"Folder {folder} not found. Pass the folder of a saved model, such as runs/x/checkpoints/model."
         raise errors.OptionError(msg)
     card = folder / "README.md"
     how: dict[str, Any] = {"private": private, "revision": revision, "licence": licence, "commit_message": message}
@@ -498,9 +498,9 @@ def publish(
 @weights.command()
 def bundle(
     models: Annotated[list[str], typer.Argument(help="Names of weights, and addresses hf://owner/name.")],
-    out: Annotated[Path, typer.Argument(help="File to make.")],
+    out: Annotated[Path, typer.Argument(help="Output file.")],
 ) -> None:
-    """Put weights into one file, for a machine without a network, where "unbundle" unpacks it.
+    """Pack weights into one file, to unpack with "unbundle" on a machine without network access.
 
     scgalore weights bundle scgpt hf://my-lab/pbmc-types weights.tar
     """
@@ -510,8 +510,8 @@ def bundle(
 
 
 @weights.command()
-def unbundle(path: Annotated[Path, typer.Argument(help='File that "bundle" made.')]) -> None:
-    """Unpack bundled weights into the cache, check them, and print the names that they can be loaded by."""
+def unbundle(path: Annotated[Path, typer.Argument(help='File created by "bundle".')]) -> None:
+    """Unpack bundled weights into the cache, verify them, and print the names to load them by."""
     from scgalore.weights import unbundle
 
     typer.echo("\n".join(unbundle(path)))
@@ -533,9 +533,13 @@ def _state(name: str) -> str:
     from scgalore.weights import get_entry
 
     if (folder := _folder(name)) is not None:
-        return f"here: {folder}"
+        return f"downloaded: {folder}"
     refusal = get_entry(name).refusal
-    return f"can be fetched: scgalore weights fetch {name}" if refusal is None else f"cannot be fetched: {refusal}"
+    return (
+        f"not downloaded; to download: scgalore weights fetch {name}"
+        if refusal is None
+        else f"not available: {refusal}"
+    )
 
 
 def _size(name: str) -> str:

@@ -223,7 +223,9 @@ class TestRefusals:
             pytest.param(lambda x: x.__setitem__((0, 0), np.inf), "1 infinite", id="infinite"),
             pytest.param(lambda x: x.__setitem__(1, 0), r"1 of 4 cells .*'1'.* are empty.*min_genes=1\)", id="empty"),
             pytest.param(
-                lambda x: x.__setitem__(1, [0, 0, 0, 9, 0]), "express no gene that the model knows", id="unknown_only"
+                lambda x: x.__setitem__(1, [0, 0, 0, 9, 0]),
+                "express no gene of the model's vocabulary",
+                id="unknown_only",
             ),
         ],
     )

@@ -34,7 +34,7 @@ def test_codes_take_few_bytes(n_names: int, n_bytes: int) -> None:
 
 
 def test_labels_that_are_not_known() -> None:
-    with pytest.raises(DataError, match=r"a\.h5ad has the labels \['c'\], which are none of the 2 classes"):
+    with pytest.raises(DataError, match=r"a\.h5ad has the labels \['c'\], which are not among the 2 classes"):
         CodedColumn("kind", ["a", "b"]).read(table(["c", "a"]), None)
     number: Any = 1.0
     refuse_unknown([number], ["1"], "a")  # the same label

@@ -95,7 +95,7 @@ class TestKnown:
         with caplog.at_level("INFO", logger="scgalore"):
             given_by(part)
             given_by(part)
-        assert caplog.text.count("adata.obs['total_counts'] has the counts of each cell") == 1
+        assert caplog.text.count("total counts of each cell from adata.obs['total_counts']") == 1
         assert "WARNING" not in caplog.text
 
 

@@ -105,7 +105,7 @@ def test_a_cell_without_counts_stays_without() -> None:
     [
         (lambda x: x - 1.5, "negative values"),
         (lambda x: np.where(x == 3, np.nan, x), "NaN"),
-        (np.sqrt, "neither counts nor logarithms of them.*square roots"),
+        (np.sqrt, "neither counts nor their logarithms.*square roots"),
         (lambda x: x[:0], "is empty"),
     ],
 )
@@ -170,16 +170,16 @@ def test_what_was_decided_is_said_once_for_each_object(caplog: pytest.LogCapture
         (
             np.random.default_rng(0).uniform(0.5, 3, (10, 6)),
             None,
-            "may hold counts or logarithms.*data_type='counts' or",
+            "may contain counts or log-normalised values.*data_type='counts' or",
         ),
-        (normalised(counts()), "counts", "but it looks as if it held logarithms.*data_type="),
-        (counts(), "log1p", "but it looks as if it held counts.*data_type="),
+        (normalised(counts()), "counts", "but it appears to contain logarithms.*data_type="),
+        (counts(), "log1p", "but it appears to contain counts.*data_type="),
     ],
     ids=["no sign", "not counts", "not logarithms"],
 )
 def test_doubts_are_said(x: np.ndarray, data_type: str | None, match: str, caplog: pytest.LogCaptureFixture) -> None:
     LogExpression.from_adata(ad.AnnData(x), Reading(data_type=data_type))
-    (text,) = [record.getMessage() for record in caplog.records if "choice of genes" not in record.getMessage()]
+    (text,) = [record.getMessage() for record in caplog.records if "selected genes" not in record.getMessage()]
     assert re.search(match, text)
 
 

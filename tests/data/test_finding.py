@@ -172,9 +172,7 @@ def test_names_are_those_that_match_more(hold: Callable[[AnnData], Any], caplog:
     adata.X = counts()
     with caplog.at_level(logging.INFO, "scgalore"):
         assert keyed(streamed(hold(adata))) == plain(counts())
-    assert any(
-        "names of genes from var['feature_name'], by which 6 match (2 by var_names)" in t for t in caplog.messages
-    )
+    assert any("gene names from var['feature_name'], of which 6 match (2 by var_names)" in t for t in caplog.messages)
 
 
 def test_ids_are_kept_where_symbols_match_no_more(hold: Callable[[AnnData], Any]) -> None:
@@ -215,14 +213,14 @@ def test_mouse_and_human_in_one_stream(
     expected = plain(np.hstack([counts(20, 5).toarray(), np.zeros((20, 1))]))
     assert {cell - 30: tokens for cell, tokens in found.items() if cell >= 30} == expected
     assert {cell: tokens for cell, tokens in found.items() if cell < 30} == plain(counts())
-    assert sum("genes of a mouse, by" in text for text in caplog.messages) == 1
+    assert sum("mouse genes, inferred from" in text for text in caplog.messages) == 1
 
 
 def test_species_by_source() -> None:
     nameless = AnnData(counts(20, 5), var=pd.DataFrame(index=[gene[2] for gene in MOUSE]))
     found = streamed({"blood": cellxgene(), "brain": nameless}, species={"brain": "mouse"})
     assert found.n_matched == 6
-    with pytest.raises(OptionError, match="species names the source 'liver'; there are"):
+    with pytest.raises(OptionError, match="species contains the unknown source 'liver'; choose from"):
         streamed({"blood": cellxgene()}, species={"liver": "mouse"})
     with pytest.raises(OptionError, match="species"):
         streamed(cellxgene(), species="rat")

@@ -153,7 +153,7 @@ class TestChangedFiles:
                 [["/old/a.h5ad", "9"], ["d", "7"], ["/old/c.h5ad", "3"]],
                 "/old/a.h5ad has changed, d is new, /old/b.h5ad is gone",
             ),
-            ([*BEFORE[::-1]], "its files were others, or in another order"),
+            ([*BEFORE[::-1]], "its files or their order have changed"),
         ],
     )
     def test_are_named_as_they_are_called_now(self, now: list[list[str]], told: str) -> None:

@@ -116,7 +116,7 @@ class TestOneForm:
     def test_names_that_are_listed(self) -> None:
         assert class_names([2, 0.0, "1"]) == ("2", "0", "1")
         for twice in ([1, "1.0"], ["a", None], ["a", "a"]):
-            with pytest.raises(OptionError, match="none may come twice"):
+            with pytest.raises(OptionError, match="expected unique names"):
                 class_names(twice)
 
     def test_order(self) -> None:
@@ -159,7 +159,7 @@ class TestDoubts:
     @pytest.mark.parametrize("other", ["T ", " T", "t", "T\t"])
     def test_names_that_differ_in_case_and_blanks(self, other: str) -> None:
         (found,) = self.doubts(["T"] * 5 + [other] * 3 + ["B"] * 2)
-        assert "differ in nothing but case and blanks" in found
+        assert "differ only in case and spaces" in found
         assert "'T' (5 cells)" in found
         assert f"{other!r} (3 cells)" in found
         assert "'B'" not in found
@@ -171,7 +171,7 @@ class TestDoubts:
 
     def test_a_class_of_one_cell(self) -> None:
         (found,) = self.doubts(["T"] * 5 + ["B", "NK"])
-        assert "classes of one cell (2 in all)" in found
+        assert "classes with a single cell (2 in total)" in found
         assert "'B', 'NK'" in found
 
     def test_usual_labels_are_beyond_doubt(self) -> None:
@@ -203,7 +203,7 @@ class TestRefusals:
             encode_labels(annotated(np.array([], dtype=object)), "x")
 
     def test_one_class(self) -> None:
-        with pytest.raises(DataError, match="one class only, 'a'"):
+        with pytest.raises(DataError, match="only one class, 'a'"):
             encode_labels(annotated(["a", "a"]), "x")
 
     @pytest.mark.parametrize(

@@ -107,7 +107,7 @@ def test_summary() -> None:
     match = match_genes(names, vocab)
     assert match.summary() == (
         "5 of 7 genes matched (1 by Ensembl id, 2 by alias), 1 not in the vocabulary, "
-        "1 left out because another column is the same gene"
+        "1 omitted because another column is the same gene"
     )
     assert match_genes(["CD4"], vocab).summary() == "1 of 1 genes matched"
     copy = pickle.loads(pickle.dumps(match))

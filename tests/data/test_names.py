@@ -42,8 +42,8 @@ def proposed(adata: AnnData, **read: str) -> TokenCells:
     for call in re.findall(r"(adata\.var_names = adata\.var_names\.str\.\w+\([^)]*\))", text):
         exec(call, {"adata": adata})
     passed = dict(re.findall(r"(gene_symbols|species)='([^']*)'", text.rpartition(": ")[2]))
-    kept = {key: value for key, value in read.items() if key != "gene_symbols" or "leave gene_symbols out" not in text}
-    if "Leave species out" in text:
+    kept = {key: value for key, value in read.items() if key != "gene_symbols" or "omit gene_symbols=" not in text}
+    if "Omit species=" in text:
         del kept["species"], passed["species"]
     return cells_of(adata, **{**kept, **passed})
 
@@ -153,7 +153,7 @@ def test_columns_of_few_values_and_numbers_hold_no_names() -> None:
 def test_mouse_names_are_never_proposed_to_be_written_in_upper_case() -> None:
     rat = [*MOUSE, *(f"Olr{i}" for i in range(30))]
     assert "upper" not in advice_for(rat, VOCAB)
-    with pytest.raises(DataError, match=r"Replace those of a rat") as refused:
+    with pytest.raises(DataError, match=r"For rat genes") as refused:
         match_genes(rat, VOCAB)
     assert ".str." not in str(refused.value)
 

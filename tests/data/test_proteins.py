@@ -63,11 +63,11 @@ def changed(row: int, column: int, value: float) -> NDArray[np.float64]:
     [
         (
             changed(1, 0, np.nan),
-            r"holds 1 NaN or infinite values, in 1 of 3 cells \(for example \['b'\]\).*predict_protein",
+            r"contains 1 NaN or infinite values in 1 of 3 cells \(for example \['b'\]\).*predict_protein",
         ),
-        (changed(0, 0, -0.4), r"holds 1 values that are negative or no whole numbers \(such as -0.4\)"),
-        (np.log1p(COUNTS), r"looks normalised; expected counts"),
-        (COUNTS * [[0], [1], [1]], r"1 of 3 cells \(for example \['a'\]\) have no count of any protein"),
+        (changed(0, 0, -0.4), r"contains 1 values that are negative or not integers \(such as -0.4\)"),
+        (np.log1p(COUNTS), r"appear to be normalised; expected antibody counts"),
+        (COUNTS * [[0], [1], [1]], r"1 of 3 cells \(for example \['a'\]\) have no protein counts"),
     ],
 )
 def test_what_is_not_counts_is_refused(adata: AnnData, counts: NDArray[np.float64], message: str) -> None:
@@ -80,7 +80,7 @@ def test_missing_keys_names_and_cells_are_named(adata: AnnData) -> None:
     adata.obsm["protein"] = COUNTS
     with pytest.raises(MissingKeyError, match=r"adata.obsm has no 'prot' \(it has: 'protein'\)"):
         read_proteins(adata, "prot")
-    with pytest.raises(DataError, match=r"array of 4 columns, which adata.uns\['protein_names'\] does not name"):
+    with pytest.raises(DataError, match=r"array of 4 columns without names in adata.uns\['protein_names'\]"):
         read_proteins(adata, "protein")
     other = AnnData(COUNTS[:2], obs=pd.DataFrame(index=["a", "x"]), var=pd.DataFrame(index=NAMES))
     with pytest.raises(
@@ -90,10 +90,10 @@ def test_missing_keys_names_and_cells_are_named(adata: AnnData) -> None:
     with pytest.raises(MissingKeyError, match="'raw'"):
         read_proteins(adata[:1].copy(), other, "raw")
     adata.obsm["protein"] = pd.DataFrame(COUNTS, index=adata.obs_names, columns=["CD3", "CD3", "CD4", "CD8"])
-    with pytest.raises(DataError, match="several proteins of one name"):
+    with pytest.raises(DataError, match="several proteins with the same name"):
         read_proteins(adata, "protein")
     adata.obsm["protein"] = pd.DataFrame(COUNTS[:, :2], index=adata.obs_names, columns=["CD3", "IgG1"])
-    with pytest.raises(DataError, match="1 proteins that are no isotype controls"):
+    with pytest.raises(DataError, match="1 proteins besides isotype controls"):
         read_proteins(adata, "protein")
 
 

@@ -33,7 +33,7 @@ def test_what_is_no_record_is_missing(value: Any) -> None:
 @pytest.mark.parametrize("value", [value for value in ODD if not isinstance(value, pd.DataFrame)], ids=str)
 def test_what_is_no_table_is_named(value: Any) -> None:
     record = {"params": {}, "rows": value}
-    with pytest.raises(DataError, match=r"adata\.uns\['x'\]\['rows'\] is a \w+, and a table was written there"):
+    with pytest.raises(DataError, match=r"adata\.uns\['x'\]\['rows'\] is a \w+, expected a table"):
         read_record(adata_with(x=record), "x", tables=("rows",), missing="")
     with pytest.raises(DataError, match=r"adata\.uns\['x'\]\['params'\] is a list, and a dictionary"):
         read_record(adata_with(x={"params": []}), "x", missing="")
@@ -72,5 +72,5 @@ def test_tables_that_do_not_belong_together_are_named() -> None:
     adata = screens.screen()
     screens.write_prediction(adata)
     adata.uns[KEY]["means"] = adata.uns[KEY]["means"].iloc[:, 1:]
-    with pytest.raises(DataError, match=r"adata\.uns\['predict_perturbation'\] has tables that do not belong together"):
+    with pytest.raises(DataError, match=r"adata\.uns\['predict_perturbation'\] has tables of inconsistent shapes"):
         read_prediction_record(adata, KEY)

@@ -137,9 +137,9 @@ def test_two_modalities_are_told_from_one(mdata):
     assert mod == "rna"
     assert second is mdata["prot"]
     for mod in (["rna"], ["rna", "rna"], ["rna", "prot", "atac"], ["rna", 3], 3, None):
-        with pytest.raises(OptionError, match="name one modality, or two"):
+        with pytest.raises(OptionError, match="expected the name of one modality, or of two"):
             first_modality(mdata, mod)
     with pytest.raises(MissingKeyError, match="'atac'"):
         first_modality(mdata, ["rna", "atac"])
-    with pytest.raises(OptionError, match="this is an AnnData"):
+    with pytest.raises(OptionError, match="found an AnnData"):
         first_modality(mdata["rna"], ["rna", "prot"])

@@ -36,14 +36,14 @@ def test_a_column_of_the_whole_is_brought_to_the_modality_by_the_call_that_is_pr
     mdata: Any, argument: str
 ) -> None:
     model = tiny_model(mdata.mod["rna"].var_names)
-    with pytest.raises(MissingKeyError, match=rf"{argument}='mine' is a column of the MuData's obs") as refused:
+    with pytest.raises(MissingKeyError, match=rf"{argument}='mine' is a column of obs of the MuData") as refused:
         CALLS[argument](mdata, model, "mine")
-    exec(str(refused.value).split("Read it there: ")[1].strip("\"'").rstrip("."), {"mdata": mdata})
+    exec(str(refused.value).split("To use it: ")[1].strip("\"'").rstrip("."), {"mdata": mdata})
     assert mdata.mod["rna"].obs["mine"].tolist() == mdata.obs["mine"].tolist()
 
 
 def test_names_of_genes_of_the_whole_are_named(mdata: Any) -> None:
-    with pytest.raises(MissingKeyError, match="gene_symbols='symbols' is a column of the MuData's var"):
+    with pytest.raises(MissingKeyError, match="gene_symbols='symbols' is a column of var of the MuData"):
         sg.tl.embed(mdata, tiny_model(mdata.mod["rna"].var_names), gene_symbols="symbols")
 
 

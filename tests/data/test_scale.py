@@ -64,7 +64,7 @@ def test_counts_whose_exponentials_are_multiples_too(factor: float) -> None:
 
 @pytest.mark.parametrize("dtype", [np.uint8, np.int16, np.int64, np.float32, bool])
 def test_whole_values_are_counts_whatever_their_type(dtype: type) -> None:
-    assert found(sp.csr_matrix(panel().astype(dtype))) == Scale("counts", "all values are whole", one_count=1.0)
+    assert found(sp.csr_matrix(panel().astype(dtype))) == Scale("counts", "all values are integers", one_count=1.0)
 
 
 def test_counts_with_ambient_rna_taken_out_of_each_value() -> None:

@@ -82,9 +82,7 @@ def test_few_genes_are_warned_of_whatever_their_share(n: int, caplog: pytest.Log
 @pytest.mark.parametrize(("n_known", "n_unknown"), [(3, 297), (1, 200), (5, 1000)])
 def test_almost_nothing_seen_is_refused_unless_it_is_allowed(n_known: int, n_unknown: int, log: bool) -> None:
     adata = adata_of(n_known, n_unknown, log=log)
-    with pytest.raises(
-        DataError, match=rf"{n_known} of {n_known + n_unknown:,} genes matched.*min_matched=0 allows any"
-    ):
+    with pytest.raises(DataError, match=rf"{n_known} of {n_known + n_unknown:,} genes matched.*\(0 accepts any data\)"):
         cells_of(adata)
     assert cells_of(adata, 0).match.matched == cells_of(adata, 0.001).match.matched == n_known
 
@@ -95,7 +93,7 @@ def test_min_matched_is_the_share_that_is_refused_below(share: float, least: flo
     found = cells_of(adata).seen.share
     np.testing.assert_allclose(found, share, rtol=1e-4)
     if found < least:
-        with pytest.raises(DataError, match=r"% at least; min_matched="):
+        with pytest.raises(DataError, match=r"change this with min_matched="):
             cells_of(adata, least)
     else:
         cells_of(adata, least)
@@ -110,7 +108,7 @@ def test_cells_without_a_known_gene_are_removed_by_the_call_that_the_message_pro
         x[:, 59] += 1
         adata = AnnData(x)
         adata.var_names = [*KNOWN[:30], *(f"U{i}" for i in range(30))]
-        with pytest.raises(DataError, match="express no gene that the model knows") as refused:
+        with pytest.raises(DataError, match="express no gene of the model's vocabulary") as refused:
             cells_of(adata)
         import scanpy as sc
 
@@ -129,7 +127,7 @@ def test_few_cells_without_a_known_gene_are_warned_of(
     x = adata.X.toarray()
     x[:n_unseen, :250] = 0
     adata.X = x
-    says = f"{n_unseen} of 300 cells .* express no gene that the model knows"
+    says = f"{n_unseen} of 300 cells .* express no gene of the model's vocabulary"
     if refused:
         with pytest.raises(DataError, match=says):
             cells_of(adata)
@@ -146,7 +144,7 @@ def test_numbered_copies_are_said_to_be_left_out(caplog: pytest.LogCaptureFixtur
     adata = adata_of(250, 3)
     adata.var_names = [*adata.var_names[:250], "K1-1", "K2-1", "K999-1"]
     assert cells_of(adata).match.numbered == ("K1-1", "K2-1")
-    assert "2 genes are numbered copies of others ('K1-1', 'K2-1')" in caplog.records[0].message
+    assert "2 genes are numbered duplicates of others ('K1-1', 'K2-1')" in caplog.records[0].message
 
 
 def test_files_of_a_stream_are_looked_at_one_by_one(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

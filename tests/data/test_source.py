@@ -85,13 +85,13 @@ def served(batches: Any) -> list[Any]:
 
 
 def test_an_option_that_the_source_decides_is_refused() -> None:
-    with pytest.raises(OptionError, match="max_length=9: perturbed cells show all measured genes"):
+    with pytest.raises(OptionError, match="max_length=9: perturbed cells have a token for each measured gene"):
         fit(flag_network(), flagged_cells(), flagged_split(), Perturbation(), TrainConfig(max_length=9))
 
 
 def test_a_stream_has_no_rows_to_choose_from(make: Callable[[str], Any]) -> None:
     source = make("stream")
-    with pytest.raises(OptionError, match="serves all of its cells"):
+    with pytest.raises(OptionError, match="reads all of its cells"):
         source.training_batches(np.arange(3), BatchPlan(8))
     with pytest.raises(OptionError, match="shuffles its cells"):
         next(source.windows(np.arange(3)))

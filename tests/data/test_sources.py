@@ -67,7 +67,7 @@ def test_backed_columns_are_refused(tmp_path: Path) -> None:
     adata = made()
     adata.X = adata.X.tocsc()
     adata.write_h5ad(tmp_path / "the.h5ad")
-    with pytest.raises(DataError, match="AnnData number 7 holds its matrix by columns"):
+    with pytest.raises(DataError, match="AnnData number 7 stores"):
         Source.of(ad.read_h5ad(tmp_path / "the.h5ad", backed="r"), 7).open()
 
 

@@ -84,7 +84,7 @@ class TestRandomSplit:
     @pytest.mark.parametrize("n_obs", [0, 1])
     def test_no_cell_left_to_train_on(self, n_obs: int) -> None:
         if n_obs == 0:
-            with pytest.raises(DataError, match="No cell is left to train on"):
+            with pytest.raises(DataError, match="No training cell is left"):
                 random_split(n_obs)
         else:
             assert random_split(n_obs).sizes() == {"train": 1, "validation": 0, "test": 0}
@@ -125,11 +125,11 @@ class TestSplit:
 
     @pytest.mark.parametrize("labels", [["test", "validation"], []])
     def test_nothing_to_train_on(self, labels: list[str]) -> None:
-        with pytest.raises(DataError, match="No cell is left to train on"):
+        with pytest.raises(DataError, match="No training cell is left"):
             split_from_labels(labels)
 
     @pytest.mark.parametrize("rows", [[0, 1], [0, 1, 2, 2], [1, 2, 3], [0, 1, 2, 3]])
     def test_parts_must_be_the_cells(self, rows: list[int]) -> None:
         empty = np.empty(0, dtype=np.int64)
-        with pytest.raises(DataError, match="3 cells; every cell must be in one part"):
+        with pytest.raises(DataError, match="3 cells; each cell must be in exactly one part"):
             Split(np.array(rows), empty, empty).check(3)

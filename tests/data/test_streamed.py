@@ -130,18 +130,18 @@ def test_a_cell_that_comes_twice_is_sampled_and_masked_anew() -> None:
 @pytest.mark.parametrize(
     ("options", "error", "says"),
     [
-        ({"shares": {"blood": 1}}, OptionError, "has none for the source 'pancreas'"),
+        ({"shares": {"blood": 1}}, OptionError, "has no entry for the source 'pancreas'"),
         (
             {"weights_key": "tissue"},
             MissingKeyError,
             r"obs has no column 'tissue' in 3 of 3 sources: .* has \['cell_type'\]",
         ),
         ({"weights_key": "cell_type", "weights": {"C": 1}}, OptionError, "weights has 'C'"),
-        ({"weights_key": "cell_type", "shuffle": False}, OptionError, "do not go with shuffle=False"),
+        ({"weights_key": "cell_type", "shuffle": False}, OptionError, "cannot be combined with shuffle=False"),
         (
             {"shares": {"blood": 1, "pancreas": 1}, "where": {"blood": "cell_type == 'no'"}},
             DataError,
-            "'blood' has a share and no",
+            "'blood' has a share but no",
         ),
     ],
     ids=["share", "column", "weight", "order", "nothing_left"],
@@ -305,7 +305,7 @@ def test_held_out_cells_can_be_embedded(paths: list[Path]) -> None:  # noqa: F81
 def test_a_loader_holds_nothing_out() -> None:
     from tests.data import test_loaders
 
-    with pytest.raises(OptionError, match="none can be held out"):
+    with pytest.raises(OptionError, match="cannot be held out"):
         test_loaders.streamed(test_loaders.Loader()).split()
 
 

@@ -320,7 +320,7 @@ def test_listed_classes_may_be_numbers() -> None:
     assert stream.classes == ("1", "0", "2")
     assert stream.class_counts is not None
     assert stream.class_counts.tolist() == [20, 20, 0]
-    with pytest.raises(DataError, match=r"labels \['1'\], which are none of the 2"):
+    with pytest.raises(DataError, match=r"labels \['1'\], which are not among the 2"):
         streamed(sources, labels_key="l", classes=["0", "2"])
 
 
@@ -467,12 +467,12 @@ def spoil(place: Any, value: Any) -> AnnData:
         pytest.param(lambda: spoil((30, 2), np.nan), DataError, r"NaN.*\(for example 30\)", id="nan"),
         pytest.param(lambda: spoil((30, -1), np.inf), DataError, r"infinite.*\(for example 30\)", id="infinite"),
         pytest.param(
-            lambda: spoil(4, 0), DataError, r"no gene that the model knows.*\(for example 4\)", id="empty_cell"
+            lambda: spoil(4, 0), DataError, r"no gene of the model's vocabulary.*\(for example 4\)", id="empty_cell"
         ),
         pytest.param(
             lambda: spoil(5, [0] * 25 + [3, 1]),
             DataError,
-            r"no gene that the model knows.*\(for example 5\)",
+            r"no gene of the model's vocabulary.*\(for example 5\)",
             id="unknown",
         ),
     ],
@@ -521,7 +521,7 @@ def test_cells_without_a_known_gene_are_kept_where_that_is_allowed() -> None:
             lambda: ADATAS[0],
             {"labels_key": "kind", "classes": ["a", "b"]},
             DataError,
-            r"labels \['c'\], which are none of the 2",
+            r"labels \['c'\], which are not among the 2",
         ),
     ],
     ids=[
@@ -574,7 +574,7 @@ def test_fewer_cells_than_processes() -> None:
 
 
 def test_one_class() -> None:
-    with pytest.raises(DataError, match="one class only, 'a'"):
+    with pytest.raises(DataError, match="only one class, 'a'"):
         streamed([sample(0, 5, labels=("a",)), sample(1, 5, labels=("a",))], labels_key="kind")
 
 

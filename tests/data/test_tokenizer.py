@@ -360,7 +360,7 @@ def test_exactly_as_many_are_kept_as_asked_for_when_draws_are_equal():
         (lambda: tokenizer([3, 4, 3]), DataError, "Token id 3"),
         (lambda: tokenizer([3, CLS]), DataError, "<cls>"),
         (lambda: encode(tokenizer([1, 2]), [[1]]), DataError, r"\(1, 1\); expected \(1, 2\)"),
-        (lambda: tokenizer([1]).encode(sp.csr_matrix([[1.0]]), [0, 1]), DataError, "one row for each"),
+        (lambda: tokenizer([1]).encode(sp.csr_matrix([[1.0]]), [0, 1]), DataError, "one row per element"),
         (lambda: encode(tokenizer([1, 2]), [[1, np.nan]]), DataError, "NaN or infinite"),
         (lambda: encode(tokenizer([1, 2], binned=False), [[1, np.inf]]), DataError, "NaN or infinite"),
     ],

@@ -117,11 +117,11 @@ def test_unknown_token() -> None:
         pytest.param({"A": 1, "B": 2}, "no token with id 0", id="not_from_zero"),
         pytest.param({"A": 0, "B": 0}, "the id 0 twice", id="repeated_id"),
         pytest.param({"A": 0, "B": -1}, "the id -1 below 0", id="negative"),
-        pytest.param({"A": 0, "B": 1.0}, "no whole numbers", id="float"),
-        pytest.param({"A": 0, "B": "1"}, "no whole numbers", id="text"),
-        pytest.param({"A": 0, "B": 2**70}, "no whole numbers", id="huge"),
+        pytest.param({"A": 0, "B": 1.0}, "not integers", id="float"),
+        pytest.param({"A": 0, "B": "1"}, "not integers", id="text"),
+        pytest.param({"A": 0, "B": 2**70}, "not integers", id="huge"),
         pytest.param({}, "is empty", id="empty"),
-        pytest.param({"A": 0, 7: 1}, "no strings", id="token_is_a_number"),
+        pytest.param({"A": 0, 7: 1}, "not strings", id="token_is_a_number"),
     ],
 )
 def test_bad_ids(mapping: dict[Any, Any], message: str) -> None:
@@ -136,7 +136,7 @@ def test_bad_ids(mapping: dict[Any, Any], message: str) -> None:
         pytest.param(lambda path: path.mkdir(), "Cannot read the vocabulary", id="folder"),
         pytest.param(lambda path: path.write_text('{"CD4": 0, "CD8'), "not a JSON file", id="cut_off"),
         pytest.param(lambda path: path.write_bytes(pickle.dumps({"CD4": 0})), "not a JSON file", id="pickle"),
-        pytest.param(lambda path: path.write_text('["CD4", "CD8A"]'), "holds a JSON list", id="list"),
+        pytest.param(lambda path: path.write_text('["CD4", "CD8A"]'), "contains a JSON list", id="list"),
         pytest.param(
             lambda path: path.write_text('{"CD4": 0, "CD8A": 1, "CD4": 2}'), "no token with id 0", id="key_twice"
         ),

@@ -49,19 +49,19 @@ def test_nothing_asked_for() -> None:
 @pytest.mark.parametrize(
     ("options", "error", "says"),
     [
-        ({"shares": {"blood": 0.5}}, OptionError, "has none for the source 'lung'"),
-        ({"shares": {"blood": 0.5, "lung": 0.4, "skin": 1}}, OptionError, "shares names the source 'skin'"),
+        ({"shares": {"blood": 0.5}}, OptionError, "has no entry for the source 'lung'"),
+        ({"shares": {"blood": 0.5, "lung": 0.4, "skin": 1}}, OptionError, "shares contains the unknown source 'skin'"),
         ({"shares": {"blood": 0.5, "lung": 0}}, OptionError, "0 for 'lung'; it must be a number, positive"),
         ({"shares": {"blood": 0.5, "lung": float("nan")}}, OptionError, "nan for 'lung'"),
         ({"shares": [0.5, 0.5]}, OptionError, "must be a mapping"),
-        ({"weights": {"T": 1}}, OptionError, "name it as weights_key="),
+        ({"weights": {"T": 1}}, OptionError, "Pass it as weights_key="),
         ({"key": "c", "weights": {"T": -1}}, OptionError, "-1 for 'T'"),
         ({"key": "c", "weights": {"mast": 1}}, OptionError, "weights has 'mast', which no cell has"),
         ({"key": "c", "weights": dict.fromkeys(VALUES, 0)}, OptionError, "no cell has a weight above 0"),
         (
             {"key": "c", "shares": {"blood": 1, "lung": 1}, "weights": {"B": 0, "NK": 0}},
             DataError,
-            "source 'lung' has a share and only cells of weight 0",
+            "source 'lung' has a share but only cells of weight 0",
         ),
     ],
 )
@@ -76,5 +76,5 @@ def test_shares_need_names() -> None:
 
 
 def test_a_source_without_cells() -> None:
-    with pytest.raises(DataError, match="'lung' has a share and no cells"):
+    with pytest.raises(DataError, match="'lung' has a share but no cells"):
         Weighing({"blood": 1, "lung": 1}).of_cells(("blood", "lung"), [0], [3], (), None)

@@ -16,5 +16,5 @@ def test_effects_of_a_gene_in_a_group() -> None:
 
 
 def test_a_gene_that_was_not_changed_is_an_error() -> None:
-    with pytest.raises(MissingKeyError, match="no gene 'G9' in this table"):
+    with pytest.raises(MissingKeyError, match="This table has no gene 'G9'"):
         sg.get.in_silico_effects(changed(), "G9")

@@ -22,7 +22,7 @@ def test_one_group_or_all_as_a_copy() -> None:
 def test_what_is_not_there_names_the_call() -> None:
     with pytest.raises(MissingKeyError, match=r"in adata.uns\['mine'\]. Call sg.tl.perturb_in_silico"):
         sg.get.in_silico_shifts(changed(), key="mine")
-    with pytest.raises(MissingKeyError, match="no group 'B' in this table, which has '0', '1'"):
+    with pytest.raises(MissingKeyError, match="This table has no group 'B'; choose from '0', '1'"):
         sg.get.in_silico_shifts(changed(), "B")
     with pytest.raises(DataError, match="Pass the modality"):
         sg.get.in_silico_shifts(MuData({"rna": AnnData(np.zeros((2, 2)))}))

@@ -52,5 +52,7 @@ def test_doubts_of_designs() -> None:
     assert doubts(["a", "b", *["a"] * 4, *["b"] * 4], ["x", "x", *["y"] * 4, *["z"] * 4])[0].startswith(
         "Only 20% of the cells"
     )
-    assert doubts(["a", "b", "c", *["a", "b"] * 2], ["x", "x", "x", *["y", "z", "z", "y"]]) == ["Batches of one cell"]
-    assert doubts(["a", "b", "a", "b", "a"], ["x", "x", "x", "x", "y"]) == ["Labels of one cell"]
+    assert doubts(["a", "b", "c", *["a", "b"] * 2], ["x", "x", "x", *["y", "z", "z", "y"]]) == [
+        "Batches with a single cell"
+    ]
+    assert doubts(["a", "b", "a", "b", "a"], ["x", "x", "x", "x", "y"]) == ["Labels with a single cell"]

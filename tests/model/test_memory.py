@@ -82,7 +82,7 @@ class TestOptions:
             ({"task": "perturbation", "n_classes": 3}, "n_classes=3 belongs to task='classes'"),
             ({"optimizer": "galor"}, "Did you mean 'galore'"),
             ({"precision": "fp16"}, "precision='fp16'"),
-            ({"gradient_checkpoint": True}, "no training option 'gradient_checkpoint'"),
+            ({"gradient_checkpoint": True}, "Unknown training option 'gradient_checkpoint'"),
         ],
     )
     def test_what_cannot_be_is_refused(self, options: dict[str, Any], message: str) -> None:

@@ -187,7 +187,7 @@ def test_a_cell_without_a_known_gene_is_refused_although_all_genes_are_tokens(sm
     few.X[3] = 0
     few.X[3, 149] = 2
     model = small_model(few.var_names[:149])
-    with pytest.raises(DataError, match="express no gene that the model knows"):
+    with pytest.raises(DataError, match="express no gene of the model's vocabulary"):
         model.get_latent_representation(few[[3, 4, 5]].copy())
 
 

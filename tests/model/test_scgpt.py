@@ -236,7 +236,7 @@ class TestTrain:
         ],
     )
     def test_split_of_other_cells_is_refused(self, few: AnnData, model: SCGPT, rows: np.ndarray) -> None:
-        with pytest.raises(DataError, match=r"every cell must be in one part"):
+        with pytest.raises(DataError, match=r"each cell must be in exactly one part"):
             model.train(few, **LABELS, split=Split(rows[:50], rows[50:60], rows[60:]))
 
     def test_failing_training_leaves_the_model_as_it_was(

@@ -258,7 +258,7 @@ def test_workers_change_nothing_that_an_epoch_reads(
         ({"batch_tokens": 400}, OptionError, "batch_tokens=400: a stream makes its own batches"),
         ({"max_length": 9}, OptionError, "max_length=9: a stream"),
         ({"labels_key": "bulk_labels"}, OptionError, "the stream reads no labels"),
-        ({"patience": 2}, OptionError, "patience needs validation cells"),
+        ({"patience": 2}, OptionError, "patience requires validation cells"),
         ({"values_key": "score"}, OptionError, "task='regression' cannot train on a stream"),
         ({"pert_key": "perturbation"}, OptionError, "needs a single AnnData"),
     ],

@@ -190,7 +190,7 @@ def test_overrides_neither_lose_nor_repeat_a_parameter(patterns: list[str]) -> N
     [
         ({"mpl.weight": {"rank": 4}}, "matches no parameter of Toy; the closest is 'mlp.weight'"),
         ({"*.out_porj.weight": None}, "the closest is 'attention.out_proj.weight'"),
-        ({"mlp.*": None, "mlp.weight": {"rank": 4}}, r"'mlp.weight'\] comes after patterns that take all"),
+        ({"mlp.*": None, "mlp.weight": {"rank": 4}}, r"'mlp.weight'\] comes after patterns that match all"),
         ({"frozen.*": {"rank": 4}}, "matches only frozen parameters, such as 'frozen.weight'"),
         ({"mlp.weight": {"ranks": 4}}, "no option 'ranks'; .* Did you mean 'rank'"),
         ({"mlp.weight": {"split": 2}}, "no option 'split'"),

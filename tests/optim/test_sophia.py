@@ -111,7 +111,7 @@ class TestStep:
         before = [param.detach().clone() for param in params]
         optimizer = SophiaG(params, lr=0.5)
         set_grads(params, 0)
-        with pytest.warns(RuntimeWarning, match="knows no curvature.*update_curvature") as caught:
+        with pytest.warns(RuntimeWarning, match="has no estimate of the curvature.*update_curvature") as caught:
             optimizer.step()
         with warnings.catch_warnings(action="error"):
             optimizer.step()

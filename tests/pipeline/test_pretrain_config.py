@@ -64,7 +64,7 @@ def test_labels_that_are_numbers_have_one_form() -> None:
         ({"max_steps": -1}, "max_steps=-1"),
         ({"max_epochs": 2}, "no option 'max_epochs'"),
         ({"sizes": {}}, "sizes="),
-        ({"weights": "T cell"}, "weights='T cell': give a number"),
+        ({"weights": "T cell"}, "weights='T cell': expected a number"),
         ({"weights": {"T cell": float("nan")}}, "weights="),
     ],
 )

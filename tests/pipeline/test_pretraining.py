@@ -187,9 +187,9 @@ class TestCommand:
     @pytest.mark.parametrize(
         ("given", "text"),
         [
-            (["--model", "scgpt-mini"], "Name the files"),
+            (["--model", "scgpt-mini"], "Pass them"),
             (["nowhere"], "does not exist"),
-            (["a=x.h5ad", "y.h5ad"], "Name all of them, or none"),
+            (["a=x.h5ad", "y.h5ad"], "Name all of them or none"),
             (["x.h5ad", "--max-steps", "many"], "max_steps='many'"),
         ],
     )

@@ -94,5 +94,5 @@ class TestRefusals:
             sg.tl.finetune(few, model, genes_key="selected", max_epochs=1)
 
     def test_of_phases_that_do_not_rise(self, few: AnnData, model: SCGPT) -> None:
-        with pytest.raises(OptionError, match="rise from phase to phase"):
+        with pytest.raises(OptionError, match="increase from phase to phase"):
             sg.tl.finetune(few, model, max_epochs=2, curriculum=[150, 30])

@@ -48,7 +48,7 @@ def test_usual_labels_give_no_warning(typed: AnnData, caplog: pytest.LogCaptureF
         ("Unknown", r"'Unknown' \(15 cells\), which would be learned"),
         ("T ", r"'T' \(\d+ cells\) and 'T ' \(15 cells\)"),
         ("nk", r"'NK' \(\d+ cells\) and 'nk' \(15 cells\)"),
-        (" Mono", r"begin or end with a blank: ' Mono' \(15 cells\)"),
+        (" Mono", r"leading or trailing spaces: ' Mono' \(15 cells\)"),
     ],
 )
 @pytest.mark.parametrize("dtype", ["object", "category"])
@@ -69,7 +69,7 @@ def test_a_class_without_training_cells(typed: AnnData, caplog: pytest.LogCaptur
 def test_a_class_of_one_cell(typed: AnnData, caplog: pytest.LogCaptureFixture) -> None:
     typed.obs["l"] = ["Mono", *typed.obs["l"][1:]]
     (message,) = said(typed, caplog, labels_key="l")
-    assert "classes of one cell (1 in all)" in message
+    assert "classes with a single cell (1 in total)" in message
 
 
 @pytest.mark.parametrize("task", [{"labels_key": "l"}, {"values_key": "n_genes"}, {}])

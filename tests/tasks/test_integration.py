@@ -213,7 +213,7 @@ def _untrained(adata: AnnData) -> None:
         (None, {"batch_key": None}, OptionError, "task='integration' needs batch_key="),
         (None, {"batch_key": "donor"}, MissingKeyError, "batch_key='donor' is not a column of adata.obs"),
         (_one, {}, DataError, "only one batch, 'a'"),
-        (_single, {}, DataError, r"batches of one cell: 'z' \(1 in all\)"),
+        (_single, {}, DataError, r"batches with a single cell: 'z' \(1 in total\)"),
         (_missing, {}, DataError, "1 of 90 cells have no batch"),
         (_barcodes, {}, DataError, "90 different names in 90 cells"),
         (_untrained, {"split_key": "split"}, DataError, "Batch 'b' of .* has no training cells"),

@@ -157,7 +157,7 @@ def test_model_of_a_screen_has_nothing_to_annotate_with() -> None:
 def test_copy_of_a_backed_file_is_refused(few: AnnData, fitted: SCGPT, tmp_path: Path) -> None:
     few.write_h5ad(tmp_path / "few.h5ad")
     backed = anndata.read_h5ad(tmp_path / "few.h5ad", backed="r")
-    with pytest.raises(DataError, match=r"copy=True cannot copy an AnnData that is backed.*to_memory"):
+    with pytest.raises(DataError, match=r"copy=True cannot copy an AnnData in backed mode.*to_memory"):
         sg.tl.annotate(backed, fitted, copy=True)
     sg.tl.annotate(backed, fitted)
     assert backed.obsm["scgpt_probabilities"].shape == (90, 3)

@@ -159,7 +159,7 @@ def test_no_cells_and_no_model(few: AnnData, model: SCGPT) -> None:
         sg.tl.build_reference([], model, labels="phase")
     with pytest.raises(OptionError, match="model= is missing"):
         sg.tl.build_reference(few, labels="phase")
-    with pytest.raises(DataError, match="no such file"):
+    with pytest.raises(DataError, match="file not found"):
         sg.tl.build_reference("none.h5ad", model, labels="phase")
 
 

@@ -75,7 +75,7 @@ class TestContainers:
     def test_copy_of_a_backed_file_is_refused(self, few: AnnData, model: SCGPT, tmp_path: Path) -> None:
         few.write_h5ad(tmp_path / "few.h5ad")
         backed = anndata.read_h5ad(tmp_path / "few.h5ad", backed="r")
-        with pytest.raises(DataError, match=r"copy=True cannot copy an AnnData that is backed.*to_memory"):
+        with pytest.raises(DataError, match=r"copy=True cannot copy an AnnData in backed mode.*to_memory"):
             sg.tl.embed(backed, model, copy=True)
 
     def test_view_becomes_an_object_of_its_own(

@@ -200,6 +200,6 @@ def test_a_batch_or_label_of_one_cell_is_warned_of(cells: AnnData, caplog: pytes
     with caplog.at_level(logging.WARNING, logger="scgalore"):
         evaluate(cells, baselines=("PCA", "Harmony"))
     said = " ".join(caplog.messages)
-    assert "Batches of one cell" in said
-    assert "Labels of one cell" in said
+    assert "Batches with a single cell" in said
+    assert "Labels with a single cell" in said
     assert cells.uns["evaluate_integration"]["scores"].notna().to_numpy().all()

@@ -73,7 +73,7 @@ def renamed(adata: AnnData) -> AnnData:
 REFUSED: dict[str, tuple[Any, dict[str, Any], type[Exception], str]] = {
     "without a linear model": (lambda q, _: q, {"prior": "none"}, OptionError, "prior='none'"),
     "a number": (lambda *_: 5, {}, OptionError, "it must be an AnnData"),
-    "no file": (lambda *_: "nowhere.h5ad", {}, DataError, "no such file"),
+    "no file": (lambda *_: "nowhere.h5ad", {}, DataError, "file not found"),
     "no cell": (lambda q, _: q[:0].copy(), {}, DataError, "no cells"),
     "no gene of ours": (lambda q, _: renamed(q), {}, DataError, "none of the 150 genes"),
     "our cells": (lambda _, few: few.copy(), {}, DataError, "are also in adata"),

@@ -78,7 +78,7 @@ def test_of_several_columns_of_one_ortholog_the_id_keeps_the_token() -> None:
         assert (match.duplicates, match.without_ortholog) == (("Trp53",), ("Gm1992",))
     assert match.summary() == (
         "2 of 4 genes matched (2 by human ortholog), 1 without a human ortholog, "
-        "1 left out because another column is the same gene"
+        "1 omitted because another column is the same gene"
     )
 
 

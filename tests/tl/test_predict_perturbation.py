@@ -192,7 +192,7 @@ class TestPerCell:
         with pytest.raises(MissingKeyError, match="per_cell='wanted' is not a column"):
             sg.tl.predict_perturbation(adata, model=model, per_cell="wanted")
         adata.obs["wanted"] = "NOSUCH"
-        with pytest.raises(DataError, match="knows no gene 'NOSUCH'"):
+        with pytest.raises(DataError, match="no token for the gene 'NOSUCH'"):
             sg.tl.predict_perturbation(adata, ["G05"], model=model, per_cell="wanted")
         assert slots(adata) == before | {"obs": before["obs"] | {"wanted"}}
 
@@ -269,7 +269,7 @@ class TestModel:
 
 
 REFUSED: dict[str, tuple[dict[str, Any], type[Exception], str]] = {
-    "unknown gene": ({"perturbations": ["G05", "G01+NOSUCH"]}, DataError, "knows no gene 'NOSUCH'"),
+    "unknown gene": ({"perturbations": ["G05", "G01+NOSUCH"]}, DataError, "no token for the gene 'NOSUCH'"),
     "nothing": ({"perturbations": []}, OptionError, "perturbations is empty"),
     "empty part": ({"perturbations": ["G05+"]}, DataError, r"'G05\+' has an empty part"),
     "gene twice": ({"perturbations": ["G05+G05"]}, DataError, "names a gene twice"),

@@ -103,7 +103,7 @@ def test_what_files_are_like_is_said_once_where_they_make_the_vocabulary(
     with caplog.at_level(logging.INFO, logger="scgalore"):
         run = run_of(tmp_path, sg.model.scgpt_config(**SIZES))  # type: ignore[arg-type]
     assert run.training.n_matched > 100
-    assert caplog.text.count("1 genes are numbered copies") == 1
+    assert caplog.text.count("1 genes are numbered duplicates") == 1
 
 
 class TestBudget:
@@ -240,7 +240,7 @@ class TestResume:
         ]
         for options, match in others:
             model = make_model(few.var_names)
-            with pytest.raises(OptionError, match=rf"belongs to another run: {match}\. To start anew"):
+            with pytest.raises(OptionError, match=rf"belongs to another run: {match}\. To start a new run"):
                 sg.tl.pretrain(files, model, **{**run, **options}, resume=True)
             assert not model.is_trained
         assert sg.tl.pretrain(files, make_model(few.var_names), **run, resume=True).result.steps == 6
@@ -254,9 +254,9 @@ class TestResume:
         few[10:30].copy().write_h5ad(third)
         with pytest.raises(OptionError, match=r"another run: \S*third\.h5ad is new; number of cells was"):
             sg.tl.pretrain([*files, third], make_model(few.var_names), **run, resume=True)
-        with pytest.raises(OptionError, match=r"another run: \S*second\.h5ad is gone; .* To start anew"):
+        with pytest.raises(OptionError, match=r"another run: \S*second\.h5ad is gone; .* To start a new run"):
             sg.tl.pretrain(files[:1], make_model(few.var_names), **run, resume=True)
-        with pytest.raises(OptionError, match="another run: its files were others, or in another order"):
+        with pytest.raises(OptionError, match="another run: its files or their order have changed"):
             sg.tl.pretrain(files[::-1], make_model(few.var_names), **run, resume=True)
         few[10:80, :140].copy().write_h5ad(files[0])
         with pytest.raises(OptionError, match=r"another run: \S*first\.h5ad has changed; "):
@@ -276,10 +276,10 @@ class TestResume:
     [
         ({"shares": {"blood": 0.5}}, "needs sources with names"),
         ({"shares": {"blood": -1}}, "shares="),
-        ({"weights": {"T": 2}}, "name it as weights_key="),
+        ({"weights": {"T": 2}}, "Pass it as weights_key="),
         ({"weights_key": "bulk_labels", "weights": {"T": -1}}, "weights="),
         ({"weights_key": "bulk_labels", "weights": {"Tea cell": 2}}, r"weights has 'Tea cell', which no cell has"),
-        ({"validation_cells": 0, "keep_best": 2, "checkpoint_dir": "none"}, "in pre-training validation_cells"),
+        ({"validation_cells": 0, "keep_best": 2, "checkpoint_dir": "none"}, "validation_cells for pre-training"),
         ({"species": "rat"}, "species="),
         ({"from_cell_prompt": True}, "from_cell_prompt=True is for objective='generative'"),
         ({"objective": "next token"}, "objective="),
@@ -290,7 +290,7 @@ class TestResume:
         ({"accumulate_tokens": 50}, "accumulate_tokens=50: "),
         ({"accumulate_tokens": 5000, "accumulate": 2}, "accumulate=2 and accumulate_tokens=5000: "),
         ({"accumulate_tokens": 0}, "accumulate_tokens=0"),
-        ({"labels": "x"}, "no training option 'labels'"),
+        ({"labels": "x"}, "Unknown training option 'labels'"),
     ],
 )
 def test_bad_options_are_refused_before_anything_is_trained(

@@ -234,7 +234,7 @@ class TestObject:
             ("G05", {"metric": "l3"}, OptionError, "metric='l3'"),
             ("G05", {"max_pairs": 0}, OptionError, "max_pairs=0"),
             ("G05", {"n_controls": 0}, OptionError, "n_controls=0"),
-            ("G05", {"candidates": ["NOSUCHGENE"]}, DataError, "knows no gene 'NOSUCHGENE'"),
+            ("G05", {"candidates": ["NOSUCHGENE"]}, DataError, "no token for the gene 'NOSUCHGENE'"),
             ("G05", {"candidates": ["G00+"]}, DataError, "has an empty part"),
             ("G05", {"key_added": "a/b"}, OptionError, "key_added='a/b'"),
         ],

@@ -230,7 +230,7 @@ def test_it_says_what_it_found_and_what_it_did_not(caplog: pytest.LogCaptureFixt
         ({"gene_sets": {"hallmark_hypoxia": ["nowhere"]}}, DataError, "None of the 1 genes"),
         ({"must_include": ["nowhere"]}, DataError, "of must_include"),
         ({"species": "rat"}, OptionError, "'human', 'mouse'"),
-        ({"species": "mouse"}, DataError, "do not look like those of a mouse"),
+        ({"species": "mouse"}, DataError, "do not look like mouse genes"),
         ({"split_key": "no"}, MissingKeyError, "split_key='no'"),
         ({"batch_key": "no"}, MissingKeyError, "batch_key='no'"),
         ({"gene_symbols": "no"}, MissingKeyError, "No column 'no' in adata.var"),
@@ -248,7 +248,7 @@ def test_what_cannot_be_is_refused(options: dict[str, Any], error: type[Exceptio
 def test_genes_of_a_mouse_are_told_from_those_of_a_human() -> None:
     adata = counts()
     adata.var_names = [f"Gene{i}" for i in range(adata.n_vars)]
-    with pytest.raises(DataError, match=r"look like those of a mouse.*species='mouse'.*gene_strategy='hvg'"):
+    with pytest.raises(DataError, match=r"look like mouse genes.*species='mouse'.*gene_strategy='hvg'"):
         sg.tl.select_genes(adata, 20)
 
 

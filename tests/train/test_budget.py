@@ -77,7 +77,7 @@ class TestSettle:
         assert settle_budget(config, 500, validated=True) == config
 
     @pytest.mark.parametrize(
-        ("curriculum", "message"), [({100: 0}, "at least 1 each"), ([200, 100], "rise from phase to phase")]
+        ("curriculum", "message"), [({100: 0}, "at least 1 each"), ([200, 100], "increase from phase to phase")]
     )
     def test_phases_are_checked_all_the_same(self, curriculum: Any, message: str) -> None:
         with pytest.raises(OptionError, match=message):
@@ -109,7 +109,7 @@ class TestRuns:
     def test_train_as_long_as_they_say(self, few: AnnData, model: SCGPT, caplog: pytest.LogCaptureFixture) -> None:
         with caplog.at_level("INFO", logger="scgalore"):
             model.train(few, **RUN, prior="none", patience=9)
-        assert "at most 3 epochs (max_epochs), fewer if 9 in a row" in caplog.text
+        assert "at most 3 epochs (max_epochs), stopping early after 9 epochs" in caplog.text
         assert model.result is not None
         assert len(model.history) == model.result.max_epochs == 3
         assert model.result.steps == 18

@@ -104,7 +104,7 @@ class TestToResume:
     def test_differences_are_named(self, folder: Path) -> None:
         with pytest.raises(
             OptionError,
-            match=r"belongs to another run: lr was 1, now 2; patience was None, now 3\. To start anew, use another folder \(checkpoint_dir=, or --out",
+            match=r"belongs to another run: lr was 1, now 2; patience was None, now 3\. To start a new run, use another folder \(checkpoint_dir=, or --out",
         ):
             checkpoint_to_resume(folder, resume=True, identity={"lr": 2, "seed": 0, "patience": 3})
 

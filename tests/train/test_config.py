@@ -83,8 +83,8 @@ class TestValues:
             pytest.param({"num_workers": -1}, "num_workers=-1", id="num_workers_negative"),
             pytest.param({"num_nodes": 0}, "num_nodes=0", id="num_nodes_zero"),
             pytest.param({"strategy": "fsdp"}, "strategy='fsdp': choose one of 'auto', 'ddp'", id="strategy"),
-            pytest.param({"devices": 0}, "devices=0: give a number", id="devices_zero"),
-            pytest.param({"devices": "0"}, "devices='0': give a number", id="devices_zero_in_text"),
+            pytest.param({"devices": 0}, "devices=0: expected a number", id="devices_zero"),
+            pytest.param({"devices": "0"}, "devices='0': expected a number", id="devices_zero_in_text"),
             pytest.param({"devices": "-2"}, "devices='-2'", id="devices_negative_in_text"),
             pytest.param({"devices": np.int64(-2)}, "devices=np.int64", id="devices_negative"),
             pytest.param({"devices": 1.0}, "devices=1.0", id="devices_float"),
@@ -128,7 +128,7 @@ class TestValues:
     def test_compiler_is_asked_for_before_it_is_needed(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv("CXX", "no-such-compiler")
         assert not TrainConfig().compile
-        with pytest.raises(OptionError, match=r"compile=True needs a C\+\+ compiler.*no-such-compiler"):
+        with pytest.raises(OptionError, match=r"compile=True requires a C\+\+ compiler.*no-such-compiler"):
             TrainConfig(compile=True)
 
     def test_learning_rate_is_the_optimizers_times_the_adapters(self) -> None:
@@ -139,7 +139,7 @@ class TestValues:
 
     def test_a_step_has_a_number_of_batches_or_of_tokens(self) -> None:
         both: dict[str, Any] = {"accumulate": 2, "accumulate_tokens": 5000}
-        match = "accumulate=2 and accumulate_tokens=5000: .* Leave one of them out"
+        match = "accumulate=2 and accumulate_tokens=5000: .* Omit one of them"
         with pytest.raises(OptionError, match=match):
             TrainConfig.from_options(**both)
         with pytest.raises(OptionError, match=match):
@@ -159,7 +159,7 @@ class TestFromOptions:
         assert TrainConfig.from_options(max_epochs=None, optimizer=None, lr=1e-3) == TrainConfig(lr=1e-3)
 
     def test_unknown_option_gets_a_suggestion(self) -> None:
-        with pytest.raises(OptionError, match=r"no training option 'max_epoch'\. Did you mean 'max_epochs'\?"):
+        with pytest.raises(OptionError, match=r"Unknown training option 'max_epoch'\. Did you mean 'max_epochs'\?"):
             TrainConfig.from_options(max_epoch=3)
 
     def test_unknown_option_lists_the_others(self) -> None:

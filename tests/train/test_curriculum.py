@@ -59,17 +59,17 @@ class TestCheck:
     @pytest.mark.parametrize(
         ("curriculum", "message"),
         [
-            pytest.param("500", "give True, rising numbers", id="text"),
-            pytest.param(500, "give True, rising numbers", id="number"),
-            pytest.param([], "give True, rising numbers", id="empty"),
-            pytest.param([500, 500], "rise from phase to phase", id="same_twice"),
-            pytest.param([1200, 500], "rise from phase to phase", id="falling"),
+            pytest.param("500", "expected True, increasing numbers", id="text"),
+            pytest.param(500, "expected True, increasing numbers", id="number"),
+            pytest.param([], "expected True, increasing numbers", id="empty"),
+            pytest.param([500, 500], "increase from phase to phase", id="same_twice"),
+            pytest.param([1200, 500], "increase from phase to phase", id="falling"),
             pytest.param([0, 500], "at least 1", id="zero"),
-            pytest.param([5.5], "must be whole", id="fraction"),
-            pytest.param([True, 500], "must be whole", id="boolean"),
+            pytest.param([5.5], "must be integers", id="fraction"),
+            pytest.param([True, 500], "must be integers", id="boolean"),
             pytest.param({500: 3, 1200: 4}, "add up to max_epochs=10", id="epochs_that_do_not_add_up"),
             pytest.param({500: 0, 1200: 10}, "at least 1 each", id="phase_without_epoch"),
-            pytest.param(list(range(1, 12)), "11 phases, and max_epochs=10", id="more_phases_than_epochs"),
+            pytest.param(list(range(1, 12)), "11 phases, but max_epochs=10", id="more_phases_than_epochs"),
         ],
     )
     def test_refuses(self, curriculum: Any, message: str) -> None:
@@ -77,7 +77,7 @@ class TestCheck:
             TrainConfig(curriculum=curriculum, max_epochs=10)
 
     def test_default_needs_four_epochs(self) -> None:
-        with pytest.raises(OptionError, match="curriculum=True has 4 phases, and max_epochs=3"):
+        with pytest.raises(OptionError, match="curriculum=True has 4 phases, but max_epochs=3"):
             TrainConfig(curriculum=True, max_epochs=3)
 
 
@@ -324,9 +324,9 @@ class TestRefusals:
         with pytest.raises(MissingKeyError, match=r"No column 'mine_rank'.*sg\.tl\.select_genes\(adata"):
             model.train(few, curriculum=[20, 50], genes_key="mine")
         few.var["mine_rank"] = np.nan
-        with pytest.raises(DataError, match="ranks no gene"):
+        with pytest.raises(DataError, match="has no ranks"):
             model.train(few, curriculum=[20, 50], genes_key="mine")
-        with pytest.raises(OptionError, match="needs a ranking of the genes"):
+        with pytest.raises(OptionError, match="requires a ranking of the genes"):
             model.fit(prepared(model.cells(few), split_of_few, TrainConfig(curriculum=[20, 50])))
 
     def test_phase_that_leaves_no_cell(self, few: AnnData, model: SCGPT) -> None:

@@ -63,7 +63,7 @@ def test_launcher_decides(options: dict[str, Any]) -> None:
         pytest.param({"num_nodes": 3}, "num_nodes=3.*started 2 processes", id="num_nodes"),
         pytest.param(
             {"per_layer_update": True, "clip_norm": math.inf},
-            "per_layer_update=True is for one process",
+            "per_layer_update=True does not support several processes",
             id="per_layer",
         ),
         pytest.param({"accelerator": "mps"}, "accelerator='mps'", id="mps"),
@@ -90,6 +90,6 @@ def test_prompt_cannot_start_processes(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_refusal_comes_before_anything_is_done(few: AnnData, model: SCGPT) -> None:
     before = {name: tensor.clone() for name, tensor in model.network.state_dict().items()}
     few.X = None  # would be the next thing to be refused
-    with pytest.raises(OptionError, match="shard_optimizer=True needs several processes"):
+    with pytest.raises(OptionError, match="shard_optimizer=True requires several processes"):
         model.train(few, labels_key="bulk_labels", shard_optimizer=True)
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.network.state_dict().items())

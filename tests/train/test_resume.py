@@ -146,7 +146,7 @@ def test_a_run_goes_on_with_the_kernels_it_was_begun_with(
         settings.cpu_kernels = "onednn"
         resumed = train(make, few, max_epochs=2, checkpoint_dir=tmp_path, resume=True)
         assert settings.cpu_kernels == "onednn"
-        assert "on with cpu_kernels='torch', which the run was begun with, and not 'onednn'" in caplog.text
+        assert "using cpu_kernels='torch', with which the run was started, instead of 'onednn'" in caplog.text
         other = train(make, few, max_epochs=2)
     assert_same_run(resumed, whole)
     assert resumed.result.summary()["cpu_kernels"] == "torch"
@@ -272,7 +272,7 @@ def test_checkpoints_need_a_folder(few: AnnData, make: Callable[[], SCGPT]) -> N
     with pytest.raises(OptionError, match="checkpoint_every=5 needs checkpoint_dir="):
         train(make, few, checkpoint_every=5)
     for wrong in (0, "soon", "5", "0 min", 1.5):
-        with pytest.raises(OptionError, match="give a number of steps, or a time"):
+        with pytest.raises(OptionError, match="expected a number of steps, or a time"):
             train(make, few, checkpoint_every=wrong)
 
 
@@ -325,7 +325,8 @@ class TestMoreEpochs:
         caplog.set_level("INFO", logger="scgalore")
         longer = train(make, few, max_epochs=5, checkpoint_dir=tmp_path, resume=True)
         assert re.search(
-            r"extended from 3 to 5 epochs, of which .*last\.ckpt has 3: the learning rate follows", caplog.text
+            r"extending the run from 3 to 5 epochs, 3 of which are in .*last\.ckpt: the learning rate follows",
+            caplog.text,
         )
         assert longer.history.index.tolist() == [0, 1, 2, 3, 4]
         pd.testing.assert_frame_equal(longer.history.iloc[:3], first.history, check_exact=True)
@@ -383,7 +384,7 @@ class TestMoreEpochs:
         train(make, few, **STEADY, max_epochs=2, curriculum=genes, checkpoint_dir=tmp_path)
         caplog.set_level("INFO", logger="scgalore")
         longer = train(make, few, **STEADY, max_epochs=6, curriculum=genes, checkpoint_dir=tmp_path, resume=True)
-        assert "the last phase of the curriculum takes the further epochs" in caplog.text
+        assert "the last phase of the curriculum gets the additional epochs" in caplog.text
         assert longer.history["n_genes"].nunique() == 2
         assert longer.history["n_genes"].iloc[1:].nunique() == 1
         whole = train(make, few, **STEADY, max_epochs=6, curriculum={genes[0]: 1, genes[1]: 5})
@@ -423,7 +424,7 @@ class TestCheckpoint:
         assert_same_run(fresh, train(make, few, max_epochs=1))
 
     def test_resume_needs_a_folder(self, few: AnnData, make: Callable[[], SCGPT], tmp_path: Path) -> None:
-        with pytest.raises(OptionError, match="resume=True needs checkpoint_dir"):
+        with pytest.raises(OptionError, match="resume=True requires checkpoint_dir"):
             train(make, few, resume=True)
         (tmp_path / "file").touch()
         with pytest.raises(OptionError, match="is a file"):

@@ -248,7 +248,7 @@ class TestOptions:
         assert model.result.best_epoch == losses.idxmin() == len(losses) - 4
 
     def test_patience_needs_validation_cells(self, few: AnnData, model: SCGPT) -> None:
-        with pytest.raises(OptionError, match="patience needs validation cells"):
+        with pytest.raises(OptionError, match="patience requires validation cells"):
             model.train(few, **RUN, patience=2, validation_size=0.0)
 
     @pytest.mark.parametrize("optimizer", ["galore", "adamw"])

@@ -79,11 +79,11 @@ def test_passing_trouble_is_ridden_out(
 @pytest.mark.parametrize(
     ("manner", "n_asked", "cause"),
     [
-        ("cut", 3, "the connection broke"),
+        ("cut", 3, "the connection was interrupted"),
         (500, 3, "answered 500"),
         (404, 1, "answered 404 Not Found"),
         (403, 1, "answered 403"),
-        ("altered", 1, "other bytes than the recorded sha256"),
+        ("altered", 1, "does not match the recorded sha256"),
     ],
 )
 def test_lasting_trouble_leaves_nothing(

@@ -132,7 +132,7 @@ def find_species(
     species, why = _species_of(place, reading, rows)
     if species == "mouse" and mostly_mouse(vocab.tokens):
         return "human", ""
-    return species, f"genes of a {species}, by {why}" if why else ""
+    return species, f"{species} genes, inferred from {why}" if why else ""
 
 
 def _species_of(place: Place, reading: Reading, rows: NDArray[np.integer[Any]] | None) -> tuple[str, str]:

@@ -482,7 +482,7 @@ def _tokens(part: Part, epoch: int) -> Iterator[RaggedTokens]:
     empty = sums_of(part.rows, part.tokenizer.token_ids)[:, 0] == 0
     if empty.any() and not part.allow_unseen:
         msg = (
-            f"{part.name} has cells without expression in genes of the vocabulary: {part.called(part.cells[empty])}. "
+            f"{part.name} has cells that express no gene of the model's vocabulary: {part.called(part.cells[empty])}. "
             "Remove them, or pass min_matched=0 to keep them."
         )
         raise DataError(msg)

@@ -679,10 +679,11 @@ class CellModel:
         evaluation: Mapping[str, Any] | Sequence[str] | None = None,
         overwrite: bool = False,
     ) -> None:
-        """Write ``config.json, vocab.json, model.safetensors``, ``history.csv`` and a model card, ``README.md``, all or nothing.
+        """Write ``config.json``, ``vocab.json``, ``model.safetensors``, ``history.csv`` and a model card ``README.md``.
 
-        A model that :func:`scgalore.tl.finetune` trained also has ``finetune.json``, with the settings and scores that the card shows.
-        Tasks have further files, such as the prior and ``training_stats.json`` of a model of perturbations.
+        Files are written completely or not at all. A model trained by :func:`scgalore.tl.finetune` also has
+        ``finetune.json``, with the settings and scores shown in the card. Some tasks have additional files, such as the
+        prior and ``training_stats.json`` of a perturbation model.
 
         Parameters
         ----------
@@ -722,10 +723,10 @@ class CellModel:
         evaluation: Mapping[str, Any] | Sequence[str] | None = None,
         card: str | None = None,
     ) -> str:
-        """Publish the model on the Hugging Face Hub: the files of :meth:`save`, a model card and ``SHA256SUMS``, in one commit.
+        """Publish the model on the Hugging Face Hub: the files of :meth:`save` and ``SHA256SUMS``, in one commit.
 
-        Needs the extra ``hub`` and a token that may write: log in once (``hf auth login``), set ``HF_TOKEN``, or pass it here. The
-        token is neither stored nor logged.
+        Requires the extra ``hub`` and a token with write access: log in once (``hf auth login``), set ``HF_TOKEN``, or
+        pass ``token``. The token is neither stored nor logged.
 
         Parameters
         ----------

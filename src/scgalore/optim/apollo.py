@@ -1,6 +1,7 @@
-"""APOLLO: the raw gradient, each channel with a learning rate that Adam finds in a random low-rank space.
+"""APOLLO: gradient scaled per channel by learning rates from Adam in a random low-rank space.
 
-The method is that of Zhu et al., "APOLLO: SGD-like Memory, AdamW-level Performance" (MLSys 2025, arXiv:2412.05270), Algorithm 1.
+The method is that of Zhu et al., "APOLLO: SGD-like Memory, AdamW-level Performance" (MLSys 2025, arXiv:2412.05270),
+Algorithm 1.
 """
 
 from __future__ import annotations
@@ -25,9 +26,10 @@ if TYPE_CHECKING:
 class ApolloAdamW(MixedAdamW):
     r"""APOLLO for matrices, AdamW for the rest: two moments of rank ``r``, and no basis.
 
-    A parameter group with a ``rank`` is APOLLO's; its keys are those of :class:`~scgalore.optim.GaLoreAdamW`, with the same
-    rule for which matrices are projected and the same ``split`` for packed q/k/v weights. A group without ``rank``, and every
-    vector and every matrix whose smaller side is at most ``rank``, gets :class:`torch.optim.AdamW`'s update.
+    A parameter group with a ``rank`` is APOLLO's; its keys are those of :class:`~scgalore.optim.GaLoreAdamW`, with the
+    same rule for which matrices are projected and the same ``split`` for packed q/k/v weights. A group without
+    ``rank``, and every vector and every matrix whose smaller side is at most ``rank``, gets
+    :class:`torch.optim.AdamW`'s update.
 
     For a weight with the gradient G of shape m x n, m < n (else transposed), and the limit :math:`\gamma`
     (``max_growth``):
@@ -37,18 +39,19 @@ class ApolloAdamW(MixedAdamW):
         \tilde R &= \hat M / (\sqrt{\hat V} + \epsilon), \text{ Adam's step for } R \\
         s_j &= \lVert \tilde R_{:,j} \rVert / \lVert R_{:,j} \rVert
                \quad \text{or, per tensor,} \quad s = \lVert \tilde R \rVert / \lVert R \rVert \\
-        \tilde G &= G \, \mathrm{diag}(s), \text{ shortened to } \gamma \lVert \tilde G_{t-1} \rVert \text{ if it is longer} \\
-        W &\leftarrow (1 - \eta\lambda) W - \eta \cdot \mathrm{scale} \cdot \tilde G
+        \tilde G &= G \, \mathrm{diag}(s), \text{ shortened to } \gamma \lVert \tilde G_{t-1} \rVert \text{ if it is
+        longer} \\ W &\leftarrow (1 - \eta\lambda) W - \eta \cdot \mathrm{scale} \cdot \tilde G
 
     What is scaled is G itself, as in the paper; known libraries scale R and project it back. P is drawn from
-    ``(seed, place of the parameter, number of the refresh)`` at every step and never kept; after ``update_proj_gap`` (20; 200 in
-    the paper and in the registry) steps it is another one. The moments stay as they are then, as in the paper.
+    ``(seed, place of the parameter, number of the refresh)`` at every step and never kept; after ``update_proj_gap``
+    (20; 200 in the paper and in the registry) steps it is another one. The moments stay as they are then, as in the
+    paper.
 
-    Where the paper leaves a choice: Adam's step is bias-corrected as torch's is; the norm that limits the next step is that
-    of the step as taken, without ``lr`` and ``scale``, of each block of a packed weight by itself; a gradient of zero
-    neither limits nor is remembered. ``scale="auto"`` is :math:`\sqrt{m / r}`, the factor by which s falls short of what it
-    would be without projection, as the paper derives, so that ``lr`` means the same as for AdamW. A gradient that is
-    not finite leaves its projected weight and state untouched, with one warning.
+    Details not specified in the paper: Adam's step is bias-corrected as torch's is; the norm that limits the next step
+    is that of the step as taken, without ``lr`` and ``scale``, of each block of a packed weight by itself; a gradient
+    of zero neither limits nor is remembered. ``scale="auto"`` is :math:`\sqrt{m / r}`, the factor by which s falls
+    short of what it would be without projection, as the paper derives, so that ``lr`` means the same as for AdamW. A
+    gradient that is not finite leaves its projected weight and state untouched, with one warning.
 
     Parameters
     ----------
@@ -63,19 +66,19 @@ class ApolloAdamW(MixedAdamW):
     weight_decay
         Decoupled weight decay.
     scale_type
-        ``"channel"``, a factor for each row or column along the longer side (APOLLO), or ``"tensor"``, one for each matrix
-        (APOLLO-Mini, with ``rank=1`` and ``scale`` the root of 128).
+        ``"channel"``, a factor for each row or column along the longer side (APOLLO), or ``"tensor"``, one for each
+        matrix (APOLLO-Mini, with ``rank=1`` and ``scale`` the root of 128).
     max_growth
-        Most that the norm of a matrix's step may grow by from one step to the next; ``None`` for no limit.
+        Maximum growth of the norm of a matrix's step from one step to the next; ``None`` for no limit.
     seed
         Seed of all projections; equal on all ranks of a distributed run.
 
     Notes
     -----
-    The state of a projected parameter is ``step`` (a number), ``exp_avg`` and ``exp_avg_sq`` (tensors of shape ``(r, n)`` or
-    ``(m, r)``, float32 also for bfloat16 weights) and ``norm`` (a tensor with one entry for each block). It loads with
-    ``torch.load(weights_only=True)`` and training continues bit for bit on the same kind of device. Another kind of device draws
-    other projections from the same seed.
+    The state of a projected parameter is ``step`` (a number), ``exp_avg`` and ``exp_avg_sq`` (tensors of shape ``(r,
+    n)`` or ``(m, r)``, float32 also for bfloat16 weights) and ``norm`` (a tensor with one entry for each block). It
+    loads with ``torch.load(weights_only=True)`` and training continues bit for bit on the same kind of device. Another
+    kind of device draws other projections from the same seed.
 
     Examples
     --------

@@ -56,7 +56,7 @@ class GaLoreAdamW(MixedAdamW):
     basis
         How a refresh finds the subspace: ``"warm"``, subspace iteration started from the previous basis; ``"svd"``, the
         exact SVD of the gradient; ``"randomized"``, two power iterations from a random start; ``"random"``, a random
-        subspace that does not look at the gradient, as in GoLore (He et al., "Subspace Optimization for Large Language
+        subspace independent of the gradient, as in GoLore (He et al., "Subspace Optimization for Large Language
         Models with Convergence Guarantees", 2024).
     moments
         At a refresh, ``"rotate"`` expresses the moments in the new basis, ``"keep"`` leaves the numbers as galore-torch
@@ -106,9 +106,9 @@ class GaLoreAdamW(MixedAdamW):
         check_galore_group(group)
 
     def refresh(self) -> None:
-        """Find new subspaces at the next step, whatever the gap says: for gradients that will be of another kind.
+        """Compute new subspaces at the next step, independent of the gap, for example if gradients change.
 
-        Refreshes fall on their own steps again after that.
+        Afterwards, refreshes follow their usual steps again.
         """
         for state in self.state.values():
             if "refresh_at" in state:

@@ -1,4 +1,4 @@
-"""Which parameters are projected, and a table that says so."""
+"""Selects the parameters to project, and shows them in a table."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ if TYPE_CHECKING:
 
     from scgalore.optim.projector import ProjType
 
-# Query, key and value in one weight, as flash-attention and torch.nn.MultiheadAttention name it: three bases, since the
-# largest of the three gradients would take a common one for itself.
+# Names of packed query, key and value weights in flash-attention and torch.nn.MultiheadAttention: three bases, since
+# the largest of the three gradients would dominate a common one.
 PACKED_QKV = ("Wqkv.weight", "in_proj_weight")
 
 _OVERRIDABLE = ("rank", "update_proj_gap", "scale", "proj_type", "weight_decay")
@@ -70,8 +70,8 @@ def param_groups(
     proj_type
         Side to project: ``"std"``, ``"reverse_std"``, ``"left"``, ``"right"`` or ``"full"``.
     least_side
-        Matrices whose smaller side is at most this get AdamW at any rank, unless an override gives them one: heads with few
-        classes, at a small rank. ``"auto"`` is a quarter of the network's width.
+        Matrices whose smaller side is at most this get AdamW at any rank, unless an override gives them one: heads with
+        few classes, at a small rank. ``"auto"`` is a quarter of the network's width.
     weight_decay
         Decoupled weight decay of the matrices.
     overrides
@@ -145,7 +145,7 @@ def _trainable(module: nn.Module) -> list[_Weight]:
         if param.requires_grad:
             names[param].append(name)
     if not names:
-        msg = f"{type(module).__name__} has no parameter with requires_grad=True; unfreeze what is to be trained."
+        msg = f"{type(module).__name__} has no parameters with requires_grad=True; unfreeze the parameters to train."
         raise OptionError(msg)
     weights = []
     for weight, its_names in names.items():
@@ -220,7 +220,7 @@ def _refuse_unreached(pattern: str, module: nn.Module) -> NoReturn:
     trained = {name: param.requires_grad for name, param in module.named_parameters(remove_duplicate=False)}
     matched = [name for name in trained if fnmatchcase(name, pattern)]
     if any(trained[name] for name in matched):
-        msg = f"overrides[{pattern!r}] comes after patterns that take all it matches; put it before them."
+        msg = f"overrides[{pattern!r}] comes after patterns that match all of its parameters; put it before them."
     elif matched:
         msg = (
             f"overrides[{pattern!r}] matches only frozen parameters, such as {matched[0]!r}; unfreeze them or drop it."
@@ -242,7 +242,8 @@ def describe_groups(groups: Iterable[Mapping[str, Any]]) -> str:
     Returns
     -------
     One line a parameter, one line a group with its counts, and the total. The bytes are what
-    :class:`~scgalore.optim.GaLoreAdamW` keeps after its first step, and :func:`~scgalore.optim.memory_report` then finds.
+    :class:`~scgalore.optim.GaLoreAdamW` keeps after its first step, and :func:`~scgalore.optim.memory_report` then
+    finds.
     """
     lines = [_row("parameter", "shape", "rank", "AdamW state", "this state")]
     total = [0, 0, 0, 0]

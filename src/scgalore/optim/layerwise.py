@@ -34,7 +34,7 @@ class LayerwiseUpdate:
     - a ``GradScaler``: the gradients are still scaled when they are used;
     - several processes whose gradients are averaged: the update comes before the average.
 
-    The last one is refused. The others cannot be seen from here and stay with the caller.
+    The last one raises an error. The others cannot be detected and are the responsibility of the caller.
 
     Parameters
     ----------
@@ -54,9 +54,9 @@ class LayerwiseUpdate:
     Notes
     -----
     A parameter used several times in a forward pass is updated once, when its last use has been differentiated. A
-    backward pass that still needs a weight after that, through a ``detach()`` of it, gets torch's error about an in-place
-    operation. Activation checkpointing with ``use_reentrant=True`` gives a parameter shared between two segments two
-    partial gradients; use ``use_reentrant=False``.
+    backward pass that still needs a weight after that, through a ``detach()`` of it, gets torch's error about an
+    in-place operation. Activation checkpointing with ``use_reentrant=True`` gives a parameter shared between two
+    segments two partial gradients; use ``use_reentrant=False``.
 
     Examples
     --------
@@ -80,7 +80,7 @@ class LayerwiseUpdate:
         self._handles = [p.register_post_accumulate_grad_hook(self._update) for p in params if p.requires_grad]
 
     def remove(self) -> None:
-        """Go back to ordinary training; a second call does nothing."""
+        """Return to ordinary training; a second call has no effect."""
         for handle in self._handles:
             handle.remove()
         self._handles.clear()
@@ -96,8 +96,8 @@ class LayerwiseUpdate:
         if any(other.grad is not None and other is not param for group in groups for other in group["params"]):
             # Its gradient would be used again at every parameter that follows.
             msg = (
-                "LayerwiseUpdate met the gradient of another parameter: one that was unfrozen, added to the optimizer or "
-                "given a gradient by hand after it began. Call remove(), zero_grad(), and begin anew."
+                "LayerwiseUpdate found the gradient of another parameter, which was unfrozen, added to the optimizer or "
+                "given a gradient manually. Call remove() and zero_grad(), and create it again."
             )
             raise RuntimeError(msg)
         self._optimizer.step()
@@ -116,7 +116,7 @@ def _check_processes(module: nn.Module) -> None:
     distributed = torch.distributed.is_available() and torch.distributed.is_initialized()
     if distributed and (size := torch.distributed.get_world_size()) > 1:
         msg = (
-            f"LayerwiseUpdate is for one process, and this is one of {size}: each would train on its own gradients. "
+            f"LayerwiseUpdate does not support several processes, found {size}: each would train on its own gradients. "
             "Train in one process, or update after backward."
         )
         raise OptionError(msg)

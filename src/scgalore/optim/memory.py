@@ -1,4 +1,4 @@
-"""What training keeps, counted rather than computed."""
+"""Measures the memory of weights, gradients and optimizer state."""
 
 from __future__ import annotations
 

@@ -144,8 +144,8 @@ class MixedAdamW(OwnPrecision):
         if not self._warned:
             self._warned = True
             msg = (
-                f"{type(self).__name__} found NaN or infinity in a gradient and left the weight as it is (said once). If "
-                "the loss does not recover, lower the learning rate or clip the gradients."
+                f"{type(self).__name__} found NaN or infinity in a gradient and did not update the weight (shown once). If "
+                "the loss does not recover, lower the learning rate or clip gradients."
             )
             warnings.warn(msg, RuntimeWarning, stacklevel=7)
 

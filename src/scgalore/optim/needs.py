@@ -1,4 +1,4 @@
-"""What an optimizer needs of a training loop in addition to ``step()``, and what it allows."""
+"""Requirements of optimizers on the training loop in addition to ``step()``, and their capabilities."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ __all__ = ["TrainingNeeds", "needs_of"]
 
 
 class TrainingNeeds:
-    """Base of optimizers that say what they need; what is here holds for those that need nothing.
+    """Base class of optimizers with requirements; the defaults are for optimizers without any.
 
     Attributes
     ----------
@@ -41,7 +41,7 @@ class TrainingNeeds:
         """
 
     def refresh(self) -> None:
-        """Prepare for gradients of another kind, from the next step on."""
+        """Prepare for different gradients from the next step on."""
 
 
 def needs_of(optimizer: Optimizer) -> TrainingNeeds:

@@ -1,4 +1,4 @@
-"""Packages that only one optimizer needs, imported when it is built."""
+"""Optional packages of single optimizers, imported when these are built."""
 
 from __future__ import annotations
 

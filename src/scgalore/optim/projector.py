@@ -129,8 +129,8 @@ def iterate_basis(grad: Tensor, basis: Tensor, n_iter: int = 1) -> Tensor:
 def orthonormal(directions: Tensor) -> Tensor:
     """Orthonormal basis of the span of ``(r, n)`` directions, each with the sign of the one it continues.
 
-    Householder QR, because real gradients are rank-deficient and Cholesky QR breaks down on them. The signs do not hang
-    on the LAPACK build.
+    Householder QR, because real gradients are rank-deficient and Cholesky QR breaks down on them. The signs do not
+    depend on the LAPACK build.
     """
     q, upper = torch.linalg.qr(directions.mT)
     sign = torch.where(upper.diagonal(dim1=-2, dim2=-1) < 0, -1.0, 1.0).to(q.dtype)
@@ -149,8 +149,8 @@ def random_directions(grad: Tensor, rank: int, seeds: Iterable[int]) -> Tensor:
 def random_projection(grad: Tensor, rank: int, sides: Sides, seeds: Sequence[int]) -> Bases:
     """Gaussian projection of one side that keeps norms on average: entries of variance 1 / rank.
 
-    It is drawn on the device of ``grad``, since it is drawn at every step: the same on all ranks, and another on another
-    kind of device.
+    It is drawn on the device of ``grad``, since it is drawn at every step: the same on all ranks, and another on
+    another kind of device.
     """
     size = grad.shape[-2] if sides.left else grad.shape[-1]
     drawn = torch.randn(
@@ -181,7 +181,7 @@ def random_start(grad: Tensor, rank: int, sides: Sides, seeds: Sequence[int]) ->
 
 
 def random_bases(grad: Tensor, rank: int, sides: Sides, seeds: Sequence[int]) -> Bases:
-    """Bases that do not look at the gradient, uniform among all subspaces."""
+    """Bases independent of the gradient, uniform among all subspaces."""
     left, right = (None if side is None else orthonormal(side) for side in random_start(grad, rank, sides, seeds))
     return Bases(left, right)
 

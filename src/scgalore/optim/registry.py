@@ -1,8 +1,8 @@
-"""The optimizers that ``optimizer="..."`` can name.
+"""Optimizers for ``optimizer="..."``.
 
 To add one, write its ``build`` and put an :class:`OptimizerSpec` into :data:`OPTIMIZERS`; it is then checked, built,
 documented and tested like the others. A package that only one of them needs is imported when that one is built.
-One that needs more of a training loop than ``step()`` says so by :class:`~scgalore.optim.needs.TrainingNeeds`.
+Optimizers that need more than ``step()`` inherit from :class:`~scgalore.optim.needs.TrainingNeeds`.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ class OptimizerSpec:
     Attributes
     ----------
     name
-        What the user writes.
+        Name passed by the user.
     build
         Makes the optimizer from a module and the keywords ``lr``, ``weight_decay`` and every one of ``options``.
     lr
@@ -49,19 +49,19 @@ class OptimizerSpec:
     options
         Every option the optimizer takes, with its default; values as JSON has them.
     trains
-        What is trained and what its state holds, in a sentence.
+        Description of the trained weights and of the state, in a sentence.
     state_bytes
-        Bytes of state for each parameter, in words.
+        Description of the bytes of state per parameter.
     source
-        Where the defaults come from.
+        Source of the defaults.
     count_state
-        Bytes of state after the first step, from parameters with the settings of their groups and the options; nothing is
-        allocated. An entry without it is taken for AdamW.
+        Bytes of state after the first step, from parameters with the settings of their groups and the options; nothing
+        is allocated. An entry without it is taken for AdamW.
     count_work
         Bytes that a step needs for its duration, likewise.
     needs_curvature
-        Whether the training loop must supply estimates of the curvature, which takes an objective that can draw labels from
-        the model.
+        Whether the training loop must supply estimates of the curvature, which takes an objective that can draw labels
+        from the model.
     shardable
         Whether several processes can each keep the state of their share of the parameters.
     per_layer
@@ -312,7 +312,7 @@ OPTIMIZERS: dict[str, OptimizerSpec] = {
             per_layer=SophiaG.per_layer,
             lr=3e-5,
             options={"rho": 0.04, "curvature_every": 10, "betas": (0.965, 0.99), "eps": 1e-12},
-            trains="All parameters; a momentum and a curvature for each, the latter from a further backward pass now and then.",
+            trains="All parameters; a momentum and a curvature for each, the latter from an additional backward pass every few steps.",
             state_bytes="8 for each parameter (float32).",
             source=(
                 "rho, curvature_every and betas as in the paper (Liu et al. 2024) and its code; eps is the paper's. lr is a "
@@ -397,7 +397,7 @@ def check_options(name: str, options: Mapping[str, Any]) -> OptimizerSpec:
     The entry, from which an optimizer can be built later.
     """
     if name not in OPTIMIZERS:
-        msg = f"optimizer={name!r} is not known; choose one of {', '.join(OPTIMIZERS)}.{closest(name, OPTIMIZERS)}"
+        msg = f"Unknown optimizer={name!r}; choose from {', '.join(OPTIMIZERS)}.{closest(name, OPTIMIZERS)}"
         raise OptionError(msg)
     spec = OPTIMIZERS[name]
     for key in options:
@@ -410,7 +410,7 @@ def check_options(name: str, options: Mapping[str, Any]) -> OptimizerSpec:
 
 
 def first_with(capability: str) -> str:
-    """Name of the first optimizer that has a capability, for who has chosen one without.
+    """Name of the first optimizer with a capability, to suggest in messages.
 
     Parameters
     ----------

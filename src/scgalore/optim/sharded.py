@@ -1,6 +1,7 @@
-"""Optimizer state shared out among processes, whole parameters to each (ZeRO stage 1).
+"""Optimizer state divided among processes by parameter (ZeRO stage 1).
 
-The idea is that of Rajbhandari et al., "ZeRO: Memory Optimizations Toward Training Trillion Parameter Models" (SC 2020).
+The idea is that of Rajbhandari et al., "ZeRO: Memory Optimizations Toward Training Trillion Parameter Models" (SC
+2020).
 """
 
 from __future__ import annotations
@@ -28,9 +29,10 @@ __all__ = ["ShardedOptimizer", "dealt"]
 class ShardedOptimizer(TrainingNeeds, Optimizer):
     """Each process updates its share of the parameters, keeps state for these alone, and sends them to the others.
 
-    The trained weights are those of the optimizer inside, bit for bit: it holds all parameters, in their groups and order,
-    and makes state only for those that it is given a gradient of. (torch's ``ZeroRedundancyOptimizer`` builds it on a part
-    of the parameters; GaLore's random starts and staggered refreshes hang on a parameter's place among all.)
+    The trained weights are those of the optimizer inside, bit for bit: it holds all parameters, in their groups and
+    order, and makes state only for those that it is given a gradient of. (torch's ``ZeroRedundancyOptimizer`` builds it
+    on a part of the parameters; GaLore's random starts and staggered refreshes depend on a parameter's position among
+    all.)
 
     Parameters
     ----------
@@ -39,7 +41,8 @@ class ShardedOptimizer(TrainingNeeds, Optimizer):
         without gradient. Gradients must be equal on all processes, as
         :class:`~torch.nn.parallel.DistributedDataParallel` leaves them.
     count
-        Bytes of state that a parameter has, from it and its group, by which parameters are dealt; their size when left out.
+        Bytes of state that a parameter has, from it and its group, by which parameters are dealt; their size when left
+        out.
 
     Raises
     ------
@@ -49,20 +52,21 @@ class ShardedOptimizer(TrainingNeeds, Optimizer):
 
     Notes
     -----
-    Parameters are dealt by their state, the largest first, to the process that has least. ``state_dict()`` has the state of this
-    process; after ``consolidate_state_dict()``, which all processes must call, it has once, on process 0, that of all of
-    them, in the form of the optimizer inside. Any number of processes can load that, and each keeps its share.
+    Parameters are dealt by their state, the largest first, to the process that has least. ``state_dict()`` has the
+    state of this process; after ``consolidate_state_dict()``, which all processes must call, it has once, on process 0,
+    that of all of them, in the form of the optimizer inside. Any number of processes can load that, and each keeps its
+    share.
     """
 
     def __init__(self, optimizer: Optimizer, count: CountState | None = None) -> None:
         if not (distributed.is_available() and distributed.is_initialized()):
-            msg = "ShardedOptimizer shares state among processes, and torch.distributed has no process group."
+            msg = "ShardedOptimizer requires a process group of torch.distributed. Call torch.distributed.init_process_group() first."
             raise OptionError(msg)
         if not needs_of(optimizer).shardable:
-            msg = f"{type(optimizer).__name__} works on all parameters at once, and its state cannot be shared out."
+            msg = f"{type(optimizer).__name__} needs all parameters at once, so its state cannot be divided among processes."
             raise OptionError(msg)
         if optimizer.state:
-            msg = "The optimizer has state already; share it out before its first step."
+            msg = "The optimizer already has state; wrap it before its first step."
             raise OptionError(msg)
         self.optimizer = optimizer
         self.rank = distributed.get_rank()

@@ -35,17 +35,17 @@ class SophiaG(OwnPrecision):
         M &\leftarrow \beta_1 M + (1 - \beta_1) G \\
         W &\leftarrow W - \eta \cdot \mathrm{clip}\bigl(M / \max(\rho H, \epsilon), 1\bigr)
 
-    Every ``curvature_every`` steps, the first before the first step, the training loop draws labels from the model itself
-    and passes the loss at these labels: :math:`H \leftarrow \beta_2 H + (1 - \beta_2) \, n \, \hat G^2`.
+    Every ``curvature_every`` steps, the first before the first step, the training loop draws labels from the model
+    itself and passes the loss at these labels: :math:`H \leftarrow \beta_2 H + (1 - \beta_2) \, n \, \hat G^2`.
 
-    The factor n, the number of terms that the mean loss runs over, is what makes the estimate one of the curvature of the
-    mean loss: the terms are independent given the inputs and have gradients :math:`g_i` of mean zero at labels of the
-    model, so :math:`E[n \hat G^2] = n \sum_i E[g_i^2] / n^2 = \frac{1}{n} \sum_i E[g_i^2]`, the Gauss-Newton diagonal.
-    The authors' code leaves n out of the average and multiplies by it in the step, which is the same.
+    The factor n, the number of terms that the mean loss runs over, is what makes the estimate one of the curvature of
+    the mean loss: the terms are independent given the inputs and have gradients :math:`g_i` of mean zero at labels of
+    the model, so :math:`E[n \hat G^2] = n \sum_i E[g_i^2] / n^2 = \frac{1}{n} \sum_i E[g_i^2]`, the Gauss-Newton
+    diagonal. The authors' code leaves n out of the average and multiplies by it in the step, which is the same.
 
-    No coordinate of a step is larger than ``lr``. Without an estimate a step is ``lr`` times the sign of the momentum; one
-    warning says so. A gradient that is not finite leaves its weight and momentum untouched, one of an estimate leaves all
-    curvature as it is and due; one warning says either.
+    No coordinate of a step is larger than ``lr``. Without an estimate a step is ``lr`` times the sign of the momentum;
+    one warning says so. A gradient that is not finite leaves its weight and momentum untouched, one of an estimate
+    leaves all curvature as it is and due; one warning says either.
 
     Parameters
     ----------
@@ -66,9 +66,10 @@ class SophiaG(OwnPrecision):
 
     Notes
     -----
-    The state of a parameter is ``exp_avg`` and ``hessian``, tensors of its shape (float32 also for bfloat16 weights); how
-    many steps are left until the next estimate is a number in the groups. In a process group of ``torch.distributed`` the
-    estimate is averaged over its ranks, as gradients are, so all of them must call :meth:`update_curvature` together.
+    The state of a parameter is ``exp_avg`` and ``hessian``, tensors of its shape (float32 also for bfloat16 weights);
+    how many steps are left until the next estimate is a number in the groups. In a process group of
+    ``torch.distributed`` the estimate is averaged over its ranks, as gradients are, so all of them must call
+    :meth:`update_curvature` together.
 
     Examples
     --------
@@ -168,7 +169,7 @@ class SophiaG(OwnPrecision):
             squares = [g.to(state_dtype(g.dtype)).square().mul_(n_terms) for g in grads]
             _average_over_ranks(squares)
             if not all(_all_finite(squares)):
-                self._warn("found NaN or infinity in an estimate of the curvature, which stays as it was", 3)
+                self._warn("found NaN or infinity in an estimate of the curvature, which was not updated", 3)
                 return
             for (group, param), square in zip(pairs, squares, strict=True):
                 self._state_of(param)["hessian"].lerp_(square, 1.0 - group["betas"][1])
@@ -198,7 +199,10 @@ class SophiaG(OwnPrecision):
         _refuse_sparse(_grad(param) for _, params in trained for param in params)
         if not self.state:
             # step() has two wrappers of torch around it.
-            self._warn("knows no curvature and moves each coordinate by lr: call update_curvature() when it is due", 5)
+            self._warn(
+                "has no estimate of the curvature, so each coordinate changes by lr: call update_curvature() when needs_curvature() is True",
+                5,
+            )
         for group, params in trained:
             for chunk in _chunks(params):
                 self._update(group, chunk)
@@ -209,7 +213,7 @@ class SophiaG(OwnPrecision):
         grads = [_grad(param).to(state_dtype(param.dtype)) for param in params]
         finite = _all_finite(grads)
         if not all(finite):
-            self._warn("found NaN or infinity in a gradient and left the weight as it is", 6)
+            self._warn("found NaN or infinity in a gradient and did not update the weight", 6)
             params, grads = list(compress(params, finite)), list(compress(grads, finite))
         if not params:
             return
@@ -239,7 +243,7 @@ class SophiaG(OwnPrecision):
     def _warn(self, text: str, depth: int) -> None:
         if text not in self._warned:
             self._warned.add(text)
-            warnings.warn(f"SophiaG {text} (said once).", RuntimeWarning, stacklevel=depth)
+            warnings.warn(f"SophiaG {text} (shown once).", RuntimeWarning, stacklevel=depth)
 
 
 def sample_classes(logits: Tensor, generator: torch.Generator) -> Tensor:
@@ -266,7 +270,8 @@ def sample_classes(logits: Tensor, generator: torch.Generator) -> Tensor:
 def sample_values(prediction: Tensor, generator: torch.Generator) -> Tensor:
     r"""Draw the targets of a regression with squared error from the Gaussian that it stands for.
 
-    The mean of :math:`(f - y)^2` is, up to a constant, the mean negative log-likelihood of a Gaussian with variance 1/2.
+    The mean of :math:`(f - y)^2` is, up to a constant, the mean negative log-likelihood of a Gaussian with variance
+    1/2.
 
     Parameters
     ----------

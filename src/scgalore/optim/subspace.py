@@ -1,4 +1,4 @@
-"""The state of one projected parameter: when its basis is refreshed and what becomes of the moments.
+"""State of a projected parameter: refreshes of its basis and update of its moments.
 
 Plain functions on a parameter group (the options) and a state dictionary (tensors and numbers only).
 """

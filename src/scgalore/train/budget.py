@@ -1,6 +1,6 @@
-"""How long a run trains where that is left open: enough steps of the optimizer, and an end when validation cells gain no more.
+"""Default number of epochs: enough steps of the optimizer, with early stopping on validation cells.
 
-``docs/benchmarks/classes.md`` has the measurements that the numbers were chosen by.
+The values are based on the measurements in ``docs/benchmarks/classes.md``.
 """
 
 from __future__ import annotations
@@ -21,29 +21,29 @@ if TYPE_CHECKING:
 __all__ = ["FEWEST_EPOCHS", "MOST_EPOCHS", "PATIENCE", "STEPS", "has_converged", "open_epochs", "settle_budget"]
 
 STEPS = 500
-"""Steps of the optimizer that an open budget has at least, unless they take more than :data:`MOST_EPOCHS`."""
+"""Minimum number of optimizer steps of a default budget, unless they take more than :data:`MOST_EPOCHS`."""
 
 FEWEST_EPOCHS, MOST_EPOCHS = 10, 100
 
 PATIENCE = 5
-"""Epochs without a better validation score that end a run whose budget is open."""
+"""Default patience of a run with a default budget."""
 
 STILL = 0.02
-"""Share of all that a run has gained that its last half may have gained, if it is to count as converged."""
+"""Maximum fraction of a run's improvement in its last half for the run to count as converged."""
 
 
 def open_epochs(n_cells: int | None, config: TrainConfig, *, n_processes: int = 1) -> int:
-    """Epochs of a run that were left open.
+    """Default number of epochs.
 
     Parameters
     ----------
     n_cells
-        Training cells; ``None`` where they are not known.
+        Number of training cells; ``None`` if unknown.
     config
-        How to train. A batch size that is still to be chosen counts as the default, since the cells of a step stay the same.
-        Caps on tokens only make more steps of an epoch.
+        Training settings. ``batch_size="auto"`` counts as the default, since the number of cells per step stays the
+        same. ``batch_tokens`` is ignored; it can only increase the number of steps.
     n_processes
-        Processes that train together, each on its own batches.
+        Number of processes, each with its own batches.
     """
     phases = len(config.curriculum) if isinstance(config.curriculum, Sized) else 1
     fewest = max(FEWEST_EPOCHS, phases)
@@ -58,18 +58,18 @@ def open_epochs(n_cells: int | None, config: TrainConfig, *, n_processes: int = 
 def settle_budget(
     config: TrainConfig, n_cells: int | None, *, validated: bool, begun: Mapping[str, Any] | None = None
 ) -> TrainConfig:
-    """Choose ``max_epochs`` where it is left open, and with it the ``patience``; one that is given is as it is.
+    """Set ``max_epochs`` and ``patience`` if ``max_epochs`` is ``None``.
 
     Parameters
     ----------
     config
-        How to train.
+        Training settings.
     n_cells
-        Training cells; ``None`` for a stream, which has a fixed number of epochs and trains all of them.
+        Number of training cells; ``None`` for a stream, which has a fixed number of epochs and no early stopping.
     validated
-        Whether there are validation cells to be patient with.
+        Whether there are validation cells.
     begun
-        Settings of the run that is continued, which keeps its own budget.
+        Settings of the run to resume, which keeps its budget.
     """
     if config.max_epochs is not None:
         return config
@@ -79,22 +79,22 @@ def settle_budget(
         epochs = open_epochs(n_cells, config, n_processes=training_processes(config).size)
         patience = PATIENCE if validated and n_cells else None
     patience = config.patience or patience
-    ends = "" if patience is None else f", fewer if {patience} in a row (patience) do not help"
+    ends = "" if patience is None else f", stopping early after {patience} epochs without improvement (patience)"
     logg.info(f"    at most {epochs} epochs (max_epochs){ends}")
     return replace(config, max_epochs=epochs, patience=patience)
 
 
 def has_converged(scores: Sequence[float]) -> bool | None:
-    """Whether a run has gained most of what it gained before its last half, or nothing in its last epoch.
+    """Whether most of a run's improvement was before its last half, or its last epoch had none.
 
     Parameters
     ----------
     scores
-        Validation score of each epoch, lower is better; that of the start before them, if there is one.
+        Validation score of each epoch (lower is better), preceded by that of the initial weights, if known.
 
     Returns
     -------
-    ``None`` where fewer than three scores do not tell.
+    ``None`` with fewer than three scores.
     """
     if len(scores) < 3:
         return None

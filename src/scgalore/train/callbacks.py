@@ -1,4 +1,4 @@
-"""What happens beside training: history, best epoch, when to stop, and the progress bar."""
+"""Callbacks: history, best epoch, early stopping, and the progress bar."""
 
 from __future__ import annotations
 
@@ -36,21 +36,21 @@ __all__ = ["BestWeights", "History", "SameBuffers", "SameKernels", "ShowProgress
 LOSSES = ("train_loss", "validation_loss")
 
 HOPELESS = "validation_hopeless"
-"""Metric of an objective that can tell that an epoch is worse than the start, and not by chance."""
+"""Metric of an objective that is nonzero if an epoch is significantly worse than the initial weights."""
 
 
 class History(Callback):
-    """One row an epoch; unlike a logger's, its rows survive an interruption.
+    """Training history with one row per epoch, which is kept when a run is interrupted and resumed.
 
     Parameters
     ----------
     n_processes
-        How many train together; all of them get the rows of the first.
+        Number of processes; all of them get the rows of the first.
     n_genes
-        With a curriculum, how many genes training shows by epoch, which rows then say.
+        With a curriculum, number of training genes in each epoch, which is added to the rows.
     throughput
-        Whether rows also have ``cells_per_second`` and ``tokens_per_second`` of all processes and ``waited``, the share of the
-        time in which the first had to wait for its data, validation left out; each is then shown in a line.
+        Whether rows also have ``cells_per_second`` and ``tokens_per_second`` over all processes and ``waited``, the
+        fraction of the time (without validation) the first process waited for data; each row is then logged.
 
     Attributes
     ----------
@@ -63,10 +63,10 @@ class History(Callback):
         self._pace = _Pace() if throughput else None
         self.rows: list[dict[str, float]] = []
         self._started: float | None = None
-        self._spent = 0.0  # before the run was interrupted inside an epoch
+        self._spent = 0.0  # seconds before the run was interrupted within an epoch
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Start the clock, of a run that goes on inside an epoch too."""
+        """Start the clock, also for a run resumed within an epoch."""
         self.on_train_epoch_start(trainer, pl_module)
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -76,19 +76,19 @@ class History(Callback):
             self._pace = _Pace()
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
-        """Note how long the data took."""
+        """Measure the time spent waiting for data."""
         if self._pace is not None:
             self._pace.waited += time.perf_counter() - self._pace.last
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Count its cells and tokens."""
+        """Count the cells and tokens of the batch."""
         if self._pace is not None:
             self._pace.count(batch)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Add the row of the epoch; refuse to go on from a loss that is not finite."""
+        """Add the row of the epoch; raise an error if a loss is not finite."""
         row = {
             "epoch": float(trainer.current_epoch),
             "lr": float(trainer.optimizers[0].param_groups[0]["lr"]),
@@ -101,21 +101,21 @@ class History(Callback):
             row.update(self._pace.row(self._n_processes))
         row.update({name: float(value) for name, value in sorted(trainer.callback_metrics.items())})
         if self._n_processes > 1:
-            # The metrics are those of all processes already; the seconds are each one's own.
+            # Metrics are already averaged over processes; seconds are measured by each process.
             row = trainer.strategy.broadcast(row)
         self.rows.append(row)
-        # Raised here, before a checkpoint of such weights takes the place of the last good one.
+        # Raised before a checkpoint of such weights replaces the last good one.
         if bad := [name for name, value in row.items() if name.endswith("_loss") and not math.isfinite(value)]:
             end_run(f"{bad[0]} became {row[bad[0]]}", f"epoch {trainer.current_epoch}")
         if trainer.is_global_zero:
             self._tell(trainer)
 
     def table(self) -> pd.DataFrame:
-        """Rows by epoch."""
+        """The rows as a table, indexed by epoch."""
         return pd.DataFrame(self.rows).astype({"epoch": int}).set_index("epoch")
 
     def _tell(self, trainer: Trainer) -> None:
-        """Report how fast a stream is trained on."""
+        """Log the throughput."""
         if self._pace is not None:
             row, n = self.rows[-1], trainer.max_epochs or 0
             left = (n - len(self.rows)) * sum(each["seconds"] for each in self.rows) / len(self.rows)
@@ -134,11 +134,11 @@ class History(Callback):
         return self._spent + (0.0 if self._started is None else time.perf_counter() - self._started)
 
     def state_dict(self) -> dict[str, Any]:
-        """Rows so far, and the seconds of an epoch that has not ended."""
+        """Rows so far, and the seconds of the current epoch."""
         return {"rows": self.rows, "seconds": self._seconds()}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Continue the rows of a checkpoint."""
+        """Restore the rows from a checkpoint."""
         self.rows, self._spent = list(state_dict["rows"]), state_dict.get("seconds", 0.0)
 
 
@@ -150,14 +150,14 @@ class _Pace:
         self.cells, self.tokens, self.waited = 0, 0, 0.0
 
     def count(self, batch: Any) -> None:
-        """Add a batch that was trained on."""
-        cells = getattr(batch, "batch", batch)  # of several processes, a share
+        """Add a training batch."""
+        cells = getattr(batch, "batch", batch)  # a Share with several processes
         self.cells += len(cells)
         self.tokens += cells.n_tokens
         self.last = time.perf_counter()
 
     def row(self, n_processes: int) -> dict[str, float]:
-        """What a row of the history says."""
+        """Columns of the history."""
         seconds = max(self.last - self.started, 1e-9)
         return {
             "cells_per_second": n_processes * self.cells / seconds,
@@ -167,14 +167,14 @@ class _Pace:
 
 
 class BestWeights(Callback):
-    """Keep the weights of the epoch with the lowest validation score and put them back at the end.
+    """Keep the weights of the epoch with the lowest validation score and restore them at the end.
 
     Parameters
     ----------
     monitor
         Metric to minimise.
     start
-        Score of the weights training starts from; where it is finite, they are kept until an epoch does better.
+        Score of the initial weights; if finite, these are kept until an epoch is better.
     """
 
     def __init__(self, monitor: str, *, start: float = math.inf) -> None:
@@ -184,7 +184,7 @@ class BestWeights(Callback):
         self.weights: dict[str, Tensor] = {}
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Keep the weights of the start, unless a checkpoint has brought others."""
+        """Keep the initial weights, unless weights were restored from a checkpoint."""
         if math.isfinite(self.best) and not self.weights:
             self._keep(pl_module)
 
@@ -201,7 +201,7 @@ class BestWeights(Callback):
         self.weights = {name: tensor.detach().to("cpu", copy=True) for name, tensor in tensors.items()}
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Put the best weights back."""
+        """Restore the best weights."""
         if self.weights:
             _network(pl_module).load_state_dict(self.weights)
 
@@ -215,21 +215,21 @@ class BestWeights(Callback):
 
 
 class StopEarly(EarlyStopping):
-    """Lightning's early stopping, which a resumed run remembers.
+    """Lightning's early stopping, which also works for resumed runs.
 
-    A checkpoint keeps the count of epochs without progress, but not that training had ended over it: a run that is
-    started again after its end would train one more epoch than the uninterrupted one.
+    A checkpoint contains the number of epochs without improvement, but not that training has stopped because of it: a
+    run that is resumed after its end would train one epoch more than the uninterrupted run.
 
     Parameters
     ----------
     monitor
         Metric to minimise.
     patience
-        Epochs without a better one before training stops.
+        Number of epochs without improvement before training stops.
     start
-        Score of the weights training starts from, if they count.
+        Score of the initial weights, if they count.
     first_epoch
-        Epoch from which on they are counted.
+        First epoch that counts.
     """
 
     def __init__(self, monitor: str, *, patience: int, start: float = math.inf, first_epoch: int = 0) -> None:
@@ -239,21 +239,21 @@ class StopEarly(EarlyStopping):
             self.best_score = torch.tensor(start)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """End at once where the checkpoint's run ended."""
+        """Stop immediately if the run of the checkpoint had stopped."""
         if self.wait_count >= self.patience:
             trainer.should_stop = True
             if trainer.is_global_zero:
                 logg.info(
-                    f"    this run has stopped early: {self.wait_count} epochs without a better {self.monitor}. A larger "
-                    "patience= lets it go on."
+                    f"    this run has stopped early: {self.wait_count} epochs without a better {self.monitor}. Increase "
+                    "patience= to continue it."
                 )
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Continue the count of a checkpoint, with the patience of now."""
+        """Restore the count from a checkpoint, with the current patience."""
         super().load_state_dict({**state_dict, "patience": self.patience})
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Check the metric, and say so if it ends training; an epoch that is clearly worse counts twice."""
+        """Check the metric, and log if it stops training; an epoch that is significantly worse counts twice."""
         if trainer.current_epoch < self.first_epoch:
             return
         if self.wait_count < self.patience and float(trainer.callback_metrics.get(HOPELESS, 0.0)):
@@ -261,27 +261,27 @@ class StopEarly(EarlyStopping):
         super().on_train_epoch_end(trainer, pl_module)
         if self.wait_count >= self.patience and trainer.is_global_zero:
             logg.info(
-                f"    stopped after epoch {trainer.current_epoch}: no better {self.monitor} for as long as patience={self.patience} allows"
+                f"    stopped early after epoch {trainer.current_epoch}: no better {self.monitor} (patience={self.patience})"
             )
 
 
 class SameBuffers(Callback):
-    """Give all processes the buffers of the first: batch norms keep statistics of the cells they have seen."""
+    """Copy the buffers of the first process to all others, since the statistics of batch norms depend on the cells of a process."""
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Send them, before anything is saved."""
+        """Send the buffers before anything is saved."""
         for buffer in _network(pl_module).buffers():
             if trainer.world_size > 1:
                 distributed.broadcast(buffer, src=0)
 
 
 class SameKernels(Callback):
-    """Compute with the kernels for CPUs that the run was begun with, in all processes.
+    """Use the CPU kernels with which the run was started, in all processes.
 
     Attributes
     ----------
     in_words
-        As :func:`scgalore.nn.cpu.kernels_in_words` says, where a CPU has trained.
+        Description by :func:`scgalore.nn.cpu.kernels_in_words`, if trained on a CPU.
     """
 
     def __init__(self) -> None:
@@ -290,43 +290,43 @@ class SameKernels(Callback):
         self._run = ExitStack()
 
     def state_dict(self) -> dict[str, Any]:
-        """Kernels that have been chosen."""
+        """The chosen kernels."""
         return kernels()
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on with these."""
+        """Restore the kernels from a checkpoint."""
         self._begun = dict(state_dict)
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Take them, or those of the first process."""
+        """Use these kernels, or those of the first process."""
         if trainer.strategy.root_device.type != "cpu":
             return
         now, chosen = kernels(), self._begun
         if chosen is not None and chosen["mode"] != now["mode"]:
             logg.info(
-                f"    on with cpu_kernels={chosen['mode']!r}, which the run was begun with, and not {now['mode']!r}"
+                f"    using cpu_kernels={chosen['mode']!r}, with which the run was started, instead of {now['mode']!r}"
             )
         if trainer.world_size > 1:
             chosen = trainer.strategy.broadcast(chosen or kernels(complete=True))
         self._run.enter_context(using_kernels(chosen))
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Note what has computed."""
+        """Record the kernels that were used."""
         if trainer.strategy.root_device.type == "cpu":
             half = str(trainer.precision).startswith("bf16")
             self.in_words = kernels_in_words(torch.bfloat16 if half else torch.float32)
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Go back to the setting."""
+        """Restore the setting."""
         self._run.close()
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        """The same."""
+        """Restore the setting when a run fails."""
         self._run.close()
 
 
 class UpdateInBackward(Callback):
-    """Update each weight in the backward pass, as soon as its gradient is there."""
+    """Update each weight in the backward pass, as soon as its gradient is computed."""
 
     def __init__(self) -> None:
         self._update: LayerwiseUpdate | None = None
@@ -341,18 +341,18 @@ class UpdateInBackward(Callback):
             self._update.remove()
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        """End too: the network outlives a run that failed."""
+        """Remove the hooks when a run fails, since the network is used afterwards."""
         self.on_train_end(trainer, pl_module)
 
 
 class ShowProgress(Callback):
-    """Show the batches of the whole run, or what is left of a resumed one, with the losses of the last epoch."""
+    """Progress bar over the batches of the run, or the rest of a resumed run, with the losses of the last epoch."""
 
     def __init__(self) -> None:
         self._progress: Progress | None = None
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Count the batches that are left: an epoch of a curriculum may have more than the one before."""
+        """Count the remaining batches; with a curriculum, epochs can have different numbers of batches."""
         if self._progress is None:
             self._progress = Progress("training", unit="batches")
         left, per_epoch = (trainer.max_epochs or 0) - trainer.current_epoch, trainer.num_training_batches
@@ -371,12 +371,12 @@ class ShowProgress(Callback):
             self._progress.update(1)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """End the bar."""
+        """Close the bar."""
         if self._progress is not None:
             self._progress.close()
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        """End the bar of a run that failed."""
+        """Close the bar when a run fails."""
         self.on_train_end(trainer, pl_module)
 
 

@@ -1,4 +1,4 @@
-"""Checkpoints that a killed run can be continued from."""
+"""Checkpoints from which an interrupted run can be resumed."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ __all__ = [
 ]
 
 CHECKPOINT_KEY = "scgalore_run"
-"""Where a checkpoint says which run it belongs to."""
+"""Key of the identity of the run in a checkpoint."""
 
 STEM = "last"
 
@@ -55,25 +55,25 @@ STATE = {
     **dict.fromkeys(("optimizer_states", "lr_schedulers"), LIST),
     **dict.fromkeys(("epoch", "global_step"), INDEX),
 }
-"""What a checkpoint must hold to go on from."""
+"""Required contents of a checkpoint."""
 
 POSITION = {"epoch": INDEX, "batch": INDEX}
-"""Where in an epoch it was written; those of earlier versions, which were written at its end, do not say so."""
+"""Position in the epoch; missing in checkpoints of earlier versions, which were written at the end of an epoch."""
 
 
 class WholeFiles(TorchCheckpointIO):
-    """Write a checkpoint beside its place and move it there in one step; read tensors and numbers only.
+    """Write checkpoints atomically, to a file in the same folder that is then renamed; read tensors and numbers only.
 
-    Lightning's own way moves it from the system's folder of temporary files: where that is another file system, the move
-    is a copy, and a run that is killed during it has lost both the new checkpoint and the last.
+    Lightning moves them from the system's temporary folder. On another file system, this is a copy, and a run killed
+    meanwhile loses both the new and the previous checkpoint.
     """
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: PathLike, storage_options: Any | None = None) -> None:
-        """Replace the file at ``path``, or leave it as it is."""
+        """Replace the file at ``path`` completely or not at all."""
         path = Path(path)
         unfinished = path.with_name(f".{path.name}.part")
         try:
-            with writing(path, RuntimeError):  # all that torch says of a disk
+            with writing(path, RuntimeError):  # the only error torch raises for a full disk
                 path.parent.mkdir(parents=True, exist_ok=True)
                 torch.save(checkpoint, unfinished)
                 unfinished.replace(path)
@@ -96,14 +96,14 @@ def last_checkpoint(folder: PathLike) -> Path:
 
 
 class Checkpoints(Checkpoint):
-    """Write :func:`last_checkpoint` after each epoch, and inside epochs as often as is asked for.
+    """Write :func:`last_checkpoint` after each epoch, and optionally within epochs.
 
     Parameters
     ----------
     folder
-        Where to.
+        Folder to write to.
     every
-        Steps of the optimizer, or a time such as ``"30 min"``, that may pass without one; ``None`` for the ends of epochs only.
+        Interval as a number of optimizer steps or a time such as ``"30 min"``; ``None`` for the ends of epochs only.
     """
 
     def __init__(self, folder: PathLike, every: int | str | None = None) -> None:
@@ -113,19 +113,20 @@ class Checkpoints(Checkpoint):
         self._last = 0, 0.0
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Begin to count."""
+        """Start counting."""
         self._note(trainer)
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
-        """Write one between two steps, where all that Lightning has counted is done; before the last step the epoch's end is near."""
-        # The number is still that of the batch before: 1 if it ended a step, and else more than there were batches.
+        """Write a checkpoint between two steps, when Lightning's counters are consistent; not before the last step of an epoch."""
+        # This is still the value of the previous batch: 1 if it ended a step, otherwise more than the number of
+        # batches.
         inside_step = batch_idx % trainer.accumulate_grad_batches
         if not inside_step and not trainer.is_last_batch and self._is_due(trainer):
             refuse_unsound(pl_module, trainer)
             self._save(trainer)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Write one, after all other callbacks."""
+        """Write a checkpoint after all other callbacks."""
         self._save(trainer)
 
     def _is_due(self, trainer: Trainer) -> bool:
@@ -133,7 +134,7 @@ class Checkpoints(Checkpoint):
         if trainer.global_step == step or math.isinf(self._seconds):
             return trainer.global_step - step >= self._steps
         late = time.monotonic() - at >= self._seconds
-        return bool(trainer.strategy.broadcast(late))  # by the clock of the first process
+        return bool(trainer.strategy.broadcast(late))  # measured by the first process
 
     def _save(self, trainer: Trainer) -> None:
         trainer.save_checkpoint(self._path, weights_only=False)
@@ -154,18 +155,18 @@ def read_checkpoint(path: PathLike, *, map_location: Any = "cpu", mmap: bool = F
     check_archive(Path(path))
     try:
         checkpoint = torch.load(path, map_location=map_location, weights_only=True, mmap=mmap)
-    except Exception as error:  # damaged bytes raise whatever the unpickler stumbles over
-        msg = f"{path} is damaged, or no checkpoint ({type(error).__name__}). Delete it, or use {ELSEWHERE}."
+    except Exception as error:  # damaged bytes can raise any exception
+        msg = f"{path} is damaged or not a checkpoint ({type(error).__name__}). Delete it, or use {ELSEWHERE}."
         raise WeightsError(msg) from error
     if not isinstance(checkpoint, dict) or CHECKPOINT_KEY not in checkpoint:
-        msg = f"{path} was not written by scgalore's training. Use {ELSEWHERE}."
+        msg = f"{path} is not a checkpoint of scgalore. Use {ELSEWHERE}."
         raise WeightsError(msg)
     check_fields(checkpoint, {CHECKPOINT_KEY: OBJECT}, where=path)
     return checkpoint
 
 
 def saved_run(folder: PathLike | None, *, resume: bool) -> dict[str, Any] | None:
-    """What makes the run this run that is to be continued; ``None`` where there is none.
+    """Identity of the run to resume; ``None`` if there is none.
 
     Parameters
     ----------
@@ -178,7 +179,7 @@ def saved_run(folder: PathLike | None, *, resume: bool) -> dict[str, Any] | None
 
 
 def check_state(path: PathLike, checkpoint: Mapping[str, Any]) -> None:
-    """Refuse a checkpoint to go on from whose weights or optimizer state are not finite, or are not there.
+    """Raise an error if the weights or the optimizer state of a checkpoint are missing or not finite.
 
     Raises
     ------
@@ -193,38 +194,38 @@ def check_state(path: PathLike, checkpoint: Mapping[str, Any]) -> None:
 
 
 def checkpoint_to_resume(folder: PathLike | None, *, resume: bool, identity: Mapping[str, Any]) -> Path | None:
-    """Find the checkpoint to continue from, if any.
+    """Find the checkpoint to resume from, if any.
 
     Parameters
     ----------
     folder
         ``checkpoint_dir`` of the run.
     resume
-        Whether to continue.
+        Whether to resume.
     identity
-        What makes this run this run.
+        Identity of this run: hashes and settings that must match.
 
     Returns
     -------
-    Its path, or ``None`` to start from the beginning. Nothing is created. The run may have been begun with fewer epochs or
-    less patience; see ``scgalore.train.extension``.
+    Path of the checkpoint, or ``None`` to start from the beginning. Nothing is created. The run may have been started
+    with fewer epochs or less patience; see ``scgalore.train.extension``.
 
     Raises
     ------
     OptionError
-        If there is one and ``resume`` is off, or if it belongs to another run.
+        If a checkpoint exists and ``resume`` is off, or if it belongs to another run.
     DiskError
         If a checkpoint could not be written there.
     WeightsError
-        If it is damaged, or its weights or optimizer state are not finite.
+        If the checkpoint is damaged, or its weights or optimizer state are not finite.
     """
     if folder is None:
         if resume:
-            msg = "resume=True needs checkpoint_dir, the folder of the interrupted run."
+            msg = "resume=True requires checkpoint_dir, the folder of the interrupted run."
             raise OptionError(msg)
         return None
     if Path(folder).is_file():
-        msg = f"checkpoint_dir={str(folder)!r} is a file; give the path of a folder."
+        msg = f"checkpoint_dir={str(folder)!r} is a file; expected a folder."
         raise OptionError(msg)
     refuse_unwritable(Path(folder), "checkpoint_dir")
     path = last_checkpoint(folder)
@@ -233,21 +234,21 @@ def checkpoint_to_resume(folder: PathLike | None, *, resume: bool, identity: Map
             logg.info(f"    no checkpoint in {folder} yet: starting from the beginning")
         return None
     if not resume:
-        msg = f"{path} exists. Pass resume=True to continue that run, or another checkpoint_dir to start a new one."
+        msg = f"{path} exists. Pass resume=True to resume that run, or another checkpoint_dir to start a new one."
         raise OptionError(msg)
     checkpoint = read_checkpoint(path, mmap=True)
     begun = checkpoint[CHECKPOINT_KEY]
     saved = extended(begun, identity)
     _refuse_other_run(path, saved, identity)
     check_state(path, checkpoint)
-    logg.info(f"    continuing {path} at {progress(checkpoint)}")
+    logg.info(f"    resuming {path} at {progress(checkpoint)}")
     if saved.get("max_epochs") != begun.get("max_epochs"):
         _report_extension(path, checkpoint, begun, identity)
     return path
 
 
 def progress(checkpoint: Mapping[str, Any]) -> str:
-    """How far a run is, in words.
+    """Describe the progress of a run.
 
     Parameters
     ----------
@@ -256,14 +257,14 @@ def progress(checkpoint: Mapping[str, Any]) -> str:
     """
     run, done = checkpoint[CHECKPOINT_KEY], _epochs_done(checkpoint)
     n, each = run.get("max_epochs"), run.get("steps_per_epoch")
-    # As many as were asked for only where no step has a number of tokens.
+    # The total is known only without accumulate_tokens.
     steps = "" if n is None or each is None or run.get("accumulate_tokens") else f" of {n * each:,}"
     epochs = "" if n is None else f", after {'all ' if done >= n else f'{done} of '}{n} epochs"
     return f"step {checkpoint['global_step']:,}{steps}{epochs}"
 
 
 def _epochs_done(checkpoint: Mapping[str, Any]) -> int:
-    # Earlier versions wrote at the end of an epoch only.
+    # Earlier versions wrote checkpoints only at the end of an epoch.
     epoch: int = checkpoint.get("CellDataModule", {}).get("epoch", checkpoint["epoch"] + 1)
     return epoch
 
@@ -272,10 +273,16 @@ def _report_extension(
     path: Path, checkpoint: Mapping[str, Any], begun: Mapping[str, Any], identity: Mapping[str, Any]
 ) -> None:
     n = identity["max_epochs"]
-    rate = "stays" if identity.get("lr_schedule") == "constant" else f"follows the schedule of {n} epochs from here on"
-    phases = "" if identity.get("curriculum") is None else "; the last phase of the curriculum takes the further epochs"
+    rate = (
+        "is unchanged"
+        if identity.get("lr_schedule") == "constant"
+        else f"follows the schedule of {n} epochs from here on"
+    )
+    phases = (
+        "" if identity.get("curriculum") is None else "; the last phase of the curriculum gets the additional epochs"
+    )
     logg.info(
-        f"    the schedule is extended from {begun['max_epochs']} to {n} epochs, of which {path} has {_epochs_done(checkpoint)}: the learning "
+        f"    extending the run from {begun['max_epochs']} to {n} epochs, {_epochs_done(checkpoint)} of which are in {path}: the learning "
         f"rate {rate}{phases}"
     )
 
@@ -284,5 +291,5 @@ def _refuse_other_run(path: Path, saved: Mapping[str, Any], identity: Mapping[st
     changed = differences_of_runs(saved, identity)
     if changed:
         more = f"; and {len(changed) - 4} more differences" if len(changed) > 4 else ""
-        msg = f"{path} belongs to another run: {'; '.join(changed[:4])}{more}. To start anew, use {ELSEWHERE}."
+        msg = f"{path} belongs to another run: {'; '.join(changed[:4])}{more}. To start a new run, use {ELSEWHERE}."
         raise OptionError(msg)

@@ -1,4 +1,4 @@
-"""Clipping by the norm of all gradients."""
+"""Clipping by the global norm of gradients."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ if TYPE_CHECKING:
 def clip_by_norm_(gradients: Iterable[Tensor], max_norm: float) -> Tensor:
     """Scale gradients in place so that their common norm is at most ``max_norm``.
 
-    As :func:`torch.nn.utils.clip_grad_norm_`, but the norm is summed row by row and the rows in float64: rows of zeros,
-    which a full table of gene embeddings has and a sliced one has not, then disappear when it is rounded to float32.
+    As :func:`torch.nn.utils.clip_grad_norm_`, but the norm is summed by row, and over rows in float64: rows of zeros,
+    which a full gene embedding has but a sliced one does not, then do not change the norm in float32.
 
     Returns
     -------
-    The norm before.
+    The norm before clipping.
     """
     gradients = list(gradients)
     rows = [torch.linalg.vector_norm(grad, dim=-1 if grad.ndim > 1 else None).flatten() for grad in gradients]

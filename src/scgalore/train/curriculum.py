@@ -1,8 +1,8 @@
-"""Training on few genes first and on more of them in each phase: who takes part when.
+"""Curriculum: training on few genes first and on more genes in each phase.
 
-One network, one vocabulary and one optimizer for all phases. A phase admits a prefix of one ranked list of genes, so what an
-earlier one has seen is part of every later one. (Curricula that change the width of the network between phases can carry
-nothing over.)
+All phases share the network, the vocabulary and the optimizer. The genes of a phase are the best of one ranked list, so
+each phase contains the genes of all earlier ones. (Weights could not be kept if the width of the network changed
+between phases.)
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 __all__ = ["batch_caps", "batch_plan", "plan_phases", "rewarmed"]
 
 MOST_WARMUP = 100
-"""Steps over which the learning rate rises again after a switch, at most."""
+"""Maximum number of warm-up steps at the start of a phase."""
 
 
 def plan_phases(config: TrainConfig, n_ranked: int = 0) -> tuple[Phase, ...]:
@@ -34,14 +34,14 @@ def plan_phases(config: TrainConfig, n_ranked: int = 0) -> tuple[Phase, ...]:
     config
         How to train.
     n_ranked
-        Ranked genes that the model knows. A phase of as many or more admits all genes, ranked or not.
+        Number of ranked genes in the vocabulary. A phase with at least as many genes uses all genes, ranked or not.
 
     Returns
     -------
-    At least one phase; together they are all epochs.
+    At least one phase; together they cover all epochs.
     """
     assert config.max_epochs is not None  # see scgalore.train.budget
-    assert config.curriculum is None or isinstance(config.curriculum, Mapping)  # so it is once it has been checked
+    assert config.curriculum is None or isinstance(config.curriculum, Mapping)  # ensured by the configuration
     phases: list[Phase] = []
     start = 0
     for n_genes, epochs in (config.curriculum or {n_ranked: config.max_epochs}).items():
@@ -54,17 +54,17 @@ def plan_phases(config: TrainConfig, n_ranked: int = 0) -> tuple[Phase, ...]:
 
 
 def batch_caps(config: TrainConfig, lengths: NDArray[np.int64]) -> tuple[int | None, int | None]:
-    """Most cells and most tokens in a batch.
+    """Maximum numbers of cells and of tokens per batch.
 
-    Phases have equally many tokens in a batch, so that a step takes about the same time and memory in all of them: as many
-    as ``batch_size`` cells of average length have where all genes are admitted. Only then tokens decide and not cells.
+    With a curriculum, tokens limit batches instead of cells, so that steps take about the same time and memory in all
+    phases: the limit is the number of tokens of ``batch_size`` cells of average length with all genes.
 
     Parameters
     ----------
     config
         How to train.
     lengths
-        Tokens of the training cells with all genes, shape ``(n,)``.
+        Number of tokens of the training cells with all genes, shape ``(n,)``.
     """
     assert isinstance(config.batch_size, int)
     if config.curriculum is None:
@@ -73,7 +73,7 @@ def batch_caps(config: TrainConfig, lengths: NDArray[np.int64]) -> tuple[int | N
 
 
 def batch_plan(config: TrainConfig, source: CellSource, rows: NDArray[np.int64] | None) -> BatchPlan:
-    """Caps on batches and phases of a run.
+    """Limits of batches and phases of a run.
 
     Parameters
     ----------
@@ -95,16 +95,16 @@ def batch_plan(config: TrainConfig, source: CellSource, rows: NDArray[np.int64] 
 
 
 def rewarmed(step: int, switches: Mapping[int, int], warmup: float) -> float:
-    """Factor of the learning rate that rises linearly from near 0 to 1 after each switch.
+    """Factor of the learning rate, which increases linearly from near 0 to 1 at the start of each phase.
 
     Parameters
     ----------
     step
         Number of the step, from 0.
     switches
-        Steps of each phase by its first step, the first phase left out: the run's own warm-up is another matter.
+        Number of steps of each phase by its first step, without the first phase, which has the warm-up of the run.
     warmup
-        Share of a phase's steps that warm up, of which there are at most :data:`MOST_WARMUP`.
+        Fraction of a phase's steps used for warm-up, at most :data:`MOST_WARMUP` steps.
     """
     begun = [start for start in switches if start <= step]
     if not begun:

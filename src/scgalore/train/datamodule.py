@@ -1,4 +1,4 @@
-"""Batches of a source for Lightning: corrupted as the objective asks and shared among processes."""
+"""Batches of a source for Lightning, prepared for the objective and divided among processes."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ __all__ = ["CellDataModule"]
 
 @dataclass(frozen=True)
 class _Corrupt:
-    """Prepares a batch for the objective, where it was made: in a worker if there are some."""
+    """Prepares a batch for the objective, in the worker that made it if there are workers."""
 
     objective: Objective
     seed: int
@@ -38,24 +38,24 @@ class _Corrupt:
 
 
 class CellDataModule(LightningDataModule):
-    """Serve training and validation batches of any :class:`~scgalore.data.source.CellSource`.
+    """Training and validation batches of any :class:`~scgalore.data.source.CellSource`.
 
     Parameters
     ----------
     training, validation
-        Made by the source; without ``validation`` nothing is validated.
+        Batches of the source; ``validation`` is optional.
     objective
-        Corrupts the batches.
+        Prepares (for example, masks) the batches.
     seed
         Seed of the corruption.
     num_workers
-        Processes that make batches while the network computes; 0 makes them in between.
+        Number of worker processes; 0 prepares batches in the main process.
     pin_memory
-        Whether batches are made in page-locked memory, from which a CUDA device copies while the host goes on.
+        Whether to use pinned memory, for asynchronous copies to a CUDA device.
     test_idx
-        Row numbers of held-out cells, int64; for scvi only.
+        Row numbers of held-out cells, int64; only required by scvi.
     accumulate, accumulate_tokens
-        Batches, or tokens, of a step of the optimizer.
+        Number of batches or tokens per optimizer step.
 
     Notes
     -----
@@ -92,13 +92,13 @@ class CellDataModule(LightningDataModule):
         return self.training.n_batches(epoch)
 
     def sample(self) -> TokenBatch:
-        """Some training cells, to look at what a loss depends on."""
+        """A few training cells, to determine which weights a loss depends on."""
         corrupted = self._corrupt(self.training.first()._replace(share=None))
         assert not isinstance(corrupted, Share)
         return corrupted
 
     def setup(self, stage: str) -> None:
-        """Learn from the trainer which of several processes this is."""
+        """Get the rank of this process from the trainer."""
         if self.trainer is None:
             return
         for batches in (self.training, self.validation):
@@ -108,8 +108,8 @@ class CellDataModule(LightningDataModule):
     def train_dataloader(self) -> DataLoader[Any] | Steps:
         """Batches of the epoch."""
         if self.trainer is not None:
-            # Workers begin with the epoch as soon as they are asked for. Of a run that is continued, Lightning names then the last
-            # epoch of which a checkpoint was written, even if it had ended.
+            # Workers begin with the epoch as soon as they are asked for. Of a run that is continued, Lightning names
+            # then the last epoch of which a checkpoint was written, even if it had ended.
             epoch = max(self.trainer.current_epoch, self._begun[0])
             self.training.set_epoch(epoch, self._begun[1] if epoch == self._begun[0] else 0)
         loader = self._loader("train", self.training)
@@ -128,25 +128,25 @@ class CellDataModule(LightningDataModule):
         return summed
 
     def val_dataloader(self) -> DataLoader[Any] | list[DataLoader[Any]]:
-        """Batches of the validation cells, always the same."""
+        """Batches of the validation cells, the same in each epoch."""
         if self.validation is None or self.n_val == 0:
             return []
         return self._loader("validation", self.validation)
 
     def state_dict(self) -> dict[str, int]:
-        """Where training stands: the epoch, and how many of its batches are done."""
+        """Position of training: the epoch and the number of finished batches."""
         assert self.trainer is not None
         epoch, done = self.trainer.current_epoch, self.trainer.fit_loop.epoch_loop.batch_progress.current.completed
         return {"epoch": epoch, "batch": done} if done < self.n_batches(epoch) else {"epoch": epoch + 1, "batch": 0}
 
     def load_state_dict(self, state_dict: dict[str, int]) -> None:
-        """Go on where a checkpoint was written."""
+        """Restore the position from a checkpoint."""
         self._begun = state_dict["epoch"], state_dict["batch"]
 
     def transfer_batch_to_device(
         self, batch: TokenBatch | Share, device: torch.device, dataloader_idx: int
     ) -> TokenBatch | Share:
-        """Copy a batch from page-locked memory while the host goes on."""
+        """Copy a batch from pinned memory asynchronously."""
         return batch.to(device, non_blocking=device.type == "cuda")
 
     def _loader(self, name: str, batches: Batches) -> DataLoader[Any]:

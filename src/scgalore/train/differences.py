@@ -1,4 +1,4 @@
-"""In what two runs differ, in words."""
+"""Describes the differences between two runs."""
 
 from __future__ import annotations
 
@@ -12,29 +12,30 @@ from scgalore.data.identity import KIND
 __all__ = ["differences_of_runs"]
 
 BY_NAME = " by name"
-"""Ends the name of an entry that says in words what differs where the hash of another one does."""
+"""Suffix of entries that describe the content behind a hash in another entry."""
 
 OF_VALIDATION = "validation: "
 
 FOUND_OUT = {"accumulate": "accumulate_tokens"}
-"""Settings that are not asked for but found out where another one is set."""
+"""Settings that are not passed by the user but derived from others."""
 
 ADVICE = {"processes": "start it with {} again"}
 
 
 def differences_of_runs(saved: Mapping[str, Any], identity: Mapping[str, Any]) -> list[str]:
-    """In what two runs differ, as texts: files that have changed first, since much follows from them, and last what only hashes tell.
+    """Describe the differences between two runs: changed files first, differing hashes last.
 
     Parameters
     ----------
     saved, identity
-        What makes them these runs. An entry such as ``"files"`` may come with a second one, ``"files by name"``, which says what differs.
+        Identities of the runs. An entry such as ``"files"`` can have a second one, ``"files by name"``, which describes
+        the difference.
     """
     names = {key for key in (*saved, *identity) if key.endswith(BY_NAME)}
     differing = [key for key in sorted({*saved, *identity} - names) if saved.get(key) != identity.get(key)]
     named = {key: key + BY_NAME for key in differing if key + BY_NAME in saved.keys() & identity.keys()}
     asked = [key for key in differing if not (key in FOUND_OUT and _has(FOUND_OUT[key], saved, identity))] or differing
-    # Cells that are held out are read as the others are, so most of what differs does so in both.
+    # Held-out cells are read like the others, so most differences occur in both.
     asked.sort(key=lambda key: key.startswith(OF_VALIDATION))
     texts: dict[str, bool] = {}
     for key in asked:
@@ -50,7 +51,7 @@ def differences_of_runs(saved: Mapping[str, Any], identity: Mapping[str, Any]) -
 
 
 def _differences(name: str, before: Any, now: Any) -> list[tuple[str, bool]]:
-    """Texts of an entry, and whether they are of hashes."""
+    """Differences of an entry, and whether they are hashes."""
     if _has_parts(before) and _has_parts(now):
         if before[KIND] != now[KIND]:
             return _differences(name, before[KIND], now[KIND])

@@ -1,4 +1,4 @@
-"""A run that has left the numbers: stopped where it happens, before anything is written."""
+"""Detects losses and weights that are not finite and stops the run before anything is written."""
 
 from __future__ import annotations
 
@@ -18,18 +18,18 @@ __all__ = ["SoundWeights", "end_run", "refuse_diverged", "refuse_unsound"]
 
 
 def end_run(what: str, when: str) -> NoReturn:
-    """Raise :class:`~scgalore.errors.DataError` for a run that cannot go on.
+    """Raise :class:`~scgalore.errors.DataError` for a run that has diverged.
 
     Parameters
     ----------
     what
-        What became what, such as ``"train_loss became nan"``.
+        Description, such as ``"train_loss became nan"``.
     when
         Epoch and batch.
     """
     msg = (
-        f"{what} in {when}, so training cannot go on. Lower lr, train with precision='32-true', or clip gradients more (a "
-        "smaller clip_norm). The model is as it was before training, and a checkpoint is of a time when all was well."
+        f"{what} in {when}, so training was stopped. Use a lower lr=, precision='32-true' or a smaller clip_norm=. "
+        "The model has its weights from before training, and checkpoints are not affected."
     )
     raise DataError(msg)
 
@@ -37,17 +37,17 @@ def end_run(what: str, when: str) -> NoReturn:
 def refuse_diverged(loss: Tensor, name: str, trainer: Trainer, batch: int) -> None:
     """Raise :class:`~scgalore.errors.DataError` if the loss of a batch is not finite.
 
-    Several processes must end together: there the end of the epoch says it, when the losses have been averaged.
+    With several processes, this is only checked at the end of an epoch, since all of them must stop together.
     """
     if trainer.world_size == 1 and not math.isfinite(value := float(loss.detach())):
         end_run(f"{name} became {value}", f"epoch {trainer.current_epoch}, batch {batch + 1}")
 
 
 class SoundWeights(Callback):
-    """Refuse weights that are not finite at the end of an epoch: its last step may have made them so, unseen by any loss."""
+    """Check that weights are finite at the end of an epoch, since no loss is computed after its last step."""
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Look at all of them, before they are kept as the best or in a checkpoint."""
+        """Check all weights before they are kept as the best weights or in a checkpoint."""
         refuse_unsound(pl_module, trainer)
 
 

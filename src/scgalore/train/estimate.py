@@ -1,4 +1,4 @@
-"""Bytes that a training run takes, before it takes any."""
+"""Estimates the memory of a training run without allocating it."""
 
 from __future__ import annotations
 
@@ -34,31 +34,31 @@ if TYPE_CHECKING:
 __all__ = ["Case", "MemoryEstimate", "alternatives", "count_case", "estimate_training", "training_device"]
 
 SHORTER = (5000, 2500, 1200, 500)
-"""Lengths of cells that an advice may name."""
+"""Values of ``max_length`` that can be suggested."""
 
 
 @dataclass(frozen=True)
 class MemoryEstimate:
-    """Bytes of a training run; ``str()`` of it is a table.
+    """Estimated memory of a training run in bytes; ``str()`` gives a table.
 
     Attributes
     ----------
     parameters
-        Weights and buffers of the network as it is trained, with the rows of the gene embedding that it then has.
+        Weights and buffers of the network, with the rows of the gene embedding used in training.
     gradients
-        Gradients of what is trained: all of them, or the largest one with ``per_layer_update``.
+        Gradients of trainable weights: all of them, or the largest one with ``per_layer_update``.
     optimizer_state
-        State of the optimizer after its first step; of several processes with ``shard_optimizer``, of that with most.
+        Optimizer state after the first step; with ``shard_optimizer``, of the process with the largest part.
     activations
-        What the forward pass keeps for the backward pass.
+        Activations kept for the backward pass.
     workspace
-        Most that exists beside these at any moment of a step, the batch included; on a CPU also the memory that the
-        allocator holds back.
+        Maximum of all other memory during a step, including the batch; on a CPU also the memory that the allocator does
+        not reuse.
     copies
-        On a CPU: the weights of the start and of the best epoch, which a run can go back to, and the whole gene embedding
-        beside the rows that are trained. A GPU has none of them.
+        On a CPU: copies of the initial weights and of those of the best epoch, and the whole gene embedding in addition
+        to the trained rows. 0 on a GPU.
     weigh
-        Gives ``helps``; called when they are asked for, since each setting takes an estimate of its own.
+        Computes ``helps`` on request, since each setting requires a separate estimate.
     """
 
     parameters: int
@@ -71,12 +71,12 @@ class MemoryEstimate:
 
     @cached_property
     def helps(self) -> tuple[tuple[str, int], ...]:
-        """Settings that would lower the peak, the one that lowers it most first, each with the bytes it saves alone."""
+        """Settings that would reduce the peak, with the bytes that each of them saves, in decreasing order."""
         return self.weigh()
 
     @property
     def peak(self) -> int:
-        """Sum of the parts, which exist together at the end of a forward pass."""
+        """Sum of the parts, all of which exist at the end of a forward pass."""
         return sum(self.parts().values())
 
     def parts(self) -> dict[str, int]:
@@ -84,7 +84,7 @@ class MemoryEstimate:
         return {part.name: getattr(self, part.name) for part in fields(self) if part.compare}
 
     def to_frame(self) -> pd.DataFrame:
-        """One row a part and one for the peak, with columns ``bytes`` and ``share`` (of the peak)."""
+        """One row per part and one for the peak, with columns ``bytes`` and ``share`` (of the peak)."""
         table = pd.DataFrame({"bytes": {**self.parts(), "peak": self.peak}}).rename_axis("part")
         return table.assign(share=table["bytes"] / max(self.peak, 1))
 
@@ -106,27 +106,27 @@ def estimate_training(
     gpu: bool | None = None,
     n_processes: int = 1,
 ) -> MemoryEstimate:
-    """Estimate the bytes of a run; nothing is allocated.
+    """Estimate the memory of a run in bytes without allocating it.
 
     Parameters
     ----------
     network
-        As it is before training, with the heads it is to have, on any device, also the meta device. Weights that require
-        no gradient are not trained.
+        Network before training, with its heads, on any device, including the meta device. Weights that do not require
+        gradients are not trained.
     objective
-        What it is to be trained for.
+        Objective of the training.
     config
-        How to train. ``compile`` is not looked at.
+        Training settings; ``compile`` is ignored.
     n_cells
-        Cells of a batch.
+        Number of cells per batch.
     n_tokens
-        Tokens of the longest cell, ``<cls>`` included.
+        Number of tokens of the longest cell, including ``<cls>``.
     n_rows
-        Rows of the gene embedding that batches may hold, for ``embedding="rows"``.
+        Number of rows of the gene embedding used by batches, for ``embedding="rows"``.
     gpu
-        Whether a GPU trains; as ``config.accelerator`` says when left out.
+        Whether to train on a GPU; ``None`` uses ``config.accelerator``.
     n_processes
-        Processes that train together.
+        Number of processes.
 
     Returns
     -------

@@ -1,7 +1,7 @@
-"""Going on with a run for more epochs than it was begun with.
+"""Resuming a run with more epochs than it was started with.
 
-What a run has done so far does not depend on how many epochs were asked for, but for its learning rates, nor on a patience that
-it has not used up. So these may grow when it is continued, and nothing else may change.
+Apart from learning rates, the state of a run does not depend on the total number of epochs, nor on a patience that has
+not been exceeded. These settings may therefore be increased when a run is resumed; no others may change.
 """
 
 from __future__ import annotations
@@ -17,23 +17,23 @@ if TYPE_CHECKING:
 __all__ = ["GROWING", "extended", "extended_config"]
 
 GROWING = ("max_epochs", "patience")
-"""Settings that may grow when a run is continued."""
+"""Settings that may be increased when a run is resumed."""
 
 
 def extended(saved: Mapping[str, Any], wanted: Mapping[str, Any]) -> dict[str, Any]:
-    """Settings of a run as they are after it was extended as far as was asked for.
+    """Settings of a run after its extension.
 
     Parameters
     ----------
     saved
-        Settings it was begun with, by name.
+        Settings the run was started with, by name.
     wanted
-        Settings of the call that continues it.
+        Settings of the call that resumes it.
 
     Returns
     -------
-    ``saved`` with the wanted ``max_epochs`` and ``patience`` where these are larger (no ``patience`` is the largest), and with a
-    curriculum whose last phase takes the further epochs. The phases before it are past.
+    ``saved`` with ``max_epochs`` and ``patience`` of ``wanted`` if these are larger (``patience=None`` is the largest),
+    and with a curriculum whose last phase has the additional epochs.
     """
     result = dict(saved)
     before, after = saved.get("max_epochs"), wanted.get("max_epochs")
@@ -55,7 +55,8 @@ def extended_config(config: TrainConfig, saved: Mapping[str, Any] | None) -> Tra
     Parameters
     ----------
     config
-        How to train. Rising numbers of genes share the epochs of one run out evenly, which those of a begun one are no longer.
+        How to train. Rising numbers of genes share the epochs of one run out evenly, which those of a begun one are no
+        longer.
     saved
         Settings that the run was begun with; ``None`` for a new one.
     """

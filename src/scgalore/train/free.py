@@ -1,4 +1,4 @@
-"""How much memory is free for a training run, and how much the allocator does not give back."""
+"""Free memory, and memory that the allocator does not reuse."""
 
 from __future__ import annotations
 
@@ -19,21 +19,21 @@ _UNLIMITED = 2**60
 """Limits from here on stand for none: version 1 writes the largest multiple of a page."""
 
 
-# glibc does not use freed aligned blocks again for blocks of the same size (its bug 14581), unless they were so large that
-# they were given back: shares of a step's tensors that stay, in float32 and half precision, measured with glibc 2.36 over
-# lengths from 500 to 5,000.
+# glibc does not use freed aligned blocks again for blocks of the same size (its bug 14581), unless they were so large
+# that they were given back: shares of a step's tensors that stay, in float32 and half precision, measured with glibc
+# 2.36 over lengths from 500 to 5,000.
 _LARGEST_HELD = 2**25
 _HELD = {False: 0.77, True: 0.42}
 
 
 def free_memory(device: torch.device) -> int:
-    """Bytes that this process may still take on a device.
+    """Free memory of a device in bytes.
 
     Parameters
     ----------
     device
-        A CUDA device says it itself. Otherwise: what the system has available, or less where a control group (of a
-        container, or a batch system) allows less.
+        For CUDA devices, as reported by the driver; otherwise, the available system memory, limited by the control
+        group (of a container or a batch system).
     """
     if device.type == "cuda":
         free, _ = torch.cuda.mem_get_info(device)
@@ -44,12 +44,12 @@ def free_memory(device: torch.device) -> int:
 
 
 def memory_now(device: torch.device) -> int:
-    """Bytes that this process holds: on a CUDA device the most so far, otherwise resident memory.
+    """Memory of this process in bytes: on a CUDA device the peak so far, otherwise resident memory.
 
     Parameters
     ----------
     device
-        Where the network is.
+        Device of the network.
     """
     if device.type == "cuda":
         return int(torch.cuda.max_memory_allocated(device))

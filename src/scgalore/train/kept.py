@@ -1,4 +1,4 @@
-"""Models of the best epochs, kept as folders while a run goes on."""
+"""Models of the best epochs, saved to folders during a run."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ BEST = "best"
 
 @dataclass(frozen=True)
 class Keeping:
-    """Which models a run keeps.
+    """Options for keeping models of the best epochs.
 
     Attributes
     ----------
     n
-        How many: those of the epochs with the lowest validation scores.
+        Number of models: those of the epochs with the lowest validation scores.
     write
-        Writes the model as it is now to a folder, with what training has left so far.
+        Writes the current model to a folder, with the training result so far.
     """
 
     n: int

@@ -1,4 +1,4 @@
-"""Lightning's loggers: by name, or as objects."""
+"""Lightning loggers, by name or as objects."""
 
 from __future__ import annotations
 
@@ -31,31 +31,32 @@ def loggers_of(logger: Loggers, folder: PathLike | None) -> list[Logger]:
     Parameters
     ----------
     logger
-        ``"csv"``, ``"tensorboard"``, a logger of Lightning's such as ``WandbLogger(...)``, or several of these.
+        ``"csv"``, ``"tensorboard"``, a Lightning logger such as ``WandbLogger(...)``, or a list of these.
     folder
-        ``checkpoint_dir`` of the run; loggers that are named write to ``logs`` in it.
+        ``checkpoint_dir`` of the run; loggers given by name write to ``logs`` in it.
 
     Raises
     ------
     OptionError
-        If it is none of these, or a logger is named and there is no folder.
+        If ``logger`` is none of these, or a logger is given by name without a folder.
     """
     listed = [] if logger is None else [logger] if isinstance(logger, str | Logger) else logger
     if not isinstance(listed, Sequence) or not all(isinstance(one, Logger) or one in NAMED for one in listed):
-        msg = f"logger={logger!r}: give {', '.join(map(repr, NAMED))}, a logger of lightning.pytorch.loggers, or a list of these."
+        msg = f"logger={logger!r}: expected {', '.join(map(repr, NAMED))}, a logger of lightning.pytorch.loggers, or a list of these."
         raise OptionError(msg)
     if folder is None and any(isinstance(one, str) for one in listed):
-        msg = f"logger={logger!r} needs checkpoint_dir=, the folder it writes to, or a logger that has a folder of its own."
+        msg = f"logger={logger!r} requires checkpoint_dir=, the folder to write to. Alternatively, pass a logger object with its own folder."
         raise OptionError(msg)
     return [
-        # Each time that a run is continued gets a version of its own: the logger of CSV files would replace what is there.
+        # Each time that a run is continued gets a version of its own: the logger of CSV files would replace what is
+        # there.
         one if isinstance(one, Logger) else NAMED[one](save_dir=Path(folder or "."), name=f"logs/{one}")
         for one in listed
     ]
 
 
 class LogSteps(Callback):
-    """Give the loggers the loss and the learning rate of the first and every tenth step; means of epochs they get from Lightning."""
+    """Log the loss and the learning rate of the first and every tenth step; means of epochs are logged by Lightning."""
 
     def __init__(self) -> None:
         self._last = 0  # the step that ended last

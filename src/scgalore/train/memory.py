@@ -1,4 +1,4 @@
-"""What a run needs beside what is free: the batch size that fits, and a warning where nothing does."""
+"""Selects a batch size that fits into the free memory, and warns if none does."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 __all__ = ["MemoryEstimate", "estimate_training", "fits_by_far", "settle_memory"]
 
 MARGIN = 0.8
-"""Share of the free memory that ``batch_size="auto"`` fills: an estimate is one."""
+"""Fraction of the free memory used by ``batch_size="auto"``, since the requirement is an estimate."""
 
 
 def settle_memory(
@@ -46,7 +46,7 @@ def settle_memory(
     checkpoint_dir: PathLike | None = None,
     resume: bool = False,
 ) -> TrainConfig:
-    """Choose the batch size where that is left open, and warn if a run may not fit into the memory that is free.
+    """Select the batch size if it is ``"auto"``, and warn if a run may not fit into the free memory.
 
     Parameters
     ----------
@@ -55,13 +55,13 @@ def settle_memory(
     source, split, objective, config
         As for :func:`scgalore.train.fit`; ``config.batch_size`` may be ``"auto"``; its ``max_epochs`` is a number.
     checkpoint_dir, resume
-        A run that is continued keeps the batch size it began with.
+        A resumed run keeps its batch size.
 
     Returns
     -------
-    The configuration with a number as ``batch_size``. One that was ``"auto"`` starts at the default and is halved until the
-    estimate takes no more than 80 % of what is free; ``accumulate`` doubles each time, so that a step sees as many cells,
-    but with ``per_layer_update``, which excludes it.
+    The configuration with a number as ``batch_size``. ``"auto"`` starts at the default, which is halved until the
+    estimate is at most 80 % of the free memory. ``accumulate`` is doubled each time to keep the number of cells per
+    step, except with ``per_layer_update``, which does not support it.
 
     Raises
     ------
@@ -71,7 +71,7 @@ def settle_memory(
     processes = training_processes(config)
     automatic = config.batch_size == "auto"
     if automatic and processes.size > 1:
-        msg = f'batch_size="auto" is for one process, and {processes.size} train. Give the number of cells of each process.'
+        msg = f'batch_size="auto" does not support several processes, found {processes.size}. Pass the number of cells per process.'
         raise OptionError(msg)
     config, chosen = _begun(config, checkpoint_dir, resume=resume)
     device = training_device(config)
@@ -92,7 +92,7 @@ def settle_memory(
             estimate = count_case(case)
         logg.info(
             f"    batch_size={config.batch_size}, accumulate={config.accumulate}: {format_bytes(estimate.peak)} of "
-            f"{format_bytes(free)} that are free"
+            f"{format_bytes(free)} free memory"
         )
     if estimate.peak > free:
         _warn(case, estimate, free)
@@ -102,8 +102,8 @@ def settle_memory(
 def fits_by_far(case: Case, free: int) -> bool:
     """Whether a quarter of the free memory is more than any step of such layers takes, so that none need be traced.
 
-    Each matrix is taken to keep four copies of its input and output per token, about three times what blocks of scGPT keep, and
-    four rows of attention, as many as a network with some heads keeps that materialises it.
+    Each matrix is taken to keep four copies of its input and output per token, about three times what blocks of scGPT
+    keep, and four rows of attention, as many as a network with some heads keeps that materialises it.
     """
     modules = list(case.network.modules())
     tables = {id(module.weight) for module in modules if isinstance(module, nn.Embedding)}
@@ -144,10 +144,10 @@ def _warn(case: Case, estimate: MemoryEstimate, free: int) -> None:
     if estimate.helps:
         setting, saved = estimate.helps[0]
         left = estimate.peak - saved
-        fits = "fits" if left <= free else "is still too much"
-        advice = f" What helps most is {setting}: {format_bytes(left)}, which {fits}."
+        fits = "fits" if left <= free else "is still more than that"
+        advice = f" {setting} would reduce it most, to {format_bytes(left)}, which {fits}."
     logg.warning(
-        f"training may take {format_bytes(estimate.peak)} of memory and {format_bytes(free)} are free. A batch of "
+        f"training may need {format_bytes(estimate.peak)} of memory, but only {format_bytes(free)} are free. A batch of "
         f"{case.n_cells} cells of {case.n_tokens:,} tokens keeps {format_bytes(estimate.activations)} for the backward "
-        f"pass.{advice} sg.estimate_memory tells more."
+        f"pass.{advice} See sg.estimate_memory for details."
     )

@@ -1,4 +1,4 @@
-"""What a run changes for its duration and puts back at its end, also when it fails."""
+"""Context managers that change settings for the duration of a run."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ CUBLAS = ("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
 
 @contextmanager
 def recomputing(network: CellNetwork, *, wanted: bool) -> Iterator[None]:
-    """Keep no activations inside the network's blocks; compute them once more in the backward pass."""
+    """Recompute the activations of the network's blocks in the backward pass instead of keeping them."""
     before = network.recompute
     network.recompute = wanted
     try:
@@ -36,7 +36,7 @@ def recomputing(network: CellNetwork, *, wanted: bool) -> Iterator[None]:
 
 @contextmanager
 def dropping(network: CellNetwork, *, p: float | None) -> Iterator[None]:
-    """Train with another probability of dropout than the network's own; ``None`` leaves it."""
+    """Set the dropout probability; ``None`` does not change it."""
     layers = [module for module in network.modules() if isinstance(module, nn.Dropout)]
     before = [layer.p for layer in layers]
     try:
@@ -72,8 +72,8 @@ def check_compiler() -> None:
     names = [os.environ["CXX"]] if "CXX" in os.environ else ["g++", "clang++", "c++", "cl"]
     if not any(map(shutil.which, names)):
         msg = (
-            f"compile=True needs a C++ compiler, and there is none ({', '.join(names)}). Install one, for example with "
-            "conda install cxx-compiler, name it in the variable CXX, or leave compile out."
+            f"compile=True requires a C++ compiler, but none was found ({', '.join(names)}). Install one, for example with "
+            "conda install cxx-compiler, set the variable CXX, or omit compile."
         )
         raise OptionError(msg)
 

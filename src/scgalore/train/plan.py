@@ -52,17 +52,17 @@ class ObjectiveTrainingPlan(TrainingPlan):
     config
         How to train.
     identity
-        What makes this run this run (data, split, settings); checkpoints say it.
+        Identity of the run (data, split, settings), which is stored in checkpoints.
     adapter
-        Attached to the network, if any; it is told of every step.
+        Attached to the network, if any; notified of every step.
     phases
-        Phases of the curriculum. At the beginning of each but the first, the learning rate rises anew and an optimizer
-        with subspaces finds new ones: the gradients are those of other genes.
+        Phases of the curriculum. At the start of each but the first, the learning rate is warmed up again and
+        optimizers with subspaces compute new ones, since gradients come from other genes.
 
     Notes
     -----
-    Everything random in a step is drawn from ``(config.seed, epoch, batch, process)``, so a run that was interrupted and
-    resumed ends with the weights of the uninterrupted one, bit for bit. Losses and metrics are means over the cells of
+    All randomness of a step depends on ``(config.seed, epoch, batch, process)``, so a run that was interrupted and
+    resumed has bitwise the same weights as an uninterrupted run. Losses and metrics are means over the cells of
     all processes, and the gradient is that of the mean loss over the cells of a step.
     """
 
@@ -82,7 +82,7 @@ class ObjectiveTrainingPlan(TrainingPlan):
         self.adapter = adapter
         self._means = {"train": Means(), "validation": Means()}
         self._validated: list[dict[str, Tensor]] = []
-        self._last: tuple[TokenBatch, tuple[int, ...]] | None = None  # what curvature is measured on
+        self._last: tuple[TokenBatch, tuple[int, ...]] | None = None  # batch for estimating the curvature
 
     def initialize_train_metrics(self) -> None:
         """Leave scvi's ELBO out: there is none."""
@@ -111,11 +111,12 @@ class ObjectiveTrainingPlan(TrainingPlan):
     def on_train_batch_start(self, batch: TokenBatch | Share, batch_idx: int) -> None:
         """Decide whether the optimizer steps after this batch."""
         if isinstance(batch, Share):
-            # It does where the number of batches so far is a multiple of this, a power of two, by which no digit is lost.
+            # It does where the number of batches so far is a multiple of this, a power of two, by which no digit is
+            # lost.
             self.trainer.accumulate_grad_batches = 1 if batch.ends else 1 << (batch_idx + 2).bit_length()
 
     def optimizer_zero_grad(self, *args: Any, **kwargs: Any) -> None:
-        """Nothing before a backward pass: gradients are dropped after each step, wherever the next one begins."""
+        """Do nothing: gradients are reset after each step instead of before it."""
 
     def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
         """Log the means of an epoch when it ends, before callbacks ask for them."""
@@ -131,7 +132,7 @@ class ObjectiveTrainingPlan(TrainingPlan):
         self._measure(batch, "validation", batch_idx)
 
     def on_validation_epoch_end(self) -> None:
-        """Log what the objective says of the epoch as a whole."""
+        """Log metrics that the objective computes over the whole epoch."""
         super().on_validation_epoch_end()
         self._log_means("validation")
         own = [{name: value.detach().cpu() for name, value in part.items()} for part in self._validated]
@@ -179,7 +180,7 @@ class ObjectiveTrainingPlan(TrainingPlan):
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     def on_train_start(self) -> None:
-        """Take the learning rate from the schedule: a checkpoint holds that of the epochs which were asked for then."""
+        """Set the learning rate from the schedule, since that of the checkpoint may be for another number of epochs."""
         super().on_train_start()
         for config in self.trainer.lr_scheduler_configs:
             schedule = config.scheduler
@@ -199,13 +200,13 @@ class ObjectiveTrainingPlan(TrainingPlan):
         return [0, *accumulate(-(-data.n_batches(epoch) // self.config.accumulate) for epoch in epochs)]
 
     def on_train_epoch_start(self) -> None:
-        """Let the optimizer look at other genes with other subspaces."""
+        """Compute new subspaces of the optimizer at the start of a phase."""
         super().on_train_epoch_start()
         if self.current_epoch in self._switches:
             needs_of(self.trainer.optimizers[0]).refresh()
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
-        """Estimate the curvature for an optimizer that asks for it, at labels drawn from the model itself."""
+        """Estimate the curvature for optimizers that need it, with labels sampled from the model."""
         needs = needs_of(optimizer)
         if not needs.needs_curvature() or self._last is None:
             return
@@ -216,7 +217,7 @@ class ObjectiveTrainingPlan(TrainingPlan):
         needs.update_curvature(loss, n_terms)
 
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
-        """Step, and tell the adapter."""
+        """Step, and notify the adapter."""
         super().optimizer_step(*args, **kwargs)
         for optimizer in self.trainer.optimizers:
             optimizer.zero_grad()
@@ -229,18 +230,18 @@ class ObjectiveTrainingPlan(TrainingPlan):
         gradient_clip_val: float | None = None,
         gradient_clip_algorithm: str | None = None,
     ) -> None:
-        """Clip by the norm, such that a sliced table of gene embeddings and a full one give the same bits."""
+        """Clip by the norm, with bitwise identical results for a sliced and a full gene embedding."""
         grads = [param.grad for group in optimizer.param_groups for param in group["params"] if param.grad is not None]
         if gradient_clip_val is not None and grads:
             clip_by_norm_(grads, gradient_clip_val)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Record which run this is, and the means so far where it is inside an epoch."""
+        """Store the identity of the run, and the means so far if it is within an epoch."""
         checkpoint[CHECKPOINT_KEY] = self.identity
         checkpoint[MEANS_KEY] = of_all_processes(self._means["train"].state_dict())
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Go on with these means."""
+        """Restore the means."""
         if MEANS_KEY in checkpoint:  # absent in files of earlier versions, which are of the end of an epoch
             self._means["train"].load_state_dict(
                 checkpoint[MEANS_KEY][self.global_rank], self.trainer.strategy.root_device

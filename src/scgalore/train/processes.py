@@ -1,4 +1,4 @@
-"""How many processes train together, settled before any work starts."""
+"""Number of training processes, determined before any work starts."""
 
 from __future__ import annotations
 
@@ -29,11 +29,11 @@ class Processes:
     Attributes
     ----------
     devices
-        What Lightning is to be told of them.
+        Value passed to Lightning.
     num_nodes
         Number of machines.
     size
-        Number of processes on all machines together.
+        Number of processes on all machines.
     """
 
     devices: int | str | list[int]
@@ -42,18 +42,18 @@ class Processes:
 
 
 def training_processes(config: TrainConfig) -> Processes:
-    """Settle how many processes train, from the configuration and the launcher.
+    """Determine the number of processes from the configuration and the launcher.
 
     Parameters
     ----------
     config
-        Its ``devices`` and ``num_nodes`` may leave to torchrun or SLURM what those have decided, and must not contradict.
+        ``devices`` and ``num_nodes`` must agree with torchrun or SLURM, or be left at their defaults.
 
     Raises
     ------
     OptionError
-        If they contradict, if processes would have to be started from where that cannot be done, or if an option does not
-        go with the number of processes.
+        If they do not agree, if processes cannot be started from here, or if an option does not support the number of
+        processes.
     """
     world = launched_world()
     if world.size > 1:
@@ -72,7 +72,7 @@ def _of_launcher(config: TrainConfig, n_devices: int, num_nodes: int) -> Process
     if (chosen and _n_devices(config) != n_devices) or config.num_nodes not in (1, num_nodes):
         msg = (
             f"devices={config.devices!r}, num_nodes={config.num_nodes}: the launcher has started {n_devices} processes on "
-            f"each of {num_nodes} machines. Leave both out, or give these numbers."
+            f"each of {num_nodes} machines. Omit both, or pass these numbers."
         )
         raise OptionError(msg)
     devices = _devices(config, n_devices) if isinstance(config.devices, list) else n_devices
@@ -112,8 +112,8 @@ def _check_script(config: TrainConfig, n_devices: int) -> None:
         raise OptionError(msg)
     if hasattr(sys, "ps1") or in_notebook() or not Path(sys.argv[0]).is_file():
         msg = (
-            f"{what}: several processes can only be started from a script, not from a notebook or a prompt. Put the "
-            f"training into a file and run {command}, or set devices=1."
+            f"{what}: several processes can only be started from a script, not from a notebook or a prompt. Save the "
+            f"code in a script and run {command}, or set devices=1."
         )
         raise OptionError(msg)
 
@@ -122,16 +122,14 @@ def _check_options(config: TrainConfig, size: int) -> None:
     if size == 1:
         if config.shard_optimizer:
             msg = (
-                "shard_optimizer=True needs several processes to share the optimizer's state, and there is one. Start "
+                "shard_optimizer=True requires several processes, found one. Start "
                 f"more, for example with {TORCHRUN.format(2)}, or set shard_optimizer=False."
             )
             raise OptionError(msg)
         return
     if config.per_layer_update:
-        msg = (
-            f"per_layer_update=True is for one process, and {size} train: it would use gradients before their average."
-        )
+        msg = f"per_layer_update=True does not support several processes, found {size}: gradients would be used before they are averaged."
         raise OptionError(msg)
     if config.accelerator == "mps":
-        msg = f"accelerator='mps' trains in one process, and there are {size}. Set accelerator='cpu', or devices=1."
+        msg = f"accelerator='mps' does not support several processes, found {size}. Set accelerator='cpu' or devices=1."
         raise OptionError(msg)

@@ -1,4 +1,4 @@
-"""What a training run leaves in addition to the weights."""
+"""Result of a training run in addition to the weights."""
 
 from __future__ import annotations
 
@@ -17,33 +17,33 @@ __all__ = ["TrainResult"]
 
 @dataclass(frozen=True)
 class TrainResult:
-    """What a training run leaves in addition to the weights; ``None`` where a file of an earlier version does not tell.
+    """Result of a training run in addition to the weights; ``None`` for attributes that files of earlier versions lack.
 
     Attributes
     ----------
     history
         One row per epoch: ``lr``, ``seconds``, ``train_loss`` and, with validation cells, ``validation_loss`` and more.
     best_epoch
-        Epoch whose weights were kept; the last one when there are no validation cells, -1 where no epoch did better than
-        the weights training started from.
+        Epoch whose weights were kept; the last one without validation cells, -1 if no epoch was better than the initial
+        weights.
     optimizer_bytes
-        Bytes of optimizer state at the end, counted from its storages; with several processes, of the one that keeps most.
+        Size of the optimizer state at the end in bytes; with several processes, the maximum over processes.
     steps
-        Steps that the optimizer took, those before an interruption included.
+        Number of optimizer steps, including those before an interruption.
     split
         Training, validation and test cells; ``None`` for a source without numbered cells.
     batch_size, accumulate
-        Cells in a batch and batches in a step, as they were chosen.
+        Number of cells per batch and of batches per step.
     max_epochs, patience
-        Epochs that it was to take at most, and that may pass without a better validation score, as they were chosen.
+        Maximum number of epochs, and number of epochs without improvement before stopping.
     converged
-        Whether the validation score had stopped improving; ``None`` where nothing tells, as without validation cells.
+        Whether the validation score had stopped improving; ``None`` if unknown, for example without validation cells.
     cpu_kernels
-        On a CPU, whose kernels computed; see ``sg.settings.cpu_kernels``.
+        Kernels used on a CPU; see ``sg.settings.cpu_kernels``.
     adapter
-        What an adapter has learnt, if it can be saved alone.
+        Weights of the adapter, if it can be saved alone.
     memory
-        What the task keeps in addition to the weights.
+        Data that the task stores in addition to the weights.
     record
         Settings, data and scores of the run for the model card, as JSON has them; ``None`` unless
         :func:`scgalore.tl.finetune` made it.

@@ -110,48 +110,49 @@ def fit(
     Parameters
     ----------
     network
-        Trained in place; it ends with the weights of the best epoch.
+        Trained in place; has the weights of the best epoch afterwards.
     source
-        What to train on.
+        Cells to train on.
     split
         Training, validation and test cells; ``None`` trains on all cells. A stream has none.
     objective, config
-        What to train for, and how.
+        Objective and settings of the training.
     validation
-        Cells that choose the best epoch, all of them, of any kind; those of the split when left out.
+        Cells of any kind used for validation; ``None`` uses the validation cells of the split.
     adapter
         Attached to the network, if any.
     checkpoint_dir
-        Folder that gets ``last.ckpt`` after each epoch, and as often as ``config`` says: weights, optimizer, schedule, history and best weights.
+        Folder for ``last.ckpt``, written after each epoch and optionally within epochs: weights, optimizer, schedule,
+        history and best weights.
     resume
-        Whether to continue from that file if it exists; with more epochs than it was begun with, see
+        Whether to resume from that file if it exists; for more epochs than at its start, see
         ``scgalore.train.extension``.
     identity
-        What makes this run this run; resuming another one is refused.
+        Identity of the run; resuming another run raises an error.
     logger
-        Where losses are also logged, as for :func:`scgalore.tl.finetune`.
+        Additional loggers, as for :func:`scgalore.tl.finetune`.
     keeping
-        Which models are kept in the folder of the checkpoint, if any.
+        Options for keeping models of the best epochs in the checkpoint folder.
 
     Raises
     ------
     OptionError
-        If the folder holds a checkpoint and ``resume`` is off, or holds the checkpoint of another run, if ``patience``
-        is set and there are no validation cells, if an option is set that the source decides itself, or if options do not
-        go with the number of processes.
+        If the folder contains a checkpoint and ``resume`` is off, or the checkpoint of another run, if ``patience`` is
+        set without validation cells, if the source does not support an option, or if options do not support the number
+        of processes.
     DataError
         If the loss or a weight became NaN or infinite.
     DiskError
-        If a checkpoint cannot be written; the one before is kept.
+        If a checkpoint cannot be written; the previous one is kept.
     WeightsError
         If the checkpoint is damaged.
     """
     processes = training_processes(config)
     if config.checkpoint_every is not None and checkpoint_dir is None:
-        msg = f"checkpoint_every={config.checkpoint_every!r} needs checkpoint_dir=, the folder that checkpoints are written to."
+        msg = f"checkpoint_every={config.checkpoint_every!r} requires checkpoint_dir=, the folder for checkpoints."
         raise OptionError(msg)
     if keeping is not None and checkpoint_dir is None:
-        msg = f"keep_best={keeping.n} needs checkpoint_dir=, the folder that models are written to."
+        msg = f"keep_best={keeping.n} requires checkpoint_dir=, the folder for models."
         raise OptionError(msg)
     identity = dict(identity or {})
     loggers = loggers_of(logger, checkpoint_dir)
@@ -165,9 +166,9 @@ def fit(
     )
     data = _data_module(source, split, validation, objective, config, batches)
     if config.patience is not None:
-        _require_validation(data, "patience needs validation cells to stop early by", "patience=None")
+        _require_validation(data, "patience requires validation cells", "patience=None")
     if keeping is not None:
-        _require_validation(data, f"keep_best={keeping.n} needs validation cells to choose models by", "keep_best=None")
+        _require_validation(data, f"keep_best={keeping.n} requires validation cells", "keep_best=None")
     history = History(
         processes.size, n_genes=_genes_by_epoch(source, batches.phases), throughput=source.lengths is None
     )
@@ -234,7 +235,7 @@ def fit(
 
 
 def _so_far(history: History, trainer: Trainer, config: TrainConfig, split: Split | None) -> TrainResult:
-    """What training has left after an epoch."""
+    """Result of training so far, after an epoch."""
     table = history.table()
     return TrainResult(
         history=table,
@@ -248,7 +249,7 @@ def _so_far(history: History, trainer: Trainer, config: TrainConfig, split: Spli
 
 
 def _refuse_limits(source: CellSource, config: TrainConfig) -> None:
-    """Refuse options that the source decides itself, unless they are at their defaults."""
+    """Raise an error for options that the source does not support, unless they have their default values."""
     defaults = TrainConfig()
     for name, why in source.limits.items():
         if getattr(config, name) != getattr(defaults, name):
@@ -257,21 +258,21 @@ def _refuse_limits(source: CellSource, config: TrainConfig) -> None:
 
 
 def _check_curriculum(source: CellSource, config: TrainConfig, phases: tuple[Phase, ...]) -> None:
-    """Report the phases of a curriculum; refuse one without a ranking."""
+    """Log the phases of a curriculum; raise an error without a ranking."""
     if config.curriculum is None:
         return
     assert isinstance(config.curriculum, Mapping)  # a configuration turns every form into one
     if source.ranked is None:
-        msg = "curriculum= needs a ranking of the genes. Call sg.tl.select_genes(adata) first."
+        msg = "curriculum= requires a ranking of the genes. Call sg.tl.select_genes(adata) first."
         raise OptionError(msg)
     said = [f"{_shown_genes(source, phase)} ({phase.stop - phase.start})" for phase in phases]
     beyond = [f"{n:,}" for n in config.curriculum if source.n_matched < n < ALL]
-    more = f"; a phase of {' or '.join(beyond)} trains on all that there are" if beyond else ""
+    more = f"; phases with {' or '.join(beyond)} genes use all genes" if beyond else ""
     logg.info(f"    curriculum, genes (epochs): {', '.join(said)}{more}")
     if phases[-1].n_genes is not None:
         logg.warning(
-            f"the last phase of the curriculum trains on {phases[-1].n_genes:,} of {source.n_matched:,} genes, and validation and "
-            "all that follows use the others as well. End with more genes, or pass adata[:, adata.var['selected']]."
+            f"the last phase of the curriculum trains on {phases[-1].n_genes:,} of {source.n_matched:,} genes, but validation and "
+            "predictions use all of them. Use more genes in the last phase, or pass adata[:, adata.var['selected']]."
         )
 
 
@@ -280,7 +281,7 @@ def _shown_genes(source: CellSource, phase: Phase) -> str:
 
 
 def _genes_by_epoch(source: CellSource, phases: tuple[Phase, ...]) -> list[int]:
-    """How many genes training shows in each epoch; nothing where that is always all."""
+    """Number of training genes in each epoch; empty if it is always all genes."""
     if all(phase.n_genes is None for phase in phases):
         return []
     return [phase.n_genes or source.n_matched for phase in phases for _ in range(phase.start, phase.stop)]
@@ -346,7 +347,7 @@ def _process_options(
         search = config.strategy == "auto" and bool(idle)
         if idle and not search:
             msg = (
-                f"strategy='ddp' needs every trainable weight in every loss, and {len(idle)} are not in this one, such as "
+                f"strategy='ddp' requires that the loss depends on every trainable weight, but {len(idle)} are unused, such as "
                 f"{idle[0]}. Set strategy='auto'."
             )
             raise OptionError(msg)
@@ -368,7 +369,7 @@ def _unreached(plan: ObjectiveTrainingPlan, data: CellDataModule) -> list[str]:
 
 def _require_validation(data: CellDataModule, why: str, instead: str) -> None:
     if data.n_val == 0:
-        msg = f"{why}, and there are none. Set validation_size (in pre-training validation_cells; of a stream, validation=), or {instead}."
+        msg = f"{why}, but there are none. Set validation_size (validation_cells for pre-training, validation= for a stream) or {instead}."
         raise OptionError(msg)
 
 
@@ -379,7 +380,7 @@ def _optimizer_bytes(trainer: Trainer) -> int:
 
 @contextmanager
 def _quiet_lightning() -> Iterator[None]:
-    """Silence Lightning's advice that does not concern users of this package, and only while it trains."""
+    """Suppress Lightning messages that are irrelevant to users of this package, only during training."""
     names = (
         "lightning.pytorch.utilities.rank_zero",
         "lightning.pytorch.accelerators.cuda",
@@ -400,7 +401,7 @@ def _quiet_lightning() -> Iterator[None]:
 
 @contextmanager
 def _quiet_scvi() -> Iterator[None]:
-    """Keep scvi from printing an error, which is raised as well, with the name of another one."""
+    """Prevent scvi from printing an error that is raised anyway."""
     module: Any = _trainrunner
     module.print = lambda *_: None
     try:
@@ -411,7 +412,7 @@ def _quiet_scvi() -> Iterator[None]:
 
 @contextmanager
 def _interruptible() -> Iterator[None]:
-    """Give Ctrl-C back its meaning: Lightning turns it into an exit of the whole program."""
+    """Raise KeyboardInterrupt for Ctrl-C, which Lightning converts to an exit of the program."""
     try:
         yield
     except SystemExit as stop:

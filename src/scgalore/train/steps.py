@@ -1,4 +1,4 @@
-"""Batches that make one step of the optimizer: how many, and what each counts in it."""
+"""Batches of an optimizer step: their number and their weights."""
 
 from __future__ import annotations
 
@@ -30,23 +30,23 @@ if TYPE_CHECKING:
 __all__ = ["Share", "Steps", "settle_steps"]
 
 SAMPLED = 64
-"""Batches that tell how many tokens one has."""
+"""Number of batches used to estimate the tokens per batch."""
 
 
 @dataclass(frozen=True)
 class Share:
-    """A batch that is not a step by itself: others of this process or of other ones belong to the same step.
+    """A batch that is one of several in a step, of this process or of others.
 
     Attributes
     ----------
     batch
-        Its cells.
+        Tokens of the cells.
     n
-        How many of them count: all, or none where a process got none of its own.
+        Number of cells that count: all, or 0 if a process has no cells in this step.
     weight, whole
-        What it counts in the step, and what all of its batches count together, those of other processes included.
+        Weight of the batch, and total weight of the step over all processes.
     ends
-        Whether it is the last one of this process.
+        Whether it is the last batch of this process.
     """
 
     batch: TokenBatch
@@ -60,15 +60,15 @@ class Share:
         return replace(self, batch=self.batch.to(device, non_blocking=non_blocking))
 
     def pin_memory(self) -> Share:
-        """Copy the cells to page-locked memory."""
+        """Copy the cells to pinned memory."""
         return replace(self, batch=self.batch.pin_memory())
 
 
 class Steps:
     """Batches of an epoch, with what each counts in its step.
 
-    A step of several batches is read before the first of them is trained on, so that each can be weighed by its part of the
-    terms that the loss of the step is a mean over.
+    A step of several batches is read before the first of them is trained on, so that each can be weighed by its part of
+    the terms that the loss of the step is a mean over.
 
     Parameters
     ----------
@@ -126,7 +126,7 @@ def _weighed(step: list[Share], whole: float) -> Iterator[Share]:
 
 
 def settle_steps(config: TrainConfig, source: CellSource, rows: NDArray[np.int64] | None) -> TrainConfig:
-    """Find out how many batches a step of ``accumulate_tokens`` is expected to have, unless that is settled already.
+    """Estimate the number of batches per step for ``accumulate_tokens``, unless it is already set.
 
     Parameters
     ----------
@@ -139,13 +139,13 @@ def settle_steps(config: TrainConfig, source: CellSource, rows: NDArray[np.int64
 
     Returns
     -------
-    The configuration with that number as ``accumulate``, from which the steps of an epoch and the schedule of the learning rate
-    are counted.
+    The configuration with that number as ``accumulate``, from which the steps of an epoch and the schedule of the
+    learning rate are counted.
 
     Raises
     ------
     OptionError
-        If one batch has more tokens than a step is to have.
+        If a batch has more tokens than a step should have.
     """
     if config.accumulate_tokens is None or config.accumulate > 1:
         return config
@@ -156,13 +156,13 @@ def settle_steps(config: TrainConfig, source: CellSource, rows: NDArray[np.int64
     tokens = _mean_of_all(_first(loader)) * training_processes(config).size
     if tokens > config.accumulate_tokens:
         msg = (
-            f"accumulate_tokens={config.accumulate_tokens}: the batches of one step have about {tokens:,.0f} tokens already. Ask for more, "
-            "or lower batch_size."
+            f"accumulate_tokens={config.accumulate_tokens}: one batch per process already has about {tokens:,.0f} tokens. Increase it, "
+            "or use a smaller batch_size."
         )
         raise OptionError(msg)
     n = max(1, round(config.accumulate_tokens / tokens))
     logg.info(
-        f"    a batch has about {tokens:,.0f} tokens, so a step of {config.accumulate_tokens:,} has about {n} of them"
+        f"    batches have about {tokens:,.0f} tokens, so a step of {config.accumulate_tokens:,} tokens has about {n} batches"
     )
     return replace(config, accumulate=n)
 

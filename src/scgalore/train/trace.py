@@ -1,10 +1,10 @@
-"""One training step on tensors without numbers: what autograd keeps, what the step takes, which weights it reaches.
+"""Traces a training step on fake tensors: memory kept by autograd, memory of the step, and weights with gradients.
 
-The network and the objective run as they are, on fake tensors (:class:`torch._subclasses.FakeTensorMode`), which have shapes
-and types alone. A new head, objective or network therefore needs no formula here.
+The network and the objective run as they are, on fake tensors (:class:`torch._subclasses.FakeTensorMode`), which have
+shapes and types alone. A new head, objective or network therefore needs no formula here.
 
-A build of torch for CPUs cannot make a graph of CUDA tensors. A GPU is traced with fake tensors of a CPU, without our kernels
-for CPUs, and with what CUDA does otherwise in a step put in their place (:class:`_AsOnGPU`).
+A build of torch for CPUs cannot make a graph of CUDA tensors. A GPU is traced with fake tensors of a CPU, without our
+kernels for CPUs, and with what CUDA does otherwise in a step put in their place (:class:`_AsOnGPU`).
 """
 
 from __future__ import annotations
@@ -86,14 +86,14 @@ class Shape:
 
 @dataclass(frozen=True)
 class Trace:
-    """What a step takes.
+    """Memory of a step.
 
     Attributes
     ----------
     saved
         Bytes of each storage that autograd keeps for the backward pass, weights excluded.
     transient
-        Most bytes beyond these at any moment of the step, the batch included, weights and their gradients excluded.
+        Maximum of all other memory during the step in bytes, including the batch, without weights and their gradients.
     reached
         Names of the trainable parameters that the loss depends on.
     """
@@ -122,9 +122,9 @@ def trace_step(network: CellNetwork, objective: Objective, shape: Shape) -> Trac
 
     Returns
     -------
-    The trace; that of a network of the same parts and sizes is not made again. Where an operation needs numbers, such as a
-    selection by a mask, a step is measured on zeros at a few small sizes and extrapolated: bytes are affine in the number of
-    cells, and polynomials of second degree in their length.
+    The trace; that of a network of the same parts and sizes is not made again. Where an operation needs numbers, such
+    as a selection by a mask, a step is measured on zeros at a few small sizes and extrapolated: bytes are affine in the
+    number of cells, and polynomials of second degree in their length.
     """
     key = (_parts(network), type(objective), _plain(objective), shape)
     if key not in _TRACES:
@@ -291,7 +291,7 @@ class _Live(TorchDispatchMode):
 
 
 class _AsOnGPU(TorchFunctionMode):
-    """What CUDA does otherwise than a CPU, as far as a step's memory depends on it.
+    """Differences between CUDA and CPU that affect the memory of a step.
 
     Attention by the flash or the memory-efficient kernel, dropout that keeps one byte a value, and float32 where CUDA's
     autocast has it. Calls from inside a function of torch, such as ``F.multi_head_attention_forward``, are not seen.

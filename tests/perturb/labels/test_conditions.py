@@ -336,7 +336,7 @@ class TestOneGene:
         conditions = Conditions.from_labels(labels)
         try:
             split = split_conditions(conditions, kind, seed=seed)
-        except DataError:  # nothing is left to train on
+        except DataError:  # no training cells are left
             return
         part_of: dict[frozenset[str], set[object]] = {}
         for label, part in zip(labels[1:], split.cell_labels(conditions)[1:], strict=True):

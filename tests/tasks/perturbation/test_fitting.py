@@ -200,7 +200,7 @@ class TestPredictions:
         assert np.abs(effects[:, None] - effects[None]).max(axis=2)[~np.eye(3, dtype=bool)].min() > 1e-6
 
     def test_gene_without_token_is_refused(self, adata: AnnData, learnt: SCGPT) -> None:
-        with pytest.raises(DataError, match="knows no gene 'NOSUCH', so"):
+        with pytest.raises(DataError, match="no token for the gene 'NOSUCH', so"):
             predict(learnt, adata, ("G01", "G01+NOSUCH"))
 
     def test_embeddings_are_of_each_cell_with_its_own_genes(self, adata: AnnData, learnt: SCGPT) -> None:

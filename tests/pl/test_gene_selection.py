@@ -1,9 +1,12 @@
+from typing import Literal
+
 import numpy as np
 import pandas as pd
 import pytest
 from anndata import AnnData
 from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 from mudata import MuData
 from tests.drawing import assert_inside
 
@@ -68,6 +71,13 @@ def test_many_sources_with_long_names_fit(chosen: AnnData) -> None:
     given = sg.pl.gene_selection(chosen, ax=plt.figure(figsize=(20, 4)).subplots(), show=False)
     assert isinstance(given, Axes)
     assert_inside(given.get_legend())
+
+
+@pytest.mark.parametrize("layout", ["constrained", None])
+def test_it_draws_on_figures_that_pyplot_does_not_know(chosen: AnnData, layout: Literal["constrained"] | None) -> None:
+    ax = Figure(figsize=(7, 4.5), layout=layout).subplots()
+    assert sg.pl.gene_selection(chosen, ax=ax, show=False) is ax
+    assert_inside(ax.get_legend())
 
 
 def test_it_draws_on_given_axes_and_changes_nothing(chosen: AnnData) -> None:

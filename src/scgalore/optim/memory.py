@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from scgalore._html import html_table
 from scgalore._words import format_bytes
 from scgalore.optim.subspace import state_dtype
 
@@ -16,6 +17,8 @@ if TYPE_CHECKING:
 
     from torch import nn
     from torch.optim import Optimizer
+
+COLUMNS = ("", "tensors", "parameters", "weights", "gradients", "state", "AdamW's", "ratio")
 
 
 def state_bytes(optimizer: Optimizer) -> int:
@@ -69,7 +72,7 @@ class MemoryRow:
 
 @dataclass(frozen=True)
 class MemoryReport:
-    """Bytes of weights, gradients and optimizer state; ``str()`` of it is a table.
+    """Bytes of weights, gradients and optimizer state; it prints, and shows in notebooks, as a table.
 
     Attributes
     ----------
@@ -83,17 +86,24 @@ class MemoryReport:
     total: MemoryRow
 
     def __str__(self) -> str:
-        table = [["", "tensors", "parameters", "weights", "gradients", "state", "AdamW's", "ratio"]]
-        for row in (*self.rows, self.total):
-            ratio = f"{row.state / row.adamw_state:.1%}" if row.adamw_state else "-"
-            sizes = [format_bytes(size) for size in (row.weights, row.gradients, row.state, row.adamw_state)]
-            table.append([row.name, f"{row.n_tensors:,}", f"{row.n_parameters:,}", *sizes, ratio])
+        table = [COLUMNS, *self._cells()]
         widths = [max(map(len, column)) for column in zip(*table, strict=True)]
         lines = []
         for name, *cells in table:
             right = (f"{cell:>{width}}" for cell, width in zip(cells, widths[1:], strict=True))
             lines.append("  ".join((f"{name:<{widths[0]}}", *right)))
         return "\n".join(lines)
+
+    def _repr_html_(self) -> str:
+        return html_table(COLUMNS, self._cells())
+
+    def _cells(self) -> list[tuple[str, ...]]:
+        table = []
+        for row in (*self.rows, self.total):
+            ratio = f"{row.state / row.adamw_state:.1%}" if row.adamw_state else "-"
+            sizes = [format_bytes(size) for size in (row.weights, row.gradients, row.state, row.adamw_state)]
+            table.append((row.name, f"{row.n_tensors:,}", f"{row.n_parameters:,}", *sizes, ratio))
+        return table
 
 
 def memory_report(module: nn.Module, optimizer: Optimizer) -> MemoryReport:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import pandas as pd
 import torch
 
+from scgalore._html import html_table
 from scgalore._words import format_bytes
 from scgalore.adapters import attach_adapter
 from scgalore.nn.blank import on_meta_device
@@ -39,7 +40,7 @@ SHORTER = (5000, 2500, 1200, 500)
 
 @dataclass(frozen=True)
 class MemoryEstimate:
-    """Estimated memory of a training run in bytes; ``str()`` gives a table.
+    """Estimated memory of a training run in bytes; shown as a table when printed or in a notebook.
 
     Attributes
     ----------
@@ -89,10 +90,21 @@ class MemoryEstimate:
         return table.assign(share=table["bytes"] / max(self.peak, 1))
 
     def __str__(self) -> str:
-        rows = [(name.replace("_", " "), size) for name, size in {**self.parts(), "peak": self.peak}.items()]
-        lines = [f"{name:<16} {format_bytes(size):>10} {size / max(self.peak, 1):>6.0%}" for name, size in rows]
-        lines += [f"{setting} saves {format_bytes(saved)}" for setting, saved in self.helps]
-        return "\n".join(lines)
+        lines = [f"{name:<16} {size:>10} {share:>6}" for name, size, share in self._rows()]
+        return "\n".join([*lines, *self._advice()])
+
+    def _repr_html_(self) -> str:
+        return html_table(("part", "size", "share"), self._rows(), notes=self._advice())
+
+    def _rows(self) -> list[tuple[str, str, str]]:
+        sizes = {**self.parts(), "peak": self.peak}
+        return [
+            (name.replace("_", " "), format_bytes(size), f"{size / max(self.peak, 1):.0%}")
+            for name, size in sizes.items()
+        ]
+
+    def _advice(self) -> list[str]:
+        return [f"{setting} saves {format_bytes(saved)}" for setting, saved in self.helps]
 
 
 def estimate_training(

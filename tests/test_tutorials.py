@@ -16,6 +16,9 @@ NOTEBOOKS = sorted(TUTORIALS.glob("*.ipynb"))
 MACHINE = re.compile(
     r"(?<![\w.:/])/(?:work|tmp|root|home|Users|usr|opt|var|mnt|data|private)\b|\b[A-Z]:\\|site-packages"
 )
+COLUMNS = 88
+"""Of code, as the pages of the documentation show it without a scroll bar."""
+
 NOISE = re.compile(r"\r|\b\w*Warning\b|\bit/s\b|\d%\|")
 
 Cell = dict[str, Any]
@@ -54,11 +57,13 @@ def notebook(path: Path) -> dict[str, Any]:
 def test_there_are_tutorials() -> None:
     assert {path.stem for path in NOTEBOOKS} >= {
         "checkpoints",
+        "command_line",
         "embedding",
         "finetune",
         "genes_and_memory",
         "own_data",
         "perturbation",
+        "pretraining",
     }
 
 
@@ -74,6 +79,22 @@ def test_shows_neither_the_machine_nor_noise(notebook: dict[str, Any]) -> None:
     assert [found[0] for text in texts(notebook) for found in MACHINE.finditer(text)] == []
     printed = ["".join(output.get("text", "")) for cell in code_cells(notebook) for output in cell["outputs"]]
     assert [found[0] for text in printed for found in NOISE.finditer(text)] == []
+
+
+def test_begins_with_its_goal_and_ends_with_next_steps(notebook: dict[str, Any]) -> None:
+    pages = ["".join(cell["source"]) for cell in notebook["cells"] if cell["cell_type"] == "markdown"]
+    assert re.match(r"# .+\n\n[A-Z].+\.(\n|$)", pages[0])
+    assert re.search(r"^## Next steps\n\n(- \[|- )", pages[-1], flags=re.MULTILINE)
+
+
+def test_code_fits_the_page(notebook: dict[str, Any]) -> None:
+    lines = [line for cell in code_cells(notebook) for line in "".join(cell["source"]).splitlines()]
+    assert [line for line in lines if len(line) > COLUMNS] == []
+
+
+def test_names_no_earlier_version(notebook: dict[str, Any]) -> None:
+    found = [found[0] for text in texts(notebook) for found in re.finditer(r"version\W+\d+\.\d+\.\d+", text)]
+    assert found == []
 
 
 def test_is_small_enough_for_the_repository(path: Path) -> None:

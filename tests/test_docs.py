@@ -21,8 +21,9 @@ def test_entries_take_the_indentation_of_their_line() -> None:
     assert f"            {PARAMETERS['adata']}" in lines
     assert "            A set such as ``{adata}`` in a text." in lines
     model = lines.index("        model")
-    first, second = PARAMETERS["model"].splitlines()
-    assert lines[model + 1 : model + 3] == [f"            {first}", f"            {second}"]
+    text = PARAMETERS["model"].splitlines()
+    assert len(text) > 1
+    assert lines[model + 1 : model + 1 + len(text)] == [f"            {line}" for line in text]
 
 
 def test_unknown_name_fails_at_import() -> None:

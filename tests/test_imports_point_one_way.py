@@ -31,7 +31,7 @@ ALLOWED = {
     "get": BASE | {"data", "genes", "perturb"},
     "train": WORKSHOP,
     "selection": BASE | {"data", "genes", "perturb"},
-    "pl": BASE | {"data"},
+    "pl": BASE | {"data", "perturb"},
     "tasks": WORKSHOP | {"train", "pl", "pp", "selection"},
     "model": WORKSHOP | {"train", "tasks"},
     "mapping": BASE | {"tasks"},

@@ -86,13 +86,13 @@ PARAMETERS = {
     "key": "Key under which the results are stored.",
     "ax": "Matplotlib axes to draw on; ``None`` creates a new figure.",
     "show": (
-        "Whether to show the figure and return ``None``. By default, a new figure is shown unless ``sc.settings.autoshow`` is\n"
+        "Whether to show the figure and return ``None``. If ``None``, a new figure is shown unless ``sc.settings.autoshow`` is\n"
         "off."
     ),
-    "title": 'Title of the plot; ``None`` writes the default one, ``""`` none.',
+    "title": 'Title of the plot; ``None`` describes the results, ``""`` writes none.',
     "palette": (
-        "Colors: name of a matplotlib colormap, list of colors, or dictionary from names to colors; ``None`` uses the default\n"
-        "ones."
+        "Colors: name of a matplotlib colormap, list of colors, or dictionary from names to colors; ``None`` uses those\n"
+        "of the style."
     ),
     "cmap": "Name of a matplotlib colormap.",
     "save": (

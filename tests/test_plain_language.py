@@ -66,7 +66,7 @@ def findings(prose: str, tree: str) -> Iterator[str]:
                 yield f"line {line}: {found[0]!r}. Write: {instead}."
 
 
-@pytest.mark.parametrize(("tree", "file"), FILES)
+@pytest.mark.parametrize(("tree", "file"), FILES, ids=[file for _, file in FILES])
 def test_text_is_plain(tree: str, file: str) -> None:
     path = REPOSITORY / file
     prose = PROSE[path.suffix](path.read_text(encoding="utf-8"))
@@ -99,6 +99,27 @@ OLD = [
 @pytest.mark.parametrize("sentence", OLD)
 def test_an_old_sentence_is_found(sentence: str) -> None:
     assert list(findings(prose_of_page(sentence), "docs"))
+
+
+# Docstrings and messages of version 0.5.0.
+OLD_OF_SOURCE = [
+    "Most cells in a batch where a function is not told otherwise; ``None`` leaves it to :attr:`batch_tokens`.",
+    "Labels; the same when left out.",
+    "The same.",
+    "If ``adata`` is no AnnData, or what is under a key is not what was written there.",
+    "How to train. ``compile`` is not looked at.",
+    "What makes this run this run; resuming another one is refused.",
+    "What the user holds; nothing is done for an AnnData.",
+    "What to call it in messages.",
+    "Vector of each compound, float64, one row a compound.",
+    "Numbers that are none: weights with NaN or infinity are refused where they are read.",
+    "Update each weight in the backward pass, as soon as its gradient is there.",
+]
+
+
+@pytest.mark.parametrize("sentence", OLD_OF_SOURCE)
+def test_an_old_docstring_is_found(sentence: str) -> None:
+    assert list(findings(prose_of_source(f'def f():\n    """{sentence}"""\n'), "src"))
 
 
 @pytest.mark.parametrize(

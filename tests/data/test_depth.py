@@ -152,7 +152,7 @@ class TestUnknown:
 
     def test_few_genes(self, caplog: pytest.LogCaptureFixture) -> None:
         text = self.warned(whole()[:, :KEPT].copy(), caplog)
-        assert "there are 300" in text
+        assert "only 300 genes" in text
         assert "depth_key=" in text
 
     def test_a_choice_that_is_marked(self, caplog: pytest.LogCaptureFixture) -> None:
@@ -186,7 +186,7 @@ class TestRefused:
 
     @pytest.mark.parametrize(
         ("values", "match"),
-        [(1.0, "less than the sum"), (np.nan, "missing"), (-5.0, "negative"), ("many", "no number")],
+        [(1.0, "less than the sum"), (np.nan, "missing"), (-5.0, "negative"), ("many", "not a number")],
     )
     def test_a_named_column_that_cannot_be_right(self, values: object, match: str) -> None:
         adata = whole()

@@ -160,8 +160,11 @@ def test_what_was_decided_is_said_once_for_each_object(caplog: pytest.LogCapture
         for adata in (ad.AnnData(counts() * 0.97), ad.AnnData(normalised(counts()))):
             for _ in range(3):
                 LogExpression.from_adata(adata)
-    assert caplog.text.count("adata.X holds counts, since the values of a cell are multiples of its smallest") == 1
-    assert caplog.text.count("adata.X holds natural logarithms, since once the logarithm is undone") == 1
+    assert (
+        caplog.text.count("adata.X contains counts, since the values of a cell are multiples of its smallest value")
+        == 1
+    )
+    assert caplog.text.count("adata.X contains natural logarithms, since once the logarithm is undone") == 1
 
 
 @pytest.mark.parametrize(

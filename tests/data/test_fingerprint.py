@@ -146,12 +146,12 @@ class TestChangedFiles:
         ("now", "told"),
         [
             ([["/new/a.h5ad", "9"], ["/new/b.h5ad", "2"], ["/new/c.h5ad", "3"]], "/new/a.h5ad has changed"),
-            ([["/new/a.h5ad", "9"], ["/new/b.h5ad", "8"], ["x", "3"]], "/new/a.h5ad has changed, and so 1 more"),
+            ([["/new/a.h5ad", "9"], ["/new/b.h5ad", "8"], ["x", "3"]], "/new/a.h5ad has changed (and 1 more)"),
             ([*BEFORE, ["/old/d.h5ad", "4"]], "/old/d.h5ad is new"),
-            ([*BEFORE[:2]], "/old/c.h5ad is gone"),
+            ([*BEFORE[:2]], "/old/c.h5ad is missing"),
             (
                 [["/old/a.h5ad", "9"], ["d", "7"], ["/old/c.h5ad", "3"]],
-                "/old/a.h5ad has changed, d is new, /old/b.h5ad is gone",
+                "/old/a.h5ad has changed, d is new, /old/b.h5ad is missing",
             ),
             ([*BEFORE[::-1]], "its files or their order have changed"),
         ],

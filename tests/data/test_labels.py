@@ -191,7 +191,7 @@ class TestRefusals:
     @pytest.mark.parametrize("word", ["nan", "NaN", "", " ", "NA", "<NA>", "None", "null"])
     def test_words_for_missing_are_no_class(self, word: str) -> None:
         names = ["a", "b", word, "a", word]
-        with pytest.raises(DataError, match=r"2 of 5 cells have no label.*another name") as caught:
+        with pytest.raises(DataError, match=r"2 of 5 cells have no label.*rename it") as caught:
             encode_labels(annotated(names), "x")
         adata = annotated(names)
         chosen = str(caught.value).partition("adata[")[2].partition("], and")[0]  # the call that the message proposes
@@ -199,7 +199,7 @@ class TestRefusals:
         assert labelled.obs["x"].tolist() == ["a", "b", "a"]
 
     def test_no_cells(self) -> None:
-        with pytest.raises(DataError, match="holds no label"):
+        with pytest.raises(DataError, match="has no labels"):
             encode_labels(annotated(np.array([], dtype=object)), "x")
 
     def test_one_class(self) -> None:

@@ -35,7 +35,7 @@ def test_what_is_no_table_is_named(value: Any) -> None:
     record = {"params": {}, "rows": value}
     with pytest.raises(DataError, match=r"adata\.uns\['x'\]\['rows'\] is a \w+, expected a table"):
         read_record(adata_with(x=record), "x", tables=("rows",), missing="")
-    with pytest.raises(DataError, match=r"adata\.uns\['x'\]\['params'\] is a list, and a dictionary"):
+    with pytest.raises(DataError, match=r"adata\.uns\['x'\]\['params'\] is a list, expected a dictionary"):
         read_record(adata_with(x={"params": []}), "x", missing="")
 
 

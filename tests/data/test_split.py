@@ -78,7 +78,7 @@ class TestRandomSplit:
         [(0.5, 0.5), (0.0, 1.0), (-0.1, 0.2), (0.1, -0.1), (1.5, 0.0), (np.nan, 0.1), (0.1, np.nan)],
     )
     def test_impossible_shares_are_refused(self, validation: float, test: float) -> None:
-        with pytest.raises(OptionError, match="together below 1"):
+        with pytest.raises(OptionError, match="their sum below 1"):
             random_split(100, validation_size=validation, test_size=test)
 
     @pytest.mark.parametrize("n_obs", [0, 1])
@@ -120,7 +120,7 @@ class TestSplit:
 
     @pytest.mark.parametrize("missing", [None, np.nan, pd.NA])
     def test_cells_of_no_part_are_counted(self, missing: Any) -> None:
-        with pytest.raises(DataError, match=r"holds \['a'\] and nothing for 2 cells; each cell must be"):
+        with pytest.raises(DataError, match=r"contains \['a'\] and missing values for 2 cells; each cell must be"):
             split_from_labels(["train", missing, "a", missing])
 
     @pytest.mark.parametrize("labels", [["test", "validation"], []])

@@ -68,7 +68,7 @@ class TestCheck:
             pytest.param([5.5], "must be integers", id="fraction"),
             pytest.param([True, 500], "must be integers", id="boolean"),
             pytest.param({500: 3, 1200: 4}, "add up to max_epochs=10", id="epochs_that_do_not_add_up"),
-            pytest.param({500: 0, 1200: 10}, "at least 1 each", id="phase_without_epoch"),
+            pytest.param({500: 0, 1200: 10}, "at least 1 and add up", id="phase_without_epoch"),
             pytest.param(list(range(1, 12)), "11 phases, but max_epochs=10", id="more_phases_than_epochs"),
         ],
     )

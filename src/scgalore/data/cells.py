@@ -45,7 +45,7 @@ COMPUTED = ("prior", "start")
 """Targets that are determined by cells and other targets up to rounding, which depends on the number of threads."""
 
 MOST_KEPT = 2**23
-"""Most tokens that are kept for further epochs: 12 bytes each."""
+"""Maximum number of tokens kept for further epochs, of 12 bytes each."""
 
 __all__ = ["TokenCells", "gene_names", "gene_ranks", "ranked_tokens"]
 

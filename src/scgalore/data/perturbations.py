@@ -199,7 +199,7 @@ class PerturbationCells:
         different flags: what the network learns about genes that the prior does not cover must not be added again for
         genes that it covers.
     n_genes
-        Number of genes per training step, drawn anew for each step and always including the perturbed genes. ``None``
+        Number of genes per training step, resampled for each step and always including the perturbed genes. ``None``
         uses all genes.
     n_controls
         Number of control cells used to validate a perturbation.

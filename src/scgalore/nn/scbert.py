@@ -249,7 +249,7 @@ class SCBERTNetwork(CellNetwork):
 
     Notes
     -----
-    A token is the embedding of its gene plus that of its class of expression. The trailing token of the original, whose
+    A token is the embedding of its gene plus that of its class of expression. scBERT's trailing token, whose
     gene embedding is 0, is ``<cls>`` here and comes first: tokens have no positions.
     """
 

@@ -27,7 +27,7 @@ class SCBERTConfig(NetworkConfig):
     Attributes
     ----------
     n_tokens
-        Number of rows of the gene embedding: genes, ``<cls>`` (the trailing token of the original) and ``<pad>``.
+        Number of rows of the gene embedding: genes, ``<cls>`` (scBERT's trailing token) and ``<pad>``.
     pad_id
         Token id of ``<pad>``.
     d_model

@@ -130,8 +130,8 @@ class SelfAttention(nn.Module):
     def _attend_once(self, x: Tensor, layout: Layout, queries: Tensor) -> Tensor:
         """What one query per cell attends to, without keys and values of every token.
 
-        Scores are ``q (W_k x) = (q W_k) x``, and the mean of values is the value of the mean state; the bias of the keys is the same
-        for all tokens and changes nothing.
+        Scores are ``q (W_k x) = (q W_k) x``, and the mean of values is the value of the mean state; the bias of the
+        keys is the same for all tokens and changes nothing.
         """
         d, shape = self.Wqkv.out_features // 3, (self.n_heads, -1, self.Wqkv.in_features)
         bias = (None, None) if self.Wqkv.bias is None else (self.Wqkv.bias[:d], self.Wqkv.bias[2 * d :])
@@ -421,7 +421,7 @@ class SCGPTNetwork(CellNetwork):
         cell
             Cell embeddings ``(b, d)`` that replace the input of ``<cls>``.
         modalities
-            Modality of each token, int64 ``(b, s)``; used only by the decoders, as in the original.
+            Modality of each token, int64 ``(b, s)``; used only by the decoders, as in scGPT.
 
         Raises
         ------

@@ -1,7 +1,7 @@
 """Bytes of optimizer state and working memory, counted before there is an optimizer state.
 
-Each function reads shapes, dtypes and the settings of the parameter groups, so a network on the meta device is enough. The
-state is that after the first step, as :func:`~scgalore.optim.state_bytes` counts it.
+Each function reads shapes, dtypes and the settings of the parameter groups, so a network on the meta device is enough.
+The state is that after the first step, as :func:`~scgalore.optim.state_bytes` counts it.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ COUNTER = 4
 """Bytes of a step counter, a float32 tensor."""
 
 CODE_TABLES = 2 * 256 * 4
-"""Bytes of the two tables that say what an 8-bit number stands for, once for all parameters."""
+"""Bytes of the two lookup tables of 8-bit values, once for all parameters."""
 
 
 def weights_of(optimizer: Optimizer) -> list[tuple[Tensor, Mapping[str, Any]]]:
@@ -140,7 +140,7 @@ def work_of_galore(weights: Weights, options: Mapping[str, Any]) -> int:
 
 
 def work_of_apollo(weights: Weights, options: Mapping[str, Any]) -> int:
-    """That of galore, and the largest random projection, which is drawn anew at every step."""
+    """That of galore, and the largest random projection, which is generated at every step."""
     weights = list(weights)
     drawn = [0]
     for param, group in weights:
@@ -161,7 +161,7 @@ def work_of_one(weights: Weights, options: Mapping[str, Any]) -> int:
 
 
 def work_of_sophia(weights: Weights, options: Mapping[str, Any]) -> int:
-    """Gradients of the loss at drawn labels and their squares, beside the gradients of the step."""
+    """Gradients of the loss at sampled labels and their squares, in addition to the gradients of the step."""
     return 2 * 4 * sum(param.numel() for param, _ in weights)
 
 

@@ -232,7 +232,7 @@ def _refuse_unreached(pattern: str, module: nn.Module) -> NoReturn:
 
 
 def describe_groups(groups: Iterable[Mapping[str, Any]]) -> str:
-    """Table of what is projected: name, shape, rank and bytes of optimizer state, with AdamW's beside it.
+    """Table of what is projected: name, shape, rank and bytes of optimizer state, compared with AdamW's.
 
     Parameters
     ----------

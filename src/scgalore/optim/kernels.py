@@ -16,7 +16,7 @@ FUSED_DEVICES = ("cpu", "cuda", "mps", "xpu")
 
 
 def step_device(param: Tensor) -> torch.device:
-    """Where a counter has to live: beside the parameter for the fused kernel, else on the CPU."""
+    """Device of a step counter: that of the parameter for the fused kernel, otherwise the CPU."""
     return param.device if param.device.type in FUSED_DEVICES else torch.device("cpu")
 
 

@@ -26,8 +26,8 @@ class LayerwiseUpdate:
     Saves the memory of the gradients, as much as the weights take. The trained weights are the ones of the ordinary
     ``optimizer.step()``, bit for bit; that call may stay in the loop and finds nothing to do.
 
-    Every backward pass is a step. So this excludes whatever looks at all gradients first, or at those of several
-    backward passes:
+    Every backward pass is a step. This excludes anything that needs all gradients first, or those of several backward
+    passes:
 
     - accumulation of gradients over batches: each batch would be a step of its own;
     - clipping by the global norm, and any other reading of ``.grad`` after backward: nothing is left to read;

@@ -122,7 +122,7 @@ def memory_report(module: nn.Module, optimizer: Optimizer) -> MemoryReport:
 
     Returns
     -------
-    The rows and their total, with the bytes AdamW would keep beside those of the optimizer.
+    The rows and their total, with the bytes AdamW would keep for comparison.
 
     Examples
     --------

@@ -30,7 +30,7 @@ class Compressed(NamedTuple):
 class MixedAdamW(OwnPrecision):
     """AdamW, but for the matrices of groups with a ``rank`` whose smaller side is above it: these are a subclass's.
 
-    A subclass says how they are updated (:meth:`_step_matrices`) and which options are in range (:meth:`_check_group`).
+    A subclass defines their update (:meth:`_step_matrices`) and the ranges of options (:meth:`_check_group`).
     All others get :class:`torch.optim.AdamW`'s update, fused where the device can.
     """
 

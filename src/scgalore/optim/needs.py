@@ -19,7 +19,7 @@ class TrainingNeeds:
     shardable
         Whether each of several processes may keep the state, and make the update, of its share of the parameters alone.
     per_layer
-        Whether ``step()`` may be called for each parameter as soon as its gradient is there.
+        Whether ``step()`` may be called for each parameter as soon as its gradient is computed.
     """
 
     shardable: ClassVar[bool] = True

@@ -111,7 +111,7 @@ def rotate(moment: Tensor, turn: Bases, *, squared: bool = False) -> Tensor:
 
 
 def overlap(turn: Bases) -> float:
-    """Share of the old subspace that the new one contains, of the side and block that moved most, whatever the signs."""
+    """Fraction of the old subspace contained in the new one, for the side and block that changed most; independent of signs."""
     shares = [side.square().sum((-2, -1)) / side.shape[-2] for side in turn if side is not None]
     return min(float(share.min()) for share in shares)
 

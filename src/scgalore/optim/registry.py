@@ -65,7 +65,7 @@ class OptimizerSpec:
     shardable
         Whether several processes can each keep the state of their share of the parameters.
     per_layer
-        Whether it can update each parameter in the backward pass, as soon as its gradient is there.
+        Whether it can update each parameter in the backward pass, as soon as its gradient is computed.
     """
 
     name: str
@@ -102,7 +102,7 @@ def build_galore(module: nn.Module, *, lr: float, weight_decay: float, **options
 
 
 def build_apollo(module: nn.Module, *, lr: float, weight_decay: float, **options: Any) -> Optimizer:
-    """:class:`~scgalore.optim.ApolloAdamW` on the matrices that ``"galore"`` projects by default, whatever the rank.
+    """:class:`~scgalore.optim.ApolloAdamW` on the matrices that ``"galore"`` projects by default, for any rank.
 
     At rank 1 the last layer of a head would be one of them otherwise: held-out loss 9 % and 7 % worse on two tasks.
     """

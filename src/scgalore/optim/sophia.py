@@ -43,9 +43,9 @@ class SophiaG(OwnPrecision):
     the model, so :math:`E[n \hat G^2] = n \sum_i E[g_i^2] / n^2 = \frac{1}{n} \sum_i E[g_i^2]`, the Gauss-Newton
     diagonal. The authors' code leaves n out of the average and multiplies by it in the step, which is the same.
 
-    No coordinate of a step is larger than ``lr``. Without an estimate a step is ``lr`` times the sign of the momentum;
-    one warning says so. A gradient that is not finite leaves its weight and momentum untouched, one of an estimate
-    leaves all curvature as it is and due; one warning says either.
+    No coordinate of a step is larger than ``lr``. Without an estimate, a step is ``lr`` times the sign of the momentum,
+    with one warning. Gradients that are not finite do not change their weight and momentum; estimates that are not
+    finite are discarded and remain due. Both cause one warning.
 
     Parameters
     ----------

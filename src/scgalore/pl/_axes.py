@@ -56,8 +56,8 @@ def set_title(axes: Axes, title: str | None, default: str = "") -> None:
 def legend_right(axes: Axes, *, own: bool, title: str | None = None, reverse: bool = False) -> None:
     """Draw the legend to the right of the axes, in as many columns as its height asks for.
 
-    A figure of ours grows by the width of the legend. In a figure without a layout engine the axes become narrower instead, as in scanpy, so
-    that the legend takes no room that is not theirs.
+    A figure of ours grows by the width of the legend. In a figure without a layout engine the axes become narrower
+    instead, as in scanpy, so that the legend takes no room that is not theirs.
 
     Parameters
     ----------
@@ -99,7 +99,8 @@ def finish(
     axes
         Axes that were drawn on.
     ax
-        What the caller passed. Their figure is neither shown nor saved unless the caller says so, since they are still composing it.
+        Axes passed by the caller, if any. Their figure is neither shown nor saved by default, since it may not be
+        complete.
     show
         What the caller passed. ``None`` shows a new figure unless ``sc.settings.autoshow`` is off.
     save

@@ -67,8 +67,9 @@ def confusion_matrix(
     {title}
     {cmap}
     palette
-        Colors of the classes, drawn next to their names: a list of them, a dictionary, or the name of a matplotlib colormap.
-        ``None`` uses those in ``adata.uns[f"{labels_key}_colors"]``, where scanpy keeps them, if there are any.
+        Colors of the classes, drawn next to their names: a list of them, a dictionary, or the name of a matplotlib
+        colormap. ``None`` uses those in ``adata.uns[f"{labels_key}_colors"]``, where scanpy keeps them, if there are
+        any.
     {ax}
     {show}
     {save}
@@ -76,8 +77,9 @@ def confusion_matrix(
 
     Returns
     -------
-    The axes, the figure with ``return_fig``, or ``None`` if the figure was shown. Numbers of cells stand beside the names of the rows; squares without
-    cells are left blank. The title has the accuracy, unless no true label is a class of the model. Cells that
+    The axes, the figure with ``return_fig``, or ``None`` if the figure was shown. Numbers of cells are shown next to
+    the names of the rows; squares without cells are blank. The title has the accuracy, unless no true label is a class
+    of the model. Cells that
     :func:`scgalore.tl.annotate` called unknown are the last column; they count neither as right nor as wrong.
 
     Raises
@@ -85,7 +87,7 @@ def confusion_matrix(
     MissingKeyError
         If there are no predictions under ``key``, or a column of ``adata.obs`` does not exist.
     OptionError
-        If ``part`` is no part of a split, ``labels_key`` is needed, or ``palette`` holds something that is not a color.
+        If ``part`` is not a split, ``labels_key`` is required, or ``palette`` contains something that is not a color.
     DataError
         If the split has no cells.
 

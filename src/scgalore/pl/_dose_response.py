@@ -73,7 +73,7 @@ def dose_response(
     MissingKeyError
         If there is no prediction under ``key``, or it does not have a gene, compound or context.
     DataError
-        If ``adata`` is no AnnData, or genes were perturbed and not compounds.
+        If ``adata`` is not an AnnData, or genes were perturbed and not compounds.
     OptionError
         If there are several contexts and none is named, or more than four genes of several compounds.
 

@@ -53,10 +53,11 @@ def perturbation_scores(
     group
         Perturbations to average over: ``"all"``, or a group of the split such as ``"combo_seen2"``.
     title
-        Title of the plot; ``None`` writes the name of the metric. With several metrics, each has its name, and the title is that of the figure.
+        Title of the plot; ``None`` writes the name of the metric. With several metrics, each has its name, and the
+        title is that of the figure.
     palette
-        Colors of ``"model"``, the baselines and ``"ceiling"``: a dictionary by name, a list in the order of the rows, or the name
-        of a matplotlib colormap.
+        Colors of ``"model"``, the baselines and ``"ceiling"``: a dictionary by name, a list in the order of the rows,
+        or the name of a matplotlib colormap.
     ax
         Axes to draw a single metric on; ``None`` creates a new figure.
     {show}
@@ -65,8 +66,9 @@ def perturbation_scores(
 
     Returns
     -------
-    The axes, one for each metric if ``metrics`` is not a single name, the figure with ``return_fig``, or ``None`` if the figure was shown. The line of the
-    ceiling is how well half of the cells predict the other half, brought to full size, and the band its interval.
+    The axes, one for each metric if ``metrics`` is not a single name, the figure with ``return_fig``, or ``None`` if
+    the figure was shown. The line of the ceiling is how well half of the cells predict the other half, extrapolated to
+    all cells, and the band its interval.
 
     Raises
     ------

@@ -177,7 +177,7 @@ def user_sets(gene_sets: Any) -> tuple[Sets, Sets]:
     Raises
     ------
     OptionError
-        If it is none of these.
+        If it is not one of these.
     DataError
         If a GMT file cannot be read.
     """

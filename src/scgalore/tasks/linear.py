@@ -1,8 +1,9 @@
 """The linear model that a network corrects: logistic or ridge regression on the log-normalised expression of all genes.
 
-Both are fitted to rotated expression. A penalised linear model depends on the cells through their inner products alone, so
-its coefficients are a combination of the training cells, and fitting the weights of that combination is exact, while its size
-is the number of cells and not that of genes. Above :data:`MAX_SPAN` cells, coefficients are combinations of so many of them.
+Both are fitted to rotated expression. A penalised linear model depends on the cells through their inner products alone,
+so its coefficients are a combination of the training cells, and fitting the weights of that combination is exact, while
+its size is the number of cells and not that of genes. Above :data:`MAX_SPAN` cells, coefficients are combinations of so
+many of them.
 """
 
 from __future__ import annotations
@@ -73,11 +74,11 @@ PRIOR_ALONE = "its linear model alone"
 ROUGH, EXACT = 1e-3, 1e-4
 """Tolerances of the search and of what is kept."""
 MAX_SPAN = 2_000
-"""Most cells whose combinations the coefficients may be."""
+"""Maximum number of cells whose combinations the coefficients can be."""
 MAX_CELLS = 20_000
-"""Most cells that are fitted to; of more, a sample within classes."""
+"""Maximum number of cells to fit; larger data are sampled within classes."""
 MAX_CHOICE = 4_000
-"""Most cells that scaling and penalty are chosen on."""
+"""Maximum number of cells used to select scaling and penalty."""
 # Inverse strength of the penalty, as scikit-learn's C; the search goes up and stops where it gets worse.
 PENALTIES = {False: (0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0), True: (0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0)}
 RARE = -5.0
@@ -93,7 +94,7 @@ class MatchedGenes:
     Attributes
     ----------
     columns
-        One for each gene that is there, in the order of the model.
+        One for each gene in the data, in the order of the model.
     present
         Which genes of the model these are, bool ``(n_genes,)``.
     factor
@@ -125,7 +126,8 @@ class LinearModel:
     intercept
         float32 ``(n_outputs,)``.
     mean
-        Mean expression of the training cells, float32 ``(n_genes,)``: what a gene is taken to have that other data lack.
+        Mean expression of the training cells, float32 ``(n_genes,)``: what a gene is taken to have that other data
+        lack.
     linear_mean
         The same without the logarithm, float32 ``(n_genes,)``, which tells the scale of other data.
     """
@@ -276,14 +278,15 @@ def with_prior(
 
 
 def with_held_out_prior(output: CellOutput, head: str, targets: Mapping[str, Array]) -> CellOutput:
-    """Add ``targets["prior"]``, if it is there, to the outputs of a head, so that the sum is of models that have not seen the cell.
+    """Add ``targets["prior"]``, if present, to the outputs of a head; the prior is of models not trained on the cell.
 
     Parameters
     ----------
     output, head
         As for :func:`with_prior`.
     targets
-        Arrays of the cells of a training run; :meth:`scgalore.tasks.cells.CellTask.prepare` makes the one named ``prior``.
+        Arrays of the cells of a training run; :meth:`scgalore.tasks.cells.CellTask.prepare` makes the one named
+        ``prior``.
     """
     return _add(output, head, targets["prior"]) if "prior" in targets else output
 
@@ -301,16 +304,19 @@ class LinearFit:
     model
         Fitted to all training and validation cells.
     predicted
-        Outputs for all cells, float32 ``(n_obs, n_outputs)``, of models that have not seen the cell: those of training cells are
-        fitted to other training cells, and those of validation cells to all training cells.
+        Outputs for all cells, float32 ``(n_obs, n_outputs)``, of models that have not seen the cell: those of training
+        cells are fitted to other training cells, and those of validation cells to all training cells.
     table
-        One row per candidate: ``scaled``, ``penalty`` (inverse strength), ``loss`` on left-out training cells, ``chosen``.
+        One row per candidate: ``scaled``, ``penalty`` (inverse strength), ``loss`` on left-out training cells,
+        ``chosen``.
     scaled, penalty
         What was chosen.
     cells, folds
-        Rows that the model was fitted to, int64 ``(n,)``, and the fold of each, from :func:`~scgalore.tasks.folds.make_folds`.
+        Rows that the model was fitted to, int64 ``(n,)``, and the fold of each, from
+        :func:`~scgalore.tasks.folds.make_folds`.
     unlabelled
-        What cells without labels have changed, from :func:`~scgalore.tasks.unlabelled.fit_unlabelled`; empty without any.
+        What cells without labels have changed, from :func:`~scgalore.tasks.unlabelled.fit_unlabelled`; empty without
+        any.
     """
 
     model: LinearModel = field(repr=False)

@@ -232,9 +232,9 @@ def _truth(table: pd.DataFrame, genes: Sequence[str], species: str) -> Truth:
     truth = Truth(tuple(sources), tuple(targets), edges)
     if edges[truth.counts].all():
         msg = (
-            f"All {len(here):,} pairs of the {len(sources):,} factors and {len(targets):,} targets of truth that are in the data are edges, so "
-            "no order of them is better than another. Pass the targets of further factors, in the data or not: a gene that one factor has "
-            "as target and another has not is what edges are told from."
+            f"All {len(here):,} pairs of the {len(sources):,} factors and {len(targets):,} targets of truth in the data are edges, so "
+            "they cannot be ranked. Pass the targets of more factors, in the data or not: edges are compared with targets of other "
+            "factors."
         )
         raise DataError(msg)
     return truth

@@ -96,8 +96,8 @@ def gene_network(
 ) -> Data | None:
     """Rank edges from transcription factors to target genes.
 
-    Edges are associations: none of these methods tells who regulates whom, and :func:`scgalore.tl.evaluate_gene_network` shows what
-    they are worth where targets are known. :doc:`/genes` has the measurements that the default was chosen by.
+    Edges are associations: none of these methods infers who regulates whom. :func:`scgalore.tl.evaluate_gene_network`
+    compares them with known targets. :doc:`/genes` has the measurements that the default was chosen by.
 
     Parameters
     ----------
@@ -105,21 +105,22 @@ def gene_network(
     model
         As for :func:`scgalore.tl.embed`; not loaded for ``method="coexpression"``.
     method
-        ``"coexpression"``: Pearson correlation of log-normalised expression, ranked without its sign. ``"attention"``: mean
-        attention of the target to the factor over cells, layers and heads. ``"embedding"``: cosine of gene embeddings.
-        ``"combined"``: mean rank of these three. ``"perturbation"``: how much the predicted expression of the target falls when the
-        factor's token is deleted (:func:`scgalore.tl.perturb_in_silico`), in bins, ranked without its sign.
+        ``"coexpression"``: Pearson correlation of log-normalised expression, ranked without its sign. ``"attention"``:
+        mean attention of the target to the factor over cells, layers and heads. ``"embedding"``: cosine of gene
+        embeddings. ``"combined"``: mean rank of these three. ``"perturbation"``: how much the predicted expression of
+        the target falls when the factor's token is deleted (:func:`scgalore.tl.perturb_in_silico`), in bins, ranked
+        without its sign.
     {groupby}
     tfs
         Regulators. ``None`` takes the human transcription factors of :cite:t:`Lambert2018` that are in the data.
     targets
         Genes that may be targets; all in the data when ``None``.
     n_edges
-        Edges to keep of each group, the strongest ones; ``None`` keeps all. One that is kept for a group comes with its weight in
-        every group.
+        Edges to keep of each group, the strongest ones; ``None`` keeps all. One that is kept for a group comes with its
+        weight in every group.
     min_cells
-        Cells of a group that must express each of the two genes; pairs of fewer are left out. For attention they must have both as
-        tokens of the same cell; for perturbation, the factor must be one.
+        Cells of a group that must express each of the two genes; pairs of fewer are left out. For attention they must
+        have both as tokens of the same cell; for perturbation, the factor must be one.
     layers
         For attention: numbers of the model's layers to average over, -1 the last; all when ``None``.
     scale
@@ -128,7 +129,7 @@ def gene_network(
     kind
         For embeddings: ``"contextual"`` or ``"static"``, as for :func:`scgalore.tl.gene_embeddings`.
     n_cells
-        For perturbation: most cells of each group that factors are knocked out in, drawn with ``rng``.
+        For perturbation: maximum number of cells per group in which factors are knocked out, sampled with ``rng``.
     {layer}
     {gene_symbols}
     {data_type}
@@ -150,15 +151,15 @@ def gene_network(
     ``None``, or with ``copy=True`` the container it was given, with this key set:
 
     `adata.uns['gene_network' | key_added]` : :class:`dict`
-        ``edges``, a table with ``group``, ``source``, ``target``, ``weight``, ``rank`` (among all pairs of the group, 1 the strongest)
-        and ``n_cells``, which :func:`scgalore.get.gene_network` reads; ``n_pairs``, pairs with a weight in each group (a table);
-        ``params``, ``version`` and, of a model, ``weights`` and ``genes``.
+        ``edges``, a table with ``group``, ``source``, ``target``, ``weight``, ``rank`` (among all pairs of the group, 1
+        the strongest) and ``n_cells``, which :func:`scgalore.get.gene_network` reads; ``n_pairs``, pairs with a weight
+        in each group (a table); ``params``, ``version`` and, of a model, ``weights`` and ``genes``.
 
     Raises
     ------
     OptionError
-        If an option is unknown, out of range or of another method, the model does not attend, or, for perturbation, predicts no expression from the cell
-        embedding, reads perturbation flags or normalises within batches.
+        If an option is unknown, out of range or of another method, the model does not attend, or, for perturbation,
+        predicts no expression from the cell embedding, reads perturbation flags or normalises within batches.
     DataError
         If the matrix cannot be read, no regulator or target is in the data, or no pair has enough cells.
     MissingKeyError

@@ -73,8 +73,9 @@ def gene_programs(
 ) -> Data | None:
     """Cluster genes by their embeddings, and say what the clusters are and where they are active.
 
-    The genes that enough cells express are clustered with scanpy: neighbours by cosine, then Leiden :cite:p:`Traag2019`. Each program is
-    tested for enrichment in gene sets by the hypergeometric distribution, among the genes that were clustered. See :doc:`/genes`.
+    The genes that enough cells express are clustered with scanpy: neighbours by cosine, then Leiden
+    :cite:p:`Traag2019`. Each program is tested for enrichment in gene sets by the hypergeometric distribution, among
+    the genes that were clustered. See :doc:`/genes`.
 
     Parameters
     ----------
@@ -91,8 +92,8 @@ def gene_programs(
     min_cells
         Cells that must express a gene.
     gene_sets
-        Sets to test in addition to those that ship (:func:`scgalore.genes.list_gene_sets`, without unions): a dictionary of lists,
-        or the path of a GMT file.
+        Sets to test in addition to those that ship (:func:`scgalore.genes.list_gene_sets`, without unions): a
+        dictionary of lists, or the path of a GMT file.
     {layer}
     {gene_symbols}
     {data_type}
@@ -116,11 +117,13 @@ def gene_programs(
     `adata.var['gene_program' | key_added]` : :class:`pandas.Series` (dtype `category`)
         Program of each gene, ``"0"`` the largest; missing for genes in none.
     `adata.obsm['X_gene_programs' | key_added]` : :class:`numpy.ndarray` (shape `(n_obs, n_programs)`, dtype `float32`)
-        Activity: mean log-normalised expression of the genes of a program, each gene brought to mean 0 and standard deviation 1.
+        Activity: mean log-normalised expression of the genes of a program, each gene scaled to mean 0 and standard
+        deviation 1.
     `adata.uns['gene_programs' | key_added]` : :class:`dict`
-        ``programs``, a table with ``n_genes``, the set that fits best with ``fdr`` (empty where none has one below 0.05), and the ten most
-        expressed ``genes``; ``enrichment``, a table with ``program``, ``gene_set``, ``n_overlap``, ``n_program``, ``n_set``, ``p`` and ``fdr``
-        (Benjamini and Hochberg over all programs and sets); ``n_genes`` that were clustered, ``params``, ``weights``, ``genes`` and ``version``.
+        ``programs``, a table with ``n_genes``, the set that fits best with ``fdr`` (empty where none has one below
+        0.05), and the ten most expressed ``genes``; ``enrichment``, a table with ``program``, ``gene_set``,
+        ``n_overlap``, ``n_program``, ``n_set``, ``p`` and ``fdr`` (Benjamini and Hochberg over all programs and sets);
+        ``n_genes`` that were clustered, ``params``, ``weights``, ``genes`` and ``version``.
 
     Raises
     ------

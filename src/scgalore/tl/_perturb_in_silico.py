@@ -1,4 +1,4 @@
-"""Genes changed in cells that nobody perturbed."""
+"""In-silico perturbation of genes."""
 
 from __future__ import annotations
 
@@ -72,44 +72,48 @@ def perturb_in_silico(
     key_added: str | None = None,
     copy: bool = False,
 ) -> Data | None:
-    """Change genes in cells that nobody perturbed, one at a time, and see what a model makes of the cells.
+    """Perturb genes in silico, one at a time, and compute the change of cell embeddings and predicted expression.
 
-    A knock-out deletes the gene's token from every cell that expresses it, as Geneformer does :cite:p:`Theodoris2023`; all other
-    tokens stay as they are. Each gene is compared with random genes that change as much of the input, and with the effect
-    that it would have if all other genes followed it by their regression on it over the same cells. **These are statements about
-    the model, and not measurements**: :doc:`/concepts/in-silico` says what they can and cannot tell, and how they compare with
-    real perturbations.
+    A knock-out deletes the gene's token from every cell that expresses it, as Geneformer does :cite:p:`Theodoris2023`;
+    all other tokens are unchanged. Each gene is compared with random genes that change the input to the same extent,
+    and with the effect expected from the regression of all other genes on it over the same cells. **These results
+    describe the model and are not measurements**: see :doc:`/concepts/in-silico` for their interpretation and a
+    comparison with real perturbations.
 
     Parameters
     ----------
     {data}
     genes
-        Genes to change, one at a time. ``None`` takes every gene of the model's vocabulary that at least ``min_cells`` of the chosen
-        cells express.
+        Genes to perturb, one at a time. ``None`` uses all genes of the model's vocabulary expressed in at least
+        ``min_cells`` of the selected cells.
     mode
-        ``"knockout"`` takes the gene away; ``"overexpress"`` adds ``level`` to its log-normalised expression in every cell; ``"set"`` gives
-        it the expression ``level`` in every cell.
+        ``"knockout"`` removes the gene; ``"overexpress"`` adds ``level`` to its log-normalised expression in every
+        cell; ``"set"`` gives it the expression ``level`` in every cell.
     level
-        On the scale ``log(1 + counts per 10,000)``, where 2 is about seven times the counts; for ``"overexpress"`` and ``"set"`` only.
+        On the scale ``log(1 + counts per 10,000)``, where 2 is about seven times the counts; for ``"overexpress"`` and
+        ``"set"`` only.
     model
         As for :func:`scgalore.tl.embed`. Models that were fine-tuned with ``task="perturbation"`` are for
         :func:`scgalore.tl.predict_perturbation` and :func:`scgalore.tl.rank_perturbations`.
     groupby
-        Column of ``adata.obs``; genes are changed and compared within each of its groups. ``None`` takes all cells together.
+        Column of ``adata.obs``; genes are perturbed and compared within each group. ``None`` uses all cells as one
+        group.
     groups
-        Which of them; ``None`` takes all. Cells without a label are left out.
+        Groups to use; ``None`` for all. Cells without a label are excluded.
     target_key
         Column of ``adata.obs`` that ``target`` is a label of.
     target
-        Wanted state: its cells are not changed, and it is measured how far the others are moved towards it.
+        Target state: its cells are not perturbed, and the shift of the other cells towards it is computed.
     n_cells
-        Most cells of each group, and of the wanted state; they are drawn with ``rng``.
+        Maximum number of cells of each group and of the target state, sampled with ``rng``.
     min_cells
-        For ``genes=None``.
+        Minimum number of cells that express a gene, for ``genes=None``.
     n_null
-        Random genes that each gene is compared with, 7 or more; 0 compares with none. About three times as many are run in addition.
+        Number of random genes that each gene is compared with, at least 7, or 0 for no comparison. About three times as
+        many additional genes are computed.
     n_effects
-        Genes with the largest predicted changes that are kept for each changed gene and group, by each of the two predictions.
+        Number of genes with the largest predicted changes to keep for each perturbed gene and group, for each of the
+        two predictions.
     {layer}
     {gene_symbols}
     {data_type}
@@ -122,7 +126,7 @@ def perturb_in_silico(
     {batch_tokens}
     {accelerator}
     rng
-        Seed of the choice of cells and random genes.
+        Seed for sampling cells and random genes.
     {key_added}
     {copy}
 
@@ -131,27 +135,29 @@ def perturb_in_silico(
     ``None``, or with ``copy=True`` the container it was given, with this key set:
 
     `adata.uns['perturb_in_silico' | key_added]` : :class:`dict`
-        ``shifts``, a table with one row for each gene and group, most unlike random genes first: ``gene``, ``group``, ``n_cells`` (whose
-        tokens change), ``expression`` (mean, log-normalised), ``dose`` (mean change of the gene's value, in bins), ``shift``
-        (mean cosine distance between the embeddings before and after), ``shift_expected`` (of random genes with this dose),
-        ``log2_ratio`` (of the two), ``p_value`` and ``p_adjusted`` (Benjamini and Hochberg, within the group); with a target ``towards``
-        (share of the way from the mean of the group to that of the target), ``towards_expected``, ``towards_p_value`` and
-        ``towards_p_adjusted`` (two-sided); ``coexpression_size`` (length of the effect by regression) and ``agreement`` (rank correlation of
-        the two predicted effects over genes).
-        ``effects``, a table of the largest predicted changes: ``gene``, ``group``, ``target``, ``effect`` (by the network, in bins of
-        expression; NaN for models without a decoder from the cell embedding) and ``coexpression`` (by regression, log-normalised).
-        ``n_cells`` of each group, ``params``, ``weights``, ``genes``, ``version``.
+        ``shifts``, a table with one row for each gene and group, most unlike random genes first: ``gene``, ``group``,
+        ``n_cells`` (whose tokens change), ``expression`` (mean, log-normalised), ``dose`` (mean change of the gene's
+        value, in bins), ``shift`` (mean cosine distance between the embeddings before and after), ``shift_expected``
+        (of random genes with this dose), ``log2_ratio`` (of the two), ``p_value`` and ``p_adjusted`` (Benjamini and
+        Hochberg, within the group); with a target ``towards`` (share of the way from the mean of the group to that of
+        the target), ``towards_expected``, ``towards_p_value`` and ``towards_p_adjusted`` (two-sided);
+        ``coexpression_size`` (length of the effect by regression) and ``agreement`` (rank correlation of the two
+        predicted effects over genes). ``effects``, a table of the largest predicted changes: ``gene``, ``group``,
+        ``target``, ``effect`` (by the network, in bins of expression; NaN for models without a decoder from the cell
+        embedding) and ``coexpression`` (by regression, log-normalised). ``n_cells`` of each group, ``params``,
+        ``weights``, ``genes``, ``version``.
         :func:`scgalore.get.in_silico_shifts` and :func:`scgalore.get.in_silico_effects` read the tables.
 
     Raises
     ------
     DataError
-        If a gene is not in the vocabulary, or is to be knocked out and not measured or not expressed in the chosen cells, or no cell is
-        left to change.
+        If a gene is not in the vocabulary, or is to be knocked out and not measured or not expressed in the chosen
+        cells, or no cell is left to change.
     MissingKeyError
         If a column or label does not exist.
     OptionError
-        If ``mode`` and ``level`` do not belong together, an option is out of range, or the model reads perturbation flags.
+        If ``mode`` and ``level`` do not belong together, an option is out of range, or the model reads perturbation
+        flags.
 
     Examples
     --------
@@ -163,7 +169,7 @@ def perturb_in_silico(
     keys, seed, edit = InSilicoKeys.from_key_added(key_added), seed_from(rng), Edit(mode, level)
     _check(n_cells=(n_cells, 1), min_cells=(min_cells, 1), n_null=(n_null, 0), n_effects=(n_effects, 0))
     if 0 < n_null * POOL <= FEWEST:
-        msg = f"n_null={n_null}: too few random genes to compare with. Pass {FEWEST // POOL + 1} or more, or 0 to compare with none."
+        msg = f"n_null={n_null}: too few random genes. Pass at least {FEWEST // POOL + 1}, or 0 for no comparison."
         raise OptionError(msg)
     options = RunOptions.of(precision="32-true", batch_tokens=batch_tokens, accelerator=accelerator)
     reading = Reading(layer, gene_symbols, data_type, depth_key, species, min_matched)
@@ -211,7 +217,7 @@ def perturb_in_silico(
 
 
 def _warn(fitted: CellModel, adata: AnnData) -> None:
-    """Say once per object what was measured of these weights."""
+    """Warn once per object about known limitations of these weights."""
     name = fitted.provenance["name"]
     known = get_entry(name).in_silico if name in list_weights() else ""
     if known and logg.is_news(adata, known):

@@ -1,4 +1,4 @@
-"""Curriculum: training on few genes first and on more genes in each phase.
+"""Gene curriculum: training on more genes in each phase.
 
 All phases share the network, the vocabulary and the optimizer. The genes of a phase are the best of one ranked list, so
 each phase contains the genes of all earlier ones. (Weights could not be kept if the width of the network changed
@@ -32,7 +32,7 @@ def plan_phases(config: TrainConfig, n_ranked: int = 0) -> tuple[Phase, ...]:
     Parameters
     ----------
     config
-        How to train.
+        Training settings.
     n_ranked
         Number of ranked genes in the vocabulary. A phase with at least as many genes uses all genes, ranked or not.
 
@@ -62,7 +62,7 @@ def batch_caps(config: TrainConfig, lengths: NDArray[np.int64]) -> tuple[int | N
     Parameters
     ----------
     config
-        How to train.
+        Training settings.
     lengths
         Number of tokens of the training cells with all genes, shape ``(n,)``.
     """
@@ -78,7 +78,7 @@ def batch_plan(config: TrainConfig, source: CellSource, rows: NDArray[np.int64] 
     Parameters
     ----------
     config
-        How to train; ``batch_size`` must be a number.
+        Training settings; ``batch_size`` must be a number.
     source
         Cells to train on.
     rows

@@ -55,7 +55,7 @@ def extended_config(config: TrainConfig, saved: Mapping[str, Any] | None) -> Tra
     Parameters
     ----------
     config
-        How to train. Rising numbers of genes share the epochs of one run out evenly, which those of a begun one are no
+        Training settings. Rising numbers of genes share the epochs of one run out evenly, which those of a begun one are no
         longer.
     saved
         Settings that the run was begun with; ``None`` for a new one.

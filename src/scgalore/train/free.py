@@ -64,9 +64,9 @@ def cgroup_room(mount: Path = Path("/sys/fs/cgroup"), own: Path = Path("/proc/se
     Parameters
     ----------
     mount
-        Where the control groups are.
+        Mount point of the control groups.
     own
-        File that says which of them this process is in.
+        File with the control groups of this process.
 
     Returns
     -------

@@ -1,4 +1,4 @@
-"""Means over the cells of an epoch, which a run that is continued inside it goes on with."""
+"""Means over the cells of an epoch, which are restored when a run is resumed within the epoch."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ class Means:
         return {name: [total.cpu(), count] for name, (total, count) in self._sums.items()}
 
     def load_state_dict(self, state_dict: dict[str, list[Any]], device: torch.device) -> None:
-        """Go on from sums."""
+        """Restore the sums."""
         self._sums = {name: (total.to(device), count) for name, (total, count) in state_dict.items()}
 
 

@@ -50,7 +50,7 @@ class ObjectiveTrainingPlan(TrainingPlan):
     module
         Network and objective.
     config
-        How to train.
+        Training settings.
     identity
         Identity of the run (data, split, settings), which is stored in checkpoints.
     adapter
@@ -258,7 +258,7 @@ def learning_rates(
 ) -> torch.optim.lr_scheduler.LambdaLR:
     """Linear warm-up, then a half cosine down to a hundredth, a constant, or one that falls to a hundredth at the end.
 
-    After a switch of phases, the learning rate rises anew to that curve.
+    At the start of a phase, the learning rate is warmed up again to that curve.
 
     Parameters
     ----------

@@ -75,7 +75,7 @@ class Steps:
     loader
         Batches, made ready for the objective.
     objective
-        Says what the loss of a batch is a mean over.
+        Defines the terms over which the loss of a batch is a mean.
     batches
         Batches of a step.
     tokens
@@ -131,7 +131,7 @@ def settle_steps(config: TrainConfig, source: CellSource, rows: NDArray[np.int64
     Parameters
     ----------
     config
-        How to train.
+        Training settings.
     source
         Cells to train on.
     rows

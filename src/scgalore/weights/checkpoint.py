@@ -1,4 +1,4 @@
-"""Read a checkpoint folder, whoever wrote it."""
+"""Reads a checkpoint folder in any supported layout."""
 
 import os
 import pickle
@@ -45,13 +45,13 @@ class Checkpoint:
     Attributes
     ----------
     args
-        Hyperparameters as they stand in ``args.json`` (upstream) or ``config.json`` (ours).
+        Hyperparameters from ``args.json`` (scGPT) or ``config.json`` (scgalore).
     vocab
         Token id of every token.
     tensors
         Weights under the names of the network, mapped from disk and read when first used.
     layout
-        Who wrote the folder: scgalore, the original program, or somebody's safetensors copy of it.
+        Layout of the folder: that of scgalore, of scGPT, or of a safetensors copy.
     folder
         Where it was read.
     sha256
@@ -78,11 +78,11 @@ class Checkpoint:
 def read_checkpoint(
     folder: str | os.PathLike[str], *, args: Mapping[str, Any] | None = None, names: Names | None = None
 ) -> Checkpoint:
-    """Read a checkpoint folder in our layout, upstream's, or that of a safetensors copy.
+    """Read a checkpoint folder in the layout of scgalore, of scGPT, or of a safetensors copy.
 
-    No code in the files is ever run: a pickle that asks for it is refused. Neither does a small file take much time or
-    memory: sizes are held against those of the files before anything is unpacked. Files may be symbolic links, as in the
-    caches of model hubs, wherever they lead.
+    Code in the files is never run: pickles that contain code are rejected. A small file cannot require much time or
+    memory: sizes are compared with those of the files before anything is unpacked. Files may be symbolic links, as in
+    the caches of model hubs.
 
     Parameters
     ----------
@@ -92,7 +92,7 @@ def read_checkpoint(
     args
         Hyperparameters for a folder that does not state them (:attr:`~scgalore.weights.WeightsEntry.args`).
     names
-        Maps the names of tensors in the file to those of the network; the same when left out.
+        Maps the names of tensors in the file to those of the network; ``None`` keeps them.
 
     Raises
     ------

@@ -16,16 +16,16 @@ BUNDLED = Path(__file__).with_name("bundled")
 
 
 def fetch_weights(name: str, *, progress: bool | None = None) -> Path:
-    """Give the folder of registered weights, downloading what the cache lacks.
+    """Return the folder of registered weights, downloading files that are missing in the cache.
 
-    Every file is held against its recorded sha256. Files that are good are used without touching the network.
+    All files are verified with their recorded sha256. Valid files are used without network access.
 
     Parameters
     ----------
     name
         One of :func:`~scgalore.weights.list_weights`.
     progress
-        Whether to show a progress bar; by default as ``sg.settings.progress`` says.
+        Whether to show a progress bar; ``None`` uses ``sg.settings.progress``.
 
     Returns
     -------
@@ -36,7 +36,7 @@ def fetch_weights(name: str, *, progress: bool | None = None) -> Path:
     OptionError
         If no weights have this name.
     DownloadError
-        If files are missing and cannot be fetched; the message says how to provide them by hand.
+        If files are missing and cannot be downloaded; the message explains how to provide them manually.
     """
     return fetch_entry(get_entry(name), progress=progress)
 
@@ -44,8 +44,8 @@ def fetch_weights(name: str, *, progress: bool | None = None) -> Path:
 def resolve_model_folder(model: str | os.PathLike[str]) -> tuple[Path, WeightsEntry | None]:
     """Turn what a user passes as ``model`` into a folder, and an entry with its name if it has one.
 
-    A registered name always means the registered weights, whatever lies in the working directory; write ``"./scgpt"``
-    for a folder of that name.
+    A registered name always refers to the registered weights, even if the working directory has such a folder; use
+    ``"./scgpt"`` for a folder of that name.
 
     Parameters
     ----------
@@ -55,8 +55,8 @@ def resolve_model_folder(model: str | os.PathLike[str]) -> tuple[Path, WeightsEn
 
     Returns
     -------
-    The folder, and the entry: that of the registry, for a model of the hub one that is named by its address with the commit, for
-    other folders ``None``.
+    The folder, and the entry: that of the registry, for a model of the hub one that is named by its address with the
+    commit, for other folders ``None``.
 
     Raises
     ------

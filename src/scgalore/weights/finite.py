@@ -1,4 +1,4 @@
-"""Numbers that are none: weights with NaN or infinity are refused where they are read."""
+"""Checks weights for NaN and infinity when they are read."""
 
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -38,7 +38,7 @@ def refuse_not_finite(
     Parameters
     ----------
     tensors
-        By the names that the message says.
+        Tensors by name, for the message.
     where
         What holds them.
     dtypes

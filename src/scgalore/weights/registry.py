@@ -84,10 +84,11 @@ class WeightsEntry:
     args
         Stands in for an ``args.json`` that the source lacks.
     zero_shot
-        One sentence on what embeddings without fine-tuning are worth, which :func:`scgalore.tl.embed` reports; empty where
-        nothing was measured.
+        One sentence on the measured quality of embeddings without fine-tuning, logged by :func:`scgalore.tl.embed`;
+        empty if not measured.
     in_silico
-        The same of genes changed in silico, which :func:`scgalore.tl.perturb_in_silico` warns with.
+        One sentence on the measured quality of in-silico perturbations, logged by
+        :func:`scgalore.tl.perturb_in_silico`.
     family
         Entry of :data:`scgalore.model.FAMILIES` that reads them.
     """
@@ -151,17 +152,17 @@ def register(
     homepage: str = "",
     save: bool = False,
 ) -> WeightsEntry:
-    """Give weights on a server of your own a name, for ``model="name"``; or weights of the package another address.
+    """Register weights on your own server for ``model="name"``, or another address for weights of the package.
 
     The files are downloaded on first use, into the cache folder, and their hashes are checked.
 
     Parameters
     ----------
     name
-        What to write as ``model``. A name of the package stays that of the same files: only their address changes, as for a mirror.
+        Name to pass as ``model``. For a name of the package, only the address of its files changes, as for a mirror.
     url
-        Address of the files, with ``{file}`` in place of their names: ``"https://models.example.org/blood/{file}"``. Without it,
-        the address of the only file. User name and password belong into ``~/.netrc``.
+        Address of the files, with ``{file}`` in place of their names: ``"https://models.example.org/blood/{file}"``.
+        Without it, the address of the only file. User name and password belong into ``~/.netrc``.
     sha256
         Hash of each file by name, or of the only file. ``None`` for a name of the package, whose hashes are known.
     family
@@ -169,7 +170,8 @@ def register(
     licence, description, citation, homepage
         Of the weights, for ``scgalore weights list`` and the cards of models that are trained from them.
     save
-        Whether later processes of yours know the name as well, from a file in ``sg.settings.cachedir``; else only this one does.
+        Whether to store the name in ``sg.settings.cachedir`` for later processes; otherwise, it is only registered in
+        this process.
 
     Returns
     -------

@@ -1,4 +1,4 @@
-"""Write a checkpoint folder, in our layout or in upstream's."""
+"""Writes a checkpoint folder, in the layout of scgalore or of scGPT."""
 
 import json
 import os
@@ -43,7 +43,7 @@ def write_checkpoint(
     Parameters
     ----------
     folder
-        Folder to make; a checkpoint that is there already survives a failure.
+        Folder to create; an existing checkpoint is kept if writing fails.
     config
         Hyperparameters, as ``to_dict`` of :class:`~scgalore.nn.NetworkConfig` gives them.
     vocab
@@ -53,7 +53,7 @@ def write_checkpoint(
     extra
         Content of further files by name.
     overwrite
-        Whether a checkpoint in ``folder`` may be replaced, with everything that lies beside it.
+        Whether a checkpoint in ``folder`` may be replaced, with all other files of the folder.
 
     Raises
     ------
@@ -87,14 +87,14 @@ def export_scgpt(
     tensors: Mapping[str, Tensor],
     overwrite: bool = False,
 ) -> None:
-    """Write ``args.json``, ``vocab.json`` and ``best_model.pt`` as the original program reads them.
+    """Write ``args.json``, ``vocab.json`` and ``best_model.pt`` in the layout of scGPT.
 
     Parameters
     ----------
     folder
         Folder to make, as in :func:`write_checkpoint`.
     args
-        Hyperparameters in upstream's spelling, as :meth:`~scgalore.nn.SCGPTConfig.to_args` gives them.
+        Hyperparameters with the names of scGPT, as :meth:`~scgalore.nn.SCGPTConfig.to_args` gives them.
     vocab
         Token id of every token.
     tensors
@@ -113,7 +113,7 @@ def export_scgpt(
 def export_scbert(
     folder: str | os.PathLike[str], *, genes: Sequence[str], tensors: Mapping[str, Tensor], overwrite: bool = False
 ) -> None:
-    """Write ``scbert.pth`` as the original program reads it, and ``vocab.json`` with the order of its genes.
+    """Write ``scbert.pth`` in the layout of scBERT, and ``vocab.json`` with the order of its genes.
 
     Parameters
     ----------

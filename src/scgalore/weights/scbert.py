@@ -1,6 +1,7 @@
 """Checkpoint files of scBERT: one archive with weights, optimizer and schedule, of genes in a fixed order.
 
-The order of the released file's genes is ``scbert_genes.txt``, 16,906 symbols (huynguyen250896/nano-scBERT at 845f1c5, MIT).
+The order of the released file's genes is ``scbert_genes.txt``, 16,906 symbols (huynguyen250896/nano-scBERT at 845f1c5,
+MIT).
 """
 
 import os
@@ -56,15 +57,15 @@ def read_scbert(folder: str | os.PathLike[str], *, args: Mapping[str, Any] | Non
     Parameters
     ----------
     folder
-        Folder or file. Beside a ``.pth`` file, ``vocab.json`` gives each gene the number of its row; without it the file must
-        have the genes of the released one.
+        Folder or file. For a ``.pth`` file, ``vocab.json`` in its folder maps each gene to its row; without it, the
+        file must have the genes of the released one.
     args
         As for :func:`scgalore.weights.read_checkpoint`.
 
     Returns
     -------
-    The checkpoint. The gene table has a row for ``<pad>`` in addition, and its float64 numbers are split into float32 ones and
-    further digits. Tensors of the optimizer are listed under the names that they have in the file.
+    The checkpoint. The gene table has a row for ``<pad>`` in addition, and its float64 numbers are split into float32
+    ones and further digits. Tensors of the optimizer are listed under the names that they have in the file.
 
     Raises
     ------

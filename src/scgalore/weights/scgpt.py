@@ -23,7 +23,7 @@ _SPELLINGS = (
 
 
 def read_scgpt(folder: str | os.PathLike[str], *, args: Mapping[str, Any] | None = None) -> Checkpoint:
-    """Read a folder with scGPT weights, in our layout, upstream's, or that of a safetensors copy.
+    """Read a folder with scGPT weights, in the layout of scgalore, of scGPT, or of a safetensors copy.
 
     Parameters
     ----------

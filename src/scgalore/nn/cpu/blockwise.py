@@ -25,10 +25,10 @@ _SCORES = 2**21
 def attend_in_blocks(
     q: Tensor, k: Tensor, v: Tensor, attended: Tensor | None = None, *, forward: bool = True
 ) -> Tensor:
-    """Mix the values ``v`` as ``softmax(q @ k.T / sqrt(e))`` says.
+    """Average the values ``v`` with weights ``softmax(q @ k.T / sqrt(e))``.
 
-    The scores of a block of queries with all keys exist, never those of all queries; the backward pass computes them again.
-    On some processors torch's own kernel multiplies bfloat16 no faster than float32, forwards or backwards.
+    The scores of a block of queries with all keys exist, never those of all queries; the backward pass computes them
+    again. On some processors torch's own kernel multiplies bfloat16 no faster than float32, forwards or backwards.
 
     Parameters
     ----------

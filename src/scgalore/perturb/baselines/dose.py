@@ -1,15 +1,17 @@
 """Effects of compounds at doses: curves over the logarithm of the dose, and a Gaussian process over compounds, doses and cells.
 
-A dose counts by its logarithm, :func:`log_dose`, which is 0 for no compound and does not grow above the highest dose of the
-training data, so that effects are held there. Every rule here is a weighted sum of some rows of
-effects, so all of them are :class:`DoseEffects`; a rule says how the weights depend on compound, dose and control expression.
+A dose counts by its logarithm, :func:`log_dose`, which is 0 for no compound and does not grow above the highest dose of
+the training data, so that effects are held there. Every rule here is a weighted sum of some rows of
+effects, so all of them are :class:`DoseEffects`; a rule defines how the weights depend on compound, dose and control
+expression.
 
-``"dose response"`` is to compounds what ``"mixed"`` (:mod:`scgalore.perturb.baselines.mixed`) is to genes. The effect of a
-compound at a dose in cells of a context is a sum of random functions of the dose, each 0 at no dose: one that all compounds
-share, one that is linear in the vector, one that similar vectors share, one of the compound itself, and the same four in cells of similar control expression. How
-much each of them varies is what the measured effects make most likely, with their known sampling variance; the prediction is the
-best linear unbiased one. So a compound that was measured at other doses is predicted by its own curve, a new one by those of
-similar ones, and a new cell type by those most like it, each as far as the data ask for.
+``"dose response"`` is to compounds what ``"mixed"`` (:mod:`scgalore.perturb.baselines.mixed`) is to genes. The effect
+of a compound at a dose in cells of a context is a sum of random functions of the dose, each 0 at no dose: one that all
+compounds share, one that is linear in the vector, one that similar vectors share, one of the compound itself, and the
+same four in cells of similar control expression. How much each of them varies is what the measured effects make most
+likely, with their known sampling variance; the prediction is the best linear unbiased one. So a compound that was
+measured at other doses is predicted by its own curve, a new one by those of similar ones, and a new cell type by those
+most like it, each as far as the data ask for.
 """
 
 from __future__ import annotations
@@ -115,7 +117,7 @@ class Space:
         return np.asarray(self.vectors[self.compounds.index(compound)])
 
     def knowing(self, table: pd.DataFrame) -> Space:
-        """The same with vectors of further compounds."""
+        """Same space with vectors of additional compounds."""
         new = [name for name in table.index if name not in set(self.compounds)]
         if not new or not self.vectors.size:
             return self
@@ -161,7 +163,7 @@ class DoseEffects:
         perturbed
             One compound at a dose.
         control
-            Mean of the control cells that it is given to, ``(n_genes,)``; that of the training contexts when left out.
+            Mean of the control cells that it is given to, ``(n_genes,)``; ``None`` is the mean of the training contexts.
         """
         if not perturbed:
             return np.zeros(self.rows.shape[1])
@@ -169,7 +171,7 @@ class DoseEffects:
         return np.asarray(WEIGHTS[self.how](self, compound, dose, control) @ self.rows)
 
     def knowing(self, vectors: pd.DataFrame) -> DoseEffects:
-        """The same with vectors of further compounds, one row a compound."""
+        """Same rule with vectors of additional compounds, one row per compound."""
         return replace(self, space=self.space.knowing(vectors))
 
 

@@ -52,8 +52,8 @@ class Compounds(Conditions):
         Parameters
         ----------
         labels
-            Name of a compound or label of control for each cell, ``(n_obs,)``. A label is one compound, whatever characters
-            it holds.
+            Name of a compound or label of control for each cell, ``(n_obs,)``. A label is always one compound,
+            regardless of its characters.
         doses
             Dose of each cell, a positive number; 0 or missing for control. ``None`` gives all compounds the dose 1.
         control
@@ -112,8 +112,8 @@ class Compounds(Conditions):
         Parameters
         ----------
         label
-            ``"dexamethasone@0.5"``, at any dose, measured or not; the name of a compound alone in data without doses; a label
-            of control.
+            ``"dexamethasone@0.5"``, at any dose, measured or not; the name of a compound alone in data without doses; a
+            label of control.
         separator
             Not used: compounds are not combined.
 

@@ -38,8 +38,8 @@ class Conditions:
     codes
         Position in ``names`` for each cell, int64 ``(n_obs,)``; -1 where the label is missing or left out.
     names
-        Canonical names: :data:`CONTROL`, then the perturbations by first appearance. A gene has one name whatever the labels
-        call it: that of the measured genes, else the only one in the labels, else its current symbol.
+        Canonical names: :data:`CONTROL`, then the perturbations by first appearance. A gene has one name for all of its
+        names in labels: that of the measured genes, else the only one in the labels, else its current symbol.
     genes
         Agents of each name, sorted: genes, or one compound at a dose; ``()`` for control.
     spellings
@@ -51,7 +51,7 @@ class Conditions:
     controls
         Labels of control in the data.
     separator
-        What stands between the genes in the labels.
+        Separator between genes in the labels.
     n_cells
         Cells of each of ``labels``.
     left_out
@@ -102,11 +102,11 @@ class Conditions:
             One label for each cell, ``(n_obs,)``; NaN, None and texts such as ``"nan"`` are cells without one.
         control
             Label of control, a pattern such as ``"NT_*"``, or a list of these: what is named and no other label.
-            ``None`` finds the one of :data:`CONTROL_LABELS` that occurs. Beside a gene (``"A+ctrl"``) each of these words
-            stands for control; alone it is left out where another label is named.
+            ``None`` uses the one of :data:`CONTROL_LABELS` that occurs. Next to a gene (``"A+ctrl"``), each of these
+            words means control; alone, it is excluded if another label is passed.
         separator
-            What stands between genes. ``None`` finds it: ``"+"`` where a label holds one; ``"_"`` where most labels that
-            hold one are made of genes or other labels. Numbers of guides (``"A_1"``) are no genes.
+            Separator between genes. ``None`` infers it: ``"+"`` if a label contains it; ``"_"`` if most labels that
+            contain it consist of genes or other labels. Numbers of guides (``"A_1"``) are not genes.
         genes
             Names of the measured genes, which tell genes from other text, and which names of one gene to prefer.
 
@@ -204,8 +204,8 @@ class Conditions:
     def genes_of(self, label: object, *, separator: str | None = None) -> tuple[str, ...]:
         """Genes that a label means, by the names they have here, sorted; ``()`` for control.
 
-        The label need not occur: it may be one of the data, a canonical name (``"A+B"``), or written like either, with any
-        name of a gene.
+        The label need not occur: it may be one of the data, a canonical name (``"A+B"``), or written like either, with
+        any name of a gene.
 
         Parameters
         ----------
@@ -225,7 +225,7 @@ class Conditions:
         if text is not None and text not in self._texts:
             text = same_label(text, self._texts) or text
         if text is None or text in self.left_out and text != CONTROL:
-            why = "is missing" if text is None else "was left out of these data, since it is no perturbation"
+            why = "is missing" if text is None else "was excluded, since it is not a perturbation"
             msg = f"The label {label!r} {why}. Name a perturbation, such as {self.names[-1]!r}, or control."
             raise MissingKeyError(msg)
         if text in self._of_label:

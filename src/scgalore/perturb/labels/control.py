@@ -13,7 +13,7 @@ from scgalore.errors import DataError, OptionError
 __all__ = ["CONTROL", "CONTROL_LABELS", "asked_controls", "find_controls"]
 
 CONTROL = "control"
-"""Name of the unperturbed state in results, whatever its label in the data."""
+"""Name of the unperturbed state in results, independent of its label in the data."""
 
 # Case matters: CTRL (chymotrypsin like) is a human gene.
 CONTROL_LABELS = (
@@ -72,7 +72,8 @@ def find_controls(labels: Iterable[str], control: object = None) -> tuple[str, .
         Labels of the data, each once.
     control
         As for :func:`asked_controls`; ``None`` takes the one of :data:`CONTROL_LABELS` that occurs. Of a pattern ``*``
-        stands for any text, ``?`` for one character and ``[...]`` for one of some; a label that is written so is itself.
+        stands for any text, ``?`` for one character and ``[...]`` for one of some; a label that is written so is
+        itself.
 
     Raises
     ------

@@ -128,7 +128,7 @@ def parse_condition(text: str, *, control: Control = None, separator: str | None
         Label of control, or several. Each of :data:`CONTROL_LABELS` means control next to a gene, and alone where this is
         ``None``.
     separator
-        What stands between genes; ``"+"`` when left out.
+        Separator between genes; ``"+"`` by default.
 
     Raises
     ------

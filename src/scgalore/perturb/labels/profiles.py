@@ -90,7 +90,7 @@ class Profiles:
         contexts
             Cell type or line of each cell; ``None`` if there is one only.
         cells
-            Which cells count, bool ``(n_obs,)``; all when left out.
+            Which cells count, bool ``(n_obs,)``; ``None`` for all.
 
         Raises
         ------
@@ -112,7 +112,9 @@ class Profiles:
         lacking = np.unique(context[n[control[context]] == 0])
         if len(lacking):
             where = f" of context {str(names[lacking[0]])!r}" if contexts is not None else ""
-            msg = f"No control cell{where} is there to compare perturbed cells with. Name the label of control with control=."
+            msg = (
+                f"No control cells{where}, with which perturbed cells are compared. Pass the control label as control=."
+            )
             raise DataError(msg)
         return cls(
             genes=tuple(genes),

@@ -25,7 +25,7 @@ PERT_KINDS = ("gene", "compound")
 """How a perturbation is known: a gene by its name, or a compound by a vector and its dose."""
 
 LABELS = ("pert_key", "control", "separator", "pert_kind", "dose_key")
-"""Names of all that says how labels are read."""
+"""Names of all options for reading labels."""
 
 
 def label_options(params: Mapping[str, Any]) -> dict[str, Any]:

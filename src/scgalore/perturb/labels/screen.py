@@ -57,7 +57,7 @@ class Pools:
 
 @dataclass(frozen=True)
 class Screen:
-    """Cells, what was done to them, and which part of the split they belong to.
+    """Cells with their perturbations and their split.
 
     Attributes
     ----------
@@ -78,7 +78,7 @@ class Screen:
     columns
         Reads the names of genes that stand elsewhere in ``var``, for advice.
     vectors
-        Vector of each compound, one row a compound; ``None`` where genes are perturbed, or compounds are known by name only.
+        Vectors of compounds, one row per compound; ``None`` for gene perturbations, or if compounds have no vectors.
     """
 
     expression: LogExpression = field(repr=False)
@@ -109,18 +109,18 @@ class Screen:
         log_base: float | None = None,
         **read: Any,
     ) -> Screen:
-        """Read and check everything that is not the model's business.
+        """Read and check all data that do not depend on the model.
 
         Parameters
         ----------
         adata
             Cells by genes; counts or log-normalised.
         pert_key, context_key, batch_key, split_key
-            Columns of ``adata.obs``: perturbation, cell type or line, batch, part of the split.
+            Columns of ``adata.obs``: perturbation, cell type or line, batch, split.
         control
             Label of control, a pattern, or several; the usual ones are recognised.
         separator
-            What stands between genes in the labels.
+            Separator between genes in the labels.
         pert_kind
             ``"gene"``, or ``"compound"``: labels are names of compounds.
         dose_key
@@ -128,7 +128,7 @@ class Screen:
         vectors_key
             Key of vectors of compounds, as for :func:`scgalore.tl.finetune`.
         log_base
-            Base of the logarithms to give; that of the matrix when left out.
+            Base of the logarithms to give; ``None`` keeps that of the matrix.
         **read
             How to read the expression: ``layer``, ``gene_symbols``, ``data_type``, ``depth_key``, ``species`` and
             ``min_matched``, as for :func:`scgalore.tl.finetune`.
@@ -138,7 +138,8 @@ class Screen:
         MissingKeyError
             If a column or layer does not exist.
         DataError
-            If a column has gaps where it must not, labels do not parse, there is no control, or the matrix cannot be used.
+            If a column has gaps where it must not, labels do not parse, there is no control, or the matrix cannot be
+            used.
         """
         reading = Reading(**read)
         columns = {"pert_key": pert_key, "context_key": context_key, "batch_key": batch_key, "split_key": split_key}
@@ -176,14 +177,14 @@ class Screen:
         return cls(expression, genes, conditions, contexts, batches, parts, params, reading, elsewhere, vectors)
 
     def with_parts(self, labels: NDArray[np.object_], key: str) -> Screen:
-        """The same screen with parts of a split, ``None`` for cells that are left out, which will stand under ``key``."""
+        """Same screen with another split, stored under ``key``; ``None`` for excluded cells."""
         parts = np.array(["" if label is None else label for label in labels], dtype=str)
         return replace(self, parts=parts, params={**self.params, "split_key": key})
 
     def profiles(self, *parts: str) -> Profiles:
-        """Mean expression of the cells of some parts of the split; of all cells when none is named.
+        """Mean expression of the cells of some splits; of all cells by default.
 
-        Control cells count whatever their part is: they are known when a prediction is made.
+        Control cells of all splits are used, since they are known when a prediction is made.
 
         Parameters
         ----------
@@ -254,7 +255,7 @@ def texts_of(adata: AnnData, key: str) -> NDArray[np.str_]:
 
 
 def parts_of(adata: AnnData, key: str) -> NDArray[np.str_]:
-    """Read the part of the split of each cell from ``adata.obs``; ``""`` where it is missing."""
+    """Read the split of each cell from ``adata.obs``; ``""`` for missing values."""
     column = read_column(adata.obs, key)
     names = np.array([text or "" for text in texts.texts_of(column)], dtype=str)
     unknown = sorted(set(names.tolist()) - {"", *PARTS})

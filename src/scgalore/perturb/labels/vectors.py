@@ -23,13 +23,13 @@ __all__ = ["read_vectors", "require_vectors"]
 
 
 def read_vectors(adata: AnnData, key: str, conditions: Conditions) -> pd.DataFrame:
-    """Vector of each compound, float64, one row a compound.
+    """Vectors of compounds, float64, one row per compound.
 
     Parameters
     ----------
     adata
-        With the key in ``uns``: a table with compounds as index, or a dictionary from compounds to vectors; or in ``obsm``: a
-        vector for each cell, the same for all cells of a compound.
+        With the key in ``uns``: a table with compounds as index, or a dictionary from compounds to vectors; or in
+        ``obsm``: a vector for each cell, the same for all cells of a compound.
     key
         Where they are.
     conditions
@@ -40,8 +40,8 @@ def read_vectors(adata: AnnData, key: str, conditions: Conditions) -> pd.DataFra
     MissingKeyError
         If neither slot has the key.
     DataError
-        If a compound has no vector or several, they are not numbers of one length, all finite, or columns of a table are not named
-        by text.
+        If a compound has no vector or several, they are not numbers of one length, all finite, or columns of a table
+        are not named by text.
     """
     _refuse_columns_without_names(adata, key)
     if key in adata.uns:
@@ -51,7 +51,7 @@ def read_vectors(adata: AnnData, key: str, conditions: Conditions) -> pd.DataFra
     else:
         msg = (
             f"vectors_key={key!r} is neither in adata.uns, which has {few(adata.uns, 8) or 'nothing'}, nor in adata.obsm, which has "
-            f"{few(adata.obsm, 8) or 'nothing'}. Write a table with one row a compound to adata.uns[{key!r}]."
+            f"{few(adata.obsm, 8) or 'nothing'}. Write a table with one row per compound to adata.uns[{key!r}]."
         )
         raise MissingKeyError(msg)
     if not np.isfinite(table.to_numpy()).all():
@@ -69,9 +69,9 @@ def require_vectors(agents: list[str], table: pd.DataFrame, key: str) -> None:
     agents
         Compounds at doses.
     table
-        One row a compound.
+        Table with one row per compound.
     key
-        Where it is from.
+        Key of the table.
     """
     compounds = list(dict.fromkeys(map(subject_of, agents)))
     lacking = [compound for compound in compounds if compound not in table.index]
@@ -115,7 +115,7 @@ def _of_table(value: object, key: str) -> pd.DataFrame:
     table = table.set_axis(pd.Index(texts_of(table.index), dtype=object), axis=0)
     if table.index.has_duplicates or table.shape[1] == 0:
         twice = few(list(table.index[table.index.duplicated()]), 3)
-        msg = f"adata.uns[{key!r}] has {f'several vectors of {twice}' if twice else 'no columns'}. Keep one row a compound."
+        msg = f"adata.uns[{key!r}] has {f'several vectors of {twice}' if twice else 'no columns'}. Keep one row per compound."
         raise DataError(msg)
     return table
 

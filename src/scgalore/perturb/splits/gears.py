@@ -1,6 +1,6 @@
 """Splits of GEARS :cite:p:`Roohani2024`, label by label, identical to the published ones.
 
-This depends on details of the original: draws from the legacy generator, in its order, with or without
+This depends on details of GEARS: draws from the legacy generator, in its order, with or without
 replacement; truncated counts; spellings of one perturbation ("A+ctrl", "ctrl+A") that count twice.
 """
 

@@ -129,7 +129,7 @@ def split_conditions(
         msg = f"kind={kind!r}; expected one of {', '.join(map(repr, offered))}, the kinds for {of}."
         raise OptionError(msg)
     if not conditions.perturbations:
-        msg = f"All cells are control ({conditions.control!r}); there is no perturbation to split."
+        msg = f"All cells are control ({conditions.control!r}); there are no perturbations to split."
         raise DataError(msg)
     how = KINDS[kind]
     used = _checked(kind, how.options, {name: value for name, value in options.items() if value is not None})

@@ -110,7 +110,7 @@ def pretrain(
     {rng}
     **options
         Further fields of :class:`~scgalore.train.TrainConfig`, such as ``lr_schedule``, ``warmup``, ``accumulate``,
-         ``checkpoint_every``, ``devices``, ``shard_optimizer`` or ``num_workers``. How
+        ``checkpoint_every``, ``devices``, ``shard_optimizer`` or ``num_workers``. How
         several processes train together: :doc:`/distributed`.
 
     Returns

@@ -122,7 +122,7 @@ class Comparison:
     def model_time(self, cells: Cells, n_rounds: int) -> dict[str, list[Answer]]:
         """Embed in turn, with loaded networks."""
         number = iter(range(n_rounds))
-        tasks = {
+        tasks: dict[str, Callable[[], Answer]] = {
             ORIGINAL: lambda: self._original(next(number)),
             EQUAL: partial(self.sides[ORIGINAL].ask, "embed", max_length=MAX_LENGTH, fast_path=False),
             **self._ours("embed", max_length=MAX_LENGTH),

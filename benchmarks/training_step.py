@@ -133,8 +133,8 @@ def write_report(
         factor = cells[name] / cells[ORIGINAL]
         ratios = (ratio(answers[ORIGINAL], some, clock, factor=factor).text() for clock in ("wall", "cpu"))
         grown = max(answer.peak - answer.rss for answer in some)
-        memory = f"{n_cells * saved[name] / GB:.2f}", f"{grown / GB:.2f}"
-        rows.append((name, cells[name], seconds(some).text(), seconds(some, "cpu").text(), *ratios, *memory))
+        in_gb = f"{n_cells * saved[name] / GB:.2f}", f"{grown / GB:.2f}"
+        rows.append((name, cells[name], seconds(some).text(), seconds(some, "cpu").text(), *ratios, *in_gb))
     columns = (
         "step",
         "cells",

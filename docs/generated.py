@@ -7,7 +7,7 @@ import base64
 import inspect
 import json
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -45,7 +45,7 @@ TUTORIALS = {
 
 
 def table(
-    head: tuple[str, ...], rows: Iterator[tuple[str, ...]] | list[tuple[str, ...]]
+    head: tuple[str, ...], rows: Iterable[tuple[str, ...]]
 ) -> str:
     """A table in Markdown."""
     lines = [head, ("---",) * len(head), *rows]

@@ -8,6 +8,7 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import matplotlib as mpl
 import numpy as np
@@ -146,7 +147,7 @@ def draw(bars: Bars, text: str, path: Path) -> None:
     if len(rows) == 1:  # one row of many columns: a bar for each column
         names, values = list(bars.columns), values.transpose(1, 0, 2)
     n_rows, n_bars = values.shape[:2]
-    style = {
+    style: Any = {
         "font.size": 9,
         "svg.hashsalt": path.stem,
         "svg.fonttype": "none",

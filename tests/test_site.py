@@ -2,6 +2,7 @@
 
 import re
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlsplit
 
 import numpy as np
@@ -80,7 +81,7 @@ def test_a_tag_chooses_the_thumbnail() -> None:
 
 def test_every_key_is_on_the_page_of_keys() -> None:
     text = generated.keys()
-    keys = [
+    keys: list[Any] = [
         _keys.CellKeys.from_key_added(None, uns="FUNCTION"),
         _keys.MappingKeys.from_key_added(None, ("LABEL",)),
         _keys.GeneKeys(),

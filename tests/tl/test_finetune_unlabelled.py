@@ -14,7 +14,7 @@ import scgalore as sg
 from scgalore.errors import DataError, MissingKeyError, OptionError
 from scgalore.model import SCGPT
 from scgalore.pipeline import RunConfig
-from scgalore.pipeline.checks import cell_files, settle
+from scgalore.pipeline.checks import cell_files, complete_config
 from scgalore.tasks.linear import LinearModel
 from scgalore.tasks.registry import resolve_call
 
@@ -113,13 +113,13 @@ class TestRuns:
     def test_a_run_names_a_file(self, files: tuple[Path, Path], others: AnnData, tmp_path: Path) -> None:
         options: dict[str, Any] = {"labels_key": "bulk_labels", "model": "scgpt-mini"}
         config = RunConfig(files[0], tmp_path / "run", unlabelled=files[1], **options)
-        assert cell_files(settle(config)[0]) == {"unlabelled": str(files[1])}
+        assert cell_files(complete_config(config)[0]) == {"unlabelled": str(files[1])}
         (tmp_path / "config.json").write_text(config.to_json())
         assert RunConfig.from_json(tmp_path / "config.json") == config
         with pytest.raises(OptionError, match="since a run uses files"):
             RunConfig(files[0], tmp_path / "run", unlabelled=others, **options)
         with pytest.raises(MissingKeyError, match="layer='logs'.*others.h5ad"):
-            settle(config.changed(layer="logs"))
+            complete_config(config.changed(layer="logs"))
 
     @pytest.mark.slow
     def test_a_run_learns_from_them_and_reports_it(self, files: tuple[Path, Path], tmp_path: Path) -> None:

@@ -61,7 +61,7 @@ class CellOutput:
     precision
         Precision of the computation, ``"32-true"`` or ``"bf16-true"``.
     kernels
-        Kernels used on a CPU, as described by :func:`scgalore.nn.cpu.kernels_in_words`.
+        Kernels used on a CPU, as described by ``scgalore.nn.cpu.kernels_in_words``.
     """
 
     embedding: NDArray[np.float32]

@@ -301,7 +301,7 @@ def folder_without_weights(world: World) -> None:
     world.embed(model=world.folder / "empty")
 
 
-@wrong(WeightsError, "best_model.pt is damaged or incomplete", "Fetch or save it again")
+@wrong(WeightsError, "best_model.pt is damaged or incomplete", "Download or save it again")
 def weights_cut_off(world: World) -> None:
     path = world.exported() / "best_model.pt"
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
@@ -327,7 +327,7 @@ def weights_with_code(world: World) -> None:
     world.embed(model=path.parent)
 
 
-@wrong(WeightsError, r"args\.json says n_layers=2.*best_model\.pt have n_layers=1", "do not belong together")
+@wrong(WeightsError, r"args\.json has n_layers=2.*best_model\.pt have n_layers=1", "do not belong together")
 def weights_of_another_network(world: World) -> None:
     path = world.exported() / "best_model.pt"
     tensors = torch.load(path, weights_only=True)
@@ -335,7 +335,7 @@ def weights_of_another_network(world: World) -> None:
     world.embed(model=path.parent)
 
 
-@wrong(WeightsError, "vocab.json is not valid JSON", "Fetch or save it again")
+@wrong(WeightsError, "vocab.json is not valid JSON", "Download or save it again")
 def vocabulary_cut_off(world: World) -> None:
     path = world.exported() / "vocab.json"
     path.write_text(path.read_text()[:500])
@@ -351,7 +351,7 @@ def vocabulary_with_a_hole(world: World) -> None:
     world.finetune(model=path.parent)
 
 
-@wrong(OptionError, "optimizer='galor' is not known", "Did you mean 'galore'")
+@wrong(OptionError, "Unknown optimizer='galor'", "Did you mean 'galore'")
 def optimizer_unknown(world: World) -> None:
     world.finetune(model="never looked at", optimizer="galor")
 
@@ -472,7 +472,7 @@ def matrix_for_data(world: World) -> None:
     world.finetune(world.adata.X)
 
 
-@wrong(OptionError, "validation_size=0.5 and test_size=0.5", "together below 1")
+@wrong(OptionError, "validation_size=0.5 and test_size=0.5", "their sum below 1")
 def nothing_left_to_train_on(world: World) -> None:
     world.finetune(validation_size=0.5, test_size=0.5)
 
@@ -492,7 +492,7 @@ def split_with_strange_values(world: World) -> None:
     world.finetune(split_key="bulk_labels")
 
 
-@wrong(DataError, r"adata\.obs\['split'\] is not a split", "holds", "nothing for [0-9]+ cells")
+@wrong(DataError, r"adata\.obs\['split'\] is not a split", "missing values for [0-9]+ cells")
 def split_with_gaps(world: World) -> None:
     world.adata.obs["split"] = ["train", None] * 45
     world.finetune(split_key="split")
@@ -511,7 +511,7 @@ def patience_without_validation(world: World) -> None:
 
 @wrong(
     OptionError,
-    "'random' was not trained to predict labels or values for cells",
+    "'random' was not trained to predict labels or values of cells",
     r"sg\.tl\.finetune\(adata, labels_key=\.\.\.\)",
 )
 def annotate_without_classes(world: World) -> None:
@@ -575,7 +575,7 @@ def key_added_is_a_path(world: World) -> None:
     world.finetune(model="never looked at", key_added="a/b")
 
 
-@wrong(OptionError, "holds a checkpoint already", "overwrite=True")
+@wrong(OptionError, "already contains a checkpoint", "overwrite=True")
 def folder_taken(world: World) -> None:
     world.call(world.model.save, world.saved())
 
@@ -593,14 +593,14 @@ def task_unknown(world: World) -> None:
     world.finetune_screen(model="never looked at", task="perturbations")
 
 
-@wrong(OptionError, "labels_key='bulk_labels' belongs to task='classes'.*, and this is task='perturbation'")
+@wrong(OptionError, "labels_key='bulk_labels' is an argument of task='classes'.*, but the task is 'perturbation'")
 def perturbations_with_labels(world: World) -> None:
     with pytest.raises(OptionError, match="task='classes' needs labels_key="):
         world.finetune_screen(model="never looked at", task="classes")
     world.finetune_screen(model="never looked at", labels_key="bulk_labels")
 
 
-@wrong(OptionError, "context_key='phase' belongs to task='perturbation'", "leave context_key out")
+@wrong(OptionError, "context_key='phase' is an argument of task='perturbation'", "leave context_key out")
 def option_of_another_task(world: World) -> None:
     world.finetune(model="never looked at", context_key="phase")
 
@@ -648,7 +648,7 @@ def split_of_perturbations_with_strange_values(world: World) -> None:
     world.finetune_screen(split_key="bulk_labels")
 
 
-@wrong(DataError, "No perturbed cell is in 'train'", "Choose another split")
+@wrong(DataError, "No perturbed cell is in 'train'", "Choose another kind")
 def no_perturbation_to_train_on(world: World) -> None:
     world.perturbed()
     world.adata.obs["split"] = "test"
@@ -662,7 +662,7 @@ def context_with_a_gap(world: World) -> None:
     world.finetune_screen(context_key="line")
 
 
-@wrong(DataError, "No control cell of context 'B' is there", "control=")
+@wrong(DataError, "No control cells of context 'B'", "control=")
 def context_without_control(world: World) -> None:
     world.perturbed()
     world.adata.obs["line"] = np.where(world.adata.obs["perturbation"] == "control", "A", "B")

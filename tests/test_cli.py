@@ -92,7 +92,7 @@ def test_weights_list_says_what_can_be_had() -> None:
     assert "207 MB" in entries["scgpt"]
     assert "not downloaded; to download: scgalore weights fetch scgpt" in entries["scgpt"]
     assert "licence: MIT" in entries["scgpt"]
-    assert "cannot be fetched: no sha256 is known" in entries["scgpt-brain"]
+    assert "not available: no sha256 is known" in entries["scgpt-brain"]
 
 
 def test_weights_in_the_cache_are_found(small_weights: WeightsEntry) -> None:
@@ -101,7 +101,7 @@ def test_weights_in_the_cache_are_found(small_weights: WeightsEntry) -> None:
     folder = put_in_cache(small_weights)
     assert scgalore("weights", "path", "small").stdout.strip() == str(folder)
     assert scgalore("weights", "fetch", "small").stdout.strip() == str(folder)
-    assert f"here: {folder}" in scgalore("weights", "list").stdout
+    assert f"downloaded: {folder}" in scgalore("weights", "list").stdout
 
 
 def test_damaged_weights_are_not_here(small_weights: WeightsEntry) -> None:
@@ -115,7 +115,7 @@ def test_damaged_weights_are_not_here(small_weights: WeightsEntry) -> None:
         pytest.param(["weights", "fetch", "scgtp"], "Did you mean 'scgpt'?", id="unknown_name"),
         pytest.param(["weights", "path", "scgtp"], "Did you mean 'scgpt'?", id="unknown_name_of_path"),
         pytest.param(["weights", "fetch", "scgpt-brain"], "no sha256 is known", id="refused"),
-        pytest.param(["weights", "path", "scgpt-brain"], "cannot be fetched", id="refused_path"),
+        pytest.param(["weights", "path", "scgpt-brain"], "not available: no sha256", id="refused_path"),
         pytest.param(["demo", "--model", "no-such-model"], "neither an existing folder nor the name", id="model"),
         pytest.param(["demo", "--seeds", "0"], "'--seeds'", id="seeds"),
         pytest.param(["demo", "--out", "taken"], "'thesis.tex'", id="out"),
@@ -129,7 +129,7 @@ def test_damaged_weights_are_not_here(small_weights: WeightsEntry) -> None:
         ),
         pytest.param(["run", "absent.h5ad", "--strategy", "fast"], "curriculum='fast'", id="strategy"),
         pytest.param(["run", "absent.h5ad", "--lr", "-1"], "lr=-1", id="lr"),
-        pytest.param(["run", "absent.h5ad", "--control", "ctrl"], "belongs to task='perturbation'", id="other_task"),
+        pytest.param(["run", "absent.h5ad", "--control", "ctrl"], "is an argument of task='perturbation'", id="other_task"),
         pytest.param(["run", "x.h5ad", "--out", "taken", "--force"], "'thesis.tex'", id="run_out_forced"),
         pytest.param(["run", "--resume", "--out", "new"], "new contains no run to resume", id="nothing_to_resume"),
         pytest.param(["run", "--config", "absent.json"], "absent.json cannot be read", id="no_config"),
@@ -309,7 +309,7 @@ def test_every_declared_option_is_offered_with_help_and_default() -> None:
 def test_page_names_all_tasks_and_short_names() -> None:
     page = (Path(__file__).parents[1] / "docs" / "pipeline.md").read_text(encoding="utf-8")
     for task in TASKS.values():
-        named = "none of them" if task.name == DEFAULT else f"`--task {task.name}`"
+        named = "none of these" if task.name == DEFAULT else f"`--task {task.name}`"
         key = named if task.key is None else f"`--{task.key.replace('_', '-')}`"
         assert f"| `{task.name}` | {key} |" in page
     for option in (*options_of(RunConfig), *training_options()):

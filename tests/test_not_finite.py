@@ -171,7 +171,7 @@ class TestTraining:
         refused(
             lambda: sg.tl.finetune(few, model, **key, **QUICK, checkpoint_dir=tmp_path),
             DataError,
-            rf"{part}_loss became {value} in epoch 1, batch \d+, .*Lower lr.*precision='32-true'.*clip_norm",
+            rf"{part}_loss became {value} in epoch 1, batch \d+, .*Use a lower lr.*precision='32-true'.*clip_norm",
             few,
             model,
         )
@@ -254,7 +254,7 @@ class TestPerturbations:
             decoder = model.network.decoder.coeff_decoder.fc
             torch.nn.init.ones_(decoder[-1].weight)
             poison(model, "decoder.coeff_decoder.fc.0.weight", math.nan)
-        refused(lambda: sg.tl.predict_perturbation(adata, model=model), DataError, "NaN or infinity", adata)
+        refused(lambda: sg.tl.predict_perturbation(adata, model=model), DataError, "NaN or infinite", adata)
         model.save(tmp_path / "m")
         match = "screen.safetensors holds" if what == "prior" else "model.safetensors holds"
         refused(lambda: load(tmp_path / "m"), WeightsError, match)

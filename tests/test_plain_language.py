@@ -112,7 +112,7 @@ OLD_OF_SOURCE = [
     "What the user holds; nothing is done for an AnnData.",
     "What to call it in messages.",
     "Vector of each compound, float64, one row a compound.",
-    "Numbers that are none: weights with NaN or infinity are refused where they are read.",
+    "Numbers that are none: weights with NaN or infinite are refused where they are read.",
     "Update each weight in the backward pass, as soon as its gradient is there.",
 ]
 

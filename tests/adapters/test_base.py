@@ -60,7 +60,7 @@ class TestTargetLayers:
 
     @pytest.mark.parametrize("targets", ["mlp", ["head", "tail"], ["*.wqkv"], ["table"], ["layers.0"], [""]])
     def test_what_matches_no_linear_layer_is_refused(self, targets: Any) -> None:
-        with pytest.raises(OptionError, match=r"no linear layer of OwnNetwork is called .*layers\.0\.Wqkv"):
+        with pytest.raises(OptionError, match=r"no linear layer of OwnNetwork matches .*layers\.0\.Wqkv"):
             target_layers(OwnNetwork(), targets)
 
     @pytest.mark.parametrize(

@@ -99,7 +99,7 @@ def test_each_entry_takes_its_own_defaults(name: str) -> None:
 @pytest.mark.parametrize(
     ("name", "options", "says"),
     [
-        ("lorra", {}, r"adapter='lorra' is not known.*Did you mean 'lora'\?"),
+        ("lorra", {}, r"adapter='lorra' does not exist.*Did you mean 'lora'\?"),
         ("lora", {"rnk": 4}, r"no option 'rnk'.*rank, alpha.*Did you mean 'rank'\?"),
         ("lora", {"lr": 1e-3}, "no option 'lr'"),
         ("lora", {"n_heads": 4}, "no option 'n_heads'"),

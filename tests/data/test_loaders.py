@@ -135,9 +135,9 @@ def nameless() -> Any:
     ("loader", "options", "error", "says"),
     [
         pytest.param(nameless, {}, DataError, "var is None", id="no_names"),
-        pytest.param(Loader, {"labels_key": "kind"}, OptionError, "pass classes=", id="no_classes"),
+        pytest.param(Loader, {"labels_key": "kind"}, OptionError, "as classes=", id="no_classes"),
         pytest.param(Loader, {"layer": "counts"}, OptionError, "do not apply to a loader", id="layer"),
-        pytest.param(spoilt, {}, DataError, r"the loader holds negative.*for example 4\)", id="negative"),
+        pytest.param(spoilt, {}, DataError, r"the loader contains negative.*for example 4\)", id="negative"),
         pytest.param(Loader, {"rank": 0, "world_size": 2}, OptionError, "shared between ranks", id="ranks"),
         pytest.param(
             Loader,

@@ -104,7 +104,7 @@ def test_changing_what_it_returns_does_not_change_it() -> None:
 
 
 def test_unknown_token() -> None:
-    with pytest.raises(MissingKeyError, match="'CD8A' is none of the 4 tokens"):
+    with pytest.raises(MissingKeyError, match="'CD8A' is not one of the 4 tokens"):
         GeneVocab.from_genes(["CD4"])["CD8A"]
     with pytest.raises(MissingKeyError, match="'<pad>'"):
         _ = GeneVocab.from_genes(["CD4"], specials=()).pad_id

@@ -134,8 +134,8 @@ def test_paths_in_an_archive_lead_nowhere(server: Server, archived: DatasetEntry
 @pytest.mark.parametrize(
     ("files", "match"),
     [
-        ({"norman/other.h5ad": b""}, "holds 0 files called perturb_processed.h5ad"),
-        ({f"a/{MEMBER}": b"", f"b/{MEMBER}": b""}, "holds 2 files"),
+        ({"norman/other.h5ad": b""}, "contains 0 files called perturb_processed.h5ad"),
+        ({f"a/{MEMBER}": b"", f"b/{MEMBER}": b""}, "contains 2 files"),
         ({f"norman/{MEMBER}": b"another"}, "does not have the sha256"),
     ],
 )

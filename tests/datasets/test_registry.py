@@ -56,4 +56,4 @@ def test_table_has_a_row_for_each_data_set() -> None:
     rows = registry_table().splitlines()[2:]
     assert [row.split("`")[1] for row in rows] == list_datasets()
     assert {row.count("|") for row in rows} == {5}, "a bar inside a cell would break the table"
-    assert sum("refused: no sha256" in row for row in rows) == 1
+    assert sum("not available: no sha256" in row for row in rows) == 1

@@ -125,7 +125,7 @@ class TestArgs:
     ) -> None:
         folder = changed(folders["theirs"], tmp_path / "m", "args.json", lambda args: args.update({field: value}))
         with pytest.raises(
-            WeightsError, match=rf"args\.json says {own}={value}, and .*best_model\.pt have {own}={seen}"
+            WeightsError, match=rf"args\.json has {own}={value}, but .*best_model\.pt have {own}={seen}"
         ):
             SCGPT.from_pretrained(folder)
 
@@ -173,18 +173,18 @@ class TestConfig:
             "config.json",
             lambda c: c["network"].update({field: c["network"][field] * 2}),
         )
-        with pytest.raises(WeightsError, match=rf"config\.json says {field}=.*model\.safetensors have {field}="):
+        with pytest.raises(WeightsError, match=rf"config\.json has {field}=.*model\.safetensors have {field}="):
             SCGPT.from_pretrained(folder)
 
     def test_padding_is_that_of_the_vocabulary(self, folders: dict[str, Path], tmp_path: Path) -> None:
         folder = changed(folders["ours"], tmp_path / "m", "config.json", lambda c: c["network"].update(pad_id=0))
-        with pytest.raises(WeightsError, match=rf"{folder} do not belong together.*pad_id is 0"):
+        with pytest.raises(WeightsError, match=rf"{folder} do not match.*pad_id is 0"):
             SCGPT.from_pretrained(folder)
 
     def test_heads_are_those_of_the_tensors(self, folders: dict[str, Path], tmp_path: Path) -> None:
         heads = {"classes": 10**6, "regression": 10**6}
         folder = changed(folders["ours"], tmp_path / "m", "config.json", lambda c: c["network"].update(heads=heads))
-        with pytest.raises(WeightsError, match=r"config\.json says heads=.*1000000.*model\.safetensors have heads={}"):
+        with pytest.raises(WeightsError, match=r"config\.json has heads=.*1000000.*model\.safetensors have heads={}"):
             SCGPT.from_pretrained(folder)
 
     @pytest.mark.usefixtures("bag")
@@ -192,14 +192,14 @@ class TestConfig:
         bag_of([f"G{i}" for i in range(20)]).save(tmp_path / "bag")
         heads = {"classes": 10**6, "regression": 10**6}
         folder = changed(tmp_path / "bag", tmp_path / "m", "config.json", lambda c: c["network"].update(heads=heads))
-        with pytest.raises(WeightsError, match=r"config\.json describes a network with 34,\S+ weights that .* lacks"):
+        with pytest.raises(WeightsError, match=r"config\.json describes a network with 34,\S+ weights that are missing in "):
             load(folder)
 
     def test_field_twice(self, folders: dict[str, Path], tmp_path: Path) -> None:
         folder = changed(folders["ours"], tmp_path / "m", "config.json", lambda c: None)
         path = folder / "config.json"
         path.write_text(path.read_text().replace('"d_model": 8', '"d_model": 8, "d_model": 16'))
-        with pytest.raises(WeightsError, match=r"config\.json holds 'd_model' twice"):
+        with pytest.raises(WeightsError, match=r"config\.json contains 'd_model' twice"):
             SCGPT.from_pretrained(folder)
 
 

@@ -73,7 +73,7 @@ def test_dicts_survive_a_round_trip(original):
     content = json.loads(json.dumps(config.to_dict()))
     assert SCGPTConfig.from_dict(content) == config
     assert set(content) == {field.name for field in fields(SCGPTConfig)}
-    with pytest.raises(WeightsError, match="flux_capacitor.*newer scgalore"):
+    with pytest.raises(WeightsError, match="flux_capacitor.*newer version"):
         SCGPTConfig.from_dict({**content, "flux_capacitor": 1})
 
 

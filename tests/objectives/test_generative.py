@@ -344,7 +344,7 @@ def test_a_network_without_flags_says_so():
     batch = corrupted(cells())
     with pytest.raises(OptionError, match=r"generative_variant"):
         GenerativeExpression(from_cell_prompt=True)(network, batch)
-    with pytest.raises(OptionError, match=r"SCGPTConfig.generative is off"):
+    with pytest.raises(OptionError, match=r"SCGPTConfig.generative is disabled"):
         network.encode(batch.genes, batch.values, batch.padding, **batch.conditions)
 
 

@@ -64,7 +64,7 @@ def test_columns_decide_the_task(options: dict[str, Any], task: str) -> None:
 @pytest.mark.parametrize(
     ("content", "match"),
     [
-        pytest.param({"n_gene": 5}, r"no option 'n_gene' of a run\. Did you mean 'n_genes'", id="unknown"),
+        pytest.param({"n_gene": 5}, r"A run has no option 'n_gene'\. Did you mean 'n_genes'", id="unknown"),
         pytest.param({"n_genes": "5000"}, "n_genes='5000': it must be a whole number", id="text_for_a_number"),
         pytest.param({"n_genes": True}, "n_genes=True", id="bool_for_a_number"),
         pytest.param({"n_genes": 0}, "n_genes=0", id="no_genes"),
@@ -78,7 +78,7 @@ def test_columns_decide_the_task(options: dict[str, Any], task: str) -> None:
         pytest.param({"labels_key": "a", "pert_key": "b"}, "Omit one", id="two_tasks"),
         pytest.param({"task": "clases", "labels_key": "a"}, "Did you mean 'classes'", id="no_such_task"),
         pytest.param({"task": "classes"}, "needs labels_key=", id="task_without_its_key"),
-        pytest.param({"control": "ctrl"}, "control='ctrl' belongs to task='perturbation'", id="of_another_task"),
+        pytest.param({"control": "ctrl"}, "control='ctrl' is an argument of task='perturbation'", id="of_another_task"),
         pytest.param({"pert_key": "a", "test_size": 0.1}, "test_size=0.1 is a fraction of cells", id="test_size"),
         pytest.param({"seed": 3}, "no option 'seed'", id="seed"),
         pytest.param({"devices": 2}, "no option 'devices'", id="devices"),
@@ -96,7 +96,7 @@ def test_what_makes_no_sense_is_refused_and_named(tmp_path: Path, content: dict[
         pytest.param('{"kind": "scgalore run",', "cannot be read as JSON", id="cut_off"),
         pytest.param('{"data": "a.h5ad"}', "not a configuration of a run", id="another_config"),
         pytest.param("[]", "not a configuration of a run", id="list"),
-        pytest.param('{"kind": "scgalore run", "out": "x"}', "lacks 'data'", id="no_data"),
+        pytest.param('{"kind": "scgalore run", "out": "x"}', "has no entry 'data'", id="no_data"),
     ],
 )
 def test_files_that_are_no_configuration_are_refused(tmp_path: Path, text: str, match: str) -> None:
@@ -147,7 +147,7 @@ def test_a_task_from_outside_brings_its_arguments(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setitem(TASKS, "toy", Toy())
     config = RunConfig("a.h5ad", "x", toy_key="t")
     assert (config.task, config.arguments) == ("toy", {"toy_key": "t"})
-    with pytest.raises(OptionError, match="toy_key='t' belongs to task='toy'"):
+    with pytest.raises(OptionError, match="toy_key='t' is an argument of task='toy'"):
         RunConfig("a.h5ad", "x", task="expression", toy_key="t")
 
 

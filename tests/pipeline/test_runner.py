@@ -331,11 +331,11 @@ def test_genes_are_selected_from_training_cells_only(pbmc: AnnData, tmp_path: Pa
         pytest.param({"labels_key": "nope"}, "labels_key='nope'", id="no_column"),
         pytest.param({"layer": "counts"}, "layer='counts'", id="no_layer"),
         pytest.param({"gene_symbols": "symbol"}, "gene_symbols='symbol'", id="no_symbols"),
-        pytest.param({"curriculum": [40, 20]}, "rise", id="curriculum_falls"),
+        pytest.param({"curriculum": [40, 20]}, "increase", id="curriculum_falls"),
         pytest.param({"curriculum": [10, 20, 120]}, "3 phases", id="more_phases_than_epochs"),
         pytest.param({"optimizer": "gallore"}, "Did you mean 'galore'", id="optimizer"),
         pytest.param({"learning_rate": 1}, "no option 'learning_rate'", id="option"),
-        pytest.param({"control": "ctrl"}, "control='ctrl' belongs to task='perturbation'", id="other_task"),
+        pytest.param({"control": "ctrl"}, "control='ctrl' is an argument of task='perturbation'", id="other_task"),
         pytest.param({"accelerator": "tpu"}, "accelerator='tpu'", id="device"),
         pytest.param({"model": "scgpt-minni"}, "Did you mean 'scgpt-mini'", id="model"),
         pytest.param({"gene_strategy": "biologic"}, "biologic", id="gene_strategy"),
@@ -394,6 +394,6 @@ def test_several_processes_are_refused(pbmc_file: Path, tmp_path: Path, monkeypa
     variables = {"TORCHELASTIC_RUN_ID": "x", "RANK": "1", "WORLD_SIZE": "2", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "2"}
     for name, value in variables.items():
         monkeypatch.setenv(name, value)
-    with pytest.raises(OptionError, match="one process, and 2 were started"):
+    with pytest.raises(OptionError, match="a single process, but 2 were started"):
         run(RunConfig(pbmc_file, tmp_path / "out", labels_key="bulk_labels"))
     assert list(tmp_path.iterdir()) == []

@@ -163,7 +163,7 @@ def test_the_log_tells_what_a_reader_of_scores_must_know(caplog: pytest.LogCaptu
         ({"key_added": "a/b"}, OptionError, "without '/'"),
         ({"rng": -1}, OptionError, "rng is -1"),
         ({"kind": "custom", "parts": {"test": ["Z"]}}, MissingKeyError, "No perturbation 'Z'"),
-        ({"kind": "cell", "test_size": 0.6, "validation_size": 0.5}, OptionError, "together below 1"),
+        ({"kind": "cell", "test_size": 0.6, "validation_size": 0.5}, OptionError, "their sum below 1"),
     ],
 )
 @pytest.mark.parametrize("copy", [False, True])

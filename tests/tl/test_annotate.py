@@ -139,7 +139,7 @@ def test_every_key_survives_h5ad(few: AnnData, query: AnnData, model: SCGPT, tmp
 
 def test_model_without_classes_is_refused(few: AnnData, make_model: Callable[..., SCGPT]) -> None:
     before = keys(few)
-    with pytest.raises(OptionError, match="was not trained to predict labels or values for cells"):
+    with pytest.raises(OptionError, match="was not trained to predict labels or values of cells"):
         sg.tl.annotate(few, make_model(few.var_names))
     assert added(few, before) == {}
 

@@ -120,7 +120,7 @@ def test_cells_cannot_be_added_twice(few: AnnData, model: SCGPT, tmp_path: Path)
         (None, {"labels": "phase", "basis": "X_none"}, MissingKeyError, "X_none"),
         (None, {"labels": "phase", "n_neighbors": 0}, OptionError, "n_neighbors=0"),
         (None, {"labels": "phase", "n_components": 2.5}, OptionError, "n_components=2.5"),
-        (None, {"labels": "phase", "path": "no/such/folder.h5"}, OptionError, "no folder"),
+        (None, {"labels": "phase", "path": "no/such/folder.h5"}, OptionError, "does not exist"),
         (None, {"labels": "phase", "species": "cat"}, OptionError, "species"),
         (lambda a: a.obs.__setitem__("phase", np.nan), {"labels": "phase"}, DataError, "90 of 90 cells have no label"),
         (lambda a: a.obs.__setitem__("phase", ["nan", *"x" * 89]), {"labels": "phase"}, DataError, "1 of 90 cells"),
@@ -155,7 +155,7 @@ def test_bad_input_comes_before_any_work(
 
 
 def test_no_cells_and_no_model(few: AnnData, model: SCGPT) -> None:
-    with pytest.raises(OptionError, match="no cells"):
+    with pytest.raises(OptionError, match="No cells"):
         sg.tl.build_reference([], model, labels="phase")
     with pytest.raises(OptionError, match="model= is missing"):
         sg.tl.build_reference(few, labels="phase")

@@ -146,7 +146,7 @@ def test_copy_view_and_mudata(cells: AnnData) -> None:
         ({"unintegrated": "X_pca"}, MissingKeyError, "has no 'X_pca'"),
         ({"embeddings": ["X_mixed", "X_mixed"]}, OptionError, "'X_mixed' occurs more than once in embeddings="),
         ({"embeddings": []}, OptionError, "No embedding to score"),
-        ({"baselines": ["scVI"]}, OptionError, "'scVI' is none of 'PCA' and 'Harmony'"),
+        ({"baselines": ["scVI"]}, OptionError, "'scVI' is neither 'PCA' nor 'Harmony'"),
         ({"layer": "counts", "baselines": ["PCA"]}, MissingKeyError, "counts"),
         ({"rng": -1}, OptionError, "rng is -1"),
         ({"key_added": "a/b"}, OptionError, "without '/'"),

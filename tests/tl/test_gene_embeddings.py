@@ -126,6 +126,6 @@ def test_what_does_not_go_together_is_refused(few, model):
 def test_weights_that_are_not_numbers_are_refused(few, model):
     with torch.no_grad():
         model.network.blocks[0].linear1.weight[0, 0] = torch.nan
-    with pytest.raises(DataError, match="NaN or infinity"):
+    with pytest.raises(DataError, match="NaN or infinite"):
         sg.tl.gene_embeddings(few, model, kind="contextual", key_added="x")
     assert "x" not in few.varm

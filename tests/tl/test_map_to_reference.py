@@ -261,7 +261,7 @@ def test_colours_follow(query: AnnData, atlas: AnnData, model: SCGPT) -> None:
         (lambda q: AnnData(q.X, var=q.var.set_axis([f"?{i}" for i in range(150)])), {}, DataError, "gene"),
         (None, {"unknown": 0}, OptionError, "unknown=0"),
         (None, {"unknown": 1.5}, OptionError, "unknown=1.5"),
-        (None, {"index": "none.h5"}, DataError, "no file"),
+        (None, {"index": "none.h5"}, DataError, "does not exist"),
         (None, {"index": 3}, OptionError, "index is a int"),
         (None, {"batch_size": 0}, OptionError, "batch_size"),
         (None, {"key_added": "a/b"}, OptionError, "key_added"),

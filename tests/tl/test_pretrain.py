@@ -124,7 +124,7 @@ class TestBudget:
             trained = sg.tl.pretrain(
                 files, make_model(few.var_names), **run, max_cells=240, accumulate_tokens=1100, dropout=0.0
             )
-        assert "so a step of 1,100 has about" in caplog.text
+        assert "so a step of 1,100 tokens has about" in caplog.text
         batches = trained.result.accumulate
         assert batches > 1
         # 30 batches of 8 cells, in epochs of two steps and some more.
@@ -254,7 +254,7 @@ class TestResume:
         few[10:30].copy().write_h5ad(third)
         with pytest.raises(OptionError, match=r"another run: \S*third\.h5ad is new; number of cells was"):
             sg.tl.pretrain([*files, third], make_model(few.var_names), **run, resume=True)
-        with pytest.raises(OptionError, match=r"another run: \S*second\.h5ad is gone; .* To start a new run"):
+        with pytest.raises(OptionError, match=r"another run: \S*second\.h5ad is missing; .* To start a new run"):
             sg.tl.pretrain(files[:1], make_model(few.var_names), **run, resume=True)
         with pytest.raises(OptionError, match="another run: its files or their order have changed"):
             sg.tl.pretrain(files[::-1], make_model(few.var_names), **run, resume=True)

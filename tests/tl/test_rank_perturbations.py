@@ -184,7 +184,7 @@ def lines() -> tuple[AnnData, CellModel]:
 class TestContexts:
     def test_one_of_several_must_be_named(self, lines: tuple[AnnData, CellModel]) -> None:
         adata, model = lines
-        with pytest.raises(OptionError, match=r"choose one of 'K562', 'RPE1' as context="):
+        with pytest.raises(OptionError, match=r"pass one of 'K562', 'RPE1' as context="):
             ranked(adata, "G05", model)
         with pytest.raises(OptionError, match="context='A549': choose one of"):
             ranked(adata, "G05", model, context="A549")

@@ -207,7 +207,7 @@ def test_it_says_what_it_found_and_what_it_did_not(caplog: pytest.LogCaptureFixt
     text = "\n".join(record.getMessage() for record in caplog.records)
     assert "20 of 59 expressed genes" in text
     assert "1 must_include" in text
-    assert "not in the data, of must_include: nowhere" in text
+    assert "not in the data (must_include): nowhere" in text
 
 
 @pytest.mark.parametrize(
@@ -219,8 +219,8 @@ def test_it_says_what_it_found_and_what_it_did_not(caplog: pytest.LogCaptureFixt
         ({"n_genes": None}, OptionError, "whole number"),
         ({"n_genes": True}, OptionError, "whole number"),
         ({"n_genes": 20.0}, OptionError, "whole number"),
-        ({"n_genes": 1, "must_include": ["GENE1", "GENE2"]}, OptionError, "must_include names 2 genes"),
-        ({"must_include": "GENE1"}, OptionError, "list of names"),
+        ({"n_genes": 1, "must_include": ["GENE1", "GENE2"]}, OptionError, "must_include has 2 genes"),
+        ({"must_include": "GENE1"}, OptionError, "list of gene names"),
         ({"gene_sets": {"variable": ["GENE1"]}}, OptionError, "name of another source"),
         ({"gene_sets": {"cell_cycle": ["GENE1"]}}, OptionError, "name of another source"),
         ({"gene_sets": {"mine": "GENE1"}}, OptionError, r"gene_sets\['mine'\]"),

@@ -334,7 +334,7 @@ class TestTooLittle:
             fit_rule("additive", train.take([]))
 
     def test_rule_that_does_not_exist(self, train: Profiles) -> None:
-        with pytest.raises(OptionError, match="no rule 'additiv'; choose one of 'control mean'.*'mixed'"):
+        with pytest.raises(OptionError, match="no baseline 'additiv'; choose one of 'control mean'.*'mixed'"):
             fit_rule("additiv", train)
         assert set().union(*(rules.rules for rules in RULE_SETS.values())) == set(RECIPES)
 

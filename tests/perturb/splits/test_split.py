@@ -227,7 +227,7 @@ class TestSimulationOptions:
             split(["ctrl", "A"], "random")
         with pytest.raises(DataError, match="All cells are control"):
             split(["ctrl", "ctrl"])
-        with pytest.raises(DataError, match="training cell"):
+        with pytest.raises(DataError, match="remain for training"):
             split(["ctrl", "A"])
         with pytest.raises(DataError, match=r"more, such as 'A\+B\+C'"):
             split(["ctrl", "A+B+C", "A"])
@@ -280,7 +280,7 @@ class TestCustom:
             ({"A": "tests"}, OptionError, "expected 'train'"),
             ({"test": ["A"], "B": "train"}, OptionError, "mixes names and lists"),
             ({"test": ["Z"]}, MissingKeyError, "No perturbation 'Z'"),
-            ({"test": ["A", "B", "A+B", "C"]}, DataError, "training cell"),
+            ({"test": ["A", "B", "A+B", "C"]}, DataError, "remain for training"),
         ],
     )
     def test_wrong_parts_are_refused(self, parts: Any, error: type[Exception], message: str) -> None:
@@ -342,7 +342,7 @@ class TestCells:
                 OptionError,
                 "x cannot be in both",
             ),
-            ({"contexts": contexts, "test_contexts": ["x", "y", "z"]}, DataError, "training cell"),
+            ({"contexts": contexts, "test_contexts": ["x", "y", "z"]}, DataError, "remain for training"),
         ],
     )
     def test_wrong_contexts_are_refused(self, options: dict[str, Any], error: type[Exception], message: str) -> None:

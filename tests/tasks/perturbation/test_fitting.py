@@ -200,7 +200,7 @@ class TestPredictions:
         assert np.abs(effects[:, None] - effects[None]).max(axis=2)[~np.eye(3, dtype=bool)].min() > 1e-6
 
     def test_gene_without_token_is_refused(self, adata: AnnData, learnt: SCGPT) -> None:
-        with pytest.raises(DataError, match="no token for the gene 'NOSUCH', so"):
+        with pytest.raises(DataError, match="no token for the gene 'NOSUCH' and"):
             predict(learnt, adata, ("G01", "G01+NOSUCH"))
 
     def test_embeddings_are_of_each_cell_with_its_own_genes(self, adata: AnnData, learnt: SCGPT) -> None:
@@ -449,7 +449,7 @@ class TestGoingOn:
 
 
 FAILURES: dict[str, tuple[type[BaseException], str | None]] = {
-    "prior": (OptionError, "no rule 'mix'"),
+    "prior": (OptionError, "no baseline 'mix'"),
     "nothing to train on": (DataError, "No perturbed cell is in 'train'"),
     "loss": (DataError, "became nan"),
     "interrupt": (KeyboardInterrupt, None),
@@ -458,7 +458,7 @@ FAILURES: dict[str, tuple[type[BaseException], str | None]] = {
 
 @pytest.mark.parametrize("before", [untrained, lambda: trained(counts())], ids=["untrained", "trained"])
 @pytest.mark.parametrize("failure", FAILURES)
-@pytest.mark.filterwarnings("ignore:.*NaN or infinity in a gradient.*")
+@pytest.mark.filterwarnings("ignore:.*NaN or infinite in a gradient.*")
 def test_failing_training_leaves_the_model_as_it_was(
     before: Callable[[], SCGPT], failure: str, adata: AnnData, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -328,7 +328,7 @@ class Report:
         if folder is None:
             return
         folder.mkdir(parents=True, exist_ok=True)
-        sections = {processor(self.machine): self.markdown(), **sections_of(folder, self.name)}
+        sections = {processor(self.machine): "", **sections_of(folder, self.name)}
         sections[processor(self.machine)] = self.markdown()
         (folder / f"{self.name}.json").write_text(json.dumps(record, indent=1) + "\n")
         text = "\n".join(f"{SECTION.format(name)}\n\n{part}" for name, part in sections.items())

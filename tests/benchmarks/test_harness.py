@@ -98,6 +98,37 @@ def test_side_answers_in_its_own_process_and_survives_its_own_failures(
             side.ask("leave")
 
 
+def test_a_file_holds_the_last_run_on_each_processor(tmp_path: Path) -> None:
+    def finish(cpu: str, flags: list[str], note: str) -> list[str]:
+        made = report()
+        made.machine |= {"cpu": cpu, "flags": flags}
+        made.note(note)
+        made.finish(tmp_path)
+        text = (tmp_path / "name.md").read_text()
+        return [line for line in text.splitlines() if line.startswith(("<!--", "run"))]
+
+    legacy = report()
+    legacy.machine |= {"cpu": "EPYC", "flags": []}
+    legacy.note("run of an earlier version")
+    (tmp_path / "name.md").write_text(legacy.markdown())
+    (tmp_path / "name.json").write_text(json.dumps(legacy.record()))
+    old = ["<!-- EPYC -->", "run of an earlier version"]
+    assert finish("Xeon", ["avx2"], "run 1") == ["<!-- Xeon (avx2) -->", "run 1", *old]
+    assert finish("Xeon", ["avx2", "amx_bf16"], "run 2")[:4] == [
+        "<!-- Xeon (avx2, amx_bf16) -->",
+        "run 2",
+        "<!-- Xeon (avx2) -->",
+        "run 1",
+    ]
+    assert finish("Xeon", ["avx2"], "run 3") == [
+        "<!-- Xeon (avx2) -->",
+        "run 3",
+        "<!-- Xeon (avx2, amx_bf16) -->",
+        "run 2",
+        *old,
+    ]
+
+
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="only Linux lets the peak be reset")
 def test_peak_is_that_of_the_call_and_not_of_an_earlier_one() -> None:
     size = 200_000_000

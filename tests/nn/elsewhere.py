@@ -6,6 +6,7 @@ from Python, and the networks do on it what they do on a GPU: they ask whether a
 
 import sys
 from collections.abc import Callable
+from typing import Any
 from unittest import mock
 
 import torch
@@ -20,7 +21,14 @@ from scgalore.objectives import GenerativeExpression, MaskedClasses, MaskedExpre
 NAME = "elsewhere"
 N_TOKENS, PAD, WIDTH = 20, 17, 16
 LENGTHS = [5, 4, 2]
-SIZES = {"n_tokens": N_TOKENS, "pad_id": PAD, "d_model": WIDTH, "n_heads": 2, "n_layers": 2, "d_hid": 24}
+SIZES: dict[str, Any] = {
+    "n_tokens": N_TOKENS,
+    "pad_id": PAD,
+    "d_model": WIDTH,
+    "n_heads": 2,
+    "n_layers": 2,
+    "d_hid": 24,
+}
 
 
 class Backend(_DummyBackendModule):
@@ -78,7 +86,8 @@ def scbert(mode: FakeTensorMode) -> None:
 
 def embedding(mode: FakeTensorMode) -> None:
     """Cells without padding, in float32 and bfloat16: all of them in one call of attention."""
-    network = there(mode, SCGPTNetwork(SCGPTConfig(**SIZES))).eval()
+    network = SCGPTNetwork(SCGPTConfig(**SIZES)).eval()
+    there(mode, network)
     calls = []
 
     def attend(self: Packed, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, n_heads: int) -> torch.Tensor:

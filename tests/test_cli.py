@@ -129,7 +129,9 @@ def test_damaged_weights_are_not_here(small_weights: WeightsEntry) -> None:
         ),
         pytest.param(["run", "absent.h5ad", "--strategy", "fast"], "curriculum='fast'", id="strategy"),
         pytest.param(["run", "absent.h5ad", "--lr", "-1"], "lr=-1", id="lr"),
-        pytest.param(["run", "absent.h5ad", "--control", "ctrl"], "is an argument of task='perturbation'", id="other_task"),
+        pytest.param(
+            ["run", "absent.h5ad", "--control", "ctrl"], "is an argument of task='perturbation'", id="other_task"
+        ),
         pytest.param(["run", "x.h5ad", "--out", "taken", "--force"], "'thesis.tex'", id="run_out_forced"),
         pytest.param(["run", "--resume", "--out", "new"], "new contains no run to resume", id="nothing_to_resume"),
         pytest.param(["run", "--config", "absent.json"], "absent.json cannot be read", id="no_config"),

@@ -462,7 +462,10 @@ def spoil(place: Any, value: Any) -> AnnData:
     ("adata", "error", "says"),
     [
         pytest.param(
-            lambda: spoil((3, 2), -1), DataError, r"number 0 contains negative.* 1 of .* \(for example 3\)", id="negative"
+            lambda: spoil((3, 2), -1),
+            DataError,
+            r"number 0 contains negative.* 1 of .* \(for example 3\)",
+            id="negative",
         ),
         pytest.param(lambda: spoil((30, 2), np.nan), DataError, r"NaN.*\(for example 30\)", id="nan"),
         pytest.param(lambda: spoil((30, -1), np.inf), DataError, r"infinite.*\(for example 30\)", id="infinite"),

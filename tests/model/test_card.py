@@ -2,7 +2,7 @@
 
 import pandas as pd
 
-from scgalore.model.card import _settings
+from scgalore.model.card import _settings, score_sections
 from scgalore.train import TrainResult
 
 
@@ -12,3 +12,10 @@ def test_settings_that_are_not_numbers() -> None:
     rows = dict(line.strip("| ").split(" | ") for line in text.splitlines() if " | " in line and "---" not in line)
     assert {"steps": "1,500", "converged": "`true`", "cpu_kernels": "`own`"}.items() <= rows.items()
     assert "after epoch 2" in text
+
+
+def test_scores_of_perturbations_are_left_to_their_own_card() -> None:
+    scores = pd.DataFrame({"method": ["model"], "metric": ["mse"], "mean": [0.1]})
+    assert score_sections({"scores": scores}) == []
+    embeddings = pd.DataFrame({"bio": [0.7], "batch": [0.8]}, index=["X_pca"])
+    assert "| X_pca | 0.700 | 0.800 |" in score_sections({"scores": embeddings})[1]

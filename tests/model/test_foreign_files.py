@@ -192,7 +192,9 @@ class TestConfig:
         bag_of([f"G{i}" for i in range(20)]).save(tmp_path / "bag")
         heads = {"classes": 10**6, "regression": 10**6}
         folder = changed(tmp_path / "bag", tmp_path / "m", "config.json", lambda c: c["network"].update(heads=heads))
-        with pytest.raises(WeightsError, match=r"config\.json describes a network with 34,\S+ weights that are missing in "):
+        with pytest.raises(
+            WeightsError, match=r"config\.json describes a network with 34,\S+ weights that are missing in "
+        ):
             load(folder)
 
     def test_field_twice(self, folders: dict[str, Path], tmp_path: Path) -> None:

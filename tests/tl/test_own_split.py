@@ -126,7 +126,9 @@ def test_a_pipeline_run_makes_its_own(tmp_path: Path) -> None:
         "max_cells": "all",
     }
     settled = {
-        name: sg.pipeline.checks.complete_config(quick(tmp_path / f"{name}.h5ad", tmp_path / name, **options))[0].split_key
+        name: sg.pipeline.checks.complete_config(quick(tmp_path / f"{name}.h5ad", tmp_path / name, **options))[
+            0
+        ].split_key
         for name in ("foreign", "ours")
     }
     assert settled == {"foreign": None, "ours": "split"}

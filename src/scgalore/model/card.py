@@ -78,15 +78,15 @@ def score_sections(evaluation: Mapping[str, Any] | Sequence[str] | None) -> list
     Parameters
     ----------
     evaluation
-        Content of ``uns`` that has a table ``"scores"``, one row per method, or sections in Markdown.
+        Content of ``uns`` with a table ``"scores"``, one row per embedding, or sections in Markdown.
     """
     if evaluation is None:
         return []
     if not isinstance(evaluation, Mapping):
         return list(evaluation)
     scores = evaluation.get("scores")
-    if not isinstance(scores, pd.DataFrame):
-        return []  # the task's own, which writes it into its part of the card
+    if not isinstance(scores, pd.DataFrame) or "method" in scores:
+        return []  # tables of perturbations, which the task writes into its own card
     rows = [
         (str(name), *(f"{value:.3f}" for value in row))
         for name, row in zip(scores.index, scores.to_numpy(float), strict=True)

@@ -111,7 +111,7 @@ def test_memory_is_estimated(few: AnnData) -> None:
 
 
 def test_arguments_of_the_task_belong_to_it(few: AnnData, markers: list[str], start: CellModel) -> None:
-    with pytest.raises(OptionError, match=r"markers=.* belongs to task='markers', and this is task='classes'"):
+    with pytest.raises(OptionError, match=r"markers=.* is an argument of task='markers', but the task is 'classes'"):
         sg.tl.finetune(few, start, labels_key="bulk_labels", task="classes", markers=markers)
     with pytest.raises(OptionError, match=r"markers=3: it must be a list of names"):
         sg.tl.finetune(few, start, markers=3)

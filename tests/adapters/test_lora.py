@@ -327,7 +327,7 @@ def test_a_second_adapter_goes_on_once_the_first_is_off() -> None:
     expected = states(network)
     with pytest.raises(OptionError, match=r"already has the adapter 'lora'.*detach\(\)"):
         attach_lora(network)
-    with pytest.raises(OptionError, match=r"its part 'network' has the adapter 'lora'"):
+    with pytest.raises(OptionError, match=r"its submodule 'network' already has the adapter 'lora'"):
         attach_lora(nn.ModuleDict({"network": network}))
     first.detach()
     second = attach_lora(network, rank=2, targets="mlp")

@@ -88,7 +88,7 @@ def test_round_trip_and_damage(known):
     arrays = correction.arrays()
     again = Correction.from_arrays(arrays, n_batches=2, n_dims=3)
     np.testing.assert_array_equal(again.apply(x, codes), correction.apply(x, codes))
-    with pytest.raises(ValueError, match="do not fit each other"):
+    with pytest.raises(ValueError, match="inconsistent or not finite"):
         Correction.from_arrays(arrays, n_batches=3, n_dims=3)
     with pytest.raises(ValueError, match="finite"):
         Correction.from_arrays({**arrays, "sums": arrays["sums"] * np.nan}, n_batches=2, n_dims=3)

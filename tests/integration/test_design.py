@@ -31,7 +31,7 @@ def test_missing_values_name_the_column_and_how_to_go_on(key: str, gap: object) 
 def test_one_batch_or_label_and_other_columns_are_refused() -> None:
     with pytest.raises(DataError, match=r"only one batch, 'a'; expected at least two \(batch_key\)"):
         Design.of(cells(["a", "a"], ["x", "y"]), "batch", "label")
-    with pytest.raises(DataError, match=r"one label only"):
+    with pytest.raises(DataError, match=r"only one label"):
         Design.of(cells(["a", "b"], ["x", "x"]), "batch", "label")
     with pytest.raises(MissingKeyError, match=r"labels_key='nothing'"):
         Design.of(cells(["a", "b"], ["x", "y"]), "batch", "nothing")

@@ -156,7 +156,7 @@ def test_files_of_other_versions_say_so(reference: Reference, tmp_path: Path) ->
 
 def test_other_files_are_refused(reference: Reference, tmp_path: Path) -> None:
     path = tmp_path / "atlas.h5"
-    with pytest.raises(DataError, match="no file"):
+    with pytest.raises(DataError, match="does not exist"):
         read_reference(path)
     write_reference(reference, path)
     path.write_bytes(path.read_bytes()[:3000])

@@ -114,7 +114,7 @@ def test_the_folder_says_which_class_it_is(few: AnnData, toy: CellModel, model: 
 def test_unknown_families_are_named(few: AnnData, toy: CellModel, tmp_path: Path) -> None:
     toy.save(tmp_path / "toy")
     del FAMILIES["bag"]
-    with pytest.raises(OptionError, match="family 'bag'; known here: 'scgpt'"):
+    with pytest.raises(OptionError, match="family 'bag'; expected 'scgpt'"):
         sg.model.load(tmp_path / "toy")
 
 

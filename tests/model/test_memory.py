@@ -79,7 +79,7 @@ class TestOptions:
             ({"batch_size": "auto"}, "batch_size='auto'"),
             ({"n_classes": 0, "task": "classes"}, "n_classes=0: it must be a whole number, at least 1"),
             ({"task": "sorting"}, "task='sorting': choose one of 'classes', 'regression', 'expression'"),
-            ({"task": "perturbation", "n_classes": 3}, "n_classes=3 belongs to task='classes'"),
+            ({"task": "perturbation", "n_classes": 3}, "n_classes=3 is for task='classes'"),
             ({"optimizer": "galor"}, "Did you mean 'galore'"),
             ({"precision": "fp16"}, "precision='fp16'"),
             ({"gradient_checkpoint": True}, "Unknown training option 'gradient_checkpoint'"),

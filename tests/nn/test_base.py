@@ -68,7 +68,7 @@ class TestAnyNetwork:
 def test_what_a_family_does_not_do_is_refused_by_name() -> None:
     network, tokens = bag_of_genes(), torch.arange(4)[None]
     encoded = network.encode(tokens, torch.ones(1, 4))
-    with pytest.raises(OptionError, match="BagOfGenes predicts no expression"):
+    with pytest.raises(OptionError, match="BagOfGenes does not predict expression"):
         network.expressions(encoded, torch.ones(1, 4))
     with pytest.raises(OptionError, match="BagOfGenes does not support perturbation flags"):
         network.perturbation_variant(22, 20, seed=0)

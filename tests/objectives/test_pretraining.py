@@ -25,5 +25,7 @@ def test_another_objective_is_refused(model: SCGPT) -> None:
 def test_options_are_those_of_the_objective(model: SCGPT) -> None:
     prompted = pretraining_objective(model.network, "generative", from_cell_prompt=True, mask_ratio=None)
     assert prompted == GenerativeExpression(mask_value=model.network.config.mask_value, from_cell_prompt=True)
-    with pytest.raises(OptionError, match="from_cell_prompt=True is for objective='generative', and this is 'masked'"):
+    with pytest.raises(
+        OptionError, match="from_cell_prompt=True is for objective='generative', but the objective is 'masked'"
+    ):
         pretraining_objective(model.network, "masked", from_cell_prompt=True)

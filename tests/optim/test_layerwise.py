@@ -206,7 +206,7 @@ def test_distributed_data_parallel_is_refused(process_group: Callable[[int], Non
 def test_one_of_several_processes_is_refused(process_group: Callable[[int], None]) -> None:
     process_group(2)
     network = make_network()
-    with pytest.raises(OptionError, match="one of 2"):
+    with pytest.raises(OptionError, match="several processes, found 2"):
         LayerwiseUpdate(network, build("galore", network))
 
 

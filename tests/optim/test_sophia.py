@@ -130,7 +130,7 @@ class TestStep:
             grad = params[number].grad
             assert grad is not None
             grad.flatten()[2] = value
-        with pytest.warns(RuntimeWarning, match="NaN or infinite in a gradient"):
+        with pytest.warns(RuntimeWarning, match="NaN or infinity in a gradient"):
             optimizer.step()
         with warnings.catch_warnings(action="error"):
             optimizer.step()
@@ -210,7 +210,7 @@ class TestCurvature:
         optimizer = SophiaG(params, curvature_every=1)
         run(optimizer, params, range(2))
         before = copy.deepcopy(optimizer.state_dict()["state"])
-        with pytest.warns(RuntimeWarning, match="NaN or infinite in an estimate"):
+        with pytest.warns(RuntimeWarning, match="NaN or infinity in an estimate"):
             optimizer.update_curvature(float("nan") * linear_loss(params, 0), n_terms=1)
         with warnings.catch_warnings(action="error"):
             optimizer.update_curvature(float("inf") * linear_loss(params, 0), n_terms=1)

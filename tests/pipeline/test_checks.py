@@ -58,7 +58,7 @@ def test_another_version_is_warned_of(pbmc_file: Path, tmp_path: Path, caplog: p
         complete_config(config)
         assert caplog.text == ""
         complete_config(config.changed(version="0.1.0"))
-    assert "of version 0.1.0" in caplog.text
+    assert "by version 0.1.0" in caplog.text
 
 
 def test_files_without_cells_or_without_targets_are_refused(pbmc: AnnData, tmp_path: Path) -> None:

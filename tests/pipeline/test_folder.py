@@ -40,7 +40,7 @@ def test_configuration_is_written_first_and_read_back(tmp_path: Path) -> None:
 
 def test_a_run_is_replaced_or_continued_only_when_asked_for(folder: RunFolder) -> None:
     before = snapshot(folder.path)
-    with pytest.raises(OptionError, match=r"a finished run already.*--resume.*--force"):
+    with pytest.raises(OptionError, match=r"already contains a finished run.*--resume.*--force"):
         folder.check(force=False, resume=False)
     (folder.path / "report.md").unlink()
     with pytest.raises(OptionError, match="an unfinished run"):

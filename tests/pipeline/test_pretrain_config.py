@@ -64,7 +64,7 @@ def test_labels_that_are_numbers_have_one_form() -> None:
         ({"max_steps": -1}, "max_steps=-1"),
         ({"max_epochs": 2}, "no option 'max_epochs'"),
         ({"sizes": {}}, "sizes="),
-        ({"weights": "T cell"}, "weights='T cell': expected a number"),
+        ({"weights": "T cell"}, "weights='T cell': give a non-negative number"),
         ({"weights": {"T cell": float("nan")}}, "weights="),
     ],
 )
@@ -75,7 +75,7 @@ def test_bad_options_are_refused(options: dict[str, Any], match: str) -> None:
 
 def test_a_configuration_of_fine_tuning_is_none(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text(RunConfig("a.h5ad", "x").to_json(), encoding="utf-8")
-    with pytest.raises(OptionError, match='lacks "kind": "scgalore pretrain"'):
+    with pytest.raises(OptionError, match='it has no "kind": "scgalore pretrain"'):
         PretrainConfig.from_json(tmp_path / "config.json")
 
 

@@ -112,9 +112,9 @@ class TestFinishedRun:
     def test_it_is_neither_replaced_nor_changed_unless_asked_for(self, finished: Path, sources: Path) -> None:
         before = {path: path.stat().st_mtime_ns for path in finished.rglob("*")}
         config = PretrainConfig.from_json(finished / "config.json")
-        with pytest.raises(OptionError, match="finished run already"):
+        with pytest.raises(OptionError, match="already contains a finished run"):
             pretrain(config)
-        with pytest.raises(OptionError, match="belongs to another run: lr was None, now 1.0"):
+        with pytest.raises(OptionError, match="contains a different run: lr was None, now 1.0"):
             pretrain(config.changed(lr=1.0), resume=True)
         assert pretrain(config, resume=True) == finished
         assert {path: path.stat().st_mtime_ns for path in finished.rglob("*")} == before
@@ -139,7 +139,7 @@ def test_dry_run_looks_for_the_labels(sources: Path, tmp_path: Path) -> None:
 
 def test_dry_run_says_how_far_a_run_is(finished: Path, tmp_path: Path) -> None:
     config = PretrainConfig.from_json(finished / "config.json")
-    with pytest.raises(OptionError, match="belongs to another run: lr was"):
+    with pytest.raises(OptionError, match="contains a different run: lr was"):
         plan_pretraining(config.changed(lr=1.0), resume=True)
     assert "is finished; nothing would be changed" in plan_pretraining(config, resume=True)
     begun = tmp_path / "begun"
@@ -210,7 +210,6 @@ class TestCommand:
             "--shares",
             "--resume",
             "--dry-run",
-            "Interrupted?",
             "--steps-per-epoch",
         ):
             assert part in text

@@ -184,7 +184,7 @@ class TestFinishedRun:
     def test_another_configuration_is_not_resumed_and_the_difference_is_named(self, finished: Path) -> None:
         before = snapshot(finished)
         config = RunConfig.from_json(finished / "config.json")
-        with pytest.raises(OptionError, match="belongs to another run: rng was 0, now 1"):
+        with pytest.raises(OptionError, match="contains a different run: rng was 0, now 1"):
             run(config.changed(rng=1), resume=True)
         with pytest.raises(OptionError, match="a finished run already"):
             run(config)

@@ -43,7 +43,7 @@ def test_without_validation_no_epoch_is_called_the_best(tuned: AnnData) -> None:
 
 def test_no_epoch_is_marked_where_the_weights_of_the_start_were_kept(tuned: AnnData) -> None:
     tuned.uns["finetune"]["training"]["best_epoch"] = -1
-    assert curves(drawn(tuned))["weights kept: initial"] == []
+    assert curves(drawn(tuned))["weights kept: those of the start"] == []
 
 
 def test_phases_of_a_curriculum_begin_at_lines_with_their_genes(tuned: AnnData) -> None:
@@ -83,7 +83,7 @@ def test_masked_expression_has_its_own_metrics(tuned: AnnData) -> None:
 
 
 def test_missing_results_name_the_call(tuned: AnnData) -> None:
-    with pytest.raises(MissingKeyError, match=r"uns\['mine'\].*key_added='mine'.*are there: 'finetune'"):
+    with pytest.raises(MissingKeyError, match=r"uns\['mine'\].*key_added='mine'.*existing results: 'finetune'"):
         sg.pl.history(tuned, key="mine")
     with pytest.raises(MissingKeyError, match=r"sg\.tl\.finetune\(adata, \.\.\.\) first\."):
         sg.pl.history(AnnData(np.zeros((1, 1))))

@@ -162,7 +162,7 @@ def test_one_context_can_be_drawn_alone() -> None:
     assert len(both["training"]) == 2 * len(one["training"])
     expected = table.loc[(table["method"] == "training") & (table["context"] == "RPE1"), ["x", "y"]]
     np.testing.assert_allclose(one["training"], expected)
-    with pytest.raises(MissingKeyError, match="context='A549'; there is 'K562', 'RPE1'"):
+    with pytest.raises(MissingKeyError, match="context='A549'; choose from 'K562', 'RPE1'"):
         drawn(adata, context="A549")
 
 

@@ -231,7 +231,7 @@ def test_bad_input_is_named(cite: AnnData, model: SCGPT) -> None:
     lost = cite.obsm["protein_expression"].astype(float)
     lost.iloc[3, 1] = np.nan
     cite.obsm["lost"] = lost
-    refused(cite, model, DataError, "holds 1 NaN or infinite values", protein="lost")
+    refused(cite, model, DataError, "contains 1 NaN or infinite values", protein="lost")
     refused(
         cite,
         model,
@@ -269,7 +269,7 @@ def test_what_a_model_was_not_trained_for_is_named(cite: AnnData, model: SCGPT, 
     with pytest.raises(OptionError, match="was not trained to predict proteins.*task='multiomic'"):
         sg.tl.predict_protein(cite, model)
     cite.obsm["others"] = pd.DataFrame(3, index=cite.obs_names, columns=["CD56", "CD57"])
-    with pytest.raises(DataError, match="'CD56', 'CD57', and the model was trained on others, such as 'CD4_TotalSeqB'"):
+    with pytest.raises(DataError, match="'CD56', 'CD57', but the model was trained on others, such as 'CD4_TotalSeqB'"):
         sg.tl.predict_protein(cite, fitted, protein="others")
     with pytest.raises(OptionError, match="protein=3"):
         sg.tl.predict_protein(cite, fitted, protein=3)

@@ -80,7 +80,7 @@ def test_saved_and_loaded_it_gives_the_same_values(scored: AnnData, model: SCGPT
         (lambda x: x.where(np.arange(len(x)) > 0, np.inf), DataError, "1 of 90 cells"),
         (lambda x: x * 0 + 7, DataError, "is 7 in all training cells"),
         (lambda x: x.astype(str), DataError, "not numbers. For classes, pass the column as labels_key="),
-        (lambda x: x > x.mean(), DataError, "holds bool, not numbers"),
+        (lambda x: x > x.mean(), DataError, "contains bool, not numbers"),
         (lambda x: None, MissingKeyError, "No column 'values'"),
     ],
     ids=["missing", "infinite", "constant", "text", "switch", "no column"],

@@ -207,7 +207,7 @@ def test_other_genes(query: AnnData, index: Reference, caplog: pytest.LogCapture
     fewer = query[:, :100].copy()
     sg.tl.map_to_reference(fewer, index)
     assert fewer.uns["map_to_reference"]["genes"]["matched"] == 100
-    assert "has 100 of the 150 genes of the reference in the model's vocabulary, and 0 that" in caplog.text
+    assert "has 100 of the 150 genes of the reference that are in the model's vocabulary, and 0 others" in caplog.text
 
 
 def test_as_many_genes_that_are_others(
@@ -218,7 +218,7 @@ def test_as_many_genes_that_are_others(
     sg.tl.build_reference(atlas[:50, first].copy(), model, labels="phase", min_matched=0, path=path)
     query = query[:, ::-1].copy()
     sg.tl.map_to_reference(query[:, last].copy(), path, model, min_matched=0)
-    assert "has 10 of the 80 genes of the reference in the model's vocabulary, and 70 that" in caplog.text
+    assert "has 10 of the 80 genes of the reference that are in the model's vocabulary, and 70 others" in caplog.text
     caplog.clear()
     sg.tl.map_to_reference(query[:, first].copy(), path, model, min_matched=0)
     # Cells with other genes are a part of the reference that queries may be like.
@@ -230,7 +230,7 @@ def test_as_many_genes_that_are_others(
 def test_many_more_genes(query: AnnData, atlas: AnnData, model: SCGPT, caplog: pytest.LogCaptureFixture) -> None:
     few = sg.tl.build_reference(atlas[:, :70].copy(), model, labels=["phase"], min_matched=0)
     sg.tl.map_to_reference(query, few)
-    assert "has 70 of the 70 genes of the reference in the model's vocabulary, and 80 that" in caplog.text
+    assert "has 70 of the 70 genes of the reference that are in the model's vocabulary, and 80 others" in caplog.text
 
 
 @pytest.mark.parametrize("as_mudata", [False, True])

@@ -109,7 +109,7 @@ class TestControl:
             )
         sg.pp.split_perturbations(adata, control="non-targeting")
         assert adata.obs["split"][adata.obs["perturbation"] == "unperturbed"].isna().all()
-        with pytest.raises(MissingKeyError, match="left out"):
+        with pytest.raises(MissingKeyError, match="excluded"):
             sg.tl.predict_perturbation(adata, ["unperturbed"], model=model)
 
     def test_several_words_without_a_name_are_refused(self) -> None:

@@ -77,7 +77,7 @@ class TestSettle:
         assert settle_budget(config, 500, validated=True) == config
 
     @pytest.mark.parametrize(
-        ("curriculum", "message"), [({100: 0}, "at least 1 each"), ([200, 100], "increase from phase to phase")]
+        ("curriculum", "message"), [({100: 0}, "integers of at least 1"), ([200, 100], "increase from phase to phase")]
     )
     def test_phases_are_checked_all_the_same(self, curriculum: Any, message: str) -> None:
         with pytest.raises(OptionError, match=message):

@@ -51,7 +51,7 @@ class TestHistory:
     @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
     @pytest.mark.parametrize("name", ["train_loss", "validation_loss"])
     def test_loss_that_is_not_finite_ends_the_run(self, name: str, value: float) -> None:
-        with pytest.raises(DataError, match=f"{name} became {value} in epoch 3.*Lower lr"):
+        with pytest.raises(DataError, match=f"{name} became {value} in epoch 3.*Use a lower lr"):
             History().on_train_epoch_end(trainer(3, **{name: value}), plan())
 
 

@@ -103,7 +103,7 @@ def test_the_best_is_the_model_in_the_end(
 
 
 def test_what_it_needs_is_said(few: AnnData, model: SCGPT, tmp_path: Path) -> None:
-    with pytest.raises(OptionError, match="keep_best=2 needs checkpoint_dir="):
+    with pytest.raises(OptionError, match="keep_best=2 requires checkpoint_dir="):
         fitted(model, few, 2, None)
     with pytest.raises(OptionError, match="keep_best=2 requires validation cells"):
         fitted(model, few, 2, tmp_path, validation_size=0.0)

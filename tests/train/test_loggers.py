@@ -55,6 +55,6 @@ def test_what_is_no_logger_is_refused(logger: Any, tmp_path: Path) -> None:
 
 
 def test_a_name_needs_a_folder(model: SCGPT, few: AnnData) -> None:
-    with pytest.raises(OptionError, match="needs checkpoint_dir="):
+    with pytest.raises(OptionError, match="requires checkpoint_dir="):
         model.train(few, **RUN, logger="csv")
     assert not model.is_trained

@@ -269,7 +269,7 @@ def test_a_checkpoint_inside_an_epoch_is_written_in_time(
 
 
 def test_checkpoints_need_a_folder(few: AnnData, make: Callable[[], SCGPT]) -> None:
-    with pytest.raises(OptionError, match="checkpoint_every=5 needs checkpoint_dir="):
+    with pytest.raises(OptionError, match="checkpoint_every=5 requires checkpoint_dir="):
         train(make, few, checkpoint_every=5)
     for wrong in (0, "soon", "5", "0 min", 1.5):
         with pytest.raises(OptionError, match="expected a number of steps, or a time"):
@@ -414,7 +414,7 @@ class TestCheckpoint:
 
     def test_is_refused_when_foreign(self, few: AnnData, make: Callable[[], SCGPT], folder: Path) -> None:
         torch.save({"state_dict": {}}, last_checkpoint(folder))
-        with pytest.raises(WeightsError, match="was not written by scgalore"):
+        with pytest.raises(WeightsError, match="is not a checkpoint of scgalore"):
             train(make, few, max_epochs=1, checkpoint_dir=folder, resume=True)
 
     def test_resume_with_nothing_there_starts_anew(

@@ -322,7 +322,7 @@ class TestDivergence:
 
         monkeypatch.setattr(Classification, "__call__", diverging)
         with pytest.raises(
-            DataError, match=r"train_loss became nan in epoch 1, batch \d.*Lower lr.*32-true.*clip_norm"
+            DataError, match=r"train_loss became nan in epoch 1, batch \d.*Use a lower lr.*32-true.*clip_norm"
         ):
             model.train(few, **RUN, checkpoint_dir=tmp_path)
         for name, tensor in weights(model).items():

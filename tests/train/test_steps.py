@@ -109,9 +109,7 @@ class TestSettled:
         assert not model.is_trained
 
     def test_fewer_tokens_than_a_batch_has_are_refused(self, few: AnnData, model: SCGPT) -> None:
-        with pytest.raises(
-            OptionError, match=r"accumulate_tokens=100: .* about [0-9,]+ tokens already.* lower batch_size"
-        ):
+        with pytest.raises(OptionError, match=r"accumulate_tokens=100: .* about [0-9,]+ tokens.* smaller batch_size"):
             model.train(few, batch_size=16, accumulate_tokens=100, max_epochs=1)
         assert not model.is_trained
 

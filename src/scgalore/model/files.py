@@ -55,6 +55,7 @@ CONFIG = {
 TRAINING = {
     "best_epoch": nullable(whole(-1)),
     **dict.fromkeys(("optimizer_bytes", "steps", "batch_size", "accumulate"), nullable(INDEX)),
+    "cpu_kernels": nullable(STRING),
 }
 PROVENANCE = dict.fromkeys(("name", "sha256", "layout", "base"), STRING)
 PARTS = {"weights": PROVENANCE, "training": TRAINING}

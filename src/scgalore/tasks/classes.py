@@ -12,7 +12,6 @@ from anndata import AnnData
 from scipy.special import log_softmax
 
 from scgalore import _logging as logg
-from scgalore import pl
 from scgalore._options import COUNT, TEXT, Option
 from scgalore.data.coded import refuse_unknown
 from scgalore.data.columns import read_column
@@ -27,7 +26,7 @@ from scgalore.tasks.calibration import Calibration, softmax
 from scgalore.tasks.cells import CellReading, CellTargets, CellTask
 from scgalore.tasks.class_weights import CLASS_WEIGHT, class_weights, untrained_classes
 from scgalore.tasks.correction import fit_correction, softmax_after
-from scgalore.tasks.figures import on_axes, umap
+from scgalore.tasks.figures import on_axes, plot, umap
 from scgalore.tasks.findings import Findings, held_out, markdown_table, with_error
 from scgalore.tasks.label_scores import LabelScores
 from scgalore.tasks.linear import (
@@ -422,7 +421,7 @@ class Classes(CellTask):
             {
                 "confusion_matrix.png": (
                     "Held-out cells by true and predicted class.",
-                    on_axes(lambda adata, ax: pl.confusion_matrix(adata, ax=ax, show=False), size=(7.5, 6.5)),
+                    on_axes(lambda adata, ax: plot("confusion_matrix")(adata, ax=ax, show=False), size=(7.5, 6.5)),
                 ),
                 **umap(
                     [labels_key, keys.label], ["true label", "predicted label"], adata.n_obs, use_rep=keys.embedding

@@ -9,8 +9,6 @@ import numpy as np
 import pandas as pd
 import torch
 
-from scgalore import pl
-
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
@@ -156,15 +154,26 @@ def _share_colors(adata: AnnData, source: str, target: str) -> None:
     adata.uns[f"{target}_colors"] = [of_source[str(name)] for name in adata.obs[target].cat.categories]
 
 
+def plot(name: str) -> Callable[..., Any]:
+    """A function of :mod:`scgalore.pl`, which imports Matplotlib when it is called and not before."""
+
+    def draw(*args: Any, **options: Any) -> Any:
+        from scgalore import pl
+
+        return getattr(pl, name)(*args, **options)
+
+    return draw
+
+
 SELECTION: tuple[str, Draw] = (
     "Sources of the selected genes: percentage of each source among the best genes, ranked on training cells only.",
-    on_axes(lambda adata, ax: pl.gene_selection(adata, ax=ax, show=False), size=(7, 4.5)),
+    on_axes(lambda adata, ax: plot("gene_selection")(adata, ax=ax, show=False), size=(7, 4.5)),
 )
 """Figures of an AnnData with all genes."""
 
 HISTORY: tuple[str, Draw] = (
     "Loss by epoch; the epoch whose weights were kept is marked.",
-    on_axes(lambda adata, ax: pl.history(adata, ax=ax, show=False), size=(5.5, 3.8)),
+    on_axes(lambda adata, ax: plot("history")(adata, ax=ax, show=False), size=(5.5, 3.8)),
 )
 
 

@@ -202,7 +202,7 @@ class TestNamedControl:
     def test_a_label_left_out_is_not_control_when_asked_for(self) -> None:
         found = Conditions.from_labels(["ctrl", "unperturbed", "KLF1"], control="ctrl")
         assert found.genes_of("control") == found.genes_of("ctrl") == ()
-        with pytest.raises(MissingKeyError, match="left out"):
+        with pytest.raises(MissingKeyError, match="excluded"):
             found.genes_of("unperturbed")
 
 

@@ -166,12 +166,12 @@ class TestControl:
     def test_a_context_without_control_cells_is_refused(self) -> None:
         x, labels, lines = cells()
         lines[10], labels[10] = "c line", "NEW"
-        with pytest.raises(DataError, match="No control cell of context 'c line'.*control="):
+        with pytest.raises(DataError, match="No control cells of context 'c line'.*control="):
             profiles(x, labels, lines)
 
     def test_also_where_the_cells_that_count_have_none(self) -> None:
         x, labels, _ = cells()
-        with pytest.raises(DataError, match="No control cell is there"):
+        with pytest.raises(DataError, match="No control cells"):
             profiles(x, labels, None, cells=labels == "NEW")
 
     def test_a_context_without_perturbed_cells_needs_none(self) -> None:

@@ -49,7 +49,7 @@ def test_of_cells(make: Any) -> None:
         pytest.param(
             {"uns": {"v": TABLE.drop("a")}}, DataError, "1 of 2 compounds have no vector under 'v': 'a'", id="lacking"
         ),
-        pytest.param({"uns": {"v": TABLE.replace(5.0, np.nan)}}, DataError, "NaN or infinite", id="nan"),
+        pytest.param({"uns": {"v": TABLE.replace(5.0, np.nan)}}, DataError, "NaN or infinity", id="nan"),
         pytest.param({"uns": {"v": pd.concat([TABLE, TABLE])}}, DataError, "several vectors of 'a'", id="twice"),
         pytest.param({"uns": {"v": TABLE.astype(str) + "x"}}, DataError, "cannot be read as vectors", id="text"),
         pytest.param(

@@ -58,7 +58,7 @@ class TestModelCard:
         assert rows["prior (corrected by the network)"] == "mixed"
         assert (rows["control"], rows["context"]) == ("ctrl", "line")
         assert rows["genes new to the vocabulary"] == "1,234"
-        assert rows["started from"] == "scgpt-mini"
+        assert rows["base model"] == "scgpt-mini"
         assert card.startswith("# my-model: ")
 
     def test_the_best_score_stands_out_and_none_is_left_out(self) -> None:
@@ -85,7 +85,7 @@ class TestModelCard:
     def test_one_context_and_weights_without_a_base(self) -> None:
         rows = rows_of(model_card({**PARAMS, "context_key": None}, STATS, PARTS, {"name": "scgpt-mini"}))
         assert rows["context"] == "one"
-        assert rows["started from"] == "scgpt-mini"
+        assert rows["base model"] == "scgpt-mini"
 
     def test_scores_of_test_perturbations_stand_in_it_when_they_are_given(self, summary: pd.DataFrame) -> None:
         summary["n"] = np.where(summary["group"] == "all", 9, 4)

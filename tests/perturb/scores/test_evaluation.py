@@ -236,7 +236,7 @@ class TestRows:
         assert set(found.scores["method"]) == {"model", "control mean", "ceiling"}
         assert "pearson_centroid" not in set(found.scores["metric"])
         assert "training mean, training mean + own gene, additive" in caplog.text
-        assert "pearson_centroid, pearson_centroid_without_target are left out" in caplog.text
+        assert "pearson_centroid, pearson_centroid_without_target are skipped" in caplog.text
         with pytest.raises(DataError, match="No baseline can be fitted"):
             scored(adata, made, baselines=["ridge"])
 

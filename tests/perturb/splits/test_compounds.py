@@ -61,13 +61,13 @@ def test_the_default_holds_out_compounds() -> None:
         pytest.param(
             "compound",
             {"test_compounds": ["x"]},
-            "test_compounds: no perturbed cell has 'x'; there are 'a'",
+            "test_compounds: no perturbed cell has 'x'; choose from 'a'",
             id="compound",
         ),
         pytest.param(
             "dose",
             {"test_doses": [2.0]},
-            "test_doses: no perturbed cell has '2'; there are '0.1', '1', '10'",
+            "test_doses: no perturbed cell has '2'; choose from '0.1', '1', '10'",
             id="dose",
         ),
         pytest.param("dose", {"test_doses": ["high"]}, "expected doses, as numbers", id="text"),

@@ -273,7 +273,7 @@ class TestCustom:
         [
             (None, OptionError, "needs parts="),
             ({}, OptionError, "needs parts="),
-            ({"test": ["A"], "train": ["B"]}, OptionError, "leaves out 2 perturbations, such as A[+]B, C"),
+            ({"test": ["A"], "train": ["B"]}, OptionError, "lacks 2 perturbations, such as A[+]B, C"),
             ({"test": ["A"], "validation": ["ctrl+A"]}, OptionError, "'A' into both 'test' and 'validation'"),
             ({"test": ["ctrl"]}, OptionError, "control into 'test'"),
             ({"tests": ["A"]}, OptionError, "expected 'train'"),

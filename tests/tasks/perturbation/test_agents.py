@@ -20,7 +20,7 @@ def test_compounds_that_are_called_like_genes_are_no_genes() -> None:
     gene, compound, again = agent_tokens(["G01", "G01@3", "G01@0.1"], vocab)
     assert gene != compound == again
     refuse_unknown(["G01", "a@5"], vocab)
-    with pytest.raises(DataError, match="not trained on the compound 'b': .*vectors_key="):
+    with pytest.raises(DataError, match="not trained on the compound 'b' .*vectors_key="):
         refuse_unknown(["a@1", "b@1"], vocab)
 
 

@@ -458,7 +458,7 @@ FAILURES: dict[str, tuple[type[BaseException], str | None]] = {
 
 @pytest.mark.parametrize("before", [untrained, lambda: trained(counts())], ids=["untrained", "trained"])
 @pytest.mark.parametrize("failure", FAILURES)
-@pytest.mark.filterwarnings("ignore:.*NaN or infinite in a gradient.*")
+@pytest.mark.filterwarnings("ignore:.*NaN or infinity in a gradient.*")
 def test_failing_training_leaves_the_model_as_it_was(
     before: Callable[[], SCGPT], failure: str, adata: AnnData, monkeypatch: pytest.MonkeyPatch
 ) -> None:

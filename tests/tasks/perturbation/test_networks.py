@@ -77,7 +77,7 @@ class TestTargetTokens:
 
     def test_only_unknown_genes_are_refused(self, vocab: GeneVocab) -> None:
         refuse_unknown(["KMT2A", "MLL", TP53_ID, "TP53"], vocab)
-        with pytest.raises(DataError, match="no token for the gene 'NEW-A', 'NEW-B', so"):
+        with pytest.raises(DataError, match="no token for the gene 'NEW-A', 'NEW-B' and"):
             refuse_unknown(["NEW-B", "KLF1", "NEW-A", "NEW-B"], vocab)
 
 

@@ -45,8 +45,6 @@ def differentiates(*tensors: Tensor | None) -> bool:
     return torch.is_grad_enabled() and any(tensor is not None and tensor.requires_grad for tensor in tensors)
 
 
-# torch.compile calls it once, and compiles what was chosen.
-@torch.compiler.assume_constant_result
 def _chosen(part: str, dtype: torch.dtype, large: bool, backward: bool) -> bool:  # noqa: FBT001
     mode = "torch" if as_elsewhere() else _mode or settings.cpu_kernels
     if mode == "torch" or part == "dropout":
@@ -55,6 +53,11 @@ def _chosen(part: str, dtype: torch.dtype, large: bool, backward: bool) -> bool:
     if case not in CASES.get(dtype, ()):
         return False
     return is_available() if mode == "onednn" else case in _faster(dtype)
+
+
+# torch.compile calls it once, and compiles what was chosen: what torch.compiler.assume_constant_result marks, which
+# would import the compiler.
+_chosen._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 def _faster(dtype: torch.dtype) -> frozenset[Case]:

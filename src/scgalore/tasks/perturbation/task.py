@@ -10,7 +10,6 @@ import numpy as np
 from anndata import AnnData
 
 from scgalore import _logging as logg
-from scgalore import pl
 from scgalore._keys import PerturbationKeys
 from scgalore._options import COUNT, TEXT, UNS_OR_OBSM, Option, choice
 from scgalore.data.cells import gene_names
@@ -29,7 +28,7 @@ from scgalore.perturb.splits.split import default_kind, split_conditions
 from scgalore.pp import split_perturbations
 from scgalore.tasks.base import Task
 from scgalore.tasks.cells import refuse_empty
-from scgalore.tasks.figures import on_axes, panels
+from scgalore.tasks.figures import on_axes, panels, plot
 from scgalore.tasks.findings import Findings, markdown_table
 from scgalore.tasks.perturbation.evaluation import read_prediction, score_prediction
 from scgalore.tasks.perturbation.fitting import NO_PRIOR, prepare_screen, remember_screen
@@ -327,11 +326,11 @@ class Perturbation(Task):
             {
                 "perturbation_scores.png": (
                     "Mean scores with 95 % intervals over perturbations; the line is the noise ceiling.",
-                    panels(lambda adata, name, ax: pl.perturbation_scores(adata, name, ax=ax, show=False), shown),
+                    panels(lambda adata, name, ax: plot("perturbation_scores")(adata, name, ax=ax, show=False), shown),
                 ),
                 "perturbation_embedding.png": (
                     "Training and predicted perturbations in the plane of the largest effects.",
-                    on_axes(lambda adata, ax: pl.perturbation_embedding(adata, ax=ax, show=False), size=(6, 5)),
+                    on_axes(lambda adata, ax: plot("perturbation_embedding")(adata, ax=ax, show=False), size=(6, 5)),
                 ),
             },
         )

@@ -188,7 +188,7 @@ class TestSeed:
 class TestTrain:
     def test_learns_what_can_be_learnt(self, few: AnnData, make_model: Callable[..., SCGPT]) -> None:
         model = make_model(few.var_names, dropout=0.0)
-        options = {**LABELS, "max_epochs": 25, "batch_size": 16, "lr": 5e-3, "validation_size": 0.0}
+        options = {**LABELS, "max_epochs": 25, "batch_size": 16, "lr": 5e-3, "validation_size": 0.0, "prior": "none"}
         model.train(few, **options, optimizer="galore")
         first, last = model.history["train_loss"].iloc[[0, -1]]
         assert last < 0.5 * first

@@ -327,7 +327,7 @@ def weights_with_code(world: World) -> None:
     world.embed(model=path.parent)
 
 
-@wrong(WeightsError, r"args\.json has n_layers=2.*best_model\.pt have n_layers=1", "do not belong together")
+@wrong(WeightsError, r"args\.json has n_layers=2.*best_model\.pt have n_layers=1", "do not match")
 def weights_of_another_network(world: World) -> None:
     path = world.exported() / "best_model.pt"
     tensors = torch.load(path, weights_only=True)
@@ -600,7 +600,7 @@ def perturbations_with_labels(world: World) -> None:
     world.finetune_screen(model="never looked at", labels_key="bulk_labels")
 
 
-@wrong(OptionError, "context_key='phase' is an argument of task='perturbation'", "leave context_key out")
+@wrong(OptionError, "context_key='phase' is an argument of task='perturbation'", "omit context_key=")
 def option_of_another_task(world: World) -> None:
     world.finetune(model="never looked at", context_key="phase")
 

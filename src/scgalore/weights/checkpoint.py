@@ -112,7 +112,7 @@ def read_checkpoint(
         found = _read_pickle(path) if layout == "scgpt" else read_safetensors(path)
         sha256 = file_digest(path)
     except OSError as error:
-        msg = f"{error.filename or path} cannot be read: {error.strerror}. Fetch or save it again."
+        msg = f"{error.filename or path} cannot be read: {error.strerror}. Download or save it again."
         raise WeightsError(msg) from error
     tensors = found if names is None else {own: found[name] for name, own in names(found).items()}
     return Checkpoint(stated, vocab, tensors, layout, folder, sha256, str(path), args_file)
@@ -121,7 +121,7 @@ def read_checkpoint(
 def _weights_file(folder: Path) -> Path:
     for name in ("model.safetensors", "best_model.pt"):
         if (folder / name).is_dir():
-            msg = f"{folder / name} is a folder; expected a file with weights. Fetch or save it again."
+            msg = f"{folder / name} is a folder; expected a file with weights. Download or save it again."
             raise WeightsError(msg)
         if (folder / name).is_file():
             return folder / name
@@ -191,7 +191,7 @@ def read_archive(path: Path) -> dict[Any, Any]:
     except Exception as error:  # damaged bytes raise whatever the unpickler stumbles over
         code = re.search(r"GLOBAL (\S+)", str(error)) if isinstance(error, pickle.UnpicklingError) else None
         if code is None:
-            msg = f"{path} is damaged or incomplete ({type(error).__name__}: {error}). Fetch or save it again."
+            msg = f"{path} is damaged or incomplete ({type(error).__name__}: {error}). Download or save it again."
         else:
             msg = (
                 f"{path} was refused: loading it would run code ({code[1]}). Weights are a dict of tensors; where you "
@@ -216,7 +216,7 @@ def check_archive(path: Path) -> None:
         with zipfile.ZipFile(path) as archive:
             members = archive.infolist()
     except (zipfile.BadZipFile, ValueError, NotImplementedError, OverflowError) as error:
-        msg = f"{path} is damaged or incomplete ({type(error).__name__}: {error}). Fetch or save it again."
+        msg = f"{path} is damaged or incomplete ({type(error).__name__}: {error}). Download or save it again."
         raise WeightsError(msg) from error
     names = {member.filename.partition("/")[2] for member in members}
     if "constants.pkl" in names:
@@ -234,7 +234,7 @@ def check_archive(path: Path) -> None:
             if packed
             else f"unpacks into {whole:,} bytes, {index:,} of names"
         )
-        msg = f"{path} {what}; expected an archive as torch.save writes it, uncompressed. Fetch or save it again."
+        msg = f"{path} {what}; expected an archive as torch.save writes it, uncompressed. Download or save it again."
         raise WeightsError(msg)
 
 
@@ -243,7 +243,7 @@ def _header(path: Path) -> dict[str, str]:
         with safe_open(path, framework="pt") as file:
             return file.metadata() or {}
     except (SafetensorError, OSError) as error:
-        msg = f"{path} is damaged or incomplete ({error}). Fetch or save it again."
+        msg = f"{path} is damaged or incomplete ({error}). Download or save it again."
         raise WeightsError(msg) from error
 
 
@@ -259,7 +259,7 @@ def read_safetensors(path: Path) -> dict[str, Tensor]:
         with safe_open(path, framework="pt") as file:
             found = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except Exception as error:  # damaged bytes, and types that torch has not
-        msg = f"{path} is damaged or incomplete ({type(error).__name__}: {error}). Fetch or save it again."
+        msg = f"{path} is damaged or incomplete ({type(error).__name__}: {error}). Download or save it again."
         raise WeightsError(msg) from error
     return check_tensors(path, found)
 
@@ -285,12 +285,14 @@ def check_tensors(path: Path, found: Mapping[Any, Any]) -> dict[str, Tensor]:
         if tensor.layout != torch.strided or tensor.device.type != "cpu" or _nbytes(tensor) > size:
             msg = (
                 f"{path}: {named(name)} of shape {tuple(tensor.shape)} ({tensor.layout}, on {tensor.device}) is not what a "
-                f"file of {size:,} bytes holds; expected plain tensors. Fetch or save it again."
+                f"file of {size:,} bytes holds; expected plain tensors. Download or save it again."
             )
             raise WeightsError(msg)
         total += _nbytes(tensor)
     if total > SHARED * size:
-        msg = f"{path} has {size:,} bytes and names tensors of {total:,}, which share memory. Fetch or save it again."
+        msg = (
+            f"{path} has {size:,} bytes and names tensors of {total:,}, which share memory. Download or save it again."
+        )
         raise WeightsError(msg)
     return dict(found)
 

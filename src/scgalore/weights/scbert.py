@@ -86,7 +86,7 @@ def read_scbert(folder: str | os.PathLike[str], *, args: Mapping[str, Any] | Non
         content = read_archive(path)
         sha256 = file_digest(path)
     except OSError as error:
-        msg = f"{path} cannot be read: {error.strerror}. Fetch or save it again."
+        msg = f"{path} cannot be read: {error.strerror}. Download or save it again."
         raise WeightsError(msg) from error
     state = content.get("model_state_dict", content)
     if not isinstance(state, Mapping):

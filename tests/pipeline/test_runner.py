@@ -186,7 +186,7 @@ class TestFinishedRun:
         config = RunConfig.from_json(finished / "config.json")
         with pytest.raises(OptionError, match="contains a different run: rng was 0, now 1"):
             run(config.changed(rng=1), resume=True)
-        with pytest.raises(OptionError, match="a finished run already"):
+        with pytest.raises(OptionError, match="already contains a finished run"):
             run(config)
         assert snapshot(finished) == before
 

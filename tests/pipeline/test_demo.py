@@ -58,7 +58,7 @@ def test_spread_is_that_of_the_paired_differences() -> None:
 
 
 def test_one_seed_gives_no_verdict() -> None:
-    assert "is 0.300 below theirs. One seed" in compare(table(mine=[0.4], theirs=[0.7]), "mine", "theirs")[1]
+    assert "is 0.300 below theirs. With one seed" in compare(table(mine=[0.4], theirs=[0.7]), "mine", "theirs")[1]
 
 
 def test_score_table_has_mean_and_spread() -> None:

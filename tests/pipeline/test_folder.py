@@ -47,7 +47,7 @@ def test_a_run_is_replaced_or_continued_only_when_asked_for(folder: RunFolder) -
         folder.check(force=False, resume=False)
     folder.check(force=True, resume=False)
     folder.check(force=False, resume=True)
-    with pytest.raises(OptionError, match="Choose one"):
+    with pytest.raises(OptionError, match="Pass only one of them"):
         folder.check(force=True, resume=True)
     before.pop("report.md")
     assert snapshot(folder.path) == before

@@ -31,7 +31,7 @@ def test_defaults_are_those_of_the_function() -> None:
 
     of_function = {name: parameter.default for name, parameter in signature(pretrain).parameters.items()}
     for option, _ in pretrain_options():
-        if option.name in of_function and option.name not in ("sizes", "labels_key"):
+        if option.name in of_function and option.name not in ("sizes", "labels_key", "accelerator"):
             assert config().options[option.name] == of_function[option.name], option.name
 
 

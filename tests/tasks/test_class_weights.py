@@ -72,7 +72,7 @@ def test_what_is_no_weight_is_refused(few: AnnData, value: Any) -> None:
 def test_it_belongs_to_classes(few: AnnData) -> None:
     with pytest.raises(OptionError, match="class_weight='balanced' is an argument of task='classes'"):
         sg.tl.finetune(few, "not-loaded", values_key="n_counts", class_weight="balanced")
-    with pytest.raises(OptionError, match="class_weight names 'T'"):
+    with pytest.raises(OptionError, match="class_weight contains 'T'"):
         sg.tl.finetune(few, "not-loaded", labels_key="bulk_labels", class_weight={"T": 2})
 
 

@@ -175,7 +175,7 @@ class TestBadInput:
             ("ABSENT", {"mode": "overexpress"}, OptionError, "level=None"),
             ("ABSENT", {"n_cells": 0}, OptionError, "n_cells=0"),
             ("ABSENT", {"n_null": 1.5}, OptionError, "n_null=1.5"),
-            ("ABSENT", {"n_null": 6}, OptionError, "n_null=6: too few random genes.*Pass 7 or more"),
+            ("ABSENT", {"n_null": 6}, OptionError, "n_null=6: too few random genes.*Pass at least 7"),
             (None, {"min_cells": 1000}, DataError, "Decrease min_cells"),
             ("ABSENT", {"groupby": "kind"}, MissingKeyError, "groupby='kind' is not a column"),
             ("ABSENT", {"target_key": "bulk_labels", "target": "T"}, MissingKeyError, "No cell is labelled 'T'"),

@@ -94,7 +94,7 @@ class TestToResume:
         WholeFiles().save_checkpoint(state, last_checkpoint(tmp_path))
         with caplog.at_level("INFO", logger="scgalore"):
             checkpoint_to_resume(tmp_path, resume=True, identity=run)
-        assert f"continuing {last_checkpoint(tmp_path)} at {text}\n" in caplog.text
+        assert f"resuming {last_checkpoint(tmp_path)} at {text}\n" in caplog.text
 
     def test_nothing_to_resume(self, tmp_path: Path) -> None:
         assert checkpoint_to_resume(None, resume=False, identity={}) is None

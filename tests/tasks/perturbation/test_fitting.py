@@ -442,7 +442,7 @@ class TestGoingOn:
     def test_network_that_reads_flags_is_not_trained_for_another_task(self, adata: AnnData, learnt: SCGPT) -> None:
         before, memory = state(learnt), learnt.memory
         for labels_key in (None, "batch"):
-            with pytest.raises(OptionError, match="reads `flags`"):
+            with pytest.raises(OptionError, match="needs `flags`"):
                 learnt.train(adata, labels_key=labels_key, max_epochs=1, accelerator="cpu")
             assert learnt.memory is memory
             assert equal(state(learnt), before)

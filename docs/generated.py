@@ -44,9 +44,7 @@ TUTORIALS = {
 """Notebooks in the order of the gallery, with the titles of their cards; those that do not exist are left out."""
 
 
-def table(
-    head: tuple[str, ...], rows: Iterable[tuple[str, ...]]
-) -> str:
+def table(head: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> str:
     """A table in Markdown."""
     lines = [head, ("---",) * len(head), *rows]
     return "\n".join(

@@ -41,7 +41,11 @@ def dose_response() -> Any:
     )
     sc.pp.normalize_total(adata)
     sc.pp.log1p(adata)
-    columns: dict[str, Any] = {"pert_key": "drug", "pert_kind": "compound", "dose_key": "dose"}
+    columns: dict[str, Any] = {
+        "pert_key": "drug",
+        "pert_kind": "compound",
+        "dose_key": "dose",
+    }
     sg.pp.split_perturbations(adata, "dose", test_doses=[0.1], **columns)
     task: dict[str, Any] = {"task": "perturbation", "max_epochs": 1, **columns}
     model = sg.tl.finetune(adata, "scgpt-mini", **task)

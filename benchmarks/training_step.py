@@ -7,7 +7,7 @@ Both programs have the same weights, batch, losses (squared error of 40 % masked
 embedding) and optimizer settings (Adam, 1e-4, no decay; gradient clipped at norm 1). Both have dropout 0.2, the original
 also on its attention probabilities, scgalore never. A step is ``zero_grad``, forward, backward, clip and update. Before
 anything is timed the losses without dropout must agree. The original's scripts have no bfloat16 on a CPU; a step of it
-under ``torch.autocast`` stands beside for comparison, and the ratios are to its float32. At equal settings it does not drop
+under ``torch.autocast`` is shown for comparison, and the ratios are to its float32. At equal settings it does not drop
 attention probabilities. Ours runs with the kernels chosen on this machine and with torch's own.
 
 Activation memory is what the forward pass keeps for the backward pass: every storage once, parameters left out, counted

@@ -47,7 +47,8 @@ class Settings(BaseSettings):
     )
 
     cachedir: Path = Field(default_factory=_os_cache)
-    """Folder for downloaded weights and data sets; by default, the cache folder of the operating system."""
+    """Folder for downloaded weights and data sets, and for measurements of CPU kernels; by default, the cache folder of the
+    operating system."""
 
     registry: Path | None = None
     """A TOML file with weights of your own, which can then be named like those of the package; those that

@@ -50,7 +50,7 @@ def path(request: pytest.FixtureRequest) -> Path:
 
 
 PENDING = {"command_line", "finetune", "genes_and_memory", "networks", "perturbation", "protein"}
-"""Tutorials of earlier versions, to be revised: the rules on their form do not apply to them yet."""
+"""Tutorials to revise or execute again; the rules on form do not apply to them yet."""
 
 
 @pytest.fixture

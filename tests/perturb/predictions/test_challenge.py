@@ -112,7 +112,7 @@ def too_many() -> ad.AnnData:
     ("make", "options", "error", "match"),
     [
         (cells, {"pert_key": "gene"}, MissingKeyError, "'perturbation', 'note'"),
-        (lambda: relabelled({"GENE3+ctrl": None}), {}, DataError, "20 cells have no label"),
+        (lambda: relabelled({"GENE3+ctrl": None}), {}, DataError, "20 cells have no perturbation or control label"),
         (
             lambda: relabelled({"GENE3+ctrl": "GENE3+GENE5"}),
             {},
@@ -121,9 +121,9 @@ def too_many() -> ad.AnnData:
         ),
         (lambda: relabelled({"ctrl": "GENE7"}), {}, DataError, "control"),
         (cells, {"control": "NT"}, OptionError, "NT"),
-        (cells, {"genes": [*GENES, "MORE"]}, DataError, "1 are lacking, such as MORE"),
+        (cells, {"genes": [*GENES, "MORE"]}, DataError, "1 are missing, such as MORE"),
         (cells, {"genes": GENES[1:]}, DataError, "1 are not in the list, such as GENE0"),
-        (cells, {"genes": [*GENES, "GENE0"]}, DataError, "genes has 'GENE0' more than once"),
+        (cells, {"genes": [*GENES, "GENE0"]}, DataError, "genes contains 'GENE0' more than once"),
         (cells, {"genes": "nowhere.csv"}, OptionError, "'nowhere.csv' is not a file"),
         (lambda: with_value(-1), {}, DataError, "1 negative values"),
         (lambda: with_value(np.nan), {}, DataError, "1 NaN"),

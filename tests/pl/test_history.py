@@ -43,7 +43,7 @@ def test_without_validation_no_epoch_is_called_the_best(tuned: AnnData) -> None:
 
 def test_no_epoch_is_marked_where_the_weights_of_the_start_were_kept(tuned: AnnData) -> None:
     tuned.uns["finetune"]["training"]["best_epoch"] = -1
-    assert curves(drawn(tuned))["weights kept: those of the start"] == []
+    assert curves(drawn(tuned))["weights kept: initial"] == []
 
 
 def test_phases_of_a_curriculum_begin_at_lines_with_their_genes(tuned: AnnData) -> None:

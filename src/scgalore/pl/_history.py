@@ -92,7 +92,7 @@ def history(
     if "validation_loss" in table:
         best = int(result["training"]["best_epoch"])
         kept = table.loc[table.index == best, columns["validation" if "validation" in columns else "train"]]
-        label = f"weights kept (epoch {best})" if len(kept) else "weights kept: those of the start"
+        label = f"weights kept (epoch {best})" if len(kept) else "weights kept: initial"
         drawn.plot(kept.index, kept, "o", markersize=11, fillstyle="none", color=tone(drawn, 0.3), label=label)
     drawn.set(xlabel="epoch", ylabel=metric.replace("_", " "))
     drawn.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))

@@ -505,6 +505,13 @@ assert not heavy, heavy
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
+@pytest.mark.slow
+def test_peft_is_imported_in_silence() -> None:
+    code = "import torch, scgalore.adapters.lora as lora; lora.attach_lora(torch.nn.Sequential(torch.nn.Linear(4, 4)), targets=['0'], rank=2)"
+    done = subprocess.run([sys.executable, "-W", "ignore", "-c", code], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+
+
 def test_a_missing_peft_is_told_with_its_cure(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "peft", None)
     network = make_network()

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from scgalore.adapters.base import Adapter, freeze_others, set_submodule, target_layers
 from scgalore.adapters.checks import check_values, require_package
 from scgalore.errors import OptionError
+from scgalore.optim.packages import quiet_import
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -188,7 +189,8 @@ def _import_peft() -> Any:
     # Imported only when an adapter is attached: it takes seconds and imports transformers and accelerate.
     require_package("peft", extra="lora")
     try:
-        return importlib.import_module("peft")
+        with quiet_import():
+            return importlib.import_module("peft")
     except ImportError as error:
         msg = f'peft is installed but cannot be imported ({error}). Run: pip install --upgrade "scgalore[lora]"'
         raise OptionError(msg) from error

@@ -49,7 +49,7 @@ def path(request: pytest.FixtureRequest) -> Path:
     return request.param
 
 
-PENDING = {"finetune", "genes_and_memory", "networks"}
+PENDING = {"networks"}
 """Tutorials to revise or execute again; the rules on form do not apply to them yet."""
 
 

@@ -107,6 +107,19 @@ def test_the_cell_alone_has_the_same_gradients():
     assert_close(alone.values(), among_all.values(), atol=1e-5)
 
 
+def test_values_that_tokens_share_are_encoded_once_with_the_same_gradients():
+    network = small(dropout=0.0).train()
+    genes, values, padding = cells([9, 1, 16, 9])
+    values = values.where(values < 0, values % 5)
+    found = []
+    for each in (False, True):  # values that have a gradient are encoded one by one
+        network.zero_grad()
+        encoded = network.encode(genes, values.clone().requires_grad_(each), padding)
+        encoded.cell.pow(3).sum().backward()
+        found.append([encoded.cell, *(p.grad.clone() for p in network.parameters() if p.grad is not None)])
+    assert_close(*found, atol=1e-5)
+
+
 def test_query_key_and_value_may_be_three_layers(network):
     genes, values, padding, context = inputs(network, [16, 1, 9])
     expected = everything(network, genes, values, padding, **context)

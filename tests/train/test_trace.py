@@ -52,7 +52,8 @@ def make_batch(objective: Objective, shape: Shape) -> TokenBatch:
     generator = torch.Generator().manual_seed(0)
     blank = shape.batch(objective)
     genes = torch.randint(0, 200, blank.genes.shape, generator=generator)
-    values = torch.randint(1, 51, genes.shape, generator=generator).float()
+    # No two alike, for which the value encoder keeps most, but bins where the network reads these alone.
+    values = 1 + 49 * torch.rand(genes.shape, generator=generator)
     padding = blank.padding.clone()
     padding[0, -3:] = blank.padded
     return replace(blank, genes=genes, values=values, padding=padding)

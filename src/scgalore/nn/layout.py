@@ -152,11 +152,10 @@ class Packed:
         self.lengths = list(lengths)
         bounds = [0, *accumulate(self.lengths)]
         self.offsets = torch.tensor(bounds).to(device)
-        #: First cell, number of cells, first token and length of each run of cells of equal length.
-        self._runs: list[tuple[int, int, int, int]] = []
-        for length, group in groupby(range(len(self.lengths)), key=self.lengths.__getitem__):
-            first, n_cells = (cells := list(group))[0], len(cells)
-            self._runs.append((first, n_cells, bounds[first], length))
+        runs = [(length, len(list(group))) for length, group in groupby(self.lengths)]
+        #: Number of cells and of tokens of each run of cells of equal length.
+        self._n_cells = [n_cells for _, n_cells in runs]
+        self._n_tokens = [length * n_cells for length, n_cells in runs]
 
     def cls(self, x: Tensor) -> Tensor:
         """First token of each cell, ``(b, d)``; what has one token a cell already stays as it is."""
@@ -172,12 +171,9 @@ class Packed:
             return self.attend_jagged(q, k, v, n_heads)
         one_query = len(q) == len(self.lengths)
         mixed = []
-        for first, n_cells, start, length in self._runs:
-            keys = slice(start, start + n_cells * length)
-            queries = slice(first, first + n_cells) if one_query else keys
-            q_, k_, v_ = (
-                split_heads(part.unflatten(0, (n_cells, -1)), n_heads) for part in (q[queries], k[keys], v[keys])
-            )
+        by_run = self._by_run(q, cells=one_query), self._by_run(k), self._by_run(v)
+        for n_cells, *parts in zip(self._n_cells, *by_run, strict=True):
+            q_, k_, v_ = (split_heads(part.unflatten(0, (n_cells, -1)), n_heads) for part in parts)
             mixed.append(_attend(q_, k_, v_).transpose(1, 2).flatten(0, 1).flatten(-2))
         return torch.cat(mixed)
 
@@ -199,13 +195,14 @@ class Packed:
         keys, values = (jagged(part, ends, shortest, longest) for part in (k, v))
         return F.scaled_dot_product_attention(queries, keys, values).transpose(1, 2).values().flatten(-2)
 
+    def _by_run(self, x: Tensor, *, cells: bool = False) -> Sequence[Tensor]:
+        """What ``x`` has for each run: all tokens or one a cell. The backward pass joins the parts in one go."""
+        return x.split(self._n_cells if cells else self._n_tokens)
+
     def attend_once(self, q: Tensor, x: Tensor) -> Tensor:
         """See :meth:`Layout.attend_once`; a run of equal cells at a time."""
-        mixed = []
-        for first, n_cells, start, length in self._runs:
-            states = x[start : start + n_cells * length].unflatten(0, (n_cells, length))
-            mixed.append(_mix_states(q[first : first + n_cells], states))
-        return torch.cat(mixed)
+        runs = zip(self._n_cells, self._by_run(q, cells=True), self._by_run(x), strict=True)
+        return torch.cat([_mix_states(q_, states.unflatten(0, (n_cells, -1))) for n_cells, q_, states in runs])
 
     def sum(self, x: Tensor) -> Tensor:
         """Sum over the tokens of each cell."""

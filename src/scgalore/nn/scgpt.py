@@ -20,6 +20,7 @@ from scgalore.errors import OptionError
 from scgalore.nn.base import CellNetwork, Encoded
 from scgalore.nn.cpu.dropout import Dropout
 from scgalore.nn.cpu.linear import Linear, linear
+from scgalore.nn.cpu.traced import numbers_at_hand
 from scgalore.nn.layout import Padded, split_heads
 
 if TYPE_CHECKING:
@@ -64,9 +65,15 @@ class ContinuousValueEncoder(nn.Module):
         self.dropout = Dropout(dropout)
 
     def forward(self, values: Tensor) -> Tensor:
-        x = values.unsqueeze(-1).clamp(max=MAX_VALUE)  # (b, s, 1)
-        x = self.linear2(F.relu(self.linear1(x)))  # (b, s, d)
-        return self.dropout(self.norm(x))
+        if numbers_at_hand(values) and not values.requires_grad:
+            levels, level_of = values.unique(return_inverse=True)
+            if 2 * len(levels) <= values.numel():  # tokens share them: bins, or zeros
+                return self.dropout(F.embedding(level_of, self._encode(levels)))
+        return self.dropout(self._encode(values))
+
+    def _encode(self, values: Tensor) -> Tensor:
+        x = values.unsqueeze(-1).clamp(max=MAX_VALUE)  # (..., 1)
+        return self.norm(self.linear2(F.relu(self.linear1(x))))  # (..., d)
 
 
 class PackedLinear(Linear):

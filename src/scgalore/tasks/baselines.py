@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from threadpoolctl import threadpool_limits
 
 from scgalore.data.expression import LogExpression
 
@@ -42,16 +43,21 @@ def scaled_logistic(x: NDArray[np.float32], codes: NDArray[np.int64], split: Spl
     from sklearn.pipeline import make_pipeline
     from sklearn.preprocessing import StandardScaler
 
-    classifier = make_pipeline(StandardScaler(), LogisticRegression(C=1.0, max_iter=2000))
-    return classifier.fit(x[split.known], codes[split.known]).predict(x)
+    return _fit_and_predict(make_pipeline(StandardScaler(), LogisticRegression(C=1.0, max_iter=2000)), x, codes, split)
 
 
 def plain_logistic(x: NDArray[np.float32], codes: NDArray[np.int64], split: Split) -> NDArray[np.int64]:
     """Logistic regression on unscaled expression; see :func:`scaled_logistic`."""
     from sklearn.linear_model import LogisticRegression
 
-    classifier = LogisticRegression(C=1.0, max_iter=2000)
-    return classifier.fit(x[split.known], codes[split.known]).predict(x)
+    return _fit_and_predict(LogisticRegression(C=1.0, max_iter=2000), x, codes, split)
+
+
+def _fit_and_predict(
+    classifier: Any, x: NDArray[np.float32], codes: NDArray[np.int64], split: Split
+) -> NDArray[np.int64]:
+    with threadpool_limits(1, user_api="blas"):  # as in scgalore.tasks.linear.Logistic
+        return classifier.fit(x[split.known], codes[split.known]).predict(x)
 
 
 def majority(x: NDArray[np.float32], codes: NDArray[np.int64], split: Split) -> NDArray[np.int64]:

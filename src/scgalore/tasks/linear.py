@@ -18,6 +18,7 @@ import pandas as pd
 from safetensors import SafetensorError
 from safetensors.numpy import load, save
 from scipy.special import log_softmax
+from threadpoolctl import threadpool_limits
 
 from scgalore import _logging as logg
 from scgalore._options import Option, choice
@@ -506,7 +507,8 @@ class Logistic:
             intercept[:] = RARE
             intercept[present] = 0.0
             return weights, intercept
-        with warnings.catch_warnings():
+        # Products of an iteration are small, and threads of BLAS that wait for each other keep processors busy.
+        with warnings.catch_warnings(), threadpool_limits(1, user_api="blas"):
             warnings.simplefilter("ignore", ConvergenceWarning)
             found = self.classifier.set_params(C=penalty).fit(x, y, sample_weight=self.of_class[y] * weight)
         if len(present) == 2:  # one row of coefficients, for the second class

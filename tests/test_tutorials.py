@@ -19,7 +19,7 @@ MACHINE = re.compile(
 COLUMNS = 88
 """Of code, as the pages of the documentation show it without a scroll bar."""
 
-NOISE = re.compile(r"\r|\b\w*Warning\b|\bit/s\b|\d%\|")
+NOISE = re.compile(r"\r|\b\w*Warning\b|\bit/s\b|\d%\||\bFailed to load\b")
 
 Cell = dict[str, Any]
 

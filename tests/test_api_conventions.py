@@ -3,6 +3,7 @@
 import inspect
 import re
 from collections.abc import Callable
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,17 @@ ROOMS = (
     "weights",
 )
 API_PAGES = Path(__file__).parents[1] / "docs" / "api"
+
+USER_PAGES = ("tl", "pp", "pl", "get", "datasets", "model", "weights", "memory", "pipeline")
+
+
+def listed(page: str) -> list[str]:
+    """Names in the tables of a page of the API, such as ``tl.embed``."""
+    text = (API_PAGES / f"{page}.md").read_text(encoding="utf-8")
+    return re.findall(r"^   ([a-z_.]+\w+)$", text, flags=re.MULTILINE)
+
+
+USER_NAMES = [name for page in USER_PAGES for name in listed(page)]
 
 # Names other packages use for what has one name here.
 OTHER_NAMES = {
@@ -75,6 +87,11 @@ def sections(function: Callable[..., Any]) -> dict[str, str]:
     """Parts of a numpydoc docstring by heading; the text before the first one is ``""``."""
     parts = re.split(r"^(.+)\n-{3,}\n", inspect.getdoc(function) or "", flags=re.MULTILINE)
     return {"": parts[0], **dict(zip(parts[1::2], parts[2::2], strict=True))}
+
+
+def related(member: Any) -> list[str]:
+    """Names in the section "See Also"."""
+    return re.findall(r"^scgalore\.([\w.]+) : \S.*\.$", sections(member).get("See Also", ""), flags=re.MULTILINE)
 
 
 def documented(function: Callable[..., Any]) -> list[str]:
@@ -188,6 +205,17 @@ def test_training_options_have_the_defaults_that_are_declared(subtests: pytest.S
     assert set(TRAINING) <= parameters_of(sg.tl.finetune).keys() & parameters_of(SCGPT.train).keys()
     text = sections(sg.tl.finetune)["Parameters"]
     assert "Default: 64 for ``task='perturbation'``, 32 for others." in text
+
+
+@pytest.mark.parametrize("name", USER_NAMES)
+def test_names_for_users_have_an_example_and_refer_to_others(name: str) -> None:
+    member = attrgetter(name)(sg)
+    assert re.search(r"^>>> .*\bsg\.", sections(member)["Examples"], flags=re.MULTILINE)
+    others = related(member)
+    assert others
+    assert name not in others
+    assert len(others) == len([line for line in sections(member)["See Also"].splitlines() if line])
+    assert [other for other in others if not callable(attrgetter(other)(sg))] == []
 
 
 def test_every_public_name_has_documentation(subtests: pytest.Subtests) -> None:

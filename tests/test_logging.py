@@ -59,6 +59,24 @@ def test_verbosity_decides_what_is_printed(
     assert err.splitlines() == printed
 
 
+@pytest.mark.parametrize(
+    ("verbosity", "printed"),
+    [(None, ["WARNING: w", "p", "r"]), (1, ["WARNING: w", "p", "r"]), (2, ["r", "WARNING: w", "i", "p", "r"])],
+)
+def test_results_of_summarised_calls_are_details(
+    capsys: pytest.CaptureFixture[str], verbosity: int | None, printed: list[str]
+) -> None:
+    settings.verbosity = verbosity
+    with unconfigured_logging():
+        with _logging.summarised():
+            _logging.result("r")
+            _logging.warning("w")
+            _logging.info("i")
+            _logging.progress("p")
+        _logging.result("r")
+    assert capsys.readouterr().err.splitlines() == printed
+
+
 def test_scanpy_is_followed_until_told_otherwise(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

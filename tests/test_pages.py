@@ -13,6 +13,7 @@ import re
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from functools import cache
 from io import StringIO
 from pathlib import Path
 from typing import Any
@@ -204,6 +205,97 @@ READERS: dict[str, Callable[[], dict[str, Any]]] = {
 }
 """What the reader of a page has before its first block; by page, and nothing on the others."""
 
+
+@cache
+def screen_and_model() -> tuple[AnnData, sg.model.CellModel]:
+    """A screen with predictions and scores of the pair held out, and its model, which examples find in memory."""
+    adata = split_screen()
+    model = sg.tl.finetune(adata, "scgpt-mini", task="perturbation", max_epochs=1, optimizer="adamw")
+    sg.tl.predict_perturbation(adata)
+    sg.tl.evaluate_perturbation(adata, de=False, n_bootstrap=20)
+    return adata, model
+
+
+def fitted_screen() -> AnnData:
+    return screen_and_model()[0]
+
+
+@cache
+def fitted_drugs() -> AnnData:
+    """Compounds at doses with predictions, on genes that the examples name."""
+    adata = drugs()
+    adata.var_names = ["FKBP5", "TSC22D3", *adata.var_names[2:]]
+    columns = {"pert_key": "drug", "pert_kind": "compound", "dose_key": "dose", "context_key": "cell_line"}
+    sg.pp.split_perturbations(adata, "dose", **columns)
+    model = sg.tl.finetune(adata, "scgpt-mini", task="perturbation", **columns, max_epochs=1, optimizer="adamw")
+    sg.tl.predict_perturbation(adata, ["dexamethasone@0.1", "dexamethasone@1"], model)
+    return adata
+
+
+@cache
+def shifted() -> AnnData:
+    """Cells with in-silico perturbations of some genes."""
+    adata = cells()
+    sg.tl.perturb_in_silico(adata, ["CD74", "CD3D"], model="scgpt-mini", n_cells=20, n_null=7)
+    return adata
+
+
+@cache
+def integrated() -> AnnData:
+    """Cells of two assays with scores of their embedding."""
+    adata = batches()
+    sg.tl.embed(adata, "scgpt-mini")
+    sg.tl.evaluate_integration(adata, "assay", "cell_type", embeddings=["X_scGPT"])
+    return adata
+
+
+@cache
+def connected() -> AnnData:
+    """Cells of two types with a network of each, and its scores."""
+    adata = blood()
+    truth = pd.DataFrame({"source": ["SPI1", "SPI1", "IRF8"], "target": ["CTSS", "LYZ", "CD74"]})
+    sg.tl.gene_network(adata, method="coexpression", groupby="cell_type", n_edges=None)
+    sg.tl.evaluate_gene_network(adata, truth, min_targets=1, baselines=["correlation"], n_shuffles=2)
+    return adata
+
+
+HELD: dict[str, Callable[[], AnnData]] = {
+    "get._gene_network": connected,
+    "get._gene_network_scores": connected,
+    "get._in_silico_effects": shifted,
+    "get._in_silico_shifts": shifted,
+    "get._integration_scores": integrated,
+    "get._perturbation_effects": fitted_screen,
+    "get._perturbation_scores": fitted_screen,
+    "get._perturbed_cells": fitted_screen,
+    "pl._attention": connected,
+    "pl._dose_response": fitted_drugs,
+    "pl._gene_network": connected,
+    "pl._in_silico_shifts": shifted,
+    "pl._integration_scores": integrated,
+    "pl._perturbation_effect": fitted_screen,
+    "pl._perturbation_embedding": fitted_screen,
+    "pl._perturbation_scores": fitted_screen,
+    "tl._evaluate_gene_network": blood,
+    "tl._evaluate_integration": batches,
+    "tl._evaluate_perturbation": fitted_screen,
+    "tl._predict_perturbation": split_screen,
+    "tl._rank_perturbations": fitted_screen,
+}
+"""``adata`` in the examples of a module; they describe it in words."""
+
+FILES = {"model.scbert", "weights.save", "weights.scbert"}
+"""Modules whose examples read ``panglao_pretrain.pth``."""
+
+
+def names_of_examples(module: str) -> dict[str, Any]:
+    """What the examples of a module take for granted."""
+    name = module.removeprefix("scgalore.")
+    if name in FILES:
+        return {"adata": cells(), **small_scbert()}
+    return {"adata": HELD[name]().copy()} if name in HELD else {}
+
+
 FIRST_STEPS = ("README.md", "docs/index.md", "docs/quickstart.md")
 """Pages that a reader copies before having anything."""
 
@@ -249,11 +341,12 @@ def test_a_page_runs_with_what_takes_minutes(page: str, session: Callable[[str],
 
 @pytest.mark.parametrize("module", MODULES)
 def test_examples_of_docstrings_run(module: str, session: Callable[[str], dict[str, Any]]) -> None:
-    names = {"sc": sc, "sg": sg, **session(module)}
+    names = {"sc": sc, "sg": sg, **session(module), **names_of_examples(module)}
     loaded = importlib.import_module(module)
     report, runner = StringIO(), doctest.DocTestRunner(optionflags=doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE)
     for test in doctest.DocTestFinder().find(loaded, globs={**names, **vars(loaded)}):
         runner.run(test, out=report.write)
+    plt.close("all")
     assert not runner.failures, report.getvalue()
 
 

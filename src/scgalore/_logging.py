@@ -21,7 +21,21 @@ from scgalore._world import is_first_process
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-__all__ = ["HINT", "RESULT", "Step", "debug", "hint", "info", "is_news", "logger", "result", "step", "warning"]
+__all__ = [
+    "HINT",
+    "RESULT",
+    "Step",
+    "debug",
+    "hint",
+    "info",
+    "is_news",
+    "logger",
+    "progress",
+    "result",
+    "step",
+    "summarised",
+    "warning",
+]
 
 HINT = 15
 """Level between information and debugging, the same number as scanpy's."""
@@ -81,8 +95,28 @@ def warning(message: str) -> None:
     _emit(logging.WARNING, message)
 
 
+_summarised = False
+
+
+@contextmanager
+def summarised() -> "Iterator[None]":
+    """Hide the results of the calls inside at the default verbosity; the caller shows what matters of them."""
+    global _summarised
+    before, _summarised = _summarised, True
+    try:
+        yield
+    finally:
+        _summarised = before
+
+
 def result(message: str) -> None:
     """Log what every user wants to know: task, genes matched, split sizes, scores, where results are (verbosity 1)."""
+    if not _summarised or threshold() <= logging.INFO:
+        _emit(RESULT, message)
+
+
+def progress(message: str) -> None:
+    """Log the progress of long work where no bar is shown (verbosity 1)."""
     _emit(RESULT, message)
 
 

@@ -90,7 +90,7 @@ class Progress:
         elif self._lines and (now := time.monotonic()) >= self._due:
             spent = now - self._started
             self._due = now + max(EVERY, spent / 20)
-            logg.result(f"    {self._line(spent)}")
+            logg.progress(f"    {self._line(spent)}")
 
     def close(self) -> None:
         """End the bar."""

@@ -232,7 +232,12 @@ class TestOpenBudget:
     OPEN: dict[str, Any] = {"labels_key": "bulk_labels", "curriculum": None, "max_epochs": None, "prior": "none"}
 
     def test_is_recorded_and_kept(
-        self, pbmc_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+        self,
+        pbmc_file: Path,
+        tmp_path: Path,
+        monkeypatch: pytest.MonkeyPatch,
+        capsys: pytest.CaptureFixture[str],
+        caplog: pytest.LogCaptureFixture,
     ) -> None:
         monkeypatch.setattr(budget, "FEWEST_EPOCHS", 1)
         monkeypatch.setattr(budget, "STEPS", 20)  # of ten steps an epoch
@@ -246,8 +251,12 @@ class TestOpenBudget:
         run(quick(pbmc_file, folder, **options), resume=True)
         assert "is finished; nothing was changed" in capsys.readouterr().err
         assert snapshot(folder) == before
-        run(quick(pbmc_file, folder, **{**options, "max_epochs": 3, "patience": budget.PATIENCE}), resume=True)
-        assert "max_epochs 2 to 3" in capsys.readouterr().err
+        with sg.settings.override(verbosity=1):
+            run(quick(pbmc_file, folder, **{**options, "max_epochs": 3, "patience": budget.PATIENCE}), resume=True)
+        lines = capsys.readouterr().err
+        assert "max_epochs 2 to 3" in lines
+        assert lines.count("genes are in the model's vocabulary") == 1  # in the line of the stage, which stands for
+        assert "genes matched" not in caplog.text  # those of the functions that the stages call
         assert metrics(folder)["training"]["converged"] is False
         assert "had not converged" in (folder / "report.md").read_text()
         assert "--max-epochs 6" in (folder / "report.md").read_text()

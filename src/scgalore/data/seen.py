@@ -73,6 +73,19 @@ class Seen:
             "share_by_cell": {"lower_quartile": low, "median": middle, "upper_quartile": high},
         }
 
+    def suffices(self, match: GeneMatch, min_matched: float | None) -> bool:
+        """Whether enough genes and expression match, so that :meth:`check` neither warns about them nor raises an error.
+
+        Parameters
+        ----------
+        match
+            Matched genes.
+        min_matched
+            Minimum fraction; ``None`` is :data:`MIN_MATCHED`.
+        """
+        least = MIN_MATCHED if min_matched is None else min_matched
+        return match.matched >= FEW_GENES and self.share >= max(LITTLE, least)
+
     def check(
         self,
         match: GeneMatch,
@@ -107,12 +120,12 @@ class Seen:
                 f"{where}{len(match.numbered):,} genes are numbered duplicates of others ({few(match.numbered)}) and not in the "
                 "vocabulary, so their counts are ignored. Sum the columns of a gene before calling var_names_make_unique()."
             )
-        least = MIN_MATCHED if min_matched is None else min_matched
-        if match.matched >= FEW_GENES and self.share >= max(LITTLE, least):
+        if self.suffices(match, min_matched):
             return
+        least = MIN_MATCHED if min_matched is None else min_matched
         low, middle, high = (f"{100 * share:.3g}" for share in self.quartiles)
         text = (
-            f"{where}{match.matched:,} of {match.n_vars:,} genes matched, with {middle} % of a cell's {what} "
+            f"{where}{match.summary()}. The matched genes have {middle} % of a cell's {what} "
             f"(median; quartiles {low} and {high} %; {100 * self.share:.3g} % over all cells)."
         )
         hint = advice() if self.share < LITTLE else "Results from so few genes are unreliable."

@@ -126,10 +126,20 @@ def to_canonical(adata: AnnData, *, source: Source, cell_type: str | None = None
     DataError
         If a label cannot be parsed or there is no control.
 
+    See Also
+    --------
+    scgalore.datasets.load_dataset : Read a data set by its name.
+    scgalore.pp.split_perturbations : Split perturbations into training, validation and test.
+    scgalore.pp.collapse_guides : Map guides to the genes they target.
+
     Examples
     --------
-    >>> import scgalore as sg
-    >>> adata = sg.datasets.to_canonical(adata, source="gears", cell_type="K562")  # doctest: +SKIP
+    >>> import numpy as np, pandas as pd, scgalore as sg
+    >>> from anndata import AnnData
+    >>> obs = pd.DataFrame({"perturbation": ["control", "KLF1", "MAP2K6_KLF1"]}, index=list("abc"))
+    >>> adata = AnnData(np.ones((3, 2), "float32"), obs=obs, var=pd.DataFrame(index=["KLF1", "MAP2K6"]))
+    >>> sg.datasets.to_canonical(adata, source="scperturb", cell_type="K562").obs["perturbation"].to_list()
+    ['control', 'KLF1', 'MAP2K6+KLF1']
     """
     if source not in SOURCES:
         msg = f"source={source!r}: expected one of {', '.join(SOURCES)}."

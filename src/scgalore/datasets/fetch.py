@@ -53,6 +53,17 @@ def fetch_dataset(name: str, *, progress: bool | None = None) -> Path:
         If no data set has this name.
     DownloadError
         If the file is missing and cannot be downloaded; the message explains how to provide it manually.
+
+    See Also
+    --------
+    scgalore.datasets.load_dataset : Read a data set by its name.
+    scgalore.datasets.list_datasets : List the names of all data sets.
+
+    Examples
+    --------
+    >>> import anndata, scgalore as sg
+    >>> path = sg.datasets.fetch_dataset("perturbench_devel")  # doctest: +SKIP
+    >>> adata = anndata.read_h5ad(path, backed="r")  # doctest: +SKIP
     """
     return fetch_entry(get_entry(name), progress=progress)
 
@@ -79,6 +90,12 @@ def load_dataset(name: str, *, canonical: bool = True, progress: bool | None = N
         If no data set has this name.
     DownloadError
         If the file is missing and cannot be downloaded.
+
+    See Also
+    --------
+    scgalore.datasets.fetch_dataset : Download a data set and return its path.
+    scgalore.datasets.list_datasets : List the names of all data sets.
+    scgalore.datasets.to_canonical : Standardise your own file from one of the sources.
 
     Examples
     --------

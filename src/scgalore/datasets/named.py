@@ -34,6 +34,16 @@ def perturbench_devel(*, canonical: bool = True) -> AnnData:
     Returns
     -------
     Cells by genes; licence and citation are in ``uns["dataset"]``.
+
+    See Also
+    --------
+    scgalore.datasets.load_dataset : Read a data set by its name.
+    scgalore.datasets.norman_2019 : Load CRISPRa of genes and pairs in K562.
+
+    Examples
+    --------
+    >>> import scgalore as sg
+    >>> adata = sg.datasets.perturbench_devel()  # doctest: +SKIP
     """
     return load_dataset("perturbench_devel", canonical=canonical)
 
@@ -52,6 +62,16 @@ def norman_2019(*, source: Literal["gears", "scperturb"] = "gears", canonical: b
     Returns
     -------
     Cells by genes; licence and citation are in ``uns["dataset"]``.
+
+    See Also
+    --------
+    scgalore.datasets.load_dataset : Read a data set by its name.
+    scgalore.datasets.perturbench_devel : Load a small data set for first steps.
+
+    Examples
+    --------
+    >>> import scgalore as sg
+    >>> adata = sg.datasets.norman_2019()  # doctest: +SKIP
     """
     return load_dataset(f"norman_2019_{source}", canonical=canonical)
 
@@ -74,6 +94,16 @@ def adamson_2016(
     Returns
     -------
     Cells by genes; licence and citation are in ``uns["dataset"]``.
+
+    See Also
+    --------
+    scgalore.datasets.load_dataset : Read a data set by its name.
+    scgalore.datasets.norman_2019 : Load CRISPRa of genes and pairs in K562.
+
+    Examples
+    --------
+    >>> import scgalore as sg
+    >>> adata = sg.datasets.adamson_2016()  # doctest: +SKIP
     """
     return load_dataset(f"adamson_2016_{source}", canonical=canonical)
 
@@ -91,6 +121,16 @@ def dixit_2016(*, source: Literal["gears", "scperturb"] = "scperturb", canonical
     Returns
     -------
     Cells by genes; licence and citation are in ``uns["dataset"]``.
+
+    See Also
+    --------
+    scgalore.datasets.load_dataset : Read a data set by its name.
+    scgalore.datasets.norman_2019 : Load CRISPRa of genes and pairs in K562.
+
+    Examples
+    --------
+    >>> import scgalore as sg
+    >>> adata = sg.datasets.dixit_2016()  # doctest: +SKIP
     """
     return load_dataset(f"dixit_2016_{source}", canonical=canonical)
 
@@ -108,6 +148,16 @@ def replogle_2022_k562_essential(*, source: Literal["gears", "scperturb"] = "gea
     Returns
     -------
     Cells by genes; licence and citation are in ``uns["dataset"]``.
+
+    See Also
+    --------
+    scgalore.datasets.load_dataset : Read a data set by its name.
+    scgalore.datasets.replogle_2022_rpe1 : Load CRISPRi of essential genes in RPE1.
+
+    Examples
+    --------
+    >>> import scgalore as sg
+    >>> adata = sg.datasets.replogle_2022_k562_essential()  # doctest: +SKIP
     """
     return load_dataset(f"replogle_2022_k562_essential_{source}", canonical=canonical)
 
@@ -125,6 +175,16 @@ def replogle_2022_rpe1(*, source: Literal["gears", "scperturb"] = "gears", canon
     Returns
     -------
     Cells by genes; licence and citation are in ``uns["dataset"]``.
+
+    See Also
+    --------
+    scgalore.datasets.load_dataset : Read a data set by its name.
+    scgalore.datasets.replogle_2022_k562_essential : Load CRISPRi of essential genes in K562.
+
+    Examples
+    --------
+    >>> import scgalore as sg
+    >>> adata = sg.datasets.replogle_2022_rpe1()  # doctest: +SKIP
     """
     return load_dataset(f"replogle_2022_rpe1_{source}", canonical=canonical)
 
@@ -143,5 +203,15 @@ def vcc_2025_h1(*, canonical: bool = True) -> AnnData:
     Returns
     -------
     Cells by genes; licence and citation are in ``uns["dataset"]``.
+
+    See Also
+    --------
+    scgalore.datasets.fetch_dataset : Download a data set and return its path.
+    scgalore.perturb.write_vcc : Write cells for the Virtual Cell Challenge.
+
+    Examples
+    --------
+    >>> import scgalore as sg
+    >>> adata = sg.datasets.vcc_2025_h1()  # doctest: +SKIP
     """
     return load_dataset("vcc_2025_h1", canonical=canonical)

@@ -44,6 +44,17 @@ class DatasetEntry:
         Those of the data and their provider, not of scgalore's code.
     cell_type
         Type of all cells, if it is wrong in the file.
+
+    See Also
+    --------
+    scgalore.datasets.get_entry : Look up a data set.
+
+    Examples
+    --------
+    >>> import scgalore as sg
+    >>> entry = sg.datasets.get_entry("perturbench_devel")
+    >>> entry.source
+    'perturbench'
     """
 
     name: str
@@ -63,7 +74,19 @@ class DatasetEntry:
 
 
 def list_datasets() -> list[str]:
-    """Names of all registered data sets, including those that cannot be downloaded (:attr:`DatasetEntry.refusal`)."""
+    """Names of all registered data sets, including those that cannot be downloaded (:attr:`DatasetEntry.refusal`).
+
+    See Also
+    --------
+    scgalore.datasets.get_entry : Look up a data set.
+    scgalore.datasets.load_dataset : Read a data set by its name.
+
+    Examples
+    --------
+    >>> import scgalore as sg
+    >>> "perturbench_devel" in sg.datasets.list_datasets()
+    True
+    """
     return list(_registry())
 
 
@@ -79,6 +102,17 @@ def get_entry(name: str) -> DatasetEntry:
     ------
     OptionError
         If there is no data set with this name.
+
+    See Also
+    --------
+    scgalore.datasets.list_datasets : List the names of all data sets.
+    scgalore.datasets.load_dataset : Read a data set by its name.
+
+    Examples
+    --------
+    >>> import scgalore as sg
+    >>> sg.datasets.get_entry("perturbench_devel").cell_type is None
+    True
     """
     registry = _registry()
     if name not in registry:

@@ -54,12 +54,20 @@ def gene_network(
     OptionError
         If a group does not exist.
 
+    See Also
+    --------
+    scgalore.tl.gene_network : Rank edges from regulators to target genes.
+    scgalore.pl.gene_network : Draw the strongest edges of some regulators.
+    scgalore.pl.attention : Draw mean attention as a heat map.
+
     Examples
     --------
+    Here ``adata`` contains a network of two cell types by :func:`scgalore.tl.gene_network`.
+
     >>> import scgalore as sg
-    >>> edges = sg.get.gene_network(adata, group="CD14+ Monocyte", n_edges=100)  # doctest: +SKIP
+    >>> edges = sg.get.gene_network(adata, group="CD14+ Monocyte", n_edges=100)
     >>> import networkx as nx
-    >>> graph = nx.from_pandas_edgelist(edges, edge_attr=True, create_using=nx.DiGraph)  # doctest: +SKIP
+    >>> graph = nx.from_pandas_edgelist(edges, edge_attr=True, create_using=nx.DiGraph)
     """
     record = read_network_record(adata, key)
     edges = record["edges"]

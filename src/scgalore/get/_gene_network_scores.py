@@ -39,10 +39,17 @@ def gene_network_scores(
     MissingKeyError
         If there are no scores under ``key``.
 
+    See Also
+    --------
+    scgalore.tl.evaluate_gene_network : Score networks against known targets.
+    scgalore.get.gene_network : Read edges of a network as a table.
+
     Examples
     --------
+    Here ``adata`` contains scores by :func:`scgalore.tl.evaluate_gene_network`.
+
     >>> import scgalore as sg
-    >>> sg.get.gene_network_scores(adata)[["auprc_ratio", "auprc_ratio_null"]]  # doctest: +SKIP
+    >>> scores = sg.get.gene_network_scores(adata)[["auprc_ratio", "auprc_ratio_null"]]
     """
     missing = f"There are no scores in adata.uns[{key!r}]. Call sg.tl.evaluate_gene_network(adata, truth) first, or pass its key_added as key=."
     record = read_record(adata, key, tables=("scores", "by_source"), missing=missing)

@@ -42,10 +42,17 @@ def in_silico_effects(
     MissingKeyError
         If there are no effects under ``key``, or none for this gene or group.
 
+    See Also
+    --------
+    scgalore.tl.perturb_in_silico : Perturb genes of unperturbed cells in silico.
+    scgalore.get.in_silico_shifts : Read shifts by in-silico perturbations as a table.
+
     Examples
     --------
+    Here ``adata`` contains results of :func:`scgalore.tl.perturb_in_silico`.
+
     >>> import scgalore as sg
-    >>> sg.get.in_silico_effects(adata, "CD74").head(10)  # doctest: +SKIP
+    >>> largest = sg.get.in_silico_effects(adata, "CD74").head(10)
     """
     effects = of_group(read_in_silico_record(adata, key)["effects"], gene, "gene")
     return of_group(effects, group, "group").copy()

@@ -37,9 +37,17 @@ def in_silico_shifts(adata: AnnData, group: Label | None = None, *, key: str = I
     MissingKeyError
         If there are no shifts under ``key``, or the group does not exist.
 
+    See Also
+    --------
+    scgalore.tl.perturb_in_silico : Perturb genes of unperturbed cells in silico.
+    scgalore.get.in_silico_effects : Read effects of in-silico perturbations on other genes as a table.
+    scgalore.pl.in_silico_shifts : Draw a volcano plot of in-silico perturbations.
+
     Examples
     --------
+    Here ``adata`` contains results of :func:`scgalore.tl.perturb_in_silico`.
+
     >>> import scgalore as sg
-    >>> sg.get.in_silico_shifts(adata).head(10)  # doctest: +SKIP
+    >>> best = sg.get.in_silico_shifts(adata).head(10)
     """
     return of_group(read_in_silico_record(adata, key)["shifts"], group, "group").copy()

@@ -35,9 +35,16 @@ def integration_scores(adata: AnnData, *, key: str = IntegrationKeys().uns) -> p
     MissingKeyError
         If there are no scores under ``key``.
 
+    See Also
+    --------
+    scgalore.tl.evaluate_integration : Score embeddings by batch mixing and separation of labels.
+    scgalore.pl.integration_scores : Draw a table of integration scores.
+
     Examples
     --------
+    Here ``adata`` contains scores by :func:`scgalore.tl.evaluate_integration`.
+
     >>> import scgalore as sg
-    >>> sg.get.integration_scores(adata)[["bio", "batch", "total"]]  # doctest: +SKIP
+    >>> means = sg.get.integration_scores(adata)[["bio", "batch", "total"]]
     """
     return read_integration_record(adata, key)["scores"].copy()

@@ -37,9 +37,17 @@ def perturbation_effects(adata: AnnData, *, key: str = PerturbationKeys().predic
     MissingKeyError
         If there is no prediction under ``key``.
 
+    See Also
+    --------
+    scgalore.tl.predict_perturbation : Predict expression after perturbations.
+    scgalore.get.perturbed_cells : Sample cells around predicted means.
+    scgalore.pl.perturbation_effect : Draw predicted against observed effects by gene.
+
     Examples
     --------
+    Here ``adata`` contains predictions by :func:`scgalore.tl.predict_perturbation`.
+
     >>> import scgalore as sg
-    >>> sg.get.perturbation_effects(adata).loc["KLF1"].nlargest(5)  # doctest: +SKIP
+    >>> largest = sg.get.perturbation_effects(adata).loc["KLF1+MAP2K6"].nlargest(5)
     """
     return read_prediction_record(adata, key)["effects"].T.copy()

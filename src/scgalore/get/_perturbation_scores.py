@@ -40,9 +40,17 @@ def perturbation_scores(
     MissingKeyError
         If there are no scores under ``key``.
 
+    See Also
+    --------
+    scgalore.tl.evaluate_perturbation : Score predicted perturbations next to baselines.
+    scgalore.pl.perturbation_scores : Draw scores with baselines and ceiling.
+
     Examples
     --------
+    Here ``adata`` contains scores by :func:`scgalore.tl.evaluate_perturbation`.
+
     >>> import scgalore as sg
-    >>> sg.get.perturbation_scores(adata, summary=True)  # doctest: +SKIP
+    >>> sg.get.perturbation_scores(adata).columns.to_list()
+    ['method', 'perturbation', 'context', 'group', 'metric', 'value']
     """
     return read_scores_record(adata, key)["summary" if summary else "scores"].copy()

@@ -89,11 +89,20 @@ def perturbed_cells(
     OptionError
         If ``n_cells`` is below 1.
 
+    See Also
+    --------
+    scgalore.tl.predict_perturbation : Predict expression after perturbations.
+    scgalore.get.perturbation_effects : Read predicted effects as a table.
+    scgalore.perturb.synthesise : Sample cells from means and control cells.
+    scgalore.perturb.write_vcc : Write cells for the Virtual Cell Challenge.
+
     Examples
     --------
+    Here ``adata`` contains predictions by :func:`scgalore.tl.predict_perturbation`.
+
     >>> import scanpy as sc, scgalore as sg
-    >>> cells = sg.get.perturbed_cells(adata, ["KLF1", "KLF1+MAP2K6"])  # doctest: +SKIP
-    >>> sc.pl.rank_genes_groups_dotplot(cells, n_genes=5)  # doctest: +SKIP
+    >>> cells = sg.get.perturbed_cells(adata, ["KLF1+MAP2K6"])
+    >>> axes = sc.pl.rank_genes_groups_dotplot(cells, n_genes=5, show=False)
     """
     if n_cells is not None and n_cells < 1:
         msg = f"n_cells={n_cells}: expected 1 or more, or None for the measured number."

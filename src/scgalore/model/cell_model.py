@@ -74,6 +74,20 @@ class CellModel:
         Provenance of the weights.
     load_report
         Tensors that a checkpoint filled, left random, and contained in addition.
+
+    See Also
+    --------
+    scgalore.model.load : Load a model of any family.
+    scgalore.model.SCGPT : scGPT models.
+    scgalore.model.SCBERT : scBERT models.
+
+    Examples
+    --------
+    >>> import scgalore as sg
+    >>> model = sg.model.load("scgpt-mini")
+    >>> model.save("copy")
+    >>> sg.model.load("copy").embedding_identity() == model.embedding_identity()
+    True
     """
 
     def __init__(
@@ -265,7 +279,8 @@ class CellModel:
         reading = Reading(layer, gene_symbols, data_type, None, species, min_matched)
         tokens = self.tokenizer_config(max_length=max_length, rng=rng)
         cells = TokenCells.from_adata(adata, self.vocab, config=tokens, reading=reading)
-        logg.result(f"    {cells.match.summary()}")
+        if cells.seen.suffices(cells.match, min_matched):  # otherwise a warning has shown it
+            logg.result(f"    {cells.match.summary()}")
         return cells
 
     def get_latent_representation(

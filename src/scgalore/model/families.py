@@ -49,6 +49,11 @@ def load(model: PathLike = "scgpt", *, base: PathLike | None = None) -> CellMode
     DownloadError
         If the weights are not downloaded and cannot be.
 
+    See Also
+    --------
+    scgalore.weights.list_weights : List the names of all weights.
+    scgalore.model.CellModel : Methods of all models.
+
     Examples
     --------
     >>> import scgalore as sg

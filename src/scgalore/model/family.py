@@ -92,6 +92,17 @@ class Family:
         Configuration of the network in a folder that was not written by scgalore.
     sizes
         Configurations of registered weights that are known without their files, by name.
+
+    See Also
+    --------
+    scgalore.model.load : Load a model of any family.
+    scgalore.model.CellModel : Methods of all models.
+
+    Examples
+    --------
+    >>> import scgalore as sg
+    >>> sg.model.FAMILIES["scgpt"].embedding
+    'X_scGPT'
     """
 
     name: str

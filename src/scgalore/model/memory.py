@@ -86,6 +86,12 @@ def estimate_memory(
         If an option does not exist or has a value out of range, or the sizes of the model are unknown without its
         files.
 
+    See Also
+    --------
+    scgalore.model.savings : Memory as memory-saving settings are added.
+    scgalore.pl.memory : Draw the memory of a run by component.
+    scgalore.train.estimate_training : Estimate the memory of training any network.
+
     Examples
     --------
     >>> import scgalore as sg
@@ -162,6 +168,11 @@ def savings(
     Returns
     -------
     One row per setting, with the bytes of each component and their ``peak``, for :func:`scgalore.pl.memory`.
+
+    See Also
+    --------
+    scgalore.estimate_memory : Estimate the memory of fine-tuning.
+    scgalore.pl.memory : Draw the memory of a run by component.
 
     Examples
     --------

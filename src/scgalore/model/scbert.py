@@ -31,11 +31,16 @@ class SCBERT(CellModel):
     Created by :meth:`from_pretrained` (released or fine-tuned weights) or :meth:`from_config` (random weights).
     Parameters are those of :class:`scgalore.model.CellModel`.
 
+    See Also
+    --------
+    scgalore.model.load : Load a model of any family.
+    scgalore.model.CellModel : Methods of all models.
+
     Examples
     --------
     >>> import scgalore as sg
-    >>> model = sg.model.SCBERT.from_pretrained("panglao_pretrain.pth")  # doctest: +SKIP
-    >>> sg.tl.embed(adata, model)  # doctest: +SKIP
+    >>> model = sg.model.SCBERT.from_pretrained("panglao_pretrain.pth")
+    >>> sg.tl.embed(adata, model)
     """
 
     @classmethod

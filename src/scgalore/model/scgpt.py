@@ -27,6 +27,12 @@ class SCGPT(CellModel):
     Created by :meth:`from_pretrained` (released or fine-tuned weights) or :meth:`from_config` (random weights).
     Parameters are those of :class:`scgalore.model.CellModel`.
 
+    See Also
+    --------
+    scgalore.model.load : Load a model of any family.
+    scgalore.model.CellModel : Methods of all models.
+    scgalore.model.scgpt_config : Configuration of a new scGPT network.
+
     Examples
     --------
     >>> import scanpy as sc, scgalore as sg
@@ -111,6 +117,11 @@ def scgpt_config(**sizes: Any) -> SCGPTConfig:
         Fields of :class:`scgalore.nn.SCGPTConfig`, such as ``d_model``, ``n_heads``, ``d_hid``, ``n_layers`` and
         ``max_length``; by default those of the whole-human network. ``n_tokens`` and ``pad_id`` are set by the
         vocabulary.
+
+    See Also
+    --------
+    scgalore.tl.pretrain : Pre-train a model on files of cells.
+    scgalore.model.SCGPT : scGPT models.
 
     Examples
     --------

@@ -75,6 +75,17 @@ class RunConfig:
     ------
     OptionError
         If an option does not exist, has a value out of range, or belongs to another task.
+
+    See Also
+    --------
+    scgalore.pipeline.run : Run the pipeline.
+
+    Examples
+    --------
+    >>> import scgalore as sg
+    >>> config = sg.pipeline.RunConfig("cells.h5ad", "runs/types", labels_key="cell_type", max_epochs=5)
+    >>> config.flat()["max_epochs"]
+    5
     """
 
     data: str

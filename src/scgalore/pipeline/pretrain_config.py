@@ -93,6 +93,17 @@ class PretrainConfig:
     ------
     OptionError
         If an option does not exist or has a value out of range.
+
+    See Also
+    --------
+    scgalore.pipeline.pretrain : Pre-train from files to a report.
+
+    Examples
+    --------
+    >>> import scgalore as sg
+    >>> config = sg.pipeline.PretrainConfig("cells/", "runs/blood", model="scgpt-mini", max_hours=4)
+    >>> config.changed(max_hours=8).flat()["max_hours"]
+    8.0
     """
 
     sources: Any

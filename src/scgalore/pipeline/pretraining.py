@@ -67,11 +67,16 @@ def pretrain(config: PretrainConfig, *, force: bool = False, resume: bool = Fals
     DataError, MissingKeyError, OptionError, WeightsError, DownloadError
         If the run is not possible. Nothing is written then.
 
+    See Also
+    --------
+    scgalore.pipeline.PretrainConfig : Configuration of a pre-training run.
+    scgalore.tl.pretrain : Pre-train a model on files of cells.
+
     Examples
     --------
     >>> import scgalore as sg
     >>> config = sg.pipeline.PretrainConfig("cells/", "runs/x", max_hours=4)
-    >>> sg.pipeline.pretrain(config)  # doctest: +SKIP
+    >>> folder = sg.pipeline.pretrain(config)  # doctest: +SKIP
     """
     # Messages on each file, losses and throughput are needed during long runs.
     with settings.override(verbosity=max(2, settings.verbosity or 0)):

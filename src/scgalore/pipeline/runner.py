@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from anndata import AnnData
 
+from scgalore import _logging as logg
 from scgalore import errors
 from scgalore._options import UNS_OR_OBSM
 from scgalore._world import launched_world
@@ -86,11 +87,16 @@ def run(config: RunConfig, *, force: bool = False, resume: bool = False) -> Path
     DataError, MissingKeyError, OptionError, WeightsError, DownloadError
         If the run is not possible. Nothing is written then.
 
+    See Also
+    --------
+    scgalore.pipeline.RunConfig : Configuration of a run.
+    scgalore.tl.finetune : Fine-tune a model on your cells.
+
     Examples
     --------
     >>> import scgalore as sg
     >>> config = sg.pipeline.RunConfig("cells.h5ad", "runs/x", labels_key="cell_type", model="scgpt-mini")
-    >>> sg.pipeline.run(config)  # doctest: +SKIP
+    >>> folder = sg.pipeline.run(config)  # doctest: +SKIP
     """
     if (n := launched_world().size) > 1:
         msg = f"A run uses a single process, but {n} were started. To train with several, call sg.tl.finetune in a script."
@@ -112,7 +118,8 @@ def run(config: RunConfig, *, force: bool = False, resume: bool = False) -> Path
         elif folder.is_finished:
             stages.say(f"The run in {folder.path} is finished; nothing was changed.")
             return folder.path
-    _Run(config, file, folder, stages, resumed=resumed).make()
+    with logg.summarised():
+        _Run(config, file, folder, stages, resumed=resumed).make()
     return folder.path
 
 
@@ -137,7 +144,9 @@ class _Run:
         self._begin(adata, genes)
         with self._stage("fine-tune", own_bar=True) as note:
             fitted = self._finetune(adata, model)
-            note(f"{len(fitted.history)} epochs, kept {self._kept(fitted)}")
+            n_known = self._n_known(adata)
+            known = "" if n_known is None else f"; {n_known:,} of {adata.n_vars:,} genes are in the model's vocabulary"
+            note(f"{len(fitted.history)} epochs, kept {self._kept(fitted)}{known}")
         self._write_table("history.csv", fitted.history)
         with self._stage("predict", own_bar=True) as note:
             note(self.task.predict(adata, fitted, self._call()))
@@ -282,6 +291,11 @@ class _Run:
         return f"epoch {best}" if best >= 0 else "the initial weights"
 
     @staticmethod
+    def _n_known(adata: AnnData) -> int | None:
+        """Number of selected genes in the model's vocabulary, if the task recorded it."""
+        return adata.uns["finetune"].get("genes", {}).get("matched")
+
+    @staticmethod
     def _best_epoch(model: CellModel) -> int:
         assert model.result is not None
         assert model.result.best_epoch is not None
@@ -324,7 +338,7 @@ class _Run:
             sources={str(name): int(n) for name, n in adata.var[f"{KEY}_source"].value_counts().items() if n},
             n_genes=adata.n_vars,
             n_vars=len(self.file.var),
-            n_known=adata.uns["finetune"].get("genes", {}).get("matched"),
+            n_known=self._n_known(adata),
             history=model.history,
             kept=self._best_epoch(model),
             converged=model.result.converged,

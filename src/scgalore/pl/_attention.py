@@ -85,11 +85,18 @@ def attention(
     OptionError
         If ``n_genes`` is no positive number, a group does not exist or is not named where there are several, or a gene has no edges.
 
+    See Also
+    --------
+    scgalore.tl.gene_network : Rank edges from regulators to target genes.
+    scgalore.pl.gene_network : Draw the strongest edges of some regulators.
+    scgalore.get.gene_network : Read edges of a network as a table.
+
     Examples
     --------
+    Here ``adata`` contains a network of two cell types by :func:`scgalore.tl.gene_network`.
+
     >>> import scgalore as sg
-    >>> sg.tl.gene_network(adata, method="attention", groupby="cell_type")  # doctest: +SKIP
-    >>> sg.pl.attention(adata, ["SPI1", "PAX5"], group="B cell", versus="Monocyte")  # doctest: +SKIP
+    >>> ax = sg.pl.attention(adata, group="CD14+ Monocyte", versus="Dendritic", show=False)
     """
     n_genes = N_GENES.check(n_genes)
     edges = read_network_record(adata, key)["edges"]

@@ -91,6 +91,12 @@ def confusion_matrix(
     DataError
         If the split has no cells.
 
+    See Also
+    --------
+    scgalore.tl.finetune : Fine-tune a model on your cells.
+    scgalore.tl.annotate : Predict labels or values of new cells.
+    scgalore.pl.history : Draw losses and scores by epoch.
+
     Examples
     --------
     >>> import scanpy as sc, scgalore as sg

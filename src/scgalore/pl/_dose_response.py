@@ -77,11 +77,17 @@ def dose_response(
     OptionError
         If there are several contexts and none is named, or more than four genes of several compounds.
 
+    See Also
+    --------
+    scgalore.tl.predict_perturbation : Predict expression after perturbations.
+    scgalore.pl.perturbation_effect : Draw predicted against observed effects by gene.
+
     Examples
     --------
+    Here ``adata`` contains predictions for compounds by :func:`scgalore.tl.predict_perturbation`.
+
     >>> import scgalore as sg
-    >>> sg.tl.predict_perturbation(adata, ["dexamethasone@0.1", "dexamethasone@1"])  # doctest: +SKIP
-    >>> sg.pl.dose_response(adata, ["FKBP5", "TSC22D3"])  # doctest: +SKIP
+    >>> ax = sg.pl.dose_response(adata, ["FKBP5", "TSC22D3"], context="A549", show=False)
     """
     record = read_prediction_record(adata, key)
     if "dose" not in record["rows"]:

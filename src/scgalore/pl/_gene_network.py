@@ -78,10 +78,18 @@ def gene_network(
     OptionError
         If the group does not exist or is not named where there are several, or a regulator has no edges.
 
+    See Also
+    --------
+    scgalore.tl.gene_network : Rank edges from regulators to target genes.
+    scgalore.pl.attention : Draw mean attention as a heat map.
+    scgalore.get.gene_network : Read edges of a network as a table.
+
     Examples
     --------
+    Here ``adata`` contains a network of two cell types by :func:`scgalore.tl.gene_network`.
+
     >>> import scgalore as sg
-    >>> sg.pl.gene_network(adata, "SPI1")  # doctest: +SKIP
+    >>> ax = sg.pl.gene_network(adata, "SPI1", group="CD14+ Monocyte", show=False)
     """
     n_edges = N_EDGES.check(n_edges)
     edges = of_group(read_network_record(adata, key)["edges"], group)

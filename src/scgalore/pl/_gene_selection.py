@@ -76,6 +76,10 @@ def gene_selection(
     OptionError
         If ``palette`` holds something that is not a color.
 
+    See Also
+    --------
+    scgalore.tl.select_genes : Rank and select genes.
+
     Examples
     --------
     >>> import scanpy as sc, scgalore as sg

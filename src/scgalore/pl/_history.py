@@ -67,6 +67,11 @@ def history(
     MissingKeyError
         If there is no training history under ``key``, or the metric was not recorded.
 
+    See Also
+    --------
+    scgalore.tl.finetune : Fine-tune a model on your cells.
+    scgalore.pl.confusion_matrix : Draw true and predicted labels.
+
     Examples
     --------
     >>> import scanpy as sc, scgalore as sg

@@ -73,10 +73,17 @@ def in_silico_shifts(
     OptionError
         If ``n_labels`` is negative or no whole number, or there are several groups and none is named.
 
+    See Also
+    --------
+    scgalore.tl.perturb_in_silico : Perturb genes of unperturbed cells in silico.
+    scgalore.get.in_silico_shifts : Read shifts by in-silico perturbations as a table.
+
     Examples
     --------
+    Here ``adata`` contains results of :func:`scgalore.tl.perturb_in_silico`.
+
     >>> import scgalore as sg
-    >>> sg.pl.in_silico_shifts(adata)  # doctest: +SKIP
+    >>> ax = sg.pl.in_silico_shifts(adata, show=False)
     """
     n_labels = N_LABELS.check(n_labels)
     record = read_in_silico_record(adata, key)

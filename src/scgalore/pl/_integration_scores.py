@@ -73,10 +73,17 @@ def integration_scores(
     MissingKeyError
         If there are no scores under ``key``.
 
+    See Also
+    --------
+    scgalore.tl.evaluate_integration : Score embeddings by batch mixing and separation of labels.
+    scgalore.get.integration_scores : Read integration scores as a table.
+
     Examples
     --------
+    Here ``adata`` contains scores by :func:`scgalore.tl.evaluate_integration`.
+
     >>> import scgalore as sg
-    >>> sg.pl.integration_scores(adata)  # doctest: +SKIP
+    >>> ax = sg.pl.integration_scores(adata, show=False)
     """
     record = read_integration_record(adata, key)
     scores, columns = record["scores"], record["columns"].astype(str)

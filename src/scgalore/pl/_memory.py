@@ -72,11 +72,16 @@ def memory(
     OptionError
         If ``palette`` holds something that is not a color.
 
+    See Also
+    --------
+    scgalore.estimate_memory : Estimate the memory of fine-tuning.
+    scgalore.model.savings : Memory as memory-saving settings are added.
+
     Examples
     --------
     >>> import scgalore as sg
     >>> table = sg.model.savings("scgpt", genes_per_cell=3000, batch_size=8, accelerator="cuda")
-    >>> sg.pl.memory(table)  # doctest: +SKIP
+    >>> ax = sg.pl.memory(table, show=False)
     """
     table = _table(data)
     parts = [part for part in table.columns if part != PEAK and (table[part] > 0).any()]

@@ -68,10 +68,18 @@ def perturbation_effect(
     OptionError
         If ``n_labels`` is negative.
 
+    See Also
+    --------
+    scgalore.tl.evaluate_perturbation : Score predicted perturbations next to baselines.
+    scgalore.get.perturbation_effects : Read predicted effects as a table.
+    scgalore.pl.perturbation_scores : Draw scores with baselines and ceiling.
+
     Examples
     --------
+    Here ``adata`` contains scores by :func:`scgalore.tl.evaluate_perturbation`.
+
     >>> import scgalore as sg
-    >>> sg.pl.perturbation_effect(adata, "KLF1+MAP2K6")  # doctest: +SKIP
+    >>> ax = sg.pl.perturbation_effect(adata, "KLF1+MAP2K6", show=False)
     """
     if n_labels < 0:
         msg = f"n_labels={n_labels}: expected 0 or more."

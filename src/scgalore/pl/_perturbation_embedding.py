@@ -82,10 +82,18 @@ def perturbation_embedding(
     OptionError
         If ``n_labels`` is negative, or ``palette`` holds something that is not a color.
 
+    See Also
+    --------
+    scgalore.tl.predict_perturbation : Predict expression after perturbations.
+    scgalore.tl.evaluate_perturbation : Score predicted perturbations next to baselines.
+    scgalore.pl.perturbation_effect : Draw predicted against observed effects by gene.
+
     Examples
     --------
+    Here ``adata`` contains predictions by :func:`scgalore.tl.predict_perturbation`.
+
     >>> import scgalore as sg
-    >>> sg.pl.perturbation_embedding(adata)  # doctest: +SKIP
+    >>> ax = sg.pl.perturbation_embedding(adata, show=False)
     """
     if n_labels < 0:
         msg = f"n_labels={n_labels}: expected 0 or more."

@@ -77,10 +77,18 @@ def perturbation_scores(
     OptionError
         If several metrics are to be drawn on one ``ax``, or ``palette`` holds something that is not a color.
 
+    See Also
+    --------
+    scgalore.tl.evaluate_perturbation : Score predicted perturbations next to baselines.
+    scgalore.get.perturbation_scores : Read scores of predicted perturbations as a table.
+    scgalore.pl.perturbation_effect : Draw predicted against observed effects by gene.
+
     Examples
     --------
+    Here ``adata`` contains scores by :func:`scgalore.tl.evaluate_perturbation`.
+
     >>> import scgalore as sg
-    >>> sg.pl.perturbation_scores(adata, "pearson_delta", group="combo_seen2")  # doctest: +SKIP
+    >>> ax = sg.pl.perturbation_scores(adata, "pearson_delta", show=False)
     """
     table = read_scores_record(adata, key)["summary"]
     table = _rows(table, "group", group)

@@ -98,6 +98,10 @@ def collapse_guides(
     DataError
         If a table maps a guide to several genes.
 
+    See Also
+    --------
+    scgalore.pp.split_perturbations : Split perturbations into training, validation and test.
+
     Examples
     --------
     >>> import numpy as np, pandas as pd, scgalore as sg

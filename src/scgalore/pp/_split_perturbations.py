@@ -143,6 +143,12 @@ def split_perturbations(
     OptionError
         If an option is out of range or belongs to other kinds, or ``control`` is not among the labels.
 
+    See Also
+    --------
+    scgalore.pp.collapse_guides : Map guides to the genes they target.
+    scgalore.tl.finetune : Fine-tune a model on your cells.
+    scgalore.tl.predict_perturbation : Predict expression after perturbations.
+
     Examples
     --------
     >>> import numpy as np, pandas as pd, scgalore as sg

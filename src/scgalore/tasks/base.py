@@ -237,7 +237,7 @@ class Task(ABC):
 
         Returns
         -------
-        Input of :meth:`prepare`, with an attribute ``title``, such as "560 of 700 cells".
+        Input of :meth:`prepare`, with an attribute ``title``, such as "700 cells".
         """
 
     @abstractmethod

@@ -69,7 +69,7 @@ class CellReading:
     memory
         Memory of a fitted model.
     title
-        Description of the training cells.
+        Description of the cells, for messages.
     """
 
     data: AnnData | TokenStream = field(repr=False)
@@ -169,7 +169,7 @@ class CellTask(Task):
         _warn_empty(targets.split.sizes(), call)
         train = np.isin(np.arange(data.n_obs), targets.split.train)
         ranks = call.ranks_of(data, train, gene_strategy=self.gene_strategy)
-        title = f"{len(targets.split.train):,} of {data.n_obs:,} cells"
+        title = f"{data.n_obs:,} cells"
         return CellReading(data, targets, ranks, targets.memory, title)
 
     def _read_stream(self, stream: TokenStream, call: TrainingCall) -> CellReading:

@@ -105,6 +105,12 @@ def annotate(
     DataError
         If the matrix contains negative, NaN or infinite values, no gene matches, or a cell expresses no matched gene.
 
+    See Also
+    --------
+    scgalore.tl.finetune : Fine-tune a model on your cells.
+    scgalore.tl.map_to_reference : Transfer labels from a reference.
+    scgalore.pl.confusion_matrix : Draw true and predicted labels.
+
     Examples
     --------
     >>> import scanpy as sc, scgalore as sg

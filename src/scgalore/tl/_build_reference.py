@@ -137,6 +137,11 @@ def build_reference(
     OptionError
         If an option is out of range, ``path`` exists, or ``extend`` was built with another model.
 
+    See Also
+    --------
+    scgalore.tl.map_to_reference : Transfer labels from a reference.
+    scgalore.tl.annotate : Predict labels or values of new cells.
+
     Examples
     --------
     >>> import scanpy as sc, scgalore as sg

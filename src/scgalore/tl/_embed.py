@@ -104,6 +104,12 @@ def embed(
     MissingKeyError
         If ``layer``, ``gene_symbols`` or ``mod`` does not exist.
 
+    See Also
+    --------
+    scgalore.tl.finetune : Fine-tune a model on your cells.
+    scgalore.tl.gene_embeddings : Embed genes.
+    scgalore.tl.evaluate_integration : Score embeddings by batch mixing and separation of labels.
+
     Examples
     --------
     >>> import scanpy as sc, scgalore as sg

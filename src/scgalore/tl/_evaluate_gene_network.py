@@ -123,12 +123,21 @@ def evaluate_gene_network(
     OptionError
         If an option is out of range, a baseline is unknown, or two rows would have one name.
 
+    See Also
+    --------
+    scgalore.tl.gene_network : Rank edges from regulators to target genes.
+    scgalore.get.gene_network_scores : Read scores of networks as a table.
+
     Examples
     --------
-    >>> import scgalore as sg
-    >>> sg.tl.gene_network(adata, method="coexpression", n_edges=None)  # doctest: +SKIP
-    >>> sg.tl.evaluate_gene_network(adata, truth)  # doctest: +SKIP
-    >>> sg.get.gene_network_scores(adata)  # doctest: +SKIP
+    Here ``adata`` has blood cells. Known targets are usually read from a file.
+
+    >>> import pandas as pd, scgalore as sg
+    >>> edges = [("SPI1", "CTSS"), ("SPI1", "LYZ"), ("SPI1", "CST3"), ("IRF8", "CD74")]
+    >>> truth = pd.DataFrame(edges, columns=["source", "target"])
+    >>> sg.tl.gene_network(adata, method="coexpression", n_edges=None)
+    >>> sg.tl.evaluate_gene_network(adata, truth, min_targets=1, baselines=["correlation"])
+    >>> scores = sg.get.gene_network_scores(adata)
     """
     keys, seed = NetworkKeys.from_key_added(key_added), seed_from(rng)
     top, min_targets, n_shuffles = TOP.check(top), MIN_TARGETS.check(min_targets), N_SHUFFLES.check(n_shuffles)

@@ -102,12 +102,22 @@ def evaluate_integration(
     OptionError
         If a baseline is unknown, or two rows would have the same name.
 
+    See Also
+    --------
+    scgalore.tl.embed : Embed cells without training.
+    scgalore.tl.finetune : Fine-tune a model on your cells.
+    scgalore.get.integration_scores : Read integration scores as a table.
+    scgalore.pl.integration_scores : Draw a table of integration scores.
+
     Examples
     --------
+    Here ``adata`` has cells of two assays.
+
     >>> import scgalore as sg
-    >>> sg.tl.embed(adata, "scgpt-mini")  # doctest: +SKIP
-    >>> sg.tl.evaluate_integration(adata, "assay", "cell_type", embeddings=["X_scGPT"])  # doctest: +SKIP
-    >>> sg.get.integration_scores(adata)  # doctest: +SKIP
+    >>> sg.tl.embed(adata, "scgpt-mini")
+    >>> sg.tl.evaluate_integration(adata, "assay", "cell_type", embeddings=["X_scGPT"])
+    >>> sorted(sg.get.integration_scores(adata).index)
+    ['Harmony', 'PCA', 'X_scGPT']
     """
     keys, seed = IntegrationKeys.from_key_added(key_added), seed_from(rng)
     reading = Reading(layer, data_type=data_type)

@@ -89,12 +89,20 @@ def evaluate_perturbation(
     OptionError
         If an option is not one of its choices, or ``de=True`` and the extra ``eval`` is not installed.
 
+    See Also
+    --------
+    scgalore.tl.predict_perturbation : Predict expression after perturbations.
+    scgalore.get.perturbation_scores : Read scores of predicted perturbations as a table.
+    scgalore.pl.perturbation_scores : Draw scores with baselines and ceiling.
+    scgalore.pl.perturbation_effect : Draw predicted against observed effects by gene.
+
     Examples
     --------
+    Here ``adata`` contains predictions of held-out perturbations by :func:`scgalore.tl.predict_perturbation`.
+
     >>> import scgalore as sg
-    >>> sg.tl.predict_perturbation(adata)  # doctest: +SKIP
-    >>> sg.tl.evaluate_perturbation(adata, de=False)  # doctest: +SKIP
-    >>> sg.get.perturbation_scores(adata)  # doctest: +SKIP
+    >>> sg.tl.evaluate_perturbation(adata, de=False)
+    >>> summary = sg.get.perturbation_scores(adata, summary=True)
     """
     keys, seed = PerturbationKeys.from_key_added(key_added), seed_from(rng)
     chosen = choose_metrics(metrics, de=de)

@@ -188,6 +188,16 @@ def finetune(
         that is read, such as ``labels_key="scgpt_label"`` without ``key_added``. All three errors are raised before
         training, and nothing is written.
 
+    See Also
+    --------
+    scgalore.tl.annotate : Predict labels or values of new cells.
+    scgalore.tl.predict_perturbation : Predict expression after perturbations.
+    scgalore.tl.predict_protein : Predict surface proteins from RNA.
+    scgalore.tl.pretrain : Pre-train a model on files of cells.
+    scgalore.pl.history : Draw losses and scores by epoch.
+    scgalore.pl.confusion_matrix : Draw true and predicted labels.
+    scgalore.estimate_memory : Estimate the memory of fine-tuning.
+
     Examples
     --------
     >>> import scanpy as sc, scgalore as sg
@@ -240,8 +250,8 @@ def finetune(
     goal = chosen.goal(call.arguments).replace("`", "")
     with logg.step(f"fine-tuning {start['name']} {goal}, on {reading.title}") as step:
         if task is None and chosen.key is None:
-            named = " or ".join(f"{one.key}=" for one in TASKS.values() if one.key is not None)
-            logg.result(f"    continuing pre-training on masked expression, as {named} was not passed")
+            *others, last = [f"{one.key}=" for one in TASKS.values() if one.key is not None]
+            logg.result(f"    pre-training continues, since none of {', '.join(others)} and {last} was passed")
         prepared = chosen.prepare(reading, fitted, call)
         if prepared.split is not None:
             sizes = ", ".join(f"{n:,} {part}" for part, n in prepared.split.sizes().items())

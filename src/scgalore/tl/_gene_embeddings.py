@@ -108,6 +108,12 @@ def gene_embeddings(
     MissingKeyError
         If ``groupby``, ``layer``, ``gene_symbols`` or ``mod`` does not exist.
 
+    See Also
+    --------
+    scgalore.tl.gene_programs : Cluster genes into programs.
+    scgalore.tl.gene_network : Rank edges from regulators to target genes.
+    scgalore.tl.embed : Embed cells without training.
+
     Examples
     --------
     >>> import scanpy as sc, scgalore as sg

@@ -165,6 +165,13 @@ def gene_network(
     MissingKeyError
         If ``groupby``, ``layer``, ``gene_symbols`` or ``mod`` does not exist.
 
+    See Also
+    --------
+    scgalore.tl.evaluate_gene_network : Score networks against known targets.
+    scgalore.get.gene_network : Read edges of a network as a table.
+    scgalore.pl.gene_network : Draw the strongest edges of some regulators.
+    scgalore.pl.attention : Draw mean attention as a heat map.
+
     Examples
     --------
     >>> import scanpy as sc, scgalore as sg

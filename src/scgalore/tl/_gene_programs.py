@@ -134,6 +134,12 @@ def gene_programs(
     MissingKeyError
         If ``layer``, ``gene_symbols`` or ``mod`` does not exist.
 
+    See Also
+    --------
+    scgalore.tl.gene_embeddings : Embed genes.
+    scgalore.tl.gene_network : Rank edges from regulators to target genes.
+    scgalore.genes.list_gene_sets : List the gene sets of the package.
+
     Examples
     --------
     >>> import scanpy as sc, scgalore as sg

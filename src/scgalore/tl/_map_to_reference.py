@@ -127,6 +127,11 @@ def map_to_reference(
     OptionError
         If ``model`` is not the model of the reference, or cannot be found.
 
+    See Also
+    --------
+    scgalore.tl.build_reference : Build a reference of labelled cells.
+    scgalore.tl.annotate : Predict labels or values of new cells.
+
     Examples
     --------
     >>> import scanpy as sc, scgalore as sg

@@ -159,12 +159,19 @@ def perturb_in_silico(
         If ``mode`` and ``level`` do not belong together, an option is out of range, or the model reads perturbation
         flags.
 
+    See Also
+    --------
+    scgalore.get.in_silico_shifts : Read shifts by in-silico perturbations as a table.
+    scgalore.get.in_silico_effects : Read effects of in-silico perturbations on other genes as a table.
+    scgalore.pl.in_silico_shifts : Draw a volcano plot of in-silico perturbations.
+    scgalore.tl.predict_perturbation : Predict expression after perturbations.
+
     Examples
     --------
     >>> import scanpy as sc, scgalore as sg
     >>> adata = sc.datasets.pbmc68k_reduced().raw.to_adata()
     >>> sg.tl.perturb_in_silico(adata, model="scgpt-mini", n_cells=20, n_null=0)
-    >>> sg.get.in_silico_shifts(adata)[["gene", "shift"]]  # doctest: +SKIP
+    >>> shifts = sg.get.in_silico_shifts(adata)[["gene", "shift"]]
     """
     keys, seed, edit = InSilicoKeys.from_key_added(key_added), seed_from(rng), Edit(mode, level)
     _check(n_cells=(n_cells, 1), min_cells=(min_cells, 1), n_null=(n_null, 0), n_effects=(n_effects, 0))

@@ -135,10 +135,29 @@ def predict_perturbation(
     OptionError
         If ``perturbations`` is empty.
 
+    See Also
+    --------
+    scgalore.pp.split_perturbations : Split perturbations into training, validation and test.
+    scgalore.tl.finetune : Fine-tune a model on your cells.
+    scgalore.tl.evaluate_perturbation : Score predicted perturbations next to baselines.
+    scgalore.tl.rank_perturbations : Rank perturbations by similarity to a target state.
+    scgalore.get.perturbation_effects : Read predicted effects as a table.
+    scgalore.get.perturbed_cells : Sample cells around predicted means.
+    scgalore.pl.perturbation_embedding : Draw training, predicted and observed perturbations in a plane.
+    scgalore.pl.dose_response : Draw effects of compounds by dose.
+
     Examples
     --------
-    >>> sg.tl.predict_perturbation(adata, ["KLF1", "KLF1+MAP2K6"], model=model)  # doctest: +SKIP
-    >>> adata.uns["predict_perturbation"]["effects"]["KLF1"].nlargest(5)  # doctest: +SKIP
+    Here ``adata`` is a screen, with control cells and genes perturbed one and two at a time.
+
+    >>> import scgalore as sg
+    >>> model = sg.tl.finetune(adata, task="perturbation", max_epochs=1)
+    >>> sg.tl.predict_perturbation(adata, ["KLF1", "KLF1+MAP2K6"])
+    >>> sg.get.perturbation_effects(adata).index.to_list()
+    ['KLF1', 'KLF1+MAP2K6']
+
+    Compounds are named with their doses:
+
     >>> sg.tl.predict_perturbation(drugs, ["dexamethasone@0.3", "dexamethasone@3"])  # doctest: +SKIP
     """
     check_key(key_added)

@@ -105,6 +105,11 @@ def predict_protein(
         If the matrix contains negative, NaN or infinite values, no gene matches, or ``protein`` has none of the model's
         proteins.
 
+    See Also
+    --------
+    scgalore.tl.finetune : Fine-tune a model on your cells.
+    scgalore.tl.embed : Embed cells without training.
+
     Examples
     --------
     >>> import numpy as np, pandas as pd, scanpy as sc, scgalore as sg

@@ -125,6 +125,13 @@ def pretrain(
         If an option does not exist, is out of range, or conflicts with others. All three errors are raised before
         training, and nothing is written.
 
+    See Also
+    --------
+    scgalore.tl.finetune : Fine-tune a model on your cells.
+    scgalore.model.scgpt_config : Configuration of a new scGPT network.
+    scgalore.data.stream : Stream batches of tokens from many files.
+    scgalore.pipeline.pretrain : Pre-train from files to a report.
+
     Examples
     --------
     >>> import scanpy as sc, scgalore as sg

@@ -160,11 +160,18 @@ def rank_perturbations(
         If an option is not one of its choices, there is no candidate, or there are several contexts and ``context`` is
         ``None``.
 
+    See Also
+    --------
+    scgalore.tl.predict_perturbation : Predict expression after perturbations.
+    scgalore.tl.perturb_in_silico : Perturb genes of unperturbed cells in silico.
+
     Examples
     --------
+    Here ``adata`` is a screen that a model was fine-tuned on, see :func:`scgalore.tl.predict_perturbation`.
+
     >>> import scgalore as sg
-    >>> sg.tl.rank_perturbations(adata, "KLF1+MAP2K6", pairs=True)  # doctest: +SKIP
-    >>> adata.uns["rank_perturbations"]["ranking"].head()  # doctest: +SKIP
+    >>> sg.tl.rank_perturbations(adata, "KLF1+MAP2K6", pairs=True)
+    >>> best = adata.uns["rank_perturbations"]["ranking"].head()
     """
     _check(n_controls=n_controls, max_pairs=max_pairs, metric=metric)
     key = KEY if key_added is None else PerturbationKeys.from_key_added(key_added).prediction

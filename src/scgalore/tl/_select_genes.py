@@ -123,6 +123,12 @@ def select_genes(
     MissingKeyError
         If a column, ``layer`` or ``mod`` does not exist.
 
+    See Also
+    --------
+    scgalore.tl.finetune : Fine-tune a model on your cells.
+    scgalore.genes.list_gene_sets : List the gene sets of the package.
+    scgalore.pl.gene_selection : Draw the sources of the best genes.
+
     Examples
     --------
     >>> import scanpy as sc, scgalore as sg

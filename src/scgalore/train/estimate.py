@@ -60,6 +60,18 @@ class MemoryEstimate:
         to the trained rows. 0 on a GPU.
     weigh
         Computes ``helps`` on request, since each setting requires a separate estimate.
+
+    See Also
+    --------
+    scgalore.estimate_memory : Estimate the memory of fine-tuning.
+    scgalore.pl.memory : Draw the memory of a run by component.
+
+    Examples
+    --------
+    >>> import scgalore as sg
+    >>> estimate = sg.estimate_memory("scgpt-mini", genes_per_cell=500, batch_size=8, accelerator="cuda")
+    >>> estimate.peak == sum(estimate.parts().values())
+    True
     """
 
     parameters: int
@@ -143,6 +155,18 @@ def estimate_training(
     Returns
     -------
     The estimate.
+
+    See Also
+    --------
+    scgalore.estimate_memory : Estimate the memory of fine-tuning.
+
+    Examples
+    --------
+    >>> import scgalore as sg
+    >>> network = sg.model.load("scgpt-mini").network
+    >>> objective, config = sg.objectives.MaskedExpression(), sg.train.TrainConfig()
+    >>> sizes = {"n_cells": 8, "n_tokens": 501, "n_rows": 2000}
+    >>> estimate = sg.train.estimate_training(network, objective, config, **sizes, gpu=True)
     """
     gpu = training_device(config).type != "cpu" if gpu is None else gpu
     return count_case(Case(network, objective, config, n_cells, n_tokens, n_rows, gpu, n_processes))

@@ -51,6 +51,16 @@ def bundle(models: Sequence[str], path: PathLike) -> Path:
         If a name is unknown, or its weights are part of the package.
     DownloadError, WeightsError
         If weights cannot be fetched, or are not the right ones. No file is made then.
+
+    See Also
+    --------
+    scgalore.weights.unbundle : Unpack weights from such a file.
+    scgalore.weights.register : Register weights on your own server.
+
+    Examples
+    --------
+    >>> import scgalore as sg
+    >>> sg.weights.bundle(["scgpt"], "weights.tar")  # doctest: +SKIP
     """
     content: dict[str, Path | bytes] = {}
     for model in models:
@@ -119,6 +129,16 @@ def unbundle(path: PathLike) -> list[str]:
         If there is no such file.
     WeightsError
         If it is not a bundle, or is damaged. Nothing has been unpacked then.
+
+    See Also
+    --------
+    scgalore.weights.bundle : Pack weights for a machine without a network.
+
+    Examples
+    --------
+    >>> import scgalore as sg
+    >>> sg.weights.unbundle("weights.tar")  # doctest: +SKIP
+    ['scgpt']
     """
     source = Path(path).expanduser()
     if not source.is_file():

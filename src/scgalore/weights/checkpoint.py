@@ -58,6 +58,18 @@ class Checkpoint:
         Hash of the file that holds the weights.
     weights_file, args_file
         Where weights and hyperparameters were read, for messages.
+
+    See Also
+    --------
+    scgalore.weights.read_checkpoint : Read a checkpoint folder of any layout.
+
+    Examples
+    --------
+    >>> import scgalore as sg
+    >>> folder = sg.weights.fetch_weights("scgpt-mini")
+    >>> checkpoint = sg.weights.read_checkpoint(folder)
+    >>> checkpoint.shapes["decoder.fc.0.weight"]
+    (128, 128)
     """
 
     args: dict[str, Any] = field(repr=False)
@@ -98,6 +110,20 @@ def read_checkpoint(
     ------
     WeightsError
         If a file is missing, damaged, does not belong to the others, or holds more than tensors.
+
+    See Also
+    --------
+    scgalore.weights.read_scgpt : Read scGPT weights.
+    scgalore.weights.read_scbert : Read scBERT weights.
+    scgalore.weights.load_tensors : Load tensors into a network.
+    scgalore.weights.write_checkpoint : Write a checkpoint folder of scgalore.
+
+    Examples
+    --------
+    >>> import scgalore as sg
+    >>> folder = sg.weights.fetch_weights("scgpt-mini")
+    >>> sg.weights.read_checkpoint(folder).layout
+    'scgalore'
     """
     folder = Path(folder).expanduser()
     recover_folder(folder)

@@ -37,6 +37,19 @@ def fetch_weights(name: str, *, progress: bool | None = None) -> Path:
         If no weights have this name.
     DownloadError
         If files are missing and cannot be downloaded; the message explains how to provide them manually.
+
+    See Also
+    --------
+    scgalore.weights.list_weights : List the names of all weights.
+    scgalore.weights.bundle : Pack weights for a machine without a network.
+    scgalore.weights.read_checkpoint : Read a checkpoint folder of any layout.
+
+    Examples
+    --------
+    >>> import scgalore as sg
+    >>> folder = sg.weights.fetch_weights("scgpt-mini")
+    >>> (folder / "model.safetensors").exists()
+    True
     """
     return fetch_entry(get_entry(name), progress=progress)
 
@@ -66,6 +79,18 @@ def resolve_model_folder(model: str | os.PathLike[str]) -> tuple[Path, WeightsEn
         If the model must be downloaded and cannot be.
     WeightsError
         If what was downloaded is not what was published.
+
+    See Also
+    --------
+    scgalore.weights.fetch_weights : Download registered weights.
+    scgalore.model.load : Load a model of any family.
+
+    Examples
+    --------
+    >>> import scgalore as sg
+    >>> folder, entry = sg.weights.resolve_model_folder("scgpt-mini")
+    >>> entry.name
+    'scgpt-mini'
     """
     if isinstance(model, str) and model in list_weights():
         return fetch_weights(model), get_entry(model)

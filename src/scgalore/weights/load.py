@@ -43,6 +43,17 @@ class LoadReport:
         Names in the network that kept their initial values.
     ignored
         Names in the checkpoint that the network has no place for.
+
+    See Also
+    --------
+    scgalore.weights.load_tensors : Load tensors into a network.
+
+    Examples
+    --------
+    >>> import scgalore as sg
+    >>> report = sg.model.load("scgpt-mini").load_report
+    >>> report.random
+    ()
     """
 
     loaded: tuple[str, ...]
@@ -82,6 +93,20 @@ def load_tensors(
     ------
     WeightsError
         If shapes differ, a tensor would stay random that may not, or one that is used holds NaN or infinity.
+
+    See Also
+    --------
+    scgalore.weights.read_checkpoint : Read a checkpoint folder of any layout.
+    scgalore.weights.LoadReport : Account of loaded tensors.
+
+    Examples
+    --------
+    >>> import scgalore as sg
+    >>> model = sg.model.load("scgpt-mini")
+    >>> checkpoint = sg.weights.read_scgpt(sg.weights.fetch_weights("scgpt-mini"))
+    >>> report = sg.weights.load_tensors(model.network, checkpoint)
+    >>> report.random
+    ()
     """
     report = compare_tensors(network, checkpoint, allow_random=allow_random)
     own = network.state_dict()

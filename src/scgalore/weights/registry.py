@@ -50,6 +50,16 @@ class WeightsFile:
         Bytes, where known.
     sha256
         What the content must hash to; empty if nobody has published it.
+
+    See Also
+    --------
+    scgalore.weights.WeightsEntry : Registered weights.
+
+    Examples
+    --------
+    >>> import scgalore as sg
+    >>> [file.name for file in sg.weights.get_entry("scgpt-mini").files]
+    ['config.json', 'vocab.json', 'model.safetensors']
     """
 
     name: str
@@ -91,6 +101,17 @@ class WeightsEntry:
         :func:`scgalore.tl.perturb_in_silico`.
     family
         Entry of :data:`scgalore.model.FAMILIES` that reads them.
+
+    See Also
+    --------
+    scgalore.weights.get_entry : Look up registered weights.
+
+    Examples
+    --------
+    >>> import scgalore as sg
+    >>> entry = sg.weights.get_entry("scgpt-mini")
+    >>> entry.bundled
+    True
     """
 
     name: str
@@ -116,7 +137,19 @@ class WeightsEntry:
 
 
 def list_weights() -> list[str]:
-    """Names of all registered weights, including those that :attr:`WeightsEntry.refusal` keeps from being fetched."""
+    """Names of all registered weights, including those that :attr:`WeightsEntry.refusal` keeps from being fetched.
+
+    See Also
+    --------
+    scgalore.weights.get_entry : Look up registered weights.
+    scgalore.weights.fetch_weights : Download registered weights.
+
+    Examples
+    --------
+    >>> import scgalore as sg
+    >>> "scgpt-mini" in sg.weights.list_weights()
+    True
+    """
     return list(_registry())
 
 
@@ -132,6 +165,17 @@ def get_entry(name: str) -> WeightsEntry:
     ------
     OptionError
         If there are no weights of this name.
+
+    See Also
+    --------
+    scgalore.weights.list_weights : List the names of all weights.
+    scgalore.weights.fetch_weights : Download registered weights.
+
+    Examples
+    --------
+    >>> import scgalore as sg
+    >>> sg.weights.get_entry("scgpt-mini").family
+    'scgpt'
     """
     registry = _registry()
     if name not in registry:
@@ -181,6 +225,11 @@ def register(
     ------
     OptionError
         If the name, the address or a hash cannot be used.
+
+    See Also
+    --------
+    scgalore.weights.fetch_weights : Download registered weights.
+    scgalore.weights.bundle : Pack weights for a machine without a network.
 
     Examples
     --------

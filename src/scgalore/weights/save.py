@@ -61,6 +61,18 @@ def write_checkpoint(
         If ``folder`` is taken or a name in ``extra`` is.
     DiskError
         If the disk takes no more.
+
+    See Also
+    --------
+    scgalore.weights.read_checkpoint : Read a checkpoint folder of any layout.
+    scgalore.weights.export_scgpt : Write a checkpoint folder of scGPT.
+
+    Examples
+    --------
+    >>> import scgalore as sg
+    >>> model = sg.model.load("scgpt-mini")
+    >>> config, vocab = model.network.config.to_dict(), model.vocab.to_dict()
+    >>> sg.weights.write_checkpoint("copy", config=config, vocab=vocab, tensors=model.network.state_dict())
     """
     extra = extra or {}
     for name in extra:
@@ -101,6 +113,20 @@ def export_scgpt(
         Weights by canonical name.
     overwrite
         Whether a checkpoint in ``folder`` may be replaced.
+
+    See Also
+    --------
+    scgalore.weights.read_scgpt : Read scGPT weights.
+    scgalore.weights.write_checkpoint : Write a checkpoint folder of scgalore.
+
+    Examples
+    --------
+    The method ``export_scgpt`` of a model calls this function.
+
+    >>> import scgalore as sg
+    >>> model = sg.model.load("scgpt-mini")
+    >>> args, vocab = model.network.config.to_args(), model.vocab.to_dict()
+    >>> sg.weights.export_scgpt("original", args=args, vocab=vocab, tensors=model.network.state_dict())
     """
     with whole_folder(Path(folder), CHECKPOINT, overwrite=overwrite) as draft:
         _write_json(draft / "args.json", args)
@@ -125,6 +151,19 @@ def export_scbert(
         Weights by the names of the released file, with its shapes and dtypes.
     overwrite
         Whether a checkpoint in ``folder`` may be replaced.
+
+    See Also
+    --------
+    scgalore.weights.read_scbert : Read scBERT weights.
+    scgalore.weights.write_checkpoint : Write a checkpoint folder of scgalore.
+
+    Examples
+    --------
+    The method ``export_scbert`` of a model calls this function.
+
+    >>> import scgalore as sg
+    >>> model = sg.model.SCBERT.from_pretrained("panglao_pretrain.pth")
+    >>> model.export_scbert("original")
     """
     content = {"epoch": 0, "model_state_dict": _packed(tensors), "optimizer_state_dict": {}, "scheduler_state_dict": {}}
     content["losses"] = 0.0

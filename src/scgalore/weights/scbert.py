@@ -71,6 +71,16 @@ def read_scbert(folder: str | os.PathLike[str], *, args: Mapping[str, Any] | Non
     ------
     WeightsError
         As :func:`scgalore.weights.read_checkpoint`, and if the genes are not known.
+
+    See Also
+    --------
+    scgalore.weights.read_checkpoint : Read a checkpoint folder of any layout.
+    scgalore.weights.export_scbert : Write a checkpoint file of scBERT.
+
+    Examples
+    --------
+    >>> import scgalore as sg
+    >>> checkpoint = sg.weights.read_scbert("panglao_pretrain.pth")
     """
     path = Path(folder).expanduser()
     recover_folder(path)

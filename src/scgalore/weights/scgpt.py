@@ -38,6 +38,17 @@ def read_scgpt(folder: str | os.PathLike[str], *, args: Mapping[str, Any] | None
     ------
     WeightsError
         As :func:`scgalore.weights.read_checkpoint`, and if the vocabulary has more tokens than there are embeddings.
+
+    See Also
+    --------
+    scgalore.weights.read_checkpoint : Read a checkpoint folder of any layout.
+    scgalore.weights.export_scgpt : Write a checkpoint folder of scGPT.
+
+    Examples
+    --------
+    >>> import scgalore as sg
+    >>> folder = sg.weights.fetch_weights("scgpt-mini")
+    >>> checkpoint = sg.weights.read_scgpt(folder)
     """
     checkpoint = read_checkpoint(folder, args=args, names=canonical_names)
     table, last = checkpoint.tensors.get(TABLE), max(checkpoint.vocab.values())

@@ -25,10 +25,10 @@ _SCORES = 2**21
 def attend_in_blocks(
     q: Tensor, k: Tensor, v: Tensor, attended: Tensor | None = None, *, forward: bool = True
 ) -> Tensor:
-    """Average the values ``v`` with weights ``softmax(q @ k.T / sqrt(e))``.
+    """Compute attention, ``softmax(q @ k.T / sqrt(e)) @ v``.
 
-    The scores of a block of queries with all keys exist, never those of all queries; the backward pass computes them
-    again. On some processors torch's own kernel multiplies bfloat16 no faster than float32, forwards or backwards.
+    Scores are stored for one block of queries at a time and recomputed in the backward pass. On some processors
+    PyTorch's kernel is no faster in bfloat16 than in float32, in the forward or the backward pass.
 
     Parameters
     ----------
@@ -37,15 +37,15 @@ def attend_in_blocks(
     k, v
         Keys and values ``(b, h, s, e)``.
     attended
-        ``False`` at keys to leave out, for all queries of a cell, ``(b, 1, 1, s)``, or for each, ``(b, 1, t, s)``; each
-        query has at least one to attend to.
+        ``False`` for keys to ignore, for all queries of a cell, ``(b, 1, 1, s)``, or for each, ``(b, 1, t, s)``. Each
+        query must have at least one key.
     forward
-        Whether the forward pass works in blocks too; torch's kernel computes it otherwise.
+        Whether the forward pass also uses blocks; otherwise PyTorch's kernel computes it.
 
     Returns
     -------
     Tensor
-        ``(b, h, t, e)``, in memory as ``(b, t, h, e)``.
+        Shape ``(b, h, t, e)``, in memory as ``(b, t, h, e)``.
     """
     mixed: Tensor = _InBlocks.apply(q, k, v, attended, forward)
     return mixed
@@ -103,13 +103,13 @@ def _mixed(q: Tensor, k: Tensor, v: Tensor, attended: Tensor | None) -> Tensor:
 
 
 def _upright(x: Tensor, factor: float = 1.0) -> Tensor:
-    """Give ``(b, h, s, e)`` as ``(b, h, e, s)`` in memory, which oneDNN multiplies with at twice the rate of a view."""
+    """Copy ``(b, h, s, e)`` to ``(b, h, e, s)`` in memory, with which oneDNN multiplies twice as fast as with a view."""
     turned = x.transpose(-1, -2)
     return torch.mul(turned, factor, out=x.new_empty(turned.shape))
 
 
 def _probabilities(q: Tensor, k: Tensor, attended: Tensor | None) -> Iterator[tuple[slice, slice, Tensor]]:
-    """Cells, queries and their attention ``(cells * h, queries, s)``, a block at a time, each in the memory of the last."""
+    """Iterate over blocks: cells, queries and their attention ``(cells * h, queries, s)``, in memory that is reused."""
     n_cells, n_heads, n_queries, width = q.shape
     length = k.shape[2]
     # Heads before tokens in memory: blocks of them are then views.

@@ -1,4 +1,4 @@
-"""Which kernels layers on a CPU compute with: torch's own or ours, as settings say or as it was measured on this machine."""
+"""Selection of CPU kernels, PyTorch's or those of this package, by settings or by measurements on this machine."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ _mode: str | None = None  # of a run that is continued, in place of the setting
 
 
 def takes(part: str, x: Tensor, *, large: bool = False, backward: bool = False) -> bool:
-    """Whether our kernel computes, rather than torch's own.
+    """Whether to use the kernel of this package instead of PyTorch's.
 
     Parameters
     ----------
     part
-        ``"product"``, ``"attention"``, or ``"dropout"``, which is not measured: what it draws must not depend on the processor.
+        ``"product"``, ``"attention"`` or ``"dropout"``. Dropout is not measured, since its random numbers must not depend on the processor.
     x
         An input of the layer.
     large, backward
@@ -41,7 +41,7 @@ def takes(part: str, x: Tensor, *, large: bool = False, backward: bool = False) 
 
 
 def differentiates(*tensors: Tensor | None) -> bool:
-    """Whether a backward pass goes through an operation on these tensors."""
+    """Whether an operation on these tensors needs a backward pass."""
     return torch.is_grad_enabled() and any(tensor is not None and tensor.requires_grad for tensor in tensors)
 
 
@@ -67,19 +67,19 @@ def _faster(dtype: torch.dtype) -> frozenset[Case]:
 
 
 def kernels_in_words(dtype: torch.dtype) -> str:
-    """Which kernels of ours this process computes with in an arithmetic, such as ``"onednn: large product"``, or ``"torch"``.
+    """Kernels of this package used with a dtype, such as ``"onednn: large product"``, or ``"torch"``, as text.
 
     Parameters
     ----------
     dtype
-        The arithmetic.
+        Dtype of the computation.
     """
     own = _own(dtype)
     return f"onednn: {'; '.join(case.name for case in CASES[dtype] if case in own)}" if own else "torch"
 
 
 def gain_of_bfloat16() -> float:
-    """How many times as fast as in float32 a layer is in bfloat16 on this machine, forwards, with the kernels that are chosen."""
+    """Speed of a layer in bfloat16 relative to float32 on this machine, in the forward pass, with the selected kernels."""
     own = {dtype: _own(dtype) for dtype in CASES}
     key = tuple(own.values())
     if key not in _gains:
@@ -93,12 +93,12 @@ def _own(dtype: torch.dtype) -> frozenset[Case]:
 
 
 def kernels(*, complete: bool = False) -> dict[str, Any]:
-    """What has been chosen, for :func:`using_kernels`: plain values.
+    """Selected kernels as plain values, for :func:`using_kernels`.
 
     Parameters
     ----------
     complete
-        Whether to choose now what has not been needed yet.
+        Whether to also select kernels that were not needed yet.
     """
     if complete:
         for dtype in CASES:
@@ -109,12 +109,12 @@ def kernels(*, complete: bool = False) -> dict[str, Any]:
 
 @contextmanager
 def using_kernels(chosen: Mapping[str, Any] | None) -> Iterator[None]:
-    """Compute with the kernels of a run that is continued, or of another process; ``None`` changes nothing.
+    """Use the kernels of a resumed run or of another process; ``None`` changes nothing.
 
     Parameters
     ----------
     chosen
-        From :func:`kernels`; names that are not known are torch's.
+        Result of :func:`kernels`; unknown names are replaced by PyTorch's kernels.
     """
     global _mode
     if chosen is None:

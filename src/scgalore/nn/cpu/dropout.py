@@ -1,4 +1,4 @@
-"""Dropout that keeps one byte a value for the backward pass, and draws fast on a CPU."""
+"""Dropout that stores one byte per value for the backward pass and is fast on a CPU."""
 
 from __future__ import annotations
 
@@ -17,23 +17,23 @@ __all__ = ["Dropout", "keep_mask"]
 
 
 class Dropout(nn.Dropout):
-    """:class:`torch.nn.Dropout`, on a CPU with masks from :func:`keep_mask`.
+    """:class:`torch.nn.Dropout`, with masks from :func:`keep_mask` on a CPU.
 
-    There torch draws a float for every value, one after the other, and keeps it for the backward pass: a tenth of a
-    training step and twice the memory of what a mask needs.
+    On a CPU, PyTorch draws a float for every value sequentially and stores it for the backward pass, which takes a tenth
+    of a training step and twice the memory of a mask.
     """
 
     def forward(self, input: Tensor) -> Tensor:
-        """Set a share ``p`` of the values to 0 while training and scale the others up."""
+        """Set a fraction ``p`` of the values to 0 in training, and scale up the others."""
         if not self.training or self.p == 0 or not takes("dropout", input):
             return F.dropout(input, self.p, self.training)
         return _Dropped.apply(input, keep_mask(input.shape, self.p), 1 / (1 - self.p))
 
 
 def keep_mask(shape: torch.Size, p: float) -> Tensor:
-    """Draw which values stay, from torch's CPU generator.
+    """Draw the mask of kept values with PyTorch's CPU generator.
 
-    Each value takes 16 random bits, so its probability is right to ``2**-17``.
+    Each value uses 16 random bits, so probabilities are accurate to ``2**-17``.
 
     Parameters
     ----------
@@ -45,7 +45,7 @@ def keep_mask(shape: torch.Size, p: float) -> Tensor:
     Returns
     -------
     Tensor
-        int8, of that shape: 1 where a value stays. Torch multiplies by it at twice the rate of a bool.
+        Dtype int8, of shape ``shape``: 1 for values that are kept. Torch multiplies by it at twice the rate of a bool.
     """
     n = shape.numel()
     words = torch.empty(-(-n // 4), dtype=torch.int64).random_(-(2**63), None)

@@ -24,9 +24,9 @@ _SMALLEST = 2**12
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """Compute ``x @ weight.T + bias``.
 
-    On a CPU, torch multiplies float32 matrices with MKL, which on some processors is half as fast as oneDNN. Which of them
-    is taken follows from the weight and from whether there is a backward pass, and never from the number of rows, so that a
-    cell's numbers do not change with its batch.
+    On a CPU, PyTorch multiplies float32 matrices with MKL, which on some processors is half as fast as oneDNN. The choice
+    depends on the weight and on whether there is a backward pass, but not on the number of rows, so that the results of a
+    cell do not depend on its batch.
 
     Parameters
     ----------
@@ -56,7 +56,7 @@ def _by_onednn(x: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
 
 
 class Linear(nn.Linear):
-    """:class:`torch.nn.Linear` that multiplies with :func:`linear`."""
+    """:class:`torch.nn.Linear` that uses :func:`linear`."""
 
     def forward(self, input: Tensor) -> Tensor:
         """Map ``(..., d_in)`` to ``(..., d_out)``."""

@@ -1,4 +1,4 @@
-"""How long kernels take on this machine, measured once and kept in the cache folder."""
+"""Times of kernels on this machine, measured once and stored in the cache folder."""
 
 from __future__ import annotations
 
@@ -46,14 +46,14 @@ HEADS, HEAD_WIDTH = 4, 64
 
 
 class Case(NamedTuple):
-    """What a kernel is chosen for.
+    """Operation that a kernel is selected for.
 
     Attributes
     ----------
     part
         ``"product"`` or ``"attention"``.
     large
-        Whether the weight has :data:`WIDE` numbers, or the cells have more than :data:`LONG` tokens.
+        Whether the weight has at least :data:`WIDE` elements, or cells have more than :data:`LONG` tokens.
     backward
         Whether gradients are computed as well.
     """
@@ -64,7 +64,7 @@ class Case(NamedTuple):
 
     @property
     def name(self) -> str:
-        """In words."""
+        """Description of the case."""
         return f"{'large' if self.large else 'small'} {self.part}{', backward' if self.backward else ''}"
 
 
@@ -80,7 +80,7 @@ CASES: dict[torch.dtype, tuple[Case, ...]] = {
 
 
 def faster_than_torch(dtype: torch.dtype) -> frozenset[Case]:
-    """Cases in which our kernel is faster by :data:`MARGIN`, as it was measured on this machine or is now.
+    """Cases in which the kernel of this package is faster by :data:`MARGIN`, from stored or new measurements on this machine.
 
     Parameters
     ----------
@@ -94,12 +94,12 @@ def faster_than_torch(dtype: torch.dtype) -> frozenset[Case]:
 
 
 def layer_gain(own: Mapping[torch.dtype, frozenset[Case]]) -> float:
-    """How many times as fast as in float32 a layer of the networks is in bfloat16, forwards.
+    """Speed of a layer in bfloat16 relative to float32, in the forward pass.
 
     Parameters
     ----------
     own
-        Cases in which our kernel computes.
+        Cases that use the kernel of this package.
     """
     names = sorted(f"{_name(dtype)} {case.name}" for dtype, cases in own.items() for case in cases)
     digest = hashlib.sha256("; ".join(names).encode()).hexdigest()[:8]
@@ -111,7 +111,7 @@ def _name(dtype: torch.dtype) -> str:
 
 
 def _measure(dtype: torch.dtype) -> dict[str, float]:
-    """Speed of our kernel next to torch's in each case."""
+    """Speed of the kernel of this package relative to PyTorch's, for each case."""
     ratios: dict[str, float] = {}
     for case in CASES[dtype]:
         # A forward pass before a backward one is that of the cases without.
@@ -124,7 +124,7 @@ def _measure(dtype: torch.dtype) -> dict[str, float]:
 
 
 def _gain(own: Mapping[torch.dtype, frozenset[Case]]) -> float:
-    """A layer has six products of 512 x 512 for each token, and attention of eight heads."""
+    """Speed of a layer with six products of 512 x 512 per token, and attention with eight heads."""
     times = []
     for part in ("product", "attention"):
         case = Case(part, large=True, backward=False)
@@ -136,7 +136,7 @@ def _gain(own: Mapping[torch.dtype, frozenset[Case]]) -> float:
 
 
 def _call(case: Case, dtype: torch.dtype, *, own: bool, forward: bool = True) -> Callable[[], object]:
-    """Work of one case, by our kernel or torch's."""
+    """Function that computes one case with the kernel of this package or PyTorch's."""
     generator = torch.Generator().manual_seed(0)
 
     def draw(*shape: int) -> Tensor:
@@ -170,7 +170,7 @@ def _without_gradients(kernel: Callable[..., Tensor], inputs: Sequence[Tensor]) 
 
 
 def _seconds(calls: Sequence[Callable[[], object]]) -> list[float]:
-    """Least time of the processor that each takes, in turn: neighbours can only add to it."""
+    """Minimum CPU time of each function, measured in turn; other processes can only increase it."""
     for call in calls:
         call()
     least = [float("inf")] * len(calls)
@@ -183,10 +183,10 @@ def _seconds(calls: Sequence[Callable[[], object]]) -> list[float]:
 
 
 def _kept(name: str, measure: Callable[[], dict[str, float]]) -> dict[str, float]:
-    """Numbers from the cache folder, or measured now and written there.
+    """Measurements from the cache folder, or new ones, which are written there.
 
-    Of processes that measure at the same time the first to write is right for all. Where nothing can be written, each has
-    its own numbers.
+    If several processes measure at the same time, all use the results of the first one that writes. If nothing can be
+    written, each process uses its own.
     """
     path = _path(name)
     found = _read(path)
@@ -213,7 +213,7 @@ def _read(path: Path) -> dict[str, float] | None:
 
 
 def _write_first(path: Path, content: dict[str, Any]) -> None:
-    """Write a file whole, unless a sound one has come there meanwhile."""
+    """Write a complete file, unless a valid one exists by now."""
     draft = path.with_name(f".{uuid4().hex[:8]}.draft")
     with suppress(OSError):
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -228,7 +228,7 @@ def _write_first(path: Path, content: dict[str, Any]) -> None:
 
 
 def _machine() -> dict[str, Any]:
-    """What times depend on: the processor and its instructions, how many threads, and whose kernels."""
+    """What times depend on: processor, instruction sets, number of threads, and versions of the kernels."""
     return {
         "processor": _processor(),
         "instructions": torch.backends.cpu.get_cpu_capability(),

@@ -1,4 +1,4 @@
-"""Matrix products by oneDNN, which torch calls for bfloat16 and convolutions only."""
+"""Matrix products by oneDNN, which PyTorch uses only for bfloat16 and convolutions."""
 
 from __future__ import annotations
 
@@ -13,24 +13,24 @@ __all__ = ["is_available", "product"]
 
 
 def is_available() -> bool:
-    """Whether this build of torch has the operation."""
+    """Whether this build of PyTorch has the operation."""
     return torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
 
 
 def product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """Compute ``x @ weight.T + bias``, with gradients of any order.
 
-    The operation is the one that torch.compile replaces linear layers with. A row has the same bits in any number of
-    rows but one.
+    torch.compile replaces linear layers by the same operation. The result of a row is bit-identical for any number of
+    rows greater than 1.
 
     Parameters
     ----------
     x
         Float32 or bfloat16 ``(..., d_in)`` on a CPU.
     weight
-        Of the same dtype, ``(d_out, d_in)``.
+        Same dtype, ``(d_out, d_in)``.
     bias
-        Of the same dtype, ``(d_out,)``.
+        Same dtype, ``(d_out,)``.
 
     Returns
     -------

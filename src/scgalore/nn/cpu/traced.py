@@ -1,4 +1,4 @@
-"""Steps on tensors without numbers, of which only shapes, types and memory matter."""
+"""Training steps on tensors without data, for estimates of memory."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ _traced, _elsewhere = False, False
 
 
 def one_block_is_enough(x: Tensor) -> bool:
-    """Whether only the memory of a loop matters, in which every block takes that of the one before."""
+    """Whether a loop needs to run only once, since only memory matters and every block reuses that of the previous one."""
     return _traced and is_fake(x)
 
 
 def as_elsewhere() -> bool:
-    """Whether tensors of a CPU stand for those of a device that has no kernels of ours."""
+    """Whether CPU tensors represent those of a device without kernels of this package."""
     return _elsewhere
 
 
@@ -35,7 +35,7 @@ def numbers_at_hand(x: Tensor) -> bool:
 
 @contextmanager
 def traced(*, kernels: bool) -> Iterator[None]:
-    """Run a step on tensors without numbers, with our kernels for CPUs or as on a device that has none."""
+    """Run a step on tensors without data, with the CPU kernels of this package or as on another device."""
     global _traced, _elsewhere
     before = _traced, _elsewhere
     _traced, _elsewhere = True, not kernels

@@ -42,16 +42,15 @@ class ApolloAdamW(MixedAdamW):
         \tilde G &= G \, \mathrm{diag}(s), \text{ shortened to } \gamma \lVert \tilde G_{t-1} \rVert \text{ if it is
         longer} \\ W &\leftarrow (1 - \eta\lambda) W - \eta \cdot \mathrm{scale} \cdot \tilde G
 
-    What is scaled is G itself, as in the paper; known libraries scale R and project it back. P is drawn from
-    ``(seed, place of the parameter, number of the refresh)`` at every step and never kept; after ``update_proj_gap``
-    (20; 200 in the paper and in the registry) steps it is another one. The moments stay as they are then, as in the
-    paper.
+    G itself is scaled, as in the paper; known libraries scale R and project it back. P is drawn from
+    ``(seed, index of the parameter, number of the refresh)`` at every step and not stored; it changes after
+    ``update_proj_gap`` steps (20; 200 in the paper and in the registry). The moments are then kept, as in the paper.
 
     Details not specified in the paper: Adam's step is bias-corrected as torch's is; the norm that limits the next step
     is that of the step as taken, without ``lr`` and ``scale``, of each block of a packed weight by itself; a gradient
     of zero neither limits nor is remembered. ``scale="auto"`` is :math:`\sqrt{m / r}`, the factor by which s falls
     short of what it would be without projection, as the paper derives, so that ``lr`` means the same as for AdamW. A
-    gradient that is not finite leaves its projected weight and state untouched, with one warning.
+    gradient that is not finite leaves its projected weight and state unchanged, with one warning.
 
     Parameters
     ----------
@@ -158,7 +157,7 @@ def _least(low: Tensor) -> float:
 
 
 def _within_limit(last: Tensor, lengths: Tensor, max_growth: float | None) -> Tensor | float:
-    """Factor that keeps the norm of a step below ``max_growth`` times that of the last, which is replaced.
+    """Factor that limits the norm of a step to ``max_growth`` times that of the last one, which is then updated.
 
     Parameters
     ----------

@@ -1,4 +1,4 @@
-"""Options of a parameter group, checked before any step is taken."""
+"""Checks of the options of parameter groups, before the first step."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ if TYPE_CHECKING:
 
 
 def closest(word: Any, choices: Iterable[str]) -> str:
-    """``" Did you mean 'x'?"`` when a choice is close to the word, else nothing."""
+    """``" Did you mean 'x'?"`` if a choice is similar to the word, else an empty text."""
     close = difflib.get_close_matches(str(word), list(choices), n=1)
     return f" Did you mean {close[0]!r}?" if close else ""
 
 
 def plain_number(value: Any) -> Any:
-    """Python's own int or float for a number of another package; anything else as it is."""
+    """Convert numbers of other packages to int or float; other values are returned unchanged."""
     if isinstance(value, tuple | list):
         return type(value)(map(plain_number, value))
     if isinstance(value, bool) or not isinstance(value, numbers.Real):
@@ -33,7 +33,7 @@ def plain_number(value: Any) -> Any:
 
 
 def check_settings(options: Mapping[str, Any]) -> None:
-    """Raise :class:`~scgalore.errors.OptionError` for the first of Adam's settings, where given, outside its range."""
+    """Raise :class:`~scgalore.errors.OptionError` for the first of Adam's settings, if given, that is out of range."""
     for key in ("lr", "eps", "weight_decay"):
         if key in options and not _is_number(options[key]):
             _refuse(key, options[key], "a number >= 0")
@@ -43,7 +43,7 @@ def check_settings(options: Mapping[str, Any]) -> None:
 
 
 def check_galore_group(group: Mapping[str, Any]) -> None:
-    """Raise :class:`~scgalore.errors.OptionError` for the first option of a GaLoreAdamW group outside its range."""
+    """Raise :class:`~scgalore.errors.OptionError` for the first option of a GaLoreAdamW group that is out of range."""
     check_settings(group)
     _check_choice("basis", group["basis"], BASIS_METHODS)
     _check_choice("moments", group["moments"], MOMENTS)
@@ -53,7 +53,7 @@ def check_galore_group(group: Mapping[str, Any]) -> None:
 
 
 def check_apollo_group(group: Mapping[str, Any]) -> None:
-    """Raise :class:`~scgalore.errors.OptionError` for the first option of an ApolloAdamW group outside its range."""
+    """Raise :class:`~scgalore.errors.OptionError` for the first option of an ApolloAdamW group that is out of range."""
     check_settings(group)
     _check_choice("scale_type", group["scale_type"], SCALE_TYPES)
     if group["max_growth"] is not None and not (_is_number(group["max_growth"]) and group["max_growth"] >= 1):
@@ -65,7 +65,7 @@ def check_apollo_group(group: Mapping[str, Any]) -> None:
 
 
 def check_muon_group(group: Mapping[str, Any]) -> None:
-    """Raise :class:`~scgalore.errors.OptionError` for the first option of a MuonAdamW group outside its range."""
+    """Raise :class:`~scgalore.errors.OptionError` for the first option of a MuonAdamW group that is out of range."""
     check_settings(group)
     if not (_is_number(group["momentum"]) and group["momentum"] < 1):
         _refuse("momentum", group["momentum"], "a number in [0, 1)")
@@ -87,7 +87,7 @@ def _check_matrices(group: Mapping[str, Any]) -> None:
 
 
 def check_projection(options: Mapping[str, Any]) -> None:
-    """Raise :class:`~scgalore.errors.OptionError` for the first option of a projection outside its range."""
+    """Raise :class:`~scgalore.errors.OptionError` for the first option of a projection that is out of range."""
     for key in ("rank", "update_proj_gap", "split"):
         check_whole(options, key, 1)
     if options["scale"] != "auto" and not _is_number(options["scale"]):
@@ -96,7 +96,7 @@ def check_projection(options: Mapping[str, Any]) -> None:
 
 
 def check_whole(options: Mapping[str, Any], key: str, least: int) -> None:
-    """Raise :class:`~scgalore.errors.OptionError` unless an option is a whole number that is large enough."""
+    """Raise :class:`~scgalore.errors.OptionError` unless an option is a whole number of at least the minimum."""
     value = options[key]
     if not isinstance(value, int) or isinstance(value, bool) or value < least:
         _refuse(key, value, f"a whole number >= {least}")

@@ -1,4 +1,4 @@
-"""Bytes of optimizer state and working memory, counted before there is an optimizer state.
+"""Bytes of optimizer state and working memory, computed before an optimizer is created.
 
 Each function reads shapes, dtypes and the settings of the parameter groups, so a network on the meta device is enough.
 The state is that after the first step, as :func:`~scgalore.optim.state_bytes` counts it.
@@ -69,7 +69,7 @@ def count_muon(weights: Weights, options: Mapping[str, Any]) -> int:
 
 
 def _low_numel(param: Tensor, group: Mapping[str, Any]) -> int:
-    """Entries of a projected gradient."""
+    """Number of elements of a projected gradient."""
     split, rank, m, n, sides = _projection(param, group)
     return split * (rank if sides.left else m) * (rank if sides.right else n)
 
@@ -81,9 +81,9 @@ def _projection(param: Tensor, group: Mapping[str, Any]) -> tuple[int, int, int,
 
 
 def count_galore_torch(weights: Weights, options: Mapping[str, Any]) -> int:
-    """State of ``"galore-torch"``, whose float32 bases keep the whole factor of the SVD alive.
+    """State of ``"galore-torch"``, whose float32 bases keep the whole factor of the SVD in memory.
 
-    Its counters are numbers. Loading a checkpoint makes the bases small, until the next refresh.
+    Its counters are plain numbers. After loading a checkpoint, bases are small until the next refresh.
     """
     return sum(_galore_torch_bytes(param, group) for param, group in weights)
 
@@ -121,7 +121,7 @@ def count_sophia(weights: Weights, options: Mapping[str, Any]) -> int:
 
 
 def count_adamw_8bit(weights: Weights, options: Mapping[str, Any]) -> int:
-    """State of ``"adamw-8bit"``: two bytes an entry and two scales a block of 256, or two float32 for small tensors."""
+    """State of ``"adamw-8bit"``: two bytes per element and two scales per block of 256, or two float32 values for small tensors."""
     total, coded = 0, False
     for param, _ in weights:
         n = param.numel()
@@ -134,13 +134,13 @@ def count_adamw_8bit(weights: Weights, options: Mapping[str, Any]) -> int:
 
 
 def work_of_galore(weights: Weights, options: Mapping[str, Any]) -> int:
-    """Projected gradients and updates of all projected weights, which one kernel takes together."""
+    """Projected gradients and updates of all projected weights, which are processed by one kernel."""
     settings = [(param, PROJECTION_DEFAULTS | dict(group)) for param, group in weights]
     return 2 * 4 * sum(_low_numel(param, group) for param, group in settings if is_projected(param, group))
 
 
 def work_of_apollo(weights: Weights, options: Mapping[str, Any]) -> int:
-    """That of galore, and the largest random projection, which is generated at every step."""
+    """Memory as for GaLore, and the largest random projection, which is generated at every step."""
     weights = list(weights)
     drawn = [0]
     for param, group in weights:
@@ -156,7 +156,7 @@ def work_of_muon(weights: Weights, options: Mapping[str, Any]) -> int:
 
 
 def work_of_one(weights: Weights, options: Mapping[str, Any]) -> int:
-    """Two tensors of the size of the largest weight: optimizers that go weight by weight without a fused kernel."""
+    """Two tensors of the size of the largest weight, for optimizers that process one weight at a time without a fused kernel."""
     return 2 * max((param.numel() for param, _ in weights), default=0) * 4
 
 

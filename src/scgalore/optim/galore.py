@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 
 class GaLoreAdamW(MixedAdamW):
-    r"""AdamW whose moments live in a low-rank subspace of each weight's gradient.
+    r"""AdamW with moments in a low-rank subspace of each weight's gradient.
 
     A parameter group with a ``rank`` is projected. Its other keys are galore-torch's: ``update_proj_gap`` (20, steps
     between refreshes of the basis), ``scale`` (``"auto"``: :math:`\sqrt{n / r}`, so that ``lr`` means the same as for
@@ -37,9 +37,9 @@ class GaLoreAdamW(MixedAdamW):
     .. math:: W \leftarrow (1 - \eta\lambda)\Bigl(W - \eta \cdot \mathrm{scale} \cdot
               \tfrac{\sqrt{1 - \beta_2^t}}{1 - \beta_1^t} \, \mathrm{back}\bigl(M / (\sqrt V + \epsilon)\bigr)\Bigr)
 
-    A gradient that is not finite leaves its projected weight, moments, basis and counter untouched, with one warning;
-    parameters under AdamW treat it as :class:`torch.optim.AdamW` does. An all-zero gradient takes no basis: the first
-    basis, or the refresh, waits for the next gradient that has a direction.
+    A gradient that is not finite leaves its projected weight, moments, basis and counter unchanged, with one warning;
+    parameters under AdamW treat it as :class:`torch.optim.AdamW` does. An all-zero gradient does not define a basis: the
+    first basis, or the refresh, is computed from the next gradient that is not zero.
 
     Parameters
     ----------
@@ -59,13 +59,13 @@ class GaLoreAdamW(MixedAdamW):
         subspace independent of the gradient, as in GoLore (He et al., "Subspace Optimization for Large Language
         Models with Convergence Guarantees", 2024).
     moments
-        At a refresh, ``"rotate"`` expresses the moments in the new basis, ``"keep"`` leaves the numbers as galore-torch
-        does, ``"reset"`` sets them to zero; a few larger steps follow, since bias correction does not restart.
+        Moments at a refresh: ``"rotate"`` expresses them in the new basis, ``"keep"`` keeps the values, as galore-torch
+        does, ``"reset"`` sets them to zero, which causes a few larger steps, since bias correction does not restart.
     stagger
-        Spread the refreshes of the weights over the gap, so that no step refreshes all of them.
+        Whether to spread the refreshes of the weights over the gap, so that no step refreshes all of them.
     lazy
-        Double the gap of a weight, up to 16 times the group's, whenever a refresh finds 95 % of the old subspace again;
-        the group's gap returns with the first refresh that does not.
+        Whether to double the gap of a weight, up to 16 times the group's, whenever the new subspace contains 95 % of the
+        old one. The first refresh for which it does not restores the group's gap.
     seed
         Seed of all random directions; equal on all ranks of a distributed run.
 

@@ -1,6 +1,6 @@
 """The reference implementation of GaLore, with checkpoints that load safely.
 
-Import this module only when the optimizer is built: the package brings transformers and bitsandbytes with it, two to
+Import this module only when the optimizer is built: the package imports transformers and bitsandbytes, which takes two to
 three seconds.
 """
 
@@ -26,28 +26,28 @@ _package_step = inspect.unwrap(GaLoreAdamW.step)
 
 
 class GaLoreTorchAdamW(GaLoreAdamW):
-    """:class:`galore_torch.GaLoreAdamW` 1.0, whose weights it trains bit for bit, with a state of tensors and numbers.
+    """:class:`galore_torch.GaLoreAdamW` 1.0 with a state of tensors and numbers; trained weights are bit-identical.
 
-    What differs is ``state_dict()`` and ``load_state_dict()``, where the package's projector object becomes numbers and a
-    copy of its basis and back, and ``step(closure)``, which enables gradients for the closure.
+    It differs in ``state_dict()`` and ``load_state_dict()``, which convert the package's projector object to numbers and a
+    copy of its basis and back, and in ``step(closure)``, which enables gradients for the closure.
 
-    The package's limits remain; :class:`~scgalore.optim.GaLoreAdamW` has none of them:
+    The limitations of the package remain; :class:`~scgalore.optim.GaLoreAdamW` has none of them:
 
-    - the basis comes from a full SVD in one step of ``update_proj_gap``, many times longer than its neighbours;
-    - moments keep their coordinates when the basis changes, so a run depends on the signs that the SVD happens to choose,
-      and frequent refreshes do harm;
-    - in float32 the basis is a view that keeps the whole factor of the SVD in memory (checkpoints are free of it);
-    - a gradient with NaN or infinity raises :class:`torch.linalg.LinAlgError` at a refresh and spoils the moments between
-      two; an all-zero gradient takes arbitrary axes for ``update_proj_gap`` steps;
+    - the basis is computed by a full SVD in one of ``update_proj_gap`` steps, which takes many times longer than others;
+    - moments keep their coordinates when the basis changes, so a run depends on the arbitrary signs of the SVD, and
+      frequent refreshes degrade training;
+    - in float32 the basis is a view that keeps the whole factor of the SVD in memory (but not in checkpoints);
+    - a gradient with NaN or infinity raises :class:`torch.linalg.LinAlgError` at a refresh, and at other steps makes the
+      moments NaN; an all-zero gradient at a refresh gives an arbitrary basis for ``update_proj_gap`` steps;
     - moments of bfloat16 weights are bfloat16;
-    - packed q/k/v weights are projected as one matrix; what is not projected is updated without a fused kernel.
+    - packed q/k/v weights are projected as one matrix; other weights are updated without a fused kernel.
 
     Parameters
     ----------
     params
         Parameters or groups, e.g. from :func:`package_groups`.
     options
-        Those of the package's class: ``lr``, ``betas``, ``eps`` (added outside the bias correction), ``weight_decay``,
+        Options of the package's class: ``lr``, ``betas``, ``eps`` (added outside the bias correction), ``weight_decay``,
         ``correct_bias``.
     """
 
@@ -82,12 +82,12 @@ def package_groups(groups: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
     Parameters
     ----------
     groups
-        Those with a ``rank`` have all four keys of a projection.
+        Groups; those with a ``rank`` have all four keys of a projection.
 
     Returns
     -------
-    The same groups, without ``split``. One with ``scale="auto"``, of which the package knows nothing, becomes one group
-    for each shape, with the number that gives its steps the size of AdamW's.
+    The groups without ``split``. Groups with ``scale="auto"``, which the package does not support, are divided into one
+    group per shape, with the number that gives steps the size of AdamW's.
     """
     return [plain for group in groups for plain in _package_groups(group)]
 

@@ -52,17 +52,17 @@ def param_groups(
 ) -> list[dict[str, Any]]:
     """Sort the trainable parameters of a module into groups for :class:`~scgalore.optim.GaLoreAdamW`.
 
-    Projected are the 2-D weights of linear and attention layers whose smaller side is above the rank; embeddings,
-    norms, biases and heads with a smaller side get AdamW. Weight decay is for matrices only: in an embedding it would
+    The 2-D weights of linear and attention layers whose smaller side exceeds the rank are projected; embeddings, norms,
+    biases and heads with a smaller side get AdamW. Weight decay is applied to matrices only: in an embedding it would
     shrink the genes that a batch does not contain.
 
     Parameters
     ----------
     module
-        Any network. Parameters with ``requires_grad=False`` are left out, a shared parameter appears once.
+        Any network. Parameters with ``requires_grad=False`` are omitted, and a shared parameter appears once.
     rank
-        Rank of the projection; ``"auto"`` is a quarter of the network's width (the smaller side that most of its matrix
-        entries have), where GaLore's quality was measured to be near AdamW's. ``None`` projects nothing.
+        Rank of the projection; ``"auto"`` is a quarter of the network's width (the smaller side of most of its matrix
+        elements), at which GaLore's quality was measured to be close to AdamW's. ``None`` projects nothing.
     update_proj_gap
         Steps between refreshes of a basis.
     scale
@@ -70,26 +70,27 @@ def param_groups(
     proj_type
         Side to project: ``"std"``, ``"reverse_std"``, ``"left"``, ``"right"`` or ``"full"``.
     least_side
-        Matrices whose smaller side is at most this get AdamW at any rank, unless an override gives them one: heads with
-        few classes, at a small rank. ``"auto"`` is a quarter of the network's width.
+        Matrices whose smaller side is at most this get AdamW regardless of the rank, unless an override sets their rank;
+        at small ranks, this keeps heads with few classes from being projected. ``"auto"`` is a quarter of the network's
+        width.
     weight_decay
         Decoupled weight decay of the matrices.
     overrides
-        Exceptions to the rule: patterns of parameter names (``*``, ``?``, ``[...]``), each with the options that its
-        parameters get instead, of ``rank``, ``update_proj_gap``, ``scale``, ``proj_type`` and ``weight_decay``. The
-        first pattern that matches a name counts. A ``rank`` projects any 2-D parameter, an embedding too; ``{"rank":
-        None}`` or plain ``None`` leaves the parameters to AdamW.
+        Exceptions: patterns of parameter names (``*``, ``?``, ``[...]``), each with the options for these parameters,
+        among ``rank``, ``update_proj_gap``, ``scale``, ``proj_type`` and ``weight_decay``. The first pattern that matches
+        a name is used. A ``rank`` projects any 2-D parameter, including embeddings; ``{"rank": None}`` or ``None``
+        selects AdamW.
 
     Returns
     -------
-    Groups named ``galore``, ``galore-qkv``, ``adamw``, ``adamw-no-decay``, and ``galore (pattern)`` and so on for what
-    an override changes; empty ones left out. Each has ``params``, ``param_names`` and its options. Any torch optimizer
-    takes them.
+    Groups named ``galore``, ``galore-qkv``, ``adamw``, ``adamw-no-decay``, and, for parameters with overrides,
+    ``galore (pattern)`` and so on; empty groups are omitted. Each has ``params``, ``param_names`` and its options. Any
+    PyTorch optimizer accepts them.
 
     Raises
     ------
     OptionError
-        If nothing is trainable, an option is out of range, or an override matches nothing or could have no effect.
+        If no parameter is trainable, an option is out of range, or an override matches no parameter or has no effect.
 
     Examples
     --------
@@ -173,7 +174,7 @@ def _check_overrides(
     weights: list[_Weight],
     shared: Mapping[str, Any],
 ) -> dict[str, dict[str, Any]]:
-    """Options by pattern, once it is certain that each of them is valid and reaches a parameter."""
+    """Check that overrides are valid and each applies to a parameter, and return options by pattern."""
     checked = {}
     left = weights
     for pattern, options in overrides.items():
@@ -232,7 +233,7 @@ def _refuse_unreached(pattern: str, module: nn.Module) -> NoReturn:
 
 
 def describe_groups(groups: Iterable[Mapping[str, Any]]) -> str:
-    """Table of what is projected: name, shape, rank and bytes of optimizer state, compared with AdamW's.
+    """Table of parameters: name, shape, rank and bytes of optimizer state, compared with AdamW's.
 
     Parameters
     ----------
@@ -241,9 +242,8 @@ def describe_groups(groups: Iterable[Mapping[str, Any]]) -> str:
 
     Returns
     -------
-    One line a parameter, one line a group with its counts, and the total. The bytes are what
-    :class:`~scgalore.optim.GaLoreAdamW` keeps after its first step, and :func:`~scgalore.optim.memory_report` then
-    finds.
+    One line per parameter, one line per group with its counts, and the total. The bytes are those of the state of
+    :class:`~scgalore.optim.GaLoreAdamW` after its first step, as :func:`~scgalore.optim.memory_report` measures them.
     """
     lines = [_row("parameter", "shape", "rank", "AdamW state", "this state")]
     total = [0, 0, 0, 0]

@@ -1,4 +1,4 @@
-"""The update of each parameter inside the backward pass, as soon as its gradient is complete.
+"""Update of each parameter during the backward pass, as soon as its gradient is complete.
 
 The idea is that of LOMO (Lv et al., "Full Parameter Fine-tuning for Large Language Models with Limited Resources", ACL
 2024), which GaLore's authors use as per-layer weight updates.
@@ -23,14 +23,14 @@ if TYPE_CHECKING:
 class LayerwiseUpdate:
     """Step the optimizer during backward, parameter by parameter, so that at most one gradient exists at a time.
 
-    Saves the memory of the gradients, as much as the weights take. The trained weights are the ones of the ordinary
-    ``optimizer.step()``, bit for bit; that call may stay in the loop and finds nothing to do.
+    Saves the memory of the gradients, which is as large as that of the weights. The trained weights are bit-identical to
+    those of the usual ``optimizer.step()``; that call may remain in the loop and does nothing.
 
     Every backward pass is a step. This excludes anything that needs all gradients first, or those of several backward
     passes:
 
-    - accumulation of gradients over batches: each batch would be a step of its own;
-    - clipping by the global norm, and any other reading of ``.grad`` after backward: nothing is left to read;
+    - accumulation of gradients over batches: each batch would be a separate step;
+    - clipping by the global norm, and any other use of ``.grad`` after the backward pass: gradients no longer exist;
     - a ``GradScaler``: the gradients are still scaled when they are used;
     - several processes whose gradients are averaged: the update comes before the average.
 
@@ -39,16 +39,16 @@ class LayerwiseUpdate:
     Parameters
     ----------
     module
-        The network. Each of its trainable parameters has to be in the optimizer, or its gradient would stay.
+        The network. Each of its trainable parameters must be in the optimizer, since its gradient would remain otherwise.
     optimizer
-        Any optimizer that updates every parameter by itself and skips those without gradient. Hooks on its ``step`` run
+        Any optimizer that updates every parameter separately and skips those without gradient. Hooks on its ``step`` run
         once for each parameter.
 
     Raises
     ------
     OptionError
         If the module is :class:`~torch.nn.parallel.DistributedDataParallel` or one of several processes, if its
-        parameters are on several devices, if trainable ones are not in the optimizer, if gradients are left over, or if
+        parameters are on several devices, if trainable ones are not in the optimizer, if gradients exist already, or if
         the optimizer counts its steps for all parameters together, as :class:`~scgalore.optim.SophiaG` does.
 
     Notes

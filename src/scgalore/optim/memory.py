@@ -22,7 +22,7 @@ COLUMNS = ("", "tensors", "parameters", "weights", "gradients", "state", "AdamW'
 
 
 def state_bytes(optimizer: Optimizer) -> int:
-    """Bytes of memory that an optimizer's state keeps alive.
+    """Bytes of memory that an optimizer's state occupies.
 
     Counts storages, each once: a view of a large tensor counts in full, since the large tensor stays in memory (and in
     the checkpoint) as long as the view does. Tensors inside lists, dictionaries and objects of the state are found too.
@@ -34,7 +34,7 @@ def state_bytes(optimizer: Optimizer) -> int:
 
     Returns
     -------
-    The number of bytes, weights and gradients not included.
+    Number of bytes, without weights and gradients.
     """
     return _live_bytes(optimizer.state, set())
 
@@ -46,19 +46,19 @@ class MemoryRow:
     Attributes
     ----------
     name
-        The parameter group; ``frozen`` for what is in none, ``other`` for state that belongs to no parameter.
+        The parameter group; ``frozen`` for parameters in no group, ``other`` for state that belongs to no parameter.
     n_tensors
         Number of parameter tensors.
     n_parameters
-        Number of their entries.
+        Number of their elements.
     weights
         Bytes of the parameters.
     gradients
-        Bytes of their gradients, as far as these exist.
+        Bytes of their existing gradients.
     state
         Bytes of the optimizer's state.
     adamw_state
-        Bytes that AdamW would keep: two moments in float32 (float64 for float64 weights) and a counter for each tensor.
+        Bytes of AdamW's state: two moments in float32 (float64 for float64 weights) and a counter for each tensor.
     """
 
     name: str
@@ -72,12 +72,12 @@ class MemoryRow:
 
 @dataclass(frozen=True)
 class MemoryReport:
-    """Bytes of weights, gradients and optimizer state; it prints, and shows in notebooks, as a table.
+    """Bytes of weights, gradients and optimizer state; shown as a table when printed or in a notebook.
 
     Attributes
     ----------
     rows
-        One :class:`MemoryRow` for each parameter group, then what is in no group.
+        One :class:`MemoryRow` for each parameter group, then the remaining parameters and state.
     total
         Sum of the rows.
     """
@@ -116,13 +116,13 @@ def memory_report(module: nn.Module, optimizer: Optimizer) -> MemoryReport:
     Parameters
     ----------
     module
-        The network that is trained; its parameters that are in no group make the row ``frozen``.
+        The trained network; its parameters that are in no group are the row ``frozen``.
     optimizer
         Any torch optimizer.
 
     Returns
     -------
-    The rows and their total, with the bytes AdamW would keep for comparison.
+    The rows and their total, with the bytes of AdamW's state for comparison.
 
     Examples
     --------
@@ -152,7 +152,7 @@ def memory_report(module: nn.Module, optimizer: Optimizer) -> MemoryReport:
 
 
 def adamw_bytes(param: Tensor) -> int:
-    """Bytes that AdamW keeps for a parameter: two moments and a counter in float32."""
+    """Bytes of AdamW's state of a parameter: two moments and a counter in float32."""
     return 2 * param.numel() * state_dtype(param.dtype).itemsize + torch.float32.itemsize
 
 
@@ -172,7 +172,7 @@ def _row(
 
 
 def _live_bytes(value: Any, seen: set[tuple[torch.device, int]]) -> int:
-    """Bytes of the storages below a value that were not seen before."""
+    """Bytes of the storages in a value that were not counted before."""
     total = 0
     for tensor in _tensors(value, set()):
         storage = tensor.untyped_storage()

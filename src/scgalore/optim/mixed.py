@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 class Compressed(NamedTuple):
-    """A gradient in few coordinates, and what brought it there."""
+    """A gradient in few coordinates, and its projection."""
 
     param: Tensor
     low: Tensor
@@ -28,7 +28,7 @@ class Compressed(NamedTuple):
 
 
 class MixedAdamW(OwnPrecision):
-    """AdamW, but for the matrices of groups with a ``rank`` whose smaller side is above it: these are a subclass's.
+    """AdamW, except for matrices in groups with a ``rank`` whose smaller side exceeds it, which a subclass updates.
 
     A subclass defines their update (:meth:`_step_matrices`) and the ranges of options (:meth:`_check_group`).
     All others get :class:`torch.optim.AdamW`'s update, fused where the device can.
@@ -129,7 +129,7 @@ class MixedAdamW(OwnPrecision):
         adamw_update_(same, [param.grad for param in same], states, [state["step"] for state in states], **settings)
 
     def _finite_by_step(self, items: list[Compressed]) -> list[tuple[int, list[Compressed]]]:
-        """Those with finite coordinates, together where one kernel can take them, and the step that they now take."""
+        """Gradients with finite coordinates, grouped by step, so that one kernel can process each group."""
         groups: dict[tuple[int, torch.device], list[Compressed]] = defaultdict(list)
         for item, is_finite in zip(items, _all_finite([item.low for item in items]), strict=True):
             if not is_finite:

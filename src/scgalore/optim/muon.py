@@ -27,15 +27,15 @@ _A, _B, _C = 3.4445, -4.7750, 2.0315
 class MuonAdamW(MixedAdamW):
     r"""Muon for matrices, :class:`torch.optim.AdamW` for the rest.
 
-    Muon's step is the momentum of a matrix with its singular values brought near 1 by a Newton-Schulz iteration,
+    Muon's step is the momentum of a matrix with its singular values moved close to 1 by a Newton-Schulz iteration,
     times ``0.2 lr sqrt(max(m, n))``, so that ``lr`` and ``weight_decay`` mean the same as for AdamW (Liu et al., "Muon
     is Scalable for LLM Training", 2025). It is the step of :class:`torch.optim.Muon` with
-    ``adjust_lr_fn="match_rms_adamw"``, which iterates in bfloat16; here that is so on accelerators. On a CPU the
-    iteration is in float32, which took a fifth of the time on one without bfloat16 arithmetic and differs by 1 %, the
-    rounding of bfloat16.
+    ``adjust_lr_fn="match_rms_adamw"``, which iterates in bfloat16; so does this class on accelerators. On a CPU the
+    iteration is in float32, which took a fifth of the time on a processor without bfloat16 arithmetic and differs by
+    1 %, the rounding of bfloat16.
 
     Its matrices are those that :class:`~scgalore.optim.GaLoreAdamW` would project: in groups with a ``rank``, those
-    whose smaller side is above it. That is all that ``rank`` does here. The blocks of a packed q/k/v weight
+    whose smaller side is above it. ``rank`` has no other effect here. The blocks of a packed q/k/v weight
     (``split=3``) are orthogonalised one by one.
 
     Parameters
@@ -60,7 +60,7 @@ class MuonAdamW(MixedAdamW):
     Notes
     -----
     The state of one of Muon's matrices is ``momentum_buffer``, of its shape, float32 also for bfloat16 weights. A
-    gradient that is not finite spoils the weight, as in torch.
+    gradient that is not finite makes the weight NaN, as in PyTorch.
 
     Examples
     --------

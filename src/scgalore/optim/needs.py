@@ -17,7 +17,7 @@ class TrainingNeeds:
     Attributes
     ----------
     shardable
-        Whether each of several processes may keep the state, and make the update, of its share of the parameters alone.
+        Whether each of several processes may keep the state of, and update, only its share of the parameters.
     per_layer
         Whether ``step()`` may be called for each parameter as soon as its gradient is computed.
     """
@@ -30,14 +30,14 @@ class TrainingNeeds:
         return False
 
     def update_curvature(self, loss: Tensor, n_terms: int) -> None:
-        """Take a new estimate of the curvature; only called where it is due.
+        """Use a new estimate of the curvature; only called if it is due.
 
         Parameters
         ----------
         loss
             Mean negative log-likelihood at labels drawn from the model itself; a scalar.
         n_terms
-            How many terms the mean runs over.
+            Number of terms in the mean.
         """
 
     def refresh(self) -> None:
@@ -50,6 +50,6 @@ def needs_of(optimizer: Optimizer) -> TrainingNeeds:
     Parameters
     ----------
     optimizer
-        One of this package, or one of another that knows nothing of :class:`TrainingNeeds` and so needs nothing.
+        An optimizer of this package, or another one, which has no needs if it is not a :class:`TrainingNeeds`.
     """
     return optimizer if isinstance(optimizer, TrainingNeeds) else TrainingNeeds()

@@ -140,7 +140,7 @@ def orthonormal(directions: Tensor) -> Tensor:
 def random_directions(grad: Tensor, rank: int, seeds: Iterable[int]) -> Tensor:
     """Gaussian directions on the right of ``grad``: long ones, so nearly orthonormal.
 
-    They are drawn on the CPU, so that every rank and device has the same, from a seed mixed of several numbers.
+    They are drawn on the CPU, so that every rank and device has the same ones, from a seed combined from several numbers.
     """
     drawn = torch.randn(*grad.shape[:-2], rank, grad.shape[-1], generator=_generator(seeds))
     return (drawn / grad.shape[-1] ** 0.5).to(grad)

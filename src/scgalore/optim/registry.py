@@ -41,13 +41,13 @@ class OptimizerSpec:
     name
         Name passed by the user.
     build
-        Makes the optimizer from a module and the keywords ``lr``, ``weight_decay`` and every one of ``options``.
+        Function that creates the optimizer from a module and the keywords ``lr``, ``weight_decay`` and all ``options``.
     lr
-        Learning rate for fine-tuning when the user gives none.
+        Default learning rate for fine-tuning.
     weight_decay
-        Weight decay when the user gives none.
+        Default weight decay.
     options
-        Every option the optimizer takes, with its default; values as JSON has them.
+        All options of the optimizer with their defaults, as values of JSON.
     trains
         Description of the trained weights and of the state, in a sentence.
     state_bytes
@@ -55,12 +55,12 @@ class OptimizerSpec:
     source
         Source of the defaults.
     count_state
-        Bytes of state after the first step, from parameters with the settings of their groups and the options; nothing
-        is allocated. An entry without it is taken for AdamW.
+        Function that computes the bytes of state after the first step from parameters, the settings of their groups and
+        the options, without allocating memory. By default that of AdamW.
     count_work
-        Bytes that a step needs for its duration, likewise.
+        Function that computes the working memory of a step in bytes, likewise.
     needs_curvature
-        Whether the training loop must supply estimates of the curvature, which takes an objective that can draw labels
+        Whether the training loop must supply estimates of the curvature, which requires an objective that can draw labels
         from the model.
     shardable
         Whether several processes can each keep the state of their share of the parameters.
@@ -83,12 +83,12 @@ class OptimizerSpec:
     per_layer: bool = True
 
     def counter(self, options: Mapping[str, Any]) -> Callable[[Tensor, Mapping[str, Any]], int]:
-        """Bytes of state of one parameter, from it and its group, as a function.
+        """Function that computes the bytes of state of one parameter from it and its group.
 
         Parameters
         ----------
         options
-            Those that differ from the defaults.
+            Options that differ from the defaults.
         """
         chosen = {**self.options, **options}
         return lambda param, group: self.count_state([(param, group)], chosen)
@@ -104,7 +104,8 @@ def build_galore(module: nn.Module, *, lr: float, weight_decay: float, **options
 def build_apollo(module: nn.Module, *, lr: float, weight_decay: float, **options: Any) -> Optimizer:
     """:class:`~scgalore.optim.ApolloAdamW` on the matrices that ``"galore"`` projects by default, for any rank.
 
-    At rank 1 the last layer of a head would be one of them otherwise: held-out loss 9 % and 7 % worse on two tasks.
+    Otherwise, the last layer of a head would also be projected at rank 1, which increased the held-out loss by 9 % and
+    7 % on two tasks.
     """
     grouping = {key: options.pop(key) for key in _GROUPING}
     groups = param_groups(module, weight_decay=weight_decay, least_side="auto", **grouping)
@@ -126,7 +127,7 @@ def build_muon(
 
 
 def build_galore_torch(module: nn.Module, *, lr: float, weight_decay: float, **options: Any) -> Optimizer:
-    """:class:`~scgalore.optim.galore_torch.GaLoreTorchAdamW`, the reference package with its limits, which it lists."""
+    """:class:`~scgalore.optim.galore_torch.GaLoreTorchAdamW`, the reference package; its docstring lists the limitations."""
     require("galore_torch", install="galore-torch")
     from scgalore.optim.galore_torch import GaLoreTorchAdamW, package_groups
 
@@ -150,7 +151,7 @@ def build_adafactor(
 ) -> Optimizer:
     """:class:`torch.optim.Adafactor`, where ``lr`` is the largest step relative to the size of the weight.
 
-    Its weight decay is ``lr * weight_decay`` a step, as AdamW's, so at this ``lr`` it decays much more.
+    Weight decay is ``lr * weight_decay`` per step, as for AdamW, so it is much stronger at this ``lr``.
     """
     groups = param_groups(module, rank=None, weight_decay=weight_decay)
     return torch.optim.Adafactor(groups, lr=lr, weight_decay=weight_decay, eps=(eps1, eps2), **options)
@@ -168,8 +169,8 @@ def build_adamw_8bit(
 ) -> Optimizer:
     """:class:`bitsandbytes.optim.AdamW8bit`, made for CUDA.
 
-    On CPU, where it runs too since bitsandbytes 0.50, a step took 39 times as long as one of the fused AdamW (10.5
-    million parameters, one thread). It resumes bit for bit there.
+    It also runs on a CPU since bitsandbytes 0.50, where a step took 39 times as long as that of the fused AdamW (10.5
+    million parameters, one thread). Resumed training is bit-identical there.
     """
     if isinstance(min_8bit_size, bool) or not isinstance(min_8bit_size, int) or min_8bit_size < 0:
         msg = f"min_8bit_size={min_8bit_size!r}: expected a whole number of entries, not negative."
@@ -352,9 +353,9 @@ def build_optimizer(
     module
         The network to train.
     lr
-        Learning rate; the optimizer's own default when ``None``.
+        Learning rate; ``None`` uses the default of the optimizer.
     weight_decay
-        Weight decay; the optimizer's own default when ``None``.
+        Weight decay; ``None`` uses the default of the optimizer.
     options
         Options of this optimizer, e.g. ``rank`` for ``"galore"``.
 
@@ -383,7 +384,7 @@ def build_optimizer(
 
 
 def check_options(name: str, options: Mapping[str, Any]) -> OptimizerSpec:
-    """Entry of the registry of this name, once it is certain that it takes these options.
+    """Check the options of an optimizer, and return its entry in the registry.
 
     Parameters
     ----------

@@ -27,35 +27,35 @@ __all__ = ["ShardedOptimizer", "dealt"]
 
 
 class ShardedOptimizer(TrainingNeeds, Optimizer):
-    """Each process updates its share of the parameters, keeps state for these alone, and sends them to the others.
+    """Each process updates its share of the parameters, keeps state only for these, and sends them to the others.
 
-    The trained weights are those of the optimizer inside, bit for bit: it holds all parameters, in their groups and
-    order, and makes state only for those that it is given a gradient of. (torch's ``ZeroRedundancyOptimizer`` builds it
+    The trained weights are bit-identical to those of the wrapped optimizer: it has all parameters, in their groups and
+    order, but creates state only for those that have a gradient. (torch's ``ZeroRedundancyOptimizer`` builds it
     on a part of the parameters; GaLore's random starts and staggered refreshes depend on a parameter's position among
     all.)
 
     Parameters
     ----------
     optimizer
-        Any optimizer that updates each parameter by itself, makes its state at the first step and skips parameters
+        Any optimizer that updates each parameter separately, creates its state at the first step and skips parameters
         without gradient. Gradients must be equal on all processes, as
         :class:`~torch.nn.parallel.DistributedDataParallel` leaves them.
     count
-        Bytes of state that a parameter has, from it and its group, by which parameters are dealt; their size when left
-        out.
+        Function that computes the bytes of state of a parameter from it and its group, by which parameters are
+        distributed; by default their size.
 
     Raises
     ------
     OptionError
-        If there is no process group, if the optimizer has state already, or if it works on all parameters at once, as
+        If there is no process group, the optimizer already has state, or it updates all parameters at once, as
         :class:`~scgalore.optim.SophiaG` does.
 
     Notes
     -----
-    Parameters are dealt by their state, the largest first, to the process that has least. ``state_dict()`` has the
-    state of this process; after ``consolidate_state_dict()``, which all processes must call, it has once, on process 0,
-    that of all of them, in the form of the optimizer inside. Any number of processes can load that, and each keeps its
-    share.
+    Parameters are assigned in decreasing order of their state to the process with the least state. ``state_dict()``
+    returns the state of this process. After ``consolidate_state_dict()``, which all processes must call, the next call
+    on process 0 returns that of all processes, in the format of the wrapped optimizer. Any number of processes can load
+    it, and each keeps its share.
     """
 
     def __init__(self, optimizer: Optimizer, count: CountState | None = None) -> None:
@@ -124,15 +124,15 @@ class ShardedOptimizer(TrainingNeeds, Optimizer):
                     part.copy_(values.view_as(part))
 
     def needs_curvature(self) -> bool:
-        """Whether the optimizer inside needs an estimate of the curvature."""
+        """Whether the wrapped optimizer needs an estimate of the curvature."""
         return needs_of(self.optimizer).needs_curvature()
 
     def update_curvature(self, loss: Tensor, n_terms: int) -> None:
-        """Pass an estimate of the curvature on."""
+        """Pass an estimate of the curvature to the wrapped optimizer."""
         needs_of(self.optimizer).update_curvature(loss, n_terms)
 
     def refresh(self) -> None:
-        """Prepare the optimizer inside for gradients of another kind."""
+        """Prepare the wrapped optimizer for different gradients."""
         needs_of(self.optimizer).refresh()
 
     def consolidate_state_dict(self) -> None:
@@ -161,7 +161,7 @@ class ShardedOptimizer(TrainingNeeds, Optimizer):
 
 
 def dealt(weights: Weights, size: int, count: CountState | None = None) -> dict[Tensor, int]:
-    """Process of each parameter: the one with most state first, to the process that has least."""
+    """Process of each parameter: in decreasing order of state, the process with the least state."""
     loads = [0] * size
     owners: dict[Tensor, int] = {}
     costs = [(param, param.numel() if count is None else count(param, group)) for param, group in weights]

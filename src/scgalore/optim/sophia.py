@@ -56,11 +56,11 @@ class SophiaG(OwnPrecision):
     betas
         Decay rates of the momentum and of the curvature.
     eps
-        Least value of the scaled curvature, for coordinates without any.
+        Minimum of the scaled curvature, for coordinates without curvature.
     weight_decay
         Decoupled weight decay.
     rho
-        Factor of the curvature; the larger, the fewer coordinates are clipped.
+        Factor of the curvature; larger values clip fewer coordinates.
     curvature_every
         Steps between two estimates of the curvature.
 
@@ -137,7 +137,7 @@ class SophiaG(OwnPrecision):
         return bool(self.param_groups[0]["until_curvature"] <= 0)
 
     def update_curvature(self, loss: Tensor, n_terms: int) -> None:
-        """Average in a new estimate of the curvature; gradients in ``.grad`` are left alone.
+        """Add a new estimate of the curvature to the average; gradients in ``.grad`` are not changed.
 
         Parameters
         ----------
@@ -145,7 +145,7 @@ class SophiaG(OwnPrecision):
             Mean negative log-likelihood at labels drawn from the model itself, see :func:`sample_classes` and
             :func:`sample_values`; a scalar, not scaled for mixed precision.
         n_terms
-            How many terms the mean runs over.
+            Number of terms in the mean.
 
         Raises
         ------
@@ -254,7 +254,7 @@ def sample_classes(logits: Tensor, generator: torch.Generator) -> Tensor:
     logits
         Of shape ``(..., n_classes)``; no gradient flows through the draw.
     generator
-        Source of the draw, on any device; the same seed draws the same classes wherever the logits are.
+        Random generator on any device; the same seed gives the same classes regardless of the device of the logits.
 
     Returns
     -------
@@ -268,7 +268,7 @@ def sample_classes(logits: Tensor, generator: torch.Generator) -> Tensor:
 
 
 def sample_values(prediction: Tensor, generator: torch.Generator) -> Tensor:
-    r"""Draw the targets of a regression with squared error from the Gaussian that it stands for.
+    r"""Draw the targets of a regression with squared error from the corresponding Gaussian.
 
     The mean of :math:`(f - y)^2` is, up to a constant, the mean negative log-likelihood of a Gaussian with variance
     1/2.
@@ -278,7 +278,7 @@ def sample_values(prediction: Tensor, generator: torch.Generator) -> Tensor:
     prediction
         Predicted values of any shape; no gradient flows through the draw.
     generator
-        Source of the draw, on any device; the same seed draws the same noise wherever the prediction is.
+        Random generator on any device; the same seed gives the same noise regardless of the device of the prediction.
 
     Returns
     -------

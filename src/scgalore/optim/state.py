@@ -14,10 +14,10 @@ from scgalore.optim.subspace import state_dtype
 
 
 class OwnPrecision(TrainingNeeds, Optimizer):
-    """An optimizer whose state keeps its precision, float32 for weights in half precision, when it is loaded."""
+    """An optimizer whose state keeps its precision when loaded: float32, also for weights in half precision."""
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Load a state: own copies of its tensors, in the precision of the state and not of the parameters."""
+        """Load copies of the tensors of a state, in the precision of the state instead of that of the parameters."""
         # torch casts every state tensor to the parameter's dtype, which rounds float32 moments of bfloat16 weights, and
         # shares with the source what needs no cast. A last hook sees the dictionary as the other hooks leave it.
         seen: dict[str, Any] = {}

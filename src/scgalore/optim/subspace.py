@@ -69,7 +69,7 @@ def blocks(matrix: Tensor, split: int) -> Tensor:
 
 
 def current_bases(group: Mapping[str, Any], state: dict[str, Any], grad: Tensor, slot: Slot) -> Bases | None:
-    """Bases for this step, refreshed when due; ``None`` as long as there are none.
+    """Bases for this step, refreshed when due; ``None`` if there are none yet.
 
     A gradient that is all zero or not finite gives no basis; the refresh then stays due.
     """

@@ -1,4 +1,4 @@
-"""A curriculum over genes beside all genes from the start, at equal compute and at equal wall time, several seeds.
+"""A curriculum over genes compared with all genes from the start, at equal compute and at equal wall time, several seeds.
 
 The four phases admit the 500, 1,200, 2,500 and 5,000 best-ranked genes of peripheral blood cells (Kang et al. 2018), as many
 epochs each; there are no other genes. The other sides train on all of them from the first step, with as many tokens in a batch, for as many epochs as the

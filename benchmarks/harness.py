@@ -1,9 +1,9 @@
-"""What all benchmarks share: sides in processes of their own, interleaved rounds, ratios, the machine, and results.
+"""Common parts of all benchmarks: sides in separate processes, interleaved rounds, ratios, the machine, and results.
 
-A comparison asks its sides in turn (A, B, A, B, ...), so that both meet the same machine. Reported are medians over the
-rounds with the smallest and largest value, and ratios of the two sides of one round, again with median and range.
-Wall time is what is claimed, for a machine that does nothing else; CPU time stands beside it, since it suffers less
-from neighbours.
+A comparison runs its sides in turn (A, B, A, B, ...), so that both are measured under the same conditions. Results are
+medians over rounds, with the smallest and largest value, and ratios of the two sides within a round, also with median and
+range. Wall time on an otherwise idle machine is the main result; CPU time is reported as well, since other processes
+affect it less.
 """
 
 from __future__ import annotations

@@ -3,14 +3,14 @@
     python benchmarks/run.py loading
     python benchmarks/run.py loading --quick
 
-The original has had three vocabularies (``benchmarks/peers.py`` says more), and each that has an environment is measured:
+The original has had three vocabularies (see ``benchmarks/peers.py``), and each that has an environment is measured:
 
-- *0.2.4, stand-in*: its own code on our few lines in the place of torchtext, which does not load under a current torch.
-- *0.2.4, torchtext*: its own code on the last torchtext, under torch 2.3 (``peers.py --torchtext``).
-- *0.2.5*: what it does by itself where there is no torchtext (``peers.py --newer SOURCE``). One call, since it takes minutes.
+- *0.2.4, stand-in*: its own code with a few lines in place of torchtext, which cannot be imported with a current torch.
+- *0.2.4, torchtext*: its own code with the last torchtext and torch 2.3 (``peers.py --torchtext``).
+- *0.2.5*: its own code without torchtext (``peers.py --newer SOURCE``). One call, since it takes minutes.
 
-The claim is about 0.2.5, which is what the original does today; the others stand beside. Files are in the system's cache,
-for both sides. The checkpoint is read into a network on the CPU, in ours with a check of the file's sha256.
+The claim is about 0.2.5, the current version of the original; the others are reported for comparison. Files are in the
+system's cache for both sides. The checkpoint is read into a network on the CPU; scgalore also verifies its sha256.
 """
 
 from __future__ import annotations

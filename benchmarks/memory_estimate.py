@@ -1,13 +1,13 @@
-"""What sg.estimate_memory says beside what is measured: optimizer state, gradients, activations, memory of the process.
+"""Estimates of sg.estimate_memory compared with measurements: optimizer state, gradients, activations, memory of the process.
 
     python benchmarks/run.py memory_estimate
     python benchmarks/run.py memory_estimate --quick
 
 The network has whole-human blocks (12 of 512) and 6,003 tokens, with random weights; one cell at a time, masked expression by
-both heads, dropout 0.2. "Kept" is what the forward pass keeps for the backward pass, every storage once, parameters left
-out. Memory of the process is its growth in a forward and a backward pass, with gradients that are there already, measured
-twice: with glibc as it comes, and with MALLOC_MMAP_THRESHOLD_=131072, which lets it give freed blocks back. The latter is
-what tensors need; the former is what a process takes.
+both heads, dropout 0.2. "Kept" is the memory that the forward pass keeps for the backward pass, counting every storage once and no
+parameters. Memory of the process is its growth in a forward and a backward pass with existing gradients, measured twice:
+with glibc's defaults, and with MALLOC_MMAP_THRESHOLD_=131072, with which freed blocks are returned to the system. The
+latter is the memory of the tensors, the former that of the process.
 """
 
 from __future__ import annotations

@@ -128,7 +128,7 @@ class Entry:
 
     @property
     def options(self) -> Json:
-        """All that decides the outcome besides learning rate and seed, defaults of the registry included."""
+        """All settings that affect the outcome besides learning rate and seed, including defaults of the registry."""
         spec = OPTIMIZERS[self.train["optimizer"]]
         chosen: Json = dict(self.train)
         chosen["optimizer_options"] = {**spec.options, **self.train.get("optimizer_options", {})}

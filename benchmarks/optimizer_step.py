@@ -4,14 +4,15 @@
     python benchmarks/optimizer_step.py --tables frozen --ranks 8
     python benchmarks/optimizer_step.py --quick
 
-The network is the real one with random weights. Gradients are of low rank with noise, drift from step to step, and are
-made before the clock starts; all optimizers get the same ones. In each round every optimizer takes one step, in changing
-order, so that they meet the same machine. Both GaLores project the same weights: those of ``param_groups``.
+The network has the original sizes and random weights. Gradients are of low rank with noise, change slowly from step to
+step, and are generated outside of the measured time; all optimizers get the same ones. In each round every optimizer takes
+one step, in changing order, so that all are measured under the same conditions. Both implementations of GaLore project the
+same weights, those of ``param_groups``.
 
-GaLore refreshes a few bases in each step, so its time is that of a whole cycle: for each place in the cycle the median
-over the cycles, then the mean (amortised), the median and the largest over the places. galore-torch refreshes all bases
-in one step of 200: its counter is moved forward to measure such steps several times, and amortised is
-plain + (refresh - plain) / 200. The first step, which takes all first bases, stands beside.
+GaLore refreshes a few bases in each step, so whole cycles are measured: the median over cycles for each position in the
+cycle, and of these the mean (amortised), the median and the maximum. galore-torch refreshes all bases in one of 200 steps:
+its counter is advanced to measure several such steps, and the amortised time is plain + (refresh - plain) / 200. The time
+of the first step, which computes all bases, is reported separately.
 """
 
 from __future__ import annotations
@@ -417,7 +418,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument(
         "--quick", action="store_true", help="two layers, a tenth of the table, one cycle; writes no file"
     )
-    parser.add_argument("--out", type=Path, help=f"folder of the results (default: {RESULTS.name} beside this file)")
+    parser.add_argument("--out", type=Path, help=f"folder of the results (default: {RESULTS.name} next to this file)")
     args = parser.parse_args(argv)
     torch.set_num_threads(args.threads)
     begin = time.perf_counter()

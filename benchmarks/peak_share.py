@@ -1,11 +1,11 @@
-"""Share of the machine's matrix-multiply peak that the network reaches, and where the time goes.
+"""Fraction of the machine's peak rate of matrix multiplication that the network reaches, and time by operation.
 
     python benchmarks/run.py peak_share
     python benchmarks/run.py peak_share --quick
 
 The peak is a plain multiplication of two square matrices (``torch.mm``) in the same process, best of several, before and
-after the measurements. In float32 that is MKL's, which some processors exceed by far with oneDNN, as the network's layers do: the
-rate of their own product stands beside it. Operations are counted from the sizes of the network (``benchmarks/flops.py`` has the formula: 2 m n k for a linear
+after the measurements. In float32 this is the rate of MKL, which oneDNN exceeds by far on some processors; the network's layers
+use the faster one, so the rate of their own product is reported as well. Operations are counted from the sizes of the network (``benchmarks/flops.py`` has the formula: 2 m n k for a linear
 layer, 4 s^2 d for attention, nothing for all else; a training step counts three forward passes). Whole-human size, batches
 of 8 cells of 1,200 tokens and of 40 cells of 240 tokens, no padding. Embedding is ``SCGPT.run``: tokens, and the forward pass
 with the last block for ``<cls>`` alone and the value side looked up, neither of which is counted. bfloat16 is

@@ -12,11 +12,11 @@ environment, and listed in its ``stubs.json`` and in every result.
 What the vocabulary costs
 -------------------------
 scGPT 0.2.4 keeps its vocabulary in ``torchtext.vocab.Vocab``. torchtext ended in April 2024 and loads under torch 2.3 at most,
-so beside a current torch there is only a stand-in, whose cost is ours and not the original's: it appends to a list and a
-dict in constant time, as torchtext does, and makes the original look no slower than it is. scGPT 0.2.5 (April 2026, on GitHub only)
+so with a current torch there is only a stand-in, whose cost is ours and not the original's: it appends to a list and a
+dict in constant time, as torchtext does, and does not make the original slower than it is. scGPT 0.2.5 (April 2026, on GitHub only)
 brings a vocabulary of its own for installations without torchtext, which renews its whole dict with every token it
-inserts: quadratic, and paid by each ``embed_data``. ``loading.py`` measures each of the three that is there, names it, and
-no other script counts the vocabulary as part of the model's time.
+inserts: quadratic, and paid by each ``embed_data``. ``loading.py`` measures each of the three that is installed, by
+name; other scripts do not include the vocabulary in the model's time.
 """
 
 from __future__ import annotations

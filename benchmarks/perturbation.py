@@ -1,4 +1,4 @@
-"""Perturbation models on PerturBench's devel data (K562 cells of Norman et al. 2019), beside all baselines and the ceiling.
+"""Perturbation models on PerturBench's devel data (K562 cells of Norman et al. 2019), compared with all baselines and the ceiling.
 
 The table asks what a model with the defaults of ``sg.tl.finetune`` is worth: three GEARS simulation splits and the five doubles
 whose singles were measured, several training seeds each.
@@ -53,7 +53,7 @@ class Variant:
     prior
         Rule that the network corrects.
     monitor
-        What chooses the epoch, instead of the effects on validation perturbations beside the prior's.
+        Criterion for selecting the epoch, instead of the effects on validation perturbations compared with the prior's.
     flag_unmeasured
         Whether perturbed genes that are not measured become tokens.
     dropout
@@ -247,7 +247,7 @@ def cell_text(values: np.ndarray, metric: str, *, spread: bool) -> str:
 
 
 def against_best(runs: Sequence[dict[str, Any]], metric: str) -> dict[str, Any]:
-    """The model beside the best baseline by one metric: means, and the paired difference with its standard error."""
+    """The model compared with the best baseline by one metric: means, and the paired difference with its standard error."""
     scores = pd.concat([one["scores"].assign(seed=one["seed"]) for one in runs])
     scores = scores[scores["metric"] == metric]
     if metric.startswith("pearson"):

@@ -1,4 +1,4 @@
-"""Throughput a token against the number of cells, and against the length of a cell.
+"""Throughput per token by number of cells and by length of cells.
 
     python benchmarks/run.py scaling
     python benchmarks/run.py scaling --quick
@@ -8,8 +8,8 @@ replacement, every fourth gene, so that the largest run takes a minute or two), 
 all sizes.
 
 Length: forward pass to the cell embedding at whole-human size, batches of about 4,800 tokens, cells of 150 to 2,400
-tokens, which are made and counted outside of the clock. The seconds a token are fitted by a + b s: a is what the linear
-layers cost, b s what attention costs. A plot of both is written beside the results.
+tokens, which are made and counted outside of the clock. The seconds per token are fitted by a + b s, where a is the cost of
+the linear layers and b s that of attention. A plot of both is written next to the results.
 """
 
 from __future__ import annotations

@@ -3,17 +3,17 @@
     python benchmarks/run.py training_step
     python benchmarks/run.py training_step --quick
 
-Both programs have the same weights, batch, losses (squared error of 40 % masked values, from the tokens and from the cell
+Both implementations have the same weights, batch, losses (squared error of 40 % masked values, from the tokens and from the cell
 embedding) and optimizer settings (Adam, 1e-4, no decay; gradient clipped at norm 1). Both have dropout 0.2, the original
 also on its attention probabilities, scgalore never. A step is ``zero_grad``, forward, backward, clip and update. Before
-anything is timed the losses without dropout must agree. The original's scripts have no bfloat16 on a CPU; a step of it
-under ``torch.autocast`` is shown for comparison, and the ratios are to its float32. At equal settings it does not drop
-attention probabilities. Ours runs with the kernels chosen on this machine and with torch's own.
+times are measured, the losses without dropout must agree. The original's scripts do not use bfloat16 on a CPU; its step
+under ``torch.autocast`` is shown for comparison, and ratios refer to its float32. At equal settings it has no dropout on
+attention probabilities. scgalore is measured with the kernels selected on this machine and with PyTorch's.
 
-Activation memory is what the forward pass keeps for the backward pass: every storage once, parameters left out, counted
-exactly on one cell and proportional to the cells. The growth of resident memory in a step stands beside it. Where the
-original's step does not fit into the memory of the machine, it takes fewer cells and its time is scaled, which the
-result says.
+Activation memory is the memory that the forward pass keeps for the backward pass, counting every storage once and no
+parameters, exactly for one cell and proportional to the number of cells. The growth of resident memory in a step is
+reported as well. If the original's step does not fit into the memory of the machine, it uses fewer cells and its time is
+scaled, which the result states.
 """
 
 from __future__ import annotations

@@ -5,7 +5,7 @@ Run from the root of the repository::
     python -m benchmarks.lowrank_claims [--quick] [--only A B C]
 
 An interrupted run continues where it stopped. Tables go to ``benchmarks/results/lowrank_claims.md``, all numbers to the
-``.json`` beside it.
+``.json`` next to it.
 """
 
 from __future__ import annotations

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from benchmarks.lowrank_claims.tasks import Task
 
-# Of what trains beside the weights that an arm is about, in every arm alike.
+# For parameters that every arm trains in addition to its own weights.
 REST_LR, GPT_REST_LR = 3e-3, 6e-3
 # Where searches begin: near the optimum in short trials.
 FULL_LR, ADAPTER_LR, HEAD_LR = 1e-3, 3e-3, 1e-2
@@ -79,7 +79,7 @@ def all_arms(plan: Plan) -> list[Arm]:
 
 
 def claim_a(plan: Plan) -> list[Arm]:
-    """LTE on all linear layers of the blocks, beside full training with as many tokens, or as many steps, or both."""
+    """LTE on all linear layers of the blocks, compared with full training with the same number of tokens, of steps, or both."""
     task, steps = Characters(GPT_REST_LR), plan.gpt_steps
     arms = [
         _lte(task, steps, *heads, merge_every) for heads in HEADS_AND_RANKS[::-1] for merge_every in _merges(*heads)
@@ -106,7 +106,7 @@ def _lte(task: Task, steps: int, n_heads: int, rank: int, merge_every: int, *, s
 
 
 def claim_b(plan: Plan) -> list[Arm]:
-    """LoRA on a pre-trained ViT, beside full fine-tuning and a new head alone."""
+    """LoRA on a pre-trained ViT, compared with full fine-tuning and a new head alone."""
     arms = []
     for n_labelled in N_LABELLED:
         task = Digits(REST_LR, plan.vit_pretraining, n_labelled=n_labelled)

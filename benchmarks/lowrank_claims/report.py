@@ -103,7 +103,7 @@ def same_task(study: Study, studies: Iterable[Study]) -> list[Study]:
 
 
 def claim_a(studies: Sequence[Study]) -> str:
-    """LTE beside full training: same tokens and steps, and same steps at the batch of a head."""
+    """LTE compared with full training: same tokens and steps, and same steps at the batch size of a head."""
     full = {(s["batch"], s["steps"]): s for s in studies if s["method"] == "matrices"}
     steps = min((steps for _, steps in full), default=0)
     rows = []
@@ -134,7 +134,7 @@ def _by_heads(study: Study) -> tuple[Any, ...]:
 
 
 def claim_b(studies: Sequence[Study]) -> str:
-    """LoRA beside full fine-tuning of a ViT: accuracy, and epochs to reach that of full fine-tuning."""
+    """LoRA compared with full fine-tuning of a ViT: accuracy, and epochs to reach that of full fine-tuning."""
     rows = []
     for s in studies:
         full = next((other for other in same_task(s, studies) if other["method"] == "full"), None)
@@ -151,7 +151,7 @@ def claim_b(studies: Sequence[Study]) -> str:
 
 
 def claim_c(studies: Sequence[Study]) -> str:
-    """Attention, MLP and both at equally many parameters, beside full fine-tuning and a new head alone."""
+    """Attention, MLP and both with the same number of parameters, compared with full fine-tuning and a new head alone."""
     rows = []
     for s in studies:
         beside = same_task(s, studies)
@@ -209,7 +209,7 @@ def best_trial(studies: Iterable[Study]) -> Study | None:
 def tables(studies: Sequence[Study], about: dict[str, Any]) -> str:
     """All tables."""
     by_claim = {letter: [s for s in studies if s["claim"] == letter] for letter in "ABC"}
-    # The adapters of the ViT that have as many parameters as one another, and what they stand beside.
+    # The adapters of the ViT that have as many parameters as one another, and what they are compared with.
     vit = [s for s in by_claim["B"] if s["options"].get("rank") != LARGE_RANK]
     parts = [
         ("A. Many small heads against full training, GPT", claim_a, by_claim["A"]),

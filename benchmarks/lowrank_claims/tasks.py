@@ -40,7 +40,7 @@ class Task(ABC):
     Attributes
     ----------
     rest_lr
-        Learning rate, the same in every arm, of what trains beside the weights that an arm is about: heads, and in training from
+        Learning rate, the same in every arm, of parameters that are trained in addition to the arm's own weights: heads, and in training from
         random weights also embeddings, norms and biases.
     pretraining_steps
         Steps of the pre-training, where there is one.

@@ -72,7 +72,7 @@ class Arm:
 
 @dataclass(frozen=True)
 class Trainable:
-    """What trains in a run: at the tuned learning rate, and beside it."""
+    """Trained parameters of a run: at the tuned learning rate, and at that of the others."""
 
     tuned: list[nn.Parameter]
     rest: list[nn.Parameter]

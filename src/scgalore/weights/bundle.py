@@ -1,4 +1,4 @@
-"""Weights in one file, to be carried to a machine without a network."""
+"""Weights in one file, for machines without a network."""
 
 from __future__ import annotations
 
@@ -29,17 +29,17 @@ __all__ = ["bundle", "unbundle"]
 
 
 def bundle(models: Sequence[str], path: PathLike) -> Path:
-    """Put weights into one file, downloading and checking what the cache lacks.
+    """Pack weights into one file; missing files are downloaded and verified.
 
-    The file is a tar archive of parts of the cache folder, with ``SHA256SUMS`` of all that is in it. Names of your own
-    registry (:func:`register`) are known on the other machine, too.
+    The file is a tar archive of folders of the cache, with the hashes of all files in ``SHA256SUMS``. Names registered by
+    :func:`register` are also available on the other machine.
 
     Parameters
     ----------
     models
-        Names of :func:`list_weights`, and addresses on the Hugging Face Hub.
+        Names from :func:`list_weights`, or addresses on the Hugging Face Hub.
     path
-        File to make; one that exists is replaced.
+        File to create; an existing file is replaced.
 
     Returns
     -------
@@ -50,7 +50,7 @@ def bundle(models: Sequence[str], path: PathLike) -> Path:
     OptionError
         If a name is unknown, or its weights are part of the package.
     DownloadError, WeightsError
-        If weights cannot be fetched, or are not the right ones. No file is made then.
+        If weights cannot be downloaded, or have the wrong hash. No file is created then.
 
     See Also
     --------
@@ -85,7 +85,7 @@ def bundle(models: Sequence[str], path: PathLike) -> Path:
 
 
 def _of_hub(address: HubAddress) -> dict[str, Path | bytes]:
-    """Parts of the hub's cache that hold a model, its files in place of links to them."""
+    """Folders of the hub's cache that contain a model, with files instead of links."""
     folder, entry = resolve_model_folder(str(address))
     assert entry is not None
     commit, repo = folder.name, folder.parent.parent
@@ -112,12 +112,12 @@ def _add(archive: tarfile.TarFile, name: str, one: Path | bytes) -> None:
 
 
 def unbundle(path: PathLike) -> list[str]:
-    """Unpack what :func:`bundle` made into the cache folder, and check it.
+    """Unpack a file created by :func:`bundle` into the cache folder, and verify it.
 
     Parameters
     ----------
     path
-        The file.
+        File to unpack.
 
     Returns
     -------
@@ -126,9 +126,9 @@ def unbundle(path: PathLike) -> list[str]:
     Raises
     ------
     OptionError
-        If there is no such file.
+        If the file does not exist.
     WeightsError
-        If it is not a bundle, or is damaged. Nothing has been unpacked then.
+        If the file is not a bundle, or is damaged. Nothing is unpacked then.
 
     See Also
     --------
@@ -162,7 +162,7 @@ def unbundle(path: PathLike) -> list[str]:
 
 
 def _unpack(source: Path, draft: Path) -> dict[str, str]:
-    """Write the files to a folder; hashes by name."""
+    """Write the files to a folder, and return their hashes by name."""
     with tarfile.open(source, "r:") as archive:
         first = archive.next()
         content = None if first is None or first.name != SUMS or first.size > SUMS_BYTES else archive.extractfile(first)

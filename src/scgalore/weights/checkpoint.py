@@ -49,15 +49,15 @@ class Checkpoint:
     vocab
         Token id of every token.
     tensors
-        Weights under the names of the network, mapped from disk and read when first used.
+        Weights by the names of the network, mapped from disk and read when first used.
     layout
         Layout of the folder: that of scgalore, of scGPT, or of a safetensors copy.
     folder
-        Where it was read.
+        Folder that was read.
     sha256
         Hash of the file that holds the weights.
     weights_file, args_file
-        Where weights and hyperparameters were read, for messages.
+        Files with weights and hyperparameters, for messages.
 
     See Also
     --------
@@ -99,7 +99,7 @@ def read_checkpoint(
     Parameters
     ----------
     folder
-        Holds ``vocab.json``, ``args.json`` or ``config.json``, and ``model.safetensors``, ``best_model.pt`` or a single
+        Folder with ``vocab.json``, ``args.json`` or ``config.json``, and ``model.safetensors``, ``best_model.pt`` or a single
         other ``.pt`` file.
     args
         Hyperparameters for a folder that does not state them (:attr:`~scgalore.weights.WeightsEntry.args`).
@@ -109,7 +109,7 @@ def read_checkpoint(
     Raises
     ------
     WeightsError
-        If a file is missing, damaged, does not belong to the others, or holds more than tensors.
+        If a file is missing or damaged, does not match the others, or contains more than tensors.
 
     See Also
     --------
@@ -200,7 +200,7 @@ def read_archive(path: Path) -> dict[Any, Any]:
     Raises
     ------
     WeightsError
-        If the file is damaged, holds something else, or asks for code.
+        If the file is damaged, has other content, or would run code.
     """
     with path.open("rb") as file:
         start = file.read(16)
@@ -231,12 +231,12 @@ def read_archive(path: Path) -> dict[Any, Any]:
 
 
 def check_archive(path: Path) -> None:
-    """Refuse an archive of PyTorch that would unpack into more than it holds, or that is a program.
+    """Raise an error for a PyTorch archive whose unpacked size exceeds that of the file, or that contains code.
 
     Raises
     ------
     WeightsError
-        If it is one, or is damaged.
+        If this is the case, or the archive is damaged.
     """
     try:
         with zipfile.ZipFile(path) as archive:
@@ -279,7 +279,7 @@ def read_safetensors(path: Path) -> dict[str, Tensor]:
     Raises
     ------
     WeightsError
-        If the file is damaged, or holds anything but tensors of floating point.
+        If the file is damaged, or contains anything but floating-point tensors.
     """
     try:
         with safe_open(path, framework="pt") as file:
@@ -291,12 +291,12 @@ def read_safetensors(path: Path) -> dict[str, Tensor]:
 
 
 def check_tensors(path: Path, found: Mapping[Any, Any]) -> dict[str, Tensor]:
-    """Refuse what is not a tensor that a file of this size can hold.
+    """Raise an error for values that are not tensors, or are larger than the file.
 
     Raises
     ------
     WeightsError
-        With the name of the first one.
+        With the name of the first such value.
     """
     size, total = path.stat().st_size, 0
     for name, tensor in found.items():

@@ -1,4 +1,4 @@
-"""From a name to a folder of verified files: the package's own, the cache's, or the network's."""
+"""Folders of verified files for a name, from the package, the cache or a download."""
 
 import os
 from pathlib import Path
@@ -55,7 +55,7 @@ def fetch_weights(name: str, *, progress: bool | None = None) -> Path:
 
 
 def resolve_model_folder(model: str | os.PathLike[str]) -> tuple[Path, WeightsEntry | None]:
-    """Turn what a user passes as ``model`` into a folder, and an entry with its name if it has one.
+    """Find the folder of a ``model`` argument, and its entry in the registry.
 
     A registered name always refers to the registered weights, even if the working directory has such a folder; use
     ``"./scgpt"`` for a folder of that name.
@@ -68,17 +68,17 @@ def resolve_model_folder(model: str | os.PathLike[str]) -> tuple[Path, WeightsEn
 
     Returns
     -------
-    The folder, and the entry: that of the registry, for a model of the hub one that is named by its address with the
-    commit, for other folders ``None``.
+    The folder, and its entry: that of the registry, or for a model of the hub a new one, named by its address with the
+    commit. ``None`` for other folders.
 
     Raises
     ------
     OptionError
-        If ``model`` is none of these, or huggingface_hub is not installed.
+        If ``model`` is not one of these, or huggingface_hub is required and not installed.
     DownloadError
-        If the model must be downloaded and cannot be.
+        If the model is not in the cache and cannot be downloaded.
     WeightsError
-        If what was downloaded is not what was published.
+        If a downloaded file has another hash than the published one.
 
     See Also
     --------

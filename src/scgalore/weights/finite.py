@@ -13,14 +13,14 @@ __all__ = ["is_finite", "refuse_not_finite", "tensors_in"]
 
 
 def is_finite(tensor: Tensor, dtype: torch.dtype | None = None) -> bool:
-    """Whether all numbers are finite, and stay so in another dtype.
+    """Whether all values are finite, also after conversion to another dtype.
 
     Parameters
     ----------
     tensor
         Of any dtype.
     dtype
-        What it will be cast to.
+        Dtype it will be converted to.
     """
     if not tensor.is_floating_point() or not tensor.numel():
         return True
@@ -40,9 +40,9 @@ def refuse_not_finite(
     tensors
         Tensors by name, for the message.
     where
-        What holds them.
+        Source of the tensors, for the message.
     dtypes
-        What each will be cast to.
+        Dtype each will be converted to.
     """
     dtypes = dtypes or {}
     bad = {name: tensor for name, tensor in tensors.items() if not is_finite(tensor, dtypes.get(name))}

@@ -1,4 +1,4 @@
-"""Models on the Hugging Face Hub: downloaded into the cache folder, checked, and published."""
+"""Models on the Hugging Face Hub: download to the cache folder, verification, and upload."""
 
 from __future__ import annotations
 
@@ -54,12 +54,12 @@ class HubAddress:
 
     @classmethod
     def parse(cls, text: str) -> HubAddress:
-        """Read ``"hf://owner/name"`` or ``"hf://owner/name@revision"``.
+        """Parse ``"hf://owner/name"`` or ``"hf://owner/name@revision"``.
 
         Raises
         ------
         OptionError
-            If it is neither.
+            If the text has neither form.
         """
         repo_id, at, revision = text.removeprefix(SCHEME).partition("@")
         if not is_hub_address(text) or not _REPO.fullmatch(repo_id) or (at and not re.fullmatch(r"[\w./-]+", revision)):
@@ -69,12 +69,12 @@ class HubAddress:
 
 
 def is_hub_address(model: object) -> bool:
-    """Whether what a user passes as ``model`` is meant as an address on the hub."""
+    """Whether a ``model`` argument is an address on the hub."""
     return isinstance(model, str) and model.startswith(SCHEME)
 
 
 def check_repo_id(repo_id: str) -> None:
-    """Raise :class:`~scgalore.errors.OptionError` unless it is the name of a repository, ``"owner/name"``."""
+    """Raise :class:`~scgalore.errors.OptionError` if a text is not the name of a repository, ``"owner/name"``."""
     if not _REPO.fullmatch(repo_id):
         msg = f"repo_id={repo_id!r} is not the name of a repository. Expected 'owner/name', where owner is a user or an organization."
         raise OptionError(msg)
@@ -99,10 +99,10 @@ def require_hub() -> ModuleType:
 
 
 def fetch_hub(address: HubAddress) -> tuple[Path, HubAddress]:
-    """Download a model, unless the cache has it, and check it.
+    """Download a model if it is not in the cache, and verify it.
 
-    The files lie in ``sg.settings.cachedir / "hub"``, in the layout of the hub's own cache. Files that the repository lists
-    in ``SHA256SUMS`` are compared with it, and large files with the sha256 by which the hub knows them.
+    Files are stored in ``sg.settings.cachedir / "hub"``, in the layout of the hub's own cache. Files are verified with
+    the ``SHA256SUMS`` of the repository, and large files with the sha256 recorded by the hub.
 
     Parameters
     ----------
@@ -118,7 +118,7 @@ def fetch_hub(address: HubAddress) -> tuple[Path, HubAddress]:
     DownloadError
         If the model is not in the cache and cannot be downloaded.
     WeightsError
-        If a file is missing from the repository, or is not the one that was published.
+        If a file is missing from the repository, or has another hash than the published one.
     """
     hub = require_hub()
     with _bars(), _errors(hub, DownloadError, f"{address} was not downloaded", address.repo_id):
@@ -127,7 +127,7 @@ def fetch_hub(address: HubAddress) -> tuple[Path, HubAddress]:
 
 
 def _online(hub: ModuleType, address: HubAddress) -> Path:
-    """Folder of the files of a model, from the cache where it must be the same or where there is no network."""
+    """Folder of the files of a model; from the cache if the revision is a commit, or without a network."""
     if _COMMIT.fullmatch(address.revision or ""):  # which never changes
         with suppress(hub.errors.EntryNotFoundError, DownloadError, WeightsError):
             return _snapshot(hub, address, local=True)
@@ -151,14 +151,14 @@ def _online(hub: ModuleType, address: HubAddress) -> Path:
 
 
 def _snapshot(hub: ModuleType, address: HubAddress, *, local: bool, names: Collection[str] = (SUMS,)) -> Path:
-    """Folder of the files of a model, checked, those that are damaged in the cache downloaded again.
+    """Folder of the verified files of a model; damaged files in the cache are downloaded again.
 
     Parameters
     ----------
     hub, address
-        The client, and what to fetch.
+        Client of the hub, and address of the model.
     local
-        Whether only the cache is looked at.
+        Whether to use only the cache.
     names
         Files of the repository.
     """
@@ -201,7 +201,7 @@ def _snapshot(hub: ModuleType, address: HubAddress, *, local: bool, names: Colle
 
 
 def _is_damaged(path: Path) -> bool:
-    """Whether a large file is not the one that its name in the cache, the sha256 that the hub knows, stands for."""
+    """Whether the sha256 of a large file differs from its name in the cache, which is the sha256 recorded by the hub."""
     known = path.resolve().name  # the file's own name where the system has no symbolic links
     return _SHA256.fullmatch(known) is not None and file_digest(path) != known
 
@@ -217,12 +217,12 @@ def publish(
 ) -> HubAddress:
     """Upload the files of a folder in one commit, with their hashes in ``SHA256SUMS``.
 
-    Files of a model that was published there before, and that this one does not have, are deleted.
+    Files of an earlier model in the repository that the new one does not have are deleted.
 
     Parameters
     ----------
     folder
-        All of its files are uploaded.
+        Folder whose files are uploaded.
     repo_id, private, token, revision, commit_message
         As for :meth:`scgalore.model.CellModel.push_to_hub`.
 
@@ -233,7 +233,7 @@ def publish(
     Raises
     ------
     UploadError
-        If the hub refuses, cannot be reached, or has a public repository of this name where a private one is wanted.
+        If the hub refuses the upload or cannot be reached, or the repository is public and ``private=True``.
     """
     hub = require_hub()
     if settings.offline or hub.constants.HF_HUB_OFFLINE:
@@ -264,7 +264,7 @@ def publish(
 
 
 def _former(api: Any, repo_id: str, revision: str | None) -> set[str]:
-    """Names of the files of the model that is in the repository now."""
+    """Names of the files of the current model in the repository."""
     with TemporaryDirectory() as folder:
         path = api.hf_hub_download(repo_id, SUMS, revision=revision, local_dir=folder)
         with suppress(WeightsError):  # what cannot be read is replaced
@@ -274,7 +274,7 @@ def _former(api: Any, repo_id: str, revision: str | None) -> set[str]:
 
 @contextmanager
 def _bars() -> Iterator[None]:
-    """Show the hub's progress bars where ours would be."""
+    """Show the progress bars of the hub's client only if those of scgalore are shown."""
     from huggingface_hub.utils import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
 
     if is_shown() or are_progress_bars_disabled():
@@ -289,7 +289,7 @@ def _bars() -> Iterator[None]:
 
 @contextmanager
 def _errors(hub: ModuleType, kind: type[DownloadError | UploadError], what: str, repo_id: str) -> Iterator[None]:
-    """Turn errors of the hub's client into one of ours."""
+    """Convert errors of the hub's client to errors of scgalore."""
     try:
         with writing(settings.cachedir):
             yield
@@ -302,7 +302,7 @@ def _errors(hub: ModuleType, kind: type[DownloadError | UploadError], what: str,
 
 
 def _http_error(hub: ModuleType) -> type[Exception]:
-    """Base of the errors of whichever library the client speaks HTTP with."""
+    """Base class of the errors of the HTTP library that the client uses."""
     base: type[Exception] = hub.errors.HfHubHTTPError.__bases__[0]
     return base
 

@@ -1,4 +1,4 @@
-"""Put the tensors of a checkpoint into a network, and account for every one of them."""
+"""Load the tensors of a checkpoint into a network, and account for every one of them."""
 
 from collections import Counter
 from collections.abc import Iterable
@@ -15,11 +15,11 @@ __all__ = ["LoadReport", "compare_tensors", "load_tensors"]
 
 
 class Loadable(Protocol):
-    """What is asked of a network here; :class:`scgalore.nn.CellNetwork` has it."""
+    """Network with the interface of :class:`scgalore.nn.CellNetwork` that loading needs."""
 
     @property
     def required(self) -> tuple[str, ...]:
-        """First parts of the names of tensors that a checkpoint must hold."""
+        """Prefixes of the names of tensors that a checkpoint must contain."""
         ...
 
     def is_head_tensor(self, name: str) -> bool:
@@ -33,16 +33,16 @@ class Loadable(Protocol):
 
 @dataclass(frozen=True)
 class LoadReport:
-    """What became of every tensor.
+    """Account of all tensors of a network and a checkpoint.
 
     Attributes
     ----------
     loaded
-        Names that network and checkpoint share.
+        Names of loaded tensors, which are in both.
     random
-        Names in the network that kept their initial values.
+        Names of tensors of the network that kept their initial values.
     ignored
-        Names in the checkpoint that the network has no place for.
+        Names of tensors of the checkpoint that are not in the network.
 
     See Also
     --------
@@ -61,7 +61,7 @@ class LoadReport:
     ignored: tuple[str, ...]
 
     def summary(self) -> str:
-        """Say in one line how many tensors were loaded, left random and ignored, by part of the network."""
+        """One line with the numbers of tensors that were loaded, left random and ignored, by part of the network."""
         n = len(self.loaded) + len(self.random)
         return f"{len(self.loaded)} of {n} tensors loaded; left random: {_parts(self.random)}; ignored: {_parts(self.ignored)}"
 
@@ -75,7 +75,7 @@ class LoadReport:
 def load_tensors(
     network: Loadable, checkpoint: Checkpoint, *, allow_random: tuple[str, ...] | None = None
 ) -> LoadReport:
-    """Copy tensors by name, each cast to the network's dtype; nothing is copied if anything is wrong.
+    """Load tensors by name, cast to the dtypes of the network; if there is an error, nothing is changed.
 
     What the network requires has to match exactly: neither may one of these tensors stay random, nor one of the
     checkpoint's be ignored. Heads on the cell embedding that have another size than the checkpoint's stay random.

@@ -1,4 +1,4 @@
-"""The weights that can be named: those of the package (``registry.toml``), and those that users add."""
+"""Registry of weights: those of the package (``registry.toml``), and those registered by users."""
 
 import json
 import re
@@ -45,11 +45,11 @@ class WeightsFile:
     name
         File name inside the entry's folder.
     url
-        Address at a fixed revision; empty if the file lies in the package or has no direct address.
+        Address at a fixed revision; empty if the file is part of the package or has no direct address.
     size
-        Bytes, where known.
+        Size in bytes, if known.
     sha256
-        What the content must hash to; empty if nobody has published it.
+        Expected sha256 of the content; empty if it is not published.
 
     See Also
     --------
@@ -69,30 +69,30 @@ class WeightsFile:
 
     @property
     def remote(self) -> RemoteFile:
-        """What a download has to know."""
+        """Description of the file for a download."""
         return RemoteFile(self.name, (self.url,) if self.url else (), self.size, self.sha256)
 
 
 @dataclass(frozen=True)
 class WeightsEntry:
-    """Weights with a name.
+    """Registered weights.
 
     Attributes
     ----------
     name
-        What users write: ``model="scgpt"``.
+        Name that is passed as ``model``, such as ``"scgpt"``.
     description
         One line about the cells and the size.
     files
-        Everything :func:`~scgalore.weights.read_checkpoint` needs, small files first.
+        Files that :func:`~scgalore.weights.read_checkpoint` needs, small files first.
     licence, citation, homepage
-        Of the weights, which need not be those of scgalore's code.
+        Those of the weights, which may differ from those of scgalore's code.
     revision
-        Version of the source that the addresses and hashes belong to.
+        Version of the source that addresses and hashes refer to.
     bundled
         Whether the files are shipped inside the package.
     args
-        Stands in for an ``args.json`` that the source lacks.
+        Hyperparameters, if the source has no ``args.json``.
     zero_shot
         One sentence on the measured quality of embeddings without fine-tuning, logged by :func:`scgalore.tl.embed`;
         empty if not measured.
@@ -129,7 +129,7 @@ class WeightsEntry:
 
     @property
     def refusal(self) -> str | None:
-        """Why these weights cannot be fetched; ``None`` if they can."""
+        """Reason why these weights cannot be downloaded; ``None`` if they can."""
         if self.bundled:
             complete = all(file.sha256 for file in self.files)
             return None if complete else "they are not built yet in this version of scgalore"
@@ -137,7 +137,7 @@ class WeightsEntry:
 
 
 def list_weights() -> list[str]:
-    """Names of all registered weights, including those that :attr:`WeightsEntry.refusal` keeps from being fetched.
+    """Names of all registered weights, including those that cannot be downloaded (:attr:`WeightsEntry.refusal`).
 
     See Also
     --------
@@ -164,7 +164,7 @@ def get_entry(name: str) -> WeightsEntry:
     Raises
     ------
     OptionError
-        If there are no weights of this name.
+        If no weights have this name.
 
     See Also
     --------
@@ -196,35 +196,36 @@ def register(
     homepage: str = "",
     save: bool = False,
 ) -> WeightsEntry:
-    """Register weights on your own server for ``model="name"``, or another address for weights of the package.
+    """Register weights on your own server under a name, or a mirror for weights of the package.
 
-    The files are downloaded on first use, into the cache folder, and their hashes are checked.
+    The files are downloaded to the cache folder when first used, and their hashes are verified.
 
     Parameters
     ----------
     name
-        Name to pass as ``model``. For a name of the package, only the address of its files changes, as for a mirror.
+        Name to pass as ``model``. For a name of the package, only the address of its files is changed.
     url
-        Address of the files, with ``{file}`` in place of their names: ``"https://models.example.org/blood/{file}"``.
-        Without it, the address of the only file. User name and password belong into ``~/.netrc``.
+        Address of the files, with ``{file}`` as placeholder for their names:
+        ``"https://models.example.org/blood/{file}"``. Without a placeholder, the address of a single file. User name and
+        password are read from ``~/.netrc``.
     sha256
-        Hash of each file by name, or of the only file. ``None`` for a name of the package, whose hashes are known.
+        Hash of each file by name, or of the single file. ``None`` for weights of the package, whose hashes are known.
     family
-        One of :data:`scgalore.model.FAMILIES`.
+        Entry of :data:`scgalore.model.FAMILIES`.
     licence, description, citation, homepage
-        Of the weights, for ``scgalore weights list`` and the cards of models that are trained from them.
+        Information on the weights, for ``scgalore weights list`` and the cards of models trained from them.
     save
         Whether to store the name in ``sg.settings.cachedir`` for later processes; otherwise, it is only registered in
         this process.
 
     Returns
     -------
-    The entry that ``name`` stands for now.
+    The new entry.
 
     Raises
     ------
     OptionError
-        If the name, the address or a hash cannot be used.
+        If the name, the address or a hash is invalid.
 
     See Also
     --------
@@ -270,21 +271,21 @@ _REGISTERED: dict[str, WeightsEntry] = {}
 
 
 def own_entry(name: str, table: Mapping[str, Any], *, where: object) -> WeightsEntry:
-    """An entry from a table of a user's registry, checked.
+    """Check a table of a user's registry and make an entry of it.
 
     Parameters
     ----------
     name
-        Of the weights.
+        Name of the weights.
     table
         Fields as in ``registry.toml``.
     where
-        What the table was read from, for messages.
+        Source of the table, for messages.
 
     Raises
     ------
     OptionError
-        If a field is missing or wrong, or the name is that of other weights of the package.
+        If a field is missing or invalid, or the package has other weights of this name.
     """
     where = f"{where}, weights {name!r}"
     if not NAME.fullmatch(name) or name in TAKEN:
@@ -318,7 +319,7 @@ def own_entry(name: str, table: Mapping[str, Any], *, where: object) -> WeightsE
 
 
 def _mirror(known: WeightsEntry, files: tuple[WeightsFile, ...], where: str) -> WeightsEntry:
-    """Weights of the package at another address."""
+    """Entry for weights of the package at another address."""
     own = {file.name: file for file in files}
     same = own.keys() == {file.name for file in known.files} and not known.bundled
     if not same or any(file.sha256 not in ("", own[file.name].sha256) for file in known.files):
@@ -343,7 +344,7 @@ def _check_file(file: WeightsFile, where: str) -> None:
 
 
 def toml_of(entry: WeightsEntry) -> str:
-    """An entry as a file of a user's registry."""
+    """Text of an entry as a file of a user's registry."""
     fields = {name: getattr(entry, name) for name in ("description", "licence", "citation", "homepage", "family")}
     lines = [f"[weights.{json.dumps(entry.name)}]"]
     lines += [f"{name} = {json.dumps(value, ensure_ascii=False)}" for name, value in fields.items() if value]
@@ -360,7 +361,7 @@ def toml_of(entry: WeightsEntry) -> str:
 
 
 def is_packaged(name: str) -> bool:
-    """Whether a name is one of the package."""
+    """Whether the package has weights of this name."""
     return name in _packaged()
 
 
@@ -372,7 +373,7 @@ def suggestion(name: str) -> str:
 
 
 def _registry() -> dict[str, WeightsEntry]:
-    """Of the package, of files of the user, and of this process; the later ones take precedence."""
+    """All entries: of the package, of files of the user, and of this process; later ones take precedence."""
     found = dict(_packaged())
     files = sorted((settings.cachedir / "registry").glob("*.toml"))
     for path in [*files, *([] if settings.registry is None else [settings.registry])]:

@@ -49,7 +49,7 @@ def write_checkpoint(
     vocab
         Token id of every token.
     tensors
-        Weights by canonical name.
+        Weights by name.
     extra
         Content of further files by name.
     overwrite
@@ -58,9 +58,9 @@ def write_checkpoint(
     Raises
     ------
     OptionError
-        If ``folder`` is taken or a name in ``extra`` is.
+        If ``folder`` exists, or ``extra`` has the name of another file.
     DiskError
-        If the disk takes no more.
+        If the disk is full.
 
     See Also
     --------
@@ -163,7 +163,7 @@ def export_scbert(
 
     >>> import scgalore as sg
     >>> model = sg.model.SCBERT.from_pretrained("panglao_pretrain.pth")
-    >>> model.export_scbert("original")
+    >>> model.export_scbert("scbert")
     """
     content = {"epoch": 0, "model_state_dict": _packed(tensors), "optimizer_state_dict": {}, "scheduler_state_dict": {}}
     content["losses"] = 0.0
@@ -183,7 +183,7 @@ def _by_id(vocab: Mapping[str, int]) -> dict[str, int]:
 
 
 def _packed(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Tensors in a fixed order, each the sole owner of its memory: a slice would drag its whole table into a ``.pt``."""
+    """Tensors in a fixed order, each with its own memory, since a slice would be saved with its whole table."""
     packed = {}
     for name, tensor in sorted(tensors.items()):
         plain = tensor.detach().cpu().contiguous()

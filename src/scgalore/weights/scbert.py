@@ -47,12 +47,12 @@ def released_genes() -> tuple[str, ...]:
 
 
 def finds_scbert(path: Path) -> bool:
-    """Whether a path is, or a folder holds, a file as scBERT writes it."""
+    """Whether a path is a checkpoint file of scBERT, or a folder with one."""
     return path.suffix == ".pth" or path.is_dir() and any(path.glob("*.pth"))
 
 
 def read_scbert(folder: str | os.PathLike[str], *, args: Mapping[str, Any] | None = None) -> Checkpoint:
-    """Read scBERT's weights: a folder in our layout, the original's ``.pth`` file, or a folder that holds it.
+    """Read scBERT weights: a folder in the layout of scgalore, an original ``.pth`` file, or a folder with one.
 
     Parameters
     ----------
@@ -64,13 +64,13 @@ def read_scbert(folder: str | os.PathLike[str], *, args: Mapping[str, Any] | Non
 
     Returns
     -------
-    The checkpoint. The gene table has a row for ``<pad>`` in addition, and its float64 numbers are split into float32
-    ones and further digits. Tensors of the optimizer are listed under the names that they have in the file.
+    The checkpoint. The gene table has an additional row for ``<pad>``, and its float64 values are split into float32
+    values and the remaining digits. Tensors of the optimizer are listed with their names in the file.
 
     Raises
     ------
     WeightsError
-        As :func:`scgalore.weights.read_checkpoint`, and if the genes are not known.
+        As for :func:`scgalore.weights.read_checkpoint`, and if the genes are unknown.
 
     See Also
     --------
@@ -116,14 +116,14 @@ def read_scbert(folder: str | os.PathLike[str], *, args: Mapping[str, Any] | Non
 
 
 def released_tensors(tensors: Mapping[str, Tensor], genes: Iterable[int], cls_id: int) -> dict[str, Tensor]:
-    """Weights of one of our networks under the names, and with the shapes and dtypes, of the released file.
+    """Weights of a network with the names, shapes and dtypes of the released file.
 
     Parameters
     ----------
     tensors
-        Of the network, with attention by features.
+        Tensors of the network, with attention by random features.
     genes
-        Rows of the genes, in their order.
+        Rows of the genes, in order.
     cls_id
         Row of ``<cls>``.
     """
@@ -139,14 +139,14 @@ def released_tensors(tensors: Mapping[str, Tensor], genes: Iterable[int], cls_id
 
 
 def split_digits(table: Tensor) -> tuple[Tensor, Tensor]:
-    """Split float64 numbers into float32 numbers and what these lack, in two further ones: ``(n, d)`` and ``(2, n, d)``."""
+    """Split float64 values into float32 values and two float32 remainders: ``(n, d)`` and ``(2, n, d)``."""
     weight = table.float()
     middle = (table - weight).float()
     return weight, torch.stack([middle, (table - weight - middle).float()])
 
 
 def join_digits(weight: Tensor, digits: Tensor) -> Tensor:
-    """Undo :func:`split_digits`; numbers that were trained since have no digits beyond their own."""
+    """Inverse of :func:`split_digits`; remainders are ignored for values that have changed in training."""
     table = weight.double() + digits[0].double() + digits[1].double()
     return torch.where(table.float() == weight, table, weight.double())
 

@@ -1,4 +1,4 @@
-"""Checkpoint folders of scGPT: every spelling of tensor names, turned into the one of the released files."""
+"""Checkpoint folders of scGPT; tensor names of all layouts are converted to those of the released files."""
 
 import os
 import re
@@ -32,12 +32,12 @@ def read_scgpt(folder: str | os.PathLike[str], *, args: Mapping[str, Any] | None
 
     Returns
     -------
-    The checkpoint, with tensors under the names of the released files.
+    The checkpoint, with the tensor names of the released files.
 
     Raises
     ------
     WeightsError
-        As :func:`scgalore.weights.read_checkpoint`, and if the vocabulary has more tokens than there are embeddings.
+        As for :func:`scgalore.weights.read_checkpoint`, and if the vocabulary has more tokens than there are embeddings.
 
     See Also
     --------
@@ -62,7 +62,7 @@ def read_scgpt(folder: str | os.PathLike[str], *, args: Mapping[str, Any] | None
 
 
 def canonical_name(name: str) -> str:
-    """Spell a tensor's name as the released scGPT files do.
+    """Convert a tensor's name to that in the released scGPT files.
 
     Parameters
     ----------
@@ -75,7 +75,7 @@ def canonical_name(name: str) -> str:
 
 
 def canonical_names(names: Iterable[str]) -> dict[str, str]:
-    """Map each name of a checkpoint to its canonical spelling.
+    """Map each name of a checkpoint to its canonical name.
 
     Parameters
     ----------
@@ -85,7 +85,7 @@ def canonical_names(names: Iterable[str]) -> dict[str, str]:
     Raises
     ------
     WeightsError
-        If two tensors end at the same name.
+        If two tensors get the same name.
     """
     spelled: dict[str, str] = {}
     for name in names:

@@ -38,7 +38,7 @@ def parse_sums(content: bytes, *, where: object) -> dict[str, str]:
     Raises
     ------
     WeightsError
-        If it is not such a file, or a name leads out of the folder.
+        If the content has another format, or a name is outside of the folder.
     """
     found = {}
     for line in content[:SUMS_BYTES].decode("utf-8", "replace").splitlines():
@@ -64,9 +64,9 @@ def check_sums(folder: Path, digests: Mapping[str, str], *, what: str, instead: 
     digests
         Hashes by name.
     what
-        What the folder holds, for messages.
+        Description of the folder, for messages.
     instead
-        What to do, as a sentence.
+        Advice, as a sentence.
 
     Raises
     ------

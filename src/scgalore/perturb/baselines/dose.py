@@ -1,17 +1,16 @@
 """Effects of compounds at doses: curves over the logarithm of the dose, and a Gaussian process over compounds, doses and cells.
 
-A dose counts by its logarithm, :func:`log_dose`, which is 0 for no compound and does not grow above the highest dose of
-the training data, so that effects are held there. Every rule here is a weighted sum of some rows of
-effects, so all of them are :class:`DoseEffects`; a rule defines how the weights depend on compound, dose and control
-expression.
+Doses are used as logarithms, :func:`log_dose`, which are 0 for no compound and constant above the highest training dose,
+so that effects are constant there as well. The prediction of every rule is a weighted sum of rows of effects,
+:class:`DoseEffects`; a rule defines how the weights depend on compound, dose and control expression.
 
-``"dose response"`` is to compounds what ``"mixed"`` (:mod:`scgalore.perturb.baselines.mixed`) is to genes. The effect
-of a compound at a dose in cells of a context is a sum of random functions of the dose, each 0 at no dose: one that all
-compounds share, one that is linear in the vector, one that similar vectors share, one of the compound itself, and the
-same four in cells of similar control expression. How much each of them varies is what the measured effects make most
-likely, with their known sampling variance; the prediction is the best linear unbiased one. So a compound that was
-measured at other doses is predicted by its own curve, a new one by those of similar ones, and a new cell type by those
-most like it, each as far as the data ask for.
+``"dose response"`` corresponds to ``"mixed"`` (:mod:`scgalore.perturb.baselines.mixed`) for genes. The effect of a
+compound at a dose in a context is a sum of random functions of the dose, each 0 without a dose: one shared by all
+compounds, one linear in the vector, one shared by compounds with similar vectors, one of the compound itself, and the
+same four for contexts with similar control expression. The variance of each term is estimated by maximum likelihood,
+given the known sampling variance; the prediction is the best linear unbiased one. A compound measured at other doses is
+therefore predicted from its own curve, a new compound from those of similar compounds, and a new cell type from those of
+similar cell types, each to the extent that the data support it.
 """
 
 from __future__ import annotations
@@ -55,18 +54,18 @@ def log_dose(dose: float, lowest: float, highest: float = np.inf) -> float:
     Parameters
     ----------
     dose
-        In the unit of the data.
+        Dose in the unit of the data.
     lowest
         Lowest dose of the data.
     highest
-        Highest dose of the data; those above it count as it does.
+        Highest dose of the data; doses above it are replaced by it.
     """
     return float(np.log1p(BELOW * min(dose, highest) / lowest))
 
 
 @dataclass(frozen=True)
 class Space:
-    """Where compounds, doses and contexts are, so that they can be compared.
+    """Coordinates of compounds, doses and contexts, by which they are compared.
 
     Attributes
     ----------
@@ -88,7 +87,7 @@ class Space:
 
     @classmethod
     def of(cls, train: Profiles, table: pd.DataFrame | None) -> Space:
-        """Of training rows, with the vectors of all compounds that have one."""
+        """Make the space of training rows, with the vectors of all compounds that have one."""
         doses = [dose for _, dose in map(_compound, train.perturbed)]
         extent = min(doses), max(doses)
         contexts = train.control_means[np.unique(train.contexts)]
@@ -107,7 +106,7 @@ class Space:
         Raises
         ------
         DataError
-            If other compounds have one, and this one does not.
+            If other compounds have a vector and this one does not.
         """
         if not self.vectors.size:
             return None
@@ -132,17 +131,17 @@ class DoseEffects:
     Attributes
     ----------
     how
-        Which of :data:`WEIGHTS` gives the weights.
+        Entry of :data:`WEIGHTS` that computes the weights.
     space
-        What is compared.
+        Coordinates of the training data.
     rows
-        ``(n, n_genes)``.
+        Effects that are combined, ``(n, n_genes)``.
     compounds
-        Compound of each row; ``""`` for rows of none.
+        Compound of each row; ``""`` for rows that belong to no single compound.
     doses
         Logarithm of the dose of each row, ``(n,)``.
     contexts
-        Context of each row, int64 ``(n,)``: a row of ``space.contexts``.
+        Context of each row, int64 ``(n,)``, as row of ``space.contexts``.
     numbers
         Parameters of the weights.
     """
@@ -163,7 +162,7 @@ class DoseEffects:
         perturbed
             One compound at a dose.
         control
-            Mean of the control cells that it is given to, ``(n_genes,)``; ``None`` is the mean of the training contexts.
+            Mean expression of the control cells, ``(n_genes,)``; ``None`` uses the mean of the training contexts.
         """
         if not perturbed:
             return np.zeros(self.rows.shape[1])
@@ -208,7 +207,7 @@ def _curves(train: Profiles, effects: Values, *, own: bool) -> DoseEffects:
 
 
 def _curve_weights(rule: DoseEffects, compound: str, dose: float, control: Values | None) -> Values:
-    """Straight lines between measured doses, from no effect at no dose; the last effect above the compound's highest dose."""
+    """Weights for linear interpolation between measured doses, starting at no effect without a dose; constant above the compound's highest dose."""
     name = compound if compound in rule.compounds else ""
     at = np.array([i for i, of_row in enumerate(rule.compounds) if of_row == name])
     at = at[np.argsort(rule.doses[at])]
@@ -270,12 +269,12 @@ N_TERMS = 8
 
 @dataclass(frozen=True)
 class _Places:
-    """Compounds, doses and contexts of some rows, with what they are compared by.
+    """Compounds, doses and contexts of some rows, with their coordinates.
 
     Attributes
     ----------
     names
-        Names of the compounds, each once.
+        Unique names of the compounds.
     vectors
         Their vectors, relative to the mean of the training compounds, ``(len(names), k)``; ``k`` is 0 without vectors.
     controls
@@ -303,7 +302,7 @@ class _Places:
         controls: Values,
         centre: Values | None = None,
     ) -> _Places:
-        """Look rows up in a space; their own vectors have the mean 0 if no centre is given."""
+        """Look up rows in a space; without a centre, vectors are centred at their own mean."""
         names, codes = np.unique(np.array(compounds, dtype=str), return_inverse=True)
         vectors = _vectors_of(space, names.tolist())
         return cls(
@@ -311,19 +310,19 @@ class _Places:
         )
 
     def take(self, rows: NDArray[np.int64]) -> _Places:
-        """Some of the rows."""
+        """Select rows."""
         return replace(self, compounds=self.compounds[rows], contexts=self.contexts[rows], doses=self.doses[rows])
 
 
 def _terms(a: _Places, b: _Places, length: float, scales: tuple[float, float]) -> Values:
-    """Covariance of each term at variance 1, ``(N_TERMS, n_a, n_b)``; 0 for terms that nothing tells apart.
+    """Covariance of each term at variance 1, ``(N_TERMS, n_a, n_b)``; 0 for terms that cannot be identified.
 
     Parameters
     ----------
     a, b
         Rows and columns; ``b`` are training rows.
     length
-        Over which the response changes.
+        Length scale of the response.
     scales
         Mean squared distances of vectors and of contexts.
     """
@@ -354,14 +353,14 @@ def _squares(x: Values, y: Values) -> Values:
 
 
 def _mean_square(x: Values) -> float:
-    """Mean squared distance of different rows; 1 where there are none."""
+    """Mean squared distance of different rows; 1 if there are none."""
     if len(x) < 2:
         return 1.0
     return float(_squares(x, x).sum() / (len(x) * (len(x) - 1))) or 1.0
 
 
 def _vectors_of(space: Space, compounds: Iterable[str]) -> Values:
-    """Vector of each compound, once each, ``(n, k)``; ``k`` is 0 without vectors."""
+    """Vectors of the unique compounds, ``(n, k)``; ``k`` is 0 without vectors."""
     names = list(dict.fromkeys(compounds))
     return np.array([space.vector(name) for name in names]) if space.vectors.size else np.zeros((len(names), 0))
 
@@ -394,7 +393,7 @@ def _jitter(covariance: Values) -> Values:
 def _likely(
     places: _Places, effects: Values, noise: Values, length: float, scales: tuple[float, float]
 ) -> tuple[float, Values, float]:
-    """Deviance, variances of the terms and of the residual at which the effects are most likely, and the length."""
+    """Deviance, maximum-likelihood variances of the terms and the residual, and the length scale."""
     terms = np.concatenate([_terms(places, places, length, scales), np.eye(len(noise))[None]])
     used = np.flatnonzero(_distinct(terms))
     products, n = effects @ effects.T, effects.shape[1]
@@ -421,7 +420,7 @@ def _likely(
 
 
 def _distinct(terms: Values) -> NDArray[np.bool_]:
-    """Terms that are not 0 and not the same, up to their size, as one before: these data cannot tell them apart."""
+    """Terms that are not 0 and not proportional to an earlier one, since the data cannot distinguish these."""
     kept: list[Values] = []
     out = np.zeros(len(terms), dtype=bool)
     for i, term in enumerate(terms):

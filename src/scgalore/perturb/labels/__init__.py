@@ -1,1 +1,1 @@
-"""What a screen is: conditions read from labels, the cells of a screen, and mean profiles."""
+"""Perturbation screens: conditions parsed from labels, cells with their conditions, and mean profiles."""

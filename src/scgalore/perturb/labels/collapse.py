@@ -1,4 +1,4 @@
-"""Labels of guides as labels of the genes that the guides target."""
+"""Conversion of guide labels to labels of the targeted genes."""
 
 from __future__ import annotations
 
@@ -27,22 +27,22 @@ GENE_COLUMNS = ("gene", "gene_name", "gene_symbol", "symbol", "target", "target_
 
 @dataclass(frozen=True)
 class Collapser:
-    """Maps labels to what they target.
+    """Maps labels to their targets.
 
     Attributes
     ----------
     labels
-        All labels of the data. One that is no guide can be the target of others.
+        All labels in the data. A label that is not a guide can be the target of others.
     controls
-        Labels that become control.
+        Labels that are converted to control.
     gene_names
-        Knows genes, which are no guides.
+        Names of known genes, which are not parsed as guides.
     separator
-        What stands between guides; ``None`` is ``"+"``, or ``"_"`` between genes.
+        Separator between guides; ``None`` is ``"+"``, or ``"_"`` between genes.
     pattern
-        Takes the target out of the name of a guide; ``None`` knows the usual spellings.
+        Regular expression that extracts the target from the name of a guide; ``None`` recognises the usual formats.
     table
-        Target of each guide, in place of a pattern.
+        Target of each guide, instead of a pattern.
     """
 
     labels: Collection[str] = field(repr=False)
@@ -53,16 +53,16 @@ class Collapser:
     table: Mapping[str, str] | None = field(repr=False, default=None)
 
     def target(self, label: str) -> tuple[str | None, str]:
-        """What a label targets, and how that was found.
+        """Target of a label, and how it was determined.
 
         Parameters
         ----------
         label
-            One of the data.
+            A label in the data.
 
         Returns
         -------
-        Genes joined by ``"+"``, a word for control, or ``None`` where the label is missing; and ``"control"``, ``"guide"``,
+        Genes joined by ``"+"``, a control word, or ``None`` if the label is missing; and ``"control"``, ``"guide"``,
         ``"gene"``, ``"missing"`` or ``"unmapped"`` (the label is then returned as it is).
         """
         if label in self.controls:
@@ -84,7 +84,7 @@ class Collapser:
         return label, "unmapped"
 
     def _part(self, name: str) -> str | None:
-        """Target of one guide, or a gene or word for control itself; ``None`` where it is neither."""
+        """Target of one guide; a gene or control word is its own target. ``None`` for other text."""
         if self.table is not None and name in self.table:
             return self.table[name]
         if self._is_target(name):
@@ -98,7 +98,7 @@ class Collapser:
         return target if target and not self._is_several(target) else None
 
     def _is_several(self, text: str) -> bool:
-        """Whether a pattern has fitted over the end of the first guide."""
+        """Whether a pattern has matched beyond the end of the first guide."""
         return any(mark in text for mark in ("+", self.separator or "+")) and not self._is_target(text)
 
     def _is_target(self, text: str) -> bool:
@@ -106,12 +106,12 @@ class Collapser:
 
 
 def compiled(pattern: str | re.Pattern[str]) -> re.Pattern[str]:
-    """A pattern with a group that holds the target.
+    """Compile a pattern with a group for the target.
 
     Raises
     ------
     OptionError
-        If it is no regular expression, or has no such group.
+        If it is not a regular expression, or has no such group.
     """
     try:
         found = re.compile(pattern)
@@ -125,17 +125,17 @@ def compiled(pattern: str | re.Pattern[str]) -> re.Pattern[str]:
 
 
 def read_guide_table(table: object) -> dict[str, str]:
-    """Target of each guide.
+    """Read the target of each guide.
 
     Parameters
     ----------
     table
-        Dictionary or Series of guide to gene, or a DataFrame with a column of each.
+        Dictionary or Series from guide to gene, or a DataFrame with a column for each.
 
     Raises
     ------
     OptionError
-        If the table is none of these, or its columns are not known.
+        If the table has another type, or its columns are not recognised.
     DataError
         If a guide has several genes.
     """

@@ -1,4 +1,4 @@
-"""Which compound cells were given, and at which dose: drugs, cytokines and other stimuli."""
+"""Compound and dose of each cell: drugs, cytokines and other stimuli."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class Compounds(Conditions):
     Attributes
     ----------
     has_doses
-        Whether there is a column of doses; all compounds are at dose 1 where there is none.
+        Whether the data have doses; without doses, all compounds have dose 1.
     """
 
     kind: ClassVar[str] = "compound"
@@ -107,7 +107,7 @@ class Compounds(Conditions):
         )
 
     def genes_of(self, label: object, *, separator: str | None = None) -> tuple[str, ...]:
-        """The compound at its dose that a label means, ``()`` for control.
+        """Parse a label as a compound at a dose, ``()`` for control.
 
         Parameters
         ----------
@@ -120,7 +120,7 @@ class Compounds(Conditions):
         Raises
         ------
         DataError
-            If it names no compound, several, control with a dose, or no dose, or the dose is not positive.
+            If the label does not name exactly one compound, has a dose for control, or has no positive dose.
         """
         text = text_of(label)
         if text is None or looks_missing(text):
@@ -146,16 +146,16 @@ class Compounds(Conditions):
         return (at_dose(compound, dose),)
 
     def name_of(self, gene: str) -> str:
-        """The compound at its dose in the one form in which it is written."""
+        """Canonical name of a compound at a dose."""
         compound, dose = Agent.of(gene)
         return gene if dose is None else at_dose(compound, dose)
 
     def unknown(self, known: Callable[[str], bool] = lambda gene: False) -> dict[str, int]:
-        """Nothing: the name of a compound can be any text."""
+        """Empty: the name of a compound can be any text."""
         return {}
 
     def _refuse_no_compound(self, text: str, compound: str) -> None:
-        """Refuse control at a dose, and compounds that are joined."""
+        """Raise an error for control at a dose, and for joined compounds."""
         if (same_label(compound, self.controls) or compound) in (*self.controls, CONTROL):
             msg = f"{text!r} is control with a dose, and control is no compound. Name a compound, or {compound!r} for control."
             raise DataError(msg)
@@ -174,14 +174,14 @@ class Compounds(Conditions):
 
 
 def dosed_texts(labels: NDArray[np.object_], doses: NDArray[np.float64] | None) -> NDArray[np.object_]:
-    """Label and dose of each cell in one text, ``(n_obs,)``; the label alone where there is no dose.
+    """Label and dose of each cell as one text, ``(n_obs,)``; the label alone if there is no dose.
 
     Parameters
     ----------
     labels
         Text or ``None``, ``(n_obs,)``.
     doses
-        ``(n_obs,)``, NaN or 0 for none; ``None`` where no cell has one.
+        ``(n_obs,)``, NaN or 0 for none; ``None`` if no cell has a dose.
     """
     if doses is None:
         return labels
@@ -192,7 +192,7 @@ def dosed_texts(labels: NDArray[np.object_], doses: NDArray[np.float64] | None) 
 
 
 def dosed_numbers(doses: pd.Series) -> NDArray[np.float64]:
-    """Doses as numbers, NaN where they are missing."""
+    """Doses as numbers, NaN for missing ones."""
     texts = pd.Series([None if text is None or looks_missing(text) else text for text in texts_of(doses)], dtype=object)
     numbers = pd.to_numeric(texts, errors="coerce")
     wrong = list(dict.fromkeys(texts[numbers.isna() & texts.notna()]))
@@ -211,7 +211,7 @@ def _check_doses(
     is_left_out: NDArray[np.bool_],
     key: str,
 ) -> None:
-    """Refuse doses that do not go with the labels."""
+    """Raise an error for doses that do not match the labels."""
     has_label = np.array([label is not None and not looks_missing(label) for label in labels])
     is_control = has_label & ~is_compound & ~is_left_out
     faults = {

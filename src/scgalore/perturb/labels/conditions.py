@@ -1,4 +1,4 @@
-"""What was perturbed in each cell, read from labels in any of the spellings in use."""
+"""Perturbation of each cell, parsed from labels in any of the usual formats."""
 
 from __future__ import annotations
 
@@ -36,18 +36,18 @@ class Conditions:
     Attributes
     ----------
     codes
-        Position in ``names`` for each cell, int64 ``(n_obs,)``; -1 where the label is missing or left out.
+        Position in ``names`` for each cell, int64 ``(n_obs,)``; -1 for cells whose label is missing or excluded.
     names
-        Canonical names: :data:`CONTROL`, then the perturbations by first appearance. A gene has one name for all of its
-        names in labels: that of the measured genes, else the only one in the labels, else its current symbol.
+        Canonical names: :data:`CONTROL`, then the perturbations by first appearance. Different names of a gene in labels
+        are replaced by one: the name in the measured genes, else the only name in the labels, else its current symbol.
     genes
         Agents of each name, sorted: genes, or one compound at a dose; ``()`` for control.
     spellings
         Labels found for each name, by first appearance.
     labels
-        All labels found, by first appearance in the data, but for those left out.
+        All labels found, by first appearance in the data, except excluded ones.
     written
-        Genes of each of ``labels``, in its own order, each gene by one name.
+        Genes of each of ``labels``, in the order of the label, with one name per gene.
     controls
         Labels of control in the data.
     separator
@@ -55,14 +55,13 @@ class Conditions:
     n_cells
         Cells of each of ``labels``.
     left_out
-        Labels that are no condition, with their cells: words for control other than the named one, and texts such as
-        ``"nan"``.
+        Excluded labels with their numbers of cells: control words other than ``control``, and texts such as ``"nan"``.
     guides
-        Target of each label part that is read as a guide of a gene.
+        Target gene of each part of a label that is parsed as a guide.
     joined
-        Names of each gene that has several, by the one it gets.
+        For genes with several names in the labels: these names, by the one that is used.
     renamed
-        Name of each gene that the labels call otherwise than the measured genes.
+        Name in the measured genes of each gene that has another name in the labels.
     gene_names
         Names of the measured genes.
     """
@@ -99,21 +98,21 @@ class Conditions:
         Parameters
         ----------
         labels
-            One label for each cell, ``(n_obs,)``; NaN, None and texts such as ``"nan"`` are cells without one.
+            Label of each cell, ``(n_obs,)``; NaN, None and texts such as ``"nan"`` are missing labels.
         control
-            Label of control, a pattern such as ``"NT_*"``, or a list of these: what is named and no other label.
-            ``None`` uses the one of :data:`CONTROL_LABELS` that occurs. Next to a gene (``"A+ctrl"``), each of these
-            words means control; alone, it is excluded if another label is passed.
+            Label of control, a pattern such as ``"NT_*"``, or a list of these; no other labels are control. ``None`` uses
+            the entry of :data:`CONTROL_LABELS` that occurs. Next to a gene (``"A+ctrl"``), each of these words means
+            control; alone, it is excluded if another label is passed.
         separator
             Separator between genes. ``None`` infers it: ``"+"`` if a label contains it; ``"_"`` if most labels that
             contain it consist of genes or other labels. Numbers of guides (``"A_1"``) are not genes.
         genes
-            Names of the measured genes, which tell genes from other text, and which names of one gene to prefer.
+            Names of the measured genes, used to recognise genes and to choose between several names of a gene.
 
         Raises
         ------
         DataError
-            If no cell or several labels are control, or a label does not parse.
+            If no cell or several labels are control, or a label cannot be parsed.
         OptionError
             If ``control`` is not among the labels, or the separator is empty.
         """
@@ -158,7 +157,7 @@ class Conditions:
 
     @property
     def control(self) -> str | list[str]:
-        """Label of control in the data, or the list of them where there are several."""
+        """Label of control in the data, or a list of labels if there are several."""
         return self.controls[0] if len(self.controls) == 1 else list(self.controls)
 
     @property
@@ -167,7 +166,7 @@ class Conditions:
         return self.names[1:]
 
     def rows(self, name: object) -> NDArray[np.int64]:
-        """Cells of a perturbation, or of control, sorted.
+        """Row numbers of the cells of a perturbation, or of control, sorted.
 
         Parameters
         ----------
@@ -177,7 +176,7 @@ class Conditions:
         Raises
         ------
         MissingKeyError
-            If there is none of that name.
+            If no perturbation has this name.
         """
         return np.flatnonzero(self.codes == self.index(name)).astype(np.int64)
 
@@ -192,7 +191,7 @@ class Conditions:
         Raises
         ------
         MissingKeyError
-            If there is none of that name; the message has similar ones.
+            If no perturbation has this name; the message lists similar names.
         """
         place = self._index.get(canonical_name(self.genes_of(name)))
         if place is None:
@@ -202,9 +201,9 @@ class Conditions:
         return place
 
     def genes_of(self, label: object, *, separator: str | None = None) -> tuple[str, ...]:
-        """Genes that a label means, by the names they have here, sorted; ``()`` for control.
+        """Parse a label into genes, with their names in the data, sorted; ``()`` for control.
 
-        The label need not occur: it may be one of the data, a canonical name (``"A+B"``), or written like either, with
+        The label need not occur in the data: it may be in the format of the data or of canonical names (``"A+B"``), with
         any name of a gene.
 
         Parameters
@@ -212,14 +211,14 @@ class Conditions:
         label
             Text or number.
         separator
-            What else may stand between genes: ``"+"`` and the separator of the data always may.
+            Additional separator between genes; ``"+"`` and the separator of the data are always accepted.
 
         Raises
         ------
         MissingKeyError
-            If the label is one of those left out, or missing.
+            If the label is excluded or missing.
         DataError
-            If it does not parse.
+            If it cannot be parsed.
         """
         text = text_of(label)
         if text is not None and text not in self._texts:
@@ -240,23 +239,23 @@ class Conditions:
         return tuple(sorted({self.name_of(gene) for gene in genes}))
 
     def name_of(self, gene: str) -> str:
-        """Name that a gene has here, from any of its names.
+        """Name of a gene in the data, given any of its names.
 
         Parameters
         ----------
         gene
-            Symbol, earlier symbol, alias or Ensembl id, of a gene that need not occur.
+            Symbol, earlier symbol, alias or Ensembl id; the gene need not occur in the data.
         """
         identity = self.gene_names.identity(gene)
         return self._name_of.get(identity) or self.gene_names.measured_as(identity) or gene
 
     def unknown(self, known: Callable[[str], bool] = lambda gene: False) -> dict[str, int]:
-        """Labels with a part that is no gene that the data or the tables of genes know, with their cells.
+        """Labels with a part that is a gene neither of the data nor of the gene tables, with their numbers of cells.
 
         Parameters
         ----------
         known
-            Whether a text is known as a gene elsewhere, such as in a vocabulary.
+            Function that returns whether a text is known as a gene elsewhere, such as in a vocabulary.
         """
         return {
             text: n
@@ -265,7 +264,7 @@ class Conditions:
         }
 
     def report(self) -> None:
-        """Say what is not to be seen in the labels: cells left out, labels pooled, and names of one gene."""
+        """Log what the labels do not show: excluded cells, pooled labels, and genes with several names."""
         if self.left_out:
             logg.warning(
                 f"{sum(self.left_out.values()):,} cells are left out: {labels_with_counts(self.left_out)}. Control is "
@@ -317,16 +316,16 @@ def labels_with_counts(counts: Mapping[str, int], most: int = 8) -> str:
     Parameters
     ----------
     counts
-        Cells of each label.
+        Number of cells of each label.
     most
-        How many to show.
+        Number of labels to show.
     """
     shown = [f"{text!r} ({n:,} cells)" for text, n in list(counts.items())[:most]]
     return ", ".join(shown) + (f" and {len(counts) - most} more" if len(counts) > most else "")
 
 
 def _guides(written: Iterable[tuple[str, ...]], gene_names: GeneNames) -> dict[str, str]:
-    """Guides of genes that are labels of their own, such as ``A_1`` and ``A_g2`` where there is ``A``."""
+    """Labels that are guides of a gene which is also a label, such as ``A_1`` and ``A_g2`` next to ``A``."""
     written = list(written)
     targets = {genes[0] for genes in written if len(genes) == 1 and gene_names.knows(genes[0])}
     parts = dict.fromkeys(gene for genes in written for gene in genes if not gene_names.knows(gene))

@@ -1,4 +1,4 @@
-"""Which cells are control: the label that is named, or the usual word for it."""
+"""Labels of control cells: those specified by the user, or the usual words."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ CONTROL_LABELS = (
 
 
 def asked_controls(control: object) -> tuple[str, ...]:
-    """Labels and patterns that a user names, as text; none for ``None``.
+    """Labels and patterns given by the user, as text; empty for ``None``.
 
     Parameters
     ----------
@@ -50,7 +50,7 @@ def asked_controls(control: object) -> tuple[str, ...]:
     Raises
     ------
     OptionError
-        If the sequence is empty or holds a missing value.
+        If the sequence is empty or contains a missing value.
     """
     if control is None:
         return ()
@@ -64,23 +64,23 @@ def asked_controls(control: object) -> tuple[str, ...]:
 
 
 def find_controls(labels: Iterable[str], control: object = None) -> tuple[str, ...]:
-    """Labels of control cells, each as it is in the data.
+    """Find the labels of control cells, as spelled in the data.
 
     Parameters
     ----------
     labels
-        Labels of the data, each once.
+        Unique labels of the data.
     control
-        As for :func:`asked_controls`; ``None`` takes the one of :data:`CONTROL_LABELS` that occurs. Of a pattern ``*``
-        stands for any text, ``?`` for one character and ``[...]`` for one of some; a label that is written so is
-        itself.
+        As for :func:`asked_controls`; ``None`` uses the entry of :data:`CONTROL_LABELS` that occurs. In a pattern,
+        ``*`` matches any text, ``?`` one character and ``[...]`` one of several characters; a label equal to the pattern
+        is matched literally.
 
     Raises
     ------
     OptionError
-        If a label or pattern fits none of the labels.
+        If a label or pattern matches no label.
     DataError
-        If none is named, and none or several occur.
+        If ``control`` is ``None``, and none or several of the usual labels occur.
     """
     labels = tuple(labels)
     if control is None:

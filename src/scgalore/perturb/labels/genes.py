@@ -1,4 +1,4 @@
-"""Which gene a part of a label means: a symbol, an earlier symbol, an alias, an Ensembl id, or a guide of it."""
+"""Identification of the gene that a part of a label refers to: by symbol, earlier symbol, alias, Ensembl id or guide."""
 
 from __future__ import annotations
 
@@ -40,23 +40,23 @@ _GUIDES = tuple(
 
 
 def is_guide_number(part: str) -> bool:
-    """Whether a part of a label numbers a guide or a promoter, such as ``"1"``, ``"sg3"`` or ``"P1P2"``."""
+    """Whether a part of a label is the number of a guide or a promoter, such as ``"1"``, ``"sg3"`` or ``"P1P2"``."""
     return _NUMBER.fullmatch(part) is not None
 
 
 def guide_target(name: str, is_target: Callable[[str], bool]) -> str | None:
-    """What a guide targets, by the usual spellings of guides: ``"KLF1_2"``, ``"KLF1_g2"``, ``"sgKLF1-2"``.
+    """Target of a guide, by the usual formats of names: ``"KLF1_2"``, ``"KLF1_g2"``, ``"sgKLF1-2"``.
 
     Parameters
     ----------
     name
-        Name of a guide. A name that is a target itself, such as ``"NKX2-5"``, is no guide.
+        Name of a guide. A name that is itself a target, such as ``"NKX2-5"``, is not a guide.
     is_target
-        Whether a text is a gene, or another target that is known.
+        Function that returns whether a text is a gene or another known target.
 
     Returns
     -------
-    The target; ``None`` where no spelling leaves one.
+    The target; ``None`` if no format yields one.
     """
     if is_target(name):
         return None
@@ -68,12 +68,12 @@ def guide_target(name: str, is_target: Callable[[str], bool]) -> str | None:
 
 
 class GeneNames:
-    """Names of the genes of some data.
+    """Names of the genes in a data set.
 
     Parameters
     ----------
     measured
-        Names of the measured genes, as the data have them.
+        Names of the measured genes, as in the data.
     """
 
     def __init__(self, measured: Iterable[str] = ()) -> None:
@@ -85,7 +85,7 @@ class GeneNames:
 
     @cached_property
     def _by_identity(self) -> dict[str, str]:
-        """Name that the data have for a gene. Of several columns that are one gene the current symbol counts."""
+        """Name in the data, by identity. If several columns are the same gene, the current symbol is used."""
         found: dict[str, str] = {}
         for identity, name in zip(self._identities(self.measured), self.measured, strict=True):
             found.setdefault(identity, name)
@@ -102,27 +102,27 @@ class GeneNames:
         return [ortholog(name) or other for name, other in zip(names, current, strict=True)]
 
     def identity(self, name: str) -> str:
-        """What all names of a gene have in common: its current symbol, or the name itself where that is unknown.
+        """Identifier shared by all names of a gene: its current symbol, or the name itself if it is unknown.
 
-        Of a mouse's gene, where the data are a mouse's, it is the symbol of the human ortholog.
+        For mouse genes in mouse data, it is the symbol of the human ortholog.
         """
         return self._identities([name])[0]
 
     def common_name(self, identity: str, names: Sequence[str]) -> str:
-        """Name of a gene that the data do not measure and that has several names.
+        """Name to use for an unmeasured gene with several names.
 
         Parameters
         ----------
         identity
             From :meth:`identity`.
         names
-            What it is called.
+            Its names in the labels.
         """
         symbols = [name for name in names if not name.startswith("ENSMUSG")]
         return (symbols or names)[0] if self._is_mouse else identity
 
     def measured_as(self, identity: str) -> str | None:
-        """Name under which the data measure a gene; ``None`` if they do not.
+        """Name of a gene in the measured genes; ``None`` if it is not measured.
 
         Parameters
         ----------
@@ -132,7 +132,7 @@ class GeneNames:
         return self._by_identity.get(identity)
 
     def knows(self, name: str) -> bool:
-        """Whether a text is a gene of the data or of the tables of genes."""
+        """Whether a text is a gene of the data or of the gene tables."""
         # Numbers are rows of var that nobody named; a pair of ids is no id, and neither is a guide of one.
         behind = _BEHIND_ID.search(name) if "ENSG" in name else None
         if name.isdecimal() or name.count("ENSG") > 1 or (behind is not None and is_guide_number(behind[1])):
@@ -146,5 +146,5 @@ class GeneNames:
 
 
 def _is_mouse_gene(name: str) -> bool:
-    """Whether a name is a mouse's spelling of a human symbol, such as a gene with several orthologs."""
+    """Whether a name is the mouse spelling of a human symbol, as for genes with several orthologs."""
     return looks_like_mouse(name) and is_gene(name.upper())

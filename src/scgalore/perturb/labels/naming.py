@@ -1,4 +1,4 @@
-"""Use one name for each perturbed gene, where labels have several."""
+"""One name for each perturbed gene if labels use several."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class GeneNaming:
     Attributes
     ----------
     of_gene
-        Current symbol of each gene as the labels name it.
+        Current symbol of each gene name in the labels.
     spelled
         Names in the labels, by current symbol.
     measured
@@ -37,12 +37,12 @@ class GeneNaming:
 
     @classmethod
     def of(cls, genes: Iterable[str], gene_names: GeneNames) -> GeneNaming:
-        """Find out which names mean one gene.
+        """Group names that refer to the same gene.
 
         Parameters
         ----------
         genes
-            Genes as the labels name them.
+            Gene names in the labels.
         gene_names
             Names of the measured genes.
         """
@@ -59,7 +59,7 @@ class GeneNaming:
         return self.measured[identity] or self.drawn(gene)
 
     def drawn(self, gene: str) -> str:
-        """Name in draws of splits, which follow the order of names: that of the labels, unless they have several."""
+        """Name for drawing splits, which depend on the order of names: the one in the labels, unless they use several."""
         identity = self.of_gene[gene]
         spelled = self.spelled[identity]
         if len(spelled) == 1:
@@ -67,10 +67,10 @@ class GeneNaming:
         return self.measured[identity] or self.gene_names.common_name(identity, spelled)
 
     def joined(self) -> dict[str, tuple[str, ...]]:
-        """Names of each gene that has several in the labels, by its name in results."""
+        """Names of genes with several names in the labels, by the name in results."""
         return {self.name(names[0]): names for names in self.spelled.values() if len(names) > 1}
 
     def renamed(self) -> dict[str, str]:
-        """Name in results of each gene that the labels name otherwise, and in one way only."""
+        """Name in results of each gene that has a single, different name in the labels."""
         alone = [names[0] for names in self.spelled.values() if len(names) == 1]
         return {gene: self.name(gene) for gene in alone if self.name(gene) != gene}

@@ -1,7 +1,7 @@
-"""Labels of perturbations taken apart: control, agents, and what stands between them.
+"""Parsing of perturbation labels into control, agents and separators.
 
-An agent is what perturbs cells: a gene, or a compound at a dose. Both are text, ``"KLF1"`` and ``"dexamethasone@0.5"``, so
-that names of perturbations are text in tables and files.
+An agent perturbs cells: a gene, or a compound at a dose. Both are text, ``"KLF1"`` and ``"dexamethasone@0.5"``, so that
+names of perturbations are text in tables and files.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ _DOSED = re.compile(r"(.+)@(\d+(?:\.\d+)?(?:e[+-]?\d+)?)", flags=re.DOTALL)
 
 
 class Agent(NamedTuple):
-    """What perturbs cells.
+    """Gene, or compound at a dose, that perturbs cells.
 
     Attributes
     ----------
@@ -54,7 +54,7 @@ class Agent(NamedTuple):
 
     @classmethod
     def of(cls, text: str) -> Agent:
-        """Take an agent apart.
+        """Parse an agent.
 
         Parameters
         ----------
@@ -71,7 +71,7 @@ class Agent(NamedTuple):
 
 
 def at_dose(compound: str, dose: float) -> str:
-    """A compound at a dose, of which six digits count.
+    """Name of a compound at a dose, which is rounded to six significant digits.
 
     Parameters
     ----------
@@ -94,7 +94,7 @@ def agents_of(name: str) -> tuple[str, ...]:
     Parameters
     ----------
     name
-        As :func:`canonical_name` makes it. A compound's name may hold a ``+``, since compounds are not combined.
+        As returned by :func:`canonical_name`. A compound's name may contain a ``+``, since compounds are not combined.
 
     Examples
     --------
@@ -118,15 +118,15 @@ def canonical_name(genes: Iterable[str]) -> str:
 
 
 def parse_condition(text: str, *, control: Control = None, separator: str | None = None) -> tuple[str, ...]:
-    """Genes of one label, sorted; ``()`` for control.
+    """Parse one label into genes, sorted; ``()`` for control.
 
     Parameters
     ----------
     text
         ``"A"``, ``"A+ctrl"``, ``"ctrl+A"``, ``"A+B"``, or the same with another separator.
     control
-        Label of control, or several. Each of :data:`CONTROL_LABELS` means control next to a gene, and alone where this is
-        ``None``.
+        Label of control, or several. Each of :data:`CONTROL_LABELS` means control next to a gene, and also alone if this
+        is ``None``.
     separator
         Separator between genes; ``"+"`` by default.
 
@@ -148,21 +148,21 @@ def parse_condition(text: str, *, control: Control = None, separator: str | None
 
 
 def genes_as_written(text: str, *, controls: Sequence[str], separator: str) -> tuple[str, ...]:
-    """Genes of one label in the order of the label; ``()`` for control.
+    """Parse one label into genes, in the order of the label; ``()`` for control.
 
     Parameters
     ----------
     text
         The label.
     controls
-        What stands for control, alone or as a part.
+        Words for control, alone or as a part.
     separator
         What stands between the parts.
 
     Raises
     ------
     DataError
-        If a part is empty, a gene occurs twice, or a gene holds a ``+`` that is not the separator.
+        If a part is empty, a gene occurs twice, or a gene contains a ``+`` that is not the separator.
     """
     parts = _parts(text.strip(), controls, separator)
     genes = tuple(part for part in parts if part not in controls)
@@ -184,7 +184,7 @@ def genes_as_written(text: str, *, controls: Sequence[str], separator: str) -> t
 
 @dataclass(frozen=True)
 class LabelReader:
-    """Takes labels apart."""
+    """Parses labels."""
 
     separator: str
     controls: tuple[str, ...]
@@ -195,7 +195,7 @@ class LabelReader:
     def of(
         cls, labels: tuple[str, ...], controls: tuple[str, ...], separator: str | None, gene_names: GeneNames
     ) -> LabelReader:
-        """Find what stands between genes, if it is not given."""
+        """Detect the separator between genes if it is not given."""
         joint = _joint(separator)
         if separator is None and not any(JOINT in text for text in labels if text not in controls):
             words = control_words(controls, "_")
@@ -205,17 +205,17 @@ class LabelReader:
         return cls(joint, control_words(controls, joint), {text for text in labels if joint not in text}, gene_names)
 
     def parts(self, text: str) -> frozenset[str]:
-        """What a label consists of; a label of control is itself, too."""
+        """Parts of a label; a control label is a single part."""
         return frozenset((text, text.strip(), *_parts(text.strip(), self.controls, self.separator)))
 
     def read(self, text: str) -> tuple[str, ...]:
-        """Genes of a label in its order."""
+        """Genes of a label, in the order of the label."""
         if text not in self.controls and self._is_one(text):
             return (text.strip(),)
         return genes_as_written(text, controls=self.controls, separator=self.separator)
 
     def _is_one(self, text: str) -> bool:
-        """Whether a label that holds the separator is one name all the same: of a gene (``HLA-A``), or of a guide."""
+        """Whether a label that contains the separator is nevertheless a single name: of a gene (``HLA-A``) or a guide."""
         if self.separator == JOINT or self.separator not in text:
             return False
         return self.gene_names.knows(text) or any(
@@ -226,16 +226,16 @@ class LabelReader:
         return part in self.alone or part in self.controls or self.gene_names.knows(part)
 
     def separates(self, labels: list[str]) -> bool:
-        """Whether most of the labels that may be pairs are made of names."""
+        """Whether most labels that may be pairs consist of names."""
         pairs = [_parts(text, self.controls, self.separator) for text in labels if not self._is_one(text)]
         n_made_of_names = sum(all(map(self._is_name, parts)) for parts in pairs)
         return bool(pairs) and 2 * n_made_of_names >= len(pairs)
 
 
 def control_words(controls: tuple[str, ...], separator: str) -> tuple[str, ...]:
-    """Words that mean control next to a gene, which need not be the label of control cells: ``"A+ctrl"``.
+    """Words that mean control next to a gene (``"A+ctrl"``), which may differ from the label of control cells.
 
-    Where control cells have the same guide twice (``"NegCtrl0_NegCtrl0"``), the guide means control as well.
+    If control cells have the same guide twice (``"NegCtrl0_NegCtrl0"``), the guide means control as well.
 
     Parameters
     ----------
@@ -257,7 +257,7 @@ def _joint(separator: str | None) -> str:
 
 
 def _parts(text: str, controls: Sequence[str], separator: str) -> list[str]:
-    """Pieces of a label; names of control are taken off first, since they may hold the separator ("non_targeting")."""
+    """Parts of a label; control words are removed first, since they may contain the separator ("non_targeting")."""
     if text in controls:
         return [text]
     for control in controls:

@@ -22,7 +22,7 @@ __all__ = ["Profiles", "row_label"]
 
 
 def row_label(perturbation: str, context: str) -> str:
-    """Name of a row of a table of perturbations; the context is left out where there is one only (``""``)."""
+    """Name of a row in tables of perturbations; the context is omitted if there is only one (``""``)."""
     return f"{context} | {perturbation}" if context else perturbation
 
 
@@ -39,19 +39,19 @@ class Profiles:
     perturbed
         Its genes, sorted, or its compound at a dose.
     context_names
-        Names of the contexts (cell types or lines); ``("",)`` where there is one only.
+        Names of the contexts (cell types or lines); ``("",)`` if there is only one.
     contexts
-        Which of them each row belongs to, int64 ``(n,)``.
+        Context of each row, int64 ``(n,)``.
     means, variances
-        Over the cells of a row, float64 ``(n, n_genes)``; the variance of a single cell is 0.
+        Mean and variance over the cells of a row, float64 ``(n, n_genes)``; the variance of a single cell is 0.
     n_cells
-        Cells of each row, int64 ``(n,)``.
+        Number of cells of each row, int64 ``(n,)``.
     control_means, control_variances
-        Of the control cells of each context, float64 ``(n_contexts, n_genes)``.
+        Mean and variance over the control cells of each context, float64 ``(n_contexts, n_genes)``.
     n_controls
-        Control cells of each context, int64 ``(n_contexts,)``.
+        Number of control cells of each context, int64 ``(n_contexts,)``.
     kind
-        What perturbs: ``"gene"`` or ``"compound"``.
+        Type of perturbation: ``"gene"`` or ``"compound"``.
     """
 
     genes: tuple[str, ...]
@@ -77,7 +77,7 @@ class Profiles:
         *,
         cells: NDArray[np.bool_] | None = None,
     ) -> Profiles:
-        """Average cells; the matrix is read once, in chunks.
+        """Compute means and variances; the matrix is read once, in chunks.
 
         Parameters
         ----------
@@ -88,9 +88,9 @@ class Profiles:
         conditions
             Perturbation of each cell.
         contexts
-            Cell type or line of each cell; ``None`` if there is one only.
+            Cell type or line of each cell; ``None`` if there is only one.
         cells
-            Which cells count, bool ``(n_obs,)``; ``None`` for all.
+            Cells to use, bool ``(n_obs,)``; ``None`` for all.
 
         Raises
         ------
@@ -152,7 +152,7 @@ class Profiles:
         ]
 
     def take(self, rows: NDArray[np.integer] | Sequence[int]) -> Profiles:
-        """Some of the rows, by position; contexts and controls stay."""
+        """Select rows by position; contexts and controls are kept."""
         rows = np.asarray(rows, dtype=np.int64)
         return Profiles(
             genes=self.genes,

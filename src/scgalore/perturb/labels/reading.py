@@ -1,4 +1,4 @@
-"""Columns of ``obs`` that say what was perturbed, read as conditions in one place."""
+"""Reading of conditions from columns of ``obs``."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ LABELS = ("pert_key", "control", "separator", "pert_kind", "dose_key")
 
 
 def label_options(params: Mapping[str, Any]) -> dict[str, Any]:
-    """Of all parameters those of :func:`read_conditions`; models and splits of version 0.11 and before know of genes only."""
+    """Select the parameters of :func:`read_conditions`; records of version 0.11 and earlier have those of genes only."""
     found = {name: params.get(name) for name in LABELS}
     return {**found, "pert_kind": found["pert_kind"] or PERT_KINDS[0]}
 
@@ -44,7 +44,7 @@ def read_conditions(
     dose_key: str | None = None,
     genes: Iterable[str] = (),
 ) -> Conditions:
-    """Perturbation of each cell.
+    """Read the perturbation of each cell.
 
     Parameters
     ----------
@@ -57,7 +57,7 @@ def read_conditions(
     pert_kind
         One of :data:`PERT_KINDS`.
     dose_key
-        Column with the dose of each compound; ``None`` where each has one dose only.
+        Column with the dose of each compound; ``None`` if each has a single dose.
 
     Raises
     ------
@@ -66,7 +66,7 @@ def read_conditions(
     DataError
         If labels or doses cannot be read.
     OptionError
-        If an option is outside its choices or belongs to the other kind.
+        If an option is not one of its choices or belongs to the other type of perturbation.
     """
     check_kind(pert_kind, dose_key=dose_key, separator=separator)
     labels = read_column(obs, pert_key, asked="pert_key")
@@ -77,14 +77,14 @@ def read_conditions(
 
 
 def check_kind(pert_kind: object, **of_compounds: object) -> None:
-    """Raise :class:`~scgalore.errors.OptionError` for an unknown kind, and for options of compounds where genes are perturbed.
+    """Raise :class:`~scgalore.errors.OptionError` for an unknown type, or for options of compounds if genes are perturbed.
 
     Parameters
     ----------
     pert_kind
         One of :data:`PERT_KINDS`.
     **of_compounds
-        Options by name; ``separator`` is one of genes.
+        Options by name; ``separator`` is for genes.
     """
     if pert_kind not in PERT_KINDS:
         msg = f"pert_kind={pert_kind!r}: choose one of {', '.join(map(repr, PERT_KINDS))}."
@@ -103,14 +103,14 @@ def check_kind(pert_kind: object, **of_compounds: object) -> None:
 
 
 def condition_texts(obs: pd.DataFrame, params: Mapping[str, Any]) -> NDArray[np.object_]:
-    """Text by which the cells of a perturbation are counted, ``(n_obs,)``: the label, with its dose if there are doses.
+    """Text that identifies the perturbation of each cell, ``(n_obs,)``: the label, with the dose if there are doses.
 
     Parameters
     ----------
     obs
         ``adata.obs``.
     params
-        With ``pert_key``, and ``dose_key`` where there is one.
+        Parameters with ``pert_key`` and, if there are doses, ``dose_key``.
     """
     labels = texts_of(read_column(obs, params["pert_key"], asked="pert_key"))
     key = params.get("dose_key")

@@ -1,4 +1,4 @@
-"""A perturbation screen as it is read from an AnnData: expression, conditions, contexts, control pools and parts."""
+"""Perturbation screens read from an AnnData: expression, conditions, contexts, control pools and splits."""
 
 from __future__ import annotations
 
@@ -37,12 +37,12 @@ __all__ = ["Pools", "Screen", "parts_of", "texts_of"]
 
 @dataclass(frozen=True)
 class Pools:
-    """Control cells that others are compared with.
+    """Control cells that perturbed cells are compared with.
 
     Attributes
     ----------
     of_cell
-        Pool of each cell, int64 ``(n_obs,)``: the control cells of its context and batch, or of its context where that
+        Pool of each cell, int64 ``(n_obs,)``: the control cells of its context and batch, or of its context if the
         batch has none.
     cells
         Row numbers of each pool.
@@ -64,19 +64,19 @@ class Screen:
     expression
         Log-normalised expression.
     genes
-        Names of its columns, each once.
+        Unique names of its columns.
     conditions
         Perturbation of each cell.
     contexts, batches
-        Cell type or line, and batch, of each cell; ``None`` where there is one only.
+        Cell type or line, and batch, of each cell; ``None`` if there is only one.
     parts
-        ``"train"``, ``"validation"``, ``"test"`` or ``""`` (left out) for each cell; ``None`` without a split.
+        ``"train"``, ``"validation"``, ``"test"`` or ``""`` (excluded) for each cell; ``None`` without a split.
     params
-        How it was read, for ``uns``.
+        Parameters of reading, for ``uns``.
     reading
-        The part of it that concerns expression and genes.
+        The parameters of expression and genes.
     columns
-        Reads the names of genes that stand elsewhere in ``var``, for advice.
+        Function that reads gene names from other columns of ``var``, for advice.
     vectors
         Vectors of compounds, one row per compound; ``None`` for gene perturbations, or if compounds have no vectors.
     """
@@ -118,17 +118,17 @@ class Screen:
         pert_key, context_key, batch_key, split_key
             Columns of ``adata.obs``: perturbation, cell type or line, batch, split.
         control
-            Label of control, a pattern, or several; the usual ones are recognised.
+            Label of control, a pattern, or several; usual labels are recognised.
         separator
             Separator between genes in the labels.
         pert_kind
-            ``"gene"``, or ``"compound"``: labels are names of compounds.
+            ``"gene"``, or ``"compound"`` if labels are names of compounds.
         dose_key
-            Column of ``adata.obs`` with the dose of each compound; ``None`` where each has one dose only.
+            Column of ``adata.obs`` with the dose of each compound; ``None`` if each has a single dose.
         vectors_key
             Key of vectors of compounds, as for :func:`scgalore.tl.finetune`.
         log_base
-            Base of the logarithms to give; ``None`` keeps that of the matrix.
+            Base of the returned logarithms; ``None`` keeps that of the matrix.
         **read
             How to read the expression: ``layer``, ``gene_symbols``, ``data_type``, ``depth_key``, ``species`` and
             ``min_matched``, as for :func:`scgalore.tl.finetune`.
@@ -138,8 +138,7 @@ class Screen:
         MissingKeyError
             If a column or layer does not exist.
         DataError
-            If a column has gaps where it must not, labels do not parse, there is no control, or the matrix cannot be
-            used.
+            If a required value is missing, labels cannot be parsed, there is no control, or the matrix cannot be used.
         """
         reading = Reading(**read)
         columns = {"pert_key": pert_key, "context_key": context_key, "batch_key": batch_key, "split_key": split_key}
@@ -189,7 +188,7 @@ class Screen:
         Parameters
         ----------
         parts
-            Names of parts.
+            Names of splits.
         """
         cells = None
         if parts and self.parts is not None:
@@ -211,7 +210,7 @@ class Screen:
 
 
 def _warn_of_sides(conditions: Conditions, labels: NDArray[np.object_], parts: NDArray[np.str_]) -> None:
-    """Say which perturbations a split has in training by one label and in the test by another."""
+    """Warn about perturbations that are in training under one label and in the test split under another."""
     several = {text for group in conditions.spellings[1:] if len(group) > 1 for text in group}
     if not several:
         return
@@ -234,7 +233,7 @@ def _warn_of_sides(conditions: Conditions, labels: NDArray[np.object_], parts: N
 
 
 def _unique(names: list[str]) -> tuple[str, ...]:
-    """Names for tables: repeated ones get a number, as :meth:`anndata.AnnData.var_names_make_unique` gives it."""
+    """Unique names for tables: repeated names get a number, as by :meth:`anndata.AnnData.var_names_make_unique`."""
     unique = make_index_unique(pd.Index(names))
     changed = [new for name, new in zip(names, unique, strict=True) if name != new]
     if changed:

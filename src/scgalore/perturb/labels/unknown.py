@@ -1,4 +1,4 @@
-"""Labels of perturbations that are no gene: separators, guides, controls and missing values far more often than genes."""
+"""Warning about labels that are not known genes, which are usually misread separators, guides, controls or missing values."""
 
 from __future__ import annotations
 
@@ -24,22 +24,22 @@ SEPARATORS = (",", ";", "|", "/", "&", ":", "_", "-", " ")
 def check_genes(
     conditions: Conditions, known: Callable[[str], bool] = lambda gene: False, *, refuse: bool = True
 ) -> None:
-    """Warn of perturbations that nobody knows as genes, before anything is made of them.
+    """Warn about perturbations that are not known genes, before they are used.
 
     Parameters
     ----------
     conditions
         Perturbation of each cell.
     known
-        Whether a text is known as a gene to a vocabulary. What the data measure and what the tables of genes hold is known.
+        Function that returns whether a text is a gene of a vocabulary. Genes of the data and of the gene tables are known.
     refuse
-        Whether it is an error if more than half of the perturbations have no known gene at all. Whole numbers do not count
-        towards it: they are codes that somebody chose, and no misread genes.
+        Whether to raise an error if more than half of the perturbations have no known gene. Whole numbers are not counted,
+        since they are codes chosen by the user and not misread genes.
 
     Raises
     ------
     DataError
-        If so.
+        If ``refuse`` is set and this is the case.
     """
     found = conditions.unknown(known)
     if not found:
@@ -63,7 +63,7 @@ def check_genes(
 
 
 def _cures(conditions: Conditions, found: Iterable[str], is_gene: Callable[[str], bool]) -> list[str]:
-    """What to do, the most probable first."""
+    """Advice, most probable first."""
     cures = []
     separators = [
         mark

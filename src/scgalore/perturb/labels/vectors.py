@@ -23,17 +23,17 @@ __all__ = ["read_vectors", "require_vectors"]
 
 
 def read_vectors(adata: AnnData, key: str, conditions: Conditions) -> pd.DataFrame:
-    """Vectors of compounds, float64, one row per compound.
+    """Read vectors of compounds, float64, one row per compound.
 
     Parameters
     ----------
     adata
-        With the key in ``uns``: a table with compounds as index, or a dictionary from compounds to vectors; or in
-        ``obsm``: a vector for each cell, the same for all cells of a compound.
+        Contains the key in ``uns`` (a table with compounds as index, or a dictionary from compounds to vectors) or in
+        ``obsm`` (a vector for each cell, the same for all cells of a compound).
     key
-        Where they are.
+        Key of the vectors.
     conditions
-        Compound of each cell, each of which must have a vector.
+        Compound of each cell; each compound must have a vector.
 
     Raises
     ------
@@ -84,7 +84,7 @@ def require_vectors(agents: list[str], table: pd.DataFrame, key: str) -> None:
 
 
 def _refuse_columns_without_names(adata: AnnData, key: str) -> None:
-    """Refuse a table whose columns are numbers: AnnData could not be written to a file."""
+    """Raise an error for numeric column names, with which AnnData cannot be written to a file."""
     slot = "uns" if key in adata.uns else "obsm"
     table = getattr(adata, slot).get(key)
     if isinstance(table, pd.DataFrame) and not all(isinstance(name, str) for name in table.columns):

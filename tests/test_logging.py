@@ -63,13 +63,14 @@ def test_verbosity_decides_what_is_printed(
     ("verbosity", "printed"),
     [(None, ["WARNING: w", "p", "r"]), (1, ["WARNING: w", "p", "r"]), (2, ["r", "WARNING: w", "i", "p", "r"])],
 )
-def test_results_of_summarised_calls_are_details(
+def test_summarised_calls_show_warnings_once_and_results_as_details(
     capsys: pytest.CaptureFixture[str], verbosity: int | None, printed: list[str]
 ) -> None:
     settings.verbosity = verbosity
     with unconfigured_logging():
         with _logging.summarised():
             _logging.result("r")
+            _logging.warning("w")
             _logging.warning("w")
             _logging.info("i")
             _logging.progress("p")

@@ -228,7 +228,7 @@ def fitted_drugs() -> AnnData:
     columns = {"pert_key": "drug", "pert_kind": "compound", "dose_key": "dose", "context_key": "cell_line"}
     sg.pp.split_perturbations(adata, "dose", **columns)
     model = sg.tl.finetune(adata, "scgpt-mini", task="perturbation", **columns, max_epochs=1, optimizer="adamw")
-    sg.tl.predict_perturbation(adata, ["dexamethasone@0.1", "dexamethasone@1"], model)
+    sg.tl.predict_perturbation(adata, ["dexamethasone@0.1", "dexamethasone@1"], model=model)
     return adata
 
 

@@ -90,28 +90,33 @@ def _emit(level: int, message: str) -> None:
         _console.handle(record)
 
 
-def warning(message: str) -> None:
-    """Log a message that needs the user's attention."""
-    _emit(logging.WARNING, message)
-
-
-_summarised = False
+_warned: set[str] | None = None
+"""Warnings inside :func:`summarised`, else ``None``."""
 
 
 @contextmanager
 def summarised() -> "Iterator[None]":
-    """Hide the results of the calls inside at the default verbosity; the caller shows what matters of them."""
-    global _summarised
-    before, _summarised = _summarised, True
+    """Show a warning of the calls inside once, and their results only above the default verbosity; the caller sums these up."""
+    global _warned
+    before, _warned = _warned, set()
     try:
         yield
     finally:
-        _summarised = before
+        _warned = before
+
+
+def warning(message: str) -> None:
+    """Log a message that needs the user's attention."""
+    if _warned is not None:
+        if message in _warned:
+            return
+        _warned.add(message)
+    _emit(logging.WARNING, message)
 
 
 def result(message: str) -> None:
     """Log what every user wants to know: task, genes matched, split sizes, scores, where results are (verbosity 1)."""
-    if not _summarised or threshold() <= logging.INFO:
+    if _warned is None or threshold() <= logging.INFO:
         _emit(RESULT, message)
 
 

@@ -251,12 +251,14 @@ class TestOpenBudget:
         run(quick(pbmc_file, folder, **options), resume=True)
         assert "is finished; nothing was changed" in capsys.readouterr().err
         assert snapshot(folder) == before
+        caplog.clear()
         with sg.settings.override(verbosity=1):
             run(quick(pbmc_file, folder, **{**options, "max_epochs": 3, "patience": budget.PATIENCE}), resume=True)
         lines = capsys.readouterr().err
         assert "max_epochs 2 to 3" in lines
-        assert lines.count("genes are in the model's vocabulary") == 1  # in the line of the stage, which stands for
-        assert "genes matched" not in caplog.text  # those of the functions that the stages call
+        assert lines.count("genes are in the model's vocabulary") == 1
+        assert [record.levelname for record in caplog.records if "genes matched" in record.message] == ["WARNING"]
+        assert "fine-tuning" not in caplog.text
         assert metrics(folder)["training"]["converged"] is False
         assert "had not converged" in (folder / "report.md").read_text()
         assert "--max-epochs 6" in (folder / "report.md").read_text()

@@ -86,7 +86,7 @@ class CellModel:
     >>> import scgalore as sg
     >>> model = sg.model.load("scgpt-mini")
     >>> model.save("copy")
-    >>> sg.model.load("copy").embedding_identity() == model.embedding_identity()
+    >>> sg.model.load("copy").embedding_identity == model.embedding_identity
     True
     """
 

@@ -62,7 +62,7 @@ PARTS = {"weights": PROVENANCE, "training": TRAINING}
 
 
 class Provenance(TypedDict):
-    """Where weights come from: registry name, address on the hub or folder, hash of the file, its layout ("memory" while there is no file).
+    """Origin of weights: registry name, address on the hub or folder, hash of the file, and its layout ("memory" without a file).
 
     ``base`` is the name of the initial weights, if it is in the file: the ``name`` at the time of
     saving.
@@ -122,7 +122,7 @@ def read_model(model: PathLike, families: Mapping[str, Family]) -> StoredModel:
         raise WeightsError(msg) from error
     config = family.config_of(checkpoint, vocab)
     with on_meta_device():
-        lacking = _refuse_random(family.network(config), checkpoint)
+        lacking = _n_missing_weights(family.network(config), checkpoint)
     # Heads that the file lacks stay random: the same in every process, and at no cost to the user's generator.
     with torch.random.fork_rng(devices=[]), nullcontext() if lacking else WithoutDraws():
         torch.manual_seed(0)
@@ -138,8 +138,8 @@ def read_model(model: PathLike, families: Mapping[str, Family]) -> StoredModel:
     return StoredModel(family, network.eval(), vocab, provenance, report, result, licence)
 
 
-def _refuse_random(network: CellNetwork, checkpoint: Checkpoint) -> int:
-    """Refuse a configuration that asks for more random weights than the file brings, before memory is taken for them; their number."""
+def _n_missing_weights(network: CellNetwork, checkpoint: Checkpoint) -> int:
+    """Number of weights that are missing in the file; an error, before memory is allocated, if there are more than are present."""
     report, sizes = compare_tensors(network, checkpoint), network.state_dict()
     lacking, found = (sum(sizes[name].numel() for name in names) for names in (report.random, report.loaded))
     if lacking > found:
@@ -166,7 +166,7 @@ def write_model(
     address: str | None = None,
     overwrite: bool,
 ) -> None:
-    """Write a model in our own layout; see :meth:`scgalore.model.CellModel.save` and :meth:`~scgalore.model.CellModel.push_to_hub`."""
+    """Write a model in the layout of scgalore; see :meth:`scgalore.model.CellModel.save` and :meth:`~scgalore.model.CellModel.push_to_hub`."""
     memory = None if result is None else result.memory
     if result is not None and (sections := score_sections(evaluation)):
         result = replace(result, record={**(result.record or {}), "evaluation": sections})

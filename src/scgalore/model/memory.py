@@ -199,7 +199,7 @@ def savings(
         rows[name] = estimate_memory(model, batch_size=batch_size, **{**genes, **options, **turned})
     if naive:
         first = next(iter(rows))
-        maps = _materialised(rows[first], _known(model).config, genes_per_cell + 1, batch_size)
+        maps = _materialised(rows[first], _network_of(model).config, genes_per_cell + 1, batch_size)
         rows = {"attention maps kept (formula)": maps, **rows}
     table = pd.DataFrame({name: {**row.parts(), "peak": row.peak} for name, row in rows.items()})
     return table.T.rename_axis("setting")
@@ -226,7 +226,7 @@ def _trained_for(
             raise OptionError(msg)
         own[name].check(value)
     with on_meta_device():
-        network = chosen.network_for(on_meta(_known(model)))
+        network = chosen.network_for(on_meta(_network_of(model)))
         objective = chosen.objective_for(network, given)
         if objective.heads:
             network.put_heads(network.fresh_heads(objective.heads))
@@ -240,7 +240,7 @@ def _count(name: str, value: Any) -> int:
     return int(value)
 
 
-def _known(model: PathLike | CellModel | NetworkConfig) -> CellNetwork:
+def _network_of(model: PathLike | CellModel | NetworkConfig) -> CellNetwork:
     """A network of these sizes; on the meta device if its files are not needed."""
     if isinstance(model, CellModel):
         return model.network
@@ -252,7 +252,7 @@ def _known(model: PathLike | CellModel | NetworkConfig) -> CellNetwork:
         return load(model).network
     for family in FAMILIES.values():
         if model in family.sizes:
-            return _known(family.sizes[model])
+            return _network_of(family.sizes[model])
     entry = get_entry(model)
     folder = settings.cachedir / model
     if not entry.bundled and not all((Path(folder) / file.name).exists() for file in entry.files):

@@ -144,7 +144,7 @@ class RunFolder:
         if old is not None:
             shutil.rmtree(old, ignore_errors=True)
 
-    def go_on(self, config: Any) -> None:
+    def reopen(self, config: Any) -> None:
         """Mark the run as unfinished, with this configuration, which may have more epochs."""
         # In this order: a run killed in between is unfinished and can be extended again.
         (self.path / self.files[-1]).unlink(missing_ok=True)

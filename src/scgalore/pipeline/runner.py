@@ -252,7 +252,7 @@ class _Run:
         environment = ""
         if self.resumed:
             self.folder.remove_drafts()
-            self.folder.go_on(self.config)
+            self.folder.reopen(self.config)
             path = self.folder.path / "environment.txt"
             environment = path.read_text(encoding="utf-8") + "\n" if path.exists() else ""
         else:

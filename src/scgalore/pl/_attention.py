@@ -56,13 +56,13 @@ def attention(
     ----------
     {adata}
     source
-        Regulators, in rows. ``None`` takes those with the most and strongest edges to the targets that are drawn.
+        Regulators, in rows. ``None`` selects those with the most and strongest edges to the drawn targets.
     target
-        Targets, in columns. ``None`` takes those with the most and strongest edges from the regulators that are drawn.
+        Targets, in columns. ``None`` selects those with the most and strongest edges from the drawn regulators.
     group
         Group of cells; may be omitted if there is only one.
     versus
-        Another group, whose weights are subtracted; only edges of both groups are used, the largest difference first.
+        Another group, whose weights are subtracted. Only edges of both groups are used; those with the largest differences are drawn.
     n_genes
         Maximum number of regulators and targets, if these are not given.
     {key}
@@ -83,7 +83,7 @@ def attention(
     MissingKeyError
         If there is no network under ``key``.
     OptionError
-        If ``n_genes`` is no positive number, a group does not exist or is not named where there are several, or a gene has no edges.
+        If ``n_genes`` is not a positive number, a group does not exist or is required, or a gene has no edges.
 
     See Also
     --------
@@ -137,7 +137,7 @@ def attention(
 
 
 def _chosen(edges: pd.DataFrame, n: int) -> tuple[list[str], list[str]]:
-    """Regulators and targets, at most ``n`` of each, that have many and strong edges among themselves, those of the strongest first."""
+    """At most ``n`` regulators and ``n`` targets with many and strong edges among themselves, sorted by their strongest edge."""
     codes, names = zip(*(pd.factorize(edges[side]) for side in ("source", "target")), strict=True)
     # The strongest edge counts twice as much as one that is just strong enough to be kept.
     worth = 1 - np.arange(len(edges)) / (2 * len(edges))

@@ -1,4 +1,4 @@
-"""Where a plot is drawn, and whether it is shown, saved or returned: the same rules for every plot, as in scanpy."""
+"""Axes of a plot, and rules for showing, saving and returning it, the same for every plot and as in scanpy."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def axes_or_new(ax: Axes | None, figsize: tuple[float, float]) -> Axes:
 
 
 def set_title(axes: Axes, title: str | None, default: str = "") -> None:
-    """Write the title of the caller, or the default one.
+    """Set the title given by the caller, or the default title.
 
     Parameters
     ----------
@@ -54,10 +54,10 @@ def set_title(axes: Axes, title: str | None, default: str = "") -> None:
 
 
 def legend_right(axes: Axes, *, own: bool, title: str | None = None, reverse: bool = False) -> None:
-    """Draw the legend to the right of the axes, in as many columns as its height asks for.
+    """Draw the legend to the right of the axes, in as many columns as its height requires.
 
     A figure of ours grows by the width of the legend. In a figure without a layout engine the axes become narrower
-    instead, as in scanpy, so that the legend takes no room that is not theirs.
+    instead, as in scanpy, so that the legend does not cover other axes.
 
     Parameters
     ----------
@@ -90,12 +90,12 @@ def legend_right(axes: Axes, *, own: bool, title: str | None = None, reverse: bo
 def finish(
     name: str, axes: Axes, *, ax: Axes | None, show: bool | None, save: bool | PathLike | None, return_fig: bool
 ) -> Axes | Figure | None:
-    """Save and show the figure, and give what the caller asked for, by the rules of scanpy's plots.
+    """Save and show the figure, and return the axes, the figure or ``None``, as scanpy's plots do.
 
     Parameters
     ----------
     name
-        Name of the plot, with which files begin whose name the caller left to us.
+        Name of the plot, used as start of generated file names.
     axes
         Axes that were drawn on.
     ax
@@ -110,8 +110,8 @@ def finish(
     """
     own = ax is None
     figure: Any = axes.figure.figure
-    save = (own and _of_scanpy("autosave", default=False)) if save is None else save
-    show = (own and not return_fig and _of_scanpy("autoshow", default=True)) if show is None else show
+    save = (own and _scanpy_setting("autosave", default=False)) if save is None else save
+    show = (own and not return_fig and _scanpy_setting("autoshow", default=True)) if show is None else show
     if save:
         _save(figure, name, save)
     if show:
@@ -128,19 +128,22 @@ def finish(
 
 
 def _save(figure: Figure, name: str, save: Literal[True] | PathLike) -> None:
-    """Write the figure to a file of the caller, or to one in scanpy's folder of figures whose name begins with the plot's."""
+    """Save the figure to the given file, or to scanpy's folder of figures under the name of the plot."""
     text = "" if save is True else str(save)
     if text and not text.startswith(("_", ".")) or "/" in text:
         path = Path(text)
     else:
-        path = Path(_of_scanpy("figdir", default="./figures/")) / f"{name}{_of_scanpy('plot_suffix', default='')}{text}"
+        path = (
+            Path(_scanpy_setting("figdir", default="./figures/"))
+            / f"{name}{_scanpy_setting('plot_suffix', default='')}{text}"
+        )
     if not path.suffix:
-        path = path.with_name(f"{path.name}.{_of_scanpy('file_format_figs', default='pdf')}")
+        path = path.with_name(f"{path.name}.{_scanpy_setting('file_format_figs', default='pdf')}")
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, bbox_inches="tight")
     logg.info(f"Saved the figure to {path}.")
 
 
-def _of_scanpy(setting: str, *, default: Any) -> Any:
-    """One of scanpy's settings; its default as long as scanpy was not imported, so that nobody can have changed it."""
+def _scanpy_setting(setting: str, *, default: Any) -> Any:
+    """A setting of scanpy; its default if scanpy was not imported, since it cannot have been changed then."""
     return getattr(getattr(sys.modules.get("scanpy"), "settings", None), setting, default)

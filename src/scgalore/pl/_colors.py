@@ -24,14 +24,14 @@ Palette = str | Sequence[str] | Mapping[str, str]
 
 
 def tone(axes: Axes, share: float) -> str:
-    """A grey between the ink of the axes (0) and their background (1), whichever of the two is dark.
+    """A grey between the foreground (0) and the background (1) of the axes, in light and dark styles.
 
     Parameters
     ----------
     axes
         Axes to draw on.
     share
-        How near to the background.
+        Position between foreground and background, from 0 to 1.
     """
     behind = _background(axes)
     ink = 0.0 if ink_on(behind) == "black" else 1.0
@@ -55,16 +55,16 @@ def palette_colors(names: Sequence[str], palette: Palette | None, default: Mappi
     Parameters
     ----------
     names
-        What is drawn, in order.
+        Names to draw, in order.
     palette
-        What the caller passed; names that a mapping lacks keep their default.
+        Palette given by the caller; names missing in a dictionary keep their default color.
     default
         Colours without a palette.
 
     Raises
     ------
     OptionError
-        If the palette is not a colormap, or holds something that is not a colour.
+        If the palette is not a colormap, or contains something that is not a colour.
     """
     if palette is None:
         return dict(default)
@@ -84,7 +84,7 @@ def palette_colors(names: Sequence[str], palette: Palette | None, default: Mappi
 
 
 def class_colors(adata: AnnData, key: str, classes: Sequence[str]) -> dict[str, str]:
-    """Colours that scanpy keeps for the categories of a column in ``adata.uns[f"{key}_colors"]``; empty without them.
+    """Colours that scanpy stores for the categories of a column in ``adata.uns[f"{key}_colors"]``; empty without them.
 
     Parameters
     ----------
@@ -112,7 +112,7 @@ def _in_turn(names: Sequence[str], colors: list[str]) -> list[tuple[str, str]]:
 
 
 def _background(axes: Axes) -> tuple[float, float, float]:
-    """Colour behind what is drawn: that of the axes, or of the figure where they are transparent."""
+    """Background colour: that of the axes, or of the figure if the axes are transparent."""
     figure: Any = axes.figure
     color = (1.0, 1.0, 1.0)
     for red, green, blue, alpha in (to_rgba(figure.get_facecolor()), to_rgba(axes.get_facecolor())):

@@ -45,18 +45,18 @@ def dose_response(
 ) -> Axes | Figure | None:
     """Draw predicted and measured effects of compounds on some genes over the logarithm of the dose.
 
-    Lines join the doses that :func:`scgalore.tl.predict_perturbation` predicted; circles are the effects of all doses that were measured, those that
-    were trained on among them. For a smooth line predict doses in between: ``["dexamethasone@0.3", "dexamethasone@3"]``.
+    Lines connect the doses predicted by :func:`scgalore.tl.predict_perturbation`; circles are measured effects, including those of training
+    doses. For a smooth line, predict intermediate doses: ``["dexamethasone@0.3", "dexamethasone@3"]``.
 
     Parameters
     ----------
     {adata}
     genes
-        One gene or several, at most four of several compounds.
+        One or more genes; with several compounds, at most four.
     compounds
-        Compounds to draw; all that were predicted when ``None``.
+        Compounds to draw; ``None`` draws all predicted compounds.
     context
-        Cell type or line; may be left out where there is one.
+        Cell type or line; may be omitted if there is only one.
     {key}
     {title}
     {ax}
@@ -66,16 +66,16 @@ def dose_response(
 
     Returns
     -------
-    The axes, the figure with ``return_fig``, or ``None`` if the figure was shown. Colours are compounds, or genes where there is one compound.
+    The axes, the figure with ``return_fig``, or ``None`` if the figure was shown. Colors represent compounds, or genes if there is only one compound.
 
     Raises
     ------
     MissingKeyError
         If there is no prediction under ``key``, or it does not have a gene, compound or context.
     DataError
-        If ``adata`` is not an AnnData, or genes were perturbed and not compounds.
+        If ``adata`` is not an AnnData, or the predictions are for genes.
     OptionError
-        If there are several contexts and none is named, or more than four genes of several compounds.
+        If there are several contexts and ``context`` is ``None``, or more than four genes for several compounds.
 
     See Also
     --------
@@ -131,7 +131,7 @@ def dose_response(
 
 
 def _found(asked: Sequence[Label], known: pd.Series | pd.Index, argument: str) -> list[str]:
-    """Names as the prediction has them, each once."""
+    """Unique names, as spelled in the prediction."""
     names = list(dict.fromkeys(map(str, known)))
     found = [same_label(name, names) or str(name) for name in asked]
     if absent := [name for name in found if name not in set(names)]:
@@ -152,7 +152,7 @@ def _only(contexts: pd.Series) -> str:
 
 
 def _by_dose(effects: pd.DataFrame, labels: pd.Index, context: str) -> pd.DataFrame:
-    """Effects of one context with columns ``compound`` and ``dose``, in the order of the dose."""
+    """Effects of one context with columns ``compound`` and ``dose``, sorted by dose."""
     prefix = f"{context} | " if context else ""
     own = [str(label) for label in labels if str(label).startswith(prefix)]
     agents = pd.DataFrame([Agent.of(label.removeprefix(prefix)) for label in own], own, columns=["compound", "dose"])

@@ -46,18 +46,18 @@ def gene_network(
 ) -> Axes | Figure | None:
     """Draw the strongest edges of some regulators.
 
-    Targets are in a circle around their regulators, the stronger the edge the thicker; edges with a negative weight are blue. A target of
-    several regulators is drawn once. A new figure is as large as the names need.
+    Targets are placed in a circle around their regulators. The width of an edge shows its strength; edges with a negative weight are blue. A
+    target of several regulators is drawn once. The size of a new figure is adapted to the names.
 
     Parameters
     ----------
     {adata}
     source
-        One regulator or several; ``None`` takes that of the strongest edge.
+        One or more regulators; ``None`` selects the one with the strongest edge.
     group
-        Group of cells; may be left out where there is one.
+        Group of cells; may be omitted if there is only one.
     n_edges
-        Edges of each regulator.
+        Number of edges per regulator.
     {key}
     {title}
     {ax}
@@ -76,7 +76,7 @@ def gene_network(
     MissingKeyError
         If there is no network under ``key``.
     OptionError
-        If the group does not exist or is not named where there are several, or a regulator has no edges.
+        If the group does not exist or is required, or a regulator has no edges.
 
     See Also
     --------
@@ -112,7 +112,7 @@ def gene_network(
 
 
 def _places(edges: pd.DataFrame, sources: Sequence[str]) -> dict[str, complex]:
-    """Place of each gene in the plane: targets in a circle of radius 1, in the direction of their regulators, which are inside."""
+    """Coordinates of each gene: regulators inside a circle of radius 1, and targets on it, in the direction of their regulators."""
     inside = np.linspace(0, 2 * np.pi, len(sources), endpoint=False)
     points = dict(zip(sources, (0.0 if len(sources) == 1 else INSIDE) * np.exp(1j * inside), strict=True))
     middle = edges["source"].map(points).groupby(edges["target"], sort=False).mean()
@@ -127,7 +127,7 @@ def _places(edges: pd.DataFrame, sources: Sequence[str]) -> dict[str, complex]:
 def _draw(
     ax: Axes, edges: pd.DataFrame, places: dict[str, complex], sources: Sequence[str], *, reach: float, room: float
 ) -> None:
-    """Draw names and edges; ``reach`` is how far from the centre the axes go, and ``room`` the inches between two targets."""
+    """Draw names and edges; ``reach`` is the distance from the centre to the border of the axes, and ``room`` the inches between two targets."""
     weight = edges["weight"].to_numpy(dtype=np.float64)
     size = np.abs(weight)
     # Weights of one method may all be close to each other, so widths go from the weakest to the strongest that is drawn.

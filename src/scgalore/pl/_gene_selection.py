@@ -46,14 +46,14 @@ def gene_selection(
 ) -> Axes | Figure | None:
     """Fraction of each source among the best genes, for any number of genes.
 
-    Sources take turns in the ranking, so the fractions of a few genes jump with every gene. A curve therefore shows means over all numbers of genes
-    within 10 % of each, and begins at a tenth of the selected number.
+    Sources alternate in the ranking, so the fractions among the first few genes change with every gene. Curves are therefore smoothed: each point is
+    the mean over all numbers of genes within 10 % of it. They start at a tenth of the selected number.
 
     Parameters
     ----------
     {adata}
     key
-        Key that :func:`scgalore.tl.select_genes` wrote under.
+        Key under which :func:`scgalore.tl.select_genes` stored its results.
     {title}
     palette
         Colors of the sources: a list of them, a dictionary, or the name of a matplotlib colormap.
@@ -64,17 +64,17 @@ def gene_selection(
 
     Returns
     -------
-    The axes, the figure with ``return_fig``, or ``None`` if the figure was shown. A line marks the number of genes that were selected; the legend has how many of
-    these each source placed.
+    The axes, the figure with ``return_fig``, or ``None`` if the figure was shown. A line marks the number of selected genes; the legend shows how many of
+    them are from each source.
 
     Raises
     ------
     DataError
         If ``adata`` is not an AnnData.
     MissingKeyError
-        If no selection was written under ``key``.
+        If there is no selection under ``key``.
     OptionError
-        If ``palette`` holds something that is not a color.
+        If ``palette`` contains something that is not a color.
 
     See Also
     --------

@@ -47,7 +47,7 @@ def history(
     {adata}
     {key}
     metric
-        Quantity to draw: ``"loss"``, or what else was recorded, such as ``"accuracy"``.
+        Quantity to draw: ``"loss"``, or another recorded one, such as ``"accuracy"``.
     {title}
     palette
         Colors of ``"training"`` and ``"validation"``: a list of them, a dictionary, or the name of a matplotlib colormap.
@@ -63,7 +63,7 @@ def history(
     Raises
     ------
     OptionError
-        If ``palette`` holds something that is not a color.
+        If ``palette`` contains something that is not a color.
     MissingKeyError
         If there is no training history under ``key``, or the metric was not recorded.
 
@@ -110,7 +110,7 @@ def history(
 
 
 def _mark_phases(drawn: Axes, table: pd.DataFrame) -> bool:
-    """Mark where training begins to show more genes, with their number if it does not run into the one before."""
+    """Mark where the number of genes increases, with the number if it does not overlap the previous one."""
     if "n_genes" not in table:
         return False
     began = table["n_genes"][table["n_genes"].diff() != 0]

@@ -71,7 +71,7 @@ def in_silico_shifts(
     MissingKeyError
         If there are no shifts under ``key``, or the group does not exist.
     OptionError
-        If ``n_labels`` is negative or no whole number, or there are several groups and none is named.
+        If ``n_labels`` is not a whole number of at least 0, or there are several groups and ``group`` is ``None``.
 
     See Also
     --------

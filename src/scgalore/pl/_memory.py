@@ -44,7 +44,7 @@ def memory(
     save: bool | PathLike | None = None,
     return_fig: bool = False,
 ) -> Axes | Figure | None:
-    """Bytes of a training run by part, as stacked bars with the peak at their ends.
+    """Memory of a training run by component, as stacked bars labelled with their peak.
 
     Parameters
     ----------
@@ -52,9 +52,9 @@ def memory(
         Result of :func:`scgalore.model.savings`; or an estimate of :func:`scgalore.estimate_memory`, or several by
         name.
     title
-        Title of the plot; ``None`` writes the peak if there is one estimate, ``""`` nothing.
+        Title of the plot; ``None`` shows the peak if there is a single estimate, ``""`` nothing.
     palette
-        Colors of the parts: a list of them, a dictionary, or the name of a matplotlib colormap.
+        Colors of the components: a list of them, a dictionary, or the name of a matplotlib colormap.
     {ax}
     {show}
     {save}
@@ -62,15 +62,15 @@ def memory(
 
     Returns
     -------
-    The axes, the figure with ``return_fig``, or ``None`` if the figure was shown. The bars stand in the order of the data, the first one on top; parts that
-    are empty in all of them are left out.
+    The axes, the figure with ``return_fig``, or ``None`` if the figure was shown. The bars are in the order of ``data``, the first one on top; components
+    that are 0 in all of them are omitted.
 
     Raises
     ------
     DataError
-        If ``data`` is none of these.
+        If ``data`` has another type.
     OptionError
-        If ``palette`` holds something that is not a color.
+        If ``palette`` contains something that is not a color.
 
     See Also
     --------

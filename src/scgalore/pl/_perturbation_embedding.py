@@ -41,14 +41,13 @@ def perturbation_embedding(
     save: bool | PathLike | None = None,
     return_fig: bool = False,
 ) -> Axes | Figure | None:
-    """Perturbations as points in the plane through control that holds most of the measured training effects.
+    """Perturbations as points in the plane through control that captures most of the measured training effects.
 
     Grey points are training perturbations; coloured points are predictions, each joined by a thin line to its observed
     effect. The plane is fitted to the training perturbations, so effects of a new perturbation outside this plane are
-    not visible; axis labels show the fraction of the training effects that is.
+    not visible; axis labels show the fraction of the training effects along each axis.
 
-    A few points that are so far away that the others could not be told apart do not stretch the axes: they are drawn as
-    triangles at the border, and the legend has their number.
+    A few outliers do not stretch the axes: they are drawn as triangles at the border, and the legend shows their number.
 
     Parameters
     ----------
@@ -60,7 +59,7 @@ def perturbation_embedding(
     context
         Cell type or line to draw; ``None`` draws all.
     n_labels
-        How many predictions to name, as far as there is room: those farthest from control.
+        Number of predictions to label: those farthest from control, as space permits.
     {title}
     palette
         Colors of the groups of predictions: a list of them, a dictionary, or the name of a matplotlib colormap.
@@ -80,7 +79,7 @@ def perturbation_embedding(
     DataError
         If ``adata`` is not an AnnData.
     OptionError
-        If ``n_labels`` is negative, or ``palette`` holds something that is not a color.
+        If ``n_labels`` is negative, or ``palette`` contains something that is not a color.
 
     See Also
     --------
@@ -140,7 +139,7 @@ def perturbation_embedding(
 
 
 def _distinct(n: int) -> list[str]:
-    """Colors of ``n`` groups: those of the style while they suffice."""
+    """Colors of ``n`` groups: those of the style if they are enough."""
     from matplotlib import rcParams
 
     cycle = rcParams["axes.prop_cycle"].by_key().get("color", ["C0"])
@@ -155,20 +154,20 @@ def _limits(ax: Axes) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _outside(ax: Axes, points: np.ndarray) -> np.ndarray:
-    """Which coordinates are outside of the limits, with the sign of the side."""
+    """Whether coordinates are outside of the limits: -1, 0 or 1 for below, inside and above."""
     low, high = _limits(ax)
     return (points > high).astype(int) - (points < low).astype(int)
 
 
 def _inside(ax: Axes, points: np.ndarray) -> np.ndarray:
-    """Points, those outside at the border."""
+    """Points, with those outside moved to the border."""
     low, high = _limits(ax)
     room = 0.015 * (high - low)
     return np.where(_outside(ax, points) == 0, points, np.clip(points, low + room, high - room))
 
 
 def _scatter(ax: Axes, table: pd.DataFrame, size: float, look: Mapping[str, Any], label: str) -> None:
-    """Draw points, those outside of the limits as triangles at the border that point to where they are."""
+    """Draw points, those outside of the limits as triangles at the border that point towards them."""
     points = table[["x", "y"]].to_numpy(np.float64)
     sides = _outside(ax, points)
     within = ~sides.any(axis=1)

@@ -42,13 +42,13 @@ def perturbation_scores(
     save: bool | PathLike | None = None,
     return_fig: bool = False,
 ) -> Axes | list[Axes] | Figure | None:
-    """Mean scores with 95 % intervals, one panel a metric: the model, every baseline, and the ceiling as a line.
+    """Mean scores with 95 % intervals, one panel per metric: the model, every baseline, and the ceiling as a line.
 
     Parameters
     ----------
     {adata}
     metrics
-        One or several metrics; ``None`` draws a selection. ``sg.get.perturbation_scores(adata)["metric"]`` has all.
+        One or several metrics; ``None`` draws a selection. ``sg.get.perturbation_scores(adata)["metric"]`` lists all.
     {key}
     group
         Perturbations to average over: ``"all"``, or a group of the split such as ``"combo_seen2"``.
@@ -67,15 +67,15 @@ def perturbation_scores(
     Returns
     -------
     The axes, one for each metric if ``metrics`` is not a single name, the figure with ``return_fig``, or ``None`` if
-    the figure was shown. The line of the ceiling is how well half of the cells predict the other half, extrapolated to
-    all cells, and the band its interval.
+    the figure was shown. The line is the ceiling: the score of half of the cells as a prediction of the other half,
+    corrected to the full number of cells; the band is its interval.
 
     Raises
     ------
     MissingKeyError
         If there are no scores under ``key``, or none for a metric or group.
     OptionError
-        If several metrics are to be drawn on one ``ax``, or ``palette`` holds something that is not a color.
+        If several metrics are to be drawn on one ``ax``, or ``palette`` contains something that is not a color.
 
     See Also
     --------

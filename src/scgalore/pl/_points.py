@@ -1,4 +1,4 @@
-"""Points in a plane: limits that one of them cannot stretch, and their names."""
+"""Points in a plane: limits that are robust to outliers, and labels."""
 
 from __future__ import annotations
 
@@ -26,14 +26,14 @@ STRETCHED = 2.5
 
 
 def robust_limits(values: ArrayLike, *, margin: float = 0.08) -> tuple[float, float]:
-    """Limits of an axis that hold all values, unless a few far ones would squeeze the others together.
+    """Limits of an axis that include all values, except for a few outliers that would compress the others.
 
     Parameters
     ----------
     values
         Coordinates, of any number of points.
     margin
-        Room at both ends, as a fraction of the range.
+        Margin at both ends, as a fraction of the range.
 
     Returns
     -------
@@ -59,9 +59,9 @@ def robust_limits(values: ArrayLike, *, margin: float = 0.08) -> tuple[float, fl
 def name_points(
     axes: Axes, x: ArrayLike, y: ArrayLike, names: Sequence[str], *, others: ArrayLike | None = None
 ) -> None:
-    """Write names next to points, the first ones first; one that fits nowhere is left out.
+    """Write names next to points, in order; names without space are omitted.
 
-    Limits, title and legend have to be as they will be, since names avoid them.
+    Limits, title and legend must be final, since names avoid them.
 
     Parameters
     ----------

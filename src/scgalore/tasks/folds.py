@@ -1,4 +1,4 @@
-"""Folds of training cells, so that each cell is predicted by a model that has not seen it."""
+"""Folds of training cells, so that each cell is predicted by a model that was not fitted to it."""
 
 from __future__ import annotations
 
@@ -19,17 +19,17 @@ VALIDATION = N_FOLDS
 
 
 def make_folds(train: NDArray[np.bool_], strata: NDArray[np.integer], rng: np.random.Generator) -> NDArray[np.int64]:
-    """Fold of each cell, int64 ``(n,)``.
+    """Assign each cell to a fold, int64 ``(n,)``.
 
     Parameters
     ----------
     train
-        Training cells, ``(n,)``, which get a fold below :data:`N_FOLDS`, with equal shares of each stratum; the others are
-        :data:`VALIDATION`.
+        Whether each cell is a training cell, ``(n,)``. Training cells get folds from 0 to :data:`N_FOLDS` - 1, each with an
+        equal fraction of each stratum; other cells get :data:`VALIDATION`.
     strata
         Class of each cell, ``(n,)``.
     rng
-        Draws the folds.
+        Random generator of the folds.
     """
     order = rng.permutation(np.flatnonzero(train))
     folds = np.full(len(train), VALIDATION)
@@ -40,14 +40,15 @@ def make_folds(train: NDArray[np.bool_], strata: NDArray[np.integer], rng: np.ra
 def left_out(
     folds: NDArray[np.int64], predict: Callable[[int, NDArray[np.bool_], NDArray[np.int64]], NDArray[Any]]
 ) -> NDArray[np.float32]:
-    """Outputs for each cell of a model that was fitted without its fold and without validation cells, float32 ``(n, n_outputs)``.
+    """Outputs for each cell by a model fitted without its fold and without validation cells, float32 ``(n, n_outputs)``.
 
     Parameters
     ----------
     folds
-        From :func:`make_folds`.
+        Result of :func:`make_folds`.
     predict
-        Given a fold, the cells to fit to ``(n,)`` and the row numbers of the cells to predict, gives their outputs.
+        Function of a fold, the cells to fit to ``(n,)`` and the row numbers of the cells to predict, which returns their
+        outputs.
     """
     found, order = [], []
     for fold in np.unique(folds):
@@ -58,18 +59,18 @@ def left_out(
 
 
 def sample(rows: NDArray[np.int64], strata: NDArray[np.integer], n: int, rng: np.random.Generator) -> NDArray[np.int64]:
-    """About ``n`` of the rows at most, the same share of each stratum and two of each at least, sorted.
+    """Sample about ``n`` rows: the same fraction of each stratum, at least two rows of each; sorted.
 
     Parameters
     ----------
     rows
         Row numbers, sorted.
     strata
-        Class of each cell that a row number can name.
+        Class of each cell, by row number.
     n
-        How many to take.
+        Approximate maximum number of rows.
     rng
-        Draws them.
+        Random generator.
     """
     if len(rows) <= n:
         return rows

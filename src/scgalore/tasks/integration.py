@@ -317,7 +317,7 @@ class Integration(CellTask):
             cells = cells.with_zeros()
         cells = cells.with_conditions(batches=codes)
         _report_new(names[len(memory.batches) :], codes - len(memory.batches), memory)
-        with _knowing(model, cells, codes, len(names), len(memory.batches)):
+        with _with_new_batches(model, cells, codes, len(names), len(memory.batches)):
             output = _run(model, cells, memory, **how)
         if memory.map is None:
             return output
@@ -418,7 +418,9 @@ def _report_new(names: Sequence[str], codes: NDArray[np.int64], memory: Integrat
 
 
 @contextmanager
-def _knowing(model: TaskModel, cells: Any, codes: NDArray[np.int64], n_batches: int, n_known: int) -> Iterator[None]:
+def _with_new_batches(
+    model: TaskModel, cells: Any, codes: NDArray[np.int64], n_batches: int, n_known: int
+) -> Iterator[None]:
     """Let the network normalise cells of new batches, with statistics estimated from these cells."""
     own = model.network
     if not own.reads_batches or n_batches == n_known:

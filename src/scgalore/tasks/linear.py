@@ -1,9 +1,9 @@
 """The linear model that a network corrects: logistic or ridge regression on the log-normalised expression of all genes.
 
-Both are fitted to rotated expression. A penalised linear model depends on the cells through their inner products alone,
-so its coefficients are a combination of the training cells, and fitting the weights of that combination is exact, while
-its size is the number of cells and not that of genes. Above :data:`MAX_SPAN` cells, coefficients are combinations of so
-many of them.
+Both are fitted to rotated expression. A penalised linear model depends on the cells only through their inner products,
+so its coefficients are a linear combination of the training cells. Fitting the weights of this combination is exact, and
+its size is the number of cells instead of genes. Above :data:`MAX_SPAN` cells, coefficients are combinations of this
+number of cells.
 """
 
 from __future__ import annotations
@@ -90,16 +90,16 @@ SAME_SCALE = (0.5, 2.0)
 
 @dataclass(frozen=True)
 class MatchedGenes:
-    """Which columns of other data are the genes of a linear model.
+    """Genes of a linear model in other data.
 
     Attributes
     ----------
     columns
-        One for each gene in the data, in the order of the model.
+        Column of each gene that is in the data, in the order of the model.
     present
-        Which genes of the model these are, bool ``(n_genes,)``.
+        Whether each gene of the model is in the data, bool ``(n_genes,)``.
     factor
-        What the expression is divided by to be on the scale of the training data.
+        Divisor that converts the expression to the scale of the training data.
     """
 
     columns: NDArray[np.int64] = field(repr=False)
@@ -107,7 +107,7 @@ class MatchedGenes:
     factor: float
 
     def of(self, rows: sp.csr_matrix) -> sp.csr_matrix:
-        """These genes of log-normalised cells, on the scale of the training data."""
+        """Select these genes of log-normalised cells, on the scale of the training data."""
         known = rows[:, self.columns]
         if self.factor != 1:
             known.data = np.log1p(np.expm1(known.data) / self.factor)
@@ -121,16 +121,15 @@ class LinearModel:
     Attributes
     ----------
     genes
-        Names of the genes, as current symbols where there is one.
+        Names of the genes: current symbols, if known.
     coef
-        float32 ``(n_genes, n_outputs)``.
+        Coefficients, float32 ``(n_genes, n_outputs)``.
     intercept
-        float32 ``(n_outputs,)``.
+        Intercepts, float32 ``(n_outputs,)``.
     mean
-        Mean expression of the training cells, float32 ``(n_genes,)``: what a gene is taken to have that other data
-        lack.
+        Mean expression of the training cells, float32 ``(n_genes,)``, used for genes that are missing in other data.
     linear_mean
-        The same without the logarithm, float32 ``(n_genes,)``, which tells the scale of other data.
+        Mean without the logarithm, float32 ``(n_genes,)``, used to detect the scale of other data.
     """
 
     genes: tuple[str, ...] = field(repr=False)
@@ -151,22 +150,22 @@ class LinearModel:
         Parameters
         ----------
         adata
-            Cells. Genes that they lack are taken to be as in the mean training cell, and others are not looked at.
-            Where the sum of the shared genes is less than half or more than twice that of the training data, the
-            expression is rescaled to it, with a warning.
+            Cells. Missing genes have the mean expression of the training cells, and other genes are ignored. If the
+            sum of the shared genes is less than half or more than twice that of the training data, the expression is
+            rescaled to it, with a warning.
         reading
-            How to read them.
+            How to read the expression.
 
         Raises
         ------
         DataError
-            If the expression is neither counts nor logarithms.
+            If the expression is neither counts nor log-normalised.
         """
         expression = LogExpression.from_adata(adata, reading, log_base=math.e)
         return self.of_expression(expression, standardise(gene_names(adata, reading.gene_symbols), reading.species))
 
     def of_expression(self, expression: LogExpression, genes: list[str]) -> NDArray[np.float32]:
-        """:meth:`predict` for expression whose columns have these names, as :func:`~scgalore.genes.standardise` writes them."""
+        """Predictions for expression whose columns have these names, standardised by :func:`~scgalore.genes.standardise`."""
         genes_read = self.matched(expression, genes)
         found = genes_read.present
         coef = self.coef[found]
@@ -177,12 +176,12 @@ class LinearModel:
         return np.concatenate(parts)
 
     def matched(self, expression: LogExpression, genes: list[str]) -> MatchedGenes:
-        """How to read the genes of this model from expression whose columns have these names.
+        """Match the genes of this model with expression whose columns have these names.
 
         Parameters
         ----------
         expression
-            Of cells that need not be those of training.
+            Expression of any cells.
         genes
             Name of each column.
         """
@@ -196,7 +195,7 @@ class LinearModel:
 
     @staticmethod
     def _scale(expression: LogExpression, columns: Array, expected: float) -> float:
-        """By what to divide expression to bring it to the scale of the training data; 1 if it seems to be on it."""
+        """Divisor that converts expression to the scale of the training data; 1 if the scales agree."""
         some = (
             np.unique(np.linspace(0, expression.n_obs - 1, 1000).astype(np.int64)) if expression.n_obs else np.arange(0)
         )
@@ -211,13 +210,13 @@ class LinearModel:
         return factor
 
     def to_bytes(self) -> bytes:
-        """Content of a safetensors file."""
+        """Content of a safetensors file with this model."""
         arrays = {one.name: np.ascontiguousarray(getattr(self, one.name)) for one in fields(self)[1:]}
         return save({**arrays, "genes": np.frombuffer("\n".join(self.genes).encode(), dtype=np.uint8)})
 
     @classmethod
     def from_bytes(cls, content: bytes, n_outputs: int) -> Self:
-        """Rebuild from :meth:`to_bytes`; raises ``ValueError`` for anything else, or another number of outputs."""
+        """Read the output of :meth:`to_bytes`; raises ``ValueError`` for other content, or another number of outputs."""
         try:
             arrays = load(content)
             genes = tuple(arrays["genes"].tobytes().decode().split("\n"))
@@ -236,14 +235,14 @@ class LinearModel:
 
 
 def read_part(path: Path, read: Callable[[bytes], Part]) -> Part | None:
-    """Read a file of a saved model that not every model has; ``None`` where there is none.
+    """Read an optional file of a saved model; ``None`` if it does not exist.
 
     Parameters
     ----------
     path
         The file.
     read
-        Turns its content into what it holds, or raises ``ValueError``.
+        Function that parses the content, or raises ``ValueError``.
 
     Raises
     ------
@@ -262,12 +261,12 @@ def read_part(path: Path, read: Callable[[bytes], Part]) -> Part | None:
 def with_prior(
     output: CellOutput, head: str, prior: LinearModel | None, adata: AnnData, reading: Reading
 ) -> CellOutput:
-    """Add what the linear model predicts to the outputs of a head, which corrects it.
+    """Add predictions of the linear model to the outputs of a head, which corrects them.
 
     Parameters
     ----------
     output
-        Of the network.
+        Output of the network.
     head
         Name of the head.
     prior
@@ -279,15 +278,15 @@ def with_prior(
 
 
 def with_held_out_prior(output: CellOutput, head: str, targets: Mapping[str, Array]) -> CellOutput:
-    """Add ``targets["prior"]``, if present, to the outputs of a head; the prior is of models not trained on the cell.
+    """Add ``targets["prior"]``, if present, to the outputs of a head; it is predicted by models not trained on the cell.
 
     Parameters
     ----------
     output, head
         As for :func:`with_prior`.
     targets
-        Arrays of the cells of a training run; :meth:`scgalore.tasks.cells.CellTask.prepare` makes the one named
-        ``prior``.
+        Arrays of the cells of a training run; ``prior`` is computed by
+        :meth:`scgalore.tasks.cells.CellTask.prepare`.
     """
     return _add(output, head, targets["prior"]) if "prior" in targets else output
 
@@ -298,25 +297,25 @@ def _add(output: CellOutput, head: str, of_prior: Array) -> CellOutput:
 
 @dataclass(frozen=True)
 class LinearFit:
-    """A fitted model, and what it predicts for cells that it has not seen.
+    """A fitted model, and predictions for all cells by models that were not fitted to them.
 
     Attributes
     ----------
     model
-        Fitted to all training and validation cells.
+        Model fitted to all training and validation cells.
     predicted
-        Outputs for all cells, float32 ``(n_obs, n_outputs)``, of models that have not seen the cell: those of training
-        cells are fitted to other training cells, and those of validation cells to all training cells.
+        Outputs for all cells, float32 ``(n_obs, n_outputs)``, of models that were not fitted to the cell: for training
+        cells, models fitted to other training cells; for validation cells, a model fitted to all training cells.
     table
         One row per candidate: ``scaled``, ``penalty`` (inverse strength), ``loss`` on left-out training cells,
         ``chosen``.
     scaled, penalty
-        What was chosen.
+        Selected scaling and penalty.
     cells, folds
         Rows that the model was fitted to, int64 ``(n,)``, and the fold of each, from
         :func:`~scgalore.tasks.folds.make_folds`.
     unlabelled
-        What cells without labels have changed, from :func:`~scgalore.tasks.unlabelled.fit_unlabelled`; empty without
+        Changes by cells without labels, from :func:`~scgalore.tasks.unlabelled.fit_unlabelled`; empty without
         any.
     """
 
@@ -347,15 +346,15 @@ def fit_classes(
     adata, reading
         Cells, and how to read them; cells other than those of training and validation are only predicted.
     codes
-        Class of each cell, ``(n_obs,)``; only those of training and validation cells are used.
+        Class of each cell, ``(n_obs,)``; only classes of training and validation cells are used.
     split
         Scaling and penalty are chosen on training cells alone.
     n_classes
-        Number of classes. One that no cell has gets a low logit.
+        Number of classes. A class without cells gets a low logit.
     weights
-        Weight of each class in the loss; ``None`` weighs all cells alike.
+        Weight of each class in the loss; ``None`` gives all cells the same weight.
     seed
-        Of the folds.
+        Seed of the folds.
     """
     of_class = np.ones(n_classes) if weights is None else np.array(weights)
 
@@ -380,7 +379,7 @@ def fit_values(
     adata, reading, split, seed
         As for :func:`fit_classes`.
     values
-        Number of each cell, ``(n_obs,)``, of about unit variance.
+        Value of each cell, ``(n_obs,)``, with a variance of about 1.
     """
 
     def loss(outputs: Array, y: Array) -> float:
@@ -445,14 +444,14 @@ def _fit(
 
 
 def gene_scale(x: sp.csr_matrix, mean: NDArray[np.float64], *, scaled: bool) -> NDArray[np.float64]:
-    """What each gene is divided by, float64 ``(n_genes,)``; infinite for one that does not vary.
+    """Divisor of each gene, float64 ``(n_genes,)``; infinite for constant genes.
 
-    Such a gene says nothing, and must not blow up in other cells.
+    A constant gene is not informative, and must not have large values in other cells.
 
     Parameters
     ----------
     x, mean
-        Expression of the cells that are fitted to, and its mean.
+        Expression of the fitted cells, and its mean.
     scaled
         Whether genes are scaled to unit variance.
     """
@@ -462,14 +461,14 @@ def gene_scale(x: sp.csr_matrix, mean: NDArray[np.float64], *, scaled: bool) -> 
 
 
 def basis_of(x: NDArray[np.floating], scale: NDArray[np.float64]) -> NDArray[np.float32]:
-    """Directions of cells, float32 ``(n_genes, n_directions)``, on expression as it is.
+    """Basis of the span of the cells, float32 ``(n_genes, n_directions)``, to multiply unscaled expression with.
 
     Parameters
     ----------
     x
         Expression, centred and divided by the scale, ``(n, n_genes)``.
     scale
-        Of each gene, ``(n_genes,)``; a gene with an infinite one is left out.
+        Scale of each gene, ``(n_genes,)``; genes with an infinite scale are excluded.
     """
     centred = x.astype(np.float32)
     size, directions = np.linalg.eigh((centred @ centred.T).astype(np.float64))
@@ -489,7 +488,7 @@ def _left_out(
 
 
 class Logistic:
-    """Fits a logistic regression; a later fit, to the same cells with another penalty, starts from the earlier one."""
+    """Fits a logistic regression; further fits, to the same cells with other penalties, start from the previous one."""
 
     def __init__(self, of_class: NDArray[np.float64], tolerance: float) -> None:
         from sklearn.linear_model import LogisticRegression
@@ -498,7 +497,7 @@ class Logistic:
         self.classifier = LogisticRegression(max_iter=500, tol=tolerance, warm_start=True)
 
     def __call__(self, x: Array, y: Array, penalty: float, weight: Array | float = 1.0) -> tuple[Array, Array]:
-        """Coefficients ``(n_features, n_classes)`` and intercepts; ``weight`` is what each cell counts, besides its class."""
+        """Coefficients ``(n_features, n_classes)`` and intercepts; ``weight`` is the weight of each cell, in addition to that of its class."""
         from sklearn.exceptions import ConvergenceWarning
 
         present, n_classes = np.unique(y), len(self.of_class)

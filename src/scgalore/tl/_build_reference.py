@@ -184,7 +184,7 @@ def build_reference(
     n_obs = sum(adata.n_obs for adata in atlas)
     with logg.step(f"building a reference of {n_obs:,} cells with {fitted.provenance['name']}"):
         _warn_of_correction(fitted)
-        known = _known_as(fitted) if base is None else base.made["model"]
+        known = _record_of_model(fitted) if base is None else base.made["model"]
         if target is not None and known["layout"] in IN_MEMORY:
             logg.warning(
                 f"{known['name']!r} exists only in memory, so the reference file cannot refer to it. Either save it with model.save(folder) and "
@@ -333,7 +333,7 @@ def _model(model: PathLike | CellModel | None, base: Reference | None) -> CellMo
     return as_model(model)
 
 
-def _known_as(model: CellModel) -> dict[str, Any]:
+def _record_of_model(model: CellModel) -> dict[str, Any]:
     """Record of the model in a reference: its location, as an absolute path, and its identity."""
     known: dict[str, Any] = {**model.provenance, "identity": model.embedding_identity}
     is_folder = known["name"] not in list_weights() and not is_hub_address(known["name"])

@@ -1,4 +1,4 @@
-"""Scores of networks against known targets."""
+"""Scores of gene networks by known targets."""
 
 from __future__ import annotations
 
@@ -66,37 +66,38 @@ def evaluate_gene_network(
 ) -> Data | None:
     """Score networks against known targets of transcription factors, next to simple baselines and to chance.
 
-    Pairs of a factor and a target of the truth are scored, where both are in the data: a gene that is nobody's target there may not
-    have been looked at, so it is unknown and not a negative. Chance is the truth with its edges shuffled such that each factor has as
-    many targets, and each target as many factors: a score that is as high without the edges is one of hubs. See :doc:`/genes`.
+    All pairs of a factor and a target of the truth are scored, if both are in the data. A gene that is not a target of any factor may
+    not have been tested, so it is not counted as a negative. Chance is estimated by shuffling the edges of the truth, keeping the number
+    of targets of each factor and of factors of each target: a score that shuffled truths also reach reflects hubs and not edges. See
+    :doc:`/genes`.
 
     Parameters
     ----------
     {data}
     truth
-        Known edges, one row each, with columns ``source`` (or ``tf``) and ``target``.
+        Known edges, one per row, with columns ``source`` (or ``tf``) and ``target``.
     edges
-        Edges to score, with columns ``source``, ``target``, and ``rank`` (1 the best) or ``weight`` (the largest is the best); or a
-        dictionary of several such tables by name. ``None`` takes those that :func:`scgalore.tl.gene_network` wrote, of each group.
-        Pairs that are missing rank last.
+        Edges to score, with columns ``source``, ``target``, and ``rank`` (1 is the best) or ``weight`` (the largest is the best); or a
+        dictionary of several such tables by name. ``None`` uses the edges of each group stored by :func:`scgalore.tl.gene_network`.
+        Missing pairs rank last.
     baselines
         ``"correlation"``: Pearson correlation without its sign. ``"boosting"``: regression of each target on the factors with
-        boosted trees, as GRNBoost2, which takes a tenth of a second a target. ``"expression"``: mean expression of the target.
-        ``"out_degree"``: the number of known targets of the factor, from the truth itself: what a method can have that knows nothing
-        but which factors have many. May be empty.
+        boosted trees, as in GRNBoost2, which takes about 0.1 s per target. ``"expression"``: mean expression of the target.
+        ``"out_degree"``: the number of known targets of the factor, taken from the truth: the score of a method that knows only which
+        factors have many targets. May be empty.
     top
-        Share of the pairs whose odds of being an edge are compared with those of the others.
+        Fraction of the pairs, the best ones, whose odds of being an edge are compared with those of the others.
     min_targets
-        Known targets that a factor must have to be scored by itself.
+        Minimum number of known targets of a factor that is scored separately.
     n_shuffles
-        Shuffled truths; 0 for none.
+        Number of shuffled truths; 0 for none.
     {layer}
     {gene_symbols}
     {data_type}
     {species}
     {mod}
     rng
-        Seed or NumPy generator, of the shuffles and of boosting, whose results do not depend on the order of cells and genes.
+        Seed or NumPy generator, for shuffling and boosting. Results do not depend on the order of cells and genes.
     key
         Key of the network to score.
     {key_added}
@@ -108,20 +109,20 @@ def evaluate_gene_network(
 
     `adata.uns['evaluate_gene_network' | key_added]` : :class:`dict`
         ``scores``, a table with one row for each network and baseline: ``auprc_ratio``, the area under the precision-recall curve, and
-        ``early_precision_ratio``, the precision among as many pairs as there are edges, both over the share of edges, so that
-        random order has 1; ``odds_ratio`` of the ``top``; each with ``_null`` and ``_null_sd``, mean and standard deviation with
-        shuffled truths, and ``_p``, the share of these (one added) that score as high; the same with ``mean_`` in front, means over
-        factors, each ranked by itself; and ``covered``, the share of pairs that the network has. ``by_source``, a table with the
+        ``early_precision_ratio``, the precision among as many best pairs as there are edges, both divided by the fraction of edges, so
+        that a random order has 1; and ``odds_ratio`` of the ``top`` pairs. Each also with ``_null`` and ``_null_sd``, mean and standard
+        deviation for shuffled truths, and ``_p``, the fraction of these that score as high (with one added); with the prefix ``mean_``,
+        the means over separately ranked factors. ``covered`` is the fraction of pairs that the network contains. ``by_source``, a table with the
         scores of each factor; ``n_sources``, ``n_targets``, ``n_edges``, ``params`` and ``version``.
 
     Raises
     ------
     DataError
-        If the truth has no edge between genes of the data or makes all of their pairs edges, or a table of edges is not of that form.
+        If the truth has no edge between genes of the data, all of their pairs are edges, or a table of edges has another form.
     MissingKeyError
         If there is no network, or ``layer``, ``gene_symbols`` or ``mod`` does not exist.
     OptionError
-        If an option is out of range, a baseline is unknown, or two rows would have one name.
+        If an option is out of range, a baseline is unknown, or two rows would have the same name.
 
     See Also
     --------
@@ -204,7 +205,7 @@ def _checked(baselines: str | Sequence[str]) -> list[str]:
 
 
 def _pairs(table: Any, where: str) -> pd.DataFrame:
-    """A table with columns ``source`` and ``target`` without gaps."""
+    """Check and return a table with columns ``source`` and ``target``, without missing values."""
     if not isinstance(table, pd.DataFrame):
         msg = f"{where} is a {type(table).__name__}; expected a table with columns source and target."
         raise DataError(msg)
@@ -219,7 +220,7 @@ def _pairs(table: Any, where: str) -> pd.DataFrame:
 
 
 def _truth(table: pd.DataFrame, genes: Sequence[str], species: str) -> Truth:
-    """Known edges between genes of the data, by the names that these have there."""
+    """Known edges between genes of the data, with the names in the data."""
     table = _pairs(table, "truth")[["source", "target"]].astype(str)
     name_of = GeneColumns(genes, species).each(list(pd.unique(table.to_numpy().ravel())))
     here = table[table["source"].isin(name_of) & table["target"].isin(name_of)]
@@ -250,7 +251,7 @@ def _truth(table: pd.DataFrame, genes: Sequence[str], species: str) -> Truth:
 
 
 def _warn_of_few(n_targets: NDArray[np.int64], n_others: NDArray[np.int64], min_targets: int) -> None:
-    """Warn where no factor can be scored by itself."""
+    """Warn if no factor can be scored separately."""
     fewer = np.minimum(n_targets, n_others)
     if fewer.max() < min_targets:
         logg.warning(
@@ -273,7 +274,7 @@ def _tables(adata: AnnData, edges: Any, key: str) -> dict[str, pd.DataFrame]:
 
 
 def _strength(table: pd.DataFrame, known: Truth, name: str) -> NDArray[np.float64]:
-    """What pairs of the truth are ranked by in a network; NaN for those that it does not have."""
+    """Score by which a network ranks the pairs of the truth; NaN for missing pairs."""
     table = _pairs(table, f"The network {name!r}")
     if "rank" not in table and "weight" not in table:
         msg = f"The network {name!r} has neither a column rank nor weight; it has {list(table.columns)}. Add one."

@@ -60,20 +60,20 @@ def gene_embeddings(
 ) -> AnnData:
     """Embed genes with a foundation model :cite:p:`Cui2024`.
 
-    Static embeddings are what the model has learned of each gene, the same in all cells. Contextual embeddings are the mean state of
-    the gene's token after the last layer, over the cells of a group that have it as a token; cells are run as
-    :func:`scgalore.tl.embed` runs them, and only sums are kept, so memory does not grow with their number. See :doc:`/genes`.
+    Static embeddings are the model's input embeddings of genes, the same in all cells. A contextual embedding is the output of the
+    last layer at the gene's token, averaged over the cells of a group that have this token. Cells are processed as by
+    :func:`scgalore.tl.embed`; only sums are kept, so memory does not depend on their number. See :doc:`/genes`.
 
     Parameters
     ----------
     data
-        Annotated data matrix, or a MuData with the modality ``mod``. ``None`` gives static embeddings of all genes of the model.
+        Annotated data matrix, or a MuData with the modality ``mod``. ``None`` returns static embeddings of all genes of the model.
     {model}
     kind
         ``"static"`` or ``"contextual"``.
     {groupby}
     min_cells
-        Cells of a group that must have a gene as a token; means over fewer are left out.
+        Minimum number of cells of a group that have the gene as a token; means over fewer cells are omitted.
     {layer}
     {gene_symbols}
     {data_type}
@@ -87,24 +87,24 @@ def gene_embeddings(
     {accelerator}
     {rng}
     key_added
-        Key of ``adata.varm`` to write the embeddings to as well; ``None`` changes nothing in the object. Not with ``groupby``.
+        Key of ``adata.varm`` to also write the embeddings to; with ``None`` the object is not changed. Cannot be combined with ``groupby``.
 
     Returns
     -------
     An AnnData of genes by dimensions (dtype `float32`), for :func:`scanpy.pp.neighbors` with ``use_rep="X"``. Columns of its
-    ``obs``: ``gene``, the name in the data; ``token``, that in the model; of contextual embeddings ``n_cells``, and with
-    ``groupby`` the ``group``, of which one follows the other. Its ``uns["gene_embeddings"]`` holds ``params``, ``weights``,
-    ``genes`` and ``version``. With ``key_added`` also:
+    ``obs``: ``gene`` (name in the data), ``token`` (name in the model), for contextual embeddings ``n_cells`` (number of
+    averaged cells), and with ``groupby`` also ``group``; rows are sorted by group. ``uns["gene_embeddings"]`` contains
+    ``params``, ``weights``, ``genes`` and ``version``. With ``key_added`` this key is also set:
 
     `adata.varm['key_added']` : :class:`numpy.ndarray` (shape `(n_vars, d_model)`, dtype `float32`)
-        The same in the order of the genes, NaN for those without.
+        The embeddings in the order of ``adata.var_names``; NaN for genes without embedding.
 
     Raises
     ------
     OptionError
-        If ``kind`` is unknown, or options do not go together.
+        If ``kind`` is unknown, or options cannot be combined.
     DataError
-        If the matrix holds negative, NaN or infinite values, no gene matches, or no group has enough cells for any gene.
+        If the matrix contains negative, NaN or infinite values, no gene matches, or no group has enough cells for any gene.
     MissingKeyError
         If ``groupby``, ``layer``, ``gene_symbols`` or ``mod`` does not exist.
 
@@ -186,7 +186,7 @@ def _of_groups(
     groups: tuple[str, ...],
     min_cells: int,
 ) -> AnnData:
-    """Genes by dimensions, group by group, without those that too few cells have; ``groups`` is empty where there is one unnamed."""
+    """Genes by dimensions, sorted by group, without genes that too few cells have; ``groups`` is empty without ``groupby``."""
     kept = n_cells >= min_cells
     if not kept.any():
         msg = f"No gene is a token of min_cells={min_cells} cells of a group. Pass a smaller number."

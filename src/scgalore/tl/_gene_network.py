@@ -97,7 +97,7 @@ def gene_network(
     """Rank edges from transcription factors to target genes.
 
     Edges are associations: none of these methods infers who regulates whom. :func:`scgalore.tl.evaluate_gene_network`
-    compares them with known targets. :doc:`/genes` has the measurements that the default was chosen by.
+    compares them with known targets. :doc:`/genes` shows the measurements on which the choice of the default is based.
 
     Parameters
     ----------
@@ -107,22 +107,22 @@ def gene_network(
     method
         ``"coexpression"``: Pearson correlation of log-normalised expression, ranked without its sign. ``"attention"``:
         mean attention of the target to the factor over cells, layers and heads. ``"embedding"``: cosine of gene
-        embeddings. ``"combined"``: mean rank of these three. ``"perturbation"``: how much the predicted expression of
-        the target falls when the factor's token is deleted (:func:`scgalore.tl.perturb_in_silico`), in bins, ranked
+        embeddings. ``"combined"``: mean rank of these three. ``"perturbation"``: decrease of the predicted expression of
+        the target when the factor's token is deleted (:func:`scgalore.tl.perturb_in_silico`), in bins, ranked
         without its sign.
     {groupby}
     tfs
-        Regulators. ``None`` takes the human transcription factors of :cite:t:`Lambert2018` that are in the data.
+        Regulators. ``None`` uses the human transcription factors of :cite:t:`Lambert2018` that are in the data.
     targets
-        Genes that may be targets; all in the data when ``None``.
+        Possible targets; ``None`` uses all genes of the data.
     n_edges
-        Edges to keep of each group, the strongest ones; ``None`` keeps all. One that is kept for a group comes with its
-        weight in every group.
+        Number of edges to keep per group, the strongest ones; ``None`` keeps all. An edge that is kept for one group is
+        stored for all groups.
     min_cells
-        Cells of a group that must express each of the two genes; pairs of fewer are left out. For attention they must
-        have both as tokens of the same cell; for perturbation, the factor must be one.
+        Minimum number of cells of a group that express each of the two genes; pairs with fewer are omitted. For
+        attention, the number of cells that have both genes as tokens; for perturbation, that have the factor.
     layers
-        For attention: numbers of the model's layers to average over, -1 the last; all when ``None``.
+        For attention: indices of the layers to average over, -1 for the last; ``None`` uses all.
     scale
         For attention: ``"rank"``, ranks of query-key products within each query and then within each key, as in scGPT's
         tutorial; or ``"softmax"``, attention weights.
@@ -138,7 +138,7 @@ def gene_network(
     {mod}
     {max_length}
     precision
-        Arithmetic of embeddings, as for :func:`scgalore.tl.embed`. Attention is always computed in float32.
+        Precision of embeddings, as for :func:`scgalore.tl.embed`. Attention is always computed in float32.
     {batch_size}
     {batch_tokens}
     {accelerator}
@@ -152,14 +152,16 @@ def gene_network(
 
     `adata.uns['gene_network' | key_added]` : :class:`dict`
         ``edges``, a table with ``group``, ``source``, ``target``, ``weight``, ``rank`` (among all pairs of the group, 1
-        the strongest) and ``n_cells``, which :func:`scgalore.get.gene_network` reads; ``n_pairs``, pairs with a weight
-        in each group (a table); ``params``, ``version`` and, of a model, ``weights`` and ``genes``.
+        the strongest) and ``n_cells``, which :func:`scgalore.get.gene_network` reads; ``n_pairs``, a table with the
+        number of pairs that have a weight in each group; ``params``, ``version`` and, if a model was used, ``weights``
+        and ``genes``.
 
     Raises
     ------
     OptionError
-        If an option is unknown, out of range or of another method, the model does not attend, or, for perturbation,
-        predicts no expression from the cell embedding, reads perturbation flags or normalises within batches.
+        If an option is unknown, out of range or for another method, the model has no attention weights, or, for
+        perturbation, the model does not predict expression from the cell embedding, reads perturbation flags or
+        normalises within batches.
     DataError
         If the matrix cannot be read, no regulator or target is in the data, or no pair has enough cells.
     MissingKeyError
@@ -202,7 +204,7 @@ def gene_network(
         if fitted is not None:
             cells = fitted.cells(adata, **reading.of_tokens(), max_length=max_length, rng=seed)
             known = cells.match.token_ids >= 0
-            chosen = _known(chosen[0], known, "tfs"), _known(chosen[1], known, "targets")
+            chosen = _in_vocabulary(chosen[0], known, "tfs"), _in_vocabulary(chosen[1], known, "targets")
         work = _Work(
             adata,
             reading,
@@ -254,7 +256,7 @@ def gene_network(
 
 
 def _refuse_of_others(method: str, **options: Any) -> None:
-    """Refuse options that the method does not read, where they are not at their defaults."""
+    """Raise an error for options of other methods that differ from their defaults."""
     defaults = {"layers": None, **{option.name: option.default for option in (SCALE, KIND, N_CELLS)}}
     for name, value in options.items():
         if value != defaults[name] and method not in READERS[name]:
@@ -264,7 +266,7 @@ def _refuse_of_others(method: str, **options: Any) -> None:
 
 
 def _columns(wanted: Iterable[str] | None, genes: Sequence[str], species: str, argument: str) -> NDArray[np.int64]:
-    """Columns of the genes that are asked for, each once, by name, so that the ranks of equal weights do not depend on the order of the columns."""
+    """Unique columns of the requested genes, sorted by name, so that the ranks of equal weights do not depend on the order of the columns."""
     if wanted is None and argument == "targets":
         return np.argsort(np.array(genes, dtype=object), kind="stable")
     names = list(get_gene_set(REGULATORS).genes if wanted is None else wanted)
@@ -287,8 +289,8 @@ def _columns(wanted: Iterable[str] | None, genes: Sequence[str], species: str, a
     return np.array(sorted(found.tolist(), key=lambda column: genes[column]), dtype=np.int64)
 
 
-def _known(columns: NDArray[np.int64], known: NDArray[np.bool_], argument: str) -> NDArray[np.int64]:
-    """Those of some columns that the model knows."""
+def _in_vocabulary(columns: NDArray[np.int64], known: NDArray[np.bool_], argument: str) -> NDArray[np.int64]:
+    """Columns whose genes are in the model's vocabulary."""
     if not known[columns].any():
         msg = f"The model knows none of the {len(columns):,} genes of {argument} in the data. Choose another model, or method='coexpression'."
         raise DataError(msg)
@@ -297,7 +299,7 @@ def _known(columns: NDArray[np.int64], known: NDArray[np.bool_], argument: str) 
 
 @dataclass(frozen=True)
 class _Work:
-    """What weights are computed from, and one method for each way to do it."""
+    """Inputs for computing weights, with one function per method."""
 
     adata: AnnData
     reading: Reading

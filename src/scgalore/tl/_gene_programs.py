@@ -71,9 +71,9 @@ def gene_programs(
     key_added: str | None = None,
     copy: bool = False,
 ) -> Data | None:
-    """Cluster genes by their embeddings, and say what the clusters are and where they are active.
+    """Cluster genes by their embeddings, test the clusters for enriched gene sets, and score their activity in each cell.
 
-    The genes that enough cells express are clustered with scanpy: neighbours by cosine, then Leiden
+    Genes expressed in at least ``min_cells`` cells are clustered with scanpy: neighbours by cosine, then Leiden
     :cite:p:`Traag2019`. Each program is tested for enrichment in gene sets by the hypergeometric distribution, among
     the genes that were clustered. See :doc:`/genes`.
 
@@ -82,17 +82,17 @@ def gene_programs(
     {data}
     {model}
     kind
-        Which embeddings, as for :func:`scgalore.tl.gene_embeddings`: ``"static"`` or ``"contextual"``.
+        Type of embeddings, as for :func:`scgalore.tl.gene_embeddings`: ``"static"`` or ``"contextual"``.
     resolution
-        Of Leiden: a larger one gives more and smaller programs.
+        Resolution of Leiden; a larger one gives more and smaller programs.
     n_neighbors
-        Neighbours of each gene.
+        Number of neighbours per gene.
     min_genes
-        Genes of a program; smaller clusters are no programs.
+        Minimum number of genes of a program; smaller clusters are discarded.
     min_cells
-        Cells that must express a gene.
+        Minimum number of cells that express a gene.
     gene_sets
-        Sets to test in addition to those that ship (:func:`scgalore.genes.list_gene_sets`, without unions): a
+        Gene sets to test in addition to those of the package (:func:`scgalore.genes.list_gene_sets`, except unions): a
         dictionary of lists, or the path of a GMT file.
     {layer}
     {gene_symbols}
@@ -106,7 +106,7 @@ def gene_programs(
     {batch_tokens}
     {accelerator}
     rng
-        Seed or NumPy generator, of sampled cells and of Leiden.
+        Seed or NumPy generator, for sampling genes of long cells and for Leiden.
     {key_added}
     {copy}
 
@@ -115,22 +115,22 @@ def gene_programs(
     ``None``, or with ``copy=True`` the container it was given, with these keys set:
 
     `adata.var['gene_program' | key_added]` : :class:`pandas.Series` (dtype `category`)
-        Program of each gene, ``"0"`` the largest; missing for genes in none.
+        Program of each gene, from ``"0"``, the largest; missing for genes in no program.
     `adata.obsm['X_gene_programs' | key_added]` : :class:`numpy.ndarray` (shape `(n_obs, n_programs)`, dtype `float32`)
         Activity: mean log-normalised expression of the genes of a program, each gene scaled to mean 0 and standard
         deviation 1.
     `adata.uns['gene_programs' | key_added]` : :class:`dict`
-        ``programs``, a table with ``n_genes``, the set that fits best with ``fdr`` (empty where none has one below
+        ``programs``, a table with ``n_genes``, the most enriched gene set with its ``fdr`` (empty if none is below
         0.05), and the ten most expressed ``genes``; ``enrichment``, a table with ``program``, ``gene_set``,
         ``n_overlap``, ``n_program``, ``n_set``, ``p`` and ``fdr`` (Benjamini and Hochberg over all programs and sets);
-        ``n_genes`` that were clustered, ``params``, ``weights``, ``genes`` and ``version``.
+        ``n_genes``, the number of clustered genes; ``params``, ``weights``, ``genes`` and ``version``.
 
     Raises
     ------
     OptionError
-        If an option is unknown or out of range, a set has the name of one that ships, or igraph is not installed.
+        If an option is unknown or out of range, a set has the name of one of the package, or igraph is not installed.
     DataError
-        If the matrix cannot be read, no gene of your sets is in the data, or too few genes are left.
+        If the matrix cannot be read, no gene of ``gene_sets`` is in the data, or too few genes remain.
     MissingKeyError
         If ``layer``, ``gene_symbols`` or ``mod`` does not exist.
 
@@ -224,7 +224,7 @@ def gene_programs(
 
 
 def _sets(gene_sets: Any) -> tuple[dict[str, tuple[str, ...]], dict[str, tuple[str, ...]]]:
-    """The sets that ship, unions left out, with those of the user, and the latter by themselves."""
+    """The sets of the package, except unions, together with those of the user; and the latter alone."""
     shipped = {name: get_gene_set(name).genes for name in list_gene_sets() if name not in COLLECTIONS}
     own, _ = user_sets(gene_sets)
     if taken := sorted({*own} & {*shipped}):
@@ -234,7 +234,7 @@ def _sets(gene_sets: Any) -> tuple[dict[str, tuple[str, ...]], dict[str, tuple[s
 
 
 def _refuse_elsewhere_named(own: Mapping[str, tuple[str, ...]], names: Sequence[str], species: str) -> None:
-    """Refuse sets of the user none of which has a gene in the data."""
+    """Raise an error if no gene of the user's sets is in the data."""
     genes = [gene for members in own.values() for gene in members]
     if own and len(GeneColumns(names, species).find(genes)[0]) == 0:
         msg = (
@@ -245,7 +245,7 @@ def _refuse_elsewhere_named(own: Mapping[str, tuple[str, ...]], names: Sequence[
 
 
 def _refuse_few(columns: NDArray[np.int64], n_neighbors: int, min_cells: int) -> None:
-    """Refuse fewer genes than have neighbours."""
+    """Raise an error if there are too few genes for ``n_neighbors``."""
     if len(columns) <= n_neighbors:
         msg = (
             f"{len(columns):,} genes that the model knows are expressed by min_cells={min_cells} cells; expected more than "
@@ -257,7 +257,7 @@ def _refuse_few(columns: NDArray[np.int64], n_neighbors: int, min_cells: int) ->
 def _clusters(
     x: NDArray[np.float32], resolution: float, n_neighbors: int, min_genes: int, seed: int
 ) -> NDArray[np.int64]:
-    """Number of the cluster of each gene, the largest 0; -1 in small ones."""
+    """Cluster of each gene, 0 for the largest; -1 for genes of small clusters."""
     import scanpy as sc
     from anndata import AnnData
 
@@ -287,7 +287,7 @@ def _described(
     found: pd.DataFrame,
     labels: list[str],
 ) -> pd.DataFrame:
-    """One row per program: its size, the set that fits best, and its most expressed genes."""
+    """One row per program: its size, the most enriched gene set, and its most expressed genes."""
     best = found.drop_duplicates("program").set_index("program")
     rows = []
     for number in range(len(labels)):

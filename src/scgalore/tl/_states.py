@@ -88,7 +88,7 @@ class States:
             names = sorted({label for label in labels if label is not None})
             if groups is not None:
                 chosen = [groups] if isinstance(groups, str | int | float) else list(groups)
-                names = [_known(group, names, groupby) for group in chosen]
+                names = [_existing_label(group, names, groupby) for group in chosen]
         place = {name: code for code, name in enumerate(names)}
         codes = np.array([place.get(label, -1) for label in labels], dtype=np.int64)
         if wanted is not None:
@@ -143,11 +143,11 @@ def _smallest(u: NDArray[np.float64], codes: NDArray[np.int64], n_groups: int, n
 
 def _has_label(adata: AnnData, key: str, label: Any, asked: str) -> NDArray[np.bool_]:
     column = texts_of(read_column(adata.obs, key, asked=asked))
-    found = _known(label, sorted({text for text in column if text is not None}), key)
+    found = _existing_label(label, sorted({text for text in column if text is not None}), key)
     return column == found
 
 
-def _known(label: Any, names: Sequence[str], key: str) -> str:
+def _existing_label(label: Any, names: Sequence[str], key: str) -> str:
     found = same_label(label, names)
     if found is None or found not in names:
         msg = f"No cell is labelled {label!r} in adata.obs[{key!r}], which has {few(names, 5)}."

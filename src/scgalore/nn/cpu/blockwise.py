@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 __all__ = ["attend_in_blocks"]
 
-# Queries at a time, and scores of them with all keys, which are to stay in the cache.
+# Maximum numbers of queries and of scores per block, which should fit into the cache.
 _QUERIES = 256
 _SCORES = 2**21
 
@@ -112,12 +112,12 @@ def _probabilities(q: Tensor, k: Tensor, attended: Tensor | None) -> Iterator[tu
     """Iterate over blocks: cells, queries and their attention ``(cells * h, queries, s)``, in memory that is reused."""
     n_cells, n_heads, n_queries, width = q.shape
     length = k.shape[2]
-    # Heads before tokens in memory: blocks of them are then views.
+    # With heads before tokens in memory, blocks of heads are views.
     queries = q.contiguous()
     keys = _upright(k, 1 / math.sqrt(width))
     rows = min(n_queries, _QUERIES)
     at_once = min(n_cells, max(1, _SCORES // (n_heads * rows * length)))
-    # Fresh pages for each block would cost as much as its products.
+    # Allocating memory for each block would take as long as its products.
     scratch = q.new_empty(at_once * n_heads * rows * length)
     for first in range(0, n_cells, at_once):
         cells = slice(first, first + at_once)

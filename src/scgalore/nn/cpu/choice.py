@@ -19,10 +19,10 @@ if TYPE_CHECKING:
 
 __all__ = ["differentiates", "gain_of_bfloat16", "kernels", "kernels_in_words", "takes", "using_kernels"]
 
-# Once made, a choice holds until the process ends: the same call then gives the same bits.
+# A choice holds until the process ends, so that repeated calls are bit-identical.
 _measured: dict[torch.dtype, frozenset[Case]] = {}
 _gains: dict[tuple[frozenset[Case], ...], float] = {}
-_mode: str | None = None  # of a run that is continued, in place of the setting
+_mode: str | None = None  # of a resumed run, instead of the setting
 
 
 def takes(part: str, x: Tensor, *, large: bool = False, backward: bool = False) -> bool:
@@ -55,8 +55,8 @@ def _chosen(part: str, dtype: torch.dtype, large: bool, backward: bool) -> bool:
     return is_available() if mode == "onednn" else case in _faster(dtype)
 
 
-# torch.compile calls it once, and compiles what was chosen: what torch.compiler.assume_constant_result marks, which
-# would import the compiler.
+# torch.compile calls it once and compiles the chosen kernel, as with torch.compiler.assume_constant_result, which would
+# import the compiler.
 _chosen._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Linear", "linear"]
 
-# Of a smaller weight, calling the kernel costs more than it saves.
+# For smaller weights, calling the kernel takes longer than it saves.
 _SMALLEST = 2**12
 
 

@@ -31,13 +31,13 @@ if TYPE_CHECKING:
 __all__ = ["CASES", "LONG", "WIDE", "Case", "faster_than_torch", "layer_gain"]
 
 WIDE = 2**16
-"""Numbers in a weight from which on it counts as large."""
+"""Minimum number of elements of a large weight."""
 
 LONG = 512
-"""Tokens beyond which a cell counts as large."""
+"""Number of tokens above which a cell is large."""
 
 MARGIN = 1.1
-"""How many times as fast as torch's own another kernel must be, so that the choice is the same in every measurement."""
+"""Minimum speed of a kernel relative to PyTorch's to be chosen, so that the choice does not depend on measurement noise."""
 
 REPEATS = 4
 ROWS, WIDTHS = 1024, {False: (192, 64), True: (512, 512)}
@@ -70,13 +70,13 @@ class Case(NamedTuple):
 
 CASES: dict[torch.dtype, tuple[Case, ...]] = {
     torch.float32: tuple(Case("product", large, backward) for large in (False, True) for backward in (False, True)),
-    # Torch multiplies bfloat16 by oneDNN as well; only the way there is shorter, and the backward pass has no other.
+    # PyTorch multiplies bfloat16 with oneDNN as well; only the overhead of the forward pass is smaller here.
     torch.bfloat16: (
         *(Case("product", large, False) for large in (False, True)),  # noqa: FBT003
         *(Case("attention", large, backward) for large in (False, True) for backward in (False, True)),
     ),
 }
-"""What there is to choose. Attention in float32 is torch's: on no processor was another kernel faster in both directions."""
+"""Cases to choose kernels for. Attention in float32 uses PyTorch's: no other kernel was faster in both passes on any processor."""
 
 
 def faster_than_torch(dtype: torch.dtype) -> frozenset[Case]:
@@ -114,7 +114,7 @@ def _measure(dtype: torch.dtype) -> dict[str, float]:
     """Speed of the kernel of this package relative to PyTorch's, for each case."""
     ratios: dict[str, float] = {}
     for case in CASES[dtype]:
-        # A forward pass before a backward one is that of the cases without.
+        # The forward pass before a backward pass is that of the cases without one.
         forward = ratios.get(case._replace(backward=False).name, 0.0) >= MARGIN
         torchs, ours = _seconds(
             [_call(case, dtype, own=own, forward=forward or not case.backward) for own in (False, True)]
@@ -147,7 +147,7 @@ def _call(case: Case, dtype: torch.dtype, *, own: bool, forward: bool = True) ->
         d_out, d_in = WIDTHS[case.large]
         inputs = [draw(ROWS, d_in), draw(d_out, d_in), draw(d_out)]
     else:
-        # As a layer makes them: queries, keys and values next to each other, tokens before heads.
+        # In the layout of a layer: queries, keys and values next to each other, tokens before heads.
         packed = draw(CELLS[case.large], TOKENS[case.large], 3, HEADS, HEAD_WIDTH)
         inputs = [part.transpose(1, 2) for part in packed.unbind(2)]
     if not case.backward:
@@ -191,7 +191,7 @@ def _kept(name: str, measure: Callable[[], dict[str, float]]) -> dict[str, float
     path = _path(name)
     found = _read(path)
     if found is None:
-        # In a thread of its own no gradient mode, autocast, hook or mode of dispatch of the caller is on.
+        # In a separate thread, gradient mode, autocast, hooks and dispatch modes of the caller are not active.
         with ThreadPoolExecutor(1) as thread:
             found = thread.submit(measure).result()
         _write_first(path, {"machine": _machine(), "ratios": found})
@@ -222,7 +222,7 @@ def _write_first(path: Path, content: dict[str, Any]) -> None:
             if path.exists() and _read(path) is None:
                 draft.replace(path)
             else:
-                os.link(draft, path)  # fails where there is one, as a rename does not
+                os.link(draft, path)  # fails if the file exists, unlike a rename
         finally:
             draft.unlink(missing_ok=True)
 

@@ -152,7 +152,7 @@ def _length(matrix: Tensor, dims: tuple[int, ...]) -> Tensor:
 
 
 def _least(low: Tensor) -> float:
-    # The squares of anything smaller underflow, and a quotient of such norms would blow a gradient up.
+    # Squares of smaller values underflow, and the quotient of such norms could be huge.
     return float(torch.finfo(low.dtype).tiny) ** 0.5
 
 

@@ -93,7 +93,7 @@ def _galore_torch_bytes(param: Tensor, group: Mapping[str, Any]) -> int:
         return 2 * param.numel() * param.dtype.itemsize
     m, n = param.shape
     rank, sides = group["rank"], sides_of(m, n, group["proj_type"])
-    # Other types than float32 are cast after the basis was cut out, which makes a copy of its own size.
+    # Other dtypes than float32 are converted after slicing, so that only the slice is copied.
     kept = min(m, n) if param.dtype == torch.float32 else rank
     moments = 2 * (rank if sides.left else m) * (rank if sides.right else n)
     return (kept * (m * sides.left + n * sides.right) + moments) * param.dtype.itemsize

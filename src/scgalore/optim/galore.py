@@ -123,13 +123,13 @@ class GaLoreAdamW(MixedAdamW):
             if bases is not None:
                 projected.append(Compressed(param, compress(grad, bases), bases))
             elif not grad.isfinite().all():
-                projected.append(Compressed(param, grad, None))  # is left out with the others below
+                projected.append(Compressed(param, grad, None))  # is skipped with the others below
         for step, items in self._finite_by_step(projected):
             self._apply(group, items, step)
 
     def _apply(self, group: dict[str, Any], items: list[Compressed], step: int) -> None:
         lr, decay = float(group["lr"]), group["weight_decay"]
-        # The kernel's eps stands inside the bias correction; galore-torch's outside.
+        # The kernel applies eps inside the bias correction, galore-torch outside.
         eps = group["eps"] / math.sqrt(1.0 - group["betas"][1] ** step)
         states = [self.state[item.param] for item in items]
         updates = adam_steps([item.low for item in items], states, step, betas=group["betas"], eps=eps)

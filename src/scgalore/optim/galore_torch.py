@@ -95,7 +95,7 @@ def package_groups(groups: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
 def _package_groups(group: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
     kept = {key: value for key, value in group.items() if key != "split"}
     if kept.get("rank") is None:
-        # The package projects whatever is in a group with this key.
+        # The package projects all parameters in a group with this key.
         yield {key: value for key, value in kept.items() if key not in ("rank", *PROJECTION_DEFAULTS)}
     elif kept["scale"] != "auto":
         yield kept
@@ -131,7 +131,7 @@ def _plain(projector: GaLoreProjector | dict[str, Any]) -> dict[str, Any]:
         "rank": projector.rank,
         "update_proj_gap": projector.update_proj_gap,
         "scale": projector.scale,
-        # A number, since torch's load_state_dict takes a string for a collection and spoils it.
+        # A number, since PyTorch's load_state_dict treats a string as a collection.
         "proj_type": PROJ_TYPES.index(projector.proj_type),
         # The package's basis is a view of a matrix many times as large, all of which would be saved.
         "basis": [basis.clone() for basis in bases] if isinstance(bases, list) else bases.clone(),

@@ -34,8 +34,8 @@ _KINDS = ("galore", "galore-qkv", "galore-no-decay", "adamw", "adamw-no-decay")
 
 class _Weight(NamedTuple):
     param: Tensor
-    names: list[str]  # more than one when it is shared
-    is_matrix: bool  # with at least two dimensions, and no lookup table
+    names: list[str]  # several if it is shared
+    is_matrix: bool  # with at least two dimensions, and not a lookup table
     split: int
 
 

@@ -64,7 +64,7 @@ def adam_steps(
 
     All tensors are on one device and take the same step.
     """
-    # AdamW on weights of zero leaves the step itself, by the fused kernel and for all matrices at once.
+    # AdamW on zero weights yields the step itself, with the fused kernel and for all matrices at once.
     updates = [torch.zeros_like(grad) for grad in grads]
     steps = list(torch.full((len(grads),), step - 1.0, device=step_device(updates[0])).unbind())
     adamw_update_(updates, grads, states, steps, lr=1.0, betas=betas, eps=eps, weight_decay=0.0)
@@ -72,7 +72,7 @@ def adam_steps(
 
 
 def _like(grad: Tensor, param: Tensor) -> Tensor:
-    # The fused CPU kernel walks memory, not indices: a gradient laid out otherwise would update the wrong entries.
+    # The fused CPU kernel reads memory in order: a gradient with another layout would update the wrong elements.
     if grad.dtype == param.dtype and grad.stride() == param.stride():
         return grad
     return torch.empty_like(param).copy_(grad)

@@ -102,7 +102,7 @@ class LayerwiseUpdate:
             raise RuntimeError(msg)
         self._optimizer.step()
         param.grad = None
-        # torch's fused kernels do not say that they wrote, and backward would go on with the new value unnoticed.
+        # PyTorch's fused kernels do not mark weights as modified, so the backward pass would silently use the new values.
         increment_version(param)
 
 
@@ -147,6 +147,6 @@ def _check_parameters(module: nn.Module, params: list[Tensor]) -> None:
         raise OptionError(msg)
     devices = {str(param.device) for param in params}
     if len(devices) > 1:
-        # Each device has a backward thread of its own.
+        # Each device has its own backward thread.
         msg = f"The parameters are on {', '.join(sorted(devices))}; LayerwiseUpdate needs all of them on one device."
         raise OptionError(msg)

@@ -189,7 +189,7 @@ def _tensors(value: Any, visited: set[int]) -> Iterator[Tensor]:
     if isinstance(value, Tensor):
         yield from _with_storage(value)
     elif isinstance(value, dict):
-        # The keys of a state are the parameters themselves: not state.
+        # The keys of a state are the parameters, which are not state.
         for item in value.values():
             yield from _tensors(item, visited)
     elif isinstance(value, list | tuple | set):

@@ -94,7 +94,7 @@ class MixedAdamW(OwnPrecision):
         return loss
 
     def _current_slots(self) -> dict[Tensor, Slot]:
-        # Kept as long as no group changes: who updates during the backward pass calls step() once for each parameter.
+        # Cached until a group changes, since updates during the backward pass call step() once per parameter.
         keys = ("rank", "split", "update_proj_gap", "stagger")
         made_from = tuple((*map(group.get, keys), *map(id, group["params"])) for group in self.param_groups)
         if self._slots is None or self._slots[0] != made_from:
@@ -121,7 +121,7 @@ class MixedAdamW(OwnPrecision):
             if param.dtype == state["exp_avg"].dtype:
                 same.append(param)
                 continue
-            # One at a time: float32 copies of all of them together would outweigh the moments.
+            # One at a time, since float32 copies of all of them would be larger than the moments.
             wide = param.to(state["exp_avg"].dtype)
             adamw_update_([wide], [param.grad], [state], [state["step"]], **settings)
             param.copy_(wide)
@@ -151,8 +151,8 @@ class MixedAdamW(OwnPrecision):
 
 
 def _all_finite(lows: list[Tensor]) -> list[bool]:
-    # What is not finite in a gradient is not finite in its projection, which is quicker to look through. One answer for
-    # all of them, since each would wait for the GPU.
+    # A gradient that is not finite has a projection that is not finite, which is faster to check. All are checked together,
+    # since each check waits for the GPU.
     if not lows:
         return []
     sums = [low.sum().to(device=lows[0].device, dtype=torch.float64) for low in lows]

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from scgalore.optim.subspace import Slot
 
 
-# Of the polynomial a x + b x^3 + c x^5, which brings singular values near 1 in few iterations; Jordan's.
+# Jordan's coefficients of the polynomial a x + b x^3 + c x^5, which moves singular values close to 1 in few iterations.
 _A, _B, _C = 3.4445, -4.7750, 2.0315
 
 

@@ -120,7 +120,7 @@ def iterate_basis(grad: Tensor, basis: Tensor, n_iter: int = 1) -> Tensor:
     """Subspace iteration towards the leading right singular directions of ``grad``, from ``basis``."""
     for _ in range(n_iter):
         image = _unit_peak(basis @ grad.mT)  # (r, m)
-        # Unit rows: weak directions would otherwise enter by the square of their singular value.
+        # Rows are normalised, since weak directions would otherwise be weighted by the square of their singular value.
         image = image / image.norm(dim=-1, keepdim=True).clamp_min(1e-12)
         basis = orthonormal(_unit_peak(image @ grad) + _KEEP_OLD * basis)  # (r, n)
     return basis
@@ -196,12 +196,12 @@ def iterated_bases(grad: Tensor, start: Bases, n_iter: int = 1) -> Bases:
 def exact_bases(grad: Tensor, rank: int, sides: Sides) -> Bases:
     """Leading singular directions by a full SVD, as in galore-torch."""
     u, _, vh = torch.linalg.svd(grad, full_matrices=False)
-    # Cloned: a slice would keep all of U or Vh alive, here and in every checkpoint.
+    # Cloned, since a slice would keep all of U or Vh, in memory and in every checkpoint.
     left = u[..., :rank].mT.clone(memory_format=torch.contiguous_format) if sides.left else None
     right = vh[..., :rank, :].clone(memory_format=torch.contiguous_format) if sides.right else None
     return Bases(left, right)
 
 
 def _unit_peak(x: Tensor) -> Tensor:
-    # Squares of tiny gradients underflow, and a factor for a whole matrix changes no basis.
+    # Squares of tiny gradients underflow, and scaling a matrix does not change its basis.
     return x / x.abs().amax((-2, -1), keepdim=True).clamp_min(torch.finfo(x.dtype).tiny)

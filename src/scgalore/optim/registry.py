@@ -378,7 +378,7 @@ def build_optimizer(
     except OptionError:
         raise
     except (TypeError, ValueError) as error:
-        # torch and other packages check their own options, and say what they refuse.
+        # PyTorch and other packages check their own options.
         msg = f"optimizer={name!r}: {error}"
         raise OptionError(msg) from error
 

@@ -76,7 +76,7 @@ class ShardedOptimizer(TrainingNeeds, Optimizer):
         self._owners = dealt(weights_of(optimizer), distributed.get_world_size(), count)
 
     def _same_groups(self) -> None:
-        # One set of groups and one state: a schedule that sets the learning rate here sets it inside.
+        # Groups and state are shared, so that a schedule also sets the learning rate of the wrapped optimizer.
         self.param_groups, self.state = self.optimizer.param_groups, self.optimizer.state
 
     def _params(self) -> list[Tensor]:

@@ -22,8 +22,8 @@ from scgalore.optim.subspace import state_dtype
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
 
-# Entries updated together: on a CPU what a pass has written is still in the cache for the next one, which made a step
-# 2.7 times faster than passes over all 21 million parameters of a network.
+# Elements updated together, so that on a CPU they stay in the cache between passes: a step was 2.7 times faster than with
+# passes over all 21 million parameters of a network.
 _CHUNK = 2**20
 
 
@@ -162,7 +162,7 @@ class SophiaG(OwnPrecision):
             msg = f"n_terms={n_terms!r}: expected the number of terms of the mean loss, at least 1."
             raise OptionError(msg)
         pairs = [(group, p) for group in self.param_groups for p in group["params"] if p.requires_grad]
-        # What the loss does not depend on has no curvature.
+        # Parameters that the loss does not depend on have no curvature.
         grads = torch.autograd.grad(loss, [p for _, p in pairs], allow_unused=True, materialize_grads=True)
         _refuse_sparse(grads)
         with torch.no_grad():
@@ -198,7 +198,7 @@ class SophiaG(OwnPrecision):
             return loss
         _refuse_sparse(_grad(param) for _, params in trained for param in params)
         if not self.state:
-            # step() has two wrappers of torch around it.
+            # PyTorch wraps step() twice.
             self._warn(
                 "has no estimate of the curvature, so each coordinate changes by lr: call update_curvature() when needs_curvature() is True",
                 5,
@@ -324,7 +324,7 @@ def _chunks(params: list[Tensor]) -> Iterator[list[Tensor]]:
 
 
 def _all_finite(tensors: list[Tensor]) -> list[bool]:
-    # One answer for all of them, since each would wait for the GPU.
+    # All are checked together, since each check waits for the GPU.
     norms = torch._foreach_norm(tensors)
     return torch.stack([norm.to(device=tensors[0].device, dtype=torch.float32) for norm in norms]).isfinite().tolist()
 

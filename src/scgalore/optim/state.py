@@ -18,8 +18,8 @@ class OwnPrecision(TrainingNeeds, Optimizer):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Load copies of the tensors of a state, in the precision of the state instead of that of the parameters."""
-        # torch casts every state tensor to the parameter's dtype, which rounds float32 moments of bfloat16 weights, and
-        # shares with the source what needs no cast. A last hook sees the dictionary as the other hooks leave it.
+        # PyTorch converts every state tensor to the parameter's dtype, which rounds float32 moments of bfloat16 weights, and
+        # shares tensors that need no conversion. This hook is the last one, so it receives the final dictionary.
         seen: dict[str, Any] = {}
         handle = self.register_load_state_dict_pre_hook(lambda _, loaded: seen.update(loaded))
         try:

@@ -35,10 +35,10 @@ MOMENTS: tuple[Moments, ...] = ("rotate", "keep", "reset")
 ScaleType = Literal["channel", "tensor"]
 SCALE_TYPES: tuple[ScaleType, ...] = ("channel", "tensor")
 
-# What a group with `rank` gets for the keys it does not set.
+# Defaults of a group with `rank`.
 PROJECTION_DEFAULTS: dict[str, Any] = {"update_proj_gap": 20, "scale": "auto", "proj_type": "std", "split": 1}
 
-# A lazy refresh that finds this share of the old subspace again doubles the gap, up to this many times the group's.
+# A lazy refresh whose subspace contains this fraction of the old one doubles the gap, up to this multiple of the group's.
 UNMOVED = 0.95
 MOST_GAPS = 16
 
@@ -111,8 +111,8 @@ def _new_bases(
     if method == "warm" and old is not None and all(side is None or side.shape[-2] == rank for side in old):
         return iterated_bases(grad, old)
     start = random_start(grad, rank, sides, seeds)
-    # All first bases fall in one step, which must not stand out: one iteration, from where the next refresh goes on.
-    # A sketch that nothing improves later takes two.
+    # All first bases are computed in one step, which should not take much longer than others: one iteration, which the next
+    # refresh continues. A sketch that is not improved later needs two.
     return iterated_bases(grad, start, n_iter=1 if method == "warm" else 2)
 
 

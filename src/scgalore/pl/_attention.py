@@ -139,9 +139,9 @@ def attention(
 def _chosen(edges: pd.DataFrame, n: int) -> tuple[list[str], list[str]]:
     """At most ``n`` regulators and ``n`` targets with many and strong edges among themselves, sorted by their strongest edge."""
     codes, names = zip(*(pd.factorize(edges[side]) for side in ("source", "target")), strict=True)
-    # The strongest edge counts twice as much as one that is just strong enough to be kept.
+    # The strongest edge has twice the weight of the weakest stored one.
     worth = 1 - np.arange(len(edges)) / (2 * len(edges))
-    shown = [np.arange(min(n, len(side))) for side in names]  # numbers are in the order of the strongest edge
+    shown = [np.arange(min(n, len(side))) for side in names]  # sorted by the strongest edge
     for _ in range(ROUNDS):
         for side in (1, 0):
             total = np.bincount(codes[side], worth * np.isin(codes[1 - side], shown[1 - side]), len(names[side]))

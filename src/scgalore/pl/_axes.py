@@ -121,7 +121,7 @@ def finish(
     if save and own and not return_fig:
         from matplotlib import pyplot as plt
 
-        plt.close(figure)  # a notebook would draw it once more at the end of the cell
+        plt.close(figure)  # a notebook would draw it again at the end of the cell
     if return_fig:
         return figure
     return None if show else axes

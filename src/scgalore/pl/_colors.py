@@ -73,7 +73,7 @@ def palette_colors(names: Sequence[str], palette: Palette | None, default: Mappi
             msg = f"palette={palette!r} is not a matplotlib colormap. Pass the name of one, a list of colors, or a dictionary from names to colors."
             raise OptionError(msg)
         cmap = colormaps[palette]
-        # Qualitative maps are lists of colours; of continuous ones the ends are left out, which are often black or white.
+        # Qualitative maps are lists of colours; the ends of continuous maps are omitted, as they are often black or white.
         at = np.arange(len(names)) % cmap.N if cmap.N <= 20 else np.linspace(0.08, 0.92, len(names))
         return {name: to_hex(cmap(x)) for name, x in zip(names, at, strict=True)}
     given = dict(palette) if isinstance(palette, Mapping) else dict(_in_turn(names, list(palette)))

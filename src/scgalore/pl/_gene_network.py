@@ -98,7 +98,7 @@ def gene_network(
     places = _places(edges, sources)
     margin = LETTER * max(map(len, places)) + LINE
     if ax is None:
-        # As large as it must be for no name to cover another.
+        # Large enough for names not to overlap.
         radius = max(1.5, LINE * len(places) / (2 * np.pi), 4 * LINE * len(sources) / (2 * np.pi * INSIDE))
         axes = axes_or_new(None, (2 * (radius + margin), 2 * (radius + margin) + 2 * LINE))
     else:
@@ -130,7 +130,7 @@ def _draw(
     """Draw names and edges; ``reach`` is the distance from the centre to the border of the axes, and ``room`` the inches between two targets."""
     weight = edges["weight"].to_numpy(dtype=np.float64)
     size = np.abs(weight)
-    # Weights of one method may all be close to each other, so widths go from the weakest to the strongest that is drawn.
+    # Weights may all be similar, so widths range from the weakest to the strongest drawn edge.
     width = 0.6 + 2.4 * (size - size.min()) / max(float(np.ptp(size)), 1e-12)
     fontsize = 8 * min(1.0, room / LINE)
     boxes = {}

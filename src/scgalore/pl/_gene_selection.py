@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from scgalore._typing import PathLike
     from scgalore.pl._colors import Palette
 
-# Of sources that are lists; quantities of the data keep theirs in every plot. Told apart by the colour-blind.
+# Colours of gene lists, safe for colour-blind readers; sources computed from the data have fixed colours in every plot.
 COLORS = ("#e69f00", "#009e73", "#cc79a7", "#d55e00", "#f0e442", "#56b4e9", "#8c564b", "#999933")
 SMOOTHED = 1.1
 """Means are over numbers of genes that differ by up to this factor."""

@@ -115,12 +115,12 @@ def _mark_phases(drawn: Axes, table: pd.DataFrame) -> bool:
         return False
     began = table["n_genes"][table["n_genes"].diff() != 0]
     drawn.figure.draw_without_rendering()  # type: ignore[union-attr]
-    free = -float("inf")  # the first pixel that is not written on
+    free = -float("inf")  # the first free pixel
     for epoch, n_genes in began.items():
         at = float(epoch) - 0.5  # type: ignore[arg-type] # epochs are numbers
         if epoch != table.index[0]:
             drawn.axvline(at, color=tone(drawn, 0.7), linewidth=0.8, linestyle=":", zorder=0)
-        # Above the axes, where no curve is.
+        # Above the axes, where there are no curves.
         where: dict[str, Any] = {"xytext": (0, 3), "xycoords": ("data", "axes fraction"), "textcoords": "offset points"}
         name = drawn.annotate(
             f"{n_genes:,.0f} genes", (max(at, 0), 1), **where, ha="left", fontsize="x-small", color=tone(drawn, 0.4)

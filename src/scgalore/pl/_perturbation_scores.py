@@ -160,7 +160,7 @@ def _draw(ax: Axes, panel: pd.DataFrame, colors: dict[str, str], *, named: bool)
         ax.axvspan(low, high, color=colors["ceiling"], alpha=0.12, linewidth=0)
         ax.axvline(mean, color=colors["ceiling"], linestyle="--", linewidth=1.2, label="ceiling of the data")
     box = ax.get_window_extent()
-    small = min(6.0, 0.45 * box.height / len(rows) * 72 / ax.figure.dpi)  # of notes, which stand between two rows
+    small = min(6.0, 0.45 * box.height / len(rows) * 72 / ax.figure.dpi)  # of notes, which are between two rows
     for y, (name, row) in zip(place, rows.iterrows(), strict=True):
         model, color = name == "model", colors[str(name)]
         ax.plot([row["low"], row["high"]], [y, y], color=color, linewidth=2.5 if model else 1.2, solid_capstyle="butt")

@@ -73,14 +73,14 @@ PRIOR_ALONE = "its linear model alone"
 """Name of the linear model in reports."""
 
 ROUGH, EXACT = 1e-3, 1e-4
-"""Tolerances of the search and of what is kept."""
+"""Tolerances of the search and of the final fit."""
 MAX_SPAN = 2_000
-"""Maximum number of cells whose combinations the coefficients can be."""
+"""Maximum number of cells in the linear combinations that coefficients are."""
 MAX_CELLS = 20_000
 """Maximum number of cells to fit; larger data are sampled within classes."""
 MAX_CHOICE = 4_000
 """Maximum number of cells used to select scaling and penalty."""
-# Inverse strength of the penalty, as scikit-learn's C; the search goes up and stops where it gets worse.
+# Inverse strength of the penalty, as C in scikit-learn; the search increases it and stops when the loss increases.
 PENALTIES = {False: (0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0), True: (0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0)}
 RARE = -5.0
 """Logit of a class without training cells, relative to the least likely other one."""
@@ -188,7 +188,7 @@ class LinearModel:
         place = {name: i for i, name in enumerate(self.genes)}
         found = np.array([place.get(name, -1) for name in genes])
         _, first = np.unique(found, return_index=True)
-        columns = first[found[first] >= 0]  # of columns of one name, the first; all in the order of the model
+        columns = first[found[first] >= 0]  # the first of columns with the same name; in the order of the model
         present = np.zeros(len(self.genes), dtype=bool)
         present[found[columns]] = True
         return MatchedGenes(columns, present, self._scale(expression, columns, float(self.linear_mean[present].sum())))
@@ -400,7 +400,7 @@ def _fit(
 ) -> LinearFit:
     expression = LogExpression.from_adata(adata, reading, log_base=math.e)
     names = standardise(gene_names(adata, reading.gene_symbols), reading.species)
-    _, unique = np.unique(names, return_index=True)  # of columns of one name, the first
+    _, unique = np.unique(names, return_index=True)  # the first of columns with the same name
     rng = np.random.default_rng(seed)
     cells = sample(split.known, strata, MAX_CELLS, rng)
     y, train = target[cells], np.isin(cells, split.train)

@@ -232,7 +232,7 @@ def _truth(table: pd.DataFrame, genes: Sequence[str], species: str) -> Truth:
             f"named {', '.join(genes[:3])}, .... Pass gene_symbols= if var_names are other identifiers."
         )
         raise DataError(msg)
-    # Targets of factors that were not measured were looked at, too.
+    # Targets of factors that were not measured were tested as well.
     looked_at = table["target"][table["target"].isin(name_of)].map(name_of)
     # By name, so that random numbers do not depend on the order of the columns.
     sources, targets = (pd.Index(sorted({genes[i] for i in side})) for side in (here["source"], looked_at))
@@ -312,7 +312,7 @@ def _baselines(
         names = np.union1d(known.sources, known.targets)
         columns = [column_of[name] for name in names]
         x = sp.vstack([rows[:, columns] for _, rows in expression().chunks()], format="csr")
-        # Trees draw cells by number: these are numbered by what they express.
+        # Trees sample cells by index, so cells are sorted by their expression.
         order = np.argsort(cell_keys(x.indices.astype(np.int64), x.data, x.indptr), kind="stable")
         of_sides = (np.searchsorted(names, side) for side in (known.sources, known.targets))
         return boosted_importances(x[order].toarray(), *of_sides, seed=seed)

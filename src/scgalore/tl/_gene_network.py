@@ -46,7 +46,7 @@ METHODS = ("attention", "embedding", "perturbation", "coexpression", "combined")
 COMBINED = ("attention", "embedding", "coexpression")
 SIGNED = ("coexpression", "perturbation")
 REGULATORS = "human_tf_lambert2018"
-"""Gene set whose members are regulators, where the user names none."""
+"""Gene set of the default regulators."""
 
 METHOD = Option("method", choice(*METHODS), "", "coexpression")
 SCALE = Option("scale", choice("rank", "softmax"), "", "rank")
@@ -61,7 +61,7 @@ READERS = {
 }
 """Methods that read an option."""
 BLOCK = 64
-"""Regulators that are knocked out at a time."""
+"""Number of regulators that are knocked out per block."""
 
 
 @shared_parameters

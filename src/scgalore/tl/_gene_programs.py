@@ -42,7 +42,7 @@ N_NEIGHBORS = Option("n_neighbors", whole(2), "", 10)
 MIN_GENES = Option("min_genes", COUNT, "", 5)
 MIN_CELLS = Option("min_cells", COUNT, "", 10)
 NAMED_BELOW = 0.05
-"""False discovery rate below which a program is called by a gene set."""
+"""False discovery rate below which a program is named after a gene set."""
 
 
 @shared_parameters
@@ -172,11 +172,9 @@ def gene_programs(
         moments = Moments.of(expression, everywhere, 1)
         columns = np.flatnonzero((cells.match.token_ids >= 0) & (moments.n_expressed >= min_cells))
         _refuse_few(columns, n_neighbors, min_cells)
-        columns = columns[
-            np.argsort(cells.match.token_ids[columns])
-        ]  # clusters depend on the order of what is clustered
+        columns = columns[np.argsort(cells.match.token_ids[columns])]  # clusters depend on the order of the genes
         embeddings, _ = embed_genes(fitted, cells, columns, everywhere, 1, kind=kind, options=options)
-        known = np.isfinite(embeddings[0]).all(axis=1)  # sampling may leave a gene out of all cells
+        known = np.isfinite(embeddings[0]).all(axis=1)  # a gene may be sampled in no cell
         columns = columns[known]
         clusters = _clusters(embeddings[0][known], resolution, n_neighbors, min_genes, seed)
         n_programs = int(clusters.max()) + 1

@@ -100,7 +100,7 @@ def _digest(one: Path | bytes) -> str:
 
 
 def _add(archive: tarfile.TarFile, name: str, one: Path | bytes) -> None:
-    member = tarfile.TarInfo(name)  # with neither the owner nor the time of the file: equal weights give equal bytes
+    member = tarfile.TarInfo(name)  # without owner and time of the file, so that equal weights give equal bytes
     member.mode = 0o644
     if isinstance(one, bytes):
         member.size = len(one)

@@ -20,7 +20,7 @@ from scgalore.errors import WeightsError
 
 __all__ = ["Checkpoint", "check_archive", "check_tensors", "read_archive", "read_checkpoint", "read_safetensors"]
 
-FORMAT_KEY = "scgalore_format"  # in the safetensors header: tells our own files from other people's copies
+FORMAT_KEY = "scgalore_format"  # in the safetensors header: identifies files written by scgalore
 
 Layout = Literal["scgalore", "scgpt", "safetensors", "scbert"]
 Names = Callable[[Iterable[str]], Mapping[str, str]]
@@ -32,7 +32,7 @@ _ARGS_FILES: Mapping[Layout, tuple[str, ...]] = {
 }
 VOCAB_BYTES = 1 << 26  # fifty times the released vocabularies
 INDEX_BYTES = 1 << 24  # names and shapes of a hundred thousand tensors
-SHARED = 4  # names under which a file may hold the same numbers, such as a table that a decoder shares
+SHARED = 4  # number of names that may share the same data, such as a table shared with a decoder
 DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 
 _LAYOUTS = "args.json, vocab.json and best_model.pt, or config.json, vocab.json and model.safetensors"
@@ -214,7 +214,7 @@ def read_archive(path: Path) -> dict[Any, Any]:
     check_archive(path)
     try:
         content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-    except Exception as error:  # damaged bytes raise whatever the unpickler stumbles over
+    except Exception as error:  # damaged bytes can raise any error in the unpickler
         code = re.search(r"GLOBAL (\S+)", str(error)) if isinstance(error, pickle.UnpicklingError) else None
         if code is None:
             msg = f"{path} is damaged or incomplete ({type(error).__name__}: {error}). Download or save it again."
@@ -284,7 +284,7 @@ def read_safetensors(path: Path) -> dict[str, Tensor]:
     try:
         with safe_open(path, framework="pt") as file:
             found = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except Exception as error:  # damaged bytes, and types that torch has not
+    except Exception as error:  # damaged bytes, and types that PyTorch does not support
         msg = f"{path} is damaged or incomplete ({type(error).__name__}: {error}). Download or save it again."
         raise WeightsError(msg) from error
     return check_tensors(path, found)

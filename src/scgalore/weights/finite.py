@@ -24,7 +24,7 @@ def is_finite(tensor: Tensor, dtype: torch.dtype | None = None) -> bool:
     """
     if not tensor.is_floating_point() or not tensor.numel():
         return True
-    # One pass without a copy; NaN in any place makes both NaN.
+    # One pass without a copy; minimum and maximum are NaN if any value is.
     low, high = (float(end) for end in torch.aminmax(tensor.detach()))
     most = torch.finfo(dtype if dtype is not None and dtype.is_floating_point else tensor.dtype).max
     return -most <= low and high <= most

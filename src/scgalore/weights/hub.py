@@ -28,7 +28,7 @@ __all__ = ["HubAddress", "check_repo_id", "fetch_hub", "is_hub_address", "publis
 SCHEME = "hf://"
 OURS = (DownloadError, OptionError, UploadError, WeightsError)
 FOREIGN = ("*.json", "*.safetensors", "*.pt", "*.pth")
-"""Files of a repository without :data:`SUMS`, which another program wrote."""
+"""Files of a repository without :data:`SUMS`, which was not published by scgalore."""
 
 _REPO = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 _SHA256, _COMMIT = re.compile(r"[0-9a-f]{64}"), re.compile(r"[0-9a-f]{40}")
@@ -137,7 +137,7 @@ def _online(hub: ModuleType, address: HubAddress) -> Path:
     except _http_error(hub) as error:
         if isinstance(error, hub.errors.HfHubHTTPError):
             raise  # an answer of the hub
-        # Known at once, while the client tries a download for half a minute.
+        # This fails at once, whereas the client would retry a download for half a minute.
         try:
             folder = _snapshot(hub, address, local=True)
         except hub.errors.EntryNotFoundError:
@@ -202,7 +202,7 @@ def _snapshot(hub: ModuleType, address: HubAddress, *, local: bool, names: Colle
 
 def _is_damaged(path: Path) -> bool:
     """Whether the sha256 of a large file differs from its name in the cache, which is the sha256 recorded by the hub."""
-    known = path.resolve().name  # the file's own name where the system has no symbolic links
+    known = path.resolve().name  # the file's own name on systems without symbolic links
     return _SHA256.fullmatch(known) is not None and file_digest(path) != known
 
 
@@ -267,7 +267,7 @@ def _former(api: Any, repo_id: str, revision: str | None) -> set[str]:
     """Names of the files of the current model in the repository."""
     with TemporaryDirectory() as folder:
         path = api.hf_hub_download(repo_id, SUMS, revision=revision, local_dir=folder)
-        with suppress(WeightsError):  # what cannot be read is replaced
+        with suppress(WeightsError):  # unreadable files are replaced
             return set(parse_sums(Path(path).read_bytes(), where=path))
     return set()
 
@@ -315,7 +315,7 @@ def _cause(hub: ModuleType, error: BaseException, repo_id: str) -> str:
             "with 'scgalore weights bundle' and 'unbundle'."
         )
     if not isinstance(error, http_error) and isinstance(error.__cause__, http_error):
-        error = error.__cause__  # what the client has wrapped
+        error = error.__cause__  # the wrapped error
     if isinstance(error, errors.GatedRepoError):
         return f"its owner grants access on request. Ask for it at {hub.constants.ENDPOINT}/{repo_id}, and log in: hf auth login."
     if isinstance(error, errors.RevisionNotFoundError):

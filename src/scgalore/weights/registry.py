@@ -33,7 +33,7 @@ FILES = Kind(
 )
 TEXTS = ("description", "licence", "citation", "homepage", "family", "url")
 TABLE = {"files": FILES, **dict.fromkeys(TEXTS, STRING), "revision": nullable(STRING), "args": OBJECT}
-"""Fields of weights in a registry of a user; all but the first may be left out."""
+"""Fields of weights in a user's registry; all but the first are optional."""
 
 
 @dataclass(frozen=True)

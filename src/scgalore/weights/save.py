@@ -82,10 +82,10 @@ def write_checkpoint(
     with whole_folder(Path(folder), CHECKPOINT, overwrite=overwrite) as draft:
         _write_json(draft / "config.json", config)
         _write_json(draft / "vocab.json", _by_id(vocab), sort_keys=False)
-        # One key: safetensors writes several in no fixed order.
+        # A single key, since safetensors writes several in no fixed order.
         with writing(Path(folder) / "model.safetensors", SafetensorError):
             save_file(_packed(tensors), draft / "model.safetensors", metadata={FORMAT_KEY: "1"})
-        # It comes out private to its owner; a folder on a shared disk is read by others.
+        # The file is created readable by its owner only, but a folder on a shared disk is read by others.
         shutil.copymode(draft / "vocab.json", draft / "model.safetensors")
         for name, content in extra.items():
             (draft / name).write_bytes(content.encode() if isinstance(content, str) else content)
@@ -132,7 +132,7 @@ def export_scgpt(
         _write_json(draft / "args.json", args)
         _write_json(draft / "vocab.json", _by_id(vocab), sort_keys=False)
         packed = _packed(tensors)
-        with writing(Path(folder) / "best_model.pt", RuntimeError):  # all that torch says of a disk
+        with writing(Path(folder) / "best_model.pt", RuntimeError):  # PyTorch's only error for a full disk
             torch.save(packed, draft / "best_model.pt")
 
 

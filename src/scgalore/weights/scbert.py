@@ -32,10 +32,10 @@ __all__ = [
 ]
 
 N_GENES = 16906
-"""Genes of the released file."""
+"""Number of genes of the released file."""
 
 SPECIALS = ("<cls>", "<pad>")
-"""Special tokens of our vocabularies, after the genes: the original's trailing token, and padding, which it lacks."""
+"""Special tokens, after the genes: the trailing token of scBERT, and padding, which scBERT does not have."""
 
 TABLE, DIGITS = "pos_emb.emb.weight", "pos_emb.emb.digits"
 

@@ -17,8 +17,8 @@ _SPELLINGS = (
     (r"^gene_encoder\.", "encoder."),  # the three of the safetensors copy
     (r"^transformer\.", "transformer_encoder."),
     (r"^expr_decoder\.", "decoder."),
-    (r"\.self_attn\._impl\.", ".self_attn."),  # upstream >= 0.2.5 with flash-attn
-    (r"\.self_attn\.in_proj_(weight|bias)$", r".self_attn.Wqkv.\1"),  # torch's attention: same rows, other name
+    (r"\.self_attn\._impl\.", ".self_attn."),  # scGPT >= 0.2.5 with flash-attn
+    (r"\.self_attn\.in_proj_(weight|bias)$", r".self_attn.Wqkv.\1"),  # PyTorch's attention: same rows, other name
 )
 
 

@@ -36,16 +36,16 @@ if TYPE_CHECKING:
 __all__ = ["DOSE_RULES", "DoseEffects", "Space", "log_dose"]
 
 BELOW = 10.0
-"""The lowest dose of the data is taken to be so many times what cells do not notice."""
+"""Assumed ratio of the lowest dose of the data to a dose without effect."""
 
 LENGTHS = (1.5, 3.0, 6.0)
-"""Lengths over which a response changes, in natural logarithms of the dose, of which the most likely is taken."""
+"""Candidate length scales of a response, in natural logarithms of the dose; the most likely one is used."""
 
 MOST_ROWS = 200
-"""Rows from which variances are estimated, since that takes the cube of their number; all of them predict."""
+"""Maximum number of rows for estimating variances, whose cost is cubic in their number; predictions use all rows."""
 
 N_COMPONENTS = 10
-"""Principal components of the vectors that the ridge regression reads."""
+"""Principal components of the vectors used by the ridge regression."""
 
 
 def log_dose(dose: float, lowest: float, highest: float = np.inf) -> float:
@@ -211,7 +211,7 @@ def _curve_weights(rule: DoseEffects, compound: str, dose: float, control: Value
     name = compound if compound in rule.compounds else ""
     at = np.array([i for i, of_row in enumerate(rule.compounds) if of_row == name])
     at = at[np.argsort(rule.doses[at])]
-    # Each point has the share that the line between 1 there and 0 elsewhere has at this dose.
+    # The weight of a point is the value at this dose of the line that is 1 at the point and 0 at the others.
     points = np.concatenate([[0.0], rule.doses[at]])
     weights = np.zeros(len(rule.compounds))
     weights[at] = [np.interp(dose, points, np.eye(len(points))[i + 1]) for i in range(len(at))]
@@ -264,7 +264,7 @@ def _ridge_weights(rule: DoseEffects, compound: str, dose: float, control: Value
 # Gaussian process -----------------------------------------------------------------------------------------------------
 
 N_TERMS = 8
-"""Shared, linear in the vector, of similar vectors, and of the compound itself; and these four in similar contexts."""
+"""Number of terms: shared, linear in the vector, of similar vectors, of the compound itself; and these four for similar contexts."""
 
 
 @dataclass(frozen=True)
@@ -334,7 +334,7 @@ def _terms(a: _Places, b: _Places, length: float, scales: tuple[float, float]) -
         return pairs[a.compounds][:, b.compounds]
 
     none = np.zeros(1)
-    # A response that is known to be 0 at no dose.
+    # The response is 0 without a dose.
     dose = near(a.doses, b.doses) - near(a.doses, none) * near(none, b.doses)
     out = np.zeros((N_TERMS, len(a.doses), len(b.doses)))
     out[0] = dose

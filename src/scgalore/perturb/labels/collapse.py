@@ -79,7 +79,7 @@ class Collapser:
                 continue
             targets = list(dict.fromkeys(part for part in found if part is not None))
             genes = [part for part in targets if part not in CONTROL_LABELS]
-            # Control next to a gene adds nothing. Several words for control stay as they are, for the user to pool.
+            # Control next to a gene has no effect. Different control words are kept, so that the user can pool them.
             return "+".join(genes or targets), "guide" if found != parts else "gene" if genes else "control"
         return label, "unmapped"
 

@@ -124,7 +124,7 @@ class Conditions:
             tuple(text for text in counts if not looks_missing(text)), controls, separator, gene_names
         )
         of_text = {text: reader.read(text) for text in counts if text in controls or not looks_missing(text)}
-        # A word for control means control next to a gene or next to the named label; alone it is left out.
+        # A control word means control next to a gene or to the specified label; alone it is excluded.
         texts = tuple(text for text, genes in of_text.items() if genes or not reader.parts(text).isdisjoint(controls))
         left_out = {text: int(n) for text, n in counts.items() if text not in set(texts)}
         written = [of_text[text] for text in texts]

@@ -36,7 +36,7 @@ CONTROL_LABELS = (
     "vehicle",
     "Vehicle",
 )
-"""Labels taken for control where the user names none, and words that mean control next to a gene: ``"KLF1+ctrl"``."""
+"""Labels recognised as control by default, and words that mean control next to a gene: ``"KLF1+ctrl"``."""
 
 
 def asked_controls(control: object) -> tuple[str, ...]:

@@ -19,7 +19,7 @@ _NUMBER = re.compile(rf"{_WORD}?[-_.]?\d+[a-z]?|P1P2|P1|P2")
 
 _BEHIND_ID = re.compile(r"ENSG\d{11}(?:\.\d+)?[^A-Za-z0-9.](.+)")
 
-# What is left of a guide's name is its gene, if it is one. The most particular spellings come first.
+# The remainder of a guide's name is its target, if it is a gene. The most specific formats come first.
 _GUIDES = tuple(
     re.compile(pattern)
     for pattern in (
@@ -133,12 +133,12 @@ class GeneNames:
 
     def knows(self, name: str) -> bool:
         """Whether a text is a gene of the data or of the gene tables."""
-        # Numbers are rows of var that nobody named; a pair of ids is no id, and neither is a guide of one.
+        # Numbers are default row names of var; a pair of ids is not an id, nor is a guide of one.
         behind = _BEHIND_ID.search(name) if "ENSG" in name else None
         if name.isdecimal() or name.count("ENSG") > 1 or (behind is not None and is_guide_number(behind[1])):
             return False
         head, _, tail = name.rpartition("_")
-        if "ENSG" in head and is_guide_number(tail):  # a guide of a gene that is named by its id
+        if "ENSG" in head and is_guide_number(tail):  # a guide of a gene given by its id
             return False
         if name in self._measured:
             return True

@@ -33,7 +33,7 @@ __all__ = [
 ]
 
 JOINT = "+"
-"""Stands between the genes of a canonical name."""
+"""Separator of the genes in a canonical name."""
 
 _DOSED = re.compile(r"(.+)@(\d+(?:\.\d+)?(?:e[+-]?\d+)?)", flags=re.DOTALL)
 

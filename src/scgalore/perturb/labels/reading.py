@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 __all__ = ["LABELS", "PERT_KINDS", "check_kind", "condition_texts", "label_options", "read_conditions"]
 
 PERT_KINDS = ("gene", "compound")
-"""How a perturbation is known: a gene by its name, or a compound by a vector and its dose."""
+"""Types of perturbation: a gene, known by its name, or a compound, known by a vector and its dose."""
 
 LABELS = ("pert_key", "control", "separator", "pert_kind", "dose_key")
 """Names of all options for reading labels."""

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 __all__ = ["check_genes"]
 
 SEPARATORS = (",", ";", "|", "/", "&", ":", "_", "-", " ")
-"""What may stand between genes and was not recognised."""
+"""Possible separators that were not recognised."""
 
 
 def check_genes(

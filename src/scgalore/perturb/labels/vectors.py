@@ -121,7 +121,7 @@ def _of_table(value: object, key: str) -> pd.DataFrame:
 
 
 def _of_cells(value: object, key: str, conditions: Conditions) -> pd.DataFrame:
-    # np.asarray makes neither of a table nor of a sparse matrix what it holds.
+    # np.asarray does not convert tables or sparse matrices to arrays of their values.
     dense = value.toarray() if sp.issparse(value) else np.asarray(value)  # type: ignore[attr-defined]
     rows = np.asarray(dense, dtype=np.float64)
     compounds = np.array([subject_of(genes[0]) if genes else "" for genes in conditions.genes], dtype=object)

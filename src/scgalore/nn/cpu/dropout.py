@@ -40,7 +40,7 @@ def keep_mask(shape: torch.Size, p: float) -> Tensor:
     shape
         Shape of the mask.
     p
-        Probability of 0.
+        Probability that a value is dropped.
 
     Returns
     -------

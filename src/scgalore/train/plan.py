@@ -99,7 +99,9 @@ class ObjectiveTrainingPlan(TrainingPlan):
     def training_step(self, batch: TokenBatch | Share, batch_idx: int) -> Tensor:
         """One step, with dropout drawn from the seed and the position in the run."""
         position = (self.current_epoch, batch_idx, self.global_rank)
-        torch.manual_seed(fold_seed(self.config.seed, *position))
+        # torch.manual_seed seeds all devices; where CUDA is not used, it formats the stack of each call, for a later one.
+        seed = torch.default_generator.manual_seed if self.device.type == "cpu" else torch.manual_seed
+        seed(fold_seed(self.config.seed, *position))
         loss, cells = self._measure(batch, "train", batch_idx)
         self._last = cells, position
         if isinstance(batch, Share):

@@ -1,10 +1,15 @@
+import gc
+import importlib.metadata
 import os
 import sys
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+
+gc.disable()  # until the tests begin
 
 os.environ["MPLBACKEND"] = "agg"  # before anything imports pyplot
 # Tiny networks are fastest on one thread. The first use of numba (sc.pp.neighbors) would set torch's number of threads, too,
@@ -12,9 +17,13 @@ os.environ["MPLBACKEND"] = "agg"  # before anything imports pyplot
 for _threads in ("OMP_NUM_THREADS", "NUMBA_NUM_THREADS"):
     os.environ.setdefault(_threads, "1")
 
+# At the beginning of each run Lightning reads the metadata of all packages that are installed.
+importlib.metadata.entry_points = cache(importlib.metadata.entry_points)  # type: ignore[assignment]
+
 from hypothesis import settings as hypothesis_settings  # noqa: E402
 
 from scgalore._settings import settings  # noqa: E402
+from scgalore.nn.cpu import choice, measure  # noqa: E402
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -41,6 +50,13 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
             item.add_marker(skip)
 
 
+def pytest_collection_finish() -> None:
+    """Leave what is there by now, modules and tests, out of all later collections: it stays, and takes half a second each time."""
+    gc.collect()
+    gc.freeze()
+    gc.enable()
+
+
 @pytest.fixture(autouse=True)
 def _own_settings(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Keep tests away from the user's cache, in this process and in those it starts, and undo what they set."""
@@ -52,6 +68,12 @@ def _own_settings(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.
     yield
     monkeypatch.undo()
     settings.reset()
+
+
+@pytest.fixture(autouse=True)
+def _torch_is_fastest(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let no kernel of ours have been measured to be faster, so that numbers do not depend on the machine; saves measuring."""
+    monkeypatch.setattr(choice, "_measured", dict.fromkeys(measure.CASES, frozenset()))
 
 
 @pytest.fixture(params=["torch", "onednn"])

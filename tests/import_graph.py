@@ -38,6 +38,11 @@ def circles(graph: Graph) -> list[list[str]]:
     return [list(group) for group in sorted(groups) if group]
 
 
+def statements_in(node: ast.AST) -> Iterator[ast.AST]:
+    """What is directly below a node, except expressions, in which nothing is imported."""
+    return (child for child in ast.iter_child_nodes(node) if not isinstance(child, ast.expr))
+
+
 def _reached(start: str, graph: Graph) -> set[str]:
     found: set[str] = set()
     waiting = [start]
@@ -54,7 +59,10 @@ def _dotted(path: Path, root: Path) -> str:
 
 def _imports(path: Path) -> Iterator[tuple[str, tuple[str, str]]]:
     """Names bound by imports anywhere in a file, with the module and the name in it; ``""`` is the module itself."""
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+    waiting: list[ast.AST] = [ast.parse(path.read_text(encoding="utf-8"))]
+    while waiting:
+        node = waiting.pop(0)
+        waiting += statements_in(node)
         if isinstance(node, ast.Import):
             yield from ((alias.asname or alias.name, (alias.name, "")) for alias in node.names)
         elif isinstance(node, ast.ImportFrom):

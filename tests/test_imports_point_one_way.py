@@ -2,10 +2,11 @@
 
 import ast
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 import pytest
-from tests.import_graph import circles, import_graph
+from tests.import_graph import circles, import_graph, statements_in
 
 REPOSITORY = Path(__file__).parents[1]
 PACKAGE = REPOSITORY / "src" / "scgalore"
@@ -45,8 +46,9 @@ ALLOWED = {
 SCVI_FILES = {"nn/adapter.py", "train/plan.py", "train/runner.py"}
 
 
-def modules() -> list[str]:
-    return sorted(path.relative_to(PACKAGE).as_posix() for path in PACKAGE.rglob("*.py"))
+@cache
+def modules() -> tuple[str, ...]:
+    return tuple(sorted(path.relative_to(PACKAGE).as_posix() for path in PACKAGE.rglob("*.py")))
 
 
 def room_of(module: str) -> str:
@@ -59,7 +61,7 @@ def is_type_checking(node: ast.AST) -> bool:
 
 def imported(node: ast.AST, *, typing: bool) -> Iterator[str]:
     """Dotted names imported anywhere below a node; with ``typing`` also those that only type checkers see."""
-    for child in ast.iter_child_nodes(node):
+    for child in statements_in(node):
         if is_type_checking(child) and not typing:
             continue
         if isinstance(child, ast.Import):
@@ -70,6 +72,7 @@ def imported(node: ast.AST, *, typing: bool) -> Iterator[str]:
             yield from imported(child, typing=typing)
 
 
+@cache
 def imports_of(module: str, *, typing: bool = False) -> set[str]:
     return set(imported(ast.parse((PACKAGE / module).read_text(encoding="utf-8")), typing=typing))
 
@@ -78,6 +81,7 @@ def packages_of(module: str, *, typing: bool = False) -> set[str]:
     return {name.split(".")[0] for name in imports_of(module, typing=typing)}
 
 
+@cache
 def rooms_of(module: str) -> set[str]:
     rooms = {room_of(other) for other in modules()}
     parts = [name.split(".") for name in imports_of(module) if name.split(".")[0] == "scgalore"]

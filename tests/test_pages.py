@@ -11,7 +11,7 @@ import doctest
 import importlib
 import re
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from functools import cache
 from io import StringIO
@@ -330,7 +330,16 @@ LONG = {"docs/pipeline.md"}  # two runs, as in tests/pipeline
     [pytest.param(page, marks=pytest.mark.slow if page in LONG else ()) for page in PAGES if page not in ELSEWHERE],
 )
 def test_a_page_runs_as_it_is_read(page: str, session: Callable[[str], dict[str, Any]]) -> None:
-    run_blocks(page, blocks_of(read(page)), session(page))
+    names = session(page)
+    check_names(read(page), names.keys() - {"__name__"})
+    run_blocks(page, blocks_of(read(page)), names)
+
+
+def check_names(text: str, names: Iterable[str]) -> None:
+    """A page names what it takes for granted, before it uses it."""
+    for name in names:
+        used = re.search(rf"^```python\n(?:(?!```).*\n)*?.*\b{name}\b", text, flags=re.MULTILINE)
+        assert used is None or f"`{name}`" in text[: used.start()], f"the page uses {name}, and does not say what it is"
 
 
 @pytest.mark.slow
@@ -358,14 +367,6 @@ def test_first_steps_run_as_they_are(page: str, tmp_path: Path, monkeypatch: pyt
     run_blocks(page, blocks_of(read(page)), {"__name__": "__main__"})
 
 
-@pytest.mark.parametrize("page", READERS)
-def test_a_page_names_what_it_takes_for_granted(page: str, session: Callable[[str], dict[str, Any]]) -> None:
-    text = read(page)
-    for name in session(page).keys() - {"__name__"}:
-        used = re.search(rf"^```python\n(?:(?!```).*\n)*?.*\b{name}\b", text, flags=re.MULTILINE)
-        assert used is None or f"`{name}`" in text[: used.start()], f"{page} uses {name}, and does not say what it is"
-
-
 def test_every_reader_has_a_page() -> None:
     assert {*READERS, *ELSEWHERE} <= {*PAGES}
     assert not {*FIRST_STEPS} & {*READERS}
@@ -383,6 +384,11 @@ class TestWhatAPageMayNotDo:
         self.run("```python\na = 1\n```\ntext\n```python\nassert a == 1\n```")
         with pytest.raises(NameError):
             self.run("```python\nb = a\n```\n```python\na = 1\n```")
+
+    def test_what_is_taken_for_granted_is_named(self) -> None:
+        check_names("With your `adata`:\n\n```python\nrun(adata)\n```\n", ["adata", "model"])
+        with pytest.raises(AssertionError, match="uses adata"):
+            check_names("With your cells:\n\n```python\nrun(adata)\n```\n", ["adata"])
 
     def test_what_is_shown_is_what_is_printed(self) -> None:
         self.run("```python\nprint(1 + 1)\n```\n```text\n2\n```")

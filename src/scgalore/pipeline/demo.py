@@ -157,10 +157,12 @@ def _refuse_foreign(folder: Path, *, force: bool) -> None:
 def _scores_of(configs: Sequence[RunConfig], watch: Stopwatch, say: Callable[[str], None]) -> pd.DataFrame:
     """Run all seeds, each followed by a run of the network alone; one row per seed and method."""
     tables = []
-    for config, alone in zip(configs[::2], configs[1::2], strict=True):
+    for number, (config, alone) in enumerate(zip(configs[::2], configs[1::2], strict=True)):
         name = Path(config.out).name
+        say(f"\nRun {2 * number + 1} of {len(configs)}: seed {config.rng}")
         with watch.time(name):
             run(config)
+        say(f"\nRun {2 * number + 2} of {len(configs)}: seed {config.rng}, {NETWORK}")
         with watch.time(Path(alone.out).name):
             run(alone)
         found = _scores(Path(config.out), Path(alone.out), config.name, config.rng)

@@ -225,7 +225,12 @@ def fitted_drugs() -> AnnData:
     """Compounds at doses with predictions, on genes that the examples name."""
     adata = drugs()
     adata.var_names = ["FKBP5", "TSC22D3", *adata.var_names[2:]]
-    columns: dict[str, Any] = {"pert_key": "drug", "pert_kind": "compound", "dose_key": "dose", "context_key": "cell_line"}
+    columns: dict[str, Any] = {
+        "pert_key": "drug",
+        "pert_kind": "compound",
+        "dose_key": "dose",
+        "context_key": "cell_line",
+    }
     sg.pp.split_perturbations(adata, "dose", **columns)
     model = sg.tl.finetune(adata, "scgpt-mini", task="perturbation", **columns, max_epochs=1, optimizer="adamw")
     sg.tl.predict_perturbation(adata, ["dexamethasone@0.1", "dexamethasone@1"], model=model)

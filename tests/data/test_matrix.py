@@ -1,4 +1,5 @@
 import warnings
+from typing import cast
 
 import anndata as ad
 import numpy as np
@@ -9,7 +10,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from scgalore.data import readers
-from scgalore.data.matrix import CellMatrix
+from scgalore.data.matrix import CellMatrix, layer_names
 from scgalore.errors import DataError, MissingKeyError, OptionError
 
 N_OBS, N_VARS = 60, 23
@@ -230,3 +231,10 @@ def without_x():
 def test_bad_input(call, error, says):
     with pytest.raises(error, match=says):
         call()
+
+
+def test_x_is_not_a_layer() -> None:
+    class Newer:
+        layers = {None: DENSE, "counts": DENSE}  # as from anndata 0.13 on
+
+    assert layer_names(cast("ad.AnnData", Newer)) == ("counts",)

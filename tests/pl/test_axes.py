@@ -1,3 +1,4 @@
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -67,6 +68,16 @@ def test_titles_are_those_of_the_caller(tuned: AnnData, plot: Any) -> None:
     assert plot(tuned, title="", show=False).get_title() == ""
 
 
+@pytest.fixture
+def scanpy_settings() -> Iterator[Any]:
+    """scanpy's settings, restored afterwards."""
+    settings = pytest.importorskip("scanpy").settings
+    before = {name: getattr(settings, name) for name in ("figdir", "file_format_figs", "autosave")}
+    yield settings
+    for name, value in before.items():
+        setattr(settings, name, value)
+
+
 @pytest.mark.parametrize(
     ("save", "expected"),
     [
@@ -81,12 +92,16 @@ def test_titles_are_those_of_the_caller(tuned: AnnData, plot: Any) -> None:
     ],
 )
 def test_figures_are_saved_where_scanpy_saves_them(
-    tuned: AnnData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, save: Any, expected: str | None
+    tuned: AnnData,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    scanpy_settings: Any,
+    save: Any,
+    expected: str | None,
 ) -> None:
-    sc = pytest.importorskip("scanpy")
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sc.settings, "_figdir", Path("figures"))
-    monkeypatch.setattr(sc.settings, "_file_format_figs", "svg")
+    scanpy_settings.figdir = "figures"
+    scanpy_settings.file_format_figs = "svg"
     assert isinstance(sg.pl.history(tuned, save=save, show=False), Axes)
     assert [path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*.*")] == [expected] * (
         expected is not None
@@ -94,16 +109,13 @@ def test_figures_are_saved_where_scanpy_saves_them(
     assert len(plt.get_fignums()) == (expected is None)  # a notebook draws open figures once more
 
 
-def test_scanpys_autosave_is_followed_for_new_figures(
-    tuned: AnnData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    sc = pytest.importorskip("scanpy")
-    monkeypatch.setattr(sc.settings, "_figdir", tmp_path)
-    monkeypatch.setattr(sc.settings, "_autosave", True)
+def test_scanpys_autosave_is_followed_for_new_figures(tuned: AnnData, tmp_path: Path, scanpy_settings: Any) -> None:
+    scanpy_settings.figdir = tmp_path
+    scanpy_settings.autosave = True
     sg.pl.history(tuned, ax=plt.subplots()[1])
     assert list(tmp_path.iterdir()) == []
     sg.pl.history(tuned, show=False)
-    assert [path.name for path in tmp_path.iterdir()] == [f"history.{sc.settings.file_format_figs}"]
+    assert [path.name for path in tmp_path.iterdir()] == [f"history.{scanpy_settings.file_format_figs}"]
 
 
 def test_nothing_global_changes(tuned: AnnData) -> None:

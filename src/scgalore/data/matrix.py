@@ -19,7 +19,12 @@ if TYPE_CHECKING:
 
     from scgalore.data.readers import Read
 
-__all__ = ["CellMatrix", "MatrixSummary", "canonical"]
+__all__ = ["CellMatrix", "MatrixSummary", "canonical", "layer_names"]
+
+
+def layer_names(adata: AnnData) -> tuple[str, ...]:
+    """Names of the layers; from anndata 0.13 on, ``adata.layers`` also has ``X``, under ``None``."""
+    return tuple(name for name in adata.layers if name is not None)
 
 
 @dataclass(frozen=True)
@@ -83,7 +88,7 @@ class CellMatrix:
             Layer to use; ``None`` uses ``X``.
         """
         if layer is not None and layer not in adata.layers:
-            found = ", ".join(map(repr, adata.layers)) or "none"
+            found = ", ".join(map(repr, layer_names(adata))) or "none"
             msg = f"adata.layers has no {layer!r} (it has: {found}). Pass one of them as layer=, or None for adata.X."
             raise MissingKeyError(msg)
         name = "adata.X" if layer is None else f"adata.layers[{layer!r}]"

@@ -250,9 +250,10 @@ def shown_keys(data: Any, slot: str, keys: Iterable[str], mod: str = "rna") -> l
 def _show(data: MuData, slot: str, own: pd.DataFrame, place: NDArray[np.int64], keys: Iterable[str], mod: str) -> None:
     """Add columns to a table of the MuData; ``place`` is the position of each row in the modality, -1 for missing rows."""
     with warnings.catch_warnings():
-        # Writing to a view copies it, as in scanpy; mudata's own way to do so emits a FutureWarning.
+        # Writing to a view copies it, as in scanpy; mudata's own way to do so emits warnings of its own and of pandas.
         warnings.simplefilter("ignore", ImplicitModificationWarning)
         warnings.simplefilter("ignore", FutureWarning)
+        warnings.simplefilter("ignore", DeprecationWarning)
         for key in keys:
             column = own[key].reset_index(drop=True)
             if column.dtype == bool and (place < 0).any():

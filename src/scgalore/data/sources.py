@@ -15,7 +15,7 @@ from anndata.abc import CSCDataset
 from anndata.io import read_elem, sparse_dataset
 
 from scgalore.data.fingerprint import Fingerprint, content_of, written
-from scgalore.data.matrix import CellMatrix
+from scgalore.data.matrix import CellMatrix, layer_names
 from scgalore.data.names import as_names, other_columns
 from scgalore.data.readers import open_matrix
 from scgalore.data.reading import AS_IT_IS
@@ -117,7 +117,7 @@ class _Object(Place):
 
     def __init__(self, adata: AnnData, name: str) -> None:
         self._adata, self.name = adata, name
-        self.layers = tuple(adata.layers)
+        self.layers = layer_names(adata)
         # A view of a backed one would load its matrix to answer.
         self.has_x = adata.isbacked or adata.X is not None
         self.has_raw = adata.raw is not None

@@ -13,6 +13,7 @@ from anndata import AnnData
 from scgalore._words import few
 from scgalore.data.cells import gene_names
 from scgalore.data.columns import read_column
+from scgalore.data.matrix import layer_names
 from scgalore.data.texts import texts_of
 from scgalore.errors import DataError, MissingKeyError, OptionError
 from scgalore.perturb.baselines.choice import CHOSEN, choose_prior
@@ -220,7 +221,7 @@ def _log_fold_changes(
         contexts = texts_of(read_column(adata.obs, context_key, asked="context_key", gaps=False)).astype(str)
     names, of_row = np.unique(contexts[rows], return_inverse=True)
     if read["layer"] is not None and read["layer"] not in adata.layers:
-        msg = f"layer={read['layer']!r} is not in adata.layers, which has {few(adata.layers) or 'none'}."
+        msg = f"layer={read['layer']!r} is not in adata.layers, which has {few(layer_names(adata)) or 'none'}."
         raise MissingKeyError(msg)
     matrix = adata.X if read["layer"] is None else adata.layers[read["layer"]]
     values = matrix[rows]

@@ -33,6 +33,7 @@ SCRIPTS = {
     "perturbation_ablation": "one decision of a perturbation model turned back at a time",
     "classes_floor": "cell types: the model and its linear model against the best simple baseline",
     "classes_unlabelled": "cell types: what cells without labels add to few labels and to other studies",
+    "missing_genes": "cell types in cells that lack genes: the linear model, next to one that is fitted again",
     "training_budget": "how long and how fast to train on few cells",
     "bundled_model": "zero-shot embeddings of the bundled model, next to PCA",
     "integration": "batches: the model from bundled and random weights next to PCA and Harmony, labels, queries, what is kept",

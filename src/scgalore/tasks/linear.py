@@ -29,7 +29,7 @@ from scgalore.genes.identifiers import standardise
 from scgalore.tasks.folds import N_FOLDS, left_out, make_folds, sample
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Iterable, Mapping
     from pathlib import Path
 
     import scipy.sparse as sp
@@ -74,6 +74,12 @@ PRIOR_ALONE = "its linear model alone"
 
 ROUGH, EXACT = 1e-3, 1e-4
 """Tolerances of the search and of the final fit."""
+N_FACTORS = 20
+"""Number of principal components of the training cells that missing genes are predicted from."""
+
+LEAST_NOISE = 1e-3
+"""Minimum variance of a gene that its factors leave, relative to the mean variance of the genes."""
+
 MAX_SPAN = 2_000
 """Maximum number of cells in the linear combinations that coefficients are."""
 MAX_CELLS = 20_000
@@ -130,6 +136,10 @@ class LinearModel:
         Mean expression of the training cells, float32 ``(n_genes,)``, used for genes that are missing in other data.
     linear_mean
         Mean without the logarithm, float32 ``(n_genes,)``, used to detect the scale of other data.
+    loadings, noise
+        Factor model of the training cells: genes on their first principal components, scaled by the standard deviations of
+        these, float32 ``(n_genes, n_factors)``, and the variance of each gene that they leave, float32 ``(n_genes,)``.
+        Models of version 0.12.0 have no factors.
     """
 
     genes: tuple[str, ...] = field(repr=False)
@@ -137,6 +147,29 @@ class LinearModel:
     intercept: NDArray[np.float32] = field(repr=False)
     mean: NDArray[np.float32] = field(repr=False)
     linear_mean: NDArray[np.float32] = field(repr=False)
+    loadings: NDArray[np.float32] = field(repr=False)
+    noise: NDArray[np.float32] = field(repr=False)
+
+    @classmethod
+    def of(cls, genes: Iterable[str], x: sp.csr_matrix, coef: Array, intercept: Array) -> Self:
+        """Make a model from coefficients.
+
+        Parameters
+        ----------
+        genes
+            Names of the genes.
+        x
+            Log-normalised expression of the training cells, ``(n, n_genes)``.
+        coef
+            Coefficients, ``(n_genes, n_outputs)``.
+        intercept
+            Outputs at the mean of ``x``, ``(n_outputs,)``.
+        """
+        mean = np.asarray(x.mean(axis=0), dtype=np.float64).ravel()
+        linear = x.copy()
+        linear.data = np.expm1(linear.data)
+        arrays = (coef, intercept - mean @ coef, mean, np.asarray(linear.mean(axis=0)).ravel(), *_factors(x))
+        return cls(tuple(genes), *(array.astype(np.float32) for array in arrays))
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, LinearModel) and self.to_bytes() == other.to_bytes()
@@ -150,9 +183,9 @@ class LinearModel:
         Parameters
         ----------
         adata
-            Cells. Missing genes have the mean expression of the training cells, and other genes are ignored. If the
-            sum of the shared genes is less than half or more than twice that of the training data, the expression is
-            rescaled to it, with a warning.
+            Cells. Missing genes are predicted from the others by the factor model, and genes that the model does not
+            have are ignored. If the sum of the shared genes is less than half or more than twice that of the training
+            data, the expression is rescaled to it, with a warning.
         reading
             How to read the expression.
 
@@ -167,13 +200,24 @@ class LinearModel:
     def of_expression(self, expression: LogExpression, genes: list[str]) -> NDArray[np.float32]:
         """Predictions for expression whose columns have these names, standardised by :func:`~scgalore.genes.standardise`."""
         genes_read = self.matched(expression, genes)
-        found = genes_read.present
-        coef = self.coef[found]
-        intercept = self.intercept + self.mean[~found] @ self.coef[~found]
+        coef, intercept = self._for_genes(genes_read.present)
         parts = [np.zeros((0, len(self.intercept)), dtype=np.float32)]
         for _, rows in expression.chunks():
             parts.append((genes_read.of(rows) @ coef + intercept).astype(np.float32))
         return np.concatenate(parts)
+
+    def _for_genes(self, present: NDArray[np.bool_]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        """Coefficients and intercepts for data with some of the genes.
+
+        The expected expression of the others is linear in that of these (the posterior mean of factor analysis; Bishop,
+        Pattern Recognition and Machine Learning, 12.2.4), so it changes the coefficients.
+        """
+        mean, loadings = self.mean[present].astype(np.float64), self.loadings[present].astype(np.float64)
+        weighted = loadings / self.noise[present, None]
+        factors = np.linalg.solve(np.eye(loadings.shape[1]) + weighted.T @ loadings, weighted.T)
+        added = factors.T @ (self.loadings[~present].T @ self.coef[~present])
+        intercept = self.intercept + self.mean[~present] @ self.coef[~present] - mean @ added
+        return (self.coef[present] + added).astype(np.float32), intercept.astype(np.float32)
 
     def matched(self, expression: LogExpression, genes: list[str]) -> MatchedGenes:
         """Match the genes of this model with expression whose columns have these names.
@@ -220,15 +264,19 @@ class LinearModel:
         try:
             arrays = load(content)
             genes = tuple(arrays["genes"].tobytes().decode().split("\n"))
+            if "loadings" not in arrays:  # version 0.12.0
+                arrays |= {"loadings": np.zeros((len(genes), 0), np.float32), "noise": np.ones(len(genes), np.float32)}
             found = cls(genes, *(arrays[one.name] for one in fields(cls)[1:]))
         except (KeyError, SafetensorError, UnicodeDecodeError) as error:
             msg = f"it holds no linear model: {error!r}"
             raise ValueError(msg) from error
         n = len(genes)
+        n_factors = arrays["loadings"].shape[-1]
         shapes = {"coef": (n, n_outputs), "intercept": (n_outputs,), "mean": (n,), "linear_mean": (n,)}
+        shapes |= {"loadings": (n, n_factors), "noise": (n,)}
         wrong = [name for name, shape in shapes.items() if arrays[name].shape != shape]
         floats = all(arrays[name].dtype == np.float32 and np.isfinite(arrays[name]).all() for name in shapes)
-        if wrong or not floats or len(set(genes)) < n:
+        if wrong or not floats or len(set(genes)) < n or not (arrays["noise"] > 0).all():
             msg = f"its arrays do not fit each other or are not finite numbers: {wrong}"
             raise ValueError(msg)
         return found
@@ -430,17 +478,29 @@ def _fit(
     assert best is not None
     _, scaled, penalty, basis, features = best
     weights, intercept = solver(EXACT)(features, y, penalty)
-    coef = basis @ weights
-    linear = x.copy()
-    linear.data = np.expm1(linear.data)
-    arrays = (coef, intercept - mean @ coef, mean, np.asarray(linear.mean(axis=0)).ravel())
-    model = LinearModel(tuple(names[i] for i in unique), *(array.astype(np.float32) for array in arrays))
+    model = LinearModel.of((names[i] for i in unique), x, basis @ weights, intercept)
     predicted = model.of_expression(expression, names)
     exact = [solver(EXACT) for _ in range(N_FOLDS + 1)]
     predicted[cells] = _left_out(features, y, folds, exact, penalty)
     table = pd.DataFrame(rows)
     table["chosen"] = (table["scaled"] == scaled) & (table["penalty"] == penalty)
     return LinearFit(model, predicted, table, scaled, penalty, cells, folds)
+
+
+def _factors(x: sp.csr_matrix) -> tuple[Array, Array]:
+    """Loadings and noise of :class:`LinearModel` for log-normalised cells."""
+    from sklearn.decomposition import PCA
+
+    some = np.unique(np.linspace(0, x.shape[0] - 1, MAX_SPAN).astype(np.int64))
+    x = x[some].astype(np.float64)
+    n_factors = min(N_FACTORS, min(x.shape) - 1)
+    variance = np.asarray(x.multiply(x).mean(axis=0) - np.square(x.mean(axis=0))).ravel()
+    loadings = np.zeros((x.shape[1], 0))
+    if n_factors > 0 and variance.max() > 0:
+        found = PCA(n_factors, svd_solver="arpack", random_state=0).fit(x)
+        loadings = found.components_.T * np.sqrt(np.maximum(found.explained_variance_, 0))
+    least = max(variance.mean() * LEAST_NOISE, np.finfo(np.float32).tiny)
+    return loadings, np.maximum(variance - np.square(loadings).sum(axis=1), least)
 
 
 def gene_scale(x: sp.csr_matrix, mean: NDArray[np.float64], *, scaled: bool) -> NDArray[np.float64]:

@@ -29,7 +29,7 @@ def as_elsewhere() -> bool:
 
 
 def numbers_at_hand(x: Tensor) -> bool:
-    """Whether shapes may depend on the numbers in a tensor: they are there, and no other device has to be waited for."""
+    """Whether shapes may depend on the numbers in a tensor: they are known, without waiting for another device."""
     return x.device.type == "cpu" and not _traced
 
 

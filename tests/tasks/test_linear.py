@@ -161,7 +161,9 @@ class TestOtherData:
     def test_few_genes_predict_as_well_as_a_model_of_these_alone(self, pbmc: AnnData) -> None:
         adata, codes, train, rest = labelled(pbmc, 700)
         model = fit_classes(adata, AS_IT_IS, codes, parts(train), n_classes=codes.max() + 1).model
-        right, alone, at_mean = [], [], []
+        right: list[float] = []
+        alone: list[float] = []
+        at_mean: list[float] = []
         mean_alone = replace(model, loadings=model.loadings[:, :0])  # as a file of version 0.12.0 is read
         for seed in range(3):
             genes = np.random.default_rng(seed).permutation(adata.n_vars)[:200]

@@ -8,6 +8,7 @@ import torch
 from anndata import AnnData
 from tests.flagged import OF_CELL, flagged_cells, flagged_split, tensor_of
 from torch.utils.data import DataLoader
+from torch.utils.data._utils.pin_memory import pin_memory
 
 from scgalore.data.batches import BatchPlan
 from scgalore.data.cells import TokenCells
@@ -17,6 +18,7 @@ from scgalore.data.tokens import TokenBatch
 from scgalore.model import SCGPT
 from scgalore.objectives import Classification, MaskedExpression, Objective, Perturbation
 from scgalore.train import CellDataModule
+from scgalore.train.steps import Share
 
 
 @pytest.fixture
@@ -221,3 +223,36 @@ class TestPerturbations:
     def test_sample_is_a_training_cell(self) -> None:
         data = self.module()
         assert data.sample().cells.tolist() == data.train_idx[:1].tolist()
+
+
+@pytest.mark.parametrize("shared", [False, True])
+def test_every_tensor_of_a_batch_is_pinned_and_copied_to_a_gpu_without_waiting(
+    make: Callable[..., CellDataModule], monkeypatch: pytest.MonkeyPatch, *, shared: bool
+) -> None:
+    data = make(MaskedExpression())
+    batch = next(iter(data.train_dataloader()))
+    assert isinstance(batch, TokenBatch)
+    batch = batch.with_conditions(flags=torch.zeros(1))
+    whole = Share(batch, len(batch), 1.0, 1.0) if shared else batch
+    tensors = [batch.genes, batch.values, batch.padding, batch.cells, batch.keys]
+    tensors += [*batch.targets.values(), *batch.conditions.values()]
+    pinned: list[torch.Tensor] = []
+    copied: list[tuple[torch.Tensor, Any, bool]] = []
+
+    def pin(tensor: torch.Tensor) -> torch.Tensor:
+        pinned.append(tensor)
+        return tensor
+
+    def copy(tensor: torch.Tensor, device: Any, *, non_blocking: bool = False) -> torch.Tensor:
+        copied.append((tensor, device, non_blocking))
+        return tensor
+
+    # A build for CPUs can neither pin nor copy: what is asked of torch is recorded in place of it.
+    monkeypatch.setattr(torch.Tensor, "pin_memory", pin)
+    monkeypatch.setattr(torch.Tensor, "to", copy)
+    ready = pin_memory(whole)
+    moved = data.transfer_batch_to_device(ready, torch.device("cuda", 0), 0)
+    assert type(moved) is type(whole)
+    assert {id(tensor) for tensor in pinned} == {id(tensor) for tensor in tensors}
+    assert {id(tensor) for tensor, *_ in copied} == {id(tensor) for tensor in tensors}
+    assert all(device == torch.device("cuda", 0) and unwaited for _, device, unwaited in copied)

@@ -195,7 +195,7 @@ REFUSED: dict[str, tuple[dict[str, Any], type[Exception], str]] = {
         OptionError,
         "genes_per_step=5 is an argument of",
     ),
-    "two devices": ({"devices": 2}, OptionError, "runs in a single process"),
+    "two devices": ({"devices": 2}, OptionError, "single process|several processes"),  # where pytest is no script
     "no genes": ({"genes_per_step": 0}, OptionError, "genes_per_step=0: it must be a whole number, at least 1"),
     "half a gene": ({"genes_per_step": 0.5}, OptionError, "genes_per_step=0.5"),
     "prior": ({"prior": "mean"}, OptionError, "prior='mean': choose one of 'chosen'"),

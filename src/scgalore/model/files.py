@@ -255,7 +255,7 @@ def _read_history(path: Path) -> pd.DataFrame:
         if path.stat().st_size > HISTORY_BYTES:
             msg = f"it has {path.stat().st_size:,} bytes, more than the maximum of {HISTORY_BYTES:,}"
             raise ValueError(msg)
-        table = pd.read_csv(path, index_col="epoch", dtype=str)  # NumPy reads every digit; pandas need not
+        table = pd.read_csv(path, index_col="epoch", dtype=str)  # pandas may round numbers that it parses itself
         return table.set_axis(pd.Index(table.index.astype(int), name="epoch")).astype(float, errors="raise")
     except (
         ValueError,

@@ -20,7 +20,7 @@ from scgalore.errors import OptionError
 from scgalore.nn.base import CellNetwork, Encoded
 from scgalore.nn.cpu.dropout import Dropout
 from scgalore.nn.cpu.linear import Linear, linear
-from scgalore.nn.cpu.traced import numbers_at_hand
+from scgalore.nn.cpu.traced import shapes_may_depend_on
 from scgalore.nn.layout import Padded, split_heads
 
 if TYPE_CHECKING:
@@ -65,7 +65,7 @@ class ContinuousValueEncoder(nn.Module):
         self.dropout = Dropout(dropout)
 
     def forward(self, values: Tensor) -> Tensor:
-        if numbers_at_hand(values) and not values.requires_grad:
+        if shapes_may_depend_on(values) and not values.requires_grad:
             levels, level_of = values.unique(return_inverse=True)
             if 2 * len(levels) <= values.numel():  # tokens share them: bins, or zeros
                 return self.dropout(F.embedding(level_of, self._encode(levels)))

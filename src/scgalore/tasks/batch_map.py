@@ -250,7 +250,7 @@ def _principal_components(
     dense = x.toarray().astype(np.float64) if len(rows) < len(chosen) else x
     axes = _axes(_scatter(dense, batches), min(N_PRIOR, len(rows) - 1))
     mean = np.asarray(x.mean(axis=0), dtype=np.float64).ravel()
-    model = LinearModel.of((names[i] for i in unique), x, axes, np.zeros(axes.shape[1]))
+    model = LinearModel.from_coefficients((names[i] for i in unique), x, axes, np.zeros(axes.shape[1]))
     return model, np.asarray(x @ axes - mean @ axes)
 
 

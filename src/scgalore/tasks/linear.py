@@ -151,7 +151,7 @@ class LinearModel:
     noise: NDArray[np.float32] = field(repr=False)
 
     @classmethod
-    def of(cls, genes: Iterable[str], x: sp.csr_matrix, coef: Array, intercept: Array) -> Self:
+    def from_coefficients(cls, genes: Iterable[str], x: sp.csr_matrix, coef: Array, intercept: Array) -> Self:
         """Make a model from coefficients.
 
         Parameters
@@ -478,7 +478,7 @@ def _fit(
     assert best is not None
     _, scaled, penalty, basis, features = best
     weights, intercept = solver(EXACT)(features, y, penalty)
-    model = LinearModel.of((names[i] for i in unique), x, basis @ weights, intercept)
+    model = LinearModel.from_coefficients((names[i] for i in unique), x, basis @ weights, intercept)
     predicted = model.of_expression(expression, names)
     exact = [solver(EXACT) for _ in range(N_FOLDS + 1)]
     predicted[cells] = _left_out(features, y, folds, exact, penalty)

@@ -133,7 +133,7 @@ def fit_ridge(
     basis = basis_of(x[span].toarray() - mean, gene_scale(x, mean, scaled=False))
     features = (x @ basis - mean @ basis).astype(np.float64)
     weights, intercept, penalty = ridges(features, y, GENE_PENALTIES)
-    model = LinearModel.of((names[i] for i in unique), x, basis @ weights, intercept)
+    model = LinearModel.from_coefficients((names[i] for i in unique), x, basis @ weights, intercept)
     predicted = model.of_expression(expression, names)
     predicted[cells] = held_out_ridge(features, y, folds, GENE_PENALTIES)
     return RidgeFit(model, predicted, penalty, cells, folds)

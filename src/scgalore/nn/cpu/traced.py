@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-__all__ = ["as_elsewhere", "numbers_at_hand", "one_block_is_enough", "traced"]
+__all__ = ["as_elsewhere", "one_block_is_enough", "shapes_may_depend_on", "traced"]
 
 # Plain variables: torch.compile cannot read a ContextVar.
 _traced, _elsewhere = False, False
@@ -28,8 +28,8 @@ def as_elsewhere() -> bool:
     return _elsewhere
 
 
-def numbers_at_hand(x: Tensor) -> bool:
-    """Whether shapes may depend on the numbers in a tensor: they are known, without waiting for another device."""
+def shapes_may_depend_on(x: Tensor) -> bool:
+    """Whether shapes may depend on the values of a tensor: they are known, and reading them waits for no other device."""
     return x.device.type == "cpu" and not _traced
 
 

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from anndata import AnnData
     from numpy.typing import NDArray
 
-    from scgalore.tasks.linear import LinearModel
+    from scgalore.tasks.linear_model import LinearModel
 
 EXPECTED, MEAN, AGAIN = "predicted from the others", "at their mean (0.12.0)", "model of these genes"
 SHARES = (1.0, 0.5, 0.25, 0.1)

@@ -16,7 +16,7 @@ from scgalore.data.reading import AS_IT_IS
 from scgalore.errors import OptionError, WeightsError
 from scgalore.model import SCGPT
 from scgalore.objectives.gain import choice_by_gain, gains
-from scgalore.tasks.linear import PRIOR_FILE
+from scgalore.tasks.linear_model import PRIOR_FILE
 from scgalore.tasks.registry import resolve_call
 
 RUN: dict[str, Any] = {"max_epochs": 2, "batch_size": 32, "lr": 2e-3, "validation_size": 0.3, "test_size": 0.2}

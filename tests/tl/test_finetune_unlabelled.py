@@ -15,7 +15,7 @@ from scgalore.errors import DataError, MissingKeyError, OptionError
 from scgalore.model import SCGPT
 from scgalore.pipeline import RunConfig
 from scgalore.pipeline.checks import cell_files, complete_config
-from scgalore.tasks.linear import LinearModel
+from scgalore.tasks.linear_model import LinearModel
 from scgalore.tasks.registry import resolve_call
 
 RUN: dict[str, Any] = {"labels_key": "bulk_labels", "max_epochs": 1, "batch_size": 32, "validation_size": 0.2}

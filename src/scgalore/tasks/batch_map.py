@@ -16,7 +16,7 @@ from scgalore.data.expression import LogExpression
 from scgalore.genes.identifiers import standardise
 from scgalore.integration.correction import Correction
 from scgalore.tasks.folds import sample
-from scgalore.tasks.linear import PRIOR_FILE, LinearModel, read_part
+from scgalore.tasks.linear_model import PRIOR_FILE, LinearModel, read_part
 
 if TYPE_CHECKING:
     from pathlib import Path

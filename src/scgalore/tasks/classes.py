@@ -29,16 +29,8 @@ from scgalore.tasks.correction import fit_correction, softmax_after
 from scgalore.tasks.figures import on_axes, plot, umap
 from scgalore.tasks.findings import Findings, held_out, markdown_table, with_error
 from scgalore.tasks.label_scores import LabelScores
-from scgalore.tasks.linear import (
-    PRIOR,
-    PRIOR_ALONE,
-    PRIOR_FILE,
-    LinearModel,
-    fit_classes,
-    read_part,
-    with_held_out_prior,
-    with_prior,
-)
+from scgalore.tasks.linear import PRIOR, PRIOR_ALONE, fit_classes, with_held_out_prior, with_prior
+from scgalore.tasks.linear_model import PRIOR_FILE, LinearModel, read_part
 from scgalore.tasks.novelty import Novelty
 from scgalore.tasks.unknown import UnknownRule
 from scgalore.tasks.unlabelled import UNLABELLED, check_unlabelled, fit_unlabelled

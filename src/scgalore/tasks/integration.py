@@ -25,7 +25,7 @@ from scgalore.tasks.batch_map import BatchMap, fitted_rows, read_map
 from scgalore.tasks.cells import CellTargets, CellTask
 from scgalore.tasks.expression import RATIOS
 from scgalore.tasks.integration_report import integration_findings
-from scgalore.tasks.linear import read_part
+from scgalore.tasks.linear_model import read_part
 from scgalore.tasks.query_adapters import QueryAdapter
 
 if TYPE_CHECKING:

@@ -24,7 +24,7 @@ from scgalore.tasks.cells import CellTargets, CellTask
 from scgalore.tasks.expression import RATIO
 from scgalore.tasks.figures import on_axes, umap
 from scgalore.tasks.findings import Findings, held_out, markdown_table, with_error
-from scgalore.tasks.linear import PRIOR_FILE, LinearModel, read_part
+from scgalore.tasks.linear_model import PRIOR_FILE, LinearModel, read_part
 from scgalore.tasks.proteins import (
     PREFIX,
     MultiomicMemory,

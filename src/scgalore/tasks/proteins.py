@@ -17,7 +17,7 @@ from scgalore.data.vocab import GeneVocab
 from scgalore.errors import DataError
 from scgalore.objectives.multiomic import HEAD
 from scgalore.tasks.correction import last_inputs
-from scgalore.tasks.linear import PRIOR_FILE, LinearModel
+from scgalore.tasks.linear_model import PRIOR_FILE, LinearModel
 from scgalore.tasks.ridge import held_out_ridge, ridges
 
 if TYPE_CHECKING:

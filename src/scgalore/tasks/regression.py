@@ -19,16 +19,8 @@ from scgalore.tasks.cells import CellTargets, CellTask
 from scgalore.tasks.correction import fit_correction, ridge_after
 from scgalore.tasks.figures import on_axes, umap
 from scgalore.tasks.findings import Findings, held_out, markdown_table, with_error
-from scgalore.tasks.linear import (
-    PRIOR,
-    PRIOR_ALONE,
-    PRIOR_FILE,
-    LinearModel,
-    fit_values,
-    read_part,
-    with_held_out_prior,
-    with_prior,
-)
+from scgalore.tasks.linear import PRIOR, PRIOR_ALONE, fit_values, with_held_out_prior, with_prior
+from scgalore.tasks.linear_model import PRIOR_FILE, LinearModel, read_part
 from scgalore.tasks.value_scores import METRICS, ValueScores, score_values
 
 if TYPE_CHECKING:

@@ -12,7 +12,8 @@ from scgalore.data.cells import gene_names
 from scgalore.data.expression import LogExpression
 from scgalore.genes.identifiers import standardise
 from scgalore.tasks.folds import left_out, make_folds, sample
-from scgalore.tasks.linear import MAX_CELLS, MAX_SPAN, LinearModel, basis_of, gene_scale
+from scgalore.tasks.linear import MAX_CELLS, MAX_SPAN, basis_of, gene_scale
+from scgalore.tasks.linear_model import LinearModel
 
 if TYPE_CHECKING:
     from anndata import AnnData
